@@ -1,0 +1,3 @@
+//! zkmw: a task service on the ZooKeeper ensemble that you already run.
+
+pub mod machine;

@@ -1,0 +1,2 @@
+//! The `zkmw` binary.
+fn main() {}
