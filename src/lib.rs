@@ -1,3 +1,6 @@
 //! zkmw: a task service on the ZooKeeper ensemble that you already run.
 
+pub mod contract;
+pub mod exit;
 pub mod machine;
+pub mod recipes;

@@ -151,10 +151,15 @@ pub struct Stat {
 #[allow(missing_docs)]
 pub enum Reply {
     /// The path as created, with the sequence number if one was asked for.
-    Created { path: String },
+    Created {
+        path: String,
+    },
     Stat(Stat),
     Deleted,
-    Data { data: Vec<u8>, stat: Stat },
+    Data {
+        data: Vec<u8>,
+        stat: Stat,
+    },
     Children(Vec<String>),
     Watching,
 }
@@ -394,6 +399,12 @@ impl<R> Actions<R> {
     /// Asks for anything.
     pub fn push(&mut self, action: Action<R>) {
         self.list.push(action);
+    }
+
+    /// Says why the role cannot go on, and ends it with this code (see [`crate::exit`]).
+    pub fn fail(&mut self, code: i32, why: impl Into<String>) {
+        self.log(Level::Error, why);
+        self.push(Action::Exit(code));
     }
 
     /// Logs a message.

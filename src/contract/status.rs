@@ -1,0 +1,101 @@
+//! The leader's summary, so that asking how things are costs the ensemble one read.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Extra, Labels, Malformed, VERSION, version};
+
+/// Most workers that are listed one by one; of the others only the number is told.
+pub const MAX_WORKERS_LISTED: usize = 500;
+
+/// Who leads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Leader {
+    /// The master's id.
+    pub id: String,
+    /// The machine it runs on.
+    pub host: String,
+    /// Its process there.
+    pub pid: u32,
+    /// The czxid of its contender.
+    pub epoch: i64,
+}
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct WorkerRow {
+    pub id: String,
+    pub host: String,
+    pub pid: u32,
+    pub slots: u32,
+    /// Tasks that it has.
+    pub assigned: u32,
+    #[serde(default)]
+    pub draining: bool,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+}
+
+/// How many tasks are in which state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Counts {
+    /// Waiting for a worker (those that wait for their time included).
+    pub pending: u64,
+    /// With a worker.
+    pub assigned: u64,
+    /// Ended, and not collected yet.
+    pub done: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+    pub expired: u64,
+    /// Not readable as tasks, and left alone.
+    pub malformed: u64,
+    /// Set aside because their outcome can't be written.
+    #[serde(default)]
+    pub aside: u64,
+}
+
+/// The leader's summary.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    #[serde(default = "version")]
+    v: u32,
+    /// Who wrote it.
+    pub leader: Leader,
+    /// Living workers.
+    pub workers: u32,
+    /// Their slots.
+    pub slots: u32,
+    /// The first of them by name, at most [`MAX_WORKERS_LISTED`].
+    #[serde(default)]
+    pub worker_list: Vec<WorkerRow>,
+    /// Tasks.
+    pub tasks: Counts,
+    /// Set while the leader is still reading what stands in the ensemble.
+    #[serde(default)]
+    pub loading: bool,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+impl Status {
+    /// A summary.
+    pub fn new(leader: Leader, worker_list: Vec<WorkerRow>, tasks: Counts, loading: bool) -> Status {
+        let slots = worker_list.iter().map(|worker| worker.slots).sum();
+        let workers = u32::try_from(worker_list.len()).unwrap_or(u32::MAX);
+        let mut worker_list = worker_list;
+        worker_list.truncate(MAX_WORKERS_LISTED);
+        Status { v: VERSION, leader, workers, slots, worker_list, tasks, loading, extra: Extra::new() }
+    }
+
+    /// Reads a summary.
+    pub fn decode(data: &[u8]) -> Result<Status, Malformed> {
+        super::decode(data)
+    }
+
+    /// Writes a summary.
+    pub fn encode(&self) -> Vec<u8> {
+        super::encode(self)
+    }
+}

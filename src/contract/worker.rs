@@ -1,0 +1,175 @@
+//! What workers and the leader tell each other: registrations and assignments.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Extra, Labels, Malformed, TaskId, VERSION, is_false, one, version};
+
+/// Most entries of one assignment; each is well below 400 bytes, so it fits a znode.
+pub const MAX_ENTRIES: usize = 1_000;
+
+/// Most slots of one worker.
+pub const MAX_SLOTS: u32 = 1_000;
+
+/// A worker's registration: who it is, what it can do, how far it got.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Registration {
+    #[serde(default = "version")]
+    v: u32,
+    /// The machine's name.
+    pub host: String,
+    /// The kernel's id of this boot of the machine.
+    pub boot_id: String,
+    /// The pid namespace that the pids below are of.
+    pub pid_ns: u64,
+    /// The worker's process.
+    pub pid: u32,
+    /// When that process started, in the kernel's ticks since boot.
+    pub start_time: u64,
+    /// Tasks that it runs at once.
+    pub slots: u32,
+    /// What it says of itself.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// It takes no more tasks.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub draining: bool,
+    /// All entries that were revoked in this version of its assignment, or an earlier one, are dead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_through: Option<i32>,
+    /// The czxid of this incarnation's first registration; absent in the first itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<i64>,
+    /// The session timeout that the ensemble granted to it.
+    pub session_timeout_ms: u64,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+/// Who a worker's process is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ProcessIdentity {
+    pub host: String,
+    pub boot_id: String,
+    pub pid_ns: u64,
+    pub pid: u32,
+    pub start_time: u64,
+}
+
+impl Registration {
+    /// A first registration.
+    pub fn new(
+        process: &ProcessIdentity,
+        slots: u32,
+        labels: Labels,
+        session_timeout_ms: u64,
+    ) -> Registration {
+        Registration {
+            v: VERSION,
+            host: process.host.clone(),
+            boot_id: process.boot_id.clone(),
+            pid_ns: process.pid_ns,
+            pid: process.pid,
+            start_time: process.start_time,
+            slots,
+            labels,
+            draining: false,
+            revoked_through: None,
+            since: None,
+            session_timeout_ms,
+            extra: Extra::new(),
+        }
+    }
+
+    /// The process that wrote it.
+    pub fn process(&self) -> ProcessIdentity {
+        ProcessIdentity {
+            host: self.host.clone(),
+            boot_id: self.boot_id.clone(),
+            pid_ns: self.pid_ns,
+            pid: self.pid,
+            start_time: self.start_time,
+        }
+    }
+
+    /// Reads a registration.
+    pub fn decode(data: &[u8]) -> Result<Registration, Malformed> {
+        let registration: Registration = super::decode(data)?;
+        if registration.slots == 0 || registration.slots > MAX_SLOTS {
+            return Err(Malformed(format!("it has {} slots, not 1 to {MAX_SLOTS}", registration.slots)));
+        }
+        Ok(registration)
+    }
+
+    /// Writes a registration.
+    pub fn encode(&self) -> Vec<u8> {
+        super::encode(self)
+    }
+}
+
+/// One task in an assignment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The task.
+    pub task: TaskId,
+    /// The attempt that it is at; an entry with an old one is void.
+    #[serde(default = "one")]
+    pub attempt: u32,
+    /// To be killed, or not to be started.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub revoked: bool,
+}
+
+/// What one incarnation has to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Assignment {
+    #[serde(default = "version")]
+    v: u32,
+    /// The czxid of the contender of the leader that wrote it; 0 if none has yet.
+    #[serde(default)]
+    pub epoch: i64,
+    /// The tasks.
+    #[serde(default)]
+    pub entries: Vec<Entry>,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+impl Assignment {
+    /// An assignment by the leader of this epoch.
+    pub fn new(epoch: i64, entries: Vec<Entry>) -> Assignment {
+        Assignment { v: VERSION, epoch, entries, extra: Extra::new() }
+    }
+
+    /// Reads an assignment.
+    pub fn decode(data: &[u8]) -> Result<Assignment, Malformed> {
+        super::decode(data)
+    }
+
+    /// Writes an assignment.
+    pub fn encode(&self) -> Vec<u8> {
+        super::encode(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::MAX_DATA_BYTES;
+
+    #[test]
+    fn a_full_assignment_fits_a_znode() {
+        let task = TaskId::new(&"j".repeat(128 + 1 + 128 + 5), &"t".repeat(128));
+        let entries = vec![Entry { task, attempt: u32::MAX, revoked: true }; MAX_ENTRIES];
+        assert!(Assignment::new(i64::MAX, entries).encode().len() <= MAX_DATA_BYTES);
+    }
+
+    #[test]
+    fn slots_have_limits() {
+        let registration =
+            |slots| Registration::new(&ProcessIdentity::default(), slots, Labels::new(), 1).encode();
+        assert!(Registration::decode(&registration(1)).is_ok());
+        assert!(Registration::decode(&registration(0)).is_err());
+        assert!(Registration::decode(&registration(MAX_SLOTS + 1)).is_err());
+    }
+}

@@ -1,0 +1,26 @@
+//! The exit codes, after `sysexits.h`. Where a task's own code could be taken for one, `--json` tells them apart.
+
+/// All went well.
+pub const OK: i32 = 0;
+/// Some task failed.
+pub const FAILED: i32 = 1;
+/// The command line is wrong.
+pub const USAGE: i32 = 64;
+/// What was submitted cannot be a task.
+pub const DATA: i32 = 65;
+/// No ensemble within `--connect-timeout`.
+pub const UNAVAILABLE: i32 = 69;
+/// A bug in zkmw.
+pub const BUG: i32 = 70;
+/// Too much for the ensemble.
+pub const TOO_MUCH: i32 = 73;
+/// Try again later.
+pub const TRY_AGAIN: i32 = 75;
+/// Not permitted by an ACL.
+pub const NOT_PERMITTED: i32 = 77;
+/// A setting is wrong.
+pub const CONFIG: i32 = 78;
+/// The task ran past its timeout.
+pub const TIMEOUT: i32 = 124;
+/// Added to the number of the signal that ended something.
+pub const SIGNAL_BASE: i32 = 128;

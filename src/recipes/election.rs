@@ -1,0 +1,280 @@
+//! Election: leader is who has the first contender; everyone else watches the one just before its own.
+//!
+//! The names are those of Curator's `LeaderLatch`, and so is their order, so that a Curator peer can stand in
+//! the same election. One deliberate difference: a contender is never adopted from an earlier session. Each
+//! session stands anew, at the end, and deletes what earlier sessions of this process left, so that a standby
+//! that kept its connection takes over at once.
+//!
+//! Only a contender whose creation was acknowledged on the present connection counts as ours, and a connection
+//! is a session; so the contender's `ephemeralOwner` is the present session by construction.
+
+use std::collections::BTreeSet;
+
+use super::ensure::{self, Ensure};
+use crate::contract::{contender_prefix, contender_rank, name_of};
+use crate::exit;
+use crate::machine::{
+    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, Reply,
+};
+
+/// How many names of foreign contenders are remembered as reported.
+const MAX_FOREIGN_REMEMBERED: usize = 100;
+
+/// One candidate's part in an election.
+#[derive(Debug)]
+pub struct Election {
+    dir: String,
+    uuid: String,
+    data: Vec<u8>,
+    ensure: Ensure,
+    state: State,
+    calls: Calls<Purpose>,
+    foreign: BTreeSet<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// Not standing: no connection, or by choice.
+    Out,
+    /// The directory is looked for, then the contender is created.
+    Entering,
+    /// The contender stands; its place is not known yet.
+    Placing { name: String },
+    /// The contender stands behind `before`.
+    Following { name: String, epoch: i64, before: String },
+    /// First.
+    Leading { name: String, epoch: i64 },
+    /// The contender is being deleted.
+    Leaving { name: String },
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Create,
+    /// Reads the own contender and watches it.
+    Own,
+    List {
+        epoch: i64,
+    },
+    WatchBefore {
+        name: String,
+    },
+    DeleteOld,
+    DeleteOwn,
+}
+
+impl Election {
+    /// A candidate in `dir`; `uuid` is its own for as long as the process lives, `data` is shown to others.
+    pub fn new(dir: &str, uuid: &str, data: Vec<u8>) -> Election {
+        Election {
+            dir: dir.to_string(),
+            uuid: uuid.to_string(),
+            data,
+            ensure: Ensure::new([dir.to_string()]),
+            state: State::Out,
+            calls: Calls::default(),
+            foreign: BTreeSet::new(),
+        }
+    }
+
+    /// Stands for election, on a connection that is up and when nothing of an earlier term goes on.
+    pub fn stand<R>(&mut self, out: &mut Actions<R>) {
+        self.calls.clear();
+        self.state = State::Entering;
+        self.ensure.start(out);
+    }
+
+    /// Deletes the own contender, if one stands. [`Election::is_out`] tells when it is gone.
+    pub fn withdraw<R>(&mut self, out: &mut Actions<R>) {
+        let Some(name) = self.own_name().map(str::to_string) else { return };
+        self.calls.clear();
+        let call = Call::Delete { path: self.path(&name), version: None };
+        self.calls.issue(out, call, Purpose::DeleteOwn);
+        self.state = State::Leaving { name };
+    }
+
+    /// The connection is gone, and leadership with it.
+    pub fn on_lost(&mut self) {
+        self.calls.clear();
+        self.ensure.reset();
+        self.state = State::Out;
+    }
+
+    /// The epoch, if this candidate leads: the czxid of its contender, which only grows from leader to leader.
+    pub fn leading(&self) -> Option<i64> {
+        match self.state {
+            State::Leading { epoch, .. } => Some(epoch),
+            _ => None,
+        }
+    }
+
+    /// Whether the place is known and it is not the first.
+    pub fn is_following(&self) -> bool {
+        matches!(self.state, State::Following { .. })
+    }
+
+    /// Whether it neither stands nor is about to.
+    pub fn is_out(&self) -> bool {
+        self.state == State::Out
+    }
+
+    /// The name of the own contender, if it stands.
+    pub fn own_name(&self) -> Option<&str> {
+        match &self.state {
+            State::Out | State::Entering | State::Leaving { .. } => None,
+            State::Placing { name } | State::Following { name, .. } | State::Leading { name, .. } => {
+                Some(name)
+            }
+        }
+    }
+
+    /// The path of a contender.
+    pub fn path(&self, name: &str) -> String {
+        format!("{}/{name}", self.dir)
+    }
+
+    /// Takes in a change of a watched znode.
+    pub fn on_changed<R>(&mut self, path: &str, kind: ChangeKind, out: &mut Actions<R>) {
+        if path.rsplit_once('/').is_none_or(|(dir, _)| dir != self.dir) {
+            return;
+        }
+        let name = name_of(path);
+        match &self.state {
+            State::Out | State::Entering | State::Leaving { .. } => {}
+            State::Placing { name: own }
+            | State::Following { name: own, .. }
+            | State::Leading { name: own, .. }
+                if own == name =>
+            {
+                if kind == ChangeKind::Deleted {
+                    out.log(
+                        Level::Warn,
+                        format!("the contender {path} was deleted by someone else; standing again"),
+                    );
+                    self.stand(out);
+                } else {
+                    self.read_own(out);
+                }
+            }
+            State::Following { name: own, epoch, before } if before == name => {
+                let (own, epoch) = (own.clone(), *epoch);
+                self.state = State::Placing { name: own };
+                self.list(epoch, out);
+            }
+            State::Placing { .. } | State::Following { .. } | State::Leading { .. } => {}
+        }
+    }
+
+    /// Takes in a reply; false if it is somebody else's.
+    pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> bool {
+        if let Some(step) = self.ensure.on_reply(id, result, out) {
+            match step {
+                ensure::Step::Pending => {}
+                ensure::Step::Done => self.create(out),
+                ensure::Step::Refused(path, refusal) => refused(&path, refusal, out),
+            }
+            return true;
+        }
+        let Some(purpose) = self.calls.take(id) else { return false };
+        let result = match result {
+            Ok(reply) => Ok(reply),
+            Err(CallError::Refused(refusal)) => Err(*refusal),
+            // The connection is gone; `Lost` follows.
+            Err(CallError::NotSent | CallError::MaybeApplied) => return true,
+        };
+        match (purpose, result) {
+            (Purpose::Create, Ok(Reply::Created { path })) => {
+                self.state = State::Placing { name: name_of(path).to_string() };
+                self.read_own(out);
+            }
+            (Purpose::Create, Err(Refusal::NoNode)) => self.stand(out),
+            (Purpose::Own, Ok(Reply::Stat(stat))) => {
+                if matches!(self.state, State::Placing { .. }) {
+                    self.list(stat.czxid, out);
+                }
+            }
+            (Purpose::Own, Err(Refusal::NoNode)) => self.stand(out),
+            (Purpose::List { epoch }, Ok(Reply::Children(names))) => self.place(epoch, names, out),
+            (Purpose::WatchBefore { .. }, Ok(_)) => {}
+            (Purpose::WatchBefore { name }, Err(Refusal::NoNode)) => {
+                self.on_changed(&self.path(&name), ChangeKind::Deleted, out);
+            }
+            (Purpose::DeleteOld, Ok(_) | Err(Refusal::NoNode)) => {}
+            (Purpose::DeleteOwn, Ok(_) | Err(Refusal::NoNode)) => self.state = State::Out,
+            (_, Err(refusal)) => refused(&self.dir, refusal, out),
+            (purpose, Ok(reply)) => {
+                out.fail(exit::BUG, format!("election in {}: {reply:?} answers {purpose:?}", self.dir));
+            }
+        }
+        true
+    }
+
+    fn create<R>(&mut self, out: &mut Actions<R>) {
+        let call = Call::Create {
+            path: self.path(&contender_prefix(&self.uuid)),
+            data: self.data.clone(),
+            mode: CreateMode::EphemeralSequential,
+        };
+        self.calls.issue(out, call, Purpose::Create);
+    }
+
+    fn read_own<R>(&mut self, out: &mut Actions<R>) {
+        if let Some(name) = self.own_name() {
+            let call = Call::Exists { path: self.path(name), watch: true };
+            self.calls.issue(out, call, Purpose::Own);
+        }
+    }
+
+    fn list<R>(&mut self, epoch: i64, out: &mut Actions<R>) {
+        self.calls.issue(out, Call::Children { path: self.dir.clone() }, Purpose::List { epoch });
+    }
+
+    /// Finds the own place in a list of all contenders. The list is no older than our own creation, because it
+    /// was read on the connection that made it.
+    fn place<R>(&mut self, epoch: i64, names: &[String], out: &mut Actions<R>) {
+        let State::Placing { name: own } = &self.state else { return };
+        let own = own.clone();
+        let prefix = contender_prefix(&self.uuid);
+        let own_rank = contender_rank(&own).map(str::to_string);
+        let mut before: Option<(&str, &str)> = None;
+        let mut found = false;
+        for name in names {
+            let Some(rank) = contender_rank(name) else {
+                self.report_foreign(name, out);
+                continue;
+            };
+            if *name == own {
+                found = true;
+            } else if name.starts_with(&prefix) {
+                let call = Call::Delete { path: self.path(name), version: None };
+                self.calls.issue(out, call, Purpose::DeleteOld);
+            } else if Some(rank) < own_rank.as_deref() && before.is_none_or(|(best, _)| rank > best) {
+                before = Some((rank, name));
+            }
+        }
+        if !found {
+            return self.stand(out);
+        }
+        self.state = match before {
+            None => State::Leading { name: own, epoch },
+            Some((_, name)) => {
+                let call = Call::Exists { path: self.path(name), watch: true };
+                self.calls.issue(out, call, Purpose::WatchBefore { name: name.to_string() });
+                State::Following { name: own, epoch, before: name.to_string() }
+            }
+        };
+    }
+
+    fn report_foreign<R>(&mut self, name: &str, out: &mut Actions<R>) {
+        if self.foreign.len() < MAX_FOREIGN_REMEMBERED && self.foreign.insert(name.to_string()) {
+            let what = format!("{}/{name} is no contender that zkmw or Curator's LeaderLatch made", self.dir);
+            out.log(Level::Warn, format!("{what}: it is left alone and does not count in this election"));
+        }
+    }
+}
+
+/// Ends the role because it may not, or cannot, take part.
+fn refused<R>(path: &str, refusal: Refusal, out: &mut Actions<R>) {
+    let code = if refusal == Refusal::NoAuth { exit::NOT_PERMITTED } else { exit::CONFIG };
+    out.fail(code, format!("cannot stand for election in {path}: {refusal}"));
+}

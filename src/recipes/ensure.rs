@@ -1,0 +1,114 @@
+//! Ensure: makes sure that directories exist, with reads alone if they do.
+
+use std::collections::BTreeSet;
+
+use crate::contract::parent_of;
+use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Refusal};
+
+/// Makes sure that some directories exist.
+#[derive(Debug)]
+pub struct Ensure {
+    /// Parents before children.
+    paths: Vec<String>,
+    missing: BTreeSet<usize>,
+    calls: Calls<Purpose>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Look(usize),
+    Create(usize),
+}
+
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+enum State {
+    Idle,
+    Looking,
+    Creating,
+    Done,
+}
+
+/// What a reply meant for [`Ensure`] led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// More replies are awaited, or the connection is gone.
+    Pending,
+    /// All directories exist.
+    Done,
+    /// This directory could not be looked at or made.
+    Refused(String, Refusal),
+}
+
+impl Ensure {
+    /// For these directories and all above them.
+    pub fn new<I: IntoIterator<Item = String>>(directories: I) -> Ensure {
+        let mut all = BTreeSet::new();
+        for directory in directories {
+            let mut at = Some(directory.as_str());
+            while let Some(path) = at {
+                all.insert(path.to_string());
+                at = parent_of(path);
+            }
+        }
+        // A parent is a prefix of its child, so the set's order puts it first.
+        let paths = all.into_iter().collect();
+        Ensure { paths, missing: BTreeSet::new(), calls: Calls::default(), state: State::Idle }
+    }
+
+    /// Looks, on a connection that is up.
+    pub fn start<R>(&mut self, out: &mut Actions<R>) {
+        self.reset();
+        self.state = State::Looking;
+        for (at, path) in self.paths.iter().enumerate() {
+            self.calls.issue(out, Call::Exists { path: path.clone(), watch: false }, Purpose::Look(at));
+        }
+    }
+
+    /// Forgets all calls: the connection is gone.
+    pub fn reset(&mut self) {
+        self.calls.clear();
+        self.missing.clear();
+        self.state = State::Idle;
+    }
+
+    /// Takes in a reply; `None` if it is somebody else's.
+    pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> Option<Step> {
+        let purpose = self.calls.take(id)?;
+        let at = match (purpose, result) {
+            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => return Some(Step::Pending),
+            (Purpose::Look(_), Ok(_)) => None,
+            (Purpose::Look(at), Err(CallError::Refused(Refusal::NoNode))) => {
+                self.missing.insert(at);
+                None
+            }
+            (Purpose::Create(at), Ok(_) | Err(CallError::Refused(Refusal::NodeExists))) => {
+                self.missing.remove(&at);
+                None
+            }
+            (Purpose::Look(at) | Purpose::Create(at), Err(CallError::Refused(refusal))) => {
+                Some((at, *refusal))
+            }
+        };
+        if let Some((at, refusal)) = at {
+            return Some(Step::Refused(self.paths[at].clone(), refusal));
+        }
+        if !self.calls.is_empty() {
+            return Some(Step::Pending);
+        }
+        let Some(&at) = self.missing.first() else {
+            self.state = State::Done;
+            return Some(Step::Done);
+        };
+        self.state = State::Creating;
+        let path = self.paths[at].clone();
+        let call = Call::Create { path, data: Vec::new(), mode: CreateMode::Persistent };
+        self.calls.issue(out, call, Purpose::Create(at));
+        Some(Step::Pending)
+    }
+
+    /// Whether all were seen to exist on this connection.
+    pub fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+}

@@ -1,0 +1,214 @@
+//! Lease: the proof that our session lives, and until when that proof holds.
+//!
+//! A read proves nothing, because a server that is cut off from the quorum still answers reads. An acknowledged
+//! *write* proves that the session lived when it was committed, so the session cannot end before the time at
+//! which that write was sent plus the session timeout. The lease ends a margin earlier. It is renewed only while
+//! something depends on it, so who is idle writes nothing.
+//!
+//! The writes go to an ephemeral of its own that nobody watches, so that renewing wakes nobody. The same writes
+//! serve as the "write of one's own" after which a read on the same connection is not stale.
+
+use std::time::Duration;
+
+use crate::contract::Layout;
+use crate::exit;
+use crate::machine::{
+    Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Instant, Level, Refusal, Reply, earlier,
+};
+
+/// The margin is at least this long (the default tick of an ensemble), if the timeout allows it.
+const MIN_MARGIN: Duration = Duration::from_secs(2);
+
+/// A wish for a write that begins later than the wish; see [`Lease::fresh`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(u64);
+
+/// The lease of one holder.
+#[derive(Debug)]
+pub struct Lease {
+    layout: Layout,
+    holder: String,
+    /// Number of the present znode; a new one with each session.
+    n: u64,
+    state: State,
+    calls: Calls<Purpose>,
+    timeout: Duration,
+    needed: bool,
+    /// Until when the session is proven to live, less the margin.
+    until: Option<Instant>,
+    /// When the last write was sent, acknowledged or not.
+    sent: Option<Instant>,
+    /// Writes begun, and the highest of those that were acknowledged.
+    begun: u64,
+    acked: u64,
+    /// Tickets up to this number were given out.
+    wanted: u64,
+}
+
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+enum State {
+    /// No session, or none that may be relied on.
+    Down,
+    /// The znode is not there yet.
+    Absent,
+    /// It stands at this version.
+    Standing { version: i32 },
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Write { sent: Instant, index: u64 },
+    Look,
+}
+
+impl Lease {
+    /// A lease without proof, for `holder`, a name that nobody else uses.
+    pub fn new(layout: &Layout, holder: &str) -> Lease {
+        Lease {
+            layout: layout.clone(),
+            holder: holder.to_string(),
+            n: 0,
+            state: State::Down,
+            calls: Calls::default(),
+            timeout: Duration::ZERO,
+            needed: false,
+            until: None,
+            sent: None,
+            begun: 0,
+            acked: 0,
+            wanted: 0,
+        }
+    }
+
+    /// A session is up whose end would be the end of what the lease protects.
+    pub fn on_session(&mut self, timeout: Duration) {
+        self.n += 1;
+        self.timeout = timeout;
+        self.state = State::Absent;
+        self.sent = None;
+    }
+
+    /// The session is gone; what was proven holds until it ends.
+    pub fn on_lost(&mut self) {
+        self.calls.clear();
+        self.state = State::Down;
+    }
+
+    /// The holder begins a new life under a new name: nothing is proven for it.
+    pub fn rename(&mut self, holder: &str) {
+        self.holder = holder.to_string();
+        self.calls.clear();
+        self.state = State::Down;
+        self.until = None;
+        self.sent = None;
+    }
+
+    /// Until when the session is proven to live, less the margin.
+    pub fn expires(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// Whether the session is proven to live now.
+    pub fn holds(&self, now: Instant) -> bool {
+        self.expires().is_some_and(|until| now < until)
+    }
+
+    /// Says whether anything depends on the lease, and renews it when it is time.
+    pub fn need<R>(&mut self, needed: bool, now: Instant, out: &mut Actions<R>) {
+        self.needed = needed;
+        if needed && self.renew_at().is_some_and(|at| at <= now) {
+            self.write(now, out);
+        }
+    }
+
+    /// Asks for a write that begins now or later. When [`Lease::has`] the ticket, a read on this connection
+    /// sees at least everything that was committed before the wish.
+    pub fn fresh<R>(&mut self, now: Instant, out: &mut Actions<R>) -> Ticket {
+        self.wanted = self.begun + 1;
+        if self.calls.is_empty() {
+            self.write(now, out);
+        }
+        Ticket(self.wanted)
+    }
+
+    /// Whether the write that the ticket stands for was acknowledged.
+    pub fn has(&self, ticket: Ticket) -> bool {
+        self.acked >= ticket.0
+    }
+
+    /// When [`Lease::need`] should be called again at the latest.
+    pub fn next_wake(&self) -> Option<Instant> {
+        if self.needed { earlier(self.renew_at(), self.expires()) } else { None }
+    }
+
+    /// Takes in a reply; false if it is somebody else's.
+    pub fn on_reply<R>(
+        &mut self,
+        id: CallId,
+        result: &CallResult,
+        now: Instant,
+        out: &mut Actions<R>,
+    ) -> bool {
+        let Some(purpose) = self.calls.take(id) else { return false };
+        let refusal = match result {
+            Ok(_) => None,
+            Err(CallError::Refused(refusal)) => Some(*refusal),
+            Err(CallError::NotSent | CallError::MaybeApplied) => return true,
+        };
+        match (purpose, result, refusal) {
+            (Purpose::Write { sent, index }, Ok(reply), _) => {
+                let margin = MIN_MARGIN.max(self.timeout / 4).min(self.timeout / 2);
+                self.until = self.until.max(Some(sent + (self.timeout - margin)));
+                self.acked = index;
+                let version = if let Reply::Stat(stat) = reply { stat.version } else { 0 };
+                self.state = State::Standing { version };
+                if self.wanted > self.acked {
+                    self.write(now, out);
+                }
+            }
+            // Somebody touched a znode that is only ours. Its version is all that we want of it.
+            (Purpose::Write { .. }, _, Some(Refusal::BadVersion | Refusal::NodeExists)) => {
+                self.calls.issue(out, Call::Exists { path: self.path(), watch: false }, Purpose::Look);
+            }
+            (Purpose::Look, Ok(Reply::Stat(stat)), _) => {
+                self.state = State::Standing { version: stat.version };
+                self.write(now, out);
+            }
+            (Purpose::Write { .. } | Purpose::Look, _, Some(Refusal::NoNode)) => {
+                out.log(Level::Warn, format!("the lease {} was deleted by someone else", self.path()));
+                // The next try waits for its time: if the directory is gone too, there is no hurry.
+                self.n += 1;
+                self.state = State::Absent;
+            }
+            (_, _, refusal) => {
+                let why = refusal.map_or_else(|| format!("{result:?}"), |refusal| refusal.to_string());
+                out.fail(exit::NOT_PERMITTED, format!("cannot renew the lease {}: {why}", self.path()));
+            }
+        }
+        true
+    }
+
+    /// When the next write is due; `None` while one is under way or none can be made.
+    fn renew_at(&self) -> Option<Instant> {
+        if self.state == State::Down || !self.calls.is_empty() {
+            return None;
+        }
+        Some(self.sent.map_or(Instant::default(), |sent| sent + self.timeout / 3))
+    }
+
+    fn path(&self) -> String {
+        self.layout.lease(&self.holder, self.n)
+    }
+
+    fn write<R>(&mut self, now: Instant, out: &mut Actions<R>) {
+        let path = self.path();
+        let call = match self.state {
+            State::Down => return,
+            State::Absent => Call::Create { path, data: Vec::new(), mode: CreateMode::Ephemeral },
+            State::Standing { version } => Call::Set { path, data: Vec::new(), version },
+        };
+        self.begun += 1;
+        self.sent = Some(now);
+        self.calls.issue(out, call, Purpose::Write { sent: now, index: self.begun });
+    }
+}

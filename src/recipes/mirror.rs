@@ -1,0 +1,235 @@
+//! Mirror: keeps a role informed of everything below a directory by one standing watch on the whole tree.
+//!
+//! It lists only when it starts, in parts, and never because something changed: a change names its znode, and
+//! that znode alone is read. It holds what is on its way, not what was seen, so its memory does not grow with
+//! the tree. After a lost connection its role forgets what it knew, and the mirror starts again.
+//!
+//! Replies and events reach us over different threads, so a change of a znode that is being read makes it be
+//! read once more; whoever keeps what was seen keeps the newest `mzxid`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::machine::{
+    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Refusal, Reply, Stat, WatchMode,
+};
+
+/// Listings of one mirror that may be under way at once.
+const MAX_LISTINGS: usize = 4;
+
+/// No further directory is listed while so many znodes of earlier listings are still to be read.
+const MAX_BACKLOG: usize = 20_000;
+
+/// What became known of a znode, by its path below the mirrored directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Change {
+    /// It exists; it is being read.
+    Appeared { path: String },
+    /// It was read. This may come again for the same state, or for an older one after a newer.
+    Seen { path: String, data: Vec<u8>, stat: Stat },
+    /// It is gone.
+    Gone { path: String },
+    /// It, or the list of its children, may not be read.
+    Refused { path: String, refusal: Refusal },
+    /// Everything that stood when the mirror started has been told.
+    Complete,
+}
+
+/// Follows everything below a directory.
+#[derive(Debug)]
+pub struct Mirror {
+    root: String,
+    depth: usize,
+    window: usize,
+    calls: Calls<Purpose>,
+    /// Being read; true if it changed meanwhile.
+    reading: BTreeMap<String, bool>,
+    /// To be read because it changed: goes first.
+    changed: BTreeSet<String>,
+    /// To be read because a listing named it.
+    listed: Vec<String>,
+    /// Directories to be listed.
+    to_list: Vec<String>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Off,
+    Loading,
+    Complete,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Watch,
+    List(String),
+    Read(String),
+}
+
+impl Mirror {
+    /// Follows what is up to `depth` levels below `root`, with at most `window` reads at once.
+    pub fn new(root: String, depth: usize, window: usize) -> Mirror {
+        Mirror {
+            root,
+            depth,
+            window,
+            calls: Calls::default(),
+            reading: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            listed: Vec::new(),
+            to_list: Vec::new(),
+            state: State::Off,
+        }
+    }
+
+    /// Starts, on a connection that is up and has no watch of this mirror.
+    pub fn start<R>(&mut self, out: &mut Actions<R>) {
+        self.reset();
+        self.state = State::Loading;
+        // The watch is set before the list is read, so nothing falls between them.
+        self.calls.issue(out, Call::Watch { path: self.root.clone(), mode: WatchMode::Tree }, Purpose::Watch);
+    }
+
+    /// Forgets what is on its way: the connection is gone.
+    pub fn reset(&mut self) {
+        self.calls.clear();
+        self.reading.clear();
+        self.changed.clear();
+        self.listed.clear();
+        self.to_list.clear();
+        self.state = State::Off;
+    }
+
+    /// Whether everything that stood at the start has been told.
+    pub fn is_complete(&self) -> bool {
+        self.state == State::Complete
+    }
+
+    /// Takes in a change of a watched znode; `None` if it is not below the mirrored directory.
+    pub fn on_changed<R>(
+        &mut self,
+        path: &str,
+        kind: ChangeKind,
+        out: &mut Actions<R>,
+    ) -> Option<Vec<Change>> {
+        let below = path.strip_prefix(self.root.as_str())?;
+        if below.is_empty() {
+            return Some(Vec::new());
+        }
+        let below = below.strip_prefix('/')?;
+        if self.state == State::Off || below.split('/').count() > self.depth {
+            return Some(Vec::new());
+        }
+        let mut changes = Vec::new();
+        match kind {
+            ChangeKind::Children => {}
+            ChangeKind::Deleted if !self.reading.contains_key(below) => {
+                self.changed.remove(below);
+                changes.push(Change::Gone { path: below.to_string() });
+            }
+            ChangeKind::Created | ChangeKind::Data | ChangeKind::Deleted => {
+                if kind == ChangeKind::Created {
+                    changes.push(Change::Appeared { path: below.to_string() });
+                }
+                match self.reading.get_mut(below) {
+                    Some(dirty) => *dirty = true,
+                    None => {
+                        self.changed.insert(below.to_string());
+                    }
+                }
+            }
+        }
+        self.pump(out);
+        Some(changes)
+    }
+
+    /// Takes in a reply; `None` if it is somebody else's.
+    pub fn on_reply<R>(
+        &mut self,
+        id: CallId,
+        result: &CallResult,
+        out: &mut Actions<R>,
+    ) -> Option<Vec<Change>> {
+        let purpose = self.calls.take(id)?;
+        let refusal = match result {
+            Ok(_) => None,
+            Err(CallError::Refused(refusal)) => Some(*refusal),
+            Err(CallError::NotSent | CallError::MaybeApplied) => return Some(Vec::new()),
+        };
+        let mut changes = Vec::new();
+        match purpose {
+            Purpose::Watch => match refusal {
+                None => self.to_list.push(String::new()),
+                // Without its watch a mirror would be a picture: it never becomes complete.
+                Some(refusal) => {
+                    self.reset();
+                    changes.push(Change::Refused { path: String::new(), refusal });
+                }
+            },
+            Purpose::List(dir) => match (result, refusal) {
+                (Ok(Reply::Children(names)), _) => self.on_listed(&dir, names, &mut changes),
+                (_, Some(Refusal::NoNode)) => {}
+                (_, refusal) => {
+                    let refusal = refusal.unwrap_or(Refusal::Other(0));
+                    changes.push(Change::Refused { path: dir, refusal });
+                }
+            },
+            Purpose::Read(path) => {
+                if self.reading.remove(&path) == Some(true) {
+                    self.changed.insert(path.clone());
+                }
+                changes.push(match (result, refusal) {
+                    (Ok(Reply::Data { data, stat }), _) => {
+                        Change::Seen { path, data: data.clone(), stat: *stat }
+                    }
+                    (_, Some(Refusal::NoNode)) => Change::Gone { path },
+                    (_, refusal) => Change::Refused { path, refusal: refusal.unwrap_or(Refusal::Other(0)) },
+                });
+            }
+        }
+        self.pump(out);
+        if self.state == State::Loading && self.is_idle() {
+            self.state = State::Complete;
+            changes.push(Change::Complete);
+        }
+        Some(changes)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.calls.is_empty() && self.changed.is_empty() && self.listed.is_empty() && self.to_list.is_empty()
+    }
+
+    fn on_listed(&mut self, dir: &str, names: &[String], changes: &mut Vec<Change>) {
+        for name in names {
+            let path = if dir.is_empty() { name.clone() } else { format!("{dir}/{name}") };
+            changes.push(Change::Appeared { path: path.clone() });
+            if path.split('/').count() < self.depth {
+                self.to_list.push(path.clone());
+            }
+            self.listed.push(path);
+        }
+    }
+
+    /// Keeps the window full.
+    fn pump<R>(&mut self, out: &mut Actions<R>) {
+        while self.reading.len() < self.window {
+            let Some(path) = self.changed.pop_first().or_else(|| self.listed.pop()) else { break };
+            if self.reading.contains_key(&path) {
+                continue;
+            }
+            let call = Call::Get { path: format!("{}/{path}", self.root), watch: false };
+            self.reading.insert(path.clone(), false);
+            self.calls.issue(out, call, Purpose::Read(path));
+        }
+        let listings = self.calls.len() - self.reading.len();
+        for _ in listings..MAX_LISTINGS {
+            if self.listed.len() >= MAX_BACKLOG {
+                break;
+            }
+            let Some(dir) = self.to_list.pop() else { break };
+            let path = if dir.is_empty() { self.root.clone() } else { format!("{}/{dir}", self.root) };
+            self.calls.issue(out, Call::Children { path }, Purpose::List(dir));
+        }
+    }
+}
