@@ -199,23 +199,24 @@ impl Book {
         }
     }
 
-    /// Takes a task off a living incarnation's page: its attempt is known to be dead.
+    /// Takes a task off its living holder's page: its attempt is known to be dead.
     pub fn strip(&mut self, task: &TaskId) {
-        if let Some(incarnation) = self.release(task) {
-            if let Some(page) = self.pages.get_mut(&incarnation) {
-                page.dirty = true;
-            }
-            self.to_do.insert(incarnation);
+        let Some(incarnation) = self.holders.get(task).cloned() else { return };
+        self.release(&incarnation, task);
+        if let Some(page) = self.pages.get_mut(&incarnation) {
+            page.dirty = true;
         }
+        self.to_do.insert(incarnation);
     }
 
     /// Forgets that a task is on a dead incarnation's page; the page itself will go.
-    pub fn release(&mut self, task: &TaskId) -> Option<Incarnation> {
-        let incarnation = self.holders.remove(task)?;
-        if let Some(page) = self.pages.get_mut(&incarnation) {
+    pub fn release(&mut self, incarnation: &Incarnation, task: &TaskId) {
+        if let Some(page) = self.pages.get_mut(incarnation) {
             page.entries.remove(task);
         }
-        Some(incarnation)
+        if self.holders.get(task) == Some(incarnation) {
+            self.holders.remove(task);
+        }
     }
 
     /// Asks the incarnation that has the task to kill it.
@@ -371,7 +372,9 @@ impl Book {
     fn drop_page(&mut self, incarnation: &Incarnation, steps: &mut Vec<Step>) {
         let Some(page) = self.pages.remove(incarnation) else { return };
         for task in page.entries.keys() {
-            self.holders.remove(task);
+            if self.holders.get(task) == Some(incarnation) {
+                self.holders.remove(task);
+            }
         }
         self.to_do.remove(incarnation);
         steps.push(Step::Closed(incarnation.clone(), page.entries.into_keys().collect()));
@@ -410,13 +413,15 @@ impl Book {
         page.dirty = self.state == State::TakingOver;
         let earlier = std::mem::take(&mut page.entries);
         for task in earlier.keys() {
-            self.holders.remove(task);
+            if self.holders.get(task) == Some(incarnation) {
+                self.holders.remove(task);
+            }
         }
         if !earlier.is_empty() {
             steps.push(Step::Closed(incarnation.clone(), earlier.into_keys().collect()));
         }
         match read {
-            Ok(read) => self.load(incarnation, read.entries, out),
+            Ok(read) => self.load(incarnation, read.entries),
             Err(malformed) => {
                 page.state = PageState::Unreadable;
                 return out
@@ -428,15 +433,18 @@ impl Book {
         }
     }
 
-    fn load<R>(&mut self, incarnation: &Incarnation, entries: Vec<Entry>, out: &mut Actions<R>) {
-        let Some(page) = self.pages.get_mut(incarnation) else { return };
+    /// Takes over what is on a page. A task may be on two: a leader that died had moved it off a dead
+    /// incarnation's page, which it could not delete any more. Then the later attempt's holder has it.
+    fn load(&mut self, incarnation: &Incarnation, entries: Vec<Entry>) {
         for entry in entries {
             let revoked = if entry.revoked { Revoked::Wanted } else { Revoked::No };
-            if let Some(other) = self.holders.insert(entry.task.clone(), incarnation.clone()) {
-                let what = format!("task {} is assigned to {other} and to {incarnation}", entry.task);
-                out.log(Level::Error, format!("{what}: one of these znodes was changed by someone else"));
+            let elsewhere = self.holder(&entry.task).map_or(0, |(_, held)| held.attempt);
+            if elsewhere < entry.attempt {
+                self.holders.insert(entry.task.clone(), incarnation.clone());
             }
-            page.entries.insert(entry.task, Held { attempt: entry.attempt, revoked });
+            if let Some(page) = self.pages.get_mut(incarnation) {
+                page.entries.insert(entry.task, Held { attempt: entry.attempt, revoked });
+            }
         }
     }
 

@@ -137,6 +137,11 @@ impl Queue {
         self.places.contains_key(task)
     }
 
+    /// Some queued task, for checks.
+    pub fn sample(&self) -> Option<&TaskId> {
+        self.places.keys().next()
+    }
+
     /// Forgets all.
     pub fn clear(&mut self) {
         *self = Queue::default();

@@ -1,0 +1,3 @@
+//! The roles, as pure state machines made of the recipes.
+
+pub mod master;
