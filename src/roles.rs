@@ -1,3 +1,4 @@
 //! The roles, as pure state machines made of the recipes.
 
 pub mod master;
+pub mod worker;

@@ -165,6 +165,11 @@ impl Registrar {
         matches!(self.state, State::Standing { .. })
     }
 
+    /// The session timeout that was granted last.
+    pub fn session_timeout(&self) -> Duration {
+        Duration::from_millis(self.body.session_timeout_ms)
+    }
+
     /// A new session is up.
     pub fn on_connected<R>(&mut self, timeout: Duration, out: &mut Actions<R>) {
         self.calls.clear();

@@ -224,7 +224,9 @@ impl Table {
         stat: &Stat,
         needs: &mut Needs,
     ) -> Option<Option<Pending>> {
-        let options = task.options.or(self.options(id.dir())?);
+        let none = Options::default();
+        let job = if is_shared(id.dir()) { &none } else { self.options(id.dir())? };
+        let options = task.options.or(job);
         let Some(need) = needs.number(options.require.as_ref(), task.charged > 0) else { return Some(None) };
         let expires_ms = options.expire_ms.map_or(0, |ms| stat.ctime_ms.saturating_add_unsigned(ms));
         Some(Some(Pending {
@@ -233,7 +235,7 @@ impl Table {
             max_attempts: options.attempts(),
             priority: options.priority.unwrap_or(0),
             need,
-            not_before_ms: task.not_before_ms.unwrap_or(0),
+            not_before_ms: task.delay_ms.map_or(0, |ms| stat.mtime_ms.saturating_add_unsigned(ms)),
             expires_ms,
             cancel: task.cancel,
             released_by: task.released_by.clone(),
@@ -352,10 +354,10 @@ mod tests {
     #[test]
     fn the_newest_look_wins_whatever_the_order() {
         let (mut table, mut needs) = (Table::default(), Needs::default());
-        let task = TaskId::new("_00", "t");
+        let task = TaskId::new("j", "t");
         let now = Instant::default();
         assert_eq!(table.see(&task, br#"{"command":"x"}"#, &stat(5), &mut needs), Update::DirUnknown);
-        assert_eq!(table.see_dir("_00", b"", &stat(1), now), (vec![task.clone()], None));
+        assert_eq!(table.see_dir("j", b"", &stat(1), now), (vec![task.clone()], None));
         assert_eq!(
             table.see(&task, br#"{"command":"x","attempt":2}"#, &stat(7), &mut needs),
             Update::Changed
