@@ -118,23 +118,14 @@ fn command(verb: Verb) -> Command {
         command =
             command.args(arguments(spec).into_iter().map(|a| a.help_heading("Options of every command")));
     }
-    let many = |id: &'static str, name: &'static str, help: &'static str| {
-        Arg::new(id).value_name(name).help(help).num_args(0..).value_parser(OsStringValueParser::new())
-    };
+    // Hidden, as the usage says it better. What is wrong with their number is said by us: clap can't know what
+    // was meant.
+    let rest =
+        |id: &'static str| Arg::new(id).num_args(0..).value_parser(OsStringValueParser::new()).hide(true);
     match verb {
-        Verb::Submit => command
-            .arg(many(WORDS, "TASK", "A shell command line, run by /bin/sh -c; at most 120 KiB"))
-            .arg(many(PROGRAM, "PROGRAM ARG", "A program and its arguments, run without a shell").last(true)),
-        Verb::Elector => command.arg(
-            many(PROGRAM, "COMMAND ARG", "What to run while leading; without it the elector only stands")
-                .last(true),
-        ),
-        Verb::Show => command.arg(many(WORDS, "ID", "JOB/TASK as printed by submit and list, or a JOB")),
-        Verb::Wait | Verb::Cancel | Verb::Retry => command.arg(many(
-            WORDS,
-            "ID",
-            "JOB/TASK as printed by submit and list, or a JOB for all of its tasks",
-        )),
+        Verb::Submit => command.arg(rest(WORDS)).arg(rest(PROGRAM).last(true)),
+        Verb::Elector => command.arg(rest(PROGRAM).last(true)),
+        Verb::Show | Verb::Wait | Verb::Cancel | Verb::Retry => command.arg(rest(WORDS)),
         Verb::Master | Verb::Worker | Verb::Status | Verb::List => command,
     }
 }
@@ -175,10 +166,7 @@ fn usage_error(mut error: clap::Error, args: &[OsString]) -> ConfigError {
         return ConfigError { exit_code: exit::OK, message, to_stdout: true };
     }
     let runs_something = args.iter().take_while(|a| *a != "--").any(|a| a == "submit" || a == "elector");
-    if error.kind() == ErrorKind::UnknownArgument
-        && runs_something
-        && error.get(ContextKind::SuggestedArg).is_none()
-    {
+    if error.kind() == ErrorKind::UnknownArgument && runs_something {
         let tip = "quote a shell command line as one argument, or put -- before a program and its arguments";
         let tip = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
         error.insert(ContextKind::Suggested, tip);
@@ -203,15 +191,29 @@ fn about(verb: Verb) -> &'static str {
 }
 
 fn usage(verb: Verb) -> String {
-    let rest: &[&str] = match verb {
-        Verb::Elector => &["[OPTIONS] [-- COMMAND [ARG]…]"],
-        Verb::Submit => &["[OPTIONS] TASK", "[OPTIONS] -- PROGRAM [ARG]…", "[OPTIONS] --from-file FILE|-"],
-        Verb::Master | Verb::Worker | Verb::Status | Verb::List => &["[OPTIONS]"],
-        Verb::Show => &["[OPTIONS] ID"],
-        Verb::Wait | Verb::Cancel | Verb::Retry => &["[OPTIONS] ID…"],
+    const ID: &str = "ID is JOB/TASK, as printed by submit and list";
+    let (forms, note): (&[&str], _) = match verb {
+        Verb::Elector => {
+            (&["[-- COMMAND [ARG]…]"], "Without a COMMAND it only stands in the election.".to_owned())
+        }
+        Verb::Submit => (
+            &[
+                "TASK                   a shell command line, for /bin/sh -c",
+                "-- PROGRAM [ARG]…      a program, run without a shell",
+                "--from-file FILE|-     a batch",
+            ],
+            "A TASK has at most 120 KiB, a PROGRAM with its arguments too.".to_owned(),
+        ),
+        Verb::Master | Verb::Worker | Verb::Status | Verb::List => (&[""], String::new()),
+        Verb::Show => (&["ID"], format!("{ID}; or a JOB.")),
+        Verb::Wait | Verb::Cancel | Verb::Retry => {
+            (&["ID…"], format!("{ID}; or a JOB, for all of its tasks."))
+        }
     };
-    let lines: Vec<_> = rest.iter().map(|rest| format!("zkmw {} {rest}", verb.name())).collect();
-    lines.join("\n       ")
+    let lines =
+        forms.iter().map(|form| format!("zkmw {} [OPTIONS] {form}", verb.name()).trim_end().to_owned());
+    let lines = lines.collect::<Vec<_>>().join("\n       ");
+    if note.is_empty() { lines } else { format!("{lines}\n\n{note}") }
 }
 
 fn examples(verb: Verb) -> &'static str {
@@ -258,7 +260,7 @@ else 1; see zkmw --help for the others."
             "\
 Examples:
   zkmw status
-  zkmw status --json | jq .pending"
+  zkmw status --json | jq ."
         }
         Verb::List => {
             "\
@@ -318,7 +320,7 @@ Exit codes:
   64   bad usage                  77   not permitted
   65   bad input data             78   bad configuration
   69   no ensemble in time        124  the task ran past its --timeout
-  70   a bug in zkmw              128+n  ended by signal n
+  70   a bug in zkmw              128+n  (130, 143, …) ended by signal n
   submit and elector exit as what they ran; --json tells its codes from these.
 
 Results go to standard output, all else to standard error. RUST_LOG sets what is logged.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::layers::{Given, Source, wrong_value};
+use super::layers::{Given, Source, quoted, wrong_value};
 use super::settings::{self, Place, Separator, Shape, Verb};
 use super::{ConfigError, exit};
 
@@ -35,6 +35,12 @@ impl File {
         let read = fs::File::open(path).and_then(|f| f.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
         match read {
             Err(e) if may_be_absent && e.kind() == io::ErrorKind::NotFound => return Ok(File::default()),
+            Err(e) if may_be_absent && e.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(unusable(
+                    path,
+                    "may not be read by this user; --config /dev/null does without it",
+                ));
+            }
             Err(e) => return Err(unusable(path, &format!("cannot be read: {e}"))),
             Ok(n) if n as u64 > MAX_FILE_BYTES => return Err(unusable(path, "is larger than 1 MiB")),
             Ok(_) => {}
@@ -182,7 +188,7 @@ fn bad(message: &str) -> ConfigError {
 }
 
 fn unusable(path: &Path, what: &str) -> ConfigError {
-    bad(&format!("the configuration file {} {what}", path.display()))
+    bad(&format!("the configuration file {} {what}", quoted(path.as_os_str())))
 }
 
 /// Levenshtein's distance: how many letters must change.
