@@ -7,7 +7,6 @@
 
 mod assemble;
 mod cli;
-pub mod exit;
 mod file;
 mod layers;
 mod parse;
@@ -19,8 +18,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::contract::Labels;
+use crate::exit;
+
 pub use parse::{
-    DEFAULT_PORT, MAX_COMMAND_BYTES, MAX_ENV_BYTES, MAX_ENV_VARS, MAX_ID_BYTES, MAX_LABELS, MAX_OUTPUT_BYTES,
+    DEFAULT_PORT, MAX_COMMAND_BYTES, MAX_ENV_BYTES, MAX_ENV_VARS, MAX_LABELS, MAX_OUTPUT_BYTES,
     check_command_line, is_set_by_worker,
 };
 
@@ -180,7 +182,7 @@ pub struct WorkerConfig {
     /// How many tasks at a time; at least one.
     pub slots: u32,
     /// What tasks can require.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// How long running tasks may go on after SIGTERM.
     pub grace: Duration,
     /// How much of a task's output is kept.
@@ -206,12 +208,12 @@ pub struct SubmitConfig {
     pub expire_after: Option<Duration>,
     /// None if not given: then an exit code other than 0 is final.
     pub max_attempts: Option<u32>,
-    /// Before the next attempt.
-    pub retry_backoff: Duration,
-    /// Higher goes first.
-    pub priority: i32,
+    /// Before the second attempt; none if not given.
+    pub retry_backoff: Option<Duration>,
+    /// Higher goes first; none if not given.
+    pub priority: Option<i32>,
     /// Labels that the worker must have.
-    pub require: BTreeMap<String, String>,
+    pub require: Labels,
     /// Variables for the task.
     pub env: BTreeMap<String, String>,
     /// If this submitter dies.
@@ -326,7 +328,7 @@ impl fmt::Display for ItemRef {
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConfigError {
     /// See [`exit`].
-    pub exit_code: u8,
+    pub exit_code: i32,
     /// Complete, without a line's end.
     pub message: String,
     /// Help and the version are results; all else goes to standard error.
@@ -334,7 +336,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    fn new(exit_code: u8, message: &str) -> ConfigError {
+    fn new(exit_code: i32, message: &str) -> ConfigError {
         ConfigError { exit_code, message: format!("zkmw: {message}"), to_stdout: false }
     }
 

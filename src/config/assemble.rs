@@ -11,8 +11,10 @@ use super::layers::{Layers, quoted, variable};
 use super::settings::{self, Verb};
 use super::{
     Command, Config, ConfigError, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig, MasterConfig,
-    Orphan, SubmitConfig, TaskSource, WorkerConfig, exit, parse,
+    Orphan, SubmitConfig, TaskSource, WorkerConfig, parse,
 };
+
+use crate::exit;
 
 /// The most ids on one command line.
 const MAX_IDS: usize = 10_000;
@@ -199,8 +201,8 @@ fn submit(
         timeout: layers.get_always(&settings::TIMEOUT)?,
         expire_after: layers.get_always(&settings::EXPIRE_AFTER)?,
         max_attempts: layers.get_or_default(&settings::MAX_ATTEMPTS)?,
-        retry_backoff: layers.get_always(&settings::RETRY_BACKOFF)?,
-        priority: layers.get_always(&settings::PRIORITY)?,
+        retry_backoff: layers.get_or_default(&settings::RETRY_BACKOFF)?,
+        priority: layers.get_or_default(&settings::PRIORITY)?,
         require: layers.get_or_default(&settings::REQUIRE)?,
         env: layers.get_or_default(&settings::ENV)?,
         orphan,

@@ -8,9 +8,10 @@ use clap::builder::{OsStringValueParser, StyledStr};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::ConfigError;
 use super::layers::words;
 use super::settings::{Fallback, Separator, Shape, Spec, TABLE, Verb};
-use super::{ConfigError, exit};
+use crate::exit;
 
 /// The widest help, whatever the terminal.
 const MAX_WIDTH: usize = 100;

@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::ConfigError;
 use super::layers::{Given, Source, quoted, wrong_value};
 use super::settings::{self, Place, Separator, Shape, Verb};
-use super::{ConfigError, exit};
+use crate::exit;
 
 /// The most bytes that are read of it.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;

@@ -6,10 +6,11 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::PathBuf;
 
+use super::ConfigError;
 use super::file::File;
 use super::parse::BadItem;
 use super::settings::{Fallback, Place, Separator, Setting, Shape, Spec, Verb};
-use super::{ConfigError, exit};
+use crate::exit;
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +32,7 @@ impl Source {
         }
     }
 
-    fn exit_code(&self) -> u8 {
+    fn exit_code(&self) -> i32 {
         match self {
             Source::Flag(_) => exit::USAGE,
             Source::Variable(_) | Source::File { .. } => exit::CONFIG,

@@ -8,13 +8,14 @@ use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::contract::task::MAX_RETRY_BACKOFF_MS;
+use crate::contract::{Labels, MAX_ID_BYTES, is_component};
+
 use super::{Auth, ItemRef, Orphan, Secret, TaskState, ZkAddress};
 
 /// The most bytes a task's command may have: Linux takes no single argument over 128 KiB, and `/bin/sh -c` gets
 /// the whole line as one. Of a program and its arguments it is the sum, with one more byte for each.
 pub const MAX_COMMAND_BYTES: usize = 120 * 1024;
-/// The most bytes an id, a key or a job's name may have.
-pub const MAX_ID_BYTES: usize = 128;
 /// The most bytes a path may have that is given as a setting.
 pub const MAX_PATH_BYTES: usize = 512;
 /// The most bytes of one stream's output that may be kept with an outcome.
@@ -29,6 +30,8 @@ pub const MAX_ENV_BYTES: usize = 16 * 1024;
 pub const MAX_SERVERS: usize = 64;
 /// The most credentials of a session.
 pub const MAX_AUTH: usize = 16;
+/// The most bytes of a name below `tasks`: `JOB~BATCH~PART`, and some.
+const MAX_SEGMENT_BYTES: usize = 2 * MAX_ID_BYTES + 32;
 /// ZooKeeper's port.
 pub const DEFAULT_PORT: u16 = 2181;
 
@@ -180,6 +183,11 @@ pub fn grace(text: &str) -> Parsed<Duration> {
     duration(text, Duration::ZERO, DAY)
 }
 
+/// Before the second attempt. A longer one would be cut in silence, as the contract has a limit.
+pub fn retry_backoff(text: &str) -> Parsed<Duration> {
+    duration(text, Duration::ZERO, Duration::from_millis(MAX_RETRY_BACKOFF_MS))
+}
+
 pub fn time_to_live(text: &str) -> Parsed<Duration> {
     duration(text, SECOND, 10 * YEAR)
 }
@@ -257,10 +265,10 @@ pub fn item_ref(text: &str) -> Parsed<ItemRef> {
     }
 }
 
-/// A znode's name below `tasks`, which may be one that we made of several parts.
+/// A znode's name below `tasks`: one that we made of several parts, or any that a client in another language
+/// chose, so this is wider than what `id` allows.
 fn segment(text: &str) -> Parsed<String> {
-    let fits = (1..=255).contains(&text.len()) && text.chars().all(|c| is_id_char(c) || c == '~');
-    if !fits || text == "." || text == ".." {
+    if !is_component(text) || text.len() > MAX_SEGMENT_BYTES {
         return wrong("must be JOB/TASK, as printed by submit and list, or JOB");
     }
     Ok(text.to_owned())
@@ -305,7 +313,7 @@ fn pairs(
     Ok(map)
 }
 
-pub fn labels(items: &[String]) -> ParsedList<BTreeMap<String, String>> {
+pub fn labels(items: &[String]) -> ParsedList<Labels> {
     pairs(items, MAX_LABELS, "KEY=VALUE, such as gpu=yes", |k, v| {
         let fits = |s: &str| {
             (1..=63).contains(&s.len())

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::parse::{self, BadItem};
+use crate::contract::Labels;
+
 use super::{Auth, Orphan, TaskState, ZkAddress};
 
 /// The commands of the program.
@@ -193,8 +195,8 @@ pub fn find(verb: Verb, name: &str) -> Option<&'static dyn AnySetting> {
 }
 
 macro_rules! settings {
-    ($($id:ident: $type:ty = ($name:literal, $verbs:expr, $shape:expr, $default:expr, $place:ident$(, $secret:ident)?)
-        $parser:expr, $help:expr;)*) => {
+    ($($id:ident: $type:ty = ($name:literal, $verbs:expr, $shape:expr, $default:expr, $place:ident
+        $(, $secret:ident)?) $parser:expr, $help:expr;)*) => {
         $(pub static $id: Setting<$type> = Setting {
             spec: Spec {
                 name: $name,
@@ -254,7 +256,8 @@ settings! {
 
     // --- who one is
 
-    DAEMON_ID: Option<String> = ("id", &[Elector, Master], Value("ID"), Described("host name-process id"), Anywhere)
+    DAEMON_ID: Option<String> = ("id", &[Elector, Master], Value("ID"), Described("host name-process id"),
+        Anywhere)
         One(parse::key), "What to call this process in logs, in status and in the election";
     WORKER_ID: Option<String> = ("id", &[Worker], Value("ID"), Described("the host name"), Anywhere)
         One(parse::key), "What to call this worker. No two may have the same at the same time; it should stay \
@@ -285,9 +288,9 @@ settings! {
 
     SLOTS: u32 = ("slots", &[Worker], Value("N"), Described("the number of cores"), Anywhere)
         One(parse::slots), "How many tasks to run at a time, 1 to 4096";
-    LABEL: BTreeMap<String, String> = ("label", &[Worker], LABELS, Nothing, Anywhere)
-        Many(parse::labels), "A property of this worker that tasks can require, such as gpu=yes; may be repeated, \
-        up to 32";
+    LABEL: Labels = ("label", &[Worker], LABELS, Nothing, Anywhere)
+        Many(parse::labels), "A property of this worker that tasks can require, such as gpu=yes; may be \
+        repeated, up to 32";
     WORKER_GRACE: Duration = ("grace", &[Worker], Value("TIME"), Text("30s"), Anywhere)
         One(parse::grace), "How long running tasks may go on after SIGTERM; what is left then is killed and \
         handed to other workers";
@@ -304,7 +307,8 @@ settings! {
     FROM_FILE: PathBuf = ("from-file", &[Submit], Value("FILE"), Nothing, Flag)
         Path(parse::any_path), "Submit a batch: every line of FILE is a shell command line of its own; - reads \
         standard input";
-    JOB: Option<String> = ("job", &[Submit], Value("NAME"), Described("a shared one; for a batch a new one"), Anywhere)
+    JOB: Option<String> = ("job", &[Submit], Value("NAME"), Described("a shared one; for a batch a new one"),
+        Anywhere)
         One(parse::job), "The job to put the task into";
     DETACH: bool = ("detach", &[Submit], Switch { negation: "no-detach" }, Nothing, Anywhere)
         One(parse::boolean), "Print the id and exit without waiting for the outcome";
@@ -313,13 +317,14 @@ settings! {
     EXPIRE_AFTER: Option<Duration> = ("expire-after", &[Submit], Value("TIME"), Text("none"), Anywhere)
         One(parse::time_limit), "How long the task may wait for its start; then it has expired and never runs";
     MAX_ATTEMPTS: Option<u32> = ("max-attempts", &[Submit], Value("N"), Nothing, Anywhere)
-        One(|text| parse::max_attempts(text).map(Some)), "Run the task up to N times until it succeeds, 1 to 1000. \
-        Without it a task that exits with an error has failed at once, and one whose workers die has after three";
-    RETRY_BACKOFF: Duration = ("retry-backoff", &[Submit], Value("TIME"), Text("1s"), Anywhere)
-        One(parse::grace), "How long to wait before the next attempt";
-    PRIORITY: i32 = ("priority", &[Submit], Value("N"), Text("0"), Anywhere)
-        One(parse::priority), "Tasks with a higher priority always go first, -1000 to 1000";
-    REQUIRE: BTreeMap<String, String> = ("require", &[Submit], LABELS, Nothing, Anywhere)
+        One(|text| parse::max_attempts(text).map(Some)), "Run the task up to N times until it succeeds, 1 to \
+        1000. Without it a task that exits with an error has failed at once, and one whose workers die has after three";
+    RETRY_BACKOFF: Option<Duration> = ("retry-backoff", &[Submit], Value("TIME"), Described("1s"), Anywhere)
+        One(|text| parse::retry_backoff(text).map(Some)), "How long to wait before the second attempt, up to 1h; doubled \
+        before each that follows";
+    PRIORITY: Option<i32> = ("priority", &[Submit], Value("N"), Described("0"), Anywhere)
+        One(|text| parse::priority(text).map(Some)), "Tasks with a higher priority always go first, -1000 to 1000";
+    REQUIRE: Labels = ("require", &[Submit], LABELS, Nothing, Anywhere)
         Many(parse::labels), "Run only on a worker with this label; may be repeated, and then all are required";
     ENV: BTreeMap<String, String> = ("env", &[Submit], List("NAME=VALUE", Lines), Nothing, Anywhere, secret)
         Many(parse::env), "A variable for the task's environment; may be repeated, up to 64 and 16 KiB in sum. \
@@ -330,15 +335,16 @@ settings! {
         Nothing, Anywhere)
         One(parse::boolean), "Cancel the task on SIGINT or SIGTERM instead of leaving it alone";
     NO_PROGRESS: bool = ("no-progress", &[Submit], Switch { negation: "progress" }, Nothing, Anywhere)
-        One(parse::boolean), "Show no progress bar for a batch; there is none anyway if standard error is no terminal";
+        One(parse::boolean), "Show no progress bar for a batch; there is none anyway if standard error is no \
+        terminal";
 
     // --- list
 
     LIST_JOB: Option<String> = ("job", &[Verb::List], Value("JOB"), Described("all"), Anywhere)
         One(parse::job_filter), "List only the tasks of this job";
     STATE: Vec<TaskState> = ("state", &[Verb::List], Shape::List("STATE", Words), Described("all"), Anywhere)
-        Many(parse::states), "List only tasks in this state: pending, running, done, failed, cancelled or expired; \
-        may be repeated";
+        Many(parse::states), "List only tasks in this state: pending, running, done, failed, cancelled or \
+        expired; may be repeated";
     LIMIT: u32 = ("limit", &[Verb::List], Value("N"), Text("1000"), Anywhere)
         One(parse::list_limit), "List at most so many";
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::assemble::{Host, load_on};
 use super::*;
+use crate::exit;
 
 mod arguments;
 mod layers;
@@ -63,7 +64,7 @@ impl World {
 
     /// The exit code and the message, with the file's path as FILE.
     #[track_caller]
-    fn err(&self) -> (u8, String) {
+    fn err(&self) -> (i32, String) {
         match self.load() {
             Ok(config) => panic!("{:?} is taken for {config:?}", self.args),
             Err(e) => {
@@ -75,13 +76,13 @@ impl World {
     }
 
     #[track_caller]
-    fn fails(&self, exit_code: u8, message: &str) {
+    fn fails(&self, exit_code: i32, message: &str) {
         assert_eq!(self.err(), (exit_code, message.to_owned()));
     }
 
     /// As `fails`, for messages that begin so.
     #[track_caller]
-    fn fails_with(&self, exit_code: u8, part: &str) {
+    fn fails_with(&self, exit_code: i32, part: &str) {
         let (code, message) = self.err();
         assert!(message.contains(part), "{message:?} does not contain {part:?}");
         assert_eq!(code, exit_code, "{message}");

@@ -125,6 +125,8 @@ fn times() {
     assert_eq!(time_to_live("999ms"), Err("must be between 1s and 3650d".to_owned()));
     assert_eq!(time_limit("none"), Ok(None));
     assert_eq!(time_limit("0s"), Err("must be between 100ms and 365d; or none".to_owned()));
+    assert_eq!(retry_backoff("1h"), Ok(secs(3600)));
+    assert_eq!(retry_backoff("61m"), Err("must be between 0s and 1h".to_owned()));
     assert!(close_timeout("none").is_err());
     assert_eq!(zkmw("submit x --expire-after 1h").submit().expire_after, Some(secs(3600)));
 }
@@ -170,7 +172,7 @@ fn numbers() {
     }
     assert_eq!((priority("-1000"), priority("1000")), (Ok(-1000), Ok(1000)));
     assert!(priority("-1001").is_err() && priority("1001").is_err());
-    assert_eq!(zkmw("submit x --priority -5 --max-attempts 7").submit().priority, -5);
+    assert_eq!(zkmw("submit x --priority -5 --max-attempts 7").submit().priority, Some(-5));
     assert_eq!(zkmw("submit x --max-attempts 7").submit().max_attempts, Some(7));
     assert!(max_attempts("0").is_err() && max_attempts("1001").is_err());
     assert_eq!(zkmw("list --limit 5 --job _3f").list().limit, 5);
@@ -188,6 +190,7 @@ fn numbers() {
 fn ids() {
     for good in ["w7", "a.b_c-d:e@f+g=h,i%20", "_x", "...", &"x".repeat(128)] {
         assert_eq!(id(good), Ok(good.to_owned()));
+        assert!(crate::contract::is_user_id(good), "{good}");
     }
     let long = "x".repeat(129);
     let odd = [
