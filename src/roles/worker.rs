@@ -415,7 +415,7 @@ impl Role for Worker {
             Event::Wake => self.registrar.on_wake(now, out),
             Event::Stop { again } => self.on_stop(again, now, out),
             Event::Started { .. } => {}
-            Event::NotStarted { run, why } => self.on_not_started(run, &why, out),
+            Event::NotStarted { run, transient, why } => self.on_not_started(run, transient, &why, out),
             Event::Ended { run, report } => self.on_ended(run, report, out),
             Event::Lines(_) => {}
         }

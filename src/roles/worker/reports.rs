@@ -21,7 +21,12 @@ pub enum Want {
     /// This, if the task was indeed cancelled; otherwise nothing.
     Cancelled(Box<Outcome>),
     /// Nothing ended: the attempt was cut short, for this reason, and does not count.
-    Release(String),
+    Release {
+        /// Why.
+        why: String,
+        /// How long the next attempt is to wait, if at all.
+        delay_ms: Option<u64>,
+    },
     /// The attempt failed and counts; the next one may start after this many ms.
     Retry {
         /// Why it failed.
@@ -61,13 +66,14 @@ enum Purpose {
 pub struct Reports {
     layout: Layout,
     owed: BTreeMap<TaskId, Report>,
+    connected: bool,
     calls: Calls<Purpose>,
 }
 
 impl Reports {
     /// No reports.
     pub fn new(layout: &Layout) -> Reports {
-        Reports { layout: layout.clone(), owed: BTreeMap::new(), calls: Calls::default() }
+        Reports { layout: layout.clone(), owed: BTreeMap::new(), connected: false, calls: Calls::default() }
     }
 
     /// Whether anything is owed.
@@ -93,7 +99,6 @@ impl Reports {
         task: &Task,
         version: i32,
         want: Want,
-        connected: bool,
         out: &mut Actions<R>,
     ) {
         let report = Report { by: by.clone(), attempt: task.attempt, want, tries: 0 };
@@ -102,7 +107,7 @@ impl Reports {
         let mut written = task.clone();
         apply(&report, &mut written);
         self.owed.insert(id.clone(), report);
-        if !connected {
+        if !self.connected {
             return;
         }
         if look_first {
@@ -115,6 +120,7 @@ impl Reports {
     /// A session is up: whatever is owed is read back.
     pub fn on_connected<R>(&mut self, out: &mut Actions<R>) {
         self.calls.clear();
+        self.connected = true;
         let tasks: Vec<_> = self.owed.keys().cloned().collect();
         for task in tasks {
             self.read(&task, out);
@@ -124,6 +130,7 @@ impl Reports {
     /// The session is gone; what was in flight is in doubt.
     pub fn on_lost(&mut self) {
         self.calls.clear();
+        self.connected = false;
     }
 
     /// Takes in a reply; `None` if it is somebody else's, `Some(None)` if the report is still owed.
@@ -221,10 +228,11 @@ fn apply(report: &Report, task: &mut Task) -> bool {
             task.outcome = Some((**outcome).clone());
         }
         // Whoever is cut short, or failed, and was to be cancelled anyway gets no further attempt.
-        Want::Release(why) | Want::Retry { why, .. } if task.cancel => task.outcome = Some(unrun(why)),
-        Want::Release(why) => {
+        Want::Release { why, .. } | Want::Retry { why, .. } if task.cancel => task.outcome = Some(unrun(why)),
+        Want::Release { why, delay_ms } => {
             task.next_attempt(Some(by.clone()), why);
             task.released_by = Some(by.clone());
+            task.delay_ms = *delay_ms;
         }
         Want::Retry { why, delay_ms } => {
             task.charged = task.charged.saturating_add(1);
@@ -259,7 +267,8 @@ mod tests {
                 by: Incarnation::new("w", 7),
                 task: Task::new(Payload::Shell("x".into()), Options::default()),
             };
-            bench.reports.add(&bench.id, &bench.by, &bench.task, 5, want, true, &mut bench.out);
+            bench.reports.on_connected(&mut bench.out);
+            bench.reports.add(&bench.id, &bench.by, &bench.task, 5, want, &mut bench.out);
             bench
         }
 
@@ -353,7 +362,7 @@ mod tests {
     #[test]
     fn a_release_is_not_charged_and_a_retry_is() {
         for (want, charged, delay) in [
-            (Want::Release("drained".into()), 0, None),
+            (Want::Release { why: "drained".into(), delay_ms: None }, 0, None),
             (Want::Retry { why: "exit 1".into(), delay_ms: 70 }, 1, Some(70)),
         ] {
             let mut bench = Bench::new(want);

@@ -15,6 +15,9 @@ use crate::recipes::lease::Ticket;
 /// A task that outlasts a drain's grace gets SIGTERM so long before SIGKILL, if the grace is that long.
 pub const TERM_BEFORE_KILL: Duration = Duration::from_secs(5);
 
+/// A task that could not be started because the machine is short of something waits so long, in ms.
+const TRANSIENT_DELAY_MS: u64 = 1_000;
+
 /// One entry of the assignment.
 #[derive(Debug)]
 pub struct Slot {
@@ -329,9 +332,13 @@ impl Worker {
     }
 
     /// A run could not even be started.
-    pub(super) fn on_not_started(&mut self, run: RunId, why: &str, out: &mut Out) {
+    pub(super) fn on_not_started(&mut self, run: RunId, transient: bool, why: &str, out: &mut Out) {
         let Some(id) = self.runs.remove(&run) else { return };
         let Some(work) = self.take_work(&id) else { return };
+        if transient {
+            let want = Want::Release { why: why.to_string(), delay_ms: Some(TRANSIENT_DELAY_MS) };
+            return self.owe(&id, &work, want, out);
+        }
         let mut outcome =
             Outcome::unrun(OutcomeState::Failed, Some(Reason::NotStarted), why, work.task.attempt);
         outcome.worker = Some(self.registrar.incarnation().clone());
@@ -364,7 +371,7 @@ impl Worker {
 
     fn owe(&mut self, id: &TaskId, work: &Work, want: Want, out: &mut Out) {
         let by = self.registrar.incarnation().clone();
-        self.reports.add(id, &by, &work.task, work.version, want, self.connected, out);
+        self.reports.add(id, &by, &work.task, work.version, want, out);
     }
 
     /// What is to be written of a run that ended so.
@@ -393,8 +400,12 @@ impl Worker {
             (_, Ended::Exit(0)) if why != Some(Why::Timeout) => {
                 return Want::Outcome(outcome(OutcomeState::Done, None));
             }
-            (Some(Why::Drain), _) => return Want::Release("its worker was stopped".into()),
-            (Some(Why::Dead), _) => return Want::Release("its worker lost its session".into()),
+            (Some(Why::Drain), _) => {
+                return Want::Release { why: "its worker was stopped".into(), delay_ms: None };
+            }
+            (Some(Why::Dead), _) => {
+                return Want::Release { why: "its worker lost its session".into(), delay_ms: None };
+            }
             (Some(Why::Timeout), _) => (Reason::Timeout, "it ran past its timeout".to_string()),
             (None, Ended::Exit(code)) => (Reason::Exit, format!("it exited with {code}")),
             (None, Ended::Signal(signal)) => (Reason::Signal, format!("signal {signal} killed it")),
