@@ -76,7 +76,11 @@ impl Ensure {
     pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> Option<Step> {
         let purpose = self.calls.take(id)?;
         let at = match (purpose, result) {
-            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => return Some(Step::Pending),
+            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => {
+                // The connection is gone. What is still answered must not make it look complete.
+                self.reset();
+                return Some(Step::Pending);
+            }
             (Purpose::Look(_), Ok(_)) => None,
             (Purpose::Look(at), Err(CallError::Refused(Refusal::NoNode))) => {
                 self.missing.insert(at);
