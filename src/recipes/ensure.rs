@@ -90,6 +90,14 @@ impl Ensure {
                 self.missing.remove(&at);
                 None
             }
+            // Its parent was deleted after we had seen it. (Without a parent of ours above it, it is the chroot
+            // of the connect string that is missing, and no look will bring that back.)
+            (Purpose::Create(at), Err(CallError::Refused(Refusal::NoNode)))
+                if parent_of(&self.paths[at]).is_some() =>
+            {
+                self.start(out);
+                return Some(Step::Pending);
+            }
             (Purpose::Look(at) | Purpose::Create(at), Err(CallError::Refused(refusal))) => {
                 Some((at, *refusal))
             }

@@ -95,6 +95,30 @@ fn a_lost_create_is_looked_at_again_on_the_next_connection() {
 }
 
 #[test]
+fn a_parent_deleted_under_our_hands_is_made_again() {
+    let (mut ensure, mut out, ids) = looking();
+    ensure.on_reply(ids[0], &exists(), &mut out);
+    ensure.on_reply(ids[1], &NO_NODE, &mut out);
+    ensure.on_reply(ids[2], &exists(), &mut out);
+    let (id, _) = Asked::one(&mut out);
+    assert_eq!(ensure.on_reply(id, &NO_NODE, &mut out), Some(Step::Pending));
+    let looks = Asked::of(&mut out).calls;
+    assert!(looks.len() == 3 && looks.iter().all(|(_, call)| matches!(call, Call::Exists { .. })));
+}
+
+/// ZooKeeper answers so when the connect string's chroot does not exist. Looking again would go on for ever.
+#[test]
+fn a_missing_chroot_is_refused() {
+    let (mut ensure, mut out, ids) = looking();
+    for id in ids {
+        ensure.on_reply(id, &NO_NODE, &mut out);
+    }
+    let (id, _) = Asked::one(&mut out);
+    let step = ensure.on_reply(id, &NO_NODE, &mut out);
+    assert_eq!(step, Some(Step::Refused("/a".into(), Refusal::NoNode)));
+}
+
+#[test]
 fn replies_to_others_are_left_to_them() {
     let (mut ensure, mut out, _) = looking();
     assert_eq!(ensure.on_reply(CallId(999), &exists(), &mut out), None);
