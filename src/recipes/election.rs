@@ -113,6 +113,14 @@ impl Election {
         matches!(self.state, State::Following { .. })
     }
 
+    /// The name of the contender that it waits for, if its place is known and not the first.
+    pub fn behind(&self) -> Option<&str> {
+        match &self.state {
+            State::Following { before, .. } => Some(before),
+            _ => None,
+        }
+    }
+
     /// Whether it neither stands nor is about to.
     pub fn is_out(&self) -> bool {
         self.state == State::Out
