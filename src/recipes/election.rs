@@ -203,6 +203,8 @@ impl Election {
             }
             (Purpose::Own, Err(Refusal::NoNode)) => self.stand(out),
             (Purpose::List { epoch }, Ok(Reply::Children(names))) => self.place(epoch, names, out),
+            // The directory was deleted with all that was in it, our contender too.
+            (Purpose::List { .. }, Err(Refusal::NoNode)) => self.stand(out),
             (Purpose::WatchBefore { .. }, Ok(_)) => {}
             (Purpose::WatchBefore { name }, Err(Refusal::NoNode)) => {
                 self.on_changed(&self.path(&name), ChangeKind::Deleted, out);
