@@ -216,8 +216,17 @@ impl Election {
             }
             (Purpose::Create, Err(Refusal::NoNode)) => self.stand(out),
             (Purpose::Own, Ok(Reply::Stat(stat))) => {
-                if matches!(self.state, State::Placing { .. }) {
-                    self.list(stat.czxid, out);
+                match self.state {
+                    State::Placing { .. } => self.list(stat.czxid, out),
+                    // A change of its data had used up the watch, and what stands there now is not what we made.
+                    State::Following { epoch, .. } | State::Leading { epoch, .. } if epoch != stat.czxid => {
+                        self.stand(out);
+                    }
+                    State::Out
+                    | State::Entering
+                    | State::Following { .. }
+                    | State::Leading { .. }
+                    | State::Leaving => {}
                 }
             }
             (Purpose::Own, Err(Refusal::NoNode)) => self.stand(out),
