@@ -92,6 +92,7 @@ impl Lease {
     pub fn on_lost(&mut self) {
         self.calls.clear();
         self.state = State::Down;
+        self.wanted = self.acked;
     }
 
     /// The holder begins a new life under a new name: nothing is proven for it.
@@ -116,7 +117,7 @@ impl Lease {
     /// Says whether anything depends on the lease, and renews it when it is time.
     pub fn need<R>(&mut self, needed: bool, now: Instant, out: &mut Actions<R>) {
         self.needed = needed;
-        if needed && self.renew_at().is_some_and(|at| at <= now) {
+        if self.is_due() && self.renew_at().is_some_and(|at| at <= now) {
             self.write(now, out);
         }
     }
@@ -138,7 +139,9 @@ impl Lease {
 
     /// When [`Lease::need`] should be called again at the latest.
     pub fn next_wake(&self) -> Option<Instant> {
-        if self.needed { earlier(self.renew_at(), self.expires()) } else { None }
+        let renew = if self.is_due() { self.renew_at() } else { None };
+        let expires = if self.needed { self.expires() } else { None };
+        earlier(renew, expires)
     }
 
     /// Takes in a reply; false if it is somebody else's.
@@ -186,6 +189,11 @@ impl Lease {
             }
         }
         true
+    }
+
+    /// Whether somebody needs the lease, or waits for a write that failed.
+    fn is_due(&self) -> bool {
+        self.needed || self.wanted > self.acked
     }
 
     /// When the next write is due; `None` while one is under way or none can be made.
