@@ -34,6 +34,8 @@ pub struct Lease {
     calls: Calls<Purpose>,
     timeout: Duration,
     needed: bool,
+    /// Its end has passed, and [`Lease::need`] was called since: no wake is asked for it again.
+    lapsed: bool,
     /// Until when the session is proven to live, less the margin.
     until: Option<Instant>,
     /// When the last write was sent, acknowledged or not.
@@ -72,6 +74,7 @@ impl Lease {
             calls: Calls::default(),
             timeout: Duration::ZERO,
             needed: false,
+            lapsed: false,
             until: None,
             sent: None,
             begun: 0,
@@ -117,6 +120,7 @@ impl Lease {
     /// Says whether anything depends on the lease, and renews it when it is time.
     pub fn need<R>(&mut self, needed: bool, now: Instant, out: &mut Actions<R>) {
         self.needed = needed;
+        self.lapsed = !self.holds(now);
         if self.is_due() && self.renew_at().is_some_and(|at| at <= now) {
             self.write(now, out);
         }
@@ -140,7 +144,7 @@ impl Lease {
     /// When [`Lease::need`] should be called again at the latest.
     pub fn next_wake(&self) -> Option<Instant> {
         let renew = if self.is_due() { self.renew_at() } else { None };
-        let expires = if self.needed { self.expires() } else { None };
+        let expires = if self.needed && !self.lapsed { self.expires() } else { None };
         earlier(renew, expires)
     }
 
@@ -162,6 +166,7 @@ impl Lease {
             (Purpose::Write { sent, index }, Ok(reply), _) => {
                 let margin = MIN_MARGIN.max(self.timeout / 4).min(self.timeout / 2);
                 self.until = self.until.max(Some(sent + (self.timeout - margin)));
+                self.lapsed = false;
                 self.acked = index;
                 let version = if let Reply::Stat(stat) = reply { stat.version } else { 0 };
                 self.state = State::Standing { version };
