@@ -1,9 +1,15 @@
 //! Lease: the proof that our session lives, and until when that proof holds.
 //!
 //! A read proves nothing, because a server that is cut off from the quorum still answers reads. An acknowledged
-//! *write* proves that the session lived when it was committed, so the session cannot end before the time at
-//! which that write was sent plus the session timeout. The lease ends a margin earlier. It is renewed only while
-//! something depends on it, so who is idle writes nothing.
+//! *write* proves that the session lived when it was committed. It does not prove that the leader of the ensemble
+//! counts the timeout from there: a request that a follower passes on does not touch its session. The leader
+//! hears of life only in the follower's answers to its pings, every half tick (ZooKeeper's `LearnerHandler.run`,
+//! cases `PING` and `REQUEST`, and `SessionTrackerImpl.checkSession`). If the follower is cut off right after it
+//! acknowledged our write, what the leader last heard of is what was sent before that: by the session layer's
+//! heartbeat at most a third of the timeout before, and by the pings up to half a tick more. So the session lives
+//! at least until the write's *send* time + T - T/3 - half a tick, and the lease ends a margin before.
+//!
+//! It is renewed only while something depends on it, so who is idle writes nothing.
 //!
 //! The writes go to an ephemeral of its own that nobody watches, so that renewing wakes nobody. The same writes
 //! serve as the "write of one's own" after which a read on the same connection is not stale.
@@ -16,8 +22,18 @@ use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Instant, Level, Refusal, Reply, earlier,
 };
 
-/// The margin is at least this long (the default tick of an ensemble), if the timeout allows it.
+/// The longest silence of a session that is up, as a part of its timeout: the session layer's heartbeat.
+const SILENCE_PART: u32 = 3;
+
+/// The margin is at least this long (the default tick of an ensemble), if the timeout allows it: half a tick of
+/// it for the leader's pings, the rest for clocks and for the time that killing takes.
 const MIN_MARGIN: Duration = Duration::from_secs(2);
+
+/// The margin is at least this part of the timeout, for clocks that differ and ensembles with a longer tick.
+const MARGIN_PART: u32 = 10;
+
+/// A needed lease is renewed this often per timeout, so that one write may fail or wait for a new connection.
+const RENEWALS: u32 = 6;
 
 /// A wish for a write that begins later than the wish; see [`Lease::fresh`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -164,8 +180,9 @@ impl Lease {
         };
         match (purpose, result, refusal) {
             (Purpose::Write { sent, index }, Ok(reply), _) => {
-                let margin = MIN_MARGIN.max(self.timeout / 4).min(self.timeout / 2);
-                self.until = self.until.max(Some(sent + (self.timeout - margin)));
+                let silence = self.timeout / SILENCE_PART;
+                let margin = MIN_MARGIN.max(self.timeout / MARGIN_PART).min(self.timeout / 3);
+                self.until = self.until.max(Some(sent + (self.timeout - silence - margin)));
                 self.lapsed = false;
                 self.acked = index;
                 let version = if let Reply::Stat(stat) = reply { stat.version } else { 0 };
@@ -206,7 +223,7 @@ impl Lease {
         if self.state == State::Down || !self.calls.is_empty() {
             return None;
         }
-        Some(self.sent.map_or(Instant::default(), |sent| sent + self.timeout / 3))
+        Some(self.sent.map_or(Instant::default(), |sent| sent + self.timeout / RENEWALS))
     }
 
     fn path(&self) -> String {
