@@ -2,6 +2,7 @@
 
 mod election;
 mod ensure;
+mod lease;
 mod mirror;
 
 use std::time::Duration;
