@@ -2,6 +2,7 @@
 
 mod election;
 mod ensure;
+mod explore;
 mod lease;
 mod mirror;
 
