@@ -163,7 +163,11 @@ impl Mirror {
         let refusal = match result {
             Ok(_) => None,
             Err(CallError::Refused(refusal)) => Some(*refusal),
-            Err(CallError::NotSent | CallError::MaybeApplied) => return Some(Vec::new()),
+            Err(CallError::NotSent | CallError::MaybeApplied) => {
+                // The connection is gone. What is still answered must not make it look complete.
+                self.reset();
+                return Some(Vec::new());
+            }
         };
         let mut changes = Vec::new();
         match purpose {
