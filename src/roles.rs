@@ -1,0 +1,6 @@
+//! Roles: what a process of zkmw can be, each a pure state machine made of recipes.
+
+pub mod client;
+pub mod inspector;
+pub mod submitter;
+pub mod waiter;
