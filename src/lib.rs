@@ -5,4 +5,5 @@ pub mod contract;
 pub mod exit;
 pub mod machine;
 pub mod recipes;
+pub mod report;
 pub mod roles;

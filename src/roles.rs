@@ -1,4 +1,8 @@
-//! The roles, as pure state machines made of the recipes.
+//! Roles: what a process of zkmw can be, each a pure state machine made of recipes.
 
+pub mod client;
+pub mod inspector;
 pub mod master;
+pub mod submitter;
+pub mod waiter;
 pub mod worker;
