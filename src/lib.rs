@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod contract;
+pub mod exec;
 pub mod exit;
 pub mod machine;
 pub mod recipes;
