@@ -5,3 +5,4 @@ pub mod exit;
 pub mod machine;
 pub mod recipes;
 pub mod roles;
+pub mod zk;
