@@ -8,3 +8,4 @@ pub mod machine;
 pub mod recipes;
 pub mod report;
 pub mod roles;
+pub mod zk;
