@@ -8,4 +8,6 @@ pub mod machine;
 pub mod recipes;
 pub mod report;
 pub mod roles;
+pub mod shell;
+pub mod start;
 pub mod zk;

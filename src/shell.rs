@@ -13,10 +13,9 @@ use rustix::time::{ClockId, clock_gettime};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::batch::BatchReader;
 use crate::exec::{ExecEvent, Executor, NotStartedKind, RunFile};
 use crate::exit;
-use crate::machine::{Action, Actions, Event, Instant, Level, Role, turn};
+use crate::machine::{Action, Actions, BatchLine, Event, Instant, Level, Role, turn};
 use crate::zk::{self, Failure, Session, SessionEvent};
 
 /// Session events that may wait for the loop; further ones wait in the session layer, which has a limit too.
@@ -27,6 +26,9 @@ const SLOW_TURN: Duration = Duration::from_millis(200);
 
 /// The longest wait without looking at the clock, which goes on while the machine is suspended and so may jump.
 const MAX_WAIT: Duration = Duration::from_secs(5);
+
+/// Gives up to so many further lines of a batch; fewer mean that there are no more.
+pub type BatchLines = Box<dyn FnMut(usize) -> anyhow::Result<Vec<BatchLine>>>;
 
 /// What the loop needs besides its role.
 pub struct Surroundings {
@@ -41,7 +43,7 @@ pub struct Surroundings {
     /// Where the process groups that run are written down.
     pub run_file: Option<RunFile>,
     /// Where the lines of a batch come from.
-    pub batch: Option<BatchReader>,
+    pub batch: Option<BatchLines>,
     /// Whether it is a service: it tells the service manager how it is, and ignores SIGHUP.
     pub daemon: bool,
 }
@@ -61,7 +63,7 @@ struct Shell<'a, T: Role> {
     show: &'a mut dyn FnMut(T::Report) -> io::Result<()>,
     session: Session,
     executor: Option<Executor>,
-    batch: Option<BatchReader>,
+    batch: Option<BatchLines>,
     sessions: Receiver<SessionEvent>,
     execs: Receiver<ExecEvent>,
     signals: Receiver<i32>,
@@ -211,7 +213,9 @@ impl<T: Role> Shell<'_, T> {
             }
             SessionEvent::Reply { id, result } => Some(Event::Reply { id, result }),
             SessionEvent::Failed { why } => {
-                if !self.ever_connected && let Some(code) = hopeless(&why) {
+                if !self.ever_connected
+                    && let Some(code) = hopeless(&why)
+                {
                     log::error!("{why}");
                     return Err(code);
                 }
@@ -260,7 +264,7 @@ impl<T: Role> Shell<'_, T> {
                     Action::Status(text) => self.notify(sd_notify::NotifyState::Status(&text)),
                     Action::Ready => self.notify(sd_notify::NotifyState::Ready),
                     Action::ReadLines(count) => {
-                        let lines = match self.batch.as_mut().map(|batch| batch.next(count)) {
+                        let lines = match self.batch.as_mut().map(|next| next(count)) {
                             Some(Ok(lines)) => lines,
                             Some(Err(error)) => {
                                 log::error!("{error:#}");

@@ -24,11 +24,24 @@ use anyhow::Context;
 use crossbeam_channel::Sender;
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::contract::worker::ProcessIdentity;
 use crate::machine::{GroupSignal, RunId, RunReport, RunSpec};
 use roll::Roll;
 use run::Shared;
 pub use runfile::{Claim, Predecessor, RunFile};
 use table::Table;
+
+/// Who this process is, on this host.
+///
+/// # Errors
+///
+/// If `/proc` does not tell.
+pub fn process_identity() -> anyhow::Result<ProcessIdentity> {
+    let own = proc::Identity::own().context("cannot learn who we are from /proc")?;
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let proc::Identity { boot_id, pid_ns, pid, start_ticks } = own;
+    Ok(ProcessIdentity { host, boot_id, pid_ns, pid, start_time: start_ticks })
+}
 
 /// Stack of a run's thread. `execvp` of a script without a first line copies its arguments to the stack.
 const STACK_BYTES: usize = 512 << 10;
