@@ -18,7 +18,7 @@
 //!   `Ensemble::start(n)` for one that may be hurt: `kill(i)`, `stop(i)`, `cont(i)`, `start_again(&[i])`,
 //!   `start_no_wait(i)`, `leader()`, `ports()`, `four_letters(i, "mntr")`. Servers are numbered from 1.
 //! - **[`Cluster`]**: a root in an ensemble, with what runs on it. `Cluster::on(&ensemble, name)`; settings with
-//!   `.with(&["--session-timeout", "6s"])` (the default here is 4 s, so a dead process is seen after 4 to 5 s).
+//!   `.with(&["--session-timeout", "9s"])` (the default is [`SESSION`]).
 //!   `master`, `worker`, `elector`, `submit` and `start` start a process, `run` waits for its end.
 //! - **[`Proc`]**: `term()`, `kill()`, `stop()`, `cont()`, `pid()`, `stdout()`, `stderr()`, `wait_exit(limit)`,
 //!   `is_running()`, `cpu()`. On a panic the end of its standard error is printed.
@@ -53,6 +53,13 @@ pub use tree::Tree;
 
 /// Long enough for anything that should take a second, on a machine that has other things to do.
 pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// The session timeout of the processes that tests start. Much shorter ones let leases lapse on a busy machine: of
+/// six seconds a lease has two.
+pub const SESSION: Duration = Duration::from_secs(6);
+
+/// How long the death of a process may go unseen: its session's timeout, and what its guarantees add to it.
+pub const DEATH: Duration = Duration::from_millis(6_000 + 500 + 1_000);
 
 /// Waits until `check` gives something.
 ///
@@ -125,7 +132,7 @@ impl Cluster {
             zk: ensemble.connect.clone(),
             root,
             dir,
-            common: vec!["--session-timeout".into(), "4s".into()],
+            common: vec!["--session-timeout".into(), format!("{}s", SESSION.as_secs())],
             started: AtomicU32::new(0),
         }
     }
@@ -275,6 +282,18 @@ impl Cluster {
         }
         found.sort_by(|a, b| a.0.cmp(&b.0));
         found
+    }
+
+    /// Waits until a worker has the task, and gives its incarnation.
+    #[track_caller]
+    pub fn assigned(&self, id: &TaskId) -> String {
+        eventually(LIMIT, &format!("{id} is assigned"), || self.assigned_to(id))
+    }
+
+    /// Waits until there is a task, and gives its id (the first one's).
+    #[track_caller]
+    pub fn the_task(&self) -> TaskId {
+        eventually(LIMIT, "there is a task", || self.tasks().into_iter().next().map(|(id, ..)| id))
     }
 
     /// Which incarnation has the task, by the assignments; a second one would break G3.
