@@ -4,3 +4,4 @@ pub mod contract;
 pub mod exit;
 pub mod machine;
 pub mod recipes;
+pub mod roles;
