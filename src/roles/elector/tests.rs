@@ -1,5 +1,6 @@
 //! The elector by itself: every state meets every loss, stop and late reply.
 
+mod explore;
 mod running;
 mod standing;
 mod stopping;

@@ -105,6 +105,19 @@ fn the_lease_of_an_old_session_starts_nothing() {
     assert_eq!(bench.did(), ["run"]);
 }
 
+/// Another server may grant a shorter timeout.
+#[test]
+fn the_lease_of_an_old_session_does_not_outlast_a_shorter_new_one() {
+    let mut bench = Bench::running(|_| {});
+    bench.lose();
+    bench.ended(Ended::Signal(15));
+    bench.step(Event::Connected { timeout: T / 2 });
+    bench.answer();
+    assert_eq!(bench.did(), ["Term", "run"]);
+    bench.pass_with(LEASE_MS / 2, is_lease_write);
+    assert_eq!(bench.did(), ["Kill"]);
+}
+
 /// Nor does the write of the run before, in the same session.
 #[test]
 fn each_run_waits_for_a_write_that_was_sent_after_it_began_to_lead() {
