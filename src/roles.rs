@@ -1,3 +1,9 @@
-//! Roles: what a zkmw process can be, as pure state machines made of [`crate::recipes`].
+//! Roles: what a process of zkmw can be, each a pure state machine made of recipes.
 
+pub mod client;
 pub mod elector;
+pub mod inspector;
+pub mod master;
+pub mod submitter;
+pub mod waiter;
+pub mod worker;

@@ -210,9 +210,7 @@ impl Elector {
     fn on_stop(&mut self, again: bool, now: Instant, out: &mut Actions<Report>) {
         match &mut self.state {
             State::Standing | State::Acquiring { .. } | State::Pausing { .. } => {
-                let code =
-                    if self.params.once && self.params.command.is_some() { TERMINATED } else { exit::OK };
-                self.end(code, out);
+                self.end(self.code_without_run(), out);
             }
             State::Running(run) => {
                 let run = *run;
@@ -232,6 +230,11 @@ impl Elector {
             }
             State::Over => {}
         }
+    }
+
+    /// The exit code of a stop that no command lived to see.
+    fn code_without_run(&self) -> i32 {
+        if self.params.once && self.params.command.is_some() { TERMINATED } else { exit::OK }
     }
 
     /// Tells the command to end, within its grace.
@@ -277,14 +280,23 @@ impl Elector {
         }
     }
 
-    fn on_not_started(&mut self, id: RunId, why: &str, now: Instant, out: &mut Actions<Report>) {
+    fn on_not_started(
+        &mut self,
+        id: RunId,
+        transient: bool,
+        why: &str,
+        now: Instant,
+        out: &mut Actions<Report>,
+    ) {
         let Some(run) = self.run().filter(|run| run.id == id) else { return };
         let program = self.params.command.as_ref().and_then(|argv| argv.first()).map_or("", String::as_str);
         out.log(Level::Error, format!("the command {program:?} could not be started: {why}"));
         match &self.state {
             State::Stopping { then: Then::Fail(code), .. } => self.end(*code, out),
-            State::Running(_) | State::Stopping { .. } if self.params.once => self.end(NOT_STARTED, out),
-            State::Stopping { then: Then::Stop, .. } => self.end(exit::OK, out),
+            State::Running(_) | State::Stopping { .. } if self.params.once && !transient => {
+                self.end(NOT_STARTED, out);
+            }
+            State::Stopping { then: Then::Stop, .. } => self.end(self.code_without_run(), out),
             State::Running(_) | State::Stopping { then: Then::Stand, .. } => {
                 let pause = self.pause_after(true);
                 self.stand_again(run, pause, now, out);
@@ -506,7 +518,9 @@ impl Role for Elector {
                     out.log(Level::Info, format!("the command runs as process {pid}"));
                 }
             }
-            Event::NotStarted { run, why } => self.on_not_started(run, &why, now, out),
+            Event::NotStarted { run, transient, why } => {
+                self.on_not_started(run, transient, &why, now, out);
+            }
             Event::Ended { run, report } => {
                 self.on_ended(run, report.ended, now, out);
             }

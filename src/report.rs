@@ -1,0 +1,113 @@
+//! The view: turns what client roles report into text or JSON lines, and keeps a progress bar.
+//!
+//! It owns how things look, never what they mean: reports come typed, with exit codes and words decided by the
+//! roles. Results go to standard output and everything about them to standard error. Each report is flushed
+//! before `show` returns, since what comes next may delete the task that it tells of.
+
+mod json;
+mod text;
+
+use std::io::{self, IsTerminal as _, Stderr, Stdout, Write};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+pub use crate::roles::client::ClientReport;
+use crate::roles::client::Progress;
+
+/// How reports are shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// One JSON object a line.
+    pub json: bool,
+    /// With a progress bar on standard error, drawn by [`indicatif`] whatever `err` is.
+    pub progress: bool,
+}
+
+/// Shows reports on two streams.
+#[derive(Debug)]
+pub struct View<O: Write, E: Write> {
+    out: O,
+    err: E,
+    json: bool,
+    /// The heading of a list was printed.
+    headed: bool,
+    bar: Option<ProgressBar>,
+}
+
+impl View<Stdout, Stderr> {
+    /// A view on the process's own streams; a bar only where there is a terminal to draw it on.
+    pub fn of_process(json: bool, progress: bool) -> View<Stdout, Stderr> {
+        let (out, err) = (io::stdout(), io::stderr());
+        let progress = progress && !json && err.is_terminal();
+        View::new(out, err, Look { json, progress })
+    }
+}
+
+impl<O: Write, E: Write> View<O, E> {
+    /// A view on these streams.
+    pub fn new(out: O, err: E, look: Look) -> View<O, E> {
+        let bar = look.progress.then(|| ProgressBar::no_length().with_style(style()));
+        View { out, err, json: look.json, headed: false, bar }
+    }
+
+    /// The bar, for others who write to the same terminal: they do it inside [`ProgressBar::suspend`].
+    pub fn bar(&self) -> Option<ProgressBar> {
+        self.bar.clone()
+    }
+
+    /// Shows a report.
+    ///
+    /// # Errors
+    /// If it could not be written, or not be flushed; it must then count as not shown.
+    pub fn show(&mut self, report: ClientReport) -> io::Result<()> {
+        match report {
+            ClientReport::Progress(progress) => {
+                self.move_bar(&progress);
+                return Ok(());
+            }
+            ClientReport::Summary(_) => {
+                if let Some(bar) = &self.bar {
+                    bar.finish_and_clear();
+                }
+            }
+            ClientReport::Submitted { detached: false, .. } => return Ok(()),
+            _ => {}
+        }
+        // Both streams may be the terminal that the bar is drawn on.
+        match self.bar.clone() {
+            Some(bar) => bar.suspend(|| self.write(&report)),
+            None => self.write(&report),
+        }
+    }
+
+    fn write(&mut self, report: &ClientReport) -> io::Result<()> {
+        if self.json {
+            json::write(report, &mut self.out, &mut self.err)?;
+        } else {
+            text::write(report, &mut self.out, &mut self.err, &mut self.headed)?;
+        }
+        self.out.flush()?;
+        self.err.flush()
+    }
+
+    fn move_bar(&self, progress: &Progress) {
+        let Some(bar) = &self.bar else { return };
+        if progress.total > 0 {
+            bar.set_length(progress.total);
+        }
+        bar.set_position(progress.done + progress.failed);
+        bar.set_message(match progress.failed {
+            0 => format!("{} submitted", progress.submitted),
+            failed => format!("{} submitted, {failed} failed", progress.submitted),
+        });
+    }
+}
+
+fn style() -> ProgressStyle {
+    // The template is a constant, and the default does where it is found wrong.
+    ProgressStyle::with_template("{wide_bar} {human_pos}/{human_len} ended, {msg} [{elapsed_precise}]")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+mod tests;

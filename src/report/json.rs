@@ -1,0 +1,142 @@
+//! Reports as programs read them: one JSON object a line on standard output. Field names are for keeps; a field
+//! that says nothing is left out or null, as told at each object.
+//!
+//! A task that nobody waits for: `id`, `state` (`"pending"`).
+//!
+//! A task's outcome: `id`, `line` (from 1; of a batch alone), `state` (`"done"`, `"failed"`, `"cancelled"`,
+//! `"expired"`), `reason` (`"exit"`, `"signal"`, `"timeout"`, `"poison"`, `"not-started"` or null), `exit_code`,
+//! `signal`, `detail`, `attempt`, `worker`, `started_ms`, `ended_ms` (all null where there is none), and `stdout`
+//! and `stderr`, each a string, or `{"base64"}`, or, where the middle was not kept, `{"head","omitted","tail"}`
+//! with the former two forms for head and tail.
+
+use std::io::{self, Write};
+
+use serde_json::{Map, Value, json};
+
+use super::text;
+use crate::contract::status::Leader;
+use crate::contract::task::Outcome;
+use crate::roles::client::{ClientReport, Ended, Noted, Row, Shade, Shown, StatusReport};
+
+/// Writes a report.
+pub fn write(report: &ClientReport, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
+    let value = match report {
+        ClientReport::Submitted { id, .. } => json!({"id": id, "state": Shade::Pending.as_str()}),
+        ClientReport::Ended(task) => ended(task),
+        ClientReport::Progress(_) => return Ok(()),
+        // On standard output every line is a task.
+        ClientReport::Summary(_) => return text::write(report, out, err, &mut true),
+        ClientReport::Status(report) => status(report),
+        ClientReport::Row(task) => row(task),
+        ClientReport::Shown(task) => shown(task),
+        ClientReport::Noted(note) => noted(note),
+    };
+    serde_json::to_writer(&mut *out, &value)?;
+    out.write_all(b"\n")
+}
+
+fn ended(task: &Ended) -> Value {
+    let mut object = Map::new();
+    object.insert("id".into(), json!(task.id));
+    if let Some(line) = task.line {
+        object.insert("line".into(), json!(line.saturating_add(1)));
+    }
+    outcome(&task.outcome, &mut object);
+    Value::Object(object)
+}
+
+fn outcome(outcome: &Outcome, object: &mut Map<String, Value>) {
+    let fields = [
+        ("state", json!(outcome.state)),
+        ("reason", json!(outcome.reason)),
+        ("exit_code", json!(outcome.exit_code)),
+        ("signal", json!(outcome.signal)),
+        ("detail", json!(outcome.detail)),
+        ("attempt", json!(outcome.attempt)),
+        ("worker", json!(outcome.worker)),
+        ("started_ms", json!(outcome.started_ms)),
+        ("ended_ms", json!(outcome.ended_ms)),
+        ("stdout", json!(outcome.stdout)),
+        ("stderr", json!(outcome.stderr)),
+    ];
+    object.extend(fields.map(|(name, value)| (name.to_string(), value)));
+}
+
+fn leader(leader: &Leader) -> Value {
+    json!({"id": leader.id, "host": leader.host, "pid": leader.pid, "epoch": leader.epoch})
+}
+
+/// `leader` (`id`, `host`, `pid`, `epoch`; null if nobody leads for certain), `next` (the id of who is about to
+/// lead, else null), `last_leader` (as `leader`: who wrote a stale summary, else null), `stale` (whether what
+/// follows `standbys` was written by a former leader, or by nobody), `standbys` (ids in the order in which they
+/// will lead), `workers`, `slots` (numbers), `worker_list` (the first 500), `tasks` (numbers by state), `loading`.
+fn status(report: &StatusReport) -> Value {
+    let written = report.status.as_ref().map(|status| leader(&status.leader));
+    let (leader, last) = if report.current { (written, None) } else { (None, written) };
+    let next = if report.current { None } else { report.contenders.first() };
+    let standbys = report.contenders.get(1..).unwrap_or_default();
+    let status = report.status.as_ref();
+    json!({
+        "leader": leader,
+        "next": next,
+        "last_leader": last,
+        "stale": !report.current,
+        "standbys": standbys,
+        "workers": status.map_or(0, |status| status.workers),
+        "slots": status.map_or(0, |status| status.slots),
+        "worker_list": status.map(|status| &status.worker_list).into_iter().flatten().collect::<Vec<_>>(),
+        "tasks": status.map(|status| status.tasks.clone()).unwrap_or_default(),
+        "loading": status.is_some_and(|status| status.loading),
+    })
+}
+
+/// `id`, `state` (`"pending"`, `"running"` or that of its outcome), `attempt`, `priority`, `command` (its start);
+/// of what is no task `id`, `state` (`"malformed"`) and `detail`.
+fn row(row: &Row) -> Value {
+    match &row.task {
+        Ok(task) => json!({
+            "id": row.id,
+            "state": task.shade.as_str(),
+            "attempt": task.attempt,
+            "priority": task.priority,
+            "command": task.command,
+        }),
+        Err(why) => json!({"id": row.id, "state": "malformed", "detail": why}),
+    }
+}
+
+/// `id`, `state`, `command` or `argv`, `attempt`, `charged`, `max_attempts`, `keyed`, `cancel`, `options` (those
+/// that hold, named as in the contract), `assigned_to`, `not_before_ms`, `history`, `created_ms`, `changed_ms`
+/// (the ensemble's clock), `version`, and `outcome`: null or an object as for an outcome, without `id`.
+fn shown(shown: &Shown) -> Value {
+    let task = &shown.task;
+    let ended = task.outcome.as_ref().map(|ended| {
+        let mut object = Map::new();
+        outcome(ended, &mut object);
+        object
+    });
+    json!({
+        "id": shown.id,
+        "state": shown.shade().as_str(),
+        "command": task.command,
+        "argv": task.argv,
+        "attempt": task.attempt,
+        "charged": task.charged,
+        "max_attempts": shown.options.attempts(),
+        "keyed": task.keyed,
+        "cancel": task.cancel,
+        "options": shown.options,
+        "assigned_to": shown.worker,
+        "delay_ms": task.delay_ms,
+        "history": task.history,
+        "created_ms": shown.stat.ctime_ms,
+        "changed_ms": shown.stat.mtime_ms,
+        "version": shown.stat.version,
+        "outcome": ended,
+    })
+}
+
+/// `id`, `verb` (`"cancel"` or `"retry"`), `ok`, `message`.
+fn noted(note: &Noted) -> Value {
+    json!({"id": note.id, "verb": note.verb, "ok": note.ok, "message": note.message})
+}

@@ -1,0 +1,237 @@
+//! Reports as people read them.
+
+use std::io::{self, Write};
+
+use crate::contract::task::{Options, Output, Payload, State};
+use crate::machine::Captured;
+use crate::roles::client::{
+    ClientReport, Ended, Noted, Progress, Row, Shown, StatusReport, exit_code, is_plain, verdict,
+};
+
+/// Writes a report.
+pub fn write(
+    report: &ClientReport,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+    headed: &mut bool,
+) -> io::Result<()> {
+    match report {
+        ClientReport::Submitted { id, .. } => writeln!(out, "{id}"),
+        ClientReport::Ended(task) => ended(task, out, err),
+        ClientReport::Progress(_) => Ok(()),
+        ClientReport::Summary(progress) => summary(progress, err),
+        ClientReport::Status(report) => status(report, out),
+        ClientReport::Row(task) => row(task, headed, out),
+        ClientReport::Shown(task) => shown(task, out),
+        ClientReport::Noted(note) => noted(note, out, err),
+    }
+}
+
+fn ended(task: &Ended, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
+    let Captured { head, omitted, tail } = task.outcome.stdout.captured();
+    out.write_all(&head)?;
+    omission(task, omitted, "output", err)?;
+    out.write_all(&tail)?;
+    out.flush()?;
+    let Captured { head, omitted, tail } = task.outcome.stderr.captured();
+    err.write_all(&head)?;
+    omission(task, omitted, "error output", err)?;
+    err.write_all(&tail)?;
+    let needs_words = if task.alone { !is_plain(&task.outcome) } else { task.outcome.state != State::Done };
+    if needs_words {
+        writeln!(err, "zkmw: the task {}{} {}", task.id, line(task), verdict(&task.outcome))?;
+    }
+    Ok(())
+}
+
+fn line(task: &Ended) -> String {
+    task.line.map_or_else(String::new, |line| format!(" (line {})", line.saturating_add(1)))
+}
+
+/// What is missing in between is told on standard error, never among the results.
+fn omission(task: &Ended, omitted: u64, name: &str, err: &mut dyn Write) -> io::Result<()> {
+    if omitted == 0 {
+        return Ok(());
+    }
+    writeln!(err, "zkmw: the task {}{}: {omitted} bytes of its {name} were not kept", task.id, line(task))
+}
+
+fn summary(progress: &Progress, err: &mut dyn Write) -> io::Result<()> {
+    let Progress { submitted, done, failed, total } = progress;
+    write!(err, "zkmw: {total} tasks: {done} succeeded, {failed} failed")?;
+    let open = submitted.saturating_sub(done + failed);
+    if open > 0 {
+        write!(err, ", {open} not waited for")?;
+    }
+    writeln!(err)
+}
+
+fn status(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
+    let leader = report.status.as_ref().map(|status| &status.leader);
+    match (report.contenders.as_slice(), leader) {
+        ([], None) => writeln!(out, "leader   none: no master is running, and none ever led")?,
+        ([], Some(last)) => {
+            writeln!(out, "leader   none: no master is running ({} on {} was the last)", last.id, last.host)?;
+        }
+        ([_, standbys @ ..], Some(leader)) if report.current => {
+            let (id, host, pid, epoch) = (&leader.id, &leader.host, leader.pid, leader.epoch);
+            writeln!(out, "leader   {id} (host {host}, pid {pid}, epoch {epoch})")?;
+            writeln!(out, "standbys {}", names(standbys))?;
+        }
+        ([next, standbys @ ..], last) => {
+            write!(out, "leader   none yet: {next} is about to lead")?;
+            if let Some(last) = last {
+                write!(out, " ({} on {} was the last)", last.id, last.host)?;
+            }
+            writeln!(out)?;
+            writeln!(out, "standbys {}", names(standbys))?;
+        }
+    }
+    let Some(status) = &report.status else { return Ok(()) };
+    if !report.current {
+        writeln!(out, "What follows is what the last leader wrote; it may be old.")?;
+    }
+    if status.loading {
+        writeln!(out, "The leader is still reading what stands: the numbers are not complete.")?;
+    }
+    let tasks = &status.tasks;
+    writeln!(
+        out,
+        "tasks    {} pending, {} running, {} done, {} failed, {} cancelled, {} expired",
+        tasks.pending, tasks.assigned, tasks.done, tasks.failed, tasks.cancelled, tasks.expired
+    )?;
+    if tasks.malformed + tasks.aside > 0 {
+        writeln!(out, "         {} malformed, {} set aside", tasks.malformed, tasks.aside)?;
+    }
+    writeln!(out, "workers  {} with {} slots", status.workers, status.slots)?;
+    for worker in &status.worker_list {
+        let draining = if worker.draining { ", draining" } else { "" };
+        let labels: Vec<String> =
+            worker.labels.iter().map(|(key, value)| format!(" {key}={value}")).collect();
+        let (host, pid, assigned, slots) = (&worker.host, worker.pid, worker.assigned, worker.slots);
+        let (id, labels) = (&worker.id, labels.concat());
+        writeln!(out, "  {id} (host {host}, pid {pid}) {assigned} tasks on {slots} slots{draining}{labels}")?;
+    }
+    let listed = u32::try_from(status.worker_list.len()).unwrap_or(u32::MAX);
+    match status.workers.saturating_sub(listed) {
+        0 => Ok(()),
+        more => writeln!(out, "  and {more} more"),
+    }
+}
+
+fn names(ids: &[String]) -> String {
+    if ids.is_empty() { "none".to_string() } else { ids.join(", ") }
+}
+
+fn row(row: &Row, headed: &mut bool, out: &mut dyn Write) -> io::Result<()> {
+    if !*headed {
+        *headed = true;
+        writeln!(out, "{:<32} {:<9} {:>7} {:>8} COMMAND", "ID", "STATE", "ATTEMPT", "PRIORITY")?;
+    }
+    let id = row.id.as_str();
+    match &row.task {
+        Ok(task) => {
+            let (state, attempt, priority) = (task.shade.as_str(), task.attempt, task.priority);
+            writeln!(out, "{id:<32} {state:<9} {attempt:>7} {priority:>8} {}", task.command)
+        }
+        Err(why) => writeln!(out, "{id:<32} {:<9} {:>7} {:>8} {why}", "malformed", "-", "-"),
+    }
+}
+
+fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
+    let task = &shown.task;
+    writeln!(out, "id        {}", shown.id)?;
+    match task.payload() {
+        Payload::Shell(line) => writeln!(out, "command   {}", line.escape_debug())?,
+        Payload::Program(argv) => writeln!(out, "program   {argv:?}")?,
+    }
+    write!(out, "state     {}", shown.shade().as_str())?;
+    match &shown.worker {
+        Some(worker) => writeln!(out, " on {worker}")?,
+        None => writeln!(out)?,
+    }
+    if task.cancel && task.outcome.is_none() {
+        writeln!(out, "          it is to be cancelled")?;
+    }
+    writeln!(out, "attempt   {} ({} of {} charged)", task.attempt, task.charged, shown.options.attempts())?;
+    options(&shown.options, out)?;
+    if task.keyed {
+        writeln!(out, "keyed     only the leader deletes it")?;
+    }
+    writeln!(out, "created   {} (ensemble's clock)", time(shown.stat.ctime_ms))?;
+    writeln!(out, "changed   {} (version {})", time(shown.stat.mtime_ms), shown.stat.version)?;
+    if let Some(delay) = task.delay_ms {
+        let at = shown.stat.mtime_ms.saturating_add_unsigned(delay);
+        writeln!(out, "not before {}", time(at))?;
+    }
+    for remark in &task.history {
+        let worker = remark.worker.as_ref().map_or("nobody", |worker| worker.as_str());
+        writeln!(out, "earlier   attempt {} by {worker}: {}", remark.attempt, remark.why.escape_debug())?;
+    }
+    let Some(outcome) = &task.outcome else { return Ok(()) };
+    let (attempt, code) = (outcome.attempt, exit_code(outcome));
+    writeln!(out, "outcome   attempt {attempt} {} (exit code {code})", verdict(outcome).escape_debug())?;
+    if let Some(worker) = &outcome.worker {
+        writeln!(out, "worker    {worker}")?;
+    }
+    if let (Some(started), Some(ended)) = (outcome.started_ms, outcome.ended_ms) {
+        let took = ended.saturating_sub(started);
+        writeln!(out, "ran       {} to {} ({took} ms, worker's clock)", time(started), time(ended))?;
+    }
+    kept("stdout", &outcome.stdout, out)?;
+    kept("stderr", &outcome.stderr, out)
+}
+
+fn options(options: &Options, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "priority  {}", options.priority.unwrap_or(0))?;
+    if let Some(timeout_ms) = options.timeout_ms {
+        writeln!(out, "timeout   {timeout_ms} ms")?;
+    }
+    if let Some(expire_ms) = options.expire_ms {
+        writeln!(out, "expires   {expire_ms} ms after its creation")?;
+    }
+    for (key, value) in options.require.iter().flatten() {
+        writeln!(out, "requires  {key}={value}")?;
+    }
+    for (key, value) in options.env.iter().flatten() {
+        writeln!(out, "env       {key}={}", value.escape_debug())?;
+    }
+    if let Some(submitter) = &options.orphan_of {
+        writeln!(out, "orphan of {submitter}: cancelled when that submitter is gone")?;
+    }
+    Ok(())
+}
+
+/// An output in the midst of other text: under a heading, ended by a line's end.
+fn kept(name: &str, output: &Output, out: &mut dyn Write) -> io::Result<()> {
+    if output.is_empty() {
+        return Ok(());
+    }
+    let Captured { head, omitted, tail } = output.captured();
+    writeln!(out, "--- {name}")?;
+    out.write_all(&head)?;
+    if omitted > 0 {
+        writeln!(out, "\n--- {omitted} bytes were not kept")?;
+    }
+    out.write_all(&tail)?;
+    let last = tail.last().or(head.last());
+    if last.is_some_and(|last| *last != b'\n') { writeln!(out) } else { Ok(()) }
+}
+
+/// Milliseconds since 1970 as RFC 3339, in UTC.
+fn time(ms: i64) -> String {
+    let since = u64::try_from(ms).unwrap_or(0);
+    let at = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_millis(since));
+    // `humantime` panics beyond the year 9999, and a foreign znode may say anything.
+    match at.filter(|_| since < 253_402_300_800_000) {
+        Some(at) => humantime::format_rfc3339_millis(at).to_string(),
+        None => format!("{ms} ms since 1970"),
+    }
+}
+
+fn noted(note: &Noted, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
+    match note.ok {
+        true => writeln!(out, "{}: {}", note.id, note.message),
+        false => writeln!(err, "{}: {}", note.id, note.message),
+    }
+}

@@ -1,0 +1,324 @@
+//! What all client roles have in common: the reports that they give to their user, and what an outcome or a
+//! refusal means as an exit code. It holds no state and makes no calls; how a report looks is the view's.
+
+pub mod walk;
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::fmt;
+
+use crate::contract::status::Status;
+use crate::contract::task::{Options, Outcome, Reason, State, Task};
+use crate::contract::{Incarnation, TaskId};
+use crate::exit;
+use crate::machine::{Refusal, Stat};
+
+/// Exit code of a waiting client that was interrupted: that of a shell for SIGINT.
+pub const INTERRUPTED: i32 = exit::SIGNAL_BASE + 2;
+
+/// ZooKeeper's code for a quota that would be exceeded.
+const QUOTA_EXCEEDED: i32 = -125;
+
+/// What a client role reports to its user.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ClientReport {
+    /// The task stands in the ensemble, for certain. Its user sees the id if nobody waits for the outcome.
+    Submitted {
+        /// The task.
+        id: TaskId,
+        /// Nobody waits for its outcome.
+        detached: bool,
+    },
+    /// A task ended.
+    Ended(Box<Ended>),
+    /// How far a batch, or a wait for several, has got.
+    Progress(Progress),
+    /// What a batch, or a wait for several, came to.
+    Summary(Progress),
+    /// How the service is.
+    Status(Box<StatusReport>),
+    /// One task of a list.
+    Row(Row),
+    /// All about one task.
+    Shown(Box<Shown>),
+    /// What became of a wish to cancel or retry a task.
+    Noted(Noted),
+}
+
+/// The outcome of a task that was waited for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ended {
+    /// The task.
+    pub id: TaskId,
+    /// Its line in the batch, from 0.
+    pub line: Option<u64>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// It is the only one: its exit code becomes ours, so a plain one needs no words.
+    pub alone: bool,
+}
+
+/// How many tasks of several are how far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// They stand in the ensemble, for certain.
+    pub submitted: u64,
+    /// They ended as done.
+    pub done: u64,
+    /// They ended otherwise, or are lost.
+    pub failed: u64,
+    /// How many there are; 0 while that is not known.
+    pub total: u64,
+}
+
+/// How the service is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StatusReport {
+    /// The summary that stands in the ensemble, if there is one that can be read.
+    pub status: Option<Status>,
+    /// Whether the first contender wrote the summary: only then it tells the present.
+    pub current: bool,
+    /// The ids of the contenders, first the first; of those beyond the first few only the znodes' names.
+    pub contenders: Vec<String>,
+}
+
+/// A state as users see it: that of a task without an outcome is refined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Shade {
+    /// It waits for a worker, or for its time.
+    Pending,
+    /// It is in a living worker's assignment.
+    Running,
+    /// It has this outcome.
+    Ended(State),
+}
+
+impl Shade {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Shade::Pending => "pending",
+            Shade::Running => "running",
+            Shade::Ended(state) => state.as_str(),
+        }
+    }
+}
+
+/// One task of a list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// The task.
+    pub id: TaskId,
+    /// What it is, or why it can't be read.
+    pub task: Result<RowTask, String>,
+}
+
+/// What a list tells of a task.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct RowTask {
+    pub shade: Shade,
+    pub attempt: u32,
+    /// Its own priority; the job's default is not read.
+    pub priority: i32,
+    /// The start of its command, on one line.
+    pub command: String,
+}
+
+/// All about one task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shown {
+    /// The task.
+    pub id: TaskId,
+    /// What stands in its znode.
+    pub task: Task,
+    /// Of its znode.
+    pub stat: Stat,
+    /// What holds for it: its own options, and its job's where it has none.
+    pub options: Options,
+    /// Who has it, if it is in a living worker's assignment.
+    pub worker: Option<Incarnation>,
+}
+
+impl Shown {
+    /// Its state.
+    pub fn shade(&self) -> Shade {
+        match (&self.task.outcome, &self.worker) {
+            (Some(outcome), _) => Shade::Ended(outcome.state),
+            (None, Some(_)) => Shade::Running,
+            (None, None) => Shade::Pending,
+        }
+    }
+}
+
+/// What became of a wish about a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Noted {
+    /// The task, or the job, as far as the user's words could be understood.
+    pub id: String,
+    /// `cancel` or `retry`.
+    pub verb: &'static str,
+    /// Whether the wish is, or need not be, fulfilled.
+    pub ok: bool,
+    /// What happened.
+    pub message: String,
+}
+
+/// The exit code that says how a task ended.
+pub fn exit_code(outcome: &Outcome) -> i32 {
+    // A foreign outcome may say anything; 0 is for the tasks that are done alone.
+    let failing = |code: Option<i32>| code.filter(|code| (1..=255).contains(code)).unwrap_or(exit::FAILED);
+    let by_signal = |signal: Option<i32>| failing(signal.and_then(|n| n.checked_add(exit::SIGNAL_BASE)));
+    match (outcome.state, outcome.reason) {
+        (State::Done, _) => exit::OK,
+        (State::Cancelled | State::Expired, _) | (State::Failed, Some(Reason::Poison)) => exit::FAILED,
+        (State::Failed, Some(Reason::Exit)) => failing(outcome.exit_code),
+        (State::Failed, Some(Reason::Signal)) => by_signal(outcome.signal),
+        (State::Failed, Some(Reason::Timeout)) => exit::TIMEOUT,
+        (State::Failed, Some(Reason::NotStarted)) => not_started_code(outcome),
+        (State::Failed, None) if outcome.signal.is_some() => by_signal(outcome.signal),
+        (State::Failed, None) => failing(outcome.exit_code),
+    }
+}
+
+/// As a shell has it: 127 for a program that is missing, 126 for one that may not be run.
+fn not_started_code(outcome: &Outcome) -> i32 {
+    let denied = |detail: &String| detail.to_ascii_lowercase().contains("denied");
+    match outcome.exit_code {
+        Some(code @ (126 | 127)) => code,
+        _ if outcome.detail.as_ref().is_some_and(denied) => 126,
+        _ => 127,
+    }
+}
+
+/// How a task ended, in words that follow its id.
+pub fn verdict(outcome: &Outcome) -> String {
+    let mut text = match (outcome.state, outcome.reason) {
+        (State::Done, _) => "succeeded".to_string(),
+        (State::Cancelled, _) => "was cancelled".to_string(),
+        (State::Expired, _) => "expired before it was started".to_string(),
+        (State::Failed, Some(Reason::Timeout)) => "ran past its timeout and was killed".to_string(),
+        (State::Failed, Some(Reason::Poison)) => "was given up: its workers died under it".to_string(),
+        (State::Failed, Some(Reason::NotStarted)) => "could not be started".to_string(),
+        (State::Failed, reason) => match (reason, outcome.exit_code, outcome.signal) {
+            (Some(Reason::Signal) | None, _, Some(signal)) => format!("was killed by signal {signal}"),
+            (_, Some(code), _) => format!("failed with exit code {code}"),
+            _ => "failed".to_string(),
+        },
+    };
+    if let Some(detail) = outcome.detail.as_ref().filter(|detail| !detail.is_empty()) {
+        text.push_str(": ");
+        text.push_str(detail);
+    }
+    text
+}
+
+/// Whether the exit code alone says how it ended.
+pub fn is_plain(outcome: &Outcome) -> bool {
+    outcome.state == State::Done
+        || (outcome.state == State::Failed
+            && outcome.reason == Some(Reason::Exit)
+            && outcome.exit_code == Some(exit_code(outcome)))
+}
+
+/// The exit code for a refusal that nothing can be done about.
+pub fn refusal_code(refusal: Refusal) -> i32 {
+    match refusal {
+        Refusal::NoAuth => exit::NOT_PERMITTED,
+        Refusal::TooLarge | Refusal::Other(QUOTA_EXCEEDED) => exit::TOO_MUCH,
+        Refusal::NoChildrenForEphemerals | Refusal::Unimplemented => exit::CONFIG,
+        Refusal::BadArguments => exit::DATA,
+        Refusal::NoNode | Refusal::NodeExists | Refusal::BadVersion | Refusal::NotEmpty => exit::TRY_AGAIN,
+        Refusal::Other(_) => exit::TRY_AGAIN,
+    }
+}
+
+/// What a client was told to do can't be done; found before anything was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfit {
+    /// The exit code that goes with it.
+    pub code: i32,
+    /// What is wrong, and with what.
+    pub why: String,
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl std::error::Error for Unfit {}
+
+/// The common exit code of several tasks: theirs if all that went wrong went wrong in one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    code: Option<i32>,
+}
+
+impl Tally {
+    /// Counts something that went wrong.
+    pub fn wrong(&mut self, code: i32) {
+        self.code = Some(match self.code {
+            None => code,
+            Some(same) if same == code => code,
+            Some(_) => exit::FAILED,
+        });
+    }
+
+    /// The code.
+    pub fn code(self) -> i32 {
+        self.code.unwrap_or(exit::OK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(reason: Option<Reason>, exit_code: Option<i32>, signal: Option<i32>) -> Outcome {
+        Outcome { exit_code, signal, ..Outcome::unrun(State::Failed, reason, "", 1) }
+    }
+
+    #[test]
+    fn a_task_ends_as_its_program_did() {
+        let code = |outcome: Outcome| exit_code(&outcome);
+        assert_eq!(code(Outcome::unrun(State::Done, None, "", 1)), 0);
+        assert_eq!(code(failed(Some(Reason::Exit), Some(7), None)), 7);
+        assert_eq!(code(failed(Some(Reason::Signal), None, Some(9))), 137);
+        assert_eq!(code(failed(Some(Reason::Timeout), None, Some(9))), 124);
+        assert_eq!(code(failed(Some(Reason::Poison), None, None)), 1);
+        assert_eq!(code(Outcome::unrun(State::Cancelled, None, "", 1)), 1);
+        assert_eq!(code(Outcome::unrun(State::Expired, None, "", 1)), 1);
+        let not_started = |why: &str| Outcome::unrun(State::Failed, Some(Reason::NotStarted), why, 1);
+        assert_eq!(code(not_started("No such file or directory (os error 2)")), 127);
+        assert_eq!(code(not_started("Permission denied (os error 13)")), 126);
+    }
+
+    #[test]
+    fn what_has_failed_never_looks_like_success() {
+        for outcome in [
+            failed(Some(Reason::Exit), Some(0), None),
+            failed(Some(Reason::Exit), Some(256), None),
+            failed(Some(Reason::Exit), None, None),
+            failed(Some(Reason::Signal), None, Some(i32::MAX)),
+            failed(Some(Reason::Signal), None, Some(-128)),
+            failed(None, None, None),
+        ] {
+            assert_eq!(exit_code(&outcome), 1, "{outcome:?}");
+            assert!(!is_plain(&outcome));
+        }
+    }
+
+    #[test]
+    fn several_faults_of_one_kind_keep_their_code() {
+        let mut tally = Tally::default();
+        assert_eq!(tally.code(), 0);
+        tally.wrong(65);
+        tally.wrong(65);
+        assert_eq!(tally.code(), 65);
+        tally.wrong(77);
+        assert_eq!(tally.code(), 1);
+    }
+}

@@ -1,0 +1,310 @@
+//! A desk for tests: a few znodes in memory, and a driver that plays out a role's calls on them, one at a time,
+//! so that a test can look at each, lose its answer, or step in between. It keeps versions and one-shot and
+//! standing watches; it is no ensemble (no sessions, no reordering): the simulator has that.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::ClientReport;
+use crate::contract::parent_of;
+use crate::contract::task::{Outcome, Reason, State, Task};
+use crate::machine::{
+    Action, Actions, BatchLine, Call, CallError, CallId, CallResult, ChangeKind, Event, Instant, Level,
+    Refusal, Reply, Role, Stat, WatchMode, turn,
+};
+
+/// What becomes of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is carried out and answered.
+    Answered,
+    /// It is carried out, its answer is lost, and the connection with it.
+    AppliedUnanswered,
+    /// It is not carried out, and its answer is lost with the connection.
+    DroppedUnanswered,
+    /// It did not leave the process, and the connection is lost.
+    NotSent,
+    /// It is refused so.
+    Refused(Refusal),
+}
+
+/// A role and the znodes that it works on.
+pub struct Desk<T: Role<Report = ClientReport>> {
+    pub role: T,
+    pub znodes: BTreeMap<String, (Vec<u8>, Stat)>,
+    pub reports: Vec<ClientReport>,
+    pub logs: Vec<(Level, String)>,
+    pub exit: Option<i32>,
+    /// Every call that was made.
+    pub made: Vec<Call>,
+    /// Calls that were not played out yet.
+    pub pending: VecDeque<(CallId, Call)>,
+    pub now: Instant,
+    /// Lines of the batch that were not read yet.
+    pub lines: VecDeque<BatchLine>,
+    zxid: i64,
+    once: BTreeSet<String>,
+    trees: BTreeSet<String>,
+    /// Events that the role was not told yet.
+    pub told: VecDeque<Event>,
+    pub online: bool,
+    out: Actions<ClientReport>,
+}
+
+impl<T: Role<Report = ClientReport>> Desk<T> {
+    /// A desk with these persistent znodes, in this order.
+    pub fn new(role: T, paths: &[&str]) -> Desk<T> {
+        let mut desk = Desk {
+            role,
+            znodes: BTreeMap::new(),
+            reports: Vec::new(),
+            logs: Vec::new(),
+            exit: None,
+            made: Vec::new(),
+            pending: VecDeque::new(),
+            now: Instant::default(),
+            lines: VecDeque::new(),
+            zxid: 100,
+            once: BTreeSet::new(),
+            trees: BTreeSet::new(),
+            told: VecDeque::new(),
+            online: false,
+            out: Actions::default(),
+        };
+        for path in paths {
+            desk.put(path, b"");
+        }
+        desk
+    }
+
+    /// Somebody else writes a znode.
+    pub fn put(&mut self, path: &str, data: &[u8]) {
+        match self.znodes.get(path).map(|(_, stat)| stat.version) {
+            None => drop(self.apply(&Call::Create {
+                path: path.into(),
+                data: data.to_vec(),
+                mode: crate::machine::CreateMode::Persistent,
+            })),
+            Some(version) => {
+                drop(self.apply(&Call::Set { path: path.into(), data: data.to_vec(), version }));
+            }
+        }
+    }
+
+    /// Somebody else deletes a znode.
+    pub fn remove(&mut self, path: &str) {
+        drop(self.apply(&Call::Delete { path: path.into(), version: None }));
+    }
+
+    /// The task that stands there.
+    pub fn task(&self, path: &str) -> Task {
+        Task::decode(&self.znodes[path].0).expect("a task")
+    }
+
+    /// A worker ends the task.
+    pub fn end(&mut self, path: &str, outcome: Outcome) {
+        let mut task = self.task(path);
+        task.outcome = Some(outcome);
+        self.put(path, &task.encode());
+    }
+
+    /// The role takes in an event.
+    pub fn event(&mut self, event: Event) {
+        assert_eq!(self.exit, None, "the process has ended before {event:?}");
+        turn(&mut self.role, self.now, event, &mut self.out);
+        let actions: Vec<_> = self.out.drain().collect();
+        for action in actions {
+            assert_eq!(self.exit, None, "{action:?} after the end");
+            match action {
+                Action::Call { id, call } => {
+                    assert!(self.online, "{call:?} without a connection");
+                    self.made.push(call.clone());
+                    self.pending.push_back((id, call));
+                }
+                Action::Report(report) => self.reports.push(report),
+                Action::Log(level, text) => self.logs.push((level, text)),
+                Action::Exit(code) => self.exit = Some(code),
+                Action::ReadLines(n) => {
+                    let n = n.min(self.lines.len());
+                    let lines = self.lines.drain(..n).collect();
+                    self.told.push_back(Event::Lines(lines));
+                }
+                other => panic!("a client asked for {other:?}"),
+            }
+        }
+    }
+
+    /// A new session comes up.
+    pub fn connect(&mut self) {
+        self.online = true;
+        self.event(Event::Connected { timeout: Duration::from_secs(10) });
+    }
+
+    /// The connection breaks: calls that were not played out are answered with doubt.
+    pub fn lose(&mut self) {
+        while let Some((id, _)) = self.pending.pop_front() {
+            self.event(Event::Reply { id, result: Err(CallError::MaybeApplied) });
+            if self.exit.is_some() {
+                return;
+            }
+        }
+        self.online = false;
+        self.once.clear();
+        self.trees.clear();
+        self.told.clear();
+        self.event(Event::Lost { why: "test".into() });
+    }
+
+    /// Plays out the next call so, and then tells what watches saw. False if there was none.
+    pub fn play(&mut self, fate: Fate) -> bool {
+        let Some((id, call)) = self.pending.pop_front() else { return false };
+        let result = match fate {
+            Fate::Answered => self.apply(&call),
+            Fate::AppliedUnanswered => {
+                drop(self.apply(&call));
+                Err(CallError::MaybeApplied)
+            }
+            Fate::DroppedUnanswered => Err(CallError::MaybeApplied),
+            Fate::NotSent => Err(CallError::NotSent),
+            Fate::Refused(refusal) => Err(CallError::Refused(refusal)),
+        };
+        let lost = matches!(result, Err(CallError::MaybeApplied | CallError::NotSent));
+        self.event(Event::Reply { id, result });
+        if lost && self.exit.is_none() {
+            self.lose();
+        }
+        self.tell();
+        true
+    }
+
+    /// Tells the role what watches saw.
+    pub fn tell(&mut self) {
+        while self.exit.is_none() {
+            let Some(event) = self.told.pop_front() else { break };
+            self.event(event);
+        }
+    }
+
+    /// Plays everything out until the role wants nothing more.
+    pub fn settle(&mut self) {
+        self.tell();
+        while self.exit.is_none() && self.play(Fate::Answered) {}
+    }
+
+    /// Plays out until a call like this is next.
+    pub fn settle_until(&mut self, is_it: impl Fn(&Call) -> bool) {
+        self.tell();
+        while !self.pending.front().is_some_and(|(_, call)| is_it(call)) {
+            assert!(self.play(Fate::Answered), "no such call was made: {:?}", self.made);
+        }
+    }
+
+    /// What the ensemble does with a call.
+    fn apply(&mut self, call: &Call) -> CallResult {
+        let path = call.path();
+        let refused = |refusal| Err(CallError::Refused(refusal));
+        let stat = self.znodes.get(path).map(|(_, stat)| *stat);
+        self.zxid += 1;
+        match (call, stat) {
+            (Call::Create { .. }, Some(_)) => refused(Refusal::NodeExists),
+            (Call::Create { data, .. }, None) => {
+                if parent_of(path).is_some_and(|parent| !self.znodes.contains_key(parent)) {
+                    return refused(Refusal::NoNode);
+                }
+                let stat = Stat { czxid: self.zxid, mzxid: self.zxid, ..Stat::default() };
+                self.znodes.insert(path.into(), (data.clone(), stat));
+                self.notice(path, ChangeKind::Created);
+                Ok(Reply::Created { path: path.into() })
+            }
+            (Call::Watch { mode, .. }, _) => {
+                assert_eq!(*mode, WatchMode::Tree);
+                self.trees.insert(path.into());
+                Ok(Reply::Watching)
+            }
+            (_, None) => refused(Refusal::NoNode),
+            (Call::Set { version, .. } | Call::Delete { version: Some(version), .. }, Some(stat))
+                if *version != stat.version =>
+            {
+                refused(Refusal::BadVersion)
+            }
+            (Call::Set { data, .. }, Some(stat)) => {
+                let stat = Stat { version: stat.version + 1, mzxid: self.zxid, ..stat };
+                self.znodes.insert(path.into(), (data.clone(), stat));
+                self.notice(path, ChangeKind::Data);
+                Ok(Reply::Stat(stat))
+            }
+            (Call::Delete { .. }, Some(_)) => {
+                self.znodes.remove(path);
+                self.notice(path, ChangeKind::Deleted);
+                Ok(Reply::Deleted)
+            }
+            (Call::Get { watch, .. }, Some(stat)) => {
+                if *watch {
+                    self.once.insert(path.into());
+                }
+                Ok(Reply::Data { data: self.znodes[path].0.clone(), stat })
+            }
+            (Call::Exists { .. }, Some(stat)) => {
+                let num_children = i32::try_from(self.children(path).len()).expect("few");
+                Ok(Reply::Stat(Stat { num_children, ..stat }))
+            }
+            (Call::Children { .. }, Some(_)) => Ok(Reply::Children(self.children(path))),
+        }
+    }
+
+    fn children(&self, path: &str) -> Vec<String> {
+        let prefix = format!("{path}/");
+        let below = self.znodes.range(prefix.clone()..).map_while(|(at, _)| at.strip_prefix(&prefix));
+        below.filter(|name| !name.contains('/')).map(str::to_string).collect()
+    }
+
+    fn notice(&mut self, path: &str, kind: ChangeKind) {
+        let tree = self.trees.iter().any(|root| path.starts_with(&format!("{root}/")));
+        if self.once.remove(path) || tree {
+            self.told.push_back(Event::Changed { path: path.into(), kind });
+        }
+    }
+
+    /// The ids and states of the outcomes that were reported.
+    pub fn ended(&self) -> Vec<(String, State)> {
+        let ended = self.reports.iter().filter_map(|report| match report {
+            ClientReport::Ended(task) => Some((task.id.to_string(), task.outcome.state)),
+            _ => None,
+        });
+        ended.collect()
+    }
+
+    /// Whether something was logged that has this in it.
+    pub fn logged(&self, part: &str) -> bool {
+        self.logs.iter().any(|(_, text)| text.contains(part))
+    }
+
+    /// How many calls like this were made.
+    pub fn count(&self, is_it: impl Fn(&Call) -> bool) -> usize {
+        self.made.iter().filter(|call| is_it(call)).count()
+    }
+}
+
+pub fn is_create(call: &Call) -> bool {
+    matches!(call, Call::Create { .. })
+}
+
+pub fn is_delete(call: &Call) -> bool {
+    matches!(call, Call::Delete { .. })
+}
+
+pub fn is_set(call: &Call) -> bool {
+    matches!(call, Call::Set { .. })
+}
+
+pub fn is_get(call: &Call) -> bool {
+    matches!(call, Call::Get { .. })
+}
+
+pub fn done() -> Outcome {
+    Outcome { exit_code: Some(0), ..Outcome::unrun(State::Done, None, "", 1) }
+}
+
+pub fn failed(code: i32) -> Outcome {
+    Outcome { exit_code: Some(code), ..Outcome::unrun(State::Failed, Some(Reason::Exit), "", 1) }
+}

@@ -1,0 +1,243 @@
+//! Walk: from what a user names (tasks, jobs, everything) to the tasks it means, a directory at a time.
+//!
+//! It holds the names of one directory, never of a whole job, and hands each task out once. What is created
+//! behind its back is not looked for: a walk is over when it has seen what stood when it came by.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use crate::contract::{Layout, TaskId, is_component};
+use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Refusal, Reply};
+
+/// What a user names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// One task.
+    Task(TaskId),
+    /// All tasks in the directory of this name, and in those whose names go on with `~` after it.
+    Job(String),
+    /// All tasks.
+    All,
+}
+
+impl Target {
+    /// Whether the directory of this name belongs to it.
+    fn has_dir(&self, dir: &str) -> bool {
+        match self {
+            Target::Task(_) => false,
+            Target::Job(job) => {
+                dir.strip_prefix(job.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('~'))
+            }
+            Target::All => true,
+        }
+    }
+}
+
+/// A task that a walk has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The task.
+    pub id: TaskId,
+    /// The user named the task itself, so it should be there.
+    pub named: bool,
+}
+
+/// A walk over what a user named.
+#[derive(Debug)]
+pub struct Walk {
+    layout: Layout,
+    todo: VecDeque<Target>,
+    /// The tasks that the user named, so that they are not met again in their jobs.
+    named: BTreeSet<TaskId>,
+    /// Directories of the present target that are still to be listed.
+    dirs: VecDeque<String>,
+    /// Names in the present directory that were not handed out yet.
+    dir: String,
+    names: VecDeque<String>,
+    calls: Calls<Purpose>,
+    online: bool,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Jobs,
+    Tasks(String),
+}
+
+/// What a reply meant for [`Walk`] led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Ask for the next task.
+    Pending,
+    /// There is no such job.
+    Unknown(String),
+    /// This directory can't be listed.
+    Refused(String, Refusal),
+}
+
+impl Walk {
+    /// A walk over these, in this order.
+    pub fn new<I: IntoIterator<Item = Target>>(layout: &Layout, targets: I) -> Walk {
+        let mut named = BTreeSet::new();
+        let todo = targets.into_iter().filter(|target| match target {
+            Target::Task(id) => named.insert(id.clone()),
+            Target::Job(_) | Target::All => true,
+        });
+        Walk {
+            layout: layout.clone(),
+            todo: todo.collect(),
+            named,
+            dirs: VecDeque::new(),
+            dir: String::new(),
+            names: VecDeque::new(),
+            calls: Calls::default(),
+            online: false,
+        }
+    }
+
+    /// A connection is up.
+    pub fn on_connected(&mut self) {
+        self.calls.clear();
+        self.online = true;
+    }
+
+    /// The connection is gone; what was being listed will be listed again.
+    pub fn on_lost(&mut self) {
+        self.calls.clear();
+        self.online = false;
+    }
+
+    /// The next task, if it is known already; otherwise looks for it.
+    pub fn next<R>(&mut self, out: &mut Actions<R>) -> Option<Found> {
+        while let Some(name) = self.names.pop_front() {
+            let id = TaskId::new(&self.dir, &name);
+            if !self.named.contains(&id) {
+                return Some(Found { id, named: false });
+            }
+        }
+        if let (true, Some(Target::Task(_))) = (self.dirs.is_empty(), self.todo.front())
+            && let Some(Target::Task(id)) = self.todo.pop_front()
+        {
+            return Some(Found { id, named: true });
+        }
+        if self.online && self.calls.is_empty() {
+            if let Some(dir) = self.dirs.front() {
+                let (path, dir) = (self.layout.job(dir), dir.clone());
+                self.calls.issue(out, Call::Children { path }, Purpose::Tasks(dir));
+            } else if !self.todo.is_empty() {
+                self.calls.issue(out, Call::Children { path: self.layout.tasks() }, Purpose::Jobs);
+            }
+        }
+        None
+    }
+
+    /// Whether every task was handed out.
+    pub fn is_over(&self) -> bool {
+        self.todo.is_empty() && self.dirs.is_empty() && self.names.is_empty()
+    }
+
+    /// Takes in a reply; `None` if it is somebody else's.
+    pub fn on_reply(&mut self, id: CallId, result: &CallResult) -> Option<Step> {
+        let purpose = self.calls.take(id)?;
+        let nothing = Vec::new();
+        let names = match result {
+            Ok(Reply::Children(names)) => names,
+            Ok(_) | Err(CallError::Refused(Refusal::NoNode)) => &nothing,
+            Err(CallError::NotSent | CallError::MaybeApplied) => return Some(Step::Pending),
+            Err(CallError::Refused(refusal)) => {
+                let path = match purpose {
+                    Purpose::Jobs => self.layout.tasks(),
+                    Purpose::Tasks(dir) => self.layout.job(&dir),
+                };
+                return Some(Step::Refused(path, *refusal));
+            }
+        };
+        // A name that can't be told to users as part of an id is nothing that we could act on.
+        let mut names: Vec<String> = names.iter().filter(|name| is_component(name)).cloned().collect();
+        names.sort_unstable();
+        match purpose {
+            Purpose::Jobs => {
+                let target = self.todo.pop_front();
+                names.retain(|dir| target.as_ref().is_some_and(|target| target.has_dir(dir)));
+                self.dirs = names.into();
+                if let (true, Some(Target::Job(job))) = (self.dirs.is_empty(), target) {
+                    return Some(Step::Unknown(job));
+                }
+            }
+            Purpose::Tasks(dir) => {
+                self.dirs.pop_front();
+                self.dir = dir;
+                self.names = names.into();
+            }
+        }
+        Some(Step::Pending)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Action;
+
+    /// Answers listings from `dirs` until the walk is over; gives what it handed out.
+    fn walk(targets: Vec<Target>, dirs: &[(&str, &[&str])]) -> (Vec<String>, Vec<String>) {
+        let mut walk = Walk::new(&Layout::new("/z"), targets);
+        walk.on_connected();
+        let mut out: Actions<()> = Actions::default();
+        let (mut found, mut unknown) = (Vec::new(), Vec::new());
+        while !walk.is_over() {
+            while let Some(task) = walk.next(&mut out) {
+                found.push(task.id.to_string());
+            }
+            for action in out.drain().collect::<Vec<_>>() {
+                let Action::Call { id, call } = action else { panic!("{action:?}") };
+                let names = match call.path().strip_prefix("/z/tasks").expect("below tasks") {
+                    "" => dirs.iter().map(|(dir, _)| (*dir).to_string()).collect(),
+                    dir => {
+                        let names = dirs.iter().find(|(name, _)| dir[1..] == **name).expect("listed").1;
+                        names.iter().map(|name| (*name).to_string()).collect()
+                    }
+                };
+                if let Some(Step::Unknown(job)) = walk.on_reply(id, &Ok(Reply::Children(names))) {
+                    unknown.push(job);
+                }
+            }
+        }
+        (found, unknown)
+    }
+
+    #[test]
+    fn a_job_is_all_its_directories_and_no_others() {
+        let dirs: &[(&str, &[&str])] = &[
+            ("J~b~0001", &["3"]),
+            ("J~b~0000", &["2", "1"]),
+            ("J", &["k"]),
+            ("J2", &["no"]),
+            ("_00", &["x"]),
+        ];
+        let job = |name: &str| vec![Target::Job(name.into())];
+        assert_eq!(walk(job("J"), dirs).0, ["J/k", "J~b~0000/1", "J~b~0000/2", "J~b~0001/3"]);
+        assert_eq!(walk(job("J~b"), dirs).0, ["J~b~0000/1", "J~b~0000/2", "J~b~0001/3"]);
+        assert_eq!(walk(job("nope"), dirs), (vec![], vec!["nope".to_string()]));
+        let both = vec![Target::Task(TaskId::new("a", "b")), Target::Job("_00".into())];
+        assert_eq!(walk(both, dirs).0, ["a/b", "_00/x"]);
+        assert_eq!(walk(vec![Target::All], dirs).0.len(), 6);
+        let task = || Target::Task(TaskId::new("J", "k"));
+        assert_eq!(walk(vec![task(), Target::All, task()], dirs).0.len(), 6, "each once");
+    }
+
+    #[test]
+    fn a_lost_listing_is_made_again() {
+        let mut walk = Walk::new(&Layout::new("/z"), [Target::All]);
+        let mut out: Actions<()> = Actions::default();
+        assert_eq!(walk.next(&mut out), None);
+        assert!(out.is_empty(), "no call without a connection");
+        for _ in 0..2 {
+            walk.on_connected();
+            assert_eq!(walk.next(&mut out), None);
+            assert_eq!(walk.next(&mut out), None);
+            assert_eq!(out.drain().count(), 1, "one listing at a time");
+            walk.on_lost();
+        }
+        assert!(!walk.is_over());
+    }
+}

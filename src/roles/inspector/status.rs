@@ -1,0 +1,183 @@
+//! How the service is: the leader's summary, checked against who leads.
+//!
+//! The summary outlives its writer. So the contenders are read first and the summary after them: a summary by the
+//! first contender is then the present; one by an earlier leader tells that the first has not begun to lead; one
+//! by a later leader tells that the contenders changed in between, and they are read again.
+
+use std::collections::BTreeMap;
+
+use crate::contract::status::Status;
+use crate::contract::{Layout, contender_rank};
+use crate::exit;
+use crate::machine::{
+    Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
+};
+use crate::roles::client::{ClientReport, INTERRUPTED, StatusReport, refusal_code};
+
+/// Contenders whose ids are read; of the others the names of their znodes have to do.
+const MAX_CONTENDERS_READ: usize = 10;
+
+/// How often everything is read again because the leader changed meanwhile.
+const MAX_ROUNDS: u32 = 5;
+
+/// What a question for the status is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StatusParams {
+    /// Where everything stands.
+    pub layout: Layout,
+}
+
+/// A question for the status.
+#[derive(Debug)]
+pub struct StatusOf {
+    layout: Layout,
+    rounds: u32,
+    over: bool,
+    /// Names of all contenders, first the first.
+    names: Vec<String>,
+    /// What the first few of them say: when they were created, and their ids; by their place.
+    read: BTreeMap<usize, (i64, String)>,
+    calls: Calls<Purpose>,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Contenders,
+    Contender(usize),
+    Status,
+}
+
+impl StatusOf {
+    /// A question for the status.
+    pub fn new(params: StatusParams) -> StatusOf {
+        StatusOf {
+            layout: params.layout,
+            rounds: 0,
+            over: false,
+            names: Vec::new(),
+            read: BTreeMap::new(),
+            calls: Calls::default(),
+        }
+    }
+
+    fn start(&mut self, out: &mut Actions<ClientReport>) {
+        self.calls.clear();
+        self.names.clear();
+        self.read.clear();
+        self.calls.issue(out, Call::Children { path: self.layout.master() }, Purpose::Contenders);
+    }
+
+    fn fail(&mut self, code: i32, why: String, out: &mut Actions<ClientReport>) {
+        self.over = true;
+        out.fail(code, why);
+    }
+
+    fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
+        let Some(purpose) = self.calls.take(id) else { return };
+        let reply = match result {
+            Ok(reply) => Some(reply),
+            Err(CallError::Refused(Refusal::NoNode)) => None,
+            Err(CallError::Refused(refusal)) => {
+                let why = format!("cannot read the status below {}: {refusal}", self.layout.root());
+                return self.fail(refusal_code(*refusal), why, out);
+            }
+            // The connection is gone; everything is read again on the next.
+            Err(CallError::NotSent | CallError::MaybeApplied) => return,
+        };
+        match (purpose, reply) {
+            (Purpose::Contenders, Some(Reply::Children(names))) => self.on_contenders(names, out),
+            (Purpose::Contenders, None) => self.on_contenders(&[], out),
+            (Purpose::Contender(place), Some(Reply::Data { data, stat })) => {
+                let id = String::from_utf8_lossy(data).into_owned();
+                self.read.insert(place, (stat.czxid, id));
+                self.read_status(out);
+            }
+            // It is gone since the listing.
+            (Purpose::Contender(_), None) => self.read_status(out),
+            (Purpose::Status, Some(Reply::Data { data, .. })) => match Status::decode(data) {
+                Ok(status) => self.answer(Some(status), out),
+                Err(malformed) => {
+                    let path = self.layout.status();
+                    out.log(Level::Warn, format!("the znode {path} can't be read as a status: {malformed}"));
+                    self.answer(None, out);
+                }
+            },
+            (Purpose::Status, None) => self.answer(None, out),
+            (purpose, Some(reply)) => {
+                self.fail(exit::BUG, format!("status: {reply:?} answers {purpose:?}"), out);
+            }
+        }
+    }
+
+    fn on_contenders(&mut self, names: &[String], out: &mut Actions<ClientReport>) {
+        // Names of other libraries have no place in this election.
+        let mut ranked: Vec<(&str, &String)> =
+            names.iter().filter_map(|name| contender_rank(name).map(|rank| (rank, name))).collect();
+        ranked.sort_unstable();
+        self.names = ranked.into_iter().map(|(_, name)| name.clone()).collect();
+        for (place, name) in self.names.iter().take(MAX_CONTENDERS_READ).enumerate() {
+            let path = format!("{}/{name}", self.layout.master());
+            self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Contender(place));
+        }
+        self.read_status(out);
+    }
+
+    fn read_status(&mut self, out: &mut Actions<ClientReport>) {
+        if self.calls.is_empty() {
+            self.calls.issue(out, Call::Get { path: self.layout.status(), watch: false }, Purpose::Status);
+        }
+    }
+
+    fn answer(&mut self, status: Option<Status>, out: &mut Actions<ClientReport>) {
+        let first = self.read.values().next().map(|(czxid, _)| *czxid);
+        let written = status.as_ref().map(|status| status.leader.epoch);
+        self.rounds += 1;
+        if written > first && self.rounds < MAX_ROUNDS && first.is_some() {
+            return self.start(out);
+        }
+        let contenders = self.names.iter().enumerate();
+        let contenders = contenders.filter_map(|(place, name)| match self.read.get(&place) {
+            Some((_, id)) => Some(id.clone()),
+            None if place < MAX_CONTENDERS_READ => None,
+            None => Some(name.clone()),
+        });
+        let report = StatusReport {
+            current: first.is_some() && written == first,
+            contenders: contenders.collect(),
+            status,
+        };
+        self.over = true;
+        out.push(Action::Report(ClientReport::Status(Box::new(report))));
+        out.push(Action::Exit(exit::OK));
+    }
+}
+
+impl Role for StatusOf {
+    type Report = ClientReport;
+
+    fn step(&mut self, _now: Instant, event: Event, out: &mut Actions<ClientReport>) {
+        if self.over {
+            return;
+        }
+        match event {
+            Event::Connected { .. } => self.start(out),
+            Event::Lost { .. } => self.calls.clear(),
+            Event::Reply { id, result } => self.on_reply(id, &result, out),
+            Event::Stop { .. } => self.fail(INTERRUPTED, "interrupted".to_string(), out),
+            Event::Changed { .. }
+            | Event::Wake
+            | Event::Started { .. }
+            | Event::NotStarted { .. }
+            | Event::Ended { .. }
+            | Event::Lines(_) => {}
+        }
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        None
+    }
+
+    fn assert_invariants(&self) {
+        assert!(self.read.len() <= MAX_CONTENDERS_READ, "too many contenders read");
+    }
+}

@@ -1,0 +1,554 @@
+//! One task: create it, wait for its outcome, show it, delete it.
+//!
+//! Owns how far the task has got; that outlives a connection, and each new session takes it up again. It never
+//! deletes what it may not: a keyed task (the key has to work after the outcome was read), one that another
+//! submitter made, or one whose creation was ever in doubt (it might be made anew by the doubtful request).
+
+use std::time::Duration;
+
+use super::mark::{self, Mark};
+use crate::contract::task::{Options, Outcome, Payload, Task};
+use crate::contract::{Layout, MAX_CHILDREN, MAX_TASK_BYTES, TaskId, is_shared, shared_job};
+use crate::exit;
+use crate::machine::{
+    Action, Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Event, Instant, Level, Refusal,
+    Reply, Role, Stat,
+};
+use crate::recipes::ensure::{self, Ensure};
+use crate::roles::client::{ClientReport, Ended, INTERRUPTED, Unfit, exit_code, refusal_code};
+
+/// How long an outage may keep us from deleting a task whose outcome was shown; then the leader will do it.
+const DELETE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Deletes whose answer may get lost before the leader is left to do it.
+const MAX_DELETES: u32 = 2;
+
+/// Changes by others that a wish to cancel may run into.
+const MAX_CONFLICTS: u32 = 20;
+
+/// What a single submit is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SingleParams {
+    /// Where everything stands.
+    pub layout: Layout,
+    /// A fresh ULID: the name of the task, if the user brings no key, and of the submitter.
+    pub ulid: String,
+    /// The user's key.
+    pub key: Option<String>,
+    /// The job to put the task into; else a shared one.
+    pub job: Option<String>,
+    /// What to run.
+    pub payload: Payload,
+    /// What was set for it.
+    pub options: Options,
+    /// Don't wait.
+    pub detach: bool,
+    /// The task is to be cancelled if we die while we wait. Means nothing together with `detach`.
+    pub orphan_cancel: bool,
+    /// Cancel the task when we are interrupted.
+    pub cancel_on_interrupt: bool,
+}
+
+/// A submitter of one task.
+#[derive(Debug)]
+pub struct Single {
+    layout: Layout,
+    id: TaskId,
+    task: Task,
+    detach: bool,
+    cancel_on_interrupt: bool,
+    online: bool,
+    phase: Phase,
+    /// A creation was in doubt at any time.
+    doubt: bool,
+    /// The task was there before us.
+    attached: bool,
+    /// We were interrupted, and the task is to be cancelled.
+    cancelling: bool,
+    conflicts: u32,
+    /// The task changed while it was being read.
+    changed: bool,
+    mark: Mark,
+    ensure: Ensure,
+    calls: Calls<Purpose>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It is not known yet that the task stands.
+    Submitting,
+    /// It stands, and its outcome was not seen yet.
+    Waiting,
+    /// The outcome was shown; `tries` deletes were answered with doubt.
+    Deleting { version: i32, code: i32, tries: u32, give_up: Option<Instant> },
+    /// The end was asked for.
+    Over,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// Looks whether the job's directory has room.
+    Room,
+    /// Looks whether `tasks` has room for the job's directory.
+    JobRoom,
+    Create,
+    /// Looks whether the task that has our key is ours; `full` if it can't be made in any case.
+    Compare {
+        full: bool,
+    },
+    Read,
+    Cancel,
+    Delete,
+    /// Somebody changed the task after its outcome was shown.
+    ReadLast,
+}
+
+impl Single {
+    /// A submitter of the task that `params` describe.
+    ///
+    /// # Errors
+    /// If that can't be a task.
+    pub fn new(params: SingleParams) -> Result<Single, Unfit> {
+        let name = params.key.as_ref().unwrap_or(&params.ulid);
+        let job = params.job.unwrap_or_else(|| shared_job(name));
+        let id = TaskId::new(&job, name);
+        let mark = (params.orphan_cancel && !params.detach).then_some(params.ulid);
+        let options = Options { orphan_of: mark.clone(), ..params.options };
+        let mut task = Task::new(params.payload, options);
+        task.keyed = params.key.is_some();
+        let bytes = task.encode().len();
+        if bytes > MAX_TASK_BYTES {
+            let why = format!("the task takes {bytes} bytes; at most {MAX_TASK_BYTES} are allowed");
+            return Err(Unfit { code: exit::DATA, why });
+        }
+        Ok(Single {
+            mark: Mark::new(&params.layout, mark),
+            ensure: Ensure::new([params.layout.job(&job)]),
+            layout: params.layout,
+            id,
+            task,
+            detach: params.detach,
+            cancel_on_interrupt: params.cancel_on_interrupt,
+            online: false,
+            phase: Phase::Submitting,
+            doubt: false,
+            attached: false,
+            cancelling: false,
+            conflicts: 0,
+            changed: false,
+            calls: Calls::default(),
+        })
+    }
+
+    /// The task's id. It may be told to the user only when it is reported.
+    pub fn id(&self) -> &TaskId {
+        &self.id
+    }
+
+    fn path(&self) -> String {
+        self.layout.task(&self.id)
+    }
+
+    fn call(&mut self, call: Call, purpose: Purpose, out: &mut Actions<ClientReport>) {
+        self.calls.issue(out, call, purpose);
+    }
+
+    fn over(&mut self, code: i32, out: &mut Actions<ClientReport>) {
+        self.phase = Phase::Over;
+        out.push(Action::Exit(code));
+    }
+
+    fn fail(&mut self, code: i32, why: String, out: &mut Actions<ClientReport>) {
+        self.phase = Phase::Over;
+        out.fail(code, why);
+    }
+
+    fn refused(&mut self, what: &str, refusal: Refusal, out: &mut Actions<ClientReport>) {
+        let why = format!("cannot {what} the task {}: {refusal}", self.path());
+        self.fail(refusal_code(refusal), why, out);
+    }
+
+    /// Takes the work up on a new session.
+    fn resume(&mut self, out: &mut Actions<ClientReport>) {
+        match &mut self.phase {
+            // If the task is there already, it doesn't matter how full its job is.
+            Phase::Submitting if self.doubt => self.create(out),
+            Phase::Submitting => {
+                let path = self.layout.job(self.id.dir());
+                self.call(Call::Exists { path, watch: false }, Purpose::Room, out);
+            }
+            Phase::Waiting => self.read(out),
+            Phase::Deleting { give_up, .. } => {
+                *give_up = None;
+                self.delete(out);
+            }
+            Phase::Over => {}
+        }
+    }
+
+    fn create(&mut self, out: &mut Actions<ClientReport>) {
+        let (path, data) = (self.path(), self.task.encode());
+        self.call(Call::Create { path, data, mode: CreateMode::Persistent }, Purpose::Create, out);
+    }
+
+    fn read(&mut self, out: &mut Actions<ClientReport>) {
+        self.changed = self.calls.purposes().any(|purpose| *purpose == Purpose::Read);
+        if self.changed {
+            return;
+        }
+        self.call(Call::Get { path: self.path(), watch: true }, Purpose::Read, out);
+    }
+
+    fn delete(&mut self, out: &mut Actions<ClientReport>) {
+        if let Phase::Deleting { version, .. } = self.phase {
+            let call = Call::Delete { path: self.path(), version: Some(version) };
+            self.call(call, Purpose::Delete, out);
+        }
+    }
+
+    fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
+        if let Some(step) = self.mark.on_reply(id, result, out) {
+            match step {
+                mark::Step::Pending => {}
+                mark::Step::Standing => self.resume(out),
+                mark::Step::Refused(refusal) => self.refused("leave a mark for", refusal, out),
+            }
+            return;
+        }
+        if let Some(step) = self.ensure.on_reply(id, result, out) {
+            match step {
+                ensure::Step::Pending => {}
+                ensure::Step::Done => self.create(out),
+                ensure::Step::Refused(path, refusal) => {
+                    self.fail(refusal_code(refusal), format!("cannot make {path}: {refusal}"), out);
+                }
+            }
+            return;
+        }
+        let Some(purpose) = self.calls.take(id) else { return };
+        let result = match result {
+            Ok(reply) => Ok(reply),
+            Err(CallError::Refused(refusal)) => Err(*refusal),
+            Err(CallError::NotSent) => return,
+            Err(CallError::MaybeApplied) => return self.on_doubt(purpose, out),
+        };
+        match purpose {
+            Purpose::Room => self.on_room(result, out),
+            Purpose::JobRoom => self.on_job_room(result, out),
+            Purpose::Create => self.on_created(result, out),
+            Purpose::Compare { full } => self.on_compared(result, full, out),
+            Purpose::Read => self.on_read(result, out),
+            Purpose::Cancel => self.on_cancelled(result, out),
+            Purpose::Delete => self.on_deleted(result, out),
+            Purpose::ReadLast => self.on_read_last(result, out),
+        }
+    }
+
+    fn on_doubt(&mut self, purpose: Purpose, out: &mut Actions<ClientReport>) {
+        match (purpose, &mut self.phase) {
+            (Purpose::Create, _) => self.doubt = true,
+            (Purpose::Delete, Phase::Deleting { tries, code, .. }) => {
+                *tries += 1;
+                let (tries, code) = (*tries, *code);
+                if tries >= MAX_DELETES {
+                    self.leave_to_leader(code, out);
+                }
+            }
+            // Reads are made again on the next session, and that tells whether a cancel was applied.
+            _ => {}
+        }
+    }
+
+    fn on_room(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
+        match result {
+            Ok(Reply::Stat(stat)) if stat.num_children < MAX_CHILDREN => self.create(out),
+            // The task with our key may be one of those that fill it.
+            Ok(_) if self.task.keyed => self.compare(true, out),
+            Ok(_) => self.full(out),
+            Err(Refusal::NoNode) if is_shared(self.id.dir()) => self.ensure.start(out),
+            Err(Refusal::NoNode) => {
+                let path = self.layout.tasks();
+                self.call(Call::Exists { path, watch: false }, Purpose::JobRoom, out);
+            }
+            Err(refusal) => self.refused("look at the job of", refusal, out),
+        }
+    }
+
+    fn full(&mut self, out: &mut Actions<ClientReport>) {
+        let job = self.id.dir();
+        let why = format!("the job {job} is full: it has {MAX_CHILDREN} tasks or more; try again later");
+        self.fail(exit::TOO_MUCH, why, out);
+    }
+
+    fn on_job_room(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
+        match result {
+            Ok(Reply::Stat(stat)) if stat.num_children >= MAX_CHILDREN => {
+                let (tasks, n) = (self.layout.tasks(), stat.num_children);
+                let why = format!("there is no room for another job: {tasks} has {n}; try again later");
+                self.fail(exit::TOO_MUCH, why, out);
+            }
+            Ok(_) | Err(Refusal::NoNode) => self.ensure.start(out),
+            Err(refusal) => self.refused("look at the jobs beside that of", refusal, out),
+        }
+    }
+
+    fn on_created(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
+        match result {
+            Ok(_) => self.confirmed(out),
+            // The name is ours alone, so it can only be the request that was in doubt.
+            Err(Refusal::NodeExists) if self.doubt && !self.task.keyed => self.confirmed(out),
+            Err(Refusal::NodeExists) => self.compare(false, out),
+            // The leader deletes empty jobs.
+            Err(Refusal::NoNode) => self.ensure.start(out),
+            Err(refusal) => self.refused("create", refusal, out),
+        }
+    }
+
+    fn compare(&mut self, full: bool, out: &mut Actions<ClientReport>) {
+        self.changed = false;
+        self.call(Call::Get { path: self.path(), watch: true }, Purpose::Compare { full }, out);
+    }
+
+    fn on_compared(&mut self, result: Result<&Reply, Refusal>, full: bool, out: &mut Actions<ClientReport>) {
+        let (data, stat) = match result {
+            Ok(Reply::Data { data, stat }) => (data, stat),
+            Err(Refusal::NoNode) if full => return self.full(out),
+            Err(Refusal::NoNode) => return self.create(out),
+            Err(refusal) => return self.refused("read", refusal, out),
+            Ok(reply) => return self.bug(reply, out),
+        };
+        let id = &self.id;
+        match Task::decode(data) {
+            Ok(task) if task.same_request(&self.task) => {
+                self.attached = true;
+                out.log(Level::Info, format!("the task {id} exists already"));
+                let was_over = self.report_submitted(out);
+                if !was_over {
+                    self.look(task, *stat, out);
+                }
+            }
+            Ok(_) => {
+                let why = format!("the task {id} exists already and asks for something else");
+                self.fail(exit::DATA, why, out);
+            }
+            Err(malformed) => {
+                let why = format!("the znode {} exists already and is no task: {malformed}", self.path());
+                self.fail(exit::DATA, why, out);
+            }
+        }
+    }
+
+    fn confirmed(&mut self, out: &mut Actions<ClientReport>) {
+        let was_over = self.report_submitted(out);
+        if !was_over {
+            self.read(out);
+        }
+    }
+
+    /// The task stands, for certain; true if that is all that was wanted.
+    fn report_submitted(&mut self, out: &mut Actions<ClientReport>) -> bool {
+        let id = self.id.clone();
+        out.push(Action::Report(ClientReport::Submitted { id, detached: self.detach }));
+        if self.detach && !self.cancelling {
+            self.over(exit::OK, out);
+            return true;
+        }
+        self.phase = Phase::Waiting;
+        false
+    }
+
+    fn on_read(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
+        match result {
+            Ok(Reply::Data { data, stat }) => match Task::decode(data) {
+                Ok(task) => self.look(task, *stat, out),
+                Err(malformed) => {
+                    let why = format!("the task {} can no longer be read: {malformed}", self.path());
+                    self.fail(exit::DATA, why, out);
+                }
+            },
+            Err(Refusal::NoNode) => {
+                let why = format!("the task {} was deleted by someone before its outcome was seen", self.id);
+                self.fail(exit::FAILED, why, out);
+            }
+            Err(refusal) => self.refused("read", refusal, out),
+            Ok(reply) => self.bug(reply, out),
+        }
+    }
+
+    /// Looks at the task as it stands; a watch will tell of its next change.
+    fn look(&mut self, mut task: Task, stat: Stat, out: &mut Actions<ClientReport>) {
+        if let Some(outcome) = task.outcome.take() {
+            return self.ended(outcome, stat.version, out);
+        }
+        if self.cancelling && !task.cancel {
+            task.cancel = true;
+            let call = Call::Set { path: self.path(), data: task.encode(), version: stat.version };
+            self.call(call, Purpose::Cancel, out);
+        } else if self.changed {
+            self.read(out);
+        }
+    }
+
+    fn on_cancelled(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
+        match result {
+            // The change is our own, but others may have been told of by the same watch.
+            Ok(_) | Err(Refusal::NoNode) => self.read(out),
+            Err(Refusal::BadVersion) if self.conflicts < MAX_CONFLICTS => {
+                self.conflicts += 1;
+                self.read(out);
+            }
+            Err(Refusal::BadVersion) => {
+                let why = format!("the task {0} keeps changing; try again: zkmw cancel {0}", self.id);
+                self.fail(exit::TRY_AGAIN, why, out);
+            }
+            Err(refusal) => self.refused("cancel", refusal, out),
+        }
+    }
+
+    /// Shows the outcome. What follows happens only if that succeeded.
+    fn ended(&mut self, outcome: Outcome, version: i32, out: &mut Actions<ClientReport>) {
+        let code = exit_code(&outcome);
+        let ended = Ended { id: self.id.clone(), line: None, outcome, alone: true };
+        out.push(Action::Report(ClientReport::Ended(Box::new(ended))));
+        if self.task.keyed || self.attached || self.doubt {
+            return self.over(code, out);
+        }
+        self.phase = Phase::Deleting { version, code, tries: 0, give_up: None };
+        self.delete(out);
+    }
+
+    fn on_deleted(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
+        let Phase::Deleting { code, .. } = self.phase else { return };
+        match result {
+            Ok(_) | Err(Refusal::NoNode) => self.over(code, out),
+            Err(Refusal::BadVersion) => {
+                self.call(Call::Get { path: self.path(), watch: false }, Purpose::ReadLast, out);
+            }
+            Err(refusal) => {
+                out.log(Level::Warn, format!("cannot delete the task {}: {refusal}", self.path()));
+                self.over(code, out);
+            }
+        }
+    }
+
+    fn on_read_last(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
+        let Phase::Deleting { code, .. } = self.phase else { return };
+        if let Ok(Reply::Data { data, .. }) = result {
+            let what = match Task::decode(data) {
+                Ok(task) if task.outcome.is_none() => "was retried by someone",
+                _ => "was changed by someone",
+            };
+            let id = &self.id;
+            out.log(Level::Warn, format!("the task {id} {what} after this outcome: see zkmw wait {id}"));
+        }
+        self.over(code, out);
+    }
+
+    fn leave_to_leader(&mut self, code: i32, out: &mut Actions<ClientReport>) {
+        out.log(Level::Info, format!("the task {} is left for the leader to delete", self.id));
+        self.over(code, out);
+    }
+
+    fn bug(&mut self, reply: &Reply, out: &mut Actions<ClientReport>) {
+        self.fail(exit::BUG, format!("a call about the task {} was answered with {reply:?}", self.id), out);
+    }
+
+    /// The user wants an end.
+    fn on_stop(&mut self, again: bool, out: &mut Actions<ClientReport>) {
+        let creating = self.doubt || self.calls.purposes().any(|purpose| *purpose == Purpose::Create);
+        match self.phase {
+            Phase::Over => {}
+            // The outcome was shown, so nothing is left that the user waits for.
+            Phase::Deleting { code, .. } => self.leave_to_leader(code, out),
+            Phase::Submitting if !creating => {
+                self.fail(INTERRUPTED, "interrupted; nothing was submitted".to_string(), out);
+            }
+            Phase::Submitting | Phase::Waiting if self.cancel_on_interrupt && !again => {
+                let id = &self.id;
+                out.log(Level::Warn, format!("cancelling {id}; interrupt again to leave it alone"));
+                self.cancelling = true;
+                if self.online && self.phase == Phase::Waiting {
+                    self.read(out);
+                }
+            }
+            Phase::Submitting => {
+                let why = format!("interrupted; it may have been submitted: zkmw wait {} tells", self.id);
+                self.fail(INTERRUPTED, why, out);
+            }
+            Phase::Waiting => {
+                let why = format!("interrupted; the task goes on: zkmw wait {} comes back to it", self.id);
+                self.fail(INTERRUPTED, why, out);
+            }
+        }
+    }
+
+    fn on_changed(&mut self, path: &str, out: &mut Actions<ClientReport>) {
+        if !self.online || path != self.path() {
+            return;
+        }
+        match self.phase {
+            Phase::Waiting if self.calls.is_empty() => self.read(out),
+            // Events and replies come on different ways: a change may be told before the read that it follows.
+            Phase::Submitting | Phase::Waiting => self.changed = true,
+            Phase::Deleting { .. } | Phase::Over => {}
+        }
+    }
+}
+
+impl Role for Single {
+    type Report = ClientReport;
+
+    fn step(&mut self, now: Instant, event: Event, out: &mut Actions<ClientReport>) {
+        if self.phase == Phase::Over {
+            return;
+        }
+        match event {
+            Event::Connected { .. } => {
+                self.online = true;
+                self.calls.clear();
+                self.ensure.reset();
+                if self.mark.on_connected(out) {
+                    self.resume(out);
+                }
+            }
+            Event::Lost { .. } => {
+                self.online = false;
+                self.calls.clear();
+                self.ensure.reset();
+                self.mark.on_lost();
+                if let Phase::Deleting { give_up, .. } = &mut self.phase {
+                    *give_up = Some(now + DELETE_PATIENCE);
+                }
+            }
+            Event::Changed { path, .. } => self.on_changed(&path, out),
+            Event::Reply { id, result } => self.on_reply(id, &result, out),
+            Event::Wake => {
+                if let Phase::Deleting { code, give_up: Some(give_up), .. } = self.phase
+                    && give_up <= now
+                {
+                    self.leave_to_leader(code, out);
+                }
+            }
+            Event::Stop { again } => self.on_stop(again, out),
+            Event::Started { .. } | Event::NotStarted { .. } | Event::Ended { .. } | Event::Lines(_) => {}
+        }
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Deleting { give_up, .. } => give_up,
+            Phase::Submitting | Phase::Waiting | Phase::Over => None,
+        }
+    }
+
+    fn assert_invariants(&self) {
+        assert!(self.calls.len() <= 2, "calls pile up: {:?}", self.calls);
+        assert!(self.online || self.calls.is_empty(), "a call without a connection");
+        if let Phase::Deleting { .. } = self.phase {
+            assert!(!self.task.keyed && !self.attached && !self.doubt, "deleting what is not ours to delete");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,387 @@
+//! A single submit, through every loss and conflict that it can meet.
+
+use super::*;
+use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set};
+
+const JOB: &str = "/z/tasks/J";
+const TASK: &str = "/z/tasks/J/U";
+const DIRS: &[&str] = &["/z", "/z/tasks", JOB];
+
+fn params() -> SingleParams {
+    SingleParams {
+        layout: Layout::new("/z"),
+        ulid: "U".into(),
+        key: None,
+        job: Some("J".into()),
+        payload: Payload::Shell("echo hi".into()),
+        options: Options::default(),
+        detach: false,
+        orphan_cancel: false,
+        cancel_on_interrupt: false,
+    }
+}
+
+fn desk(params: SingleParams) -> Desk<Single> {
+    Desk::new(Single::new(params).expect("fit"), DIRS)
+}
+
+/// A submitter that waits.
+fn waiting(params: SingleParams) -> Desk<Single> {
+    let mut desk = desk(params);
+    desk.connect();
+    desk.settle();
+    assert_eq!(desk.exit, None);
+    desk
+}
+
+fn keyed() -> SingleParams {
+    SingleParams { key: Some("K".into()), ..params() }
+}
+
+fn submitted(desk: &Desk<Single>) -> usize {
+    desk.reports.iter().filter(|report| matches!(report, ClientReport::Submitted { .. })).count()
+}
+
+#[test]
+fn a_task_is_created_waited_for_shown_and_deleted() {
+    let mut desk = waiting(params());
+    assert_eq!(submitted(&desk), 1);
+    assert_eq!(desk.count(|call| call.is_write()), 1);
+    desk.end(TASK, failed(7));
+    desk.tell();
+    desk.settle_until(is_delete);
+    assert_eq!(desk.ended(), [("J/U".to_string(), crate::contract::task::State::Failed)]);
+    assert!(desk.znodes.contains_key(TASK), "shown before it is deleted");
+    desk.settle();
+    assert_eq!(desk.exit, Some(7));
+    assert!(!desk.znodes.contains_key(TASK));
+}
+
+#[test]
+fn missing_directories_are_made() {
+    let mut desk = Desk::new(Single::new(SingleParams { job: None, ..params() }).expect("fit"), &[]);
+    desk.connect();
+    desk.settle();
+    assert_eq!(desk.role.id().as_str(), format!("{}/U", shared_job("U")));
+    assert!(desk.znodes.contains_key(&format!("/z/tasks/{}", desk.role.id())));
+}
+
+#[test]
+fn g01_an_id_is_reported_only_when_its_task_stands() {
+    for fate in [Fate::AppliedUnanswered, Fate::DroppedUnanswered, Fate::NotSent] {
+        let mut desk = desk(SingleParams { detach: true, ..params() });
+        desk.connect();
+        desk.settle_until(is_create);
+        desk.play(fate);
+        assert_eq!((submitted(&desk), desk.exit), (0, None), "{fate:?}");
+        desk.connect();
+        desk.settle();
+        assert_eq!((submitted(&desk), desk.exit), (1, Some(0)), "{fate:?}");
+        assert!(desk.znodes.contains_key(TASK));
+    }
+}
+
+#[test]
+fn a_task_whose_creation_was_in_doubt_is_left_to_the_leader() {
+    for fate in [Fate::AppliedUnanswered, Fate::DroppedUnanswered] {
+        let mut desk = desk(params());
+        desk.connect();
+        desk.settle_until(is_create);
+        desk.play(fate);
+        desk.connect();
+        desk.settle();
+        desk.end(TASK, done());
+        desk.settle();
+        assert_eq!((desk.exit, desk.count(is_delete)), (Some(0), 0), "{fate:?}");
+    }
+}
+
+#[test]
+fn a_creation_that_never_left_us_leaves_no_doubt() {
+    let mut desk = desk(params());
+    desk.connect();
+    desk.settle_until(is_create);
+    desk.play(Fate::NotSent);
+    desk.connect();
+    desk.settle();
+    desk.end(TASK, done());
+    desk.settle();
+    assert_eq!((desk.exit, desk.count(is_delete)), (Some(0), 1));
+}
+
+#[test]
+fn an_outcome_that_came_while_we_were_away_is_seen() {
+    let mut desk = waiting(params());
+    desk.lose();
+    desk.end(TASK, done());
+    desk.connect();
+    desk.settle();
+    assert_eq!((desk.exit, desk.ended().len()), (Some(0), 1));
+}
+
+#[test]
+fn a_change_that_is_told_before_the_read_it_follows_is_not_missed() {
+    let mut desk = waiting(params());
+    let unchanged = desk.znodes[TASK].0.clone();
+    desk.put(TASK, &unchanged);
+    desk.tell();
+    let Some((id, call)) = desk.pending.pop_front() else { panic!("it reads again") };
+    assert!(is_get(&call));
+    let (data, stat) = desk.znodes[TASK].clone();
+    desk.end(TASK, done());
+    desk.event(Event::Changed { path: TASK.into(), kind: crate::machine::ChangeKind::Data });
+    desk.event(Event::Reply { id, result: Ok(Reply::Data { data, stat }) });
+    desk.settle();
+    assert_eq!(desk.exit, Some(0));
+}
+
+#[test]
+fn a_delete_in_doubt_is_tried_once_more() {
+    for fate in [Fate::AppliedUnanswered, Fate::DroppedUnanswered] {
+        let mut desk = waiting(params());
+        desk.end(TASK, failed(3));
+        desk.tell();
+        desk.settle_until(is_delete);
+        desk.play(fate);
+        assert_eq!(desk.exit, None);
+        desk.connect();
+        desk.settle();
+        assert_eq!((desk.exit, desk.ended().len()), (Some(3), 1), "{fate:?}");
+        assert!(!desk.znodes.contains_key(TASK));
+    }
+    let mut desk = waiting(params());
+    desk.end(TASK, failed(3));
+    desk.tell();
+    desk.settle_until(is_delete);
+    desk.play(Fate::DroppedUnanswered);
+    desk.connect();
+    desk.play(Fate::DroppedUnanswered);
+    assert_eq!(desk.exit, Some(3), "left to the leader");
+}
+
+#[test]
+fn an_outage_does_not_keep_us_once_the_outcome_was_shown() {
+    let mut desk = waiting(params());
+    desk.end(TASK, failed(3));
+    desk.tell();
+    desk.settle_until(is_delete);
+    desk.lose();
+    let wake = desk.role.next_wake().expect("patience ends");
+    desk.now = wake;
+    desk.event(Event::Wake);
+    assert_eq!(desk.exit, Some(3));
+}
+
+#[test]
+fn a_retry_by_somebody_else_is_not_deleted() {
+    let mut desk = waiting(params());
+    desk.end(TASK, failed(3));
+    desk.tell();
+    desk.settle_until(is_delete);
+    let mut task = desk.task(TASK);
+    task.outcome = None;
+    desk.put(TASK, &task.encode());
+    desk.settle();
+    assert_eq!(desk.exit, Some(3));
+    assert!(desk.znodes.contains_key(TASK) && desk.logged("was retried by someone"));
+}
+
+#[test]
+fn a_task_that_vanishes_is_told() {
+    let mut desk = waiting(params());
+    desk.remove(TASK);
+    desk.settle();
+    assert_eq!(desk.exit, Some(1));
+    assert!(desk.logged("was deleted by someone before its outcome was seen"));
+}
+
+#[test]
+fn a_task_that_becomes_unreadable_is_told() {
+    let mut desk = waiting(params());
+    desk.put(TASK, b"garbage");
+    desk.settle();
+    assert_eq!(desk.exit, Some(exit::DATA));
+}
+
+#[test]
+fn a_key_finds_its_own_task_and_never_deletes_it() {
+    let mut desk = desk(keyed());
+    let mut task = Task::new(Payload::Shell("echo hi".into()), Options::default());
+    task.keyed = true;
+    task.outcome = Some(failed(9));
+    desk.put("/z/tasks/J/K", &task.encode());
+    desk.connect();
+    desk.settle();
+    assert_eq!((desk.exit, desk.ended().len(), desk.count(is_delete)), (Some(9), 1, 0));
+
+    let mut desk = waiting(keyed());
+    desk.end("/z/tasks/J/K", done());
+    desk.settle();
+    assert_eq!((desk.exit, desk.count(is_delete)), (Some(0), 0));
+}
+
+#[test]
+fn a_key_that_stands_for_something_else_is_refused() {
+    let mut desk = desk(keyed());
+    let task = Task::new(Payload::Shell("other".into()), Options::default());
+    desk.put("/z/tasks/J/K", &task.encode());
+    desk.connect();
+    desk.settle();
+    assert_eq!((desk.exit, submitted(&desk)), (Some(exit::DATA), 0));
+    assert!(desk.logged("J/K"));
+}
+
+#[test]
+fn a_name_that_is_taken_without_a_creation_in_doubt_is_compared() {
+    let mut desk = desk(params());
+    let task = Task::new(Payload::Shell("other".into()), Options::default());
+    desk.put(TASK, &task.encode());
+    desk.connect();
+    desk.settle();
+    assert_eq!(desk.exit, Some(exit::DATA));
+}
+
+#[test]
+fn g08_a_full_job_takes_no_more() {
+    let fill = |desk: &mut Desk<Single>| {
+        for n in 0..MAX_CHILDREN {
+            desk.znodes.insert(format!("{JOB}/{n:05}"), (Vec::new(), Stat::default()));
+        }
+    };
+    let mut full = desk(params());
+    fill(&mut full);
+    full.connect();
+    full.settle();
+    assert_eq!((full.exit, full.count(is_create)), (Some(exit::TOO_MUCH), 0));
+
+    let mut full = desk(keyed());
+    fill(&mut full);
+    full.connect();
+    full.settle();
+    assert_eq!((full.exit, full.count(is_create)), (Some(exit::TOO_MUCH), 0));
+
+    let mut full = desk(SingleParams { detach: true, ..keyed() });
+    fill(&mut full);
+    let mut task = Task::new(Payload::Shell("echo hi".into()), Options::default());
+    task.keyed = true;
+    full.put("/z/tasks/J/K", &task.encode());
+    full.connect();
+    full.settle();
+    assert_eq!(full.exit, Some(0), "a key works in a full job");
+}
+
+#[test]
+fn g08_there_is_a_limit_to_jobs() {
+    let mut desk = Desk::new(Single::new(params()).expect("fit"), &["/z", "/z/tasks"]);
+    for n in 0..MAX_CHILDREN {
+        desk.znodes.insert(format!("/z/tasks/{n:05}"), (Vec::new(), Stat::default()));
+    }
+    desk.connect();
+    desk.settle();
+    assert_eq!((desk.exit, desk.count(is_create)), (Some(exit::TOO_MUCH), 0));
+}
+
+#[test]
+fn a_job_that_the_leader_deletes_meanwhile_is_made_again() {
+    let mut desk = desk(params());
+    desk.connect();
+    desk.settle_until(is_create);
+    desk.remove(JOB);
+    desk.settle();
+    assert!(desk.znodes.contains_key(TASK) && desk.exit.is_none());
+}
+
+#[test]
+fn what_is_not_permitted_or_too_much_says_so() {
+    for (refusal, code) in [(Refusal::NoAuth, 77), (Refusal::TooLarge, 73), (Refusal::Other(-125), 73)] {
+        let mut desk = desk(params());
+        desk.connect();
+        desk.settle_until(is_create);
+        desk.play(Fate::Refused(refusal));
+        assert_eq!(desk.exit, Some(code));
+    }
+    let payload = Payload::Shell("x".repeat(MAX_TASK_BYTES));
+    assert_eq!(Single::new(SingleParams { payload, ..params() }).expect_err("unfit").code, exit::DATA);
+}
+
+#[test]
+fn an_orphan_to_be_has_its_mark_in_every_session_before_anything_else() {
+    let mut desk = waiting(SingleParams { orphan_cancel: true, ..params() });
+    assert!(desk.made[0].path().starts_with("/z/submitters/U~1"), "{:?}", desk.made[0]);
+    assert!(desk.znodes.contains_key("/z/submitters/U~1"));
+    assert_eq!(desk.task(TASK).options.orphan_of.as_deref(), Some("U"));
+    desk.lose();
+    let before = desk.made.len();
+    desk.connect();
+    desk.settle();
+    assert_eq!(desk.made[before].path(), "/z/submitters/U~2");
+
+    let desk = waiting(params());
+    assert_eq!(desk.count(|call| call.path().contains("submitters")), 0);
+}
+
+#[test]
+fn interrupted_it_says_how_to_come_back() {
+    let mut before = desk(params());
+    before.event(Event::Stop { again: false });
+    assert_eq!(before.exit, Some(INTERRUPTED));
+    assert!(before.logged("nothing was submitted"));
+
+    let mut amidst = desk(params());
+    amidst.connect();
+    amidst.settle_until(is_create);
+    amidst.event(Event::Stop { again: false });
+    assert!(amidst.logged("it may have been submitted: zkmw wait J/U"));
+
+    let mut desk = waiting(params());
+    desk.event(Event::Stop { again: false });
+    assert_eq!(desk.exit, Some(INTERRUPTED));
+    assert!(desk.logged("zkmw wait J/U") && desk.znodes.contains_key(TASK) && !desk.task(TASK).cancel);
+}
+
+#[test]
+fn interrupted_it_cancels_if_told_to() {
+    let cancelling = SingleParams { cancel_on_interrupt: true, ..params() };
+    let mut desk = waiting(cancelling.clone());
+    desk.event(Event::Stop { again: false });
+    desk.settle_until(is_set);
+    // Somebody else is faster: the task has moved on, and what was read of it is void.
+    let mut task = desk.task(TASK);
+    task.next_attempt(None, "test");
+    desk.put(TASK, &task.encode());
+    desk.settle();
+    assert!(desk.task(TASK).cancel && desk.task(TASK).attempt == 2 && desk.exit.is_none());
+    desk.end(TASK, Outcome::unrun(crate::contract::task::State::Cancelled, None, "", 2));
+    desk.settle();
+    assert_eq!(desk.exit, Some(1));
+
+    for fate in [Fate::AppliedUnanswered, Fate::DroppedUnanswered, Fate::NotSent] {
+        let mut desk = waiting(cancelling.clone());
+        desk.event(Event::Stop { again: false });
+        desk.settle_until(is_set);
+        desk.play(fate);
+        desk.connect();
+        desk.settle();
+        assert!(desk.task(TASK).cancel, "{fate:?}");
+        desk.event(Event::Stop { again: true });
+        assert_eq!(desk.exit, Some(INTERRUPTED));
+    }
+
+    let mut amidst = self::desk(cancelling);
+    amidst.connect();
+    amidst.settle_until(is_create);
+    amidst.event(Event::Stop { again: false });
+    amidst.settle();
+    assert!(amidst.task(TASK).cancel, "a task that was being created is cancelled too");
+}
+
+#[test]
+fn a_task_that_never_stops_changing_is_not_chased_for_ever() {
+    let mut desk = waiting(SingleParams { cancel_on_interrupt: true, ..params() });
+    desk.event(Event::Stop { again: false });
+    while desk.exit.is_none() {
+        desk.settle_until(is_set);
+        desk.play(Fate::Refused(Refusal::BadVersion));
+    }
+    assert_eq!(desk.exit, Some(exit::TRY_AGAIN));
+}

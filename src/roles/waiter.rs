@@ -1,0 +1,243 @@
+//! Waiter: waits for tasks that somebody submitted, and shows their outcomes. It never writes.
+//!
+//! It watches so many tasks at a time and takes up another whenever one has ended, so its memory and its watches
+//! don't grow with what it waits for. Of a job it waits for what stands when it comes by.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::client::walk::{self, Found, Target, Walk};
+use super::client::{ClientReport, Ended, INTERRUPTED, Progress, Tally, exit_code, refusal_code};
+use crate::contract::task::{Outcome, State, Task};
+use crate::contract::{Layout, TaskId};
+use crate::exit;
+use crate::machine::{
+    Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
+};
+
+/// Tasks that are watched at a time.
+const MAX_WATCHED: usize = 1_000;
+
+/// Reads in flight.
+const MAX_READS: usize = 64;
+
+/// What a wait is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WaitParams {
+    /// Where everything stands.
+    pub layout: Layout,
+    /// What to wait for.
+    pub targets: Vec<Target>,
+}
+
+/// One who waits.
+#[derive(Debug)]
+pub struct Waiter {
+    layout: Layout,
+    walk: Walk,
+    /// There is one task, whose exit code becomes ours.
+    alone: bool,
+    online: bool,
+    over: bool,
+    /// Tasks whose outcome was not seen yet; true for one that the user named and that was not seen at all yet.
+    watched: BTreeMap<TaskId, bool>,
+    /// Those of them that have to be read. One that changes while it is being read comes in again.
+    unread: BTreeSet<TaskId>,
+    calls: Calls<TaskId>,
+    progress: Progress,
+    tally: Tally,
+}
+
+impl Waiter {
+    /// A waiter for these.
+    pub fn new(params: WaitParams) -> Waiter {
+        Waiter {
+            walk: Walk::new(&params.layout, params.targets.iter().cloned()),
+            layout: params.layout,
+            alone: matches!(params.targets.as_slice(), [Target::Task(_)]),
+            online: false,
+            over: false,
+            watched: BTreeMap::new(),
+            unread: BTreeSet::new(),
+            calls: Calls::default(),
+            progress: Progress::default(),
+            tally: Tally::default(),
+        }
+    }
+
+    fn fail(&mut self, code: i32, why: String, out: &mut Actions<ClientReport>) {
+        self.over = true;
+        out.fail(code, why);
+    }
+
+    /// Takes up more tasks, reads what has to be read, and ends when nothing is left.
+    fn pump(&mut self, out: &mut Actions<ClientReport>) {
+        while !self.over && self.watched.len() < MAX_WATCHED {
+            let Some(Found { id, named }) = self.walk.next(out) else { break };
+            self.progress.submitted += 1;
+            self.watched.insert(id.clone(), named);
+            self.unread.insert(id);
+        }
+        while self.online && self.calls.len() < MAX_READS {
+            let Some(id) = self.unread.pop_first() else { break };
+            self.calls.issue(out, Call::Get { path: self.layout.task(&id), watch: true }, id);
+        }
+        if !self.over && self.watched.is_empty() && self.walk.is_over() {
+            self.end(out);
+        }
+    }
+
+    fn end(&mut self, out: &mut Actions<ClientReport>) {
+        self.over = true;
+        if self.progress.submitted == 0 && self.tally == Tally::default() {
+            out.log(Level::Warn, "there is no task to wait for: all were collected already");
+        }
+        if !self.alone {
+            let total = self.progress.submitted;
+            out.push(Action::Report(ClientReport::Summary(Progress { total, ..self.progress })));
+        }
+        out.push(Action::Exit(self.tally.code()));
+    }
+
+    fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
+        if let Some(step) = self.walk.on_reply(id, result) {
+            match step {
+                walk::Step::Pending => {}
+                walk::Step::Unknown(job) => {
+                    out.log(Level::Error, format!("there is no job {job}"));
+                    self.tally.wrong(exit::DATA);
+                }
+                walk::Step::Refused(path, refusal) => {
+                    self.fail(refusal_code(refusal), format!("cannot list {path}: {refusal}"), out);
+                }
+            }
+            return;
+        }
+        let Some(task) = self.calls.take(id) else { return };
+        let Some(doubtful) = self.watched.get_mut(&task) else { return };
+        match result {
+            Ok(Reply::Data { data, .. }) => {
+                *doubtful = false;
+                match Task::decode(data) {
+                    Ok(Task { outcome: Some(outcome), .. }) => self.ended(task, outcome, out),
+                    Ok(_) => {}
+                    Err(malformed) => {
+                        let why = format!("the znode {} is no task: {malformed}", self.layout.task(&task));
+                        self.lost(&task, exit::DATA, why, out);
+                    }
+                }
+            }
+            Ok(reply) => self.fail(exit::BUG, format!("the read of {task} was answered with {reply:?}"), out),
+            Err(CallError::Refused(Refusal::NoNode)) if *doubtful => {
+                self.lost(&task, exit::DATA, format!("there is no task {task}"), out);
+            }
+            Err(CallError::Refused(Refusal::NoNode)) => {
+                let why = format!("the task {task} was deleted by someone before its outcome was seen");
+                self.lost(&task, exit::FAILED, why, out);
+            }
+            Err(CallError::Refused(refusal)) => {
+                let why = format!("cannot read the task {}: {refusal}", self.layout.task(&task));
+                self.lost(&task, refusal_code(*refusal), why, out);
+            }
+            // The connection is gone; everything is read again on the next.
+            Err(CallError::NotSent | CallError::MaybeApplied) => {}
+        }
+    }
+
+    fn ended(&mut self, id: TaskId, outcome: Outcome, out: &mut Actions<ClientReport>) {
+        self.forget(&id);
+        if outcome.state == State::Done {
+            self.progress.done += 1;
+        } else {
+            self.progress.failed += 1;
+            self.tally.wrong(if self.alone { exit_code(&outcome) } else { exit::FAILED });
+        }
+        let ended = Ended { id, line: None, outcome, alone: self.alone };
+        out.push(Action::Report(ClientReport::Ended(Box::new(ended))));
+        self.report_progress(out);
+    }
+
+    /// The task's outcome will never be seen.
+    fn lost(&mut self, id: &TaskId, code: i32, why: String, out: &mut Actions<ClientReport>) {
+        self.forget(id);
+        out.log(Level::Error, why);
+        self.progress.failed += 1;
+        self.tally.wrong(code);
+        self.report_progress(out);
+    }
+
+    fn forget(&mut self, id: &TaskId) {
+        self.watched.remove(id);
+        self.unread.remove(id);
+    }
+
+    fn report_progress(&self, out: &mut Actions<ClientReport>) {
+        if !self.alone {
+            let total = if self.walk.is_over() { self.progress.submitted } else { 0 };
+            out.push(Action::Report(ClientReport::Progress(Progress { total, ..self.progress })));
+        }
+    }
+
+    /// Everything that is waited for has to be read again: the watches are gone.
+    fn on_connected(&mut self) {
+        self.online = true;
+        self.calls.clear();
+        self.walk.on_connected();
+        self.unread = self.watched.keys().cloned().collect();
+    }
+
+    fn on_changed(&mut self, path: &str) {
+        let tasks = self.layout.tasks();
+        let below = path.strip_prefix(tasks.as_str()).and_then(|rest| rest.strip_prefix('/'));
+        if let Some(id) = below.and_then(TaskId::parse)
+            && self.watched.contains_key(&id)
+        {
+            self.unread.insert(id);
+        }
+    }
+}
+
+impl Role for Waiter {
+    type Report = ClientReport;
+
+    fn step(&mut self, _now: Instant, event: Event, out: &mut Actions<ClientReport>) {
+        if self.over {
+            return;
+        }
+        match event {
+            Event::Connected { .. } => self.on_connected(),
+            Event::Lost { .. } => {
+                self.online = false;
+                self.calls.clear();
+                self.walk.on_lost();
+            }
+            Event::Changed { path, .. } => self.on_changed(&path),
+            Event::Reply { id, result } => self.on_reply(id, &result, out),
+            Event::Stop { .. } => {
+                let why = "interrupted; the tasks go on, and zkmw wait comes back to them".to_string();
+                self.fail(INTERRUPTED, why, out);
+            }
+            Event::Wake
+            | Event::Started { .. }
+            | Event::NotStarted { .. }
+            | Event::Ended { .. }
+            | Event::Lines(_) => {}
+        }
+        if !self.over {
+            self.pump(out);
+        }
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        None
+    }
+
+    fn assert_invariants(&self) {
+        assert!(self.watched.len() <= MAX_WATCHED, "too many tasks watched");
+        assert!(self.calls.len() <= MAX_READS, "too many reads in flight");
+        assert!(self.unread.iter().all(|id| self.watched.contains_key(id)), "reading what nobody waits for");
+        assert!(self.online || self.calls.is_empty(), "a call without a connection");
+    }
+}
+
+#[cfg(test)]
+mod tests;

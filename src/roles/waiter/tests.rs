@@ -1,0 +1,124 @@
+//! Waiting for tasks, jobs and what is not there.
+
+use super::*;
+use crate::contract::task::{Options, Payload};
+use crate::roles::client::testing::{Desk, done, failed};
+
+fn desk(targets: Vec<Target>) -> Desk<Waiter> {
+    let params = WaitParams { layout: Layout::new("/z"), targets };
+    let mut desk = Desk::new(Waiter::new(params), &["/z", "/z/tasks", "/z/tasks/J", "/z/tasks/J~b~0000"]);
+    let task = Task::new(Payload::Shell("x".into()), Options::default()).encode();
+    for name in ["J/1", "J/2", "J~b~0000/3"] {
+        desk.put(&format!("/z/tasks/{name}"), &task);
+    }
+    desk
+}
+
+fn task(name: &str) -> Target {
+    Target::Task(TaskId::parse(name).expect("id"))
+}
+
+#[test]
+fn one_task_passes_on_its_code() {
+    let mut desk = desk(vec![task("J/1")]);
+    desk.connect();
+    desk.settle();
+    assert_eq!(desk.exit, None);
+    desk.end("/z/tasks/J/1", failed(7));
+    desk.settle();
+    assert_eq!(desk.exit, Some(7));
+    assert_eq!(desk.count(Call::is_write), 0, "it never writes");
+}
+
+#[test]
+fn a_job_ends_with_its_last_task() {
+    let mut desk = desk(vec![Target::Job("J".into())]);
+    desk.connect();
+    desk.settle();
+    for name in ["J/1", "J~b~0000/3"] {
+        desk.end(&format!("/z/tasks/{name}"), done());
+        desk.settle();
+    }
+    assert_eq!(desk.exit, None);
+    desk.lose();
+    desk.end("/z/tasks/J/2", done());
+    desk.connect();
+    desk.settle();
+    assert_eq!((desk.exit, desk.ended().len()), (Some(0), 3));
+    let summary = Progress { submitted: 3, done: 3, failed: 0, total: 3 };
+    assert_eq!(desk.reports.last(), Some(&ClientReport::Summary(summary)));
+}
+
+#[test]
+fn of_several_each_is_shown_once_and_one_failure_is_failure() {
+    let mut desk = desk(vec![task("J/1"), task("J/2"), task("J/1"), Target::Job("J".into())]);
+    desk.connect();
+    desk.settle();
+    for (name, code) in [("J/1", 0), ("J/2", 5), ("J~b~0000/3", 0)] {
+        desk.end(&format!("/z/tasks/{name}"), if code == 0 { done() } else { failed(code) });
+    }
+    desk.settle();
+    assert_eq!((desk.exit, desk.ended().len()), (Some(1), 3));
+}
+
+#[test]
+fn what_is_not_there_is_told() {
+    for (target, words) in
+        [(task("J/nope"), "there is no task J/nope"), (Target::Job("K".into()), "there is no job K")]
+    {
+        let mut desk = desk(vec![target]);
+        desk.connect();
+        desk.settle();
+        assert_eq!(desk.exit, Some(exit::DATA));
+        assert!(desk.logged(words), "{:?}", desk.logs);
+    }
+    let mut desk = desk(vec![task("J/1")]);
+    desk.connect();
+    desk.settle();
+    desk.remove("/z/tasks/J/1");
+    desk.settle();
+    assert_eq!(desk.exit, Some(exit::FAILED));
+    assert!(desk.logged("was deleted by someone"));
+}
+
+#[test]
+fn g12_what_is_no_task_is_told_and_the_others_are_waited_for() {
+    let mut desk = desk(vec![Target::Job("J".into())]);
+    desk.put("/z/tasks/J/1", b"garbage");
+    desk.connect();
+    desk.settle();
+    for name in ["J/2", "J~b~0000/3"] {
+        desk.end(&format!("/z/tasks/{name}"), done());
+    }
+    desk.settle();
+    assert_eq!((desk.exit, desk.ended().len()), (Some(exit::DATA), 2));
+    assert!(desk.logged("/z/tasks/J/1 is no task"));
+}
+
+#[test]
+fn g08_a_large_job_is_watched_in_parts() {
+    let mut desk = desk(vec![Target::Job("J".into())]);
+    let task = Task::new(Payload::Shell("x".into()), Options::default()).encode();
+    for n in 0..MAX_WATCHED + 500 {
+        desk.put(&format!("/z/tasks/J/t{n:05}"), &task);
+    }
+    desk.connect();
+    desk.settle();
+    assert_eq!(desk.role.watched.len(), MAX_WATCHED);
+    let all: Vec<String> =
+        desk.znodes.keys().filter(|path| path.matches('/').count() == 4).cloned().collect();
+    for path in all {
+        desk.end(&path, done());
+    }
+    desk.settle();
+    assert_eq!((desk.exit, desk.ended().len()), (Some(0), MAX_WATCHED + 503));
+}
+
+#[test]
+fn interrupted_it_ends_without_a_trace() {
+    let mut desk = desk(vec![task("J/1")]);
+    desk.connect();
+    desk.settle();
+    desk.event(Event::Stop { again: false });
+    assert_eq!(desk.exit, Some(INTERRUPTED));
+}
