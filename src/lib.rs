@@ -1,5 +1,6 @@
 //! zkmw: a task service on the ZooKeeper ensemble that you already run.
 
+pub mod batch;
 pub mod contract;
 pub mod exit;
 pub mod machine;

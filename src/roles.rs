@@ -2,5 +2,6 @@
 
 pub mod client;
 pub mod inspector;
+pub mod operator;
 pub mod submitter;
 pub mod waiter;
