@@ -4,6 +4,7 @@ pub mod client;
 pub mod elector;
 pub mod inspector;
 pub mod master;
+pub mod operator;
 pub mod submitter;
 pub mod waiter;
 pub mod worker;
