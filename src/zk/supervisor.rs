@@ -31,7 +31,7 @@ const SHUNNED_FOR: Duration = Duration::from_secs(30);
 const FLAPPING: Duration = Duration::from_secs(1);
 /// The longest sleep while a connection is up: `recv_timeout` does not count while the machine is suspended.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long a connection that made its last request may take to close.
+/// How long a connection that made its last request may take to get its answers, and again to close.
 const RETIRE_WITHIN: Duration = Duration::from_secs(1);
 
 /// See the module's description.
@@ -195,7 +195,7 @@ impl Supervisor {
         log::info!("ZooKeeper session up at {}, timeout {:?}", connection.server(), connection.timeout());
         let end = self.watch_over(&connection);
         let Some(end) = end else {
-            self.pool.withdraw_queued();
+            self.pool.drain(self.time_to_stop() / 2);
             let closed = connection.close(self.time_to_stop());
             connection.kill();
             self.pool.down(generation, "stopped".to_owned());
@@ -207,7 +207,7 @@ impl Supervisor {
         };
         log::warn!("ZooKeeper session at {} down: {why}", connection.server());
         if end == End::Worn {
-            self.pool.withdraw_queued();
+            self.pool.drain(RETIRE_WITHIN);
             connection.close(RETIRE_WITHIN);
         } else {
             self.shunned.insert(connection.server(), now());
