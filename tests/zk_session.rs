@@ -436,8 +436,9 @@ fn a_hundred_connections_leave_nothing_behind() {
 fn settled() -> (Vec<String>, usize, u64) {
     within(LONG, "the reaper is done", || {
         let threads = session_threads();
+        // The crate's timer has a thread of its own, which inherits the name "io".
         let clients = threads.iter().filter(|name| *name == "io").count();
-        (clients <= 1 && !threads.contains(&"zk-reaper".to_owned()))
+        (clients <= 2 && !threads.contains(&"zk-reaper".to_owned()))
             .then(|| (threads, open_descriptors(), resident_kib()))
     })
 }
