@@ -463,6 +463,91 @@ fn two_of_three_servers_down_is_an_outage_that_passes() {
     assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
 }
 
+#[test]
+fn a_client_that_cannot_connect_after_its_probe_does_not_spin() {
+    let (_turn, ensemble) = ensemble();
+    let to: SocketAddr = format!("127.0.0.1:{}", ensemble.servers[0].1).parse().unwrap();
+    let forwarder = Forwarder::start("127.0.0.1:0", to).unwrap();
+    forwarder.only_probes.store(true, std::sync::atomic::Ordering::SeqCst);
+    let mut client = Client::start(settings(&[forwarder.server()]));
+    client.wait(LONG, "Failed", |event| matches!(event, SessionEvent::Failed { .. }).then_some(()));
+    // The crate would go on for as long as its session could live: six seconds.
+    within(Duration::from_secs(2), "the client's threads are gone", || {
+        session_threads().iter().all(|name| name != "io").then_some(())
+    });
+}
+
+#[test]
+fn a_consumer_that_does_not_listen_blocks_nobody() {
+    let (_turn, ensemble) = ensemble();
+    let mut client = Client::up(settings(&ensemble.servers));
+    let path = fresh("deaf");
+    client.create(&path, CreateMode::Persistent).unwrap();
+    client.call(Call::Watch { path: path.clone(), mode: WatchMode::Node }).unwrap();
+    let mut writer = Client::up(settings(&ensemble.servers));
+    let started = Instant::now();
+    let mut awaited: BTreeSet<_> =
+        (0..3000).map(|_| client.send(Call::Exists { path: "/".into(), watch: false })).collect();
+    awaited.extend((0..1000).map(|_| client.send(Call::Exists { path: "x".into(), watch: false })));
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    for version in 0..200 {
+        writer.set(&path, version).unwrap();
+    }
+    assert_eq!(client.changes(200).len(), 200);
+    while awaited.len()
+        > client.seen.iter().filter(|event| matches!(event, SessionEvent::Reply { .. })).count()
+    {
+        client.next(LONG).expect("a reply");
+    }
+    let mut answered = 0;
+    for event in &client.seen {
+        if let SessionEvent::Reply { id, .. } = event {
+            answered += usize::from(awaited.remove(id));
+        }
+    }
+    while !awaited.is_empty() {
+        match client.next(LONG).expect("a reply") {
+            SessionEvent::Reply { id, .. } => answered += usize::from(awaited.remove(&id)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(answered, 4000);
+}
+
+#[test]
+fn several_sessions_in_one_process_do_not_take_each_others_connections() {
+    let (_turn, ensemble) = ensemble();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let to: SocketAddr = format!("127.0.0.1:{}", ensemble.servers[0].1).parse().unwrap();
+    thread::scope(|scope| {
+        // Somebody else opens and closes sockets and epoll instances all the time.
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+                use rustix::event::epoll;
+                let stream = TcpStream::connect(to);
+                let instance = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+                if let Ok(stream) = &stream {
+                    epoll::add(&instance, stream, epoll::EventData::new_u64(7), epoll::EventFlags::IN)
+                        .unwrap();
+                }
+                thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let starting: Vec<_> =
+            (0..6).map(|_| scope.spawn(|| Client::up(settings(&ensemble.servers)))).collect();
+        let mut clients: Vec<Client> = starting.into_iter().map(|client| client.join().unwrap()).collect();
+        while let Some(client) = clients.pop() {
+            assert_eq!(client.session.stop(Duration::from_secs(2)), Stopped::Closed);
+            for other in &mut clients {
+                other.seen.clear();
+                assert!(other.exists("/", false).is_ok());
+                assert_eq!(other.seen.len(), 1, "{:?}", other.seen);
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+}
+
 /// Not a test: a process with one session, which prints its events.
 #[test]
 #[ignore = "run by other tests, in a process of its own"]

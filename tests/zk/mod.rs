@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -258,7 +259,6 @@ impl Client {
 
 /// A path that no other test uses.
 pub fn fresh(name: &str) -> String {
-    use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("/t-{name}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
@@ -267,6 +267,8 @@ pub fn fresh(name: &str) -> String {
 pub struct Forwarder {
     pub address: SocketAddr,
     open: Arc<Mutex<Vec<TcpStream>>>,
+    /// One more connection is passed on, which is a probe; every later one is closed at once.
+    pub only_probes: Arc<AtomicBool>,
 }
 
 impl Forwarder {
@@ -275,8 +277,14 @@ impl Forwarder {
         let address = listener.local_addr()?;
         let open = Arc::new(Mutex::new(Vec::new()));
         let shared = Arc::clone(&open);
+        let only_probes = Arc::new(AtomicBool::new(false));
+        let picky = Arc::clone(&only_probes);
         thread::spawn(move || {
+            let mut probed = false;
             for near in listener.incoming().flatten() {
+                if picky.load(Ordering::SeqCst) && std::mem::replace(&mut probed, true) {
+                    continue;
+                }
                 let Ok(far) = TcpStream::connect(to) else { continue };
                 let _ = (near.set_nodelay(true), far.set_nodelay(true));
                 pump(near.try_clone().unwrap(), far.try_clone().unwrap());
@@ -284,7 +292,7 @@ impl Forwarder {
                 shared.lock().unwrap().push(near);
             }
         });
-        Ok(Forwarder { address, open })
+        Ok(Forwarder { address, open, only_probes })
     }
 
     pub fn cut(&self) {
