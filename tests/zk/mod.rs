@@ -252,6 +252,11 @@ impl Client {
         }
     }
 
+    /// A write of its own, after which reads see what others wrote before: a follower may lag.
+    pub fn sync(&mut self) {
+        self.create(&fresh("sync"), CreateMode::Persistent).unwrap();
+    }
+
     pub fn set(&mut self, path: &str, version: i32) -> CallResult {
         self.call(Call::Set { path: path.into(), data: b"y".to_vec(), version })
     }
@@ -267,7 +272,7 @@ pub fn fresh(name: &str) -> String {
 pub struct Forwarder {
     pub address: SocketAddr,
     open: Arc<Mutex<Vec<TcpStream>>>,
-    /// One more connection is passed on, which is a probe; every later one is closed at once.
+    /// One more connection is passed on, which is a probe; every later one is refused.
     pub only_probes: Arc<AtomicBool>,
 }
 
@@ -280,16 +285,15 @@ impl Forwarder {
         let only_probes = Arc::new(AtomicBool::new(false));
         let picky = Arc::clone(&only_probes);
         thread::spawn(move || {
-            let mut probed = false;
             for near in listener.incoming().flatten() {
-                if picky.load(Ordering::SeqCst) && std::mem::replace(&mut probed, true) {
-                    continue;
-                }
                 let Ok(far) = TcpStream::connect(to) else { continue };
                 let _ = (near.set_nodelay(true), far.set_nodelay(true));
                 pump(near.try_clone().unwrap(), far.try_clone().unwrap());
                 pump(far, near.try_clone().unwrap());
                 shared.lock().unwrap().push(near);
+                if picky.load(Ordering::SeqCst) {
+                    break; // from now on connections are refused
+                }
             }
         });
         Ok(Forwarder { address, open, only_probes })
