@@ -212,11 +212,14 @@ impl Client {
         let marker = fresh("marker");
         let _ = self.exists(&marker, true);
         self.create(&marker, CreateMode::Persistent).unwrap();
-        while self.changes.last().is_none_or(|(path, _)| *path != marker) {
+        loop {
+            if let Some(at) = self.changes.iter().position(|(path, _)| *path == marker) {
+                let mut until = std::mem::take(&mut self.changes);
+                until.truncate(at);
+                return until;
+            }
             self.next(LONG).expect("the marker's event");
         }
-        self.changes.pop();
-        std::mem::take(&mut self.changes)
     }
 
     pub fn send(&mut self, call: Call) -> CallId {
