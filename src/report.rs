@@ -65,7 +65,7 @@ impl<O: Write, E: Write> View<O, E> {
                 self.move_bar(&progress);
                 return Ok(());
             }
-            ClientReport::Summary(_) => {
+            ClientReport::Summary(_) | ClientReport::Detached { .. } => {
                 if let Some(bar) = &self.bar {
                     bar.finish_and_clear();
                 }

@@ -7,14 +7,13 @@
 use std::ffi::CStr;
 use std::fs;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags, RawDir, openat};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, FdFlags, fcntl_setfd, read, retry_on_intr};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
@@ -23,8 +22,8 @@ use super::proc::OWNER_VAR;
 use super::roll::Announcer;
 use crate::machine::{RunId, RunOutput, RunSpec};
 
-/// Bytes of the stack buffer with which the child lists its descriptors; one that doesn't fit comes later.
-const LIST_BUFFER_BYTES: usize = 1024;
+/// Bytes of `/proc/self/status` in which the number of descriptors stands; it is the tenth line or so.
+const STATUS_BYTES: usize = 1024;
 /// The first descriptor that is not inherited.
 const FIRST_PRIVATE_FD: i32 = 3;
 /// What the child reports if it fails between fork and exec; exec itself never does.
@@ -85,25 +84,41 @@ fn prepare(run: RunId, parent: Pid, roll: &Announcer, gate: &OwnedFd) -> Result<
 }
 
 /// Marks every descriptor but 0, 1 and 2 as close-on-exec, whoever forgot to. Runs in the child.
+///
+/// A listing of `/proc/self/fd` would say which there are, but the kernel makes an inode for each entry, in
+/// every child anew: with many runs at once that cost more than all the rest of a start.
 fn keep_descriptors_private() -> Result<(), Errno> {
-    const LIST: &CStr = c"/proc/self/fd";
-    let list = openat(CWD, LIST, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut buffer = [MaybeUninit::uninit(); LIST_BUFFER_BYTES];
-    let mut entries = RawDir::new(list.as_fd(), &mut buffer);
-    while let Some(entry) = entries.next() {
-        let name = entry?;
-        let digits = name.file_name().to_bytes();
-        let fd = digits.iter().try_fold(0_i32, |fd, digit| match digit {
-            b'0'..=b'9' => fd.checked_mul(10)?.checked_add(i32::from(digit - b'0')),
-            _ => None,
-        });
-        if let Some(fd) = fd.filter(|&fd| fd >= FIRST_PRIVATE_FD) {
-            // SAFETY: the kernel has just named it as open, and after fork this is the only thread.
-            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            fcntl_setfd(fd, FdFlags::CLOEXEC)?;
+    for number in FIRST_PRIVATE_FD..descriptor_slots()? {
+        // SAFETY: this is the only thread after fork, so nobody closes it meanwhile. If it isn't open the
+        // kernel says so, and nothing else is done with it.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        match fcntl_setfd(fd, FdFlags::CLOEXEC) {
+            Ok(()) | Err(Errno::BADF) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+/// How many descriptors the process has room for at present: all that are open are below. Runs in the child.
+fn descriptor_slots() -> Result<i32, Errno> {
+    const STATUS: &CStr = c"/proc/self/status";
+    const KEY: &[u8] = b"\nFDSize:\t";
+    let file = openat(CWD, STATUS, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut buffer = [0; STATUS_BYTES];
+    let length = retry_on_intr(|| read(&file, &mut buffer))?;
+    let text = buffer.get(..length).unwrap_or_default();
+    let at = text.windows(KEY.len()).position(|window| window == KEY).ok_or(Errno::NODATA)?;
+    let value = text.get(at + KEY.len()..).unwrap_or_default();
+    let end = value.iter().position(|&byte| byte == b'\n').ok_or(Errno::NODATA)?;
+    let digits = value.get(..end).unwrap_or_default();
+    digits
+        .iter()
+        .try_fold(0_i32, |number, &digit| match digit {
+            b'0'..=b'9' => number.checked_mul(10)?.checked_add(i32::from(digit - b'0')),
+            _ => None,
+        })
+        .ok_or(Errno::NODATA)
 }
 
 fn refuse_nul(spec: &RunSpec) -> Result<(), Failure> {

@@ -1,8 +1,8 @@
 //! Process groups: started, watched, signalled, and surely dead before their end is told.
 //!
 //! Owns every process that zkmw runs for its user. Each run is a process group of its own and has a thread of
-//! its own ([`run`]); one [`table`] knows them all and guards signals against recycled numbers; the [`roll`]
-//! writes every group into the run file ([`runfile`]) before its program runs.
+//! its own (`run`); one `table` knows them all and guards signals against recycled numbers; the `roll`
+//! writes every group into the run file (`runfile`) before its program runs.
 //!
 //! It must not: decide what runs or when (the roles do), or say [`ExecEvent::Ended`] while a process of the
 //! group lives. A process that leaves its group (`setsid`) is out of reach; it is neither killed nor waited

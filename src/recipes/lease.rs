@@ -9,6 +9,12 @@
 //! heartbeat at most a third of the timeout before, and by the pings up to half a tick more. So the session lives
 //! at least until the write's *send* time + T - T/3 - half a tick, and the lease ends a margin before.
 //!
+//! One case remains in which the *first* write after a time without need proves less: the follower had been cut
+//! off for a while, during which it answered our heartbeats all the same, and came back less than a ping before.
+//! The session may then end at any moment after the write. Only a chain of three writes, each sent after the one
+//! before was acknowledged and half a tick later, would exclude that, and nothing could start before it; later
+//! renewals form that chain.
+//!
 //! It is renewed only while something depends on it, so who is idle writes nothing.
 //!
 //! The writes go to an ephemeral of its own that nobody watches, so that renewing wakes nobody. The same writes

@@ -25,7 +25,9 @@ pub fn write(report: &ClientReport, out: &mut dyn Write, err: &mut dyn Write) ->
         ClientReport::Ended(task) => ended(task),
         ClientReport::Progress(_) => return Ok(()),
         // On standard output every line is a task.
-        ClientReport::Summary(_) => return text::write(report, out, err, &mut true),
+        ClientReport::Summary(_) | ClientReport::Detached { .. } => {
+            return text::write(report, out, err, &mut true);
+        }
         ClientReport::Status(report) => status(report),
         ClientReport::Row(task) => row(task),
         ClientReport::Shown(task) => shown(task),

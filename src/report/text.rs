@@ -17,6 +17,9 @@ pub fn write(
 ) -> io::Result<()> {
     match report {
         ClientReport::Submitted { id, .. } => writeln!(out, "{id}"),
+        ClientReport::Detached { name, submitted } => {
+            writeln!(err, "zkmw: {submitted} tasks submitted; to wait for them: zkmw wait {name}")
+        }
         ClientReport::Ended(task) => ended(task, out, err),
         ClientReport::Progress(_) => Ok(()),
         ClientReport::Summary(progress) => summary(progress, err),

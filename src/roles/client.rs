@@ -30,6 +30,13 @@ pub enum ClientReport {
         /// Nobody waits for its outcome.
         detached: bool,
     },
+    /// A batch stands in the ensemble, all of it for certain, and nobody waits for it.
+    Detached {
+        /// What to tell `wait` to mean it.
+        name: String,
+        /// How many tasks it has.
+        submitted: u64,
+    },
     /// A task ended.
     Ended(Box<Ended>),
     /// How far a batch, or a wait for several, has got.

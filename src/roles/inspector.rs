@@ -1,6 +1,11 @@
 //! Inspector: tells how the service is ([`StatusOf`]), which tasks there are ([`List`]) and all about one of them
-//! ([`Show`]). It never writes, and each session starts the question anew or goes on where it was.
+//! ([`Show`]). It never writes; each session starts the question anew, or goes on where it was.
 
+mod list;
+mod running;
+mod show;
 mod status;
 
+pub use list::{List, ListParams};
+pub use show::{Show, ShowParams};
 pub use status::{StatusOf, StatusParams};

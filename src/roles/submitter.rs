@@ -1,9 +1,19 @@
 //! Submitter: puts tasks into the ensemble and, unless it is told not to, waits for their outcomes.
 //!
-//! [`Single`] is for one task. Both keep one promise: an id is reported only
+//! [`Single`] is for one task, [`Batch`] for the lines of a file. Both keep one promise: an id is reported only
 //! when the task's creation was acknowledged, so whatever was printed survives us (G1).
 
+use std::time::Duration;
+
+mod batch;
 mod mark;
 mod single;
 
+pub use batch::{Batch, BatchParams};
 pub use single::{Single, SingleParams};
+
+/// How long an outage may keep us from deleting a task whose outcome was shown; then the leader will do it.
+const DELETE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Deletes whose answer may get lost before the leader is left to do it.
+const MAX_DELETES: u32 = 2;

@@ -1,7 +1,7 @@
 //! The supervised session: the only place that names the `zookeeper` crate.
 //!
-//! A connection is a session here: it is made ([`supervisor`]: probe, connect, prove), used ([`pool`]), and
-//! ended for ever at the first doubt ([`connection`], [`descriptors`]); then another one is made. The crate
+//! A connection is a session here: it is made (`supervisor`: probe, connect, prove), used (`pool`), and
+//! ended for ever at the first doubt (`connection`, `descriptors`); then another one is made. The crate
 //! never reconnects by itself. What it does wrong, and why this is the remedy, is told in `ARCHITECTURE.md`.
 //!
 //! Keeps the promises at the top of `machine.rs`: each call is answered exactly once, and before the

@@ -11,10 +11,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError};
 
-use super::connection::{Connection, End};
+use super::connection::{Connection, End, now};
 use super::request::{self, Outcome};
 use super::{SMALL_STACK, SessionEvent};
 use crate::machine::{Call, CallError, CallId, CallResult, ChangeKind, Instant};
@@ -76,6 +77,8 @@ pub struct Pool {
     state: Mutex<State>,
     work: Condvar,
     delivery: Condvar,
+    /// Told when a call that was in flight has been answered.
+    landed: Condvar,
     events: Sender<SessionEvent>,
     threads_max: usize,
     requests_max: u64,
@@ -94,6 +97,7 @@ impl Pool {
             state: Mutex::default(),
             work: Condvar::new(),
             delivery: Condvar::new(),
+            landed: Condvar::new(),
             events,
             threads_max,
             requests_max,
@@ -201,9 +205,11 @@ impl Pool {
                 state.outstanding.remove(&number);
                 connection.life().answered();
                 self.reply(&mut state, id, result);
+                self.landed.notify_all();
             }
             Outcome::Broken(why) => {
                 outstanding.stage = Stage::InDoubt;
+                self.landed.notify_all();
                 connection.life().end(End::Lost(why));
             }
         }
@@ -248,13 +254,23 @@ impl Pool {
         self.tell(&mut state, SessionEvent::Down { generation, why });
     }
 
-    /// Answers what has not left the process, so that only what is in flight remains.
-    pub fn withdraw_queued(&self) {
+    /// Before a session is closed in good order: what is queued is answered as not sent, and what is in flight
+    /// gets time to be answered.
+    pub fn drain(&self, limit: Duration) {
         let mut state = self.lock();
         for (number, _) in std::mem::take(&mut state.queue) {
             if let Some(outstanding) = state.outstanding.remove(&number) {
                 self.reply(&mut state, outstanding.id, Err(CallError::NotSent));
             }
+        }
+        let until = now() + limit;
+        while state.outstanding.values().any(|outstanding| matches!(outstanding.stage, Stage::InFlight)) {
+            let left = until.since(now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.landed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use super::connection::{Connection, End, Life, NotMade, Plan, now};
 use super::pool::Pool;
-use super::probe::probe;
+use super::probe::{CONNECT_WITHIN, Grant, probe};
 use super::resolve::Resolver;
 use super::{Attempt, Failure, Settings};
 use crate::machine::{Instant, Prng};
@@ -21,17 +22,18 @@ use crate::machine::{Instant, Prng};
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// …up to here: guarantee G10 has to find a quorum that returned within 2 s.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
-/// How long a server may take to answer in the first round…
-const ANSWER_WITHIN_MIN: Duration = Duration::from_secs(1);
-/// …which doubles with every round in which one was too slow, up to here: an ensemble may be slow but alive.
-const ANSWER_WITHIN_MAX: Duration = Duration::from_secs(4);
+/// How long a server may take to answer each of the first requests. A server that hangs costs a round so much,
+/// and guarantee G10 allows no more; one that is slower than that would not answer heartbeats in time either.
+const ANSWER_WITHIN: Duration = Duration::from_millis(1200);
+/// The next server is asked when those before it have not answered for so long.
+const STAGGER: Duration = Duration::from_millis(150);
 /// A server that failed is tried after all others for so long.
 const SHUNNED_FOR: Duration = Duration::from_secs(30);
 /// A connection that lived for less counts as a failed round, so that a flapping one does not spin.
 const FLAPPING: Duration = Duration::from_secs(1);
 /// The longest sleep while a connection is up: `recv_timeout` does not count while the machine is suspended.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long a connection that made its last request may take to close.
+/// How long a connection that made its last request may take to get its answers, and again to close.
 const RETIRE_WITHIN: Duration = Duration::from_secs(1);
 
 /// See the module's description.
@@ -42,7 +44,6 @@ pub struct Supervisor {
     resolver: Resolver,
     prng: Prng,
     generation: u64,
-    answer_within: Duration,
     shunned: BTreeMap<SocketAddr, Instant>,
     last_failure: Option<Failure>,
 }
@@ -65,7 +66,6 @@ impl Supervisor {
             resolver: Resolver::default(),
             prng: Prng::new(seed),
             generation: 0,
-            answer_within: ANSWER_WITHIN_MIN,
             shunned: BTreeMap::new(),
             last_failure: None,
         }
@@ -132,16 +132,25 @@ impl Supervisor {
         if resolved.addresses.is_empty() {
             return Err(Failure::Unresolvable { names: resolved.unresolved });
         }
-        let within = self.answer_within;
-        let mut tried = Vec::new();
-        for server in self.in_order(resolved.addresses) {
-            if self.pool.stop_by().is_some() {
-                break;
-            }
-            match self.connect(server) {
+        let (answer, answers) = bounded(resolved.addresses.len());
+        let mut order = self.in_order(resolved.addresses).into_iter();
+        let (mut tried, mut asked) = (Vec::new(), 0);
+        while self.pool.stop_by().is_none() {
+            let wait = match order.next() {
+                Some(server) => {
+                    asked += 1;
+                    self.ask(server, answer.clone());
+                    STAGGER
+                }
+                None if tried.len() == asked => break,
+                None => ANSWER_WITHIN + CONNECT_WITHIN,
+            };
+            // The servers are asked one by one and still side by side: one that hangs must not hide one that
+            // serves. The first that grants a session is taken; the other probes end by themselves.
+            let Ok((server, granted)) = answers.recv_timeout(wait) else { continue };
+            match granted.map_err(NotMade::ThisServer).and_then(|grant| self.connect(server, grant)) {
                 Ok(connection) => {
                     self.shunned.remove(&server);
-                    self.answer_within = ANSWER_WITHIN_MIN;
                     self.last_failure = None;
                     return Ok(Arc::new(connection));
                 }
@@ -153,9 +162,21 @@ impl Supervisor {
                 }
             }
         }
-        self.answer_within = (within * 2).min(ANSWER_WITHIN_MAX);
         tried.sort_by_key(|attempt| attempt.server);
         Err(Failure::Unreachable { tried, unresolved: resolved.unresolved })
+    }
+
+    /// Probes a server on a thread of its own.
+    fn ask(&self, server: SocketAddr, answer: Sender<(SocketAddr, Result<Grant, String>)>) {
+        let timeout = self.settings.session_timeout;
+        let told = answer.clone();
+        let thread = thread::Builder::new().name("zk-probe".to_owned()).stack_size(super::SMALL_STACK);
+        let started = thread.spawn(move || {
+            let _ = answer.try_send((server, probe(server, timeout, ANSWER_WITHIN)));
+        });
+        if let Err(error) = started {
+            let _ = told.try_send((server, Err(format!("no thread for asking it: {error}"))));
+        }
     }
 
     /// A random order, but those that failed lately last, the latest at the end.
@@ -170,9 +191,7 @@ impl Supervisor {
         addresses
     }
 
-    fn connect(&mut self, server: SocketAddr) -> Result<Connection, NotMade> {
-        let asked = self.settings.session_timeout;
-        let grant = probe(server, asked, self.answer_within).map_err(NotMade::ThisServer)?;
+    fn connect(&mut self, server: SocketAddr, grant: Grant) -> Result<Connection, NotMade> {
         self.generation += 1;
         let generation = self.generation;
         let pool = Arc::clone(&self.pool);
@@ -180,7 +199,7 @@ impl Supervisor {
             settings: &self.settings,
             server,
             timeout: grant.timeout,
-            answer_within: self.answer_within,
+            answer_within: ANSWER_WITHIN,
             life: Arc::new(Life::new(generation, self.pulse.0.clone())),
             report: Arc::new(move |path, kind| pool.changed(generation, path, kind)),
         })
@@ -195,7 +214,7 @@ impl Supervisor {
         log::info!("ZooKeeper session up at {}, timeout {:?}", connection.server(), connection.timeout());
         let end = self.watch_over(&connection);
         let Some(end) = end else {
-            self.pool.withdraw_queued();
+            self.pool.drain(self.time_to_stop() / 2);
             let closed = connection.close(self.time_to_stop());
             connection.kill();
             self.pool.down(generation, "stopped".to_owned());
@@ -207,7 +226,7 @@ impl Supervisor {
         };
         log::warn!("ZooKeeper session at {} down: {why}", connection.server());
         if end == End::Worn {
-            self.pool.withdraw_queued();
+            self.pool.drain(RETIRE_WITHIN);
             connection.close(RETIRE_WITHIN);
         } else {
             self.shunned.insert(connection.server(), now());

@@ -274,6 +274,15 @@ fn doubt_at_any_call_leads_nowhere_until_the_next_connection() {
 }
 
 #[test]
+fn no_reply_is_taken_for_a_call_of_a_lost_connection() {
+    let (mut bench, create) = Bench::creating();
+    bench.election.on_lost();
+    bench.election.stand(&mut bench.out);
+    assert!(!bench.election.on_reply(create, &created(OWN), &mut bench.out));
+    bench.stands_anew();
+}
+
+#[test]
 fn a_lost_connection_is_a_lost_leadership() {
     for mut bench in [Bench::leading(), Bench::following(), Bench::creating().0, Bench::new()] {
         bench.election.on_lost();

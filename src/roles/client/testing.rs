@@ -151,7 +151,7 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
         self.online = false;
         self.once.clear();
         self.trees.clear();
-        self.told.clear();
+        self.told.retain(|event| matches!(event, Event::Lines(_)));
         self.event(Event::Lost { why: "test".into() });
     }
 
@@ -200,7 +200,7 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
     }
 
     /// What the ensemble does with a call.
-    fn apply(&mut self, call: &Call) -> CallResult {
+    pub fn apply(&mut self, call: &Call) -> CallResult {
         let path = call.path();
         let refused = |refusal| Err(CallError::Refused(refusal));
         let stat = self.znodes.get(path).map(|(_, stat)| *stat);

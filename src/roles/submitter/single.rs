@@ -4,9 +4,8 @@
 //! deletes what it may not: a keyed task (the key has to work after the outcome was read), one that another
 //! submitter made, or one whose creation was ever in doubt (it might be made anew by the doubtful request).
 
-use std::time::Duration;
-
 use super::mark::{self, Mark};
+use super::{DELETE_PATIENCE, MAX_DELETES};
 use crate::contract::task::{Options, Outcome, Payload, Task};
 use crate::contract::{Layout, MAX_CHILDREN, MAX_TASK_BYTES, TaskId, is_shared, shared_job};
 use crate::exit;
@@ -16,12 +15,6 @@ use crate::machine::{
 };
 use crate::recipes::ensure::{self, Ensure};
 use crate::roles::client::{ClientReport, Ended, INTERRUPTED, Unfit, exit_code, refusal_code};
-
-/// How long an outage may keep us from deleting a task whose outcome was shown; then the leader will do it.
-const DELETE_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Deletes whose answer may get lost before the leader is left to do it.
-const MAX_DELETES: u32 = 2;
 
 /// Changes by others that a wish to cancel may run into.
 const MAX_CONFLICTS: u32 = 20;

@@ -1,0 +1,264 @@
+//! A list of tasks, in the order of their ids within each job, as far as it goes.
+//!
+//! It reads through a window and reports in order, so it holds no more than the window however long the list is.
+
+use std::collections::BTreeMap;
+
+use super::running::{self, Running};
+use crate::contract::task::{Payload, Task};
+use crate::contract::{Layout, TaskId};
+use crate::exit;
+use crate::machine::{
+    Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
+};
+use crate::roles::client::walk::{self, Target, Walk};
+use crate::roles::client::{ClientReport, INTERRUPTED, Row, RowTask, Shade, Tally, refusal_code};
+
+/// Tasks that are read, or were read and wait for their turn.
+const WINDOW: usize = 128;
+
+/// Characters of a command that are listed.
+const MAX_COMMAND_CHARS: usize = 60;
+
+/// What a list is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListParams {
+    /// Where everything stands.
+    pub layout: Layout,
+    /// The job whose tasks are listed; else all.
+    pub job: Option<String>,
+    /// The states that are listed; all if there are none.
+    pub states: Vec<Shade>,
+    /// How many tasks to list at most.
+    pub limit: u64,
+}
+
+/// One who lists tasks.
+#[derive(Debug)]
+pub struct List {
+    layout: Layout,
+    states: Vec<Shade>,
+    left: u64,
+    walk: Walk,
+    online: bool,
+    over: bool,
+    running: Running,
+    /// The picture of what runs is made.
+    pictured: bool,
+    /// Tasks from the first that was not reported yet, by their place in the list.
+    window: BTreeMap<u64, Slot>,
+    next: u64,
+    calls: Calls<u64>,
+    tally: Tally,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Reading(TaskId),
+    /// `None`: it is not listed.
+    Read(Option<Row>),
+}
+
+impl List {
+    /// One who lists these.
+    pub fn new(params: ListParams) -> List {
+        let target = params.job.map_or(Target::All, Target::Job);
+        let mut states = params.states;
+        states.sort_unstable();
+        List {
+            walk: Walk::new(&params.layout, [target]),
+            running: Running::new(&params.layout),
+            layout: params.layout,
+            // What runs matters only to tell it from what is pending.
+            pictured: !states.is_empty()
+                && !states.contains(&Shade::Pending)
+                && !states.contains(&Shade::Running),
+            states,
+            left: params.limit,
+            online: false,
+            over: false,
+            window: BTreeMap::new(),
+            next: 0,
+            calls: Calls::default(),
+            tally: Tally::default(),
+        }
+    }
+
+    fn fail(&mut self, code: i32, why: String, out: &mut Actions<ClientReport>) {
+        self.over = true;
+        out.fail(code, why);
+    }
+
+    fn end(&mut self, out: &mut Actions<ClientReport>) {
+        self.over = true;
+        out.push(Action::Exit(self.tally.code()));
+    }
+
+    fn pump(&mut self, out: &mut Actions<ClientReport>) {
+        if self.over || !self.online || !self.pictured {
+            return;
+        }
+        self.report(out);
+        while !self.over && self.window.len() < WINDOW {
+            let Some(found) = self.walk.next(out) else { break };
+            self.read(self.next, &found.id, out);
+            self.window.insert(self.next, Slot::Reading(found.id));
+            self.next += 1;
+        }
+        if !self.over && self.window.is_empty() && self.walk.is_over() {
+            self.end(out);
+        }
+    }
+
+    fn read(&mut self, place: u64, id: &TaskId, out: &mut Actions<ClientReport>) {
+        self.calls.issue(out, Call::Get { path: self.layout.task(id), watch: false }, place);
+    }
+
+    /// Reports what is next in order, as far as it was read.
+    fn report(&mut self, out: &mut Actions<ClientReport>) {
+        while let Some(first) = self.window.first_entry()
+            && matches!(first.get(), Slot::Read(_))
+        {
+            let Slot::Read(Some(row)) = first.remove() else { continue };
+            if self.left == 0 {
+                out.log(Level::Warn, "there are more tasks than the limit: see --limit");
+                return self.end(out);
+            }
+            self.left -= 1;
+            out.push(Action::Report(ClientReport::Row(row)));
+        }
+    }
+
+    fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
+        if let Some(step) = self.running.on_reply(id, result, out) {
+            match step {
+                running::Step::Pending => {}
+                running::Step::Done => self.pictured = true,
+                running::Step::Refused(path, refusal) => {
+                    self.fail(refusal_code(refusal), format!("cannot read {path}: {refusal}"), out);
+                }
+            }
+            return;
+        }
+        if let Some(step) = self.walk.on_reply(id, result) {
+            match step {
+                walk::Step::Pending => {}
+                walk::Step::Unknown(job) => {
+                    out.log(Level::Error, format!("there is no job {job}"));
+                    self.tally.wrong(exit::DATA);
+                }
+                walk::Step::Refused(path, refusal) => {
+                    self.fail(refusal_code(refusal), format!("cannot list {path}: {refusal}"), out);
+                }
+            }
+            return;
+        }
+        let Some(place) = self.calls.take(id) else { return };
+        let Some(Slot::Reading(id)) = self.window.get(&place) else { return };
+        let id = id.clone();
+        let row = match result {
+            Ok(Reply::Data { data, .. }) => self.row(id, data),
+            // It was collected since its job was listed.
+            Err(CallError::Refused(Refusal::NoNode)) => None,
+            Err(CallError::NotSent | CallError::MaybeApplied) => return,
+            Err(CallError::Refused(refusal)) => Some(Row { id, task: Err(refusal.to_string()) }),
+            Ok(reply) => {
+                return self.fail(exit::BUG, format!("the read of {id} was answered with {reply:?}"), out);
+            }
+        };
+        self.window.insert(place, Slot::Read(row));
+    }
+
+    fn row(&self, id: TaskId, data: &[u8]) -> Option<Row> {
+        let task = match Task::decode(data) {
+            Ok(task) => task,
+            // Whoever asks for certain states doesn't ask for what has none.
+            Err(malformed) if self.states.is_empty() => {
+                return Some(Row { id, task: Err(malformed.to_string()) });
+            }
+            Err(_) => return None,
+        };
+        let shade = match &task.outcome {
+            Some(outcome) => Shade::Ended(outcome.state),
+            None if self.running.worker_of(&id, &task).is_some() => Shade::Running,
+            None => Shade::Pending,
+        };
+        if !self.states.is_empty() && !self.states.contains(&shade) {
+            return None;
+        }
+        let (attempt, priority) = (task.attempt, task.options.priority.unwrap_or(0));
+        let command = start_of(&task.payload());
+        Some(Row { id, task: Ok(RowTask { shade, attempt, priority, command }) })
+    }
+}
+
+/// The start of a command, without anything that a terminal would obey.
+fn start_of(payload: &Payload) -> String {
+    let whole = match payload {
+        Payload::Shell(line) => line.clone(),
+        Payload::Program(argv) => argv.join(" "),
+    };
+    let mut shown: String = whole.chars().take(MAX_COMMAND_CHARS).flat_map(visible).collect();
+    if whole.chars().nth(MAX_COMMAND_CHARS).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+fn visible(c: char) -> Vec<char> {
+    if c.is_control() { c.escape_default().collect() } else { vec![c] }
+}
+
+impl Role for List {
+    type Report = ClientReport;
+
+    fn step(&mut self, _now: Instant, event: Event, out: &mut Actions<ClientReport>) {
+        if self.over {
+            return;
+        }
+        match event {
+            Event::Connected { .. } => {
+                self.online = true;
+                self.calls.clear();
+                self.walk.on_connected();
+                if !self.pictured {
+                    self.running.start(out);
+                }
+                let again: Vec<(u64, TaskId)> = self.window.iter().filter_map(reading).collect();
+                for (place, id) in again {
+                    self.read(place, &id, out);
+                }
+            }
+            Event::Lost { .. } => {
+                self.online = false;
+                self.calls.clear();
+                self.walk.on_lost();
+                self.running.on_lost();
+            }
+            Event::Reply { id, result } => self.on_reply(id, &result, out),
+            Event::Stop { .. } => self.fail(INTERRUPTED, "interrupted".to_string(), out),
+            Event::Changed { .. }
+            | Event::Wake
+            | Event::Started { .. }
+            | Event::NotStarted { .. }
+            | Event::Ended { .. }
+            | Event::Lines(_) => {}
+        }
+        self.pump(out);
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        None
+    }
+
+    fn assert_invariants(&self) {
+        assert!(self.window.len() <= WINDOW && self.calls.len() <= WINDOW, "the window is too large");
+    }
+}
+
+fn reading((place, slot): (&u64, &Slot)) -> Option<(u64, TaskId)> {
+    match slot {
+        Slot::Reading(id) => Some((*place, id.clone())),
+        Slot::Read(_) => None,
+    }
+}

@@ -1,0 +1,120 @@
+//! Which tasks are with a worker: those that a living incarnation's assignment names, and does not revoke.
+//!
+//! A picture, not a mirror: it is as old as the reads that made it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::contract::task::Task;
+use crate::contract::worker::Assignment;
+use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
+use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Level, Refusal, Reply};
+
+/// Assignments that are read at a time.
+const MAX_READS: usize = 64;
+
+/// The tasks that are with workers.
+#[derive(Debug)]
+pub struct Running {
+    layout: Layout,
+    /// Incarnations with a registration.
+    living: BTreeSet<Incarnation>,
+    to_read: Vec<Incarnation>,
+    tasks: BTreeMap<TaskId, (u32, Incarnation)>,
+    calls: Calls<Purpose>,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Workers,
+    Assignments,
+    Assignment(Incarnation),
+}
+
+/// What a reply meant for [`Running`] led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// More replies are awaited, or the connection is gone.
+    Pending,
+    /// The picture is complete.
+    Done,
+    /// This znode can't be read.
+    Refused(String, Refusal),
+}
+
+impl Running {
+    /// An empty picture.
+    pub fn new(layout: &Layout) -> Running {
+        Running {
+            layout: layout.clone(),
+            living: BTreeSet::new(),
+            to_read: Vec::new(),
+            tasks: BTreeMap::new(),
+            calls: Calls::default(),
+        }
+    }
+
+    /// Makes the picture, on a connection that is up.
+    pub fn start<R>(&mut self, out: &mut Actions<R>) {
+        *self = Running::new(&self.layout);
+        self.calls.issue(out, Call::Children { path: self.layout.workers() }, Purpose::Workers);
+    }
+
+    /// The connection is gone; what was being read is not awaited any more.
+    pub fn on_lost(&mut self) {
+        self.calls.clear();
+    }
+
+    /// Who has this task, at the attempt that it is at.
+    pub fn worker_of(&self, id: &TaskId, task: &Task) -> Option<&Incarnation> {
+        self.tasks.get(id).filter(|(attempt, _)| *attempt == task.attempt).map(|(_, worker)| worker)
+    }
+
+    /// Takes in a reply; `None` if it is somebody else's.
+    pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> Option<Step> {
+        let purpose = self.calls.take(id)?;
+        let reply = match result {
+            Ok(reply) => Some(reply),
+            Err(CallError::Refused(Refusal::NoNode)) => None,
+            Err(CallError::NotSent | CallError::MaybeApplied) => return Some(Step::Pending),
+            Err(CallError::Refused(refusal)) => {
+                let path = match purpose {
+                    Purpose::Workers => self.layout.workers(),
+                    Purpose::Assignments => self.layout.assign(),
+                    Purpose::Assignment(incarnation) => self.layout.assignment(&incarnation),
+                };
+                return Some(Step::Refused(path, *refusal));
+            }
+        };
+        match (purpose, reply) {
+            (Purpose::Workers, Some(Reply::Children(names))) => {
+                let names = names.iter().filter_map(|name| parse_registration(name));
+                self.living = names.map(|(incarnation, _)| incarnation).collect();
+                self.calls.issue(out, Call::Children { path: self.layout.assign() }, Purpose::Assignments);
+            }
+            (Purpose::Assignments, Some(Reply::Children(names))) => {
+                let names = names.iter().filter_map(|name| Incarnation::parse(name));
+                self.to_read = names.filter(|incarnation| self.living.contains(incarnation)).collect();
+            }
+            (Purpose::Assignment(incarnation), Some(Reply::Data { data, .. })) => {
+                match Assignment::decode(data) {
+                    Ok(assignment) => {
+                        let entries = assignment.entries.into_iter().filter(|entry| !entry.revoked);
+                        let named = entries.map(|entry| (entry.task, (entry.attempt, incarnation.clone())));
+                        self.tasks.extend(named);
+                    }
+                    Err(malformed) => {
+                        let path = self.layout.assignment(&incarnation);
+                        out.log(Level::Warn, format!("{path} is no assignment: {malformed}"));
+                    }
+                }
+            }
+            _ => {}
+        }
+        while self.calls.len() < MAX_READS {
+            let Some(incarnation) = self.to_read.pop() else { break };
+            let call = Call::Get { path: self.layout.assignment(&incarnation), watch: false };
+            self.calls.issue(out, call, Purpose::Assignment(incarnation));
+        }
+        Some(if self.calls.is_empty() { Step::Done } else { Step::Pending })
+    }
+}

@@ -1,0 +1,155 @@
+//! All about one task: its znode, its job's defaults, and who has it.
+
+use super::running::{self, Running};
+use crate::contract::task::{Job, Options, Task};
+use crate::contract::{Layout, TaskId};
+use crate::exit;
+use crate::machine::{
+    Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
+    Stat,
+};
+use crate::roles::client::{ClientReport, INTERRUPTED, Shown, refusal_code};
+
+/// What a show is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShowParams {
+    /// Where everything stands.
+    pub layout: Layout,
+    /// The task.
+    pub id: TaskId,
+}
+
+/// One who shows a task.
+#[derive(Debug)]
+pub struct Show {
+    layout: Layout,
+    id: TaskId,
+    over: bool,
+    running: Running,
+    found: Option<(Task, Stat)>,
+    defaults: Options,
+    calls: Calls<Purpose>,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Task,
+    Job,
+}
+
+impl Show {
+    /// One who shows this task.
+    pub fn new(params: ShowParams) -> Show {
+        Show {
+            running: Running::new(&params.layout),
+            layout: params.layout,
+            id: params.id,
+            over: false,
+            found: None,
+            defaults: Options::default(),
+            calls: Calls::default(),
+        }
+    }
+
+    fn fail(&mut self, code: i32, why: String, out: &mut Actions<ClientReport>) {
+        self.over = true;
+        out.fail(code, why);
+    }
+
+    fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
+        match self.running.on_reply(id, result, out) {
+            None => {}
+            Some(running::Step::Pending) => return,
+            Some(running::Step::Done) => return self.answer(out),
+            Some(running::Step::Refused(path, refusal)) => {
+                return self.fail(refusal_code(refusal), format!("cannot read {path}: {refusal}"), out);
+            }
+        }
+        let Some(purpose) = self.calls.take(id) else { return };
+        match (purpose, result) {
+            (Purpose::Task, Ok(Reply::Data { data, stat })) => match Task::decode(data) {
+                Ok(task) => {
+                    self.found = Some((task, *stat));
+                    let call = Call::Get { path: self.layout.job(self.id.dir()), watch: false };
+                    self.calls.issue(out, call, Purpose::Job);
+                }
+                Err(malformed) => {
+                    let why = format!("the znode {} is no task: {malformed}", self.layout.task(&self.id));
+                    self.fail(exit::DATA, why, out);
+                }
+            },
+            (Purpose::Task, Err(CallError::Refused(Refusal::NoNode))) => {
+                self.fail(exit::DATA, format!("there is no task {}", self.id), out);
+            }
+            (Purpose::Job, Ok(Reply::Data { data, .. })) => {
+                match Job::decode(data) {
+                    Ok(job) => self.defaults = job.options,
+                    Err(malformed) => {
+                        let path = self.layout.job(self.id.dir());
+                        out.log(Level::Warn, format!("the znode {path} is no job: {malformed}"));
+                    }
+                }
+                self.running.start(out);
+            }
+            (Purpose::Job, Err(CallError::Refused(Refusal::NoNode))) => self.running.start(out),
+            (_, Err(CallError::Refused(refusal))) => {
+                let why = format!("cannot read the task {}: {refusal}", self.layout.task(&self.id));
+                self.fail(refusal_code(*refusal), why, out);
+            }
+            // The connection is gone; everything is read again on the next.
+            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => {}
+            (purpose, Ok(reply)) => {
+                let why = format!("{purpose:?} of {} was answered with {reply:?}", self.id);
+                self.fail(exit::BUG, why, out);
+            }
+        }
+    }
+
+    fn answer(&mut self, out: &mut Actions<ClientReport>) {
+        let Some((task, stat)) = self.found.take() else { return };
+        let worker = self.running.worker_of(&self.id, &task).filter(|_| task.outcome.is_none()).cloned();
+        let options = task.options.or(&self.defaults);
+        let shown = Shown { id: self.id.clone(), task, stat, options, worker };
+        self.over = true;
+        out.push(Action::Report(ClientReport::Shown(Box::new(shown))));
+        out.push(Action::Exit(exit::OK));
+    }
+}
+
+impl Role for Show {
+    type Report = ClientReport;
+
+    fn step(&mut self, _now: Instant, event: Event, out: &mut Actions<ClientReport>) {
+        if self.over {
+            return;
+        }
+        match event {
+            Event::Connected { .. } => {
+                self.calls.clear();
+                self.running.on_lost();
+                let call = Call::Get { path: self.layout.task(&self.id), watch: false };
+                self.calls.issue(out, call, Purpose::Task);
+            }
+            Event::Lost { .. } => {
+                self.calls.clear();
+                self.running.on_lost();
+            }
+            Event::Reply { id, result } => self.on_reply(id, &result, out),
+            Event::Stop { .. } => self.fail(INTERRUPTED, "interrupted".to_string(), out),
+            Event::Changed { .. }
+            | Event::Wake
+            | Event::Started { .. }
+            | Event::NotStarted { .. }
+            | Event::Ended { .. }
+            | Event::Lines(_) => {}
+        }
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        None
+    }
+
+    fn assert_invariants(&self) {
+        assert!(self.calls.len() <= 1, "one question at a time");
+    }
+}

@@ -1,0 +1,146 @@
+//! Cancelling and retrying, with others faster and connections lost.
+
+use super::*;
+use crate::contract::Incarnation;
+use crate::contract::task::{Options, Outcome, Payload};
+use crate::roles::client::testing::{Desk, Fate, done, failed, is_set};
+
+const TASK: &str = "/z/tasks/J/1";
+
+fn desk(verb: Verb, target: &str, outcome: Option<Outcome>) -> Desk<Operator> {
+    let target = TaskId::parse(target).map_or_else(|| Target::Job(target.into()), Target::Task);
+    let params = OperatorParams { layout: Layout::new("/z"), verb, targets: vec![target] };
+    let mut desk = Desk::new(Operator::new(params), &["/z", "/z/tasks", "/z/tasks/J"]);
+    let mut task = Task::new(Payload::Shell("x".into()), Options::default());
+    task.charged = 3;
+    task.outcome = outcome;
+    desk.put(TASK, &task.encode());
+    desk.connect();
+    desk
+}
+
+fn failed_on_worker() -> Outcome {
+    Outcome { worker: Some(Incarnation::new("w", 1)), ..failed(2) }
+}
+
+fn note(desk: &Desk<Operator>) -> (bool, String) {
+    match desk.reports.as_slice() {
+        [ClientReport::Noted(note)] => (note.ok, note.message.clone()),
+        other => panic!("not one note: {other:?}"),
+    }
+}
+
+#[test]
+fn a_retry_starts_over_and_names_who_vouches_for_the_last_attempt() {
+    let mut desk = desk(Verb::Retry, "J/1", Some(failed_on_worker()));
+    desk.settle();
+    let task = desk.task(TASK);
+    assert_eq!((desk.exit, task.outcome, task.attempt, task.charged), (Some(0), None, 2, 0));
+    assert_eq!(task.released_by, Some(Incarnation::new("w", 1)));
+    assert_eq!((task.history[0].attempt, task.history[0].worker.clone()), (1, task.released_by));
+    assert_eq!(note(&desk), (true, "will run again, as attempt 2".into()));
+}
+
+#[test]
+fn g02_only_what_ended_badly_is_retried() {
+    for outcome in [None, Some(done())] {
+        let mut desk = desk(Verb::Retry, "J/1", outcome);
+        desk.settle();
+        assert_eq!((desk.exit, desk.count(Call::is_write)), (Some(exit::FAILED), 0));
+        assert!(!note(&desk).0);
+    }
+    for state in [State::Cancelled, State::Expired] {
+        let mut desk = desk(Verb::Retry, "J/1", Some(Outcome::unrun(state, None, "", 1)));
+        desk.settle();
+        let task = desk.task(TASK);
+        assert_eq!((desk.exit, task.attempt, task.released_by), (Some(0), 2, None));
+        assert_eq!(task.options.expire_ms.is_some(), state == State::Expired, "it would expire at once");
+    }
+}
+
+#[test]
+fn a_retry_in_doubt_is_made_once() {
+    for fate in [Fate::AppliedUnanswered, Fate::DroppedUnanswered, Fate::NotSent] {
+        for ended_again in [false, true] {
+            let mut desk = desk(Verb::Retry, "J/1", Some(failed_on_worker()));
+            desk.settle_until(is_set);
+            desk.play(fate);
+            if ended_again && fate == Fate::AppliedUnanswered {
+                desk.end(TASK, failed(9));
+            }
+            desk.connect();
+            desk.settle();
+            assert_eq!((desk.exit, desk.task(TASK).attempt), (Some(0), 2), "{fate:?}");
+            assert_eq!(note(&desk), (true, "will run again, as attempt 2".into()));
+        }
+    }
+}
+
+#[test]
+fn a_retry_that_loses_the_race_decides_again() {
+    let mut desk = desk(Verb::Retry, "J/1", Some(failed(2)));
+    desk.settle_until(is_set);
+    let mut task = desk.task(TASK);
+    task.outcome = None;
+    task.next_attempt(None, "somebody else retried it");
+    desk.put(TASK, &task.encode());
+    desk.settle();
+    assert_eq!((desk.exit, desk.task(TASK).attempt), (Some(exit::FAILED), 2));
+    assert!(note(&desk).1.contains("has not ended yet"));
+}
+
+#[test]
+fn a_task_that_never_stops_changing_is_given_up() {
+    let mut desk = desk(Verb::Cancel, "J/1", None);
+    while desk.exit.is_none() {
+        desk.settle_until(is_set);
+        desk.play(Fate::Refused(Refusal::BadVersion));
+    }
+    assert_eq!((desk.exit, desk.count(is_set)), (Some(exit::TRY_AGAIN), MAX_CONFLICTS as usize + 1));
+}
+
+#[test]
+fn cancelling_is_a_wish_that_may_be_repeated() {
+    for fate in [Fate::Answered, Fate::AppliedUnanswered, Fate::DroppedUnanswered, Fate::NotSent] {
+        let mut desk = desk(Verb::Cancel, "J/1", None);
+        desk.settle_until(is_set);
+        desk.play(fate);
+        if desk.exit.is_none() {
+            desk.connect();
+            desk.settle();
+        }
+        assert!(desk.exit == Some(0) && desk.task(TASK).cancel, "{fate:?}");
+        assert_eq!(note(&desk), (true, "is being cancelled".into()));
+    }
+    let mut desk = desk(Verb::Cancel, "J/1", Some(failed(2)));
+    desk.settle();
+    assert_eq!((desk.exit, desk.count(is_set)), (Some(0), 0));
+    assert_eq!(note(&desk), (true, "has ended already: it failed with exit code 2".into()));
+}
+
+#[test]
+fn of_a_job_only_what_concerns_the_wish_is_touched() {
+    let mut desk = desk(Verb::Retry, "J", Some(failed(2)));
+    for (name, outcome) in [("2", None), ("3", Some(done())), ("4", Some(failed(1)))] {
+        let mut task = Task::new(Payload::Shell("x".into()), Options::default());
+        task.outcome = outcome;
+        desk.put(&format!("/z/tasks/J/{name}"), &task.encode());
+    }
+    desk.put("/z/tasks/J/5", b"garbage");
+    desk.settle();
+    assert_eq!((desk.exit, desk.count(is_set)), (Some(exit::DATA), 2));
+    assert!(desk.logged("2 other tasks"));
+}
+
+#[test]
+fn what_is_not_there_or_no_task_is_told() {
+    for (target, message) in [("J/nope", "no such task"), ("K", "no such job")] {
+        let mut desk = desk(Verb::Cancel, target, None);
+        desk.settle();
+        assert_eq!((desk.exit, note(&desk)), (Some(exit::DATA), (false, message.into())));
+    }
+    let mut desk = desk(Verb::Cancel, "J/1", None);
+    desk.put(TASK, b"garbage");
+    desk.settle();
+    assert_eq!((desk.exit, note(&desk).0), (Some(exit::DATA), false));
+}

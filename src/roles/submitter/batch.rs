@@ -1,0 +1,510 @@
+//! A batch: the lines of a file, each a task, created through a window and collected as they end.
+//!
+//! Every part (one directory) is watched as a whole before its first task is created, so a task costs no watch
+//! and no read until its outcome is there. What is held is the window's lines and a few bits for each task that
+//! waits for its outcome; lines are never read twice. A line is `open` from the moment
+//! it was read until its task is known to stand, whatever happens to connections in between.
+
+mod parts;
+mod replies;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::parts::{Parts, part_of};
+use super::DELETE_PATIENCE;
+use super::mark::Mark;
+use crate::contract::task::{Job, Options, Payload, Task};
+use crate::contract::{LINES_PER_PART, Layout, MAX_BATCH_LINES, MAX_TASK_BYTES, TaskId, batch_task};
+use crate::exit;
+use crate::machine::{
+    Action, Actions, BatchLine, Call, Calls, ChangeKind, CreateMode, Event, Instant, Level, Role, WatchMode,
+};
+use crate::recipes::ensure::Ensure;
+use crate::roles::client::{ClientReport, INTERRUPTED, Progress, Tally, Unfit};
+
+/// Creates in flight.
+const MAX_CREATES: usize = 64;
+
+/// Reads and deletes in flight.
+const MAX_COLLECTS: usize = 128;
+
+/// Parts that are made or watched at a time.
+const MAX_WARMING: usize = 16;
+
+/// Lines that are asked for at a time, and the number of open lines below which more are asked for.
+const READ_AHEAD: usize = 2 * MAX_CREATES;
+
+/// Complaints about single tasks that are logged; the summary counts the others.
+const MAX_COMPLAINTS: u32 = 20;
+
+/// What a batch is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BatchParams {
+    /// Where everything stands.
+    pub layout: Layout,
+    /// A fresh ULID: the name of the batch, if the user brings no key, and of the submitter.
+    pub ulid: String,
+    /// The user's key.
+    pub key: Option<String>,
+    /// The job to put the batch into; else it is one itself.
+    pub job: Option<String>,
+    /// What was set for all its tasks.
+    pub options: Options,
+    /// How many lines there are to submit.
+    pub lines: u64,
+    /// One more than the number of the last of them.
+    pub end: u64,
+    /// Don't wait.
+    pub detach: bool,
+    /// The tasks are to be cancelled if we die while we wait. Means nothing together with `detach`.
+    pub orphan_cancel: bool,
+    /// Cancel the tasks when we are interrupted. Means nothing together with `detach`.
+    pub cancel_on_interrupt: bool,
+}
+
+/// A submitter of a batch.
+#[derive(Debug)]
+pub struct Batch {
+    layout: Layout,
+    job: Option<String>,
+    batch: String,
+    keyed: bool,
+    options: Options,
+    part_count: u64,
+    detach: bool,
+    cancel_on_interrupt: bool,
+    online: bool,
+    over: bool,
+    /// The mark, if one is needed, stands on this connection.
+    marked: bool,
+    room: Room,
+    /// `tasks` is being made.
+    ensuring: bool,
+    source: Source,
+    /// Lines that were read and whose tasks are not known to stand.
+    open: BTreeMap<u64, Open>,
+    /// Those of them that are not being created.
+    unsent: BTreeSet<u64>,
+    parts: Parts,
+    /// Tasks whose outcome was shown and that are being deleted.
+    deleting: BTreeMap<u64, Deleting>,
+    cancelling: bool,
+    complaints: u32,
+    /// Only deletes are left, and there is no connection.
+    give_up: Option<Instant>,
+    progress: Progress,
+    reported: Progress,
+    tally: Tally,
+    mark: Mark,
+    ensure: Ensure,
+    calls: Calls<Purpose>,
+    creates: usize,
+    collects: usize,
+    warming: usize,
+}
+
+/// Whether the parts find room below `tasks`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Unknown,
+    Looking,
+    Found,
+}
+
+/// Where lines come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Idle,
+    Asked,
+    Dry,
+}
+
+#[derive(Debug)]
+struct Open {
+    text: String,
+    /// A creation was in doubt.
+    doubt: bool,
+    /// It changed before its creation was acknowledged.
+    changed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Deleting {
+    version: i32,
+    tries: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// Looks how many children `tasks` has.
+    Room,
+    /// Looks whether the first part of a keyed batch stands already.
+    FirstPart,
+    MakePart(u64),
+    ComparePart(u64),
+    WatchPart(u64),
+    Create(u64),
+    /// Looks whether the task that has the key and line is ours.
+    Compare(u64),
+    Read(u64),
+    Cancel(u64),
+    Delete(u64),
+}
+
+impl Batch {
+    /// A submitter of the batch that `params` describe.
+    ///
+    /// # Errors
+    /// If that can't be a batch.
+    pub fn new(params: BatchParams) -> Result<Batch, Unfit> {
+        if params.end > MAX_BATCH_LINES {
+            let why = format!("the batch has {} lines; at most {MAX_BATCH_LINES} are allowed", params.end);
+            return Err(Unfit { code: exit::TOO_MUCH, why });
+        }
+        let options = Options { orphan_of: None, ..params.options };
+        let bytes = Job::new(options.clone()).encode().len();
+        if bytes > MAX_TASK_BYTES {
+            let why = format!("the options take {bytes} bytes; at most {MAX_TASK_BYTES} are allowed");
+            return Err(Unfit { code: exit::DATA, why });
+        }
+        let mark = (params.orphan_cancel && !params.detach).then(|| params.ulid.clone());
+        Ok(Batch {
+            mark: Mark::new(&params.layout, mark),
+            ensure: Ensure::new([params.layout.tasks()]),
+            layout: params.layout,
+            job: params.job,
+            keyed: params.key.is_some(),
+            batch: params.key.unwrap_or(params.ulid),
+            options,
+            part_count: params.end.div_ceil(LINES_PER_PART),
+            detach: params.detach,
+            cancel_on_interrupt: params.cancel_on_interrupt && !params.detach,
+            online: false,
+            over: false,
+            marked: false,
+            room: Room::Unknown,
+            ensuring: false,
+            source: Source::Idle,
+            open: BTreeMap::new(),
+            unsent: BTreeSet::new(),
+            parts: Parts::default(),
+            deleting: BTreeMap::new(),
+            cancelling: false,
+            complaints: 0,
+            give_up: None,
+            progress: Progress { total: params.lines, ..Progress::default() },
+            reported: Progress::default(),
+            tally: Tally::default(),
+            calls: Calls::default(),
+            creates: 0,
+            collects: 0,
+            warming: 0,
+        })
+    }
+
+    /// What to tell `wait`, `list` or `cancel` to mean this batch.
+    pub fn name(&self) -> String {
+        match &self.job {
+            Some(job) => format!("{job}~{}", self.batch),
+            None => self.batch.clone(),
+        }
+    }
+
+    fn id(&self, line: u64) -> TaskId {
+        batch_task(self.job.as_deref(), &self.batch, line)
+    }
+
+    fn path(&self, line: u64) -> String {
+        self.layout.task(&self.id(line))
+    }
+
+    fn part_path(&self, part: u64) -> String {
+        self.layout.job(self.id(part * LINES_PER_PART).dir())
+    }
+
+    /// The line that has its task at this path.
+    fn line_at(&self, path: &str) -> Option<u64> {
+        let line = crate::contract::name_of(path).parse().ok()?;
+        (line < MAX_BATCH_LINES && self.path(line) == path).then_some(line)
+    }
+
+    /// The task for a line. Its options are the part's, but for the mark: a batch that is submitted again under
+    /// its key adds tasks to a part that was made by a submitter that is gone.
+    fn task(&self, text: &str) -> Task {
+        let orphan_of = self.mark.id().map(str::to_string);
+        let mut task =
+            Task::new(Payload::Shell(text.to_string()), Options { orphan_of, ..Options::default() });
+        task.keyed = self.keyed;
+        task
+    }
+
+    fn fail(&mut self, code: i32, why: String, out: &mut Actions<ClientReport>) {
+        self.over = true;
+        out.fail(code, why);
+    }
+
+    /// Logs something about one task, unless there was too much of it.
+    fn complain(&mut self, why: String, out: &mut Actions<ClientReport>) {
+        self.complaints += 1;
+        if self.complaints <= MAX_COMPLAINTS {
+            out.log(Level::Error, why);
+        }
+        if self.complaints == MAX_COMPLAINTS {
+            out.log(Level::Error, "there may be more such tasks; they are only counted from here on");
+        }
+    }
+
+    /// Does whatever can be done now.
+    fn pump(&mut self, out: &mut Actions<ClientReport>) {
+        if self.over || !self.online || !self.marked {
+            return;
+        }
+        match self.room {
+            Room::Unknown => {
+                self.room = Room::Looking;
+                let call = Call::Exists { path: self.layout.tasks(), watch: false };
+                self.calls.issue(out, call, Purpose::Room);
+            }
+            Room::Looking => {}
+            Room::Found => {
+                self.read_lines(out);
+                self.warm_parts(out);
+                self.create(out);
+                self.collect(out);
+                self.end_if_done(out);
+            }
+        }
+    }
+
+    fn read_lines(&mut self, out: &mut Actions<ClientReport>) {
+        if self.source == Source::Idle && self.open.len() < READ_AHEAD {
+            self.source = Source::Asked;
+            out.push(Action::ReadLines(READ_AHEAD));
+        }
+    }
+
+    fn on_lines(&mut self, lines: Vec<BatchLine>) {
+        if self.source == Source::Dry {
+            return;
+        }
+        self.source = if lines.len() < READ_AHEAD { Source::Dry } else { Source::Idle };
+        for BatchLine { number, text } in lines {
+            self.parts.open(part_of(number));
+            self.open.insert(number, Open { text, doubt: false, changed: false });
+            self.unsent.insert(number);
+        }
+    }
+
+    /// Makes the parts, and sets their watches.
+    fn warm_parts(&mut self, out: &mut Actions<ClientReport>) {
+        while !self.ensuring && self.warming < MAX_WARMING {
+            let Some((part, made)) = self.parts.next_cold() else { break };
+            self.warming += 1;
+            if made {
+                self.watch_part(part, out);
+            } else {
+                let data = Job::new(self.options.clone()).encode();
+                let path = self.part_path(part);
+                let call = Call::Create { path, data, mode: CreateMode::Persistent };
+                self.calls.issue(out, call, Purpose::MakePart(part));
+            }
+        }
+    }
+
+    /// Nobody waits for a detached batch, so it needs no watch.
+    fn watch_part(&mut self, part: u64, out: &mut Actions<ClientReport>) {
+        if self.detach {
+            self.warming -= 1;
+            self.parts.warmed(part);
+        } else {
+            let call = Call::Watch { path: self.part_path(part), mode: WatchMode::Tree };
+            self.calls.issue(out, call, Purpose::WatchPart(part));
+        }
+    }
+
+    fn create(&mut self, out: &mut Actions<ClientReport>) {
+        while self.creates < MAX_CREATES {
+            // In order; what cannot be created yet holds up only what comes after it.
+            let Some(line) = self.unsent.first().copied().filter(|line| self.parts.is_warm(part_of(*line)))
+            else {
+                break;
+            };
+            self.unsent.remove(&line);
+            let Some(Open { text, .. }) = self.open.get(&line) else { continue };
+            let data = self.task(text).encode();
+            let call = Call::Create { path: self.path(line), data, mode: CreateMode::Persistent };
+            self.calls.issue(out, call, Purpose::Create(line));
+            self.creates += 1;
+        }
+    }
+
+    fn collect(&mut self, out: &mut Actions<ClientReport>) {
+        while self.collects < MAX_COLLECTS {
+            let Some(line) = self.parts.next_unread() else { break };
+            self.calls.issue(out, Call::Get { path: self.path(line), watch: false }, Purpose::Read(line));
+            self.collects += 1;
+        }
+        let before = match self.open.first_key_value() {
+            Some((line, _)) => part_of(*line),
+            None if self.source == Source::Dry => u64::MAX,
+            None => 0,
+        };
+        self.parts.retire(before);
+    }
+
+    fn delete(&mut self, line: u64, out: &mut Actions<ClientReport>) {
+        if let Some(Deleting { version, .. }) = self.deleting.get(&line) {
+            let call = Call::Delete { path: self.path(line), version: Some(*version) };
+            self.calls.issue(out, call, Purpose::Delete(line));
+            self.collects += 1;
+        }
+    }
+
+    /// Whether only deletes can be left to do.
+    fn is_waited_for(&self) -> bool {
+        self.source == Source::Dry && self.open.is_empty() && self.parts.pending_count() == 0
+    }
+
+    fn end_if_done(&mut self, out: &mut Actions<ClientReport>) {
+        if self.is_waited_for() && self.deleting.is_empty() {
+            self.end(out);
+        }
+    }
+
+    fn end(&mut self, out: &mut Actions<ClientReport>) {
+        self.over = true;
+        if self.progress.total == 0 {
+            out.log(Level::Warn, "the batch has no lines: nothing was submitted");
+        } else if self.detach {
+            let (name, submitted) = (self.name(), self.progress.submitted);
+            out.push(Action::Report(ClientReport::Detached { name, submitted }));
+        } else {
+            out.push(Action::Report(ClientReport::Summary(self.progress)));
+        }
+        out.push(Action::Exit(self.tally.code()));
+    }
+
+    fn on_connected(&mut self, out: &mut Actions<ClientReport>) {
+        self.online = true;
+        self.forget_calls();
+        self.give_up = None;
+        self.unsent = self.open.keys().copied().collect();
+        self.parts.all_cold();
+        if self.room == Room::Looking {
+            self.room = Room::Unknown;
+        }
+        self.marked = self.mark.on_connected(out);
+        let deleting: Vec<u64> = self.deleting.keys().copied().collect();
+        for line in deleting {
+            self.delete(line, out);
+        }
+    }
+
+    fn on_lost(&mut self, now: Instant) {
+        self.online = false;
+        self.marked = false;
+        self.forget_calls();
+        if self.is_waited_for() {
+            self.give_up = Some(now + DELETE_PATIENCE);
+        }
+    }
+
+    fn forget_calls(&mut self) {
+        self.calls.clear();
+        self.ensure.reset();
+        self.mark.on_lost();
+        self.ensuring = false;
+        (self.creates, self.collects, self.warming) = (0, 0, 0);
+    }
+
+    fn on_changed(&mut self, path: &str, kind: ChangeKind) {
+        // A creation is our own. A deletion is read too, to be sure.
+        if kind == ChangeKind::Created || kind == ChangeKind::Children {
+            return;
+        }
+        let Some(line) = self.line_at(path) else { return };
+        match self.open.get_mut(&line) {
+            Some(open) => open.changed = true,
+            None => self.parts.mark_unread(line),
+        }
+    }
+
+    fn on_stop(&mut self, again: bool, out: &mut Actions<ClientReport>) {
+        let Progress { submitted, total, .. } = self.progress;
+        let creating = self.open.iter().any(|(line, open)| open.doubt || !self.unsent.contains(line));
+        if self.is_waited_for() && !self.detach {
+            self.end(out);
+        } else if submitted == 0 && !creating {
+            self.fail(INTERRUPTED, "interrupted; nothing was submitted".to_string(), out);
+        } else if again || !self.cancel_on_interrupt {
+            let mut why = format!("interrupted; {submitted} of {total} tasks were submitted for certain");
+            why += &format!(" and go on: zkmw wait {} comes back to them", self.name());
+            if self.keyed && submitted < total {
+                why += "; the same submit again goes on";
+            }
+            self.fail(INTERRUPTED, why, out);
+        } else {
+            out.log(Level::Warn, format!("cancelling {}; interrupt again to leave it alone", self.name()));
+            self.cancelling = true;
+            self.source = Source::Dry;
+            // What is certain not to stand is not created any more.
+            let unsent = &self.unsent;
+            self.open.retain(|line, open| open.doubt || !unsent.contains(line));
+            self.unsent.retain(|line| self.open.contains_key(line));
+            self.progress.total = submitted + self.open.len() as u64;
+            self.parts.mark_all_unread();
+        }
+    }
+
+    fn report_progress(&mut self, out: &mut Actions<ClientReport>) {
+        if self.progress != self.reported && !self.over {
+            self.reported = self.progress;
+            out.push(Action::Report(ClientReport::Progress(self.progress)));
+        }
+    }
+}
+
+impl Role for Batch {
+    type Report = ClientReport;
+
+    fn step(&mut self, now: Instant, event: Event, out: &mut Actions<ClientReport>) {
+        if self.over {
+            return;
+        }
+        match event {
+            Event::Connected { .. } => self.on_connected(out),
+            Event::Lost { .. } => self.on_lost(now),
+            Event::Changed { path, kind } => self.on_changed(&path, kind),
+            Event::Reply { id, result } => self.on_reply(id, &result, out),
+            Event::Lines(lines) => self.on_lines(lines),
+            Event::Stop { again } => self.on_stop(again, out),
+            Event::Wake => {
+                if self.give_up.is_some_and(|give_up| give_up <= now) {
+                    let left = self.deleting.len();
+                    out.log(Level::Info, format!("{left} tasks are left for the leader to delete"));
+                    self.end(out);
+                }
+            }
+            Event::Started { .. } | Event::NotStarted { .. } | Event::Ended { .. } => {}
+        }
+        self.pump(out);
+        self.report_progress(out);
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        self.give_up
+    }
+
+    fn assert_invariants(&self) {
+        let Progress { submitted, done, failed, .. } = self.progress;
+        let pending = self.parts.pending_count();
+        assert!(self.open.len() < 2 * READ_AHEAD, "{} lines are open", self.open.len());
+        assert!(self.creates <= MAX_CREATES && self.warming <= MAX_WARMING, "too many calls in flight");
+        assert!(self.deleting.len() <= 2 * MAX_COLLECTS, "{} deletes pile up", self.deleting.len());
+        assert!(self.online || self.calls.is_empty(), "a call without a connection");
+        assert!(self.detach || submitted == pending + done + failed, "a task was lost: {self:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,273 @@
+//! The parts of a batch: which of their tasks stand without an outcome, in three bits a task.
+//!
+//! Bookkeeping alone: it makes no calls. A part is *warm* on a connection when it was made and its watch stands;
+//! only then are tasks created or read in it, so that no change falls between a read and the watch.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::contract::LINES_PER_PART;
+
+const WORDS: usize = LINES_PER_PART.div_ceil(64) as usize;
+
+/// A set of the lines of one part.
+#[derive(Clone, Debug)]
+struct Bits(Box<[u64; WORDS]>);
+
+impl Bits {
+    fn new() -> Bits {
+        Bits(Box::new([0; WORDS]))
+    }
+
+    fn at(line: u64) -> (usize, u64) {
+        let bit = line % LINES_PER_PART;
+        ((bit / 64) as usize, 1 << (bit % 64))
+    }
+
+    fn insert(&mut self, line: u64) {
+        let (word, bit) = Bits::at(line);
+        self.0[word] |= bit;
+    }
+
+    fn remove(&mut self, line: u64) -> bool {
+        let (word, bit) = Bits::at(line);
+        let had = self.0[word] & bit != 0;
+        self.0[word] &= !bit;
+        had
+    }
+
+    fn contains(&self, line: u64) -> bool {
+        let (word, bit) = Bits::at(line);
+        self.0[word] & bit != 0
+    }
+
+    /// The first one's place within the part.
+    fn first(&self) -> Option<u64> {
+        let word = self.0.iter().position(|word| *word != 0)?;
+        Some(word as u64 * 64 + u64::from(self.0[word].trailing_zeros()))
+    }
+}
+
+#[derive(Debug)]
+struct Part {
+    stage: Stage,
+    /// It was seen to stand with our defaults.
+    made: bool,
+    /// Tasks that stand and whose outcome was not seen.
+    pending: Bits,
+    pending_count: u64,
+    /// Those of them whose creation was in doubt.
+    doubt: Bits,
+    /// Those of them that have to be read.
+    unread: Bits,
+}
+
+/// How far a part is on the present connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Cold,
+    Warming,
+    Warm,
+}
+
+/// All parts that matter still.
+#[derive(Debug, Default)]
+pub struct Parts {
+    parts: BTreeMap<u64, Part>,
+    cold: BTreeSet<u64>,
+    /// Parts that may have tasks to read.
+    dirty: BTreeSet<u64>,
+    /// Parts that may have nothing pending.
+    idle: BTreeSet<u64>,
+    pending_count: u64,
+}
+
+/// The part that a line is in.
+pub fn part_of(line: u64) -> u64 {
+    line / LINES_PER_PART
+}
+
+impl Parts {
+    /// Takes up a part, if it is new.
+    pub fn open(&mut self, part: u64) {
+        self.parts.entry(part).or_insert_with(|| {
+            self.cold.insert(part);
+            Part {
+                stage: Stage::Cold,
+                made: false,
+                pending: Bits::new(),
+                pending_count: 0,
+                doubt: Bits::new(),
+                unread: Bits::new(),
+            }
+        });
+    }
+
+    /// A new connection: no watch stands.
+    pub fn all_cold(&mut self) {
+        for (number, part) in &mut self.parts {
+            part.stage = Stage::Cold;
+            self.cold.insert(*number);
+        }
+    }
+
+    /// The next part to be made warm, and whether it was made.
+    pub fn next_cold(&mut self) -> Option<(u64, bool)> {
+        let number = self.cold.pop_first()?;
+        let part = self.parts.get_mut(&number)?;
+        part.stage = Stage::Warming;
+        Some((number, part.made))
+    }
+
+    /// The part stands with our defaults.
+    pub fn made(&mut self, part: u64) {
+        if let Some(part) = self.parts.get_mut(&part) {
+            part.made = true;
+        }
+    }
+
+    /// The part is not there (any more), or has to be tried again.
+    pub fn unmade(&mut self, number: u64) {
+        if let Some(part) = self.parts.get_mut(&number) {
+            part.made = false;
+            part.stage = Stage::Cold;
+            self.cold.insert(number);
+        }
+    }
+
+    /// The part's watch stands: what was not told before has to be read.
+    pub fn warmed(&mut self, number: u64) {
+        if let Some(part) = self.parts.get_mut(&number) {
+            part.stage = Stage::Warm;
+            part.unread = part.pending.clone();
+            self.dirty.insert(number);
+            self.idle.insert(number);
+        }
+    }
+
+    /// Whether tasks may be created and read in the part.
+    pub fn is_warm(&self, part: u64) -> bool {
+        self.parts.get(&part).is_some_and(|part| part.stage == Stage::Warm)
+    }
+
+    /// The task stands.
+    pub fn stands(&mut self, line: u64, doubt: bool) {
+        if let Some(part) = self.parts.get_mut(&part_of(line)) {
+            part.pending.insert(line);
+            part.pending_count += 1;
+            self.pending_count += 1;
+            if doubt {
+                part.doubt.insert(line);
+            }
+        }
+    }
+
+    /// Whether the task stands and its outcome was not seen.
+    pub fn is_pending(&self, line: u64) -> bool {
+        self.parts.get(&part_of(line)).is_some_and(|part| part.pending.contains(line))
+    }
+
+    /// The task is over; tells whether its creation was in doubt, if it was pending at all.
+    pub fn over(&mut self, line: u64) -> Option<bool> {
+        let part = self.parts.get_mut(&part_of(line))?;
+        if !part.pending.remove(line) {
+            return None;
+        }
+        part.pending_count -= 1;
+        self.pending_count -= 1;
+        if part.pending_count == 0 {
+            self.idle.insert(part_of(line));
+        }
+        part.unread.remove(line);
+        Some(part.doubt.remove(line))
+    }
+
+    /// The task has to be read; nothing happens if it is not pending.
+    pub fn mark_unread(&mut self, line: u64) {
+        let number = part_of(line);
+        if let Some(part) = self.parts.get_mut(&number)
+            && part.pending.contains(line)
+        {
+            part.unread.insert(line);
+            self.dirty.insert(number);
+        }
+    }
+
+    /// All pending tasks have to be read.
+    pub fn mark_all_unread(&mut self) {
+        for (number, part) in &mut self.parts {
+            part.unread = part.pending.clone();
+            self.dirty.insert(*number);
+        }
+    }
+
+    /// The next task to read.
+    pub fn next_unread(&mut self) -> Option<u64> {
+        while let Some(number) = self.dirty.first().copied() {
+            // A part that is not warm comes in again, with all its pending tasks, when it is.
+            let part = self.parts.get_mut(&number).filter(|part| part.stage == Stage::Warm);
+            if let Some(part) = part
+                && let Some(place) = part.unread.first()
+            {
+                part.unread.remove(place);
+                return Some(number * LINES_PER_PART + place);
+            }
+            self.dirty.remove(&number);
+        }
+        None
+    }
+
+    /// Forgets the parts before this one that have nothing pending.
+    pub fn retire(&mut self, before: u64) {
+        while let Some(number) = self.idle.first().copied().filter(|number| *number < before) {
+            self.idle.remove(&number);
+            let part = self.parts.get(&number);
+            // A part that is not warm, or has something pending again, comes in again when that has changed.
+            if part.is_some_and(|part| part.pending_count == 0 && part.stage == Stage::Warm) {
+                self.parts.remove(&number);
+            }
+        }
+    }
+
+    /// Tasks that stand and whose outcome was not seen.
+    pub fn pending_count(&self) -> u64 {
+        self.pending_count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_is_read_once_for_each_reason_and_over_once() {
+        let mut parts = Parts::default();
+        parts.open(1);
+        assert_eq!(parts.next_cold(), Some((1, false)));
+        parts.made(1);
+        let last = 2 * LINES_PER_PART - 1;
+        parts.stands(LINES_PER_PART, false);
+        parts.stands(last, true);
+        parts.mark_unread(last);
+        assert_eq!(parts.next_unread(), None, "not warm");
+        parts.warmed(1);
+        let mut read: Vec<_> = std::iter::from_fn(|| parts.next_unread()).collect();
+        read.sort_unstable();
+        assert_eq!(read, [LINES_PER_PART, last]);
+        parts.mark_unread(LINES_PER_PART + 1);
+        assert_eq!(parts.next_unread(), None, "not ours");
+        assert_eq!((parts.over(last), parts.over(last)), (Some(true), None));
+        parts.mark_unread(last);
+        assert_eq!((parts.next_unread(), parts.pending_count()), (None, 1));
+        parts.retire(2);
+        assert!(parts.is_warm(1), "it has a task");
+        assert_eq!(parts.over(LINES_PER_PART), Some(false));
+        parts.retire(2);
+        assert!(!parts.is_warm(1));
+    }
+
+    #[test]
+    fn a_million_pending_tasks_take_less_than_a_megabyte() {
+        let bytes = 3 * size_of::<[u64; WORDS]>() + size_of::<Part>() + 64;
+        assert!(bytes as u64 * (1_000_000 / LINES_PER_PART) < 1_000_000);
+    }
+}

@@ -1,0 +1,308 @@
+//! A batch takes in the answers to its calls.
+
+use super::parts::part_of;
+use super::{Batch, Deleting, Purpose, Room, TaskId};
+use crate::contract::MAX_CHILDREN;
+use crate::contract::task::{Job, Outcome, State, Task};
+use crate::exit;
+use crate::machine::{Action, Actions, Call, CallError, CallId, CallResult, Level, Refusal, Reply};
+use crate::recipes::ensure;
+use crate::roles::client::{ClientReport, Ended, refusal_code};
+use crate::roles::submitter::{MAX_DELETES, mark};
+
+type Out = Actions<ClientReport>;
+
+impl Batch {
+    pub(super) fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Out) {
+        if let Some(step) = self.mark.on_reply(id, result, out) {
+            match step {
+                mark::Step::Pending => {}
+                mark::Step::Standing => self.marked = true,
+                mark::Step::Refused(refusal) => self.refused("leave a mark below", None, refusal, out),
+            }
+            return;
+        }
+        if let Some(step) = self.ensure.on_reply(id, result, out) {
+            match step {
+                ensure::Step::Pending => {}
+                ensure::Step::Done => self.ensuring = false,
+                ensure::Step::Refused(path, refusal) => {
+                    self.fail(refusal_code(refusal), format!("cannot make {path}: {refusal}"), out);
+                }
+            }
+            return;
+        }
+        let Some(purpose) = self.calls.take(id) else { return };
+        match purpose {
+            Purpose::Create(_) | Purpose::Compare(_) => self.creates -= 1,
+            Purpose::Read(_) | Purpose::Cancel(_) | Purpose::Delete(_) => self.collects -= 1,
+            Purpose::Room | Purpose::FirstPart => {}
+            Purpose::MakePart(_) | Purpose::ComparePart(_) | Purpose::WatchPart(_) => self.warming -= 1,
+        }
+        let result = match result {
+            Ok(reply) => Ok(reply),
+            Err(CallError::Refused(refusal)) => Err(*refusal),
+            Err(CallError::NotSent) => return,
+            Err(CallError::MaybeApplied) => return self.on_doubt(purpose),
+        };
+        match purpose {
+            Purpose::Room | Purpose::FirstPart => self.on_room(purpose, result, out),
+            Purpose::MakePart(part) => self.on_part_made(part, result, out),
+            Purpose::ComparePart(part) => self.on_part_compared(part, result, out),
+            Purpose::WatchPart(part) => match result {
+                Ok(_) => self.parts.warmed(part),
+                Err(refusal) => self.refused("watch", Some(part), refusal, out),
+            },
+            Purpose::Create(line) => self.on_created(line, result, out),
+            Purpose::Compare(line) => self.on_compared(line, result, out),
+            Purpose::Read(line) => self.on_read(line, result, out),
+            Purpose::Cancel(line) => self.on_cancelled(line, result, out),
+            Purpose::Delete(line) => self.on_deleted(line, result, out),
+        }
+    }
+
+    /// The connection is gone; everything but this is found out anew on the next.
+    fn on_doubt(&mut self, purpose: Purpose) {
+        match purpose {
+            Purpose::Create(line) => {
+                if let Some(open) = self.open.get_mut(&line) {
+                    open.doubt = true;
+                }
+            }
+            Purpose::Delete(line) => {
+                if let Some(deleting) = self.deleting.get_mut(&line) {
+                    deleting.tries += 1;
+                    if deleting.tries >= MAX_DELETES {
+                        self.deleting.remove(&line);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What concerns a part, or all, and can't be helped.
+    fn refused(&mut self, what: &str, part: Option<u64>, refusal: Refusal, out: &mut Out) {
+        let path = part.map_or_else(|| self.layout.root().to_string(), |part| self.part_path(part));
+        self.fail(refusal_code(refusal), format!("cannot {what} {path}: {refusal}"), out);
+    }
+
+    fn on_room(&mut self, purpose: Purpose, result: Result<&Reply, Refusal>, out: &mut Out) {
+        let fits = |n: i32| u64::try_from(n).unwrap_or(0) + self.part_count <= u64::from(MAX_CHILDREN as u32);
+        match (purpose, result) {
+            (Purpose::Room, Ok(Reply::Stat(stat))) if !fits(stat.num_children) && self.keyed => {
+                let call = Call::Exists { path: self.part_path(0), watch: false };
+                self.calls.issue(out, call, Purpose::FirstPart);
+            }
+            (Purpose::Room, Ok(Reply::Stat(stat))) if !fits(stat.num_children) => self.no_room(out),
+            (Purpose::FirstPart, Err(Refusal::NoNode)) => self.no_room(out),
+            (_, Ok(_) | Err(Refusal::NoNode)) => self.room = Room::Found,
+            (_, Err(refusal)) => self.refused("look at the jobs below", None, refusal, out),
+        }
+    }
+
+    fn no_room(&mut self, out: &mut Out) {
+        let (tasks, parts) = (self.layout.tasks(), self.part_count);
+        let why = format!("there is no room for {parts} more directories in {tasks}; try again later");
+        self.fail(exit::TOO_MUCH, why, out);
+    }
+
+    fn on_part_made(&mut self, part: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+        match result {
+            Err(Refusal::NodeExists) if self.keyed => {
+                let call = Call::Get { path: self.part_path(part), watch: false };
+                self.calls.issue(out, call, Purpose::ComparePart(part));
+                self.warming += 1;
+            }
+            // The name is ours alone.
+            Ok(_) | Err(Refusal::NodeExists) => self.on_part_stands(part, out),
+            Err(Refusal::NoNode) => {
+                self.parts.unmade(part);
+                if !self.ensuring {
+                    self.ensuring = true;
+                    self.ensure.start(out);
+                }
+            }
+            Err(refusal) => self.refused("make", Some(part), refusal, out),
+        }
+    }
+
+    fn on_part_compared(&mut self, part: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+        let data = match result {
+            Ok(Reply::Data { data, .. }) => data,
+            Err(Refusal::NoNode) => return self.parts.unmade(part),
+            Err(refusal) => return self.refused("read", Some(part), refusal, out),
+            Ok(reply) => return self.bug(reply, out),
+        };
+        let path = self.part_path(part);
+        match Job::decode(data) {
+            Ok(job) if job.options == self.options => self.on_part_stands(part, out),
+            Ok(_) => self.fail(exit::DATA, format!("{path} exists already, with other options"), out),
+            Err(malformed) => {
+                self.fail(exit::DATA, format!("{path} exists already and is no job: {malformed}"), out);
+            }
+        }
+    }
+
+    fn on_part_stands(&mut self, part: u64, out: &mut Out) {
+        self.parts.made(part);
+        self.warming += 1;
+        self.watch_part(part, out);
+    }
+
+    fn on_created(&mut self, line: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+        match result {
+            Ok(_) => self.stands(line, false, out),
+            Err(Refusal::NodeExists) if self.keyed => {
+                let call = Call::Get { path: self.path(line), watch: false };
+                self.calls.issue(out, call, Purpose::Compare(line));
+                self.creates += 1;
+            }
+            // The name is ours alone, so it can only be a request that was in doubt.
+            Err(Refusal::NodeExists) => self.stands(line, true, out),
+            // The leader deletes empty jobs.
+            Err(Refusal::NoNode) => {
+                self.unsent.insert(line);
+                self.parts.unmade(part_of(line));
+            }
+            Err(refusal) => {
+                let why = format!("cannot create the task {}: {refusal}", self.path(line));
+                self.fail(refusal_code(refusal), why, out);
+            }
+        }
+    }
+
+    fn on_compared(&mut self, line: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+        let data = match result {
+            Ok(Reply::Data { data, .. }) => data,
+            Err(Refusal::NoNode) => {
+                self.unsent.insert(line);
+                return;
+            }
+            Err(refusal) => {
+                let why = format!("cannot read the task {}: {refusal}", self.path(line));
+                return self.fail(refusal_code(refusal), why, out);
+            }
+            Ok(reply) => return self.bug(reply, out),
+        };
+        let (id, number) = (self.id(line), line.saturating_add(1));
+        let Some(open) = self.open.get(&line) else { return };
+        match Task::decode(data) {
+            Ok(task) if task.same_request(&self.task(&open.text)) => self.stands(line, true, out),
+            Ok(_) => {
+                let why = format!("the task {id} (line {number}) exists already and asks for something else");
+                self.fail(exit::DATA, why, out);
+            }
+            Err(malformed) => {
+                let why = format!("{id} (line {number}) exists already and is no task: {malformed}");
+                self.fail(exit::DATA, why, out);
+            }
+        }
+    }
+
+    /// The task stands, for certain; `before` our last request did.
+    fn stands(&mut self, line: u64, before: bool, out: &mut Out) {
+        let Some(open) = self.open.remove(&line) else { return };
+        self.progress.submitted += 1;
+        if self.detach {
+            let id = self.id(line);
+            out.push(Action::Report(ClientReport::Submitted { id, detached: true }));
+            return;
+        }
+        self.parts.stands(line, open.doubt || before);
+        if before || open.changed || self.cancelling {
+            self.parts.mark_unread(line);
+        }
+    }
+
+    fn on_read(&mut self, line: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+        if !self.parts.is_pending(line) {
+            return;
+        }
+        match result {
+            Ok(Reply::Data { data, stat }) => match Task::decode(data) {
+                Ok(Task { outcome: Some(outcome), .. }) => self.ended(line, outcome, stat.version, out),
+                Ok(mut task) if self.cancelling && !task.cancel => {
+                    task.cancel = true;
+                    let call =
+                        Call::Set { path: self.path(line), data: task.encode(), version: stat.version };
+                    self.calls.issue(out, call, Purpose::Cancel(line));
+                    self.collects += 1;
+                }
+                Ok(_) => {}
+                Err(malformed) => {
+                    let why = format!("the task {} can no longer be read: {malformed}", self.path(line));
+                    self.lost(line, why, out);
+                }
+            },
+            Err(Refusal::NoNode) => {
+                let id = self.id(line);
+                let why = format!("the task {id} was deleted by someone before its outcome was seen");
+                self.lost(line, why, out);
+            }
+            Err(refusal) => {
+                let why = format!("cannot read the task {}: {refusal}", self.path(line));
+                self.lost(line, why, out);
+            }
+            Ok(reply) => self.bug(reply, out),
+        }
+    }
+
+    /// Shows the outcome. What follows happens only if that succeeded.
+    fn ended(&mut self, line: u64, outcome: Outcome, version: i32, out: &mut Out) {
+        let Some(doubt) = self.parts.over(line) else { return };
+        if outcome.state == State::Done {
+            self.progress.done += 1;
+        } else {
+            self.progress.failed += 1;
+            self.tally.wrong(exit::FAILED);
+        }
+        let ended = Ended { id: self.id(line), line: Some(line), outcome, alone: false };
+        out.push(Action::Report(ClientReport::Ended(Box::new(ended))));
+        if !self.keyed && !doubt {
+            self.deleting.insert(line, Deleting { version, tries: 0 });
+            self.delete(line, out);
+        }
+    }
+
+    /// The task's outcome will never be seen.
+    fn lost(&mut self, line: u64, why: String, out: &mut Out) {
+        if self.parts.over(line).is_some() {
+            self.progress.failed += 1;
+            self.tally.wrong(exit::FAILED);
+            self.complain(why, out);
+        }
+    }
+
+    fn on_cancelled(&mut self, line: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+        match result {
+            Ok(_) => {}
+            // Whoever changed it has got on with it, so this comes to an end.
+            Err(Refusal::BadVersion | Refusal::NoNode) => self.parts.mark_unread(line),
+            Err(refusal) => {
+                let why = format!("cannot cancel the task {}: {refusal}", self.path(line));
+                self.fail(refusal_code(refusal), why, out);
+            }
+        }
+    }
+
+    fn on_deleted(&mut self, line: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+        self.deleting.remove(&line);
+        match result {
+            Ok(_) | Err(Refusal::NoNode) => {}
+            Err(Refusal::BadVersion) => {
+                let id: TaskId = self.id(line);
+                out.log(Level::Warn, format!("the task {id} was changed by someone after its outcome"));
+            }
+            Err(refusal) => {
+                let why = format!("cannot delete the task {}: {refusal}", self.path(line));
+                self.complain(why, out);
+            }
+        }
+    }
+
+    fn bug(&mut self, reply: &Reply, out: &mut Out) {
+        let why = format!("a call about the batch {} was answered with {reply:?}", self.name());
+        self.fail(exit::BUG, why, out);
+    }
+}

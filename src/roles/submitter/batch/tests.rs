@@ -1,0 +1,335 @@
+//! Batches: the common way, keys, interrupts, and then a thousand disasters from seeds.
+
+use std::collections::VecDeque;
+
+use super::*;
+use crate::contract::task::{Outcome, State};
+use crate::machine::{CallError, Prng, Refusal};
+use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set};
+
+fn params(lines: u64) -> BatchParams {
+    BatchParams {
+        layout: Layout::new("/z"),
+        ulid: "B".into(),
+        key: None,
+        job: None,
+        options: Options { priority: Some(3), ..Options::default() },
+        lines,
+        end: lines,
+        detach: false,
+        orphan_cancel: false,
+        cancel_on_interrupt: false,
+    }
+}
+
+fn keyed(lines: u64) -> BatchParams {
+    BatchParams { key: Some("K".into()), ..params(lines) }
+}
+
+fn desk(params: BatchParams) -> Desk<Batch> {
+    let lines = params.lines;
+    let mut desk = Desk::new(Batch::new(params).expect("fit"), &["/z", "/z/tasks"]);
+    desk.lines = (0..lines).map(|number| BatchLine { number, text: format!("echo {number}") }).collect();
+    desk
+}
+
+/// A batch that stands and waits.
+fn waiting(params: BatchParams) -> Desk<Batch> {
+    let mut desk = desk(params);
+    desk.connect();
+    desk.settle();
+    desk
+}
+
+fn tasks(desk: &Desk<Batch>) -> Vec<String> {
+    desk.znodes.keys().filter(|path| path.matches('/').count() == 4).cloned().collect()
+}
+
+fn end_all(desk: &mut Desk<Batch>) {
+    for path in tasks(desk) {
+        desk.end(&path, done());
+    }
+    desk.settle();
+}
+
+fn summary(desk: &Desk<Batch>) -> Progress {
+    match desk.reports.last() {
+        Some(ClientReport::Summary(progress)) => *progress,
+        other => panic!("no summary: {other:?}"),
+    }
+}
+
+#[test]
+fn a_batch_is_created_collected_and_deleted() {
+    let lines = LINES_PER_PART + 10;
+    let mut desk = waiting(params(lines));
+    assert_eq!((desk.exit, tasks(&desk).len() as u64), (None, lines));
+    assert_eq!(Job::decode(&desk.znodes["/z/tasks/B~0001"].0).expect("job").options.priority, Some(3));
+    assert_eq!(desk.task("/z/tasks/B~0000/0000000").options, Options::default());
+    assert_eq!(desk.count(is_get), 0, "a task costs no read before its outcome");
+    desk.end("/z/tasks/B~0000/0000007", failed(2));
+    desk.settle();
+    assert_eq!((desk.exit, tasks(&desk).len() as u64), (None, lines - 1));
+    end_all(&mut desk);
+    assert_eq!((desk.exit, tasks(&desk).len()), (Some(1), 0));
+    assert_eq!(summary(&desk), Progress { submitted: lines, done: lines - 1, failed: 1, total: lines });
+    assert_eq!(desk.count(is_get) as u64, lines);
+}
+
+#[test]
+fn every_part_is_watched_before_its_first_task() {
+    let desk = waiting(params(LINES_PER_PART + 1));
+    for part in ["/z/tasks/B~0000", "/z/tasks/B~0001"] {
+        let watch =
+            desk.made.iter().position(|call| matches!(call, Call::Watch { path, .. } if path == part));
+        let first = desk.made.iter().position(|call| call.path().starts_with(&format!("{part}/")));
+        assert!(watch.expect("watched") < first.expect("created"));
+    }
+}
+
+#[test]
+fn lines_keep_their_numbers_where_blank_ones_were_skipped() {
+    let mut desk = desk(BatchParams { end: 10_000, ..params(2) });
+    desk.lines[1].number = 9_999;
+    desk.connect();
+    desk.settle();
+    assert_eq!(tasks(&desk), ["/z/tasks/B~0000/0000000", "/z/tasks/B~0002/0009999"]);
+    end_all(&mut desk);
+    assert_eq!(desk.exit, Some(0));
+}
+
+#[test]
+fn an_empty_batch_is_no_failure() {
+    let desk = waiting(params(0));
+    assert_eq!((desk.exit, desk.count(Call::is_write)), (Some(0), 0));
+    assert!(desk.logged("no lines"));
+}
+
+#[test]
+fn detached_it_prints_every_id_and_watches_nothing() {
+    let desk =
+        waiting(BatchParams { detach: true, orphan_cancel: true, job: Some("J".into()), ..params(300) });
+    let ids = desk.reports.iter().filter(|report| matches!(report, ClientReport::Submitted { .. })).count();
+    assert_eq!((desk.exit, ids), (Some(0), 300));
+    let last = ClientReport::Detached { name: "J~B".into(), submitted: 300 };
+    assert_eq!(desk.reports.last(), Some(&last));
+    assert_eq!(desk.count(|call| matches!(call, Call::Watch { .. })), 0);
+    assert_eq!(desk.count(|call| call.path().contains("submitters")), 0);
+    assert_eq!(desk.task("/z/tasks/J~B~0000/0000000").options.orphan_of, None);
+}
+
+#[test]
+fn the_mark_is_in_the_tasks_and_comes_first() {
+    let mut desk = waiting(BatchParams { orphan_cancel: true, ..params(3) });
+    assert_eq!(desk.made[0].path(), "/z/submitters/B~1");
+    assert_eq!(desk.task("/z/tasks/B~0000/0000000").options.orphan_of.as_deref(), Some("B"));
+    let before = desk.made.len();
+    desk.lose();
+    desk.connect();
+    desk.settle();
+    assert_eq!(desk.made[before].path(), "/z/submitters/B~2");
+}
+
+#[test]
+fn a_keyed_batch_meets_its_own_tasks_and_deletes_none() {
+    let mut first = waiting(keyed(10));
+    first.event(Event::Stop { again: false });
+    assert!(first.logged("zkmw wait K"));
+    first.end("/z/tasks/K~0000/0000001", failed(4));
+    first.remove("/z/tasks/K~0000/0000009");
+
+    let mut second = desk(keyed(10));
+    second.znodes = first.znodes;
+    second.connect();
+    second.settle();
+    assert_eq!((tasks(&second).len(), second.ended().len(), second.exit), (10, 1, None));
+    end_all(&mut second);
+    assert_eq!((second.exit, tasks(&second).len(), second.count(is_delete)), (Some(1), 10, 0));
+}
+
+#[test]
+fn a_key_of_another_batch_is_refused() {
+    let first = waiting(keyed(3));
+    let mut other_options = desk(BatchParams { options: Options::default(), ..keyed(3) });
+    other_options.znodes = first.znodes.clone();
+    other_options.connect();
+    other_options.settle();
+    assert_eq!(other_options.exit, Some(exit::DATA));
+    assert!(other_options.logged("with other options"));
+
+    let mut other_line = desk(keyed(3));
+    other_line.lines[1].text = "something else".into();
+    other_line.znodes = first.znodes;
+    other_line.connect();
+    other_line.settle();
+    assert_eq!(other_line.exit, Some(exit::DATA));
+    assert!(other_line.logged("K~0000/0000001 (line 2)"));
+}
+
+#[test]
+fn g08_a_batch_that_finds_no_room_is_refused_before_anything_is_made() {
+    let fill = |desk: &mut Desk<Batch>| {
+        for n in 0..MAX_CHILDREN_FOR_TEST {
+            desk.znodes.insert(format!("/z/tasks/{n:05}"), (Vec::new(), crate::machine::Stat::default()));
+        }
+        desk.connect();
+        desk.settle();
+    };
+    for params in [params(1), keyed(1)] {
+        let mut desk = desk(params);
+        fill(&mut desk);
+        assert_eq!((desk.exit, desk.count(Call::is_write)), (Some(exit::TOO_MUCH), 0));
+    }
+    let mut again = desk(keyed(1));
+    again.znodes = waiting(keyed(1)).znodes;
+    fill(&mut again);
+    assert_eq!(again.exit, None, "a key works where there is no room for others");
+    let too_long = BatchParams { end: MAX_BATCH_LINES + 1, ..params(1) };
+    assert_eq!(Batch::new(too_long).expect_err("unfit").code, exit::TOO_MUCH);
+}
+
+const MAX_CHILDREN_FOR_TEST: i32 = crate::contract::MAX_CHILDREN;
+
+#[test]
+fn a_refused_creation_ends_the_batch_with_its_code() {
+    for (refusal, code) in [(Refusal::NoAuth, 77), (Refusal::TooLarge, 73)] {
+        let mut desk = desk(params(5));
+        desk.connect();
+        desk.settle_until(|call| is_create(call) && call.path().ends_with("0000002"));
+        desk.play(Fate::Refused(refusal));
+        assert_eq!(desk.exit, Some(code));
+    }
+}
+
+#[test]
+fn interrupted_it_says_how_to_come_back_or_cancels() {
+    let mut before = desk(params(5));
+    before.event(Event::Stop { again: false });
+    assert!(before.exit == Some(INTERRUPTED) && before.logged("nothing was submitted"));
+
+    let mut plain = waiting(params(5));
+    plain.event(Event::Stop { again: false });
+    assert!(plain.exit == Some(INTERRUPTED) && plain.logged("zkmw wait B "));
+
+    let mut desk = desk(BatchParams { cancel_on_interrupt: true, ..params(1_000) });
+    desk.connect();
+    desk.settle_until(|call| is_create(call) && call.path().ends_with("0000300"));
+    desk.event(Event::Stop { again: false });
+    desk.settle_until(is_set);
+    desk.play(Fate::DroppedUnanswered);
+    desk.connect();
+    desk.settle();
+    let standing = tasks(&desk);
+    assert!(standing.len() > 300 && standing.len() < 600, "no more are created: {}", standing.len());
+    assert!(standing.iter().all(|path| desk.task(path).cancel) && desk.exit.is_none());
+    for path in &standing {
+        desk.end(path, Outcome::unrun(State::Cancelled, None, "", 1));
+    }
+    desk.settle();
+    assert_eq!((desk.exit, summary(&desk).failed as usize), (Some(1), standing.len()));
+}
+
+#[test]
+fn once_all_was_shown_neither_an_outage_nor_an_interrupt_costs_the_result() {
+    let ended = || {
+        let mut desk = waiting(params(5));
+        for path in tasks(&desk) {
+            desk.end(&path, done());
+        }
+        desk.tell();
+        while desk.ended().len() < 5 {
+            desk.play(Fate::Answered);
+        }
+        assert_eq!(desk.exit, None);
+        desk
+    };
+    let mut outage = ended();
+    outage.lose();
+    outage.now = outage.role.next_wake().expect("patience ends");
+    outage.event(Event::Wake);
+    assert_eq!(outage.exit, Some(0));
+    let mut interrupt = ended();
+    interrupt.event(Event::Stop { again: false });
+    assert_eq!(interrupt.exit, Some(0));
+}
+
+#[test]
+fn g12_tasks_that_vanish_or_become_unreadable_are_counted_and_told_up_to_a_limit() {
+    let mut desk = waiting(params(100));
+    for (at, path) in tasks(&desk).into_iter().enumerate() {
+        if at % 2 == 0 { desk.remove(&path) } else { desk.put(&path, b"garbage") }
+    }
+    desk.settle();
+    assert_eq!((desk.exit, summary(&desk).failed), (Some(1), 100));
+    assert!(desk.logs.len() <= MAX_COMPLAINTS as usize + 1, "{}", desk.logs.len());
+}
+
+/// Writes that were in doubt when their session was lost, and that the ensemble may still carry out.
+fn lose_at_random(desk: &mut Desk<Batch>, prng: &mut Prng, late: &mut VecDeque<Call>) {
+    for (id, call) in std::mem::take(&mut desk.pending) {
+        let error = match prng.next_u64() % 4 {
+            0 => CallError::NotSent,
+            1 => {
+                drop(desk.apply(&call));
+                CallError::MaybeApplied
+            }
+            2 => {
+                late.push_back(call);
+                CallError::MaybeApplied
+            }
+            _ => CallError::MaybeApplied,
+        };
+        desk.event(Event::Reply { id, result: Err(error) });
+    }
+    desk.lose();
+}
+
+#[test]
+fn a_batch_survives_whatever_happens_to_its_connections() {
+    const LINES: u64 = 300;
+    for seed in 0..100 {
+        let mut prng = Prng::new(seed);
+        let mut desk = desk(params(LINES));
+        let mut late = VecDeque::new();
+        let mut losses = 0;
+        desk.connect();
+        for _ in 0..100_000 {
+            if desk.exit.is_some() {
+                break;
+            }
+            match prng.next_u64() % 600 {
+                0 if desk.online && losses < 30 => {
+                    losses += 1;
+                    lose_at_random(&mut desk, &mut prng, &mut late);
+                }
+                1..100 => {
+                    let path = format!("/z/tasks/B~0000/{:07}", prng.next_u64() % LINES);
+                    if desk.znodes.contains_key(&path) && desk.task(&path).outcome.is_none() {
+                        desk.end(&path, done());
+                    }
+                }
+                100..120 => drop(late.pop_front().map(|call| desk.apply(&call))),
+                120..200 => desk.tell(),
+                _ if !desk.online => desk.connect(),
+                // Calls of one turn are carried out in any order.
+                roll if !desk.pending.is_empty() => {
+                    let at = roll as usize % desk.pending.len();
+                    desk.pending.rotate_left(at);
+                    desk.play(Fate::Answered);
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(desk.exit, Some(0), "seed {seed}: {:?}", desk.role);
+        let mut ended: Vec<String> = desk.ended().into_iter().map(|(id, _)| id).collect();
+        ended.sort_unstable();
+        ended.dedup();
+        assert_eq!((ended.len() as u64, desk.ended().len() as u64), (LINES, LINES), "seed {seed}");
+        // Late writes may come when all is over: no task may run again because of them.
+        for call in late {
+            drop(desk.apply(&call));
+        }
+        let again = tasks(&desk).into_iter().find(|path| desk.task(path).outcome.is_none());
+        assert_eq!(again, None, "seed {seed}: it would run again");
+    }
+}
