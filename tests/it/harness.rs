@@ -87,6 +87,12 @@ pub fn throughout(time: Duration, what: &str, mut check: impl FnMut() -> bool) {
     }
 }
 
+/// Now, as the servers (which run on this machine) tell it in a transaction.
+pub fn wall_clock_ms() -> i64 {
+    let since = std::time::UNIX_EPOCH.elapsed().expect("a time after 1970");
+    i64::try_from(since.as_millis()).expect("a time before the year 292,000,000")
+}
+
 /// One contender, as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contender {
