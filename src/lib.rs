@@ -1,7 +1,7 @@
 //! zkmw: a task service on the ZooKeeper ensemble that you already run.
 
-pub mod config;
 pub mod batch;
+pub mod config;
 pub mod contract;
 pub mod exec;
 pub mod exit;
