@@ -10,8 +10,8 @@ use anyhow::Context as _;
 
 use crate::batch::BatchReader;
 use crate::config::{
-    Command, Config, Ensemble, IdsConfig, ItemRef, MasterConfig, Orphan, SubmitConfig, TaskSource,
-    WorkerConfig,
+    Command, Config, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig, MasterConfig, Orphan,
+    SubmitConfig, TaskSource, TaskState, WorkerConfig,
 };
 use crate::contract::task::{Options, Payload, State};
 use crate::contract::worker::ProcessIdentity;
