@@ -12,7 +12,7 @@ use crate::contract::status::Status;
 use crate::contract::task::{Options, Outcome, Reason, State, Task};
 use crate::contract::{Incarnation, TaskId};
 use crate::exit;
-use crate::machine::{Refusal, Stat};
+use crate::machine::{CallError, Event, Refusal, Stat};
 
 /// Exit code of a waiting client that was interrupted: that of a shell for SIGINT.
 pub const INTERRUPTED: i32 = exit::SIGNAL_BASE + 2;
@@ -239,6 +239,15 @@ pub fn refusal_code(refusal: Refusal) -> i32 {
         Refusal::NoNode | Refusal::NodeExists | Refusal::BadVersion | Refusal::NotEmpty => exit::TRY_AGAIN,
         Refusal::Other(_) => exit::TRY_AGAIN,
     }
+}
+
+/// Whether the event tells that the connection is gone, even if its `Lost` is still to come: whatever is asked of
+/// it now will not be sent, and asking again for what has just failed would go on and on.
+pub fn breaks_connection(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Lost { .. } | Event::Reply { result: Err(CallError::NotSent | CallError::MaybeApplied), .. }
+    )
 }
 
 /// What a client was told to do can't be done; found before anything was sent.
