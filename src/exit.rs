@@ -22,5 +22,7 @@ pub const NOT_PERMITTED: i32 = 77;
 pub const CONFIG: i32 = 78;
 /// The task ran past its timeout.
 pub const TIMEOUT: i32 = 124;
+/// The user interrupted it; told as 128 + the signal.
+pub const INTERRUPTED: i32 = 130;
 /// Added to the number of the signal that ended something.
 pub const SIGNAL_BASE: i32 = 128;

@@ -332,8 +332,9 @@ pub enum Event {
     Stop { again: bool },
     /// The process group runs; `pid` is its leader.
     Started { run: RunId, pid: u32 },
-    /// The program could not be started, for ever and for this reason.
-    NotStarted { run: RunId, why: String },
+    /// The program could not be started, for this reason. If it is `transient` (the machine is short of something),
+    /// another try may do better.
+    NotStarted { run: RunId, transient: bool, why: String },
     /// The run is over, and every process of its group is dead.
     Ended { run: RunId, report: RunReport },
     /// The lines that [`Action::ReadLines`] asked for; fewer than asked for means that there are no more.

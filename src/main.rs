@@ -1,2 +1,70 @@
-//! The `zkmw` binary.
-fn main() {}
+//! The `zkmw` binary: reads the configuration, starts the role, and ends with its exit code.
+
+use std::io::Write as _;
+use std::panic::catch_unwind;
+use std::process::ExitCode;
+
+use log::LevelFilter;
+use zkmw::config::{self, Config};
+use zkmw::exit;
+
+fn main() -> ExitCode {
+    let variable = |name: &str| std::env::var_os(name);
+    let code = match config::load(std::env::args_os(), variable, config::DEFAULT_FILE.as_ref()) {
+        Ok(config) => {
+            log_to_stderr(&config);
+            run(config)
+        }
+        Err(error) => {
+            // Who closed the pipe does not want to read it.
+            let _ = match error.to_stdout {
+                true => std::io::stdout().write_all(error.message.as_bytes()),
+                false => std::io::stderr().write_all(error.message.as_bytes()),
+            };
+            error.exit_code
+        }
+    };
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+fn run(config: Config) -> i32 {
+    match catch_unwind(|| zkmw::start::start(config)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            log::error!("{error:#}");
+            exit::BUG
+        }
+        Err(_) => {
+            log::error!("this is a bug in zkmw; please report it with what stands above");
+            exit::BUG
+        }
+    }
+}
+
+/// Logs go to standard error: what a service does, and what of a client's work its user must know. The client
+/// library's own log is left out, for it writes 100,000 lines a second when no server answers.
+fn log_to_stderr(config: &Config) {
+    let daemon = config.command.is_daemon();
+    let base = if daemon { 3 } else { 2 };
+    let level = match base + i32::from(config.verbosity) {
+        ..=0 => LevelFilter::Off,
+        1 => LevelFilter::Error,
+        2 => LevelFilter::Warn,
+        3 => LevelFilter::Info,
+        4 => LevelFilter::Debug,
+        5.. => LevelFilter::Trace,
+    };
+    let mut builder = env_logger::Builder::new();
+    builder
+        .filter_level(level)
+        .filter_module("zookeeper", LevelFilter::Off)
+        .filter_module("mio", LevelFilter::Off);
+    builder.parse_default_env();
+    if !daemon {
+        builder.format(|out, record| match record.level() {
+            log::Level::Error => writeln!(out, "zkmw: {}", record.args()),
+            level => writeln!(out, "zkmw: {}: {}", level.as_str().to_lowercase(), record.args()),
+        });
+    }
+    builder.init();
+}

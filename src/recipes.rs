@@ -10,3 +10,6 @@ pub mod lease;
 pub mod mirror;
 pub mod queue;
 pub mod registration;
+
+#[cfg(test)]
+mod tests;

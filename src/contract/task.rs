@@ -144,9 +144,10 @@ pub struct Task {
     /// Attempts that count against `max_attempts`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub charged: u32,
-    /// Not to be started before this time on the ensemble's clock, ms since 1970.
+    /// Not to be started until so long after this was written, that is, after the znode's mtime. Being relative,
+    /// it needs nobody's clock but the ensemble's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub not_before_ms: Option<i64>,
+    pub delay_ms: Option<u64>,
     /// Somebody wants it cancelled.
     #[serde(default, skip_serializing_if = "is_false")]
     pub cancel: bool,
@@ -187,7 +188,7 @@ impl Task {
             keyed: false,
             attempt: 1,
             charged: 0,
-            not_before_ms: None,
+            delay_ms: None,
             cancel: false,
             released_by: None,
             history: Vec::new(),
@@ -253,7 +254,7 @@ impl Task {
             self.history.remove(0);
         }
         self.attempt = self.attempt.saturating_add(1);
-        self.not_before_ms = None;
+        self.delay_ms = None;
         self.released_by = None;
     }
 }

@@ -7,6 +7,9 @@ use super::{Extra, Labels, Malformed, TaskId, VERSION, is_false, one, version};
 /// Most entries of one assignment; each is well below 400 bytes, so it fits a znode.
 pub const MAX_ENTRIES: usize = 1_000;
 
+/// Most tasks that a registration names as set aside.
+pub const MAX_ASIDE: usize = 100;
+
 /// Most slots of one worker.
 pub const MAX_SLOTS: u32 = 1_000;
 
@@ -36,6 +39,9 @@ pub struct Registration {
     /// All entries that were revoked in this version of its assignment, or an earlier one, are dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_through: Option<i32>,
+    /// Tasks whose outcome it cannot write; they take up no slot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aside: Vec<TaskId>,
     /// The czxid of this incarnation's first registration; absent in the first itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<i64>,
@@ -75,6 +81,7 @@ impl Registration {
             labels,
             draining: false,
             revoked_through: None,
+            aside: Vec::new(),
             since: None,
             session_timeout_ms,
             extra: Extra::new(),

@@ -44,8 +44,8 @@ enum State {
     Following { name: String, epoch: i64, before: String },
     /// First.
     Leading { name: String, epoch: i64 },
-    /// The contender is being deleted.
-    Leaving { name: String },
+    /// The contender is being deleted, or will be as soon as its creation is answered.
+    Leaving,
 }
 
 #[derive(Debug)]
@@ -79,18 +79,31 @@ impl Election {
 
     /// Stands for election, on a connection that is up and when nothing of an earlier term goes on.
     pub fn stand<R>(&mut self, out: &mut Actions<R>) {
+        if self.is_creating() {
+            // Of two creations, one would leave a contender of this live session that nobody knows or deletes.
+            self.state = State::Entering;
+            return;
+        }
         self.calls.clear();
         self.state = State::Entering;
         self.ensure.start(out);
     }
 
-    /// Deletes the own contender, if one stands. [`Election::is_out`] tells when it is gone.
+    /// Stands no more: deletes the own contender, even one that is only being created.
+    /// [`Election::is_out`] tells when it is gone.
     pub fn withdraw<R>(&mut self, out: &mut Actions<R>) {
-        let Some(name) = self.own_name().map(str::to_string) else { return };
-        self.calls.clear();
-        let call = Call::Delete { path: self.path(&name), version: None };
-        self.calls.issue(out, call, Purpose::DeleteOwn);
-        self.state = State::Leaving { name };
+        match &self.state {
+            State::Out | State::Leaving => {}
+            State::Entering => {
+                self.ensure.reset();
+                // A creation can't be called back. When it is answered, what it made is deleted.
+                self.state = if self.is_creating() { State::Leaving } else { State::Out };
+            }
+            State::Placing { name } | State::Following { name, .. } | State::Leading { name, .. } => {
+                let name = name.clone();
+                self.delete_own(&name, out);
+            }
+        }
     }
 
     /// The connection is gone, and leadership with it.
@@ -113,6 +126,14 @@ impl Election {
         matches!(self.state, State::Following { .. })
     }
 
+    /// The name of the contender that it waits for, if its place is known and not the first.
+    pub fn behind(&self) -> Option<&str> {
+        match &self.state {
+            State::Following { before, .. } => Some(before),
+            _ => None,
+        }
+    }
+
     /// Whether it neither stands nor is about to.
     pub fn is_out(&self) -> bool {
         self.state == State::Out
@@ -121,7 +142,7 @@ impl Election {
     /// The name of the own contender, if it stands.
     pub fn own_name(&self) -> Option<&str> {
         match &self.state {
-            State::Out | State::Entering | State::Leaving { .. } => None,
+            State::Out | State::Entering | State::Leaving => None,
             State::Placing { name } | State::Following { name, .. } | State::Leading { name, .. } => {
                 Some(name)
             }
@@ -140,7 +161,7 @@ impl Election {
         }
         let name = name_of(path);
         match &self.state {
-            State::Out | State::Entering | State::Leaving { .. } => {}
+            State::Out | State::Entering | State::Leaving => {}
             State::Placing { name: own }
             | State::Following { name: own, .. }
             | State::Leading { name: own, .. }
@@ -183,18 +204,35 @@ impl Election {
             Err(CallError::NotSent | CallError::MaybeApplied) => return true,
         };
         match (purpose, result) {
+            (Purpose::Create, Ok(Reply::Created { path })) if self.state == State::Leaving => {
+                self.delete_own(name_of(path), out);
+            }
+            (Purpose::Create, Err(Refusal::NoNode)) if self.state == State::Leaving => {
+                self.state = State::Out;
+            }
             (Purpose::Create, Ok(Reply::Created { path })) => {
                 self.state = State::Placing { name: name_of(path).to_string() };
                 self.read_own(out);
             }
             (Purpose::Create, Err(Refusal::NoNode)) => self.stand(out),
             (Purpose::Own, Ok(Reply::Stat(stat))) => {
-                if matches!(self.state, State::Placing { .. }) {
-                    self.list(stat.czxid, out);
+                match self.state {
+                    State::Placing { .. } => self.list(stat.czxid, out),
+                    // A change of its data had used up the watch, and what stands there now is not what we made.
+                    State::Following { epoch, .. } | State::Leading { epoch, .. } if epoch != stat.czxid => {
+                        self.stand(out);
+                    }
+                    State::Out
+                    | State::Entering
+                    | State::Following { .. }
+                    | State::Leading { .. }
+                    | State::Leaving => {}
                 }
             }
             (Purpose::Own, Err(Refusal::NoNode)) => self.stand(out),
             (Purpose::List { epoch }, Ok(Reply::Children(names))) => self.place(epoch, names, out),
+            // The directory was deleted with all that was in it, our contender too.
+            (Purpose::List { .. }, Err(Refusal::NoNode)) => self.stand(out),
             (Purpose::WatchBefore { .. }, Ok(_)) => {}
             (Purpose::WatchBefore { name }, Err(Refusal::NoNode)) => {
                 self.on_changed(&self.path(&name), ChangeKind::Deleted, out);
@@ -207,6 +245,17 @@ impl Election {
             }
         }
         true
+    }
+
+    fn is_creating(&self) -> bool {
+        self.calls.purposes().any(|purpose| matches!(purpose, Purpose::Create))
+    }
+
+    fn delete_own<R>(&mut self, name: &str, out: &mut Actions<R>) {
+        self.calls.clear();
+        let call = Call::Delete { path: self.path(name), version: None };
+        self.calls.issue(out, call, Purpose::DeleteOwn);
+        self.state = State::Leaving;
     }
 
     fn create<R>(&mut self, out: &mut Actions<R>) {

@@ -76,7 +76,11 @@ impl Ensure {
     pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> Option<Step> {
         let purpose = self.calls.take(id)?;
         let at = match (purpose, result) {
-            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => return Some(Step::Pending),
+            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => {
+                // The connection is gone. What is still answered must not make it look complete.
+                self.reset();
+                return Some(Step::Pending);
+            }
             (Purpose::Look(_), Ok(_)) => None,
             (Purpose::Look(at), Err(CallError::Refused(Refusal::NoNode))) => {
                 self.missing.insert(at);
@@ -85,6 +89,14 @@ impl Ensure {
             (Purpose::Create(at), Ok(_) | Err(CallError::Refused(Refusal::NodeExists))) => {
                 self.missing.remove(&at);
                 None
+            }
+            // Its parent was deleted after we had seen it. (Without a parent of ours above it, it is the chroot
+            // of the connect string that is missing, and no look will bring that back.)
+            (Purpose::Create(at), Err(CallError::Refused(Refusal::NoNode)))
+                if parent_of(&self.paths[at]).is_some() =>
+            {
+                self.start(out);
+                return Some(Step::Pending);
             }
             (Purpose::Look(at) | Purpose::Create(at), Err(CallError::Refused(refusal))) => {
                 Some((at, *refusal))

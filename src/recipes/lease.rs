@@ -1,9 +1,21 @@
 //! Lease: the proof that our session lives, and until when that proof holds.
 //!
 //! A read proves nothing, because a server that is cut off from the quorum still answers reads. An acknowledged
-//! *write* proves that the session lived when it was committed, so the session cannot end before the time at
-//! which that write was sent plus the session timeout. The lease ends a margin earlier. It is renewed only while
-//! something depends on it, so who is idle writes nothing.
+//! *write* proves that the session lived when it was committed. It does not prove that the leader of the ensemble
+//! counts the timeout from there: a request that a follower passes on does not touch its session. The leader
+//! hears of life only in the follower's answers to its pings, every half tick (ZooKeeper's `LearnerHandler.run`,
+//! cases `PING` and `REQUEST`, and `SessionTrackerImpl.checkSession`). If the follower is cut off right after it
+//! acknowledged our write, what the leader last heard of is what was sent before that: by the session layer's
+//! heartbeat at most a third of the timeout before, and by the pings up to half a tick more. So the session lives
+//! at least until the write's *send* time + T - T/3 - half a tick, and the lease ends a margin before.
+//!
+//! One case remains in which the *first* write after a time without need proves less: the follower had been cut
+//! off for a while, during which it answered our heartbeats all the same, and came back less than a ping before.
+//! The session may then end at any moment after the write. Only a chain of three writes, each sent after the one
+//! before was acknowledged and half a tick later, would exclude that, and nothing could start before it; later
+//! renewals form that chain.
+//!
+//! It is renewed only while something depends on it, so who is idle writes nothing.
 //!
 //! The writes go to an ephemeral of its own that nobody watches, so that renewing wakes nobody. The same writes
 //! serve as the "write of one's own" after which a read on the same connection is not stale.
@@ -16,8 +28,18 @@ use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Instant, Level, Refusal, Reply, earlier,
 };
 
-/// The margin is at least this long (the default tick of an ensemble), if the timeout allows it.
+/// The longest silence of a session that is up, as a part of its timeout: the session layer's heartbeat.
+const SILENCE_PART: u32 = 3;
+
+/// The margin is at least this long (the default tick of an ensemble), if the timeout allows it: half a tick of
+/// it for the leader's pings, the rest for clocks and for the time that killing takes.
 const MIN_MARGIN: Duration = Duration::from_secs(2);
+
+/// The margin is at least this part of the timeout, for clocks that differ and ensembles with a longer tick.
+const MARGIN_PART: u32 = 10;
+
+/// A needed lease is renewed this often per timeout, so that one write may fail or wait for a new connection.
+const RENEWALS: u32 = 6;
 
 /// A wish for a write that begins later than the wish; see [`Lease::fresh`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +56,8 @@ pub struct Lease {
     calls: Calls<Purpose>,
     timeout: Duration,
     needed: bool,
+    /// Its end has passed, and [`Lease::need`] was called since: no wake is asked for it again.
+    lapsed: bool,
     /// Until when the session is proven to live, less the margin.
     until: Option<Instant>,
     /// When the last write was sent, acknowledged or not.
@@ -72,6 +96,7 @@ impl Lease {
             calls: Calls::default(),
             timeout: Duration::ZERO,
             needed: false,
+            lapsed: false,
             until: None,
             sent: None,
             begun: 0,
@@ -92,6 +117,7 @@ impl Lease {
     pub fn on_lost(&mut self) {
         self.calls.clear();
         self.state = State::Down;
+        self.wanted = self.acked;
     }
 
     /// The holder begins a new life under a new name: nothing is proven for it.
@@ -116,7 +142,8 @@ impl Lease {
     /// Says whether anything depends on the lease, and renews it when it is time.
     pub fn need<R>(&mut self, needed: bool, now: Instant, out: &mut Actions<R>) {
         self.needed = needed;
-        if needed && self.renew_at().is_some_and(|at| at <= now) {
+        self.lapsed = !self.holds(now);
+        if self.is_due() && self.renew_at().is_some_and(|at| at <= now) {
             self.write(now, out);
         }
     }
@@ -138,7 +165,9 @@ impl Lease {
 
     /// When [`Lease::need`] should be called again at the latest.
     pub fn next_wake(&self) -> Option<Instant> {
-        if self.needed { earlier(self.renew_at(), self.expires()) } else { None }
+        let renew = if self.is_due() { self.renew_at() } else { None };
+        let expires = if self.needed && !self.lapsed { self.expires() } else { None };
+        earlier(renew, expires)
     }
 
     /// Takes in a reply; false if it is somebody else's.
@@ -157,8 +186,10 @@ impl Lease {
         };
         match (purpose, result, refusal) {
             (Purpose::Write { sent, index }, Ok(reply), _) => {
-                let margin = MIN_MARGIN.max(self.timeout / 4).min(self.timeout / 2);
-                self.until = self.until.max(Some(sent + (self.timeout - margin)));
+                let silence = self.timeout / SILENCE_PART;
+                let margin = MIN_MARGIN.max(self.timeout / MARGIN_PART).min(self.timeout / 3);
+                self.until = self.until.max(Some(sent + (self.timeout - silence - margin)));
+                self.lapsed = false;
                 self.acked = index;
                 let version = if let Reply::Stat(stat) = reply { stat.version } else { 0 };
                 self.state = State::Standing { version };
@@ -188,12 +219,17 @@ impl Lease {
         true
     }
 
+    /// Whether somebody needs the lease, or waits for a write that failed.
+    fn is_due(&self) -> bool {
+        self.needed || self.wanted > self.acked
+    }
+
     /// When the next write is due; `None` while one is under way or none can be made.
     fn renew_at(&self) -> Option<Instant> {
         if self.state == State::Down || !self.calls.is_empty() {
             return None;
         }
-        Some(self.sent.map_or(Instant::default(), |sent| sent + self.timeout / 3))
+        Some(self.sent.map_or(Instant::default(), |sent| sent + self.timeout / RENEWALS))
     }
 
     fn path(&self) -> String {

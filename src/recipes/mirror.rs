@@ -144,6 +144,14 @@ impl Mirror {
         Some(changes)
     }
 
+    /// Reads a znode once more, which will be told as seen or gone.
+    pub fn read_again<R>(&mut self, below: &str, out: &mut Actions<R>) {
+        if self.state != State::Off && !self.reading.contains_key(below) {
+            self.changed.insert(below.to_string());
+            self.pump(out);
+        }
+    }
+
     /// Takes in a reply; `None` if it is somebody else's.
     pub fn on_reply<R>(
         &mut self,
@@ -155,7 +163,11 @@ impl Mirror {
         let refusal = match result {
             Ok(_) => None,
             Err(CallError::Refused(refusal)) => Some(*refusal),
-            Err(CallError::NotSent | CallError::MaybeApplied) => return Some(Vec::new()),
+            Err(CallError::NotSent | CallError::MaybeApplied) => {
+                // The connection is gone. What is still answered must not make it look complete.
+                self.reset();
+                return Some(Vec::new());
+            }
         };
         let mut changes = Vec::new();
         match purpose {
@@ -205,9 +217,12 @@ impl Mirror {
             let path = if dir.is_empty() { name.clone() } else { format!("{dir}/{name}") };
             changes.push(Change::Appeared { path: path.clone() });
             if path.split('/').count() < self.depth {
+                // What is in a directory may depend on what the directory says, so that is read first.
                 self.to_list.push(path.clone());
+                self.changed.insert(path);
+            } else {
+                self.listed.push(path);
             }
-            self.listed.push(path);
         }
     }
 

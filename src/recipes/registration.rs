@@ -1,1 +1,603 @@
-//! (to come)
+//! Registration: how a worker gets its name, keeps it over reconnects, and knows when it has lost it.
+//!
+//! One life of a worker is an *incarnation*: an assignment znode, created first and once, and then at every
+//! instant at least one registration. An incarnation that was without one for an instant is dead for ever, since
+//! the leader may have given its tasks away. So after a reconnect the new registration is created *before* the
+//! last acknowledged one is deleted, and only `Ok` on that delete proves that there was no gap.
+//!
+//! A newcomer with a name that is taken waits until the other's session must have ended, or deletes the other's
+//! registration at once if its process is proven to be gone. It registers only when none stands, and then looks
+//! again: of two, the one whose incarnation registered first keeps the name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::ensure::{self, Ensure};
+use crate::contract::worker::{Assignment, ProcessIdentity, Registration};
+use crate::contract::{Incarnation, Layout, parse_registration};
+use crate::exit;
+use crate::machine::{
+    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Level, Prng,
+    Refusal, Reply, WatchMode,
+};
+
+/// A registration whose process died stands for its session timeout and up to a tick more; this much longer we
+/// wait before we take its worker to be alive.
+const RIVAL_GRACE: Duration = Duration::from_secs(5);
+
+/// Earlier incarnations of this process whose registrations are deleted when they are met.
+const MAX_MINE: usize = 64;
+
+/// What an event led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Not decided yet.
+    Pending,
+    /// The present incarnation is registered, without a gap since it began.
+    Standing,
+    /// The present incarnation is dead: whatever it runs must be killed, then [`Registrar::begin`] called.
+    Dead(String),
+    /// Another worker of this name lives.
+    Taken {
+        /// Where it lives.
+        host: String,
+        /// Its process there.
+        pid: u32,
+    },
+}
+
+/// The worker's side of registration.
+#[derive(Debug)]
+pub struct Registrar {
+    layout: Layout,
+    worker: String,
+    prng: Prng,
+    predecessor: Option<ProcessIdentity>,
+    ensure: Ensure,
+    /// What the registration should say; `since` is filled in here.
+    body: Registration,
+    incarnation: Incarnation,
+    /// Number of the newest registration that was tried.
+    n: u64,
+    /// The one up to which there was no gap: the first whose creation was acknowledged, then each that was
+    /// acknowledged while the one before was still there to be deleted.
+    proven: Option<u64>,
+    /// What the newest registration was created with.
+    created: Registration,
+    /// Whether this incarnation looked again for seniors after it was registered.
+    looked: bool,
+    mine: BTreeSet<Incarnation>,
+    rivals: Option<Rivals>,
+    state: State,
+    calls: Calls<Purpose>,
+}
+
+/// Registrations with our name that stood when we first looked.
+#[derive(Debug)]
+struct Rivals {
+    names: BTreeSet<String>,
+    until: Instant,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum State {
+    Off,
+    /// The incarnation is dead; the role has to begin another.
+    Dead,
+    Ensuring,
+    /// Reads who has our name; `again` once we are registered ourselves.
+    Looking {
+        again: bool,
+        found: BTreeMap<String, Option<(Registration, i64)>>,
+    },
+    /// Waits for the rivals to go.
+    Waiting,
+    Assigning,
+    Registering,
+    /// Reads the own registration, which was just created, then deletes the one that it replaces.
+    Confirming {
+        replaces: Option<u64>,
+    },
+    Standing {
+        version: i32,
+        written: Box<Registration>,
+        writing: bool,
+    },
+    /// The name is another's.
+    Yielded,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    List,
+    Read(String),
+    RemovePredecessor,
+    RemoveMine,
+    WatchRival,
+    Assign,
+    Register,
+    WatchOwn,
+    Own,
+    Replace,
+    Publish(Box<Registration>),
+    Leave,
+}
+
+impl Registrar {
+    /// A worker that has not registered yet. `predecessor` is a process of this name that is proven to be gone.
+    pub fn new(
+        layout: &Layout,
+        worker: &str,
+        body: Registration,
+        predecessor: Option<ProcessIdentity>,
+        seed: u64,
+    ) -> Registrar {
+        let mut prng = Prng::new(seed);
+        let incarnation = Incarnation::new(worker, prng.next_u64());
+        let directories =
+            [layout.workers(), layout.assign(), layout.leases(), layout.tasks(), layout.submitters()];
+        Registrar {
+            layout: layout.clone(),
+            worker: worker.to_string(),
+            prng,
+            predecessor,
+            ensure: Ensure::new(directories),
+            incarnation,
+            n: 0,
+            proven: None,
+            looked: false,
+            created: body.clone(),
+            body,
+            mine: BTreeSet::new(),
+            rivals: None,
+            state: State::Off,
+            calls: Calls::default(),
+        }
+    }
+
+    /// The present incarnation; it may not be registered yet.
+    pub fn incarnation(&self) -> &Incarnation {
+        &self.incarnation
+    }
+
+    /// Whether the present incarnation is registered on the present connection.
+    pub fn is_standing(&self) -> bool {
+        matches!(self.state, State::Standing { .. })
+    }
+
+    /// The session timeout that was granted last.
+    pub fn session_timeout(&self) -> Duration {
+        Duration::from_millis(self.body.session_timeout_ms)
+    }
+
+    /// A new session is up.
+    pub fn on_connected<R>(&mut self, timeout: Duration, out: &mut Actions<R>) {
+        self.calls.clear();
+        self.body.session_timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        match self.state {
+            State::Dead | State::Yielded => {}
+            _ if self.proven.is_some() => self.register(out),
+            _ => {
+                // Nothing was acknowledged, so what was in doubt is given up with its incarnation.
+                self.renew_life();
+                self.state = State::Ensuring;
+                self.ensure.start(out);
+            }
+        }
+    }
+
+    /// The connection, and with it the session, is gone; the registration may stand for a while.
+    pub fn on_lost(&mut self) {
+        self.calls.clear();
+        self.ensure.reset();
+        if !matches!(self.state, State::Dead | State::Yielded) {
+            self.state = State::Off;
+        }
+    }
+
+    /// Gives up the present incarnation, for a reason outside this recipe (its lease lapsed, its assignment is
+    /// gone). [`Registrar::begin`] starts the next.
+    pub fn abandon(&mut self) {
+        self.calls.clear();
+        self.state = State::Dead;
+    }
+
+    /// Begins the next incarnation, when all that the last one ran is dead.
+    pub fn begin<R>(&mut self, connected: bool, out: &mut Actions<R>) {
+        self.renew_life();
+        self.state = State::Off;
+        if connected {
+            self.state = State::Ensuring;
+            self.ensure.start(out);
+        }
+    }
+
+    /// Changes what the registration says, and writes it when that is possible.
+    pub fn publish<R>(&mut self, change: impl FnOnce(&mut Registration), out: &mut Actions<R>) {
+        change(&mut self.body);
+        self.flush(out);
+    }
+
+    /// What the registration says or is about to say.
+    pub fn body(&self) -> &Registration {
+        &self.body
+    }
+
+    /// When [`Registrar::on_wake`] is to be called.
+    pub fn next_wake(&self) -> Option<Instant> {
+        match (&self.state, &self.rivals) {
+            (State::Waiting, Some(rivals)) => Some(rivals.until),
+            _ => None,
+        }
+    }
+
+    /// Looks again when the rivals had their time.
+    pub fn on_wake<R>(&mut self, now: Instant, out: &mut Actions<R>) {
+        if self.next_wake().is_some_and(|at| at <= now) {
+            self.look(false, out);
+        }
+    }
+
+    /// Takes in a change of a watched znode.
+    pub fn on_changed<R>(&mut self, path: &str, kind: ChangeKind, out: &mut Actions<R>) -> Step {
+        if kind != ChangeKind::Deleted {
+            return Step::Pending;
+        }
+        if self.state == State::Waiting {
+            let workers = self.layout.workers();
+            if path.rsplit_once('/').is_some_and(|(dir, _)| dir == workers) {
+                self.look(false, out);
+            }
+        } else if self.path(self.n) == path
+            && matches!(
+                self.state,
+                State::Confirming { .. } | State::Looking { again: true, .. } | State::Standing { .. }
+            )
+        {
+            return self.die(&format!("its registration {path} was deleted"));
+        }
+        Step::Pending
+    }
+
+    /// Takes in a reply; `None` if it is somebody else's.
+    pub fn on_reply<R>(
+        &mut self,
+        id: CallId,
+        result: &CallResult,
+        now: Instant,
+        out: &mut Actions<R>,
+    ) -> Option<Step> {
+        if let Some(step) = self.ensure.on_reply(id, result, out) {
+            match step {
+                ensure::Step::Pending => {}
+                ensure::Step::Done if self.proven.is_some() => self.register(out),
+                ensure::Step::Done => self.look(false, out),
+                ensure::Step::Refused(path, refusal) => self.refused(&path, refusal, out),
+            }
+            return Some(Step::Pending);
+        }
+        let purpose = self.calls.take(id)?;
+        let result = match result {
+            Ok(reply) => Ok(reply),
+            Err(CallError::Refused(refusal)) => Err(*refusal),
+            Err(CallError::NotSent | CallError::MaybeApplied) => return Some(Step::Pending),
+        };
+        Some(match purpose {
+            Purpose::List | Purpose::Read(_) => self.on_look(purpose, result, now, out),
+            Purpose::WatchRival => {
+                if result == Err(Refusal::NoNode) {
+                    self.look(false, out);
+                }
+                Step::Pending
+            }
+            Purpose::RemovePredecessor => {
+                self.look(false, out);
+                Step::Pending
+            }
+            Purpose::RemoveMine | Purpose::Leave => Step::Pending,
+            Purpose::Assign => {
+                match result {
+                    Ok(_) => self.register(out),
+                    Err(refusal) => self.refused(&self.layout.assignment(&self.incarnation), refusal, out),
+                }
+                Step::Pending
+            }
+            Purpose::Register => self.on_registered(result, out),
+            Purpose::WatchOwn | Purpose::Own | Purpose::Replace => self.on_confirm(purpose, result, out),
+            Purpose::Publish(body) => self.on_published(body, result, out),
+        })
+    }
+
+    fn path(&self, n: u64) -> String {
+        self.layout.registration(&self.incarnation, n)
+    }
+
+    fn renew_life(&mut self) {
+        if self.mine.len() >= MAX_MINE {
+            self.mine.pop_first();
+        }
+        self.mine.insert(self.incarnation.clone());
+        self.incarnation = Incarnation::new(&self.worker, self.prng.next_u64());
+        self.n = 0;
+        self.proven = None;
+        self.looked = false;
+        self.rivals = None;
+        self.body.since = None;
+        self.body.revoked_through = None;
+    }
+
+    fn look<R>(&mut self, again: bool, out: &mut Actions<R>) {
+        self.calls.clear();
+        self.state = State::Looking { again, found: BTreeMap::new() };
+        self.calls.issue(out, Call::Children { path: self.layout.workers() }, Purpose::List);
+    }
+
+    fn on_look<R>(
+        &mut self,
+        purpose: Purpose,
+        result: Result<&Reply, Refusal>,
+        now: Instant,
+        out: &mut Actions<R>,
+    ) -> Step {
+        let State::Looking { found, .. } = &mut self.state else { return Step::Pending };
+        match (purpose, result) {
+            (Purpose::List, Ok(Reply::Children(names))) => {
+                for name in names {
+                    let Some((incarnation, _)) = parse_registration(name) else { continue };
+                    if incarnation.worker() != self.worker || incarnation == self.incarnation {
+                        continue;
+                    }
+                    let path = format!("{}/{name}", self.layout.workers());
+                    if self.mine.contains(&incarnation) {
+                        self.calls.issue(out, Call::Delete { path, version: None }, Purpose::RemoveMine);
+                    } else {
+                        found.insert(name.clone(), None);
+                        self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Read(name.clone()));
+                    }
+                }
+            }
+            (Purpose::Read(name), Ok(Reply::Data { data, stat })) => {
+                if let Ok(registration) = Registration::decode(data) {
+                    let since = registration.since.unwrap_or(stat.czxid);
+                    found.insert(name, Some((registration, since)));
+                }
+            }
+            (Purpose::Read(name), Err(Refusal::NoNode)) => {
+                found.remove(&name);
+            }
+            (_, Err(refusal)) => {
+                let path = self.layout.workers();
+                self.refused(&path, refusal, out);
+                return Step::Pending;
+            }
+            (_, Ok(_)) => {}
+        }
+        let reads = self.calls.purposes().filter(|p| matches!(p, Purpose::Read(_) | Purpose::List)).count();
+        if reads > 0 { Step::Pending } else { self.on_looked(now, out) }
+    }
+
+    /// Everyone with our name is known.
+    fn on_looked<R>(&mut self, now: Instant, out: &mut Actions<R>) -> Step {
+        let State::Looking { again, found } = &self.state else { return Step::Pending };
+        let found = found.clone();
+        if *again {
+            return self.on_looked_again(&found, out);
+        }
+        if found.is_empty() {
+            self.rivals = None;
+            self.state = State::Assigning;
+            let path = self.layout.assignment(&self.incarnation);
+            let data = Assignment::new(0, Vec::new()).encode();
+            self.calls.issue(out, Call::Create { path, data, mode: CreateMode::Persistent }, Purpose::Assign);
+            return Step::Pending;
+        }
+        let gone = found.iter().find(|(_, read)| {
+            read.as_ref().is_some_and(|(registration, _)| Some(registration.process()) == self.predecessor)
+        });
+        if let Some((name, _)) = gone {
+            out.log(
+                Level::Info,
+                format!("removing the registration {name}: its process is proven to be gone"),
+            );
+            let path = format!("{}/{name}", self.layout.workers());
+            self.calls.issue(out, Call::Delete { path, version: None }, Purpose::RemovePredecessor);
+            return Step::Pending;
+        }
+        self.wait(&found, now, out)
+    }
+
+    /// Waits for those who have our name, unless they show that they live.
+    fn wait<R>(
+        &mut self,
+        found: &BTreeMap<String, Option<(Registration, i64)>>,
+        now: Instant,
+        out: &mut Actions<R>,
+    ) -> Step {
+        let names: BTreeSet<String> = found.keys().cloned().collect();
+        let known = found.values().flatten().next();
+        let host = known.map_or_else(|| "an unknown host".to_string(), |(r, _)| r.host.clone());
+        let pid = known.map_or(0, |(r, _)| r.pid);
+        if let Some(rivals) = &self.rivals {
+            // A dead worker makes no new registration.
+            if now >= rivals.until || !names.is_subset(&rivals.names) {
+                self.state = State::Yielded;
+                return Step::Taken { host, pid };
+            }
+        } else {
+            let longest = found.values().flatten().map(|(r, _)| r.session_timeout_ms).max().unwrap_or(0);
+            let until = now + Duration::from_millis(longest) + RIVAL_GRACE;
+            let what = format!("{host}, process {pid}");
+            out.log(
+                Level::Warn,
+                format!(
+                    "worker {} is still registered by {what}; waiting up to {} s for that session to end",
+                    self.worker,
+                    until.since(now).as_secs()
+                ),
+            );
+            self.rivals = Some(Rivals { names: names.clone(), until });
+        }
+        self.state = State::Waiting;
+        for name in names {
+            let path = format!("{}/{name}", self.layout.workers());
+            self.calls.issue(out, Call::Exists { path, watch: true }, Purpose::WatchRival);
+        }
+        Step::Pending
+    }
+
+    /// We are registered; if another of our name was registered before us, it keeps the name.
+    fn on_looked_again<R>(
+        &mut self,
+        found: &BTreeMap<String, Option<(Registration, i64)>>,
+        out: &mut Actions<R>,
+    ) -> Step {
+        let own = self.body.since.unwrap_or(i64::MAX);
+        let senior = found.values().flatten().find(|(_, since)| *since < own);
+        let Some((senior, _)) = senior else {
+            return self.stand(out);
+        };
+        let (host, pid) = (senior.host.clone(), senior.pid);
+        for path in [self.path(self.n), self.layout.assignment(&self.incarnation)] {
+            self.calls.issue(out, Call::Delete { path, version: Some(0) }, Purpose::Leave);
+        }
+        self.state = State::Yielded;
+        Step::Taken { host, pid }
+    }
+
+    /// Creates the next registration.
+    fn register<R>(&mut self, out: &mut Actions<R>) {
+        if self.proven.is_some() {
+            self.n += 1;
+        }
+        self.create(out);
+    }
+
+    fn create<R>(&mut self, out: &mut Actions<R>) {
+        self.state = State::Registering;
+        self.created = self.body.clone();
+        let call =
+            Call::Create { path: self.path(self.n), data: self.body.encode(), mode: CreateMode::Ephemeral };
+        self.calls.issue(out, call, Purpose::Register);
+    }
+
+    fn on_registered<R>(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<R>) -> Step {
+        match result {
+            Ok(_) => {
+                let replaces = self.proven;
+                self.proven.get_or_insert(self.n);
+                self.state = State::Confirming { replaces };
+                let call = Call::Watch { path: self.path(self.n), mode: WatchMode::Node };
+                self.calls.issue(out, call, Purpose::WatchOwn);
+            }
+            Err(Refusal::NoNode) => {
+                self.state = State::Ensuring;
+                self.ensure.start(out);
+            }
+            // An earlier try, in doubt then, was applied: it belongs to a session that is lost.
+            Err(Refusal::NodeExists) => {
+                self.n += 1;
+                self.create(out);
+            }
+            Err(refusal) => self.refused(&self.path(self.n), refusal, out),
+        }
+        Step::Pending
+    }
+
+    fn on_confirm<R>(
+        &mut self,
+        purpose: Purpose,
+        result: Result<&Reply, Refusal>,
+        out: &mut Actions<R>,
+    ) -> Step {
+        let State::Confirming { replaces } = self.state else { return Step::Pending };
+        match (purpose, result) {
+            (Purpose::WatchOwn, Ok(_)) => {
+                let call = Call::Exists { path: self.path(self.n), watch: false };
+                self.calls.issue(out, call, Purpose::Own);
+            }
+            (Purpose::Own, Ok(Reply::Stat(stat))) => {
+                self.body.since.get_or_insert(stat.czxid);
+                match replaces {
+                    None => self.look(true, out),
+                    Some(old) => {
+                        let call = Call::Delete { path: self.path(old), version: None };
+                        self.calls.issue(out, call, Purpose::Replace);
+                    }
+                }
+            }
+            (Purpose::Replace, Ok(_)) => {
+                self.proven = Some(self.n);
+                if !self.looked {
+                    self.look(true, out);
+                    return Step::Pending;
+                }
+                return self.stand(out);
+            }
+            (Purpose::Replace | Purpose::Own, Err(Refusal::NoNode)) => {
+                return self.die("its session had ended before it was back");
+            }
+            (_, Err(refusal)) => self.refused(&self.path(self.n), refusal, out),
+            (purpose, Ok(reply)) => {
+                out.fail(exit::BUG, format!("registration: {reply:?} answers {purpose:?}"));
+            }
+        }
+        Step::Pending
+    }
+
+    fn stand<R>(&mut self, out: &mut Actions<R>) -> Step {
+        self.looked = true;
+        self.state = State::Standing { version: 0, written: Box::new(self.created.clone()), writing: false };
+        self.flush(out);
+        Step::Standing
+    }
+
+    fn flush<R>(&mut self, out: &mut Actions<R>) {
+        let path = self.path(self.n);
+        let State::Standing { version, written, writing } = &mut self.state else { return };
+        // `since` alone is not worth a write: a first registration's own czxid says the same.
+        let mut like_written = self.body.clone();
+        like_written.since = written.since;
+        let same = **written == like_written;
+        if *writing || same {
+            return;
+        }
+        *writing = true;
+        let call = Call::Set { path, data: self.body.encode(), version: *version };
+        self.calls.issue(out, call, Purpose::Publish(Box::new(self.body.clone())));
+    }
+
+    fn on_published<R>(
+        &mut self,
+        body: Box<Registration>,
+        result: Result<&Reply, Refusal>,
+        out: &mut Actions<R>,
+    ) -> Step {
+        let State::Standing { version, written, writing } = &mut self.state else { return Step::Pending };
+        match result {
+            Ok(Reply::Stat(stat)) => {
+                *version = stat.version;
+                *written = body;
+                *writing = false;
+                self.flush(out);
+                Step::Pending
+            }
+            Err(Refusal::NoNode) => self.die("its registration was deleted"),
+            Err(Refusal::BadVersion) => self.die("its registration was changed by someone else"),
+            Ok(_) | Err(_) => {
+                let path = self.path(self.n);
+                self.refused(&path, result.err().unwrap_or(Refusal::Other(0)), out);
+                Step::Pending
+            }
+        }
+    }
+
+    fn die(&mut self, why: &str) -> Step {
+        self.abandon();
+        Step::Dead(why.to_string())
+    }
+
+    fn refused<R>(&self, path: &str, refusal: Refusal, out: &mut Actions<R>) {
+        let code = if refusal == Refusal::NoAuth { exit::NOT_PERMITTED } else { exit::CONFIG };
+        out.fail(code, format!("cannot register worker {}: {path}: {refusal}", self.worker));
+    }
+}

@@ -129,7 +129,7 @@ fn shown(shown: &Shown) -> Value {
         "cancel": task.cancel,
         "options": shown.options,
         "assigned_to": shown.worker,
-        "not_before_ms": task.not_before_ms,
+        "delay_ms": task.delay_ms,
         "history": task.history,
         "created_ms": shown.stat.ctime_ms,
         "changed_ms": shown.stat.mtime_ms,

@@ -170,7 +170,8 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     }
     writeln!(out, "created   {} (ensemble's clock)", time(shown.stat.ctime_ms))?;
     writeln!(out, "changed   {} (version {})", time(shown.stat.mtime_ms), shown.stat.version)?;
-    if let Some(at) = task.not_before_ms {
+    if let Some(delay) = task.delay_ms {
+        let at = shown.stat.mtime_ms.saturating_add_unsigned(delay);
         writeln!(out, "not before {}", time(at))?;
     }
     for remark in &task.history {

@@ -1,0 +1,366 @@
+//! Flags > `ZKMW_*` > file > defaults, into one validated [`Config`].
+//!
+//! [`load`] is a function of its arguments (and of the host's name and number of cores, for defaults): it owns no
+//! state, looks at the process's environment only through the function that it is given, and prints nothing.
+//! Whoever has a `Config` need not check any value of it again. Every setting is declared once, in the table in
+//! `settings.rs`; a credential is never in a message nor in `Debug`.
+
+mod assemble;
+mod cli;
+mod file;
+mod layers;
+mod parse;
+mod settings;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::contract::Labels;
+use crate::exit;
+
+pub use parse::{
+    DEFAULT_PORT, MAX_COMMAND_BYTES, MAX_ENV_BYTES, MAX_ENV_VARS, MAX_LABELS, MAX_OUTPUT_BYTES,
+    check_command_line, is_set_by_worker,
+};
+
+/// Where the file is looked for if nobody names one.
+pub const DEFAULT_FILE: &str = "/etc/zkmw/zkmw.toml";
+
+/// What this process is to do, complete and valid.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where ZooKeeper is and how to deal with it.
+    pub ensemble: Ensemble,
+    /// How many `-v` minus how many `-q`; `RUST_LOG` wins over it.
+    pub verbosity: i8,
+    /// The command and its settings.
+    pub command: Command,
+}
+
+/// Where ZooKeeper is and how to deal with it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ensemble {
+    /// Host (an IPv6 address without brackets) and port; at least one.
+    pub servers: Vec<(String, u16)>,
+    /// The znode that every path is below, as seen by the ensemble; none is `/`.
+    pub chroot: Option<String>,
+    /// The znode (below the chroot) that all of ours are below: absolute, no slash at the end, not `/`.
+    pub root: String,
+    /// To ask the ensemble for; it may clamp it.
+    pub session_timeout: Duration,
+    /// How long to wait for the first connection; none is for ever.
+    pub connect_timeout: Option<Duration>,
+    /// How long the end of the session may take.
+    pub close_timeout: Duration,
+    /// Credentials, in the order to give them in.
+    pub auth: Vec<Auth>,
+}
+
+/// A credential for the ensemble.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Auth {
+    /// Such as `digest`.
+    pub scheme: String,
+    /// Such as `USER:PASSWORD`.
+    pub credential: Secret,
+}
+
+/// A text that is never shown by accident.
+#[derive(Clone, PartialEq)]
+pub struct Secret(String);
+
+impl Secret {
+    fn new(text: &str) -> Secret {
+        Secret(text.to_owned())
+    }
+
+    /// The text itself; for the ensemble only.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// What `--zk` says.
+#[derive(Clone, Debug, PartialEq)]
+struct ZkAddress {
+    servers: Vec<(String, u16)>,
+    chroot: Option<String>,
+}
+
+/// The command, with its settings.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Run a command on one machine at a time.
+    Elector(ElectorConfig),
+    /// Assign tasks.
+    Master(MasterConfig),
+    /// Run tasks.
+    Worker(WorkerConfig),
+    /// Put tasks in.
+    Submit(SubmitConfig),
+    /// Show the leader, the workers and counts.
+    Status {
+        /// One JSON object a line.
+        json: bool,
+    },
+    /// List tasks.
+    List(ListConfig),
+    /// Show all about a task or a job.
+    Show {
+        /// Which.
+        id: ItemRef,
+        /// One JSON object a line.
+        json: bool,
+    },
+    /// Wait for tasks.
+    Wait(IdsConfig),
+    /// Cancel tasks.
+    Cancel(IdsConfig),
+    /// Run tasks again.
+    Retry(IdsConfig),
+}
+
+impl Command {
+    /// Whether it runs until it is stopped.
+    pub fn is_daemon(&self) -> bool {
+        match self {
+            Command::Elector(_) | Command::Master(_) | Command::Worker(_) => true,
+            Command::Submit(_)
+            | Command::Status { .. }
+            | Command::List(_)
+            | Command::Show { .. }
+            | Command::Wait(_)
+            | Command::Cancel(_)
+            | Command::Retry(_) => false,
+        }
+    }
+}
+
+/// The settings of `zkmw elector`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ElectorConfig {
+    /// What this contender is called.
+    pub id: String,
+    /// The znode of the election; not one of our own directories.
+    pub path: String,
+    /// From SIGTERM to SIGKILL for the command.
+    pub grace: Duration,
+    /// Exit when the command does.
+    pub once: bool,
+    /// One JSON object a line.
+    pub json: bool,
+    /// The program and its arguments; empty if it is only to stand. It never leaves this machine, so it need not
+    /// be UTF-8.
+    pub command: Vec<OsString>,
+}
+
+/// The settings of `zkmw master`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MasterConfig {
+    /// What this master is called.
+    pub id: String,
+    /// How long outcomes are kept that nobody collects.
+    pub result_ttl: Duration,
+    /// How long empty jobs are kept.
+    pub job_ttl: Duration,
+}
+
+/// The settings of `zkmw worker`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerConfig {
+    /// What this worker is called.
+    pub id: String,
+    /// How many tasks at a time; at least one.
+    pub slots: u32,
+    /// What tasks can require.
+    pub labels: Labels,
+    /// How long running tasks may go on after SIGTERM.
+    pub grace: Duration,
+    /// How much of a task's output is kept.
+    pub output_limit_bytes: usize,
+    /// Absolute; need not exist yet.
+    pub run_dir: PathBuf,
+}
+
+/// The settings of `zkmw submit`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SubmitConfig {
+    /// What to run.
+    pub task: TaskSource,
+    /// The job to put it into, if the user names one.
+    pub job: Option<String>,
+    /// The user's own key.
+    pub id: Option<String>,
+    /// Do not wait.
+    pub detach: bool,
+    /// How long the task may run.
+    pub timeout: Option<Duration>,
+    /// How long it may wait for its start.
+    pub expire_after: Option<Duration>,
+    /// None if not given: then an exit code other than 0 is final.
+    pub max_attempts: Option<u32>,
+    /// Before the second attempt; none if not given.
+    pub retry_backoff: Option<Duration>,
+    /// Higher goes first; none if not given.
+    pub priority: Option<i32>,
+    /// Labels that the worker must have.
+    pub require: Labels,
+    /// Variables for the task.
+    pub env: BTreeMap<String, String>,
+    /// If this submitter dies.
+    pub orphan: Orphan,
+    /// Cancel on SIGINT and SIGTERM.
+    pub cancel_on_interrupt: bool,
+    /// Show a progress bar for a batch, if standard error is a terminal.
+    pub progress: bool,
+    /// One JSON object a line.
+    pub json: bool,
+}
+
+/// What a submitter submits.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TaskSource {
+    /// One shell command line; not blank.
+    Line(String),
+    /// A program and its arguments; never empty.
+    Program(Vec<String>),
+    /// A batch from a file, a shell command line a line.
+    File(PathBuf),
+    /// A batch from standard input.
+    Stdin,
+}
+
+/// What happens to a task whose submitter is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Orphan {
+    /// Nothing.
+    Keep,
+    /// It is cancelled.
+    Cancel,
+}
+
+/// The settings of `zkmw list`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListConfig {
+    /// Only this directory below `tasks`.
+    pub job: Option<String>,
+    /// Only these; empty is all.
+    pub states: Vec<TaskState>,
+    /// At most so many.
+    pub limit: u32,
+    /// One JSON object a line.
+    pub json: bool,
+}
+
+/// What a task can be asked to be in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum TaskState {
+    Pending,
+    Running,
+    Done,
+    Failed,
+    Cancelled,
+    Expired,
+}
+
+impl TaskState {
+    /// All of them, in the order of a task's life.
+    pub const ALL: [TaskState; 6] = [
+        TaskState::Pending,
+        TaskState::Running,
+        TaskState::Done,
+        TaskState::Failed,
+        TaskState::Cancelled,
+        TaskState::Expired,
+    ];
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            TaskState::Pending => "pending",
+            TaskState::Running => "running",
+            TaskState::Done => "done",
+            TaskState::Failed => "failed",
+            TaskState::Cancelled => "cancelled",
+            TaskState::Expired => "expired",
+        }
+    }
+}
+
+/// The settings of `zkmw wait`, `cancel` and `retry`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IdsConfig {
+    /// Which, in the order given; at least one.
+    pub ids: Vec<ItemRef>,
+    /// One JSON object a line.
+    pub json: bool,
+}
+
+/// A task (`JOB/TASK`), or a job as a whole (`JOB`). Only the shape is checked, so it may not exist.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ItemRef {
+    /// A job's name, or its directory below `tasks`.
+    pub job: String,
+    /// Nothing if the job as a whole is meant.
+    pub task: Option<String>,
+}
+
+impl fmt::Display for ItemRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.task {
+            Some(task) => write!(f, "{}/{task}", self.job),
+            None => f.write_str(&self.job),
+        }
+    }
+}
+
+/// Why there is no `Config`, or that help was asked for: what to print, where, and how to exit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConfigError {
+    /// See [`exit`].
+    pub exit_code: i32,
+    /// Complete, without a line's end.
+    pub message: String,
+    /// Help and the version are results; all else goes to standard error.
+    pub to_stdout: bool,
+}
+
+impl ConfigError {
+    fn new(exit_code: i32, message: &str) -> ConfigError {
+        ConfigError { exit_code, message: format!("zkmw: {message}"), to_stdout: false }
+    }
+
+    fn usage(message: &str) -> ConfigError {
+        ConfigError::new(exit::USAGE, message)
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The configuration from the arguments (the first is the program's name), the environment and the file.
+pub fn load(
+    args: impl Iterator<Item = OsString>,
+    env: impl Fn(&str) -> Option<OsString>,
+    default_file: &Path,
+) -> Result<Config, ConfigError> {
+    assemble::load_on(&assemble::Host::this(), args, &env, default_file)
+}
+
+#[cfg(test)]
+mod tests;

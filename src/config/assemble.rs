@@ -1,0 +1,282 @@
+//! Puts the `Config` together: asks the layers for each setting, fills in what depends on the host, and checks
+//! what only makes sense together.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::cli::{self, Arguments};
+use super::file::File;
+use super::layers::{Layers, quoted, variable};
+use super::settings::{self, Verb};
+use super::{
+    Command, Config, ConfigError, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig, MasterConfig,
+    Orphan, SubmitConfig, TaskSource, WorkerConfig, parse,
+};
+
+use crate::exit;
+
+/// The most ids on one command line.
+const MAX_IDS: usize = 10_000;
+
+/// What defaults depend on.
+pub struct Host {
+    pub name: String,
+    pub pid: u32,
+    pub uid: u32,
+    pub cores: u32,
+}
+
+impl Host {
+    /// The one that we are on.
+    pub fn this() -> Host {
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Host {
+            name: parse::id_from_host_name(&name),
+            pid: std::process::id(),
+            uid: rustix::process::getuid().as_raw(),
+            cores: u32::try_from(cores).unwrap_or(u32::MAX).clamp(1, 4096),
+        }
+    }
+}
+
+/// See [`super::load`].
+pub fn load_on(
+    host: &Host,
+    args: impl Iterator<Item = OsString>,
+    env: &dyn Fn(&str) -> Option<OsString>,
+    default_file: &Path,
+) -> Result<Config, ConfigError> {
+    let Arguments { verb, flags, words, program } = cli::sort(args)?;
+    let mut layers = Layers { verb, flags, env, file: File::default() };
+    layers.file = match layers.get(&settings::CONFIG)? {
+        Some(path) => File::read(&path, false)?,
+        None => File::read(default_file, true)?,
+    };
+    let ensemble = ensemble(&layers)?;
+    let verbosity = verbosity(&layers)?;
+    let command = match verb {
+        Verb::Elector => Command::Elector(elector(&layers, host, &ensemble.root, program)?),
+        Verb::Master => Command::Master(MasterConfig {
+            id: layers.get_or_default(&settings::DAEMON_ID)?.unwrap_or_else(|| daemon_id(host)),
+            result_ttl: layers.get_always(&settings::RESULT_TTL)?,
+            job_ttl: layers.get_always(&settings::JOB_TTL)?,
+        }),
+        Verb::Worker => Command::Worker(worker(&layers, host)?),
+        Verb::Submit => Command::Submit(submit(&layers, words, program)?),
+        Verb::Status => Command::Status { json: json(&layers)? },
+        Verb::List => Command::List(ListConfig {
+            job: layers.get_or_default(&settings::LIST_JOB)?,
+            states: layers.get_or_default(&settings::STATE)?,
+            limit: layers.get_always(&settings::LIMIT)?,
+            json: json(&layers)?,
+        }),
+        Verb::Show => {
+            let mut ids = ids(verb, &words)?;
+            let id = ids.swap_remove(0);
+            if !ids.is_empty() {
+                return Err(ConfigError::usage("show takes one ID"));
+            }
+            Command::Show { id, json: json(&layers)? }
+        }
+        Verb::Wait => Command::Wait(IdsConfig { ids: ids(verb, &words)?, json: json(&layers)? }),
+        Verb::Cancel => Command::Cancel(IdsConfig { ids: ids(verb, &words)?, json: json(&layers)? }),
+        Verb::Retry => Command::Retry(IdsConfig { ids: ids(verb, &words)?, json: json(&layers)? }),
+    };
+    assert_eq!(verb.is_daemon(), command.is_daemon());
+    Ok(Config { ensemble, verbosity, command })
+}
+
+fn json(layers: &Layers<'_>) -> Result<bool, ConfigError> {
+    layers.get_or_default(&settings::JSON_OUTPUT)
+}
+
+fn ensemble(layers: &Layers<'_>) -> Result<Ensemble, ConfigError> {
+    let address = layers.get_always(&settings::ZK)?;
+    let for_verb = if layers.verb.is_daemon() { None } else { Some(Duration::from_secs(30)) };
+    Ok(Ensemble {
+        servers: address.servers,
+        chroot: address.chroot,
+        root: layers.get_always(&settings::ROOT)?,
+        session_timeout: layers.get_always(&settings::SESSION_TIMEOUT)?,
+        connect_timeout: layers.get(&settings::CONNECT_TIMEOUT)?.unwrap_or(for_verb),
+        close_timeout: layers.get_always(&settings::CLOSE_TIMEOUT)?,
+        auth: layers.get_or_default(&settings::AUTH)?,
+    })
+}
+
+/// `-v` and `-q` are one setting with two names: where one of them is given, a weaker place has no say.
+fn verbosity(layers: &Layers<'_>) -> Result<i8, ConfigError> {
+    let verbose = layers.get_or_default(&settings::VERBOSE)?;
+    let quiet = layers.get_or_default(&settings::QUIET)?;
+    let strength = |spec| layers.given(spec).map_or(0, |given| given.source.strength());
+    let (v, q) = (strength(&settings::VERBOSE.spec), strength(&settings::QUIET.spec));
+    Ok(if v >= q { verbose } else { 0 } - if q >= v { quiet } else { 0 })
+}
+
+fn daemon_id(host: &Host) -> String {
+    format!("{}-{}", host.name, host.pid)
+}
+
+fn elector(
+    layers: &Layers<'_>,
+    host: &Host,
+    root: &str,
+    command: Vec<OsString>,
+) -> Result<ElectorConfig, ConfigError> {
+    let path = layers.get_or_default(&settings::PATH)?;
+    if let Some(path) = &path
+        && let Some(below) = format!("{path}/").strip_prefix(&format!("{root}/"))
+        && below.strip_prefix("elections/").is_none_or(str::is_empty)
+    {
+        let reason = format!("below the root {root} elections may only be in {root}/elections");
+        return Err(layers.refuse(&settings::PATH.spec, reason));
+    }
+    if command.first().is_some_and(|program| program.is_empty()) {
+        return Err(ConfigError::usage("the COMMAND after -- is empty"));
+    }
+    Ok(ElectorConfig {
+        id: layers.get_or_default(&settings::DAEMON_ID)?.unwrap_or_else(|| daemon_id(host)),
+        path: path.unwrap_or_else(|| format!("{root}/elections/default")),
+        grace: layers.get_always(&settings::ELECTOR_GRACE)?,
+        once: layers.get_or_default(&settings::ONCE)?,
+        json: json(layers)?,
+        command,
+    })
+}
+
+fn worker(layers: &Layers<'_>, host: &Host) -> Result<WorkerConfig, ConfigError> {
+    Ok(WorkerConfig {
+        id: layers.get_or_default(&settings::WORKER_ID)?.unwrap_or_else(|| host.name.clone()),
+        slots: layers.get(&settings::SLOTS)?.unwrap_or(host.cores),
+        labels: layers.get_or_default(&settings::LABEL)?,
+        grace: layers.get_always(&settings::WORKER_GRACE)?,
+        output_limit_bytes: layers.get_always(&settings::OUTPUT_LIMIT)?,
+        run_dir: match layers.get(&settings::RUN_DIR)? {
+            Some(dir) => dir,
+            None => default_run_dir(layers.env, host.uid),
+        },
+    })
+}
+
+fn default_run_dir(env: &dyn Fn(&str) -> Option<OsString>, uid: u32) -> PathBuf {
+    let absolute = |dir: &OsStr| Some(PathBuf::from(dir)).filter(|dir| dir.is_absolute());
+    // systemd gives several directories with colons between them.
+    let of_unit = variable(env, "RUNTIME_DIRECTORY")
+        .and_then(|dirs| dirs.to_str().and_then(|dirs| dirs.split(':').next().map(OsString::from)));
+    if let Some(dir) = of_unit.as_deref().and_then(absolute) {
+        return dir;
+    }
+    if uid == 0 {
+        return PathBuf::from("/run/zkmw");
+    }
+    match variable(env, "XDG_RUNTIME_DIR").as_deref().and_then(absolute) {
+        Some(dir) => dir.join("zkmw"),
+        None => variable(env, "TMPDIR")
+            .as_deref()
+            .and_then(absolute)
+            .unwrap_or_else(|| PathBuf::from("/tmp"))
+            .join(format!("zkmw-{uid}")),
+    }
+}
+
+fn submit(
+    layers: &Layers<'_>,
+    words: Vec<OsString>,
+    program: Vec<OsString>,
+) -> Result<SubmitConfig, ConfigError> {
+    let orphan = layers.get_always(&settings::ORPHAN)?;
+    let detach = layers.get_or_default(&settings::DETACH)?;
+    if detach && orphan == Orphan::Cancel {
+        let reason = "with --detach nobody stays to wait, so the task would be cancelled at once; \
+                      say --orphan keep or --no-detach";
+        return Err(layers.refuse(&settings::ORPHAN.spec, reason.to_owned()));
+    }
+    Ok(SubmitConfig {
+        task: task_source(layers.get(&settings::FROM_FILE)?, words, program)?,
+        job: layers.get_or_default(&settings::JOB)?,
+        id: layers.get_or_default(&settings::TASK_KEY)?,
+        detach,
+        timeout: layers.get_always(&settings::TIMEOUT)?,
+        expire_after: layers.get_always(&settings::EXPIRE_AFTER)?,
+        max_attempts: layers.get_or_default(&settings::MAX_ATTEMPTS)?,
+        retry_backoff: layers.get_or_default(&settings::RETRY_BACKOFF)?,
+        priority: layers.get_or_default(&settings::PRIORITY)?,
+        require: layers.get_or_default(&settings::REQUIRE)?,
+        env: layers.get_or_default(&settings::ENV)?,
+        orphan,
+        cancel_on_interrupt: layers.get_or_default(&settings::CANCEL_ON_INTERRUPT)?,
+        progress: !layers.get_or_default(&settings::NO_PROGRESS)?,
+        json: json(layers)?,
+    })
+}
+
+const TASK_FORMS: &str = "give one TASK, or -- PROGRAM [ARG]…, or --from-file FILE";
+
+fn task_source(
+    file: Option<PathBuf>,
+    mut words: Vec<OsString>,
+    program: Vec<OsString>,
+) -> Result<TaskSource, ConfigError> {
+    let usage =
+        |what: &str| Err(ConfigError::usage(&format!("{what}; {TASK_FORMS} (see zkmw submit --help)")));
+    if words.len() > 1 {
+        return usage("submit takes one TASK, so quote it as one shell command line");
+    }
+    match (words.pop(), program.as_slice(), file) {
+        (None, [], None) => usage("there is no task"),
+        (None, [], Some(file)) if file.as_os_str().is_empty() => usage("the name of the file is empty"),
+        (None, [], Some(file)) if file == Path::new("-") => Ok(TaskSource::Stdin),
+        (None, [], Some(file)) => Ok(TaskSource::File(file)),
+        (Some(line), [], None) => {
+            let line = task_text("the task", line)?;
+            if line.trim().is_empty() {
+                return usage("the task is empty");
+            }
+            Ok(TaskSource::Line(line))
+        }
+        (None, [name, ..], None) => {
+            if name.is_empty() {
+                return usage("the program's name is empty");
+            }
+            let bytes = program.iter().map(|arg| arg.len() + 1).sum();
+            parse::check_command_bytes(bytes).map_err(|reason| bad_task("the task", &reason))?;
+            let texts: Result<Vec<_>, _> =
+                program.into_iter().map(|arg| task_text("an argument of the task", arg)).collect();
+            Ok(TaskSource::Program(texts?))
+        }
+        (Some(_), ..) | (None, [_, ..], Some(_)) => usage("the task is given in more than one way"),
+    }
+}
+
+fn task_text(what: &str, text: OsString) -> Result<String, ConfigError> {
+    let bytes = text.len();
+    let text = parse::check_command_bytes(bytes).and_then(|()| {
+        text.into_string()
+            .map_err(|_| "is not UTF-8, and so can't be stored; encode it, or put it into a file".into())
+    });
+    text.and_then(|text| parse::check_command_line(&text).map(|()| text))
+        .map_err(|reason| bad_task(what, &reason))
+}
+
+fn bad_task(what: &str, reason: &str) -> ConfigError {
+    ConfigError::new(exit::DATA, &format!("{what} {reason}"))
+}
+
+fn ids(verb: Verb, words: &[OsString]) -> Result<Vec<ItemRef>, ConfigError> {
+    if words.is_empty() {
+        let message = format!("{} needs an ID (see zkmw {} --help)", verb.name(), verb.name());
+        return Err(ConfigError::usage(&message));
+    }
+    if words.len() > MAX_IDS {
+        return Err(ConfigError::usage(&format!("{} takes at most {MAX_IDS} ids at a time", verb.name())));
+    }
+    words
+        .iter()
+        .map(|word| {
+            let id = word.to_str().ok_or_else(|| "must be UTF-8".to_owned()).and_then(parse::item_ref);
+            id.map_err(|reason| ConfigError::usage(&format!("ID: {} is not valid: {reason}", quoted(word))))
+        })
+        .collect()
+}

@@ -1,0 +1,500 @@
+//! From text to value: one pure function for each kind of setting, with the reason where the text is wrong.
+//!
+//! A reason completes the sentence "'VALUE' is not valid: …". It never repeats the value, which may be a secret.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::net::Ipv6Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::contract::task::MAX_RETRY_BACKOFF_MS;
+use crate::contract::{Labels, MAX_ID_BYTES, is_component};
+
+use super::{Auth, ItemRef, Orphan, Secret, TaskState, ZkAddress};
+
+/// The most bytes a task's command may have: Linux takes no single argument over 128 KiB, and `/bin/sh -c` gets
+/// the whole line as one. Of a program and its arguments it is the sum, with one more byte for each.
+pub const MAX_COMMAND_BYTES: usize = 120 * 1024;
+/// The most bytes a path may have that is given as a setting.
+pub const MAX_PATH_BYTES: usize = 512;
+/// The most bytes of one stream's output that may be kept with an outcome.
+pub const MAX_OUTPUT_BYTES: usize = 96 * 1024;
+/// The most labels of a worker, or of what a task requires.
+pub const MAX_LABELS: usize = 32;
+/// The most variables that a task may bring.
+pub const MAX_ENV_VARS: usize = 64;
+/// The most bytes that a task's variables may have in sum.
+pub const MAX_ENV_BYTES: usize = 16 * 1024;
+/// The most servers in a connect string.
+pub const MAX_SERVERS: usize = 64;
+/// The most credentials of a session.
+pub const MAX_AUTH: usize = 16;
+/// The most bytes of a name below `tasks`: `JOB~BATCH~PART`, and some.
+const MAX_SEGMENT_BYTES: usize = 2 * MAX_ID_BYTES + 32;
+/// ZooKeeper's port.
+pub const DEFAULT_PORT: u16 = 2181;
+
+const SECOND: Duration = Duration::from_secs(1);
+const TENTH: Duration = Duration::from_millis(100);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Why a list is wrong, and at which of its items.
+#[derive(Debug, PartialEq)]
+pub struct BadItem {
+    pub index: usize,
+    pub reason: String,
+}
+
+type Parsed<T> = Result<T, String>;
+type ParsedList<T> = Result<T, BadItem>;
+
+fn wrong<T>(reason: impl Into<String>) -> Parsed<T> {
+    Err(reason.into())
+}
+
+// --- plain values
+
+pub fn boolean(text: &str) -> Parsed<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Ok(true),
+        "false" | "no" | "off" | "0" => Ok(false),
+        _ => wrong("must be true or false (or yes/no, on/off, 1/0)"),
+    }
+}
+
+/// How often `-v` or `-q` was given.
+pub fn count(text: &str) -> Parsed<i8> {
+    if let Ok(on) = boolean(text) {
+        return Ok(i8::from(on));
+    }
+    number(text, 0, 9)
+}
+
+fn number<T>(text: &str, min: T, max: T) -> Parsed<T>
+where
+    T: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    match text.parse::<T>() {
+        Ok(n) if n >= min && n <= max => Ok(n),
+        _ if text.parse::<i128>().is_ok() => wrong(format!("must be between {min} and {max}")),
+        _ => wrong(format!("must be a whole number between {min} and {max}")),
+    }
+}
+
+pub fn slots(text: &str) -> Parsed<u32> {
+    number(text, 1, 4096)
+}
+
+pub fn max_attempts(text: &str) -> Parsed<u32> {
+    number(text, 1, 1000)
+}
+
+pub fn priority(text: &str) -> Parsed<i32> {
+    number(text, -1000, 1000)
+}
+
+pub fn list_limit(text: &str) -> Parsed<u32> {
+    number(text, 1, 1_000_000)
+}
+
+pub fn orphan(text: &str) -> Parsed<Orphan> {
+    match text {
+        "keep" => Ok(Orphan::Keep),
+        "cancel" => Ok(Orphan::Cancel),
+        _ => wrong("must be keep or cancel"),
+    }
+}
+
+pub fn output_limit_bytes(text: &str) -> Parsed<usize> {
+    let reason = || "must be a size between 0 and 96KiB, such as 500B, 64KiB or 65536 (bytes)".to_owned();
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let factor = match text[digits.len()..].trim_start() {
+        "" | "B" => 1,
+        "KiB" => 1024,
+        "MiB" => 1024 * 1024,
+        _ => return Err(reason()),
+    };
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(reason());
+    }
+    digits
+        .parse::<usize>()
+        .ok()
+        .and_then(|n| n.checked_mul(factor))
+        .filter(|bytes| *bytes <= MAX_OUTPUT_BYTES)
+        .ok_or_else(reason)
+}
+
+// --- times
+
+fn duration(text: &str, min: Duration, max: Duration) -> Parsed<Duration> {
+    let between = || format!("must be between {} and {}", show(min), show(max));
+    if text.parse::<f64>().is_ok() && text != "0" {
+        return wrong("needs a unit, such as 500ms, 10s, 5m, 24h or 7d");
+    }
+    // In humantime `5M` is five months, which nobody means.
+    if text.contains('M') || text.contains("month") || text.replace("day", "").contains('y') {
+        return wrong("must be a time such as 500ms, 10s, 5m, 24h or 7d (no months or years)");
+    }
+    match humantime::parse_duration(text) {
+        Ok(d) if d >= min && d <= max => Ok(d),
+        Ok(_) => wrong(between()),
+        Err(humantime::DurationError::NumberOverflow) => wrong(between()),
+        Err(_) => wrong("must be a time such as 500ms, 10s, 5m, 24h or 7d"),
+    }
+}
+
+/// A duration in the words of the help text: `365d`, not `11months 30days`.
+fn show(d: Duration) -> String {
+    let (secs, millis) = (d.as_secs(), d.subsec_millis());
+    match secs {
+        _ if millis > 0 => format!("{}ms", d.as_millis()),
+        0 => "0s".to_owned(),
+        s if s % (24 * 3600) == 0 => format!("{}d", s / (24 * 3600)),
+        s if s % 3600 == 0 => format!("{}h", s / 3600),
+        s if s % 60 == 0 => format!("{}m", s / 60),
+        s => format!("{s}s"),
+    }
+}
+
+fn or_none(text: &str, parse: fn(&str) -> Parsed<Duration>) -> Parsed<Option<Duration>> {
+    match text {
+        "none" => Ok(None),
+        text => parse(text).map(Some).map_err(|reason| format!("{reason}; or none")),
+    }
+}
+
+pub fn session_timeout(text: &str) -> Parsed<Duration> {
+    duration(text, 2 * SECOND, 600 * SECOND)
+}
+
+pub fn connect_timeout(text: &str) -> Parsed<Option<Duration>> {
+    or_none(text, |t| duration(t, TENTH, DAY))
+}
+
+pub fn close_timeout(text: &str) -> Parsed<Duration> {
+    duration(text, TENTH, 600 * SECOND)
+}
+
+/// A time to wait before something is done by force; may be zero.
+pub fn grace(text: &str) -> Parsed<Duration> {
+    duration(text, Duration::ZERO, DAY)
+}
+
+/// Before the second attempt. A longer one would be cut in silence, as the contract has a limit.
+pub fn retry_backoff(text: &str) -> Parsed<Duration> {
+    duration(text, Duration::ZERO, Duration::from_millis(MAX_RETRY_BACKOFF_MS))
+}
+
+pub fn time_to_live(text: &str) -> Parsed<Duration> {
+    duration(text, SECOND, 10 * YEAR)
+}
+
+pub fn time_limit(text: &str) -> Parsed<Option<Duration>> {
+    or_none(text, |t| duration(t, TENTH, YEAR))
+}
+
+// --- ids
+
+/// The rule for a name that becomes (part of) a znode's: see `ID_RULE`. `~` separates the parts of our znodes'
+/// names, and whitespace and quotes would make ids awkward in shells.
+pub fn id(text: &str) -> Parsed<String> {
+    if text.is_empty() || text.len() > MAX_ID_BYTES {
+        return wrong(format!("must have 1 to {MAX_ID_BYTES} characters"));
+    }
+    if let Some(c) = text.chars().find(|c| !is_id_char(*c)) {
+        return wrong(format!("{} is not allowed; {ID_RULE}", describe(c)));
+    }
+    if text == "." || text == ".." {
+        return wrong("'.' and '..' are no names in ZooKeeper");
+    }
+    if text.starts_with('-') {
+        return wrong("must not begin with '-', as it would be taken for a flag");
+    }
+    Ok(text.to_owned())
+}
+
+const ID_RULE: &str = "an id is made of ASCII letters, digits and . _ - : @ + = , %";
+
+fn is_id_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "._-:@+=,%".contains(c)
+}
+
+fn describe(c: char) -> String {
+    match c {
+        ' ' => "a space".to_owned(),
+        c if c.is_control() => format!("the control character U+{:04X}", u32::from(c)),
+        c => format!("'{}'", c.escape_debug()),
+    }
+}
+
+/// What a host is called, made fit for an id.
+pub fn id_from_host_name(host: &str) -> String {
+    let fit: String = host.chars().take(100).map(|c| if is_id_char(c) { c } else { '-' }).collect();
+    let fit = fit.trim_start_matches(['-', '.']);
+    if fit.is_empty() { "host".to_owned() } else { fit.to_owned() }
+}
+
+pub fn job(text: &str) -> Parsed<Option<String>> {
+    let name = id(text)?;
+    if name.starts_with('_') {
+        return wrong("must not begin with '_': _00 to _ff are the jobs that all single tasks share");
+    }
+    Ok(Some(name))
+}
+
+/// The job to list: any directory below `tasks`, so the shared ones and the parts of a batch too.
+pub fn job_filter(text: &str) -> Parsed<Option<String>> {
+    segment(text).map(Some)
+}
+
+pub fn key(text: &str) -> Parsed<Option<String>> {
+    id(text).map(Some)
+}
+
+/// An id as `zkmw` prints it, `JOB/TASK`, or a job as a whole.
+pub fn item_ref(text: &str) -> Parsed<ItemRef> {
+    match text.split_once('/') {
+        None => Ok(ItemRef { job: segment(text)?, task: None }),
+        Some((job, task)) if !task.contains('/') => {
+            Ok(ItemRef { job: segment(job)?, task: Some(segment(task)?) })
+        }
+        Some(_) => wrong("must be JOB/TASK, as printed by submit and list, or JOB"),
+    }
+}
+
+/// A znode's name below `tasks`: one that we made of several parts, or any that a client in another language
+/// chose, so this is wider than what `id` allows.
+fn segment(text: &str) -> Parsed<String> {
+    if !is_component(text) || text.len() > MAX_SEGMENT_BYTES {
+        return wrong("must be JOB/TASK, as printed by submit and list, or JOB");
+    }
+    Ok(text.to_owned())
+}
+
+pub fn states(items: &[String]) -> ParsedList<Vec<TaskState>> {
+    let mut states = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        let state = TaskState::ALL.into_iter().find(|s| s.name() == item).ok_or_else(|| BadItem {
+            index,
+            reason: "must be pending, running, done, failed, cancelled or expired".to_owned(),
+        })?;
+        if !states.contains(&state) {
+            states.push(state);
+        }
+    }
+    Ok(states)
+}
+
+// --- labels and variables
+
+fn pairs(
+    items: &[String],
+    max: usize,
+    shape: &str,
+    check: impl Fn(&str, &str) -> Parsed<()>,
+) -> ParsedList<BTreeMap<String, String>> {
+    let mut map = BTreeMap::new();
+    for (index, item) in items.iter().enumerate() {
+        let bad = |reason: String| BadItem { index, reason };
+        let (k, v) = item.split_once('=').ok_or_else(|| bad(format!("must be {shape}")))?;
+        check(k, v).map_err(bad)?;
+        if let Some(old) = map.insert(k.to_owned(), v.to_owned())
+            && old != v
+        {
+            return Err(bad(format!("'{k}' is given twice, with different values")));
+        }
+        if map.len() > max {
+            return Err(bad(format!("is one too many: at most {max} are allowed")));
+        }
+    }
+    Ok(map)
+}
+
+pub fn labels(items: &[String]) -> ParsedList<Labels> {
+    pairs(items, MAX_LABELS, "KEY=VALUE, such as gpu=yes", |k, v| {
+        let fits = |s: &str| {
+            (1..=63).contains(&s.len())
+                && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        };
+        if fits(k) && fits(v) {
+            Ok(())
+        } else {
+            wrong("key and value must each be 1 to 63 ASCII letters, digits, '.', '_' or '-'")
+        }
+    })
+}
+
+pub fn env(items: &[String]) -> ParsedList<BTreeMap<String, String>> {
+    let vars = pairs(items, MAX_ENV_VARS, "NAME=VALUE, such as LANG=C", |name, value| {
+        let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        if !starts || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            return wrong("the name must be of ASCII letters, digits and '_', and not begin with a digit");
+        }
+        if is_set_by_worker(name) {
+            return wrong(format!("{name} is set by the worker"));
+        }
+        if value.contains('\0') {
+            return wrong("the value has a NUL byte in it");
+        }
+        Ok(())
+    })?;
+    let bytes: usize = vars.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
+    if bytes > MAX_ENV_BYTES {
+        let reason =
+            format!("together the variables have {bytes} bytes; at most {MAX_ENV_BYTES} are allowed");
+        return Err(BadItem { index: items.len() - 1, reason });
+    }
+    Ok(vars)
+}
+
+/// Variables by which zkmw tells a task about itself. They are never read as settings, since a task may well
+/// call `zkmw submit`.
+pub fn is_set_by_worker(name: &str) -> bool {
+    matches!(name, "ZKMW_TASK" | "ZKMW_ATTEMPT" | "ZKMW_EPOCH" | "ZKMW_WORKER" | "ZKMW_BIN")
+        || name.starts_with("ZKMW_ENSEMBLE")
+}
+
+pub fn auth(items: &[String]) -> ParsedList<Vec<Auth>> {
+    let mut list = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        let bad = |reason: &str| BadItem { index, reason: reason.to_owned() };
+        if index == MAX_AUTH {
+            return Err(bad("is one too many: at most 16 are allowed"));
+        }
+        let (scheme, credential) = item
+            .split_once(':')
+            .filter(|(s, c)| {
+                !c.is_empty() && !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+            })
+            .ok_or_else(|| bad("must be SCHEME:CREDENTIAL, such as digest:USER:PASSWORD"))?;
+        if scheme == "digest" && !credential.contains(':') {
+            return Err(bad("the credential of the scheme digest must be USER:PASSWORD"));
+        }
+        list.push(Auth { scheme: scheme.to_owned(), credential: Secret::new(credential) });
+    }
+    Ok(list)
+}
+
+// --- places
+
+/// `HOST:PORT,…[/chroot]`, as ZooKeeper's own clients take it.
+pub fn zk(text: &str) -> Parsed<ZkAddress> {
+    let (hosts, chroot) = match text.find('/') {
+        Some(at) => text.split_at(at),
+        None => (text, ""),
+    };
+    let chroot = match chroot {
+        "" | "/" => None,
+        path => Some(znode_path(path).map_err(|reason| format!("the chroot {reason}"))?),
+    };
+    let mut servers = Vec::new();
+    for item in hosts.split(',') {
+        servers.push(server(item.trim())?);
+    }
+    if servers.len() > MAX_SERVERS {
+        return wrong(format!("names more than {MAX_SERVERS} servers"));
+    }
+    Ok(ZkAddress { servers, chroot })
+}
+
+fn server(text: &str) -> Parsed<(String, u16)> {
+    if text.is_empty() {
+        return wrong("a server's name is missing; must be HOST:PORT,HOST:PORT,…[/chroot]");
+    }
+    let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+        let (host, rest) = rest.split_once(']').ok_or("a ']' is missing")?;
+        if host.parse::<Ipv6Addr>().is_err() {
+            return wrong("what stands in brackets must be an IPv6 address");
+        }
+        match rest.strip_prefix(':') {
+            Some(port) => (host, Some(port)),
+            None if rest.is_empty() => (host, None),
+            None => return wrong("after ']' there may only be :PORT"),
+        }
+    } else if text.parse::<Ipv6Addr>().is_ok() {
+        return wrong("an IPv6 address must stand in brackets, such as [::1]:2181");
+    } else {
+        match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        }
+    };
+    let is_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    if host.is_empty() || host.len() > 253 || !(host.contains(':') || host.bytes().all(is_name)) {
+        return wrong("a server must be HOST:PORT, with a host name or an address");
+    }
+    let port = match port {
+        None => DEFAULT_PORT,
+        Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => number(port, 1, u16::MAX)
+            .map_err(|_| "the port must be a number between 1 and 65535".to_owned())?,
+        Some(_) => return wrong("the port must be a number between 1 and 65535"),
+    };
+    Ok((host.to_owned(), port))
+}
+
+/// An absolute path of a znode other than `/`, by the rules of ZooKeeper's `PathUtils.validatePath`.
+pub fn znode_path(text: &str) -> Parsed<String> {
+    if !text.starts_with('/') {
+        return wrong("must begin with '/'");
+    }
+    if text == "/" {
+        return wrong("must not be '/' itself");
+    }
+    if text.ends_with('/') {
+        return wrong("must not end with '/'");
+    }
+    if text.len() > MAX_PATH_BYTES {
+        return wrong(format!("must have at most {MAX_PATH_BYTES} bytes"));
+    }
+    for name in text[1..].split('/') {
+        match name {
+            "" => return wrong("must not have '//' in it"),
+            "." | ".." => return wrong("must not have '.' or '..' as a name in it"),
+            _ => {}
+        }
+        if let Some(c) = name.chars().find(|c| is_refused_by_zookeeper(*c)) {
+            return wrong(format!("must not have {} in it", describe(c)));
+        }
+    }
+    if text == "/zookeeper" || text.starts_with("/zookeeper/") {
+        return wrong("must not be in /zookeeper, which is ZooKeeper's own");
+    }
+    Ok(text.to_owned())
+}
+
+/// ZooKeeper looks at UTF-16 units and refuses surrogates, so everything beyond U+FFFF is refused too.
+fn is_refused_by_zookeeper(c: char) -> bool {
+    matches!(u32::from(c), 0..=0x1f | 0x7f..=0x9f | 0xd800..=0xf8ff | 0xfff0..)
+}
+
+/// A directory that means the same wherever the daemon is started from.
+pub fn absolute_dir(text: &OsStr) -> Parsed<PathBuf> {
+    let dir = PathBuf::from(text);
+    if dir.is_absolute() { Ok(dir) } else { wrong("must be an absolute path") }
+}
+
+pub fn any_path(text: &OsStr) -> Parsed<PathBuf> {
+    Ok(PathBuf::from(text))
+}
+
+/// Whether a shell command line can be stored and run as a task; for the lines of a batch as for a single one.
+pub fn check_command_line(line: &str) -> Result<(), String> {
+    check_command_bytes(line.len())?;
+    if line.contains('\0') {
+        return wrong("has a NUL byte in it, which no command can have");
+    }
+    Ok(())
+}
+
+pub(super) fn check_command_bytes(bytes: usize) -> Result<(), String> {
+    if bytes > MAX_COMMAND_BYTES {
+        return wrong(format!(
+            "has {bytes} bytes; at most {MAX_COMMAND_BYTES} (120 KiB) are possible. Put the data in a file or \
+             an object store that the workers can read, and its name in the task"
+        ));
+    }
+    Ok(())
+}

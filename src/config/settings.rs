@@ -1,0 +1,356 @@
+//! The table of settings: each is declared here once, with its name, its commands, its default, its parser and
+//! its help. The flags, the variables, the keys of the file, the help and the checks are all made from it.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::parse::{self, BadItem};
+use crate::contract::Labels;
+
+use super::{Auth, Orphan, TaskState, ZkAddress};
+
+/// The commands of the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verb {
+    Elector,
+    Master,
+    Worker,
+    Submit,
+    Status,
+    List,
+    Show,
+    Wait,
+    Cancel,
+    Retry,
+}
+
+impl Verb {
+    pub const ALL: [Verb; 10] = [
+        Verb::Elector,
+        Verb::Master,
+        Verb::Worker,
+        Verb::Submit,
+        Verb::Status,
+        Verb::List,
+        Verb::Show,
+        Verb::Wait,
+        Verb::Cancel,
+        Verb::Retry,
+    ];
+
+    /// The word on the command line, and the name of the table in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Verb::Elector => "elector",
+            Verb::Master => "master",
+            Verb::Worker => "worker",
+            Verb::Submit => "submit",
+            Verb::Status => "status",
+            Verb::List => "list",
+            Verb::Show => "show",
+            Verb::Wait => "wait",
+            Verb::Cancel => "cancel",
+            Verb::Retry => "retry",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Verb> {
+        Verb::ALL.into_iter().find(|v| v.name() == name)
+    }
+
+    /// Whether it runs until it is stopped, and so waits for an ensemble for as long as it takes.
+    pub fn is_daemon(self) -> bool {
+        matches!(self, Verb::Elector | Verb::Master | Verb::Worker)
+    }
+}
+
+/// How a setting is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// One value; the last one given counts.
+    Value(&'static str),
+    /// Several values; all that are given in one place count, and replace those of a weaker place.
+    List(&'static str, Separator),
+    /// On or off. `--no-NAME` takes back what a weaker place has set (or `--NAME`, where NAME begins with `no-`).
+    Switch { negation: &'static str },
+    /// A flag that may be repeated, with its letter.
+    Count(char),
+}
+
+/// How several values are written in one text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Separator {
+    /// Commas or whitespace, wherever the text comes from.
+    Words,
+    /// A line each in a variable; elsewhere a text is one value, whatever is in it.
+    Lines,
+}
+
+/// Where a setting may be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Anywhere,
+    /// Not in the file.
+    FlagOrVariable,
+    /// Only on the command line: it is about one call, and would do harm to all others.
+    Flag,
+}
+
+/// What holds where nobody says anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// A text, parsed like any other.
+    Text(&'static str),
+    /// Made by code, or none; the text says what.
+    Described(&'static str),
+    /// Nothing to speak of.
+    Nothing,
+}
+
+/// All about a setting but its type.
+#[derive(Debug)]
+pub struct Spec {
+    /// The long flag; the variable's and the key's name follow from it.
+    pub name: &'static str,
+    pub verbs: &'static [Verb],
+    pub shape: Shape,
+    pub default: Fallback,
+    pub place: Place,
+    /// Its value is never shown, in no message.
+    pub secret: bool,
+    pub help: &'static str,
+}
+
+impl Spec {
+    /// `ZKMW_` and the flag in upper case.
+    pub fn variable(&self) -> String {
+        format!("ZKMW_{}", self.name.replace('-', "_").to_ascii_uppercase())
+    }
+
+    pub fn is_of(&self, verb: Verb) -> bool {
+        self.verbs.contains(&verb)
+    }
+
+    pub fn is_common(&self) -> bool {
+        self.verbs.len() == Verb::ALL.len()
+    }
+}
+
+/// From the given texts to a value.
+pub enum Parser<T> {
+    One(fn(&str) -> Result<T, String>),
+    Many(fn(&[String]) -> Result<T, BadItem>),
+    /// Paths need not be UTF-8.
+    Path(fn(&OsStr) -> Result<T, String>),
+}
+
+impl<T> Parser<T> {
+    /// Items are never empty, but for a list that was given as empty.
+    pub fn parse(&self, items: &[OsString]) -> Result<T, BadItem> {
+        let bad = |reason: String| BadItem { index: 0, reason };
+        if let (Parser::Path(parse), [item]) = (self, items) {
+            return parse(item).map_err(bad);
+        }
+        let mut texts = Vec::with_capacity(items.len());
+        for (index, item) in items.iter().enumerate() {
+            let reason = || BadItem { index, reason: "must be UTF-8".to_owned() };
+            texts.push(item.to_str().ok_or_else(reason)?.to_owned());
+        }
+        match (self, texts.as_slice()) {
+            (Parser::One(parse), [text]) => parse(text).map_err(bad),
+            (Parser::Many(parse), texts) => parse(texts),
+            (Parser::One(_) | Parser::Path(_), _) => Err(bad("must be one value".to_owned())),
+        }
+    }
+}
+
+/// One line of the table.
+pub struct Setting<T> {
+    pub spec: Spec,
+    pub parser: Parser<T>,
+}
+
+/// A setting of whatever type.
+pub trait AnySetting: Sync {
+    fn spec(&self) -> &Spec;
+    /// Whether the texts would do.
+    fn check(&self, items: &[OsString]) -> Result<(), BadItem>;
+}
+
+impl<T> AnySetting for Setting<T> {
+    fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    fn check(&self, items: &[OsString]) -> Result<(), BadItem> {
+        self.parser.parse(items).map(|_| ())
+    }
+}
+
+/// The setting that `verb` knows by that name.
+pub fn find(verb: Verb, name: &str) -> Option<&'static dyn AnySetting> {
+    TABLE.iter().copied().find(|s| s.spec().name == name && s.spec().is_of(verb))
+}
+
+macro_rules! settings {
+    ($($id:ident: $type:ty = ($name:literal, $verbs:expr, $shape:expr, $default:expr, $place:ident
+        $(, $secret:ident)?) $parser:expr, $help:expr;)*) => {
+        $(pub static $id: Setting<$type> = Setting {
+            spec: Spec {
+                name: $name,
+                verbs: $verbs,
+                shape: $shape,
+                default: $default,
+                place: Place::$place,
+                secret: false $(|| settings!(@$secret))?,
+                help: $help,
+            },
+            parser: $parser,
+        };)*
+        /// All settings, in the order of the help.
+        pub static TABLE: &[&dyn AnySetting] = &[$(&$id),*];
+    };
+    (@secret) => { true };
+}
+
+use Fallback::{Described, Nothing, Text};
+use Parser::{Many, One, Path};
+use Separator::{Lines, Words};
+use Shape::{Count, List, Switch, Value};
+use Verb::{Cancel, Elector, Master, Retry, Show, Status, Submit, Wait, Worker};
+
+const ALL: &[Verb] = &Verb::ALL;
+const JSON: Shape = Switch { negation: "no-json" };
+const LABELS: Shape = List("K=V", Words);
+
+settings! {
+    // --- of every command
+
+    ZK: ZkAddress = ("zk", ALL, Value("SERVERS"), Text("127.0.0.1:2181"), Anywhere)
+        One(parse::zk), "The ensemble, HOST:PORT,HOST:PORT,…[/chroot]; the port may be left out (2181), IPv6 \
+        addresses stand in brackets";
+    ROOT: String = ("root", ALL, Value("PATH"), Text("/zkmw"), Anywhere)
+        One(parse::znode_path), "The znode below which all of zkmw's own are; different roots are different \
+        services";
+    SESSION_TIMEOUT: Duration = ("session-timeout", ALL, Value("TIME"), Text("10s"), Anywhere)
+        One(parse::session_timeout), "How long the ensemble takes to give up a process that it no longer hears \
+        of, 2s to 10m; the ensemble may have narrower limits";
+    CONNECT_TIMEOUT: Option<Duration> = ("connect-timeout", ALL, Value("TIME"),
+        Described("30s; none for elector, master and worker"), Anywhere)
+        One(parse::connect_timeout), "How long to wait for an ensemble at the start before exiting with 69; \
+        'none' waits for ever";
+    CLOSE_TIMEOUT: Duration = ("close-timeout", ALL, Value("TIME"), Text("5s"), Anywhere)
+        One(parse::close_timeout), "How long closing the session may take at the end";
+    AUTH: Vec<Auth> = ("auth", ALL, List("SCHEME:CREDENTIAL", Lines), Nothing, Anywhere, secret)
+        Many(parse::auth), "Credential for the ensemble, such as digest:USER:PASSWORD; may be repeated. Every \
+        user of this host can read command lines, so better put it into the file or ZKMW_AUTH (one a line)";
+    CONFIG: PathBuf = ("config", ALL, Value("FILE"), Described("/etc/zkmw/zkmw.toml if there is one"),
+        FlagOrVariable)
+        Path(parse::any_path), "Read settings from this TOML file";
+    VERBOSE: i8 = ("verbose", ALL, Count('v'), Nothing, Anywhere)
+        One(parse::count), "Log more, to standard error; more with each -v. RUST_LOG wins over it";
+    QUIET: i8 = ("quiet", ALL, Count('q'), Nothing, Anywhere)
+        One(parse::count), "Log less; less with each -q";
+
+    // --- who one is
+
+    DAEMON_ID: Option<String> = ("id", &[Elector, Master], Value("ID"), Described("host name-process id"),
+        Anywhere)
+        One(parse::key), "What to call this process in logs, in status and in the election";
+    WORKER_ID: Option<String> = ("id", &[Worker], Value("ID"), Described("the host name"), Anywhere)
+        One(parse::key), "What to call this worker. No two may have the same at the same time; it should stay \
+        the same over restarts";
+    TASK_KEY: Option<String> = ("id", &[Submit], Value("KEY"), Described("a new one"), Flag)
+        One(parse::key), "A key of your own for the task: submitting it again finds the same task and does not \
+        run it twice. Another task with the same key is an error (65)";
+
+    // --- elector
+
+    PATH: Option<String> = ("path", &[Elector], Value("PATH"), Described("ROOT/elections/default"), Anywhere)
+        One(|text| parse::znode_path(text).map(Some)), "The znode of the election; contenders with the same path \
+        stand in the same one";
+    ELECTOR_GRACE: Duration = ("grace", &[Elector], Value("TIME"), Text("10s"), Anywhere)
+        One(parse::grace), "How long the command may take to end after SIGTERM before it gets SIGKILL; shorter \
+        if the session ends before";
+    ONCE: bool = ("once", &[Elector], Switch { negation: "no-once" }, Nothing, Anywhere)
+        One(parse::boolean), "Exit as the command exits, instead of standing again and running it again";
+
+    // --- master
+
+    RESULT_TTL: Duration = ("result-ttl", &[Master], Value("TIME"), Text("24h"), Anywhere)
+        One(parse::time_to_live), "How long to keep an outcome that nobody has collected";
+    JOB_TTL: Duration = ("job-ttl", &[Master], Value("TIME"), Text("1h"), Anywhere)
+        One(parse::time_to_live), "How long to keep a job that has become empty";
+
+    // --- worker
+
+    SLOTS: u32 = ("slots", &[Worker], Value("N"), Described("the number of cores"), Anywhere)
+        One(parse::slots), "How many tasks to run at a time, 1 to 4096";
+    LABEL: Labels = ("label", &[Worker], LABELS, Nothing, Anywhere)
+        Many(parse::labels), "A property of this worker that tasks can require, such as gpu=yes; may be \
+        repeated, up to 32";
+    WORKER_GRACE: Duration = ("grace", &[Worker], Value("TIME"), Text("30s"), Anywhere)
+        One(parse::grace), "How long running tasks may go on after SIGTERM; what is left then is killed and \
+        handed to other workers";
+    OUTPUT_LIMIT: usize = ("output-limit", &[Worker], Value("SIZE"), Text("64KiB"), Anywhere)
+        One(parse::output_limit_bytes), "How much of a task's output to keep with its outcome, 0 to 96KiB";
+    RUN_DIR: PathBuf = ("run-dir", &[Worker], Value("DIR"),
+        Described("$RUNTIME_DIRECTORY, else /run/zkmw if root, else $XDG_RUNTIME_DIR/zkmw, else zkmw-UID in the \
+        directory for temporary files"), Anywhere)
+        Path(parse::absolute_dir), "Where to note which processes run, so that the next worker on this host can \
+        clean up after a crash";
+
+    // --- submit
+
+    FROM_FILE: PathBuf = ("from-file", &[Submit], Value("FILE"), Nothing, Flag)
+        Path(parse::any_path), "Submit a batch: every line of FILE is a shell command line of its own; - reads \
+        standard input";
+    JOB: Option<String> = ("job", &[Submit], Value("NAME"), Described("a shared one; for a batch a new one"),
+        Anywhere)
+        One(parse::job), "The job to put the task into";
+    DETACH: bool = ("detach", &[Submit], Switch { negation: "no-detach" }, Nothing, Anywhere)
+        One(parse::boolean), "Print the id and exit without waiting for the outcome";
+    TIMEOUT: Option<Duration> = ("timeout", &[Submit], Value("TIME"), Text("none"), Anywhere)
+        One(parse::time_limit), "How long the task may run; then it is killed and has failed (124)";
+    EXPIRE_AFTER: Option<Duration> = ("expire-after", &[Submit], Value("TIME"), Text("none"), Anywhere)
+        One(parse::time_limit), "How long the task may wait for its start; then it has expired and never runs";
+    MAX_ATTEMPTS: Option<u32> = ("max-attempts", &[Submit], Value("N"), Nothing, Anywhere)
+        One(|text| parse::max_attempts(text).map(Some)), "Run the task up to N times until it succeeds, 1 to \
+        1000. Without it a task that exits with an error has failed at once, and one whose workers die has after three";
+    RETRY_BACKOFF: Option<Duration> = ("retry-backoff", &[Submit], Value("TIME"), Described("1s"), Anywhere)
+        One(|text| parse::retry_backoff(text).map(Some)), "How long to wait before the second attempt, up to 1h; doubled \
+        before each that follows";
+    PRIORITY: Option<i32> = ("priority", &[Submit], Value("N"), Described("0"), Anywhere)
+        One(|text| parse::priority(text).map(Some)), "Tasks with a higher priority always go first, -1000 to 1000";
+    REQUIRE: Labels = ("require", &[Submit], LABELS, Nothing, Anywhere)
+        Many(parse::labels), "Run only on a worker with this label; may be repeated, and then all are required";
+    ENV: BTreeMap<String, String> = ("env", &[Submit], List("NAME=VALUE", Lines), Nothing, Anywhere, secret)
+        Many(parse::env), "A variable for the task's environment; may be repeated, up to 64 and 16 KiB in sum. \
+        It is stored in ZooKeeper as it is, so it is no place for secrets";
+    ORPHAN: Orphan = ("orphan", &[Submit], Value("keep|cancel"), Text("keep"), Anywhere)
+        One(parse::orphan), "What to do with the task if this process dies while it waits";
+    CANCEL_ON_INTERRUPT: bool = ("cancel-on-interrupt", &[Submit], Switch { negation: "no-cancel-on-interrupt" },
+        Nothing, Anywhere)
+        One(parse::boolean), "Cancel the task on SIGINT or SIGTERM instead of leaving it alone";
+    NO_PROGRESS: bool = ("no-progress", &[Submit], Switch { negation: "progress" }, Nothing, Anywhere)
+        One(parse::boolean), "Show no progress bar for a batch; there is none anyway if standard error is no \
+        terminal";
+
+    // --- list
+
+    LIST_JOB: Option<String> = ("job", &[Verb::List], Value("JOB"), Described("all"), Anywhere)
+        One(parse::job_filter), "List only the tasks of this job";
+    STATE: Vec<TaskState> = ("state", &[Verb::List], Shape::List("STATE", Words), Described("all"), Anywhere)
+        Many(parse::states), "List only tasks in this state: pending, running, done, failed, cancelled or \
+        expired; may be repeated";
+    LIMIT: u32 = ("limit", &[Verb::List], Value("N"), Text("1000"), Anywhere)
+        One(parse::list_limit), "List at most so many";
+
+    // --- of most commands
+
+    JSON_OUTPUT: bool = ("json", &[Elector, Submit, Status, Verb::List, Show, Wait, Cancel, Retry], JSON, Nothing,
+        Anywhere)
+        One(parse::boolean), "Print one JSON object a line, for programs";
+}

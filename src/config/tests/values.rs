@@ -1,0 +1,322 @@
+//! What each kind of value may be.
+
+use super::*;
+use crate::config::parse::*;
+
+#[test]
+fn connect_strings() {
+    let good = |text: &str| {
+        let address = zk(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        let servers: Vec<_> = address.servers.iter().map(|(h, p)| format!("{h} {p}")).collect();
+        (servers.join(";"), address.chroot.unwrap_or_default())
+    };
+    let is = |servers: &str, chroot: &str| (servers.to_owned(), chroot.to_owned());
+    assert_eq!(good("h1"), is("h1 2181", ""));
+    assert_eq!(good("h1:1,h2.example.org,10.0.0.1:65535"), is("h1 1;h2.example.org 2181;10.0.0.1 65535", ""));
+    assert_eq!(good("h1, my_zk:2 "), is("h1 2181;my_zk 2", ""));
+    assert_eq!(good("h1,h2:3/a/b"), is("h1 2181;h2 3", "/a/b"));
+    assert_eq!(good("h1/"), is("h1 2181", ""));
+    assert_eq!(good("[::1]"), is("::1 2181", ""));
+    assert_eq!(good("[2001:db8::7]:99,[::1]:1/c"), is("2001:db8::7 99;::1 1", "/c"));
+    let bad = [
+        ("", "missing"),
+        (",", "missing"),
+        ("h1,", "missing"),
+        ("h1,,h2", "missing"),
+        ("/a", "missing"),
+        ("h1:", "port"),
+        ("h1:0", "port"),
+        ("h1:65536", "port"),
+        ("h1:x", "port"),
+        ("h1:+1", "port"),
+        ("h1:1:2", "port"),
+        (":1", "HOST:PORT"),
+        ("h 1", "HOST:PORT"),
+        ("h1;h2", "HOST:PORT"),
+        ("hö", "HOST:PORT"),
+        ("::1", "brackets"),
+        ("2001:db8::7", "brackets"),
+        ("[::1", "']'"),
+        ("[h1]:1", "IPv6"),
+        ("[::1]x", ":PORT"),
+        ("[::1]:x", "port"),
+        ("h1/a/", "chroot must not end"),
+        ("h1//a", "chroot must not have '//'"),
+        ("h1/a/../b", "chroot must not have '.'"),
+        ("h1/zookeeper", "chroot must not be in /zookeeper"),
+        ("h1/a\u{1}", "chroot must not have the control character U+0001"),
+    ];
+    for (text, part) in bad {
+        let reason = zk(text).expect_err(text);
+        assert!(reason.contains(part), "{text}: {reason}");
+    }
+    assert!(zk(&vec!["h"; 64].join(",")).is_ok() && zk(&vec!["h"; 65].join(",")).is_err());
+    assert!(zk(&"h".repeat(253)).is_ok() && zk(&"h".repeat(254)).is_err());
+}
+
+#[test]
+fn znode_paths() {
+    for good in ["/a", "/a/b", "/ä ö", "/a/...", "/zookeeperx", "/.a"] {
+        assert_eq!(znode_path(good), Ok(good.to_owned()));
+    }
+    let bad = [
+        "",
+        "a",
+        "/",
+        "/a/",
+        "//",
+        "/a//b",
+        "/.",
+        "/a/..",
+        "/a/./b",
+        "/a\0",
+        "/a\u{1f}",
+        "/a\u{7f}",
+        "/a\u{9f}",
+        "/\u{e000}",
+        "/\u{f8ff}",
+        "/\u{fff0}",
+        "/\u{1f600}",
+        "/zookeeper",
+        "/zookeeper/config",
+    ];
+    for bad in bad {
+        znode_path(bad).expect_err(bad);
+    }
+    assert!(znode_path(&format!("/{}", "x".repeat(511))).is_ok());
+    assert!(znode_path(&format!("/{}", "x".repeat(512))).is_err());
+    zkmw("master --root /zkmw/")
+        .fails_with(64, "root: '/zkmw/' (from --root) is not valid: must not end with '/'");
+}
+
+#[test]
+fn elections_keep_out_of_our_own_directories() {
+    assert_eq!(zkmw("elector --path /zkmw/elections/a/b").elector().path, "/zkmw/elections/a/b");
+    assert_eq!(zkmw("elector --path /apps/a").elector().path, "/apps/a");
+    assert_eq!(zkmw("elector --path /zkmwx").elector().path, "/zkmwx");
+    assert_eq!(zkmw("elector --root /r/s").elector().path, "/r/s/elections/default");
+    for path in ["/zkmw", "/zkmw/master", "/zkmw/tasks/a", "/zkmw/elections", "/zkmw/electionsx/a"] {
+        zkmw(&format!("elector --path {path}")).fails_with(64, "elections may only be in /zkmw/elections");
+    }
+    zkmw("elector").env("ZKMW_PATH", "/r/master").env("ZKMW_ROOT", "/r").fails_with(78, "(from ZKMW_PATH)");
+}
+
+#[test]
+fn times() {
+    let timeout = |text: &str| zkmw("master").arg(format!("--session-timeout={text}")).load();
+    assert_eq!(timeout("1m 30s").expect("good").ensemble.session_timeout, secs(90));
+    assert_eq!(timeout("2s").expect("good").ensemble.session_timeout, secs(2));
+    assert_eq!(timeout("10m").expect("good").ensemble.session_timeout, secs(600));
+    for bad in ["1999ms", "601s", "0", "99999999999999999999s", "999999999999999h"] {
+        let message = timeout(bad).expect_err(bad).message;
+        assert!(message.ends_with("must be between 2s and 10m"), "{message}");
+    }
+    for bad in ["10", "1.5", "5"] {
+        assert!(timeout(bad).expect_err(bad).message.contains("needs a unit"), "{bad}");
+    }
+    // In humantime M is a month, and so 5M not five minutes.
+    for bad in ["", "s", "5M", "1month", "1y", "1year", "5 minuten", "-5s", "inf", "nan"] {
+        let message = timeout(bad).expect_err(bad).message;
+        assert!(message.contains("500ms, 10s, 5m, 24h or 7d"), "{message}");
+    }
+    assert_eq!(grace("0"), Ok(Duration::ZERO));
+    assert_eq!(grace("0s"), Ok(Duration::ZERO));
+    assert_eq!(time_to_live("7days"), Ok(secs(7 * 24 * 3600)));
+    assert_eq!(time_to_live("999ms"), Err("must be between 1s and 3650d".to_owned()));
+    assert_eq!(time_limit("none"), Ok(None));
+    assert_eq!(time_limit("0s"), Err("must be between 100ms and 365d; or none".to_owned()));
+    assert_eq!(retry_backoff("1h"), Ok(secs(3600)));
+    assert_eq!(retry_backoff("61m"), Err("must be between 0s and 1h".to_owned()));
+    assert!(close_timeout("none").is_err());
+    assert_eq!(zkmw("submit x --expire-after 1h").submit().expire_after, Some(secs(3600)));
+}
+
+#[test]
+fn sizes() {
+    let good = [
+        ("0", 0),
+        ("500", 500),
+        ("500B", 500),
+        ("64KiB", 65536),
+        ("96KiB", 98304),
+        ("64 KiB", 65536),
+        ("0MiB", 0),
+    ];
+    for (text, bytes) in good {
+        assert_eq!(output_limit_bytes(text), Ok(bytes), "{text}");
+    }
+    for bad in [
+        "",
+        "KiB",
+        "97KiB",
+        "98305",
+        "1MiB",
+        "64K",
+        "64KB",
+        "64kib",
+        "-1",
+        "+5",
+        "1.5KiB",
+        "9999999999999999999999",
+    ] {
+        output_limit_bytes(bad).expect_err(bad);
+    }
+    output_limit_bytes("99999999999999999MiB").expect_err("too large to multiply");
+}
+
+#[test]
+fn numbers() {
+    assert_eq!((slots("1"), slots("4096")), (Ok(1), Ok(4096)));
+    for bad in ["0", "4097", "-1", "99999999999", "", "x", "1.5", " 1", "0x10"] {
+        slots(bad).expect_err(bad);
+    }
+    assert_eq!((priority("-1000"), priority("1000")), (Ok(-1000), Ok(1000)));
+    assert!(priority("-1001").is_err() && priority("1001").is_err());
+    assert_eq!(zkmw("submit x --priority -5 --max-attempts 7").submit().priority, Some(-5));
+    assert_eq!(zkmw("submit x --max-attempts 7").submit().max_attempts, Some(7));
+    assert!(max_attempts("0").is_err() && max_attempts("1001").is_err());
+    assert_eq!(zkmw("list --limit 5 --job _3f").list().limit, 5);
+    for (text, on) in
+        [("true", true), ("YES", true), ("1", true), ("on", true), ("False", false), ("0", false)]
+    {
+        assert_eq!(boolean(text), Ok(on));
+    }
+    assert!(boolean("2").is_err() && boolean("").is_err());
+    assert_eq!((count("true"), count("3"), count("0")), (Ok(1), Ok(3), Ok(0)));
+    assert!(count("10").is_err() && count("-1").is_err());
+}
+
+#[test]
+fn ids() {
+    for good in ["w7", "a.b_c-d:e@f+g=h,i%20", "_x", "...", &"x".repeat(128)] {
+        assert_eq!(id(good), Ok(good.to_owned()));
+        assert!(crate::contract::is_user_id(good), "{good}");
+    }
+    let long = "x".repeat(129);
+    let odd = [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "a~b",
+        "a b",
+        "a\tb",
+        "a\0",
+        "a\u{7f}",
+        "ä",
+        "\u{1f600}",
+        "-a",
+        "a'b",
+        "a\"b",
+        "a$b",
+        "a*b",
+        "a\\b",
+        &long,
+    ];
+    for bad in odd {
+        id(bad).expect_err(bad);
+        for call in ["worker --id", "master --id", "elector --id", "submit x --id", "submit x --job"] {
+            // As one argument, lest clap takes it for a flag.
+            let mut world = zkmw(call);
+            let flag = world.args.pop().expect("a flag").into_string().expect("UTF-8");
+            world.arg(format!("{flag}={bad}")).fails_with(64, "is not valid: ");
+        }
+    }
+    zkmw("worker --id").arg("x".repeat(300)).fails_with(64, "must have 1 to 128 characters");
+    assert_eq!(job("nightly"), Ok(Some("nightly".to_owned())));
+    job("_3f").expect_err("a shared job");
+    assert_eq!(job_filter("_3f"), Ok(Some("_3f".to_owned())));
+    assert_eq!(id_from_host_name("web-1.example.org"), "web-1.example.org");
+    assert_eq!(id_from_host_name("Ada's box~"), "Ada-s-box-");
+    assert_eq!(id_from_host_name(""), "host");
+    assert_eq!(id_from_host_name("-.-"), "host");
+    id(&format!("{}-4194304", id_from_host_name(&"ä.x".repeat(100)))).expect("fits with a pid");
+}
+
+#[test]
+fn labels_of_workers_and_tasks() {
+    let many = |n: usize| (0..n).map(|i| format!("k{i}=v")).collect::<Vec<_>>();
+    assert_eq!(labels(&many(32)).map(|l| l.len()), Ok(32));
+    let bad = labels(&many(33)).expect_err("too many");
+    assert_eq!((bad.index, bad.reason.contains("at most 32")), (32, true));
+    assert!(labels(&[format!("{}={}", "k".repeat(63), "v".repeat(63))]).is_ok());
+    let (long_key, long_value) = (format!("{}=v", "k".repeat(64)), format!("k={}", "v".repeat(64)));
+    for bad in ["k", "=v", "k=", "k=v=w", "k=v w", "k/l=v", "ä=v", "k=ä", &long_key, &long_value] {
+        labels(&[bad.to_owned()]).expect_err(bad);
+    }
+    assert_eq!(labels(&["a=1".to_owned(), "a=1".to_owned()]), Ok(map(&[("a", "1")])));
+    assert!(labels(&["a=1".to_owned(), "a=2".to_owned()]).is_err());
+    let expected = map(&[("a", "1"), ("b", "2"), ("c.d", "3_-")]);
+    assert_eq!(zkmw("worker --label a=1,b=2 --label c.d=3_-").worker().labels, expected);
+    assert_eq!(zkmw("submit x").env("ZKMW_REQUIRE", "a=1 b=2\nc.d=3_-,").submit().require, expected);
+}
+
+#[test]
+fn variables_of_tasks() {
+    let submit = zkmw("submit x --env A=1,2 --env").arg("B=c d\ne").submit();
+    assert_eq!(submit.env, map(&[("A", "1,2"), ("B", "c d\ne")]));
+    assert_eq!(zkmw("submit x").env("ZKMW_ENV", "A=1 2\nB=\n").submit().env, map(&[("A", "1 2"), ("B", "")]));
+    assert_eq!(
+        zkmw("submit x").file("[submit.env]\nA = 1\nB = true").submit().env,
+        map(&[("A", "1"), ("B", "true")])
+    );
+    assert_eq!(zkmw("submit x --env ZKMW_ZK=h1").submit().env, map(&[("ZKMW_ZK", "h1")]));
+    for bad in ["A", "=1", "1A=1", "A-B=1", "ä=1", "A=\0", "ZKMW_TASK=1", "ZKMW_EPOCH=1", "ZKMW_ENSEMBLE_X=1"]
+    {
+        env(&[bad.to_owned()]).expect_err(bad);
+    }
+    let of = |n: usize| (0..n).map(|i| format!("A{i}=v")).collect::<Vec<_>>();
+    assert!(env(&of(64)).is_ok() && env(&of(65)).is_err());
+    let sized = |n: usize| format!("A={}", "x".repeat(n));
+    assert!(env(&[sized(MAX_ENV_BYTES - 3)]).is_ok() && env(&[sized(MAX_ENV_BYTES - 2)]).is_err());
+}
+
+/// A task that calls zkmw itself has these in its environment, and they are about itself.
+#[test]
+fn what_a_task_finds_is_no_setting() {
+    let plain = zkmw("submit x").ok();
+    let mut world = zkmw("submit x");
+    for name in ["TASK", "ATTEMPT", "EPOCH", "WORKER", "BIN", "ENSEMBLE", "ENSEMBLE_PORT"] {
+        world = world.env(&format!("ZKMW_{name}"), "nonsense\u{1}");
+    }
+    assert_eq!(world.ok(), plain);
+}
+
+#[test]
+fn states_to_list() {
+    let list = zkmw("list --state done,failed --state pending --state done").list();
+    assert_eq!(list.states, [TaskState::Done, TaskState::Failed, TaskState::Pending]);
+    for state in TaskState::ALL {
+        assert_eq!(states(&[state.name().to_owned()]), Ok(vec![state]));
+    }
+    zkmw("list --state done,borken")
+        .fails_with(64, "state: 'borken' (from --state) is not valid: must be pending,");
+}
+
+#[test]
+fn credentials() {
+    assert!(auth(&["digest:u:p".to_owned(), "x_509:a".to_owned()]).is_ok());
+    for bad in ["", "digest", "digest:", "digest:u", ":x", "a b:c"] {
+        auth(&[bad.to_owned()]).expect_err(bad);
+    }
+    let many = |n: usize| vec!["digest:u:p".to_owned(); n];
+    assert!(auth(&many(16)).is_ok() && auth(&many(17)).is_err());
+}
+
+#[test]
+fn run_directories() {
+    let dir = |uid, env: &[(&str, &str)]| {
+        let mut world = env.iter().fold(zkmw("worker"), |w, (k, v)| w.env(k, *v));
+        world.uid = uid;
+        world.worker().run_dir.display().to_string()
+    };
+    let xdg = ("XDG_RUNTIME_DIR", "/run/user/7");
+    assert_eq!(dir(7, &[xdg, ("RUNTIME_DIRECTORY", "/run/a:/run/b")]), "/run/a");
+    assert_eq!(dir(0, &[xdg]), "/run/zkmw");
+    assert_eq!(dir(0, &[("RUNTIME_DIRECTORY", "/run/a")]), "/run/a");
+    assert_eq!(dir(7, &[xdg]), "/run/user/7/zkmw");
+    assert_eq!(dir(7, &[("TMPDIR", "/var/tmp")]), "/var/tmp/zkmw-7");
+    assert_eq!(dir(7, &[("XDG_RUNTIME_DIR", "relative"), ("TMPDIR", "")]), "/tmp/zkmw-7");
+    zkmw("worker --run-dir x")
+        .fails_with(64, "run-dir: 'x' (from --run-dir) is not valid: must be an absolute path");
+}

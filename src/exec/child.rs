@@ -1,0 +1,190 @@
+//! How a child is started: the command, what it does between fork and exec, and why a start failed.
+//!
+//! Between fork and exec the child dies with us (`PR_SET_PDEATHSIG`), writes its group id into the roll's pipe
+//! and waits at its gate until the roll is written, so no group ever runs that is not on record. The guard
+//! process will be told in the same way: by one more write, before the gate.
+
+use std::ffi::CStr;
+use std::fs;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::{Errno, FdFlags, fcntl_setfd, read, retry_on_intr};
+use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
+
+use super::NotStartedKind;
+use super::proc::OWNER_VAR;
+use super::roll::Announcer;
+use crate::machine::{RunId, RunOutput, RunSpec};
+
+/// Bytes of `/proc/self/status` in which the number of descriptors stands; it is the tenth line or so.
+const STATUS_BYTES: usize = 1024;
+/// The first descriptor that is not inherited.
+const FIRST_PRIVATE_FD: i32 = 3;
+/// What the child reports if it fails between fork and exec; exec itself never does.
+const FAILED_BEFORE_EXEC: Errno = Errno::CANCELED;
+
+/// Why there is no child.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) kind: NotStartedKind,
+    pub(super) why: String,
+}
+
+/// Starts the child and returns when it has executed its program, or died at the gate.
+///
+/// The thread that calls must live as long as the child: `PR_SET_PDEATHSIG` is tied to it.
+pub(super) fn spawn(
+    run: RunId,
+    spec: &RunSpec,
+    token: &str,
+    roll: &Announcer,
+    gate: &Arc<OwnedFd>,
+) -> Result<Child, Failure> {
+    let Some((program, arguments)) = spec.argv.split_first() else {
+        return Err(Failure {
+            kind: NotStartedKind::Permanent,
+            why: "there is no program to run".to_owned(),
+        });
+    };
+    refuse_nul(spec)?;
+    let mut command = Command::new(program);
+    command.args(arguments).envs(spec.env.iter().map(|(name, value)| (name, value))).env(OWNER_VAR, token);
+    command.stdin(Stdio::null()).process_group(0);
+    if let RunOutput::Capture { .. } = spec.output {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    }
+    let (roll, gate, parent) = (roll.clone(), Arc::clone(gate), getpid());
+    // An errno of its own, so that a failure here isn't taken for one of exec's.
+    let before_exec =
+        move || prepare(run, parent, &roll, &gate).map_err(|_| io::Error::from(FAILED_BEFORE_EXEC));
+    // SAFETY: after fork in a process with threads only async-signal-safe calls are allowed. The closure makes
+    // bare system calls on memory of its own stack: it neither allocates nor locks nor panics.
+    unsafe { command.pre_exec(before_exec) };
+    command.spawn().map_err(|error| explain(spec, program, &error))
+}
+
+/// What the child does between fork and exec. Makes bare system calls only.
+fn prepare(run: RunId, parent: Pid, roll: &Announcer, gate: &OwnedFd) -> Result<(), Errno> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // If our parent died before that call, the signal never comes.
+    if getppid() != Some(parent) {
+        return Err(Errno::SRCH);
+    }
+    keep_descriptors_private()?;
+    roll.announce(run)?;
+    let mut opened = [0; 8];
+    retry_on_intr(|| read(gate, &mut opened))?;
+    Ok(())
+}
+
+/// Marks every descriptor but 0, 1 and 2 as close-on-exec, whoever forgot to. Runs in the child.
+///
+/// A listing of `/proc/self/fd` would say which there are, but the kernel makes an inode for each entry, in
+/// every child anew: with many runs at once that cost more than all the rest of a start.
+fn keep_descriptors_private() -> Result<(), Errno> {
+    for number in FIRST_PRIVATE_FD..descriptor_slots()? {
+        // SAFETY: this is the only thread after fork, so nobody closes it meanwhile. If it isn't open the
+        // kernel says so, and nothing else is done with it.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        match fcntl_setfd(fd, FdFlags::CLOEXEC) {
+            Ok(()) | Err(Errno::BADF) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// How many descriptors the process has room for at present: all that are open are below. Runs in the child.
+fn descriptor_slots() -> Result<i32, Errno> {
+    const STATUS: &CStr = c"/proc/self/status";
+    const KEY: &[u8] = b"\nFDSize:\t";
+    let file = openat(CWD, STATUS, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut buffer = [0; STATUS_BYTES];
+    let length = retry_on_intr(|| read(&file, &mut buffer))?;
+    let text = buffer.get(..length).unwrap_or_default();
+    let at = text.windows(KEY.len()).position(|window| window == KEY).ok_or(Errno::NODATA)?;
+    let value = text.get(at + KEY.len()..).unwrap_or_default();
+    let end = value.iter().position(|&byte| byte == b'\n').ok_or(Errno::NODATA)?;
+    let digits = value.get(..end).unwrap_or_default();
+    digits
+        .iter()
+        .try_fold(0_i32, |number, &digit| match digit {
+            b'0'..=b'9' => number.checked_mul(10)?.checked_add(i32::from(digit - b'0')),
+            _ => None,
+        })
+        .ok_or(Errno::NODATA)
+}
+
+fn refuse_nul(spec: &RunSpec) -> Result<(), Failure> {
+    let permanent = |why: String| Err(Failure { kind: NotStartedKind::Permanent, why });
+    if let Some(at) = spec.argv.iter().position(|argument| argument.contains('\0')) {
+        return permanent(format!("argument {at} contains a NUL byte"));
+    }
+    // An empty name or one with `=` would arrive as another variable.
+    let is_bad = |name: &str| name.is_empty() || name.contains(['\0', '=']);
+    match spec.env.iter().find(|(name, value)| is_bad(name) || value.contains('\0')) {
+        Some((name, _)) => permanent(format!("not a valid environment variable: {name:?}")),
+        None => Ok(()),
+    }
+}
+
+/// What the errno of a failed start means to the user.
+fn explain(spec: &RunSpec, program: &str, error: &io::Error) -> Failure {
+    let permanent = |why: String| Failure { kind: NotStartedKind::Permanent, why };
+    let transient = |why: &str| Failure {
+        kind: NotStartedKind::Transient,
+        why: format!("cannot start {program:?} now: {why} ({error})"),
+    };
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOENT) => permanent(explain_missing(program)),
+        Some(Errno::ACCESS) => permanent(explain_forbidden(program)),
+        Some(Errno::TOOBIG) => {
+            let bytes: usize = spec.argv.iter().map(|argument| argument.len() + 1).sum();
+            permanent(format!(
+                "cannot start {program:?}: the arguments, {bytes} bytes, are more than the system takes \
+                 (one alone may have 128 KiB)"
+            ))
+        }
+        Some(
+            Errno::NOTDIR
+            | Errno::LOOP
+            | Errno::NAMETOOLONG
+            | Errno::PERM
+            | Errno::NOEXEC
+            | Errno::INVAL
+            | Errno::ISDIR
+            | Errno::LIBBAD,
+        ) => permanent(format!("cannot start {program:?}: {error}")),
+        Some(Errno::AGAIN | Errno::NOMEM) => transient("no room for another process"),
+        Some(Errno::MFILE | Errno::NFILE) => transient("too many open files"),
+        Some(Errno::TXTBSY) => transient("the program is being written"),
+        Some(FAILED_BEFORE_EXEC) => transient("the child could not be prepared"),
+        _ => transient("the system refused"),
+    }
+}
+
+fn explain_missing(program: &str) -> String {
+    if !program.contains('/') {
+        return format!("no such program: {program:?} is not in PATH");
+    }
+    match fs::symlink_metadata(Path::new(program)) {
+        Ok(_) => format!(
+            "cannot start {program:?}: the interpreter it asks for, or a link's target, does not exist"
+        ),
+        Err(_) => format!("no such program: {program:?}"),
+    }
+}
+
+fn explain_forbidden(program: &str) -> String {
+    if fs::metadata(Path::new(program)).is_ok_and(|found| found.is_dir()) {
+        format!("cannot start {program:?}: it is a directory")
+    } else {
+        format!("cannot start {program:?}: it is not executable, or its directory or file system forbids it")
+    }
+}

@@ -1,0 +1,184 @@
+//! Process groups: started, watched, signalled, and surely dead before their end is told.
+//!
+//! Owns every process that zkmw runs for its user. Each run is a process group of its own and has a thread of
+//! its own (`run`); one `table` knows them all and guards signals against recycled numbers; the `roll`
+//! writes every group into the run file (`runfile`) before its program runs.
+//!
+//! It must not: decide what runs or when (the roles do), or say [`ExecEvent::Ended`] while a process of the
+//! group lives. A process that leaves its group (`setsid`) is out of reach; it is neither killed nor waited
+//! for.
+
+mod capture;
+mod child;
+mod group;
+mod proc;
+mod roll;
+mod run;
+mod runfile;
+mod table;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use crossbeam_channel::Sender;
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::contract::worker::ProcessIdentity;
+use crate::machine::{GroupSignal, RunId, RunReport, RunSpec};
+use roll::Roll;
+use run::Shared;
+pub use runfile::{Claim, Predecessor, RunFile};
+use table::Table;
+
+/// Who this process is, on this host.
+///
+/// # Errors
+///
+/// If `/proc` does not tell.
+pub fn process_identity() -> anyhow::Result<ProcessIdentity> {
+    let own = proc::Identity::own().context("cannot learn who we are from /proc")?;
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let proc::Identity { boot_id, pid_ns, pid, start_ticks } = own;
+    Ok(ProcessIdentity { host, boot_id, pid_ns, pid, start_time: start_ticks })
+}
+
+/// Stack of a run's thread. `execvp` of a script without a first line copies its arguments to the stack.
+const STACK_BYTES: usize = 512 << 10;
+/// How long [`Executor::kill_all`] waits for what it has killed.
+const KILL_ALL_WITHIN: Duration = Duration::from_secs(5);
+
+/// What becomes of a run: `Started` and then `Ended`, or `NotStarted`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExecEvent {
+    /// The program runs.
+    Started {
+        /// The run.
+        run: RunId,
+        /// The leader of its group; the group's id, too.
+        pid: u32,
+    },
+    /// The program does not run and never did.
+    NotStarted {
+        /// The run.
+        run: RunId,
+        /// Whether another try could do better.
+        kind: NotStartedKind,
+        /// The reason, for the user.
+        why: String,
+    },
+    /// Every process of the group is dead.
+    Ended {
+        /// The run.
+        run: RunId,
+        /// How it ended, and what it printed.
+        report: RunReport,
+    },
+}
+
+/// Whether a start that failed would fail again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotStartedKind {
+    /// It would, on this host: the program or its arguments are at fault.
+    Permanent,
+    /// It may not: the machine is short of something.
+    Transient,
+}
+
+/// Runs process groups. Dropping it kills them all.
+#[derive(Debug)]
+pub struct Executor {
+    shared: Arc<Shared>,
+    /// `None` only while it is dropped.
+    roll: Option<Roll>,
+}
+
+impl Executor {
+    /// Starts without any runs, and begins the run file, if there is one, anew.
+    ///
+    /// `events` must be unbounded, or read by another thread than the one that calls [`Executor::start`].
+    ///
+    /// # Errors
+    ///
+    /// If `/proc` cannot be read, or there is no room for a pipe and a thread.
+    pub fn new(events: Sender<ExecEvent>, run_file: Option<RunFile>) -> anyhow::Result<Executor> {
+        keep_zombies()?;
+        let own = proc::Identity::own().context("cannot learn who we are from /proc")?;
+        let table = Arc::new(Table::default());
+        let roll = Roll::start(Arc::clone(&table), run_file)?;
+        let shared = Shared { table, events, roll: roll.announcer().clone(), token: own.token() };
+        Ok(Executor { shared: Arc::new(shared), roll: Some(roll) })
+    }
+
+    /// Starts a run; the answer is `Started` and then `Ended`, or `NotStarted`.
+    ///
+    /// # Panics
+    ///
+    /// If the id is in use.
+    pub fn start(&self, run: RunId, spec: RunSpec) {
+        let no_room = |why: String| self.shared.not_started(run, NotStartedKind::Transient, why);
+        let gate = match eventfd(0, EventfdFlags::CLOEXEC) {
+            Ok(gate) => Arc::new(gate),
+            Err(error) => return no_room(format!("too many open files ({error})")),
+        };
+        self.shared.table.add(run, Arc::clone(&gate));
+        let shared = Arc::clone(&self.shared);
+        let spawned = std::thread::Builder::new()
+            .name(format!("run-{}", run.0))
+            .stack_size(STACK_BYTES)
+            .spawn(move || shared.live(run, &spec, &gate));
+        if let Err(error) = spawned {
+            no_room(format!("no room for another thread ({error})"));
+        }
+    }
+
+    /// Signals every process of the run's group; nothing happens if its leader has ended, for then what is
+    /// left of the group has got SIGKILL anyway.
+    ///
+    /// A run that has not got to its program yet gets the signal as soon as it has, or never starts.
+    pub fn signal(&self, run: RunId, signal: GroupSignal) {
+        self.shared.table.signal(run, signal);
+    }
+
+    /// Sends SIGKILL to every group that there is now, and waits for 5 s at most until all are dead; whether
+    /// they are. Their events still come.
+    pub fn kill_all(&self) -> bool {
+        self.shared.table.kill_all();
+        self.shared.table.wait_dead(KILL_ALL_WITHIN)
+    }
+
+    /// How many runs have been asked for whose last event has not been sent yet.
+    pub fn live(&self) -> usize {
+        self.shared.table.len()
+    }
+
+    /// Whether the last event of every run has been sent.
+    pub fn is_idle(&self) -> bool {
+        self.live() == 0
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        let dead = self.kill_all();
+        match self.roll.take() {
+            Some(roll) if dead => roll.stop(),
+            // The run file must go on saying that something lives.
+            _ => log::error!("process groups outlive us that cannot be killed now"),
+        }
+    }
+}
+
+/// If SIGCHLD is ignored, as a careless parent may have left it, the kernel reaps our children at once: their
+/// exit codes would be lost, and their numbers given to others while we still signal them.
+fn keep_zombies() -> anyhow::Result<()> {
+    let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    let sigchld = signal_hook::consts::SIGCHLD;
+    if ignored & (1 << (sigchld - 1)) != 0 {
+        // Any handler will do.
+        signal_hook::flag::register(sigchld, Arc::default()).context("cannot stop ignoring SIGCHLD")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! What `/proc` tells of processes, and how one that is not our unreaped child is killed: through a pidfd.
+//!
+//! Facts of the kernel's on which this and `group` rest:
+//!
+//! - A process is named for ever by (boot, pid namespace, pid, start time).
+//! - A number is not given to a new process while any process, zombies included, has it as pid, group or
+//!   session. So a process whose pid is a group's id, and which isn't that group's leader, proves that every
+//!   process of that group is gone.
+//! - A pidfd never refers to another process than the one that it was opened for.
+
+use std::fs;
+use std::io;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::time::{ClockId, clock_gettime};
+
+/// The variable that marks what an executor has started; its value is [`Identity::token`].
+pub(super) const OWNER_VAR: &str = "ZKMW_OWNER";
+
+/// Ticks a second of the times in `/proc/PID/stat`. `sysconf(_SC_CLK_TCK)`, which is 100 wherever zkmw runs.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// What is read of `/proc/PID/stat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stat {
+    pub(super) pid: u32,
+    pub(super) parent: u32,
+    pub(super) group: u32,
+    /// When the process was born, in ticks since boot.
+    pub(super) start_ticks: u64,
+    /// A zombie, all its threads: it will never run again.
+    pub(super) dead: bool,
+}
+
+impl Stat {
+    /// `None` if this isn't the text of a `stat` file.
+    fn parse(text: &[u8]) -> Option<Stat> {
+        // The second field is the program's name in brackets, and may hold anything, brackets too.
+        let open = text.iter().position(|&byte| byte == b'(')?;
+        let close = text.iter().rposition(|&byte| byte == b')')?;
+        let pid = std::str::from_utf8(&text[..open]).ok()?.trim().parse().ok()?;
+        let fields: Vec<&str> =
+            std::str::from_utf8(text.get(close + 1..)?).ok()?.split_ascii_whitespace().collect();
+        // proc(5) counts from 1, and the first of these is its third.
+        let field = |number: usize| fields.get(number - 3).copied();
+        // A process whose first thread has ended shows as a zombie although its other threads run on.
+        let threads: u32 = field(20)?.parse().ok()?;
+        Some(Stat {
+            pid,
+            parent: field(4)?.parse().ok()?,
+            group: field(5)?.parse().ok()?,
+            start_ticks: field(22)?.parse().ok()?,
+            dead: matches!(field(3)?, "Z" | "X" | "x") && threads <= 1,
+        })
+    }
+}
+
+/// The process with this pid; `None` if there is none. Fails if `/proc` cannot be read.
+pub(super) fn stat(pid: u32) -> io::Result<Option<Stat>> {
+    match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(text) => Ok(Some(
+            Stat::parse(&text).ok_or_else(|| io::Error::other(format!("cannot parse /proc/{pid}/stat")))?,
+        )),
+        Err(error) if is_gone(&error) => {
+            // Without this, a /proc that isn't mounted would prove that everybody is dead.
+            fs::metadata("/proc/self/stat").map(|_| None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The process ended while we looked.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
+}
+
+/// Every process that can be seen. Not a snapshot: one that forks and ends meanwhile may slip through.
+pub(super) fn processes() -> io::Result<Vec<Stat>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        all.extend(stat(pid)?);
+    }
+    Ok(all)
+}
+
+/// Ticks since boot, on the clock of [`Stat::start_ticks`].
+pub(super) fn now_ticks() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let nanos_per_tick = 1_000_000_000 / TICKS_PER_SECOND;
+    now.tv_sec as u64 * TICKS_PER_SECOND + now.tv_nsec as u64 / nanos_per_tick
+}
+
+/// Names a process as no other ever was or will be named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) boot_id: String,
+    /// Inode of the pid namespace: pids mean nothing outside of it.
+    pub(super) pid_ns: u64,
+    pub(super) pid: u32,
+    pub(super) start_ticks: u64,
+}
+
+impl Identity {
+    /// Our own. Fails without a readable `/proc`.
+    pub(super) fn own() -> io::Result<Identity> {
+        use std::os::unix::fs::MetadataExt;
+        let pid = std::process::id();
+        let own = stat(pid)?.ok_or_else(|| io::Error::other("/proc belongs to another pid namespace"))?;
+        Ok(Identity {
+            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
+            pid_ns: fs::metadata("/proc/self/ns/pid")?.ino(),
+            pid,
+            start_ticks: own.start_ticks,
+        })
+    }
+
+    /// The value of [`OWNER_VAR`] in what this process starts: unique as long as the machine is up.
+    pub(super) fn token(&self) -> String {
+        format!("{}.{}.{}", self.pid_ns, self.pid, self.start_ticks)
+    }
+}
+
+/// Whether the process was started with our token and hasn't changed its environment since.
+pub(super) fn carries(process: &Stat, token: &str) -> bool {
+    let wanted = format!("{OWNER_VAR}={token}");
+    let environ = fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+    let found = environ.split(|&byte| byte == 0).any(|variable| variable == wanted.as_bytes());
+    // The number may have changed hands between the two reads.
+    found && is_still(process)
+}
+
+fn is_still(process: &Stat) -> bool {
+    matches!(stat(process.pid), Ok(Some(now))
+        if now.start_ticks == process.start_ticks && now.group == process.group)
+}
+
+/// SIGKILL to this very process, if it is still in its group.
+pub(super) fn kill_exactly(process: &Stat) -> bool {
+    let Ok(pidfd) = pidfd_open(to_pid(process.pid), PidfdFlags::empty()) else { return false };
+    // Looked at after the pidfd was opened: if it is the same now, the pidfd is of it.
+    is_still(process) && pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
+}
+
+/// # Panics
+///
+/// If it is 0 or no pid at all: the kernel takes such numbers for "everybody".
+pub(super) fn to_pid(pid: u32) -> Pid {
+    let pid = i32::try_from(pid).ok().filter(|&pid| pid > 1).and_then(Pid::from_raw);
+    pid.expect("a child's pid is above 1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_brackets_and_spaces_is_no_trouble() {
+        let line = b"42 (a) S 1 (b) c) Z 7 8 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 12345 0 0";
+        let stat = Stat::parse(line).unwrap();
+        assert_eq!(stat, Stat { pid: 42, parent: 7, group: 8, start_ticks: 12345, dead: true });
+        let threads_left = b"42 (x) Z 7 8 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 3 0 12345 0 0";
+        assert!(!Stat::parse(threads_left).unwrap().dead);
+        for cut in 0..line.len() - 6 {
+            let _ = Stat::parse(&line[..cut]);
+        }
+    }
+
+    #[test]
+    fn we_are_who_we_are() {
+        let own = Identity::own().unwrap();
+        assert_eq!(own.pid, std::process::id());
+        assert!(own.start_ticks <= now_ticks() && own.start_ticks + 360_000 > now_ticks());
+        assert!(processes().unwrap().iter().any(|stat| stat.pid == own.pid));
+    }
+}

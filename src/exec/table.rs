@@ -1,0 +1,172 @@
+//! The one table of runs: which are there, how far each is, and the lock under which signals are sent.
+//!
+//! A signal is sent to a group only under the table's lock and only while its leader is our unreaped child, so
+//! that its number cannot have been given to anybody else; the leader is reaped under the same lock.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::io::{Errno, retry_on_intr, write};
+use rustix::process::{
+    Signal, WaitId, WaitIdOptions, WaitIdStatus, getpgid, kill_process, kill_process_group, waitid,
+};
+
+use super::proc::to_pid;
+use crate::machine::{GroupSignal, RunId};
+
+/// How far a run is.
+#[derive(Debug)]
+enum State {
+    /// Not forked yet, or between fork and exec. A signal has to wait: before exec, the child still has our
+    /// handlers, and one of them could make *us* believe that we were signalled.
+    Starting { gate: Arc<OwnedFd>, wanted: Option<GroupSignal> },
+    /// The leader is our child and not reaped.
+    Running { leader: u32 },
+    /// The leader is reaped; the rest of the group has got SIGKILL.
+    Ending,
+    /// Every process is dead; the event that says so is not sent yet.
+    Dead,
+}
+
+/// All runs that are not over.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    runs: Mutex<BTreeMap<RunId, State>>,
+    /// Notified when a run is dead.
+    died: Condvar,
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<RunId, State>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A run is about to be forked; its child will wait at `gate`.
+    ///
+    /// # Panics
+    ///
+    /// If the name is taken: run ids are never used twice.
+    pub(super) fn add(&self, run: RunId, gate: Arc<OwnedFd>) {
+        let before = self.lock().insert(run, State::Starting { gate, wanted: None });
+        assert!(before.is_none(), "run {} was started twice", run.0);
+    }
+
+    /// Lets the child go on to exec, or kills it if that was asked for meanwhile.
+    pub(super) fn open_gate(&self, run: RunId, pid: u32) {
+        let runs = self.lock();
+        let Some(State::Starting { gate, wanted }) = runs.get(&run) else {
+            // The child was killed at the gate by somebody else.
+            return;
+        };
+        let result = if *wanted == Some(GroupSignal::Kill) {
+            // It waits for us, so it is still there, even if only as a zombie.
+            kill_process(to_pid(pid), Signal::KILL)
+        } else {
+            retry_on_intr(|| write(gate, &1_u64.to_ne_bytes())).map(|_| ())
+        };
+        if let Err(error) = result {
+            log::error!("cannot let go run {}: {error}", run.0);
+        }
+    }
+
+    /// The program runs.
+    pub(super) fn running(&self, run: RunId, leader: u32) {
+        let mut runs = self.lock();
+        if let Some(State::Starting { wanted: Some(signal), .. }) =
+            runs.insert(run, State::Running { leader })
+        {
+            deliver(leader, signal);
+        }
+    }
+
+    /// To the whole group, if its leader is not reaped yet.
+    pub(super) fn signal(&self, run: RunId, signal: GroupSignal) {
+        if let Some(state) = self.lock().get_mut(&run) {
+            signal_one(state, signal);
+        }
+    }
+
+    /// SIGKILL to every group.
+    pub(super) fn kill_all(&self) {
+        self.lock().values_mut().for_each(|state| signal_one(state, GroupSignal::Kill));
+    }
+
+    /// The leader is a zombie: kills what is left of its group, and reaps it. Returns how it ended.
+    ///
+    /// Here the guard will be told, before the number can be given to somebody else.
+    pub(super) fn reap(&self, run: RunId, leader: u32) -> Result<Option<WaitIdStatus>, Errno> {
+        let mut runs = self.lock();
+        send(leader, Signal::KILL);
+        let status = retry_on_intr(|| waitid(WaitId::Pid(to_pid(leader)), WaitIdOptions::EXITED));
+        runs.insert(run, State::Ending);
+        status
+    }
+
+    /// Every process of the run is dead, or there never was one.
+    pub(super) fn dead(&self, run: RunId) {
+        self.lock().insert(run, State::Dead);
+        self.died.notify_all();
+    }
+
+    /// The run's last event is sent.
+    pub(super) fn remove(&self, run: RunId) {
+        self.lock().remove(&run);
+        self.died.notify_all();
+    }
+
+    /// Runs whose last event is not sent yet.
+    pub(super) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Waits until every run that is there now is dead; whether it came to that within `bound`.
+    pub(super) fn wait_dead(&self, bound: Duration) -> bool {
+        let until = Instant::now() + bound;
+        let mut runs = self.lock();
+        let awaited: Vec<RunId> = runs.keys().copied().collect();
+        let is_dead = |state: Option<&State>| matches!(state, None | Some(State::Dead));
+        while !awaited.iter().all(|run| is_dead(runs.get(run))) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            runs = self.died.wait_timeout(runs, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}
+
+fn signal_one(state: &mut State, signal: GroupSignal) {
+    match state {
+        State::Starting { wanted, .. } if *wanted != Some(GroupSignal::Kill) => *wanted = Some(signal),
+        State::Running { leader } => deliver(*leader, signal),
+        State::Starting { .. } | State::Ending | State::Dead => {}
+    }
+}
+
+fn deliver(leader: u32, signal: GroupSignal) {
+    match signal {
+        GroupSignal::Term => {
+            send(leader, Signal::TERM);
+            // One that is stopped must be able to act on it.
+            send(leader, Signal::CONT);
+        }
+        GroupSignal::Kill => send(leader, Signal::KILL),
+    }
+}
+
+/// To the group that the leader was started with, and to the leader itself if it has moved to another.
+fn send(leader: u32, signal: Signal) {
+    let pid = to_pid(leader);
+    // ESRCH: the leader has moved and left nobody behind.
+    let to_group = kill_process_group(pid, signal);
+    let moved = getpgid(Some(pid)).is_ok_and(|group| group != pid);
+    let to_leader = if moved { kill_process(pid, signal) } else { Ok(()) };
+    for error in [to_group, to_leader].into_iter().filter_map(Result::err) {
+        if error != Errno::SRCH {
+            log::warn!("cannot send {signal:?} to process group {leader}: {error}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Mirror: everything is told once it stands, nothing that changed is missed, and a lost reply completes nothing.
+
+use std::collections::VecDeque;
+
+use super::{Asked, LOST, NO_NODE, refused, stat};
+use crate::machine::{Actions, Call, CallId, CallResult, ChangeKind, Refusal, Reply, WatchMode};
+use crate::recipes::mirror::{Change, Mirror};
+
+fn children(names: &[&str]) -> CallResult {
+    Ok(Reply::Children(names.iter().map(|name| name.to_string()).collect()))
+}
+
+fn data(text: &str) -> CallResult {
+    Ok(Reply::Data { data: text.into(), stat: stat(1) })
+}
+
+fn seen(path: &str, text: &str) -> Change {
+    Change::Seen { path: path.into(), data: text.into(), stat: stat(1) }
+}
+
+fn appeared(path: &str) -> Change {
+    Change::Appeared { path: path.into() }
+}
+
+fn gone(path: &str) -> Change {
+    Change::Gone { path: path.into() }
+}
+
+struct Bench {
+    mirror: Mirror,
+    out: Actions<()>,
+    calls: VecDeque<(CallId, Call)>,
+}
+
+impl Bench {
+    /// A mirror of /r whose watch stands and whose root is being listed.
+    fn listing(depth: usize, window: usize) -> (Bench, CallId) {
+        let mut bench = Bench {
+            mirror: Mirror::new("/r".into(), depth, window),
+            out: Actions::default(),
+            calls: VecDeque::new(),
+        };
+        bench.mirror.start(&mut bench.out);
+        let (id, call) = Asked::one(&mut bench.out);
+        assert_eq!(call, Call::Watch { path: "/r".into(), mode: WatchMode::Tree });
+        assert_eq!(bench.reply(id, Ok(Reply::Watching)), []);
+        let id = bench.next("/r");
+        (bench, id)
+    }
+
+    /// A mirror that is complete and knows of nothing.
+    fn complete() -> Bench {
+        let (mut bench, list) = Bench::listing(1, 8);
+        assert_eq!(bench.reply(list, children(&[])), [Change::Complete]);
+        bench
+    }
+
+    fn reply(&mut self, id: CallId, result: CallResult) -> Vec<Change> {
+        let changes = self.mirror.on_reply(id, &result, &mut self.out).expect("it is awaited");
+        self.calls.extend(Asked::of(&mut self.out).calls);
+        changes
+    }
+
+    fn changed(&mut self, path: &str, kind: ChangeKind) -> Vec<Change> {
+        let changes = self.mirror.on_changed(path, kind, &mut self.out).expect("it is below the root");
+        self.calls.extend(Asked::of(&mut self.out).calls);
+        changes
+    }
+
+    /// Takes the call that is about this path.
+    #[track_caller]
+    fn next(&mut self, path: &str) -> CallId {
+        self.calls.extend(Asked::of(&mut self.out).calls);
+        let at = self.calls.iter().position(|(_, call)| call.path() == path);
+        let at = at.unwrap_or_else(|| panic!("no call about {path} in {:?}", self.calls));
+        self.calls.remove(at).expect("it is there").0
+    }
+}
+
+#[test]
+fn it_watches_before_it_lists_and_is_complete_when_all_was_read() {
+    let (mut bench, list) = Bench::listing(2, 8);
+    assert_eq!(bench.reply(list, children(&["j"])), [appeared("j")]);
+    let (read, list) = match bench.calls.make_contiguous() {
+        [(read, Call::Get { .. }), (list, Call::Children { .. })] => (*read, *list),
+        other => panic!("{other:?}"),
+    };
+    bench.calls.clear();
+    assert_eq!(bench.reply(read, data("J")), [seen("j", "J")]);
+    assert_eq!(bench.reply(list, children(&["t"])), [appeared("j/t")]);
+    assert!(!bench.mirror.is_complete());
+    let read = bench.next("/r/j/t");
+    assert_eq!(bench.reply(read, data("T")), [seen("j/t", "T"), Change::Complete]);
+    assert!(bench.mirror.is_complete() && bench.calls.is_empty(), "below its depth nothing is listed");
+}
+
+#[test]
+fn never_more_reads_at_once_than_its_window() {
+    let (mut bench, list) = Bench::listing(1, 2);
+    bench.reply(list, children(&["a", "b", "c", "d", "e"]));
+    let mut told = 0;
+    while let Some((id, _)) = bench.calls.pop_front() {
+        assert!(bench.calls.len() < 2);
+        told += bench.reply(id, data("x")).iter().filter(|c| matches!(c, Change::Seen { .. })).count();
+    }
+    assert!(told == 5 && bench.mirror.is_complete());
+}
+
+#[test]
+fn what_changes_while_it_is_read_is_read_once_more() {
+    let mut bench = Bench::complete();
+    assert_eq!(bench.changed("/r/a", ChangeKind::Created), [appeared("a")]);
+    let first = bench.next("/r/a");
+    assert_eq!(bench.changed("/r/a", ChangeKind::Data), []);
+    assert_eq!(bench.changed("/r/a", ChangeKind::Data), []);
+    assert!(bench.calls.is_empty(), "one read at a time");
+    assert_eq!(bench.reply(first, data("old")), [seen("a", "old")]);
+    let second = bench.next("/r/a");
+    assert_eq!(bench.reply(second, data("new")), [seen("a", "new")]);
+    assert!(bench.calls.is_empty());
+}
+
+#[test]
+fn a_deletion_is_told_even_when_its_event_meets_a_read() {
+    let mut bench = Bench::complete();
+    bench.changed("/r/a", ChangeKind::Created);
+    let first = bench.next("/r/a");
+    assert_eq!(bench.changed("/r/a", ChangeKind::Deleted), []);
+    assert_eq!(bench.reply(first, data("old")), [seen("a", "old")]);
+    let second = bench.next("/r/a");
+    assert_eq!(bench.reply(second, NO_NODE), [gone("a")]);
+    assert_eq!(bench.changed("/r/a", ChangeKind::Deleted), [gone("a")], "and twice does no harm");
+    assert!(bench.calls.is_empty());
+}
+
+#[test]
+fn what_is_deleted_between_its_listing_and_its_reading_is_gone() {
+    let (mut bench, list) = Bench::listing(1, 1);
+    bench.reply(list, children(&["a", "b"]));
+    let (first, call) = bench.calls.pop_front().expect("one read");
+    let other = if call.path() == "/r/a" { "b" } else { "a" };
+    assert_eq!(bench.changed(&format!("/r/{other}"), ChangeKind::Deleted), [gone(other)]);
+    bench.reply(first, data("x"));
+    let second = bench.next(&format!("/r/{other}"));
+    assert_eq!(bench.reply(second, NO_NODE), [gone(other), Change::Complete]);
+}
+
+#[test]
+fn events_that_arrive_before_the_watch_is_acknowledged_count() {
+    let mut out = Actions::default();
+    let mut mirror = Mirror::new("/r".into(), 1, 8);
+    mirror.start(&mut out);
+    let (watch, _) = Asked::one(&mut out);
+    assert_eq!(mirror.on_changed("/r/a", ChangeKind::Created, &mut out), Some(vec![appeared("a")]));
+    let (read, _) = Asked::one(&mut out);
+    mirror.on_reply(read, &data("A"), &mut out);
+    assert!(!mirror.is_complete(), "the listing is still to come");
+    mirror.on_reply(watch, &Ok(Reply::Watching), &mut out);
+    let (list, _) = Asked::one(&mut out);
+    mirror.on_reply(list, &children(&[]), &mut out);
+    assert!(mirror.is_complete());
+}
+
+#[test]
+fn what_is_not_below_the_root_belongs_to_others() {
+    let mut bench = Bench::complete();
+    for path in ["/r2/a", "/x", "/"] {
+        assert_eq!(bench.mirror.on_changed(path, ChangeKind::Created, &mut bench.out), None, "{path}");
+    }
+    assert_eq!(bench.changed("/r", ChangeKind::Data), []);
+    assert_eq!(bench.changed("/r/a/too/deep", ChangeKind::Created), []);
+    assert!(bench.calls.is_empty());
+}
+
+#[test]
+fn without_its_watch_it_is_never_complete() {
+    let mut out = Actions::default();
+    let mut mirror = Mirror::new("/r".into(), 1, 8);
+    mirror.start(&mut out);
+    let (watch, _) = Asked::one(&mut out);
+    let changes = mirror.on_reply(watch, &refused(Refusal::Unimplemented), &mut out);
+    assert_eq!(changes, Some(vec![Change::Refused { path: String::new(), refusal: Refusal::Unimplemented }]));
+    assert!(!mirror.is_complete());
+    Asked::none(&mut out);
+}
+
+/// With several reads under way, a broken connection answers some with doubt and some well. It used to count
+/// the doubtful ones as still under way, and panicked at the next reply.
+#[test]
+fn a_good_reply_after_a_lost_one_neither_panics_nor_completes() {
+    let (mut bench, list) = Bench::listing(1, 8);
+    bench.reply(list, children(&["a", "b", "c"]));
+    let ids: Vec<_> = bench.calls.drain(..).map(|(id, _)| id).collect();
+    assert_eq!(bench.reply(ids[0], LOST), []);
+    for id in &ids[1..] {
+        assert_eq!(bench.mirror.on_reply(*id, &data("x"), &mut bench.out), None, "stale");
+    }
+    assert_eq!(bench.changed("/r/a", ChangeKind::Data), []);
+    assert!(!bench.mirror.is_complete() && bench.calls.is_empty());
+}
+
+/// A listing that was lost tells of nothing; the last good reply used to be followed by "complete".
+#[test]
+fn a_lost_listing_is_not_an_empty_directory() {
+    let (mut bench, list) = Bench::listing(2, 8);
+    bench.reply(list, children(&["j"]));
+    let list = bench.calls.iter().find(|(_, call)| matches!(call, Call::Children { .. })).expect("it").0;
+    let read = bench.calls.iter().find(|(_, call)| matches!(call, Call::Get { .. })).expect("it").0;
+    bench.reply(list, LOST);
+    assert_eq!(bench.mirror.on_reply(read, &data("J"), &mut bench.out), None);
+    assert!(!bench.mirror.is_complete());
+    bench.mirror.start(&mut bench.out);
+    assert!(matches!(Asked::one(&mut bench.out).1, Call::Watch { .. }));
+}

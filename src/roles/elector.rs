@@ -1,0 +1,591 @@
+//! The elector: stands for election and, if it was given a command, runs it only while it leads.
+//!
+//! It owns one candidate's part in an election, a lease, and at most one run. It must never let a run outlive
+//! what protects it:
+//!
+//! - A run is started only by the leader, with the epoch of its contender as the fencing token, and only when a
+//!   lease write that was *sent after* it began to lead was acknowledged. Each run has an epoch of its own: when
+//!   it is over, however it ended, its contender is withdrawn or already gone.
+//! - While it leads, a run lives under a lease that is renewed. A lease that lapses is SIGKILL at once.
+//! - Without leadership nothing is renewed, so a run that is being stopped is killed at the end of its grace or
+//!   of the lease, whichever comes first: before our old session can end and another can lead.
+//! - The old contender is deleted only when the run's whole group is dead: a new session stands, and thereby
+//!   deletes what the old one left, not before that.
+//! - The process does not end, and its session is not closed, while the run's group lives. An end that a recipe
+//!   asks for waits as well.
+//!
+//! How it ends, as the best supervisors do: a daemon that is told to stop and does so has succeeded (0). With
+//! `once` it stands in for the command in a script, as `flock` and `consul lock` do, so it ends as the command
+//! did, also when it had to stop it; and if it was stopped before the command ran, it ends as a command that
+//! SIGTERM killed would have (143), so that no script goes on as if the work had been done.
+//!
+//! What it can't know: a command that ended by itself in the same moment in which it was told to stop, because
+//! leadership was lost, counts as interrupted and is run again. So `once` means at least once.
+
+mod report;
+
+use std::time::Duration;
+
+pub use report::Report;
+
+use crate::contract::{Layout, is_component};
+use crate::exit;
+use crate::machine::{
+    Action, Actions, Ended, Event, GroupSignal, Instant, Level, Refusal, Role, RunId, RunOutput, RunSpec,
+    earlier,
+};
+use crate::recipes::election::Election;
+use crate::recipes::ensure::{self, Ensure};
+use crate::recipes::lease::{Lease, Ticket};
+
+/// A run that was shorter than this is followed by a pause without leadership.
+const SHORT_RUN: Duration = Duration::from_secs(1);
+
+/// The pause after the first short run; it doubles with each that follows.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest pause.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// A leader that can't get its lease within so many session timeouts makes way for others.
+const LEASE_PATIENCE_TIMEOUTS: u32 = 2;
+
+/// The exit code for a command that can't be started, as shells have it.
+const NOT_STARTED: i32 = 127;
+
+/// The exit code of what SIGTERM killed.
+const TERMINATED: i32 = exit::SIGNAL_BASE + 15;
+
+/// What an elector is given.
+#[derive(Clone, Debug)]
+pub struct Params {
+    /// The directory of the election.
+    pub dir: String,
+    /// Where the leases stand.
+    pub layout: Layout,
+    /// Shown to the others; a user id.
+    pub id: String,
+    /// Fresh for each process.
+    pub uuid: String,
+    /// Program and arguments; without them the elector only reports how it stands.
+    pub command: Option<Vec<String>>,
+    /// Added to the command's environment, besides `ZKMW_EPOCH`.
+    pub env: Vec<(String, String)>,
+    /// How long a command that was told to stop may take.
+    pub grace: Duration,
+    /// End when the command ends by itself, with its code.
+    pub once: bool,
+}
+
+/// The elector role.
+#[derive(Debug)]
+pub struct Elector {
+    params: Params,
+    election: Election,
+    ensure: Ensure,
+    lease: Lease,
+    session: Session,
+    state: State,
+    /// How it stands, as last told; `None` before it ever stood.
+    told: Option<Report>,
+    /// Pauses of short runs since the last run that was not short.
+    short_runs: u32,
+}
+
+/// The connection, which is a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Session {
+    Down,
+    /// It is up, but a run of an earlier one is not dead yet.
+    Waiting {
+        timeout: Duration,
+    },
+    /// The election and the lease are this session's.
+    Entered {
+        timeout: Duration,
+    },
+}
+
+#[derive(Debug)]
+enum State {
+    /// No run. It stands for election, or will when there is a session.
+    Standing,
+    /// It leads, and waits for its lease: first for the directory, then for a write that begins now.
+    Acquiring { epoch: i64, ticket: Option<Ticket>, patience_ends: Instant },
+    /// The command runs; it leads, and its lease holds.
+    Running(Run),
+    /// The command was told to stop; what comes when its group is dead.
+    Stopping { run: Run, kill: Kill, then: Then },
+    /// No run, and its contender is withdrawn, until then.
+    Pausing { until: Instant },
+    /// The end was asked for. Nothing happens any more.
+    Over,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    id: RunId,
+    epoch: i64,
+    started: Instant,
+}
+
+/// When SIGKILL is due, unless the lease ends before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kill {
+    At(Instant),
+    Sent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// Stand again.
+    Stand,
+    /// The user wants an end.
+    Stop,
+    /// A recipe can't go on: end with this code.
+    Fail(i32),
+}
+
+impl Elector {
+    /// An elector that waits for its first connection.
+    ///
+    /// # Panics
+    /// If id and uuid can't be part of a znode's name, or the command has no program: the configuration is
+    /// checked before.
+    pub fn new(params: Params) -> Elector {
+        let holder = format!("{}.{}", params.id, params.uuid);
+        assert!(is_component(&holder), "{holder:?} can't be part of a name");
+        assert!(params.command.as_ref().is_none_or(|argv| !argv.is_empty()), "a command has a program");
+        Elector {
+            election: Election::new(&params.dir, &params.uuid, params.id.clone().into_bytes()),
+            ensure: Ensure::new([params.layout.leases()]),
+            lease: Lease::new(&params.layout, &holder),
+            session: Session::Down,
+            state: State::Standing,
+            told: None,
+            short_runs: 0,
+            params,
+        }
+    }
+
+    fn holder(&self) -> String {
+        format!("{}.{}", self.params.id, self.params.uuid)
+    }
+
+    /// The run whose group may be alive.
+    fn run(&self) -> Option<Run> {
+        match self.state {
+            State::Running(run) | State::Stopping { run, .. } => Some(run),
+            State::Standing | State::Acquiring { .. } | State::Pausing { .. } | State::Over => None,
+        }
+    }
+
+    /// Begins a session's part: only when nothing of an earlier one goes on.
+    fn enter(&mut self, timeout: Duration, out: &mut Actions<Report>) {
+        self.session = Session::Entered { timeout };
+        // What an earlier session proved is no proof for this one.
+        self.lease.rename(&self.holder());
+        self.lease.on_session(timeout);
+        if let State::Standing = self.state {
+            self.election.stand(out);
+        }
+    }
+
+    fn on_connected(&mut self, timeout: Duration, out: &mut Actions<Report>) {
+        if self.run().is_some() {
+            self.session = Session::Waiting { timeout };
+            out.log(Level::Info, "connected; standing again when the command is dead");
+        } else {
+            self.enter(timeout, out);
+        }
+    }
+
+    fn on_lost(&mut self) {
+        self.session = Session::Down;
+        self.election.on_lost();
+        self.lease.on_lost();
+        self.ensure.reset();
+    }
+
+    fn on_stop(&mut self, again: bool, now: Instant, out: &mut Actions<Report>) {
+        match &mut self.state {
+            State::Standing | State::Acquiring { .. } | State::Pausing { .. } => {
+                self.end(self.code_without_run(), out);
+            }
+            State::Running(run) => {
+                let run = *run;
+                out.log(Level::Info, "stopping: the command is told to end");
+                self.stop_run(run, now, Then::Stop, out);
+                if again {
+                    self.kill(out);
+                }
+            }
+            State::Stopping { then, .. } => {
+                if *then == Then::Stand {
+                    *then = Then::Stop;
+                }
+                if again {
+                    self.kill(out);
+                }
+            }
+            State::Over => {}
+        }
+    }
+
+    /// The exit code of a stop that no command lived to see.
+    fn code_without_run(&self) -> i32 {
+        if self.params.once && self.params.command.is_some() { TERMINATED } else { exit::OK }
+    }
+
+    /// Tells the command to end, within its grace.
+    fn stop_run(&mut self, run: Run, now: Instant, then: Then, out: &mut Actions<Report>) {
+        out.push(Action::Signal { run: run.id, signal: GroupSignal::Term });
+        out.push(Action::Status("stopping the command".into()));
+        self.state = State::Stopping { run, kill: Kill::At(now + self.params.grace), then };
+    }
+
+    /// Kills the group of a run that is being stopped.
+    fn kill(&mut self, out: &mut Actions<Report>) {
+        if let State::Stopping { run, kill, .. } = &mut self.state
+            && *kill != Kill::Sent
+        {
+            out.push(Action::Signal { run: run.id, signal: GroupSignal::Kill });
+            *kill = Kill::Sent;
+        }
+    }
+
+    fn on_ended(&mut self, id: RunId, ended: Ended, now: Instant, out: &mut Actions<Report>) {
+        let Some(run) = self.run().filter(|run| run.id == id) else { return };
+        let code = match ended {
+            Ended::Exit(code) => code,
+            Ended::Signal(signal) => exit::SIGNAL_BASE + signal,
+        };
+        let how = match ended {
+            Ended::Exit(code) => format!("ended with code {code}"),
+            Ended::Signal(signal) => format!("was ended by signal {signal}"),
+        };
+        out.log(Level::Info, format!("the command {how} (epoch {})", run.epoch));
+        match &self.state {
+            State::Stopping { then: Then::Stand, .. } => self.stand_again(run, Duration::ZERO, now, out),
+            State::Stopping { then: Then::Stop, .. } => {
+                self.end(if self.params.once { code } else { exit::OK }, out);
+            }
+            State::Stopping { then: Then::Fail(code), .. } => self.end(*code, out),
+            State::Running(_) if self.params.once => self.end(code, out),
+            State::Running(_) => {
+                let pause = self.pause_after(now.since(run.started) < SHORT_RUN);
+                self.stand_again(run, pause, now, out);
+            }
+            State::Standing | State::Acquiring { .. } | State::Pausing { .. } | State::Over => {}
+        }
+    }
+
+    fn on_not_started(
+        &mut self,
+        id: RunId,
+        transient: bool,
+        why: &str,
+        now: Instant,
+        out: &mut Actions<Report>,
+    ) {
+        let Some(run) = self.run().filter(|run| run.id == id) else { return };
+        let program = self.params.command.as_ref().and_then(|argv| argv.first()).map_or("", String::as_str);
+        out.log(Level::Error, format!("the command {program:?} could not be started: {why}"));
+        match &self.state {
+            State::Stopping { then: Then::Fail(code), .. } => self.end(*code, out),
+            State::Running(_) | State::Stopping { .. } if self.params.once && !transient => {
+                self.end(NOT_STARTED, out);
+            }
+            State::Stopping { then: Then::Stop, .. } => self.end(self.code_without_run(), out),
+            State::Running(_) | State::Stopping { then: Then::Stand, .. } => {
+                let pause = self.pause_after(true);
+                self.stand_again(run, pause, now, out);
+            }
+            State::Standing | State::Acquiring { .. } | State::Pausing { .. } | State::Over => {}
+        }
+    }
+
+    /// How long to stay away after a run.
+    fn pause_after(&mut self, short: bool) -> Duration {
+        if !short {
+            self.short_runs = 0;
+            return Duration::ZERO;
+        }
+        let doublings = self.short_runs.min(16);
+        self.short_runs += 1;
+        (FIRST_PAUSE * 2_u32.pow(doublings)).min(MAX_PAUSE)
+    }
+
+    /// The run is dead: makes way for others, then stands at the end of the queue.
+    fn stand_again(&mut self, run: Run, pause: Duration, now: Instant, out: &mut Actions<Report>) {
+        if pause > Duration::ZERO || self.election.leading() == Some(run.epoch) {
+            self.election.withdraw(out);
+            self.state = State::Pausing { until: now + pause };
+        } else {
+            // Its contender was deleted, and the election stands again by itself; or there is no session.
+            self.state = State::Standing;
+        }
+        if let Session::Waiting { timeout } = self.session {
+            self.enter(timeout, out);
+        }
+    }
+
+    /// Asks for the end of the process. The contender goes first, so that a standby need not wait for the close.
+    fn end(&mut self, code: i32, out: &mut Actions<Report>) {
+        self.election.withdraw(out);
+        out.push(Action::Status("ending".into()));
+        out.push(Action::Exit(code));
+        self.state = State::Over;
+    }
+
+    fn on_ensured(&mut self, step: &ensure::Step, now: Instant, out: &mut Actions<Report>) {
+        match step {
+            ensure::Step::Pending => {}
+            ensure::Step::Done => {
+                if let State::Acquiring { ticket, .. } = &mut self.state {
+                    *ticket = Some(self.lease.fresh(now, out));
+                }
+            }
+            ensure::Step::Refused(path, refusal) => {
+                let code = if *refusal == Refusal::NoAuth { exit::NOT_PERMITTED } else { exit::CONFIG };
+                out.fail(code, format!("cannot make the directory {path} for leases: {refusal}"));
+            }
+        }
+    }
+
+    /// Does what follows from how it stands now. `why` tells what would have ended its standing.
+    fn advance(&mut self, why: &str, now: Instant, out: &mut Actions<Report>) {
+        if let State::Pausing { until } = self.state
+            && until <= now
+            && self.election.is_out()
+        {
+            self.state = State::Standing;
+            if let Session::Entered { .. } = self.session {
+                self.election.stand(out);
+            }
+        }
+        if let State::Acquiring { epoch, .. } = self.state
+            && self.election.leading() != Some(epoch)
+        {
+            self.ensure.reset();
+            self.state = State::Standing;
+        }
+        if let (State::Standing, Some(epoch), Session::Entered { timeout }, true) =
+            (&self.state, self.election.leading(), self.session, self.params.command.is_some())
+        {
+            let patience_ends = now + timeout * LEASE_PATIENCE_TIMEOUTS;
+            self.state = State::Acquiring { epoch, ticket: None, patience_ends };
+            self.ensure.start(out);
+        }
+        match self.state {
+            State::Acquiring { epoch, ticket, patience_ends } => {
+                if ticket.is_some_and(|ticket| self.lease.has(ticket)) && self.lease.holds(now) {
+                    self.start(epoch, now, out);
+                } else if patience_ends <= now {
+                    out.log(Level::Warn, "leading, but no lease could be had: making way for others");
+                    self.ensure.reset();
+                    self.election.withdraw(out);
+                    let pause = self.pause_after(true);
+                    self.state = State::Pausing { until: now + pause };
+                }
+            }
+            State::Running(run) => {
+                if !self.lease.holds(now) {
+                    out.log(Level::Error, "the lease ended: the command is killed at once");
+                    self.state = State::Stopping { run, kill: Kill::At(now), then: Then::Stand };
+                    self.kill(out);
+                } else if self.election.leading() != Some(run.epoch) {
+                    out.log(Level::Warn, format!("no longer leading ({why}): the command is told to end"));
+                    self.stop_run(run, now, Then::Stand, out);
+                }
+            }
+            State::Standing | State::Stopping { .. } | State::Pausing { .. } | State::Over => {}
+        }
+        if let State::Stopping { kill: Kill::At(at), .. } = self.state
+            && (at <= now || !self.lease.holds(now))
+        {
+            out.log(Level::Warn, "the command is killed");
+            self.kill(out);
+        }
+    }
+
+    fn start(&mut self, epoch: i64, now: Instant, out: &mut Actions<Report>) {
+        assert!(self.lease.holds(now), "never started without a lease");
+        assert_eq!(self.election.leading(), Some(epoch), "never started without leading");
+        let Some(argv) = self.params.command.clone() else { return };
+        let mut env = self.params.env.clone();
+        env.push(("ZKMW_EPOCH".into(), epoch.to_string()));
+        out.log(Level::Info, format!("starting the command (epoch {epoch})"));
+        let id = out.run(RunSpec { argv, env, output: RunOutput::Inherit });
+        self.state = State::Running(Run { id, epoch, started: now });
+    }
+
+    /// Whether something depends on the lease, and leadership does still protect it.
+    fn needs_lease(&self) -> bool {
+        let leads = |epoch| self.election.leading() == Some(epoch);
+        match self.state {
+            State::Acquiring { epoch, ticket: Some(_), .. } => leads(epoch),
+            State::Running(run) | State::Stopping { run, kill: Kill::At(_), .. } => leads(run.epoch),
+            State::Acquiring { ticket: None, .. }
+            | State::Stopping { kill: Kill::Sent, .. }
+            | State::Standing
+            | State::Pausing { .. }
+            | State::Over => false,
+        }
+    }
+
+    /// Tells of a change of how it stands.
+    fn tell(&mut self, why: &str, out: &mut Actions<Report>) {
+        let standing = match (self.election.leading(), self.election.behind()) {
+            (Some(epoch), _) => Some(Report::Leading { epoch }),
+            (None, Some(behind)) => Some(Report::Following { behind: behind.to_string() }),
+            // Its place is being looked up, and its contender stands: nothing is lost yet.
+            (None, None) if self.election.own_name().is_some() => return,
+            (None, None) => match self.told {
+                None | Some(Report::Lost { .. }) => return,
+                Some(Report::Leading { .. } | Report::Following { .. }) => {
+                    Some(Report::Lost { why: why.to_string() })
+                }
+            },
+        };
+        if self.told == standing {
+            return;
+        }
+        if let Some(report) = &standing {
+            out.log(Level::Info, report.to_string());
+            out.push(Action::Status(report.to_string()));
+            if self.told.is_none() {
+                out.push(Action::Ready);
+            }
+            if self.params.command.is_none() {
+                out.push(Action::Report(report.clone()));
+            }
+        }
+        self.told = standing;
+    }
+
+    /// Lets no end through while a run's group lives: it is stopped first.
+    fn hold_exit(&mut self, now: Instant, out: &mut Actions<Report>) {
+        let asked: Vec<_> = out.drain().collect();
+        let mut code = None;
+        for action in asked {
+            match action {
+                Action::Exit(_) if code.is_some() => {}
+                Action::Exit(asked) => code = Some(asked),
+                other => out.push(other),
+            }
+        }
+        let Some(code) = code else { return };
+        match &mut self.state {
+            State::Running(run) => {
+                let run = *run;
+                self.stop_run(run, now, Then::Fail(code), out);
+            }
+            State::Stopping { then, .. } => *then = Then::Fail(code),
+            State::Standing | State::Acquiring { .. } | State::Pausing { .. } | State::Over => {
+                out.push(Action::Exit(code));
+                self.state = State::Over;
+            }
+        }
+    }
+}
+
+impl Role for Elector {
+    type Report = Report;
+
+    fn step(&mut self, now: Instant, event: Event, out: &mut Actions<Report>) {
+        if let State::Over = self.state {
+            return;
+        }
+        let mut why = String::from("its contender was withdrawn or deleted");
+        match event {
+            Event::Connected { timeout } => self.on_connected(timeout, out),
+            Event::Lost { why: reason } => {
+                why = format!("the connection was lost: {reason}");
+                self.on_lost();
+            }
+            Event::Changed { path, kind } => self.election.on_changed(&path, kind, out),
+            Event::Reply { id, result } => {
+                if let Some(step) = self.ensure.on_reply(id, &result, out) {
+                    self.on_ensured(&step, now, out);
+                } else if !self.election.on_reply(id, &result, out) {
+                    self.lease.on_reply(id, &result, now, out);
+                }
+            }
+            Event::Stop { again } => self.on_stop(again, now, out),
+            Event::Started { run, pid } => {
+                if self.run().is_some_and(|known| known.id == run) {
+                    out.log(Level::Info, format!("the command runs as process {pid}"));
+                }
+            }
+            Event::NotStarted { run, transient, why } => {
+                self.on_not_started(run, transient, &why, now, out);
+            }
+            Event::Ended { run, report } => {
+                self.on_ended(run, report.ended, now, out);
+            }
+            Event::Wake | Event::Lines(_) => {}
+        }
+        match self.state {
+            State::Over => return,
+            State::Pausing { until } if until > now => {
+                why = format!("standing again {} s after the command ended", until.since(now).as_secs());
+            }
+            State::Standing
+            | State::Acquiring { .. }
+            | State::Running(_)
+            | State::Stopping { .. }
+            | State::Pausing { .. } => {}
+        }
+        self.advance(&why, now, out);
+        let needed = self.needs_lease();
+        self.lease.need(needed, now, out);
+        self.tell(&why, out);
+        self.hold_exit(now, out);
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        let lease = self.lease.next_wake();
+        match &self.state {
+            State::Standing => lease,
+            State::Acquiring { patience_ends, .. } => earlier(lease, Some(*patience_ends)),
+            State::Running(_) => earlier(lease, self.lease.expires()),
+            State::Stopping { kill: Kill::At(at), .. } => {
+                earlier(earlier(lease, self.lease.expires()), Some(*at))
+            }
+            State::Stopping { kill: Kill::Sent, .. } | State::Over => None,
+            // Until its contender is deleted there is nothing to wake for.
+            State::Pausing { until } => self.election.is_out().then_some(*until),
+        }
+    }
+
+    fn assert_invariants(&self) {
+        match &self.state {
+            State::Running(run) => {
+                assert_eq!(self.election.leading(), Some(run.epoch), "a run is its leader's");
+                assert!(matches!(self.session, Session::Entered { .. }), "a run is its session's");
+                assert!(self.lease.expires().is_some(), "a run has a lease");
+            }
+            State::Acquiring { epoch, .. } => {
+                assert_eq!(self.election.leading(), Some(*epoch), "a lease is for a leader");
+            }
+            State::Stopping { .. } | State::Standing | State::Pausing { .. } | State::Over => {}
+        }
+        if self.params.command.is_none() {
+            let idle = matches!(self.state, State::Standing | State::Over);
+            assert!(idle, "without a command there is nothing to run: {:?}", self.state);
+        }
+        match self.session {
+            Session::Down => assert!(self.election.is_out(), "no connection, no contender"),
+            Session::Waiting { .. } => {
+                assert!(self.election.is_out(), "nobody stands whose command is not dead");
+                let waits = self.run().is_some() || matches!(self.state, State::Over);
+                assert!(waits, "nothing to wait for");
+            }
+            Session::Entered { .. } => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

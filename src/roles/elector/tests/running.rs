@@ -1,0 +1,251 @@
+//! While the command runs, and when it ends by itself.
+
+use super::*;
+
+#[test]
+fn a_held_lease_is_renewed_and_the_command_left_alone() {
+    let mut bench = Bench::running(|_| {});
+    bench.pass(3_600_000);
+    assert_eq!(bench.did(), [""; 0]);
+}
+
+#[test]
+fn a_lapsed_lease_kills_without_grace() {
+    let mut bench = Bench::running(|_| {});
+    bench.pass_with(LEASE_MS - 1, is_lease_write);
+    assert_eq!(bench.did(), [""; 0]);
+    bench.pass_with(1, is_lease_write);
+    assert_eq!(bench.did(), ["Kill"]);
+    bench.pass_with(60_000, is_lease_write);
+    bench.ended(Ended::Signal(9));
+    bench.answer();
+    bench.pass(0);
+    assert_eq!((bench.did(), bench.epoch()), (vec!["run".to_string()], 102), "under a new epoch");
+}
+
+/// As after SIGSTOP: the first thing seen may be an answer to a write of long ago.
+#[test]
+fn who_slept_past_the_lease_kills_whatever_it_sees_first() {
+    for first in 0..3 {
+        let mut bench = Bench::running(|_| {});
+        bench.pass_with(2_000, is_lease_write);
+        let (id, call) = bench.calls.pop().expect("a renewal is under way");
+        let result = bench.answer_to(&call);
+        bench.now_ms += 60_000;
+        bench.step(match first {
+            0 => Event::Wake,
+            1 => Event::Reply { id, result },
+            _ => Event::Lost { why: "gone".into() },
+        });
+        assert_eq!(bench.did(), ["Kill"], "{first}");
+    }
+}
+
+#[test]
+fn a_lost_connection_stops_within_the_grace() {
+    let mut bench = Bench::running(|_| {});
+    bench.lose();
+    assert_eq!(bench.did(), ["Term"]);
+    bench.pass(2_999);
+    assert_eq!(bench.did(), [""; 0]);
+    bench.pass(1);
+    assert_eq!(bench.did(), ["Kill"]);
+    bench.pass(60_000);
+    assert_eq!(bench.did(), [""; 0], "once");
+}
+
+#[test]
+fn the_grace_is_cut_to_the_lease() {
+    for lose in [Bench::lose as fn(&mut Bench), Bench::deposed] {
+        let mut bench = Bench::running(|params| params.grace = Duration::from_secs(3_600));
+        bench.pass(1_000);
+        lose(&mut bench);
+        bench.answer();
+        assert_eq!(bench.did(), ["Term"]);
+        bench.pass(LEASE_MS - 1_001);
+        assert_eq!(bench.did(), [""; 0]);
+        bench.pass(1);
+        assert_eq!(bench.did(), ["Kill"]);
+    }
+}
+
+/// Its old contender keeps the others out for as long as the old session may live.
+#[test]
+fn who_reconnects_stands_again_only_when_the_group_is_dead() {
+    let mut bench = Bench::running(|_| {});
+    bench.lose();
+    bench.connect();
+    bench.pass(1_000);
+    assert!(bench.calls.is_empty(), "neither stands nor renews: {:?}", bench.calls);
+    bench.lose();
+    bench.connect();
+    bench.ended(Ended::Signal(15));
+    assert_eq!(bench.paths(), ["/z", "/z/elections", "/z/elections/e"]);
+    bench.answer();
+    assert_eq!(bench.did(), ["Term", "run"], "an interruption is no short run");
+    assert_eq!(bench.epoch(), 102);
+}
+
+#[test]
+fn who_is_dead_before_the_reconnect_stands_with_it() {
+    let mut bench = Bench::running(|_| {});
+    bench.lose();
+    bench.ended(Ended::Exit(0));
+    bench.pass(60_000);
+    assert!(bench.calls.is_empty());
+    bench.connect();
+    bench.answer();
+    assert_eq!(bench.did(), ["Term", "run"]);
+}
+
+#[test]
+fn the_deposed_stops_and_does_not_run_beside_itself() {
+    let mut bench = Bench::running(|_| {});
+    bench.deposed();
+    bench.answer();
+    assert_eq!(bench.did(), ["Term"], "it leads again, but its command is not dead");
+    bench.ended(Ended::Signal(15));
+    bench.answer();
+    assert_eq!(bench.did(), ["run"]);
+    assert_eq!(bench.runs[1].1.env[1].1, "102");
+}
+
+#[test]
+fn events_of_another_run_are_not_its_own() {
+    let mut bench = Bench::running(|_| {});
+    let run = RunId(9_999);
+    bench.step(Event::Ended { run, report: report(Ended::Exit(0)) });
+    bench.step(Event::NotStarted { run, transient: false, why: "no".into() });
+    bench.step(Event::Started { run, pid: 1 });
+    assert_eq!(bench.did(), [""; 0]);
+    bench.pass(10_000);
+    bench.ended(Ended::Exit(0));
+    bench.ended(Ended::Exit(0));
+    bench.answer();
+    assert_eq!(bench.did(), ["run"]);
+}
+
+// When the command ends by itself.
+
+#[test]
+fn a_command_that_ended_makes_way_before_it_stands_again() {
+    let mut bench = Bench::running(|_| {});
+    bench.pass(10_000);
+    bench.ended(Ended::Exit(3));
+    assert_eq!(bench.paths(), [format!("/z/elections/e/{}", bench.own())]);
+    bench.answer_but(creates_contender);
+    assert_eq!(bench.contenders, 1);
+    bench.answer();
+    assert_eq!(bench.did(), ["run"]);
+}
+
+#[test]
+fn short_runs_are_followed_by_growing_pauses_without_leadership() {
+    let mut bench = Bench::running(|_| {});
+    for pause_ms in [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000] {
+        bench.pass(999);
+        bench.ended(Ended::Exit(1));
+        bench.answer();
+        assert!(bench.role.election.is_out());
+        bench.pass(pause_ms - 1);
+        assert_eq!(bench.did(), [""; 0], "{pause_ms}");
+        bench.pass(1);
+        assert_eq!(bench.did(), ["run"], "{pause_ms}");
+    }
+    bench.pass(1_000);
+    bench.ended(Ended::Exit(0));
+    bench.answer();
+    assert_eq!(bench.did(), ["run"], "that one was not short");
+    bench.ended(Ended::Exit(1));
+    bench.answer();
+    bench.pass(1_000);
+    assert_eq!(bench.did(), ["run"], "and the next pause is the first again");
+}
+
+#[test]
+fn a_pause_outlasts_reconnects_and_a_slow_withdrawal() {
+    let mut bench = Bench::running(|_| {});
+    bench.ended(Ended::Exit(1));
+    bench.lose();
+    bench.connect();
+    assert!(bench.calls.is_empty(), "not before its pause is over");
+    bench.pass(1_000);
+    assert_eq!(bench.did(), ["run"]);
+
+    bench.ended(Ended::Exit(1));
+    bench.pass_with(10_000, is_contender_delete);
+    assert_eq!(bench.role.next_wake(), None, "the answer is what it waits for");
+    bench.answer();
+    bench.pass(0);
+    assert_eq!(bench.did(), ["run"]);
+
+    bench.ended(Ended::Exit(1));
+    bench.lose();
+    bench.pass(60_000);
+    bench.connect();
+    bench.answer();
+    assert_eq!(bench.did(), ["run"]);
+}
+
+#[test]
+fn once_ends_as_the_command_did() {
+    for (ended, code) in [(Ended::Exit(0), 0), (Ended::Exit(42), 42), (Ended::Signal(11), 139)] {
+        let mut bench = Bench::running(|params| params.once = true);
+        bench.ended(ended);
+        assert!(bench.calls.iter().any(|(_, call)| is_contender_delete(call)));
+        assert_eq!(bench.did(), [format!("exit {code}")]);
+    }
+}
+
+#[test]
+fn once_is_not_over_when_leadership_was_lost() {
+    let mut bench = Bench::running(|params| params.once = true);
+    bench.lose();
+    bench.ended(Ended::Exit(0));
+    bench.connect();
+    bench.answer();
+    assert_eq!(bench.did(), ["Term", "run"]);
+}
+
+#[test]
+fn what_cannot_be_started_is_tried_again_after_a_pause_or_ends_with_127() {
+    let mut bench = Bench::running(|_| {});
+    let run = bench.runs[0].0;
+    bench.step(Event::NotStarted { run, transient: false, why: "no such file".into() });
+    bench.answer();
+    assert!(bench.role.election.is_out());
+    bench.pass(1_000);
+    assert_eq!(bench.did(), ["run"]);
+    let mut bench = Bench::running(|params| params.once = true);
+    let run = bench.runs[0].0;
+    bench.step(Event::NotStarted { run, transient: false, why: "no such file".into() });
+    assert_eq!(bench.did(), ["exit 127"]);
+}
+
+/// The machine is short of something: that is no reason to give up, even once.
+#[test]
+fn what_cannot_be_started_for_now_is_tried_again() {
+    let mut bench = Bench::running(|params| params.once = true);
+    let run = bench.runs[0].0;
+    bench.step(Event::NotStarted { run, transient: true, why: "no more processes".into() });
+    bench.answer();
+    bench.pass(1_000);
+    assert_eq!(bench.did(), ["run"]);
+    let run = bench.runs[1].0;
+    bench.step(Event::Stop { again: false });
+    bench.step(Event::NotStarted { run, transient: true, why: "no more processes".into() });
+    assert_eq!(bench.did(), ["Term", "exit 143"]);
+}
+
+#[test]
+fn what_cannot_be_started_after_it_was_deposed_pauses_as_well() {
+    let mut bench = Bench::running(|_| {});
+    bench.deposed();
+    bench.answer();
+    let run = bench.runs[0].0;
+    bench.step(Event::NotStarted { run, transient: false, why: "no such file".into() });
+    bench.answer();
+    assert!(bench.role.election.is_out());
+    bench.pass(1_000);
+    assert_eq!(bench.did(), ["Term", "run"]);
+}

@@ -1,0 +1,362 @@
+//! The master: stands for election with the state already in memory; the one that leads assigns.
+//!
+//! ```text
+//!  offline ─Connected→ preparing ─dirs exist→ standing by ─first in line→ announcing ─own write→ taking over
+//!     ↑                                            ↑                                                 │
+//!     └──────────────── Lost, from anywhere        └── contender deleted, or deposed ── leading ←────┘
+//! ```
+//!
+//! *Announcing* writes `status`, so that what is read afterwards is the present. *Taking over* rewrites every
+//! assignment with the new epoch. *Checking* reads who is registered, to tell the dead. Then tasks are given
+//! out, whether or not all of them are loaded yet.
+//!
+//! A standby keeps the same table and queue; it only does not act. What it knows of tasks and workers comes from
+//! two mirrors; assignments are read at the takeover alone, since nobody but a leader changes them.
+
+mod burial;
+mod editor;
+mod fleet;
+mod janitor;
+mod leading;
+mod summary;
+mod table;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::contract::worker::Registration;
+use crate::contract::{Layout, TaskId, name_of};
+use crate::exit;
+use crate::machine::{
+    Action, Actions, CallId, CallResult, ChangeKind, Event, Instant, Level, Refusal, Role, earlier,
+};
+use crate::recipes::election::Election;
+use crate::recipes::ensure::{self, Ensure};
+use crate::recipes::mirror::{Change, Mirror};
+use crate::recipes::queue::{Needs, Place, Queue};
+use fleet::Fleet;
+use leading::Term;
+use table::{Phase, Table, Update};
+
+/// Reads of tasks that one master may have under way at once.
+const TASK_READS: usize = 128;
+
+/// Reads of registrations, likewise.
+const WORKER_READS: usize = 32;
+
+/// What a master is started with.
+#[derive(Clone, Debug)]
+pub struct Params {
+    /// Where everything stands.
+    pub layout: Layout,
+    /// Its id, shown to users.
+    pub id: String,
+    /// The machine that it runs on.
+    pub host: String,
+    /// Its process there.
+    pub pid: u32,
+    /// Its own, for as long as the process lives.
+    pub uuid: String,
+    /// How long an outcome that nobody collects is kept.
+    pub result_ttl: Duration,
+    /// How long an empty job is kept.
+    pub job_ttl: Duration,
+}
+
+/// A master reports nothing to standard output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {}
+
+type Out = Actions<Report>;
+
+/// The role.
+#[derive(Debug)]
+pub struct Master {
+    params: Params,
+    /// The session timeout, while connected.
+    connected: Option<Duration>,
+    ensure: Ensure,
+    election: Election,
+    tasks: Mirror,
+    workers: Mirror,
+    table: Table,
+    fleet: Fleet,
+    needs: Needs,
+    queue: Queue,
+    /// Tasks that wait for their time, by the ensemble's clock.
+    delayed: BTreeSet<(i64, TaskId)>,
+    term: Option<Term>,
+    told: String,
+}
+
+impl Master {
+    /// A master that has not connected yet.
+    pub fn new(params: Params) -> Master {
+        let layout = &params.layout;
+        let directories = [
+            layout.master(),
+            layout.workers(),
+            layout.assign(),
+            layout.tasks(),
+            layout.submitters(),
+            layout.leases(),
+        ];
+        Master {
+            connected: None,
+            ensure: Ensure::new(directories),
+            election: Election::new(&layout.master(), &params.uuid, params.id.clone().into_bytes()),
+            tasks: Mirror::new(layout.tasks(), 2, TASK_READS),
+            workers: Mirror::new(layout.workers(), 1, WORKER_READS),
+            table: Table::default(),
+            fleet: Fleet::default(),
+            needs: Needs::default(),
+            queue: Queue::default(),
+            delayed: BTreeSet::new(),
+            term: None,
+            told: String::new(),
+            params,
+        }
+    }
+
+    fn on_lost(&mut self) {
+        self.connected = None;
+        self.ensure.reset();
+        self.election.on_lost();
+        self.tasks.reset();
+        self.workers.reset();
+        self.table = Table::default();
+        self.fleet.clear();
+        self.queue.clear();
+        self.delayed.clear();
+        self.term = None;
+    }
+
+    fn on_reply(&mut self, id: CallId, result: &CallResult, now: Instant, out: &mut Out) {
+        if let Some(step) = self.ensure.on_reply(id, result, out) {
+            match step {
+                ensure::Step::Pending => {}
+                ensure::Step::Done => {
+                    self.tasks.start(out);
+                    self.workers.start(out);
+                    self.election.stand(out);
+                }
+                ensure::Step::Refused(path, refusal) => cannot(&path, refusal, out),
+            }
+        } else if let Some(changes) = self.tasks.on_reply(id, result, out) {
+            self.on_tasks(changes, now, out);
+        } else if let Some(changes) = self.workers.on_reply(id, result, out) {
+            self.on_workers(changes, now, out);
+        } else if !self.election.on_reply(id, result, out) {
+            self.on_term_reply(id, result, now, out);
+        }
+    }
+
+    fn on_changed(&mut self, path: &str, kind: ChangeKind, now: Instant, out: &mut Out) {
+        if let Some(changes) = self.tasks.on_changed(path, kind, out) {
+            self.on_tasks(changes, now, out);
+        } else if let Some(changes) = self.workers.on_changed(path, kind, out) {
+            self.on_workers(changes, now, out);
+        } else {
+            self.election.on_changed(path, kind, out);
+            self.on_term_changed(path, kind, now, out);
+        }
+    }
+
+    fn on_tasks(&mut self, changes: Vec<Change>, now: Instant, out: &mut Out) {
+        for change in changes {
+            match change {
+                Change::Appeared { .. } => {}
+                Change::Seen { path, data, stat } => match TaskId::parse(&path) {
+                    Some(task) => self.on_task(&task, &data, &stat, now, out),
+                    None => {
+                        let (waiting, malformed) = self.table.see_dir(&path, &data, &stat, now);
+                        if let Some(malformed) = malformed {
+                            let path = self.params.layout.job(&path);
+                            out.log(
+                                Level::Error,
+                                format!("{path} is no job ({malformed}): taken as without defaults"),
+                            );
+                        }
+                        for task in waiting {
+                            self.tasks.read_again(task.as_str(), out);
+                        }
+                    }
+                },
+                Change::Gone { path } => match TaskId::parse(&path) {
+                    Some(task) => {
+                        self.table.remove(&task, now);
+                        self.settle(&task, now, out);
+                    }
+                    None => self.table.drop_dir(&path),
+                },
+                Change::Refused { path, refusal } if path.is_empty() => {
+                    cannot(&self.params.layout.tasks(), refusal, out);
+                }
+                Change::Refused { path, refusal } => {
+                    if self.table.report(&path) {
+                        out.log(Level::Error, format!("{}/{path}: {refusal}", self.params.layout.tasks()));
+                    }
+                }
+                Change::Complete => {
+                    out.log(Level::Info, format!("{} tasks loaded", self.table.len()));
+                    self.on_tasks_complete(now, out);
+                }
+            }
+            self.touch();
+        }
+    }
+
+    fn on_task(
+        &mut self,
+        task: &TaskId,
+        data: &[u8],
+        stat: &crate::machine::Stat,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        match self.table.see(task, data, stat, &mut self.needs) {
+            Update::Stale => return,
+            Update::DirUnknown => {
+                self.tasks.read_again(task.dir(), out);
+                return;
+            }
+            Update::Changed => {}
+            Update::Malformed(malformed) => {
+                let path = self.params.layout.task(task);
+                out.log(Level::Error, format!("{path} is no task ({malformed}): it is left alone"));
+            }
+        }
+        if let Some(children) = self.table.overfull(task.dir()) {
+            let path = self.params.layout.job(task.dir());
+            out.log(
+                Level::Warn,
+                format!("{path} has {children} children: too many; use another job for more"),
+            );
+        }
+        self.settle(task, now, out);
+    }
+
+    fn on_workers(&mut self, changes: Vec<Change>, now: Instant, out: &mut Out) {
+        for change in changes {
+            match change {
+                Change::Appeared { path } => {
+                    if !self.fleet.appeared(&path) && self.table.report(&path) {
+                        let dir = self.params.layout.workers();
+                        out.log(Level::Warn, format!("{dir}/{path} is no registration: it is left alone"));
+                    }
+                }
+                Change::Seen { path, data, .. } => {
+                    let read = Registration::decode(&data);
+                    if let Err(malformed) = &read
+                        && self.table.report(&path)
+                    {
+                        let dir = self.params.layout.workers();
+                        out.log(
+                            Level::Error,
+                            format!("{dir}/{path} is no registration ({malformed}): it gets no tasks"),
+                        );
+                    }
+                    if let Some(incarnation) = self.fleet.seen(&path, read.ok()) {
+                        self.on_registration(&incarnation, now, out);
+                    }
+                }
+                Change::Gone { path } => {
+                    if let Some(incarnation) = self.fleet.gone(name_of(&path)) {
+                        self.on_death(&incarnation, out);
+                    }
+                }
+                Change::Refused { path, refusal } if path.is_empty() => {
+                    cannot(&self.params.layout.workers(), refusal, out);
+                }
+                Change::Refused { path, refusal } => {
+                    if self.table.report(&path) {
+                        out.log(Level::Error, format!("{}/{path}: {refusal}", self.params.layout.workers()));
+                    }
+                }
+                Change::Complete => {}
+            }
+            self.touch();
+        }
+    }
+
+    /// Puts a pending task that nobody has where it belongs: in the queue, or among those that wait.
+    fn enqueue(&mut self, task: &TaskId, ensemble_ms: Option<i64>) {
+        self.queue.remove(task);
+        let Some(known) = self.table.get(task) else { return };
+        let Phase::Pending(pending) = &known.phase else { return };
+        if pending.cancel {
+            return;
+        }
+        if pending.not_before_ms != 0 && ensemble_ms.is_none_or(|now| now < pending.not_before_ms) {
+            self.delayed.insert((pending.not_before_ms, task.clone()));
+            return;
+        }
+        self.queue.insert(task, Place { priority: pending.priority, need: pending.need, czxid: known.czxid });
+    }
+
+    /// Tells the log and the service manager what this master is, when that changed.
+    fn tell(&mut self, out: &mut Out) {
+        let text = match (&self.term, self.connected) {
+            (Some(term), _) => term.describe(),
+            (None, None) => "no connection to the ensemble".to_string(),
+            (None, Some(_)) if self.election.is_following() => "standing by".to_string(),
+            (None, Some(_)) => "connected".to_string(),
+        };
+        if text != self.told {
+            out.log(Level::Info, text.clone());
+            out.push(Action::Status(text.clone()));
+            self.told = text;
+        }
+    }
+}
+
+impl Role for Master {
+    type Report = Report;
+
+    fn step(&mut self, now: Instant, event: Event, out: &mut Out) {
+        match event {
+            Event::Connected { timeout } => {
+                self.connected = Some(timeout);
+                self.ensure.start(out);
+                out.push(Action::Ready);
+            }
+            Event::Lost { why } => {
+                out.log(Level::Warn, format!("connection lost: {why}"));
+                self.on_lost();
+            }
+            Event::Changed { path, kind } => self.on_changed(&path, kind, now, out),
+            Event::Reply { id, result } => self.on_reply(id, &result, now, out),
+            Event::Stop { .. } => {
+                out.push(Action::Status("stopping".into()));
+                out.push(Action::Exit(exit::OK));
+                return;
+            }
+            Event::Wake => {}
+            // A master runs nothing and reads no lines.
+            Event::Started { .. } | Event::NotStarted { .. } | Event::Ended { .. } | Event::Lines(_) => {}
+        }
+        self.follow_election(now, out);
+        self.act(now, out);
+        self.tell(out);
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        let term = self.term.as_ref()?;
+        earlier(term.next_wake(), self.housekeeping_wake(term))
+    }
+
+    fn assert_invariants(&self) {
+        let Some(term) = &self.term else { return };
+        assert!(self.connected.is_some(), "a term without a connection");
+        assert_eq!(self.election.leading(), Some(term.epoch()), "a term that the election does not know");
+        if let Some(task) = self.queue.sample() {
+            assert!(term.holder_of(task).is_none(), "task {task} is queued and assigned at once");
+        }
+    }
+}
+
+/// Ends the role: what it cannot do without is refused.
+fn cannot(path: &str, refusal: Refusal, out: &mut Out) {
+    let code = if refusal == Refusal::NoAuth { exit::NOT_PERMITTED } else { exit::CONFIG };
+    out.fail(code, format!("{path}: {refusal}"));
+}

@@ -1,0 +1,149 @@
+//! What follows a worker's death: each of its unfinished tasks goes on to its next attempt, then its assignment
+//! is deleted.
+//!
+//! Whom to charge is decided over all of them together: those that were revoked are not charged; if some had
+//! been charged before, only those are, since they are the suspects.
+
+use std::collections::BTreeMap;
+
+use super::editor::{Edit, Edited};
+use crate::contract::{Incarnation, TaskId};
+
+/// The tasks of one dead incarnation.
+#[derive(Debug)]
+pub struct Burial {
+    incarnation: Incarnation,
+    tasks: BTreeMap<TaskId, Stage>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It is not known yet whether it was charged before.
+    Looking { attempt: u32, revoked: bool },
+    /// It is to be moved on.
+    Known { attempt: u32, revoked: bool, charged: u32 },
+    /// It is being moved on.
+    Moving,
+    /// The entry is dealt with.
+    Done,
+}
+
+impl Burial {
+    /// The burial of an incarnation that had these tasks, at these attempts, revoked or not.
+    pub fn new(incarnation: &Incarnation, tasks: impl Iterator<Item = (TaskId, u32, bool)>) -> Burial {
+        let stage = |(task, attempt, revoked)| (task, Stage::Looking { attempt, revoked });
+        Burial { incarnation: incarnation.clone(), tasks: tasks.map(stage).collect() }
+    }
+
+    /// The tasks that must be looked at, whether now or when they were edited for another reason.
+    pub fn to_look_at(&self) -> impl Iterator<Item = &TaskId> {
+        self.tasks.iter().filter(|(_, stage)| matches!(stage, Stage::Looking { .. })).map(|(task, _)| task)
+    }
+
+    /// Takes in what came of an edit; false if the task has no part in this burial.
+    pub fn on_edited(&mut self, task: &TaskId, edit: &Edit, edited: &Edited) -> bool {
+        let Some(stage) = self.tasks.get_mut(task) else { return false };
+        *stage = match (*stage, edit, edited) {
+            (Stage::Looking { attempt, revoked }, Edit::Peek, Edited::Pending { attempt: now, charged })
+                if attempt == *now =>
+            {
+                Stage::Known { attempt, revoked, charged: *charged }
+            }
+            // It has an outcome, or is at another attempt, or cannot be read: the entry is void.
+            (Stage::Looking { .. }, Edit::Peek, _) => Stage::Done,
+            (Stage::Moving, Edit::Move { .. }, _) => Stage::Done,
+            (stage, _, _) => stage,
+        };
+        true
+    }
+
+    /// The moves to begin, when everything is known. `max_attempts` gives how many charged attempts a task has.
+    pub fn moves(&mut self, max_attempts: impl Fn(&TaskId) -> u32) -> Vec<(TaskId, Edit)> {
+        if self.to_look_at().next().is_some() {
+            return Vec::new();
+        }
+        let suspects =
+            self.tasks.values().any(|s| matches!(s, Stage::Known { revoked: false, charged: 1.., .. }));
+        let mut moves = Vec::new();
+        for (task, stage) in &mut self.tasks {
+            let Stage::Known { attempt, revoked, charged } = *stage else { continue };
+            let charge = !revoked && (!suspects || charged > 0);
+            let charge = charge.then(|| max_attempts(task));
+            moves
+                .push((task.clone(), Edit::Move { from: attempt, worker: self.incarnation.clone(), charge }));
+            *stage = Stage::Moving;
+        }
+        moves
+    }
+
+    /// The tasks whose entries are dealt with; each is given once.
+    pub fn take_done(&mut self) -> Vec<TaskId> {
+        let is_done = |stage: &Stage| *stage == Stage::Done;
+        let done: Vec<_> =
+            self.tasks.iter().filter(|(_, s)| is_done(s)).map(|(task, _)| task.clone()).collect();
+        self.tasks.retain(|_, stage| !is_done(stage));
+        done
+    }
+
+    /// Whether every entry is dealt with.
+    pub fn is_over(&self) -> bool {
+        self.tasks.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn charged(entries: &[(&str, bool, u32)]) -> Vec<(String, bool)> {
+        let incarnation = Incarnation::new("w", 1);
+        let id = |name: &str| TaskId::new("j", name);
+        let mut burial =
+            Burial::new(&incarnation, entries.iter().map(|(name, revoked, _)| (id(name), 4, *revoked)));
+        for (name, _, charged) in entries {
+            assert!(burial.moves(|_| 3).is_empty(), "not before all is known");
+            assert!(burial.on_edited(
+                &id(name),
+                &Edit::Peek,
+                &Edited::Pending { attempt: 4, charged: *charged }
+            ));
+        }
+        let charge = |edit| matches!(edit, Edit::Move { from: 4, charge: Some(3), .. });
+        burial.moves(|_| 3).into_iter().map(|(task, edit)| (task.to_string(), charge(edit))).collect()
+    }
+
+    #[test]
+    fn all_are_charged_if_none_was_before() {
+        assert_eq!(
+            charged(&[("a", false, 0), ("b", false, 0)]),
+            [("j/a".into(), true), ("j/b".into(), true)]
+        );
+    }
+
+    #[test]
+    fn only_the_suspects_are_charged_if_there_are_any() {
+        assert_eq!(
+            charged(&[("a", false, 0), ("b", false, 1)]),
+            [("j/a".into(), false), ("j/b".into(), true)]
+        );
+    }
+
+    #[test]
+    fn the_revoked_are_never_charged_and_no_suspects() {
+        assert_eq!(
+            charged(&[("a", false, 0), ("b", true, 1)]),
+            [("j/a".into(), true), ("j/b".into(), false)]
+        );
+    }
+
+    #[test]
+    fn a_void_entry_is_dealt_with_at_once() {
+        let incarnation = Incarnation::new("w", 1);
+        let task = TaskId::new("j", "a");
+        let mut burial = Burial::new(&incarnation, std::iter::once((task.clone(), 1, false)));
+        burial.on_edited(&task, &Edit::Peek, &Edited::Pending { attempt: 2, charged: 0 });
+        assert!(burial.moves(|_| 3).is_empty());
+        assert_eq!(burial.take_done(), [task]);
+        assert!(burial.is_over());
+    }
+}

@@ -1,0 +1,252 @@
+//! Changes of tasks that a leader makes: read, decide, compare-and-set, and again if somebody was faster.
+//!
+//! Each is correct whoever makes it: what is decided is decided on the very version that is replaced.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::contract::task::{Outcome, Reason, State, Task};
+use crate::contract::{Incarnation, Layout, TaskId};
+use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Refusal, Reply};
+
+/// Edits under way at once; further ones wait.
+const WINDOW: usize = 128;
+
+/// How often an edit is begun anew because the task changed in between.
+const MAX_TRIES: u32 = 20;
+
+/// What is to become of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Edit {
+    /// Only look how it is.
+    Peek,
+    /// Its outcome becomes `cancelled`, if that is still wanted.
+    Cancel,
+    /// Its outcome becomes `expired`.
+    Expire,
+    /// It is marked to be cancelled, because its submitter is gone.
+    Orphan,
+    /// It goes on from an attempt that is dead to the next, or fails if that was its last.
+    Move {
+        /// The attempt that is dead.
+        from: u32,
+        /// Who had it.
+        worker: Incarnation,
+        /// Whether it counts, and out of how many.
+        charge: Option<u32>,
+    },
+}
+
+/// What came of an edit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Edited {
+    /// It was made, or was not called for any more.
+    Done,
+    /// The task, without an outcome, as it was seen.
+    Pending {
+        /// Its attempt.
+        attempt: u32,
+        /// How many of its attempts were charged.
+        charged: u32,
+    },
+    /// The task cannot be read or written.
+    Refused(Refusal),
+}
+
+#[derive(Debug)]
+struct Work {
+    edit: Edit,
+    tries: u32,
+}
+
+/// The edits of one leader.
+#[derive(Debug)]
+pub struct Editor {
+    layout: Layout,
+    works: BTreeMap<TaskId, Work>,
+    queue: VecDeque<TaskId>,
+    calls: Calls<Purpose>,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Read(TaskId),
+    Write(TaskId),
+}
+
+impl Editor {
+    /// An editor of the tasks in this layout.
+    pub fn new(layout: &Layout) -> Editor {
+        Editor {
+            layout: layout.clone(),
+            works: BTreeMap::new(),
+            queue: VecDeque::new(),
+            calls: Calls::default(),
+        }
+    }
+
+    /// Whether an edit of the task is under way.
+    pub fn is_editing(&self, task: &TaskId) -> bool {
+        self.works.contains_key(task)
+    }
+
+    /// Begins an edit; false if one of this task is under way already.
+    pub fn begin<R>(&mut self, task: &TaskId, edit: Edit, out: &mut Actions<R>) -> bool {
+        if self.works.contains_key(task) {
+            return false;
+        }
+        self.works.insert(task.clone(), Work { edit, tries: 0 });
+        self.queue.push_back(task.clone());
+        self.pump(out);
+        true
+    }
+
+    /// Takes in a reply; `None` if it is somebody else's, `Some(None)` if the edit goes on.
+    #[allow(clippy::type_complexity)]
+    pub fn on_reply<R>(
+        &mut self,
+        id: CallId,
+        result: &CallResult,
+        out: &mut Actions<R>,
+    ) -> Option<Option<(TaskId, Edit, Edited)>> {
+        let purpose = self.calls.take(id)?;
+        let (task, edited) = match (purpose, result) {
+            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => return Some(None),
+            (Purpose::Read(task), Ok(Reply::Data { data, stat })) => {
+                let edited = self.decide(&task, data, stat.version, out);
+                (task, edited)
+            }
+            (Purpose::Write(task), Ok(_)) => (task, Some(Edited::Done)),
+            (Purpose::Read(task) | Purpose::Write(task), Err(CallError::Refused(Refusal::NoNode))) => {
+                (task, Some(Edited::Done))
+            }
+            (Purpose::Write(task), Err(CallError::Refused(Refusal::BadVersion))) => {
+                let edited = self.again(&task);
+                (task, edited)
+            }
+            (Purpose::Read(task) | Purpose::Write(task), Err(CallError::Refused(refusal))) => {
+                (task, Some(Edited::Refused(*refusal)))
+            }
+            (Purpose::Read(task), Ok(_)) => (task, Some(Edited::Refused(Refusal::Other(0)))),
+        };
+        let finished = edited.and_then(|edited| {
+            let work = self.works.remove(&task)?;
+            Some((task, work.edit, edited))
+        });
+        self.pump(out);
+        Some(finished)
+    }
+
+    fn again(&mut self, task: &TaskId) -> Option<Edited> {
+        let work = self.works.get_mut(task)?;
+        work.tries += 1;
+        if work.tries > MAX_TRIES {
+            return Some(Edited::Refused(Refusal::BadVersion));
+        }
+        self.queue.push_back(task.clone());
+        None
+    }
+
+    fn pump<R>(&mut self, out: &mut Actions<R>) {
+        while self.calls.len() < WINDOW {
+            let Some(task) = self.queue.pop_front() else { break };
+            let call = Call::Get { path: self.layout.task(&task), watch: false };
+            self.calls.issue(out, call, Purpose::Read(task));
+        }
+    }
+
+    fn decide<R>(&mut self, id: &TaskId, data: &[u8], version: i32, out: &mut Actions<R>) -> Option<Edited> {
+        let Ok(mut task) = Task::decode(data) else { return Some(Edited::Done) };
+        let edit = &self.works.get(id)?.edit;
+        if task.outcome.is_some() {
+            return Some(Edited::Done);
+        }
+        if *edit == Edit::Peek {
+            return Some(Edited::Pending { attempt: task.attempt, charged: task.charged });
+        }
+        if !apply(edit, &mut task) {
+            return Some(Edited::Done);
+        }
+        let call = Call::Set { path: self.layout.task(id), data: task.encode_to_fit(), version };
+        self.calls.issue(out, call, Purpose::Write(id.clone()));
+        None
+    }
+}
+
+/// Makes the edit on a task without an outcome; false if it is not called for.
+fn apply(edit: &Edit, task: &mut Task) -> bool {
+    match edit {
+        Edit::Peek => false,
+        Edit::Cancel => {
+            if task.cancel {
+                let why = "cancelled before it was started";
+                task.outcome = Some(Outcome::unrun(State::Cancelled, None, why, task.attempt));
+            }
+            task.cancel
+        }
+        Edit::Expire => {
+            let why = "its deadline passed before it was started";
+            task.outcome = Some(Outcome::unrun(State::Expired, None, why, task.attempt));
+            true
+        }
+        Edit::Orphan => !std::mem::replace(&mut task.cancel, true),
+        Edit::Move { from, worker, charge } => {
+            if task.attempt != *from {
+                return false;
+            }
+            let Some(max) = charge else {
+                task.next_attempt(Some(worker.clone()), "handed back");
+                return true;
+            };
+            task.charged = task.charged.saturating_add(1);
+            if task.charged < *max {
+                task.next_attempt(Some(worker.clone()), "its worker died");
+            } else {
+                let why = format!("its worker died {} times while it had this task", task.charged);
+                let mut outcome = Outcome::unrun(State::Failed, Some(Reason::Poison), &why, task.attempt);
+                outcome.worker = Some(worker.clone());
+                task.outcome = Some(outcome);
+            }
+            true
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::task::{Options, Payload};
+
+    fn moved(task: &mut Task, from: u32, charge: Option<u32>) -> bool {
+        apply(&Edit::Move { from, worker: Incarnation::new("w", 1), charge }, task)
+    }
+
+    #[test]
+    fn a_move_is_made_only_from_the_attempt_that_is_dead() {
+        let mut task = Task::new(Payload::Shell("x".into()), Options::default());
+        assert!(!moved(&mut task, 2, Some(3)));
+        assert!(moved(&mut task, 1, None));
+        assert_eq!((task.attempt, task.charged), (2, 0));
+    }
+
+    #[test]
+    fn the_last_charged_attempt_ends_in_failure() {
+        let mut task = Task::new(Payload::Shell("x".into()), Options::default());
+        assert!(moved(&mut task, 1, Some(3)) && moved(&mut task, 2, Some(3)));
+        assert_eq!((task.attempt, task.charged, task.outcome.is_none()), (3, 2, true));
+        assert!(moved(&mut task, 3, Some(3)));
+        let outcome = task.outcome.expect("outcome");
+        assert_eq!(
+            (outcome.state, outcome.reason, outcome.attempt),
+            (State::Failed, Some(Reason::Poison), 3)
+        );
+    }
+
+    #[test]
+    fn a_cancel_that_is_not_wanted_any_more_is_not_made() {
+        let mut task = Task::new(Payload::Shell("x".into()), Options::default());
+        assert!(!apply(&Edit::Cancel, &mut task) && task.outcome.is_none());
+        assert!(apply(&Edit::Orphan, &mut task) && !apply(&Edit::Orphan, &mut task));
+        assert!(apply(&Edit::Cancel, &mut task));
+        assert_eq!(task.outcome.map(|o| o.state), Some(State::Cancelled));
+    }
+}

@@ -1,0 +1,86 @@
+//! Which incarnations of workers live, and what they offer.
+
+use std::collections::BTreeMap;
+
+use crate::contract::worker::Registration;
+use crate::contract::{Incarnation, parse_registration};
+
+/// One living incarnation: its registrations by number, each with what it says if that is readable.
+#[derive(Debug, Default)]
+struct Life {
+    registrations: BTreeMap<u64, Option<Registration>>,
+}
+
+/// The living incarnations.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    lives: BTreeMap<Incarnation, Life>,
+}
+
+impl Fleet {
+    /// A registration stands; what it says may follow. False if the name is none of a registration.
+    pub fn appeared(&mut self, name: &str) -> bool {
+        let Some((incarnation, n)) = parse_registration(name) else { return false };
+        self.lives.entry(incarnation).or_default().registrations.entry(n).or_insert(None);
+        true
+    }
+
+    /// A registration was read. Gives its incarnation.
+    pub fn seen(&mut self, name: &str, registration: Option<Registration>) -> Option<Incarnation> {
+        let (incarnation, n) = parse_registration(name)?;
+        self.lives.entry(incarnation.clone()).or_default().registrations.insert(n, registration);
+        Some(incarnation)
+    }
+
+    /// A registration is gone. Gives the incarnation if that was its last: then it is dead.
+    pub fn gone(&mut self, name: &str) -> Option<Incarnation> {
+        let (incarnation, n) = parse_registration(name)?;
+        let life = self.lives.get_mut(&incarnation)?;
+        life.registrations.remove(&n);
+        if life.registrations.is_empty() {
+            self.lives.remove(&incarnation);
+            return Some(incarnation);
+        }
+        None
+    }
+
+    /// Whether the incarnation is registered.
+    pub fn lives(&self, incarnation: &Incarnation) -> bool {
+        self.lives.contains_key(incarnation)
+    }
+
+    /// What the incarnation's newest readable registration says.
+    pub fn get(&self, incarnation: &Incarnation) -> Option<&Registration> {
+        self.lives.get(incarnation)?.registrations.values().rev().flatten().next()
+    }
+
+    /// The living incarnations that can be read.
+    pub fn iter(&self) -> impl Iterator<Item = (&Incarnation, &Registration)> {
+        self.lives.keys().filter_map(|incarnation| Some((incarnation, self.get(incarnation)?)))
+    }
+
+    /// The living incarnations.
+    pub fn incarnations(&self) -> impl Iterator<Item = &Incarnation> {
+        self.lives.keys()
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.lives.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_incarnation_lives_while_any_registration_stands() {
+        let mut fleet = Fleet::default();
+        assert!(fleet.appeared("w~1~0") && fleet.appeared("w~1~1") && !fleet.appeared("junk"));
+        assert_eq!(fleet.gone("w~1~0"), None);
+        assert_eq!(fleet.gone("w~1~0"), None);
+        assert_eq!(fleet.gone("w~1~1").map(|i| i.to_string()).as_deref(), Some("w~1"));
+        assert_eq!(fleet.incarnations().count(), 0);
+    }
+}

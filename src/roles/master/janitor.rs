@@ -1,0 +1,238 @@
+//! What a leader does because time passes: wakes delayed tasks, expires late ones, deletes outcomes that nobody
+//! collects and jobs that stay empty, cancels what was orphaned.
+//!
+//! Whatever is deleted is deleted by version, and aged on the ensemble's clock as an own write has shown it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::editor::Edit;
+use super::leading::Term;
+use super::{Master, Out};
+use crate::contract::{Layout, TaskId};
+use crate::machine::{Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, earlier};
+
+/// Deletions under way at once.
+const WINDOW: usize = 64;
+
+/// An outcome is kept at least for so many session timeouts, so that a create that was in doubt cannot be applied
+/// after the task that it made was deleted.
+const MIN_TTL_TIMEOUTS: u32 = 2;
+
+#[derive(Debug)]
+enum Purpose {
+    DeleteTask(TaskId),
+    DeleteJob(String),
+    /// Who waits: asked after an own write, for the tasks that were known before it.
+    ListSubmitters(BTreeMap<TaskId, Box<str>>),
+}
+
+/// The state of a leader's housekeeping.
+#[derive(Debug)]
+pub struct Janitor {
+    layout: Layout,
+    calls: Calls<Purpose>,
+    next_jobs: Option<Instant>,
+    next_orphans: Option<Instant>,
+    /// Tasks with a submitter, as they were when an own write was asked for.
+    suspects: Option<BTreeMap<TaskId, Box<str>>>,
+    /// Submitters that were not there, and since when.
+    missing: BTreeMap<Box<str>, Instant>,
+}
+
+impl Janitor {
+    /// A janitor with nothing on its mind.
+    pub fn new(layout: &Layout) -> Janitor {
+        Janitor {
+            layout: layout.clone(),
+            calls: Calls::default(),
+            next_jobs: None,
+            next_orphans: None,
+            suspects: None,
+            missing: BTreeMap::new(),
+        }
+    }
+}
+
+impl Master {
+    /// How long an outcome is kept.
+    fn result_ttl(&self) -> Duration {
+        self.params.result_ttl.max(self.connected.unwrap_or_default() * MIN_TTL_TIMEOUTS)
+    }
+
+    /// When housekeeping is due.
+    pub(super) fn housekeeping_wake(&self, term: &Term) -> Option<Instant> {
+        let clock = term.clock.filter(|_| term.is_leading())?;
+        let ttl_ms = i64::try_from(self.result_ttl().as_millis()).unwrap_or(i64::MAX);
+        let due = [
+            self.delayed.first().map(|(ms, _)| *ms),
+            self.table.expiring.first().map(|(ms, _)| *ms),
+            self.table
+                .ended
+                .first()
+                .map(|(ms, _)| ms.saturating_add(ttl_ms))
+                .filter(|_| term.janitor.calls.is_empty() && !term.summary.is_writing()),
+        ];
+        // A little late rather than a little early: clocks show whole milliseconds.
+        let due = due.into_iter().flatten().min().map(|ms| clock.instant_of(ms.saturating_add(1)));
+        let orphans = term.janitor.next_orphans.filter(|_| !self.table.orphanable.is_empty());
+        earlier(due, earlier(term.janitor.next_jobs, orphans))
+    }
+
+    /// Does what is due.
+    pub(super) fn housekeep(&mut self, now: Instant, out: &mut Out) {
+        let Some(clock) = self.term.as_ref().filter(|term| term.is_leading()).and_then(|term| term.clock)
+        else {
+            return;
+        };
+        let ensemble_ms = clock.now_ms(now);
+        self.continue_burials(now, out);
+        self.close_newborn(now, out);
+        while let Some((ms, task)) = self.delayed.pop_first() {
+            if ms > ensemble_ms {
+                self.delayed.insert((ms, task));
+                break;
+            }
+            self.settle(&task, now, out);
+        }
+        while let Some((ms, task)) = self.table.expiring.pop_first() {
+            if ms > ensemble_ms {
+                self.table.expiring.insert((ms, task));
+                break;
+            }
+            self.settle(&task, now, out);
+        }
+        self.ask_for_time(ensemble_ms);
+        self.delete_empty_jobs(now, out);
+        self.look_for_orphans(now);
+    }
+
+    /// An outcome seems to be old enough: only an own write tells for certain.
+    fn ask_for_time(&mut self, ensemble_ms: i64) {
+        let ttl_ms = i64::try_from(self.result_ttl().as_millis()).unwrap_or(i64::MAX);
+        let is_old = self.table.ended.first().is_some_and(|(ms, _)| ms.saturating_add(ttl_ms) < ensemble_ms);
+        if let Some(term) = &mut self.term
+            && is_old
+            && term.janitor.calls.is_empty()
+        {
+            term.summary.force();
+        }
+    }
+
+    /// An own write was acknowledged: it was committed at `mtime_ms`.
+    pub(super) fn on_own_write(&mut self, mtime_ms: i64, now: Instant, out: &mut Out) {
+        let ttl_ms = i64::try_from(self.result_ttl().as_millis()).unwrap_or(i64::MAX);
+        let timeout = self.connected.unwrap_or_default();
+        let Some(term) = self.term.as_mut().filter(|term| term.is_leading()) else { return };
+        let janitor = &mut term.janitor;
+        while janitor.calls.len() < WINDOW {
+            let Some((ms, task)) = self.table.ended.pop_first() else { break };
+            if ms.saturating_add(ttl_ms) >= mtime_ms {
+                self.table.ended.insert((ms, task));
+                break;
+            }
+            let Some(version) = self.table.get(&task).map(|known| known.version) else { continue };
+            let call = Call::Delete { path: janitor.layout.task(&task), version: Some(version) };
+            janitor.calls.issue(out, call, Purpose::DeleteTask(task));
+        }
+        if let Some(suspects) = janitor.suspects.take() {
+            let call = Call::Children { path: janitor.layout.submitters() };
+            janitor.calls.issue(out, call, Purpose::ListSubmitters(suspects));
+            janitor.next_orphans = Some(now + timeout);
+        }
+    }
+
+    fn delete_empty_jobs(&mut self, now: Instant, out: &mut Out) {
+        let ttl = self.params.job_ttl;
+        let Some(term) = self.term.as_mut() else { return };
+        let janitor = &mut term.janitor;
+        if !self.tasks.is_complete() || janitor.next_jobs.is_some_and(|at| at > now) {
+            return;
+        }
+        let pause = (ttl / 4).clamp(Duration::from_millis(500), Duration::from_secs(60));
+        janitor.next_jobs = Some(now + pause);
+        let Some(before) = now.as_nanos().checked_sub(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX))
+        else {
+            return;
+        };
+        while janitor.calls.len() < WINDOW {
+            let Some((name, version)) = self.table.take_empty_dir(Instant::from_nanos(before), now) else {
+                break;
+            };
+            let call = Call::Delete { path: janitor.layout.job(&name), version: Some(version) };
+            janitor.calls.issue(out, call, Purpose::DeleteJob(name));
+        }
+    }
+
+    /// Asks for an own write, after which the list of submitters is not older than the tasks seen by now.
+    fn look_for_orphans(&mut self, now: Instant) {
+        let Some(term) = self.term.as_mut() else { return };
+        let janitor = &mut term.janitor;
+        if self.table.orphanable.is_empty() {
+            janitor.missing.clear();
+            return;
+        }
+        let is_due = janitor.next_orphans.is_none_or(|at| at <= now);
+        if is_due && janitor.suspects.is_none() {
+            janitor.suspects = Some(self.table.orphanable.clone());
+            janitor.next_orphans = None;
+            term.summary.force();
+        }
+    }
+
+    pub(super) fn on_janitor_reply(&mut self, id: CallId, result: &CallResult, now: Instant, out: &mut Out) {
+        let Some(term) = &mut self.term else { return };
+        let Some(purpose) = term.janitor.calls.take(id) else { return };
+        let refusal = match result {
+            Ok(_) => None,
+            Err(CallError::Refused(refusal)) => Some(*refusal),
+            Err(CallError::NotSent | CallError::MaybeApplied) => return,
+        };
+        match (purpose, result, refusal) {
+            (Purpose::ListSubmitters(suspects), Ok(Reply::Children(names)), _) => {
+                self.cancel_orphans(&suspects, names, now, out);
+            }
+            (Purpose::ListSubmitters(_), _, _) => {}
+            (_, _, None | Some(Refusal::NoNode | Refusal::BadVersion | Refusal::NotEmpty)) => {}
+            (Purpose::DeleteTask(task), _, Some(refusal)) => {
+                let path = self.params.layout.task(&task);
+                out.log(Level::Error, format!("{path}: {refusal}; its outcome is kept"));
+            }
+            (Purpose::DeleteJob(name), _, Some(refusal)) => {
+                let path = self.params.layout.job(&name);
+                if self.table.report(&path) {
+                    out.log(Level::Error, format!("{path}: {refusal}; the empty job is kept"));
+                }
+            }
+        }
+    }
+
+    /// Cancels the tasks whose submitter was missing twice, a session timeout apart.
+    fn cancel_orphans(
+        &mut self,
+        suspects: &BTreeMap<TaskId, Box<str>>,
+        names: &[String],
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let timeout = self.connected.unwrap_or_default();
+        let Some(term) = &mut self.term else { return };
+        let present: BTreeSet<&str> =
+            names.iter().map(|name| name.rsplit_once('~').map_or(name.as_str(), |(id, _)| id)).collect();
+        let missing = &mut term.janitor.missing;
+        missing.retain(|id, _| !present.contains(&**id));
+        let mut orphans = Vec::new();
+        for (task, submitter) in suspects.iter().filter(|(_, submitter)| !present.contains(&***submitter)) {
+            let since = *missing.entry(submitter.clone()).or_insert(now);
+            if now.since(since) >= timeout && self.table.pending(task).is_some_and(|p| !p.cancel) {
+                orphans.push(task.clone());
+            }
+        }
+        for task in orphans {
+            if term.editor.begin(&task, Edit::Orphan, out) {
+                out.log(Level::Info, format!("task {task}: its submitter is gone; cancelling it"));
+                self.queue.remove(&task);
+            }
+        }
+    }
+}

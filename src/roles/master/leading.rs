@@ -1,0 +1,524 @@
+//! What a master does while it leads: takes over, gives tasks out, takes back what the dead had.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::burial::Burial;
+use super::editor::{Edit, Edited, Editor};
+use super::janitor::Janitor;
+use super::summary::{self, Summary};
+use super::table::Phase;
+use super::{Master, Out, cannot};
+use crate::contract::status::{Leader, Status, WorkerRow};
+use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
+use crate::machine::{
+    Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, earlier,
+};
+use crate::recipes::assignment::{Book, Held, Step};
+use crate::recipes::queue::Need;
+
+/// An assignment without entries whose worker is not registered is taken for one that is about to register, for
+/// so long.
+const NEWBORN_GRACE: Duration = Duration::from_secs(60);
+
+/// The ensemble's clock, as the last acknowledged own write showed it.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    mtime_ms: i64,
+    at: Instant,
+}
+
+impl Clock {
+    /// Milliseconds since 1970, now, by the ensemble's clock.
+    pub fn now_ms(&self, now: Instant) -> i64 {
+        self.mtime_ms.saturating_add(i64::try_from(now.since(self.at).as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// When the ensemble's clock will show this time.
+    pub fn instant_of(&self, ms: i64) -> Instant {
+        self.at + Duration::from_millis(u64::try_from(ms.saturating_sub(self.mtime_ms)).unwrap_or(0))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Writes `status`, so that what is read afterwards is the present.
+    Announcing,
+    /// Rewrites every assignment with its epoch.
+    TakingOver,
+    /// Reads who is registered.
+    Checking,
+    /// Gives tasks out.
+    Leading,
+}
+
+/// One leadership.
+#[derive(Debug)]
+pub struct Term {
+    layout: Layout,
+    epoch: i64,
+    stage: Stage,
+    pub(super) book: Book,
+    pub(super) editor: Editor,
+    pub(super) summary: Summary,
+    pub(super) clock: Option<Clock>,
+    pub(super) janitor: Janitor,
+    burials: BTreeMap<Incarnation, Burial>,
+    /// Empty assignments of incarnations that are not registered, since when they are known.
+    newborn: BTreeMap<Incarnation, Instant>,
+    calls: Calls<Purpose>,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    ListWorkers,
+}
+
+impl Term {
+    fn new(layout: &Layout, epoch: i64) -> Term {
+        let mut summary = Summary::new(layout.status());
+        summary.force();
+        Term {
+            layout: layout.clone(),
+            epoch,
+            stage: Stage::Announcing,
+            book: Book::new(layout),
+            editor: Editor::new(layout),
+            summary,
+            clock: None,
+            janitor: Janitor::new(layout),
+            burials: BTreeMap::new(),
+            newborn: BTreeMap::new(),
+            calls: Calls::default(),
+        }
+    }
+
+    /// The czxid of the contender that leads.
+    pub fn epoch(&self) -> i64 {
+        self.epoch
+    }
+
+    /// Whether tasks are given out.
+    pub fn is_leading(&self) -> bool {
+        self.stage == Stage::Leading
+    }
+
+    /// Who has the task.
+    pub fn holder_of(&self, task: &TaskId) -> Option<&Incarnation> {
+        self.book.holder(task).map(|(incarnation, _)| incarnation)
+    }
+
+    /// What it is doing, in words.
+    pub fn describe(&self) -> String {
+        match self.stage {
+            Stage::Announcing | Stage::TakingOver | Stage::Checking => {
+                format!("taking over, epoch {}", self.epoch)
+            }
+            Stage::Leading => format!("leading, epoch {}", self.epoch),
+        }
+    }
+
+    /// When it wants to be woken.
+    pub fn next_wake(&self) -> Option<Instant> {
+        let newborn = self.newborn.values().min().map(|since| *since + NEWBORN_GRACE);
+        earlier(self.summary.next_wake(), newborn)
+    }
+}
+
+impl Master {
+    /// Begins and ends terms as the election goes.
+    pub(super) fn follow_election(&mut self, now: Instant, out: &mut Out) {
+        let leading = self.election.leading();
+        if self.term.as_ref().map(Term::epoch) == leading {
+            return;
+        }
+        self.term = leading.map(|epoch| Term::new(&self.params.layout, epoch));
+        if self.term.is_none() {
+            // The queue left out what was assigned; a standby's holds all.
+            let tasks: Vec<_> = self.table.ids().cloned().collect();
+            for task in tasks {
+                self.settle(&task, now, out);
+            }
+        }
+    }
+
+    /// Marks the summary as changed.
+    pub(super) fn touch(&mut self) {
+        if let Some(term) = &mut self.term {
+            term.summary.touch();
+        }
+    }
+
+    /// Does what is due: housekeeping, giving out, writing.
+    pub(super) fn act(&mut self, now: Instant, out: &mut Out) {
+        self.housekeep(now, out);
+        self.dispatch(out);
+        let Some(mut term) = self.term.take() else { return };
+        term.book.flush(out);
+        let offer = term.summary.next_wake().is_some_and(|at| at <= now);
+        if offer {
+            let text = self.summarize(&term).encode();
+            term.summary.offer(now, || text, out);
+        }
+        self.term = Some(term);
+    }
+
+    pub(super) fn on_term_changed(&mut self, path: &str, kind: ChangeKind, now: Instant, out: &mut Out) {
+        let Some(term) = &mut self.term else { return };
+        let mut steps = Vec::new();
+        if term.book.on_changed(path, kind, &mut steps, out) {
+            self.on_book(steps, now, out);
+        }
+    }
+
+    pub(super) fn on_term_reply(&mut self, id: CallId, result: &CallResult, now: Instant, out: &mut Out) {
+        let Some(term) = &mut self.term else { return };
+        let mut steps = Vec::new();
+        if term.book.on_reply(id, result, &mut steps, out) {
+            self.on_book(steps, now, out);
+        } else if let Some(finished) = term.editor.on_reply(id, result, out) {
+            if let Some((task, edit, edited)) = finished {
+                self.on_edited(&task, &edit, edited, now, out);
+            }
+        } else if let Some(step) = term.summary.on_reply(id, result) {
+            match step {
+                summary::Step::Pending => {}
+                summary::Step::Written { mtime_ms } => {
+                    term.clock = Some(Clock { mtime_ms, at: now });
+                    if term.stage == Stage::Announcing {
+                        term.stage = Stage::TakingOver;
+                        term.book.take_over(term.epoch, out);
+                    }
+                    self.on_own_write(mtime_ms, now, out);
+                }
+                summary::Step::Refused(refusal) => cannot(&self.params.layout.status(), refusal, out),
+            }
+        } else if term.calls.take(id).is_some() {
+            self.on_workers_listed(result, now, out);
+        } else {
+            self.on_janitor_reply(id, result, now, out);
+        }
+    }
+
+    fn on_book(&mut self, steps: Vec<Step>, now: Instant, out: &mut Out) {
+        for step in steps {
+            let Some(term) = &mut self.term else { return };
+            term.summary.touch();
+            match step {
+                Step::Ready => {
+                    term.stage = Stage::Checking;
+                    let call = Call::Children { path: term.layout.workers() };
+                    term.calls.issue(out, call, Purpose::ListWorkers);
+                }
+                Step::Opened(incarnation) => {
+                    for (task, _) in term.book.entries(&incarnation) {
+                        self.queue.remove(task);
+                    }
+                    if term.stage == Stage::Leading && !self.fleet.lives(&incarnation) {
+                        self.on_unregistered(&incarnation, now, out);
+                    }
+                }
+                Step::Closed(incarnation, tasks) => {
+                    term.newborn.remove(&incarnation);
+                    for task in tasks {
+                        self.settle(&task, now, out);
+                    }
+                }
+                Step::Deposed { epoch } => {
+                    // Our contender must be gone as well; whoever is told first stands again.
+                    out.log(Level::Warn, format!("deposed by the leader of epoch {epoch}; standing again"));
+                    self.election.stand(out);
+                    self.follow_election(now, out);
+                }
+                Step::Refused(path, refusal) => {
+                    if path == self.params.layout.assign() {
+                        cannot(&path, refusal, out);
+                    } else {
+                        out.log(Level::Error, format!("{path}: {refusal}; its worker gets no tasks"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The list of registrations is younger than every assignment that was taken over. So an assignment with
+    /// entries whose worker is not in it belongs to a dead incarnation.
+    fn on_workers_listed(&mut self, result: &CallResult, now: Instant, out: &mut Out) {
+        let names = match result {
+            Ok(Reply::Children(names)) => names,
+            Ok(_) | Err(CallError::NotSent | CallError::MaybeApplied) => return,
+            Err(CallError::Refused(refusal)) => return cannot(&self.params.layout.workers(), *refusal, out),
+        };
+        let alive: BTreeSet<_> = names.iter().filter_map(|name| Some(parse_registration(name)?.0)).collect();
+        let Some(term) = &mut self.term else { return };
+        term.stage = Stage::Leading;
+        let pages: Vec<_> = term.book.incarnations().cloned().collect();
+        let held: Vec<_> =
+            pages.iter().flat_map(|page| term.book.entries(page)).map(|(t, _)| t.clone()).collect();
+        for incarnation in pages.iter().filter(|incarnation| !alive.contains(incarnation)) {
+            self.on_unregistered(incarnation, now, out);
+        }
+        let living: Vec<_> = self.fleet.incarnations().cloned().collect();
+        for incarnation in &living {
+            self.on_registration(incarnation, now, out);
+        }
+        let cancelling: Vec<_> = self.table.cancelling.iter().cloned().collect();
+        for task in held.iter().chain(&cancelling) {
+            self.settle(task, now, out);
+        }
+    }
+
+    pub(super) fn on_tasks_complete(&mut self, now: Instant, out: &mut Out) {
+        let Some(term) = &self.term else { return };
+        let pages = term.book.incarnations();
+        let held: Vec<_> =
+            pages.flat_map(|page| term.book.entries(page)).map(|(task, _)| task.clone()).collect();
+        for task in held {
+            self.settle(&task, now, out);
+        }
+    }
+
+    fn on_unregistered(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
+        let Some(term) = &mut self.term else { return };
+        if term.book.entries(incarnation).next().is_some() {
+            self.bury(incarnation, out);
+        } else {
+            term.newborn.entry(incarnation.clone()).or_insert(now);
+        }
+    }
+
+    pub(super) fn on_registration(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
+        let Some(term) = &mut self.term else { return };
+        term.newborn.remove(incarnation);
+        let Some(through) = self.fleet.get(incarnation).and_then(|r| r.revoked_through) else { return };
+        for (task, attempt) in term.book.acknowledge(incarnation, through) {
+            // The same attempt is never given out twice: its worker may remember it as refused.
+            let same = self.table.pending(&task).is_some_and(|p| p.attempt == attempt && !p.cancel);
+            if let Some(term) = self.term.as_mut().filter(|_| same) {
+                let edit = Edit::Move { from: attempt, worker: incarnation.clone(), charge: None };
+                term.editor.begin(&task, edit, out);
+            }
+            self.settle(&task, now, out);
+        }
+        self.touch();
+    }
+
+    pub(super) fn on_death(&mut self, incarnation: &Incarnation, out: &mut Out) {
+        let Some(term) = &self.term else { return };
+        if term.stage == Stage::Leading {
+            out.log(Level::Info, format!("worker {incarnation} is gone"));
+            self.bury(incarnation, out);
+        }
+    }
+
+    fn bury(&mut self, incarnation: &Incarnation, out: &mut Out) {
+        let Some(term) = &mut self.term else { return };
+        if term.burials.contains_key(incarnation) || !term.book.incarnations().any(|i| i == incarnation) {
+            return;
+        }
+        let entry = |(task, held): (&TaskId, &Held)| (task.clone(), held.attempt, held.is_revoked());
+        let burial = Burial::new(incarnation, term.book.entries(incarnation).map(entry));
+        for task in burial.to_look_at() {
+            term.editor.begin(task, Edit::Peek, out);
+        }
+        term.burials.insert(incarnation.clone(), burial);
+    }
+
+    fn on_edited(&mut self, task: &TaskId, edit: &Edit, edited: Edited, now: Instant, out: &mut Out) {
+        if let Edited::Refused(refusal) = &edited {
+            let path = self.params.layout.task(task);
+            out.log(Level::Error, format!("{path}: {refusal}; the task is set aside"));
+            self.table.set_aside(task);
+        }
+        let Some(term) = &mut self.term else { return };
+        for burial in term.burials.values_mut() {
+            burial.on_edited(task, edit, &edited);
+        }
+        self.settle(task, now, out);
+        self.touch();
+    }
+
+    /// Goes on with burials; those that are over end with the deletion of the assignment.
+    pub(super) fn continue_burials(&mut self, now: Instant, out: &mut Out) {
+        let Some(term) = &mut self.term else { return };
+        let mut settled = Vec::new();
+        for (incarnation, burial) in &mut term.burials {
+            // An edit for another reason may have been under way when this one was wished for.
+            for task in burial.to_look_at() {
+                term.editor.begin(task, Edit::Peek, out);
+            }
+            let table = &self.table;
+            for (task, edit) in burial.moves(|task| table.pending(task).map_or(3, |p| p.max_attempts)) {
+                term.editor.begin(&task, edit, out);
+            }
+            for task in burial.take_done() {
+                term.book.release(incarnation, &task);
+                settled.push(task);
+            }
+            if burial.is_over() {
+                term.book.close(incarnation, out);
+            }
+        }
+        let book = &term.book;
+        term.burials.retain(|incarnation, _| book.incarnations().any(|i| i == incarnation));
+        for task in settled {
+            self.settle(&task, now, out);
+        }
+    }
+
+    /// Closes what was never registered.
+    pub(super) fn close_newborn(&mut self, now: Instant, out: &mut Out) {
+        let Some(term) = &mut self.term else { return };
+        let old = term.newborn.extract_if(.., |_, since| *since + NEWBORN_GRACE <= now);
+        for (incarnation, _) in old {
+            term.book.close(&incarnation, out);
+        }
+    }
+
+    /// Brings queue, assignments and outcomes into line with what is known of one task. Every change of what is
+    /// known of a task ends here.
+    pub(super) fn settle(&mut self, task: &TaskId, now: Instant, out: &mut Out) {
+        let ensemble_ms = self.term.as_ref().and_then(|term| Some(term.clock?.now_ms(now)));
+        self.queue.remove(task);
+        let Some(term) = self.term.as_mut().filter(|term| term.is_leading()) else {
+            if self.term.as_ref().is_none_or(|term| term.holder_of(task).is_none()) {
+                self.enqueue(task, ensemble_ms);
+            }
+            return;
+        };
+        if term.editor.is_editing(task) {
+            return;
+        }
+        let holder = term.book.holder(task).map(|(incarnation, held)| (incarnation.clone(), held));
+        let phase = self.table.get(task).map(|known| &known.phase);
+        match (phase, holder) {
+            // What is on a dead incarnation's page is up to its burial.
+            (_, Some((incarnation, _))) if !self.fleet.lives(&incarnation) => {}
+            (None, Some(_)) if !self.tasks.is_complete() => {}
+            (Some(Phase::Pending(pending)), Some((incarnation, held))) => {
+                if pending.attempt > held.attempt && pending.released_by.as_ref() == Some(&incarnation) {
+                    term.book.strip(task);
+                    self.settle(task, now, out);
+                } else if pending.attempt > held.attempt
+                    || (pending.attempt == held.attempt && pending.cancel)
+                {
+                    term.book.revoke(task);
+                }
+            }
+            (Some(Phase::Ended { by, .. }), Some((incarnation, _))) if by.as_ref() == Some(&incarnation) => {
+                term.book.strip(task);
+            }
+            // Its worker does not know yet that it is over.
+            (None | Some(Phase::Ended { .. } | Phase::Malformed), Some(_)) => term.book.revoke(task),
+            (Some(Phase::Aside), Some(_)) => {}
+            (Some(Phase::Pending(pending)), None) => {
+                let expired =
+                    pending.expires_ms != 0 && ensemble_ms.is_some_and(|now| now >= pending.expires_ms);
+                if pending.cancel {
+                    term.editor.begin(task, Edit::Cancel, out);
+                } else if expired {
+                    term.editor.begin(task, Edit::Expire, out);
+                } else {
+                    self.enqueue(task, ensemble_ms);
+                }
+            }
+            (None | Some(Phase::Ended { .. } | Phase::Malformed | Phase::Aside), None) => {}
+        }
+    }
+
+    /// Gives queued tasks to workers with free slots, the least loaded first.
+    fn dispatch(&mut self, out: &mut Out) {
+        let Some(term) = self.term.as_mut().filter(|term| term.is_leading()) else { return };
+        if self.queue.is_empty() || !self.workers.is_complete() {
+            return;
+        }
+        if let Some(blind) = self.fleet.incarnations().find(|i| term.book.is_unreadable(i)) {
+            if self.table.report(&format!("unreadable {blind}")) {
+                let why = "no task is given out until that worker is gone, for nobody knows what it runs";
+                out.log(Level::Error, format!("the assignment of {blind} cannot be read: {why}"));
+            }
+            return;
+        }
+        let mut free = Vec::new();
+        for (incarnation, registration) in self.fleet.iter() {
+            let has = term.book.entries(incarnation).count();
+            let aside = registration.aside.len().min(has);
+            let slots =
+                (registration.slots as usize).saturating_sub(has - aside).min(term.book.room(incarnation));
+            if slots > 0 && !registration.draining && term.book.is_open(incarnation) {
+                let suspect = term
+                    .book
+                    .entries(incarnation)
+                    .any(|(t, _)| self.table.pending(t).is_some_and(|p| p.charged > 0));
+                free.push(Free { incarnation, registration, has: has - aside, slots, suspect });
+            }
+        }
+        let mut given = Vec::new();
+        while !free.is_empty() {
+            let fits = |f: &Free<'_>, need: Need| {
+                !(need.suspect && f.suspect) && self.needs.fits(need, &f.registration.labels)
+            };
+            let Some((task, need)) = self.queue.pop(|need| free.iter().any(|f| fits(f, need))) else { break };
+            let Some(attempt) = self.table.pending(&task).map(|p| p.attempt) else { continue };
+            let best =
+                free.iter().enumerate().filter(|(_, f)| fits(f, need)).min_by(|(_, a), (_, b)| a.load_cmp(b));
+            let Some(at) = best.map(|(at, _)| at) else { continue };
+            given.push((free[at].incarnation.clone(), task, attempt));
+            free[at].has += 1;
+            free[at].slots -= 1;
+            free[at].suspect |= need.suspect;
+            if free[at].slots == 0 {
+                free.swap_remove(at);
+            }
+        }
+        for (incarnation, task, attempt) in given {
+            term.book.assign(&incarnation, &task, attempt);
+            term.summary.touch();
+        }
+    }
+
+    fn summarize(&self, term: &Term) -> Status {
+        let leader = Leader {
+            id: self.params.id.clone(),
+            host: self.params.host.clone(),
+            pid: self.params.pid,
+            epoch: term.epoch,
+        };
+        let rows = self.fleet.iter().map(|(incarnation, registration)| WorkerRow {
+            id: incarnation.worker().to_string(),
+            host: registration.host.clone(),
+            pid: registration.pid,
+            slots: registration.slots,
+            assigned: u32::try_from(term.book.entries(incarnation).count()).unwrap_or(u32::MAX),
+            draining: registration.draining,
+            labels: registration.labels.clone(),
+        });
+        let mut counts = self.table.counts();
+        let is_pending = |task: &&TaskId| self.table.pending(task).is_some();
+        let entries = term.book.incarnations().flat_map(|i| term.book.entries(i)).map(|(task, _)| task);
+        counts.assigned = entries.filter(is_pending).count() as u64;
+        counts.pending = counts.pending.saturating_sub(counts.assigned);
+        let loading = !self.tasks.is_complete() || term.stage != Stage::Leading;
+        Status::new(leader, rows.collect(), counts, loading)
+    }
+}
+
+/// A worker that could take more.
+struct Free<'a> {
+    incarnation: &'a Incarnation,
+    registration: &'a crate::contract::worker::Registration,
+    has: usize,
+    slots: usize,
+    suspect: bool,
+}
+
+impl Free<'_> {
+    /// Whose share of slots in use is less; of equals, who has more slots, then by name.
+    fn load_cmp(&self, other: &Free<'_>) -> std::cmp::Ordering {
+        let (own, others) = (self.registration.slots as usize, other.registration.slots as usize);
+        (self.has * others)
+            .cmp(&(other.has * own))
+            .then(others.cmp(&own))
+            .then_with(|| self.incarnation.cmp(other.incarnation))
+    }
+}

@@ -1,0 +1,393 @@
+//! What a master knows of every task and job: little for each, so that a million of them fit.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::contract::status::Counts;
+use crate::contract::task::{Job, Options, State, Task};
+use crate::contract::{Incarnation, MAX_CHILDREN_TOLERATED, Malformed, TaskId, is_shared};
+use crate::machine::{Instant, Stat};
+use crate::recipes::queue::{Need, Needs};
+
+/// Znodes whose trouble is told one by one; of further ones only the number is.
+const MAX_REPORTED: usize = 1_000;
+
+/// A task, as far as a master needs it.
+#[derive(Debug)]
+pub struct Known {
+    /// When it was created, as the ensemble counts.
+    pub czxid: i64,
+    /// When it was last changed, likewise.
+    pub mzxid: i64,
+    /// When it was last changed, by the ensemble's clock.
+    pub mtime_ms: i64,
+    /// Its version then.
+    pub version: i32,
+    /// What it said then.
+    pub phase: Phase,
+}
+
+/// How far a task is.
+#[derive(Debug)]
+pub enum Phase {
+    /// It has no outcome.
+    Pending(Pending),
+    /// It has one.
+    Ended {
+        /// In which way.
+        state: State,
+        /// Who ran it to its end.
+        by: Option<Incarnation>,
+    },
+    /// It cannot be read as a task.
+    Malformed,
+    /// It is a task that cannot be written.
+    Aside,
+}
+
+/// A task without an outcome.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Pending {
+    pub attempt: u32,
+    pub charged: u32,
+    pub max_attempts: u32,
+    pub priority: i32,
+    pub need: Need,
+    /// By the ensemble's clock; 0 if at once.
+    pub not_before_ms: i64,
+    /// By the ensemble's clock; 0 if never.
+    pub expires_ms: i64,
+    pub cancel: bool,
+    pub released_by: Option<Incarnation>,
+    pub orphan_of: Option<Box<str>>,
+}
+
+/// A directory of tasks.
+#[derive(Debug, Default)]
+pub struct Dir {
+    /// Its defaults, once they were read.
+    pub options: Option<Options>,
+    /// Its version then.
+    pub version: i32,
+    /// Tasks known in it.
+    pub tasks: i32,
+    /// Since when it has had none.
+    pub empty_since: Option<Instant>,
+    reported_full: bool,
+}
+
+/// What came of a look at a task.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Update {
+    /// Nothing new.
+    Stale,
+    /// Something new.
+    Changed,
+    /// Its directory must be read first, then it again.
+    DirUnknown,
+    /// It is no task; told once.
+    Malformed(Malformed),
+}
+
+/// All tasks and jobs.
+#[derive(Debug, Default)]
+pub struct Table {
+    tasks: BTreeMap<TaskId, Known>,
+    dirs: BTreeMap<String, Dir>,
+    /// Tasks whose directory is not known yet.
+    waiting: BTreeMap<String, BTreeSet<TaskId>>,
+    /// Tasks with an outcome, by the time that they got it.
+    pub ended: BTreeSet<(i64, TaskId)>,
+    /// Tasks to be expired, by time.
+    pub expiring: BTreeSet<(i64, TaskId)>,
+    /// Tasks that somebody wants cancelled.
+    pub cancelling: BTreeSet<TaskId>,
+    /// Tasks that go with their submitter.
+    pub orphanable: BTreeMap<TaskId, Box<str>>,
+    counts: Counts,
+    reported: BTreeSet<String>,
+}
+
+impl Table {
+    /// A task.
+    pub fn get(&self, task: &TaskId) -> Option<&Known> {
+        self.tasks.get(task)
+    }
+
+    /// A task without an outcome.
+    pub fn pending(&self, task: &TaskId) -> Option<&Pending> {
+        match &self.tasks.get(task)?.phase {
+            Phase::Pending(pending) => Some(pending),
+            Phase::Ended { .. } | Phase::Malformed | Phase::Aside => None,
+        }
+    }
+
+    /// How many tasks there are in each state; `pending` counts the assigned ones too.
+    pub fn counts(&self) -> Counts {
+        self.counts.clone()
+    }
+
+    /// All tasks.
+    pub fn ids(&self) -> impl Iterator<Item = &TaskId> {
+        self.tasks.keys()
+    }
+
+    /// How many tasks there are.
+    pub fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// The defaults of a directory, if it was read.
+    pub fn options(&self, dir: &str) -> Option<&Options> {
+        self.dirs.get(dir)?.options.as_ref()
+    }
+
+    /// Takes in a directory. Gives the tasks that waited for it, and what is wrong with it.
+    pub fn see_dir(
+        &mut self,
+        name: &str,
+        data: &[u8],
+        stat: &Stat,
+        now: Instant,
+    ) -> (Vec<TaskId>, Option<Malformed>) {
+        let (options, malformed) = match Job::decode(data) {
+            Ok(job) => (job.options, None),
+            Err(malformed) => (Options::default(), Some(malformed)),
+        };
+        let dir = self.dirs.entry(name.to_string()).or_default();
+        dir.options = Some(options);
+        dir.version = stat.version;
+        if dir.tasks == 0 {
+            dir.empty_since.get_or_insert(now);
+        }
+        let waiting = self.waiting.remove(name).map(|tasks| tasks.into_iter().collect()).unwrap_or_default();
+        (waiting, malformed.filter(|_| self.report(name)))
+    }
+
+    /// A directory that has been empty since before `before` is going to be deleted; it is not named again until
+    /// it has been empty for as long once more. Shared jobs never are.
+    pub fn take_empty_dir(&mut self, before: Instant, now: Instant) -> Option<(String, i32)> {
+        let is_old = |dir: &Dir| {
+            dir.tasks == 0 && dir.options.is_some() && dir.empty_since.is_some_and(|s| s <= before)
+        };
+        let (name, dir) = self.dirs.iter_mut().find(|(name, dir)| is_old(dir) && !is_shared(name))?;
+        dir.empty_since = Some(now);
+        Some((name.clone(), dir.version))
+    }
+
+    /// A directory is gone.
+    pub fn drop_dir(&mut self, name: &str) {
+        self.dirs.remove(name);
+        self.waiting.remove(name);
+    }
+
+    /// Takes in a task. `None` for `needs` would be a task with more label sets than can be told apart.
+    pub fn see(&mut self, task: &TaskId, data: &[u8], stat: &Stat, needs: &mut Needs) -> Update {
+        if self.tasks.get(task).is_some_and(|known| known.mzxid >= stat.mzxid) {
+            return Update::Stale;
+        }
+        let mut trouble = None;
+        let phase = match Task::decode(data) {
+            Ok(read) => match read.outcome {
+                Some(outcome) => Phase::Ended { state: outcome.state, by: outcome.worker },
+                None => match self.pending_of(task, &read, stat, needs) {
+                    Some(Some(pending)) => Phase::Pending(pending),
+                    Some(None) => {
+                        trouble =
+                            Some(Malformed("too many different sets of required labels are in use".into()));
+                        Phase::Aside
+                    }
+                    None => {
+                        self.waiting.entry(task.dir().to_string()).or_default().insert(task.clone());
+                        return Update::DirUnknown;
+                    }
+                },
+            },
+            Err(malformed) => {
+                trouble = Some(malformed);
+                Phase::Malformed
+            }
+        };
+        let (czxid, mzxid, mtime_ms, version) = (stat.czxid, stat.mzxid, stat.mtime_ms, stat.version);
+        self.put(task, Known { czxid, mzxid, mtime_ms, version, phase });
+        match trouble.filter(|_| self.report(task.as_str())) {
+            Some(malformed) => Update::Malformed(malformed),
+            None => Update::Changed,
+        }
+    }
+
+    /// `None` if the directory is not known yet; `Some(None)` if there are too many sets of labels.
+    fn pending_of(
+        &self,
+        id: &TaskId,
+        task: &Task,
+        stat: &Stat,
+        needs: &mut Needs,
+    ) -> Option<Option<Pending>> {
+        let none = Options::default();
+        let job = if is_shared(id.dir()) { &none } else { self.options(id.dir())? };
+        let options = task.options.or(job);
+        let Some(need) = needs.number(options.require.as_ref(), task.charged > 0) else { return Some(None) };
+        let expires_ms = options.expire_ms.map_or(0, |ms| stat.ctime_ms.saturating_add_unsigned(ms));
+        Some(Some(Pending {
+            attempt: task.attempt,
+            charged: task.charged,
+            max_attempts: options.attempts(),
+            priority: options.priority.unwrap_or(0),
+            need,
+            not_before_ms: task.delay_ms.map_or(0, |ms| stat.mtime_ms.saturating_add_unsigned(ms)),
+            expires_ms,
+            cancel: task.cancel,
+            released_by: task.released_by.clone(),
+            orphan_of: options.orphan_of.map(String::into_boxed_str),
+        }))
+    }
+
+    /// A task is gone. Gives the time from which its directory is empty, if it is now.
+    pub fn remove(&mut self, task: &TaskId, now: Instant) -> bool {
+        if let Some(waiting) = self.waiting.get_mut(task.dir()) {
+            waiting.remove(task);
+        }
+        let Some(known) = self.tasks.remove(task) else { return false };
+        self.unindex(task, &known);
+        if let Some(dir) = self.dirs.get_mut(task.dir()) {
+            dir.tasks -= 1;
+            if dir.tasks == 0 {
+                dir.empty_since = Some(now);
+            }
+        }
+        true
+    }
+
+    /// The task cannot be written; it is left alone from now on.
+    pub fn set_aside(&mut self, task: &TaskId) {
+        if let Some(mut known) = self.tasks.remove(task) {
+            self.unindex(task, &known);
+            if let Some(dir) = self.dirs.get_mut(task.dir()) {
+                dir.tasks -= 1;
+            }
+            known.phase = Phase::Aside;
+            self.put(task, known);
+        }
+    }
+
+    /// Whether the trouble with this znode is to be told: once, and not of too many.
+    pub fn report(&mut self, name: &str) -> bool {
+        self.reported.len() < MAX_REPORTED && self.reported.insert(name.to_string())
+    }
+
+    /// A directory that has more children than it should, if there is one that was not told yet.
+    pub fn overfull(&mut self, name: &str) -> Option<i32> {
+        let dir = self.dirs.get_mut(name)?;
+        if dir.tasks <= MAX_CHILDREN_TOLERATED || dir.reported_full {
+            return None;
+        }
+        dir.reported_full = true;
+        Some(dir.tasks)
+    }
+
+    fn put(&mut self, task: &TaskId, known: Known) {
+        if let Some(old) = self.tasks.remove(task) {
+            self.unindex(task, &old);
+        } else {
+            let dir = self.dirs.entry(task.dir().to_string()).or_default();
+            dir.tasks += 1;
+            dir.empty_since = None;
+        }
+        match &known.phase {
+            Phase::Pending(pending) => {
+                if pending.expires_ms != 0 {
+                    self.expiring.insert((pending.expires_ms, task.clone()));
+                }
+                if pending.cancel {
+                    self.cancelling.insert(task.clone());
+                }
+                if let Some(submitter) = &pending.orphan_of {
+                    self.orphanable.insert(task.clone(), submitter.clone());
+                }
+            }
+            Phase::Ended { .. } => {
+                self.ended.insert((known.mtime_ms, task.clone()));
+            }
+            Phase::Malformed | Phase::Aside => {}
+        }
+        *counter(&mut self.counts, &known.phase) += 1;
+        self.tasks.insert(task.clone(), known);
+    }
+
+    fn unindex(&mut self, task: &TaskId, known: &Known) {
+        match &known.phase {
+            Phase::Pending(pending) => {
+                self.expiring.remove(&(pending.expires_ms, task.clone()));
+                self.cancelling.remove(task);
+                self.orphanable.remove(task);
+            }
+            Phase::Ended { .. } => {
+                self.ended.remove(&(known.mtime_ms, task.clone()));
+            }
+            Phase::Malformed | Phase::Aside => {}
+        }
+        *counter(&mut self.counts, &known.phase) -= 1;
+    }
+}
+
+fn counter<'a>(counts: &'a mut Counts, phase: &Phase) -> &'a mut u64 {
+    match phase {
+        Phase::Pending(_) => &mut counts.pending,
+        Phase::Ended { state: State::Done, .. } => &mut counts.done,
+        Phase::Ended { state: State::Failed, .. } => &mut counts.failed,
+        Phase::Ended { state: State::Cancelled, .. } => &mut counts.cancelled,
+        Phase::Ended { state: State::Expired, .. } => &mut counts.expired,
+        Phase::Malformed => &mut counts.malformed,
+        Phase::Aside => &mut counts.aside,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stat(mzxid: i64) -> Stat {
+        Stat { czxid: 1, mzxid, mtime_ms: mzxid * 10, ..Stat::default() }
+    }
+
+    #[test]
+    fn the_newest_look_wins_whatever_the_order() {
+        let (mut table, mut needs) = (Table::default(), Needs::default());
+        let task = TaskId::new("j", "t");
+        let now = Instant::default();
+        assert_eq!(table.see(&task, br#"{"command":"x"}"#, &stat(5), &mut needs), Update::DirUnknown);
+        assert_eq!(table.see_dir("j", b"", &stat(1), now), (vec![task.clone()], None));
+        assert_eq!(
+            table.see(&task, br#"{"command":"x","attempt":2}"#, &stat(7), &mut needs),
+            Update::Changed
+        );
+        assert_eq!(table.see(&task, br#"{"command":"x"}"#, &stat(5), &mut needs), Update::Stale);
+        assert_eq!(table.pending(&task).map(|p| p.attempt), Some(2));
+        let ended = br#"{"command":"x","outcome":{"state":"done","attempt":2}}"#;
+        assert_eq!(table.see(&task, ended, &stat(8), &mut needs), Update::Changed);
+        assert_eq!((table.counts().pending, table.counts().done, table.ended.len()), (0, 1, 1));
+        assert!(table.remove(&task, now) && !table.remove(&task, now));
+        assert_eq!((table.counts(), table.ended.len(), table.len()), (Counts::default(), 0, 0));
+    }
+
+    #[test]
+    fn garbage_is_counted_and_told_once() {
+        let (mut table, mut needs) = (Table::default(), Needs::default());
+        let task = TaskId::new("_00", "t");
+        assert!(matches!(table.see(&task, b"garbage", &stat(1), &mut needs), Update::Malformed(_)));
+        assert_eq!(table.see(&task, b"garbage2", &stat(2), &mut needs), Update::Changed);
+        assert_eq!(table.counts().malformed, 1);
+    }
+
+    #[test]
+    fn a_jobs_defaults_count_where_the_task_says_nothing() {
+        let (mut table, mut needs) = (Table::default(), Needs::default());
+        table.see_dir("j", br#"{"v":1,"priority":7,"expire_ms":5}"#, &stat(1), Instant::default());
+        let task = TaskId::new("j", "t");
+        table.see(&task, br#"{"command":"x","priority":-2}"#, &Stat { ctime_ms: 100, ..stat(2) }, &mut needs);
+        let pending = table.pending(&task).map(|p| (p.priority, p.expires_ms, p.max_attempts));
+        assert_eq!(pending, Some((-2, 105, 3)));
+        assert_eq!(table.expiring.first(), Some(&(105, task)));
+    }
+}

@@ -1,0 +1,455 @@
+//! The worker: keeps its name, runs what its assignment says, and writes down how it ended.
+//!
+//! The life of an entry of the assignment:
+//!
+//! ```text
+//!  reading ─pending at this attempt→ ready ─free slot, lease, defaults→ running ─group dead→ reporting → closed
+//!     │ ↑                                                               (kill: timeout, revoked,
+//!     ↓ └ own write, read again                                          drain, lease lapsed)
+//!  closed (void)
+//! ```
+//!
+//! Nothing starts, and nothing goes on, without the lease. When the incarnation is dead (its lease lapsed, or a
+//! registration was missing for an instant) everything is killed and handed back without a charge, and only then
+//! does the next incarnation begin. A drain is the same for what outlasts its grace, and ends the process.
+
+mod reports;
+mod runs;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::contract::task::{Job, Options};
+use crate::contract::worker::{Assignment, MAX_ASIDE, ProcessIdentity, Registration};
+use crate::contract::{Labels, Layout, TaskId};
+use crate::exit;
+use crate::machine::{
+    Action, Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Event, Instant, Level, Refusal,
+    Reply, Role, RunId, WatchMode, earlier,
+};
+use crate::recipes::lease::Lease;
+use crate::recipes::registration::{Registrar, Step};
+use reports::{Reports, Settled};
+use runs::{Slot, State};
+
+/// Directories of tasks whose defaults are remembered.
+const MAX_JOBS_REMEMBERED: usize = 1_000;
+
+/// What a worker is started with.
+#[derive(Clone, Debug)]
+pub struct Params {
+    /// Where everything stands.
+    pub layout: Layout,
+    /// Its id.
+    pub id: String,
+    /// Its process.
+    pub process: ProcessIdentity,
+    /// The process of an earlier worker of this id, proven to be gone with all that it ran.
+    pub predecessor: Option<ProcessIdentity>,
+    /// Tasks at once.
+    pub slots: u32,
+    /// What it says of itself.
+    pub labels: Labels,
+    /// How long a stopped task has before it is killed.
+    pub grace: Duration,
+    /// How long the end may wait for an ensemble that does not answer.
+    pub close_timeout: Duration,
+    /// Bytes kept of each output stream.
+    pub output_limit: usize,
+    /// Chance, for the incarnations' names.
+    pub seed: u64,
+}
+
+/// A worker reports nothing to standard output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {}
+
+type Out = Actions<Report>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Working,
+    /// No new task is started. Those that run go on until `term`, get SIGTERM then, and SIGKILL at `kill`.
+    Draining {
+        term: Instant,
+        kill: Instant,
+    },
+    /// Everything is dead and written down; the assignment is being deleted.
+    Leaving {
+        until: Instant,
+    },
+}
+
+#[derive(Debug)]
+enum Purpose {
+    WatchAssignment,
+    ReadAssignment,
+    ReadTask(TaskId),
+    ReadJob(String),
+    DeleteAssignment,
+}
+
+/// The role.
+#[derive(Debug)]
+pub struct Worker {
+    params: Params,
+    connected: bool,
+    registrar: Registrar,
+    lease: Lease,
+    mode: Mode,
+    /// The newest version of the own assignment that was seen.
+    version: Option<i32>,
+    slots: BTreeMap<TaskId, Slot>,
+    runs: BTreeMap<RunId, TaskId>,
+    reports: Reports,
+    /// Defaults of jobs; `None` while they are being read.
+    jobs: BTreeMap<String, Option<Options>>,
+    /// The incarnation is dead, and what it ran is being killed.
+    dying: bool,
+    calls: Calls<Purpose>,
+    told: String,
+}
+
+impl Worker {
+    /// A worker that has not connected yet.
+    pub fn new(params: Params) -> Worker {
+        let body = Registration::new(&params.process, params.slots, params.labels.clone(), 0);
+        let predecessor = params.predecessor.clone();
+        let registrar = Registrar::new(&params.layout, &params.id, body, predecessor, params.seed);
+        Worker {
+            connected: false,
+            lease: Lease::new(&params.layout, registrar.incarnation().as_str()),
+            registrar,
+            mode: Mode::Working,
+            version: None,
+            slots: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            reports: Reports::new(&params.layout),
+            jobs: BTreeMap::new(),
+            dying: false,
+            calls: Calls::default(),
+            told: String::new(),
+            params,
+        }
+    }
+
+    fn assignment(&self) -> String {
+        self.params.layout.assignment(self.registrar.incarnation())
+    }
+
+    fn on_lost(&mut self) {
+        self.connected = false;
+        self.calls.clear();
+        self.registrar.on_lost();
+        self.lease.on_lost();
+        self.reports.on_lost();
+        self.jobs.retain(|_, options| options.is_some());
+    }
+
+    fn on_registrar(&mut self, step: Step, out: &mut Out) {
+        match step {
+            Step::Pending => {}
+            Step::Standing => {
+                self.lease.on_session(self.registrar.session_timeout());
+                let call = Call::Watch { path: self.assignment(), mode: WatchMode::Node };
+                self.calls.issue(out, call, Purpose::WatchAssignment);
+                self.restart_reads(out);
+                out.push(Action::Ready);
+            }
+            Step::Dead(why) => self.die(&why, out),
+            Step::Taken { host, pid } => {
+                let id = &self.params.id;
+                let hint = "stop that one, or give this one another --id";
+                out.fail(
+                    exit::TRY_AGAIN,
+                    format!("a worker {id} lives already: {host}, process {pid}; {hint}"),
+                );
+            }
+        }
+    }
+
+    /// The incarnation is dead: kills what it runs. The next one begins when that is done.
+    fn die(&mut self, why: &str, out: &mut Out) {
+        if self.dying {
+            return;
+        }
+        out.log(Level::Warn, format!("worker {}: {why}; killing its tasks", self.registrar.incarnation()));
+        self.dying = true;
+        self.registrar.abandon();
+        self.calls.clear();
+        self.version = None;
+        self.kill_all(out);
+    }
+
+    /// Begins the next incarnation when nothing of the last one is left.
+    fn rise(&mut self, out: &mut Out) {
+        if !self.dying || !self.runs.is_empty() {
+            return;
+        }
+        self.dying = false;
+        self.slots.retain(|task, _| self.reports.owes(task));
+        if self.mode == Mode::Working {
+            self.registrar.begin(self.connected, out);
+            self.lease.rename(self.registrar.incarnation().as_str());
+        }
+    }
+
+    fn on_reply(&mut self, id: CallId, result: &CallResult, now: Instant, out: &mut Out) {
+        if let Some(step) = self.registrar.on_reply(id, result, now, out) {
+            return self.on_registrar(step, out);
+        }
+        if self.lease.on_reply(id, result, now, out) {
+            return self.after_own_write(out);
+        }
+        if let Some(settled) = self.reports.on_reply(id, result, out) {
+            if let Some((task, settled)) = settled {
+                self.on_settled(&task, settled, out);
+            }
+            return;
+        }
+        let Some(purpose) = self.calls.take(id) else { return };
+        let result = match result {
+            Ok(reply) => Ok(reply),
+            Err(CallError::Refused(refusal)) => Err(*refusal),
+            Err(CallError::NotSent | CallError::MaybeApplied) => return,
+        };
+        match (purpose, result) {
+            (Purpose::WatchAssignment, Ok(_)) => self.read_assignment(out),
+            (Purpose::ReadAssignment, Ok(Reply::Data { data, stat })) => {
+                self.on_assignment(data, stat.version, now, out);
+            }
+            (Purpose::ReadAssignment, Err(Refusal::NoNode)) => self.die("its assignment was deleted", out),
+            (Purpose::ReadTask(task), Ok(Reply::Data { data, stat })) => {
+                self.on_task(&task, Some((data, stat)), now, out);
+            }
+            (Purpose::ReadTask(task), Err(Refusal::NoNode)) => self.on_task(&task, None, now, out),
+            (Purpose::ReadTask(task), Err(refusal)) => {
+                self.set_aside(&task, &refusal.to_string(), out);
+            }
+            (Purpose::ReadJob(dir), result) => self.on_job(dir, result, out),
+            (Purpose::DeleteAssignment, Ok(_) | Err(Refusal::NoNode)) => out.push(Action::Exit(exit::OK)),
+            // The leader was faster with one more write: what it added was not started.
+            (Purpose::DeleteAssignment, Err(Refusal::BadVersion)) => self.read_assignment(out),
+            (Purpose::DeleteAssignment, Err(refusal)) => {
+                out.log(Level::Error, format!("{}: {refusal}", self.assignment()));
+                out.push(Action::Exit(exit::OK));
+            }
+            (Purpose::WatchAssignment | Purpose::ReadAssignment, Err(refusal)) => {
+                out.fail(exit::NOT_PERMITTED, format!("{}: {refusal}", self.assignment()));
+            }
+            (purpose, Ok(reply)) => out.fail(exit::BUG, format!("worker: {reply:?} answers {purpose:?}")),
+        }
+    }
+
+    fn on_changed(&mut self, path: &str, kind: ChangeKind, out: &mut Out) {
+        if path == self.assignment() && self.registrar.is_standing() {
+            match (kind, self.mode) {
+                (ChangeKind::Deleted, Mode::Leaving { .. }) => out.push(Action::Exit(exit::OK)),
+                (ChangeKind::Deleted, _) => self.die("its assignment was deleted", out),
+                (ChangeKind::Data, _) => self.read_assignment(out),
+                (ChangeKind::Created | ChangeKind::Children, _) => {}
+            }
+            return;
+        }
+        let step = self.registrar.on_changed(path, kind, out);
+        self.on_registrar(step, out);
+    }
+
+    /// At most one read is waiting behind the one under way, whatever the number of changes.
+    fn read_assignment(&mut self, out: &mut Out) {
+        let call = Call::Get { path: self.assignment(), watch: false };
+        self.calls.issue(out, call, Purpose::ReadAssignment);
+    }
+
+    fn on_assignment(&mut self, data: &[u8], version: i32, now: Instant, out: &mut Out) {
+        if self.version.is_some_and(|seen| seen > version) {
+            return;
+        }
+        self.version = Some(version);
+        if let Mode::Leaving { .. } = self.mode {
+            let call = Call::Delete { path: self.assignment(), version: Some(version) };
+            self.calls.issue(out, call, Purpose::DeleteAssignment);
+            return;
+        }
+        match Assignment::decode(data) {
+            Ok(assignment) => self.merge(assignment.entries, now, out),
+            // Whoever wrote that, nobody can say any more what this incarnation has to do.
+            Err(malformed) => self.die(&format!("its assignment cannot be read ({malformed})"), out),
+        }
+    }
+
+    fn on_job(&mut self, dir: String, result: Result<&Reply, Refusal>, out: &mut Out) {
+        let options = match result {
+            Ok(Reply::Data { data, .. }) => match Job::decode(data) {
+                Ok(job) => job.options,
+                Err(malformed) => {
+                    let path = self.params.layout.job(&dir);
+                    out.log(
+                        Level::Error,
+                        format!("{path} is no job ({malformed}): taken as without defaults"),
+                    );
+                    Options::default()
+                }
+            },
+            Ok(_) | Err(_) => Options::default(),
+        };
+        if self.jobs.len() > MAX_JOBS_REMEMBERED {
+            self.jobs.retain(|_, options| options.is_none());
+        }
+        self.jobs.insert(dir, Some(options));
+    }
+
+    fn on_settled(&mut self, task: &TaskId, settled: Settled, out: &mut Out) {
+        if let Settled::Impossible(why) = &settled {
+            self.set_aside(task, why, out);
+            return;
+        }
+        self.close(task, settled == Settled::Void, out);
+        if matches!(self.mode, Mode::Leaving { .. }) {
+            self.leave(out);
+        }
+    }
+
+    /// Nothing can be written into the task: it is told and left alone, and takes up no slot.
+    fn set_aside(&mut self, task: &TaskId, why: &str, out: &mut Out) {
+        let path = self.params.layout.task(task);
+        out.log(Level::Error, format!("{path}: {why}; the task is set aside, and its outcome is lost"));
+        if let Some(slot) = self.slots.get_mut(task) {
+            slot.state = State::Aside;
+        }
+        let aside: Vec<_> = self.slots.iter().filter(|(_, s)| matches!(s.state, State::Aside)).collect();
+        let aside: Vec<TaskId> = aside.into_iter().map(|(task, _)| task.clone()).take(MAX_ASIDE).collect();
+        self.registrar.publish(|body| body.aside = aside, out);
+    }
+
+    fn on_stop(&mut self, again: bool, now: Instant, out: &mut Out) {
+        out.push(Action::Status("draining".into()));
+        let term_before = self.params.grace.min(runs::TERM_BEFORE_KILL);
+        let (term, kill) = match (self.mode, again) {
+            (Mode::Leaving { .. }, true) => return out.push(Action::Exit(exit::OK)),
+            (Mode::Leaving { .. }, false) => return,
+            (Mode::Draining { .. }, false) => return,
+            (_, true) => (now, now),
+            (Mode::Working, false) => (now + (self.params.grace - term_before), now + self.params.grace),
+        };
+        let running = self.runs.len();
+        out.log(
+            Level::Info,
+            format!("stopping; {running} tasks run, and have {} s", kill.since(now).as_secs()),
+        );
+        self.mode = Mode::Draining { term, kill };
+        self.registrar.publish(|body| body.draining = true, out);
+    }
+
+    /// Goes on with the end, once the user wished for it.
+    fn drain(&mut self, now: Instant, out: &mut Out) {
+        match self.mode {
+            Mode::Working => {}
+            Mode::Draining { term, kill } => {
+                self.stop_running(term, kill, now, out);
+                if self.runs.is_empty() && (self.reports.is_empty() || !self.connected) {
+                    self.mode = Mode::Leaving { until: now + self.params.close_timeout };
+                    self.leave(out);
+                }
+            }
+            Mode::Leaving { until } if until <= now => {
+                if !self.reports.is_empty() {
+                    let owed = self.reports.len();
+                    out.log(
+                        Level::Error,
+                        format!("{owed} tasks ended, and the ensemble did not take it down: they run again"),
+                    );
+                }
+                out.push(Action::Exit(exit::OK));
+            }
+            Mode::Leaving { .. } => {}
+        }
+    }
+
+    fn leave(&mut self, out: &mut Out) {
+        if !self.reports.is_empty() || !self.connected {
+            return;
+        }
+        if self.registrar.is_standing() && self.version.is_some() {
+            self.read_assignment(out);
+        } else if self.calls.is_empty() {
+            out.push(Action::Exit(exit::OK));
+        }
+    }
+
+    fn tell(&mut self, out: &mut Out) {
+        let incarnation = self.registrar.incarnation();
+        let text = match self.mode {
+            Mode::Working if !self.connected => "no connection to the ensemble".to_string(),
+            Mode::Working if self.registrar.is_standing() => format!("registered as {incarnation}"),
+            Mode::Working => "registering".to_string(),
+            Mode::Draining { .. } | Mode::Leaving { .. } => "draining".to_string(),
+        };
+        if text != self.told {
+            out.log(Level::Info, text.clone());
+            out.push(Action::Status(text.clone()));
+            self.told = text;
+        }
+    }
+}
+
+impl Role for Worker {
+    type Report = Report;
+
+    fn step(&mut self, now: Instant, event: Event, out: &mut Out) {
+        match event {
+            Event::Connected { timeout } => {
+                self.connected = true;
+                self.reports.on_connected(out);
+                self.registrar.on_connected(timeout, out);
+                if let Mode::Leaving { .. } = self.mode {
+                    self.leave(out);
+                }
+            }
+            Event::Lost { why } => {
+                out.log(Level::Warn, format!("connection lost: {why}"));
+                self.on_lost();
+            }
+            Event::Changed { path, kind } => self.on_changed(&path, kind, out),
+            Event::Reply { id, result } => self.on_reply(id, &result, now, out),
+            Event::Wake => self.registrar.on_wake(now, out),
+            Event::Stop { again } => self.on_stop(again, now, out),
+            Event::Started { .. } => {}
+            Event::NotStarted { run, transient, why } => self.on_not_started(run, transient, &why, out),
+            Event::Ended { run, report } => self.on_ended(run, report, out),
+            Event::Lines(_) => {}
+        }
+        if !self.runs.is_empty() && !self.lease.holds(now) {
+            self.die("its session is not proven to live any more", out);
+        }
+        self.rise(out);
+        let needed = !self.runs.is_empty() || self.slots.values().any(Slot::is_open);
+        self.lease.need(needed && self.registrar.is_standing(), now, out);
+        self.stop_late(now, out);
+        self.start_ready(now, out);
+        self.drain(now, out);
+        self.vouch(out);
+        self.tell(out);
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        let mode = match self.mode {
+            Mode::Working => None,
+            Mode::Draining { term, kill } => self.next_stop(term, kill),
+            Mode::Leaving { until } => Some(until),
+        };
+        let lapse = self.lease.expires().filter(|_| !self.runs.is_empty());
+        let own = earlier(mode, earlier(self.registrar.next_wake(), self.lease.next_wake()));
+        earlier(own, earlier(lapse, self.next_deadline()))
+    }
+
+    fn assert_invariants(&self) {
+        for (run, task) in &self.runs {
+            let running = self.slots.get(task).is_some_and(|slot| slot.is_running(*run));
+            assert!(running, "run {run:?} of task {task} has no slot");
+        }
+        let busy = self.slots.values().filter(|slot| slot.is_busy()).count();
+        assert!(busy <= self.params.slots as usize, "{busy} of {} slots in use", self.params.slots);
+        assert_eq!(self.slots.values().filter(|slot| slot.run().is_some()).count(), self.runs.len());
+    }
+}

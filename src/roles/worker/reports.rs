@@ -1,0 +1,383 @@
+//! Reports: what a worker has to write into the tasks that it ran, until it is certain what became of it.
+//!
+//! Every report is a compare-and-set with the version that was read before the attempt started. Whenever that
+//! fails, or its reply is lost, the task is read back and decided upon anew: the same attempt without an outcome
+//! means that the report is still owed; anything else means that it is settled, by us or by somebody else.
+
+use std::collections::BTreeMap;
+
+use crate::contract::task::{Outcome, State, Task};
+use crate::contract::{Incarnation, Layout, TaskId};
+use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Refusal, Reply};
+
+/// How often a report is tried anew because the task changed in between.
+const MAX_TRIES: u32 = 20;
+
+/// What is to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Want {
+    /// How it ended. It stands even if somebody wished to cancel the task meanwhile: it is what happened.
+    Outcome(Box<Outcome>),
+    /// This, if the task was indeed cancelled; otherwise nothing.
+    Cancelled(Box<Outcome>),
+    /// Nothing ended: the attempt was cut short, for this reason, and does not count.
+    Release {
+        /// Why.
+        why: String,
+        /// How long the next attempt is to wait, if at all.
+        delay_ms: Option<u64>,
+    },
+    /// The attempt failed and counts; the next one may start after this many ms.
+    Retry {
+        /// Why it failed.
+        why: String,
+        /// How long to wait.
+        delay_ms: u64,
+    },
+}
+
+/// What became of a report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It stands in the task.
+    Written,
+    /// The task is somebody else's by now, or gone; or there was nothing to write.
+    Void,
+    /// It can never be written.
+    Impossible(String),
+}
+
+#[derive(Debug)]
+struct Report {
+    by: Incarnation,
+    attempt: u32,
+    want: Want,
+    tries: u32,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Read(TaskId),
+    Write(TaskId),
+}
+
+/// The reports of a worker.
+#[derive(Debug)]
+pub struct Reports {
+    layout: Layout,
+    owed: BTreeMap<TaskId, Report>,
+    connected: bool,
+    calls: Calls<Purpose>,
+}
+
+impl Reports {
+    /// No reports.
+    pub fn new(layout: &Layout) -> Reports {
+        Reports { layout: layout.clone(), owed: BTreeMap::new(), connected: false, calls: Calls::default() }
+    }
+
+    /// Whether anything is owed.
+    pub fn is_empty(&self) -> bool {
+        self.owed.is_empty()
+    }
+
+    /// How many are owed.
+    pub fn len(&self) -> usize {
+        self.owed.len()
+    }
+
+    /// Whether the report on this task is.
+    pub fn owes(&self, task: &TaskId) -> bool {
+        self.owed.contains_key(task)
+    }
+
+    /// Takes on a report on `task`, as it was read before its attempt started, at this version.
+    pub fn add<R>(
+        &mut self,
+        id: &TaskId,
+        by: &Incarnation,
+        task: &Task,
+        version: i32,
+        want: Want,
+        out: &mut Actions<R>,
+    ) {
+        let report = Report { by: by.clone(), attempt: task.attempt, want, tries: 0 };
+        // Whether it was cancelled only the task itself can tell.
+        let look_first = matches!(report.want, Want::Cancelled(_));
+        let mut written = task.clone();
+        apply(&report, &mut written);
+        self.owed.insert(id.clone(), report);
+        if !self.connected {
+            return;
+        }
+        if look_first {
+            self.read(id, out);
+        } else {
+            self.write(id, &mut written, version, out);
+        }
+    }
+
+    /// A session is up: whatever is owed is read back.
+    pub fn on_connected<R>(&mut self, out: &mut Actions<R>) {
+        self.calls.clear();
+        self.connected = true;
+        let tasks: Vec<_> = self.owed.keys().cloned().collect();
+        for task in tasks {
+            self.read(&task, out);
+        }
+    }
+
+    /// The session is gone; what was in flight is in doubt.
+    pub fn on_lost(&mut self) {
+        self.calls.clear();
+        self.connected = false;
+    }
+
+    /// Takes in a reply; `None` if it is somebody else's, `Some(None)` if the report is still owed.
+    pub fn on_reply<R>(
+        &mut self,
+        id: CallId,
+        result: &CallResult,
+        out: &mut Actions<R>,
+    ) -> Option<Option<(TaskId, Settled)>> {
+        let purpose = self.calls.take(id)?;
+        let (task, settled) = match (purpose, result) {
+            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => return Some(None),
+            (Purpose::Read(task), Ok(Reply::Data { data, stat })) => {
+                let settled = self.on_read(&task, data, stat.version, out);
+                (task, settled)
+            }
+            (Purpose::Write(task), Ok(_)) => (task, Some(Settled::Written)),
+            (Purpose::Read(task) | Purpose::Write(task), Err(CallError::Refused(Refusal::NoNode))) => {
+                (task, Some(Settled::Void))
+            }
+            (Purpose::Write(task), Err(CallError::Refused(Refusal::BadVersion))) => {
+                let tries = self.owed.get_mut(&task).map_or(u32::MAX, |report| {
+                    report.tries += 1;
+                    report.tries
+                });
+                if tries <= MAX_TRIES {
+                    self.read(&task, out);
+                    (task, None)
+                } else {
+                    (task, Some(Settled::Impossible("somebody else keeps changing the task".into())))
+                }
+            }
+            (Purpose::Read(task) | Purpose::Write(task), Err(CallError::Refused(refusal))) => {
+                (task, Some(Settled::Impossible(refusal.to_string())))
+            }
+            (Purpose::Read(task), Ok(_)) => {
+                (task, Some(Settled::Impossible("an answer that is none".into())))
+            }
+        };
+        Some(settled.map(|settled| {
+            self.owed.remove(&task);
+            (task, settled)
+        }))
+    }
+
+    fn read<R>(&mut self, task: &TaskId, out: &mut Actions<R>) {
+        let call = Call::Get { path: self.layout.task(task), watch: false };
+        self.calls.issue(out, call, Purpose::Read(task.clone()));
+    }
+
+    fn write<R>(&mut self, id: &TaskId, task: &mut Task, version: i32, out: &mut Actions<R>) {
+        let call = Call::Set { path: self.layout.task(id), data: task.encode_to_fit(), version };
+        self.calls.issue(out, call, Purpose::Write(id.clone()));
+    }
+
+    fn on_read<R>(
+        &mut self,
+        id: &TaskId,
+        data: &[u8],
+        version: i32,
+        out: &mut Actions<R>,
+    ) -> Option<Settled> {
+        let report = self.owed.get(id)?;
+        let Ok(mut task) = Task::decode(data) else { return Some(Settled::Void) };
+        if let Some(outcome) = &task.outcome {
+            let ours = outcome.attempt == report.attempt && outcome.worker.as_ref() == Some(&report.by);
+            return Some(if ours { Settled::Written } else { Settled::Void });
+        }
+        if task.attempt != report.attempt {
+            let ours = task.released_by.as_ref() == Some(&report.by) && task.attempt == report.attempt + 1;
+            return Some(if ours { Settled::Written } else { Settled::Void });
+        }
+        if !apply(report, &mut task) {
+            return Some(Settled::Void);
+        }
+        self.write(id, &mut task, version, out);
+        None
+    }
+}
+
+/// Makes the report on a task that is at its attempt and has no outcome; false if there is nothing to write.
+fn apply(report: &Report, task: &mut Task) -> bool {
+    let by = &report.by;
+    let unrun = |why: &str| {
+        let mut outcome = Outcome::unrun(State::Cancelled, None, why, report.attempt);
+        outcome.worker = Some(by.clone());
+        outcome
+    };
+    match &report.want {
+        Want::Outcome(outcome) => task.outcome = Some((**outcome).clone()),
+        Want::Cancelled(outcome) => {
+            if !task.cancel {
+                return false;
+            }
+            task.outcome = Some((**outcome).clone());
+        }
+        // Whoever is cut short, or failed, and was to be cancelled anyway gets no further attempt.
+        Want::Release { why, .. } | Want::Retry { why, .. } if task.cancel => task.outcome = Some(unrun(why)),
+        Want::Release { why, delay_ms } => {
+            task.next_attempt(Some(by.clone()), why);
+            task.released_by = Some(by.clone());
+            task.delay_ms = *delay_ms;
+        }
+        Want::Retry { why, delay_ms } => {
+            task.charged = task.charged.saturating_add(1);
+            task.next_attempt(Some(by.clone()), why);
+            task.released_by = Some(by.clone());
+            task.delay_ms = Some(*delay_ms);
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::task::{Options, Payload};
+    use crate::machine::{Action, Stat};
+
+    struct Bench {
+        reports: Reports,
+        out: Actions<()>,
+        id: TaskId,
+        by: Incarnation,
+        task: Task,
+    }
+
+    impl Bench {
+        fn new(want: Want) -> Bench {
+            let mut bench = Bench {
+                reports: Reports::new(&Layout::new("/z")),
+                out: Actions::default(),
+                id: TaskId::new("_00", "t"),
+                by: Incarnation::new("w", 7),
+                task: Task::new(Payload::Shell("x".into()), Options::default()),
+            };
+            bench.reports.on_connected(&mut bench.out);
+            bench.reports.add(&bench.id, &bench.by, &bench.task, 5, want, &mut bench.out);
+            bench
+        }
+
+        fn call(&mut self) -> (CallId, Call) {
+            let calls: Vec<_> = self.out.drain().collect();
+            match <[Action<()>; 1]>::try_from(calls).expect("one call") {
+                [Action::Call { id, call }] => (id, call),
+                [other] => panic!("{other:?}"),
+            }
+        }
+
+        fn answer(&mut self, id: CallId, result: CallResult) -> Option<Settled> {
+            self.reports.on_reply(id, &result, &mut self.out).expect("ours").map(|(_, settled)| settled)
+        }
+
+        /// Loses the reply to the write under way, and reads this back afterwards.
+        fn read_back(&mut self, task: &Task) -> Option<Settled> {
+            let (write, _) = self.call();
+            assert_eq!(self.answer(write, Err(CallError::MaybeApplied)), None);
+            self.reports.on_lost();
+            self.reports.on_connected(&mut self.out);
+            let (read, call) = self.call();
+            assert!(matches!(call, Call::Get { .. }));
+            self.answer(
+                read,
+                Ok(Reply::Data { data: task.encode(), stat: Stat { version: 9, ..Stat::default() } }),
+            )
+        }
+    }
+
+    fn done(by: &Incarnation) -> Outcome {
+        let mut outcome = Outcome::unrun(State::Done, None, "", 1);
+        outcome.worker = Some(by.clone());
+        outcome
+    }
+
+    fn outcome() -> Want {
+        Want::Outcome(Box::new(done(&Incarnation::new("w", 7))))
+    }
+
+    #[test]
+    fn an_outcome_is_set_with_the_version_read_before_the_start() {
+        let mut bench = Bench::new(outcome());
+        let (id, call) = bench.call();
+        assert!(matches!(call, Call::Set { version: 5, .. }));
+        assert_eq!(bench.answer(id, Ok(Reply::Stat(Stat::default()))), Some(Settled::Written));
+        assert!(bench.reports.is_empty());
+    }
+
+    #[test]
+    fn in_doubt_it_is_read_back_and_written_again_only_if_it_is_still_owed() {
+        let mut bench = Bench::new(outcome());
+        let task = bench.task.clone();
+        assert_eq!(bench.read_back(&task), None);
+        assert!(matches!(bench.call().1, Call::Set { version: 9, .. }));
+
+        let mut bench = Bench::new(outcome());
+        let mut task = bench.task.clone();
+        task.outcome = Some(done(&bench.by.clone()));
+        assert_eq!(bench.read_back(&task), Some(Settled::Written));
+
+        let mut bench = Bench::new(outcome());
+        let mut task = bench.task.clone();
+        task.next_attempt(None, "its worker died");
+        assert_eq!(bench.read_back(&task), Some(Settled::Void), "a zombie's result is refused");
+    }
+
+    #[test]
+    fn what_happened_stands_although_somebody_wished_to_cancel() {
+        let mut bench = Bench::new(outcome());
+        let mut task = bench.task.clone();
+        task.cancel = true;
+        assert_eq!(bench.read_back(&task), None);
+        let (_, Call::Set { data, .. }) = bench.call() else { panic!("a write") };
+        assert_eq!(Task::decode(&data).expect("task").outcome.map(|o| o.state), Some(State::Done));
+    }
+
+    #[test]
+    fn cancelled_is_written_only_if_it_was_wished() {
+        for cancel in [true, false] {
+            let mut bench = Bench::new(Want::Cancelled(Box::new(done(&Incarnation::new("w", 7)))));
+            let (read, call) = bench.call();
+            assert!(matches!(call, Call::Get { .. }));
+            let mut task = bench.task.clone();
+            task.cancel = cancel;
+            let settled = bench.answer(read, Ok(Reply::Data { data: task.encode(), stat: Stat::default() }));
+            assert_eq!(settled, if cancel { None } else { Some(Settled::Void) });
+        }
+    }
+
+    #[test]
+    fn a_release_is_not_charged_and_a_retry_is() {
+        for (want, charged, delay) in [
+            (Want::Release { why: "drained".into(), delay_ms: None }, 0, None),
+            (Want::Retry { why: "exit 1".into(), delay_ms: 70 }, 1, Some(70)),
+        ] {
+            let mut bench = Bench::new(want);
+            let (_, Call::Set { data, .. }) = bench.call() else { panic!("a write") };
+            let task = Task::decode(&data).expect("task");
+            assert_eq!((task.attempt, task.charged, task.delay_ms), (2, charged, delay));
+            assert_eq!(task.released_by, Some(bench.by));
+        }
+    }
+
+    #[test]
+    fn what_is_refused_for_ever_is_said() {
+        let mut bench = Bench::new(outcome());
+        let (id, _) = bench.call();
+        let refused = bench.answer(id, Err(CallError::Refused(Refusal::NoAuth)));
+        assert!(matches!(refused, Some(Settled::Impossible(why)) if why.contains("permitted")));
+    }
+}

@@ -1,0 +1,350 @@
+//! The shell: the one loop in which a role meets the world. Channels and time go in as events, actions go out.
+//!
+//! It is the only caller of [`turn`] and has the program's only `select!`. It decides nothing by itself but what
+//! concerns the process: when the first connection took too long, what a second signal means, when a turn took
+//! too long, and that the end is bounded.
+
+use std::io;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
+use rustix::time::{ClockId, clock_gettime};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::exec::{ExecEvent, Executor, NotStartedKind, RunFile};
+use crate::exit;
+use crate::machine::{Action, Actions, BatchLine, Event, Instant, Level, Role, turn};
+use crate::zk::{self, Failure, Session, SessionEvent};
+
+/// Session events that may wait for the loop; further ones wait in the session layer, which has a limit too.
+const MAX_SESSION_EVENTS: usize = 4_096;
+
+/// A turn that takes longer than this is logged: nothing else happens meanwhile.
+const SLOW_TURN: Duration = Duration::from_millis(200);
+
+/// The longest wait without looking at the clock, which goes on while the machine is suspended and so may jump.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+
+/// Gives up to so many further lines of a batch; fewer mean that there are no more.
+pub type BatchLines = Box<dyn FnMut(usize) -> anyhow::Result<Vec<BatchLine>>>;
+
+/// What the loop needs besides its role.
+pub struct Surroundings {
+    /// Where ZooKeeper is.
+    pub zk: zk::Settings,
+    /// How long the first connection may take; none is for ever.
+    pub connect_timeout: Option<Duration>,
+    /// How long the end of the session may take.
+    pub close_timeout: Duration,
+    /// Whether the role runs processes.
+    pub runs: bool,
+    /// Where the process groups that run are written down.
+    pub run_file: Option<RunFile>,
+    /// Where the lines of a batch come from.
+    pub batch: Option<BatchLines>,
+    /// Whether it is a service: it tells the service manager how it is, and ignores SIGHUP.
+    pub daemon: bool,
+}
+
+/// What can come in.
+enum Incoming {
+    Session(SessionEvent),
+    Exec(ExecEvent),
+    Signal(i32),
+    /// The role's wish to be woken, the watchdog's turn, or nothing at all.
+    Time,
+}
+
+struct Shell<'a, T: Role> {
+    role: T,
+    out: Actions<T::Report>,
+    show: &'a mut dyn FnMut(T::Report) -> io::Result<()>,
+    session: Session,
+    executor: Option<Executor>,
+    batch: Option<BatchLines>,
+    sessions: Receiver<SessionEvent>,
+    execs: Receiver<ExecEvent>,
+    signals: Receiver<i32>,
+    /// The connection that is up.
+    generation: Option<u64>,
+    /// Until when the first connection must be up.
+    connect_by: Option<Instant>,
+    last_failure: Option<Failure>,
+    ever_connected: bool,
+    signalled: Option<i32>,
+    daemon: bool,
+    watchdog: Option<Duration>,
+    petted: Instant,
+}
+
+/// Now, on the clock that roles live by.
+pub fn now() -> Instant {
+    let time = clock_gettime(ClockId::Boottime);
+    let secs = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+    Instant::from_nanos(secs.saturating_mul(1_000_000_000).saturating_add(nanos))
+}
+
+/// Runs a role to its end, and gives its exit code.
+///
+/// # Errors
+/// If what the loop stands on cannot be had: threads, signals, a clock.
+pub fn run<T: Role>(
+    role: T,
+    surroundings: Surroundings,
+    show: &mut dyn FnMut(T::Report) -> io::Result<()>,
+) -> anyhow::Result<i32> {
+    let signals = listen(surroundings.daemon).context("cannot listen for signals")?;
+    let (session_sender, sessions) = bounded(MAX_SESSION_EVENTS);
+    let (exec_sender, execs) = unbounded();
+    let executor = match surroundings.runs {
+        true => Some(Executor::new(exec_sender, surroundings.run_file).context("cannot run processes")?),
+        false => None,
+    };
+    let execs = if executor.is_some() { execs } else { never() };
+    let session = Session::start(surroundings.zk, session_sender)?;
+    let shell = Shell {
+        role,
+        out: Actions::default(),
+        show,
+        session,
+        executor,
+        batch: surroundings.batch,
+        sessions,
+        execs,
+        signals,
+        generation: None,
+        connect_by: surroundings.connect_timeout.map(|limit| now() + limit),
+        last_failure: None,
+        ever_connected: false,
+        signalled: None,
+        daemon: surroundings.daemon,
+        watchdog: if surroundings.daemon { sd_notify::watchdog_enabled() } else { None },
+        petted: Instant::default(),
+    };
+    Ok(shell.run(surroundings.close_timeout))
+}
+
+impl<T: Role> Shell<'_, T> {
+    fn run(mut self, close_timeout: Duration) -> i32 {
+        let mut code = None;
+        while code.is_none() {
+            self.pet();
+            let incoming = self.next_event();
+            let start = now();
+            code = self.turn(incoming, start);
+            let took = now().since(start);
+            if took > SLOW_TURN {
+                log::warn!("a turn took {} ms", took.as_millis());
+            }
+        }
+        self.notify(sd_notify::NotifyState::Stopping);
+        // What still runs is killed before the session ends, so that nobody else starts it meanwhile.
+        drop(self.executor.take());
+        let stopped = self.session.stop(close_timeout);
+        log::debug!("session: {stopped:?}");
+        let code = code.unwrap_or(exit::BUG);
+        match self.signalled {
+            Some(signal) if code == exit::INTERRUPTED => exit::SIGNAL_BASE + signal,
+            _ => code,
+        }
+    }
+
+    /// The program's only `select!`.
+    fn next_event(&self) -> Incoming {
+        let time = now();
+        let wake = [self.role.next_wake(), self.connect_by.filter(|_| !self.ever_connected), self.next_pet()];
+        let wake = wake.into_iter().flatten().min();
+        let wait = wake.map_or(MAX_WAIT, |at| at.since(time).min(MAX_WAIT));
+        select! {
+            recv(self.sessions) -> event => event.map_or(Incoming::Time, Incoming::Session),
+            recv(self.execs) -> event => event.map_or(Incoming::Time, Incoming::Exec),
+            recv(self.signals) -> signal => signal.map_or(Incoming::Time, Incoming::Signal),
+            recv(after(wait)) -> _ => Incoming::Time,
+        }
+    }
+
+    /// One turn, and what follows from it; the exit code when the role is at its end.
+    fn turn(&mut self, incoming: Incoming, time: Instant) -> Option<i32> {
+        let event = match incoming {
+            Incoming::Session(event) => match self.on_session(event) {
+                Ok(event) => event?,
+                Err(code) => return Some(code),
+            },
+            Incoming::Exec(ExecEvent::Started { run, pid }) => Event::Started { run, pid },
+            Incoming::Exec(ExecEvent::NotStarted { run, kind, why }) => {
+                Event::NotStarted { run, transient: kind == NotStartedKind::Transient, why }
+            }
+            Incoming::Exec(ExecEvent::Ended { run, report }) => Event::Ended { run, report },
+            Incoming::Signal(signal) => {
+                let again = self.signalled.replace(signal).is_some();
+                Event::Stop { again }
+            }
+            Incoming::Time => {
+                if !self.ever_connected && self.connect_by.is_some_and(|at| at <= time) {
+                    return Some(self.no_ensemble());
+                }
+                if self.role.next_wake().is_none_or(|at| at > time) {
+                    return None;
+                }
+                Event::Wake
+            }
+        };
+        turn(&mut self.role, time, event, &mut self.out);
+        self.carry_out()
+    }
+
+    /// What a session event is to the role, if anything; or the exit code if there is no going on.
+    fn on_session(&mut self, event: SessionEvent) -> Result<Option<Event>, i32> {
+        Ok(match event {
+            SessionEvent::Up { generation, timeout, server } => {
+                log::info!("connected to {server}, session timeout {} ms", timeout.as_millis());
+                self.generation = Some(generation);
+                self.ever_connected = true;
+                Some(Event::Connected { timeout })
+            }
+            SessionEvent::Down { generation, why } => {
+                (self.generation.take() == Some(generation)).then_some(Event::Lost { why })
+            }
+            SessionEvent::Changed { generation, path, kind } => {
+                (self.generation == Some(generation)).then_some(Event::Changed { path, kind })
+            }
+            SessionEvent::Reply { id, result } => Some(Event::Reply { id, result }),
+            SessionEvent::Failed { why } => {
+                if !self.ever_connected
+                    && let Some(code) = hopeless(&why)
+                {
+                    log::error!("{why}");
+                    return Err(code);
+                }
+                if self.daemon {
+                    log::warn!("{why}; trying on");
+                } else {
+                    log::info!("{why}; trying on");
+                }
+                self.last_failure = Some(why);
+                None
+            }
+        })
+    }
+
+    fn no_ensemble(&self) -> i32 {
+        match &self.last_failure {
+            Some(why) => log::error!("no ensemble within --connect-timeout: {why}; see --zk"),
+            None => log::error!("no ensemble within --connect-timeout; see --zk"),
+        }
+        exit::UNAVAILABLE
+    }
+
+    /// Carries out what the turn asked for, in its order, and what that leads to.
+    fn carry_out(&mut self) -> Option<i32> {
+        while !self.out.is_empty() {
+            let actions: Vec<_> = self.out.drain().collect();
+            for action in actions {
+                match action {
+                    Action::Call { id, call } => self.session.call(id, call),
+                    Action::Run { run, spec } => {
+                        if let Some(executor) = &self.executor {
+                            executor.start(run, spec);
+                        }
+                    }
+                    Action::Signal { run, signal } => {
+                        if let Some(executor) = &self.executor {
+                            executor.signal(run, signal);
+                        }
+                    }
+                    Action::Report(report) => {
+                        if let Err(error) = (self.show)(report) {
+                            return Some(cannot_show(&error));
+                        }
+                    }
+                    Action::Log(level, text) => log::log!(level_of(level), "{text}"),
+                    Action::Status(text) => self.notify(sd_notify::NotifyState::Status(&text)),
+                    Action::Ready => self.notify(sd_notify::NotifyState::Ready),
+                    Action::ReadLines(count) => {
+                        let lines = match self.batch.as_mut().map(|next| next(count)) {
+                            Some(Ok(lines)) => lines,
+                            Some(Err(error)) => {
+                                log::error!("{error:#}");
+                                return Some(exit::DATA);
+                            }
+                            None => Vec::new(),
+                        };
+                        turn(&mut self.role, now(), Event::Lines(lines), &mut self.out);
+                    }
+                    Action::Exit(code) => return Some(code),
+                }
+            }
+        }
+        None
+    }
+
+    fn notify(&self, state: sd_notify::NotifyState<'_>) {
+        if self.daemon
+            && let Err(error) = sd_notify::notify(&[state])
+        {
+            log::debug!("cannot tell the service manager: {error}");
+        }
+    }
+
+    /// Tells the watchdog, from within the loop, that the loop goes round.
+    fn pet(&mut self) {
+        if self.next_pet().is_some_and(|at| at <= now()) {
+            self.petted = now();
+            self.notify(sd_notify::NotifyState::Watchdog);
+        }
+    }
+
+    fn next_pet(&self) -> Option<Instant> {
+        self.watchdog.map(|limit| self.petted + limit / 3)
+    }
+}
+
+/// Whether trying on makes no sense, and what to exit with then.
+fn hopeless(why: &Failure) -> Option<i32> {
+    match why {
+        Failure::NoChroot { .. } => Some(exit::CONFIG),
+        Failure::AuthFailed { .. } => Some(exit::NOT_PERMITTED),
+        Failure::Unresolvable { .. } | Failure::Unreachable { .. } => None,
+    }
+}
+
+/// The results have nowhere to go. Who closed the pipe knows it; others are told.
+fn cannot_show(error: &io::Error) -> i32 {
+    const SIGPIPE: i32 = 13;
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return exit::SIGNAL_BASE + SIGPIPE;
+    }
+    log::error!("cannot write the results: {error}; nothing is lost: the tasks stay where they are");
+    exit::TRY_AGAIN
+}
+
+fn level_of(level: Level) -> log::Level {
+    match level {
+        Level::Error => log::Level::Error,
+        Level::Warn => log::Level::Warn,
+        Level::Info => log::Level::Info,
+        Level::Debug => log::Level::Debug,
+    }
+}
+
+/// TERM and INT, as they come; a daemon ignores HUP, so that a closed terminal does not end it.
+fn listen(daemon: bool) -> anyhow::Result<Receiver<i32>> {
+    let mut wanted = vec![SIGTERM, SIGINT];
+    if daemon {
+        wanted.push(SIGHUP);
+    }
+    let mut signals = Signals::new(wanted)?;
+    let (sender, receiver): (Sender<i32>, _) = unbounded();
+    let forward = move || {
+        for signal in signals.forever() {
+            if signal != SIGHUP && sender.send(signal).is_err() {
+                break;
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(forward)?;
+    Ok(receiver)
+}

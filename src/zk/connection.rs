@@ -1,0 +1,411 @@
+//! One connection, which is one session: made, used, and ended for ever at the first doubt.
+//!
+//! The crate would reconnect by itself, badly: it loses watches and credentials, replaces an expired session
+//! without a word, and spins when no server is there. So its I/O thread is unwound at the first loss, and its
+//! power to block us is taken away by [`Killer`]: a kill frees every caller within milliseconds.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use zookeeper::{Acl, AddWatchMode, WatchedEvent, Watcher, ZkError, ZkState, ZooKeeper};
+
+use super::descriptors::{Killer, open_sockets};
+use super::request;
+use super::{Failure, Settings};
+use crate::machine::{ChangeKind, Instant, WatchMode};
+
+/// Requests of the session layer itself that may wait for the keeper: a heartbeat and the closing.
+const ERRANDS_MAX: usize = 4;
+
+/// Clients are made one at a time in a process, so that each finds its own descriptors.
+static MAKING: Mutex<()> = Mutex::new(());
+
+/// Now, on the clock that goes on while the machine is suspended.
+pub fn now() -> Instant {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    Instant::from_nanos(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Why a connection came to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It is lost, or can't be trusted.
+    Lost(String),
+    /// It works, but has made as many requests as one connection may.
+    Worn,
+}
+
+/// Whether a connection lives; shared by all who use it.
+pub struct Life {
+    generation: u64,
+    end: OnceLock<End>,
+    /// Set before a kill: from then on the I/O thread is unwound whatever it reports.
+    doomed: AtomicBool,
+    last_answer_nanos: AtomicU64,
+    pulse: Sender<()>,
+}
+
+impl Life {
+    /// A life that wakes the supervisor through `pulse` when it ends.
+    pub fn new(generation: u64, pulse: Sender<()>) -> Life {
+        let (end, doomed) = (OnceLock::new(), AtomicBool::new(false));
+        Life { generation, end, doomed, last_answer_nanos: AtomicU64::new(0), pulse }
+    }
+
+    /// The number of the connection.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Ends it; the first reason stays. Never blocks.
+    pub fn end(&self, end: End) {
+        if self.end.set(end).is_ok() {
+            let _ = self.pulse.try_send(()); // full: the supervisor is about to look anyway
+        }
+    }
+
+    /// Why it has ended, if it has.
+    pub fn ended(&self) -> Option<&End> {
+        self.end.get()
+    }
+
+    /// Takes note that the server answered something.
+    pub fn answered(&self) {
+        self.last_answer_nanos.fetch_max(now().as_nanos(), Ordering::Relaxed);
+    }
+
+    /// When the server last answered anything.
+    pub fn last_answer(&self) -> Instant {
+        Instant::from_nanos(self.last_answer_nanos.load(Ordering::Relaxed))
+    }
+
+    /// What the crate's I/O thread reports. It is that thread which runs this, so it can be ended here.
+    fn hear(&self, state: ZkState) {
+        match state {
+            ZkState::Connected if !self.doomed.load(Ordering::SeqCst) => {}
+            // The answer to our own closing: the thread ends by itself, after it has told the caller.
+            ZkState::Closed => self.end(End::Lost("the session is closed".to_owned())),
+            other => {
+                self.end(End::Lost(format!("the connection broke ({other:?})")));
+                // No panic hook runs for this. What the thread owned is dropped: its socket is closed, and
+                // every caller that waits for an answer gets an error.
+                resume_unwind(Box::new("connection given up"));
+            }
+        }
+    }
+}
+
+/// Where watch events go: out of the crate's event thread at once, and nothing else happens there.
+type Report = Arc<dyn Fn(String, ChangeKind) + Send + Sync>;
+
+/// The default watcher. The event thread owns it, so when it is dropped the thread is gone.
+struct Sink {
+    life: Arc<Life>,
+    report: Report,
+}
+
+impl Watcher for Sink {
+    fn handle(&self, event: WatchedEvent) {
+        report(&self.report, event);
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.life.end(End::Lost("the client's threads ended".to_owned()));
+    }
+}
+
+fn report(to: &Report, event: WatchedEvent) {
+    if let Some((path, kind)) = request::change(event) {
+        to(path, kind);
+    }
+}
+
+/// The crate's client with the power to end it.
+pub struct Client {
+    /// `None` only while it is being dropped.
+    zookeeper: Option<ZooKeeper>,
+    killer: Option<Killer>,
+    life: Arc<Life>,
+    acl: &'static Vec<Acl>,
+    report: Report,
+    /// Paths with a standing watch.
+    watched: Mutex<HashSet<String>>,
+}
+
+impl Client {
+    /// The crate's client.
+    pub fn zookeeper(&self) -> &ZooKeeper {
+        self.zookeeper.as_ref().expect("it is taken out only by drop")
+    }
+
+    /// The ACL of what this client creates.
+    pub fn acl(&self) -> &'static Vec<Acl> {
+        self.acl
+    }
+
+    /// Whether a standing watch covers the path itself. Asking for a one-shot watch on top would make a server
+    /// before 3.9 forget the standing one (ZOOKEEPER-4466), and the standing one tells all that it would tell.
+    pub fn is_watched(&self, path: &str) -> bool {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).contains(path)
+    }
+
+    /// Sets a standing watch.
+    pub fn watch(&self, path: &str, mode: WatchMode) -> Result<(), ZkError> {
+        let mode = match mode {
+            WatchMode::Node => AddWatchMode::Persistent,
+            WatchMode::Tree => AddWatchMode::PersistentRecursive,
+        };
+        let report_to = Arc::clone(&self.report);
+        // The crate calls each watcher of a path that was ever added. One of them has to report.
+        if self.is_watched(path) {
+            return self.zookeeper().add_watch(path, mode, |_: WatchedEvent| {});
+        }
+        self.zookeeper().add_watch(path, mode, move |event: WatchedEvent| report(&report_to, event))?;
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
+        Ok(())
+    }
+
+    fn kill(&self) {
+        self.life.doomed.store(true, Ordering::SeqCst);
+        self.life.end(End::Lost("given up".to_owned()));
+        if let Some(killer) = &self.killer {
+            killer.kill();
+        }
+    }
+}
+
+impl Drop for Client {
+    /// The crate's own `drop` waits for the server. So the connection is killed first, and even then the drop
+    /// is left to a thread that may wait.
+    fn drop(&mut self) {
+        self.kill();
+        let doomed = (self.zookeeper.take(), self.killer.take());
+        let reaper = thread::Builder::new().name("zk-reaper".to_owned()).stack_size(super::SMALL_STACK);
+        // In this order: the killer's pipe must hang in the epoll instance until the I/O thread is gone. If
+        // there is no thread to be had, it is done here.
+        let _ = reaper.spawn(move || {
+            let (zookeeper, killer) = doomed;
+            drop(zookeeper);
+            drop(killer);
+        });
+    }
+}
+
+type Errand = Box<dyn FnOnce(&ZooKeeper) + Send>;
+
+/// A connection that works, or did.
+pub struct Connection {
+    client: Arc<Client>,
+    life: Arc<Life>,
+    /// To the keeper: a thread for the session layer's own requests, whatever else is in flight.
+    errands: Sender<Errand>,
+    server: SocketAddr,
+    timeout: Duration,
+}
+
+/// Everything needed for making a connection to one server.
+pub struct Plan<'a> {
+    /// What the user set.
+    pub settings: &'a Settings,
+    /// A server that granted us a session a moment ago.
+    pub server: SocketAddr,
+    /// The session timeout that it granted.
+    pub timeout: Duration,
+    /// How long the server may take for each of the first requests.
+    pub answer_within: Duration,
+    /// The new connection's life.
+    pub life: Arc<Life>,
+    /// Where watch events go.
+    pub report: Arc<dyn Fn(String, ChangeKind) + Send + Sync>,
+}
+
+/// Why a connection could not be made.
+pub enum NotMade {
+    /// Because of this server; another one may do.
+    ThisServer(String),
+    /// Every server would say the same.
+    Verdict(Failure),
+}
+
+impl Connection {
+    /// Connects to one server, and proves that the session works and that the chroot is there.
+    pub fn make(plan: Plan<'_>) -> Result<Connection, NotMade> {
+        let this_server = |error: anyhow::Error| NotMade::ThisServer(format!("{error:#}"));
+        let (server, timeout, within) = (plan.server, plan.timeout, plan.answer_within);
+        let settings = plan.settings;
+        let life = Arc::clone(&plan.life);
+        let client = Arc::new(make_client(plan).map_err(this_server)?);
+        let errands = start_keeper(Arc::clone(&client)).map_err(this_server)?;
+        let connection = Connection { client, life, errands, server, timeout };
+        connection.prove(settings, within)?;
+        if let Some(killer) = &connection.client.killer {
+            killer.take_socket(server).map_err(this_server)?;
+        }
+        connection.life.answered();
+        Ok(connection)
+    }
+
+    /// The first requests: credentials, since a server may insist on them before all else, then a look at the
+    /// chroot.
+    fn prove(&self, settings: &Settings, within: Duration) -> Result<(), NotMade> {
+        let auth = settings.auth.clone();
+        let limit = within * u32::try_from(auth.len() + 1).unwrap_or(u32::MAX);
+        let verdict = match self.ask(limit, move |zookeeper| ask_first(zookeeper, auth)) {
+            Some(First::Good) if self.life.ended().is_none() => return Ok(()),
+            Some(First::Good) => return Err(NotMade::ThisServer("the connection broke at once".to_owned())),
+            Some(First::NoChroot) => Failure::NoChroot { path: settings.chroot.clone().unwrap_or_default() },
+            Some(First::AuthFailed(scheme)) => Failure::AuthFailed { scheme },
+            Some(First::Failed(why)) => return Err(NotMade::ThisServer(why)),
+            None => {
+                let why = format!("granted a session, but did not answer within {limit:?}");
+                return Err(NotMade::ThisServer(why));
+            }
+        };
+        self.close(within); // so that trying again and again does not pile up sessions
+        Err(NotMade::Verdict(verdict))
+    }
+
+    /// Has the keeper do something; `None` if that did not come to an end within the limit.
+    fn ask<R: Send + 'static>(
+        &self,
+        limit: Duration,
+        errand: impl FnOnce(&ZooKeeper) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (answer, receiver) = bounded(1);
+        let errand: Errand = Box::new(move |zookeeper| {
+            let _ = answer.send(errand(zookeeper));
+        });
+        self.errands.try_send(errand).ok()?;
+        receiver.recv_timeout(limit).ok()
+    }
+
+    /// The client.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Whether it lives.
+    pub fn life(&self) -> &Life {
+        &self.life
+    }
+
+    /// The server at the other end.
+    pub fn server(&self) -> SocketAddr {
+        self.server
+    }
+
+    /// The negotiated session timeout.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Starts a heartbeat. Whether it was answered comes through the receiver, announced by a pulse.
+    pub fn beat(&self) -> Receiver<bool> {
+        let (answer, receiver) = bounded(1);
+        let life = Arc::clone(&self.life);
+        let errand: Errand = Box::new(move |zookeeper| {
+            let answered = matches!(zookeeper.exists("/", false), Ok(_) | Err(ZkError::NoAuth));
+            if answered {
+                life.answered();
+            }
+            let _ = answer.send(answered);
+            let _ = life.pulse.try_send(());
+        });
+        let _ = self.errands.try_send(errand); // full: then there will be no answer
+        receiver
+    }
+
+    /// Closes the session; whether the server confirmed it within the limit.
+    pub fn close(&self, limit: Duration) -> bool {
+        self.ask(limit, |zookeeper| zookeeper.close().is_ok()).unwrap_or(false)
+    }
+
+    /// Ends the connection, and frees whoever waits for an answer. Never blocks.
+    pub fn kill(&self) {
+        self.client.kill();
+    }
+}
+
+impl Drop for Connection {
+    /// The keeper may be blocked in a request, and holds the client until it is freed.
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn make_client(plan: Plan<'_>) -> anyhow::Result<Client> {
+    // A client that panicked while it was made poisons nothing that we use.
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = open_sockets()?;
+    let target = format!("{}{}", plan.server, plan.settings.chroot.as_deref().unwrap_or(""));
+    let sink = Sink { life: Arc::clone(&plan.life), report: Arc::clone(&plan.report) };
+    let asked = plan.settings.session_timeout;
+    // It panics when the network is unreachable or descriptors run out.
+    let zookeeper = catch_unwind(AssertUnwindSafe(|| ZooKeeper::connect(&target, asked, sink)))
+        .map_err(|_| anyhow!("the client could not open a socket"))?
+        .map_err(|error| anyhow!("the client did not start: {error:?}"))?;
+    let listener = Arc::clone(&plan.life);
+    zookeeper.add_listener(move |state| listener.hear(state));
+    let acl = if plan.settings.auth.is_empty() { Acl::open_unsafe() } else { Acl::creator_all() };
+    let mut client = Client {
+        zookeeper: Some(zookeeper),
+        killer: None,
+        life: plan.life,
+        acl,
+        report: plan.report,
+        watched: Mutex::default(),
+    };
+    // If it isn't found, the crate's own `close` has to do, on the reaper's thread.
+    client.killer = Some(Killer::find(&before)?);
+    Ok(client)
+}
+
+/// What the first requests came to.
+enum First {
+    Good,
+    NoChroot,
+    AuthFailed(String),
+    Failed(String),
+}
+
+fn ask_first(zookeeper: &ZooKeeper, auth: Vec<(String, Vec<u8>)>) -> First {
+    for (scheme, credential) in auth {
+        match zookeeper.add_auth(&scheme, credential) {
+            Ok(()) => {}
+            Err(ZkError::AuthFailed) => return First::AuthFailed(scheme),
+            Err(error) => return First::Failed(format!("no answer to the credentials: {error:?}")),
+        }
+    }
+    match zookeeper.exists("/", false) {
+        // A chroot that we may not look at is there.
+        Ok(Some(_)) | Err(ZkError::NoAuth) => First::Good,
+        Ok(None) => First::NoChroot,
+        Err(error) => First::Failed(format!("no answer to the first request: {error:?}")),
+    }
+}
+
+fn start_keeper(client: Arc<Client>) -> anyhow::Result<Sender<Errand>> {
+    let (errands, received) = bounded::<Errand>(ERRANDS_MAX);
+    let thread = thread::Builder::new().name("zk-keeper".to_owned()).stack_size(super::SMALL_STACK);
+    thread
+        .spawn(move || {
+            for errand in received {
+                // The crate panics on a malformed answer. The errand's receiver sees that no answer came.
+                if catch_unwind(AssertUnwindSafe(|| errand(client.zookeeper()))).is_err() {
+                    client.life.end(End::Lost("malformed answer".to_owned()));
+                }
+            }
+        })
+        .context("no thread for the heartbeat")?;
+    Ok(errands)
+}

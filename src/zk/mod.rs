@@ -1,0 +1,226 @@
+//! The supervised session: the only place that names the `zookeeper` crate.
+//!
+//! A connection is a session here: it is made (`supervisor`: probe, connect, prove), used (`pool`), and
+//! ended for ever at the first doubt (`connection`, `descriptors`); then another one is made. The crate
+//! never reconnects by itself. What it does wrong, and why this is the remedy, is told in `ARCHITECTURE.md`.
+//!
+//! Keeps the promises at the top of `machine.rs`: each call is answered exactly once, and before the
+//! [`SessionEvent::Down`] of the connection on which it was made. Answers and watch events come over different
+//! threads: a read may be answered with a new value before the watch event of the change comes.
+
+mod connection;
+mod descriptors;
+mod pool;
+mod probe;
+mod request;
+mod resolve;
+mod supervisor;
+
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::machine::{Call, CallId, CallResult, ChangeKind};
+use pool::Pool;
+use supervisor::Supervisor;
+
+/// Enough for a thread that does nothing but call the crate.
+const SMALL_STACK: usize = 256 * 1024;
+
+/// Requests over one connection before it is made anew. The crate numbers them with 32 bits, and from 2³¹ on
+/// the numbers run towards those that ZooKeeper reserves; the session layer's own are not counted.
+pub const REQUESTS_MAX: u64 = (1 << 31) - 10_000_000;
+
+/// Beyond what `stop` may take by its limit: for answering the outstanding calls.
+const STOP_SLACK: Duration = Duration::from_millis(100);
+
+/// How long a session that was dropped rather than stopped may take to close, on its own thread.
+const DROP_WITHIN: Duration = Duration::from_secs(2);
+
+/// What a session needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Host (a name or an address) and port of each server.
+    pub servers: Vec<(String, u16)>,
+    /// The znode that is the root of all paths, without a trailing slash.
+    pub chroot: Option<String>,
+    /// The session timeout to ask for; the servers may grant another.
+    pub session_timeout: Duration,
+    /// Schemes and credentials. If there are any, znodes are created for their bearer alone, else for anyone.
+    pub auth: Vec<(String, Vec<u8>)>,
+    /// How many calls may be in flight at once.
+    pub threads: usize,
+}
+
+/// What a session tells, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum SessionEvent {
+    /// A new session; `timeout` is what the server granted.
+    Up { generation: u64, timeout: Duration, server: SocketAddr },
+    /// It is gone, and so are its watches. Its ephemerals may stand for as long as its timeout.
+    Down { generation: u64, why: String },
+    /// A round of connecting failed; told when it is not the same as that of the round before. Rounds go on.
+    Failed { why: Failure },
+    /// A watch saw something. Two standing watches that overlap both tell of a change.
+    Changed { generation: u64, path: String, kind: ChangeKind },
+    /// The answer to a call.
+    Reply { id: CallId, result: CallResult },
+}
+
+/// One server that could not be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Attempt {
+    pub server: SocketAddr,
+    pub why: String,
+}
+
+/// Why a round of connecting failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No server's name has an address.
+    Unresolvable {
+        /// Each name, and why.
+        names: Vec<(String, String)>,
+    },
+    /// No server serves.
+    Unreachable {
+        /// The servers, in the order of their addresses.
+        tried: Vec<Attempt>,
+        /// The names without an address, and why.
+        unresolved: Vec<(String, String)>,
+    },
+    /// The ensemble serves, but the znode that shall be our root isn't there.
+    NoChroot {
+        /// The chroot.
+        path: String,
+    },
+    /// The ensemble serves, but takes no credentials of this scheme, or not these.
+    AuthFailed {
+        /// The scheme.
+        scheme: String,
+    },
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts: Vec<String> = Vec::new();
+        match self {
+            Failure::Unresolvable { names } => {
+                f.write_str("no server's name can be resolved: ")?;
+                parts.extend(names.iter().map(|(name, why)| format!("{name}: {why}")));
+            }
+            Failure::Unreachable { tried, unresolved } => {
+                f.write_str("no server can be used: ")?;
+                parts.extend(tried.iter().map(|attempt| format!("{}: {}", attempt.server, attempt.why)));
+                parts.extend(unresolved.iter().map(|(name, why)| format!("{name}: {why}")));
+            }
+            Failure::NoChroot { path } => parts.push(format!("the chroot {path} does not exist: create it")),
+            Failure::AuthFailed { scheme } => {
+                parts.push(format!("the servers do not accept the credentials of scheme {scheme:?}"));
+            }
+        }
+        f.write_str(&parts.join("; "))
+    }
+}
+
+/// How a session stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// The server confirmed that it is closed: its ephemerals are gone.
+    Closed,
+    /// No answer within the limit: its ephemerals may stand for as long as its timeout.
+    Unconfirmed,
+    /// There was none.
+    NothingUp,
+}
+
+/// A session, or the attempt to have one. Dropping it closes it in the background.
+pub struct Session {
+    pool: Arc<Pool>,
+    pulse: Sender<()>,
+    ended: Receiver<Option<bool>>,
+}
+
+impl Session {
+    /// Starts connecting. Everything else comes as an event.
+    pub fn start(settings: Settings, events: Sender<SessionEvent>) -> anyhow::Result<Session> {
+        Session::start_limited(settings, events, REQUESTS_MAX)
+    }
+
+    /// Like [`Session::start`], with another limit than [`REQUESTS_MAX`].
+    pub fn start_limited(
+        settings: Settings,
+        events: Sender<SessionEvent>,
+        requests_max: u64,
+    ) -> anyhow::Result<Session> {
+        validate(&settings)?;
+        let pool = Pool::start(events, settings.threads, requests_max).context("cannot start a thread")?;
+        let (pulse, pulses) = bounded(1);
+        let seed = RandomState::new().build_hasher().finish();
+        let supervisor = Supervisor::new(settings, Arc::clone(&pool), (pulse.clone(), pulses), seed);
+        let (end, ended) = bounded(1);
+        let started = thread::Builder::new().name("zk-session".to_owned()).spawn(move || {
+            let _ = end.send(supervisor.run());
+        });
+        if started.is_err() {
+            pool.over();
+        }
+        started.context("cannot start a thread")?;
+        Ok(Session { pool, pulse, ended })
+    }
+
+    /// Makes a call. Never blocks: the answer comes as an event, exactly once.
+    pub fn call(&self, id: CallId, call: Call) {
+        self.pool.call(id, call);
+    }
+
+    /// Closes the session, within the limit. What is outstanding is answered before the last `Down`.
+    pub fn stop(self, limit: Duration) -> Stopped {
+        if !self.request_stop(limit) {
+            // A round of connecting may be under way; it ends by itself, and nobody was told of a session.
+            return Stopped::NothingUp;
+        }
+        match self.ended.recv_timeout(limit + STOP_SLACK) {
+            Ok(Some(true)) => Stopped::Closed,
+            Ok(None) => Stopped::NothingUp,
+            Ok(Some(false)) | Err(_) => Stopped::Unconfirmed,
+        }
+    }
+
+    fn request_stop(&self, limit: Duration) -> bool {
+        let up = self.pool.stop(connection::now() + limit);
+        let _ = self.pulse.try_send(()); // full: the supervisor is about to look anyway
+        up
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.pool.stop_by().is_none() {
+            self.request_stop(DROP_WITHIN);
+        }
+    }
+}
+
+fn validate(settings: &Settings) -> anyhow::Result<()> {
+    ensure!(!settings.servers.is_empty(), "no server is named");
+    ensure!(settings.threads > 0, "a session needs at least one thread for calls");
+    ensure!(!settings.session_timeout.is_zero(), "the session timeout is zero");
+    ensure!(settings.session_timeout.as_millis() <= i32::MAX as u128, "the session timeout is too long");
+    if let Some(chroot) = &settings.chroot {
+        ensure!(
+            chroot != "/" && request::is_valid_path(chroot),
+            "the chroot {chroot:?} is not a valid path below the root"
+        );
+    }
+    Ok(())
+}

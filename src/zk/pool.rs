@@ -1,0 +1,351 @@
+//! The calls: which are outstanding, on which connection, and what is told about them, in which order.
+//!
+//! One lock guards the table of calls and the queue of events together, so the three promises at the top of
+//! `machine.rs` hold by construction: whoever takes a call out of the table puts its reply into the queue of
+//! events in the same breath, and `Down` is put in only when the table is empty.
+//!
+//! Nobody who holds the lock ever blocks: not on the events' consumer (a thread of its own waits for him), and
+//! not on the crate.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, TrySendError};
+
+use super::connection::{Connection, End, now};
+use super::request::{self, Outcome};
+use super::{SMALL_STACK, SessionEvent};
+use crate::machine::{Call, CallError, CallId, CallResult, ChangeKind, Instant};
+
+/// Watch events that may wait for the consumer. Past that the connection is given up: what was missed is read
+/// again after the next one.
+const CHANGES_WAITING_MAX: usize = 200_000;
+
+/// Threads that did not come back from a call even though its connection was killed, beyond which no thread is
+/// replaced any more. (A kill frees them within milliseconds; this only bounds what cannot happen.)
+const ASTRAY_MAX: usize = 256;
+
+/// Where an outstanding call is.
+enum Stage {
+    /// Not given to the crate yet.
+    Queued,
+    /// A thread makes it.
+    InFlight,
+    /// Its thread came back without an answer; the end of the connection will answer it.
+    InDoubt,
+}
+
+struct Outstanding {
+    id: CallId,
+    stage: Stage,
+}
+
+/// A call for a thread to make.
+struct Job {
+    number: u64,
+    call: Call,
+    connection: Arc<Connection>,
+}
+
+#[derive(Default)]
+struct State {
+    up: Option<Arc<Connection>>,
+    /// When the session is to be closed by, once that is wanted.
+    stop_by: Option<Instant>,
+    /// Nothing more will come: the supervisor has ended.
+    over: bool,
+    next_number: u64,
+    outstanding: BTreeMap<u64, Outstanding>,
+    queue: VecDeque<(u64, Call)>,
+    /// Threads for calls, and how many of them wait for one.
+    threads: usize,
+    idle: usize,
+    /// Threads whose call was answered in their stead, and which have not come back yet.
+    astray: usize,
+    /// Events that did not fit into the consumer's channel, in order.
+    waiting: VecDeque<SessionEvent>,
+    /// The deliverer holds events that come before all that are in `waiting`.
+    delivering: bool,
+    changes_waiting: usize,
+}
+
+/// See the module's description.
+pub struct Pool {
+    state: Mutex<State>,
+    work: Condvar,
+    delivery: Condvar,
+    /// Told when a call that was in flight has been answered.
+    landed: Condvar,
+    events: Sender<SessionEvent>,
+    threads_max: usize,
+    requests_max: u64,
+    /// Made over the present connection.
+    requests: AtomicU64,
+}
+
+impl Pool {
+    /// A pool, and the thread that delivers its events.
+    pub fn start(
+        events: Sender<SessionEvent>,
+        threads_max: usize,
+        requests_max: u64,
+    ) -> anyhow::Result<Arc<Pool>> {
+        let pool = Arc::new(Pool {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            delivery: Condvar::new(),
+            landed: Condvar::new(),
+            events,
+            threads_max,
+            requests_max,
+            requests: AtomicU64::new(0),
+        });
+        let deliverer = Arc::clone(&pool);
+        let thread = thread::Builder::new().name("zk-events".to_owned()).stack_size(SMALL_STACK);
+        thread.spawn(move || deliverer.deliver())?;
+        Ok(pool)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a call in. Never blocks.
+    pub fn call(self: &Arc<Pool>, id: CallId, call: Call) {
+        let checked = request::check(&call);
+        let mut state = self.lock();
+        if let Err(refusal) = checked {
+            return self.reply(&mut state, id, Err(CallError::Refused(refusal)));
+        }
+        if state.up.is_none() || state.stop_by.is_some() {
+            return self.reply(&mut state, id, Err(CallError::NotSent));
+        }
+        let number = state.next_number;
+        state.next_number += 1;
+        if state.idle <= state.queue.len() && state.threads < self.threads_max && state.astray < ASTRAY_MAX {
+            self.hire(&mut state);
+        }
+        if state.threads == 0 {
+            // Not even one thread is to be had.
+            return self.reply(&mut state, id, Err(CallError::NotSent));
+        }
+        state.outstanding.insert(number, Outstanding { id, stage: Stage::Queued });
+        state.queue.push_back((number, call));
+        drop(state);
+        self.work.notify_one();
+    }
+
+    fn hire(self: &Arc<Pool>, state: &mut State) {
+        let pool = Arc::clone(self);
+        let thread = thread::Builder::new().name("zk-call".to_owned()).stack_size(SMALL_STACK);
+        match thread.spawn(move || pool.work()) {
+            Ok(_) => state.threads += 1,
+            Err(error) if state.threads == 0 => log::error!("cannot start a thread for calls: {error}"),
+            Err(_) => {}
+        }
+    }
+
+    /// The life of a thread for calls.
+    fn work(&self) {
+        while let Some(job) = self.next_job() {
+            let outcome = request::make(job.connection.client(), job.call);
+            if !self.finish(job.number, &job.connection, outcome) {
+                return;
+            }
+        }
+    }
+
+    fn next_job(&self) -> Option<Job> {
+        let mut state = self.lock();
+        loop {
+            if state.over {
+                state.threads -= 1;
+                return None;
+            }
+            if let Some(job) = self.take_job(&mut state) {
+                return Some(job);
+            }
+            state.idle += 1;
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
+        }
+    }
+
+    fn take_job(&self, state: &mut State) -> Option<Job> {
+        let connection = Arc::clone(state.up.as_ref()?);
+        if connection.life().ended().is_some() {
+            return None; // what is still queued will be answered as not sent
+        }
+        let (number, call) = state.queue.pop_front()?;
+        if self.requests.fetch_add(1, Ordering::Relaxed) + 1 >= self.requests_max {
+            connection.life().end(End::Worn);
+        }
+        if let Some(outstanding) = state.outstanding.get_mut(&number) {
+            outstanding.stage = Stage::InFlight;
+        }
+        Some(Job { number, call, connection })
+    }
+
+    /// Answers a call, unless that has been done; whether the thread is still wanted.
+    fn finish(&self, number: u64, connection: &Connection, outcome: Outcome) -> bool {
+        let mut state = self.lock();
+        let Some(outstanding) = state.outstanding.get_mut(&number) else {
+            // The connection ended meanwhile, and this thread's place was given away.
+            state.astray -= 1;
+            let wanted = state.threads < self.threads_max;
+            state.threads += usize::from(wanted);
+            return wanted;
+        };
+        match outcome {
+            Outcome::Answered(result) => {
+                let id = outstanding.id;
+                state.outstanding.remove(&number);
+                connection.life().answered();
+                self.reply(&mut state, id, result);
+                self.landed.notify_all();
+            }
+            Outcome::Broken(why) => {
+                outstanding.stage = Stage::InDoubt;
+                self.landed.notify_all();
+                connection.life().end(End::Lost(why));
+            }
+        }
+        true
+    }
+
+    fn reply(&self, state: &mut State, id: CallId, result: CallResult) {
+        self.tell(state, SessionEvent::Reply { id, result });
+    }
+
+    /// A new connection is up; `false` if there shall be none any more.
+    pub fn up(&self, connection: &Arc<Connection>) -> bool {
+        let mut state = self.lock();
+        if state.stop_by.is_some() {
+            return false;
+        }
+        assert!(state.up.is_none() && state.outstanding.is_empty(), "one connection at a time");
+        self.requests.store(0, Ordering::Relaxed);
+        state.up = Some(Arc::clone(connection));
+        let (generation, timeout) = (connection.life().generation(), connection.timeout());
+        self.tell(&mut state, SessionEvent::Up { generation, timeout, server: connection.server() });
+        true
+    }
+
+    /// The connection is over: every outstanding call is answered, then it is said.
+    pub fn down(&self, generation: u64, why: String) {
+        let mut state = self.lock();
+        state.up = None;
+        state.queue.clear();
+        for (_, outstanding) in std::mem::take(&mut state.outstanding) {
+            let error = match outstanding.stage {
+                Stage::Queued => CallError::NotSent,
+                Stage::InDoubt => CallError::MaybeApplied,
+                Stage::InFlight => {
+                    state.threads -= 1;
+                    state.astray += 1;
+                    CallError::MaybeApplied
+                }
+            };
+            self.reply(&mut state, outstanding.id, Err(error));
+        }
+        self.tell(&mut state, SessionEvent::Down { generation, why });
+    }
+
+    /// Before a session is closed in good order: what is queued is answered as not sent, and what is in flight
+    /// gets time to be answered.
+    pub fn drain(&self, limit: Duration) {
+        let mut state = self.lock();
+        for (number, _) in std::mem::take(&mut state.queue) {
+            if let Some(outstanding) = state.outstanding.remove(&number) {
+                self.reply(&mut state, outstanding.id, Err(CallError::NotSent));
+            }
+        }
+        let until = now() + limit;
+        while state.outstanding.values().any(|outstanding| matches!(outstanding.stage, Stage::InFlight)) {
+            let left = until.since(now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.landed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Tells of a failed round.
+    pub fn failed(&self, why: super::Failure) {
+        self.tell(&mut self.lock(), SessionEvent::Failed { why });
+    }
+
+    /// Takes in a watch event of a connection; of an earlier one it is dropped.
+    pub fn changed(&self, generation: u64, path: String, kind: ChangeKind) {
+        let mut state = self.lock();
+        let Some(connection) = &state.up else { return };
+        if connection.life().generation() != generation {
+            return;
+        }
+        if state.changes_waiting >= CHANGES_WAITING_MAX {
+            connection.life().end(End::Lost("too many watch events wait to be handled".to_owned()));
+            return;
+        }
+        self.tell(&mut state, SessionEvent::Changed { generation, path, kind });
+    }
+
+    /// Wants the session closed by then; whether one is up.
+    pub fn stop(&self, by: Instant) -> bool {
+        let mut state = self.lock();
+        state.stop_by = Some(by);
+        state.up.is_some()
+    }
+
+    /// When the session is to be closed by, once that is wanted.
+    pub fn stop_by(&self) -> Option<Instant> {
+        self.lock().stop_by
+    }
+
+    /// Ends all threads, as soon as they have nothing left to do.
+    pub fn over(&self) {
+        self.lock().over = true;
+        self.work.notify_all();
+        self.delivery.notify_all();
+    }
+
+    /// Puts an event into the consumer's channel, or behind those that wait for a place in it.
+    fn tell(&self, state: &mut State, event: SessionEvent) {
+        let mut event = event;
+        if !state.delivering && state.waiting.is_empty() {
+            match self.events.try_send(event) {
+                Ok(()) | Err(TrySendError::Disconnected(_)) => return,
+                Err(TrySendError::Full(back)) => event = back,
+            }
+        }
+        state.changes_waiting += usize::from(matches!(event, SessionEvent::Changed { .. }));
+        state.waiting.push_back(event);
+        self.delivery.notify_one();
+    }
+
+    /// The life of the thread that waits for the consumer.
+    fn deliver(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some(event) = state.waiting.pop_front() {
+                state.changes_waiting -= usize::from(matches!(event, SessionEvent::Changed { .. }));
+                state.delivering = true;
+                drop(state);
+                let gone = self.events.send(event).is_err();
+                state = self.lock();
+                state.delivering = false;
+                if gone {
+                    state.waiting.clear();
+                    state.changes_waiting = 0;
+                }
+            } else if state.over {
+                return;
+            } else {
+                state = self.delivery.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}

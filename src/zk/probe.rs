@@ -1,0 +1,148 @@
+//! A connect request of our own, by hand: tells whether a server serves, and which session timeout it grants.
+//!
+//! The crate hides the negotiated timeout, and what it does with a server that cannot serve is worse than
+//! useless (it reconnects in a busy loop). So every server is asked here first. A server that answers has
+//! committed a session, so it works with the quorum. The session is closed again at once.
+//!
+//! Owns one socket for the time of the call. Everything read is bounded, in size and in time.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+/// How long a server may take to accept a connection.
+pub const CONNECT_WITHIN: Duration = Duration::from_millis(400);
+/// How long we wait for the server to confirm that the probe's session is closed.
+const CLOSE_WITHIN: Duration = Duration::from_millis(250);
+/// An answer to a connect request has 41 bytes; one that is much larger does not come from ZooKeeper.
+const ANSWER_MAX: usize = 1024;
+/// Protocol version, timeout, session id and the length of the password: what we need of the answer.
+const ANSWER_MIN: usize = 20;
+/// Every password has this many bytes.
+const PASSWORD_LENGTH: usize = 16;
+const OP_CLOSE_SESSION: i32 = -11;
+
+/// What a serving server granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The session timeout, within the limits of the server.
+    pub timeout: Duration,
+}
+
+/// Asks one server for a session with this timeout; the error says in words why there is none.
+pub fn probe(server: SocketAddr, ask_for: Duration, answer_within: Duration) -> Result<Grant, String> {
+    let mut stream =
+        TcpStream::connect_timeout(&server, CONNECT_WITHIN).map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => format!("no connection within {CONNECT_WITHIN:?}"),
+            _ => format!("cannot connect: {error}"),
+        })?;
+    let deadline = Instant::now() + answer_within;
+    let answer = exchange(&mut stream, ask_for, deadline).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            "hung up without an answer: it has no quorum, or too many connections from here".to_owned()
+        }
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
+            format!("accepted the connection, but did not answer within {answer_within:?}")
+        }
+        _ => format!("no answer to a connect request: {error}"),
+    })?;
+    let grant = read_grant(&answer)?;
+    close(&mut stream);
+    Ok(grant)
+}
+
+fn exchange(stream: &mut TcpStream, ask_for: Duration, deadline: Instant) -> io::Result<Vec<u8>> {
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(CONNECT_WITHIN))?;
+    stream.write_all(&connect_request(ask_for))?;
+    let mut length = [0; 4];
+    read_until(stream, &mut length, deadline)?;
+    let length = usize::try_from(i32::from_be_bytes(length)).unwrap_or(usize::MAX);
+    if !(ANSWER_MIN..=ANSWER_MAX).contains(&length) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "this is not a ZooKeeper server"));
+    }
+    let mut answer = vec![0; length];
+    read_until(stream, &mut answer, deadline)?;
+    Ok(answer)
+}
+
+/// Fills the buffer, or fails when the deadline passes, even if single bytes keep coming.
+fn read_until(stream: &mut TcpStream, mut buffer: &mut [u8], deadline: Instant) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => buffer = &mut buffer[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn connect_request(ask_for: Duration) -> Vec<u8> {
+    let timeout_ms = i32::try_from(ask_for.as_millis()).unwrap_or(i32::MAX);
+    let mut body = Vec::with_capacity(45);
+    body.extend_from_slice(&0_i32.to_be_bytes()); // protocol version
+    body.extend_from_slice(&0_i64.to_be_bytes()); // last zxid seen
+    body.extend_from_slice(&timeout_ms.to_be_bytes());
+    body.extend_from_slice(&0_i64.to_be_bytes()); // session id: a new one
+    body.extend_from_slice(&(PASSWORD_LENGTH as i32).to_be_bytes());
+    body.extend_from_slice(&[0; PASSWORD_LENGTH]);
+    body.push(0); // not content with a read-only server
+    framed(&body)
+}
+
+fn framed(body: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(4 + body.len());
+    frame.extend_from_slice(&(body.len() as i32).to_be_bytes());
+    frame.extend_from_slice(body);
+    frame
+}
+
+fn read_grant(answer: &[u8]) -> Result<Grant, String> {
+    let timeout_ms = answer.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(i32::from_be_bytes);
+    match timeout_ms.and_then(|timeout_ms| u64::try_from(timeout_ms).ok()) {
+        Some(timeout_ms) if timeout_ms > 0 => Ok(Grant { timeout: Duration::from_millis(timeout_ms) }),
+        _ => Err("refused a new session".to_owned()),
+    }
+}
+
+/// Closes the probe's session. If that fails, the session ends by itself after its timeout; it owns nothing.
+fn close(stream: &mut TcpStream) {
+    let mut body = Vec::with_capacity(8);
+    body.extend_from_slice(&0_i32.to_be_bytes()); // xid
+    body.extend_from_slice(&OP_CLOSE_SESSION.to_be_bytes());
+    if stream.write_all(&framed(&body)).is_ok() {
+        let mut reply = [0; 20];
+        let _ = read_until(stream, &mut reply, Instant::now() + CLOSE_WITHIN);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connect_request_has_the_bytes_of_the_protocol() {
+        let request = connect_request(Duration::from_secs(10));
+        assert_eq!(request.len(), 49);
+        assert_eq!(request[..4], 45_i32.to_be_bytes());
+        assert_eq!(request[16..20], 10_000_i32.to_be_bytes());
+        assert_eq!(request[28..32], 16_i32.to_be_bytes());
+    }
+
+    #[test]
+    fn a_grant_of_nothing_is_a_refusal() {
+        let mut answer = vec![0; 37];
+        assert!(read_grant(&answer).is_err());
+        answer[4..8].copy_from_slice(&(-5_i32).to_be_bytes());
+        assert!(read_grant(&answer).is_err());
+        answer[4..8].copy_from_slice(&4_000_i32.to_be_bytes());
+        assert_eq!(read_grant(&answer), Ok(Grant { timeout: Duration::from_secs(4) }));
+    }
+}

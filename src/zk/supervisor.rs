@@ -1,0 +1,319 @@
+//! The one thread that makes connections, watches over them, and ends them.
+//!
+//! It alone says `Up`, `Down` and `Failed`. It sleeps until a connection's life ends, a heartbeat is due or
+//! overdue, or the session is to stop; a pulse wakes it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+
+use super::connection::{Connection, End, Life, NotMade, Plan, now};
+use super::pool::Pool;
+use super::probe::{CONNECT_WITHIN, Grant, probe};
+use super::resolve::Resolver;
+use super::{Attempt, Failure, Settings};
+use crate::machine::{Instant, Prng};
+
+/// The pause after a failed round doubles from here…
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// …up to here: guarantee G10 has to find a quorum that returned within 2 s.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// How long a server may take to answer each of the first requests. A server that hangs costs a round so much,
+/// and guarantee G10 allows no more; one that is slower than that would not answer heartbeats in time either.
+const ANSWER_WITHIN: Duration = Duration::from_millis(1200);
+/// The next server is asked when those before it have not answered for so long.
+const STAGGER: Duration = Duration::from_millis(150);
+/// A server that failed is tried after all others for so long.
+const SHUNNED_FOR: Duration = Duration::from_secs(30);
+/// A connection that lived for less counts as a failed round, so that a flapping one does not spin.
+const FLAPPING: Duration = Duration::from_secs(1);
+/// The longest sleep while a connection is up: `recv_timeout` does not count while the machine is suspended.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a connection that made its last request may take to get its answers, and again to close.
+const RETIRE_WITHIN: Duration = Duration::from_secs(1);
+
+/// See the module's description.
+pub struct Supervisor {
+    settings: Settings,
+    pool: Arc<Pool>,
+    pulse: (Sender<()>, Receiver<()>),
+    resolver: Resolver,
+    prng: Prng,
+    generation: u64,
+    shunned: BTreeMap<SocketAddr, Instant>,
+    last_failure: Option<Failure>,
+}
+
+/// What became of a session that was to be closed.
+type Closed = Option<bool>;
+
+impl Supervisor {
+    /// A supervisor that is woken through `pulse`.
+    pub fn new(
+        settings: Settings,
+        pool: Arc<Pool>,
+        pulse: (Sender<()>, Receiver<()>),
+        seed: u64,
+    ) -> Supervisor {
+        Supervisor {
+            settings,
+            pool,
+            pulse,
+            resolver: Resolver::default(),
+            prng: Prng::new(seed),
+            generation: 0,
+            shunned: BTreeMap::new(),
+            last_failure: None,
+        }
+    }
+
+    /// Runs until the session is to stop; whether the server confirmed the closing, if a session was up.
+    pub fn run(mut self) -> Closed {
+        let closed = self.rounds();
+        self.pool.over();
+        closed
+    }
+
+    fn rounds(&mut self) -> Closed {
+        let mut pause = PAUSE_MIN;
+        while self.pool.stop_by().is_none() {
+            match self.round() {
+                Ok(connection) => {
+                    let since = now();
+                    if let Some(closed) = self.attend(connection) {
+                        return Some(closed);
+                    }
+                    pause = PAUSE_MIN;
+                    if now().since(since) >= FLAPPING {
+                        continue;
+                    }
+                }
+                Err(failure) => self.note(failure),
+            }
+            let jittered = self.jittered(pause);
+            self.sleep(jittered);
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+        None
+    }
+
+    /// Between half of it and all.
+    fn jittered(&mut self, pause: Duration) -> Duration {
+        let part = self.prng.next_u64() % 512 + 512;
+        pause * u32::try_from(part).unwrap_or(1024) / 1024
+    }
+
+    /// Sleeps, unless the session is to stop.
+    fn sleep(&self, pause: Duration) {
+        let until = now() + pause;
+        while self.pool.stop_by().is_none() && now() < until {
+            // A pulse of a life that ended long ago wakes us too early; then we sleep on.
+            let _ = self.pulse.1.recv_timeout(until.since(now()));
+        }
+    }
+
+    /// Tells of a failure, unless it is the one that was told last.
+    fn note(&mut self, failure: Failure) {
+        if self.last_failure.as_ref() == Some(&failure) {
+            return;
+        }
+        log::warn!("no ZooKeeper session: {failure}");
+        self.last_failure = Some(failure.clone());
+        self.pool.failed(failure);
+    }
+
+    /// Tries every address once.
+    fn round(&mut self) -> Result<Arc<Connection>, Failure> {
+        let resolved = self.resolver.resolve(&self.settings.servers);
+        if resolved.addresses.is_empty() {
+            return Err(Failure::Unresolvable { names: resolved.unresolved });
+        }
+        let (answer, answers) = bounded(resolved.addresses.len());
+        let mut order = self.in_order(resolved.addresses).into_iter();
+        let (mut tried, mut asked) = (Vec::new(), 0);
+        while self.pool.stop_by().is_none() {
+            let wait = match order.next() {
+                Some(server) => {
+                    asked += 1;
+                    self.ask(server, answer.clone());
+                    STAGGER
+                }
+                None if tried.len() == asked => break,
+                None => ANSWER_WITHIN + CONNECT_WITHIN,
+            };
+            // The servers are asked one by one and still side by side: one that hangs must not hide one that
+            // serves. The first that grants a session is taken; the other probes end by themselves.
+            let Ok((server, granted)) = answers.recv_timeout(wait) else { continue };
+            match granted.map_err(NotMade::ThisServer).and_then(|grant| self.connect(server, grant)) {
+                Ok(connection) => {
+                    self.shunned.remove(&server);
+                    self.last_failure = None;
+                    return Ok(Arc::new(connection));
+                }
+                Err(NotMade::Verdict(failure)) => return Err(failure),
+                Err(NotMade::ThisServer(why)) => {
+                    log::debug!("{server}: {why}");
+                    self.shunned.insert(server, now());
+                    tried.push(Attempt { server, why });
+                }
+            }
+        }
+        tried.sort_by_key(|attempt| attempt.server);
+        Err(Failure::Unreachable { tried, unresolved: resolved.unresolved })
+    }
+
+    /// Probes a server on a thread of its own.
+    fn ask(&self, server: SocketAddr, answer: Sender<(SocketAddr, Result<Grant, String>)>) {
+        let timeout = self.settings.session_timeout;
+        let told = answer.clone();
+        let thread = thread::Builder::new().name("zk-probe".to_owned()).stack_size(super::SMALL_STACK);
+        let started = thread.spawn(move || {
+            let _ = answer.try_send((server, probe(server, timeout, ANSWER_WITHIN)));
+        });
+        if let Err(error) = started {
+            let _ = told.try_send((server, Err(format!("no thread for asking it: {error}"))));
+        }
+    }
+
+    /// A random order, but those that failed lately last, the latest at the end.
+    fn in_order(&mut self, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        for last in (1..addresses.len()).rev() {
+            let other = self.prng.next_u64() % (last as u64 + 1);
+            addresses.swap(last, usize::try_from(other).unwrap_or(last));
+        }
+        let now = now();
+        self.shunned.retain(|_, since| now.since(*since) < SHUNNED_FOR);
+        addresses.sort_by_key(|address| self.shunned.get(address).copied());
+        addresses
+    }
+
+    fn connect(&mut self, server: SocketAddr, grant: Grant) -> Result<Connection, NotMade> {
+        self.generation += 1;
+        let generation = self.generation;
+        let pool = Arc::clone(&self.pool);
+        Connection::make(Plan {
+            settings: &self.settings,
+            server,
+            timeout: grant.timeout,
+            answer_within: ANSWER_WITHIN,
+            life: Arc::new(Life::new(generation, self.pulse.0.clone())),
+            report: Arc::new(move |path, kind| pool.changed(generation, path, kind)),
+        })
+    }
+
+    /// Watches over a connection to its end; `Some` if it was closed because the session is to stop.
+    fn attend(&mut self, connection: Arc<Connection>) -> Closed {
+        let generation = connection.life().generation();
+        if !self.pool.up(&connection) {
+            return Some(connection.close(self.time_to_stop()));
+        }
+        log::info!("ZooKeeper session up at {}, timeout {:?}", connection.server(), connection.timeout());
+        let end = self.watch_over(&connection);
+        let Some(end) = end else {
+            self.pool.drain(self.time_to_stop() / 2);
+            let closed = connection.close(self.time_to_stop());
+            connection.kill();
+            self.pool.down(generation, "stopped".to_owned());
+            return Some(closed);
+        };
+        let why = match &end {
+            End::Lost(why) => why.clone(),
+            End::Worn => "a connection makes only so many requests".to_owned(),
+        };
+        log::warn!("ZooKeeper session at {} down: {why}", connection.server());
+        if end == End::Worn {
+            self.pool.drain(RETIRE_WITHIN);
+            connection.close(RETIRE_WITHIN);
+        } else {
+            self.shunned.insert(connection.server(), now());
+        }
+        connection.kill();
+        self.pool.down(generation, why);
+        None
+    }
+
+    fn time_to_stop(&self) -> Duration {
+        self.pool.stop_by().map_or(Duration::ZERO, |by| by.since(now()))
+    }
+
+    /// Waits for the end of the connection, and brings it about when a heartbeat is overdue; `None` if the
+    /// session is to stop.
+    fn watch_over(&self, connection: &Connection) -> Option<End> {
+        let life = connection.life();
+        let mut pulse = Heartbeat::new(connection);
+        loop {
+            if let Some(end) = life.ended() {
+                return Some(end.clone());
+            }
+            if self.pool.stop_by().is_some() {
+                return None;
+            }
+            match pulse.look(connection, now()) {
+                Ok(sleep) => {
+                    let _ = self.pulse.1.recv_timeout(sleep.min(LOOK_EVERY));
+                }
+                Err(why) => life.end(End::Lost(why)),
+            }
+        }
+    }
+}
+
+/// Whether the server still answers, asked every third of the session timeout.
+struct Heartbeat {
+    timeout: Duration,
+    /// When the request was sent that was answered last: the session lived after that.
+    proved: Instant,
+    /// The one that is under way: when it was sent, and where its answer comes.
+    beating: Option<(Instant, Receiver<bool>)>,
+}
+
+impl Heartbeat {
+    fn new(connection: &Connection) -> Heartbeat {
+        Heartbeat { timeout: connection.timeout(), proved: now(), beating: None }
+    }
+
+    /// Does what is due; how long there is nothing to do, or why the connection is to be given up.
+    fn look(&mut self, connection: &Connection, now: Instant) -> Result<Duration, String> {
+        if let Some((sent, answer)) = &self.beating {
+            match answer.try_recv() {
+                Ok(true) => {
+                    self.proved = *sent;
+                    self.beating = None;
+                }
+                Ok(false) => return Err("a heartbeat failed".to_owned()),
+                Err(TryRecvError::Disconnected) => return Err("a heartbeat came to nothing".to_owned()),
+                Err(TryRecvError::Empty) => {}
+            }
+        }
+        if now.since(self.proved) > self.timeout {
+            // Overdue heartbeats are noticed long before: this process, or its machine, stood still.
+            return Err(format!(
+                "nothing was heard for {:?}: the session has expired",
+                now.since(self.proved)
+            ));
+        }
+        let Some((sent, _)) = &self.beating else {
+            let due = self.proved + self.timeout / 3;
+            if now < due {
+                return Ok(due.since(now));
+            }
+            self.beating = Some((now, connection.beat()));
+            return Ok(self.timeout / 6);
+        };
+        let overdue = self.overdue(*sent, connection.life().last_answer());
+        if now >= overdue {
+            return Err(format!("{} did not answer for {:?}", connection.server(), now.since(*sent)));
+        }
+        Ok(overdue.since(now))
+    }
+
+    /// A sixth of the timeout after the heartbeat was sent. While other answers still come, a busy server gets
+    /// as much again: a heartbeat stands in line behind all writes of its session.
+    fn overdue(&self, sent: Instant, last_answer: Instant) -> Instant {
+        (sent.max(last_answer) + self.timeout / 6).min(sent + self.timeout / 3)
+    }
+}
