@@ -200,7 +200,7 @@ fn a_task_is_shown_whole_whatever_is_in_it() {
     let options = Options { timeout_ms: Some(5), ..Options::default() };
     let mut task = Task::new(Payload::Shell("echo\u{1b}[2J".into()), options.clone());
     task.next_attempt(None, "its worker died");
-    task.not_before_ms = Some(i64::MAX);
+    task.delay_ms = Some(u64::MAX);
     task.outcome = Some(Outcome { started_ms: Some(i64::MIN), ended_ms: Some(i64::MAX), ..full() });
     let (id, stat) = (TaskId::new("J", "t"), Stat { ctime_ms: 1_700_000_000_000, ..Stat::default() });
     let whole = Shown { id, task, stat, options, worker: None };

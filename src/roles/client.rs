@@ -189,12 +189,16 @@ pub fn exit_code(outcome: &Outcome) -> i32 {
     }
 }
 
-/// As a shell has it: 127 for a program that is missing, 126 for one that may not be run.
+/// As a shell has it: 127 for a program that is missing, 126 for one that can't be run. The contract has no field
+/// for that; a worker's words tell (`exec` says "cannot start" of a program that is there), and 127 is the guess.
 fn not_started_code(outcome: &Outcome) -> i32 {
-    let denied = |detail: &String| detail.to_ascii_lowercase().contains("denied");
+    let is_there = |detail: &String| {
+        let detail = detail.to_ascii_lowercase();
+        detail.contains("cannot start") || detail.contains("permission denied")
+    };
     match outcome.exit_code {
         Some(code @ (126 | 127)) => code,
-        _ if outcome.detail.as_ref().is_some_and(denied) => 126,
+        _ if outcome.detail.as_ref().is_some_and(is_there) => 126,
         _ => 127,
     }
 }
@@ -308,7 +312,8 @@ mod tests {
         assert_eq!(code(Outcome::unrun(State::Cancelled, None, "", 1)), 1);
         assert_eq!(code(Outcome::unrun(State::Expired, None, "", 1)), 1);
         let not_started = |why: &str| Outcome::unrun(State::Failed, Some(Reason::NotStarted), why, 1);
-        assert_eq!(code(not_started("No such file or directory (os error 2)")), 127);
+        assert_eq!(code(not_started("no such program: \"x\" is not in PATH")), 127);
+        assert_eq!(code(not_started("cannot start \"x\": it is a directory")), 126);
         assert_eq!(code(not_started("Permission denied (os error 13)")), 126);
     }
 
