@@ -3,27 +3,28 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context as _;
-
+use crate::batch::BatchReader;
 use crate::config::{
-    Command, Config, Ensemble, IdsConfig, ItemRef, MasterConfig, Orphan, SubmitConfig, TaskSource,
-    WorkerConfig,
+    Command, Config, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig, MasterConfig, Orphan,
+    SubmitConfig, TaskSource, TaskState, WorkerConfig,
 };
-use crate::contract::task::{Options, Payload};
+use crate::contract::task::{Options, Payload, State};
 use crate::contract::worker::ProcessIdentity;
 use crate::contract::{Layout, TaskId, is_shared, uuid};
 use crate::exec::{self, Claim, Predecessor, RunFile};
 use crate::exit;
 use crate::machine::Role;
 use crate::report::View;
-use crate::roles::client::ClientReport;
 use crate::roles::client::walk::Target;
-use crate::roles::inspector::{StatusOf, StatusParams};
-use crate::roles::submitter::{Single, SingleParams};
+use crate::roles::client::{ClientReport, Shade, Unfit};
+use crate::roles::inspector::{List, ListParams, Show, ShowParams, StatusOf, StatusParams};
+use crate::roles::operator::{Operator, OperatorParams, Verb};
+use crate::roles::submitter::{Batch, BatchParams, Single, SingleParams};
 use crate::roles::waiter::{WaitParams, Waiter};
-use crate::roles::{master, worker};
+use crate::roles::{elector, master, worker};
 use crate::shell::{self, Surroundings};
 use crate::zk;
 
@@ -53,14 +54,88 @@ pub fn start(config: Config) -> anyhow::Result<i32> {
         Command::Status { json } => {
             run_client(StatusOf::new(StatusParams { layout }), &ensemble, (json, false), None)
         }
+        Command::Elector(settings) => run_elector(&ensemble, layout, settings),
+        Command::List(settings) => list(&ensemble, layout, settings),
+        Command::Show { id, json } => match id.task {
+            Some(task) => {
+                let id = TaskId::new(&id.job, &task);
+                run_client(Show::new(ShowParams { layout, id }), &ensemble, (json, false), None)
+            }
+            None => {
+                log::error!("{} is a job: name one task, or see `zkmw list --job {}`", id.job, id.job);
+                Ok(exit::USAGE)
+            }
+        },
         Command::Wait(IdsConfig { ids, json }) => match targets(&ids) {
             Ok(targets) => {
                 run_client(Waiter::new(WaitParams { layout, targets }), &ensemble, (json, true), None)
             }
             Err(code) => Ok(code),
         },
-        _ => Ok(exit::BUG),
+        Command::Cancel(settings) => operate(Verb::Cancel, &ensemble, layout, settings),
+        Command::Retry(settings) => operate(Verb::Retry, &ensemble, layout, settings),
     }
+}
+
+fn operate(verb: Verb, ensemble: &Ensemble, layout: Layout, settings: IdsConfig) -> anyhow::Result<i32> {
+    match targets(&settings.ids) {
+        Ok(targets) => {
+            let role = Operator::new(OperatorParams { layout, verb, targets });
+            run_client(role, ensemble, (settings.json, false), None)
+        }
+        Err(code) => Ok(code),
+    }
+}
+
+fn list(ensemble: &Ensemble, layout: Layout, settings: ListConfig) -> anyhow::Result<i32> {
+    let shade = |state: TaskState| match state {
+        TaskState::Pending => Shade::Pending,
+        TaskState::Running => Shade::Running,
+        TaskState::Done => Shade::Ended(State::Done),
+        TaskState::Failed => Shade::Ended(State::Failed),
+        TaskState::Cancelled => Shade::Ended(State::Cancelled),
+        TaskState::Expired => Shade::Ended(State::Expired),
+    };
+    let role = List::new(ListParams {
+        layout,
+        job: settings.job,
+        states: settings.states.into_iter().map(shade).collect(),
+        limit: u64::from(settings.limit),
+    });
+    run_client(role, ensemble, (settings.json, false), None)
+}
+
+fn run_elector(ensemble: &Ensemble, layout: Layout, settings: ElectorConfig) -> anyhow::Result<i32> {
+    let mut command = Vec::new();
+    for argument in settings.command {
+        match argument.into_string() {
+            Ok(argument) => command.push(argument),
+            Err(argument) => {
+                log::error!("the argument {argument:?} is not UTF-8");
+                return Ok(exit::DATA);
+            }
+        }
+    }
+    let role = elector::Elector::new(elector::Params {
+        dir: settings.path,
+        layout,
+        id: settings.id,
+        uuid: uuid(chance(), chance()),
+        command: Some(command).filter(|command| !command.is_empty()),
+        env: Vec::new(),
+        grace: settings.grace,
+        once: settings.once,
+    });
+    let around = Surroundings { daemon: true, runs: true, ..surroundings(ensemble, CLIENT_THREADS) };
+    shell::run(role, around, &mut |report: elector::Report| {
+        let mut out = std::io::stdout().lock();
+        if settings.json {
+            writeln!(out, "{}", report.to_json())?
+        } else {
+            writeln!(out, "{report}")?
+        }
+        out.flush()
+    })
 }
 
 fn surroundings(ensemble: &Ensemble, threads: usize) -> Surroundings {
@@ -172,9 +247,7 @@ fn run_client<T: Role<Report = ClientReport>>(
 ) -> anyhow::Result<i32> {
     let mut view = View::of_process(json, progress);
     let around = Surroundings { batch, ..surroundings(ensemble, CLIENT_THREADS) };
-    let code = shell::run(role, around, &mut |report| view.show(report))?;
-    std::io::stdout().flush().context("cannot write the results")?;
-    Ok(code)
+    shell::run(role, around, &mut |report| view.show(report))
 }
 
 /// The tasks and jobs that were named. The shared jobs are nobody's, so they cannot be named as a whole.
@@ -192,10 +265,12 @@ fn targets(ids: &[ItemRef]) -> Result<Vec<Target>, i32> {
 
 fn submit(ensemble: &Ensemble, layout: Layout, settings: SubmitConfig) -> anyhow::Result<i32> {
     let options = options(&settings);
+    let look = (settings.json, settings.progress);
     let payload = match settings.task {
         TaskSource::Line(line) => Payload::Shell(line),
         TaskSource::Program(argv) => Payload::Program(argv),
-        TaskSource::File(_) | TaskSource::Stdin => return Ok(exit::BUG),
+        TaskSource::File(ref path) => return submit_batch(ensemble, layout, &settings, path),
+        TaskSource::Stdin => return submit_batch(ensemble, layout, &settings, "-".as_ref()),
     };
     let single = Single::new(SingleParams {
         layout,
@@ -209,12 +284,44 @@ fn submit(ensemble: &Ensemble, layout: Layout, settings: SubmitConfig) -> anyhow
         cancel_on_interrupt: settings.cancel_on_interrupt,
     });
     match single {
-        Ok(role) => run_client(role, ensemble, (settings.json, settings.progress), None),
-        Err(unfit) => {
-            log::error!("{unfit}");
-            Ok(exit::DATA)
-        }
+        Ok(role) => run_client(role, ensemble, look, None),
+        Err(unfit) => Ok(tell(&unfit)),
     }
+}
+
+fn submit_batch(
+    ensemble: &Ensemble,
+    layout: Layout,
+    settings: &SubmitConfig,
+    path: &Path,
+) -> anyhow::Result<i32> {
+    let mut reader = match BatchReader::open(path) {
+        Ok(reader) => reader,
+        Err(unfit) => return Ok(tell(&unfit)),
+    };
+    let batch = Batch::new(BatchParams {
+        layout,
+        ulid: ulid::Ulid::generate().to_string(),
+        key: settings.id.clone(),
+        job: settings.job.clone(),
+        options: options(settings),
+        lines: reader.lines(),
+        end: reader.end(),
+        detach: settings.detach,
+        orphan_cancel: settings.orphan == Orphan::Cancel,
+        cancel_on_interrupt: settings.cancel_on_interrupt,
+    });
+    let lines: shell::BatchLines =
+        Box::new(move |count| reader.next(count).map_err(|unfit| anyhow::anyhow!("{unfit}")));
+    match batch {
+        Ok(role) => run_client(role, ensemble, (settings.json, settings.progress), Some(lines)),
+        Err(unfit) => Ok(tell(&unfit)),
+    }
+}
+
+fn tell(unfit: &Unfit) -> i32 {
+    log::error!("{unfit}");
+    unfit.code
 }
 
 fn options(settings: &SubmitConfig) -> Options {
