@@ -162,10 +162,7 @@ impl Worker {
                     out.push(Action::Signal { run: *run, signal: GroupSignal::Term });
                 }
             }
-            // The leader does not know what became of it: the outcome may have been collected, or overwritten by a
-            // leader's move, before it was seen.
-            State::Closed { vouch } => *vouch = true,
-            State::Reporting | State::Aside => {}
+            State::Reporting | State::Closed { .. } | State::Aside => {}
         }
     }
 
@@ -429,7 +426,7 @@ impl Worker {
     /// A report is settled, or there was nothing to do.
     pub(super) fn close(&mut self, task: &TaskId, vouch: bool, out: &mut Out) {
         let Some(slot) = self.slots.get_mut(task) else { return };
-        slot.state = State::Closed { vouch: vouch || slot.revoked };
+        slot.state = State::Closed { vouch };
         if slot.orphaned || self.dying {
             self.slots.remove(task);
         } else if let Some((attempt, revoked)) = slot.next.take() {
