@@ -1,9 +1,223 @@
 //! Who leads: one of three, never two, eventually one; takeovers, and what a deposed leader can still do.
 
+use zkmw::contract::name_of;
 use zkmw::contract::task::{Options, Payload, Task};
 use zkmw::contract::worker::Assignment;
 
-use crate::harness::{Cluster, Contender, DEATH, Ensemble, LIMIT, Op, Proc, eventually, wall_clock_ms};
+use std::fs;
+use std::time::Duration;
+
+use crate::harness::{
+    Cluster, Contender, DEATH, Ensemble, LIMIT, Op, Proc, Txn, eventually, throughout, wall_clock_ms,
+};
+
+/// The reports of an elector without a command, as its standard output has them.
+fn reports(elector: &Proc) -> Vec<String> {
+    elector.stdout().lines().map(str::to_string).collect()
+}
+
+/// Three electors (or more) of one election, in the order in which they stand.
+struct Electors {
+    cluster: Cluster,
+    standing: Vec<(String, Proc)>,
+    started: usize,
+}
+
+impl Electors {
+    fn three(name: &str) -> Electors {
+        let mut electors = Electors { cluster: Cluster::new(name), standing: Vec::new(), started: 0 };
+        for _ in 0..3 {
+            electors.one_more();
+        }
+        electors
+    }
+
+    /// One more stands, at the end.
+    #[track_caller]
+    fn one_more(&mut self) {
+        self.started += 1;
+        let id = format!("e{}", self.started);
+        let process = self.cluster.elector(&id, &[]);
+        self.standing.push((id, process));
+        self.agree();
+    }
+
+    fn contenders(&self) -> Vec<Contender> {
+        self.cluster.contenders_below(&format!("{}/elections/default", self.cluster.root))
+    }
+
+    /// Waits until the tree has exactly those that live, in their order, and each of them has printed the very place
+    /// that it has in the tree: the first leads with its czxid as the epoch, each other is behind the one before it.
+    #[track_caller]
+    fn agree(&self) -> Vec<Contender> {
+        eventually(DEATH + LIMIT, "tree and electors agree", || {
+            let contenders = self.contenders();
+            let ids: Vec<_> = contenders.iter().map(|contender| contender.id.as_str()).collect();
+            if ids != self.standing.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>() {
+                return None;
+            }
+            for (place, (_, process)) in self.standing.iter().enumerate() {
+                let expected = match place {
+                    0 => format!("leading, epoch {}", contenders[0].epoch),
+                    _ => format!("standing by behind {}", name_of(&contenders[place - 1].path)),
+                };
+                if reports(process).last() != Some(&expected) {
+                    return None;
+                }
+            }
+            Some(contenders)
+        })
+    }
+
+    /// Ends the one at this place, by TERM or by KILL, and checks that only the next one took notice.
+    #[track_caller]
+    fn lose(&mut self, place: usize, gracefully: bool) {
+        let (id, mut process) = self.standing.remove(place);
+        let before: Vec<_> = self.standing.iter().map(|(_, process)| reports(process)).collect();
+        let signalled_ms = wall_clock_ms();
+        if gracefully {
+            process.term();
+            assert_eq!(process.wait_exit(LIMIT).code, 0);
+        } else {
+            process.kill();
+        }
+        self.agree();
+        let gone_ms = self.gone_ms(&id) - signalled_ms;
+        eprintln!(
+            "{id} at place {place} was gone {gone_ms} ms after {}",
+            if gracefully { "TERM" } else { "KILL" }
+        );
+        assert!(gone_ms < if gracefully { 500 } else { i64::try_from(DEATH.as_millis()).unwrap_or(0) });
+        for (at, (other, process)) in self.standing.iter().enumerate() {
+            // Who was behind it stands at its place now.
+            let expected = before[at].len() + usize::from(at == place);
+            assert_eq!(
+                reports(process).len(),
+                expected,
+                "{other} after the end of {id}: {:?}",
+                reports(process)
+            );
+        }
+    }
+
+    /// When the contender with this id went, by the ensemble's clock: its session ended, or it was deleted.
+    fn gone_ms(&self, id: &str) -> i64 {
+        let history = self.cluster.history();
+        let born = history.iter().find_map(|txn| match &txn.op {
+            Op::Create { path, data, ephemeral: true }
+                if data == id.as_bytes() && path.contains("/elections/") =>
+            {
+                Some(txn.session)
+            }
+            _ => None,
+        });
+        let session = born.expect("it stood");
+        let ends = |txn: &&Txn| txn.session == session && txn.op == Op::SessionEnds;
+        history.iter().find(ends).expect("its session ended").time_ms
+    }
+
+    /// The epochs with which those that live have led.
+    fn epochs(&self) -> Vec<i64> {
+        let mut epochs: Vec<i64> = Vec::new();
+        for (_, process) in &self.standing {
+            epochs.extend(
+                reports(process)
+                    .iter()
+                    .filter_map(|line| line.strip_prefix("leading, epoch ")?.parse::<i64>().ok()),
+            );
+        }
+        epochs
+    }
+}
+
+#[test]
+fn election_three_electors_one_leads() {
+    let electors = Electors::three("one-leads");
+    let contenders = electors.agree();
+    throughout(Duration::from_secs(2), "one leads", || electors.epochs() == [contenders[0].epoch]);
+    assert_eq!(electors.agree(), contenders);
+}
+
+#[test]
+fn election_term_to_any_of_three() {
+    let mut electors = Electors::three("term");
+    for place in [0, 1, 2] {
+        electors.lose(place, true);
+        electors.one_more();
+    }
+}
+
+#[test]
+fn election_kill_to_any_of_three() {
+    let mut electors = Electors::three("kill");
+    for place in [0, 1, 2] {
+        electors.lose(place, false);
+        electors.one_more();
+    }
+    electors.lose(0, false);
+    electors.lose(0, false);
+    assert_eq!(electors.standing.len(), 1, "eventually one");
+}
+
+#[test]
+fn election_a_stopped_leader_wakes_up_at_the_end_of_the_line() {
+    let mut electors = Electors::three("stopped-elector");
+    let first = electors.agree().remove(0);
+    electors.standing[0].1.stop();
+    let (id, old) = electors.standing.remove(0);
+    let second = electors.agree().remove(0);
+    assert!(second.epoch > first.epoch);
+    let woken = reports(&old).len();
+    old.cont();
+    electors.standing.push((id, old));
+    electors.agree();
+    let told = reports(&electors.standing[2].1);
+    assert!(told[woken].starts_with("lost: "), "the first thing it says: {told:?}");
+    assert!(told[woken..].iter().all(|line| !line.starts_with("leading")), "{told:?}");
+}
+
+/// Never two: the command of each elector holds a lock for as long as it lives, and tells if it did not get it.
+#[test]
+fn election_never_two_commands_at_once() {
+    let cluster = Cluster::new("never-two");
+    let dir = cluster.dir().display().to_string();
+    let script = format!(
+        "exec 9>{dir}/lock; flock -n 9 || {{ echo $ZKMW_EPOCH two >>{dir}/runs; exit 1; }}; \
+         echo $ZKMW_EPOCH one >>{dir}/runs; sleep 600 & wait"
+    );
+    let elector = |number: usize| {
+        cluster.elector(&format!("e{number}"), &["--grace", "1s", "--", "/bin/sh", "-c", &script])
+    };
+    let mut electors: Vec<(String, Proc)> =
+        (1..=3).map(|number| (format!("e{number}"), elector(number))).collect();
+    let path = format!("{}/elections/default", cluster.root);
+    let runs = || -> Vec<(i64, String)> {
+        let text = fs::read_to_string(cluster.dir().join("runs")).unwrap_or_default();
+        let line =
+            |line: &str| Some((line.split_once(' ')?.0.parse().ok()?, line.split_once(' ')?.1.to_string()));
+        text.lines().filter_map(line).collect()
+    };
+    for (round, signal) in ["KILL", "TERM", "STOP", "KILL"].into_iter().enumerate() {
+        let leader = eventually(DEATH + LIMIT, "the leader's command runs", || {
+            let leader = cluster.contenders_below(&path).into_iter().next()?;
+            (runs().last()?.0 == leader.epoch).then_some(leader)
+        });
+        let at = electors.iter().position(|(id, _)| *id == leader.id).expect("one of ours");
+        let (_, victim) = &electors[at];
+        match signal {
+            "KILL" => victim.kill(),
+            "TERM" => victim.term(),
+            _ => victim.stop(),
+        }
+        eventually(DEATH + LIMIT, "another one runs it", || (runs().last()?.0 > leader.epoch).then_some(()));
+        // Whoever it was, a successor of it stands at the end.
+        let id = format!("e{}", round + 4);
+        electors[at] = (id, elector(round + 4));
+    }
+    let runs = runs();
+    assert!(runs.iter().all(|(_, how)| how == "one"), "two at once: {runs:?}");
+    assert!(runs.is_sorted() && runs.len() == 5, "the fencing token only grows: {runs:?}");
+}
 
 /// G5: the leader is stopped past its session timeout, another leads, the old one wakes up: none of its writes is
 /// applied, and it stands again at the end.
