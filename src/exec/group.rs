@@ -213,7 +213,7 @@ mod tests {
         // As if its leader were another one, long gone; else the leader alone would prove whose it is.
         let inner = |token, leader_start_ticks| {
             let suspect = Suspect { pgid, leader_start_ticks, last_birth_ticks: u64::MAX, token };
-            suspect.make_empty(Some(Duration::from_millis(50)))
+            suspect.make_empty(Some(Duration::from_secs(10)))
         };
         assert_eq!(inner("mine", Some(start_ticks + 1)), Emptied { empty: true, killed: 0 });
         assert_eq!(child.try_wait().unwrap(), None);
