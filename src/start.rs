@@ -6,12 +6,10 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context as _;
-
 use crate::batch::BatchReader;
 use crate::config::{
-    Command, Config, Ensemble, IdsConfig, ItemRef, MasterConfig, Orphan, SubmitConfig, TaskSource,
-    WorkerConfig,
+    Command, Config, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig, MasterConfig, Orphan,
+    SubmitConfig, TaskSource, TaskState, WorkerConfig,
 };
 use crate::contract::task::{Options, Payload, State};
 use crate::contract::worker::ProcessIdentity;
@@ -249,9 +247,7 @@ fn run_client<T: Role<Report = ClientReport>>(
 ) -> anyhow::Result<i32> {
     let mut view = View::of_process(json, progress);
     let around = Surroundings { batch, ..surroundings(ensemble, CLIENT_THREADS) };
-    let code = shell::run(role, around, &mut |report| view.show(report))?;
-    std::io::stdout().flush().context("cannot write the results")?;
-    Ok(code)
+    shell::run(role, around, &mut |report| view.show(report))
 }
 
 /// The tasks and jobs that were named. The shared jobs are nobody's, so they cannot be named as a whole.

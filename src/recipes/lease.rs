@@ -129,6 +129,13 @@ impl Lease {
         self.sent = None;
     }
 
+    /// The same, if the name is another than before.
+    pub fn rename_if_new(&mut self, holder: &str) {
+        if self.holder != holder {
+            self.rename(holder);
+        }
+    }
+
     /// Until when the session is proven to live, less the margin.
     pub fn expires(&self) -> Option<Instant> {
         self.until

@@ -68,6 +68,8 @@ pub struct Registrar {
     looked: bool,
     mine: BTreeSet<Incarnation>,
     rivals: Option<Rivals>,
+    /// Whether the present incarnation's name was used in any call.
+    tried: bool,
     state: State,
     calls: Calls<Purpose>,
 }
@@ -150,6 +152,7 @@ impl Registrar {
             body,
             mine: BTreeSet::new(),
             rivals: None,
+            tried: false,
             state: State::Off,
             calls: Calls::default(),
         }
@@ -178,8 +181,10 @@ impl Registrar {
             State::Dead | State::Yielded => {}
             _ if self.proven.is_some() => self.register(out),
             _ => {
-                // Nothing was acknowledged, so what was in doubt is given up with its incarnation.
-                self.renew_life();
+                // Nothing was acknowledged, so what may be in doubt is given up with its incarnation.
+                if std::mem::replace(&mut self.tried, true) {
+                    self.renew_life();
+                }
                 self.state = State::Ensuring;
                 self.ensure.start(out);
             }
@@ -205,6 +210,7 @@ impl Registrar {
     /// Begins the next incarnation, when all that the last one ran is dead.
     pub fn begin<R>(&mut self, connected: bool, out: &mut Actions<R>) {
         self.renew_life();
+        self.tried = connected;
         self.state = State::Off;
         if connected {
             self.state = State::Ensuring;

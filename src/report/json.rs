@@ -108,7 +108,7 @@ fn row(row: &Row) -> Value {
 }
 
 /// `id`, `state`, `command` or `argv`, `attempt`, `charged`, `max_attempts`, `keyed`, `cancel`, `options` (those
-/// that hold, named as in the contract), `assigned_to`, `not_before_ms`, `history`, `created_ms`, `changed_ms`
+/// that hold, named as in the contract), `assigned_to`, `delay_ms`, `history`, `created_ms`, `changed_ms`
 /// (the ensemble's clock), `version`, and `outcome`: null or an object as for an outcome, without `id`.
 fn shown(shown: &Shown) -> Value {
     let task = &shown.task;

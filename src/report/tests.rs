@@ -1,1 +1,247 @@
-//! Tests.
+//! What reports look like, byte for byte where it matters.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::contract::status::{Counts, Leader, Status};
+use crate::contract::task::{Options, Outcome, Output, Payload, Reason, State, Task};
+use crate::contract::{Incarnation, TaskId};
+use crate::machine::{Captured, Stat};
+use crate::roles::client::{Ended, Noted, Row, RowTask, Shade, Shown, StatusReport};
+
+fn look(json: bool) -> Look {
+    Look { json, progress: false }
+}
+
+/// Standard output and standard error of these reports.
+fn shown(json: bool, reports: Vec<ClientReport>) -> (Vec<u8>, String) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut view = View::new(&mut out, &mut err, look(json));
+    for report in reports {
+        view.show(report).expect("shown");
+    }
+    (out, String::from_utf8(err).expect("words"))
+}
+
+fn text(reports: Vec<ClientReport>) -> (String, String) {
+    let (out, err) = shown(false, reports);
+    (String::from_utf8(out).expect("text"), err)
+}
+
+fn lines(reports: Vec<ClientReport>) -> Vec<Value> {
+    let (out, _) = shown(true, reports);
+    let out = String::from_utf8(out).expect("text");
+    assert!(out.is_empty() || out.ends_with('\n'));
+    out.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
+}
+
+fn output(head: &[u8], omitted: u64, tail: &[u8]) -> Output {
+    Output::new(&Captured { head: head.to_vec(), omitted, tail: tail.to_vec() })
+}
+
+fn outcome(state: State, reason: Option<Reason>) -> Outcome {
+    Outcome { detail: None, ..Outcome::unrun(state, reason, "", 2) }
+}
+
+fn ended(outcome: Outcome, alone: bool) -> ClientReport {
+    let line = (!alone).then_some(4);
+    ClientReport::Ended(Box::new(Ended { id: TaskId::new("J", "t"), line, outcome, alone }))
+}
+
+fn full() -> Outcome {
+    Outcome {
+        exit_code: Some(3),
+        worker: Some(Incarnation::new("w", 1)),
+        started_ms: Some(1_000),
+        ended_ms: Some(2_500),
+        stdout: output(b"out\n", 0, b""),
+        stderr: output(b"err\n", 0, b""),
+        ..outcome(State::Failed, Some(Reason::Exit))
+    }
+}
+
+#[test]
+fn a_single_task_passes_on_its_bytes_and_nothing_else() {
+    let mut bytes = full();
+    bytes.stdout = output(b"\xff\0no newline", 0, b"");
+    let (out, err) = shown(false, vec![ended(bytes, true)]);
+    assert_eq!((out.as_slice(), err.as_str()), (b"\xff\0no newline".as_slice(), "err\n"));
+}
+
+#[test]
+fn in_a_batch_every_failure_has_words_and_no_success_has() {
+    let (out, err) = text(vec![ended(full(), false)]);
+    assert_eq!(out, "out\n");
+    assert_eq!(err, "err\nzkmw: the task J/t (line 5) failed with exit code 3\n");
+    let good = Outcome { exit_code: Some(0), ..outcome(State::Done, None) };
+    assert_eq!(text(vec![ended(good, false)]), (String::new(), String::new()));
+}
+
+#[test]
+fn what_an_exit_code_does_not_say_is_said() {
+    let poison =
+        Outcome { detail: Some("3 workers\u{1b}[2J".into()), ..outcome(State::Failed, Some(Reason::Poison)) };
+    for (outcome, words) in [
+        (
+            Outcome { signal: Some(9), ..outcome(State::Failed, Some(Reason::Signal)) },
+            "was killed by signal 9",
+        ),
+        (outcome(State::Failed, Some(Reason::Timeout)), "ran past its timeout and was killed"),
+        (poison, "was given up: its workers died under it: 3 workers\\u{1b}[2J"),
+        (outcome(State::Failed, Some(Reason::NotStarted)), "could not be started"),
+        (outcome(State::Cancelled, None), "was cancelled"),
+        (outcome(State::Expired, None), "expired before it was started"),
+    ] {
+        assert_eq!(text(vec![ended(outcome, true)]).1, format!("zkmw: the task J/t {words}\n"));
+    }
+}
+
+#[test]
+fn what_was_not_kept_is_told_apart_from_the_result() {
+    let mut cut = full();
+    cut.stdout = output(b"head\n", 77, b"tail\n");
+    cut.stderr = output(b"first\n", 5, b"last\n");
+    let (out, err) = text(vec![ended(cut, true)]);
+    assert_eq!(out, "head\ntail\n");
+    let note = "zkmw: the task J/t: 77 bytes of its output were not kept\n";
+    assert_eq!(
+        err,
+        format!("{note}first\n{}last\n", note.replace("77", "5").replace("output", "error output"))
+    );
+}
+
+#[test]
+fn an_outcome_in_json_has_all_its_fields() {
+    let expected = json!({
+        "id": "J/t", "line": 5, "state": "failed", "reason": "exit", "exit_code": 3, "signal": null,
+        "detail": null, "attempt": 2, "worker": "w~0000000000000001", "started_ms": 1000, "ended_ms": 2500,
+        "stdout": "out\n", "stderr": "err\n",
+    });
+    assert_eq!(lines(vec![ended(full(), false)]), [expected]);
+    let mut odd = full();
+    odd.stdout = output(b"\xff\xff", 0, b"");
+    odd.stderr = output(b"a", 9, b"b");
+    let line = lines(vec![ended(odd, true)]).remove(0);
+    assert_eq!(line["stdout"], json!({"base64": "//8="}));
+    assert_eq!(line["stderr"], json!({"head": "a", "omitted": 9, "tail": "b"}));
+    assert_eq!(line.get("line"), None);
+}
+
+#[test]
+fn an_id_is_printed_only_if_nobody_waits() {
+    let id = || TaskId::new("J", "t");
+    let submitted = |detached| vec![ClientReport::Submitted { id: id(), detached }];
+    assert_eq!(text(submitted(true)).0, "J/t\n");
+    assert_eq!(text(submitted(false)).0, "");
+    assert_eq!(lines(submitted(true)), [json!({"id": "J/t", "state": "pending"})]);
+    let detached = || vec![ClientReport::Detached { name: "B".into(), submitted: 3 }];
+    assert!(text(detached()).1.contains("zkmw wait B"));
+    assert_eq!(lines(detached()), [] as [Value; 0]);
+}
+
+#[test]
+fn a_summary_is_no_result() {
+    let progress = Progress { submitted: 3, done: 2, failed: 1, total: 3 };
+    let (out, err) = text(vec![ClientReport::Progress(progress), ClientReport::Summary(progress)]);
+    assert_eq!((out.as_str(), err.as_str()), ("", "zkmw: 3 tasks: 2 succeeded, 1 failed\n"));
+    assert_eq!(lines(vec![ClientReport::Summary(progress)]), [] as [Value; 0]);
+}
+
+fn status(current: bool, contenders: &[&str]) -> ClientReport {
+    let leader = Leader { id: "m1".into(), host: "h".into(), pid: 7, epoch: 42 };
+    let status = Status::new(leader, Vec::new(), Counts { pending: 3, ..Counts::default() }, false);
+    let contenders = contenders.iter().map(|id| (*id).to_string()).collect();
+    ClientReport::Status(Box::new(StatusReport { status: Some(status), current, contenders }))
+}
+
+#[test]
+fn a_status_says_who_leads_only_if_that_is_certain() {
+    let (out, _) = text(vec![status(true, &["m1", "m2"])]);
+    assert!(
+        out.starts_with("leader   m1 (host h, pid 7, epoch 42)\nstandbys m2\ntasks    3 pending"),
+        "{out}"
+    );
+    let (out, _) = text(vec![status(false, &["m2\u{7}"])]);
+    assert!(out.contains("none yet: m2\\u{7} is about to lead (m1 on h was the last)"), "{out}");
+    assert!(out.contains("may be old"));
+    let (out, _) = text(vec![status(false, &[])]);
+    assert!(out.contains("no master is running"), "{out}");
+
+    let line = lines(vec![status(true, &["m1", "m2"])]).remove(0);
+    assert_eq!((&line["leader"]["id"], &line["leader"]["pid"]), (&json!("m1"), &json!(7)));
+    assert_eq!((&line["leader"]["epoch"], &line["standbys"]), (&json!(42), &json!(["m2"])));
+    assert_eq!(
+        (&line["tasks"]["pending"], &line["workers"], &line["stale"]),
+        (&json!(3), &json!(0), &json!(false))
+    );
+    let line = lines(vec![status(false, &["m2"])]).remove(0);
+    assert_eq!((&line["leader"], &line["next"], &line["stale"]), (&Value::Null, &json!("m2"), &json!(true)));
+    assert_eq!(line["last_leader"]["id"], "m1");
+}
+
+#[test]
+fn a_list_has_one_heading_and_a_line_for_each() {
+    let row = |task| ClientReport::Row(Row { id: TaskId::new("J", "t"), task });
+    let task = RowTask { shade: Shade::Running, attempt: 2, priority: -1, command: "echo hi".into() };
+    let rows = || vec![row(Ok(task.clone())), row(Err("it is empty".into()))];
+    let (out, _) = text(rows());
+    assert_eq!(out.lines().count(), 3);
+    assert!(out.starts_with("ID ") && out.contains(" running ") && out.ends_with("it is empty\n"), "{out}");
+    let expected =
+        json!({"id": "J/t", "state": "running", "attempt": 2, "priority": -1, "command": "echo hi"});
+    assert_eq!(
+        lines(rows()),
+        [expected, json!({"id": "J/t", "state": "malformed", "detail": "it is empty"})]
+    );
+}
+
+#[test]
+fn a_task_is_shown_whole_whatever_is_in_it() {
+    let options = Options { timeout_ms: Some(5), ..Options::default() };
+    let mut task = Task::new(Payload::Shell("echo\u{1b}[2J".into()), options.clone());
+    task.next_attempt(None, "its worker died");
+    task.delay_ms = Some(u64::MAX);
+    task.outcome = Some(Outcome { started_ms: Some(i64::MIN), ended_ms: Some(i64::MAX), ..full() });
+    let (id, stat) = (TaskId::new("J", "t"), Stat { ctime_ms: 1_700_000_000_000, ..Stat::default() });
+    let whole = Shown { id, task, stat, options, worker: None };
+    let (out, _) = text(vec![ClientReport::Shown(Box::new(whole.clone()))]);
+    for words in ["2023-11-14T22:13:20", "attempt 1 by nobody: its worker died", "--- stdout\nout\n", "5 ms"]
+    {
+        assert!(out.contains(words), "{words} in {out}");
+    }
+    assert!(!out.contains('\u{1b}'));
+    let line = lines(vec![ClientReport::Shown(Box::new(whole))]).remove(0);
+    assert_eq!((&line["outcome"]["exit_code"], &line["options"]["timeout_ms"]), (&json!(3), &json!(5)));
+    assert_eq!((&line["state"], &line["history"][0]["attempt"]), (&json!("failed"), &json!(1)));
+}
+
+#[test]
+fn a_note_that_is_none_goes_to_standard_error() {
+    let note = |ok| ClientReport::Noted(Noted { id: "J/t".into(), verb: "retry", ok, message: "why".into() });
+    assert_eq!(text(vec![note(true)]), ("J/t: why\n".into(), String::new()));
+    assert_eq!(text(vec![note(false)]), (String::new(), "J/t: why\n".into()));
+    let expected = json!({"id": "J/t", "verb": "retry", "ok": false, "message": "why"});
+    assert_eq!(lines(vec![note(false)]), [expected]);
+}
+
+/// A stream that takes everything and cannot flush it: a full disk behind a buffer.
+struct Full;
+
+impl Write for Full {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Err(io::Error::from(io::ErrorKind::StorageFull))
+    }
+}
+
+#[test]
+fn what_can_not_be_flushed_was_not_shown() {
+    for report in [ended(full(), true), ended(full(), false)] {
+        assert!(View::new(Full, Vec::new(), look(false)).show(report.clone()).is_err());
+        assert!(View::new(Vec::new(), Full, look(false)).show(report.clone()).is_err());
+        assert!(View::new(Full, Vec::new(), look(true)).show(report).is_err());
+    }
+}

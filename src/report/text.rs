@@ -42,7 +42,7 @@ fn ended(task: &Ended, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<(
     err.write_all(&tail)?;
     let needs_words = if task.alone { !is_plain(&task.outcome) } else { task.outcome.state != State::Done };
     if needs_words {
-        writeln!(err, "zkmw: the task {}{} {}", task.id, line(task), verdict(&task.outcome))?;
+        writeln!(err, "zkmw: the task {}{} {}", task.id, line(task), clean(&verdict(&task.outcome)))?;
     }
     Ok(())
 }
@@ -69,9 +69,16 @@ fn summary(progress: &Progress, err: &mut dyn Write) -> io::Result<()> {
     writeln!(err)
 }
 
+/// Nothing that a terminal would obey: such words may come from anybody's znode.
+fn clean(text: &str) -> String {
+    let visible = |c: char| if c.is_control() { c.escape_default().collect() } else { vec![c] };
+    text.chars().flat_map(visible).collect()
+}
+
 fn status(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
+    let contenders: Vec<String> = report.contenders.iter().map(|id| clean(id)).collect();
     let leader = report.status.as_ref().map(|status| &status.leader);
-    match (report.contenders.as_slice(), leader) {
+    match (contenders.as_slice(), leader) {
         ([], None) => writeln!(out, "leader   none: no master is running, and none ever led")?,
         ([], Some(last)) => {
             writeln!(out, "leader   none: no master is running ({} on {} was the last)", last.id, last.host)?;
@@ -145,7 +152,7 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     let task = &shown.task;
     writeln!(out, "id        {}", shown.id)?;
     match task.payload() {
-        Payload::Shell(line) => writeln!(out, "command   {}", line.escape_debug())?,
+        Payload::Shell(line) => writeln!(out, "command   {}", clean(&line))?,
         Payload::Program(argv) => writeln!(out, "program   {argv:?}")?,
     }
     write!(out, "state     {}", shown.shade().as_str())?;
@@ -169,11 +176,11 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     }
     for remark in &task.history {
         let worker = remark.worker.as_ref().map_or("nobody", |worker| worker.as_str());
-        writeln!(out, "earlier   attempt {} by {worker}: {}", remark.attempt, remark.why.escape_debug())?;
+        writeln!(out, "earlier   attempt {} by {worker}: {}", remark.attempt, clean(&remark.why))?;
     }
     let Some(outcome) = &task.outcome else { return Ok(()) };
     let (attempt, code) = (outcome.attempt, exit_code(outcome));
-    writeln!(out, "outcome   attempt {attempt} {} (exit code {code})", verdict(outcome).escape_debug())?;
+    writeln!(out, "outcome   attempt {attempt} {} (exit code {code})", clean(&verdict(outcome)))?;
     if let Some(worker) = &outcome.worker {
         writeln!(out, "worker    {worker}")?;
     }
@@ -197,7 +204,7 @@ fn options(options: &Options, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "requires  {key}={value}")?;
     }
     for (key, value) in options.env.iter().flatten() {
-        writeln!(out, "env       {key}={}", value.escape_debug())?;
+        writeln!(out, "env       {key}={}", clean(value))?;
     }
     if let Some(submitter) = &options.orphan_of {
         writeln!(out, "orphan of {submitter}: cancelled when that submitter is gone")?;

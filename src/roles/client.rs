@@ -12,7 +12,7 @@ use crate::contract::status::Status;
 use crate::contract::task::{Options, Outcome, Reason, State, Task};
 use crate::contract::{Incarnation, TaskId};
 use crate::exit;
-use crate::machine::{Refusal, Stat};
+use crate::machine::{CallError, Event, Refusal, Stat};
 
 /// Exit code of a waiting client that was interrupted: that of a shell for SIGINT.
 pub const INTERRUPTED: i32 = exit::SIGNAL_BASE + 2;
@@ -189,12 +189,16 @@ pub fn exit_code(outcome: &Outcome) -> i32 {
     }
 }
 
-/// As a shell has it: 127 for a program that is missing, 126 for one that may not be run.
+/// As a shell has it: 127 for a program that is missing, 126 for one that can't be run. The contract has no field
+/// for that; a worker's words tell (`exec` says "cannot start" of a program that is there), and 127 is the guess.
 fn not_started_code(outcome: &Outcome) -> i32 {
-    let denied = |detail: &String| detail.to_ascii_lowercase().contains("denied");
+    let is_there = |detail: &String| {
+        let detail = detail.to_ascii_lowercase();
+        detail.contains("cannot start") || detail.contains("permission denied")
+    };
     match outcome.exit_code {
         Some(code @ (126 | 127)) => code,
-        _ if outcome.detail.as_ref().is_some_and(denied) => 126,
+        _ if outcome.detail.as_ref().is_some_and(is_there) => 126,
         _ => 127,
     }
 }
@@ -239,6 +243,15 @@ pub fn refusal_code(refusal: Refusal) -> i32 {
         Refusal::NoNode | Refusal::NodeExists | Refusal::BadVersion | Refusal::NotEmpty => exit::TRY_AGAIN,
         Refusal::Other(_) => exit::TRY_AGAIN,
     }
+}
+
+/// Whether the event tells that the connection is gone, even if its `Lost` is still to come: whatever is asked of
+/// it now will not be sent, and asking again for what has just failed would go on and on.
+pub fn breaks_connection(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Lost { .. } | Event::Reply { result: Err(CallError::NotSent | CallError::MaybeApplied), .. }
+    )
 }
 
 /// What a client was told to do can't be done; found before anything was sent.
@@ -299,7 +312,8 @@ mod tests {
         assert_eq!(code(Outcome::unrun(State::Cancelled, None, "", 1)), 1);
         assert_eq!(code(Outcome::unrun(State::Expired, None, "", 1)), 1);
         let not_started = |why: &str| Outcome::unrun(State::Failed, Some(Reason::NotStarted), why, 1);
-        assert_eq!(code(not_started("No such file or directory (os error 2)")), 127);
+        assert_eq!(code(not_started("no such program: \"x\" is not in PATH")), 127);
+        assert_eq!(code(not_started("cannot start \"x\": it is a directory")), 126);
         assert_eq!(code(not_started("Permission denied (os error 13)")), 126);
     }
 

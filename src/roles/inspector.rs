@@ -9,3 +9,6 @@ mod status;
 pub use list::{List, ListParams};
 pub use show::{Show, ShowParams};
 pub use status::{StatusOf, StatusParams};
+
+#[cfg(test)]
+mod tests;

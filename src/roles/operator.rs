@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::client::walk::{self, Found, Target, Walk};
-use super::client::{ClientReport, INTERRUPTED, Noted, Tally, refusal_code, verdict};
+use super::client::{ClientReport, INTERRUPTED, Noted, Tally, breaks_connection, refusal_code, verdict};
 use crate::contract::task::{State, Task};
 use crate::contract::{Layout, TaskId};
 use crate::exit;
@@ -280,6 +280,9 @@ impl Role for Operator {
         if self.over {
             return;
         }
+        if breaks_connection(&event) {
+            self.online = false;
+        }
         match event {
             Event::Connected { .. } => {
                 self.online = true;
@@ -291,7 +294,6 @@ impl Role for Operator {
                 }
             }
             Event::Lost { .. } => {
-                self.online = false;
                 self.calls.clear();
                 self.walk.on_lost();
             }
@@ -320,7 +322,6 @@ impl Role for Operator {
     fn assert_invariants(&self) {
         assert!(self.open.len() <= MAX_OPEN, "too many tasks at a time");
         assert!(self.calls.len() <= self.open.len() || self.over, "two calls about one task");
-        assert!(self.online || self.calls.is_empty(), "a call without a connection");
     }
 }
 

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::client::walk::{self, Found, Target, Walk};
-use super::client::{ClientReport, Ended, INTERRUPTED, Progress, Tally, exit_code, refusal_code};
+use super::client::{
+    ClientReport, Ended, INTERRUPTED, Progress, Tally, breaks_connection, exit_code, refusal_code,
+};
 use crate::contract::task::{Outcome, State, Task};
 use crate::contract::{Layout, TaskId};
 use crate::exit;
@@ -71,7 +73,7 @@ impl Waiter {
 
     /// Takes up more tasks, reads what has to be read, and ends when nothing is left.
     fn pump(&mut self, out: &mut Actions<ClientReport>) {
-        while !self.over && self.watched.len() < MAX_WATCHED {
+        while self.online && self.watched.len() < MAX_WATCHED {
             let Some(Found { id, named }) = self.walk.next(out) else { break };
             self.progress.submitted += 1;
             self.watched.insert(id.clone(), named);
@@ -203,10 +205,12 @@ impl Role for Waiter {
         if self.over {
             return;
         }
+        if breaks_connection(&event) {
+            self.online = false;
+        }
         match event {
             Event::Connected { .. } => self.on_connected(),
             Event::Lost { .. } => {
-                self.online = false;
                 self.calls.clear();
                 self.walk.on_lost();
             }
@@ -235,7 +239,6 @@ impl Role for Waiter {
         assert!(self.watched.len() <= MAX_WATCHED, "too many tasks watched");
         assert!(self.calls.len() <= MAX_READS, "too many reads in flight");
         assert!(self.unread.iter().all(|id| self.watched.contains_key(id)), "reading what nobody waits for");
-        assert!(self.online || self.calls.is_empty(), "a call without a connection");
     }
 }
 

@@ -106,6 +106,9 @@ pub struct Worker {
     jobs: BTreeMap<String, Option<Options>>,
     /// The incarnation is dead, and what it ran is being killed.
     dying: bool,
+    /// When revoked entries were last said to be dead, and when that is due again.
+    vouched: Option<Instant>,
+    vouch_at: Option<Instant>,
     calls: Calls<Purpose>,
     told: String,
 }
@@ -127,6 +130,8 @@ impl Worker {
             reports: Reports::new(&params.layout),
             jobs: BTreeMap::new(),
             dying: false,
+            vouched: None,
+            vouch_at: None,
             calls: Calls::default(),
             told: String::new(),
             params,
@@ -150,6 +155,7 @@ impl Worker {
         match step {
             Step::Pending => {}
             Step::Standing => {
+                self.lease.rename_if_new(self.registrar.incarnation().as_str());
                 self.lease.on_session(self.registrar.session_timeout());
                 let call = Call::Watch { path: self.assignment(), mode: WatchMode::Node };
                 self.calls.issue(out, call, Purpose::WatchAssignment);
@@ -190,7 +196,6 @@ impl Worker {
         self.slots.retain(|task, _| self.reports.owes(task));
         if self.mode == Mode::Working {
             self.registrar.begin(self.connected, out);
-            self.lease.rename(self.registrar.incarnation().as_str());
         }
     }
 
@@ -428,7 +433,7 @@ impl Role for Worker {
         self.stop_late(now, out);
         self.start_ready(now, out);
         self.drain(now, out);
-        self.vouch(out);
+        self.vouch(now, out);
         self.tell(out);
     }
 
@@ -440,7 +445,7 @@ impl Role for Worker {
         };
         let lapse = self.lease.expires().filter(|_| !self.runs.is_empty());
         let own = earlier(mode, earlier(self.registrar.next_wake(), self.lease.next_wake()));
-        earlier(own, earlier(lapse, self.next_deadline()))
+        earlier(earlier(own, self.vouch_at), earlier(lapse, self.next_deadline()))
     }
 
     fn assert_invariants(&self) {

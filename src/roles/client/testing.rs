@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use super::ClientReport;
+use super::{ClientReport, breaks_connection};
 use crate::contract::parent_of;
 use crate::contract::task::{Outcome, Reason, State, Task};
 use crate::machine::{
@@ -111,8 +111,11 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
     /// The role takes in an event.
     pub fn event(&mut self, event: Event) {
         assert_eq!(self.exit, None, "the process has ended before {event:?}");
+        let broken = breaks_connection(&event);
         turn(&mut self.role, self.now, event, &mut self.out);
         let actions: Vec<_> = self.out.drain().collect();
+        let calls = actions.iter().any(|action| matches!(action, Action::Call { .. }));
+        assert!(!(broken && calls), "a call on a connection that was just told to be gone: {actions:?}");
         for action in actions {
             assert_eq!(self.exit, None, "{action:?} after the end");
             match action {
@@ -188,7 +191,11 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
     /// Plays everything out until the role wants nothing more.
     pub fn settle(&mut self) {
         self.tell();
-        while self.exit.is_none() && self.play(Fate::Answered) {}
+        let mut left = 200_000;
+        while self.exit.is_none() && self.play(Fate::Answered) {
+            left -= 1;
+            assert!(left > 0, "it never settles");
+        }
     }
 
     /// Plays out until a call like this is next.

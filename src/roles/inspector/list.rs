@@ -12,7 +12,9 @@ use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
 };
 use crate::roles::client::walk::{self, Target, Walk};
-use crate::roles::client::{ClientReport, INTERRUPTED, Row, RowTask, Shade, Tally, refusal_code};
+use crate::roles::client::{
+    ClientReport, INTERRUPTED, Row, RowTask, Shade, Tally, breaks_connection, refusal_code,
+};
 
 /// Tasks that are read, or were read and wait for their turn.
 const WINDOW: usize = 128;
@@ -216,6 +218,9 @@ impl Role for List {
         if self.over {
             return;
         }
+        if breaks_connection(&event) {
+            self.online = false;
+        }
         match event {
             Event::Connected { .. } => {
                 self.online = true;
@@ -230,7 +235,6 @@ impl Role for List {
                 }
             }
             Event::Lost { .. } => {
-                self.online = false;
                 self.calls.clear();
                 self.walk.on_lost();
                 self.running.on_lost();

@@ -441,7 +441,10 @@ impl Master {
         }
         let mut free = Vec::new();
         for (incarnation, registration) in self.fleet.iter() {
-            let has = term.book.entries(incarnation).count();
+            // A task that is gone ended most probably, and was collected before we saw its outcome. Its entry is
+            // revoked, to be certain; until the worker vouches that it is dead it takes up no slot.
+            let ghost = |task: &TaskId, held: &Held| held.is_revoked() && self.table.get(task).is_none();
+            let has = term.book.entries(incarnation).filter(|(task, held)| !ghost(task, held)).count();
             let aside = registration.aside.len().min(has);
             let slots =
                 (registration.slots as usize).saturating_sub(has - aside).min(term.book.room(incarnation));

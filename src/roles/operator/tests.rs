@@ -144,3 +144,28 @@ fn what_is_not_there_or_no_task_is_told() {
     desk.settle();
     assert_eq!((desk.exit, note(&desk).0), (Some(exit::DATA), false));
 }
+
+#[test]
+fn it_goes_on_after_every_loss() {
+    for fate in [Fate::AppliedUnanswered, Fate::DroppedUnanswered, Fate::NotSent] {
+        for at in 0..14 {
+            let mut desk = desk(Verb::Retry, "J", Some(failed(2)));
+            for name in ["2", "3"] {
+                let data = desk.znodes[TASK].0.clone();
+                desk.put(&format!("/z/tasks/J/{name}"), &data);
+            }
+            for _ in 0..at {
+                if desk.exit.is_none() {
+                    desk.play(Fate::Answered);
+                }
+            }
+            if desk.exit.is_none() {
+                desk.play(fate);
+                desk.connect();
+                desk.settle();
+            }
+            assert_eq!((desk.exit, desk.reports.len()), (Some(0), 3), "{fate:?} at call {at}");
+            assert!(["1", "2", "3"].iter().all(|n| desk.task(&format!("/z/tasks/J/{n}")).attempt == 2));
+        }
+    }
+}

@@ -14,7 +14,9 @@ use crate::machine::{
     Reply, Role, Stat,
 };
 use crate::recipes::ensure::{self, Ensure};
-use crate::roles::client::{ClientReport, Ended, INTERRUPTED, Unfit, exit_code, refusal_code};
+use crate::roles::client::{
+    ClientReport, Ended, INTERRUPTED, Unfit, breaks_connection, exit_code, refusal_code,
+};
 
 /// Changes by others that a wish to cancel may run into.
 const MAX_CONFLICTS: u32 = 20;
@@ -495,6 +497,9 @@ impl Role for Single {
         if self.phase == Phase::Over {
             return;
         }
+        if breaks_connection(&event) {
+            self.online = false;
+        }
         match event {
             Event::Connected { .. } => {
                 self.online = true;
@@ -505,7 +510,6 @@ impl Role for Single {
                 }
             }
             Event::Lost { .. } => {
-                self.online = false;
                 self.calls.clear();
                 self.ensure.reset();
                 self.mark.on_lost();
@@ -536,7 +540,6 @@ impl Role for Single {
 
     fn assert_invariants(&self) {
         assert!(self.calls.len() <= 2, "calls pile up: {:?}", self.calls);
-        assert!(self.online || self.calls.is_empty(), "a call without a connection");
         if let Phase::Deleting { .. } = self.phase {
             assert!(!self.task.keyed && !self.attached && !self.doubt, "deleting what is not ours to delete");
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::contract::task::{Options, Payload};
-use crate::roles::client::testing::{Desk, done, failed};
+use crate::roles::client::testing::{Desk, Fate, done, failed};
 
 fn desk(targets: Vec<Target>) -> Desk<Waiter> {
     let params = WaitParams { layout: Layout::new("/z"), targets };
@@ -121,4 +121,26 @@ fn interrupted_it_ends_without_a_trace() {
     desk.settle();
     desk.event(Event::Stop { again: false });
     assert_eq!(desk.exit, Some(INTERRUPTED));
+}
+
+#[test]
+fn it_goes_on_after_every_loss() {
+    for at in 0..12 {
+        let mut desk = desk(vec![task("J/2"), Target::Job("J".into())]);
+        for name in ["J/1", "J/2", "J~b~0000/3"] {
+            desk.end(&format!("/z/tasks/{name}"), done());
+        }
+        desk.connect();
+        for _ in 0..at {
+            if desk.exit.is_none() {
+                desk.play(Fate::Answered);
+            }
+        }
+        if desk.exit.is_none() {
+            desk.play(Fate::DroppedUnanswered);
+            desk.connect();
+            desk.settle();
+        }
+        assert_eq!((desk.exit, desk.ended().len()), (Some(0), 3), "lost at call {at}");
+    }
 }

@@ -15,6 +15,9 @@ use crate::recipes::lease::Ticket;
 /// A task that outlasts a drain's grace gets SIGTERM so long before SIGKILL, if the grace is that long.
 pub const TERM_BEFORE_KILL: Duration = Duration::from_secs(5);
 
+/// The least time between two writes that only say that something revoked, and written down as ended, is dead.
+const VOUCH_PACE: Duration = Duration::from_secs(1);
+
 /// A task that could not be started because the machine is short of something waits so long, in ms.
 const TRANSIENT_DELAY_MS: u64 = 1_000;
 
@@ -436,17 +439,23 @@ impl Worker {
         }
     }
 
-    /// Tells the leader that what it revoked is dead, where no outcome of ours says so.
-    pub(super) fn vouch(&mut self, out: &mut Out) {
+    /// Tells the leader that what it revoked is dead. Where an outcome of ours says so too, the leader mostly has
+    /// seen it and strikes the entry off, so that this can wait.
+    pub(super) fn vouch(&mut self, now: Instant, out: &mut Out) {
+        self.vouch_at = None;
         let Some(version) = self.version.filter(|_| self.registrar.is_standing()) else { return };
-        if self.registrar.body().revoked_through.is_some_and(|through| through >= version) {
+        let mut revoked = self.slots.values().filter(|slot| slot.revoked).peekable();
+        let vouched = self.registrar.body().revoked_through.is_some_and(|through| through >= version);
+        if vouched || revoked.peek().is_none() || !revoked.clone().all(Slot::is_dead) {
             return;
         }
-        let mut revoked = self.slots.values().filter(|slot| slot.revoked);
-        let owed =
-            revoked.clone().any(|slot| matches!(slot.state, State::Closed { vouch: true } | State::Aside));
-        if owed && revoked.all(Slot::is_dead) {
+        let at_once = revoked.any(|slot| matches!(slot.state, State::Closed { vouch: true }));
+        let at = self.vouched.map_or(now, |last| last + VOUCH_PACE);
+        if at_once || at <= now {
+            self.vouched = Some(now);
             self.registrar.publish(|body| body.revoked_through = Some(version), out);
+        } else {
+            self.vouch_at = Some(at);
         }
     }
 }

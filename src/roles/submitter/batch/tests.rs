@@ -333,3 +333,18 @@ fn a_batch_survives_whatever_happens_to_its_connections() {
         assert_eq!(again, None, "seed {seed}: it would run again");
     }
 }
+
+#[test]
+fn an_outcome_that_is_told_before_its_tasks_creation_is_acknowledged_is_not_missed() {
+    let mut desk = desk(params(1));
+    desk.connect();
+    desk.settle_until(is_create);
+    desk.settle_until(|call| call.path().ends_with("/0000000"));
+    let Some((id, call)) = desk.pending.pop_front() else { panic!("it is created") };
+    let result = desk.apply(&call);
+    desk.end(call.path(), done());
+    desk.tell();
+    desk.event(Event::Reply { id, result });
+    desk.settle();
+    assert_eq!((desk.exit, desk.ended().len()), (Some(0), 1));
+}

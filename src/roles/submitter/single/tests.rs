@@ -385,3 +385,17 @@ fn a_task_that_never_stops_changing_is_not_chased_for_ever() {
     }
     assert_eq!(desk.exit, Some(exit::TRY_AGAIN));
 }
+
+#[test]
+fn a_creation_in_doubt_is_cleared_up_even_if_the_job_is_full_by_now() {
+    let mut desk = desk(SingleParams { detach: true, ..params() });
+    desk.connect();
+    desk.settle_until(is_create);
+    desk.play(Fate::AppliedUnanswered);
+    for n in 0..MAX_CHILDREN {
+        desk.znodes.insert(format!("{JOB}/{n:05}"), (Vec::new(), Stat::default()));
+    }
+    desk.connect();
+    desk.settle();
+    assert_eq!((desk.exit, submitted(&desk)), (Some(0), 1));
+}
