@@ -87,7 +87,8 @@ fn an_ensemble_that_does_not_answer_is_69_in_time() {
 fn a_chroot_that_is_not_there_is_78() {
     let ensemble = Ensemble::shared();
     let zk = format!("{}/it/no-such-chroot", ensemble.connect);
-    for command in [&["status"][..], &["submit", "true"], &["master"], &["worker"]] {
+    let run_dir = crate::harness::process::base_dir().join("no-chroot-run").display().to_string();
+    for command in [&["status"][..], &["submit", "true"], &["master"], &["worker", "--run-dir", &run_dir]] {
         let out = Plain::new(&[&["--zk", &zk], command].concat()).run_within(SHORT);
         out.says(78, &["/it/no-such-chroot"]);
     }

@@ -66,7 +66,7 @@ fn retry_runs_what_failed_again_and_nothing_else() {
 fn a_drain_lets_short_tasks_finish_and_hands_long_ones_back() {
     let cluster = Cluster::new("drain");
     let _master = cluster.master("m1");
-    let mut w1 = cluster.worker("w1", &["--slots", "2", "--grace", "2s"]);
+    let mut w1 = cluster.worker("w1", &["--slots", "2", "--grace", "4s"]);
     cluster.registered(&["w1"]);
     let (gate, long) = (cluster.dir().join("gate"), cluster.dir().join("long"));
     let line = format!("until [ -e {} ]; do sleep .05; done; echo $ZKMW_ATTEMPT $ZKMW_WORKER", gate.display());

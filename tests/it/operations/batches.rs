@@ -48,8 +48,9 @@ fn a_detached_batch_is_waited_for_as_a_whole_job() {
         .stdin(lines.as_bytes())
         .run();
     assert_eq!(out.code, 0, "{out:?}");
-    let ids: Vec<String> = out.text().lines().map(str::to_string).collect();
+    let mut ids: Vec<String> = out.text().lines().map(str::to_string).collect();
     assert_eq!(ids.len(), 8);
+    let ids = { ids.sort(); ids };
     out.says(0, &["8 tasks submitted", "zkmw wait whole"]);
     let wait = Plain::on(&service.cluster, &["wait", "whole"]).run();
     wait.says(1, &["8 tasks", "7 succeeded", "1 failed", "exit code 4", &ids[7]]);

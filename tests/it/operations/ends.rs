@@ -43,8 +43,8 @@ fn a_running_task_is_dead_before_its_cancellation_is_written() {
     let cluster = &service.cluster;
     let pids = cluster.dir().join("pids");
     let line = format!("echo begun; (trap '' TERM; sleep 600 & echo $! $$ >{}; wait) & wait; wait", pids.display());
-    let mut submit = cluster.submit(&[&line]);
-    let id = cluster.the_task();
+    let id = cluster.submit_detached(&[&line]);
+    let mut wait = cluster.start("wait", &["wait", id.as_str()]);
     let all = file_says(&pids);
     assert_eq!(Plain::on(cluster, &["cancel", id.as_str()]).run().code, 0);
     // At the moment when the outcome is to be seen, the group is dead.
@@ -53,7 +53,7 @@ fn a_running_task_is_dead_before_its_cancellation_is_written() {
         assert!(!process::is_alive(pid.parse().expect("a pid")), "{pid} lives");
     }
     assert_eq!(outcome.state, State::Cancelled);
-    let exit = submit.wait_exit(LIMIT);
+    let exit = wait.wait_exit(LIMIT);
     assert_eq!(exit.code, 1, "{exit:?}");
     assert!(exit.stderr.contains("was cancelled"), "{exit:?}");
     service.is_unharmed();
