@@ -238,7 +238,10 @@ impl<T: Role> Shell<'_, T> {
     fn no_ensemble(&self) -> i32 {
         match &self.last_failure {
             Some(why) => log::error!("no ensemble within --connect-timeout: {why}; see --zk"),
-            None => log::error!("no ensemble within --connect-timeout: no answer yet from {}; see --zk", self.servers),
+            None => log::error!(
+                "no ensemble within --connect-timeout: no answer yet from {}; see --zk",
+                self.servers
+            ),
         }
         exit::UNAVAILABLE
     }

@@ -251,7 +251,9 @@ impl Master {
                         let dir = self.params.layout.workers();
                         out.log(
                             Level::Error,
-                            format!("{dir}/{path} is no registration (it is not ephemeral): it is left alone"),
+                            format!(
+                                "{dir}/{path} is no registration (it is not ephemeral): it is left alone"
+                            ),
                         );
                     }
                     if let Some(incarnation) = self.fleet.gone(&path) {

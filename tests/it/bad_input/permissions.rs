@@ -61,9 +61,7 @@ fn a_task_whose_outcome_may_not_be_written_is_set_aside() {
     let read_only = vec![Acl::new(Permission::READ, "world", "anyone")];
     zk.create(&cluster.layout.task(&id), task.into_bytes(), read_only, CreateMode::Persistent).expect("made");
     zk.close().expect("closed");
-    eventually(LIMIT, "it is set aside", || {
-        cluster.status().filter(|status| status["tasks"]["aside"] == 1)
-    });
+    eventually(LIMIT, "it is set aside", || cluster.status().filter(|status| status["tasks"]["aside"] == 1));
     let log = service.worker.stderr();
     let told: Vec<&str> = log.lines().filter(|line| line.contains(id.as_str())).collect();
     assert!(told.iter().any(|line| line.contains("ERROR")), "{log}");

@@ -14,7 +14,9 @@ use crate::plain::{Plain, Service, json_lines};
 fn a_program_that_does_not_exist_is_127_and_one_that_may_not_run_126() {
     let mut service = Service::new("no-program", &[]);
     let cluster = &service.cluster;
-    Plain::on(cluster, &["submit", "--", "/no/such", "-x"]).run().says(127, &["could not be started", "/no/such"]);
+    Plain::on(cluster, &["submit", "--", "/no/such", "-x"])
+        .run()
+        .says(127, &["could not be started", "/no/such"]);
     let file = cluster.dir().join("plain-file");
     fs::write(&file, "no program").expect("written");
     let file = file.display().to_string();
@@ -84,7 +86,8 @@ impl Full {
     /// worker writes its run file to: the same error (ENOSPC) at the same place.
     fn new(dir: &Path, worker: &str) -> Full {
         fs::create_dir_all(dir).expect("a folder");
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4k,mode=0700", "tmpfs"]).arg(dir).output();
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=4k,mode=0700", "tmpfs"]).arg(dir).output();
         let mounted = mount.is_ok_and(|mount| mount.status.success());
         if mounted {
             let _ = fs::write(dir.join("filler"), [0; 4096]);
@@ -149,6 +152,11 @@ fn odd_ends_of_a_task_are_told_as_they_are() {
     assert!(!crate::harness::process::is_alive(pid), "its group was killed before the outcome was written");
     service.is_unharmed();
     eventually(LIMIT, "both slots are free", || {
-        service.cluster.assignments().iter().all(|(_, assignment, _)| assignment.entries.is_empty()).then_some(())
+        service
+            .cluster
+            .assignments()
+            .iter()
+            .all(|(_, assignment, _)| assignment.entries.is_empty())
+            .then_some(())
     });
 }

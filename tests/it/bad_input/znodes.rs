@@ -97,7 +97,8 @@ fn garbage_everywhere_else_stops_nobody() {
     let mut service = Service::new("garbage", &["--slots", "1"]);
     let (tree, layout) = (&service.cluster.tree, &service.cluster.layout);
     let large = vec![b'x'; MAX_DATA_BYTES + 1];
-    for (n, data) in [&b"garbage"[..], b"", br#"{"v":99}"#, br#"{"slots":0}"#, &large].into_iter().enumerate() {
+    for (n, data) in [&b"garbage"[..], b"", br#"{"v":99}"#, br#"{"slots":0}"#, &large].into_iter().enumerate()
+    {
         // Below every directory: names that fit what stands there, and names that fit nothing.
         for path in [
             format!("{}/w{n}x~000000000000000{n}~0", layout.workers()),
@@ -112,7 +113,8 @@ fn garbage_everywhere_else_stops_nobody() {
         }
         // Contenders of another library, and ones that would come last in ours.
         tree.create(&format!("{}/junk-{n}", layout.master()), data).expect("created");
-        let name = format!("{}/_c_00000000-0000-4000-8000-00000000000{n}-latch-900000000{n}", layout.master());
+        let name =
+            format!("{}/_c_00000000-0000-4000-8000-00000000000{n}-latch-900000000{n}", layout.master());
         tree.create(&name, data).expect("created");
         // A job that is garbage has no defaults, and what is in it runs.
         tree.create(&format!("{}/job-{n}/t", layout.tasks()), br#"{"command":"true"}"#).expect("created");
@@ -123,7 +125,14 @@ fn garbage_everywhere_else_stops_nobody() {
     // The leader may write in between; then that is what stands.
     let _ = tree.set(&layout.status(), b"garbage", status);
     service.is_unharmed();
-    eventually(LIMIT, "the summary is good again", || service.cluster.leader());
+    let leads = |id: &str| {
+        eventually(LIMIT, &format!("{id} leads, and the summary says so"), || {
+            let status =
+                json_lines(&Plain::on(&service.cluster, &["status", "--json"]).run().text()).remove(0);
+            (status["leader"]["id"] == id && status["stale"] == false).then_some(())
+        });
+    };
+    leads("m1");
     let log = service.master.stderr();
     for name in ["w0x~0000000000000000~0", "/junk-0", "job-0"] {
         assert!((1..=4).contains(&told(&log, name)), "{name}: {log}");
@@ -132,8 +141,9 @@ fn garbage_everywhere_else_stops_nobody() {
     // A leader that finds all that when it starts does no worse.
     service.master.term();
     service.master.wait_exit(LIMIT);
-    service.master = service.cluster.master("m2");
-    service.cluster.leads("m2", LIMIT);
+    let m2 = service.cluster.master("m2");
+    leads("m2");
+    service.master = m2;
     service.is_unharmed();
 }
 

@@ -18,7 +18,10 @@ fn max_attempts_tries_again_with_growing_pauses_and_counts() {
     let id = TaskId::parse(Plain::on(&service.cluster, &args).run().text().trim()).expect("an id");
     let task = service.cluster.ended(&id, LIMIT);
     let outcome = task.outcome.as_ref().expect("ended");
-    assert_eq!((outcome.state, outcome.reason, outcome.exit_code), (State::Failed, Some(Reason::Exit), Some(9)));
+    assert_eq!(
+        (outcome.state, outcome.reason, outcome.exit_code),
+        (State::Failed, Some(Reason::Exit), Some(9))
+    );
     assert_eq!((task.attempt, outcome.attempt), (3, 3));
     assert!((2..=3).contains(&task.charged), "two or all three were charged: {}", task.charged);
     assert_eq!(task.history.len(), 2, "{:?}", task.history);
@@ -28,8 +31,11 @@ fn max_attempts_tries_again_with_growing_pauses_and_counts() {
     assert!(pauses[0] >= 400 && pauses[1] >= 800, "{pauses:?} ms");
 
     // One that succeeds at the second attempt has succeeded; without the flag a failure is final.
-    let out = Plain::on(&service.cluster, &["submit", "--max-attempts", "5", "--retry-backoff", "0s",
-        "[ $ZKMW_ATTEMPT = 2 ] && echo second"]).run();
+    let out = Plain::on(
+        &service.cluster,
+        &["submit", "--max-attempts", "5", "--retry-backoff", "0s", "[ $ZKMW_ATTEMPT = 2 ] && echo second"],
+    )
+    .run();
     assert_eq!((out.code, out.text().as_str()), (0, "second\n"), "{}", out.stderr);
     let out = Plain::on(&service.cluster, &["submit", "echo $ZKMW_ATTEMPT; exit 1"]).run();
     assert_eq!((out.code, out.text().as_str()), (1, "1\n"));
@@ -69,10 +75,12 @@ fn a_drain_lets_short_tasks_finish_and_hands_long_ones_back() {
     let mut w1 = cluster.worker("w1", &["--slots", "2", "--grace", "4s"]);
     cluster.registered(&["w1"]);
     let (gate, long) = (cluster.dir().join("gate"), cluster.dir().join("long"));
-    let line = format!("until [ -e {} ]; do sleep .05; done; echo $ZKMW_ATTEMPT $ZKMW_WORKER", gate.display());
+    let line =
+        format!("until [ -e {} ]; do sleep .05; done; echo $ZKMW_ATTEMPT $ZKMW_WORKER", gate.display());
     let mut short = cluster.submit(&[&line]);
     let short_id = cluster.the_task();
-    let line = format!("echo $$ >>{}; [ $ZKMW_ATTEMPT = 2 ] || sleep 600; echo $ZKMW_ATTEMPT", long.display());
+    let line =
+        format!("echo $$ >>{}; [ $ZKMW_ATTEMPT = 2 ] || sleep 600; echo $ZKMW_ATTEMPT", long.display());
     let long_id = cluster.submit_detached(&[&line]);
     cluster.assigned(&short_id);
     file_says(&long);
@@ -105,7 +113,9 @@ fn a_second_signal_skips_the_grace() {
     let service = Service::new("second-signal", &["--grace", "10m"]);
     let mut service = service;
     let file = service.cluster.dir().join("begun");
-    let id = service.cluster.submit_detached(&[&format!("echo $$ >{}; trap '' TERM; sleep 600 & wait; wait", file.display())]);
+    let id = service
+        .cluster
+        .submit_detached(&[&format!("echo $$ >{}; trap '' TERM; sleep 600 & wait; wait", file.display())]);
     let pid: u32 = file_says(&file).trim().parse().expect("a pid");
     service.worker.term();
     eventually(LIMIT, "it drains", || {

@@ -3,7 +3,17 @@
 use crate::plain::{Plain, Service, fields, json_lines};
 
 const ENDED: [&str; 12] = [
-    "attempt", "detail", "ended_ms", "exit_code", "id", "line", "reason", "signal", "started_ms", "state", "stderr",
+    "attempt",
+    "detail",
+    "ended_ms",
+    "exit_code",
+    "id",
+    "line",
+    "reason",
+    "signal",
+    "started_ms",
+    "state",
+    "stderr",
     "stdout",
 ];
 
@@ -36,8 +46,14 @@ fn a_batch_prints_each_output_whole_and_exits_1_if_any_failed() {
         assert_eq!(fields(row), expected);
         assert!(row["id"].as_str().is_some_and(|id| id.starts_with("named~")), "{row}");
     }
-    assert_eq!((&rows[0]["line"], &rows[0]["state"], &rows[0]["stdout"]), (&1.into(), &"done".into(), &"a\n".into()));
-    assert_eq!((&rows[1]["line"], &rows[1]["state"], &rows[1]["exit_code"]), (&2.into(), &"failed".into(), &7.into()));
+    assert_eq!(
+        (&rows[0]["line"], &rows[0]["state"], &rows[0]["stdout"]),
+        (&1.into(), &"done".into(), &"a\n".into())
+    );
+    assert_eq!(
+        (&rows[1]["line"], &rows[1]["state"], &rows[1]["exit_code"]),
+        (&2.into(), &"failed".into(), &7.into())
+    );
 }
 
 #[test]
@@ -50,7 +66,10 @@ fn a_detached_batch_is_waited_for_as_a_whole_job() {
     assert_eq!(out.code, 0, "{out:?}");
     let mut ids: Vec<String> = out.text().lines().map(str::to_string).collect();
     assert_eq!(ids.len(), 8);
-    let ids = { ids.sort(); ids };
+    let ids = {
+        ids.sort();
+        ids
+    };
     out.says(0, &["8 tasks submitted", "zkmw wait whole"]);
     let wait = Plain::on(&service.cluster, &["wait", "whole"]).run();
     wait.says(1, &["8 tasks", "7 succeeded", "1 failed", "exit code 4", &ids[7]]);
@@ -76,7 +95,9 @@ fn a_keyed_batch_runs_once() {
     let file = service.cluster.dir().join("runs");
     let lines = format!("echo a >>{0}\necho b >>{0}\n", file.display());
     let submit = |lines: &str| {
-        Plain::on(&service.cluster, &["submit", "--from-file", "-", "--id", "day-1"]).stdin(lines.as_bytes()).run()
+        Plain::on(&service.cluster, &["submit", "--from-file", "-", "--id", "day-1"])
+            .stdin(lines.as_bytes())
+            .run()
     };
     for _ in 0..2 {
         submit(&lines).says(0, &["2 tasks: 2 succeeded"]);

@@ -6,7 +6,16 @@ use crate::harness::{Cluster, DEATH, LIMIT, eventually};
 use crate::plain::{Plain, Service, fields, json_lines};
 
 const OUTCOME: [&str; 11] = [
-    "attempt", "detail", "ended_ms", "exit_code", "reason", "signal", "started_ms", "state", "stderr", "stdout",
+    "attempt",
+    "detail",
+    "ended_ms",
+    "exit_code",
+    "reason",
+    "signal",
+    "started_ms",
+    "state",
+    "stderr",
+    "stdout",
     "worker",
 ];
 
@@ -39,14 +48,31 @@ fn status_tells_the_truth_with_a_leader_and_without() {
         let all = tasks["assigned"] == 2 && tasks["pending"] == 2 && tasks["cancelled"] == 1;
         (all && status["standbys"] == serde_json::json!(["m2"])).then_some(status)
     });
-    let mut expected = ["leader", "next", "last_leader", "stale", "standbys", "workers", "slots", "worker_list", "tasks", "loading"];
+    let mut expected = [
+        "leader",
+        "next",
+        "last_leader",
+        "stale",
+        "standbys",
+        "workers",
+        "slots",
+        "worker_list",
+        "tasks",
+        "loading",
+    ];
     expected.sort_unstable();
     assert_eq!(fields(&status), expected);
     assert_eq!(status["leader"]["id"], "m1");
     assert_eq!((&status["leader"]["pid"], &status["leader"]["epoch"]), (&m1.pid().into(), &epoch.into()));
-    assert_eq!((&status["stale"], &status["workers"], &status["slots"]), (&false.into(), &1.into(), &2.into()));
+    assert_eq!(
+        (&status["stale"], &status["workers"], &status["slots"]),
+        (&false.into(), &1.into(), &2.into())
+    );
     let worker = &status["worker_list"][0];
-    assert_eq!((&worker["id"], &worker["pid"], &worker["assigned"]), (&"w1".into(), &w1.pid().into(), &2.into()));
+    assert_eq!(
+        (&worker["id"], &worker["pid"], &worker["assigned"]),
+        (&"w1".into(), &w1.pid().into(), &2.into())
+    );
     assert_eq!(worker["labels"]["gpu"], "yes");
     let text = Plain::on(&cluster, &["status"]).run().text();
     for words in ["m1 (host ", "standbys m2", "2 pending, 2 running", "1 with 2 slots", "gpu=yes"] {
@@ -80,7 +106,17 @@ fn list_filters_and_show_tells_all() {
     let cluster = &service.cluster;
     let running = cluster.submit_detached(&["--job", "a", "sleep 600"]);
     cluster.assigned(&running);
-    let waiting = cluster.submit_detached(&["--job", "a", "--priority", "-7", "--timeout", "1h", "--env", "X=y", "echo  waits"]);
+    let waiting = cluster.submit_detached(&[
+        "--job",
+        "a",
+        "--priority",
+        "-7",
+        "--timeout",
+        "1h",
+        "--env",
+        "X=y",
+        "echo  waits",
+    ]);
     let cancelled = cluster.submit_detached(&["--job", "b", "--", "echo", "a b"]);
     assert_eq!(Plain::on(cluster, &["cancel", cancelled.as_str()]).run().code, 0);
     cluster.ended(&cancelled, LIMIT);
@@ -88,7 +124,8 @@ fn list_filters_and_show_tells_all() {
         let out = Plain::on(cluster, &[&["list", "--json"], args].concat()).run();
         assert_eq!(out.code, 0, "{out:?}");
         let rows = json_lines(&out.text());
-        let mut ids: Vec<String> = rows.iter().map(|row| row["id"].as_str().expect("an id").to_string()).collect();
+        let mut ids: Vec<String> =
+            rows.iter().map(|row| row["id"].as_str().expect("an id").to_string()).collect();
         ids.sort();
         (rows, ids)
     };
@@ -98,7 +135,10 @@ fn list_filters_and_show_tells_all() {
         assert_eq!(fields(row), ["attempt", "command", "id", "priority", "state"]);
     }
     let row = rows.iter().find(|row| row["id"] == waiting.as_str()).expect("listed");
-    assert_eq!((&row["state"], &row["priority"], &row["command"]), (&"pending".into(), &(-7).into(), &"echo  waits".into()));
+    assert_eq!(
+        (&row["state"], &row["priority"], &row["command"]),
+        (&"pending".into(), &(-7).into(), &"echo  waits".into())
+    );
     assert_eq!(list(&["--state", "running"]).1, [running.as_str()]);
     assert_eq!(list(&["--state", "pending"]).1, [waiting.as_str()]);
     assert_eq!(list(&["--state", "pending,cancelled"]).1, [waiting.as_str(), cancelled.as_str()]);
@@ -111,19 +151,43 @@ fn list_filters_and_show_tells_all() {
 
     let shown = one(cluster, &["show", "--json", waiting.as_str()]);
     let mut expected = [
-        "id", "state", "command", "argv", "attempt", "charged", "max_attempts", "keyed", "cancel", "options",
-        "assigned_to", "delay_ms", "history", "created_ms", "changed_ms", "version", "outcome",
+        "id",
+        "state",
+        "command",
+        "argv",
+        "attempt",
+        "charged",
+        "max_attempts",
+        "keyed",
+        "cancel",
+        "options",
+        "assigned_to",
+        "delay_ms",
+        "history",
+        "created_ms",
+        "changed_ms",
+        "version",
+        "outcome",
     ];
     expected.sort_unstable();
     assert_eq!(fields(&shown), expected);
-    assert_eq!((&shown["state"], &shown["max_attempts"], &shown["keyed"]), (&"pending".into(), &3.into(), &false.into()));
-    assert_eq!((&shown["options"]["timeout_ms"], &shown["options"]["env"]["X"]), (&3_600_000.into(), &"y".into()));
+    assert_eq!(
+        (&shown["state"], &shown["max_attempts"], &shown["keyed"]),
+        (&"pending".into(), &3.into(), &false.into())
+    );
+    assert_eq!(
+        (&shown["options"]["timeout_ms"], &shown["options"]["env"]["X"]),
+        (&3_600_000.into(), &"y".into())
+    );
     let shown = one(cluster, &["show", "--json", running.as_str()]);
     assert_eq!(shown["state"], "running");
     assert!(shown["assigned_to"].as_str().is_some_and(|worker| worker.starts_with("w1~")), "{shown}");
     let shown = one(cluster, &["show", "--json", cancelled.as_str()]);
     assert_eq!(fields(&shown["outcome"]), OUTCOME);
-    assert_eq!((&shown["outcome"]["state"], &shown["argv"]), (&"cancelled".into(), &serde_json::json!(["echo", "a b"])));
+    assert_eq!(
+        (&shown["outcome"]["state"], &shown["argv"]),
+        (&"cancelled".into(), &serde_json::json!(["echo", "a b"]))
+    );
     let text = Plain::on(cluster, &["show", waiting.as_str()]).run().text();
     for words in [waiting.as_str(), "echo  waits", "pending", "-7", "3600000 ms", "X=y", "0 of 3 charged"] {
         assert!(text.contains(words), "{words}: {text}");
@@ -137,20 +201,29 @@ fn json_of_submit_wait_cancel_and_retry() {
     let service = Service::new("json", &["--slots", "1"]);
     let cluster = &service.cluster;
     let submitted = one(cluster, &["submit", "--json", "--detach", "echo x; exit 3"]);
-    assert_eq!((fields(&submitted), &submitted["state"]), (vec!["id".into(), "state".into()], &"pending".into()));
+    assert_eq!(
+        (fields(&submitted), &submitted["state"]),
+        (vec!["id".into(), "state".into()], &"pending".into())
+    );
     let id = submitted["id"].as_str().expect("an id").to_string();
     let waited = one(cluster, &["wait", "--json", &id]);
     let mut expected = [&OUTCOME[..], &["id"]].concat();
     expected.sort_unstable();
     assert_eq!(fields(&waited), expected);
-    assert_eq!((&waited["state"], &waited["exit_code"], &waited["stdout"]), (&"failed".into(), &3.into(), &"x\n".into()));
+    assert_eq!(
+        (&waited["state"], &waited["exit_code"], &waited["stdout"]),
+        (&"failed".into(), &3.into(), &"x\n".into())
+    );
     assert!(waited["ended_ms"].as_i64() >= waited["started_ms"].as_i64(), "{waited}");
     let submit = one(cluster, &["submit", "--json", "printf '\\377'"]);
     assert_eq!((fields(&submit), &submit["stdout"]["base64"]), (fields(&waited), &"/w==".into()));
     for verb in ["retry", "cancel"] {
         let note = one(cluster, &[verb, "--json", &id]);
         assert_eq!(fields(&note), ["id", "message", "ok", "verb"]);
-        assert_eq!((&note["id"], &note["verb"], &note["ok"]), (&id.as_str().into(), &verb.into(), &true.into()));
+        assert_eq!(
+            (&note["id"], &note["verb"], &note["ok"]),
+            (&id.as_str().into(), &verb.into(), &true.into())
+        );
     }
     let note = one(cluster, &["cancel", "--json", "_00/none"]);
     assert_eq!(note["ok"], false);

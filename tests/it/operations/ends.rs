@@ -32,7 +32,10 @@ fn a_queued_task_is_cancelled_without_running() {
     let out = Plain::on(&cluster, &["cancel", "--json", "all"]).run();
     assert_eq!(out.code, 0, "{out:?}");
     let notes = json_lines(&out.text());
-    assert!(notes.len() == 3 && notes.iter().all(|note| note["ok"] == true && note["verb"] == "cancel"), "{notes:?}");
+    assert!(
+        notes.len() == 3 && notes.iter().all(|note| note["ok"] == true && note["verb"] == "cancel"),
+        "{notes:?}"
+    );
     let out = Plain::on(&cluster, &["wait", "all"]).run();
     out.says(1, &["3 tasks", "3 failed"]);
 }
@@ -42,7 +45,8 @@ fn a_running_task_is_dead_before_its_cancellation_is_written() {
     let mut service = Service::new("cancel-running", &["--slots", "1"]);
     let cluster = &service.cluster;
     let pids = cluster.dir().join("pids");
-    let line = format!("echo begun; (trap '' TERM; sleep 600 & echo $! $$ >{}; wait) & wait; wait", pids.display());
+    let line =
+        format!("echo begun; (trap '' TERM; sleep 600 & echo $! $$ >{}; wait) & wait; wait", pids.display());
     let id = cluster.submit_detached(&[&line]);
     let mut wait = cluster.start("wait", &["wait", id.as_str()]);
     let all = file_says(&pids);
@@ -98,7 +102,11 @@ fn an_orphan_is_cancelled_if_its_submitter_said_so() {
     kept.wait_exit(LIMIT);
     orphan.wait_exit(LIMIT);
     let (_, task) = eventually(LIMIT + DEATH, "one is cancelled", || {
-        cluster.tasks().into_iter().find(|(_, task, _)| task.outcome.is_some()).map(|(id, task, _)| (id, task))
+        cluster
+            .tasks()
+            .into_iter()
+            .find(|(_, task, _)| task.outcome.is_some())
+            .map(|(id, task, _)| (id, task))
     });
     assert_eq!(task.outcome.expect("ended").state, State::Cancelled);
     assert!(!process::is_alive(orphan_pid));

@@ -27,9 +27,9 @@ fn the_leader_deletes_outcomes_after_their_time_and_empty_jobs() {
     let pending = cluster.submit_detached(&["--job", "busy", "--require", "none=such", "true"]);
     assert_eq!(Plain::on(&cluster, &["submit", "--job", "collected", "true"]).run().code, 0);
     assert!(cluster.task(&keyed).is_some(), "the key works after the outcome was read");
-    for id in [&left, &keyed] {
-        let ended = cluster.ended(id, LIMIT);
-        let ended = ended.outcome.expect("ended").ended_ms.expect("a time");
+    let ended =
+        |id: &TaskId| cluster.ended(id, LIMIT).outcome.and_then(|outcome| outcome.ended_ms).expect("a time");
+    for (id, ended) in [(&left, ended(&left)), (&keyed, ended(&keyed))] {
         eventually(LIMIT, &format!("{id} is deleted"), || cluster.task(id).is_none().then_some(()));
         let deletes = deletes(&cluster, &cluster.layout.task(id));
         assert_eq!(deletes.len(), 1);
@@ -62,7 +62,9 @@ fn the_assignment_of_a_dead_worker_is_deleted_when_all_its_tasks_have_moved() {
     let mut w1 = cluster.worker("w1", &["--slots", "2"]);
     cluster.registered(&["w1"]);
     let (a, b) = (cluster.dir().join("a"), cluster.dir().join("b"));
-    let line = |file: &std::path::Path| format!("echo $$ >>{}; [ $ZKMW_ATTEMPT -gt 1 ] || sleep 600", file.display());
+    let line = |file: &std::path::Path| {
+        format!("echo $$ >>{}; [ $ZKMW_ATTEMPT -gt 1 ] || sleep 600", file.display())
+    };
     let ids = [cluster.submit_detached(&[&line(&a)]), cluster.submit_detached(&[&line(&b)])];
     file_says(&a);
     file_says(&b);

@@ -48,7 +48,9 @@ impl Queue {
 #[test]
 fn a_higher_priority_always_goes_first() {
     let mut queue = Queue::new("priorities");
-    for (what, priority) in [("low", "-5"), ("mid-1", "0"), ("high-1", "5"), ("mid-2", "0"), ("top", "6"), ("high-2", "5")] {
+    for (what, priority) in
+        [("low", "-5"), ("mid-1", "0"), ("high-1", "5"), ("mid-2", "0"), ("top", "6"), ("high-2", "5")]
+    {
         // In one job, so that no turn-taking between jobs plays a part.
         queue.add(what, &["--priority", priority, "--job", "one"]);
     }

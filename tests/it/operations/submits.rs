@@ -30,10 +30,8 @@ fn a_line_goes_through_the_shell_and_a_program_does_not() {
 fn a_task_finds_its_identity_in_its_environment() {
     let service = Service::new("environment", &[]);
     let file = service.cluster.dir().join("env");
-    let line = format!(
-        "echo $ZKMW_TASK $ZKMW_ATTEMPT $ZKMW_EPOCH $ZKMW_WORKER $MINE >>{}; exit 1",
-        file.display()
-    );
+    let line =
+        format!("echo $ZKMW_TASK $ZKMW_ATTEMPT $ZKMW_EPOCH $ZKMW_WORKER $MINE >>{}; exit 1", file.display());
     let args = ["--max-attempts", "3", "--retry-backoff", "0s", "--env", "MINE=and yours", &line];
     let id = service.cluster.submit_detached(&args);
     let task = service.cluster.ended(&id, LIMIT);
@@ -69,10 +67,8 @@ fn a_timeout_is_124_and_kills_the_whole_group() {
     let service = Service::new("timeout", &[]);
     let pids = service.cluster.dir().join("pids");
     // A grandchild that does not care for SIGTERM.
-    let line = format!(
-        "(trap '' TERM; sleep 600 & echo $! $$ >>{}; wait) & echo begun; wait",
-        pids.display()
-    );
+    let line =
+        format!("(trap '' TERM; sleep 600 & echo $! $$ >>{}; wait) & echo begun; wait", pids.display());
     let out = Plain::on(&service.cluster, &["submit", "--timeout", "1s", &line]).run();
     out.says(124, &["ran past its timeout"]);
     assert_eq!(out.text(), "begun\n", "what it printed is kept");
@@ -100,7 +96,11 @@ fn a_key_names_one_task_for_ever() {
 
     // Two at a time attach to one run.
     let gate = service.cluster.dir().join("gate");
-    let line = format!("echo run >>{}; until [ -e {} ]; do sleep .05; done; echo both", file.display(), gate.display());
+    let line = format!(
+        "echo run >>{}; until [ -e {} ]; do sleep .05; done; echo both",
+        file.display(),
+        gate.display()
+    );
     let mut a = service.cluster.submit(&["--id", "both", &line]);
     let mut b = service.cluster.submit(&["--id", "both", &line]);
     eventually(LIMIT, "it runs", || (file_says(&file).lines().count() == 2).then_some(()));
@@ -159,14 +159,18 @@ fn an_interrupted_submit_says_how_to_come_back() {
     }
     // The other wish: the task goes with its submitter.
     let pid = service.cluster.dir().join("pid");
-    let mut submit = service.cluster.submit(&["--cancel-on-interrupt", &format!("echo $$ >{}; sleep 600", pid.display())]);
+    let mut submit =
+        service.cluster.submit(&["--cancel-on-interrupt", &format!("echo $$ >{}; sleep 600", pid.display())]);
     let running: u32 = file_says(&pid).trim().parse().expect("a pid");
     submit.signal(rustix::process::Signal::INT);
     let exit = submit.wait_exit(LIMIT);
     assert!(exit.code == 1 || exit.code == 130, "{exit:?}");
     assert!(exit.stderr.contains("cancel"), "{exit:?}");
     eventually(Duration::from_secs(5), "it is dead", || (!process::is_alive(running)).then_some(()));
-    assert!(service.cluster.tasks().iter().all(|(_, task, _)| {
-        task.outcome.as_ref().is_some_and(|outcome| outcome.state != State::Cancelled)
-    }), "it was collected");
+    assert!(
+        service.cluster.tasks().iter().all(|(_, task, _)| {
+            task.outcome.as_ref().is_some_and(|outcome| outcome.state != State::Cancelled)
+        }),
+        "it was collected"
+    );
 }
