@@ -5,4 +5,5 @@ mod batches;
 mod names;
 mod permissions;
 mod runs;
+mod values;
 mod znodes;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use zkmw::contract::MAX_CHILDREN;
 
 use crate::harness::process::{base_dir, tell_reaper};
-use crate::harness::{Cluster, Ensemble};
+use crate::harness::{Cluster, Ensemble, LIMIT, eventually};
 use crate::plain::{Plain, Service};
 
 #[test]
@@ -68,4 +68,39 @@ fn a_hundred_thousand_lines_keep_every_directory_small() {
         .collect();
     assert!(counts.iter().all(|count| *count <= MAX_CHILDREN), "{counts:?}");
     assert_eq!(counts.iter().sum::<i32>(), i32::try_from(LINES).expect("small"));
+}
+
+/// G8: our own writers stop at 4,000; more than 5,000, made by others, are told, and all of them run.
+#[test]
+fn a_full_job_is_73_and_an_excess_made_by_others_is_told() {
+    let service = Service::new("full-job", &["--slots", "1"]);
+    let (tree, layout) = (&service.cluster.tree, &service.cluster.layout);
+    let exit =
+        service.cluster.run(&["submit", "--job", "full", "--detach", "--require", "none=such", "true"]);
+    assert_eq!(exit.code, 0, "{exit:?}");
+    let fill = |from: usize, to: usize| {
+        std::thread::scope(|scope| {
+            for part in 0..4 {
+                scope.spawn(move || {
+                    for n in (from..to).filter(|n| n % 4 == part) {
+                        let path = format!("{}/{n}", layout.job("full"));
+                        tree.create(&path, br#"{"command":"true","require":{"none":"such"}}"#)
+                            .expect("created");
+                    }
+                });
+            }
+        });
+    };
+    fill(1, 4_000);
+    let submit = ["submit", "--job", "full", "--detach", "true"];
+    Plain::on(&service.cluster, &submit).run().says(73, &["the job full is full", "4000"]);
+    assert!(!service.master.stderr().contains("full"), "nothing to tell yet: {}", service.master.stderr());
+    fill(4_000, 5_002);
+    let log = eventually(LIMIT, "it is told", || {
+        Some(service.master.stderr())
+            .filter(|log| log.contains("/full has") && log.contains("children: too many"))
+    });
+    assert_eq!(log.lines().filter(|line| line.contains("/full")).count(), 1, "once: {log}");
+    let mut service = service;
+    service.is_unharmed();
 }

@@ -1,5 +1,6 @@
 //! Batches, whole jobs.
 
+use crate::harness::{LIMIT, eventually};
 use crate::plain::{Plain, Service, fields, json_lines};
 
 const ENDED: [&str; 12] = [
@@ -108,4 +109,57 @@ fn a_keyed_batch_runs_once() {
     assert_ne!(out.code, 0);
     assert!(out.code == 65 || out.code == 1, "{out:?}");
     assert!(out.stderr.contains("something else"), "{out:?}");
+}
+
+#[test]
+fn an_interrupted_batch_goes_on_and_says_how_to_come_back() {
+    let service = Service::new("batch-interrupt", &["--slots", "2"]);
+    let gate = service.cluster.dir().join("gate");
+    let line = format!("until [ -e {} ]; do sleep .05; done; echo came\n", gate.display());
+    let file = service.cluster.dir().join("batch");
+    std::fs::write(&file, line.repeat(3)).expect("written");
+    let mut batch = service.cluster.submit(&["--from-file", file.to_str().expect("UTF-8")]);
+    let tasks = || service.cluster.tasks();
+    eventually(LIMIT, "all stand", || (tasks().len() == 3).then_some(()));
+    // Lines are created side by side: which of them come first is not said.
+    eventually(LIMIT, "two run", || {
+        let assigned: usize =
+            service.cluster.assignments().iter().map(|(_, page, _)| page.entries.len()).sum();
+        (assigned == 2).then_some(())
+    });
+    batch.term();
+    let exit = batch.wait_exit(LIMIT);
+    assert_eq!(exit.code, 143, "{exit:?}");
+    let job = tasks()[0].0.dir().split('~').next().expect("a job").to_string();
+    assert!(exit.stderr.contains(&format!("zkmw wait {job}")), "{exit:?}");
+    std::fs::write(&gate, "").expect("opened");
+    let out = Plain::on(&service.cluster, &["wait", &job]).run();
+    assert_eq!((out.code, out.text().as_str()), (0, "came\ncame\ncame\n"), "{}", out.stderr);
+
+    // With the other wish none of it is left.
+    std::fs::remove_file(&gate).expect("closed");
+    let mut batch =
+        service.cluster.submit(&["--cancel-on-interrupt", "--from-file", file.to_str().expect("UTF-8")]);
+    eventually(LIMIT, "all stand", || (tasks().len() == 6).then_some(()));
+    batch.term();
+    let exit = batch.wait_exit(LIMIT);
+    assert!(exit.code == 1 || exit.code == 143, "{exit:?}");
+    assert!(exit.stderr.contains("3 failed"), "{exit:?}");
+    assert_eq!(tasks().len(), 3, "what was cancelled was collected");
+}
+
+/// A closed terminal ends no daemon.
+#[test]
+fn a_hangup_does_nothing_to_a_daemon() {
+    let mut service = Service::new("hangup", &[]);
+    let mut elector = service.cluster.elector("e1", &[]);
+    let dir = format!("{}/elections/default", service.cluster.root);
+    eventually(LIMIT, "it stands", || (service.cluster.contenders_below(&dir).len() == 1).then_some(()));
+    for process in [&service.master, &service.worker, &elector] {
+        process.signal(rustix::process::Signal::HUP);
+    }
+    service.is_unharmed();
+    assert!(elector.is_running());
+    elector.term();
+    assert_eq!(elector.wait_exit(LIMIT).code, 0);
 }
