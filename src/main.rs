@@ -4,9 +4,11 @@ use std::io::Write as _;
 use std::panic::catch_unwind;
 use std::process::ExitCode;
 
+use env_logger::Target;
 use log::LevelFilter;
 use zkmw::config::{self, Config};
 use zkmw::exit;
+use zkmw::report::StderrAboveBar;
 
 fn main() -> ExitCode {
     let variable = |name: &str| std::env::var_os(name);
@@ -59,6 +61,7 @@ fn log_to_stderr(config: &Config) {
         .filter_level(level)
         .filter_module("zookeeper", LevelFilter::Off)
         .filter_module("mio", LevelFilter::Off);
+    builder.target(Target::Pipe(Box::new(StderrAboveBar)));
     builder.parse_default_env();
     if !daemon {
         builder.format(|out, record| match record.level() {

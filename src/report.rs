@@ -8,6 +8,7 @@ mod json;
 mod text;
 
 use std::io::{self, IsTerminal as _, Stderr, Stdout, Write};
+use std::sync::OnceLock;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -34,12 +35,36 @@ pub struct View<O: Write, E: Write> {
     bar: Option<ProgressBar>,
 }
 
+/// The process's progress bar, for those who write to the same terminal.
+static BAR: OnceLock<ProgressBar> = OnceLock::new();
+
+/// Standard error, above the progress bar if there is one: where logs go.
+#[derive(Debug)]
+pub struct StderrAboveBar;
+
+impl Write for StderrAboveBar {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match BAR.get() {
+            Some(bar) => bar.suspend(|| io::stderr().write(bytes)),
+            None => io::stderr().write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
 impl View<Stdout, Stderr> {
     /// A view on the process's own streams; a bar only where there is a terminal to draw it on.
     pub fn of_process(json: bool, progress: bool) -> View<Stdout, Stderr> {
         let (out, err) = (io::stdout(), io::stderr());
         let progress = progress && !json && err.is_terminal();
-        View::new(out, err, Look { json, progress })
+        let view = View::new(out, err, Look { json, progress });
+        if let Some(bar) = &view.bar {
+            BAR.get_or_init(|| bar.clone());
+        }
+        view
     }
 }
 
@@ -48,11 +73,6 @@ impl<O: Write, E: Write> View<O, E> {
     pub fn new(out: O, err: E, look: Look) -> View<O, E> {
         let bar = look.progress.then(|| ProgressBar::no_length().with_style(style()));
         View { out, err, json: look.json, headed: false, bar }
-    }
-
-    /// The bar, for others who write to the same terminal: they do it inside [`ProgressBar::suspend`].
-    pub fn bar(&self) -> Option<ProgressBar> {
-        self.bar.clone()
     }
 
     /// Shows a report.

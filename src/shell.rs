@@ -200,7 +200,7 @@ impl<T: Role> Shell<'_, T> {
     fn on_session(&mut self, event: SessionEvent) -> Result<Option<Event>, i32> {
         Ok(match event {
             SessionEvent::Up { generation, timeout, server } => {
-                log::info!("connected to {server}, session timeout {} ms", timeout.as_millis());
+                log::info!(target: "zkmw", "connected to {server}, session timeout {} ms", timeout.as_millis());
                 self.generation = Some(generation);
                 self.ever_connected = true;
                 Some(Event::Connected { timeout })
@@ -220,7 +220,7 @@ impl<T: Role> Shell<'_, T> {
                     return Err(code);
                 }
                 if self.daemon {
-                    log::warn!("{why}; trying on");
+                    log::warn!(target: "zkmw", "{why}; trying on");
                 } else {
                     log::info!("{why}; trying on");
                 }
@@ -260,7 +260,7 @@ impl<T: Role> Shell<'_, T> {
                             return Some(cannot_show(&error));
                         }
                     }
-                    Action::Log(level, text) => log::log!(level_of(level), "{text}"),
+                    Action::Log(level, text) => log::log!(target: "zkmw", level_of(level), "{text}"),
                     Action::Status(text) => self.notify(sd_notify::NotifyState::Status(&text)),
                     Action::Ready => self.notify(sd_notify::NotifyState::Ready),
                     Action::ReadLines(count) => {

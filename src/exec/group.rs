@@ -197,4 +197,46 @@ mod tests {
         };
         assert_eq!(of_ours.kill(&[own], &[own]), Vec::new());
     }
+
+    /// A bystander that leads a group of its own.
+    fn sleeper(token: &str) -> std::process::Child {
+        use std::os::unix::process::CommandExt;
+        let mut command = std::process::Command::new("sleep");
+        command.arg("30").env(crate::exec::proc::OWNER_VAR, token).process_group(0).spawn().unwrap()
+    }
+
+    #[test]
+    fn a_group_is_not_called_empty_while_one_lives_and_is_killed_only_if_it_is_ours() {
+        let mut child = sleeper("yours");
+        let pgid = child.id();
+        let start_ticks = stat(pgid).unwrap().unwrap().start_ticks;
+        // As if its leader were another one, long gone; else the leader alone would prove whose it is.
+        let inner = |token, leader_start_ticks| {
+            let suspect = Suspect { pgid, leader_start_ticks, last_birth_ticks: u64::MAX, token };
+            suspect.make_empty(Some(Duration::from_secs(10)))
+        };
+        assert_eq!(inner("mine", Some(start_ticks + 1)), Emptied { empty: true, killed: 0 });
+        assert_eq!(child.try_wait().unwrap(), None);
+        assert_eq!(inner("mine", Some(start_ticks)), Emptied { empty: true, killed: 1 });
+        assert!(child.wait().unwrap().code().is_none());
+    }
+
+    #[test]
+    fn a_member_without_our_mark_is_waited_for_but_not_killed() {
+        use std::os::unix::process::CommandExt;
+        let (mut leader, token) = (sleeper("mine"), "mine");
+        let pgid = leader.id();
+        let mut stranger =
+            std::process::Command::new("sleep").arg("30").process_group(pgid as i32).spawn().unwrap();
+        leader.kill().unwrap();
+        leader.wait().unwrap();
+        let suspect = Suspect { pgid, leader_start_ticks: None, last_birth_ticks: u64::MAX, token };
+        let bound = Some(Duration::from_millis(50));
+        assert_eq!(suspect.make_empty(bound), Emptied { empty: false, killed: 0 });
+        assert_eq!(stranger.try_wait().unwrap(), None);
+        stranger.kill().unwrap();
+        // It is a zombie and our child: reaped, so that its number is free again.
+        assert_eq!(suspect.make_empty(None), Emptied { empty: true, killed: 0 });
+        assert_eq!(stat(stranger.id()).unwrap(), None);
+    }
 }

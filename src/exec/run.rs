@@ -77,7 +77,7 @@ impl Shared {
         let mut stdout = Stream::new(child.stdout.take().map(OwnedFd::from), spec.output);
         let mut stderr = Stream::new(child.stderr.take().map(OwnedFd::from), spec.output);
 
-        watch(leader, &mut stdout, &mut stderr);
+        watch(leader, open_pidfd(leader), &mut stdout, &mut stderr);
         let ended_ms = now_ms();
         let ended = how_it_ended(leader, self.table.reap(run, leader));
         Suspect {
@@ -151,11 +151,16 @@ impl Stream {
     }
 }
 
-/// Reads both streams until the leader is a zombie.
-fn watch(leader: u32, stdout: &mut Stream, stderr: &mut Stream) {
-    let pidfd = pidfd_open(proc::to_pid(leader), PidfdFlags::empty())
+/// `None` if there are no descriptors left.
+fn open_pidfd(leader: u32) -> Option<OwnedFd> {
+    let pidfd = pidfd_open(proc::to_pid(leader), PidfdFlags::empty());
+    pidfd
         .inspect_err(|error| log::warn!("no pidfd for process {leader}, looking at it in turns: {error}"))
-        .ok();
+        .ok()
+}
+
+/// Reads both streams until the leader is a zombie.
+fn watch(leader: u32, pidfd: Option<OwnedFd>, stdout: &mut Stream, stderr: &mut Stream) {
     let timeout = if pidfd.is_some() { None } else { Some(&LOOK_WITHOUT_PIDFD) };
     loop {
         let sources = [pidfd.as_ref(), stdout.pipe.as_ref(), stderr.pipe.as_ref()];
@@ -219,4 +224,34 @@ fn decode(status: &WaitIdStatus) -> Option<Ended> {
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_pipe_that_never_gets_empty_is_read_for_a_while_only() {
+        let endless = File::open("/dev/zero").unwrap();
+        let mut stream = Stream::new(Some(endless.into()), RunOutput::Capture { limit: 0 });
+        stream.drain();
+        let omitted = stream.capture.finish().omitted;
+        assert!((DRAIN_BYTES..=DRAIN_BYTES + READ_BYTES as u64).contains(&omitted), "{omitted}");
+    }
+
+    #[test]
+    fn without_a_pidfd_the_end_is_seen_all_the_same() {
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", "echo out; exec >&-; sleep 0.1; exit 3"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = RunOutput::Capture { limit: 10 };
+        let mut stdout = Stream::new(child.stdout.take().map(OwnedFd::from), output);
+        watch(child.id(), None, &mut stdout, &mut Stream::new(None, output));
+        assert_eq!(stdout.capture.finish().head, b"out\n");
+        assert_eq!(child.wait().unwrap().code(), Some(3));
+    }
 }

@@ -121,7 +121,7 @@ impl Supervisor {
         if self.last_failure.as_ref() == Some(&failure) {
             return;
         }
-        log::warn!("no ZooKeeper session: {failure}");
+        log::debug!("no ZooKeeper session: {failure}");
         self.last_failure = Some(failure.clone());
         self.pool.failed(failure);
     }
@@ -211,7 +211,7 @@ impl Supervisor {
         if !self.pool.up(&connection) {
             return Some(connection.close(self.time_to_stop()));
         }
-        log::info!("ZooKeeper session up at {}, timeout {:?}", connection.server(), connection.timeout());
+        log::debug!("ZooKeeper session up at {}, timeout {:?}", connection.server(), connection.timeout());
         let end = self.watch_over(&connection);
         let Some(end) = end else {
             self.pool.drain(self.time_to_stop() / 2);
@@ -224,7 +224,7 @@ impl Supervisor {
             End::Lost(why) => why.clone(),
             End::Worn => "a connection makes only so many requests".to_owned(),
         };
-        log::warn!("ZooKeeper session at {} down: {why}", connection.server());
+        log::debug!("ZooKeeper session at {} down: {why}", connection.server());
         if end == End::Worn {
             self.pool.drain(RETIRE_WITHIN);
             connection.close(RETIRE_WITHIN);

@@ -1,0 +1,202 @@
+//! The run file: what a successor can prove, and what it kills.
+
+use super::*;
+
+pub fn claim(dir: &Path) -> RunFile {
+    match RunFile::claim(dir, "w7").unwrap() {
+        Claim::Ours(run_file) => run_file,
+        Claim::Held { pid } => panic!("held by {pid:?}"),
+    }
+}
+
+/// Starts a worker that runs the line, and kills it the hard way once the line has written a pid to READY.
+/// Returns the worker's pid, and that.
+fn killed_worker(dir: &Path, line: &str) -> (u32, u32) {
+    fs::write(dir.join("line"), line.replace("READY", dir.join("ready").to_str().unwrap())).unwrap();
+    let mut helper = spawn_helper("worker", dir);
+    let left = pid_in(&dir.join("ready"));
+    pid_in(&dir.join("worker"));
+    assert!(is_alive(left));
+    match RunFile::claim(&dir.join("run"), "w7").unwrap() {
+        Claim::Held { pid } => assert_eq!(pid, Some(helper.id())),
+        Claim::Ours(_) => panic!("the lock does not hold"),
+    }
+    reap(&mut helper);
+    (helper.id(), left)
+}
+
+#[test]
+fn a_killed_worker_takes_the_leaders_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, leader) = killed_worker(dir.path(), "echo $$ > READY; exec sleep 30");
+    until("the leader is dead", || !is_alive(leader));
+}
+
+#[test]
+fn a_successor_kills_what_a_killed_worker_left_and_has_its_proof() {
+    let dir = tempfile::tempdir().unwrap();
+    // The second has no environment, but the first proves that the group is ours.
+    let (pid, left) = killed_worker(dir.path(), "sleep 31 & env -i sleep 31 & echo $! > READY; wait");
+    match claim(&dir.path().join("run")).inspect_predecessor() {
+        Predecessor::Gone { pid: gone, start_ticks, leftovers_killed } => {
+            // The leader may have died before we looked, or not.
+            assert!(gone == pid && start_ticks > 0 && leftovers_killed >= 2, "{leftovers_killed}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(!is_alive(left));
+}
+
+#[test]
+fn a_group_that_nothing_proves_to_be_ours_is_left_alone_and_spoils_the_proof() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, left) = killed_worker(dir.path(), "env -i sleep 31 & echo $! > READY; wait");
+    let leader = fs::read_to_string(dir.path().join("run/w7.json")).unwrap();
+    let leader: serde_json::Value = serde_json::from_str(&leader).unwrap();
+    let leader = leader["groups"][0]["pgid"].as_u64().unwrap() as u32;
+    until("nothing of the leader is left", || state(leader).is_none());
+    assert!(fs::read(format!("/proc/{left}/environ")).unwrap().is_empty());
+    let found = claim(&dir.path().join("run")).inspect_predecessor();
+    let expected = "could not be proved";
+    assert!(matches!(&found, Predecessor::Unknown { why } if why.contains(expected)), "{found:?}");
+    assert!(is_alive(left));
+    kill(left, Signal::KILL);
+}
+
+#[test]
+fn the_name_is_free_again_once_the_executor_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::with(Some(claim(dir.path())));
+    rig.run(sh("exit 0"));
+    assert!(matches!(RunFile::claim(dir.path(), "w7").unwrap(), Claim::Held { .. }));
+    assert!(matches!(RunFile::claim(dir.path(), "w8").unwrap(), Claim::Ours(_)));
+    drop(rig);
+    // The worker of the file is this very process, which lives.
+    let found = claim(dir.path()).inspect_predecessor();
+    assert_eq!(found, Predecessor::Alive { pid: std::process::id() });
+}
+
+#[test]
+fn every_group_is_in_the_run_file_before_its_program_runs_and_not_after_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("w7.json");
+    let mut rig = Rig::with(Some(claim(dir.path())));
+    let line = format!("grep -q '\"pgid\":'$$',' {}", path.display());
+    let runs: Vec<RunId> = (0..60).map(|_| rig.start(sh(&line))).collect();
+    for run in runs {
+        assert_eq!(rig.ended(run).ended, Ended::Exit(0));
+    }
+    until("the list is empty", || fs::read_to_string(&path).unwrap().contains("\"groups\":[]"));
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(&dir.path().join("w7.lock"))), (0o600, 0o600));
+}
+
+#[test]
+fn a_recycled_number_is_neither_killed_nor_taken_for_the_predecessor() {
+    let dir = tempfile::tempdir().unwrap();
+    let (gone, _) = killed_worker(dir.path(), "echo $$ > READY; exec sleep 30");
+    let mut bystander = Command::new("sleep").arg("30").process_group(0).spawn().unwrap();
+    let path = dir.path().join("run/w7.json");
+    let mut content: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    // The group had the bystander's number, but was born earlier.
+    let born = start_ticks(bystander.id());
+    content["groups"] = serde_json::json!([{ "pgid": bystander.id(), "start_ticks": born - 1 }]);
+    fs::write(&path, content.to_string()).unwrap();
+    let run_file = claim(&dir.path().join("run"));
+    let found = run_file.inspect_predecessor();
+    assert!(matches!(found, Predecessor::Gone { pid, leftovers_killed: 0, .. } if pid == gone), "{found:?}");
+    assert_eq!(bystander.try_wait().unwrap(), None);
+    // The worker's own number may be taken by somebody else, too.
+    content["groups"] = serde_json::json!([]);
+    content["pid"] = bystander.id().into();
+    content["start_ticks"] = (born - 1).into();
+    fs::write(&path, content.to_string()).unwrap();
+    assert!(matches!(run_file.inspect_predecessor(), Predecessor::Gone { .. }));
+    content["start_ticks"] = born.into();
+    fs::write(&path, content.to_string()).unwrap();
+    assert_eq!(run_file.inspect_predecessor(), Predecessor::Alive { pid: bystander.id() });
+    reap(&mut bystander);
+}
+
+#[test]
+fn a_file_of_another_boot_or_namespace_or_version_or_a_broken_one_proves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Rig::with(Some(claim(dir.path()))));
+    let path = dir.path().join("w7.json");
+    let run_file = claim(dir.path());
+    let is_unknown = |text: String| {
+        fs::write(&path, text).unwrap();
+        matches!(run_file.inspect_predecessor(), Predecessor::Unknown { .. })
+    };
+    let mut gone: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    gone["start_ticks"] = 1.into();
+    assert!(!is_unknown(gone.to_string()));
+    for (field, value) in [
+        ("boot_id", serde_json::json!("00000000-0000-0000-0000-000000000000")),
+        ("pid_ns", serde_json::json!(1)),
+        ("v", serde_json::json!(2)),
+        ("groups", serde_json::json!("none")),
+    ] {
+        let mut content = gone.clone();
+        content[field] = value;
+        assert!(is_unknown(content.to_string()), "{field}");
+    }
+    for (pgid, start_ticks) in [(0_u32, 7), (1, 7), (u32::MAX, 7), (30_000, 0)] {
+        gone["groups"] = serde_json::json!([{ "pgid": pgid, "start_ticks": start_ticks }]);
+        assert!(is_unknown(gone.to_string()), "{pgid}");
+    }
+    for text in ["", "{", "null"] {
+        assert!(is_unknown(text.to_owned()), "{text}");
+    }
+    fs::remove_file(&path).unwrap();
+    assert_eq!(run_file.inspect_predecessor(), Predecessor::None);
+}
+
+#[test]
+fn the_run_directory_is_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let inner = dir.path().join("a/b");
+    drop(claim(&inner));
+    assert_eq!(fs::metadata(&inner).unwrap().permissions().mode() & 0o777, 0o700);
+    fs::set_permissions(&inner, fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(RunFile::claim(&inner, "w7").unwrap_err().to_string().contains("0700"));
+    for name in ["", "a/b", "a\0b"] {
+        assert!(RunFile::claim(dir.path(), name).is_err());
+    }
+}
+
+#[test]
+fn if_the_run_file_cannot_be_written_it_is_removed_and_the_runs_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("w7.json");
+    let mut rig = Rig::with(Some(claim(dir.path())));
+    assert!(path.exists());
+    // Nobody can open a directory for writing, root neither.
+    fs::create_dir(dir.path().join("w7.json.next")).unwrap();
+    assert_eq!(rig.run(sh(&format!("! [ -e {} ]", path.display()))).ended, Ended::Exit(0));
+    // When it can be written again, the whole list is there again.
+    fs::remove_dir(dir.path().join("w7.json.next")).unwrap();
+    assert_eq!(rig.run(sh(&format!("grep -q '\"pgid\":'$$',' {}", path.display()))).ended, Ended::Exit(0));
+}
+
+#[test]
+fn a_full_disk_removes_the_run_file_and_the_runs_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().to_str().unwrap();
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=16k,mode=700", "zkmw", disk]).output();
+    if !mount.as_ref().is_ok_and(|output| output.status.success()) {
+        assert!(!rustix::process::geteuid().is_root(), "root cannot mount: {mount:?}");
+        eprintln!("NOT TESTED: only root can mount a small disk");
+        return;
+    }
+    let path = dir.path().join("w7.json");
+    let result = std::panic::catch_unwind(|| {
+        let mut rig = Rig::with(Some(claim(dir.path())));
+        assert!(path.exists());
+        let filled = fs::write(dir.path().join("filler"), vec![0; 1 << 20]);
+        assert_eq!(filled.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+        assert_eq!(rig.run(sh(&format!("! [ -e {} ]", path.display()))).ended, Ended::Exit(0));
+    });
+    assert!(Command::new("umount").args(["-l", disk]).status().unwrap().success());
+    result.unwrap();
+}

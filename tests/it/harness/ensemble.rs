@@ -1,0 +1,151 @@
+//! Ensembles of real servers, by `scripts/ensemble`.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::process::{base_dir, tell_reaper};
+use super::{LIMIT, eventually};
+
+/// What a server is, as `scripts/ensemble status` tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    pub id: u32,
+    pub port: u16,
+    pub pid: Option<u32>,
+    pub mode: String,
+}
+
+/// An ensemble, brought down when dropped (the shared one: when the test binary ends).
+#[derive(Debug)]
+pub struct Ensemble {
+    pub dir: PathBuf,
+    pub connect: String,
+}
+
+impl Ensemble {
+    /// Length of a tick here: sessions may be as short as two of them.
+    pub const TICK: Duration = Duration::from_millis(500);
+
+    /// Three servers for all tests that do not hurt them.
+    pub fn shared() -> Arc<Ensemble> {
+        static SHARED: OnceLock<Arc<Ensemble>> = OnceLock::new();
+        Arc::clone(SHARED.get_or_init(|| Ensemble::start(3)))
+    }
+
+    /// `n` servers of the test's own.
+    pub fn start(n: u32) -> Arc<Ensemble> {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let dir = base_dir().join(format!("e-{count}"));
+        tell_reaper(&format!("dir {}", dir.display()));
+        let connect = script(&dir, &["up", &n.to_string()]).trim().to_string();
+        Arc::new(Ensemble { dir, connect })
+    }
+
+    pub fn status(&self) -> Vec<Server> {
+        let text = script(&self.dir, &["status"]);
+        let server = |line: &str| {
+            let [id, port, pid, mode] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{text}") };
+            let (id, port) = (id.parse().expect("an id"), port.parse().expect("a port"));
+            Server { id, port, pid: pid.parse().ok(), mode: mode.to_string() }
+        };
+        text.lines().map(server).collect()
+    }
+
+    /// Ports of the servers, in the order of their ids.
+    pub fn ports(&self) -> Vec<u16> {
+        self.connect.split(',').filter_map(|server| server.rsplit_once(':')?.1.parse().ok()).collect()
+    }
+
+    /// The server that listens on this port.
+    pub fn server_on(&self, port: u16) -> u32 {
+        let at = self.ports().iter().position(|p| *p == port).expect("a port of a server");
+        u32::try_from(at).expect("few servers") + 1
+    }
+
+    /// The connect string of one server.
+    pub fn connect_to(&self, id: u32) -> String {
+        format!("127.0.0.1:{}", self.ports()[id as usize - 1])
+    }
+
+    /// The ensemble's leader (or the only server); waits while there is none.
+    pub fn leader(&self) -> u32 {
+        eventually(LIMIT, "the ensemble has a leader", || {
+            let leads = |server: &Server| server.mode == "leader" || server.mode == "standalone";
+            self.status().into_iter().find(leads).map(|server| server.id)
+        })
+    }
+
+    /// Its followers.
+    pub fn followers(&self) -> Vec<u32> {
+        self.status().into_iter().filter(|server| server.mode == "follower").map(|server| server.id).collect()
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(&self, id: u32) {
+        script(&self.dir, &["kill", &id.to_string()]);
+    }
+
+    /// SIGSTOP: its sockets stay open, nothing answers.
+    pub fn stop(&self, id: u32) {
+        script(&self.dir, &["stop", &id.to_string()]);
+    }
+
+    pub fn cont(&self, id: u32) {
+        script(&self.dir, &["cont", &id.to_string()]);
+    }
+
+    /// Starts servers again with the data they had, and waits until they serve.
+    pub fn start_again(&self, ids: &[u32]) {
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        script(&self.dir, &[&["start"], &ids.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat());
+    }
+
+    /// The same without waiting, for when there is no quorum yet.
+    pub fn start_no_wait(&self, id: u32) {
+        script(&self.dir, &["start", "--no-wait", &id.to_string()]);
+    }
+
+    /// What a server answers to a four letter word (those in the script's whitelist).
+    pub fn four_letters(&self, id: u32, word: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(self.connect_to(id)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        stream.write_all(word.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    /// A number that `mntr` tells.
+    pub fn metric(&self, id: u32, name: &str) -> Option<f64> {
+        let answer = self.four_letters(id, "mntr")?;
+        answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('\t')?.trim().parse().ok())
+    }
+}
+
+impl Drop for Ensemble {
+    fn drop(&mut self) {
+        let done = command(&self.dir, &["down"]).status();
+        if done.is_ok_and(|status| status.success()) {
+            tell_reaper(&format!("down {}", self.dir.display()));
+        }
+    }
+}
+
+fn command(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/ensemble"));
+    command.arg("--dir").arg(dir).args(args).stdin(Stdio::null());
+    command.env("ZKMW_ENSEMBLE_TICK", Ensemble::TICK.as_millis().to_string());
+    command
+}
+
+fn script(dir: &Path, args: &[&str]) -> String {
+    let output = command(dir, args).output().expect("scripts/ensemble starts");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "scripts/ensemble {args:?}: {}\n{err}", output.status);
+    out.into_owned()
+}

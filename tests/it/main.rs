@@ -1,0 +1,9 @@
+//! The integration tests: real ZooKeeper servers (`scripts/ensemble`) and real processes of the real binary.
+//! What they share, and how to write one, is told at the top of `harness.rs`.
+
+mod cluster;
+mod election;
+// A helper that no test needs today is part of the harness all the same.
+#[allow(dead_code)]
+mod harness;
+mod scenarios;
