@@ -289,6 +289,9 @@ impl Master {
 
     pub(super) fn on_registration(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
+        if term.burials.contains_key(incarnation) {
+            return;
+        }
         term.newborn.remove(incarnation);
         let Some(through) = self.fleet.get(incarnation).and_then(|r| r.revoked_through) else { return };
         for (task, attempt) in term.book.acknowledge(incarnation, through) {
@@ -317,8 +320,7 @@ impl Master {
         if term.burials.contains_key(incarnation) || !term.book.incarnations().any(|i| i == incarnation) {
             return;
         }
-        let entry = |(task, held): (&TaskId, &Held)| (task.clone(), held.attempt, held.is_revoked());
-        let burial = Burial::new(incarnation, term.book.entries(incarnation).map(entry));
+        let burial = burial_of(incarnation, &term.book);
         for task in burial.to_look_at() {
             term.editor.begin(task, Edit::Peek, out);
         }
@@ -344,6 +346,10 @@ impl Master {
         let Some(term) = &mut self.term else { return };
         let mut settled = Vec::new();
         for (incarnation, burial) in &mut term.burials {
+            // The page may have been read, or read again, after the death was known.
+            if burial.is_over() && term.book.entries(incarnation).next().is_some() {
+                *burial = burial_of(incarnation, &term.book);
+            }
             // An edit for another reason may have been under way when this one was wished for.
             for task in burial.to_look_at() {
                 term.editor.begin(task, Edit::Peek, out);
@@ -394,7 +400,8 @@ impl Master {
         let phase = self.table.get(task).map(|known| &known.phase);
         match (phase, holder) {
             // What is on a dead incarnation's page is up to its burial.
-            (_, Some((incarnation, _))) if !self.fleet.lives(&incarnation) => {}
+            (_, Some((incarnation, _)))
+                if !self.fleet.lives(&incarnation) || term.burials.contains_key(&incarnation) => {}
             (None, Some(_)) if !self.tasks.is_complete() => {}
             (Some(Phase::Pending(pending)), Some((incarnation, held))) => {
                 if pending.attempt > held.attempt && pending.released_by.as_ref() == Some(&incarnation) {
@@ -441,7 +448,8 @@ impl Master {
             return;
         }
         let mut free = Vec::new();
-        for (incarnation, registration) in self.fleet.iter() {
+        // A dead incarnation may seem to rise for a moment: its worker registers anew before it finds out.
+        for (incarnation, registration) in self.fleet.iter().filter(|(i, _)| !term.burials.contains_key(i)) {
             // A task that is gone ended most probably, and was collected before we saw its outcome. Its entry is
             // revoked, to be certain; until the worker vouches that it is dead it takes up no slot.
             let ghost = |task: &TaskId, held: &Held| held.is_revoked() && self.table.get(task).is_none();
@@ -510,6 +518,11 @@ impl Master {
         let loading = !self.tasks.is_complete() || term.stage != Stage::Leading;
         Status::new(leader, rows.collect(), counts, loading)
     }
+}
+
+fn burial_of(incarnation: &Incarnation, book: &Book) -> Burial {
+    let entry = |(task, held): (&TaskId, &Held)| (task.clone(), held.attempt, held.is_revoked());
+    Burial::new(incarnation, book.entries(incarnation).map(entry))
 }
 
 /// A worker that could take more.

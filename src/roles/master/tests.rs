@@ -117,3 +117,32 @@ fn a_half_done_move_costs_no_slot() {
     master.go(&mut world);
     assert_eq!(world.page("/z/assign/w~1"), [entry("_00/b", 1, false)]);
 }
+
+/// A worker whose session had ended comes back with a new registration of the same incarnation, and will find
+/// out only then that it is dead.
+#[test]
+fn the_dead_get_nothing_even_if_they_seem_to_rise() {
+    let mut world = World::new();
+    let session = worker(&mut world, "w~1", 2);
+    task(&mut world, "_00/a", |_| {});
+    task(&mut world, "_00/b", |_| {});
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert_eq!(world.page("/z/assign/w~1").len(), 2);
+    // Its death is seen, and one of its tasks is moved before the other.
+    master.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/_00/b");
+    world.expire(session);
+    while master.calls.iter().all(|(_, call)| !matches!(call, Call::Set { .. })) {
+        assert!(master.hear(&mut world) || master.answer(&mut world));
+    }
+    let session = register(&mut world, "w~1~1", &registration(2));
+    master.go(&mut world);
+    master.hold = |_| false;
+    master.go(&mut world);
+    world.expire(session);
+    master.go(&mut world);
+    assert!(!world.znodes.contains_key("/z/assign/w~1"), "{:?}", world.page("/z/assign/w~1"));
+    worker(&mut world, "w~2", 2);
+    master.go(&mut world);
+    assert_eq!(world.page("/z/assign/w~2"), [entry("_00/a", 2, false)], "a suspect goes alone");
+}
