@@ -288,7 +288,7 @@ impl Master {
                         out.log(Level::Error, format!("{}/{path}: {refusal}", self.params.layout.workers()));
                     }
                 }
-                Change::Complete => {}
+                Change::Complete => self.check_workers(out),
             }
             self.touch();
         }

@@ -66,6 +66,8 @@ pub struct Term {
     burials: BTreeMap<Incarnation, Burial>,
     /// Empty assignments of incarnations that are not registered, since when they are known.
     newborn: BTreeMap<Incarnation, Instant>,
+    /// Those that died before the list of workers came; it may be older than their deaths.
+    died: BTreeSet<Incarnation>,
     calls: Calls<Purpose>,
 }
 
@@ -89,6 +91,7 @@ impl Term {
             janitor: Janitor::new(layout),
             burials: BTreeMap::new(),
             newborn: BTreeMap::new(),
+            died: BTreeSet::new(),
             calls: Calls::default(),
         }
     }
@@ -207,8 +210,7 @@ impl Master {
             match step {
                 Step::Ready => {
                     term.stage = Stage::Checking;
-                    let call = Call::Children { path: term.layout.workers() };
-                    term.calls.issue(out, call, Purpose::ListWorkers);
+                    self.check_workers(out);
                 }
                 Step::Opened(incarnation) => {
                     for (task, _) in term.book.entries(&incarnation) {
@@ -241,6 +243,16 @@ impl Master {
         }
     }
 
+    /// Lists the registrations as soon as the mirror would tell of the end of each. (What the mirror knows by then
+    /// may be older than what was taken over, and what it tells later may overtake the list.)
+    pub(super) fn check_workers(&mut self, out: &mut Out) {
+        let Some(term) = self.term.as_mut().filter(|term| term.stage == Stage::Checking) else { return };
+        if self.workers.is_complete() && term.calls.is_empty() {
+            let call = Call::Children { path: term.layout.workers() };
+            term.calls.issue(out, call, Purpose::ListWorkers);
+        }
+    }
+
     /// The list of registrations is younger than every assignment that was taken over. So an assignment with
     /// entries whose worker is not in it belongs to a dead incarnation.
     fn on_workers_listed(&mut self, result: &CallResult, now: Instant, out: &mut Out) {
@@ -255,8 +267,12 @@ impl Master {
         let pages: Vec<_> = term.book.incarnations().cloned().collect();
         let held: Vec<_> =
             pages.iter().flat_map(|page| term.book.entries(page)).map(|(t, _)| t.clone()).collect();
+        let died = std::mem::take(&mut term.died);
         for incarnation in pages.iter().filter(|incarnation| !alive.contains(incarnation)) {
             self.on_unregistered(incarnation, now, out);
+        }
+        for incarnation in &died {
+            self.bury(incarnation, out);
         }
         let living: Vec<_> = self.fleet.incarnations().cloned().collect();
         for incarnation in &living {
@@ -308,10 +324,12 @@ impl Master {
     }
 
     pub(super) fn on_death(&mut self, incarnation: &Incarnation, out: &mut Out) {
-        let Some(term) = &self.term else { return };
+        let Some(term) = &mut self.term else { return };
         if term.stage == Stage::Leading {
             out.log(Level::Info, format!("worker {incarnation} is gone"));
             self.bury(incarnation, out);
+        } else {
+            term.died.insert(incarnation.clone());
         }
     }
 

@@ -146,3 +146,45 @@ fn the_dead_get_nothing_even_if_they_seem_to_rise() {
     master.go(&mut world);
     assert_eq!(world.page("/z/assign/w~2"), [entry("_00/a", 2, false)], "a suspect goes alone");
 }
+
+/// Events and replies come over different threads: the death may be told before the list that lacks it.
+#[test]
+fn a_death_that_is_told_before_the_list_of_workers_is_not_forgotten() {
+    let mut world = World::new();
+    let session = worker(&mut world, "w~1", 1);
+    task(&mut world, "_00/a", |_| {});
+    page(&mut world, "w~1", &[("_00/a", 1, false)]);
+    let mut master = master("m");
+    master.hold = |call| matches!(call, Call::Children { path } if path == "/z/workers");
+    master.connect(&mut world);
+    // The mirror's own list.
+    master.hold = |_| false;
+    assert!(master.answer(&mut world));
+    master.hold = |call| matches!(call, Call::Children { path } if path == "/z/workers");
+    master.go(&mut world);
+    let at = master.calls.iter().position(|(_, call)| matches!(call, Call::Children { .. }));
+    let (id, call) = master.calls.remove(at.expect("the leader lists")).expect("there");
+    let listed = world.apply(master.session.expect("up"), &call).expect("list");
+    world.expire(session);
+    master.go(&mut world);
+    master.event(&world, Event::Reply { id, result: Ok(listed) });
+    master.go(&mut world);
+    assert_eq!(world.task("/z/tasks/_00/a").attempt, 2, "moved on");
+    assert!(!world.znodes.contains_key("/z/assign/w~1"));
+}
+
+/// No task may depend on the order in which the two lists of workers are answered.
+#[test]
+fn nobody_is_told_from_the_dead_before_the_mirror_of_workers_is_complete() {
+    let mut world = World::new();
+    let session = worker(&mut world, "w~1", 1);
+    task(&mut world, "_00/a", |_| {});
+    page(&mut world, "w~1", &[("_00/a", 1, false)]);
+    let mut master = master("m");
+    master.hold = |call| matches!(call, Call::Watch { path, .. } if path == "/z/workers");
+    master.connect(&mut world);
+    world.expire(session);
+    master.hold = |_| false;
+    master.go(&mut world);
+    assert_eq!(world.task("/z/tasks/_00/a").attempt, 2, "moved on");
+}
