@@ -355,6 +355,10 @@ impl Master {
         for burial in term.burials.values_mut() {
             burial.on_edited(task, edit, &edited);
         }
+        // The mirror will read it too, but later: until then the task would be given out as it was before.
+        if let Edited::Written { data, stat } = &edited {
+            self.on_task(task, data, stat, now, out);
+        }
         self.settle(task, now, out);
         self.touch();
     }
@@ -372,9 +376,11 @@ impl Master {
             for task in burial.to_look_at() {
                 term.editor.begin(task, Edit::Peek, out);
             }
-            let table = &self.table;
-            for (task, edit) in burial.moves(|task| table.pending(task).map_or(3, |p| p.max_attempts)) {
-                term.editor.begin(&task, edit, out);
+            let (table, complete) = (&self.table, self.tasks.is_complete());
+            for (task, edit) in burial.moves(|task| table.attempts_in(task.dir(), complete)) {
+                if term.editor.begin(&task, edit, out) {
+                    burial.begun(&task);
+                }
             }
             for task in burial.take_done() {
                 term.book.release(incarnation, &task);

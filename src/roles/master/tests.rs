@@ -188,3 +188,84 @@ fn nobody_is_told_from_the_dead_before_the_mirror_of_workers_is_complete() {
     master.go(&mut world);
     assert_eq!(world.task("/z/tasks/_00/a").attempt, 2, "moved on");
 }
+
+#[test]
+fn a_burial_waits_for_another_edit_of_its_task() {
+    let mut world = World::new();
+    let session = worker(&mut world, "w~1", 2);
+    for id in ["_00/a", "_00/b"] {
+        task(&mut world, id, |task| task.options.orphan_of = Some("s".into()));
+    }
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert_eq!(world.page("/z/assign/w~1").len(), 2);
+    // One of its two tasks is looked at, and then marked as an orphan, before the other is looked at.
+    master.hold = |call| matches!(call, Call::Get { path, .. } if path.ends_with("/b"));
+    world.expire(session);
+    master.go(&mut world);
+    master.hold = |call| matches!(call, Call::Get { path, .. } | Call::Set { path, .. } if path.starts_with("/z/tasks/"));
+    for _ in 0..8 {
+        world.pass(T / 2);
+        master.go(&mut world);
+    }
+    assert!(master.logs.iter().any(|line| line.contains("its submitter is gone")), "{:?}", master.logs);
+    master.hold = |call| matches!(call, Call::Get { path, .. } if path.ends_with("/a"));
+    master.go(&mut world);
+    master.hold = |_| false;
+    master.go(&mut world);
+    for _ in 0..8 {
+        world.pass(T / 2);
+        master.go(&mut world);
+    }
+    assert!(!world.znodes.contains_key("/z/assign/w~1"), "{:?}", world.page("/z/assign/w~1"));
+    for path in ["/z/tasks/_00/a", "/z/tasks/_00/b"] {
+        assert_eq!(world.task(path).outcome.map(|outcome| outcome.state), Some(State::Cancelled));
+    }
+}
+
+#[test]
+fn a_moved_task_is_given_out_at_its_new_attempt() {
+    let mut world = World::new();
+    let session = worker(&mut world, "w~1", 1);
+    task(&mut world, "_00/a", |_| {});
+    let mut master = master("m");
+    master.connect(&mut world);
+    worker(&mut world, "w~2", 1);
+    master.go(&mut world);
+    world.expire(session);
+    // What the move came to is read back later than everything else happens.
+    let mut written = false;
+    for _ in 0..200 {
+        written |= world.task("/z/tasks/_00/a").attempt == 2;
+        if written {
+            master.hold = |call| matches!(call, Call::Get { path, .. } if path.starts_with("/z/tasks/"));
+        }
+        if !master.hear(&mut world) && !master.answer(&mut world) {
+            break;
+        }
+    }
+    assert_eq!(world.page("/z/assign/w~2"), [entry("_00/a", 2, false)]);
+}
+
+#[test]
+fn how_many_attempts_a_task_has_is_known_before_its_last_is_judged() {
+    let mut world = World::new();
+    worker(&mut world, "v~1", 1);
+    world.put("/z/assign/w~1", b"{}");
+    world.put("/z/tasks/own", b"");
+    task(&mut world, "own/a", |task| {
+        (task.charged, task.attempt, task.options.max_attempts) = (2, 3, Some(10));
+    });
+    task(&mut world, "jobs/b", |task| (task.charged, task.attempt) = (2, 3));
+    world.put("/z/tasks/jobs", br#"{"max_attempts":10}"#);
+    page(&mut world, "w~1", &[("own/a", 3, false), ("jobs/b", 3, false)]);
+    let mut master = master("m");
+    master.hold = |call| matches!(call, Call::Watch { path, .. } if path == "/z/tasks");
+    master.connect(&mut world);
+    master.hold = |_| false;
+    master.go(&mut world);
+    for path in ["/z/tasks/own/a", "/z/tasks/jobs/b"] {
+        let task = world.task(path);
+        assert_eq!((task.attempt, task.charged, task.outcome), (4, 3, None), "{path}");
+    }
+}
