@@ -398,7 +398,12 @@ impl Book {
             Ok(Reply::Data { data, stat }) => (data, stat.version),
             Err(Refusal::NoNode) => return self.drop_page(incarnation, steps),
             Ok(_) => return,
-            Err(refusal) => return steps.push(Step::Refused(path, refusal)),
+            Err(refusal) => {
+                if let Some(page) = self.pages.get_mut(incarnation) {
+                    page.state = PageState::Unreadable;
+                }
+                return steps.push(Step::Refused(path, refusal));
+            }
         };
         let Some(page) = self.pages.get_mut(incarnation) else { return };
         page.version = version;

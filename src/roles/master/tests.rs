@@ -224,6 +224,18 @@ fn a_burial_waits_for_another_edit_of_its_task() {
 }
 
 #[test]
+fn a_page_that_may_not_be_read_stops_no_takeover() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    task(&mut world, "_00/a", |_| {});
+    world.put("/z/assign/alien~1", b"");
+    world.refused.insert("/z/assign/alien~1".into(), Refusal::NoAuth);
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+}
+
+#[test]
 fn a_moved_task_is_given_out_at_its_new_attempt() {
     let mut world = World::new();
     let session = worker(&mut world, "w~1", 1);
