@@ -235,6 +235,24 @@ fn a_page_that_may_not_be_read_stops_no_takeover() {
     assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
 }
 
+/// No leader can have written it: its epoch is of a transaction after the one that wrote it.
+#[test]
+fn an_epoch_from_the_future_deposes_nobody() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    task(&mut world, "_00/a", |_| {});
+    world.put("/z/assign/old~1", &Assignment::new(i64::MAX / 2, Vec::new()).encode());
+    let mut master = master("m");
+    master.session = Some(world.open());
+    master.event(&world, Event::Connected { timeout: T });
+    for _ in 0..2_000 {
+        if !master.hear(&mut world) && !master.answer(&mut world) {
+            break;
+        }
+    }
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+}
+
 #[test]
 fn a_moved_task_is_given_out_at_its_new_attempt() {
     let mut world = World::new();
