@@ -99,6 +99,8 @@ pub struct Table {
     pub ended: BTreeSet<(i64, TaskId)>,
     /// Tasks to be expired, by time.
     pub expiring: BTreeSet<(i64, TaskId)>,
+    /// Tasks that wait for their time and would be queued otherwise, by the ensemble's clock.
+    pub delayed: BTreeSet<(i64, TaskId)>,
     /// Tasks that somebody wants cancelled.
     pub cancelling: BTreeSet<TaskId>,
     /// Tasks that go with their submitter.
@@ -325,6 +327,7 @@ impl Table {
         match &known.phase {
             Phase::Pending(pending) => {
                 self.expiring.remove(&(pending.expires_ms, task.clone()));
+                self.delayed.remove(&(pending.not_before_ms, task.clone()));
                 self.cancelling.remove(task);
                 self.orphanable.remove(task);
             }

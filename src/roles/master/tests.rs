@@ -299,3 +299,21 @@ fn how_many_attempts_a_task_has_is_known_before_its_last_is_judged() {
         assert_eq!((task.attempt, task.charged, task.outcome), (4, 3, None), "{path}");
     }
 }
+
+#[test]
+fn a_standby_remembers_no_delays_that_are_over() {
+    let mut world = World::new();
+    let mut leader = master("m");
+    leader.connect(&mut world);
+    let mut standby = master("n");
+    standby.connect(&mut world);
+    task(&mut world, "_00/a", |_| {});
+    for attempt in 2..12 {
+        world.change("/z/tasks/_00/a", |task| (task.attempt, task.delay_ms) = (attempt, Some(5)));
+        standby.go(&mut world);
+        world.pass(Duration::from_millis(3));
+    }
+    world.remove("/z/tasks/_00/a");
+    standby.go(&mut world);
+    assert_eq!(standby.role.table.delayed.len(), 0);
+}
