@@ -317,3 +317,18 @@ fn a_standby_remembers_no_delays_that_are_over() {
     standby.go(&mut world);
     assert_eq!(standby.role.table.delayed.len(), 0);
 }
+
+/// What a worker set aside stands in its registration for longer than on its page.
+#[test]
+fn what_was_set_aside_once_makes_no_worker_take_more_than_it_has_slots() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    let mut said = registration(1);
+    said.aside = vec![TaskId::new("_00", "gone")];
+    world.put("/z/workers/w~1~0", &said.encode());
+    task(&mut world, "_00/a", |_| {});
+    task(&mut world, "_00/b", |_| {});
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert_eq!(world.page("/z/assign/w~1").len(), 1);
+}
