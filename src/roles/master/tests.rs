@@ -332,3 +332,26 @@ fn what_was_set_aside_once_makes_no_worker_take_more_than_it_has_slots() {
     master.connect(&mut world);
     assert_eq!(world.page("/z/assign/w~1").len(), 1);
 }
+
+/// A foreign client may use a name again as soon as it has collected the outcome.
+#[test]
+fn a_task_that_was_made_anew_runs_again() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    task(&mut world, "_00/a", |_| {});
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+    world.change("/z/tasks/_00/a", |task| {
+        let mut outcome = Outcome::unrun(State::Done, None, "", 1);
+        outcome.worker = Incarnation::parse("w~1");
+        task.outcome = Some(outcome);
+    });
+    world.remove("/z/tasks/_00/a");
+    task(&mut world, "_00/a", |_| {});
+    master.go(&mut world);
+    let version = world.znodes["/z/assign/w~1"].stat.version;
+    vouch(&mut world, "w~1~0", 1, version);
+    master.go(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 2, false)]);
+}
