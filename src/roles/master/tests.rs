@@ -355,3 +355,19 @@ fn a_task_that_was_made_anew_runs_again() {
     master.go(&mut world);
     assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 2, false)]);
 }
+
+#[test]
+fn labels_of_any_size_stop_no_leader() {
+    let mut world = World::new();
+    for n in 0..4 {
+        let mut said = registration(1);
+        said.labels = [("x".to_string(), "y".repeat(400_000))].into();
+        register(&mut world, &format!("w{n}~1~0"), &said);
+    }
+    let mut master = master("m");
+    master.connect(&mut world);
+    world.pass(Duration::from_secs(2));
+    master.go(&mut world);
+    let status = &world.znodes["/z/status"].data;
+    assert!(status.len() <= crate::contract::MAX_DATA_BYTES, "{} bytes", status.len());
+}
