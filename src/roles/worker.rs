@@ -443,7 +443,7 @@ impl Role for Worker {
             Mode::Draining { term, kill } => self.next_stop(term, kill),
             Mode::Leaving { until } => Some(until),
         };
-        let lapse = self.lease.expires().filter(|_| !self.runs.is_empty());
+        let lapse = self.lease.expires().filter(|_| !self.runs.is_empty() && !self.dying);
         let own = earlier(mode, earlier(self.registrar.next_wake(), self.lease.next_wake()));
         earlier(earlier(own, self.vouch_at), earlier(lapse, self.next_deadline()))
     }
@@ -458,3 +458,6 @@ impl Role for Worker {
         assert_eq!(self.slots.values().filter(|slot| slot.run().is_some()).count(), self.runs.len());
     }
 }
+
+#[cfg(test)]
+mod tests;

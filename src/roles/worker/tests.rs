@@ -1,0 +1,121 @@
+//! The worker on a few znodes: deaths, drains and late answers, one step at a time.
+
+use super::*;
+use crate::contract::task::{Outcome, Payload, State as OutcomeState, Task};
+use crate::contract::worker::Entry;
+use crate::machine::{Captured, CreateMode, Ended, GroupSignal, RunReport};
+use crate::roles::testing::{Desk, World};
+
+fn worker(change: impl FnOnce(&mut Params)) -> Desk<Worker> {
+    let process = ProcessIdentity { host: "h".into(), pid: 7, ..ProcessIdentity::default() };
+    let mut params = Params {
+        layout: Layout::new("/z"),
+        id: "w".into(),
+        process,
+        predecessor: None,
+        slots: 1,
+        labels: Labels::new(),
+        grace: Duration::from_secs(4),
+        close_timeout: Duration::from_secs(5),
+        output_limit: 1_000,
+        seed: 1,
+    };
+    change(&mut params);
+    Desk::new(Worker::new(params))
+}
+
+fn task(world: &mut World, id: &str) {
+    let dir = id.split('/').next().expect("dir");
+    if !world.znodes.contains_key(&format!("/z/tasks/{dir}")) {
+        world.put(&format!("/z/tasks/{dir}"), b"");
+    }
+    world.put(&format!("/z/tasks/{id}"), &Task::new(Payload::Shell("x".into()), Options::default()).encode());
+}
+
+/// The leader gives the present incarnation these tasks, at these attempts, revoked or not.
+fn assign(world: &mut World, desk: &Desk<Worker>, entries: &[(&str, u32, bool)]) {
+    let entry = |(task, attempt, revoked): &(&str, u32, bool)| Entry {
+        task: TaskId::parse(task).expect("id"),
+        attempt: *attempt,
+        revoked: *revoked,
+    };
+    let data = Assignment::new(1, entries.iter().map(entry).collect()).encode();
+    world.put(&desk.role.assignment(), &data);
+}
+
+/// The oldest run ends.
+fn end(world: &World, desk: &mut Desk<Worker>, ended: Ended) {
+    let (run, _) = desk.runs.pop_first().expect("a run");
+    let report = RunReport {
+        ended,
+        stdout: Captured::default(),
+        stderr: Captured::default(),
+        started_ms: 0,
+        ended_ms: 0,
+    };
+    desk.event(world, Event::Ended { run, report });
+}
+
+fn registration(desk: &Desk<Worker>, n: u64) -> String {
+    desk.role.params.layout.registration(desk.role.registrar.incarnation(), n)
+}
+
+#[test]
+fn a_task_runs_and_its_outcome_is_written() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "j/a");
+    assign(&mut world, &desk, &[("j/a", 1, false)]);
+    desk.go(&mut world);
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    let outcome = world.task("/z/tasks/j/a").outcome;
+    assert_eq!(outcome.map(|outcome| outcome.state), Some(OutcomeState::Done));
+}
+
+/// A process that sleeps in the kernel dies only when it wakes up.
+#[test]
+fn nothing_is_done_again_and_again_while_the_dead_take_their_time_to_die() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    assign(&mut world, &desk, &[("_00/a", 1, false)]);
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 1);
+    desk.hold = |call| call.path().starts_with("/z/leases/");
+    world.pass(Duration::from_secs(20));
+    desk.go(&mut world);
+    assert!(matches!(desk.signals[..], [(_, GroupSignal::Kill)]));
+    assert!(desk.role.next_wake().is_none_or(|at| at > world.now));
+}
+
+/// A report that is owed by one life does not end what the next one was given.
+#[test]
+fn a_report_of_the_last_life_is_written_and_the_next_attempt_runs() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    assign(&mut world, &desk, &[("_00/a", 1, false)]);
+    desk.go(&mut world);
+    let session = desk.lose(&mut world, |_| false);
+    world.pass(Duration::from_secs(20));
+    desk.go(&mut world);
+    world.expire(session);
+    end(&world, &mut desk, Ended::Signal(9));
+    desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/_00/a");
+    desk.connect(&mut world);
+    world.change("/z/tasks/_00/a", |task| task.attempt = 2);
+    assign(&mut world, &desk, &[("_00/a", 2, false)]);
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 0, "not before it is known what became of the report");
+    desk.hold = |_| false;
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 1);
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    let outcome: Option<Outcome> = world.task("/z/tasks/_00/a").outcome;
+    assert_eq!(outcome.map(|outcome| outcome.attempt), Some(2));
+}
