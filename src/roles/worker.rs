@@ -174,6 +174,13 @@ impl Worker {
         }
     }
 
+    /// Nothing may go on that the lease does not cover.
+    fn check_lease(&mut self, now: Instant, out: &mut Out) {
+        if !self.runs.is_empty() && !self.lease.holds(now) {
+            self.die("its session is not proven to live any more", out);
+        }
+    }
+
     /// The incarnation is dead: kills what it runs. The next one begins when that is done.
     fn die(&mut self, why: &str, out: &mut Out) {
         if self.dying {
@@ -402,6 +409,11 @@ impl Role for Worker {
     type Report = Report;
 
     fn step(&mut self, now: Instant, event: Event, out: &mut Out) {
+        // What ended after the lease may have been killed for that, even by others: this process, or its machine,
+        // may have stood still. That is no failure of the task's.
+        if let Event::Ended { .. } = event {
+            self.check_lease(now, out);
+        }
         match event {
             Event::Connected { timeout } => {
                 self.connected = true;
@@ -424,9 +436,7 @@ impl Role for Worker {
             Event::Ended { run, report } => self.on_ended(run, report, out),
             Event::Lines(_) => {}
         }
-        if !self.runs.is_empty() && !self.lease.holds(now) {
-            self.die("its session is not proven to live any more", out);
-        }
+        self.check_lease(now, out);
         self.rise(out);
         let needed = !self.runs.is_empty() || self.slots.values().any(Slot::is_open);
         self.lease.need(needed && self.registrar.is_standing(), now, out);

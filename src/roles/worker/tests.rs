@@ -91,6 +91,22 @@ fn nothing_is_done_again_and_again_while_the_dead_take_their_time_to_die() {
     assert!(desk.role.next_wake().is_none_or(|at| at > world.now));
 }
 
+/// The machine slept for an hour, and whoever guards the lease has killed what ran.
+#[test]
+fn what_was_killed_because_the_lease_was_over_has_not_failed() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    assign(&mut world, &desk, &[("_00/a", 1, false)]);
+    desk.go(&mut world);
+    world.pass(Duration::from_secs(3_600));
+    end(&world, &mut desk, Ended::Signal(9));
+    desk.go(&mut world);
+    let task = world.task("/z/tasks/_00/a");
+    assert_eq!((task.outcome, task.attempt, task.charged), (None, 2, 0));
+}
+
 /// A report that is owed by one life does not end what the next one was given.
 #[test]
 fn a_report_of_the_last_life_is_written_and_the_next_attempt_runs() {
