@@ -16,7 +16,7 @@
 mod reports;
 mod runs;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::contract::task::{Job, Options};
@@ -190,6 +190,7 @@ impl Worker {
         self.dying = true;
         self.registrar.abandon();
         self.calls.clear();
+        self.jobs.retain(|_, options| options.is_some());
         self.version = None;
         self.kill_all(out);
     }
@@ -306,7 +307,8 @@ impl Worker {
             Ok(_) | Err(_) => Options::default(),
         };
         if self.jobs.len() > MAX_JOBS_REMEMBERED {
-            self.jobs.retain(|_, options| options.is_none());
+            let needed: BTreeSet<&str> = self.slots.keys().map(TaskId::dir).collect();
+            self.jobs.retain(|dir, options| options.is_none() || needed.contains(dir.as_str()));
         }
         self.jobs.insert(dir, Some(options));
     }

@@ -74,6 +74,44 @@ fn a_task_runs_and_its_outcome_is_written() {
     assert_eq!(outcome.map(|outcome| outcome.state), Some(OutcomeState::Done));
 }
 
+#[test]
+fn the_next_life_reads_the_defaults_that_the_last_one_was_reading() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "j/a");
+    assign(&mut world, &desk, &[("j/a", 1, false)]);
+    desk.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/j");
+    desk.go(&mut world);
+    world.remove(&registration(&desk, 0));
+    desk.go(&mut world);
+    desk.hold = |_| false;
+    desk.go(&mut world);
+    world.change("/z/tasks/j/a", |task| task.attempt = 2);
+    assign(&mut world, &desk, &[("j/a", 2, false)]);
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 1);
+}
+
+#[test]
+fn tasks_of_more_jobs_than_are_remembered_all_run() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    let ids: Vec<_> = (0..=MAX_JOBS_REMEMBERED + 1).map(|n| format!("j{n}/t")).collect();
+    for id in &ids {
+        task(&mut world, id);
+    }
+    let entries: Vec<_> = ids.iter().map(|id| (id.as_str(), 1, false)).collect();
+    assign(&mut world, &desk, &entries);
+    desk.go(&mut world);
+    for id in &ids {
+        assert_eq!(desk.runs.len(), 1, "{id}");
+        end(&world, &mut desk, Ended::Exit(0));
+        desk.go(&mut world);
+    }
+}
+
 /// A process that sleeps in the kernel dies only when it wakes up.
 #[test]
 fn nothing_is_done_again_and_again_while_the_dead_take_their_time_to_die() {
