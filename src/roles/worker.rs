@@ -193,6 +193,9 @@ impl Worker {
         self.jobs.retain(|_, options| options.is_some());
         self.version = None;
         self.kill_all(out);
+        if let Mode::Leaving { .. } = self.mode {
+            self.leave(out);
+        }
     }
 
     /// Begins the next incarnation when nothing of the last one is left.
@@ -386,6 +389,8 @@ impl Worker {
         }
         if self.registrar.is_standing() && self.version.is_some() {
             self.read_assignment(out);
+        } else if self.registrar.is_returning() {
+            // Once it stands, the assignment is watched and read, and that goes on with the end.
         } else if self.calls.is_empty() {
             out.push(Action::Exit(exit::OK));
         }

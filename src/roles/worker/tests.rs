@@ -145,6 +145,26 @@ fn what_was_killed_because_the_lease_was_over_has_not_failed() {
     assert_eq!((task.outcome, task.attempt, task.charged), (None, 2, 0));
 }
 
+#[test]
+fn a_drain_that_lost_its_connection_still_hands_back_what_was_not_started() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    task(&mut world, "_00/b");
+    assign(&mut world, &desk, &[("_00/a", 1, false), ("_00/b", 1, false)]);
+    desk.go(&mut world);
+    desk.event(&world, Event::Stop { again: false });
+    desk.go(&mut world);
+    desk.lose(&mut world, |_| true);
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.connect(&mut world);
+    assert_eq!(desk.exit, Some(exit::OK));
+    assert!(world.task("/z/tasks/_00/a").outcome.is_some());
+    let page = desk.role.assignment();
+    assert!(!world.znodes.contains_key(&page), "{:?}", world.page(&page));
+}
+
 /// A report that is owed by one life does not end what the next one was given.
 #[test]
 fn a_report_of_the_last_life_is_written_and_the_next_attempt_runs() {
