@@ -84,7 +84,12 @@ enum Mode {
 enum Purpose {
     WatchAssignment,
     ReadAssignment,
-    ReadTask(TaskId),
+    /// For an entry at this attempt; `verified` if an own write was made before.
+    ReadTask {
+        task: TaskId,
+        attempt: u32,
+        verified: bool,
+    },
     ReadJob(String),
     DeleteAssignment,
 }
@@ -235,11 +240,14 @@ impl Worker {
                 self.on_assignment(data, stat.version, now, out);
             }
             (Purpose::ReadAssignment, Err(Refusal::NoNode)) => self.die("its assignment was deleted", out),
-            (Purpose::ReadTask(task), Ok(Reply::Data { data, stat })) => {
+            // The entry is another by now, or another answer is awaited: this one may be older.
+            (Purpose::ReadTask { task, attempt, verified }, _)
+                if !self.slots.get(&task).is_some_and(|slot| slot.awaits(attempt, verified)) => {}
+            (Purpose::ReadTask { task, .. }, Ok(Reply::Data { data, stat })) => {
                 self.on_task(&task, Some((data, stat)), now, out);
             }
-            (Purpose::ReadTask(task), Err(Refusal::NoNode)) => self.on_task(&task, None, now, out),
-            (Purpose::ReadTask(task), Err(refusal)) => {
+            (Purpose::ReadTask { task, .. }, Err(Refusal::NoNode)) => self.on_task(&task, None, now, out),
+            (Purpose::ReadTask { task, .. }, Err(refusal)) => {
                 self.set_aside(&task, &refusal.to_string(), out);
             }
             (Purpose::ReadJob(dir), result) => self.on_job(dir, result, out),

@@ -165,6 +165,40 @@ fn a_drain_that_lost_its_connection_still_hands_back_what_was_not_started() {
     assert!(!world.znodes.contains_key(&page), "{:?}", world.page(&page));
 }
 
+/// Answers come in any order, and each is older than the question that was asked last.
+#[test]
+fn an_answer_to_an_earlier_question_voids_nothing() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    desk.hold = |call| matches!(call, Call::Get { path, .. } if path.starts_with("/z/tasks/"));
+    for attempt in 1..4 {
+        world.change("/z/tasks/_00/a", |task| task.attempt = attempt);
+        assign(&mut world, &desk, &[("_00/a", attempt, false)]);
+        desk.go(&mut world);
+        if attempt < 3 {
+            assign(&mut world, &desk, &[("_00/a", attempt, true)]);
+            desk.go(&mut world);
+        }
+    }
+    let old = |attempt| {
+        let mut task = Task::new(Payload::Shell("x".into()), Options::default());
+        task.attempt = attempt;
+        Ok(Reply::Data { data: task.encode(), stat: crate::machine::Stat::default() })
+    };
+    let asked: Vec<_> = desk.calls.iter().map(|(id, _)| *id).collect();
+    assert_eq!(asked.len(), 3);
+    for (n, id) in asked.into_iter().enumerate().take(2) {
+        desk.calls.pop_front();
+        desk.event(&world, Event::Reply { id, result: old(n as u32 + 1) });
+        desk.go(&mut world);
+    }
+    desk.hold = |_| false;
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 1);
+}
+
 /// A report that is owed by one life does not end what the next one was given.
 #[test]
 fn a_report_of_the_last_life_is_written_and_the_next_attempt_runs() {
