@@ -302,7 +302,10 @@ impl Registrar {
                 Step::Pending
             }
             Purpose::RemovePredecessor => {
-                self.look(false, out);
+                match result {
+                    Ok(_) | Err(Refusal::NoNode) => self.look(false, out),
+                    Err(refusal) => self.refused(&self.layout.workers(), refusal, out),
+                }
                 Step::Pending
             }
             Purpose::RemoveMine | Purpose::Leave => Step::Pending,

@@ -199,6 +199,31 @@ fn an_answer_to_an_earlier_question_voids_nothing() {
     assert_eq!(desk.runs.len(), 1);
 }
 
+#[test]
+fn a_predecessor_that_may_not_be_removed_is_not_removed_for_ever() {
+    let gone = ProcessIdentity { host: "h".into(), pid: 3, ..ProcessIdentity::default() };
+    let mut world = World::new();
+    let mut desk = worker(|params| params.predecessor = Some(gone.clone()));
+    let session = world.open();
+    let path = "/z/workers/w~1~0".to_string();
+    let data = Registration::new(&gone, 1, Labels::new(), 10_000).encode();
+    let call = Call::Create { path: path.clone(), data, mode: CreateMode::Ephemeral };
+    world.apply(session, &call).expect("registered");
+    desk.session = Some(world.open());
+    desk.event(&world, Event::Connected { timeout: Duration::from_secs(10) });
+    for _ in 0..1_000 {
+        let refuse = desk.calls.front().is_some_and(|(_, call)| matches!(call, Call::Delete { .. }));
+        if refuse {
+            world.refused.insert(path.clone(), Refusal::NoAuth);
+        }
+        if !desk.hear(&mut world) && !desk.answer(&mut world) {
+            break;
+        }
+        world.refused.clear();
+    }
+    assert_eq!(desk.exit, Some(exit::NOT_PERMITTED));
+}
+
 /// A report that is owed by one life does not end what the next one was given.
 #[test]
 fn a_report_of_the_last_life_is_written_and_the_next_attempt_runs() {
