@@ -187,13 +187,14 @@ impl Worker {
         self.kill_all(out);
     }
 
-    /// Begins the next incarnation when nothing of the last one is left.
+    /// Begins the next incarnation when nothing of the last one is left: what it ran is dead and handed back. Only
+    /// then, for the next one deletes the registration of the last, upon which the leader charges what it finds.
     fn rise(&mut self, out: &mut Out) {
-        if !self.dying || !self.runs.is_empty() {
+        if !self.dying || !self.runs.is_empty() || !self.reports.is_empty() {
             return;
         }
         self.dying = false;
-        self.slots.retain(|task, _| self.reports.owes(task));
+        self.slots.clear();
         if self.mode == Mode::Working {
             self.registrar.begin(self.connected, out);
         }
