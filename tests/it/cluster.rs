@@ -212,6 +212,38 @@ fn outage(victims: &[u32], name: &str) {
     }
 }
 
+/// G10: a worker that alone is cut off for longer than its lease, and is back before its session could end, kills
+/// what it runs and hands it back. The leader, who noticed nothing, charges nobody for it.
+#[test]
+fn g10_a_worker_that_was_cut_off_hands_back_uncharged() {
+    let ensemble = Ensemble::start(3);
+    let cluster = Cluster::on(&ensemble, "cut-off").with(&["--session-timeout", "10s"]);
+    let server = ensemble.followers()[0];
+    let others: Vec<u32> = (1..=3).filter(|other| *other != server).collect();
+    let _m1 = cluster.start("m1", &["master", "--id", "m1", "--zk", &connect_to(&ensemble, &others)]);
+    let w1 = cluster.worker("w1", &["--slots", "1", "--zk", &ensemble.connect_to(server)]);
+    cluster.registered(&["w1"]);
+    let mut submit = cluster.submit(&["--zk", &connect_to(&ensemble, &others), &until_go(&cluster)]);
+    eventually(LIMIT, "it runs", || (runs(&cluster).len() == 1).then_some(()));
+    let id = cluster.the_task();
+    ensemble.kill(server);
+    eventually(SESSION, "its lease ends", || w1.stderr().contains("killing its tasks").then_some(()));
+    ensemble.start_again(&[server]);
+    eventually(LIMIT, "it runs again", || (runs(&cluster).len() >= 2).then_some(()));
+    fs::write(cluster.dir().join("go"), "").expect("a file");
+    let exit = submit.wait_exit(LIMIT);
+    assert_eq!((exit.code, exit.stdout.as_str()), (0, "attempt 2\n"), "{}", exit.stderr);
+    let path = cluster.layout.task(&id);
+    let history = cluster.history();
+    let writes = history.iter().filter_map(|txn| match &txn.op {
+        Op::Set { path: of, data, .. } if *of == path => Some(Task::decode(data).expect("a task")),
+        _ => None,
+    });
+    let charged: Vec<_> = writes.filter(|task| task.charged > 0).collect();
+    assert!(charged.is_empty(), "{charged:#?}");
+    assert_eq!(runs(&cluster), ["1", "2"]);
+}
+
 /// G1: what `submit` has printed outlives every process of ours and any minority of the servers.
 #[test]
 fn g01_a_submitted_task_outlives_everything() {

@@ -12,7 +12,8 @@ use crate::machine::{
 };
 use crate::recipes::lease::Ticket;
 
-/// A task that outlasts a drain's grace gets SIGTERM so long before SIGKILL, if the grace is that long.
+/// A task that outlasts a drain's grace gets SIGTERM so long before SIGKILL, but not before half of the grace is
+/// over: a short one would otherwise leave no time to end in peace.
 pub const TERM_BEFORE_KILL: Duration = Duration::from_secs(5);
 
 /// The least time between two writes that only say that something revoked, and written down as ended, is dead.
@@ -232,7 +233,10 @@ impl Worker {
 
     /// Starts what may be started.
     pub(super) fn start_ready(&mut self, now: Instant, out: &mut Out) {
-        if self.mode != Mode::Working || self.dying || !self.registrar.is_standing() || !self.lease.holds(now)
+        if self.mode != Mode::Working
+            || self.dying.is_some()
+            || !self.registrar.is_standing()
+            || !self.lease.holds(now)
         {
             return;
         }
@@ -427,7 +431,7 @@ impl Worker {
     pub(super) fn close(&mut self, task: &TaskId, vouch: bool, out: &mut Out) {
         let Some(slot) = self.slots.get_mut(task) else { return };
         slot.state = State::Closed { vouch };
-        if slot.orphaned || self.dying {
+        if slot.orphaned || self.dying.is_some() {
             self.slots.remove(task);
         } else if let Some((attempt, revoked)) = slot.next.take() {
             *slot = Slot::new(attempt, revoked);
