@@ -184,6 +184,8 @@ fn run_worker(ensemble: &Ensemble, layout: Layout, settings: WorkerConfig) -> an
         Ok(claimed) => claimed,
         Err(code) => return Ok(code),
     };
+    // What it still has to write may wait for half of it, the end of its session for the other.
+    let close_timeout = ensemble.close_timeout / 2;
     let threads = (settings.slots as usize + WORKER_THREADS).min(MAX_WORKER_THREADS);
     let role = worker::Worker::new(worker::Params {
         layout,
@@ -193,11 +195,12 @@ fn run_worker(ensemble: &Ensemble, layout: Layout, settings: WorkerConfig) -> an
         slots: settings.slots,
         labels: settings.labels,
         grace: settings.grace,
-        close_timeout: ensemble.close_timeout,
+        close_timeout,
         output_limit: settings.output_limit_bytes,
         seed: chance(),
     });
-    let around = Surroundings { daemon: true, runs: true, run_file, ..surroundings(ensemble, threads) };
+    let around =
+        Surroundings { daemon: true, runs: true, run_file, close_timeout, ..surroundings(ensemble, threads) };
     shell::run(role, around, &mut |report| match report {})
 }
 

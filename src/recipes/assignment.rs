@@ -428,9 +428,8 @@ impl Book {
                     .log(Level::Error, format!("{path} is no assignment ({malformed}): it is left alone"));
             }
         }
-        if self.state != State::TakingOver {
-            steps.push(Step::Opened(incarnation.clone()));
-        }
+        // What is on the page must leave the queue now: a standby's queue holds all that is pending.
+        steps.push(Step::Opened(incarnation.clone()));
     }
 
     /// Takes over what is on a page. A task may be on two: a leader that died had moved it off a dead

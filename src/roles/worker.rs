@@ -80,6 +80,18 @@ enum Mode {
     },
 }
 
+/// The end of an incarnation, which is that of a drained worker: what it ran is dead and handed back, then its
+/// assignment is deleted. An absent assignment means that nothing else had started, so nobody is charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dying {
+    /// What it ran is being killed and handed back.
+    Settling,
+    /// Its assignment is being deleted.
+    Unassigning,
+    /// Nothing is left of it but a registration.
+    Over,
+}
+
 #[derive(Debug)]
 enum Purpose {
     WatchAssignment,
@@ -104,8 +116,8 @@ pub struct Worker {
     reports: Reports,
     /// Defaults of jobs; `None` while they are being read.
     jobs: BTreeMap<String, Option<Options>>,
-    /// The incarnation is dead, and what it ran is being killed.
-    dying: bool,
+    /// The incarnation is dead, and so far is its end.
+    dying: Option<Dying>,
     /// When revoked entries were last said to be dead, and when that is due again.
     vouched: Option<Instant>,
     vouch_at: Option<Instant>,
@@ -129,7 +141,7 @@ impl Worker {
             runs: BTreeMap::new(),
             reports: Reports::new(&params.layout),
             jobs: BTreeMap::new(),
-            dying: false,
+            dying: None,
             vouched: None,
             vouch_at: None,
             calls: Calls::default(),
@@ -149,6 +161,9 @@ impl Worker {
         self.lease.on_lost();
         self.reports.on_lost();
         self.jobs.retain(|_, options| options.is_some());
+        if self.dying == Some(Dying::Unassigning) {
+            self.dying = Some(Dying::Settling);
+        }
     }
 
     fn on_registrar(&mut self, step: Step, out: &mut Out) {
@@ -176,26 +191,44 @@ impl Worker {
 
     /// The incarnation is dead: kills what it runs. The next one begins when that is done.
     fn die(&mut self, why: &str, out: &mut Out) {
-        if self.dying {
+        if self.dying.is_some() {
             return;
         }
         out.log(Level::Warn, format!("worker {}: {why}; killing its tasks", self.registrar.incarnation()));
-        self.dying = true;
+        self.dying = Some(Dying::Settling);
         self.registrar.abandon();
         self.calls.clear();
         self.version = None;
         self.kill_all(out);
     }
 
-    /// Begins the next incarnation when nothing of the last one is left.
+    /// Goes on with the end of a dead incarnation, and begins the next one when nothing of it is left. Only then,
+    /// for the next one deletes its registration, upon which the leader charges what it still finds.
     fn rise(&mut self, out: &mut Out) {
-        if !self.dying || !self.runs.is_empty() {
-            return;
+        match self.dying {
+            Some(Dying::Settling) if self.runs.is_empty() && self.reports.is_empty() && self.connected => {
+                self.dying = Some(Dying::Unassigning);
+                self.read_assignment(out);
+            }
+            Some(Dying::Over) => {
+                self.dying = None;
+                self.version = None;
+                self.slots.clear();
+                match self.mode {
+                    Mode::Working => self.registrar.begin(self.connected, out),
+                    Mode::Draining { .. } => {}
+                    Mode::Leaving { .. } => out.push(Action::Exit(exit::OK)),
+                }
+            }
+            None | Some(Dying::Settling | Dying::Unassigning) => {}
         }
-        self.dying = false;
-        self.slots.retain(|task, _| self.reports.owes(task));
-        if self.mode == Mode::Working {
-            self.registrar.begin(self.connected, out);
+    }
+
+    /// The assignment is no more.
+    fn on_unassigned(&mut self, out: &mut Out) {
+        match self.dying {
+            Some(_) => self.dying = Some(Dying::Over),
+            None => out.push(Action::Exit(exit::OK)),
         }
     }
 
@@ -223,6 +256,9 @@ impl Worker {
             (Purpose::ReadAssignment, Ok(Reply::Data { data, stat })) => {
                 self.on_assignment(data, stat.version, now, out);
             }
+            (Purpose::ReadAssignment, Err(Refusal::NoNode)) if self.dying.is_some() => {
+                self.on_unassigned(out)
+            }
             (Purpose::ReadAssignment, Err(Refusal::NoNode)) => self.die("its assignment was deleted", out),
             (Purpose::ReadTask(task), Ok(Reply::Data { data, stat })) => {
                 self.on_task(&task, Some((data, stat)), now, out);
@@ -232,12 +268,12 @@ impl Worker {
                 self.set_aside(&task, &refusal.to_string(), out);
             }
             (Purpose::ReadJob(dir), result) => self.on_job(dir, result, out),
-            (Purpose::DeleteAssignment, Ok(_) | Err(Refusal::NoNode)) => out.push(Action::Exit(exit::OK)),
+            (Purpose::DeleteAssignment, Ok(_) | Err(Refusal::NoNode)) => self.on_unassigned(out),
             // The leader was faster with one more write: what it added was not started.
             (Purpose::DeleteAssignment, Err(Refusal::BadVersion)) => self.read_assignment(out),
             (Purpose::DeleteAssignment, Err(refusal)) => {
                 out.log(Level::Error, format!("{}: {refusal}", self.assignment()));
-                out.push(Action::Exit(exit::OK));
+                self.on_unassigned(out);
             }
             (Purpose::WatchAssignment | Purpose::ReadAssignment, Err(refusal)) => {
                 out.fail(exit::NOT_PERMITTED, format!("{}: {refusal}", self.assignment()));
@@ -271,7 +307,7 @@ impl Worker {
             return;
         }
         self.version = Some(version);
-        if let Mode::Leaving { .. } = self.mode {
+        if self.dying.is_some() || matches!(self.mode, Mode::Leaving { .. }) {
             let call = Call::Delete { path: self.assignment(), version: Some(version) };
             self.calls.issue(out, call, Purpose::DeleteAssignment);
             return;
@@ -372,7 +408,7 @@ impl Worker {
     }
 
     fn leave(&mut self, out: &mut Out) {
-        if !self.reports.is_empty() || !self.connected {
+        if !self.reports.is_empty() || !self.connected || self.dying.is_some() {
             return;
         }
         if self.registrar.is_standing() && self.version.is_some() {

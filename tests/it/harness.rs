@@ -87,6 +87,12 @@ pub fn throughout(time: Duration, what: &str, mut check: impl FnMut() -> bool) {
     }
 }
 
+/// Now, as the servers (which run on this machine) tell it in a transaction.
+pub fn wall_clock_ms() -> i64 {
+    let since = std::time::UNIX_EPOCH.elapsed().expect("a time after 1970");
+    i64::try_from(since.as_millis()).expect("a time before the year 292,000,000")
+}
+
 /// One contender, as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contender {
@@ -205,6 +211,8 @@ impl Cluster {
         eventually(limit, what, check)
     }
 
+    // What follows is the present: a write of our own comes first, since a follower may answer with the past.
+
     /// Contenders of the masters, in the order in which they will lead.
     pub fn contenders(&self) -> Vec<Contender> {
         self.contenders_below(&self.layout.master())
@@ -212,6 +220,7 @@ impl Cluster {
 
     /// Contenders of any election, in the order in which they will lead.
     pub fn contenders_below(&self, dir: &str) -> Vec<Contender> {
+        self.tree.sync();
         let mut found = Vec::new();
         for name in self.tree.children(dir).unwrap_or_default() {
             let path = format!("{dir}/{name}");
@@ -245,6 +254,7 @@ impl Cluster {
 
     /// Who is registered: names, what they say, and their stats, in the order of the names.
     pub fn registrations(&self) -> Vec<(String, Registration, Stat)> {
+        self.tree.sync();
         let mut found = Vec::new();
         for name in self.tree.children(&self.layout.workers()).unwrap_or_default() {
             let Some((data, stat)) = self.tree.get(&format!("{}/{name}", self.layout.workers())) else {
@@ -271,6 +281,7 @@ impl Cluster {
 
     /// The assignments: incarnation and what stands there.
     pub fn assignments(&self) -> Vec<(String, Assignment, Stat)> {
+        self.tree.sync();
         let mut found = Vec::new();
         for name in self.tree.children(&self.layout.assign()).unwrap_or_default() {
             let Some((data, stat)) = self.tree.get(&format!("{}/{name}", self.layout.assign())) else {
@@ -310,6 +321,7 @@ impl Cluster {
 
     /// All tasks that stand.
     pub fn tasks(&self) -> Vec<(TaskId, Task, Stat)> {
+        self.tree.sync();
         let tasks = self.layout.tasks();
         let mut found = Vec::new();
         for dir in self.tree.children(&tasks).unwrap_or_default() {

@@ -2,6 +2,8 @@
 //! What they share, and how to write one, is told at the top of `harness.rs`.
 
 mod bad_input;
+mod cluster;
+mod election;
 // A helper that no test needs today is part of the harness all the same.
 #[allow(dead_code)]
 mod harness;

@@ -233,7 +233,10 @@ impl Worker {
 
     /// Starts what may be started.
     pub(super) fn start_ready(&mut self, now: Instant, out: &mut Out) {
-        if self.mode != Mode::Working || self.dying || !self.registrar.is_standing() || !self.lease.holds(now)
+        if self.mode != Mode::Working
+            || self.dying.is_some()
+            || !self.registrar.is_standing()
+            || !self.lease.holds(now)
         {
             return;
         }
@@ -428,7 +431,7 @@ impl Worker {
     pub(super) fn close(&mut self, task: &TaskId, vouch: bool, out: &mut Out) {
         let Some(slot) = self.slots.get_mut(task) else { return };
         slot.state = State::Closed { vouch };
-        if slot.orphaned || self.dying {
+        if slot.orphaned || self.dying.is_some() {
             self.slots.remove(task);
         } else if let Some((attempt, revoked)) = slot.next.take() {
             *slot = Slot::new(attempt, revoked);

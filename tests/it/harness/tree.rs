@@ -33,7 +33,7 @@ impl Tree {
             chroot: None,
             session_timeout: Duration::from_secs(8),
             auth: Vec::new(),
-            threads: 2,
+            threads: 16,
         };
         let (sender, events) = bounded(1_000);
         let session = Session::start(settings, sender).expect("a session");

@@ -1,0 +1,35 @@
+//! The scripts that users run, as they run them.
+
+use std::process::Command;
+
+fn script(name: &str) -> Command {
+    let mut command = Command::new(format!("{}/scripts/{name}", env!("CARGO_MANIFEST_DIR")));
+    // What stands in the environment of whoever runs the tests is not for them.
+    for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ZKMW_")) {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// `systemd-analyze verify` is silent, and `security` gives each unit at most 3.0.
+#[test]
+fn the_units_are_valid_and_hardened() {
+    let output = script("test-units").output().expect("scripts/test-units can be run");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    for unit in ["zkmw-master.service", "zkmw-worker@.service", "zkmw-elector@.service"] {
+        assert!(text.contains(&format!("ok   {unit}")), "{text}");
+    }
+}
+
+/// The main job, with real files, while a leader and a worker are killed: every sum is right.
+#[test]
+fn the_quickstart_computes_every_sum_while_a_leader_and_a_worker_die() {
+    let output = script("quickstart").env("ZKMW_BIN", env!("CARGO_BIN_EXE_zkmw")).output();
+    let output = output.expect("scripts/quickstart can be run");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    for words in ["killed the leader", "killed the worker", "sums are right"] {
+        assert!(text.contains(words), "{words} is not said in:\n{text}");
+    }
+}
