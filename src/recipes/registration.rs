@@ -122,6 +122,8 @@ enum Purpose {
     Own,
     Replace,
     Publish(Box<Registration>),
+    /// Looks whether the own registration was changed by somebody else.
+    Inspect,
     Leave,
 }
 
@@ -246,6 +248,9 @@ impl Registrar {
 
     /// Takes in a change of a watched znode.
     pub fn on_changed<R>(&mut self, path: &str, kind: ChangeKind, out: &mut Actions<R>) -> Step {
+        if kind == ChangeKind::Data && self.is_standing() && self.path(self.n) == path {
+            self.calls.issue(out, Call::Exists { path: path.to_string(), watch: false }, Purpose::Inspect);
+        }
         if kind != ChangeKind::Deleted {
             return Step::Pending;
         }
@@ -311,6 +316,12 @@ impl Registrar {
             Purpose::Register => self.on_registered(result, out),
             Purpose::WatchOwn | Purpose::Own | Purpose::Replace => self.on_confirm(purpose, result, out),
             Purpose::Publish(body) => self.on_published(body, result, out),
+            Purpose::Inspect => {
+                if let Ok(Reply::Stat(stat)) = result {
+                    self.mend(stat.version, out);
+                }
+                Step::Pending
+            }
         })
     }
 
@@ -573,6 +584,22 @@ impl Registrar {
         }
         *writing = true;
         let call = Call::Set { path, data: self.body.encode(), version: *version };
+        self.calls.issue(out, call, Purpose::Publish(Box::new(self.body.clone())));
+    }
+
+    /// The own registration was seen at this version. What somebody else wrote into it is nothing to us, but a
+    /// leader that cannot read it gives out no tasks.
+    fn mend<R>(&mut self, seen: i32, out: &mut Actions<R>) {
+        let path = self.path(self.n);
+        let State::Standing { version, writing, .. } = &mut self.state else { return };
+        // A write of ours that is under way meets the change by itself.
+        if *writing || seen <= *version {
+            return;
+        }
+        out.log(Level::Warn, format!("{path} was changed by someone else: writing it again"));
+        *version = seen;
+        *writing = true;
+        let call = Call::Set { path, data: self.body.encode(), version: seen };
         self.calls.issue(out, call, Purpose::Publish(Box::new(self.body.clone())));
     }
 
