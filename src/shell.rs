@@ -72,6 +72,8 @@ struct Shell<'a, T: Role> {
     /// Until when the first connection must be up.
     connect_by: Option<Instant>,
     last_failure: Option<Failure>,
+    /// Who was asked for a session, for messages.
+    servers: String,
     ever_connected: bool,
     signalled: Option<i32>,
     daemon: bool,
@@ -104,6 +106,8 @@ pub fn run<T: Role>(
         false => None,
     };
     let execs = if executor.is_some() { execs } else { never() };
+    let servers: Vec<String> =
+        surroundings.zk.servers.iter().map(|(host, port)| format!("{host}:{port}")).collect();
     let session = Session::start(surroundings.zk, session_sender)?;
     let shell = Shell {
         role,
@@ -118,6 +122,7 @@ pub fn run<T: Role>(
         generation: None,
         connect_by: surroundings.connect_timeout.map(|limit| now() + limit),
         last_failure: None,
+        servers: servers.join(","),
         ever_connected: false,
         signalled: None,
         daemon: surroundings.daemon,
@@ -233,7 +238,10 @@ impl<T: Role> Shell<'_, T> {
     fn no_ensemble(&self) -> i32 {
         match &self.last_failure {
             Some(why) => log::error!("no ensemble within --connect-timeout: {why}; see --zk"),
-            None => log::error!("no ensemble within --connect-timeout; see --zk"),
+            None => log::error!(
+                "no ensemble within --connect-timeout: no answer yet from {}; see --zk",
+                self.servers
+            ),
         }
         exit::UNAVAILABLE
     }

@@ -14,6 +14,7 @@ use super::{
     Orphan, SubmitConfig, TaskSource, WorkerConfig, parse,
 };
 
+use crate::contract::worker::MAX_SLOTS;
 use crate::exit;
 
 /// The most ids on one command line.
@@ -36,7 +37,7 @@ impl Host {
             name: parse::id_from_host_name(&name),
             pid: std::process::id(),
             uid: rustix::process::getuid().as_raw(),
-            cores: u32::try_from(cores).unwrap_or(u32::MAX).clamp(1, 4096),
+            cores: u32::try_from(cores).unwrap_or(u32::MAX).clamp(1, MAX_SLOTS),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::contract::task::MAX_RETRY_BACKOFF_MS;
+use crate::contract::worker::MAX_SLOTS;
 use crate::contract::{Labels, MAX_ID_BYTES, is_component};
 
 use super::{Auth, ItemRef, Orphan, Secret, TaskState, ZkAddress};
@@ -84,7 +85,7 @@ where
 }
 
 pub fn slots(text: &str) -> Parsed<u32> {
-    number(text, 1, 4096)
+    number(text, 1, MAX_SLOTS)
 }
 
 pub fn max_attempts(text: &str) -> Parsed<u32> {

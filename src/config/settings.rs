@@ -287,7 +287,7 @@ settings! {
     // --- worker
 
     SLOTS: u32 = ("slots", &[Worker], Value("N"), Described("the number of cores"), Anywhere)
-        One(parse::slots), "How many tasks to run at a time, 1 to 4096";
+        One(parse::slots), "How many tasks to run at a time, 1 to 1000";
     LABEL: Labels = ("label", &[Worker], LABELS, Nothing, Anywhere)
         Many(parse::labels), "A property of this worker that tasks can require, such as gpu=yes; may be \
         repeated, up to 32";

@@ -362,6 +362,10 @@ impl Registrar {
                     }
                 }
             }
+            // Whoever has a name has it by an ephemeral: nobody lives behind this one.
+            (Purpose::Read(name), Ok(Reply::Data { stat, .. })) if stat.ephemeral_owner == 0 => {
+                found.remove(&name);
+            }
             (Purpose::Read(name), Ok(Reply::Data { data, stat })) => {
                 if let Ok(registration) = Registration::decode(data) {
                     let since = registration.since.unwrap_or(stat.czxid);

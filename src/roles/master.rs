@@ -245,6 +245,21 @@ impl Master {
                         out.log(Level::Warn, format!("{dir}/{path} is no registration: it is left alone"));
                     }
                 }
+                // No worker's life hangs on it, so nobody is to wait for its end.
+                Change::Seen { path, stat, .. } if stat.ephemeral_owner == 0 => {
+                    if self.table.report(&path) {
+                        let dir = self.params.layout.workers();
+                        out.log(
+                            Level::Error,
+                            format!(
+                                "{dir}/{path} is no registration (it is not ephemeral): it is left alone"
+                            ),
+                        );
+                    }
+                    if let Some(incarnation) = self.fleet.gone(&path) {
+                        self.on_death(&incarnation, out);
+                    }
+                }
                 Change::Seen { path, data, .. } => {
                     let read = Registration::decode(&data);
                     if let Err(malformed) = &read

@@ -329,7 +329,7 @@ impl Worker {
 
     fn on_stop(&mut self, again: bool, now: Instant, out: &mut Out) {
         out.push(Action::Status("draining".into()));
-        let term_before = self.params.grace.min(runs::TERM_BEFORE_KILL);
+        let term_before = (self.params.grace / 2).min(runs::TERM_BEFORE_KILL);
         let (term, kill) = match (self.mode, again) {
             (Mode::Leaving { .. }, true) => return out.push(Action::Exit(exit::OK)),
             (Mode::Leaving { .. }, false) => return,

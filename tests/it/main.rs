@@ -1,9 +1,12 @@
 //! The integration tests: real ZooKeeper servers (`scripts/ensemble`) and real processes of the real binary.
 //! What they share, and how to write one, is told at the top of `harness.rs`.
 
+mod bad_input;
 mod cluster;
 mod election;
 // A helper that no test needs today is part of the harness all the same.
 #[allow(dead_code)]
 mod harness;
+mod operations;
+mod plain;
 mod scenarios;

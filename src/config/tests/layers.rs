@@ -254,7 +254,7 @@ fn what_a_command_does_not_know_does_not_disturb_it() {
     // But a file is checked as a whole.
     zkmw("status")
         .file("\n[worker]\nslots = 0")
-        .fails(78, "zkmw: slots: '0' (from FILE, line 3) is not valid: must be between 1 and 4096");
+        .fails(78, "zkmw: slots: '0' (from FILE, line 3) is not valid: must be between 1 and 1000");
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn an_empty_variable_is_not_set() {
 
 #[test]
 fn wrong_values_say_which_and_where_from() {
-    let reason = "must be between 1 and 4096";
+    let reason = "must be between 1 and 1000";
     zkmw("worker --slots 0").fails(64, &format!("zkmw: slots: '0' (from --slots) is not valid: {reason}"));
     zkmw("worker --slots -1").fails(64, &format!("zkmw: slots: '-1' (from --slots) is not valid: {reason}"));
     zkmw("worker")

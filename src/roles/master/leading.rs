@@ -497,10 +497,15 @@ impl Master {
             labels: registration.labels.clone(),
         });
         let mut counts = self.table.counts();
-        let is_pending = |task: &&TaskId| self.table.pending(task).is_some();
-        let entries = term.book.incarnations().flat_map(|i| term.book.entries(i)).map(|(task, _)| task);
-        counts.assigned = entries.filter(is_pending).count() as u64;
-        counts.pending = counts.pending.saturating_sub(counts.assigned);
+        for incarnation in term.book.incarnations() {
+            let aside = self.fleet.get(incarnation).map_or(&[][..], |registration| &registration.aside);
+            for (task, _) in term.book.entries(incarnation) {
+                if self.table.pending(task).is_some() {
+                    counts.pending = counts.pending.saturating_sub(1);
+                    *(if aside.contains(task) { &mut counts.aside } else { &mut counts.assigned }) += 1;
+                }
+            }
+        }
         let loading = !self.tasks.is_complete() || term.stage != Stage::Leading;
         Status::new(leader, rows.collect(), counts, loading)
     }

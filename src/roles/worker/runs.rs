@@ -12,7 +12,8 @@ use crate::machine::{
 };
 use crate::recipes::lease::Ticket;
 
-/// A task that outlasts a drain's grace gets SIGTERM so long before SIGKILL, if the grace is that long.
+/// A task that outlasts a drain's grace gets SIGTERM so long before SIGKILL, but not before half of the grace is
+/// over: a short one would otherwise leave no time to end in peace.
 pub const TERM_BEFORE_KILL: Duration = Duration::from_secs(5);
 
 /// The least time between two writes that only say that something revoked, and written down as ended, is dead.

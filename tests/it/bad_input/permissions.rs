@@ -1,0 +1,75 @@
+//! An ensemble that does not permit everything to everyone.
+
+use std::time::Duration;
+
+use zkmw::contract::{TaskId, shared_job};
+use zookeeper::{Acl, CreateMode, Permission, WatchedEvent, ZooKeeper};
+
+use crate::harness::{Cluster, LIMIT, eventually};
+use crate::plain::{Plain, Service};
+
+/// A client of the library, for what the session layer has no call for: ACLs.
+fn client(cluster: &Cluster) -> ZooKeeper {
+    let first = cluster.ensemble.connect.split(',').next().expect("a server");
+    ZooKeeper::connect(first, Duration::from_secs(10), |_: WatchedEvent| {}).expect("a session")
+}
+
+const CREDENTIAL: &str = "digest:zkmw:secret";
+
+#[test]
+fn an_acl_that_forbids_is_77_and_the_right_credential_helps() {
+    let cluster = Cluster::new("acl");
+    let zk = client(&cluster);
+    zk.add_auth("digest", b"zkmw:secret".to_vec()).expect("taken");
+    zk.create(&cluster.root, Vec::new(), Acl::creator_all().clone(), CreateMode::Persistent).expect("made");
+    zk.close().expect("closed");
+
+    let run_dir = cluster.dir().join("run").display().to_string();
+    let worker = ["worker", "--id", "w1", "--run-dir", &run_dir];
+    for args in [&["submit", "echo hi"][..], &["master"], &worker] {
+        for auth in [&[][..], &["--auth", "digest:zkmw:wrong"]] {
+            let out = Plain::on(&cluster, &[args, auth].concat()).run();
+            out.says(77, &[&cluster.root]);
+            assert!(!out.stderr.contains("wrong"), "a credential is told: {}", out.stderr);
+        }
+    }
+    let out = Plain::on(&cluster, &["submit", "--auth", "nonsense:x", "true"]).run();
+    assert_eq!(out.code, 77, "an unknown scheme: {out:?}");
+
+    let _master = Plain::on(&cluster, &["master"]).env("ZKMW_AUTH", CREDENTIAL).spawn();
+    let _worker = Plain::on(&cluster, &worker).env("ZKMW_AUTH", CREDENTIAL).spawn();
+    let out = Plain::on(&cluster, &["submit", "echo permitted", "--auth", CREDENTIAL]).run();
+    assert_eq!((out.code, out.text().as_str()), (0, "permitted\n"), "{}", out.stderr);
+    // By a variable too, with a wrong one before it: all that are given count.
+    let out = Plain::on(&cluster, &["submit", "echo too"]).env("ZKMW_AUTH", "digest:a:b\ndigest:zkmw:secret");
+    let out = out.run();
+    assert_eq!((out.code, out.text().as_str()), (0, "too\n"), "{}", out.stderr);
+}
+
+/// G12: an outcome that may not be written is reported, and the task set aside, not run for ever.
+#[test]
+fn a_task_whose_outcome_may_not_be_written_is_set_aside() {
+    let mut service = Service::new("read-only-task", &["--slots", "1"]);
+    let (cluster, runs) = (&service.cluster, service.cluster.dir().join("runs"));
+    let exit = cluster.run(&["submit", "true"]);
+    assert_eq!(exit.code, 0, "it makes what stands above tasks: {exit:?}");
+    let zk = client(cluster);
+    let id = TaskId::new(&shared_job("forbidden"), "forbidden");
+    let open = Acl::open_unsafe().clone();
+    let _ = zk.create(&cluster.layout.job(id.dir()), Vec::new(), open, CreateMode::Persistent);
+    let task = format!(r#"{{"command":"echo ran >>{}"}}"#, runs.display());
+    let read_only = vec![Acl::new(Permission::READ, "world", "anyone")];
+    zk.create(&cluster.layout.task(&id), task.into_bytes(), read_only, CreateMode::Persistent).expect("made");
+    zk.close().expect("closed");
+    eventually(LIMIT, "it is set aside", || cluster.status().filter(|status| status["tasks"]["aside"] == 1));
+    let log = service.worker.stderr();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains(id.as_str())).collect();
+    assert!(told.iter().any(|line| line.contains("ERROR")), "{log}");
+    // Several good tasks later it has still not run again, and its only slot is free.
+    for _ in 0..3 {
+        service.is_unharmed();
+    }
+    assert_eq!(std::fs::read_to_string(&runs).unwrap_or_default(), "ran\n");
+    let out = Plain::on(&service.cluster, &["status"]).run();
+    assert!(out.text().contains("1 set aside"), "{}", out.text());
+}

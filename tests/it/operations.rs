@@ -1,0 +1,10 @@
+//! What users do with a service that works.
+
+mod attempts;
+mod batches;
+mod clients;
+mod config;
+mod ends;
+mod leftovers;
+mod order;
+mod submits;

@@ -1,0 +1,87 @@
+//! What the leader deletes: outcomes that nobody collects, empty jobs, assignments of the dead.
+
+use std::time::Duration;
+
+use zkmw::contract::{TaskId, is_shared};
+
+use crate::harness::{Cluster, DEATH, LIMIT, Op, eventually};
+use crate::plain::{Plain, file_says};
+
+/// The zxids of the deletes of this path, and who made them.
+fn deletes(cluster: &Cluster, path: &str) -> Vec<(i64, i64)> {
+    let of = Op::Delete { path: path.to_string() };
+    cluster.history().iter().filter(|txn| txn.op == of).map(|txn| (txn.session, txn.time_ms)).collect()
+}
+
+#[test]
+fn the_leader_deletes_outcomes_after_their_time_and_empty_jobs() {
+    let cluster = Cluster::new("leftovers").with(&["--session-timeout", "2s"]);
+    let _master = cluster.start("m1", &["master", "--id", "m1", "--result-ttl", "1s", "--job-ttl", "2s"]);
+    let worker = cluster.worker("w1", &["--slots", "2"]);
+    cluster.registered(&["w1"]);
+    let leader = cluster.leads("m1", LIMIT).session;
+    let left = cluster.submit_detached(&["--job", "left", "exit 1"]);
+    let out = Plain::on(&cluster, &["submit", "--id", "keyed", "echo keyed"]).run();
+    assert_eq!(out.code, 0, "{out:?}");
+    let keyed = TaskId::new(&zkmw::contract::shared_job("keyed"), "keyed");
+    let pending = cluster.submit_detached(&["--job", "busy", "--require", "none=such", "true"]);
+    assert_eq!(Plain::on(&cluster, &["submit", "--job", "collected", "true"]).run().code, 0);
+    assert!(cluster.task(&keyed).is_some(), "the key works after the outcome was read");
+    let ended =
+        |id: &TaskId| cluster.ended(id, LIMIT).outcome.and_then(|outcome| outcome.ended_ms).expect("a time");
+    for (id, ended) in [(&left, ended(&left)), (&keyed, ended(&keyed))] {
+        eventually(LIMIT, &format!("{id} is deleted"), || cluster.task(id).is_none().then_some(()));
+        let deletes = deletes(&cluster, &cluster.layout.task(id));
+        assert_eq!(deletes.len(), 1);
+        assert_eq!(deletes[0].0, leader, "by the leader");
+        // One machine, one clock. Twice the session timeout is the least, whatever the setting says.
+        assert!(deletes[0].1 - ended >= 4_000, "after {} ms", deletes[0].1 - ended);
+    }
+    for job in ["left", "collected"] {
+        let path = cluster.layout.job(job);
+        eventually(LIMIT, &format!("the empty job {job} is deleted"), || {
+            cluster.tree.exists(&path).is_none().then_some(())
+        });
+        assert_eq!(deletes(&cluster, &path)[0].0, leader);
+    }
+    assert!(cluster.task(&pending).is_some() && cluster.tree.exists(&cluster.layout.job("busy")).is_some());
+    assert!(cluster.tree.exists(&cluster.layout.job(keyed.dir())).is_some_and(|stat| stat.num_children == 0));
+    assert!(is_shared(keyed.dir()), "a shared job stays");
+    // A job that was deleted is made again by who needs it, and the key may be used for another task now.
+    let out = Plain::on(&cluster, &["submit", "--job", "left", "echo again"]).run();
+    assert_eq!((out.code, out.text().as_str()), (0, "again\n"), "{}", out.stderr);
+    let out = Plain::on(&cluster, &["submit", "--id", "keyed", "echo another"]).run();
+    assert_eq!((out.code, out.text().as_str()), (0, "another\n"), "{}", out.stderr);
+    drop(worker);
+}
+
+#[test]
+fn the_assignment_of_a_dead_worker_is_deleted_when_all_its_tasks_have_moved() {
+    let cluster = Cluster::new("dead-assignment").with(&["--session-timeout", "3s"]);
+    let _master = cluster.master("m1");
+    let mut w1 = cluster.worker("w1", &["--slots", "2"]);
+    cluster.registered(&["w1"]);
+    let (a, b) = (cluster.dir().join("a"), cluster.dir().join("b"));
+    let line = |file: &std::path::Path| {
+        format!("echo $$ >>{}; [ $ZKMW_ATTEMPT -gt 1 ] || sleep 600", file.display())
+    };
+    let ids = [cluster.submit_detached(&[&line(&a)]), cluster.submit_detached(&[&line(&b)])];
+    file_says(&a);
+    file_says(&b);
+    let dead = cluster.assigned(&ids[0]);
+    w1.kill();
+    w1.wait_exit(LIMIT);
+    let path = format!("{}/{dead}", cluster.layout.assign());
+    eventually(DEATH + Duration::from_secs(5), "its assignment is deleted", || {
+        cluster.tree.exists(&path).is_none().then_some(())
+    });
+    for id in &ids {
+        let task = cluster.task(id).expect("it stands").0;
+        assert_eq!((task.attempt, task.charged, task.outcome), (2, 1, None), "moved before that: {id}");
+    }
+    let _w2 = cluster.worker("w2", &["--slots", "2"]);
+    for id in &ids {
+        assert_eq!(cluster.ended(id, LIMIT).outcome.expect("ended").exit_code, Some(0));
+    }
+    assert_eq!(cluster.assignments().len(), 1);
+}
