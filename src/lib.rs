@@ -24,16 +24,16 @@
 
 pub mod batch;
 pub mod config;
-#[deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types)]
+#[cfg_attr(not(test), deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types))]
 pub mod contract;
 pub mod exec;
 pub mod exit;
-#[deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types)]
+#[cfg_attr(not(test), deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types))]
 pub mod machine;
-#[deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types)]
+#[cfg_attr(not(test), deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types))]
 pub mod recipes;
 pub mod report;
-#[deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types)]
+#[cfg_attr(not(test), deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types))]
 pub mod roles;
 pub mod shell;
 pub mod start;
