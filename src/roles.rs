@@ -8,3 +8,6 @@ pub mod operator;
 pub mod submitter;
 pub mod waiter;
 pub mod worker;
+
+#[cfg(test)]
+mod testing;

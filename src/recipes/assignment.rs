@@ -201,12 +201,17 @@ impl Book {
 
     /// Takes a task off its living holder's page: its attempt is known to be dead.
     pub fn strip(&mut self, task: &TaskId) {
-        let Some(incarnation) = self.holders.get(task).cloned() else { return };
-        self.release(&incarnation, task);
-        if let Some(page) = self.pages.get_mut(&incarnation) {
+        if let Some(incarnation) = self.holders.get(task).cloned() {
+            self.strike(&incarnation, task);
+        }
+    }
+
+    fn strike(&mut self, incarnation: &Incarnation, task: &TaskId) {
+        self.release(incarnation, task);
+        if let Some(page) = self.pages.get_mut(incarnation) {
             page.dirty = true;
         }
-        self.to_do.insert(incarnation);
+        self.to_do.insert(incarnation.clone());
     }
 
     /// Forgets that a task is on a dead incarnation's page; the page itself will go.
@@ -239,8 +244,9 @@ impl Book {
         let dead = |held: &Held| matches!(held.revoked, Revoked::Since(version) if version <= through);
         let dead = page.entries.iter().filter(|(_, held)| dead(held));
         let dead: Vec<_> = dead.map(|(task, held)| (task.clone(), held.attempt)).collect();
+        // Not off its holder's page: that may be another, where the next attempt runs.
         for (task, _) in &dead {
-            self.strip(task);
+            self.strike(incarnation, task);
         }
         dead
     }
@@ -432,16 +438,24 @@ impl Book {
         steps.push(Step::Opened(incarnation.clone()));
     }
 
-    /// Takes over what is on a page. A task may be on two: a leader that died had moved it off a dead
-    /// incarnation's page, which it could not delete any more. Then the later attempt's holder has it.
+    /// Takes over what is on a page. A task may be on two, if a leader that died had written only one half of its
+    /// move from one to the other. Then the later attempt's holder has it; the other entry is void, and is revoked,
+    /// so that it goes when its worker has vouched for it.
     fn load(&mut self, incarnation: &Incarnation, entries: Vec<Entry>) {
         for entry in entries {
-            let revoked = if entry.revoked { Revoked::Wanted } else { Revoked::No };
-            let elsewhere = self.holder(&entry.task).map_or(0, |(_, held)| held.attempt);
-            if elsewhere < entry.attempt {
-                self.holders.insert(entry.task.clone(), incarnation.clone());
+            let mut revoked = if entry.revoked { Revoked::Wanted } else { Revoked::No };
+            let elsewhere = self.holder(&entry.task).map(|(other, held)| (other.clone(), held.attempt));
+            match elsewhere {
+                Some((other, attempt)) if other != *incarnation && attempt >= entry.attempt => {
+                    revoked = Revoked::Wanted;
+                }
+                Some(_) | None => {
+                    self.revoke(&entry.task);
+                    self.holders.insert(entry.task.clone(), incarnation.clone());
+                }
             }
             if let Some(page) = self.pages.get_mut(incarnation) {
+                page.dirty |= revoked == Revoked::Wanted && !entry.revoked;
                 page.entries.insert(entry.task, Held { attempt: entry.attempt, revoked });
             }
         }

@@ -375,3 +375,6 @@ fn cannot(path: &str, refusal: Refusal, out: &mut Out) {
     let code = if refusal == Refusal::NoAuth { exit::NOT_PERMITTED } else { exit::CONFIG };
     out.fail(code, format!("{path}: {refusal}"));
 }
+
+#[cfg(test)]
+mod tests;

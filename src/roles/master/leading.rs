@@ -294,7 +294,8 @@ impl Master {
         for (task, attempt) in term.book.acknowledge(incarnation, through) {
             // The same attempt is never given out twice: its worker may remember it as refused.
             let same = self.table.pending(&task).is_some_and(|p| p.attempt == attempt && !p.cancel);
-            if let Some(term) = self.term.as_mut().filter(|_| same) {
+            let is_free = |term: &&mut Term| same && term.book.holder(&task).is_none();
+            if let Some(term) = self.term.as_mut().filter(is_free) {
                 let edit = Edit::Move { from: attempt, worker: incarnation.clone(), charge: None };
                 term.editor.begin(&task, edit, out);
             }
