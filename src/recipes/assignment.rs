@@ -394,18 +394,25 @@ impl Book {
         out: &mut Actions<R>,
     ) {
         let path = self.layout.assignment(incarnation);
-        let (data, version) = match result {
-            Ok(Reply::Data { data, stat }) => (data, stat.version),
+        let (data, version, mzxid) = match result {
+            Ok(Reply::Data { data, stat }) => (data, stat.version, stat.mzxid),
             Err(Refusal::NoNode) => return self.drop_page(incarnation, steps),
             Ok(_) => return,
-            Err(refusal) => return steps.push(Step::Refused(path, refusal)),
+            Err(refusal) => {
+                if let Some(page) = self.pages.get_mut(incarnation) {
+                    page.state = PageState::Unreadable;
+                }
+                return steps.push(Step::Refused(path, refusal));
+            }
         };
         let Some(page) = self.pages.get_mut(incarnation) else { return };
         page.version = version;
         page.state = PageState::Idle;
         let read = Assignment::decode(data);
+        // Whoever wrote it had been made a leader before: an epoch after its own page's is from another ensemble.
         if let Ok(read) = &read
             && read.epoch > self.epoch
+            && read.epoch < mzxid
         {
             return steps.push(Step::Deposed { epoch: read.epoch });
         }

@@ -21,7 +21,6 @@ mod leading;
 mod summary;
 mod table;
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::contract::worker::Registration;
@@ -83,8 +82,6 @@ pub struct Master {
     fleet: Fleet,
     needs: Needs,
     queue: Queue,
-    /// Tasks that wait for their time, by the ensemble's clock.
-    delayed: BTreeSet<(i64, TaskId)>,
     term: Option<Term>,
     told: String,
 }
@@ -111,7 +108,6 @@ impl Master {
             fleet: Fleet::default(),
             needs: Needs::default(),
             queue: Queue::default(),
-            delayed: BTreeSet::new(),
             term: None,
             told: String::new(),
             params,
@@ -127,7 +123,6 @@ impl Master {
         self.table = Table::default();
         self.fleet.clear();
         self.queue.clear();
-        self.delayed.clear();
         self.term = None;
     }
 
@@ -288,7 +283,7 @@ impl Master {
                         out.log(Level::Error, format!("{}/{path}: {refusal}", self.params.layout.workers()));
                     }
                 }
-                Change::Complete => {}
+                Change::Complete => self.check_workers(out),
             }
             self.touch();
         }
@@ -303,7 +298,8 @@ impl Master {
             return;
         }
         if pending.not_before_ms != 0 && ensemble_ms.is_none_or(|now| now < pending.not_before_ms) {
-            self.delayed.insert((pending.not_before_ms, task.clone()));
+            let wait = (pending.not_before_ms, task.clone());
+            self.table.delayed.insert(wait);
             return;
         }
         self.queue.insert(task, Place { priority: pending.priority, need: pending.need, czxid: known.czxid });

@@ -438,6 +438,10 @@ impl Role for Worker {
     type Report = Report;
 
     fn step(&mut self, now: Instant, event: Event, out: &mut Out) {
+        // First of all: whatever the event says of a run that outlived the lease, it was cut short.
+        if !self.runs.is_empty() && !self.lease.holds(now) {
+            self.die("its session is not proven to live any more", out);
+        }
         match event {
             Event::Connected { timeout } => {
                 self.connected = true;
@@ -459,9 +463,6 @@ impl Role for Worker {
             Event::NotStarted { run, transient, why } => self.on_not_started(run, transient, &why, out),
             Event::Ended { run, report } => self.on_ended(run, report, out),
             Event::Lines(_) => {}
-        }
-        if !self.runs.is_empty() && !self.lease.holds(now) {
-            self.die("its session is not proven to live any more", out);
         }
         self.rise(out);
         let needed = !self.runs.is_empty() || self.slots.values().any(Slot::is_open);

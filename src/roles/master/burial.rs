@@ -22,6 +22,8 @@ enum Stage {
     Looking { attempt: u32, revoked: bool },
     /// It is to be moved on.
     Known { attempt: u32, revoked: bool, charged: u32 },
+    /// Likewise, and it is decided whether that is charged.
+    Decided { attempt: u32, charge: bool },
     /// It is being moved on.
     Moving,
     /// The entry is dealt with.
@@ -57,8 +59,9 @@ impl Burial {
         true
     }
 
-    /// The moves to begin, when everything is known. `max_attempts` gives how many charged attempts a task has.
-    pub fn moves(&mut self, max_attempts: impl Fn(&TaskId) -> u32) -> Vec<(TaskId, Edit)> {
+    /// The moves to begin, when everything is known. `attempts` gives how many charged attempts a task has whose
+    /// own options don't say, if that is known already. A move counts as begun only by [`Burial::begun`].
+    pub fn moves(&mut self, attempts: impl Fn(&TaskId) -> Option<u32>) -> Vec<(TaskId, Edit)> {
         if self.to_look_at().next().is_some() {
             return Vec::new();
         }
@@ -66,14 +69,27 @@ impl Burial {
             self.tasks.values().any(|s| matches!(s, Stage::Known { revoked: false, charged: 1.., .. }));
         let mut moves = Vec::new();
         for (task, stage) in &mut self.tasks {
-            let Stage::Known { attempt, revoked, charged } = *stage else { continue };
-            let charge = !revoked && (!suspects || charged > 0);
-            let charge = charge.then(|| max_attempts(task));
+            if let Stage::Known { attempt, revoked, charged } = *stage {
+                *stage = Stage::Decided { attempt, charge: !revoked && (!suspects || charged > 0) };
+            }
+            let Stage::Decided { attempt, charge } = *stage else { continue };
+            let charge = if charge {
+                let Some(attempts) = attempts(task) else { continue };
+                Some(attempts)
+            } else {
+                None
+            };
             moves
                 .push((task.clone(), Edit::Move { from: attempt, worker: self.incarnation.clone(), charge }));
-            *stage = Stage::Moving;
         }
         moves
+    }
+
+    /// The task's move is under way.
+    pub fn begun(&mut self, task: &TaskId) {
+        if let Some(stage) = self.tasks.get_mut(task) {
+            *stage = Stage::Moving;
+        }
     }
 
     /// The tasks whose entries are dealt with; each is given once.
@@ -101,7 +117,7 @@ mod tests {
         let mut burial =
             Burial::new(&incarnation, entries.iter().map(|(name, revoked, _)| (id(name), 4, *revoked)));
         for (name, _, charged) in entries {
-            assert!(burial.moves(|_| 3).is_empty(), "not before all is known");
+            assert!(burial.moves(|_| Some(3)).is_empty(), "not before all is known");
             assert!(burial.on_edited(
                 &id(name),
                 &Edit::Peek,
@@ -109,7 +125,7 @@ mod tests {
             ));
         }
         let charge = |edit| matches!(edit, Edit::Move { from: 4, charge: Some(3), .. });
-        burial.moves(|_| 3).into_iter().map(|(task, edit)| (task.to_string(), charge(edit))).collect()
+        burial.moves(|_| Some(3)).into_iter().map(|(task, edit)| (task.to_string(), charge(edit))).collect()
     }
 
     #[test]
@@ -142,7 +158,7 @@ mod tests {
         let task = TaskId::new("j", "a");
         let mut burial = Burial::new(&incarnation, std::iter::once((task.clone(), 1, false)));
         burial.on_edited(&task, &Edit::Peek, &Edited::Pending { attempt: 2, charged: 0 });
-        assert!(burial.moves(|_| 3).is_empty());
+        assert!(burial.moves(|_| Some(3)).is_empty());
         assert_eq!(burial.take_done(), [task]);
         assert!(burial.is_over());
     }

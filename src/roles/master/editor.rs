@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::contract::task::{Outcome, Reason, State, Task};
 use crate::contract::{Incarnation, Layout, TaskId};
-use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Refusal, Reply};
+use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Refusal, Reply, Stat};
 
 /// Edits under way at once; further ones wait.
 const WINDOW: usize = 128;
@@ -31,7 +31,7 @@ pub enum Edit {
         from: u32,
         /// Who had it.
         worker: Incarnation,
-        /// Whether it counts, and out of how many.
+        /// Whether it counts, and out of how many if the task itself does not say.
         charge: Option<u32>,
     },
 }
@@ -39,7 +39,14 @@ pub enum Edit {
 /// What came of an edit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edited {
-    /// It was made, or was not called for any more.
+    /// It was made; this is what stands there now.
+    Written {
+        /// The task.
+        data: Vec<u8>,
+        /// When and as which version.
+        stat: Stat,
+    },
+    /// It was not called for any more.
     Done,
     /// The task, without an outcome, as it was seen.
     Pending {
@@ -70,7 +77,7 @@ pub struct Editor {
 #[derive(Debug)]
 enum Purpose {
     Read(TaskId),
-    Write(TaskId),
+    Write(TaskId, Vec<u8>),
 }
 
 impl Editor {
@@ -115,18 +122,22 @@ impl Editor {
                 let edited = self.decide(&task, data, stat.version, out);
                 (task, edited)
             }
-            (Purpose::Write(task), Ok(_)) => (task, Some(Edited::Done)),
-            (Purpose::Read(task) | Purpose::Write(task), Err(CallError::Refused(Refusal::NoNode))) => {
+            (Purpose::Write(task, data), Ok(Reply::Stat(stat))) => {
+                (task, Some(Edited::Written { data, stat: *stat }))
+            }
+            (Purpose::Read(task) | Purpose::Write(task, _), Err(CallError::Refused(Refusal::NoNode))) => {
                 (task, Some(Edited::Done))
             }
-            (Purpose::Write(task), Err(CallError::Refused(Refusal::BadVersion))) => {
+            (Purpose::Write(task, _), Err(CallError::Refused(Refusal::BadVersion))) => {
                 let edited = self.again(&task);
                 (task, edited)
             }
-            (Purpose::Read(task) | Purpose::Write(task), Err(CallError::Refused(refusal))) => {
+            (Purpose::Read(task) | Purpose::Write(task, _), Err(CallError::Refused(refusal))) => {
                 (task, Some(Edited::Refused(*refusal)))
             }
-            (Purpose::Read(task), Ok(_)) => (task, Some(Edited::Refused(Refusal::Other(0)))),
+            (Purpose::Read(task) | Purpose::Write(task, _), Ok(_)) => {
+                (task, Some(Edited::Refused(Refusal::Other(0))))
+            }
         };
         let finished = edited.and_then(|edited| {
             let work = self.works.remove(&task)?;
@@ -166,8 +177,9 @@ impl Editor {
         if !apply(edit, &mut task) {
             return Some(Edited::Done);
         }
-        let call = Call::Set { path: self.layout.task(id), data: task.encode_to_fit(), version };
-        self.calls.issue(out, call, Purpose::Write(id.clone()));
+        let data = task.encode_to_fit();
+        let call = Call::Set { path: self.layout.task(id), data: data.clone(), version };
+        self.calls.issue(out, call, Purpose::Write(id.clone(), data));
         None
     }
 }
@@ -193,12 +205,13 @@ fn apply(edit: &Edit, task: &mut Task) -> bool {
             if task.attempt != *from {
                 return false;
             }
-            let Some(max) = charge else {
+            let Some(default) = charge else {
                 task.next_attempt(Some(worker.clone()), "handed back");
                 return true;
             };
             task.charged = task.charged.saturating_add(1);
-            if task.charged < *max {
+            let max = if task.options.max_attempts.is_some() { task.options.attempts() } else { *default };
+            if task.charged < max {
                 task.next_attempt(Some(worker.clone()), "its worker died");
             } else {
                 let why = format!("its worker died {} times while it had this task", task.charged);

@@ -65,7 +65,7 @@ impl Master {
         let clock = term.clock.filter(|_| term.is_leading())?;
         let ttl_ms = i64::try_from(self.result_ttl().as_millis()).unwrap_or(i64::MAX);
         let due = [
-            self.delayed.first().map(|(ms, _)| *ms),
+            self.table.delayed.first().map(|(ms, _)| *ms),
             self.table.expiring.first().map(|(ms, _)| *ms),
             self.table
                 .ended
@@ -88,9 +88,9 @@ impl Master {
         let ensemble_ms = clock.now_ms(now);
         self.continue_burials(now, out);
         self.close_newborn(now, out);
-        while let Some((ms, task)) = self.delayed.pop_first() {
+        while let Some((ms, task)) = self.table.delayed.pop_first() {
             if ms > ensemble_ms {
-                self.delayed.insert((ms, task));
+                self.table.delayed.insert((ms, task));
                 break;
             }
             self.settle(&task, now, out);

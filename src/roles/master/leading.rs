@@ -66,6 +66,8 @@ pub struct Term {
     burials: BTreeMap<Incarnation, Burial>,
     /// Empty assignments of incarnations that are not registered, since when they are known.
     newborn: BTreeMap<Incarnation, Instant>,
+    /// Those that died before the list of workers came; it may be older than their deaths.
+    died: BTreeSet<Incarnation>,
     calls: Calls<Purpose>,
 }
 
@@ -89,6 +91,7 @@ impl Term {
             janitor: Janitor::new(layout),
             burials: BTreeMap::new(),
             newborn: BTreeMap::new(),
+            died: BTreeSet::new(),
             calls: Calls::default(),
         }
     }
@@ -207,8 +210,7 @@ impl Master {
             match step {
                 Step::Ready => {
                     term.stage = Stage::Checking;
-                    let call = Call::Children { path: term.layout.workers() };
-                    term.calls.issue(out, call, Purpose::ListWorkers);
+                    self.check_workers(out);
                 }
                 Step::Opened(incarnation) => {
                     for (task, _) in term.book.entries(&incarnation) {
@@ -241,6 +243,16 @@ impl Master {
         }
     }
 
+    /// Lists the registrations as soon as the mirror would tell of the end of each. (What the mirror knows by then
+    /// may be older than what was taken over, and what it tells later may overtake the list.)
+    pub(super) fn check_workers(&mut self, out: &mut Out) {
+        let Some(term) = self.term.as_mut().filter(|term| term.stage == Stage::Checking) else { return };
+        if self.workers.is_complete() && term.calls.is_empty() {
+            let call = Call::Children { path: term.layout.workers() };
+            term.calls.issue(out, call, Purpose::ListWorkers);
+        }
+    }
+
     /// The list of registrations is younger than every assignment that was taken over. So an assignment with
     /// entries whose worker is not in it belongs to a dead incarnation.
     fn on_workers_listed(&mut self, result: &CallResult, now: Instant, out: &mut Out) {
@@ -255,8 +267,12 @@ impl Master {
         let pages: Vec<_> = term.book.incarnations().cloned().collect();
         let held: Vec<_> =
             pages.iter().flat_map(|page| term.book.entries(page)).map(|(t, _)| t.clone()).collect();
+        let died = std::mem::take(&mut term.died);
         for incarnation in pages.iter().filter(|incarnation| !alive.contains(incarnation)) {
             self.on_unregistered(incarnation, now, out);
+        }
+        for incarnation in &died {
+            self.bury(incarnation, out);
         }
         let living: Vec<_> = self.fleet.incarnations().cloned().collect();
         for incarnation in &living {
@@ -289,6 +305,9 @@ impl Master {
 
     pub(super) fn on_registration(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
+        if term.burials.contains_key(incarnation) {
+            return;
+        }
         term.newborn.remove(incarnation);
         let Some(through) = self.fleet.get(incarnation).and_then(|r| r.revoked_through) else { return };
         for (task, attempt) in term.book.acknowledge(incarnation, through) {
@@ -305,10 +324,12 @@ impl Master {
     }
 
     pub(super) fn on_death(&mut self, incarnation: &Incarnation, out: &mut Out) {
-        let Some(term) = &self.term else { return };
+        let Some(term) = &mut self.term else { return };
         if term.stage == Stage::Leading {
             out.log(Level::Info, format!("worker {incarnation} is gone"));
             self.bury(incarnation, out);
+        } else {
+            term.died.insert(incarnation.clone());
         }
     }
 
@@ -317,8 +338,7 @@ impl Master {
         if term.burials.contains_key(incarnation) || !term.book.incarnations().any(|i| i == incarnation) {
             return;
         }
-        let entry = |(task, held): (&TaskId, &Held)| (task.clone(), held.attempt, held.is_revoked());
-        let burial = Burial::new(incarnation, term.book.entries(incarnation).map(entry));
+        let burial = burial_of(incarnation, &term.book);
         for task in burial.to_look_at() {
             term.editor.begin(task, Edit::Peek, out);
         }
@@ -335,6 +355,10 @@ impl Master {
         for burial in term.burials.values_mut() {
             burial.on_edited(task, edit, &edited);
         }
+        // The mirror will read it too, but later: until then the task would be given out as it was before.
+        if let Edited::Written { data, stat } = &edited {
+            self.on_task(task, data, stat, now, out);
+        }
         self.settle(task, now, out);
         self.touch();
     }
@@ -344,13 +368,19 @@ impl Master {
         let Some(term) = &mut self.term else { return };
         let mut settled = Vec::new();
         for (incarnation, burial) in &mut term.burials {
+            // The page may have been read, or read again, after the death was known.
+            if burial.is_over() && term.book.entries(incarnation).next().is_some() {
+                *burial = burial_of(incarnation, &term.book);
+            }
             // An edit for another reason may have been under way when this one was wished for.
             for task in burial.to_look_at() {
                 term.editor.begin(task, Edit::Peek, out);
             }
-            let table = &self.table;
-            for (task, edit) in burial.moves(|task| table.pending(task).map_or(3, |p| p.max_attempts)) {
-                term.editor.begin(&task, edit, out);
+            let (table, complete) = (&self.table, self.tasks.is_complete());
+            for (task, edit) in burial.moves(|task| table.attempts_in(task.dir(), complete)) {
+                if term.editor.begin(&task, edit, out) {
+                    burial.begun(&task);
+                }
             }
             for task in burial.take_done() {
                 term.book.release(incarnation, &task);
@@ -394,7 +424,8 @@ impl Master {
         let phase = self.table.get(task).map(|known| &known.phase);
         match (phase, holder) {
             // What is on a dead incarnation's page is up to its burial.
-            (_, Some((incarnation, _))) if !self.fleet.lives(&incarnation) => {}
+            (_, Some((incarnation, _)))
+                if !self.fleet.lives(&incarnation) || term.burials.contains_key(&incarnation) => {}
             (None, Some(_)) if !self.tasks.is_complete() => {}
             (Some(Phase::Pending(pending)), Some((incarnation, held))) => {
                 if pending.attempt > held.attempt && pending.released_by.as_ref() == Some(&incarnation) {
@@ -441,7 +472,8 @@ impl Master {
             return;
         }
         let mut free = Vec::new();
-        for (incarnation, registration) in self.fleet.iter() {
+        // A dead incarnation may seem to rise for a moment: its worker registers anew before it finds out.
+        for (incarnation, registration) in self.fleet.iter().filter(|(i, _)| !term.burials.contains_key(i)) {
             // A task that is gone ended most probably, and was collected before we saw its outcome. Its entry is
             // revoked, to be certain; until the worker vouches that it is dead it takes up no slot.
             let ghost = |task: &TaskId, held: &Held| held.is_revoked() && self.table.get(task).is_none();
@@ -510,6 +542,11 @@ impl Master {
         let loading = !self.tasks.is_complete() || term.stage != Stage::Leading;
         Status::new(leader, rows.collect(), counts, loading)
     }
+}
+
+fn burial_of(incarnation: &Incarnation, book: &Book) -> Burial {
+    let entry = |(task, held): (&TaskId, &Held)| (task.clone(), held.attempt, held.is_revoked());
+    Burial::new(incarnation, book.entries(incarnation).map(entry))
 }
 
 /// A worker that could take more.

@@ -50,7 +50,6 @@ pub enum Phase {
 pub struct Pending {
     pub attempt: u32,
     pub charged: u32,
-    pub max_attempts: u32,
     pub priority: i32,
     pub need: Need,
     /// By the ensemble's clock; 0 if at once.
@@ -100,6 +99,8 @@ pub struct Table {
     pub ended: BTreeSet<(i64, TaskId)>,
     /// Tasks to be expired, by time.
     pub expiring: BTreeSet<(i64, TaskId)>,
+    /// Tasks that wait for their time and would be queued otherwise, by the ensemble's clock.
+    pub delayed: BTreeSet<(i64, TaskId)>,
     /// Tasks that somebody wants cancelled.
     pub cancelling: BTreeSet<TaskId>,
     /// Tasks that go with their submitter.
@@ -140,6 +141,14 @@ impl Table {
     /// The defaults of a directory, if it was read.
     pub fn options(&self, dir: &str) -> Option<&Options> {
         self.dirs.get(dir)?.options.as_ref()
+    }
+
+    /// How many charged attempts a task of this directory has if it does not say; `None` if that is not known
+    /// yet. `complete` is whether all that stands has been seen.
+    pub fn attempts_in(&self, dir: &str, complete: bool) -> Option<u32> {
+        let none = Options::default();
+        let known = if is_shared(dir) { Some(&none) } else { self.options(dir) };
+        known.or(complete.then_some(&none)).map(Options::attempts)
     }
 
     /// Takes in a directory. Gives the tasks that waited for it, and what is wrong with it.
@@ -232,7 +241,6 @@ impl Table {
         Some(Some(Pending {
             attempt: task.attempt,
             charged: task.charged,
-            max_attempts: options.attempts(),
             priority: options.priority.unwrap_or(0),
             need,
             not_before_ms: task.delay_ms.map_or(0, |ms| stat.mtime_ms.saturating_add_unsigned(ms)),
@@ -319,6 +327,7 @@ impl Table {
         match &known.phase {
             Phase::Pending(pending) => {
                 self.expiring.remove(&(pending.expires_ms, task.clone()));
+                self.delayed.remove(&(pending.not_before_ms, task.clone()));
                 self.cancelling.remove(task);
                 self.orphanable.remove(task);
             }
@@ -386,8 +395,9 @@ mod tests {
         table.see_dir("j", br#"{"v":1,"priority":7,"expire_ms":5}"#, &stat(1), Instant::default());
         let task = TaskId::new("j", "t");
         table.see(&task, br#"{"command":"x","priority":-2}"#, &Stat { ctime_ms: 100, ..stat(2) }, &mut needs);
-        let pending = table.pending(&task).map(|p| (p.priority, p.expires_ms, p.max_attempts));
-        assert_eq!(pending, Some((-2, 105, 3)));
+        let pending = table.pending(&task).map(|p| (p.priority, p.expires_ms));
+        assert_eq!(pending, Some((-2, 105)));
+        assert_eq!((table.attempts_in("j", false), table.attempts_in("k", false)), (Some(3), None));
         assert_eq!(table.expiring.first(), Some(&(105, task)));
     }
 }

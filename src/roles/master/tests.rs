@@ -117,3 +117,203 @@ fn a_half_done_move_costs_no_slot() {
     master.go(&mut world);
     assert_eq!(world.page("/z/assign/w~1"), [entry("_00/b", 1, false)]);
 }
+
+/// A worker whose session had ended comes back with a new registration of the same incarnation, and will find
+/// out only then that it is dead.
+#[test]
+fn the_dead_get_nothing_even_if_they_seem_to_rise() {
+    let mut world = World::new();
+    let session = worker(&mut world, "w~1", 2);
+    task(&mut world, "_00/a", |_| {});
+    task(&mut world, "_00/b", |_| {});
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert_eq!(world.page("/z/assign/w~1").len(), 2);
+    // Its death is seen, and one of its tasks is moved before the other.
+    master.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/_00/b");
+    world.expire(session);
+    while master.calls.iter().all(|(_, call)| !matches!(call, Call::Set { .. })) {
+        assert!(master.hear(&mut world) || master.answer(&mut world));
+    }
+    let session = register(&mut world, "w~1~1", &registration(2));
+    master.go(&mut world);
+    master.hold = |_| false;
+    master.go(&mut world);
+    world.expire(session);
+    master.go(&mut world);
+    assert!(!world.znodes.contains_key("/z/assign/w~1"), "{:?}", world.page("/z/assign/w~1"));
+    worker(&mut world, "w~2", 2);
+    master.go(&mut world);
+    assert_eq!(world.page("/z/assign/w~2"), [entry("_00/a", 2, false)], "a suspect goes alone");
+}
+
+/// Events and replies come over different threads: the death may be told before the list that lacks it.
+#[test]
+fn a_death_that_is_told_before_the_list_of_workers_is_not_forgotten() {
+    let mut world = World::new();
+    let session = worker(&mut world, "w~1", 1);
+    task(&mut world, "_00/a", |_| {});
+    page(&mut world, "w~1", &[("_00/a", 1, false)]);
+    let mut master = master("m");
+    master.hold = |call| matches!(call, Call::Children { path } if path == "/z/workers");
+    master.connect(&mut world);
+    // The mirror's own list.
+    master.hold = |_| false;
+    assert!(master.answer(&mut world));
+    master.hold = |call| matches!(call, Call::Children { path } if path == "/z/workers");
+    master.go(&mut world);
+    let at = master.calls.iter().position(|(_, call)| matches!(call, Call::Children { .. }));
+    let (id, call) = master.calls.remove(at.expect("the leader lists")).expect("there");
+    let listed = world.apply(master.session.expect("up"), &call).expect("list");
+    world.expire(session);
+    master.go(&mut world);
+    master.event(&world, Event::Reply { id, result: Ok(listed) });
+    master.go(&mut world);
+    assert_eq!(world.task("/z/tasks/_00/a").attempt, 2, "moved on");
+    assert!(!world.znodes.contains_key("/z/assign/w~1"));
+}
+
+/// No task may depend on the order in which the two lists of workers are answered.
+#[test]
+fn nobody_is_told_from_the_dead_before_the_mirror_of_workers_is_complete() {
+    let mut world = World::new();
+    let session = worker(&mut world, "w~1", 1);
+    task(&mut world, "_00/a", |_| {});
+    page(&mut world, "w~1", &[("_00/a", 1, false)]);
+    let mut master = master("m");
+    master.hold = |call| matches!(call, Call::Watch { path, .. } if path == "/z/workers");
+    master.connect(&mut world);
+    world.expire(session);
+    master.hold = |_| false;
+    master.go(&mut world);
+    assert_eq!(world.task("/z/tasks/_00/a").attempt, 2, "moved on");
+}
+
+#[test]
+fn a_burial_waits_for_another_edit_of_its_task() {
+    let mut world = World::new();
+    let session = worker(&mut world, "w~1", 2);
+    for id in ["_00/a", "_00/b"] {
+        task(&mut world, id, |task| task.options.orphan_of = Some("s".into()));
+    }
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert_eq!(world.page("/z/assign/w~1").len(), 2);
+    // One of its two tasks is looked at, and then marked as an orphan, before the other is looked at.
+    master.hold = |call| matches!(call, Call::Get { path, .. } if path.ends_with("/b"));
+    world.expire(session);
+    master.go(&mut world);
+    master.hold = |call| matches!(call, Call::Get { path, .. } | Call::Set { path, .. } if path.starts_with("/z/tasks/"));
+    for _ in 0..8 {
+        world.pass(T / 2);
+        master.go(&mut world);
+    }
+    assert!(master.logs.iter().any(|line| line.contains("its submitter is gone")), "{:?}", master.logs);
+    master.hold = |call| matches!(call, Call::Get { path, .. } if path.ends_with("/a"));
+    master.go(&mut world);
+    master.hold = |_| false;
+    master.go(&mut world);
+    for _ in 0..8 {
+        world.pass(T / 2);
+        master.go(&mut world);
+    }
+    assert!(!world.znodes.contains_key("/z/assign/w~1"), "{:?}", world.page("/z/assign/w~1"));
+    for path in ["/z/tasks/_00/a", "/z/tasks/_00/b"] {
+        assert_eq!(world.task(path).outcome.map(|outcome| outcome.state), Some(State::Cancelled));
+    }
+}
+
+#[test]
+fn a_page_that_may_not_be_read_stops_no_takeover() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    task(&mut world, "_00/a", |_| {});
+    world.put("/z/assign/alien~1", b"");
+    world.refused.insert("/z/assign/alien~1".into(), Refusal::NoAuth);
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+}
+
+/// No leader can have written it: its epoch is of a transaction after the one that wrote it.
+#[test]
+fn an_epoch_from_the_future_deposes_nobody() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    task(&mut world, "_00/a", |_| {});
+    world.put("/z/assign/old~1", &Assignment::new(i64::MAX / 2, Vec::new()).encode());
+    let mut master = master("m");
+    master.session = Some(world.open());
+    master.event(&world, Event::Connected { timeout: T });
+    for _ in 0..2_000 {
+        if !master.hear(&mut world) && !master.answer(&mut world) {
+            break;
+        }
+    }
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+}
+
+#[test]
+fn a_moved_task_is_given_out_at_its_new_attempt() {
+    let mut world = World::new();
+    let session = worker(&mut world, "w~1", 1);
+    task(&mut world, "_00/a", |_| {});
+    let mut master = master("m");
+    master.connect(&mut world);
+    worker(&mut world, "w~2", 1);
+    master.go(&mut world);
+    world.expire(session);
+    // What the move came to is read back later than everything else happens.
+    let mut written = false;
+    for _ in 0..200 {
+        written |= world.task("/z/tasks/_00/a").attempt == 2;
+        if written {
+            master.hold = |call| matches!(call, Call::Get { path, .. } if path.starts_with("/z/tasks/"));
+        }
+        if !master.hear(&mut world) && !master.answer(&mut world) {
+            break;
+        }
+    }
+    assert_eq!(world.page("/z/assign/w~2"), [entry("_00/a", 2, false)]);
+}
+
+#[test]
+fn how_many_attempts_a_task_has_is_known_before_its_last_is_judged() {
+    let mut world = World::new();
+    worker(&mut world, "v~1", 1);
+    world.put("/z/assign/w~1", b"{}");
+    world.put("/z/tasks/own", b"");
+    task(&mut world, "own/a", |task| {
+        (task.charged, task.attempt, task.options.max_attempts) = (2, 3, Some(10));
+    });
+    task(&mut world, "jobs/b", |task| (task.charged, task.attempt) = (2, 3));
+    world.put("/z/tasks/jobs", br#"{"max_attempts":10}"#);
+    page(&mut world, "w~1", &[("own/a", 3, false), ("jobs/b", 3, false)]);
+    let mut master = master("m");
+    master.hold = |call| matches!(call, Call::Watch { path, .. } if path == "/z/tasks");
+    master.connect(&mut world);
+    master.hold = |_| false;
+    master.go(&mut world);
+    for path in ["/z/tasks/own/a", "/z/tasks/jobs/b"] {
+        let task = world.task(path);
+        assert_eq!((task.attempt, task.charged, task.outcome), (4, 3, None), "{path}");
+    }
+}
+
+#[test]
+fn a_standby_remembers_no_delays_that_are_over() {
+    let mut world = World::new();
+    let mut leader = master("m");
+    leader.connect(&mut world);
+    let mut standby = master("n");
+    standby.connect(&mut world);
+    task(&mut world, "_00/a", |_| {});
+    for attempt in 2..12 {
+        world.change("/z/tasks/_00/a", |task| (task.attempt, task.delay_ms) = (attempt, Some(5)));
+        standby.go(&mut world);
+        world.pass(Duration::from_millis(3));
+    }
+    world.remove("/z/tasks/_00/a");
+    standby.go(&mut world);
+    assert_eq!(standby.role.table.delayed.len(), 0);
+}

@@ -72,7 +72,7 @@ fn an_ensemble_that_does_not_answer_is_69_in_time() {
     for (zk, word) in
         [("127.0.0.1:1", "127.0.0.1:1"), ("zk.invalid:2181", "zk.invalid"), (deaf.as_str(), deaf.as_str())]
     {
-        for command in [&["status"][..], &["submit", "echo hi"], &["worker", "--run-dir", "/nonexistent/x"]] {
+        for command in [&["status"][..], &["submit", "echo hi"], &["worker", "--run-dir", "/dev/null/x"]] {
             let args = [&["--zk", zk, "--connect-timeout", "500ms"], command].concat();
             let start = Instant::now();
             let out = Plain::new(&args).run_within(SHORT);
