@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Extra, Labels, Malformed, VERSION, version};
+use super::{Extra, Labels, MAX_DATA_BYTES, Malformed, VERSION, version};
 
 /// Most workers that are listed one by one; of the others only the number is told.
 pub const MAX_WORKERS_LISTED: usize = 500;
@@ -94,8 +94,14 @@ impl Status {
         super::decode(data)
     }
 
-    /// Writes a summary.
+    /// Writes a summary; with fewer workers listed if it would not fit a znode.
     pub fn encode(&self) -> Vec<u8> {
-        super::encode(self)
+        let mut data = super::encode(self);
+        let mut shorter = self.clone();
+        while data.len() > MAX_DATA_BYTES && !shorter.worker_list.is_empty() {
+            shorter.worker_list.truncate(shorter.worker_list.len() / 2);
+            data = super::encode(&shorter);
+        }
+        data
     }
 }

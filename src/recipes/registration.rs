@@ -170,6 +170,11 @@ impl Registrar {
         matches!(self.state, State::Standing { .. })
     }
 
+    /// Whether the present incarnation was registered before, and is about to be on the present connection.
+    pub fn is_returning(&self) -> bool {
+        self.proven.is_some() && !matches!(self.state, State::Dead | State::Yielded | State::Standing { .. })
+    }
+
     /// The session timeout that was granted last.
     pub fn session_timeout(&self) -> Duration {
         Duration::from_millis(self.body.session_timeout_ms)
@@ -302,7 +307,10 @@ impl Registrar {
                 Step::Pending
             }
             Purpose::RemovePredecessor => {
-                self.look(false, out);
+                match result {
+                    Ok(_) | Err(Refusal::NoNode) => self.look(false, out),
+                    Err(refusal) => self.refused(&self.layout.workers(), refusal, out),
+                }
                 Step::Pending
             }
             Purpose::RemoveMine | Purpose::Leave => Step::Pending,

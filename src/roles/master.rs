@@ -209,6 +209,8 @@ impl Master {
         now: Instant,
         out: &mut Out,
     ) {
+        // What was given out under this name was another task, of which the worker may know the end already.
+        let is_another = self.table.get(task).is_some_and(|known| known.czxid != stat.czxid);
         match self.table.see(task, data, stat, &mut self.needs) {
             Update::Stale => return,
             Update::DirUnknown => {
@@ -220,6 +222,9 @@ impl Master {
                 let path = self.params.layout.task(task);
                 out.log(Level::Error, format!("{path} is no task ({malformed}): it is left alone"));
             }
+        }
+        if is_another && let Some(term) = &mut self.term {
+            term.book.revoke(task);
         }
         if let Some(children) = self.table.overfull(task.dir()) {
             let path = self.params.layout.job(task.dir());

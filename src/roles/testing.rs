@@ -272,7 +272,6 @@ impl<R: Role> Desk<R> {
     }
 
     /// The connection breaks; the session stays until it is expired. Calls under way are carried out if `applied`.
-    #[allow(dead_code)]
     pub fn lose(&mut self, world: &mut World, applied: impl Fn(&Call) -> bool) -> i64 {
         let session = self.session.take().expect("connected");
         for (id, call) in std::mem::take(&mut self.calls) {

@@ -16,7 +16,7 @@
 mod reports;
 mod runs;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::contract::task::{Job, Options};
@@ -96,7 +96,12 @@ enum Dying {
 enum Purpose {
     WatchAssignment,
     ReadAssignment,
-    ReadTask(TaskId),
+    /// For an entry at this attempt; `verified` if an own write was made before.
+    ReadTask {
+        task: TaskId,
+        attempt: u32,
+        verified: bool,
+    },
     ReadJob(String),
     DeleteAssignment,
 }
@@ -189,6 +194,13 @@ impl Worker {
         }
     }
 
+    /// Nothing may go on that the lease does not cover.
+    fn check_lease(&mut self, now: Instant, out: &mut Out) {
+        if !self.runs.is_empty() && !self.lease.holds(now) {
+            self.die("its session is not proven to live any more", out);
+        }
+    }
+
     /// The incarnation is dead: kills what it runs. The next one begins when that is done.
     fn die(&mut self, why: &str, out: &mut Out) {
         if self.dying.is_some() {
@@ -198,6 +210,7 @@ impl Worker {
         self.dying = Some(Dying::Settling);
         self.registrar.abandon();
         self.calls.clear();
+        self.jobs.retain(|_, options| options.is_some());
         self.version = None;
         self.kill_all(out);
     }
@@ -260,11 +273,14 @@ impl Worker {
                 self.on_unassigned(out)
             }
             (Purpose::ReadAssignment, Err(Refusal::NoNode)) => self.die("its assignment was deleted", out),
-            (Purpose::ReadTask(task), Ok(Reply::Data { data, stat })) => {
+            // The entry is another by now, or another answer is awaited: this one may be older.
+            (Purpose::ReadTask { task, attempt, verified }, _)
+                if !self.slots.get(&task).is_some_and(|slot| slot.awaits(attempt, verified)) => {}
+            (Purpose::ReadTask { task, .. }, Ok(Reply::Data { data, stat })) => {
                 self.on_task(&task, Some((data, stat)), now, out);
             }
-            (Purpose::ReadTask(task), Err(Refusal::NoNode)) => self.on_task(&task, None, now, out),
-            (Purpose::ReadTask(task), Err(refusal)) => {
+            (Purpose::ReadTask { task, .. }, Err(Refusal::NoNode)) => self.on_task(&task, None, now, out),
+            (Purpose::ReadTask { task, .. }, Err(refusal)) => {
                 self.set_aside(&task, &refusal.to_string(), out);
             }
             (Purpose::ReadJob(dir), result) => self.on_job(dir, result, out),
@@ -335,7 +351,8 @@ impl Worker {
             Ok(_) | Err(_) => Options::default(),
         };
         if self.jobs.len() > MAX_JOBS_REMEMBERED {
-            self.jobs.retain(|_, options| options.is_none());
+            let needed: BTreeSet<&str> = self.slots.keys().map(TaskId::dir).collect();
+            self.jobs.retain(|dir, options| options.is_none() || needed.contains(dir.as_str()));
         }
         self.jobs.insert(dir, Some(options));
     }
@@ -413,6 +430,8 @@ impl Worker {
         }
         if self.registrar.is_standing() && self.version.is_some() {
             self.read_assignment(out);
+        } else if self.registrar.is_returning() {
+            // Once it stands, the assignment is watched and read, and that goes on with the end.
         } else if self.calls.is_empty() {
             out.push(Action::Exit(exit::OK));
         }
@@ -438,10 +457,9 @@ impl Role for Worker {
     type Report = Report;
 
     fn step(&mut self, now: Instant, event: Event, out: &mut Out) {
-        // First of all: whatever the event says of a run that outlived the lease, it was cut short.
-        if !self.runs.is_empty() && !self.lease.holds(now) {
-            self.die("its session is not proven to live any more", out);
-        }
+        // First of all: what ended after the lease may have been killed for that, even by others, since this
+        // process, or its machine, may have stood still. That is no failure of the task's.
+        self.check_lease(now, out);
         match event {
             Event::Connected { timeout } => {
                 self.connected = true;
@@ -480,7 +498,7 @@ impl Role for Worker {
             Mode::Draining { term, kill } => self.next_stop(term, kill),
             Mode::Leaving { until } => Some(until),
         };
-        let lapse = self.lease.expires().filter(|_| !self.runs.is_empty());
+        let lapse = self.lease.expires().filter(|_| !self.runs.is_empty() && self.dying.is_none());
         let own = earlier(mode, earlier(self.registrar.next_wake(), self.lease.next_wake()));
         earlier(earlier(own, self.vouch_at), earlier(lapse, self.next_deadline()))
     }
@@ -495,3 +513,6 @@ impl Role for Worker {
         assert_eq!(self.slots.values().filter(|slot| slot.run().is_some()).count(), self.runs.len());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -477,16 +477,16 @@ impl Master {
             // A task that is gone ended most probably, and was collected before we saw its outcome. Its entry is
             // revoked, to be certain; until the worker vouches that it is dead it takes up no slot.
             let ghost = |task: &TaskId, held: &Held| held.is_revoked() && self.table.get(task).is_none();
-            let has = term.book.entries(incarnation).filter(|(task, held)| !ghost(task, held)).count();
-            let aside = registration.aside.len().min(has);
-            let slots =
-                (registration.slots as usize).saturating_sub(has - aside).min(term.book.room(incarnation));
+            let busy =
+                |(task, held): &(&TaskId, &Held)| !ghost(task, held) && !registration.aside.contains(*task);
+            let has = term.book.entries(incarnation).filter(busy).count();
+            let slots = (registration.slots as usize).saturating_sub(has).min(term.book.room(incarnation));
             if slots > 0 && !registration.draining && term.book.is_open(incarnation) {
                 let suspect = term
                     .book
                     .entries(incarnation)
                     .any(|(t, _)| self.table.pending(t).is_some_and(|p| p.charged > 0));
-                free.push(Free { incarnation, registration, has: has - aside, slots, suspect });
+                free.push(Free { incarnation, registration, has, slots, suspect });
             }
         }
         let mut given = Vec::new();

@@ -317,3 +317,57 @@ fn a_standby_remembers_no_delays_that_are_over() {
     standby.go(&mut world);
     assert_eq!(standby.role.table.delayed.len(), 0);
 }
+
+/// What a worker set aside stands in its registration for longer than on its page.
+#[test]
+fn what_was_set_aside_once_makes_no_worker_take_more_than_it_has_slots() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    let mut said = registration(1);
+    said.aside = vec![TaskId::new("_00", "gone")];
+    world.put("/z/workers/w~1~0", &said.encode());
+    task(&mut world, "_00/a", |_| {});
+    task(&mut world, "_00/b", |_| {});
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert_eq!(world.page("/z/assign/w~1").len(), 1);
+}
+
+/// A foreign client may use a name again as soon as it has collected the outcome.
+#[test]
+fn a_task_that_was_made_anew_runs_again() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    task(&mut world, "_00/a", |_| {});
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+    world.change("/z/tasks/_00/a", |task| {
+        let mut outcome = Outcome::unrun(State::Done, None, "", 1);
+        outcome.worker = Incarnation::parse("w~1");
+        task.outcome = Some(outcome);
+    });
+    world.remove("/z/tasks/_00/a");
+    task(&mut world, "_00/a", |_| {});
+    master.go(&mut world);
+    let version = world.znodes["/z/assign/w~1"].stat.version;
+    vouch(&mut world, "w~1~0", 1, version);
+    master.go(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 2, false)]);
+}
+
+#[test]
+fn labels_of_any_size_stop_no_leader() {
+    let mut world = World::new();
+    for n in 0..4 {
+        let mut said = registration(1);
+        said.labels = [("x".to_string(), "y".repeat(400_000))].into();
+        register(&mut world, &format!("w{n}~1~0"), &said);
+    }
+    let mut master = master("m");
+    master.connect(&mut world);
+    world.pass(Duration::from_secs(2));
+    master.go(&mut world);
+    let status = &world.znodes["/z/status"].data;
+    assert!(status.len() <= crate::contract::MAX_DATA_BYTES, "{} bytes", status.len());
+}

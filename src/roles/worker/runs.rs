@@ -100,6 +100,11 @@ impl Slot {
         self.run() == Some(run)
     }
 
+    /// Whether it awaits the answer to such a reading.
+    pub fn awaits(&self, attempt: u32, verified: bool) -> bool {
+        self.attempt == attempt && matches!(self.state, State::Reading { verified: v } if v == verified)
+    }
+
     /// Whether it takes up one of the worker's slots.
     pub fn is_busy(&self) -> bool {
         matches!(self.state, State::Running { .. } | State::Reporting)
@@ -168,8 +173,11 @@ impl Worker {
     }
 
     pub(super) fn read_task(&mut self, task: &TaskId, out: &mut Out) {
+        let Some(slot) = self.slots.get(task) else { return };
+        let State::Reading { verified } = slot.state else { return };
         let call = Call::Get { path: self.params.layout.task(task), watch: false };
-        self.calls.issue(out, call, Purpose::ReadTask(task.clone()));
+        let purpose = Purpose::ReadTask { task: task.clone(), attempt: slot.attempt, verified };
+        self.calls.issue(out, call, purpose);
         let dir = task.dir();
         if !is_shared(dir) && !self.jobs.contains_key(dir) {
             self.jobs.insert(dir.to_string(), None);

@@ -1,0 +1,257 @@
+//! The worker on a few znodes: deaths, drains and late answers, one step at a time.
+
+use super::*;
+use crate::contract::task::{Outcome, Payload, State as OutcomeState, Task};
+use crate::contract::worker::Entry;
+use crate::machine::{Captured, CreateMode, Ended, GroupSignal, RunReport};
+use crate::roles::testing::{Desk, World};
+
+fn worker(change: impl FnOnce(&mut Params)) -> Desk<Worker> {
+    let process = ProcessIdentity { host: "h".into(), pid: 7, ..ProcessIdentity::default() };
+    let mut params = Params {
+        layout: Layout::new("/z"),
+        id: "w".into(),
+        process,
+        predecessor: None,
+        slots: 1,
+        labels: Labels::new(),
+        grace: Duration::from_secs(4),
+        close_timeout: Duration::from_secs(5),
+        output_limit: 1_000,
+        seed: 1,
+    };
+    change(&mut params);
+    Desk::new(Worker::new(params))
+}
+
+fn task(world: &mut World, id: &str) {
+    let dir = id.split('/').next().expect("dir");
+    if !world.znodes.contains_key(&format!("/z/tasks/{dir}")) {
+        world.put(&format!("/z/tasks/{dir}"), b"");
+    }
+    world.put(&format!("/z/tasks/{id}"), &Task::new(Payload::Shell("x".into()), Options::default()).encode());
+}
+
+/// The leader gives the present incarnation these tasks, at these attempts, revoked or not.
+fn assign(world: &mut World, desk: &Desk<Worker>, entries: &[(&str, u32, bool)]) {
+    let entry = |(task, attempt, revoked): &(&str, u32, bool)| Entry {
+        task: TaskId::parse(task).expect("id"),
+        attempt: *attempt,
+        revoked: *revoked,
+    };
+    let data = Assignment::new(1, entries.iter().map(entry).collect()).encode();
+    world.put(&desk.role.assignment(), &data);
+}
+
+/// The oldest run ends.
+fn end(world: &World, desk: &mut Desk<Worker>, ended: Ended) {
+    let (run, _) = desk.runs.pop_first().expect("a run");
+    let report = RunReport {
+        ended,
+        stdout: Captured::default(),
+        stderr: Captured::default(),
+        started_ms: 0,
+        ended_ms: 0,
+    };
+    desk.event(world, Event::Ended { run, report });
+}
+
+fn registration(desk: &Desk<Worker>, n: u64) -> String {
+    desk.role.params.layout.registration(desk.role.registrar.incarnation(), n)
+}
+
+#[test]
+fn a_task_runs_and_its_outcome_is_written() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "j/a");
+    assign(&mut world, &desk, &[("j/a", 1, false)]);
+    desk.go(&mut world);
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    let outcome = world.task("/z/tasks/j/a").outcome;
+    assert_eq!(outcome.map(|outcome| outcome.state), Some(OutcomeState::Done));
+}
+
+#[test]
+fn the_next_life_reads_the_defaults_that_the_last_one_was_reading() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "j/a");
+    assign(&mut world, &desk, &[("j/a", 1, false)]);
+    desk.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/j");
+    desk.go(&mut world);
+    world.remove(&registration(&desk, 0));
+    desk.go(&mut world);
+    desk.hold = |_| false;
+    desk.go(&mut world);
+    world.change("/z/tasks/j/a", |task| task.attempt = 2);
+    assign(&mut world, &desk, &[("j/a", 2, false)]);
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 1);
+}
+
+#[test]
+fn tasks_of_more_jobs_than_are_remembered_all_run() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    let ids: Vec<_> = (0..=MAX_JOBS_REMEMBERED + 1).map(|n| format!("j{n}/t")).collect();
+    for id in &ids {
+        task(&mut world, id);
+    }
+    let entries: Vec<_> = ids.iter().map(|id| (id.as_str(), 1, false)).collect();
+    assign(&mut world, &desk, &entries);
+    desk.go(&mut world);
+    for id in &ids {
+        assert_eq!(desk.runs.len(), 1, "{id}");
+        end(&world, &mut desk, Ended::Exit(0));
+        desk.go(&mut world);
+    }
+}
+
+/// A process that sleeps in the kernel dies only when it wakes up.
+#[test]
+fn nothing_is_done_again_and_again_while_the_dead_take_their_time_to_die() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    assign(&mut world, &desk, &[("_00/a", 1, false)]);
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 1);
+    desk.hold = |call| call.path().starts_with("/z/leases/");
+    world.pass(Duration::from_secs(20));
+    desk.go(&mut world);
+    assert!(matches!(desk.signals[..], [(_, GroupSignal::Kill)]));
+    assert!(desk.role.next_wake().is_none_or(|at| at > world.now));
+}
+
+/// The machine slept for an hour, and whoever guards the lease has killed what ran.
+#[test]
+fn what_was_killed_because_the_lease_was_over_has_not_failed() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    assign(&mut world, &desk, &[("_00/a", 1, false)]);
+    desk.go(&mut world);
+    world.pass(Duration::from_secs(3_600));
+    end(&world, &mut desk, Ended::Signal(9));
+    desk.go(&mut world);
+    let task = world.task("/z/tasks/_00/a");
+    assert_eq!((task.outcome, task.attempt, task.charged), (None, 2, 0));
+}
+
+#[test]
+fn a_drain_that_lost_its_connection_still_hands_back_what_was_not_started() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    task(&mut world, "_00/b");
+    assign(&mut world, &desk, &[("_00/a", 1, false), ("_00/b", 1, false)]);
+    desk.go(&mut world);
+    desk.event(&world, Event::Stop { again: false });
+    desk.go(&mut world);
+    desk.lose(&mut world, |_| true);
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.connect(&mut world);
+    assert_eq!(desk.exit, Some(exit::OK));
+    assert!(world.task("/z/tasks/_00/a").outcome.is_some());
+    let page = desk.role.assignment();
+    assert!(!world.znodes.contains_key(&page), "{:?}", world.page(&page));
+}
+
+/// Answers come in any order, and each is older than the question that was asked last.
+#[test]
+fn an_answer_to_an_earlier_question_voids_nothing() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    desk.hold = |call| matches!(call, Call::Get { path, .. } if path.starts_with("/z/tasks/"));
+    for attempt in 1..4 {
+        world.change("/z/tasks/_00/a", |task| task.attempt = attempt);
+        assign(&mut world, &desk, &[("_00/a", attempt, false)]);
+        desk.go(&mut world);
+        if attempt < 3 {
+            assign(&mut world, &desk, &[("_00/a", attempt, true)]);
+            desk.go(&mut world);
+        }
+    }
+    let old = |attempt| {
+        let mut task = Task::new(Payload::Shell("x".into()), Options::default());
+        task.attempt = attempt;
+        Ok(Reply::Data { data: task.encode(), stat: crate::machine::Stat::default() })
+    };
+    let asked: Vec<_> = desk.calls.iter().map(|(id, _)| *id).collect();
+    assert_eq!(asked.len(), 3);
+    for (n, id) in asked.into_iter().enumerate().take(2) {
+        desk.calls.pop_front();
+        desk.event(&world, Event::Reply { id, result: old(n as u32 + 1) });
+        desk.go(&mut world);
+    }
+    desk.hold = |_| false;
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 1);
+}
+
+#[test]
+fn a_predecessor_that_may_not_be_removed_is_not_removed_for_ever() {
+    let gone = ProcessIdentity { host: "h".into(), pid: 3, ..ProcessIdentity::default() };
+    let mut world = World::new();
+    let mut desk = worker(|params| params.predecessor = Some(gone.clone()));
+    let session = world.open();
+    let path = "/z/workers/w~1~0".to_string();
+    let data = Registration::new(&gone, 1, Labels::new(), 10_000).encode();
+    let call = Call::Create { path: path.clone(), data, mode: CreateMode::Ephemeral };
+    world.apply(session, &call).expect("registered");
+    desk.session = Some(world.open());
+    desk.event(&world, Event::Connected { timeout: Duration::from_secs(10) });
+    for _ in 0..1_000 {
+        let refuse = desk.calls.front().is_some_and(|(_, call)| matches!(call, Call::Delete { .. }));
+        if refuse {
+            world.refused.insert(path.clone(), Refusal::NoAuth);
+        }
+        if !desk.hear(&mut world) && !desk.answer(&mut world) {
+            break;
+        }
+        world.refused.clear();
+    }
+    assert_eq!(desk.exit, Some(exit::NOT_PERMITTED));
+}
+
+/// A report that is owed by one life does not end what the next one was given.
+#[test]
+fn a_report_of_the_last_life_is_written_and_the_next_attempt_runs() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    assign(&mut world, &desk, &[("_00/a", 1, false)]);
+    desk.go(&mut world);
+    let session = desk.lose(&mut world, |_| false);
+    world.pass(Duration::from_secs(20));
+    desk.go(&mut world);
+    world.expire(session);
+    end(&world, &mut desk, Ended::Signal(9));
+    desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/_00/a");
+    desk.connect(&mut world);
+    world.change("/z/tasks/_00/a", |task| task.attempt = 2);
+    let last = desk.role.registrar.incarnation().clone();
+    desk.go(&mut world);
+    assert_eq!(*desk.role.registrar.incarnation(), last, "not before it is known what became of the report");
+    desk.hold = |_| false;
+    desk.go(&mut world);
+    assert_ne!(*desk.role.registrar.incarnation(), last);
+    assign(&mut world, &desk, &[("_00/a", 2, false)]);
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 1);
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    let outcome: Option<Outcome> = world.task("/z/tasks/_00/a").outcome;
+    assert_eq!(outcome.map(|outcome| outcome.attempt), Some(2));
+}
