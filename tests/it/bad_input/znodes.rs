@@ -177,7 +177,7 @@ fn garbage_in_a_workers_own_assignment_costs_one_incarnation() {
 fn a_task_that_is_damaged_while_it_is_waited_for_is_told() {
     let mut service = Service::new("damaged", &["--slots", "2"]);
     let cluster = &service.cluster;
-    let mut submit = cluster.submit(&["sleep 600"]);
+    let mut submit = cluster.submit(&["sleep 100"]);
     let id = cluster.the_task();
     cluster.assigned(&id);
     let path = cluster.layout.task(&id);
