@@ -476,8 +476,9 @@ impl Worker {
 fn environment(id: &TaskId, work: &Work, options: &Options, worker: &str) -> Vec<(String, String)> {
     let mut env: Vec<_> = options.env.clone().unwrap_or_default().into_iter().collect();
     for (key, value) in [
-        // The worker's own name is not for a zkmw that the task starts; what is empty counts as not set.
+        // The worker's own name and credentials are not for the task; what is empty counts as not set.
         ("ZKMW_ID", String::new()),
+        ("ZKMW_AUTH", String::new()),
         ("ZKMW_TASK", id.to_string()),
         ("ZKMW_ATTEMPT", work.task.attempt.to_string()),
         ("ZKMW_EPOCH", work.mzxid.to_string()),
