@@ -7,9 +7,6 @@ use super::source::{Named, Token, paths, tokens, without_tests};
 /// Most lines of a file: what one can hold in one's head.
 pub const MAX_LINES: usize = 600;
 
-/// Files that are longer still, and by how much. Nothing may be added; what got short enough must be taken out.
-const TOO_LONG: &[(&str, usize)] = &[("src/recipes/registration.rs", 660)];
-
 /// What pure code may not name of the standard library.
 const WORLD: &[&str] = &[
     "std::thread",
@@ -119,15 +116,8 @@ fn module_dir(name: &str) -> String {
 }
 
 fn check_length(name: &str, lines: usize, found: &mut Vec<String>) {
-    match TOO_LONG.iter().find(|(file, _)| *file == name) {
-        Some((_, allowed)) if lines > *allowed => {
-            found.push(format!("{name}: {lines} lines, more than the {allowed} that it was left with"));
-        }
-        Some(_) if lines <= MAX_LINES => {
-            found.push(format!("{name}: has {lines} lines only, so it is no exception any more"));
-        }
-        None if lines > MAX_LINES => found.push(format!("{name}: {lines} lines, more than {MAX_LINES}")),
-        Some(_) | None => {}
+    if lines > MAX_LINES {
+        found.push(format!("{name}: {lines} lines, more than {MAX_LINES}"));
     }
 }
 
