@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use support::*;
-use zkmw::machine::{Call, CallError, ChangeKind, CreateMode, Refusal, Reply, WatchMode};
+use zkmw::machine::{Call, CallError, CallId, ChangeKind, CreateMode, Refusal, Reply, WatchMode};
 use zkmw::zk::{Failure, SessionEvent, Stopped};
 
 const REFUSED_NO_NODE: CallError = CallError::Refused(Refusal::NoNode);
@@ -311,6 +311,13 @@ fn a_killed_server_costs_milliseconds_and_every_call_is_answered_once() {
         client.wait_up(LONG);
         let late = client.seen.iter().any(|event| matches!(event, SessionEvent::Reply { .. }));
         assert!(!late, "{:?}", client.seen);
+        let last = CallId(u64::MAX - client.generation);
+        client.session.call(client.generation - 1, last, Call::Children { path: "/".into() });
+        assert_eq!(
+            client.reply(last),
+            Err(CallError::NotSent),
+            "it was meant for the connection that is gone"
+        );
         println!(
             "idle {idle}: connect {connected:?}; kill -9 of the server: down after {down:?}, up after {:?}",
             killer.0.elapsed()
