@@ -10,4 +10,6 @@ pub mod waiter;
 pub mod worker;
 
 #[cfg(test)]
+mod explore;
+#[cfg(test)]
 mod testing;
