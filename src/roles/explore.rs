@@ -9,9 +9,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use super::master::{self, Master};
-use super::testing::{Desk, T, World};
-use super::worker::{self, Worker};
 use crate::contract::task::{Options, Outcome, Payload, State, Task};
 use crate::contract::worker::ProcessIdentity;
 use crate::contract::{Labels, Layout};
@@ -19,6 +16,9 @@ use crate::machine::{
     Call, CallError, CallId, CallResult, Captured, Ended, Event, GroupSignal, Instant, Prng, Role, RunId,
     RunReport,
 };
+use crate::roles::master::{self, Master};
+use crate::roles::testing::{Desk, T, World};
+use crate::roles::worker::{self, Worker};
 
 const SEEDS: u64 = 20;
 const TICK: Duration = Duration::from_millis(50);
@@ -104,9 +104,9 @@ impl<R: Role> Member<R> {
 
     /// The connection breaks; the role will hear of it.
     fn cut(&mut self, all: &mut Ensemble) {
-        if self.desk.session.is_some() && !self.lost {
+        if let Some(session) = self.desk.session.filter(|_| !self.lost) {
             self.lost = true;
-            all.abandon(self.desk.session.expect("up"), self.desk.calls.clone().into_iter());
+            all.abandon(session, self.desk.calls.clone().into_iter());
         }
     }
 
@@ -286,7 +286,7 @@ impl Sim {
             let dir = format!("j{}", self.made % 3);
             let mut options =
                 Options { max_attempts: Some(3), retry_backoff_ms: Some(200), ..Options::default() };
-            if self.made % 2 == 0 {
+            if self.made.is_multiple_of(2) {
                 options.max_attempts = None;
             }
             let task = Task::new(Payload::Shell("x".into()), options);
