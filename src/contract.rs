@@ -28,6 +28,9 @@ pub const MAX_DATA_BYTES: usize = 512 * 1024;
 /// Most bytes of a task as it is submitted, encoded, so that an outcome fits beside it.
 pub const MAX_TASK_BYTES: usize = 256 * 1024;
 
+/// Longest id of a task, `job/task`, in bytes: that of our own batches is 391.
+pub const MAX_TASK_ID_BYTES: usize = 400;
+
 /// How many shared jobs take the tasks that have no job of their own.
 pub const SHARED_JOBS: u32 = 256;
 
@@ -152,9 +155,12 @@ pub fn is_shared(dir: &str) -> bool {
 
 /// The shared job for a task name: the low byte of its FNV-1a hash (32 bits; Fowler, Noll, Vo).
 pub fn shared_job(name: &str) -> String {
-    let hash =
-        name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    format!("_{:02x}", hash % SHARED_JOBS)
+    format!("_{:02x}", fnv1a(name) % SHARED_JOBS)
+}
+
+/// The FNV-1a hash of 32 bits (Fowler, Noll, Vo).
+pub fn fnv1a(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// Where line `line` (from 0) of a batch goes. It follows from its arguments alone, so that a batch that is

@@ -20,13 +20,18 @@ fn main() -> ExitCode {
         Err(error) => {
             // Who closed the pipe does not want to read it.
             let _ = match error.to_stdout {
-                true => std::io::stdout().write_all(error.message.as_bytes()),
-                false => std::io::stderr().write_all(error.message.as_bytes()),
+                true => std::io::stdout().write_all(line(&error.message).as_bytes()),
+                false => std::io::stderr().write_all(line(&error.message).as_bytes()),
             };
             error.exit_code
         }
     };
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// The text, with the end of a line.
+fn line(text: &str) -> String {
+    format!("{}\n", text.trim_end_matches('\n'))
 }
 
 fn run(config: Config) -> i32 {

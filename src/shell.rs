@@ -4,6 +4,7 @@
 //! concerns the process: when the first connection took too long, what a second signal means, when a turn took
 //! too long, and that the end is bounded.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use signal_hook::iterator::Signals;
 
 use crate::exec::{ExecEvent, Executor, NotStartedKind, RunFile};
 use crate::exit;
-use crate::machine::{Action, Actions, BatchLine, Event, Instant, Level, Role, turn};
+use crate::machine::{Action, Actions, BatchLine, CallError, CallId, Event, Instant, Level, Role, turn};
 use crate::zk::{self, Failure, Session, SessionEvent};
 
 /// Session events that may wait for the loop; further ones wait in the session layer, which has a limit too.
@@ -23,6 +24,9 @@ const MAX_SESSION_EVENTS: usize = 4_096;
 
 /// A turn that takes longer than this is logged: nothing else happens meanwhile.
 const SLOW_TURN: Duration = Duration::from_millis(200);
+
+/// Names no connection: what is called over it is not sent.
+const NO_GENERATION: u64 = 0;
 
 /// The longest wait without looking at the clock, which goes on while the machine is suspended and so may jump.
 const MAX_WAIT: Duration = Duration::from_secs(5);
@@ -67,8 +71,10 @@ struct Shell<'a, T: Role> {
     sessions: Receiver<SessionEvent>,
     execs: Receiver<ExecEvent>,
     signals: Receiver<i32>,
-    /// The connection that is up.
+    /// The connection that is up, as far as the role knows.
     generation: Option<u64>,
+    /// Calls of the role that were not answered yet.
+    outstanding: BTreeSet<CallId>,
     /// Until when the first connection must be up.
     connect_by: Option<Instant>,
     last_failure: Option<Failure>,
@@ -120,6 +126,7 @@ pub fn run<T: Role>(
         execs,
         signals,
         generation: None,
+        outstanding: BTreeSet::new(),
         connect_by: surroundings.connect_timeout.map(|limit| now() + limit),
         last_failure: None,
         servers: servers.join(","),
@@ -211,12 +218,14 @@ impl<T: Role> Shell<'_, T> {
                 Some(Event::Connected { timeout })
             }
             SessionEvent::Down { generation, why } => {
-                (self.generation.take() == Some(generation)).then_some(Event::Lost { why })
+                (self.generation == Some(generation)).then(|| self.on_down(why))
             }
             SessionEvent::Changed { generation, path, kind } => {
                 (self.generation == Some(generation)).then_some(Event::Changed { path, kind })
             }
-            SessionEvent::Reply { id, result } => Some(Event::Reply { id, result }),
+            SessionEvent::Reply { id, result } => {
+                self.outstanding.remove(&id).then_some(Event::Reply { id, result })
+            }
             SessionEvent::Failed { why } => {
                 if !self.ever_connected
                     && let Some(code) = hopeless(&why)
@@ -233,6 +242,17 @@ impl<T: Role> Shell<'_, T> {
                 None
             }
         })
+    }
+
+    /// The connection is gone. What was called over it and is not answered was called too late, when its end was on
+    /// its way to us: it was not sent. The role is told so first, as it was promised.
+    fn on_down(&mut self, why: String) -> Event {
+        self.generation = None;
+        for id in std::mem::take(&mut self.outstanding) {
+            let event = Event::Reply { id, result: Err(CallError::NotSent) };
+            turn(&mut self.role, now(), event, &mut self.out);
+        }
+        Event::Lost { why }
     }
 
     fn no_ensemble(&self) -> i32 {
@@ -252,7 +272,10 @@ impl<T: Role> Shell<'_, T> {
             let actions: Vec<_> = self.out.drain().collect();
             for action in actions {
                 match action {
-                    Action::Call { id, call } => self.session.call(id, call),
+                    Action::Call { id, call } => {
+                        self.outstanding.insert(id);
+                        self.session.call(self.generation.unwrap_or(NO_GENERATION), id, call);
+                    }
                     Action::Run { run, spec } => {
                         if let Some(executor) = &self.executor {
                             executor.start(run, spec);

@@ -13,7 +13,7 @@ use crate::config::{
 };
 use crate::contract::task::{Options, Payload, State};
 use crate::contract::worker::ProcessIdentity;
-use crate::contract::{Layout, TaskId, is_shared, uuid};
+use crate::contract::{Layout, TaskId, fnv1a, is_shared, uuid};
 use crate::exec::{self, Claim, Predecessor, RunFile};
 use crate::exit;
 use crate::machine::Role;
@@ -180,7 +180,7 @@ fn run_master(ensemble: &Ensemble, layout: Layout, settings: MasterConfig) -> an
 
 fn run_worker(ensemble: &Ensemble, layout: Layout, settings: WorkerConfig) -> anyhow::Result<i32> {
     let process = exec::process_identity()?;
-    let (run_file, predecessor) = match claim(&settings, &process) {
+    let (run_file, predecessor) = match claim(&settings, &service(ensemble), &process) {
         Ok(claimed) => claimed,
         Err(code) => return Ok(code),
     };
@@ -204,13 +204,24 @@ fn run_worker(ensemble: &Ensemble, layout: Layout, settings: WorkerConfig) -> an
     shell::run(role, around, &mut |report| match report {})
 }
 
+/// A short name for the service that these settings lead to: the servers, in any order, and the root.
+fn service(ensemble: &Ensemble) -> String {
+    let mut servers = ensemble.servers.clone();
+    servers.sort();
+    let chroot = ensemble.chroot.as_deref().unwrap_or_default();
+    format!("{:08x}", fnv1a(&format!("{servers:?}{chroot}{}", ensemble.root)))
+}
+
 /// Claims the worker's name on this host, and learns what became of who had it before. Without a run file the
 /// worker works all the same; only a successor of it has to wait.
 fn claim(
     settings: &WorkerConfig,
+    service: &str,
     own: &ProcessIdentity,
 ) -> Result<(Option<RunFile>, Option<ProcessIdentity>), i32> {
-    let run_file = match RunFile::claim(&settings.run_dir, &settings.id) {
+    // One host may have workers of one name in several services.
+    let name = format!("{}@{service}", settings.id);
+    let run_file = match RunFile::claim(&settings.run_dir, &name) {
         Ok(Claim::Ours(run_file)) => run_file,
         Ok(Claim::Held { pid }) => {
             let process = pid.map_or_else(|| "a process".to_string(), |pid| format!("process {pid}"));

@@ -378,7 +378,11 @@ fn every_field_is_known() {
                 assert_ne!(shown(&again), shown(&data), "{file}: {name} is not known");
                 let order: serde_json::Map<String, serde_json::Value> =
                     serde_json::from_slice(&again).expect("object");
-                assert_eq!(order.keys().last(), Some(&format!("{name}x")), "{file}: {name} is not known");
+                assert_eq!(
+                    order.keys().next_back(),
+                    Some(&format!("{name}x")),
+                    "{file}: {name} is not known"
+                );
             }
         }
     }

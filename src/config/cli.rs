@@ -206,7 +206,7 @@ fn usage(verb: Verb) -> String {
             "A TASK has at most 120 KiB, a PROGRAM with its arguments too.".to_owned(),
         ),
         Verb::Master | Verb::Worker | Verb::Status | Verb::List => (&[""], String::new()),
-        Verb::Show => (&["ID"], format!("{ID}; or a JOB.")),
+        Verb::Show => (&["ID"], format!("{ID}.")),
         Verb::Wait | Verb::Cancel | Verb::Retry => {
             (&["ID…"], format!("{ID}; or a JOB, for all of its tasks."))
         }
@@ -272,7 +272,7 @@ Examples:
         Verb::Show => {
             "\
 Examples:
-  zkmw show import/00042
+  zkmw show import~2026-01-31~0000/0000042
   zkmw show --json import"
         }
         Verb::Wait => {
@@ -290,7 +290,7 @@ Examples:
         Verb::Retry => {
             "\
 Examples:
-  zkmw retry import/00042
+  zkmw retry import~2026-01-31~0000/0000042
   zkmw retry import"
         }
     }

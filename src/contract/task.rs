@@ -7,7 +7,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Extra, Incarnation, Labels, MAX_DATA_BYTES, Malformed, VERSION, is_false, is_zero, one, version,
+    Extra, Incarnation, Labels, MAX_DATA_BYTES, MAX_TASK_BYTES, Malformed, VERSION, is_false, is_zero, one,
+    version,
 };
 use crate::machine::Captured;
 
@@ -19,6 +20,9 @@ pub const DEFAULT_RETRY_BACKOFF_MS: u64 = 1_000;
 
 /// The longest pause before a retry, in ms, however often the backoff was doubled.
 pub const MAX_RETRY_BACKOFF_MS: u64 = 3_600_000;
+
+/// What a task may grow by, beyond [`MAX_TASK_BYTES`], before it has an outcome: by its history.
+const HISTORY_BYTES: usize = 16 * 1024;
 
 /// How many remarks on earlier attempts a task keeps.
 pub const MAX_HISTORY: usize = 8;
@@ -209,6 +213,13 @@ impl Task {
             (None, Some(_)) => return Err(Malformed("its argv is empty".into())),
             (None, None) => return Err(Malformed("it has neither command nor argv".into())),
             (Some(_), Some(_)) => return Err(Malformed("it has both command and argv".into())),
+        }
+        if task.outcome.is_none() && data.len() > MAX_TASK_BYTES + HISTORY_BYTES {
+            let most = MAX_TASK_BYTES + HISTORY_BYTES;
+            return Err(Malformed(format!(
+                "it has {} bytes, more than {most}: its outcome might not fit",
+                data.len()
+            )));
         }
         if task.attempt == 0 {
             return Err(Malformed("its attempt is 0: the first is 1".into()));
@@ -508,6 +519,16 @@ mod tests {
             assert!(why.contains(word), "{why}");
         }
         assert!(Task::decode(&vec![b'['; 100_000]).is_err());
+    }
+
+    #[test]
+    fn a_task_beside_which_no_outcome_would_fit_is_none() {
+        let task = |bytes| Task::new(Payload::Shell("x".repeat(bytes)), Options::default());
+        assert!(Task::decode(&task(MAX_TASK_BYTES).encode()).is_ok());
+        assert!(Task::decode(&task(MAX_TASK_BYTES + HISTORY_BYTES).encode()).is_err());
+        let mut ended = task(MAX_TASK_BYTES + HISTORY_BYTES);
+        ended.outcome = Some(Outcome::unrun(State::Done, None, "", 1));
+        assert!(Task::decode(&ended.encode()).is_ok(), "what has an outcome is shown");
     }
 
     #[test]

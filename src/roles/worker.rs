@@ -80,6 +80,18 @@ enum Mode {
     },
 }
 
+/// The end of an incarnation, which is that of a drained worker: what it ran is dead and handed back, then its
+/// assignment is deleted. An absent assignment means that nothing else had started, so nobody is charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dying {
+    /// What it ran is being killed and handed back.
+    Settling,
+    /// Its assignment is being deleted.
+    Unassigning,
+    /// Nothing is left of it but a registration.
+    Over,
+}
+
 #[derive(Debug)]
 enum Purpose {
     WatchAssignment,
@@ -109,8 +121,8 @@ pub struct Worker {
     reports: Reports,
     /// Defaults of jobs; `None` while they are being read.
     jobs: BTreeMap<String, Option<Options>>,
-    /// The incarnation is dead, and what it ran is being killed.
-    dying: bool,
+    /// The incarnation is dead, and so far is its end.
+    dying: Option<Dying>,
     /// When revoked entries were last said to be dead, and when that is due again.
     vouched: Option<Instant>,
     vouch_at: Option<Instant>,
@@ -134,7 +146,7 @@ impl Worker {
             runs: BTreeMap::new(),
             reports: Reports::new(&params.layout),
             jobs: BTreeMap::new(),
-            dying: false,
+            dying: None,
             vouched: None,
             vouch_at: None,
             calls: Calls::default(),
@@ -160,6 +172,9 @@ impl Worker {
         self.lease.on_lost();
         self.reports.on_lost();
         self.jobs.retain(|_, options| options.is_some());
+        if self.dying == Some(Dying::Unassigning) {
+            self.dying = Some(Dying::Settling);
+        }
     }
 
     fn on_registrar(&mut self, step: Step, out: &mut Out) {
@@ -194,30 +209,45 @@ impl Worker {
 
     /// The incarnation is dead: kills what it runs. The next one begins when that is done.
     fn die(&mut self, why: &str, out: &mut Out) {
-        if self.dying {
+        if self.dying.is_some() {
             return;
         }
         out.log(Level::Warn, format!("worker {}: {why}; killing its tasks", self.registrar.incarnation()));
-        self.dying = true;
+        self.dying = Some(Dying::Settling);
         self.registrar.abandon();
         self.calls.clear();
         self.jobs.retain(|_, options| options.is_some());
         self.version = None;
         self.kill_all(out);
-        if let Mode::Leaving { .. } = self.mode {
-            self.leave(out);
+    }
+
+    /// Goes on with the end of a dead incarnation, and begins the next one when nothing of it is left. Only then,
+    /// for the next one deletes its registration, upon which the leader charges what it still finds.
+    fn rise(&mut self, out: &mut Out) {
+        match self.dying {
+            Some(Dying::Settling) if self.runs.is_empty() && self.reports.is_empty() && self.connected => {
+                self.dying = Some(Dying::Unassigning);
+                self.read_assignment(out);
+            }
+            Some(Dying::Over) => {
+                self.dying = None;
+                self.version = None;
+                self.slots.clear();
+                match self.mode {
+                    Mode::Working => self.registrar.begin(self.connected, out),
+                    Mode::Draining { .. } => {}
+                    Mode::Leaving { .. } => out.push(Action::Exit(exit::OK)),
+                }
+            }
+            None | Some(Dying::Settling | Dying::Unassigning) => {}
         }
     }
 
-    /// Begins the next incarnation when nothing of the last one is left.
-    fn rise(&mut self, out: &mut Out) {
-        if !self.dying || !self.runs.is_empty() {
-            return;
-        }
-        self.dying = false;
-        self.slots.retain(|task, _| self.reports.owes(task));
-        if self.mode == Mode::Working {
-            self.registrar.begin(self.connected, out);
+    /// The assignment is no more.
+    fn on_unassigned(&mut self, out: &mut Out) {
+        match self.dying {
+            Some(_) => self.dying = Some(Dying::Over),
+            None => out.push(Action::Exit(exit::OK)),
         }
     }
 
@@ -245,6 +275,9 @@ impl Worker {
             (Purpose::ReadAssignment, Ok(Reply::Data { data, stat })) => {
                 self.on_assignment(data, stat.version, now, out);
             }
+            (Purpose::ReadAssignment, Err(Refusal::NoNode)) if self.dying.is_some() => {
+                self.on_unassigned(out)
+            }
             (Purpose::ReadAssignment, Err(Refusal::NoNode)) => self.die("its assignment was deleted", out),
             // The entry is another by now, or another answer is awaited: this one may be older.
             (Purpose::ReadTask { task, attempt, verified }, _)
@@ -257,12 +290,12 @@ impl Worker {
                 self.set_aside(&task, &refusal.to_string(), out);
             }
             (Purpose::ReadJob(dir), result) => self.on_job(dir, result, out),
-            (Purpose::DeleteAssignment, Ok(_) | Err(Refusal::NoNode)) => out.push(Action::Exit(exit::OK)),
+            (Purpose::DeleteAssignment, Ok(_) | Err(Refusal::NoNode)) => self.on_unassigned(out),
             // The leader was faster with one more write: what it added was not started.
             (Purpose::DeleteAssignment, Err(Refusal::BadVersion)) => self.read_assignment(out),
             (Purpose::DeleteAssignment, Err(refusal)) => {
                 out.log(Level::Error, format!("{}: {refusal}", self.assignment()));
-                out.push(Action::Exit(exit::OK));
+                self.on_unassigned(out);
             }
             (Purpose::WatchAssignment | Purpose::ReadAssignment, Err(refusal)) => {
                 out.fail(exit::NOT_PERMITTED, format!("{}: {refusal}", self.assignment()));
@@ -296,7 +329,7 @@ impl Worker {
             return;
         }
         self.version = Some(version);
-        if let Mode::Leaving { .. } = self.mode {
+        if self.dying.is_some() || matches!(self.mode, Mode::Leaving { .. }) {
             let call = Call::Delete { path: self.assignment(), version: Some(version) };
             self.calls.issue(out, call, Purpose::DeleteAssignment);
             return;
@@ -398,7 +431,7 @@ impl Worker {
     }
 
     fn leave(&mut self, out: &mut Out) {
-        if !self.reports.is_empty() || !self.connected {
+        if !self.reports.is_empty() || !self.connected || self.dying.is_some() {
             return;
         }
         if self.registrar.is_standing() && self.version.is_some() {
@@ -430,11 +463,9 @@ impl Role for Worker {
     type Report = Report;
 
     fn step(&mut self, now: Instant, event: Event, out: &mut Out) {
-        // What ended after the lease may have been killed for that, even by others: this process, or its machine,
-        // may have stood still. That is no failure of the task's.
-        if let Event::Ended { .. } = event {
-            self.check_lease(now, out);
-        }
+        // First of all: what ended after the lease may have been killed for that, even by others, since this
+        // process, or its machine, may have stood still. That is no failure of the task's.
+        self.check_lease(now, out);
         match event {
             Event::Connected { timeout } => {
                 self.connected = true;
@@ -457,7 +488,6 @@ impl Role for Worker {
             Event::Ended { run, report } => self.on_ended(run, report, out),
             Event::Lines(_) => {}
         }
-        self.check_lease(now, out);
         self.rise(out);
         let needed = !self.runs.is_empty() || self.slots.values().any(Slot::is_open);
         self.lease.need(needed && self.registrar.is_standing(), now, out);
@@ -474,7 +504,7 @@ impl Role for Worker {
             Mode::Draining { term, kill } => self.next_stop(term, kill),
             Mode::Leaving { until } => Some(until),
         };
-        let lapse = self.lease.expires().filter(|_| !self.runs.is_empty() && !self.dying);
+        let lapse = self.lease.expires().filter(|_| !self.runs.is_empty() && self.dying.is_none());
         let own = earlier(mode, earlier(self.registrar.next_wake(), self.lease.next_wake()));
         earlier(earlier(own, self.vouch_at), earlier(lapse, self.next_deadline()))
     }

@@ -178,9 +178,11 @@ impl Session {
         Ok(Session { pool, pulse, ended })
     }
 
-    /// Makes a call. Never blocks: the answer comes as an event, exactly once.
-    pub fn call(&self, id: CallId, call: Call) {
-        self.pool.call(id, call);
+    /// Makes a call over the connection of this generation, and over no other. Never blocks: the answer comes as an
+    /// event, exactly once. If that connection is not up (any more), it is [`NotSent`](crate::machine::CallError):
+    /// then, and only then, it may come after the `Down`, which was on its way already.
+    pub fn call(&self, generation: u64, id: CallId, call: Call) {
+        self.pool.call(generation, id, call);
     }
 
     /// Closes the session, within the limit. What is outstanding is answered before the last `Down`.

@@ -114,13 +114,14 @@ impl Pool {
     }
 
     /// Takes a call in. Never blocks.
-    pub fn call(self: &Arc<Pool>, id: CallId, call: Call) {
+    pub fn call(self: &Arc<Pool>, generation: u64, id: CallId, call: Call) {
         let checked = request::check(&call);
         let mut state = self.lock();
         if let Err(refusal) = checked {
             return self.reply(&mut state, id, Err(CallError::Refused(refusal)));
         }
-        if state.up.is_none() || state.stop_by.is_some() {
+        let is_up = state.up.as_ref().is_some_and(|up| up.life().generation() == generation);
+        if !is_up || state.stop_by.is_some() {
             return self.reply(&mut state, id, Err(CallError::NotSent));
         }
         let number = state.next_number;

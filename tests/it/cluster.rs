@@ -87,6 +87,45 @@ fn g10_killed_servers_interrupt_no_running_task() {
     assert!(cluster.tasks().is_empty());
 }
 
+/// G6: a leader whose server dies makes way at once: it deletes its own contender over another server.
+#[test]
+fn g06_a_leader_that_loses_its_connection_is_replaced_at_once() {
+    let ensemble = Ensemble::start(3);
+    let cluster = Cluster::on(&ensemble, "lost-connection");
+    let _w1 = cluster.worker("w1", &["--slots", "1"]);
+    cluster.registered(&["w1"]);
+    // Not on the ensemble's leader: its end would cost an election of servers.
+    let on_follower = |id: &str, not: Option<u32>| {
+        let masters = std::iter::repeat_with(|| cluster.master(id)).take(30);
+        let mut masters = masters.map(|master| {
+            let server = server_of(&ensemble, &master);
+            (master, server)
+        });
+        masters
+            .find(|(_, server)| *server != ensemble.leader() && Some(*server) != not)
+            .expect("one in three")
+    };
+    let (_m1, server) = on_follower("m1", None);
+    let first = cluster.leads("m1", LIMIT);
+    let (_m2, _) = on_follower("m2", Some(server));
+    eventually(LIMIT, "both stand", || {
+        let ids: Vec<_> = cluster.contenders().into_iter().map(|contender| contender.id).collect();
+        (ids == ["m1", "m2"]).then_some(())
+    });
+    let killed_ms = ensemble.kill_now(server);
+    let second = cluster.leads("m2", LIMIT);
+    eventually(LIMIT, "it took over", || {
+        cluster.assignments().iter().all(|(_, a, _)| a.epoch == second.epoch).then_some(())
+    });
+    let writes = cluster.assignment_writes();
+    let took_over =
+        writes.iter().find(|(_, _, written)| written.epoch == second.epoch).expect("it rewrote it");
+    let after_ms = took_over.0.time_ms - killed_ms;
+    eprintln!("takeover {after_ms} ms after the leader's server was killed");
+    assert!(after_ms < 500, "{after_ms} ms");
+    assert!(cluster.contenders().iter().all(|contender| contender.path != first.path));
+}
+
 /// The quorum is lost for longer than any lease, and everybody is there again soon after it: G10.
 #[test]
 fn g10_an_outage_of_the_quorum_passes() {
@@ -171,6 +210,38 @@ fn outage(victims: &[u32], name: &str) {
         // Two seconds, and one more for a machine that also starts servers meanwhile.
         assert!(after_ms < 3_000, "{what} only {after_ms} ms after the quorum was back");
     }
+}
+
+/// G10: a worker that alone is cut off for longer than its lease, and is back before its session could end, kills
+/// what it runs and hands it back. The leader, who noticed nothing, charges nobody for it.
+#[test]
+fn g10_a_worker_that_was_cut_off_hands_back_uncharged() {
+    let ensemble = Ensemble::start(3);
+    let cluster = Cluster::on(&ensemble, "cut-off").with(&["--session-timeout", "10s"]);
+    let server = ensemble.followers()[0];
+    let others: Vec<u32> = (1..=3).filter(|other| *other != server).collect();
+    let _m1 = cluster.start("m1", &["master", "--id", "m1", "--zk", &connect_to(&ensemble, &others)]);
+    let w1 = cluster.worker("w1", &["--slots", "1", "--zk", &ensemble.connect_to(server)]);
+    cluster.registered(&["w1"]);
+    let mut submit = cluster.submit(&["--zk", &connect_to(&ensemble, &others), &until_go(&cluster)]);
+    eventually(LIMIT, "it runs", || (runs(&cluster).len() == 1).then_some(()));
+    let id = cluster.the_task();
+    ensemble.kill(server);
+    eventually(SESSION, "its lease ends", || w1.stderr().contains("killing its tasks").then_some(()));
+    ensemble.start_again(&[server]);
+    eventually(LIMIT, "it runs again", || (runs(&cluster).len() >= 2).then_some(()));
+    fs::write(cluster.dir().join("go"), "").expect("a file");
+    let exit = submit.wait_exit(LIMIT);
+    assert_eq!((exit.code, exit.stdout.as_str()), (0, "attempt 2\n"), "{}", exit.stderr);
+    let path = cluster.layout.task(&id);
+    let history = cluster.history();
+    let writes = history.iter().filter_map(|txn| match &txn.op {
+        Op::Set { path: of, data, .. } if *of == path => Some(Task::decode(data).expect("a task")),
+        _ => None,
+    });
+    let charged: Vec<_> = writes.filter(|task| task.charged > 0).collect();
+    assert!(charged.is_empty(), "{charged:#?}");
+    assert_eq!(runs(&cluster), ["1", "2"]);
 }
 
 /// G1: what `submit` has printed outlives every process of ours and any minority of the servers.

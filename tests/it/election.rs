@@ -4,6 +4,7 @@ use zkmw::contract::name_of;
 use zkmw::contract::task::{Options, Payload, Task};
 use zkmw::contract::worker::Assignment;
 
+use std::fs;
 use std::time::Duration;
 
 use crate::harness::{
@@ -173,6 +174,54 @@ fn election_a_stopped_leader_wakes_up_at_the_end_of_the_line() {
     let told = reports(&electors.standing[2].1);
     assert!(told[woken].starts_with("lost: "), "the first thing it says: {told:?}");
     assert!(told[woken..].iter().all(|line| !line.starts_with("leading")), "{told:?}");
+}
+
+/// Never two: the command of each elector holds a lock for as long as it lives, and tells if it did not get it.
+#[test]
+fn election_never_two_commands_at_once_when_leaders_stop() {
+    never_two_commands("never-two-term", &["TERM", "TERM", "TERM"]);
+}
+
+/// One leader after the other gets its signal; who is stopped stays so until its successor runs.
+fn never_two_commands(name: &str, signals: &[&str]) {
+    let cluster = Cluster::new(name);
+    let dir = cluster.dir().display().to_string();
+    let script = format!(
+        "exec 9>{dir}/lock; flock -n 9 || {{ echo $ZKMW_EPOCH two >>{dir}/runs; exit 1; }}; \
+         echo $ZKMW_EPOCH one >>{dir}/runs; sleep 600 & wait"
+    );
+    let elector = |number: usize| {
+        cluster.elector(&format!("e{number}"), &["--grace", "1s", "--", "/bin/sh", "-c", &script])
+    };
+    let mut electors: Vec<(String, Proc)> =
+        (1..=3).map(|number| (format!("e{number}"), elector(number))).collect();
+    let path = format!("{}/elections/default", cluster.root);
+    let runs = || -> Vec<(i64, String)> {
+        let text = fs::read_to_string(cluster.dir().join("runs")).unwrap_or_default();
+        let line =
+            |line: &str| Some((line.split_once(' ')?.0.parse().ok()?, line.split_once(' ')?.1.to_string()));
+        text.lines().filter_map(line).collect()
+    };
+    for (round, signal) in signals.iter().enumerate() {
+        let leader = eventually(DEATH + LIMIT, "the leader's command runs", || {
+            let leader = cluster.contenders_below(&path).into_iter().next()?;
+            (runs().last()?.0 == leader.epoch).then_some(leader)
+        });
+        let at = electors.iter().position(|(id, _)| *id == leader.id).expect("one of ours");
+        let (_, victim) = &electors[at];
+        match *signal {
+            "KILL" => victim.kill(),
+            "TERM" => victim.term(),
+            _ => victim.stop(),
+        }
+        eventually(DEATH + LIMIT, "another one runs it", || (runs().last()?.0 > leader.epoch).then_some(()));
+        // Whoever it was, a successor of it stands at the end.
+        let id = format!("e{}", round + 4);
+        electors[at] = (id, elector(round + 4));
+    }
+    let runs = runs();
+    assert!(runs.iter().all(|(_, how)| how == "one"), "two at once: {runs:?}");
+    assert!(runs.is_sorted() && runs.len() == signals.len() + 1, "the fencing token only grows: {runs:?}");
 }
 
 /// G5: the leader is stopped past its session timeout, another leads, the old one wakes up: none of its writes is

@@ -244,17 +244,25 @@ fn s_2_2_1_workers_share_the_tasks_of_two_submitters() {
     let _w1 = cluster.worker("w1", &["--slots", "2"]);
     let _w2 = cluster.worker("w2", &["--slots", "2"]);
     cluster.registered(&["w1", "w2"]);
+    // Two submitters with a batch each. Each task is long enough that one worker alone could not have taken them all
+    // before the other one looked.
     let names: Vec<String> = (0..12).map(|number| format!("t{number}")).collect();
-    // Long enough that one worker alone could not have taken the first four before the other one looked.
-    let lines = names.iter().map(|name| locked(cluster.dir(), name, &format!("sleep .3; echo {name}")));
-    // Two submitters, a job each, interleaved.
-    let mut submits: Vec<_> = lines
-        .enumerate()
-        .map(|(number, line)| cluster.submit(&["--job", ["a", "b"][number % 2], &line]))
-        .collect();
-    for (name, submit) in names.iter().zip(&mut submits) {
+    let mut submits = Vec::new();
+    for (file, names) in [("a", &names[..6]), ("b", &names[6..])] {
+        let line = |name: &String| locked(cluster.dir(), name, &format!("sleep .3; echo {name}"));
+        let path = cluster.dir().join(file);
+        fs::write(&path, names.iter().map(line).collect::<Vec<_>>().join("\n")).expect("a file");
+        let submit = cluster.submit(&["--job", file, "--from-file", &path.display().to_string()]);
+        submits.push((submit, names));
+    }
+    for (submit, names) in &mut submits {
         let exit = submit.wait_exit(LIMIT);
-        assert_eq!((exit.code, exit.stdout), (0, format!("{name}\n")), "{}", exit.stderr);
+        assert_eq!(exit.code, 0, "{}", exit.stderr);
+        let mut printed: Vec<_> = exit.stdout.lines().collect();
+        printed.sort_unstable();
+        let mut expected: Vec<_> = names.iter().map(String::as_str).collect();
+        expected.sort_unstable();
+        assert_eq!(printed, expected, "each submitter gets its own");
     }
     let mut by_worker = [0, 0];
     for name in &names {

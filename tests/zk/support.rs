@@ -137,6 +137,8 @@ pub struct Client {
     /// Changes that no test has looked at yet.
     changes: Vec<(String, ChangeKind)>,
     next_id: u64,
+    /// Of the connection that was last told to be up.
+    pub generation: u64,
 }
 
 impl Client {
@@ -147,7 +149,7 @@ impl Client {
     pub fn start_limited(settings: Settings, requests_max: u64) -> Client {
         let (sender, events) = bounded(64);
         let session = Session::start_limited(settings, sender, requests_max).expect("start");
-        Client { session, events, seen: Vec::new(), changes: Vec::new(), next_id: 0 }
+        Client { session, events, seen: Vec::new(), changes: Vec::new(), next_id: 0, generation: 0 }
     }
 
     /// Up already.
@@ -160,6 +162,9 @@ impl Client {
     pub fn next(&mut self, limit: Duration) -> Option<SessionEvent> {
         let event = self.events.recv_timeout(limit).ok()?;
         self.seen.push(event.clone());
+        if let SessionEvent::Up { generation, .. } = event {
+            self.generation = generation;
+        }
         if let SessionEvent::Changed { path, kind, .. } = &event {
             self.changes.push((path.clone(), *kind));
         }
@@ -225,7 +230,7 @@ impl Client {
     pub fn send(&mut self, call: Call) -> CallId {
         self.next_id += 1;
         let id = CallId(self.next_id);
-        self.session.call(id, call);
+        self.session.call(self.generation, id, call);
         id
     }
 

@@ -223,7 +223,8 @@ fn ids_of_tasks() {
 #[test]
 fn load_takes_the_real_host() {
     let args = ["zkmw", "worker"].map(OsString::from).into_iter();
-    let config = load(args, |_| None, Path::new("/nonexistent")).expect("defaults");
+    let empty = tempfile::tempdir().expect("a directory");
+    let config = load(args, |_| None, &empty.path().join("zkmw.toml")).expect("defaults");
     let Command::Worker(worker) = config.command else { panic!("{config:?}") };
     assert!(!worker.id.is_empty() && worker.slots >= 1);
     parse::id(&worker.id).expect("the host's name is made fit");

@@ -520,12 +520,14 @@ impl Master {
             pid: self.params.pid,
             epoch: term.epoch,
         };
+        let pending = |(task, _): &(&TaskId, &Held)| self.table.pending(task).is_some();
+        let assigned = |incarnation| term.book.entries(incarnation).filter(pending).count();
         let rows = self.fleet.iter().map(|(incarnation, registration)| WorkerRow {
             id: incarnation.worker().to_string(),
             host: registration.host.clone(),
             pid: registration.pid,
             slots: registration.slots,
-            assigned: u32::try_from(term.book.entries(incarnation).count()).unwrap_or(u32::MAX),
+            assigned: u32::try_from(assigned(incarnation)).unwrap_or(u32::MAX),
             draining: registration.draining,
             labels: registration.labels.clone(),
         });

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::contract::status::Counts;
 use crate::contract::task::{Job, Options, State, Task};
-use crate::contract::{Incarnation, MAX_CHILDREN_TOLERATED, Malformed, TaskId, is_shared};
+use crate::contract::{Incarnation, MAX_CHILDREN_TOLERATED, MAX_TASK_ID_BYTES, Malformed, TaskId, is_shared};
 use crate::machine::{Instant, Stat};
 use crate::recipes::queue::{Need, Needs};
 
@@ -196,7 +196,13 @@ impl Table {
             return Update::Stale;
         }
         let mut trouble = None;
-        let phase = match Task::decode(data) {
+        let decoded = match task.as_str().len() {
+            length if length > MAX_TASK_ID_BYTES => {
+                Err(Malformed(format!("its id has {length} bytes, more than {MAX_TASK_ID_BYTES}")))
+            }
+            _ => Task::decode(data),
+        };
+        let phase = match decoded {
             Ok(read) => match read.outcome {
                 Some(outcome) => Phase::Ended { state: outcome.state, by: outcome.worker },
                 None => match self.pending_of(task, &read, stat, needs) {

@@ -86,11 +86,6 @@ impl Reports {
         self.owed.len()
     }
 
-    /// Whether the report on this task is.
-    pub fn owes(&self, task: &TaskId) -> bool {
-        self.owed.contains_key(task)
-    }
-
     /// Takes on a report on `task`, as it was read before its attempt started, at this version.
     pub fn add<R>(
         &mut self,

@@ -241,7 +241,10 @@ impl Worker {
 
     /// Starts what may be started.
     pub(super) fn start_ready(&mut self, now: Instant, out: &mut Out) {
-        if self.mode != Mode::Working || self.dying || !self.registrar.is_standing() || !self.lease.holds(now)
+        if self.mode != Mode::Working
+            || self.dying.is_some()
+            || !self.registrar.is_standing()
+            || !self.lease.holds(now)
         {
             return;
         }
@@ -436,7 +439,7 @@ impl Worker {
     pub(super) fn close(&mut self, task: &TaskId, vouch: bool, out: &mut Out) {
         let Some(slot) = self.slots.get_mut(task) else { return };
         slot.state = State::Closed { vouch };
-        if slot.orphaned || self.dying {
+        if slot.orphaned || self.dying.is_some() {
             self.slots.remove(task);
         } else if let Some((attempt, revoked)) = slot.next.take() {
             *slot = Slot::new(attempt, revoked);
@@ -473,8 +476,9 @@ impl Worker {
 fn environment(id: &TaskId, work: &Work, options: &Options, worker: &str) -> Vec<(String, String)> {
     let mut env: Vec<_> = options.env.clone().unwrap_or_default().into_iter().collect();
     for (key, value) in [
-        // The worker's own name is not for a zkmw that the task starts; what is empty counts as not set.
+        // The worker's own name and credentials are not for the task; what is empty counts as not set.
         ("ZKMW_ID", String::new()),
+        ("ZKMW_AUTH", String::new()),
         ("ZKMW_TASK", id.to_string()),
         ("ZKMW_ATTEMPT", work.task.attempt.to_string()),
         ("ZKMW_EPOCH", work.mzxid.to_string()),

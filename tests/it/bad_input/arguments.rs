@@ -41,7 +41,8 @@ fn bad_usage_is_64_and_names_what_is_wrong() {
         (&["--root", "zkmw", "status"], &["--root", "zkmw"]),
     ];
     for (args, words) in cases {
-        let out = Plain::new(args).run_within(SHORT);
+        // Should one be taken for good, it finds no ensemble.
+        let out = Plain::new(args).env("ZKMW_ZK", "127.0.0.1:1").run_within(SHORT);
         out.says(64, words);
         assert!(out.stdout.is_empty(), "{args:?}: {out:?}");
     }
@@ -69,10 +70,11 @@ fn an_ensemble_that_does_not_answer_is_69_in_time() {
     // Port 1 refuses; a name below .invalid never resolves; a listener that never answers hangs.
     let deaf = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let deaf = deaf.local_addr().expect("an address").to_string();
+    let run_dir = crate::harness::process::base_dir().join("no-ensemble-run").display().to_string();
     for (zk, word) in
         [("127.0.0.1:1", "127.0.0.1:1"), ("zk.invalid:2181", "zk.invalid"), (deaf.as_str(), deaf.as_str())]
     {
-        for command in [&["status"][..], &["submit", "echo hi"], &["worker", "--run-dir", "/nonexistent/x"]] {
+        for command in [&["status"][..], &["submit", "echo hi"], &["worker", "--run-dir", &run_dir]] {
             let args = [&["--zk", zk, "--connect-timeout", "500ms"], command].concat();
             let start = Instant::now();
             let out = Plain::new(&args).run_within(SHORT);

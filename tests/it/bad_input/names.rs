@@ -42,6 +42,11 @@ fn a_second_worker_of_the_name_with_another_run_dir_is_refused() {
         assert!(exit.stderr.contains(word), "{word}: {}", exit.stderr);
     }
     assert_eq!(service.cluster.registrations(), before, "the first was not disturbed");
+    let workers = format!("{}/", service.cluster.layout.workers());
+    let history = service.cluster.history();
+    let created =
+        history.iter().filter(|txn| matches!(&txn.op, Op::Create { path, .. } if path.starts_with(&workers)));
+    assert_eq!(created.count(), 1, "the second did not register even for an instant");
     service.is_unharmed();
 }
 

@@ -143,7 +143,7 @@ fn odd_ends_of_a_task_are_told_as_they_are() {
     }
     // A grandchild in the group that holds the output open is killed with the group.
     let pid = cluster.dir().join("pid");
-    let id = cluster.submit_detached(&[&format!("sleep 600 & echo $! >{}; echo started", pid.display())]);
+    let id = cluster.submit_detached(&[&format!("sleep 100 & echo $! >{}; echo started", pid.display())]);
     let task = cluster.ended(&id, Duration::from_secs(10));
     let outcome = task.outcome.expect("ended");
     assert_eq!((outcome.state, outcome.reason), (State::Done, None::<Reason>));

@@ -177,7 +177,7 @@ fn garbage_in_a_workers_own_assignment_costs_one_incarnation() {
 fn a_task_that_is_damaged_while_it_is_waited_for_is_told() {
     let mut service = Service::new("damaged", &["--slots", "2"]);
     let cluster = &service.cluster;
-    let mut submit = cluster.submit(&["sleep 600"]);
+    let mut submit = cluster.submit(&["sleep 100"]);
     let id = cluster.the_task();
     cluster.assigned(&id);
     let path = cluster.layout.task(&id);
@@ -189,5 +189,36 @@ fn a_task_that_is_damaged_while_it_is_waited_for_is_told() {
     let exit = submit.wait_exit(LIMIT);
     assert_eq!(exit.code, 65, "{exit:?}");
     assert!(exit.stderr.contains(id.as_str()), "{exit:?}");
+    service.is_unharmed();
+}
+
+/// Whoever damages a living worker's registration takes nothing from it: not its work, nor the next task.
+#[test]
+fn garbage_in_a_workers_own_registration_is_mended() {
+    let mut service = Service::new("garbage-registration", &["--slots", "2"]);
+    let cluster = &service.cluster;
+    let gate = cluster.dir().join("gate");
+    let line = format!("until [ -e {} ]; do sleep .05; done; echo $ZKMW_ATTEMPT", gate.display());
+    let mut submit = cluster.submit(&[&line]);
+    let id = cluster.the_task();
+    cluster.assigned(&id);
+    let (name, before, _) = cluster.registrations().remove(0);
+    let path = format!("{}/{name}", cluster.layout.workers());
+    for data in [&b"garbage"[..], b"", br#"{"v":99}"#] {
+        eventually(LIMIT, "it is damaged", || {
+            let version = cluster.tree.exists(&path)?.version;
+            cluster.tree.set(&path, data, version).ok()
+        });
+        eventually(LIMIT, "it is mended", || {
+            cluster
+                .registrations()
+                .iter()
+                .any(|(of, now, _)| *of == name && now.process() == before.process())
+                .then_some(())
+        });
+    }
+    std::fs::write(&gate, "").expect("opened");
+    let exit = submit.wait_exit(LIMIT);
+    assert_eq!((exit.code, exit.stdout.as_str()), (0, "1\n"), "it was not disturbed: {exit:?}");
     service.is_unharmed();
 }

@@ -7,8 +7,10 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::process::{base_dir, tell_reaper};
-use super::{LIMIT, eventually};
+use super::{LIMIT, eventually, wall_clock_ms};
 
 /// What a server is, as `scripts/ensemble status` tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +90,15 @@ impl Ensemble {
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&self, id: u32) {
         script(&self.dir, &["kill", &id.to_string()]);
+    }
+
+    /// SIGKILL without waiting, where milliseconds count; the time just before it, see [`wall_clock_ms`].
+    pub fn kill_now(&self, id: u32) -> i64 {
+        let pid = self.status().into_iter().find(|server| server.id == id).and_then(|server| server.pid);
+        let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).expect("it runs");
+        let now_ms = wall_clock_ms();
+        kill_process(pid, Signal::KILL).expect("it can be killed");
+        now_ms
     }
 
     /// SIGSTOP: its sockets stay open, nothing answers.

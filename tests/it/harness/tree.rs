@@ -17,6 +17,8 @@ type Waiting = Arc<Mutex<BTreeMap<CallId, Sender<CallResult>>>>;
 /// A connection of the test's own.
 pub struct Tree {
     session: Session,
+    /// Of the connection that was last told to be up.
+    generation: Arc<AtomicU64>,
     waiting: Waiting,
     next: AtomicU64,
 }
@@ -39,8 +41,13 @@ impl Tree {
         let session = Session::start(settings, sender).expect("a session");
         let waiting = Waiting::default();
         let answers = Arc::clone(&waiting);
+        let generation = Arc::new(AtomicU64::new(0));
+        let up = Arc::clone(&generation);
         std::thread::spawn(move || {
             for event in events {
+                if let SessionEvent::Up { generation, .. } = event {
+                    up.store(generation, Ordering::SeqCst);
+                }
                 if let SessionEvent::Reply { id, result } = event
                     && let Some(to) = answers.lock().expect("no panic").remove(&id)
                 {
@@ -48,7 +55,7 @@ impl Tree {
                 }
             }
         });
-        Tree { session, waiting, next: AtomicU64::new(1) }
+        Tree { session, generation, waiting, next: AtomicU64::new(1) }
     }
 
     /// One call. What was certainly not applied for want of a connection is tried again.
@@ -62,7 +69,7 @@ impl Tree {
             let id = CallId(self.next.fetch_add(1, Ordering::Relaxed));
             let (sender, answer) = bounded(1);
             self.waiting.lock().expect("no panic").insert(id, sender);
-            self.session.call(id, call.clone());
+            self.session.call(self.generation.load(Ordering::SeqCst), id, call.clone());
             let left = CALL_LIMIT.saturating_sub(start.elapsed());
             let result = answer.recv_timeout(left).unwrap_or_else(|_| panic!("no answer to {call:?}"));
             match result {

@@ -80,7 +80,7 @@ fn a_drain_lets_short_tasks_finish_and_hands_long_ones_back() {
     let mut short = cluster.submit(&[&line]);
     let short_id = cluster.the_task();
     let line =
-        format!("echo $$ >>{}; [ $ZKMW_ATTEMPT = 2 ] || sleep 600; echo $ZKMW_ATTEMPT", long.display());
+        format!("echo $$ >>{}; [ $ZKMW_ATTEMPT = 2 ] || sleep 100; echo $ZKMW_ATTEMPT", long.display());
     let long_id = cluster.submit_detached(&[&line]);
     cluster.assigned(&short_id);
     file_says(&long);
@@ -115,7 +115,7 @@ fn a_second_signal_skips_the_grace() {
     let file = service.cluster.dir().join("begun");
     let id = service
         .cluster
-        .submit_detached(&[&format!("echo $$ >{}; trap '' TERM; sleep 600 & wait; wait", file.display())]);
+        .submit_detached(&[&format!("echo $$ >{}; trap '' TERM; sleep 100 & wait; wait", file.display())]);
     let pid: u32 = file_says(&file).trim().parse().expect("a pid");
     service.worker.term();
     eventually(LIMIT, "it drains", || {

@@ -37,7 +37,7 @@ fn status_tells_the_truth_with_a_leader_and_without() {
     let w1 = cluster.worker("w1", &["--slots", "2", "--label", "gpu=yes"]);
     cluster.registered(&["w1"]);
     for _ in 0..3 {
-        cluster.submit_detached(&["sleep 600"]);
+        cluster.submit_detached(&["sleep 100"]);
     }
     cluster.submit_detached(&["--require", "none=such", "true"]);
     let failed = cluster.submit_detached(&["--priority", "5", "--require", "none=such", "true"]);
@@ -104,7 +104,7 @@ fn status_tells_the_truth_with_a_leader_and_without() {
 fn list_filters_and_show_tells_all() {
     let service = Service::new("list", &["--slots", "1"]);
     let cluster = &service.cluster;
-    let running = cluster.submit_detached(&["--job", "a", "sleep 600"]);
+    let running = cluster.submit_detached(&["--job", "a", "sleep 100"]);
     cluster.assigned(&running);
     let waiting = cluster.submit_detached(&[
         "--job",

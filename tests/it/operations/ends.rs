@@ -46,7 +46,7 @@ fn a_running_task_is_dead_before_its_cancellation_is_written() {
     let cluster = &service.cluster;
     let pids = cluster.dir().join("pids");
     let line =
-        format!("echo begun; (trap '' TERM; sleep 600 & echo $! $$ >{}; wait) & wait; wait", pids.display());
+        format!("echo begun; (trap '' TERM; sleep 100 & echo $! $$ >{}; wait) & wait; wait", pids.display());
     let id = cluster.submit_detached(&[&line]);
     let mut wait = cluster.start("wait", &["wait", id.as_str()]);
     let all = file_says(&pids);
@@ -91,7 +91,7 @@ fn an_orphan_is_cancelled_if_its_submitter_said_so() {
     let mut service = Service::on(cluster, &["--slots", "4"]);
     let cluster = &service.cluster;
     let (a, b, c) = (cluster.dir().join("a"), cluster.dir().join("b"), cluster.dir().join("c"));
-    let line = |file: &std::path::Path| format!("echo $$ >{}; sleep 600", file.display());
+    let line = |file: &std::path::Path| format!("echo $$ >{}; sleep 100", file.display());
     let mut kept = cluster.submit(&[&line(&a)]);
     let mut orphan = cluster.submit(&["--orphan", "cancel", &line(&b)]);
     let mut waited = cluster.submit(&["--orphan", "cancel", &line(&c)]);

@@ -63,7 +63,7 @@ fn the_assignment_of_a_dead_worker_is_deleted_when_all_its_tasks_have_moved() {
     cluster.registered(&["w1"]);
     let (a, b) = (cluster.dir().join("a"), cluster.dir().join("b"));
     let line = |file: &std::path::Path| {
-        format!("echo $$ >>{}; [ $ZKMW_ATTEMPT -gt 1 ] || sleep 600", file.display())
+        format!("echo $$ >>{}; [ $ZKMW_ATTEMPT -gt 1 ] || sleep 100", file.display())
     };
     let ids = [cluster.submit_detached(&[&line(&a)]), cluster.submit_detached(&[&line(&b)])];
     file_says(&a);

@@ -113,7 +113,7 @@ fn the_least_loaded_worker_gets_the_next_task() {
     let _w2 = cluster.worker("w2", &["--slots", "3", "--label", "mine=w2"]);
     cluster.registered(&["w1", "w2"]);
     let place = |args: &[&str]| {
-        let id = cluster.submit_detached(&[args, &["sleep 600"]].concat());
+        let id = cluster.submit_detached(&[args, &["sleep 100"]].concat());
         cluster.assigned(&id).split('~').next().expect("a name").to_string()
     };
     for _ in 0..2 {

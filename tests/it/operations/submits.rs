@@ -68,7 +68,7 @@ fn a_timeout_is_124_and_kills_the_whole_group() {
     let pids = service.cluster.dir().join("pids");
     // A grandchild that does not care for SIGTERM.
     let line =
-        format!("(trap '' TERM; sleep 600 & echo $! $$ >>{}; wait) & echo begun; wait", pids.display());
+        format!("(trap '' TERM; sleep 100 & echo $! $$ >>{}; wait) & echo begun; wait", pids.display());
     let out = Plain::on(&service.cluster, &["submit", "--timeout", "1s", &line]).run();
     out.says(124, &["ran past its timeout"]);
     assert_eq!(out.text(), "begun\n", "what it printed is kept");
@@ -160,7 +160,7 @@ fn an_interrupted_submit_says_how_to_come_back() {
     // The other wish: the task goes with its submitter.
     let pid = service.cluster.dir().join("pid");
     let mut submit =
-        service.cluster.submit(&["--cancel-on-interrupt", &format!("echo $$ >{}; sleep 600", pid.display())]);
+        service.cluster.submit(&["--cancel-on-interrupt", &format!("echo $$ >{}; sleep 100", pid.display())]);
     let running: u32 = file_says(&pid).trim().parse().expect("a pid");
     submit.signal(rustix::process::Signal::INT);
     let exit = submit.wait_exit(LIMIT);
