@@ -104,9 +104,9 @@ impl<R: Role> Member<R> {
 
     /// The connection breaks; the role will hear of it.
     fn cut(&mut self, all: &mut Ensemble) {
-        if self.desk.session.is_some() && !self.lost {
+        if let Some(session) = self.desk.session.filter(|_| !self.lost) {
             self.lost = true;
-            all.abandon(self.desk.session.expect("up"), self.desk.calls.clone().into_iter());
+            all.abandon(session, self.desk.calls.clone().into_iter());
         }
     }
 
@@ -292,10 +292,10 @@ impl Sim {
             let dir = format!("j{}", self.made % 3);
             let mut options =
                 Options { max_attempts: Some(3), retry_backoff_ms: Some(200), ..Options::default() };
-            if self.made % 2 == 0 {
+            if self.made.is_multiple_of(2) {
                 options.max_attempts = None;
             }
-            options.orphan_of = (self.made % 5 == 0).then(|| "gone".to_string());
+            options.orphan_of = self.made.is_multiple_of(5).then(|| "gone".to_string());
             let task = Task::new(Payload::Shell("x".into()), options);
             world.put(&format!("/z/tasks/{dir}"), b"");
             world.put(&format!("/z/tasks/{dir}/t{}", self.made), &task.encode());
@@ -322,7 +322,7 @@ impl Sim {
             (2, Some(_)) => {
                 self.outcomes.remove(&path);
                 world.remove(&path);
-                if n % 3 == 0 {
+                if n.is_multiple_of(3) {
                     let task = Task::new(Payload::Shell("anew".into()), Options::default());
                     world.put(&path, &task.encode());
                 }
