@@ -322,7 +322,11 @@ impl Sim {
             (2, Some(_)) => {
                 self.outcomes.remove(&path);
                 world.remove(&path);
-                if n.is_multiple_of(3) {
+                // A name is used again only long after its task was seen to have ended (`--result-ttl`).
+                let id = path.trim_start_matches("/z/tasks/");
+                let pages = world.znodes.range("/z/assign/".to_string().."/z/assign0".to_string());
+                let named = pages.map(|(page, _)| world.page(page)).any(|p| p.iter().any(|e| e.0 == id));
+                if n.is_multiple_of(3) && !named {
                     let task = Task::new(Payload::Shell("anew".into()), Options::default());
                     world.put(&path, &task.encode());
                 }
