@@ -104,9 +104,9 @@ impl<R: Role> Member<R> {
 
     /// The connection breaks; the role will hear of it.
     fn cut(&mut self, all: &mut Ensemble) {
-        if self.desk.session.is_some() && !self.lost {
+        if let Some(session) = self.desk.session.filter(|_| !self.lost) {
             self.lost = true;
-            all.abandon(self.desk.session.expect("up"), self.desk.calls.clone().into_iter());
+            all.abandon(session, self.desk.calls.clone().into_iter());
         }
     }
 
