@@ -292,7 +292,7 @@ impl Sim {
             let dir = format!("j{}", self.made % 3);
             let mut options =
                 Options { max_attempts: Some(3), retry_backoff_ms: Some(200), ..Options::default() };
-            if self.made % 2 == 0 {
+            if self.made.is_multiple_of(2) {
                 options.max_attempts = None;
             }
             options.orphan_of = (self.made % 5 == 0).then(|| "gone".to_string());
