@@ -295,7 +295,7 @@ impl Sim {
             if self.made.is_multiple_of(2) {
                 options.max_attempts = None;
             }
-            options.orphan_of = (self.made % 5 == 0).then(|| "gone".to_string());
+            options.orphan_of = self.made.is_multiple_of(5).then(|| "gone".to_string());
             let task = Task::new(Payload::Shell("x".into()), options);
             world.put(&format!("/z/tasks/{dir}"), b"");
             world.put(&format!("/z/tasks/{dir}/t{}", self.made), &task.encode());
