@@ -322,7 +322,7 @@ impl Sim {
             (2, Some(_)) => {
                 self.outcomes.remove(&path);
                 world.remove(&path);
-                if n % 3 == 0 {
+                if n.is_multiple_of(3) {
                     let task = Task::new(Payload::Shell("anew".into()), Options::default());
                     world.put(&path, &task.encode());
                 }
