@@ -130,7 +130,10 @@ impl Pool {
             self.hire(&mut state);
         }
         if state.threads == 0 {
-            // Not even one thread is to be had.
+            // Not even one thread is to be had. Who is told that a call was not sent waits for the loss.
+            if let Some(up) = &state.up {
+                up.life().end(End::Lost("no thread for calls is to be had".to_owned()));
+            }
             return self.reply(&mut state, id, Err(CallError::NotSent));
         }
         state.outstanding.insert(number, Outstanding { id, stage: Stage::Queued });

@@ -33,7 +33,7 @@ const SHUNNED_FOR: Duration = Duration::from_secs(30);
 const FLAPPING: Duration = Duration::from_secs(1);
 /// The longest sleep while a connection is up: `recv_timeout` does not count while the machine is suspended.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long a connection that made its last request may take to get its answers, and again to close.
+/// How long a connection that made its last request may take to get its answers.
 const RETIRE_WITHIN: Duration = Duration::from_secs(1);
 
 /// See the module's description.
@@ -226,8 +226,9 @@ impl Supervisor {
         };
         log::debug!("ZooKeeper session at {} down: {why}", connection.server());
         if end == End::Worn {
+            // The session is not closed: what it holds must stand until its successor has taken it over, as after
+            // any other loss. A worker's or an elector's lease says that it does, and what they run goes on.
             self.pool.drain(RETIRE_WITHIN);
-            connection.close(RETIRE_WITHIN);
         } else {
             self.shunned.insert(connection.server(), now());
         }

@@ -406,9 +406,9 @@ fn a_worn_connection_is_made_anew() {
     }
     client.wait_down(LONG);
     client.wait_up(LONG);
-    // It was closed, not cut: its ephemeral is gone at once.
+    // Its session was not closed: a lease may rest on it, and what it holds stands until the successor has it.
     client.sync();
-    assert_eq!(client.exists(&path, false), Err(REFUSED_NO_NODE));
+    assert!(client.exists(&path, false).is_ok());
 }
 
 #[test]
