@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::client::walk::{self, Found, Target, Walk};
+use super::client::walk::{Found, Target, Walk};
 use super::client::{
     ClientReport, Ended, INTERRUPTED, Progress, Tally, breaks_connection, exit_code, refusal_code,
 };
@@ -102,15 +102,8 @@ impl Waiter {
 
     fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
         if let Some(step) = self.walk.on_reply(id, result) {
-            match step {
-                walk::Step::Pending => {}
-                walk::Step::Unknown(job) => {
-                    out.log(Level::Error, format!("there is no job {job}"));
-                    self.tally.wrong(exit::DATA);
-                }
-                walk::Step::Refused(path, refusal) => {
-                    self.fail(refusal_code(refusal), format!("cannot list {path}: {refusal}"), out);
-                }
+            if let Some((code, why)) = step.settle(&mut self.tally, out) {
+                self.fail(code, why, out);
             }
             return;
         }

@@ -5,8 +5,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use super::{Tally, refusal_code};
 use crate::contract::{Layout, TaskId, is_component};
-use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Refusal, Reply};
+use crate::exit;
+use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Level, Refusal, Reply};
 
 /// What a user names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +74,24 @@ pub enum Step {
     Unknown(String),
     /// This directory can't be listed.
     Refused(String, Refusal),
+}
+
+impl Step {
+    /// For roles that only read: an unknown job is told and counted, and the walk goes on. Gives the exit code and
+    /// the words if it cannot.
+    pub fn settle<R>(self, tally: &mut Tally, out: &mut Actions<R>) -> Option<(i32, String)> {
+        match self {
+            Step::Pending => None,
+            Step::Unknown(job) => {
+                out.log(Level::Error, format!("there is no job {job}"));
+                tally.wrong(exit::DATA);
+                None
+            }
+            Step::Refused(path, refusal) => {
+                Some((refusal_code(refusal), format!("cannot list {path}: {refusal}")))
+            }
+        }
+    }
 }
 
 impl Walk {

@@ -11,7 +11,7 @@ use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
 };
-use crate::roles::client::walk::{self, Target, Walk};
+use crate::roles::client::walk::{Target, Walk};
 use crate::roles::client::{
     ClientReport, INTERRUPTED, Row, RowTask, Shade, Tally, breaks_connection, refusal_code,
 };
@@ -143,15 +143,8 @@ impl List {
             return;
         }
         if let Some(step) = self.walk.on_reply(id, result) {
-            match step {
-                walk::Step::Pending => {}
-                walk::Step::Unknown(job) => {
-                    out.log(Level::Error, format!("there is no job {job}"));
-                    self.tally.wrong(exit::DATA);
-                }
-                walk::Step::Refused(path, refusal) => {
-                    self.fail(refusal_code(refusal), format!("cannot list {path}: {refusal}"), out);
-                }
+            if let Some((code, why)) = step.settle(&mut self.tally, out) {
+                self.fail(code, why, out);
             }
             return;
         }
