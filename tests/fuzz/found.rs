@@ -1,5 +1,6 @@
 //! Inputs that broke something once, each with the name of what it broke.
 
+use zkmw::contract::MAX_DATA_BYTES;
 use zkmw::contract::task::Task;
 
 use crate::targets::{TARGETS, names};
@@ -31,4 +32,27 @@ fn what_is_not_utf_8_is_refused_wherever_it_stands() {
     holds("task", data);
     let why = Task::decode(data).expect_err("refused").to_string();
     assert!(why.contains("it is not UTF-8, from byte 62 on"), "{why}");
+}
+
+/// What is ignored may hold a number that fits no type.
+#[test]
+fn a_number_beyond_all_types_is_ignored_where_nobody_looks() {
+    holds("assignment", br#"{"entries":[{"task":"a/b","x-own":1e400}]}"#);
+    holds("assignment", br#"{"entries":[],"x-own":1e400}"#);
+}
+
+/// Data that takes the most memory for its size, as large as it may be.
+#[test]
+fn the_worst_data_has_bounded_memory() {
+    for unit in ["[],", "{},", "0,", "\"\",", "[[]],", "{\"\":0},", "{\"a\":{\"b\":[]}},"] {
+        let all = unit.repeat((MAX_DATA_BYTES - 64) / unit.len());
+        let items = all.strip_suffix(',').expect("a comma");
+        for target in ["task", "job", "registration", "assignment", "status"] {
+            for field in ["x-own", "argv", "history", "entries", "worker_list", "aside", "outcome", "v"] {
+                holds(target, format!(r#"{{"command":"","{field}":[{items}]}}"#).as_bytes());
+            }
+        }
+        let keys: Vec<_> = (0..MAX_DATA_BYTES / 16).map(|n| format!(r#""{n:x}":[]"#)).collect();
+        holds("job", format!("{{{}}}", keys.join(",")).as_bytes());
+    }
 }
