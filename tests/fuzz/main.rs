@@ -75,7 +75,8 @@ fn seeds(target: &Target) -> Vec<Vec<u8>> {
 /// Execution `n`.
 fn execution(n: u64, seeds: &[Vec<Vec<u8>>]) -> (&'static Target, Vec<u8>) {
     let mut prng = Prng::new(n);
-    let at = prng.below(TARGETS.len());
+    // Tasks are what strangers write, and have the most to decode: every other execution is one.
+    let at = if prng.one_in(2) { 0 } else { prng.below(TARGETS.len()) };
     (&TARGETS[at], input(&mut prng, &seeds[at]))
 }
 

@@ -198,7 +198,9 @@ fn change(value: &mut Value, other: &Value, prng: &mut Prng) {
             items.extend(vec![item; 1 + prng.below(20)]);
         }
         (4, Value::Number(number)) => {
-            *number = prng.next().wrapping_sub(u64::MAX / 4).into();
+            if let Value::Number(other) = json!(u64::MAX >> prng.below(64)) {
+                *number = other;
+            }
         }
         (5, Value::String(text)) => text.push_str(prng.pick::<&str>(WORDS)),
         (6, Value::Object(fields)) => {
@@ -211,9 +213,18 @@ fn change(value: &mut Value, other: &Value, prng: &mut Prng) {
 }
 
 fn some_value(other: &Value, prng: &mut Prng) -> Value {
-    match prng.below(8) {
+    match prng.below(9) {
+        8 => match prng.below(3) {
+            0 => json!({"base64": prng.pick(WORDS)}),
+            1 => {
+                json!({"head": prng.pick(WORDS), "omitted": prng.next(), "tail": {"base64": prng.pick(WORDS)}})
+            }
+            _ => json!({"task": prng.pick(WORDS), "attempt": prng.next(), "worker": prng.pick(WORDS)}),
+        },
         0 => Value::Null,
         1 => json!(prng.one_in(2)),
+        // One less than a power of two is the limit of some type, as often as not.
+        2 if prng.one_in(2) => json!(u64::MAX >> prng.pick::<u32>(&[0, 1, 31, 32, 33, 48, 56])),
         2 => json!(prng.next() >> prng.below(64)),
         3 => json!(-(i64::from_ne_bytes(prng.next().to_ne_bytes()) >> prng.below(64)).saturating_abs()),
         // Any float at all; what is no number becomes null.

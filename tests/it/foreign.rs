@@ -149,12 +149,13 @@ fn a_foreign_client_outlives_its_session() {
     let history = cluster.history();
     let session = history.iter().find(|txn| txn.path() == Some(path.as_str())).expect("its create").session;
     client.signal(Signal::STOP);
-    std::fs::write(&go, "").expect("a file");
-    cluster.ended(&id, LIMIT);
     eventually(LIMIT, "its session ends", || {
         let ends = |txn: &crate::harness::Txn| txn.session == session && txn.op == Op::SessionEnds;
         cluster.history().iter().any(ends).then_some(())
     });
+    // Only now, so that no event of the old session waits for it.
+    std::fs::write(&go, "").expect("a file");
+    cluster.ended(&id, LIMIT);
     client.signal(Signal::CONT);
     assert_eq!((client.ends(), client.text("out").as_str()), (0, "missed\n"), "{}", client.text("err"));
     assert!(cluster.tasks().is_empty(), "{:?}", cluster.tasks());
@@ -167,8 +168,11 @@ fn a_foreign_client_whose_create_is_in_doubt_submits_once() {
     let (cluster, _roles) = service("foreign-doubt");
     let runs = cluster.dir().join("runs");
     let line = format!("echo once | tee -a {}", runs.display());
+    // The job stands, or the first create would be refused.
+    eventually(LIMIT, "the directory of tasks stands", || cluster.tree.exists(&cluster.layout.tasks()));
+    cluster.tree.create(&cluster.layout.job("doubt"), b"").expect("a job");
     let cuts = Cutting::start(cluster.ensemble.ports()[0], b"\"command\"");
-    let mut client = Foreign::submit_at(&cluster, &cuts.connect, &[&line]);
+    let mut client = Foreign::submit_at(&cluster, &cuts.connect, &["--job", "doubt", &line]);
     assert_eq!((client.ends(), client.text("out").as_str()), (0, "once\n"), "{}", client.text("err"));
     assert!(cuts.cut.load(Ordering::Relaxed), "no reply was lost");
     assert_eq!(std::fs::read_to_string(&runs).expect("it ran"), "once\n");
