@@ -181,6 +181,47 @@ fn a_foreign_client_whose_create_is_in_doubt_submits_once() {
     assert_eq!(cluster.history().iter().filter(|txn| creates(txn)).count(), 1);
 }
 
+/// A contender of kazoo's own recipe stands where ours stand: master and elector say so, once, and lead.
+#[test]
+fn a_contender_of_another_library_is_reported() {
+    const CONTEND: &str = "
+import sys
+from kazoo.client import KazooClient
+client = KazooClient(sys.argv[1])
+client.start()
+for path in sys.argv[2:]:
+    client.ensure_path(path)
+    client.Lock(path, 'somebody').acquire()
+print('stands', flush=True)
+import time
+time.sleep(600)
+";
+    let cluster = Cluster::new("foreign-contender");
+    let (master, election) = (cluster.layout.master(), format!("{}/elections/default", cluster.root));
+    let foreign = Foreign::start(&cluster, &["-c", CONTEND, &cluster.ensemble.connect, &master, &election]);
+    eventually(LIMIT, "the foreign contenders stand", || {
+        foreign.text("out").contains("stands").then_some(())
+    });
+    let roles = [cluster.master("m1"), cluster.elector("e1", &[])];
+    for (role, dir) in roles.iter().zip([&master, &election]) {
+        let names = cluster.tree.children(dir).expect("it stands");
+        let name = names.iter().find(|name| name.contains("__lock__")).expect("kazoo's name");
+        let told = format!(
+            "{dir} has contenders (1) that are neither zkmw's nor those of Curator's LeaderLatch, such as {name}"
+        );
+        eventually(LIMIT, "it is reported", || role.stderr().contains(&told).then_some(()));
+    }
+    eventually(LIMIT, "the elector leads all the same", || {
+        roles[1].stdout().contains("leading").then_some(())
+    });
+    eventually(LIMIT, "the master leads all the same", || {
+        cluster.status().filter(|s| s["leader"]["id"] == "m1")
+    });
+    for role in &roles {
+        assert_eq!(role.stderr().matches("neither zkmw's nor").count(), 1, "{}", role.stderr());
+    }
+}
+
 /// Passes connections on to a server, and cuts the first one that sends `word`: the server has it, and no reply comes
 /// back.
 struct Cutting {
