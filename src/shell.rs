@@ -286,6 +286,7 @@ impl<T: Role> Shell<'_, T> {
                             executor.signal(run, signal);
                         }
                     }
+                    Action::Lease(_) => {}
                     Action::Report(report) => {
                         if let Err(error) = (self.show)(report) {
                             return Some(cannot_show(&error));
