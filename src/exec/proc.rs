@@ -20,6 +20,7 @@ pub(super) const OWNER_VAR: &str = "ZKMW_OWNER";
 
 /// Ticks a second of the times in `/proc/PID/stat`. `sysconf(_SC_CLK_TCK)`, which is 100 wherever zkmw runs.
 const TICKS_PER_SECOND: u64 = 100;
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 /// What is read of `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,11 +87,20 @@ pub(super) fn processes() -> io::Result<Vec<Stat>> {
     Ok(all)
 }
 
+/// Nanoseconds of `CLOCK_BOOTTIME`. Makes a bare system call only.
+pub(super) fn boottime_nanos() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec as u64 * NANOS_PER_SECOND + now.tv_nsec as u64
+}
+
+/// The same time on the clock of [`Stat::start_ticks`].
+pub(super) fn ticks_of(boottime_nanos: u64) -> u64 {
+    boottime_nanos / (NANOS_PER_SECOND / TICKS_PER_SECOND)
+}
+
 /// Ticks since boot, on the clock of [`Stat::start_ticks`].
 pub(super) fn now_ticks() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    let nanos_per_tick = 1_000_000_000 / TICKS_PER_SECOND;
-    now.tv_sec as u64 * TICKS_PER_SECOND + now.tv_nsec as u64 / nanos_per_tick
+    ticks_of(boottime_nanos())
 }
 
 /// Names a process as no other ever was or will be named.

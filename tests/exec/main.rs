@@ -48,7 +48,7 @@ impl Rig {
 
     fn with(run_file: Option<RunFile>) -> Rig {
         let (sender, events) = unbounded();
-        let executor = Executor::new(sender, run_file).unwrap();
+        let executor = Executor::new(sender, run_file, None).unwrap();
         Rig { executor, events, over: BTreeMap::new(), next: 1 }
     }
 
@@ -72,6 +72,7 @@ impl Rig {
                     let before = self.over.insert(run, ExecEvent::NotStarted { run, kind, why });
                     assert_eq!(before, None);
                 }
+                ExecEvent::Unguarded { why } => panic!("{why}"),
                 ExecEvent::Ended { run, report } => {
                     assert_eq!(self.over.insert(run, ExecEvent::Ended { run, report }), None);
                 }
