@@ -14,7 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::exec::{ExecEvent, Executor, NotStartedKind, OWN_PROGRAM, RunFile};
+use crate::exec::{ExecEvent, Executor, Means, NotStartedKind, OWN_PROGRAM, RunFile};
 use crate::exit;
 use crate::machine::{Action, Actions, BatchLine, CallError, CallId, Event, Instant, Level, Role, turn};
 use crate::zk::{self, Failure, Session, SessionEvent};
@@ -110,7 +110,8 @@ pub fn run<T: Role>(
     let executor = match surroundings.runs {
         true => {
             let guard = Some(OWN_PROGRAM.into());
-            let executor = Executor::new(exec_sender, surroundings.run_file, guard);
+            let means = Means { run_file: surroundings.run_file, guard, cgroups: true };
+            let executor = Executor::new(exec_sender, means);
             Some(executor.context("cannot run processes")?)
         }
         false => None,

@@ -59,6 +59,8 @@ struct Link {
     program: PathBuf,
     /// What our runs carry in their environment.
     token: String,
+    /// Where they have their cgroups.
+    cgroups: Option<PathBuf>,
     table: Arc<Table>,
     events: Sender<ExecEvent>,
     inner: Mutex<Inner>,
@@ -79,10 +81,11 @@ impl Guard {
     pub(super) fn start(
         program: PathBuf,
         token: String,
+        cgroups: Option<PathBuf>,
         table: Arc<Table>,
         events: Sender<ExecEvent>,
     ) -> anyhow::Result<Guard> {
-        let link = Arc::new(Link { program, token, table, events, inner: Mutex::default() });
+        let link = Arc::new(Link { program, token, cgroups, table, events, inner: Mutex::default() });
         let child = link.spawn().context("cannot start the guard process")?;
         let watched = Arc::clone(&link);
         std::thread::Builder::new()
@@ -166,6 +169,7 @@ impl Link {
         fcntl_setfl(&writer, OFlags::NONBLOCK).context("cannot set up a pipe")?;
         let child = Command::new(&self.program)
             .args(["guard", &self.token])
+            .args(&self.cgroups)
             // It must not be taken for a run: of ours, or of somebody's whose run we are.
             .env_remove(OWNER_VAR)
             .stdin(reader)

@@ -5,13 +5,14 @@
 //! writes every group into the run file (`runfile`) before its program runs; and the `guard`, a process of its own, kills them all when this process cannot.
 //!
 //! It must not: decide what runs or when (the roles do), or say [`ExecEvent::Ended`] while a process of the
-//! group lives. A process that leaves its group (`setsid`) is out of reach; it is neither killed nor waited
-//! for.
+//! group lives. A process that leaves its group (`setsid`) is ended too where each run has a `cgroup`, and as far
+//! as its environment tells whose it is (`sweep`) where not.
 
 mod capture;
+mod cgroup;
 mod child;
 mod group;
-pub(crate) mod guard;
+mod guard;
 mod proc;
 mod roll;
 mod run;
@@ -22,6 +23,7 @@ mod table;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -30,6 +32,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::contract::worker::ProcessIdentity;
 use crate::machine::{GroupSignal, Instant, RunId, RunReport, RunSpec};
+use cgroup::Cgroups;
 use guard::Guard;
 use roll::Roll;
 use run::Shared;
@@ -107,6 +110,19 @@ pub enum NotStartedKind {
     Transient,
 }
 
+/// What an executor has besides processes, so that they end when they must.
+#[derive(Debug, Default)]
+pub struct Means {
+    /// Where the groups that run are written down, for a successor.
+    pub run_file: Option<RunFile>,
+    /// The program that is started as the guard, with the arguments that [`guard`] takes after the word `guard`.
+    /// With it nothing runs but under a [lease](Executor::lease). Without it runs end with this process only as far
+    /// as the kernel sees to it.
+    pub guard: Option<PathBuf>,
+    /// Whether each run gets a cgroup, if we may have them.
+    pub cgroups: bool,
+}
+
 /// Runs process groups. Dropping it kills them all.
 #[derive(Debug)]
 pub struct Executor {
@@ -119,28 +135,26 @@ pub struct Executor {
 impl Executor {
     /// Starts without any runs, and begins the run file, if there is one, anew.
     ///
-    /// With `guard`, this program is started with the arguments that [`guard`](crate::exec::guard) takes, after
-    /// `guard`; then nothing runs but under a [lease](Executor::lease). Without, runs end with this process only as
-    /// far as the kernel sees to it.
-    ///
     /// `events` must be unbounded, or read by another thread than the one that calls [`Executor::start`].
     ///
     /// # Errors
     ///
     /// If `/proc` cannot be read, or there is no room for a pipe and a thread.
-    pub fn new(
-        events: Sender<ExecEvent>,
-        run_file: Option<RunFile>,
-        guard: Option<PathBuf>,
-    ) -> anyhow::Result<Executor> {
+    pub fn new(events: Sender<ExecEvent>, means: Means) -> anyhow::Result<Executor> {
         keep_zombies()?;
+        static EXECUTORS: AtomicU32 = AtomicU32::new(0);
+        let number = EXECUTORS.fetch_add(1, Ordering::Relaxed);
         let own = proc::Identity::own().context("cannot learn who we are from /proc")?;
         let table = Arc::new(Table::default());
         let token = own.token();
-        let start = |program| Guard::start(program, token.clone(), Arc::clone(&table), events.clone());
-        let guard = guard.map(start).transpose()?.map(Arc::new);
-        let roll = Roll::start(Arc::clone(&table), run_file, guard.clone())?;
-        let shared = Shared { table, events, roll: roll.announcer().clone(), token };
+        let why_not = |error: &std::io::Error| log::debug!("no cgroups for what runs: {error}");
+        let cgroups = means.cgroups.then(|| Cgroups::make(&own, number).inspect_err(why_not).ok()).flatten();
+        let cgroups = cgroups.map(Arc::new);
+        let base = cgroups.as_ref().map(|cgroups| cgroups.base().to_path_buf());
+        let start = |program| Guard::start(program, token.clone(), base, Arc::clone(&table), events.clone());
+        let guard = means.guard.map(start).transpose()?.map(Arc::new);
+        let roll = Roll::start(Arc::clone(&table), means.run_file, guard.clone(), cgroups.clone())?;
+        let shared = Shared { table, events, roll: roll.announcer().clone(), cgroups, token, number };
         Ok(Executor { shared: Arc::new(shared), roll: Some(roll), guard })
     }
 

@@ -1,5 +1,5 @@
 //! The roll of live groups: one thread that hears of every group before its program runs, writes the run file,
-//! tells the guard, and only then opens the gate at which the child waits.
+//! puts it into a cgroup, tells the guard, and only then opens the gate at which the child waits.
 //!
 //! It has a thread of its own because the thread that forks is held inside `Command::spawn` until exec. What
 //! has piled up while the file was being written goes into the next write together.
@@ -13,6 +13,7 @@ use rustix::io::{Errno, read, retry_on_intr, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::getpid;
 
+use super::cgroup::Cgroups;
 use super::guard::{Guard, WHENEVER};
 use super::proc;
 use super::runfile::{Group, RunFile};
@@ -99,12 +100,14 @@ impl Roll {
         table: Arc<Table>,
         mut run_file: Option<RunFile>,
         guard: Option<Arc<Guard>>,
+        cgroups: Option<Arc<Cgroups>>,
     ) -> anyhow::Result<Roll> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
         if let Some(file) = &mut run_file {
+            file.set_cgroup(cgroups.as_ref().map(|cgroups| cgroups.base().to_path_buf()));
             file.write(&[]);
         }
-        let keeper = Keeper { reader, table, run_file, guard, live: Vec::new() };
+        let keeper = Keeper { reader, table, run_file, guard, cgroups, live: Vec::new() };
         let thread = std::thread::Builder::new()
             .name("exec-roll".to_owned())
             .spawn(move || keeper.keep())
@@ -129,6 +132,7 @@ struct Keeper {
     table: Arc<Table>,
     run_file: Option<RunFile>,
     guard: Option<Arc<Guard>>,
+    cgroups: Option<Arc<Cgroups>>,
     live: Vec<(RunId, Group)>,
 }
 
@@ -177,6 +181,9 @@ impl Keeper {
             file.write(&groups);
         }
         for (run, pid, start_ticks) in at_gate {
+            if let Some(cgroups) = &self.cgroups {
+                cgroups.enter(run, pid);
+            }
             let not_after = self.guard.as_ref().map_or(WHENEVER, |guard| guard.here(pid, start_ticks));
             self.table.open_gate(run, pid, not_after);
         }

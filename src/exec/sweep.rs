@@ -7,9 +7,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
+use super::cgroup;
 use super::group::Suspect;
-use super::proc::{Stat, carries, kill_exactly, processes};
+use super::proc::{RUN_VAR, Stat, carries, carries_mark, kill_exactly, processes};
+
+/// The first pause between two blows at what is left of a run; each is twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// What does not die within this is told.
+const WARN_AFTER: Duration = Duration::from_secs(10);
 
 /// What is to die.
 #[derive(Debug)]
@@ -18,6 +28,8 @@ pub(super) struct Sweep<'a> {
     pub(super) token: &'a str,
     /// Id and birth, in ticks since boot, of each group.
     pub(super) groups: &'a BTreeMap<u32, u64>,
+    /// Where the runs have their cgroups, if they have any.
+    pub(super) cgroups: Option<&'a Path>,
     /// With it, also what has left the groups, or was never told, if it was born by then.
     pub(super) strays_born_by: Option<u64>,
 }
@@ -38,12 +50,38 @@ impl Sweep<'_> {
         }
         if let Some(born_by) = self.strays_born_by {
             let strays = all.iter().filter(|stat| !stat.dead && stat.start_ticks <= born_by);
-            doomed.extend(strays.filter(|stat| carries(stat, self.token)).map(|stat| stat.pid));
+            let confined: BTreeSet<u32> = self.cgroups.map(cgroup::members).into_iter().flatten().collect();
+            let is_ours = |stat: &&Stat| confined.contains(&stat.pid) || carries(stat, self.token);
+            doomed.extend(strays.filter(is_ours).map(|stat| stat.pid));
         }
         add_descendants(&all, &mut doomed);
         doomed.remove(&std::process::id());
         let living = all.iter().filter(|stat| !stat.dead && doomed.contains(&stat.pid));
         Ok(living.filter(|stat| kill_exactly(stat)).count())
+    }
+}
+
+/// Kills what carries the mark of one run, and what such processes have started, until nothing is found.
+pub(super) fn end_run(mark: &str) {
+    let begun = Instant::now();
+    let (mut pause, mut warned) = (FIRST_PAUSE, false);
+    loop {
+        let Ok(all) = processes() else { return };
+        let marked = |stat: &&Stat| !stat.dead && carries_mark(stat, RUN_VAR, mark);
+        let mut doomed: BTreeSet<u32> = all.iter().filter(marked).map(|stat| stat.pid).collect();
+        if doomed.is_empty() {
+            return;
+        }
+        add_descendants(&all, &mut doomed);
+        for stat in all.iter().filter(|stat| !stat.dead && doomed.contains(&stat.pid)) {
+            kill_exactly(stat);
+        }
+        if begun.elapsed() >= WARN_AFTER && !warned {
+            warned = true;
+            log::warn!("{} processes that a task left behind do not die; still waiting", doomed.len());
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

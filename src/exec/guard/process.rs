@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ use rustix::time::{
 use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 
 use super::message::{MESSAGE_BYTES, Message};
+use crate::exec::cgroup;
 use crate::exec::proc::{boottime_nanos, ticks_of};
 use crate::exec::sweep::Sweep;
 
@@ -46,7 +48,11 @@ const NICE: i32 = -10;
 /// If it was not started by an executor, or lacks what it stands on.
 pub fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
     let args: Vec<OsString> = args.collect();
-    let [token] = args.as_slice() else { bail!("it is started by workers and electors, and by nobody else") };
+    let (token, cgroups) = match args.as_slice() {
+        [token] => (token, None),
+        [token, cgroups] => (token, Some(PathBuf::from(cgroups))),
+        _ => bail!("it is started by workers and electors, and by nobody else"),
+    };
     let token = token.to_str().context("not a token")?.to_owned();
     let kind = fstat(stdin()).map(|stat| FileType::from_raw_mode(stat.st_mode));
     if kind != Ok(FileType::Fifo) {
@@ -58,6 +64,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
     let timer = timer.context("cannot make a timer")?;
     let guard = Guardian {
         token,
+        cgroups,
         timer,
         until: 0,
         groups: BTreeMap::new(),
@@ -91,6 +98,7 @@ enum End {
 
 struct Guardian {
     token: String,
+    cgroups: Option<PathBuf>,
     timer: OwnedFd,
     until: u64,
     /// Id and birth of each group that may live.
@@ -209,7 +217,12 @@ impl Guardian {
         }
         // Whoever left its group dies too, if it was born under the lease that ended.
         let born_by = self.is_lapsed().then(|| ticks_of(self.until));
-        let sweep = Sweep { token: &self.token, groups: &self.doomed, strays_born_by: born_by };
+        let sweep = Sweep {
+            token: &self.token,
+            groups: &self.doomed,
+            cgroups: self.cgroups.as_deref(),
+            strays_born_by: born_by,
+        };
         match sweep.strike() {
             Ok(0) => self.clean += 1,
             Ok(_) => self.clean = 0,
@@ -221,9 +234,18 @@ impl Guardian {
     /// The executor is dead: kills everything that it ran, and waits for the end of it.
     fn bury(&self) {
         let begun = Instant::now();
+        if let Some(cgroups) = &self.cgroups {
+            // All at once, before anything could fork.
+            let _ = fs::write(cgroups.join("cgroup.kill"), "1");
+        }
         let (mut clean, mut pause, mut warned, mut killed) = (0, FIRST_PAUSE, false, 0);
         while clean < LOOKS_FOR_PROOF {
-            let sweep = Sweep { token: &self.token, groups: &self.groups, strays_born_by: Some(u64::MAX) };
+            let sweep = Sweep {
+                token: &self.token,
+                groups: &self.groups,
+                cgroups: self.cgroups.as_deref(),
+                strays_born_by: Some(u64::MAX),
+            };
             match sweep.strike() {
                 Ok(0) => clean += 1,
                 Ok(found) => {
@@ -238,6 +260,10 @@ impl Guardian {
             }
             std::thread::sleep(pause);
             pause = if clean > 0 { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+        }
+        if let Some(cgroups) = &self.cgroups {
+            cgroup::kill_and_wait(cgroups, None);
+            cgroup::remove(cgroups);
         }
         if killed > 0 {
             log::warn!("its executor is dead: killed what it ran");
