@@ -6,7 +6,7 @@ Written by docs/contract.md alone, as a client in any language could be. Needs P
 
 exit codes: the task's own; 128 + the signal that killed it; 124 when it ran past its timeout; 1 when it was
 cancelled, expired, given up, never started, or is gone; 65 the task's znode can't be read; 69 the ensemble can't
-be reached, or there is no kazoo; 75 there is no room; 130 interrupted (the task goes on)
+be reached, or there is no kazoo; 73 there is no room; 130 interrupted (the task goes on)
 """
 
 import argparse
@@ -279,7 +279,7 @@ def work(given: argparse.Namespace, tasks: Tasks) -> int:
         return 65
     except Full as why:
         print(f"submit.py: {why}", file=sys.stderr)
-        return 75
+        return 73
 
 
 def main() -> int:
