@@ -47,12 +47,12 @@ fn the_worst_data_has_bounded_memory() {
     for unit in ["[],", "{},", "0,", "\"\",", "[[]],", "{\"\":0},", "{\"a\":{\"b\":[]}},"] {
         let all = unit.repeat((MAX_DATA_BYTES - 64) / unit.len());
         let items = all.strip_suffix(',').expect("a comma");
-        for target in ["task", "job", "registration", "assignment", "status"] {
-            for field in ["x-own", "argv", "history", "entries", "worker_list", "aside", "outcome", "v"] {
+        for target in ["task", "assignment"] {
+            for field in ["x-own", "history", "v"] {
                 holds(target, format!(r#"{{"command":"","{field}":[{items}]}}"#).as_bytes());
             }
         }
-        let keys: Vec<_> = (0..MAX_DATA_BYTES / 16).map(|n| format!(r#""{n:x}":[]"#)).collect();
-        holds("job", format!("{{{}}}", keys.join(",")).as_bytes());
     }
+    let keys: Vec<_> = (0..MAX_DATA_BYTES / 16).map(|n| format!(r#""{n:x}":[]"#)).collect();
+    holds("job", format!("{{{}}}", keys.join(",")).as_bytes());
 }

@@ -13,6 +13,7 @@ mod targets;
 
 use std::cell::Cell;
 use std::fs;
+use std::io::Write as _;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -192,7 +193,12 @@ fn no_input_breaks_a_decoder() {
     });
     let count = next.load(Ordering::Relaxed) - first;
     let rate = u128::from(count) * 1_000 / start.elapsed().as_millis().max(1);
-    eprintln!("{count} executions on {} cores, {rate} a second, from number {first} on", cores.len());
+    // Not by a macro, whose lines are shown only of tests that fail.
+    let _ = writeln!(
+        std::io::stderr(),
+        "{count} executions on {} cores, {rate} a second, from number {first} on",
+        cores.len()
+    );
     // One is enough: the others are often the same.
     if let Some(n) = failed.first() {
         let (target, data) = execution(*n, &seeds);

@@ -19,7 +19,7 @@ use zkmw::machine::Captured;
 use crate::targets::is_path;
 
 /// Cases of each property.
-const CASES: u32 = 512;
+const CASES: u32 = 96;
 
 /// The same cases each time: a run of the tests is no lottery. Others come with `PROPTEST_RNG_SEED`.
 const SEED: u64 = 1;

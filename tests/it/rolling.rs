@@ -2,6 +2,7 @@
 //! wait. `ZKMW_ROLLS` says how often.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use zkmw::contract::task::Task;
@@ -196,7 +197,9 @@ fn tell_gaps(cluster: &Cluster, txns: &[Txn], restarts: &[(i64, u32, bool)]) {
         all.push(idle.max(silent));
     }
     all.sort_unstable();
-    eprintln!(
+    // Not by a macro, whose lines are shown only of tests that fail.
+    let _ = writeln!(
+        std::io::stderr(),
         "no assignment could be made: {} ms at most, {} ms as a median",
         all[all.len() - 1],
         all[all.len() / 2]
