@@ -15,6 +15,7 @@
 
 pub(super) mod message;
 pub(super) mod process;
+pub(super) mod voice;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;

@@ -2,6 +2,10 @@
 //! mark of its process.
 
 use super::*;
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::io::{fcntl_dupfd_cloexec, write};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::stdio::{dup2_stderr, stderr};
 use zkmw::machine::Instant as Boottime;
 use zkmw::shell::now;
 
@@ -13,7 +17,7 @@ const RENEWED: Duration = Duration::from_secs(2);
 const SHORT: Duration = Duration::from_millis(400);
 
 /// Scenarios, each the role of a helper.
-pub const SCENARIOS: [(&str, fn()); 7] = [
+pub const SCENARIOS: [(&str, fn()); 8] = [
     ("guard_no_lease", no_lease),
     ("guard_lapse", lapse),
     ("guard_renewal", renewal),
@@ -21,6 +25,7 @@ pub const SCENARIOS: [(&str, fn()); 7] = [
     ("guard_killed", killed),
     ("guard_hangs", hangs),
     ("guard_strays", strays),
+    ("guard_mute", mute),
 ];
 
 #[track_caller]
@@ -147,6 +152,26 @@ fn strays() {
     assert!(now() >= until);
 }
 
+/// Whose log nobody reads: a pager, a terminal that stands still. That is when a worker hangs.
+fn mute() {
+    let (_reader, full) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+    while write(&full, &[0; 4096]).is_ok() {}
+    fcntl_setfl(&full, OFlags::empty()).unwrap();
+    let loud = fcntl_dupfd_cloexec(stderr(), 3).unwrap();
+    dup2_stderr(&full).unwrap();
+    let rig = guarded();
+    // Whoever fails must be able to say so.
+    dup2_stderr(&loud).unwrap();
+    let mut rig = rig;
+    rig.executor.lease(now() + SHORT).unwrap();
+    let run = rig.start(sh("sleep 600"));
+    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    // It can go, too, with the rest unsaid.
+    let guard = guard();
+    drop(rig);
+    super::until("the guard is gone", || !is_alive(guard));
+}
+
 #[test]
 fn nothing_runs_without_a_lease() {
     play("guard_no_lease");
@@ -180,6 +205,11 @@ fn a_guard_that_hangs_is_replaced() {
 #[test]
 fn the_guard_finds_what_has_left_its_group() {
     play("guard_strays");
+}
+
+#[test]
+fn a_guard_whose_log_nobody_reads_kills_all_the_same() {
+    play("guard_mute");
 }
 
 #[test]
