@@ -36,6 +36,8 @@ pub struct Places {
     pub hosts: Vec<String>,
     /// A command that runs the rest of its line where server `%` lives.
     pub enter: String,
+    /// More options for the servers' Java.
+    pub java_options: String,
 }
 
 impl Ensemble {
@@ -171,6 +173,7 @@ fn command(dir: &Path, places: &Places, args: &[&str]) -> Command {
     command.arg("--dir").arg(dir).args(args).stdin(Stdio::null());
     command.env("ZKMW_ENSEMBLE_TICK", Ensemble::TICK.as_millis().to_string());
     command.env("ZKMW_ENSEMBLE_HOSTS", places.hosts.join(" ")).env("ZKMW_ENSEMBLE_ENTER", &places.enter);
+    command.env("ZKMW_ENSEMBLE_JAVA_OPTS", &places.java_options);
     command
 }
 
