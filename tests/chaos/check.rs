@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use zkmw::contract::task::{Outcome, Reason, State};
-use zkmw::contract::worker::Assignment;
+use zkmw::contract::worker::{Assignment, Entry};
 use zkmw::contract::{Layout, TaskId, name_of};
 
 use crate::harness::{Op, Txn};
@@ -63,7 +63,7 @@ pub const CHECKS: [(&str, Check); 11] = [
     ("no two attempts overlapped", no_overlap),
     ("every attempt ran once at most, in order, with a rising token", attempts_once),
     ("one leader at a time: no page's epoch went back", one_leader),
-    ("every attempt was given to one worker alone", one_holder),
+    ("every attempt was on one worker's page alone at a time", one_holder),
     ("one elector's command at a time, with a rising token", one_elector),
     ("all was drained after healing, and services end as told", drained),
 ];
@@ -379,19 +379,28 @@ fn one_leader(evidence: &Evidence) -> Vec<Violation> {
     found
 }
 
+/// An entry that was never started may be given to somebody else when the page that named it is gone.
 fn one_holder(evidence: &Evidence) -> Vec<Violation> {
+    let prefix = format!("{}/", evidence.layout.assign());
     let mut found = Vec::new();
-    let mut holders: BTreeMap<(TaskId, u32), String> = BTreeMap::new();
-    for (txn, name, page) in pages(evidence) {
-        for entry in page.entries.into_iter().filter(|entry| !entry.revoked) {
-            let holder =
-                holders.entry((entry.task.clone(), entry.attempt)).or_insert_with(|| name.to_string());
-            if holder != name {
+    let mut standing: BTreeMap<&str, Vec<Entry>> = BTreeMap::new();
+    for txn in &evidence.log {
+        let Some(name) = txn.path().filter(|path| path.starts_with(&prefix)).map(name_of) else { continue };
+        let (Op::Create { data, .. } | Op::Set { data, .. }) = &txn.op else {
+            standing.remove(name);
+            continue;
+        };
+        let Ok(page) = Assignment::decode(data) else { continue };
+        for entry in page.entries.iter().filter(|entry| !entry.revoked) {
+            let same = |other: &Entry| other.task == entry.task && other.attempt == entry.attempt;
+            let mut others = standing.iter().filter(|(other, _)| **other != name);
+            if let Some((holder, _)) = others.find(|(_, entries)| entries.iter().any(same)) {
                 let (attempt, zxid) = (entry.attempt, txn.zxid);
-                let what = format!("attempt {attempt} given to {holder}, then to {name} at zxid {zxid:#x}");
+                let what = format!("attempt {attempt} given to {name} while {holder} had it, zxid {zxid:#x}");
                 found.push(about(&entry.task, what));
             }
         }
+        standing.insert(name, page.entries);
     }
     found
 }

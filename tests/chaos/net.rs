@@ -65,7 +65,6 @@ pub struct Counts {
 /// One host: its address, and its namespace where it has one.
 #[derive(Clone, Debug)]
 pub struct Place {
-    pub name: &'static str,
     pub address: String,
     namespace: Option<Arc<OwnedFd>>,
 }
@@ -116,10 +115,10 @@ impl Net {
     pub fn separate(names: &[&'static str], seed: u64) -> io::Result<Net> {
         let mut places = Vec::new();
         let mut devices = Vec::new();
-        for (number, name) in names.iter().enumerate() {
+        for number in 0..names.len() {
             let address = format!("10.77.0.{}", number + 1);
             let (namespace, device) = host(&address)?;
-            places.push(Place { name, address, namespace: Some(Arc::new(namespace)) });
+            places.push(Place { address, namespace: Some(Arc::new(namespace)) });
             devices.push(device);
         }
         let links = Arc::new(Mutex::new(vec![vec![Impaired::default(); names.len()]; names.len()]));
@@ -139,7 +138,7 @@ impl Net {
 
     /// All hosts are this one: nothing can be cut.
     pub fn shared(names: &[&'static str]) -> Net {
-        let place = |name: &&'static str| Place { name, address: "127.0.0.1".into(), namespace: None };
+        let place = |_: &&'static str| Place { address: "127.0.0.1".into(), namespace: None };
         Net {
             places: names.iter().map(place).collect(),
             counts: Arc::default(),
