@@ -24,12 +24,6 @@ impl Clock {
         Clock { boot_secs: boot_secs(), wall_ms: wall_clock_ms() }
     }
 
-    /// That the run began at the machine's boot, in 1970.
-    #[cfg(test)]
-    pub fn at_zero() -> Clock {
-        Clock { boot_secs: 0.0, wall_ms: 0 }
-    }
-
     pub fn now(&self) -> f64 {
         boot_secs() - self.boot_secs
     }

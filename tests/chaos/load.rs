@@ -75,6 +75,7 @@ pub enum Deed {
 #[derive(Clone, Debug)]
 pub struct Record {
     pub deed: Deed,
+    pub number: u32,
     pub label: String,
     pub asked: Vec<Asked>,
     /// For `wait`, `cancel` and `retry`: whom it was about.
@@ -302,7 +303,7 @@ impl User<'_> {
         };
         let about = about.map(str::to_string);
         let until = shared.clock.now();
-        let record = Record { deed, label, asked, about, from, until, exit: Some(exit), hurt };
+        let record = Record { deed, number, label, asked, about, from, until, exit: Some(exit), hurt };
         shared.records.lock().expect("no panic").push(record.clone());
         record
     }

@@ -88,7 +88,7 @@ fn harness_millis() -> u64 {
 }
 
 /// Past libtest's capture: a run of minutes should not be silent, and its seed must be known whatever happens.
-pub fn say(text: &str) {
+fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "chaos: {text}");
 }
 
@@ -128,19 +128,19 @@ fn hosts_of(options: &Options) -> Net {
 }
 
 /// All that a run came to.
-pub struct Run {
-    pub seed: u64,
-    pub length: Duration,
-    pub without: Vec<String>,
-    pub separate: bool,
-    pub planned: usize,
-    pub begin: f64,
-    pub healed: f64,
-    pub rested: f64,
-    pub clock: Clock,
-    pub history: History,
-    pub evidence: Evidence,
-    pub packets: [u64; 4],
+struct Run {
+    seed: u64,
+    length: Duration,
+    without: Vec<String>,
+    separate: bool,
+    planned: usize,
+    begin: f64,
+    healed: f64,
+    rested: f64,
+    clock: Clock,
+    history: History,
+    evidence: Evidence,
+    packets: [u64; 4],
 }
 
 fn run(options: &Options, net: &Arc<Net>) -> Run {
@@ -284,6 +284,6 @@ fn remains(cluster: &Cluster) -> Vec<String> {
 }
 
 /// What every check found, in their order.
-pub fn judge(evidence: &Evidence) -> Vec<(&'static str, Vec<check::Violation>)> {
+fn judge(evidence: &Evidence) -> Vec<(&'static str, Vec<check::Violation>)> {
     CHECKS.iter().map(|(name, check)| (*name, check(evidence))).collect()
 }

@@ -7,6 +7,7 @@ use crate::Run;
 use crate::check::name_in;
 use crate::history::Note;
 use crate::hosts::{ELECTORS, HOSTS, MASTERS, OBSERVER, WORKERS};
+use crate::load::host_of;
 use crate::report::{Figures, figures};
 
 /// Seconds of one band.
@@ -32,7 +33,7 @@ const COLOURS: [(&str, &str, &[&str]); 8] = [
     ("loses packets", "#ff9f1c", &["lossy"]),
     ("delays packets", "#e7cf3a", &["slow"]),
     ("ended by itself", "#ff00aa", &["ended"]),
-    ("an attempt, or an elector's command, runs", "#8fd19e", &[]),
+    ("an attempt, an elector's command, or a user's command runs", "#8fd19e", &[]),
 ];
 
 const RUNNING: &str = "#8fd19e";
@@ -173,10 +174,28 @@ impl Picture<'_> {
         let run = self.run;
         for (name, notes) in &run.evidence.notes {
             for (place, note) in notes.iter().enumerate().filter(|(_, note)| note.what == "start") {
-                let Some(row) = WORKERS.into_iter().find(|host| HOSTS[*host] == note.worker) else { continue };
+                let Some(row) = WORKERS.into_iter().find(|host| HOSTS[*host] == note.worker) else {
+                    continue;
+                };
                 let until = end_of(run, name, notes, place);
-                self.thin(frame, row, note.at - run.begin, until - run.begin, &format!("{name} {}", note.attempt));
+                self.thin(
+                    frame,
+                    row,
+                    note.at - run.begin,
+                    until - run.begin,
+                    &format!("{name} {}", note.attempt),
+                );
             }
+        }
+        for record in &run.evidence.records {
+            let title = format!("{} {:?}", record.label, record.deed);
+            self.thin(
+                frame,
+                host_of(record.number),
+                record.from - run.begin,
+                record.until - run.begin,
+                &title,
+            );
         }
         let leads = &run.evidence.leads;
         for (place, lead) in leads.iter().enumerate().filter(|(_, lead)| lead.what == "start") {
@@ -252,7 +271,14 @@ impl Picture<'_> {
                 && from >= frame.first
             {
                 let height = room * rate / most;
-                self.bar(x, base - height, (width - 1.0).max(1.0), height, OUTCOMES, &format!("{rate} a second"));
+                self.bar(
+                    x,
+                    base - height,
+                    (width - 1.0).max(1.0),
+                    height,
+                    OUTCOMES,
+                    &format!("{rate} a second"),
+                );
             }
         }
         self.line((MARGIN + LABELS, base), (frame.right(), base), "#9aa3ad");
