@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::harness::Proc;
 use crate::history::{Clock, History};
 use crate::net::{Net, Place};
@@ -125,6 +127,12 @@ impl Services {
         process.kill();
         self.set(host, State::Gone(None));
         true
+    }
+
+    /// SIGKILL for its guard, if it has one.
+    pub fn kill_guard(&mut self, host: usize) -> bool {
+        let guard = self.running(host).and_then(|process| guard_of(process.pid()));
+        guard.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
     }
 
     /// Starts it, if it is away.
@@ -267,4 +275,18 @@ impl Services {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// The guard that this process has started: its child of that name.
+fn guard_of(pid: u32) -> Option<Pid> {
+    let children = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .ok()?
+        .flatten()
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let children: Vec<String> = children.collect();
+    children.iter().flat_map(|text| text.split_whitespace()).find_map(|child| {
+        let cmdline = std::fs::read(format!("/proc/{child}/cmdline")).ok()?;
+        let is_guard = cmdline.split(|byte| *byte == 0).nth(1)? == b"guard";
+        is_guard.then(|| Pid::from_raw(child.parse().ok()?)).flatten()
+    })
 }
