@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use zkmw::machine::Prng;
 
@@ -191,18 +191,15 @@ impl Load {
         self.shared.at_work.lock().expect("no panic").len()
     }
 
-    /// What was done, once all is over or too late.
-    pub fn finish(self, patience: Duration) -> (Vec<Record>, Vec<String>) {
+    /// What was done. Whoever is still at work is too late.
+    pub fn finish(self) -> (Vec<Record>, Vec<String>) {
         self.no_more();
-        let start = Instant::now();
-        while self.at_work() > 0 && start.elapsed() < patience {
-            std::thread::sleep(Duration::from_millis(20));
-        }
         let mut complaints = Vec::new();
         for one in self.shared.at_work.lock().expect("no panic").iter_mut() {
-            let text = format!("submitter {} still waits {patience:?} after all was healed", one.number);
+            let text = format!("submitter {} still waited when all should have been done", one.number);
             complaints.push(text);
             if one.process.is_running() {
+                one.hurt = true;
                 one.process.kill();
             }
         }

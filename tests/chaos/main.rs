@@ -234,7 +234,7 @@ fn settle(
             unrest(cluster)
         };
     }
-    let (records, complaints) = load.finish(Duration::ZERO);
+    let (records, complaints) = load.finish();
     (records, complaints, left)
 }
 

@@ -19,6 +19,9 @@ const STEP: Duration = Duration::from_millis(10);
 /// After a second SIGTERM.
 const SECOND_TERM: Duration = Duration::from_millis(700);
 
+/// How long a deed that is over at once is shown.
+const MOMENT: Duration = Duration::from_millis(300);
+
 /// What is to be done when a fault ends.
 enum Undo {
     Start { host: usize },
@@ -80,7 +83,9 @@ impl<'a> Nemesis<'a> {
         let from = self.clock.now();
         let done = self.carry_out(&planned.fault);
         let Some((undo, hosts, text)) = done else { return };
-        let ends = from + planned.lasts.as_secs_f64();
+        // What is not undone by us is told as a moment.
+        let lasts = if matches!(undo, Undo::Nothing) { planned.lasts.min(MOMENT) } else { planned.lasts };
+        let ends = from + lasts.as_secs_f64();
         let kind = planned.kind.to_string();
         self.history.deeds.push(Deed { from, until: ends, hosts, kind, text });
         self.active.push(Active { ends, undo, deed: self.history.deeds.len() - 1 });

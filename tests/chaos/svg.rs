@@ -140,7 +140,12 @@ impl Picture<'_> {
         if let Some(x) = frame.x(healed) {
             let bottom = top + rows() * ROW + BELOW;
             self.line((x, top - 4.0), (x, bottom), "#2ca02c");
-            self.put(x + 4.0, bottom - 4.0, "fill=\"#2ca02c\" font-weight=\"bold\"", "all healed");
+            self.put(
+                x + 4.0,
+                frame.row(OBSERVER) + 14.0,
+                "fill=\"#2ca02c\" font-weight=\"bold\"",
+                "all healed",
+            );
         }
     }
 

@@ -22,8 +22,11 @@ case $kind in
     trap) trap '' TERM ;;
     # Left behind on purpose: it has to be dead before the end is told.
     fork) (trap '' TERM; exec sleep 30) & ;;
-    # Fails until two attempts have come to their end.
-    flaky) [ "$(grep -c '^end' "$log")" -ge 2 ] || code=7 ;;
+    # Fails until two attempts have come to their end, and each leaves something behind outside of its group.
+    flaky)
+        (trap '' TERM; exec setsid sleep 30) &
+        [ "$(grep -c '^end' "$log")" -ge 2 ] || code=7
+        ;;
 esac
 sleep "$secs"
 note end "$code"
