@@ -162,6 +162,14 @@ fn course(text: &mut String, run: &Run, figures: &Figures) {
     let _ = writeln!(text, "| packets cut off, lost, delayed | {cut}, {dropped}, {delayed} |\n");
 }
 
+/// Outcomes in each minute from the beginning until all was done.
+fn by_minute(run: &Run, figures: &Figures) -> Vec<usize> {
+    let minutes =
+        std::iter::successors(Some(run.begin), |at| Some(at + 60.0)).take_while(|at| *at < run.rested);
+    let within = |from: f64| figures.outcomes.iter().filter(|at| **at >= from && **at < from + 60.0).count();
+    minutes.map(within).collect()
+}
+
 fn faults(text: &mut String, run: &Run) {
     let mut kinds: BTreeMap<&str, (usize, f64)> = BTreeMap::new();
     for deed in &run.history.deeds {
