@@ -148,6 +148,8 @@ fn course(text: &mut String, run: &Run, figures: &Figures) {
     let leaders = figures.terms.len();
     let names: BTreeSet<&str> = figures.terms.iter().map(|(_, name)| name.as_str()).collect();
     let _ = writeln!(text, "## The course\n\n| what | |\n|---|---|");
+    let each = by_minute(run, figures).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let _ = writeln!(text, "| in each minute | {each} |");
     let _ = writeln!(text, "| outcomes during the faults | {during}, {rate:.1} a minute |");
     let _ =
         writeln!(text, "| longest time without an outcome | {:.1} s, from {since:.1} s on |", until - from);
