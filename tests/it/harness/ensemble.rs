@@ -183,7 +183,9 @@ fn command(dir: &Path, places: &Places, args: &[&str]) -> Command {
     command.arg("--dir").arg(dir).args(args).stdin(Stdio::null());
     command.env("ZKMW_ENSEMBLE_TICK", Ensemble::TICK.as_millis().to_string());
     command.env("ZKMW_ENSEMBLE_HOSTS", places.hosts.join(" ")).env("ZKMW_ENSEMBLE_ENTER", &places.enter);
-    command.env("ZKMW_ENSEMBLE_JAVA_OPTS", &places.java_options);
+    if !places.java_options.is_empty() {
+        command.env("ZKMW_ENSEMBLE_JAVA_OPTS", &places.java_options);
+    }
     command
 }
 
