@@ -226,6 +226,12 @@ impl World {
             self.on_restart(server);
             self.on_join(server);
         }
+        // Whoever wrote what is none of ours takes it away.
+        let tree = self.ens.tree();
+        let foreign: Vec<String> = tree.keys().rev().filter(|path| path.contains("garbage")).cloned().collect();
+        for path in foreign {
+            self.ens.remove(&path);
+        }
         for m in 0..self.members.len() {
             let who = self.who(m);
             self.members[m].slow = (0, 0);

@@ -23,8 +23,8 @@ pub struct Client {
 pub struct History {
     pub sessions: BTreeMap<SessionId, Who>,
     pub clients: BTreeMap<usize, Client>,
-    /// To which sessions the deletion of a znode was told.
-    pub woken: BTreeMap<String, BTreeSet<SessionId>>,
+    /// To whom the deletion of a contender was told.
+    pub woken: BTreeMap<String, BTreeSet<Who>>,
     /// Lives that something happened to, or to their way to the ensemble, since then.
     pub hurt: BTreeMap<u64, u64>,
     /// Which member had which life.
@@ -62,9 +62,9 @@ impl History {
         self.clients.entry(m).or_default().interrupted = true;
     }
 
-    pub fn changed(&mut self, session: SessionId, path: &str, kind: ChangeKind) {
+    pub fn changed(&mut self, who: Who, path: &str, kind: ChangeKind) {
         if kind == ChangeKind::Deleted && path.contains("latch-") {
-            self.woken.entry(path.to_string()).or_default().insert(session);
+            self.woken.entry(path.to_string()).or_default().insert(who);
         }
     }
 }

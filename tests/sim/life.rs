@@ -237,6 +237,7 @@ impl World {
     pub fn crash(&mut self, m: usize, why: &str) {
         self.trace(&self.members[m].name, || format!("** {why} **"));
         self.history.killed(m);
+        self.hurt(self.who(m));
         self.kill_runs(m, 50 * MS);
         if let Some(net) = self.members[m].net.take() {
             // The kernel says good-bye in its place, unless the whole machine went.

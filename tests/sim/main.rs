@@ -30,7 +30,7 @@ use swarm::Swarm;
 const SEEDS: Range<u64> = 0..2_000;
 
 /// Failures that are told in full.
-const MAX_TOLD: usize = 10;
+const MAX_TOLD: usize = 200;
 
 fn number(text: &str) -> u64 {
     text.trim().parse().unwrap_or_else(|_| panic!("{text:?} is no number: give 7, or 0..1000"))

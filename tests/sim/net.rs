@@ -76,7 +76,8 @@ impl World {
             let session = if reached { self.ens.connect(server, timeout) } else { None };
             if let Some(session) = session {
                 self.history.opened(session, who);
-                self.lines.insert(session, Line::new(server, who));
+                let opened = self.ens.log().len() as u64;
+                self.lines.insert(session, Line::new(server, who, opened));
                 self.trace(&self.members[who.m].name, || format!("gets session {} at server {server}", session.0));
                 return self.after(cost, Ev::Up(who, session));
             }
@@ -94,7 +95,7 @@ impl World {
 
     pub fn on_up(&mut self, who: Who, session: SessionId) {
         let Some(line) = self.lines.get(&session) else { return };
-        let (server, open) = (line.server, line.open);
+        let (server, open, opened) = (line.server, line.open, line.opened);
         if !self.lives(who) || !open {
             if open {
                 self.on_fin(session);
@@ -106,6 +107,10 @@ impl World {
         }
         if self.members[who.m].stopped > self.now {
             return self.at(self.members[who.m].stopped, Ev::Up(who, session));
+        }
+        // A server answers a wish for a session when it has itself applied that it is open, and all before that.
+        if (self.ens.log().len() as u64).saturating_sub(self.ens.lag(server)) < opened {
+            return self.after(2 * MS, Ev::Up(who, session));
         }
         let now = self.local(who.m);
         let timeout = Duration::from_nanos(self.swarm.timeout);
@@ -274,7 +279,6 @@ impl World {
                 Output::Changed { path, kind } => {
                     line.last_change = line.last_change.max(arrives + thread);
                     let at = line.last_change;
-                    self.history.changed(session, &path, kind);
                     self.at(at, Ev::Change(who, generation, path, kind));
                 }
             }
@@ -308,6 +312,7 @@ impl World {
         if self.members[who.m].stopped > self.now {
             return self.at(self.members[who.m].stopped + MS, Ev::Change(who, generation, path, kind));
         }
+        self.history.changed(who, &path, kind);
         self.tell(who.m, Told::Changed { generation, path, kind });
     }
 
@@ -320,6 +325,7 @@ impl World {
     /// The process's end of the connection is over. What was on its way may still get to the server, also late.
     pub fn lose(&mut self, who: Who, why: &str) {
         let Some(net) = self.members[who.m].net.take() else { return };
+        self.hurt(who);
         self.trace(&self.members[who.m].name, || format!("** loses session {}: {why} **", net.session.0));
         for (id, sent) in net.inflight {
             let error = if sent { CallError::MaybeApplied } else { CallError::NotSent };

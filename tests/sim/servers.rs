@@ -41,12 +41,14 @@ pub struct Line {
     /// When the last packet, and the last watch event, will be at the process.
     pub last: u64,
     pub last_change: u64,
+    /// How long the log was when the session was open.
+    pub opened: u64,
     /// Heard of since the last ping.
     touched: bool,
 }
 
 impl Line {
-    pub fn new(server: ServerId, who: Who) -> Line {
+    pub fn new(server: ServerId, who: Who, opened: u64) -> Line {
         Line {
             server,
             who,
@@ -55,6 +57,7 @@ impl Line {
             stalled: 0,
             last: 0,
             last_change: 0,
+            opened,
             touched: false,
         }
     }

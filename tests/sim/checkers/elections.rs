@@ -24,8 +24,7 @@ pub fn check(world: &World, told: &mut Complaints) {
         let others: Vec<&str> = woken
             .into_iter()
             .flatten()
-            .filter_map(|session| world.history.by(*session))
-            .filter(|who| Some(*who) != owner)
+            .filter(|who| Some(**who) != owner)
             .map(|who| world.members[who.m].name.as_str())
             .collect();
         if others.len() > 1 {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use zkmw::contract::parse_registration;
 use zkmw::contract::worker::{Assignment, Entry, Registration};
 
-use super::{Complaints, Step, Tree, child, kind, replay};
+use super::{Complaints, Step, Tree, child, kind, replay, task_of};
 use crate::life::ROOT;
 use crate::member::Kind;
 use crate::processes::{Run, Stage};
@@ -25,6 +25,10 @@ struct Book<'a> {
     runs: BTreeMap<(&'a str, u32), Vec<&'a Run>>,
     /// Incarnations that took their own last registration away.
     left: BTreeSet<String>,
+    /// What was taken off which page, and the transaction that did it.
+    strikes: Vec<(String, Entry, i64, u64)>,
+    /// The transactions that made each task: a key may be used again.
+    made: BTreeMap<String, Vec<i64>>,
 }
 
 pub fn check(world: &World, told: &mut Complaints) {
@@ -36,9 +40,14 @@ pub fn check(world: &World, told: &mut Complaints) {
         if let Some(name) = child(step.path, "assign") {
             book.page(world, name, step, tree, told);
         } else if let Some(name) = child(step.path, "workers") {
-            book.registration(world, name, step, tree, told);
+            book.registration(name, step, tree, told);
+        } else if let (Some(task), None) = (task_of(step.path), step.before) {
+            book.made.entry(task.to_string()).or_default().push(step.zxid);
         }
     });
+    for (name, entry, zxid, at) in &book.strikes {
+        book.taken_off(world, name, entry, *zxid, *at, told);
+    }
     for run in world.runs.iter().filter(|run| run.attempt > 0) {
         if matches!(run.stage, Stage::Alive | Stage::Dead) {
             book.run(world, run, told);
@@ -68,7 +77,7 @@ impl<'a> Book<'a> {
                 told.add(step.at, format!("G5: the epoch of {name} goes back from {:x} to {:x}", old.epoch, new.epoch));
             }
             for entry in old.entries.iter().filter(|entry| !has(&new, entry)) {
-                self.taken_off(world, name, entry, step, told);
+                self.strikes.push((name.to_string(), entry.clone(), step.zxid, step.at));
             }
         }
         for entry in &new.entries {
@@ -86,19 +95,21 @@ impl<'a> Book<'a> {
     }
 
     /// Whoever had this has nothing to do with it any more.
-    fn taken_off(&self, world: &World, name: &str, entry: &Entry, step: &Step<'_>, told: &mut Complaints) {
+    fn taken_off(&self, world: &World, name: &str, entry: &Entry, zxid: i64, at: u64, told: &mut Complaints) {
+        let made = self.made.get(entry.task.as_str());
+        let made = |before: i64| made.into_iter().flatten().filter(|made| **made <= before).count();
         let life = self.lives.get(name).copied().unwrap_or(0);
         let runs = self.runs.get(&(entry.task.as_str(), entry.attempt)).into_iter().flatten();
-        for run in runs.filter(|run| run.who.life == life) {
-            let over = run.stage == Stage::Never || (run.stage == Stage::Dead && run.end <= step.at);
+        for run in runs.filter(|run| run.who.life == life && made(run.epoch) <= made(zxid)) {
+            let over = run.stage == Stage::Never || (run.stage == Stage::Dead && run.end <= at);
             if !over {
                 let holder = &world.members[run.who.m].name;
-                told.add(step.at, format!("{} attempt {} is struck off {name}, and {holder} runs it", entry.task, entry.attempt));
+                told.add(at, format!("{} attempt {} is struck off {name}, and {holder} runs it", entry.task, entry.attempt));
             }
         }
     }
 
-    fn registration(&mut self, world: &World, name: &str, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
+    fn registration(&mut self, name: &str, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
         let Some((incarnation, _)) = parse_registration(name) else { return };
         let znode = step.before.or(step.after);
         if znode.is_none_or(|znode| znode.owner.0 == 0) {
@@ -126,7 +137,6 @@ impl<'a> Book<'a> {
             }
             _ => {}
         }
-        let _ = world;
     }
 
     /// A run was given to its worker, and is dead when the incarnation that had it is.
