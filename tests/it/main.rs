@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod cluster;
+mod conformance;
 mod election;
 // A helper that no test needs today is part of the harness all the same.
 #[allow(dead_code)]
