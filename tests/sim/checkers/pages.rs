@@ -8,6 +8,7 @@ use zkmw::contract::parse_registration;
 use zkmw::contract::worker::{Assignment, Entry, Registration};
 
 use super::{Complaints, Step, Tree, child, kind, replay, task_of};
+use crate::ensemble::SessionId;
 use crate::life::ROOT;
 use crate::member::Kind;
 use crate::processes::{Run, Stage};
@@ -25,6 +26,8 @@ struct Book<'a> {
     runs: BTreeMap<(&'a str, u32), Vec<&'a Run>>,
     /// Incarnations that took their own last registration away.
     left: BTreeSet<String>,
+    /// Whose contender each epoch is.
+    contenders: BTreeMap<i64, SessionId>,
     /// What was taken off which page, and the transaction that did it.
     strikes: Vec<(String, Entry, i64, u64)>,
     /// The transactions that made each task: a key may be used again.
@@ -41,6 +44,8 @@ pub fn check(world: &World, told: &mut Complaints) {
             book.page(world, name, step, tree, told);
         } else if let Some(name) = child(step.path, "workers") {
             book.registration(name, step, tree, told);
+        } else if let (Some(_), None, Some(znode)) = (child(step.path, "master"), step.before, step.after) {
+            book.contenders.insert(znode.czxid, znode.owner);
         } else if let (Some(task), None) = (task_of(step.path), step.before) {
             book.made.entry(task.to_string()).or_default().push(step.zxid);
         }
@@ -65,12 +70,15 @@ impl<'a> Book<'a> {
         let Some(after) = step.after else { return };
         let Ok(new) = Assignment::decode(&after.data) else { return };
         let old = step.before.and_then(|znode| Assignment::decode(&znode.data).ok());
-        if let Some(Kind::Master) = kind(world, step.by) {
-            let epoch = tree.iter().find(|(_, znode)| znode.czxid == new.epoch);
-            let owner = epoch.filter(|(path, _)| child(path, "master").is_some()).map(|(_, znode)| znode.owner);
-            if owner != Some(step.session) {
-                told.add(step.at, format!("G5: {name} is written with epoch {:x}, whose contender is {owner:?}, by {:?}", new.epoch, step.session));
-            }
+        // A write may land late, while nobody has taken over: then it changes what nobody else has changed.
+        if let Some(Kind::Master) = kind(world, step.by)
+            && self.contenders.get(&new.epoch) != Some(&step.session)
+        {
+            let owner = self.contenders.get(&new.epoch);
+            told.add(
+                step.at,
+                format!("G5: {name} is written with epoch {:x} of {owner:?} by {:?}", new.epoch, step.session),
+            );
         }
         if let Some(old) = &old {
             if old.epoch > new.epoch {

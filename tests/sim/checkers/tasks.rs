@@ -253,7 +253,8 @@ impl Book<'_> {
         let Some(holder) = new.history.last().and_then(|remark| remark.worker.as_ref()) else {
             return Err("moved on, and nobody had it".into());
         };
-        if registered(tree, holder) && !self.dead.contains(holder.as_str()) {
+        // Uncharged it is handed back by a worker that has vouched that it is dead.
+        if charged && registered(tree, holder) && !self.dead.contains(holder.as_str()) {
             return Err(format!("moved on while {holder} is registered"));
         }
         let page = tree.get(&format!("{ROOT}/assign/{holder}"));
