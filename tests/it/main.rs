@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod cluster;
+mod conformance;
 mod election;
 mod foreign;
 mod guard;

@@ -1,0 +1,2 @@
+#[path = "../sim/ensemble.rs"]
+mod ensemble;
