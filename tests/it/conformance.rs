@@ -20,13 +20,13 @@ use super::harness::Ensemble;
 use compare::compare;
 use model::Model;
 use real::Real;
-use script::{Script, Step};
+use script::Script;
 
 /// Scripts that are drawn.
 const SCRIPTS: u64 = 240;
 
 /// Scripts under way at a time: those with a cut mostly wait for a session's end.
-const AT_ONCE: usize = 10;
+const AT_ONCE: usize = 16;
 
 /// Sessions of a script.
 const SESSIONS: usize = 3;
@@ -82,13 +82,12 @@ fn drawn_scripts_come_to_the_same_on_the_model_and_on_real_servers() {
 #[test]
 fn written_scripts_come_to_the_same_on_the_model_and_on_real_servers() {
     let ensemble = Ensemble::start(3);
-    let mut real = Real::start(&ensemble, &[0, 1, 2]);
     for (name, steps) in written::scripts() {
+        let mut real = Real::start(&ensemble, &[1; SESSIONS]);
         let script = Model::new(SESSIONS).record(name, steps);
         if let Err(why) = play(&mut real, &script) {
             panic!("{why}");
         }
-        assert!(script.steps.iter().any(|step| matches!(step, Step::Call { .. })), "{name} is empty");
+        real.stop();
     }
-    real.stop();
 }

@@ -14,7 +14,7 @@ pub fn compare(script: &Script, real: &[Seen]) -> Result<(), String> {
         if let Err(why) = names.same(model, real) {
             let before: Vec<_> = script.steps[at.saturating_sub(8)..at].iter().collect();
             return Err(format!(
-                "step {at} {step:?}: {why}\n  model: {model:?}\n  real:  {real:?}\n  before: {before:#?}"
+                "step {at} {step:?}: {why}\n  model: {model:?}\n  real:  {real:?}\n  before: {before:?}"
             ));
         }
     }

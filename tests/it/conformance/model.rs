@@ -11,7 +11,7 @@ use super::script::{Script, Seen, Step};
 const STEPS: u64 = 50;
 
 /// So many scripts, on average, hold one with a cut: it takes as long as a session does to expire.
-const CUT_EVERY: u64 = 8;
+const CUT_EVERY: u64 = 10;
 
 /// The session timeout.
 const T: Duration = Duration::from_secs(4);
@@ -48,7 +48,7 @@ impl Model {
         }
     }
 
-    /// Plays a written script. `/c` in it becomes a root of its own.
+    /// Plays a written script.
     pub fn record(mut self, name: &str, steps: Vec<Step>) -> Script {
         self.script.name = name.to_owned();
         for step in steps {
@@ -96,9 +96,23 @@ impl Model {
         let inside = |path: &String| *path == dice.root || path.starts_with(&below);
         let paths: Vec<String> = self.ensemble.tree().keys().filter(|path| inside(path)).cloned().collect();
         for path in paths {
+            let leaf = self.ensemble.tree()[&path].children().is_empty();
             self.call(0, Call::Get { path: path.clone(), watch: false });
-            self.call(0, Call::Children { path });
+            if !leaf {
+                self.call(0, Call::Children { path });
+            }
         }
+        self.sweep(dice);
+    }
+
+    /// The servers' sessions go on to the next script; they own nothing of this one then.
+    fn sweep(&mut self, dice: &Dice) {
+        let nodes = self.ensemble.tree().iter();
+        let own = nodes.filter(|(_, node)| node.stat.ephemeral_owner != 0);
+        for path in own.map(|(path, _)| path.clone()).collect::<Vec<_>>() {
+            self.call(0, Call::Delete { path, version: None });
+        }
+        self.look_all(dice, true);
     }
 
     fn call(&mut self, by: usize, call: Call) {
@@ -130,7 +144,13 @@ impl Model {
     fn replace(&mut self, by: usize, dice: &Dice, cut: bool) {
         let witness = self.witness(by, dice);
         self.look_all(dice, true);
-        self.step(if cut { Step::Cut { by, witness } } else { Step::Reopen { by } });
+        if cut {
+            self.step(Step::Cut { by });
+            self.call(by, Call::Get { path: witness.clone(), watch: true });
+            self.step(Step::Expire { by, witness });
+        } else {
+            self.step(Step::Reopen { by });
+        }
         self.look_all(dice, false);
         self.witness(by, dice);
     }
@@ -165,9 +185,12 @@ impl Model {
                 self.connect(*by);
                 Seen::Nothing
             }
-            Step::Cut { by, .. } => {
+            Step::Cut { by } => {
                 self.ensemble.disconnect(self.sessions[*by]);
                 self.connect(*by);
+                Seen::Nothing
+            }
+            Step::Expire { .. } => {
                 self.expire();
                 Seen::Nothing
             }
@@ -272,7 +295,7 @@ impl Dice {
         };
         // Not too deep, so that the same path is met again.
         let parent = if parent.matches('/').count() > 3 { self.root.clone() } else { parent };
-        format!("{parent}/{}", self.pick(&["a", "b", "c", "latch-"]))
+        format!("{parent}/{}", self.pick(&["a", "b", "c", "latch-", "absent/a"]))
     }
 
     fn call(&mut self, ensemble: &Ensemble) -> Call {

@@ -52,9 +52,12 @@ impl Real {
                 self.clients[*by].reopen();
                 Seen::Nothing
             }
-            Step::Cut { by, witness } => {
+            Step::Cut { by } => {
+                self.clients[*by].cut();
+                Seen::Nothing
+            }
+            Step::Expire { by, witness } => {
                 let client = &mut self.clients[*by];
-                client.cut();
                 eventually(LIMIT, "the session expires", || {
                     let call = Call::Exists { path: witness.clone(), watch: false };
                     (client.call(call) == Err(Refusal::NoNode)).then_some(())

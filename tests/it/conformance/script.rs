@@ -14,9 +14,10 @@ pub enum Step {
     Told { by: usize, marker: String, ordered: bool },
     /// A session ends, and another takes its place.
     Reopen { by: usize },
-    /// A session's connection is cut, and another session takes its place. The first one expires when its time is
-    /// up, and with it this ephemeral of its.
-    Cut { by: usize, witness: String },
+    /// A session's connection is cut, and another session takes its place. The first one lives on.
+    Cut { by: usize },
+    /// The time of the session before is up, and with it this ephemeral of its.
+    Expire { by: usize, witness: String },
 }
 
 /// What came of a step.
@@ -77,6 +78,7 @@ const EXPECTED: &[&str] = &[
     "told Children",
     "reopen",
     "cut",
+    "expire",
 ];
 
 /// So often at least, each.
@@ -92,6 +94,7 @@ impl Counts {
                 }
                 (Step::Reopen { .. }, _) => self.one("reopen".to_owned()),
                 (Step::Cut { .. }, _) => self.one("cut".to_owned()),
+                (Step::Expire { .. }, _) => self.one("expire".to_owned()),
                 other => panic!("{other:?}"),
             }
         }
