@@ -337,6 +337,9 @@ pub enum Event {
     NotStarted { run: RunId, transient: bool, why: String },
     /// The run is over, and every process of its group is dead.
     Ended { run: RunId, report: RunReport },
+    /// The process that would kill the runs in our place is gone, for this reason: every group gets SIGKILL, and
+    /// is told as `Ended` after this. Nothing starts until there is another guard.
+    Unguarded { why: String },
     /// The lines that [`Action::ReadLines`] asked for; fewer than asked for means that there are no more.
     Lines(Vec<BatchLine>),
 }
@@ -369,6 +372,9 @@ pub enum Action<R> {
         run: RunId,
         signal: GroupSignal,
     },
+    /// What runs may run until then, and what is started from now on may begin before then: the guard kills it
+    /// at that time, whatever became of this process. The last one counts; before the first, nothing may run.
+    Lease(Instant),
     /// For the user, in the form that he chose; shown and flushed before the next action.
     Report(R),
     /// For the log.

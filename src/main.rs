@@ -1,5 +1,6 @@
 //! The `zkmw` binary: reads the configuration, starts the role, and ends with its exit code.
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::panic::catch_unwind;
 use std::process::ExitCode;
@@ -7,10 +8,17 @@ use std::process::ExitCode;
 use env_logger::Target;
 use log::LevelFilter;
 use zkmw::config::{self, Config};
-use zkmw::exit;
 use zkmw::report::StderrAboveBar;
+use zkmw::{exec, exit};
+
+/// The subcommand of the guard process, which only we start: no help tells of it.
+const GUARD: &str = "guard";
 
 fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|word| word == GUARD) {
+        return guard(args);
+    }
     let variable = |name: &str| std::env::var_os(name);
     let code = match config::load(std::env::args_os(), variable, config::DEFAULT_FILE.as_ref()) {
         Ok(config) => {
@@ -27,6 +35,18 @@ fn main() -> ExitCode {
         }
     };
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// Kills what a worker or an elector runs, when that cannot.
+fn guard(args: impl Iterator<Item = OsString>) -> ExitCode {
+    env_logger::Builder::new().filter_level(LevelFilter::Info).parse_default_env().init();
+    match exec::guard(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("guard: {error:#}");
+            ExitCode::from(u8::try_from(exit::USAGE).unwrap_or(u8::MAX))
+        }
+    }
 }
 
 /// The text, with the end of a line.

@@ -14,7 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::exec::{ExecEvent, Executor, NotStartedKind, RunFile};
+use crate::exec::{ExecEvent, Executor, Means, NotStartedKind, OWN_PROGRAM, RunFile};
 use crate::exit;
 use crate::machine::{Action, Actions, BatchLine, CallError, CallId, Event, Instant, Level, Role, turn};
 use crate::zk::{self, Failure, Session, SessionEvent};
@@ -108,7 +108,12 @@ pub fn run<T: Role>(
     let (session_sender, sessions) = bounded(MAX_SESSION_EVENTS);
     let (exec_sender, execs) = unbounded();
     let executor = match surroundings.runs {
-        true => Some(Executor::new(exec_sender, surroundings.run_file).context("cannot run processes")?),
+        true => {
+            let guard = Some(OWN_PROGRAM.into());
+            let means = Means { run_file: surroundings.run_file, guard, cgroups: true };
+            let executor = Executor::new(exec_sender, means);
+            Some(executor.context("cannot run processes")?)
+        }
         false => None,
     };
     let execs = if executor.is_some() { execs } else { never() };
@@ -190,6 +195,7 @@ impl<T: Role> Shell<'_, T> {
                 Event::NotStarted { run, transient: kind == NotStartedKind::Transient, why }
             }
             Incoming::Exec(ExecEvent::Ended { run, report }) => Event::Ended { run, report },
+            Incoming::Exec(ExecEvent::Unguarded { why }) => Event::Unguarded { why },
             Incoming::Signal(signal) => {
                 let again = self.signalled.replace(signal).is_some();
                 Event::Stop { again }
@@ -284,6 +290,12 @@ impl<T: Role> Shell<'_, T> {
                     Action::Signal { run, signal } => {
                         if let Some(executor) = &self.executor {
                             executor.signal(run, signal);
+                        }
+                    }
+                    Action::Lease(until) => {
+                        if let Some(Err(why)) = self.executor.as_ref().map(|executor| executor.lease(until)) {
+                            // At once: what it brings must not come before it.
+                            turn(&mut self.role, now(), Event::Unguarded { why }, &mut self.out);
                         }
                     }
                     Action::Report(report) => {

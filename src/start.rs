@@ -116,6 +116,7 @@ fn run_elector(ensemble: &Ensemble, layout: Layout, settings: ElectorConfig) -> 
             }
         }
     }
+    let runs = !command.is_empty();
     let role = elector::Elector::new(elector::Params {
         dir: settings.path,
         layout,
@@ -126,7 +127,7 @@ fn run_elector(ensemble: &Ensemble, layout: Layout, settings: ElectorConfig) -> 
         grace: settings.grace,
         once: settings.once,
     });
-    let around = Surroundings { daemon: true, runs: true, ..surroundings(ensemble, CLIENT_THREADS) };
+    let around = Surroundings { daemon: true, runs, ..surroundings(ensemble, CLIENT_THREADS) };
     shell::run(role, around, &mut |report: elector::Report| {
         let mut out = std::io::stdout().lock();
         if settings.json {

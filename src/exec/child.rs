@@ -1,8 +1,8 @@
 //! How a child is started: the command, what it does between fork and exec, and why a start failed.
 //!
 //! Between fork and exec the child dies with us (`PR_SET_PDEATHSIG`), writes its group id into the roll's pipe
-//! and waits at its gate until the roll is written, so no group ever runs that is not on record. The guard
-//! process will be told in the same way: by one more write, before the gate.
+//! and waits at its gate until the roll is written and the guard is told, so no group ever runs that is not on
+//! record. What comes through the gate is the time by which it must begin.
 
 use std::ffi::CStr;
 use std::fs;
@@ -18,7 +18,7 @@ use rustix::io::{Errno, FdFlags, fcntl_setfd, read, retry_on_intr};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
 use super::NotStartedKind;
-use super::proc::OWNER_VAR;
+use super::proc::{OWNER_VAR, RUN_VAR, boottime_nanos};
 use super::roll::Announcer;
 use crate::machine::{RunId, RunOutput, RunSpec};
 
@@ -28,6 +28,8 @@ const STATUS_BYTES: usize = 1024;
 const FIRST_PRIVATE_FD: i32 = 3;
 /// What the child reports if it fails between fork and exec; exec itself never does.
 const FAILED_BEFORE_EXEC: Errno = Errno::CANCELED;
+/// What it reports if it came too late to begin; exec itself never does.
+const TOO_LATE: Errno = Errno::TIME;
 
 /// Why there is no child.
 #[derive(Debug)]
@@ -38,11 +40,11 @@ pub(super) struct Failure {
 
 /// Starts the child and returns when it has executed its program, or died at the gate.
 ///
-/// The thread that calls must live as long as the child: `PR_SET_PDEATHSIG` is tied to it.
+/// Its environment carries our token, and the run's own mark. The thread that calls must live as long as the child: `PR_SET_PDEATHSIG` is tied to it.
 pub(super) fn spawn(
     run: RunId,
     spec: &RunSpec,
-    token: &str,
+    (token, mark): (&str, &str),
     roll: &Announcer,
     gate: &Arc<OwnedFd>,
 ) -> Result<Child, Failure> {
@@ -55,14 +57,18 @@ pub(super) fn spawn(
     refuse_nul(spec)?;
     let mut command = Command::new(program);
     command.args(arguments).envs(spec.env.iter().map(|(name, value)| (name, value))).env(OWNER_VAR, token);
+    command.env(RUN_VAR, mark);
     command.stdin(Stdio::null()).process_group(0);
     if let RunOutput::Capture { .. } = spec.output {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
     }
     let (roll, gate, parent) = (roll.clone(), Arc::clone(gate), getpid());
     // An errno of its own, so that a failure here isn't taken for one of exec's.
-    let before_exec =
-        move || prepare(run, parent, &roll, &gate).map_err(|_| io::Error::from(FAILED_BEFORE_EXEC));
+    let before_exec = move || match prepare(run, parent, &roll, &gate) {
+        Ok(()) => Ok(()),
+        Err(TOO_LATE) => Err(io::Error::from(TOO_LATE)),
+        Err(_) => Err(io::Error::from(FAILED_BEFORE_EXEC)),
+    };
     // SAFETY: after fork in a process with threads only async-signal-safe calls are allowed. The closure makes
     // bare system calls on memory of its own stack: it neither allocates nor locks nor panics.
     unsafe { command.pre_exec(before_exec) };
@@ -78,9 +84,10 @@ fn prepare(run: RunId, parent: Pid, roll: &Announcer, gate: &OwnedFd) -> Result<
     }
     keep_descriptors_private()?;
     roll.announce(run)?;
-    let mut opened = [0; 8];
-    retry_on_intr(|| read(gate, &mut opened))?;
-    Ok(())
+    let mut not_after = [0; 8];
+    retry_on_intr(|| read(gate, &mut not_after))?;
+    // We, or the machine, may have stood still since the run was decided on. The guard kills us from then on.
+    if boottime_nanos() < u64::from_ne_bytes(not_after) { Ok(()) } else { Err(TOO_LATE) }
 }
 
 /// Marks every descriptor but 0, 1 and 2 as close-on-exec, whoever forgot to. Runs in the child.
@@ -164,6 +171,7 @@ fn explain(spec: &RunSpec, program: &str, error: &io::Error) -> Failure {
         Some(Errno::AGAIN | Errno::NOMEM) => transient("no room for another process"),
         Some(Errno::MFILE | Errno::NFILE) => transient("too many open files"),
         Some(Errno::TXTBSY) => transient("the program is being written"),
+        Some(TOO_LATE) => transient("the lease had ended before it began, or there was no guard"),
         Some(FAILED_BEFORE_EXEC) => transient("the child could not be prepared"),
         _ => transient("the system refused"),
     }

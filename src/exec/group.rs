@@ -122,11 +122,23 @@ impl Suspect<'_> {
         Left::Alive(members.into_iter().filter(|stat| !stat.dead).collect())
     }
 
+    /// The members that live, if one of them proves that the group is ours.
+    pub(super) fn proven_members(&self, all: &[Stat]) -> Vec<Stat> {
+        match self.left(all) {
+            Left::Alive(members) if self.is_proven(all, &members) => members,
+            Left::Alive(_) | Left::Nothing | Left::Unseen => Vec::new(),
+        }
+    }
+
+    fn is_proven(&self, all: &[Stat], members: &[Stat]) -> bool {
+        all.iter().any(|stat| self.leads(stat)) || members.iter().any(|stat| carries(stat, self.token))
+    }
+
     /// SIGKILL to these members, if one of them proves that the group is ours. Who got it, as (pid, start time).
     ///
     /// A group's number is taken as long as one of its processes lives, so one proof does for all.
     fn kill(&self, all: &[Stat], members: &[Stat]) -> Vec<(u32, u64)> {
-        if !all.iter().any(|stat| self.leads(stat)) && !members.iter().any(|stat| carries(stat, self.token)) {
+        if !self.is_proven(all, members) {
             return Vec::new();
         }
         let killed = members.iter().filter(|member| kill_exactly(member));

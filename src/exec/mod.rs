@@ -2,22 +2,28 @@
 //!
 //! Owns every process that zkmw runs for its user. Each run is a process group of its own and has a thread of
 //! its own (`run`); one `table` knows them all and guards signals against recycled numbers; the `roll`
-//! writes every group into the run file (`runfile`) before its program runs.
+//! writes every group into the run file (`runfile`) before its program runs; and the `guard`, a process of its own, kills them all when this process cannot.
 //!
 //! It must not: decide what runs or when (the roles do), or say [`ExecEvent::Ended`] while a process of the
-//! group lives. A process that leaves its group (`setsid`) is out of reach; it is neither killed nor waited
-//! for.
+//! group lives. A process that leaves its group (`setsid`) is ended too where each run has a `cgroup`, and as far
+//! as its environment tells whose it is (`sweep`) where not.
 
 mod capture;
+mod cgroup;
 mod child;
 mod group;
+mod guard;
 mod proc;
 mod roll;
 mod run;
 mod runfile;
+mod sweep;
 mod table;
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -25,7 +31,9 @@ use crossbeam_channel::Sender;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::contract::worker::ProcessIdentity;
-use crate::machine::{GroupSignal, RunId, RunReport, RunSpec};
+use crate::machine::{GroupSignal, Instant, RunId, RunReport, RunSpec};
+use cgroup::Cgroups;
+use guard::Guard;
 use roll::Roll;
 use run::Shared;
 pub use runfile::{Claim, Predecessor, RunFile};
@@ -41,6 +49,18 @@ pub fn process_identity() -> anyhow::Result<ProcessIdentity> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let proc::Identity { boot_id, pid_ns, pid, start_ticks } = own;
     Ok(ProcessIdentity { host, boot_id, pid_ns, pid, start_time: start_ticks })
+}
+
+/// The program that is running now, even if its file was replaced: its own guard.
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// The life of a guard process: what `zkmw guard` does, with these arguments.
+///
+/// # Errors
+///
+/// If it was not started by an executor, or lacks what it stands on.
+pub fn guard(args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
+    guard::process::run(args)
 }
 
 /// Stack of a run's thread. `execvp` of a script without a first line copies its arguments to the stack.
@@ -74,6 +94,11 @@ pub enum ExecEvent {
         /// How it ended, and what it printed.
         report: RunReport,
     },
+    /// The guard is gone, and every group gets SIGKILL. Their ends are told after this.
+    Unguarded {
+        /// What became of it.
+        why: String,
+    },
 }
 
 /// Whether a start that failed would fail again.
@@ -85,12 +110,26 @@ pub enum NotStartedKind {
     Transient,
 }
 
+/// What an executor has besides processes, so that they end when they must.
+#[derive(Debug, Default)]
+pub struct Means {
+    /// Where the groups that run are written down, for a successor.
+    pub run_file: Option<RunFile>,
+    /// The program that is started as the guard, with the arguments that [`guard`] takes after the word `guard`.
+    /// With it nothing runs but under a [lease](Executor::lease). Without it runs end with this process only as far
+    /// as the kernel sees to it.
+    pub guard: Option<PathBuf>,
+    /// Whether each run gets a cgroup, if we may have them.
+    pub cgroups: bool,
+}
+
 /// Runs process groups. Dropping it kills them all.
 #[derive(Debug)]
 pub struct Executor {
     shared: Arc<Shared>,
     /// `None` only while it is dropped.
     roll: Option<Roll>,
+    guard: Option<Arc<Guard>>,
 }
 
 impl Executor {
@@ -101,13 +140,22 @@ impl Executor {
     /// # Errors
     ///
     /// If `/proc` cannot be read, or there is no room for a pipe and a thread.
-    pub fn new(events: Sender<ExecEvent>, run_file: Option<RunFile>) -> anyhow::Result<Executor> {
+    pub fn new(events: Sender<ExecEvent>, means: Means) -> anyhow::Result<Executor> {
         keep_zombies()?;
+        static EXECUTORS: AtomicU32 = AtomicU32::new(0);
+        let number = EXECUTORS.fetch_add(1, Ordering::Relaxed);
         let own = proc::Identity::own().context("cannot learn who we are from /proc")?;
         let table = Arc::new(Table::default());
-        let roll = Roll::start(Arc::clone(&table), run_file)?;
-        let shared = Shared { table, events, roll: roll.announcer().clone(), token: own.token() };
-        Ok(Executor { shared: Arc::new(shared), roll: Some(roll) })
+        let token = own.token();
+        let why_not = |error: &std::io::Error| log::debug!("no cgroups for what runs: {error}");
+        let cgroups = means.cgroups.then(|| Cgroups::make(&own, number).inspect_err(why_not).ok()).flatten();
+        let cgroups = cgroups.map(Arc::new);
+        let base = cgroups.as_ref().map(|cgroups| cgroups.base().to_path_buf());
+        let start = |program| Guard::start(program, token.clone(), base, Arc::clone(&table), events.clone());
+        let guard = means.guard.map(start).transpose()?.map(Arc::new);
+        let roll = Roll::start(Arc::clone(&table), means.run_file, guard.clone(), cgroups.clone())?;
+        let shared = Shared { table, events, roll: roll.announcer().clone(), cgroups, token, number };
+        Ok(Executor { shared: Arc::new(shared), roll: Some(roll), guard })
     }
 
     /// Starts a run; the answer is `Started` and then `Ended`, or `NotStarted`.
@@ -130,6 +178,16 @@ impl Executor {
         if let Err(error) = spawned {
             no_room(format!("no room for another thread ({error})"));
         }
+    }
+
+    /// What runs may run until then, and what is started may begin before then.
+    ///
+    /// # Errors
+    ///
+    /// If the lease before has ended, and something runs: the guard may have begun to kill. Then everything gets
+    /// SIGKILL; it is as after [`ExecEvent::Unguarded`], whatever was sent before.
+    pub fn lease(&self, until: Instant) -> Result<(), String> {
+        self.guard.as_ref().map_or(Ok(()), |guard| guard.lease(until.as_nanos()))
     }
 
     /// Signals every process of the run's group; nothing happens if its leader has ended, for then what is
@@ -161,6 +219,9 @@ impl Executor {
 impl Drop for Executor {
     fn drop(&mut self) {
         let dead = self.kill_all();
+        if let Some(guard) = &self.guard {
+            guard.stop(dead);
+        }
         match self.roll.take() {
             Some(roll) if dead => roll.stop(),
             // The run file must go on saying that something lives.

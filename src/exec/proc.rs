@@ -15,11 +15,22 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::machine::RunId;
+
 /// The variable that marks what an executor has started; its value is [`Identity::token`].
 pub(super) const OWNER_VAR: &str = "ZKMW_OWNER";
 
+/// The variable that marks what belongs to one run; its value is [`run_mark`].
+pub(super) const RUN_VAR: &str = "ZKMW_RUN";
+
+/// Names a run as no other on this machine: of the process with this token, its executor with this number.
+pub(super) fn run_mark(token: &str, executor: u32, run: RunId) -> String {
+    format!("{token}.{executor}.{}", run.0)
+}
+
 /// Ticks a second of the times in `/proc/PID/stat`. `sysconf(_SC_CLK_TCK)`, which is 100 wherever zkmw runs.
 const TICKS_PER_SECOND: u64 = 100;
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 /// What is read of `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,11 +97,20 @@ pub(super) fn processes() -> io::Result<Vec<Stat>> {
     Ok(all)
 }
 
+/// Nanoseconds of `CLOCK_BOOTTIME`. Makes a bare system call only.
+pub(super) fn boottime_nanos() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec as u64 * NANOS_PER_SECOND + now.tv_nsec as u64
+}
+
+/// The same time on the clock of [`Stat::start_ticks`].
+pub(super) fn ticks_of(boottime_nanos: u64) -> u64 {
+    boottime_nanos / (NANOS_PER_SECOND / TICKS_PER_SECOND)
+}
+
 /// Ticks since boot, on the clock of [`Stat::start_ticks`].
 pub(super) fn now_ticks() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    let nanos_per_tick = 1_000_000_000 / TICKS_PER_SECOND;
-    now.tv_sec as u64 * TICKS_PER_SECOND + now.tv_nsec as u64 / nanos_per_tick
+    ticks_of(boottime_nanos())
 }
 
 /// Names a process as no other ever was or will be named.
@@ -125,7 +145,12 @@ impl Identity {
 
 /// Whether the process was started with our token and hasn't changed its environment since.
 pub(super) fn carries(process: &Stat, token: &str) -> bool {
-    let wanted = format!("{OWNER_VAR}={token}");
+    carries_mark(process, OWNER_VAR, token)
+}
+
+/// The same of any variable.
+pub(super) fn carries_mark(process: &Stat, variable: &str, value: &str) -> bool {
+    let wanted = format!("{variable}={value}");
     let environ = fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
     let found = environ.split(|&byte| byte == 0).any(|variable| variable == wanted.as_bytes());
     // The number may have changed hands between the two reads.

@@ -1,5 +1,5 @@
 //! The roll of live groups: one thread that hears of every group before its program runs, writes the run file,
-//! and only then opens the gate at which the child waits.
+//! puts it into a cgroup, tells the guard, and only then opens the gate at which the child waits.
 //!
 //! It has a thread of its own because the thread that forks is held inside `Command::spawn` until exec. What
 //! has piled up while the file was being written goes into the next write together.
@@ -13,6 +13,8 @@ use rustix::io::{Errno, read, retry_on_intr, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::getpid;
 
+use super::cgroup::Cgroups;
+use super::guard::{Guard, WHENEVER};
 use super::proc;
 use super::runfile::{Group, RunFile};
 use super::table::Table;
@@ -94,12 +96,18 @@ pub(super) struct Roll {
 
 impl Roll {
     /// Starts the thread; from now on `run_file` says that this process is the worker.
-    pub(super) fn start(table: Arc<Table>, mut run_file: Option<RunFile>) -> anyhow::Result<Roll> {
+    pub(super) fn start(
+        table: Arc<Table>,
+        mut run_file: Option<RunFile>,
+        guard: Option<Arc<Guard>>,
+        cgroups: Option<Arc<Cgroups>>,
+    ) -> anyhow::Result<Roll> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
         if let Some(file) = &mut run_file {
+            file.set_cgroup(cgroups.as_ref().map(|cgroups| cgroups.base().to_path_buf()));
             file.write(&[]);
         }
-        let keeper = Keeper { reader, table, run_file, live: Vec::new() };
+        let keeper = Keeper { reader, table, run_file, guard, cgroups, live: Vec::new() };
         let thread = std::thread::Builder::new()
             .name("exec-roll".to_owned())
             .spawn(move || keeper.keep())
@@ -123,6 +131,8 @@ struct Keeper {
     reader: OwnedFd,
     table: Arc<Table>,
     run_file: Option<RunFile>,
+    guard: Option<Arc<Guard>>,
+    cgroups: Option<Arc<Cgroups>>,
     live: Vec<(RunId, Group)>,
 }
 
@@ -157,9 +167,12 @@ impl Keeper {
                     // The child stands at its gate, so it is there to be looked up.
                     let start_ticks = proc::stat(pid).ok().flatten().map_or(0, |stat| stat.start_ticks);
                     self.live.push((run, Group { pgid: pid, start_ticks }));
-                    at_gate.push((run, pid));
+                    at_gate.push((run, pid, start_ticks));
                 }
-                Message::Gone { run } => self.live.retain(|(other, _)| *other != run),
+                Message::Gone { run } => {
+                    let gone = self.live.extract_if(.., |(other, _)| *other == run);
+                    gone.for_each(|(_, group)| self.guard.iter().for_each(|guard| guard.gone(group.pgid)));
+                }
                 Message::Stop => go_on = false,
             }
         }
@@ -167,8 +180,12 @@ impl Keeper {
             let groups: Vec<Group> = self.live.iter().map(|(_, group)| *group).collect();
             file.write(&groups);
         }
-        for (run, pid) in at_gate {
-            self.table.open_gate(run, pid);
+        for (run, pid, start_ticks) in at_gate {
+            if let Some(cgroups) = &self.cgroups {
+                cgroups.enter(run, pid);
+            }
+            let not_after = self.guard.as_ref().map_or(WHENEVER, |guard| guard.here(pid, start_ticks));
+            self.table.open_gate(run, pid, not_after);
         }
         go_on
     }

@@ -4,7 +4,7 @@
 //!
 //! 1. The leader is a zombie: nobody else can have its number, so SIGKILL to the group is safe.
 //! 2. It is reaped under the table's lock; from now on nothing is sent to the number.
-//! 3. We wait, for ever if need be, until no process of the group is left.
+//! 3. We wait, for ever if need be, until no process of the group is left, and end what has left it.
 //! 4. What they wrote stands in the pipes now. It is read without waiting: a process that has left the group
 //!    may hold a pipe open for ever.
 //! 5. Only then the end is told.
@@ -21,10 +21,12 @@ use rustix::io::{Errno, read};
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, waitid};
 
 use super::capture::Capture;
+use super::cgroup::Cgroups;
 use super::child::{self, Failure};
 use super::group::Suspect;
 use super::proc;
 use super::roll::Announcer;
+use super::sweep;
 use super::table::Table;
 use super::{ExecEvent, NotStartedKind};
 use crate::machine::{Ended, RunId, RunOutput, RunReport, RunSpec};
@@ -45,8 +47,11 @@ pub(super) struct Shared {
     pub(super) table: Arc<Table>,
     pub(super) events: Sender<ExecEvent>,
     pub(super) roll: Announcer,
+    pub(super) cgroups: Option<Arc<Cgroups>>,
     /// Marks in the environment what this process has started.
     pub(super) token: String,
+    /// Tells the executors of this process apart.
+    pub(super) number: u32,
 }
 
 impl Shared {
@@ -64,9 +69,20 @@ impl Shared {
         self.table.remove(run);
     }
 
+    /// Ends what has left the run's group: in its cgroup all of it. Without one, a task that succeeded gets no further
+    /// attempt that it could disturb, and to look for it costs more than many a task; so only others are looked after.
+    fn end_strays(&self, run: RunId, mark: &str, ended: Ended) {
+        match &self.cgroups {
+            Some(cgroups) if cgroups.has(run) => cgroups.empty(run),
+            Some(_) | None if ended == Ended::Exit(0) => {}
+            Some(_) | None => sweep::end_run(mark),
+        }
+    }
+
     /// From the fork to the end. Runs on the run's own thread.
     pub(super) fn live(&self, run: RunId, spec: &RunSpec, gate: &Arc<OwnedFd>) {
-        let mut child = match child::spawn(run, spec, &self.token, &self.roll, gate) {
+        let mark = proc::run_mark(&self.token, self.number, run);
+        let mut child = match child::spawn(run, spec, (&self.token, &mark), &self.roll, gate) {
             Ok(child) => child,
             Err(Failure { kind, why }) => return self.not_started(run, kind, why),
         };
@@ -87,6 +103,7 @@ impl Shared {
             token: &self.token,
         }
         .make_empty(None);
+        self.end_strays(run, &mark, ended);
         stdout.drain();
         stderr.drain();
 

@@ -9,6 +9,7 @@
 //! but not the machine leaves the kernel's copy alone. The lock is a file of its own, because a rename would
 //! take the locked one away.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -21,8 +22,10 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
+use super::cgroup;
 use super::group::Suspect;
 use super::proc::{self, Identity};
+use super::sweep::Sweep;
 
 /// The format's version; another one is not understood.
 const VERSION: u32 = 1;
@@ -32,6 +35,8 @@ const LEFTOVERS_DIE_WITHIN: Duration = Duration::from_secs(5);
 const LOCK_WITHIN: Duration = Duration::from_secs(1);
 /// The pause between two tries for the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
+/// The pause between two looks at what has left its group.
+const STRAYS_PAUSE: Duration = Duration::from_millis(10);
 /// Others must not write where we read what to kill.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// A run file is never longer than this many bytes.
@@ -54,6 +59,9 @@ struct Content {
     pid: u32,
     start_ticks: u64,
     groups: Vec<Group>,
+    /// Where the groups have their cgroups, if they have any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cgroup: Option<PathBuf>,
 }
 
 /// What the run file proves about the worker of the same name that ran here before.
@@ -101,6 +109,7 @@ pub struct RunFile {
     /// What is written before it takes the place of `path`.
     next_path: PathBuf,
     own: Identity,
+    cgroup: Option<PathBuf>,
     warned: bool,
     /// Held locked; it is closed on exec.
     _lock: File,
@@ -129,7 +138,7 @@ impl RunFile {
         }
         let own = Identity::own().context("cannot learn who we are from /proc")?;
         let next_path = dir.join(format!("{worker}.json.next"));
-        Ok(Claim::Ours(RunFile { path, next_path, own, warned: false, _lock: lock }))
+        Ok(Claim::Ours(RunFile { path, next_path, own, cgroup: None, warned: false, _lock: lock }))
     }
 
     /// What the file proves about the worker that wrote it; kills what is left of its groups and waits until
@@ -162,6 +171,11 @@ impl RunFile {
         }
     }
 
+    /// From the next list on it says where the groups have their cgroups.
+    pub(super) fn set_cgroup(&mut self, cgroup: Option<PathBuf>) {
+        self.cgroup = cgroup;
+    }
+
     /// Replaces the list. If that fails the file is removed, lest anybody take an old list for proof; the runs
     /// go on.
     pub(super) fn write(&mut self, groups: &[Group]) {
@@ -186,7 +200,8 @@ impl RunFile {
 
     fn replace(&self, groups: &[Group]) -> io::Result<()> {
         let Identity { boot_id, pid_ns, pid, start_ticks } = self.own.clone();
-        let content = Content { v: VERSION, boot_id, pid_ns, pid, start_ticks, groups: groups.to_vec() };
+        let (groups, cgroup) = (groups.to_vec(), self.cgroup.clone());
+        let content = Content { v: VERSION, boot_id, pid_ns, pid, start_ticks, groups, cgroup };
         let text = serde_json::to_vec(&content)?;
         open_private(OpenOptions::new().create(true).truncate(true), &self.next_path)?.write_all(&text)?;
         fs::rename(&self.next_path, &self.path)
@@ -267,5 +282,37 @@ fn kill_leftovers(content: &Content) -> Predecessor {
             return Predecessor::Unknown { why };
         }
     }
+    match kill_strays(content, &token, until) {
+        Ok(killed) => leftovers_killed += killed,
+        Err(why) => return Predecessor::Unknown { why },
+    }
     Predecessor::Gone { pid: *pid, start_ticks: *start_ticks, leftovers_killed }
+}
+
+/// The same for what has left its group; how many were killed.
+fn kill_strays(content: &Content, token: &str, until: Instant) -> Result<usize, String> {
+    if let Some(cgroup) = &content.cgroup {
+        let prefix = cgroup::prefix(content.pid, content.start_ticks);
+        if !cgroup.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)) {
+            return Err(format!("{} is no cgroup of the worker's", cgroup.display()));
+        }
+        if !cgroup::kill_and_wait(cgroup, Some(until.saturating_duration_since(Instant::now()))) {
+            return Err(format!("the cgroup {} does not get empty", cgroup.display()));
+        }
+        cgroup::remove(cgroup);
+    }
+    let nothing = BTreeMap::new();
+    let sweep = Sweep { token, groups: &nothing, cgroups: None, strays_born_by: Some(u64::MAX) };
+    let mut killed = 0;
+    loop {
+        match sweep.strike() {
+            Ok(0) => return Ok(killed),
+            Ok(found) => killed += found,
+            Err(error) => return Err(format!("cannot look for processes: {error}")),
+        }
+        if Instant::now() >= until {
+            return Err("what has left its process group does not die".to_owned());
+        }
+        std::thread::sleep(STRAYS_PAUSE);
+    }
 }

@@ -53,8 +53,9 @@ impl Table {
         assert!(before.is_none(), "run {} was started twice", run.0);
     }
 
-    /// Lets the child go on to exec, or kills it if that was asked for meanwhile.
-    pub(super) fn open_gate(&self, run: RunId, pid: u32) {
+    /// Lets the child go on to exec, if it does so before `not_after` (nanoseconds of `CLOCK_BOOTTIME`, not 0); or
+    /// kills it if that was asked for meanwhile.
+    pub(super) fn open_gate(&self, run: RunId, pid: u32, not_after: u64) {
         let runs = self.lock();
         let Some(State::Starting { gate, wanted }) = runs.get(&run) else {
             // The child was killed at the gate by somebody else.
@@ -64,7 +65,7 @@ impl Table {
             // It waits for us, so it is still there, even if only as a zombie.
             kill_process(to_pid(pid), Signal::KILL)
         } else {
-            retry_on_intr(|| write(gate, &1_u64.to_ne_bytes())).map(|_| ())
+            retry_on_intr(|| write(gate, &not_after.to_ne_bytes())).map(|_| ())
         };
         if let Err(error) = result {
             log::error!("cannot let go run {}: {error}", run.0);
@@ -94,8 +95,6 @@ impl Table {
     }
 
     /// The leader is a zombie: kills what is left of its group, and reaps it. Returns how it ended.
-    ///
-    /// Here the guard will be told, before the number can be given to somebody else.
     pub(super) fn reap(&self, run: RunId, leader: u32) -> Result<Option<WaitIdStatus>, Errno> {
         let mut runs = self.lock();
         send(leader, Signal::KILL);

@@ -25,7 +25,8 @@ use std::time::Duration;
 use crate::contract::Layout;
 use crate::exit;
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Instant, Level, Refusal, Reply, earlier,
+    Action, Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Instant, Level, Refusal, Reply,
+    earlier,
 };
 
 /// The longest silence of a session that is up, as a part of its timeout: the session layer's heartbeat.
@@ -195,7 +196,10 @@ impl Lease {
             (Purpose::Write { sent, index }, Ok(reply), _) => {
                 let silence = self.timeout / SILENCE_PART;
                 let margin = MIN_MARGIN.max(self.timeout / MARGIN_PART).min(self.timeout / 3);
-                self.until = self.until.max(Some(sent + (self.timeout - silence - margin)));
+                let until = sent + (self.timeout - silence - margin);
+                let until = self.until.map_or(until, |before| before.max(until));
+                self.until = Some(until);
+                out.push(Action::Lease(until));
                 self.lapsed = false;
                 self.acked = index;
                 let version = if let Reply::Stat(stat) = reply { stat.version } else { 0 };

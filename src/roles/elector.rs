@@ -23,10 +23,12 @@
 //! leadership was lost, counts as interrupted and is run again. So `once` means at least once.
 
 mod report;
+mod state;
 
 use std::time::Duration;
 
 pub use report::Report;
+use state::{Kill, Run, Session, State, Then};
 
 use crate::contract::{Layout, is_component};
 use crate::exit;
@@ -36,7 +38,7 @@ use crate::machine::{
 };
 use crate::recipes::election::Election;
 use crate::recipes::ensure::{self, Ensure};
-use crate::recipes::lease::{Lease, Ticket};
+use crate::recipes::lease::Lease;
 
 /// A run that was shorter than this is followed by a pause without leadership.
 const SHORT_RUN: Duration = Duration::from_secs(1);
@@ -90,60 +92,6 @@ pub struct Elector {
     told: Option<Report>,
     /// Pauses of short runs since the last run that was not short.
     short_runs: u32,
-}
-
-/// The connection, which is a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Session {
-    Down,
-    /// It is up, but a run of an earlier one is not dead yet.
-    Waiting {
-        timeout: Duration,
-    },
-    /// The election and the lease are this session's.
-    Entered {
-        timeout: Duration,
-    },
-}
-
-#[derive(Debug)]
-enum State {
-    /// No run. It stands for election, or will when there is a session.
-    Standing,
-    /// It leads, and waits for its lease: first for the directory, then for a write that begins now.
-    Acquiring { epoch: i64, ticket: Option<Ticket>, patience_ends: Instant },
-    /// The command runs; it leads, and its lease holds.
-    Running(Run),
-    /// The command was told to stop; what comes when its group is dead.
-    Stopping { run: Run, kill: Kill, then: Then },
-    /// No run, and its contender is withdrawn, until then.
-    Pausing { until: Instant },
-    /// The end was asked for. Nothing happens any more.
-    Over,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    id: RunId,
-    epoch: i64,
-    started: Instant,
-}
-
-/// When SIGKILL is due, unless the lease ends before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kill {
-    At(Instant),
-    Sent,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
-    /// Stand again.
-    Stand,
-    /// The user wants an end.
-    Stop,
-    /// A recipe can't go on: end with this code.
-    Fail(i32),
 }
 
 impl Elector {
@@ -242,6 +190,15 @@ impl Elector {
         out.push(Action::Signal { run: run.id, signal: GroupSignal::Term });
         out.push(Action::Status("stopping the command".into()));
         self.state = State::Stopping { run, kill: Kill::At(now + self.params.grace), then };
+    }
+
+    /// The command is being killed; however it ends, that was not its own doing.
+    fn on_unguarded(&mut self, why: &str, now: Instant, out: &mut Actions<Report>) {
+        out.log(Level::Warn, format!("no guard: {why}"));
+        if let State::Running(run) = self.state {
+            self.state = State::Stopping { run, kill: Kill::At(now), then: Then::Stand };
+        }
+        self.kill(out);
     }
 
     /// Kills the group of a run that is being stopped.
@@ -353,6 +310,17 @@ impl Elector {
         }
     }
 
+    /// Nothing may go on that the lease does not cover.
+    fn check_lease(&mut self, now: Instant, out: &mut Actions<Report>) {
+        if let State::Running(run) = self.state
+            && !self.lease.holds(now)
+        {
+            out.log(Level::Error, "the lease ended: the command is killed at once");
+            self.state = State::Stopping { run, kill: Kill::At(now), then: Then::Stand };
+            self.kill(out);
+        }
+    }
+
     /// Does what follows from how it stands now. `why` tells what would have ended its standing.
     fn advance(&mut self, why: &str, now: Instant, out: &mut Actions<Report>) {
         if let State::Pausing { until } = self.state
@@ -389,17 +357,15 @@ impl Elector {
                     self.state = State::Pausing { until: now + pause };
                 }
             }
-            State::Running(run) => {
-                if !self.lease.holds(now) {
-                    out.log(Level::Error, "the lease ended: the command is killed at once");
-                    self.state = State::Stopping { run, kill: Kill::At(now), then: Then::Stand };
-                    self.kill(out);
-                } else if self.election.leading() != Some(run.epoch) {
-                    out.log(Level::Warn, format!("no longer leading ({why}): the command is told to end"));
-                    self.stop_run(run, now, Then::Stand, out);
-                }
+            State::Running(run) if self.election.leading() != Some(run.epoch) => {
+                out.log(Level::Warn, format!("no longer leading ({why}): the command is told to end"));
+                self.stop_run(run, now, Then::Stand, out);
             }
-            State::Standing | State::Stopping { .. } | State::Pausing { .. } | State::Over => {}
+            State::Running(_)
+            | State::Standing
+            | State::Stopping { .. }
+            | State::Pausing { .. }
+            | State::Over => {}
         }
         if let State::Stopping { kill: Kill::At(at), .. } = self.state
             && (at <= now || !self.lease.holds(now))
@@ -497,6 +463,9 @@ impl Role for Elector {
         if let State::Over = self.state {
             return;
         }
+        // First of all: if we, or the machine, stood still, the guard has killed the command at the end of the lease.
+        // That is no end of its own.
+        self.check_lease(now, out);
         let mut why = String::from("its contender was withdrawn or deleted");
         match event {
             Event::Connected { timeout } => self.on_connected(timeout, out),
@@ -524,6 +493,7 @@ impl Role for Elector {
             Event::Ended { run, report } => {
                 self.on_ended(run, report.ended, now, out);
             }
+            Event::Unguarded { why } => self.on_unguarded(&why, now, out),
             Event::Wake | Event::Lines(_) => {}
         }
         match self.state {

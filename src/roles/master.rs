@@ -349,7 +349,11 @@ impl Role for Master {
             }
             Event::Wake => {}
             // A master runs nothing and reads no lines.
-            Event::Started { .. } | Event::NotStarted { .. } | Event::Ended { .. } | Event::Lines(_) => {}
+            Event::Started { .. }
+            | Event::NotStarted { .. }
+            | Event::Ended { .. }
+            | Event::Unguarded { .. }
+            | Event::Lines(_) => {}
         }
         self.follow_election(now, out);
         self.act(now, out);

@@ -308,6 +308,7 @@ impl Role for Operator {
             | Event::Started { .. }
             | Event::NotStarted { .. }
             | Event::Ended { .. }
+            | Event::Unguarded { .. }
             | Event::Lines(_) => {}
         }
         if !self.over {

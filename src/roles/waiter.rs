@@ -217,6 +217,7 @@ impl Role for Waiter {
             | Event::Started { .. }
             | Event::NotStarted { .. }
             | Event::Ended { .. }
+            | Event::Unguarded { .. }
             | Event::Lines(_) => {}
         }
         if !self.over {

@@ -207,6 +207,14 @@ impl Worker {
         }
     }
 
+    /// What runs is being killed, and nobody could say how it would have ended. If nothing runs, nothing is lost.
+    fn on_unguarded(&mut self, why: &str, out: &mut Out) {
+        out.log(Level::Warn, format!("no guard: {why}"));
+        if !self.runs.is_empty() {
+            self.die("what it ran was left without a guard", out);
+        }
+    }
+
     /// The incarnation is dead: kills what it runs. The next one begins when that is done.
     fn die(&mut self, why: &str, out: &mut Out) {
         if self.dying.is_some() {
@@ -486,6 +494,7 @@ impl Role for Worker {
             Event::Started { .. } => {}
             Event::NotStarted { run, transient, why } => self.on_not_started(run, transient, &why, out),
             Event::Ended { run, report } => self.on_ended(run, report, out),
+            Event::Unguarded { why } => self.on_unguarded(&why, out),
             Event::Lines(_) => {}
         }
         self.rise(out);

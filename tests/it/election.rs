@@ -406,3 +406,9 @@ fn g07_a_death_wakes_only_the_next_contender() {
     each_is_watched_by_the_next_alone(&ensemble, &cluster.contenders());
     assert_eq!(logs(&[3, 4]), before, "nobody else changes what it does");
 }
+
+/// G3 for electors: whoever is killed or stopped, its command is dead before another one's begins.
+#[test]
+fn g03_never_two_commands_at_once_when_leaders_die_or_hang() {
+    never_two_commands("never-two", &["KILL", "TERM", "STOP", "KILL"]);
+}

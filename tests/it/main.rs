@@ -5,6 +5,7 @@ mod bad_input;
 mod cluster;
 mod conformance;
 mod election;
+mod guard;
 // A helper that no test needs today is part of the harness all the same.
 #[allow(dead_code)]
 mod harness;

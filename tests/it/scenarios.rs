@@ -11,7 +11,7 @@ use crate::harness::{Cluster, DEATH, LIMIT, Op, SESSION, eventually, process};
 
 /// A task that proves G3 by itself: it holds a lock for as long as any of its processes lives, notes its attempt
 /// and its pid in `DIR/runs`, and exits with 99 if the lock was held.
-fn locked(dir: &Path, name: &str, then: &str) -> String {
+pub fn locked(dir: &Path, name: &str, then: &str) -> String {
     let (lock, runs) = (dir.join(format!("{name}.lock")), dir.join(format!("{name}.runs")));
     let note = format!("echo $ZKMW_ATTEMPT $$ $ZKMW_WORKER $ZKMW_EPOCH >>{}", runs.display());
     format!("exec 9>{}; flock -n 9 || {{ {note}; exit 99; }}; {note}; {then}", lock.display())
@@ -19,15 +19,15 @@ fn locked(dir: &Path, name: &str, then: &str) -> String {
 
 /// One start of a [`locked`] task.
 #[derive(Clone, Debug)]
-struct Start {
-    attempt: u32,
-    pid: u32,
-    worker: String,
-    epoch: i64,
+pub struct Start {
+    pub attempt: u32,
+    pub pid: u32,
+    pub worker: String,
+    pub epoch: i64,
 }
 
 /// The starts that a [`locked`] task noted.
-fn starts(dir: &Path, name: &str) -> Vec<Start> {
+pub fn starts(dir: &Path, name: &str) -> Vec<Start> {
     let text = fs::read_to_string(dir.join(format!("{name}.runs"))).unwrap_or_default();
     let start = |line: &str| {
         let [attempt, pid, worker, epoch] = line.split(' ').collect::<Vec<_>>()[..] else { return None };
@@ -39,7 +39,7 @@ fn starts(dir: &Path, name: &str) -> Vec<Start> {
 
 /// Waits until the task has started so often, and gives all starts.
 #[track_caller]
-fn started(dir: &Path, name: &str, times: usize, limit: Duration) -> Vec<Start> {
+pub fn started(dir: &Path, name: &str, times: usize, limit: Duration) -> Vec<Start> {
     eventually(limit, &format!("{name} has started {times} times"), || {
         Some(starts(dir, name)).filter(|starts| starts.len() >= times)
     })

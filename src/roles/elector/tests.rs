@@ -84,7 +84,7 @@ impl Bench {
                 Action::Report(report) => self.did.push(report.to_string()),
                 Action::Ready => self.did.push("ready".into()),
                 Action::Exit(code) => self.did.push(format!("exit {code}")),
-                Action::Log(..) | Action::Status(_) => {}
+                Action::Log(..) | Action::Status(_) | Action::Lease(_) => {}
                 Action::ReadLines(_) => panic!("an elector reads no batch"),
             }
         }

@@ -239,6 +239,7 @@ impl Role for List {
             | Event::Started { .. }
             | Event::NotStarted { .. }
             | Event::Ended { .. }
+            | Event::Unguarded { .. }
             | Event::Lines(_) => {}
         }
         self.pump(out);

@@ -141,6 +141,7 @@ impl Role for Show {
             | Event::Started { .. }
             | Event::NotStarted { .. }
             | Event::Ended { .. }
+            | Event::Unguarded { .. }
             | Event::Lines(_) => {}
         }
     }

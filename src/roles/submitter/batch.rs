@@ -487,7 +487,10 @@ impl Role for Batch {
                     self.end(out);
                 }
             }
-            Event::Started { .. } | Event::NotStarted { .. } | Event::Ended { .. } => {}
+            Event::Started { .. }
+            | Event::NotStarted { .. }
+            | Event::Ended { .. }
+            | Event::Unguarded { .. } => {}
         }
         self.pump(out);
         self.report_progress(out);

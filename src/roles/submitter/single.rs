@@ -527,7 +527,11 @@ impl Role for Single {
                 }
             }
             Event::Stop { again } => self.on_stop(again, out),
-            Event::Started { .. } | Event::NotStarted { .. } | Event::Ended { .. } | Event::Lines(_) => {}
+            Event::Started { .. }
+            | Event::NotStarted { .. }
+            | Event::Ended { .. }
+            | Event::Unguarded { .. }
+            | Event::Lines(_) => {}
         }
     }
 

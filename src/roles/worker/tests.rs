@@ -255,3 +255,23 @@ fn a_report_of_the_last_life_is_written_and_the_next_attempt_runs() {
     let outcome: Option<Outcome> = world.task("/z/tasks/_00/a").outcome;
     assert_eq!(outcome.map(|outcome| outcome.attempt), Some(2));
 }
+
+#[test]
+fn what_was_killed_for_want_of_a_guard_has_not_failed() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    desk.event(&world, Event::Unguarded { why: "it was killed".into() });
+    desk.go(&mut world);
+    let first = desk.role.registrar.incarnation().clone();
+    task(&mut world, "j/a");
+    assign(&mut world, &desk, &[("j/a", 1, false)]);
+    desk.go(&mut world);
+    assert_eq!(desk.role.registrar.incarnation(), &first, "nothing ran, nothing was lost");
+    desk.event(&world, Event::Unguarded { why: "it was killed".into() });
+    end(&world, &mut desk, Ended::Signal(9));
+    desk.go(&mut world);
+    let task = world.task("/z/tasks/j/a");
+    assert_eq!((task.attempt, task.charged, task.outcome), (2, 0, None));
+    assert_ne!(desk.role.registrar.incarnation(), &first);
+}

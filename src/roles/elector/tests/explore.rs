@@ -154,7 +154,8 @@ impl Sim {
                     self.after(delay, Happens::Dies { who, run, ended });
                 }
                 Action::Exit(code) => panic!("it ends with {code}"),
-                Action::Report(_)
+                Action::Lease(_)
+                | Action::Report(_)
                 | Action::Log(..)
                 | Action::Status(_)
                 | Action::Ready

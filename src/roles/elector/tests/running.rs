@@ -249,3 +249,27 @@ fn what_cannot_be_started_after_it_was_deposed_pauses_as_well() {
     bench.pass(1_000);
     assert_eq!(bench.did(), ["Term", "run"]);
 }
+
+/// The guard kills the command of one that stands still when the lease ends: that is no end of its own.
+#[test]
+fn what_the_guard_killed_while_we_slept_is_run_again() {
+    let mut bench = Bench::running(|params| params.once = true);
+    bench.pass(1_000);
+    bench.now_ms += 60_000;
+    bench.ended(Ended::Signal(9));
+    assert!(!bench.did().iter().any(|did| did.starts_with("exit")));
+    bench.answer();
+    bench.pass(0);
+    assert_eq!(bench.epoch(), 102, "under a new epoch");
+}
+
+#[test]
+fn without_a_guard_the_command_is_killed_and_run_again() {
+    let mut bench = Bench::running(|params| params.once = true);
+    bench.step(Event::Unguarded { why: "it was killed".into() });
+    assert_eq!(bench.did(), ["Kill"]);
+    bench.ended(Ended::Signal(9));
+    bench.answer();
+    bench.pass(0);
+    assert_eq!((bench.did(), bench.epoch()), (vec!["run".to_string()], 102), "under a new epoch");
+}

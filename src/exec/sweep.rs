@@ -1,0 +1,116 @@
+//! One blow at everything that an executor has started: its groups, and what has left them.
+//!
+//! For those who are not the executor itself, or act when it cannot: nothing is signalled by its number alone.
+//! What has left its group (`setsid`) is known by the mark in its environment, and what such a process or a
+//! member of a group has started, by its parents; whoever cleared its environment *and* lost its parents is out
+//! of reach here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::cgroup;
+use super::group::Suspect;
+use super::proc::{RUN_VAR, Stat, carries, carries_mark, kill_exactly, processes};
+
+/// The first pause between two blows at what is left of a run; each is twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// What does not die within this is told.
+const WARN_AFTER: Duration = Duration::from_secs(10);
+
+/// What is to die.
+#[derive(Debug)]
+pub(super) struct Sweep<'a> {
+    /// What the executor's runs carry in their environment.
+    pub(super) token: &'a str,
+    /// Id and birth, in ticks since boot, of each group.
+    pub(super) groups: &'a BTreeMap<u32, u64>,
+    /// Where the runs have their cgroups, if they have any.
+    pub(super) cgroups: Option<&'a Path>,
+    /// With it, also what has left the groups, or was never told, if it was born by then.
+    pub(super) strays_born_by: Option<u64>,
+}
+
+impl Sweep<'_> {
+    /// Sends SIGKILL to all that lives; how many that were.
+    pub(super) fn strike(&self) -> io::Result<usize> {
+        let all = processes()?;
+        let mut doomed: BTreeSet<u32> = BTreeSet::new();
+        for (&pgid, &start_ticks) in self.groups {
+            let suspect = Suspect {
+                pgid,
+                leader_start_ticks: Some(start_ticks),
+                last_birth_ticks: u64::MAX,
+                token: self.token,
+            };
+            doomed.extend(suspect.proven_members(&all).iter().map(|stat| stat.pid));
+        }
+        if let Some(born_by) = self.strays_born_by {
+            let strays = all.iter().filter(|stat| !stat.dead && stat.start_ticks <= born_by);
+            let confined: BTreeSet<u32> = self.cgroups.map(cgroup::members).into_iter().flatten().collect();
+            let is_ours = |stat: &&Stat| confined.contains(&stat.pid) || carries(stat, self.token);
+            doomed.extend(strays.filter(is_ours).map(|stat| stat.pid));
+        }
+        add_descendants(&all, &mut doomed);
+        doomed.remove(&std::process::id());
+        let living = all.iter().filter(|stat| !stat.dead && doomed.contains(&stat.pid));
+        Ok(living.filter(|stat| kill_exactly(stat)).count())
+    }
+}
+
+/// Kills what carries the mark of one run, and what such processes have started, until nothing is found.
+pub(super) fn end_run(mark: &str) {
+    let begun = Instant::now();
+    let (mut pause, mut warned) = (FIRST_PAUSE, false);
+    loop {
+        let Ok(all) = processes() else { return };
+        let marked = |stat: &&Stat| !stat.dead && carries_mark(stat, RUN_VAR, mark);
+        let mut doomed: BTreeSet<u32> = all.iter().filter(marked).map(|stat| stat.pid).collect();
+        if doomed.is_empty() {
+            return;
+        }
+        add_descendants(&all, &mut doomed);
+        for stat in all.iter().filter(|stat| !stat.dead && doomed.contains(&stat.pid)) {
+            kill_exactly(stat);
+        }
+        if begun.elapsed() >= WARN_AFTER && !warned {
+            warned = true;
+            log::warn!("{} processes that a task left behind do not die; still waiting", doomed.len());
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Adds the children of those that are there, and theirs.
+fn add_descendants(all: &[Stat], doomed: &mut BTreeSet<u32>) {
+    loop {
+        let before = doomed.len();
+        let children: Vec<u32> = all
+            .iter()
+            .filter(|stat| doomed.contains(&stat.parent) && !doomed.contains(&stat.pid))
+            .map(|stat| stat.pid)
+            .collect();
+        doomed.extend(children);
+        if doomed.len() == before {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_of_children_are_found_in_any_order() {
+        let process = |pid, parent| Stat { pid, parent, group: pid, start_ticks: 1, dead: false };
+        let all = [process(9, 8), process(8, 7), process(7, 5), process(6, 1), process(5, 1)];
+        let mut doomed = BTreeSet::from([5]);
+        add_descendants(&all, &mut doomed);
+        assert_eq!(doomed, BTreeSet::from([5, 7, 8, 9]));
+    }
+}

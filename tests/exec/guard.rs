@@ -1,0 +1,193 @@
+//! The guard, in the executor's hands. Each scenario has a process of its own: a guard kills whatever carries the
+//! mark of its process.
+
+use super::*;
+use zkmw::machine::Instant as Boottime;
+use zkmw::shell::now;
+
+/// Long enough to last for a test.
+const LONG: Duration = Duration::from_secs(600);
+/// How long a lease is that is renewed all the time.
+const RENEWED: Duration = Duration::from_secs(2);
+/// How long the lease of a scenario is in which it ends.
+const SHORT: Duration = Duration::from_millis(400);
+
+/// Scenarios, each the role of a helper.
+pub const SCENARIOS: [(&str, fn()); 7] = [
+    ("guard_no_lease", no_lease),
+    ("guard_lapse", lapse),
+    ("guard_renewal", renewal),
+    ("guard_late_renewal", late_renewal),
+    ("guard_killed", killed),
+    ("guard_hangs", hangs),
+    ("guard_strays", strays),
+];
+
+#[track_caller]
+fn play(role: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let status = spawn_helper(role, dir.path()).wait().unwrap();
+    assert!(status.success(), "{role}: {status}");
+}
+
+fn guarded() -> Rig {
+    Rig::by(Means { guard: Some(env!("CARGO_BIN_EXE_zkmw").into()), ..Means::default() })
+}
+
+fn leased(lease: Duration) -> (Rig, Boottime) {
+    let rig = guarded();
+    let until = now() + lease;
+    rig.executor.lease(until).unwrap();
+    (rig, until)
+}
+
+fn guard() -> u32 {
+    let mut found = None;
+    until("there is a guard", || {
+        let own = std::process::id().to_string();
+        found = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            let command = fs::read(entry.path().join("cmdline")).ok()?;
+            let child = stat.rsplit_once(") ")?.1.split(' ').nth(1)? == own;
+            (child && command.split(|byte| *byte == 0).nth(1) == Some(b"guard") && is_alive(pid))
+                .then_some(pid)
+        });
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+fn no_lease() {
+    let mut rig = guarded();
+    let (kind, why) = rig.not_started(sh("exit 0"));
+    assert!(kind == NotStartedKind::Transient && why.contains("lease"), "{kind:?} {why}");
+    rig.executor.lease(now()).unwrap();
+    assert_eq!(rig.not_started(sh("exit 0")).0, NotStartedKind::Transient);
+    rig.executor.lease(now() + LONG).unwrap();
+    assert_eq!(rig.run(sh("exit 3")).ended, Ended::Exit(3));
+}
+
+fn lapse() {
+    let (mut rig, until) = leased(SHORT);
+    let run = rig.start(sh("trap '' TERM; (trap '' TERM; sleep 600) & wait"));
+    // Nobody but the guard kills here.
+    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    let late = now().since(until);
+    assert!(now() >= until && late < Duration::from_secs(5), "{late:?} late");
+}
+
+fn renewal() {
+    let (mut rig, _) = leased(RENEWED);
+    let (run, pid) = rig.started(sh("sleep 600"));
+    let start = Instant::now();
+    while start.elapsed() < RENEWED * 2 {
+        rig.executor.lease(now() + RENEWED).unwrap();
+        assert!(is_alive(pid), "it is covered");
+        std::thread::sleep(RENEWED / 40);
+    }
+    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+}
+
+fn late_renewal() {
+    let (mut rig, until) = leased(SHORT);
+    let (run, _) = rig.started(sh("sleep 600"));
+    super::until("it is late", || now() >= until);
+    assert!(rig.executor.lease(now() + LONG).unwrap_err().contains("late"));
+    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    assert_eq!(rig.run(sh("exit 3")).ended, Ended::Exit(3));
+}
+
+/// The event comes before the ends, whatever the order of deaths.
+fn killed() {
+    let (mut rig, _) = leased(LONG);
+    let runs = [rig.started(sh("sleep 600")).0, rig.started(sh("trap '' TERM; sleep 600")).0];
+    let first = guard();
+    kill(first, Signal::KILL);
+    let next = rig.events.recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(&next, ExecEvent::Unguarded { why } if why.contains("signal: 9")), "{next:?}");
+    for run in runs {
+        assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    }
+    assert_ne!(guard(), first);
+    // The new one was told of the lease.
+    until("it runs again", || {
+        let run = rig.start(sh("exit 3"));
+        matches!(rig.over(run), ExecEvent::Ended { report, .. } if report.ended == Ended::Exit(3))
+    });
+}
+
+fn hangs() {
+    let (mut rig, _) = leased(LONG);
+    let (run, _) = rig.started(sh("sleep 600"));
+    let first = guard();
+    kill(first, Signal::STOP);
+    let mut told = 0;
+    until("a guard that does not read is killed", || {
+        rig.executor.lease(now() + LONG).unwrap();
+        told += 1;
+        !is_alive(first)
+    });
+    assert!(told > 100, "not before its pipe is full: {told}");
+    assert!(matches!(rig.events.recv_timeout(PATIENCE).unwrap(), ExecEvent::Unguarded { .. }));
+    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+}
+
+/// What has left its group, and lost its parents, dies with the lease as well.
+fn strays() {
+    let dir = std::env::var(DIR).unwrap();
+    let file = Path::new(&dir).join("stray");
+    let (mut rig, until) = leased(Duration::from_secs(2));
+    let line = format!("setsid sh -c 'sleep 600 & echo $! >{}' & wait; sleep 600", file.display());
+    let run = rig.start(sh(&line));
+    let stray = pid_in(&file);
+    assert!(is_alive(stray));
+    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    super::until("the stray is dead", || !is_alive(stray));
+    assert!(now() >= until);
+}
+
+#[test]
+fn nothing_runs_without_a_lease() {
+    play("guard_no_lease");
+}
+
+#[test]
+fn when_the_lease_ends_the_guard_kills() {
+    play("guard_lapse");
+}
+
+#[test]
+fn what_is_renewed_in_time_goes_on() {
+    play("guard_renewal");
+}
+
+#[test]
+fn a_lease_that_is_renewed_too_late_kills() {
+    play("guard_late_renewal");
+}
+
+#[test]
+fn a_guard_that_dies_is_told_and_replaced() {
+    play("guard_killed");
+}
+
+#[test]
+fn a_guard_that_hangs_is_replaced() {
+    play("guard_hangs");
+}
+
+#[test]
+fn the_guard_finds_what_has_left_its_group() {
+    play("guard_strays");
+}
+
+#[test]
+fn a_guard_is_started_by_nobody_else() {
+    for args in [&["guard"][..], &["guard", "token"], &["guard", "1", "2"]] {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_zkmw")).args(args).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(output.status.code(), Some(64));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("started by workers"), "{output:?}");
+    }
+}

@@ -1,0 +1,97 @@
+//! What leaves its process group: ended with its run in a cgroup, and found by its mark without one.
+
+use super::*;
+
+/// An executor that gives each run a cgroup; `None` if this machine does not let us.
+fn confined() -> Option<Rig> {
+    let rig = Rig::by(Means { cgroups: true, ..Means::default() });
+    if !has_cgroups() {
+        eprintln!("no cgroups to be had here: only what does without them is tested");
+        return None;
+    }
+    Some(rig)
+}
+
+fn has_cgroups() -> bool {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned();
+    ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].iter().any(|mount| {
+        let trial = Path::new(&format!("{mount}{own}")).join(format!("zkmw-test-{}", std::process::id()));
+        let made = Path::new(mount).join("cgroup.procs").exists() && fs::create_dir(&trial).is_ok();
+        let usable = made && trial.join("cgroup.kill").exists();
+        let _ = fs::remove_dir(&trial);
+        usable
+    })
+}
+
+/// A run that leaves behind a process in a session of its own, and ends with `code`. The pid of what it left.
+fn leave_behind(mut rig: Rig, code: i32) -> u32 {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("stray");
+    let line = format!(
+        "setsid sh -c 'trap \"\" TERM HUP; sleep 600 & echo $! >{file}; wait' & \
+         until [ -s {file} ]; do sleep 0.01; done; exit {code}",
+        file = file.display()
+    );
+    assert_eq!(rig.run(sh(&line)).ended, Ended::Exit(code));
+    pid_in(&file)
+}
+
+#[test]
+fn what_a_failed_run_left_behind_is_dead_before_its_end_is_told() {
+    assert!(!is_alive(leave_behind(Rig::new(), 3)));
+}
+
+#[test]
+fn in_a_cgroup_nothing_outlives_even_a_run_that_succeeded() {
+    if let Some(rig) = confined() {
+        assert!(!is_alive(leave_behind(rig, 0)));
+    }
+}
+
+/// It would cost more than many a task to look for it.
+#[test]
+fn without_a_cgroup_nobody_looks_for_what_a_run_that_succeeded_left_behind() {
+    let stray = leave_behind(Rig::new(), 0);
+    assert!(is_alive(stray));
+    kill(stray, Signal::KILL);
+}
+
+/// Not even what has cleared its environment, and lost its parents.
+#[test]
+fn in_a_cgroup_nothing_hides() {
+    let Some(mut rig) = confined() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("stray");
+    let line = format!(
+        "env -i setsid sh -c 'sleep 600 & echo $! >{file}' & until [ -s {file} ]; do sleep 0.01; done; sleep 600",
+        file = file.display()
+    );
+    let (run, _) = rig.started(sh(&line));
+    let stray = pid_in(&file);
+    assert!(is_alive(stray));
+    rig.executor.signal(run, GroupSignal::Kill);
+    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    assert!(!is_alive(stray));
+}
+
+#[test]
+fn cgroups_are_used_again_and_none_is_left_behind() {
+    let Some(mut rig) = confined() else { return };
+    let cgroup = |rig: &mut Rig| {
+        let report = rig.run(sh("grep ^0:: /proc/self/cgroup"));
+        text(&report.stdout).trim().trim_start_matches("0::").to_owned()
+    };
+    let first = cgroup(&mut rig);
+    assert!(first.contains(&format!("zkmw-{}-", std::process::id())), "{first}");
+    assert_eq!(cgroup(&mut rig), first);
+    let base = Path::new(&first).parent().unwrap().to_owned();
+    let stands = || {
+        ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+            .iter()
+            .any(|mount| Path::new(&format!("{mount}{}", base.display())).exists())
+    };
+    assert!(stands());
+    drop(rig);
+    assert!(!stands(), "{} is left", base.display());
+}

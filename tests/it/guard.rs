@@ -1,0 +1,123 @@
+//! The guard: what a worker ran is dead before anybody else starts it, whatever became of the worker.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::{Cluster, LIMIT, Proc, SESSION, eventually, process};
+use crate::scenarios::{locked, started, starts};
+
+/// How long the guard of a dead worker may take.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// The guard of a worker: the child of it that bears the name.
+fn guard_of(worker: &Proc) -> u32 {
+    eventually(LIMIT, "the worker has a guard", || {
+        fs::read_dir("/proc").expect("/proc").flatten().find_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            let parent: u32 = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
+            let command = fs::read(entry.path().join("cmdline")).ok()?;
+            let is_guard = command.split(|byte| *byte == 0).nth(1) == Some(b"guard");
+            (parent == worker.pid() && is_guard && process::is_alive(pid)).then_some(pid)
+        })
+    })
+}
+
+fn kill(pid: u32) {
+    let pid = Pid::from_raw(pid.try_into().expect("a pid")).expect("a pid");
+    kill_process(pid, Signal::KILL).expect("it is there");
+}
+
+/// Processes that the task wrote the pids of into this file, one a line.
+fn pids(file: &Path, count: usize) -> Vec<u32> {
+    eventually(LIMIT, "the task has started its children", || {
+        let text = fs::read_to_string(file).ok()?;
+        let pids: Vec<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
+        (pids.len() == count).then_some(pids)
+    })
+}
+
+/// A shell line that starts what is hard to kill: a child that ignores SIGTERM, and one in a session of its own that
+/// outlives its parents; then waits.
+fn stubborn(file: &Path) -> String {
+    let file = file.display();
+    format!(
+        "(trap '' TERM HUP; sleep 600 & echo $! >>{file}; wait) & \
+         setsid /bin/sh -c 'trap \"\" TERM HUP; sleep 600 & echo $! >>{file}; wait' & wait"
+    )
+}
+
+#[test]
+fn g03_what_a_stopped_worker_ran_is_dead_before_it_runs_again() {
+    let cluster = Cluster::new("stopped");
+    let _m1 = cluster.master("m1");
+    let w1 = cluster.worker("w1", &["--slots", "1"]);
+    cluster.registered(&["w1"]);
+    let then = "[ $ZKMW_ATTEMPT = 1 ] || { echo second; exit; }; (trap '' TERM; sleep 600) & wait";
+    let mut submit = cluster.submit(&[&locked(cluster.dir(), "t", then)]);
+    let first = started(cluster.dir(), "t", 1, LIMIT).remove(0);
+    let _w2 = cluster.worker("w2", &["--slots", "1"]);
+    cluster.registered(&["w1", "w2"]);
+    w1.stop();
+    let stopped = Instant::now();
+    eventually(SESSION, "the guard kills it before the session can end", || {
+        // The stopped worker cannot reap it.
+        matches!(process::state(first.pid), None | Some('Z')).then_some(())
+    });
+    eprintln!("killed {:?} after its worker was stopped", stopped.elapsed());
+    let exit = submit.wait_exit(LIMIT);
+    assert_eq!((exit.code, exit.stdout.as_str()), (0, "second\n"), "{}", exit.stderr);
+    assert_eq!(starts(cluster.dir(), "t").len(), 2);
+}
+
+#[test]
+fn g03_what_a_killed_worker_ran_is_dead_at_once_with_all_its_descendants() {
+    let cluster = Cluster::new("killed-worker");
+    let _m1 = cluster.master("m1");
+    let w1 = cluster.worker("w1", &["--slots", "1"]);
+    cluster.registered(&["w1"]);
+    let file = cluster.dir().join("pids");
+    let then = format!("[ $ZKMW_ATTEMPT = 1 ] || {{ echo second; exit; }}; {}", stubborn(&file));
+    let mut submit = cluster.submit(&[&locked(cluster.dir(), "t", &then)]);
+    let children = pids(&file, 2);
+    let guard = guard_of(&w1);
+    w1.kill();
+    eventually(AT_ONCE, "everything that it ran is dead, and its guard is gone", || {
+        let dead = children.iter().all(|pid| !process::is_alive(*pid));
+        (dead && !process::is_alive(guard)).then_some(())
+    });
+    let _w2 = cluster.worker("w2", &["--slots", "1"]);
+    let exit = submit.wait_exit(LIMIT);
+    assert_eq!((exit.code, exit.stdout.as_str()), (0, "second\n"), "{}", exit.stderr);
+}
+
+#[test]
+fn g03_without_its_guard_a_worker_kills_what_it_runs_and_gets_another() {
+    let cluster = Cluster::new("no-guard");
+    let _m1 = cluster.master("m1");
+    let w1 = cluster.worker("w1", &["--slots", "1"]);
+    cluster.registered(&["w1"]);
+    let then = "[ $ZKMW_ATTEMPT = 1 ] && { (trap '' TERM; sleep 600) & wait; }; echo $ZKMW_ATTEMPT";
+    let mut submit = cluster.submit(&["--max-attempts", "1", &locked(cluster.dir(), "t", then)]);
+    let first = started(cluster.dir(), "t", 1, LIMIT).remove(0);
+    let guard = guard_of(&w1);
+    kill(guard);
+    eventually(AT_ONCE, "what ran is dead", || (!process::is_alive(first.pid)).then_some(()));
+    let exit = submit.wait_exit(LIMIT);
+    assert_eq!((exit.code, exit.stdout.as_str()), (0, "2\n"), "run again, not charged: {}", exit.stderr);
+    assert_ne!(guard_of(&w1), guard);
+}
+
+#[test]
+fn g09_a_worker_that_is_stopped_gracefully_leaves_no_guard() {
+    let cluster = Cluster::new("guard-ends");
+    let mut w1 = cluster.worker("w1", &[]);
+    cluster.registered(&["w1"]);
+    let guard = guard_of(&w1);
+    w1.term();
+    assert_eq!(w1.wait_exit(LIMIT).code, 0);
+    eventually(AT_ONCE, "its guard is gone", || (!process::is_alive(guard)).then_some(()));
+}
