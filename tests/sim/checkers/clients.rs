@@ -1,0 +1,143 @@
+//! What users were told: an id only of what stands, an outcome only as it was written, and the exit code that goes
+//! with it. And nobody waits for ever.
+
+use std::collections::BTreeMap;
+
+use zkmw::contract::task::{Outcome, State, Task};
+use zkmw::exit;
+use zkmw::roles::client::{ClientReport, INTERRUPTED, exit_code};
+use zkmw::roles::operator::Verb;
+
+use super::{Complaints, kind, replay, task_of};
+use crate::history::Client;
+use crate::member::Kind;
+use crate::users::{ClientSpec, Wish};
+use crate::world::World;
+
+#[derive(Default)]
+struct Known {
+    /// When it was made, and when it went.
+    made: Vec<u64>,
+    gone: Vec<u64>,
+    outcomes: Vec<(u64, Outcome)>,
+    /// Nobody collected it in time.
+    aged: bool,
+}
+
+pub fn check(world: &World, told: &mut Complaints) {
+    let mut tasks: BTreeMap<String, Known> = BTreeMap::new();
+    replay(world, |step, _| {
+        let Some(id) = task_of(step.path) else { return };
+        let known = tasks.entry(id.to_string()).or_default();
+        match (step.before, step.after) {
+            (None, _) => known.made.push(step.at),
+            (_, None) => {
+                known.gone.push(step.at);
+                known.aged |= matches!(kind(world, step.by), Some(Kind::Master));
+            }
+            _ => {}
+        }
+        if let Some(outcome) = step.after.and_then(|znode| Task::decode(&znode.data).ok()?.outcome) {
+            known.outcomes.push((step.at, outcome));
+        }
+    });
+    for (m, member) in world.members.iter().enumerate() {
+        let Kind::Client(spec) = &member.kind else { continue };
+        let Some(client) = world.history.clients.get(&m) else { continue };
+        let mut wrong = |what: String| {
+            let at = client.exit.map_or(world.now, |(at, _)| at);
+            told.add(at, format!("{}: {what} ({spec:?}, exit {:?})", member.name, client.exit));
+        };
+        if client.exit.is_none() && !client.killed {
+            wrong("never ends".into());
+        }
+        if client.exit.is_some_and(|(_, code)| code == exit::BUG) {
+            wrong("finds a bug".into());
+        }
+        for (at, report) in &client.reports {
+            if let Err(what) = report_holds(*at, report, &tasks) {
+                wrong(what);
+            }
+        }
+        let ulids: Vec<String> = world.history.lives.iter().filter(|(_, (n, _))| *n == m).map(|(life, _)| format!("01S{life:023}")).collect();
+        let missed = tasks.iter().any(|(id, known)| known.aged && ulids.iter().any(|ulid| id.contains(ulid.as_str())));
+        if let Err(what) = code_fits(spec, client, missed) {
+            wrong(what);
+        }
+    }
+}
+
+fn report_holds(at: u64, report: &ClientReport, tasks: &BTreeMap<String, Known>) -> Result<(), String> {
+    match report {
+        ClientReport::Submitted { id, .. } => {
+            let made = tasks.get(id.as_str()).is_some_and(|known| known.made.iter().any(|made| *made <= at));
+            if made { Ok(()) } else { Err(format!("G1: is told of {id}, which was never made")) }
+        }
+        ClientReport::Ended(ended) => {
+            let known = tasks.get(ended.id.as_str());
+            let written =
+                known.is_some_and(|known| known.outcomes.iter().any(|(when, o)| *when <= at && *o == ended.outcome));
+            if written { Ok(()) } else { Err(format!("is told an outcome of {} that was never written", ended.id)) }
+        }
+        _ => Ok(()),
+    }
+}
+
+fn ended(client: &Client) -> Vec<&Outcome> {
+    let outcome = |(_, report): &'_ (u64, ClientReport)| match report {
+        ClientReport::Ended(_) => true,
+        _ => false,
+    };
+    client
+        .reports
+        .iter()
+        .filter(|report| outcome(report))
+        .filter_map(|(_, report)| match report {
+            ClientReport::Ended(ended) => Some(&ended.outcome),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Whether the exit code is one that goes with what was wished for and what happened.
+fn code_fits(spec: &ClientSpec, client: &Client, missed: bool) -> Result<(), String> {
+    let Some((_, code)) = client.exit else { return Ok(()) };
+    if client.interrupted && code == INTERRUPTED {
+        return Ok(());
+    }
+    let outcomes = ended(client);
+    let submitted = client.reports.iter().any(|(_, report)| matches!(report, ClientReport::Submitted { .. }));
+    let detached = client.reports.iter().any(|(_, report)| matches!(report, ClientReport::Detached { .. }));
+    // Somebody else may have meant the same key, and who comes too late finds nothing.
+    let keyed = spec.key.is_some() || missed;
+    let ok = match &spec.wish {
+        Wish::Single(_) if spec.detach => (code == exit::OK && submitted) || (code == exit::DATA && keyed),
+        Wish::Single(_) => match outcomes.as_slice() {
+            [outcome] => code == exit_code(outcome),
+            // Somebody else had the key, or collected first.
+            [] => keyed && (code == exit::DATA || code == exit::FAILED || code == exit::TRY_AGAIN),
+            _ => false,
+        },
+        Wish::Batch(lines) if spec.detach => {
+            let _ = lines;
+            (code == exit::OK && detached) || (code == exit::DATA && keyed)
+        }
+        Wish::Batch(lines) => {
+            let good = outcomes.iter().filter(|outcome| outcome.state == State::Done).count();
+            match code {
+                exit::OK => good == lines.len(),
+                exit::FAILED => good < lines.len() && (outcomes.len() == lines.len() || keyed),
+                _ => keyed,
+            }
+        }
+        Wish::Wait(_) => match code {
+            exit::OK => outcomes.iter().all(|outcome| outcome.state == State::Done),
+            exit::DATA => outcomes.is_empty(),
+            _ => true,
+        },
+        Wish::Operate(Verb::Cancel | Verb::Retry, _) => {
+            matches!(code, exit::OK | exit::FAILED | exit::DATA | exit::TRY_AGAIN)
+        }
+    };
+    if ok { Ok(()) } else { Err(format!("its exit code does not fit what happened: {outcomes:?}")) }
+}

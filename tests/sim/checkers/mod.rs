@@ -1,0 +1,139 @@
+//! What must be true of every simulation, judged from what happened: the ensemble's log of transactions, the true
+//! times of runs, and what clients told their users. Nothing here looks into a role.
+
+pub mod clients;
+pub mod elections;
+pub mod leftovers;
+pub mod pages;
+pub mod runs;
+pub mod tasks;
+
+use std::collections::BTreeMap;
+
+use super::ensemble::{Op, SessionId, Txn};
+use super::life::ROOT;
+use super::member::{Kind, Who};
+use super::swarm::SECOND;
+use super::world::World;
+
+/// A znode, as the log tells of it.
+#[derive(Clone, Debug)]
+pub struct Znode {
+    pub data: Vec<u8>,
+    pub czxid: i64,
+    pub mzxid: i64,
+    pub version: i32,
+    pub owner: SessionId,
+    pub made: u64,
+    pub changed: u64,
+}
+
+/// The tree at some time.
+pub type Tree = BTreeMap<String, Znode>;
+
+/// One change of one znode.
+pub struct Step<'a> {
+    pub zxid: i64,
+    pub at: u64,
+    pub session: SessionId,
+    /// Who did it; nobody for outsiders and for the ensemble itself.
+    pub by: Option<Who>,
+    pub path: &'a str,
+    pub before: Option<&'a Znode>,
+    pub after: Option<&'a Znode>,
+    /// The session that owned it ended.
+    pub ended: bool,
+}
+
+/// What a checker says.
+pub struct Complaints {
+    pub all: Vec<String>,
+}
+
+impl Complaints {
+    pub fn add(&mut self, at: u64, what: String) {
+        if self.all.len() < 20 {
+            self.all.push(format!("at {:.4}: {what}", at.saturating_sub(SECOND) as f64 / SECOND as f64));
+        }
+    }
+}
+
+/// What kind of member it was.
+pub fn kind(world: &World, who: Option<Who>) -> Option<&Kind> {
+    who.map(|who| &world.members[who.m].kind)
+}
+
+/// Goes through the log. `look` sees each change, with the tree as it was before.
+pub fn replay(world: &World, mut look: impl FnMut(&Step<'_>, &Tree)) -> Tree {
+    let mut tree = Tree::new();
+    for txn in world.ens.log() {
+        for (path, after, ended) in changes(txn, &tree) {
+            let step = Step {
+                zxid: txn.zxid,
+                at: txn.time.as_nanos(),
+                session: txn.session,
+                by: world.history.by(txn.session),
+                path: &path,
+                before: tree.get(&path),
+                after: after.as_ref(),
+                ended,
+            };
+            look(&step, &tree);
+            match after {
+                Some(znode) => drop(tree.insert(path, znode)),
+                None => drop(tree.remove(&path)),
+            }
+        }
+    }
+    tree
+}
+
+/// What a transaction makes of which znodes.
+fn changes(txn: &Txn, tree: &Tree) -> Vec<(String, Option<Znode>, bool)> {
+    let at = txn.time.as_nanos();
+    match &txn.op {
+        Op::Create { path, data, ephemeral } => {
+            let owner = if *ephemeral { txn.session } else { SessionId(0) };
+            let (data, zxid) = (data.clone(), txn.zxid);
+            let znode =
+                Znode { data, czxid: zxid, mzxid: zxid, version: 0, owner, made: at, changed: at };
+            vec![(path.clone(), Some(znode), false)]
+        }
+        Op::Set { path, data, .. } => {
+            let Some(old) = tree.get(path) else { return Vec::new() };
+            let version = old.version + 1;
+            let znode =
+                Znode { data: data.clone(), mzxid: txn.zxid, version, changed: at, ..old.clone() };
+            vec![(path.clone(), Some(znode), false)]
+        }
+        Op::Delete { path, .. } => vec![(path.clone(), None, false)],
+        Op::CloseSession { .. } => {
+            let own = tree.iter().filter(|(_, znode)| znode.owner == txn.session);
+            own.map(|(path, _)| (path.clone(), None, true)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What stands below a directory of ours, and is its child.
+pub fn child<'a>(path: &'a str, dir: &str) -> Option<&'a str> {
+    let name = path.strip_prefix(ROOT)?.strip_prefix('/')?.strip_prefix(dir)?.strip_prefix('/')?;
+    (!name.contains('/')).then_some(name)
+}
+
+/// The id of the task that a path is that of.
+pub fn task_of(path: &str) -> Option<&str> {
+    let id = path.strip_prefix(ROOT)?.strip_prefix("/tasks/")?;
+    (id.matches('/').count() == 1).then_some(id)
+}
+
+/// All complaints about a simulation.
+pub fn all(world: &World) -> Vec<String> {
+    let mut told = Complaints { all: Vec::new() };
+    runs::check(world, &mut told);
+    tasks::check(world, &mut told);
+    pages::check(world, &mut told);
+    elections::check(world, &mut told);
+    clients::check(world, &mut told);
+    told.all
+}

@@ -1,0 +1,291 @@
+//! The life of each task, write by write: G1 (nothing vanishes without an outcome), G2 (one outcome, and a true one),
+//! and attempts counted right (each rise has a reason, and is charged only when that is one to charge for).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use zkmw::contract::task::{Job, Options, Outcome, Reason, State, Task};
+use zkmw::contract::worker::Assignment;
+use zkmw::contract::{Incarnation, TaskId, parse_registration};
+use zkmw::machine::Ended;
+
+use super::{Complaints, Step, Tree, kind, replay, task_of};
+use crate::life::ROOT;
+use crate::member::Kind;
+use crate::processes::{Run, Stage};
+use crate::swarm::MS;
+use crate::world::World;
+
+struct Book<'a> {
+    world: &'a World,
+    runs: BTreeMap<&'a str, Vec<&'a Run>>,
+    /// The life that made each assignment.
+    lives: BTreeMap<String, u64>,
+    /// Ids that were chosen by nobody, and so are used once.
+    made: BTreeSet<String>,
+    /// Incarnations that were without a registration.
+    dead: BTreeSet<String>,
+    /// Tasks whose outcome was kept for its time.
+    aged: BTreeSet<String>,
+}
+
+pub fn check(world: &World, told: &mut Complaints) {
+    let mut runs: BTreeMap<&str, Vec<&Run>> = BTreeMap::new();
+    for run in world.runs.iter().filter(|run| matches!(run.stage, Stage::Alive | Stage::Dead)) {
+        runs.entry(&run.key).or_default().push(run);
+    }
+    let mut book = Book { world, runs, lives: BTreeMap::new(), made: BTreeSet::new(), dead: BTreeSet::new(), aged: BTreeSet::new() };
+    replay(world, |step, tree| {
+        if let (Some(name), Some(by), None) = (super::child(step.path, "assign"), step.by, step.before) {
+            book.lives.insert(name.to_string(), by.life);
+        }
+        if let (Some(name), None) = (super::child(step.path, "workers"), step.after)
+            && let Some((incarnation, _)) = parse_registration(name)
+            && registrations(tree, &incarnation) <= 1
+        {
+            book.dead.insert(incarnation.to_string());
+        }
+        let Some(id) = task_of(step.path) else { return };
+        if id.contains("garbage") {
+            return;
+        }
+        book.look(id, step, tree, told);
+    });
+}
+
+impl Book<'_> {
+    fn look(&mut self, id: &str, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
+        let decode = |data: &[u8]| Task::decode(data);
+        match (step.before, step.after) {
+            (None, Some(znode)) => {
+                // Who sleeps through the outcome's whole life, with its creation in doubt, finds nothing of it.
+                if id.contains("01S") && !self.made.insert(id.to_string()) && !self.aged.contains(id) {
+                    told.add(step.at, format!("{id} is made once more"));
+                }
+                if let Err(why) = decode(&znode.data) {
+                    told.add(step.at, format!("{id} is no task: {why}"));
+                }
+            }
+            (Some(before), Some(after)) => {
+                let Ok(old) = decode(&before.data) else { return };
+                match decode(&after.data) {
+                    Ok(new) => self.write(id, &old, &new, step, tree, told),
+                    Err(why) => told.add(step.at, format!("{id} is a task no more: {why}")),
+                }
+            }
+            (Some(before), None) => {
+                let Ok(old) = decode(&before.data) else { return };
+                let age = step.at.saturating_sub(before.changed);
+                if old.outcome.is_none() {
+                    told.add(step.at, format!("G1: {id} vanishes without an outcome"));
+                }
+                let ttl = self.world.swarm.result_ttl.max(2 * self.world.swarm.timeout);
+                match kind(self.world, step.by) {
+                    Some(Kind::Master) if age + MS < ttl => {
+                        told.add(step.at, format!("the outcome of {id} is deleted after {} ms", age / MS));
+                    }
+                    Some(Kind::Client(_)) if old.keyed => {
+                        told.add(step.at, format!("{id} has a key and is deleted by a client"));
+                    }
+                    Some(Kind::Master) => drop(self.aged.insert(id.to_string())),
+                    _ => {}
+                }
+            }
+            (None, None) => {}
+        }
+    }
+
+    fn options(&self, id: &str, task: &Task, tree: &Tree) -> Options {
+        let dir = id.split('/').next().unwrap_or_default();
+        let job = tree.get(&format!("{ROOT}/tasks/{dir}")).filter(|_| !zkmw::contract::is_shared(dir));
+        let job = job.and_then(|znode| Job::decode(&znode.data).ok()).map(|job| job.options);
+        task.options.or(&job.unwrap_or_default())
+    }
+
+    fn write(&self, id: &str, old: &Task, new: &Task, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
+        let by = kind(self.world, step.by);
+        let options = self.options(id, old, tree);
+        let mut wrong = |what: &str| told.add(step.at, format!("{id}: {what} (by {by:?}; {old:?} -> {new:?})"));
+        if !new.same_request(old) && !matches!(by, Some(Kind::Client(_))) {
+            wrong("what was asked for is changed");
+        }
+        match (&old.outcome, &new.outcome) {
+            (Some(a), Some(b)) if a != b || new.attempt != old.attempt => wrong("G2: the outcome is overwritten"),
+            (Some(_), Some(_)) => {}
+            (Some(a), None) => {
+                let is_retry = matches!(by, Some(Kind::Client(_))) && a.state != State::Done;
+                if !is_retry || new.attempt != old.attempt + 1 || new.charged != 0 {
+                    wrong("G2: the outcome is taken away, and that is no retry");
+                }
+            }
+            (None, Some(outcome)) => {
+                if let Err(what) = self.outcome(id, old, new, outcome, &options, step) {
+                    wrong(&what);
+                }
+            }
+            (None, None) if new.attempt == old.attempt => {
+                if new.charged != old.charged {
+                    wrong("charged within an attempt");
+                }
+            }
+            (None, None) if new.attempt != old.attempt + 1 => wrong("the attempt does not rise by one"),
+            (None, None) => {
+                if let Err(what) = self.rise(id, old, new, &options, step, tree) {
+                    wrong(&what);
+                }
+            }
+        }
+        if new.outcome.is_none() && new.charged >= options.attempts() {
+            wrong("goes on although all its attempts are used up");
+        }
+    }
+
+    fn runs_of(&self, id: &str) -> impl Iterator<Item = &Run> {
+        self.runs.get(id).into_iter().flatten().copied()
+    }
+
+    fn alive(&self, id: &str, at: u64) -> bool {
+        self.runs_of(id).any(|run| run.begin <= at && (run.stage == Stage::Alive || run.end > at))
+    }
+
+    fn outcome(
+        &self,
+        id: &str,
+        old: &Task,
+        new: &Task,
+        outcome: &Outcome,
+        options: &Options,
+        step: &Step<'_>,
+    ) -> Result<(), String> {
+        if outcome.attempt != old.attempt || new.attempt != old.attempt {
+            return Err("the outcome is that of another attempt".into());
+        }
+        if self.alive(id, step.at) {
+            return Err("an outcome is written while it runs".into());
+        }
+        let by = kind(self.world, step.by);
+        if matches!(by, Some(Kind::Client(_)) | None) {
+            return Err("an outcome is written by a client".into());
+        }
+        let ran = |how: fn(&Ended, &Outcome) -> bool| {
+            let fits = |run: &Run| {
+                run.attempt == old.attempt
+                    && run.ended.is_some_and(|ended| how(&ended, outcome))
+                    && run.end <= step.at
+                    && step.by == Some(run.who)
+            };
+            let text = outcome.stdout.captured().head;
+            self.runs_of(id).any(|run| fits(run) && text == run.output().as_bytes())
+        };
+        let exited = |ended: &Ended, outcome: &Outcome| match *ended {
+            Ended::Exit(code) => outcome.exit_code == Some(code),
+            Ended::Signal(signal) => outcome.signal == Some(signal),
+        };
+        let ok = match (outcome.state, outcome.reason) {
+            (State::Done, _) => ran(|ended, _| *ended == Ended::Exit(0)),
+            (State::Failed, Some(Reason::Exit | Reason::Signal)) => ran(exited),
+            (State::Failed, Some(Reason::Timeout)) => options.timeout_ms.is_some() && ran(exited),
+            (State::Failed, Some(Reason::Poison)) => new.charged >= options.attempts(),
+            (State::Failed, Some(Reason::NotStarted) | None) => false,
+            (State::Cancelled, _) => old.cancel || new.cancel || old.options.orphan_of.is_some() || options.orphan_of.is_some(),
+            (State::Expired, _) => options.expire_ms.is_some(),
+        };
+        if !ok {
+            return Err("G2: the outcome is not what happened".into());
+        }
+        if new.charged > options.attempts() || new.charged > old.charged + 1 {
+            return Err("charged too often".into());
+        }
+        Ok(())
+    }
+
+    /// The task moves on to its next attempt.
+    fn rise(
+        &self,
+        id: &str,
+        old: &Task,
+        new: &Task,
+        options: &Options,
+        step: &Step<'_>,
+        tree: &Tree,
+    ) -> Result<(), String> {
+        if self.alive(id, step.at) {
+            return Err("G3: moves on while it runs".into());
+        }
+        let charged = new.charged != old.charged;
+        if charged && new.charged != old.charged + 1 {
+            return Err("charged by more than one".into());
+        }
+        match kind(self.world, step.by) {
+            Some(Kind::Worker { .. }) if charged => {
+                let run = self.runs_of(id).filter(|run| run.attempt == old.attempt && run.end <= step.at).last();
+                let Some(run) = run else { return Err("charged by a worker that did not run it".into()) };
+                let late = options
+                    .timeout_ms
+                    .is_some_and(|ms| Duration::from_nanos(run.end - run.begin) + Duration::from_millis(ms / 10 + 200) >= Duration::from_millis(ms));
+                if run.ended == Some(Ended::Exit(0)) && !late {
+                    return Err("charged although it succeeded".into());
+                }
+                if run.signalled && !late {
+                    return Err("charged although its worker ended it".into());
+                }
+                if options.max_attempts.is_none() {
+                    return Err("tried again although nobody asked for that".into());
+                }
+                Ok(())
+            }
+            Some(Kind::Worker { .. }) => Ok(()),
+            Some(Kind::Master) => self.moved(id, old, new, charged, step, tree),
+            _ => Err("moved on by somebody else".into()),
+        }
+    }
+
+    /// A leader moves a task on because its worker is dead.
+    fn moved(
+        &self,
+        id: &str,
+        old: &Task,
+        new: &Task,
+        charged: bool,
+        step: &Step<'_>,
+        tree: &Tree,
+    ) -> Result<(), String> {
+        let Some(holder) = new.history.last().and_then(|remark| remark.worker.as_ref()) else {
+            return Err("moved on, and nobody had it".into());
+        };
+        // Uncharged it is handed back by a worker that has vouched that it is dead.
+        if charged && registered(tree, holder) && !self.dead.contains(holder.as_str()) {
+            return Err(format!("moved on while {holder} is registered"));
+        }
+        let page = tree.get(&format!("{ROOT}/assign/{holder}"));
+        let page = page.and_then(|znode| Assignment::decode(&znode.data).ok());
+        let wanted = TaskId::parse(id);
+        let entry = page
+            .iter()
+            .flat_map(|page| &page.entries)
+            .find(|entry| Some(&entry.task) == wanted.as_ref() && entry.attempt == old.attempt);
+        // It may be that it was only about to be given to the holder when that died.
+        if charged && entry.is_some_and(|entry| entry.revoked) {
+            return Err("charged although it was revoked".into());
+        }
+        let life = self.lives.get(holder.as_str()).copied().unwrap_or(0);
+        let hurt = self.world.history.hurt.get(&life).is_some_and(|since| *since <= step.at);
+        // A known gap: who gives its name up before it was sure of it may have been given tasks for a moment.
+        let ran = self.runs_of(id).any(|run| run.attempt == old.attempt && run.who.life == life);
+        if charged && !hurt && ran {
+            return Err(format!("charged although nothing was done to {holder} (life {life})"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a registration of the incarnation stands.
+fn registered(tree: &Tree, incarnation: &Incarnation) -> bool {
+    registrations(tree, incarnation) > 0
+}
+
+fn registrations(tree: &Tree, incarnation: &Incarnation) -> usize {
+    let prefix = format!("{ROOT}/workers/{incarnation}~");
+    let own = tree.range(prefix.clone()..).take_while(|(path, _)| path.starts_with(&prefix));
+    own.filter(|(_, znode)| znode.owner.0 != 0).count()
+}

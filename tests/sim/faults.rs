@@ -1,0 +1,243 @@
+//! What goes wrong, and how it is made good again.
+
+use super::life::ROOT;
+use super::member::{Kind, Who};
+use super::swarm::{Fault, MS, SECOND, SERVERS};
+use super::world::{Ev, World};
+
+impl World {
+    /// The lives of members that go on and are of this kind.
+    fn living(&self, is: impl Fn(&Kind) -> bool) -> Vec<Who> {
+        let all = self.members.iter().enumerate();
+        all.filter(|(_, member)| member.program.is_some() && is(&member.kind))
+            .map(|(m, member)| Who { m, life: member.life })
+            .collect()
+    }
+
+    fn victim(&mut self, is: impl Fn(&Kind) -> bool) -> Option<Who> {
+        let all = self.living(is);
+        self.dice.pick(&all).copied()
+    }
+
+    /// Something happens to this life of the member that may cost it its session.
+    pub fn hurt(&mut self, who: Who) {
+        self.history.hurt.entry(who.life).or_insert(self.now);
+    }
+
+    /// A time that is mostly short, at most until all is healed.
+    fn spell(&mut self, mean: u64) -> u64 {
+        let spell = self.dice.around(mean);
+        (self.now + spell).min(self.heals_at).max(self.now)
+    }
+
+    pub fn on_fault(&mut self, fault: Fault) {
+        if self.healed {
+            return;
+        }
+        let mean = self.swarm.faults.iter().find(|(kind, _)| *kind == fault).map_or(SECOND, |(_, mean)| *mean);
+        let next = self.dice.around(mean);
+        self.after(next, Ev::Fault(fault));
+        match fault {
+            Fault::CrashMaster => self.crash_one(|kind| matches!(kind, Kind::Master)),
+            Fault::CrashWorker => self.crash_one(|kind| matches!(kind, Kind::Worker { .. })),
+            Fault::CrashElector => self.crash_one(|kind| matches!(kind, Kind::Elector { .. })),
+            Fault::CrashClient => self.crash_one(Kind::is_client),
+            Fault::Stop => {
+                if let Some(who) = self.victim(|_| true) {
+                    let mean = if self.dice.per_mille(500) { SECOND } else { 2 * self.swarm.timeout };
+                    let until = self.spell(mean);
+                    self.stop(who, until);
+                }
+            }
+            Fault::Break => {
+                if let Some(who) = self.victim(|_| true) {
+                    self.hurt(who);
+                    let generation = self.members[who.m].generation;
+                    self.on_break(who, generation);
+                }
+            }
+            Fault::CutLink | Fault::CutMember => self.cut(fault == Fault::CutMember),
+            Fault::CutServer => {
+                let server = self.dice.below(SERVERS as u64) as usize;
+                let until = self.spell(4 * SECOND);
+                self.hurt_clients(server);
+                self.cut_server(server, until);
+            }
+            Fault::CrashServer => {
+                let server = self.dice.below(SERVERS as u64) as usize;
+                let back = self.dice.around(3 * SECOND);
+                self.hurt_clients(server);
+                self.crash_server(server, back);
+            }
+            Fault::LoseQuorum => {
+                let spared = self.dice.below(SERVERS as u64) as usize;
+                let back = self.dice.around(6 * SECOND);
+                for server in (0..SERVERS).filter(|server| *server != spared) {
+                    let later = self.dice.below(SECOND);
+                    self.hurt_clients(server);
+                    self.crash_server(server, back + later);
+                }
+                self.hurt_clients(spared);
+            }
+            Fault::Lag => {
+                let server = self.dice.below(SERVERS as u64) as usize;
+                let spell = self.dice.around(SECOND);
+                self.trace("server", || format!("** {server} lags for {} ms **", spell / MS));
+                self.servers[server].lags = self.now + spell;
+                self.hurt_clients(server);
+            }
+            Fault::Slow => {
+                if let Some(who) = self.victim(|_| true) {
+                    self.hurt(who);
+                    let until = self.spell(4 * SECOND);
+                    let most = self.dice.between(1, 300) * MS;
+                    self.members[who.m].slow = (until, most);
+                }
+            }
+            Fault::Term => {
+                let again = self.dice.per_mille(300);
+                self.ask(|kind| !kind.is_client(), again);
+            }
+            Fault::Interrupt => {
+                let again = self.dice.per_mille(200);
+                self.ask(Kind::is_client, again);
+            }
+            Fault::Double => self.double(),
+            Fault::LoseGuard => {
+                if let Some(who) = self.victim(Kind::runs) {
+                    self.lose_guard(who.m);
+                }
+            }
+            Fault::Garbage => self.garbage(),
+        }
+    }
+
+    fn crash_one(&mut self, is: impl Fn(&Kind) -> bool) {
+        if let Some(who) = self.victim(is) {
+            self.hurt(who);
+            self.crash(who.m, "is killed");
+        }
+    }
+
+    /// Everybody at this server has something to fear for.
+    fn hurt_clients(&mut self, server: usize) {
+        for who in self.living(|_| true) {
+            if self.members[who.m].net.as_ref().is_none_or(|net| net.server == server) {
+                self.hurt(who);
+            }
+        }
+    }
+
+    pub fn stop(&mut self, who: Who, until: u64) {
+        self.hurt(who);
+        self.trace(&self.members[who.m].name, || format!("** stands still for {} ms **", (until - self.now) / MS));
+        self.members[who.m].stopped = until;
+        self.at(until, Ev::Resume(who));
+    }
+
+    /// Nothing gets through between a member and one server, or all, in one direction or in both.
+    fn cut(&mut self, all: bool) {
+        let Some(who) = self.victim(|_| true) else { return };
+        self.hurt(who);
+        let timeout = self.swarm.timeout;
+        let until = self.spell(timeout);
+        let (out, back) = match self.dice.below(4) {
+            0 => (true, false),
+            1 => (false, true),
+            _ => (true, true),
+        };
+        let present = self.members[who.m].net.as_ref().map(|net| net.server);
+        for server in 0..SERVERS {
+            if all || present == Some(server) {
+                let cut = &mut self.cuts[who.m][server];
+                *cut = (if out { until } else { cut.0 }, if back { until } else { cut.1 });
+            }
+        }
+        self.trace(&self.members[who.m].name, || {
+            let span = (until - self.now) / MS;
+            format!("** cut off for {span} ms (out {out}, back {back}, all servers {all}) **")
+        });
+    }
+
+    fn ask(&mut self, is: impl Fn(&Kind) -> bool, again: bool) {
+        if let Some(who) = self.victim(is) {
+            self.on_signal(who);
+            if again {
+                let later = self.patience();
+                self.after(later, Ev::Signal(who));
+            }
+        }
+    }
+
+    /// Somebody starts a worker whose name is taken.
+    fn double(&mut self) {
+        let name = self.dice.below(self.swarm.workers);
+        let n = self.members.len();
+        if n > 80 {
+            return;
+        }
+        let m = self.add(format!("w{name}'{n}"), Kind::Worker { name, slots: 1, zone: false });
+        self.members[m].comes_back = false;
+        self.on_start(m, 0);
+        let lasts = self.dice.around(30 * SECOND);
+        let who = self.who(m);
+        self.after(lasts, Ev::Kill(who));
+    }
+
+    /// Somebody writes what is none of ours.
+    fn garbage(&mut self) {
+        const WHAT: &[&[u8]] = &[
+            b"",
+            b"garbage",
+            b"{",
+            b"[]",
+            b"{\"v\":2,\"command\":\"ok\"}",
+            b"{\"v\":1}",
+            b"\xff\xfe",
+            b"{\"command\":1}",
+            b"{\"command\":\"ok\",\"attempt\":0}",
+        ];
+        let what = WHAT[self.dice.below(WHAT.len() as u64) as usize];
+        let n = self.dice.below(6);
+        let path = match self.dice.below(8) {
+            0 => format!("{ROOT}/tasks/garbage{n}"),
+            1 => format!("{ROOT}/tasks/garbage{n}/x{n}"),
+            2 => format!("{ROOT}/tasks/_0{n}/garbage{n}"),
+            3 => format!("{ROOT}/workers/garbage{n}"),
+            4 => format!("{ROOT}/workers/garbage~{n}~0"),
+            5 => format!("{ROOT}/assign/garbage{n}"),
+            6 => format!("{ROOT}/master/garbage{n}"),
+            _ => format!("{ROOT}/status"),
+        };
+        self.trace("outsider", || format!("writes {path}"));
+        self.ens.put(&path, what);
+    }
+
+    /// All faults are over: whoever is gone comes back, whoever stands still goes on, everybody hears everybody.
+    pub fn heal(&mut self) {
+        self.trace("-", || "==== everything is healed ====".into());
+        self.healed = true;
+        for cut in &mut self.cuts {
+            *cut = [(0, 0); SERVERS];
+        }
+        for server in 0..SERVERS {
+            self.servers[server].cut = self.servers[server].cut.min(self.now);
+            self.servers[server].lags = 0;
+            self.on_restart(server);
+            self.on_join(server);
+        }
+        // Whoever wrote what is none of ours takes it away.
+        let tree = self.ens.tree();
+        let foreign: Vec<String> = tree.keys().rev().filter(|path| path.contains("garbage")).cloned().collect();
+        for path in foreign {
+            self.ens.remove(&path);
+        }
+        for m in 0..self.members.len() {
+            let who = self.who(m);
+            self.members[m].slow = (0, 0);
+            if self.members[m].name.contains('\'') && self.lives(who) {
+                self.crash(m, "has done enough");
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! What happened, for the checkers: who had which session, what clients told their users, and which contenders' deaths
+//! were told to whom. The driver writes it; nothing reads it while the simulation goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use zkmw::machine::ChangeKind;
+use zkmw::roles::client::ClientReport;
+
+use super::ensemble::SessionId;
+use super::member::Who;
+
+/// What a client did.
+#[derive(Clone, Debug, Default)]
+pub struct Client {
+    pub reports: Vec<(u64, ClientReport)>,
+    pub exit: Option<(u64, i32)>,
+    pub killed: bool,
+    pub interrupted: bool,
+}
+
+/// All that happened.
+#[derive(Debug, Default)]
+pub struct History {
+    pub sessions: BTreeMap<SessionId, Who>,
+    pub clients: BTreeMap<usize, Client>,
+    /// To whom the deletion of a contender was told.
+    pub woken: BTreeMap<String, BTreeSet<Who>>,
+    /// Lives that something happened to, or to their way to the ensemble, since then.
+    pub hurt: BTreeMap<u64, u64>,
+    /// Which member had which life.
+    pub lives: BTreeMap<u64, (usize, String)>,
+}
+
+impl History {
+    pub fn began(&mut self, who: Who, name: &str) {
+        self.lives.insert(who.life, (who.m, name.to_string()));
+        self.clients.entry(who.m).or_default();
+    }
+
+    pub fn opened(&mut self, session: SessionId, who: Who) {
+        self.sessions.insert(session, who);
+    }
+
+    /// Whose session it is.
+    pub fn by(&self, session: SessionId) -> Option<Who> {
+        self.sessions.get(&session).copied()
+    }
+
+    pub fn report(&mut self, m: usize, now: u64, report: ClientReport) {
+        self.clients.entry(m).or_default().reports.push((now, report));
+    }
+
+    pub fn exited(&mut self, m: usize, now: u64, code: i32) {
+        self.clients.entry(m).or_default().exit = Some((now, code));
+    }
+
+    pub fn killed(&mut self, m: usize) {
+        self.clients.entry(m).or_default().killed = true;
+    }
+
+    pub fn interrupted(&mut self, m: usize) {
+        self.clients.entry(m).or_default().interrupted = true;
+    }
+
+    pub fn changed(&mut self, who: Who, path: &str, kind: ChangeKind) {
+        if kind == ChangeKind::Deleted && path.contains("latch-") {
+            self.woken.entry(path.to_string()).or_default().insert(who);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The simulator: the production roles on an ensemble in memory, in a world in which everything goes wrong that can,
+//! drawn from a seed. A seed is an exact reproduction. Afterwards checkers judge what happened, by the ensemble's own
+//! log and the true times of all runs.
+//!
+//! `ZKMW_SEED=7` plays one seed and tells everything; `ZKMW_SEEDS=0..1000` plays many. See `scripts/simulate`.
+
+mod checkers;
+mod ensemble;
+mod faults;
+mod history;
+mod life;
+mod member;
+mod net;
+mod play;
+mod processes;
+mod servers;
+mod swarm;
+mod users;
+mod world;
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use play::{Outcome, play};
+use swarm::Swarm;
+
+/// What `cargo test` plays when it is told nothing.
+const SEEDS: Range<u64> = 0..2_000;
+
+/// Failures that are told in full.
+const MAX_TOLD: usize = 200;
+
+fn number(text: &str) -> u64 {
+    text.trim().parse().unwrap_or_else(|_| panic!("{text:?} is no number: give 7, or 0..1000"))
+}
+
+/// The seeds that were asked for, and whether everything is to be told.
+fn wanted() -> (Range<u64>, bool) {
+    if let Ok(seed) = std::env::var("ZKMW_SEED") {
+        let seed = number(&seed);
+        return (seed..seed + 1, true);
+    }
+    match std::env::var("ZKMW_SEEDS") {
+        Ok(range) => match range.split_once("..") {
+            Some((first, end)) => (number(first)..number(end), false),
+            None => (0..number(&range), false),
+        },
+        Err(_) => (SEEDS, false),
+    }
+}
+
+/// Plays all of them on so many threads; the failures, by seed.
+fn play_all(seeds: Range<u64>, jobs: usize, tracing: bool) -> Vec<(u64, Outcome)> {
+    let next = AtomicU64::new(seeds.start);
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let outcome = play(seed, Swarm::new(seed), tracing);
+                    if !outcome.complaints.is_empty() {
+                        let mut failed = failed.lock().expect("no panic while it is held");
+                        failed.push((seed, outcome));
+                    }
+                }
+            });
+        }
+    });
+    let mut failed = failed.into_inner().expect("all threads are over");
+    failed.sort_by_key(|(seed, _)| *seed);
+    failed
+}
+
+#[test]
+fn whatever_happens_nothing_is_lost_and_nothing_runs_twice() {
+    let (seeds, tracing) = wanted();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let jobs = std::env::var("ZKMW_JOBS").map_or(cores, |jobs| number(&jobs) as usize);
+    let count = seeds.end.saturating_sub(seeds.start);
+    let started = Instant::now();
+    let failed = play_all(seeds, jobs.max(1), tracing);
+    let took = started.elapsed().as_secs_f64();
+    println!("{count} seeds in {took:.1} s: {:.0} a second, {} failed", count as f64 / took, failed.len());
+    for (seed, outcome) in failed.iter().take(MAX_TOLD) {
+        println!("\nseed {seed}:");
+        for complaint in &outcome.complaints {
+            println!("  {complaint}");
+        }
+        println!("  again, with all that happens: ZKMW_SEED={seed} scripts/simulate");
+    }
+    let seeds: Vec<u64> = failed.iter().map(|(seed, _)| *seed).collect();
+    assert!(seeds.is_empty(), "{} of {count} seeds fail: {:?}", seeds.len(), &seeds[..seeds.len().min(100)]);
+}
+
+#[test]
+fn a_seed_is_an_exact_reproduction() {
+    for seed in 0..5 {
+        let (first, again) = (play(seed, Swarm::new(seed), false), play(seed, Swarm::new(seed), false));
+        assert_eq!(first.digest, again.digest, "seed {seed}");
+        assert_ne!(first.digest, play(seed + 1, Swarm::new(seed + 1), false).digest, "seed {seed}");
+    }
+}
+
+#[test]
+fn without_faults_all_is_well() {
+    for seed in 0..20 {
+        let outcome = play(seed, Swarm::calm(seed), false);
+        assert!(outcome.complaints.is_empty(), "seed {seed}: {:#?}", outcome.complaints);
+        assert!(outcome.runs > 0, "seed {seed} ran nothing");
+    }
+}

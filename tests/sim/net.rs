@@ -1,0 +1,380 @@
+//! Between a process and a server: connections, packets, heartbeats. It keeps the promises of `src/zk`, with its
+//! bounds: a connection is a session; every call is answered once, and before the loss is told; a session that is
+//! silent is given up. Whatever those promises leave open is drawn: which of the calls of a turn is sent first, in
+//! which order replies are taken in, how far watch events are behind them, and what becomes of what was on its way
+//! when a connection broke.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use zkmw::machine::{Call, CallError, CallId, CallResult, ChangeKind, Instant};
+
+use super::ensemble::{Output, SessionId};
+use super::member::{Told, Who};
+use super::servers::Line;
+use super::swarm::{MS, SECOND, SERVERS};
+use super::world::{Ev, World};
+
+/// The pauses between rounds of connecting.
+const PAUSE_MIN: u64 = 50 * MS;
+const PAUSE_MAX: u64 = 500 * MS;
+/// A connection that lived for less counts as a failed round.
+const FLAPPING: u64 = SECOND;
+/// How long a server that does not answer costs.
+const STAGGER: u64 = 150 * MS;
+/// The longest sleep of the session layer while a connection is up.
+const LOOK_EVERY: u64 = SECOND;
+
+/// A process's end of a connection.
+#[derive(Debug)]
+pub struct Net {
+    pub generation: u64,
+    pub session: SessionId,
+    pub server: usize,
+    pub since: u64,
+    /// Calls without an answer; true if they were sent.
+    pub inflight: BTreeMap<CallId, bool>,
+    /// When the heartbeat was sent that was answered last, and the one that was not answered yet.
+    proved: Instant,
+    beating: Option<Instant>,
+    last_answer: Instant,
+}
+
+impl World {
+    /// How long a packet takes.
+    pub fn travel(&mut self) -> u64 {
+        let (low, high) = self.swarm.latency;
+        let travel = self.dice.between(low, high);
+        if !self.healed && self.dice.per_mille(self.swarm.spikes) { travel * 100 } else { travel }
+    }
+
+    /// How long a thread waits for its turn on a processor.
+    fn dawdle(&mut self) -> u64 {
+        match self.dice.below(16) {
+            0 => self.dice.below(20 * MS),
+            1..4 => self.dice.below(2 * MS),
+            _ => self.dice.below(100_000),
+        }
+    }
+
+    /// A round of connecting.
+    pub fn on_connect(&mut self, who: Who) {
+        if !self.lives(who) || self.members[who.m].net.is_some() {
+            return;
+        }
+        if self.members[who.m].stopped > self.now {
+            return self.at(self.members[who.m].stopped, Ev::Connect(who));
+        }
+        let first = self.dice.below(SERVERS as u64) as usize;
+        let step = self.dice.between(1, 2) as usize;
+        let mut cost = self.travel() * 2;
+        for n in 0..SERVERS {
+            let server = (first + n * step) % SERVERS;
+            let (out, back) = self.cuts[who.m][server];
+            let reached = out <= self.now && back <= self.now && self.servers[server].serves(self.now);
+            let timeout = Duration::from_nanos(self.swarm.timeout);
+            let session = if reached { self.ens.connect(server, timeout) } else { None };
+            if let Some(session) = session {
+                self.history.opened(session, who);
+                let opened = self.ens.log().len() as u64;
+                self.lines.insert(session, Line::new(server, who, opened));
+                self.trace(&self.members[who.m].name, || format!("gets session {} at server {server}", session.0));
+                return self.after(cost, Ev::Up(who, session));
+            }
+            cost += STAGGER;
+        }
+        self.connect_later(who, cost);
+    }
+
+    fn connect_later(&mut self, who: Who, more: u64) {
+        let pause = self.members[who.m].pause.clamp(PAUSE_MIN, PAUSE_MAX);
+        self.members[who.m].pause = pause * 2;
+        let pause = pause / 2 + self.dice.below(pause / 2);
+        self.after(pause + more, Ev::Connect(who));
+    }
+
+    pub fn on_up(&mut self, who: Who, session: SessionId) {
+        let Some(line) = self.lines.get(&session) else { return };
+        let (server, open, opened) = (line.server, line.open, line.opened);
+        if !self.lives(who) || !open {
+            if open {
+                self.on_fin(session);
+            }
+            if self.lives(who) {
+                self.connect_later(who, 0);
+            }
+            return;
+        }
+        if self.members[who.m].stopped > self.now {
+            return self.at(self.members[who.m].stopped, Ev::Up(who, session));
+        }
+        // A server answers a wish for a session when it has itself applied that it is open, and all before that.
+        if (self.ens.log().len() as u64).saturating_sub(self.ens.lag(server)) < opened {
+            return self.after(2 * MS, Ev::Up(who, session));
+        }
+        let now = self.local(who.m);
+        let timeout = Duration::from_nanos(self.swarm.timeout);
+        let member = &mut self.members[who.m];
+        member.generation += 1;
+        let generation = member.generation;
+        member.net = Some(Net {
+            generation,
+            session,
+            server,
+            since: self.now,
+            inflight: BTreeMap::new(),
+            proved: now,
+            beating: None,
+            last_answer: now,
+        });
+        self.lines.entry(session).and_modify(|line| line.generation = generation);
+        self.tell(who.m, Told::Up { generation, timeout });
+        self.after(0, Ev::Look(who, generation));
+    }
+
+    fn net(&mut self, who: Who, generation: u64) -> Option<&mut Net> {
+        if !self.lives(who) {
+            return None;
+        }
+        self.members[who.m].net.as_mut().filter(|net| net.generation == generation)
+    }
+
+    /// The session layer's heartbeat.
+    pub fn on_look(&mut self, who: Who, generation: u64) {
+        if self.net(who, generation).is_none() {
+            return;
+        }
+        if self.members[who.m].stopped > self.now {
+            return self.at(self.members[who.m].stopped + MS, Ev::Look(who, generation));
+        }
+        let now = self.local(who.m);
+        let timeout = Duration::from_nanos(self.swarm.timeout);
+        let Some(net) = self.net(who, generation) else { return };
+        if now.since(net.proved) > timeout {
+            return self.lose(who, "the session has expired");
+        }
+        let (sleep, beat) = match net.beating {
+            None if now < net.proved + timeout / 3 => ((net.proved + timeout / 3).since(now), false),
+            None => (timeout / 6, true),
+            Some(sent) => {
+                let overdue = (sent.max(net.last_answer) + timeout / 6).min(sent + timeout / 3);
+                if now >= overdue {
+                    return self.lose(who, "the server did not answer");
+                }
+                (overdue.since(now), false)
+            }
+        };
+        let session = net.session;
+        if beat {
+            net.beating = Some(now);
+            let delay = self.dawdle() + self.travel();
+            self.after(delay, Ev::Beat(who, generation, session, now));
+        }
+        let sleep = (sleep.as_nanos() as u64).clamp(MS, LOOK_EVERY);
+        self.after(sleep, Ev::Look(who, generation));
+    }
+
+    pub fn on_beat(&mut self, who: Who, generation: u64, session: SessionId, sent: Instant) {
+        let Some(at) = self.arrival(session, who) else { return };
+        if at > self.now {
+            return self.at(at, Ev::Beat(who, generation, session, sent));
+        }
+        self.touch(session);
+        if self.ens.is_alive(session) {
+            let travel = self.travel();
+            self.after(travel, Ev::BeatBack(who, generation, sent));
+        }
+    }
+
+    pub fn on_beat_back(&mut self, who: Who, generation: u64, sent: Instant) {
+        let Some(server) = self.net(who, generation).map(|net| net.server) else { return };
+        let back = self.cuts[who.m][server].1;
+        if back > self.now {
+            return self.at(back, Ev::BeatBack(who, generation, sent));
+        }
+        if let Some(net) = self.net(who, generation) {
+            net.proved = sent;
+            net.beating = None;
+        }
+    }
+
+    /// When a packet of this session gets to its server; `None` if never.
+    fn arrival(&self, session: SessionId, who: Who) -> Option<u64> {
+        let line = self.lines.get(&session).filter(|line| line.open)?;
+        Some(line.stalled.max(self.cuts[who.m][line.server].0))
+    }
+
+    /// A role makes a call.
+    pub fn call(&mut self, who: Who, id: CallId, call: Call) {
+        self.trace(&self.members[who.m].name, || format!("-> {} {}", id.0, brief(&call)));
+        let member = &mut self.members[who.m];
+        member.outstanding.insert(id);
+        let (known, net) = (member.known, member.net.as_mut());
+        let Some(net) = net.filter(|net| known == Some(net.generation)) else {
+            return self.not_sent(who.m, id);
+        };
+        net.inflight.insert(id, false);
+        let generation = net.generation;
+        let delay = self.dawdle();
+        self.after(delay, Ev::Depart(who, generation, id, call));
+    }
+
+    pub fn on_depart(&mut self, who: Who, generation: u64, id: CallId, call: Call) {
+        if self.net(who, generation).is_none() {
+            return;
+        }
+        if self.members[who.m].stopped > self.now {
+            let later = self.members[who.m].stopped + self.dice.below(MS);
+            return self.at(later, Ev::Depart(who, generation, id, call));
+        }
+        let Some(net) = self.net(who, generation) else { return };
+        let Some(sent) = net.inflight.get_mut(&id) else { return };
+        *sent = true;
+        let session = net.session;
+        if call.is_write() && !self.healed && self.dice.per_mille(self.swarm.break_writes) {
+            let most = 4 * self.swarm.latency.1 + 2 * self.swarm.apply;
+            let delay = self.dice.below(most);
+            self.after(delay, Ev::Break(who, generation));
+        }
+        let travel = self.travel();
+        self.after(travel, Ev::Arrive(session, who, generation, id, call));
+    }
+
+    /// A call reaches the server.
+    pub fn on_arrive(&mut self, session: SessionId, who: Who, generation: u64, id: CallId, call: Call) {
+        let Some(at) = self.arrival(session, who) else { return };
+        if at > self.now {
+            // What was held back by one cause is let go in any order.
+            let at = at + self.dice.below(MS);
+            return self.at(at, Ev::Arrive(session, who, generation, id, call));
+        }
+        let Some(server) = self.lines.get(&session).map(|line| line.server) else { return };
+        let is_write = call.is_write();
+        self.touch(session);
+        let request = self.ens.request(session, call);
+        self.requests.insert(request, (who, generation, id));
+        if is_write {
+            self.forward_soon(server);
+        }
+        self.poll(session);
+    }
+
+    /// Everything that the server has for this session goes on its way.
+    pub fn poll(&mut self, session: SessionId) {
+        while let Some(output) = self.ens.take(session) {
+            let Some(line) = self.lines.get(&session).filter(|line| line.open) else { continue };
+            let (who, generation, at) = (line.who, line.generation, line.last);
+            // One stream from the server, two threads that take it apart.
+            let arrives = at.max(self.now + self.travel());
+            let thread = self.dawdle();
+            let Some(line) = self.lines.get_mut(&session) else { continue };
+            line.last = arrives;
+            match output {
+                Output::Reply { request, result } => {
+                    if let Some((who, generation, id)) = self.requests.remove(&request) {
+                        let result = result.map_err(CallError::Refused);
+                        self.at(arrives + thread, Ev::Answer(who, generation, id, result));
+                    }
+                }
+                Output::Changed { path, kind } => {
+                    line.last_change = line.last_change.max(arrives + thread);
+                    let at = line.last_change;
+                    self.at(at, Ev::Change(who, generation, path, kind));
+                }
+            }
+        }
+    }
+
+    pub fn on_answer(&mut self, who: Who, generation: u64, id: CallId, result: CallResult) {
+        let Some(server) = self.net(who, generation).map(|net| net.server) else { return };
+        let back = self.cuts[who.m][server].1;
+        if back > self.now {
+            return self.at(back, Ev::Answer(who, generation, id, result));
+        }
+        if self.members[who.m].stopped > self.now {
+            let later = self.members[who.m].stopped + self.dawdle();
+            return self.at(later, Ev::Answer(who, generation, id, result));
+        }
+        let now = self.local(who.m);
+        let Some(net) = self.net(who, generation) else { return };
+        if net.inflight.remove(&id).is_some() {
+            net.last_answer = now;
+            self.tell(who.m, Told::Reply { id, result });
+        }
+    }
+
+    pub fn on_change(&mut self, who: Who, generation: u64, path: String, kind: ChangeKind) {
+        let Some(server) = self.net(who, generation).map(|net| net.server) else { return };
+        let back = self.cuts[who.m][server].1;
+        if back > self.now {
+            return self.at(back, Ev::Change(who, generation, path, kind));
+        }
+        if self.members[who.m].stopped > self.now {
+            return self.at(self.members[who.m].stopped + MS, Ev::Change(who, generation, path, kind));
+        }
+        self.history.changed(who, &path, kind);
+        self.tell(who.m, Told::Changed { generation, path, kind });
+    }
+
+    pub fn on_break(&mut self, who: Who, generation: u64) {
+        if self.net(who, generation).is_some() {
+            self.lose(who, "the connection broke");
+        }
+    }
+
+    /// The process's end of the connection is over. What was on its way may still get to the server, also late.
+    pub fn lose(&mut self, who: Who, why: &str) {
+        let Some(net) = self.members[who.m].net.take() else { return };
+        self.hurt(who);
+        self.trace(&self.members[who.m].name, || format!("** loses session {}: {why} **", net.session.0));
+        for (id, sent) in net.inflight {
+            let error = if sent { CallError::MaybeApplied } else { CallError::NotSent };
+            self.tell(who.m, Told::Reply { id, result: Err(error) });
+        }
+        self.tell(who.m, Told::Down { generation: net.generation, why: why.to_string() });
+        let timeout = self.swarm.timeout;
+        let (stall, fin) = match self.dice.below(6) {
+            // What was on its way is lost with the connection.
+            0 | 1 => (0, 0),
+            // It arrives, and then the end of the connection.
+            2 | 3 => (0, self.travel() * 2),
+            // It arrives late.
+            4 => {
+                let stall = self.dice.below(timeout / 4);
+                (stall, stall + 50 * MS)
+            }
+            _ => {
+                let stall = self.dice.below(timeout);
+                (stall, stall + 50 * MS)
+            }
+        };
+        if let Some(line) = self.lines.get_mut(&net.session) {
+            line.stalled = self.now + stall;
+        }
+        if fin == 0 {
+            self.on_fin(net.session);
+        } else {
+            self.after(fin, Ev::Fin(net.session));
+        }
+        if self.now.saturating_sub(net.since) >= FLAPPING {
+            self.members[who.m].pause = 0;
+            self.after(MS, Ev::Connect(who));
+        } else {
+            self.connect_later(who, 0);
+        }
+    }
+}
+
+/// A call in few words.
+pub fn brief(call: &Call) -> String {
+    let text = |data: &[u8]| String::from_utf8_lossy(&data[..data.len().min(300)]).into_owned();
+    match call {
+        Call::Create { path, data, mode } => format!("create {path} {mode:?} {}", text(data)),
+        Call::Set { path, data, version } => format!("set {path} v{version} {}", text(data)),
+        Call::Delete { path, version } => format!("delete {path} {version:?}"),
+        Call::Get { path, watch } => format!("get {path}{}", if *watch { " +watch" } else { "" }),
+        Call::Exists { path, watch } => format!("exists {path}{}", if *watch { " +watch" } else { "" }),
+        Call::Children { path } => format!("children {path}"),
+        Call::Watch { path, mode } => format!("watch {path} {mode:?}"),
+    }
+}

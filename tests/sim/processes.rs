@@ -1,0 +1,234 @@
+//! What workers and electors run: process groups that take some time and end in some way, and the guard, which lives
+//! on the worker's machine and by its clock, and kills when the worker is dead or its lease is over.
+
+use zkmw::machine::{Captured, Ended, Event, GroupSignal, Instant, RunId, RunReport, RunSpec};
+
+use super::life::ELECTION;
+use super::member::Who;
+use super::swarm::MS;
+use super::world::{EPOCH_MS, Ev, World};
+
+const TERM: i32 = 15;
+const KILL: i32 = 9;
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It was asked for.
+    Waiting,
+    Alive,
+    Dead,
+    /// It never began.
+    Never,
+}
+
+/// A run, and all that is true of it.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub who: Who,
+    pub id: RunId,
+    /// The task's id, or the election.
+    pub key: String,
+    pub attempt: u32,
+    pub epoch: i64,
+    pub stage: Stage,
+    pub begin: u64,
+    pub end: u64,
+    pub ended: Option<Ended>,
+    /// Somebody told it to end, or killed it.
+    pub signalled: bool,
+    told: Option<GroupSignal>,
+    stubborn: bool,
+    command: String,
+}
+
+impl Run {
+    /// What it prints.
+    pub fn output(&self) -> String {
+        format!("{}#{} by {}", self.key, self.attempt, self.who.life)
+    }
+}
+
+impl World {
+    pub fn start_run(&mut self, who: Who, id: RunId, spec: &RunSpec) {
+        let find = |name: &str| spec.env.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let run = Run {
+            who,
+            id,
+            key: find("ZKMW_TASK").unwrap_or(ELECTION).to_string(),
+            attempt: find("ZKMW_ATTEMPT").and_then(|n| n.parse().ok()).unwrap_or(0),
+            epoch: find("ZKMW_EPOCH").and_then(|n| n.parse().ok()).unwrap_or(0),
+            stage: Stage::Waiting,
+            begin: 0,
+            end: 0,
+            ended: None,
+            signalled: false,
+            told: None,
+            stubborn: false,
+            command: spec.argv.last().cloned().unwrap_or_default(),
+        };
+        let index = self.runs.len();
+        self.runs.push(run);
+        self.members[who.m].runs.insert(id, index);
+        let most = if self.dice.per_mille(50) { 200 * MS } else { 5 * MS };
+        let delay = self.dice.below(most) + MS / 4;
+        self.after(delay, Ev::RunBegins(index));
+    }
+
+    pub fn on_run_begins(&mut self, index: usize) {
+        let who = self.runs[index].who;
+        if self.runs[index].stage != Stage::Waiting {
+            return;
+        }
+        if !self.lives(who) {
+            self.runs[index].stage = Stage::Never;
+            return;
+        }
+        let stopped = self.members[who.m].stopped;
+        if stopped > self.now {
+            let later = stopped + self.dice.below(5 * MS);
+            return self.at(later, Ev::RunBegins(index));
+        }
+        let covered = self.members[who.m].lease.is_some_and(|until| self.local(who.m) < until);
+        let guarded = self.members[who.m].unguarded <= self.now;
+        if !covered || !guarded {
+            self.runs[index].stage = Stage::Never;
+            let why = if guarded { "the lease is over" } else { "there is no guard" };
+            let event = Event::NotStarted { run: self.runs[index].id, transient: true, why: why.into() };
+            self.members[who.m].runs.remove(&self.runs[index].id);
+            return self.after(MS, Ev::Exec(who, event));
+        }
+        let mean = self.swarm.run_for;
+        let lasts = self.dice.around(mean) + MS;
+        let stubborn = self.dice.per_mille(150);
+        let dice = self.dice.below(100);
+        let run = &mut self.runs[index];
+        run.stage = Stage::Alive;
+        run.begin = self.now;
+        run.stubborn = stubborn;
+        let (id, command, told) = (run.id, run.command.clone(), run.told);
+        let how = match command.as_str() {
+            "fail" => Ended::Exit(3),
+            "flaky" if dice < 60 => Ended::Exit(1),
+            "signal" => Ended::Signal(11),
+            _ => Ended::Exit(0),
+        };
+        self.trace(&self.members[who.m].name, || {
+            let run = &self.runs[index];
+            format!("## runs {} attempt {} for {} ms ##", run.key, run.attempt, lasts / MS)
+        });
+        if command == "poison" && !self.healed {
+            self.after(lasts / 2, Ev::Kill(who));
+        }
+        self.after(lasts, Ev::RunEnds(index, how));
+        self.after(MS, Ev::Exec(who, Event::Started { run: id, pid: index as u32 }));
+        if let Some(signal) = told {
+            self.signal_run(who, id, signal);
+        }
+    }
+
+    pub fn on_run_ends(&mut self, index: usize, how: Ended) {
+        if self.runs[index].stage != Stage::Alive {
+            return;
+        }
+        let run = &mut self.runs[index];
+        run.stage = Stage::Dead;
+        run.end = self.now;
+        run.ended = Some(how);
+        self.trace(&self.members[self.runs[index].who.m].name, || {
+            format!("## {} attempt {} is dead: {how:?} ##", self.runs[index].key, self.runs[index].attempt)
+        });
+        let delay = self.dice.between(MS / 10, 5 * MS);
+        self.after(delay, Ev::RunTold(index));
+    }
+
+    pub fn on_run_told(&mut self, index: usize) {
+        let run = &self.runs[index];
+        let (who, id) = (run.who, run.id);
+        let Some(ended) = run.ended else { return };
+        let wall = |at: u64| EPOCH_MS + (at / MS) as i64;
+        let stdout = Captured { head: run.output().into_bytes(), ..Captured::default() };
+        let (started_ms, ended_ms) = (wall(run.begin), wall(run.end));
+        let report = RunReport { ended, stdout, stderr: Captured::default(), started_ms, ended_ms };
+        if self.lives(who) {
+            self.members[who.m].runs.remove(&id);
+            self.on_exec(who, Event::Ended { run: id, report });
+        }
+    }
+
+    pub fn signal_run(&mut self, who: Who, id: RunId, signal: GroupSignal) {
+        let Some(index) = self.members[who.m].runs.get(&id).copied() else { return };
+        match self.runs[index].stage {
+            Stage::Waiting => {
+                let told = self.runs[index].told;
+                self.runs[index].told = if told == Some(GroupSignal::Kill) { told } else { Some(signal) };
+            }
+            Stage::Alive => {
+                self.runs[index].signalled = true;
+                if signal == GroupSignal::Kill {
+                    let delay = self.dice.between(MS / 2, 10 * MS);
+                    self.after(delay, Ev::RunEnds(index, Ended::Signal(KILL)));
+                } else if !self.runs[index].stubborn {
+                    let how = match self.dice.below(4) {
+                        0 => Ended::Exit(0),
+                        1 => Ended::Exit(128 + TERM),
+                        _ => Ended::Signal(TERM),
+                    };
+                    let delay = self.dice.below(300 * MS);
+                    self.after(delay, Ev::RunEnds(index, how));
+                }
+            }
+            Stage::Dead | Stage::Never => {}
+        }
+    }
+
+    /// Whoever watches over the member's runs kills them all, within so long; by when that is done.
+    pub fn kill_runs(&mut self, m: usize, most: u64) -> u64 {
+        let runs: Vec<usize> = self.members[m].runs.values().copied().collect();
+        let mut done = self.now;
+        for index in runs {
+            if self.runs[index].stage == Stage::Alive {
+                self.runs[index].signalled = true;
+                let delay = self.dice.between(MS / 2, most);
+                done = done.max(self.now + delay);
+                self.after(delay, Ev::RunEnds(index, Ended::Signal(KILL)));
+            }
+        }
+        done
+    }
+
+    pub fn kill_runs_at_once(&mut self, m: usize) {
+        for index in self.members[m].runs.values().copied().collect::<Vec<_>>() {
+            self.on_run_ends(index, Ended::Signal(KILL));
+        }
+    }
+
+    pub fn extend_lease(&mut self, who: Who, until: Instant) {
+        self.members[who.m].lease = Some(until);
+        let at = self.members[who.m].clock.when(until);
+        self.at(at, Ev::Guard(who));
+    }
+
+    /// The guard looks at its clock.
+    pub fn on_guard(&mut self, who: Who) {
+        let over = self.members[who.m].lease.is_some_and(|until| self.local(who.m) >= until);
+        if self.lives(who) && over && !self.members[who.m].runs.is_empty() {
+            self.trace(&self.members[who.m].name, || "its lease is over: the guard kills".into());
+            self.kill_runs(who.m, 20 * MS);
+        }
+    }
+
+    /// The guard dies; so do all runs, and a new guard is made.
+    pub fn lose_guard(&mut self, m: usize) {
+        let who = self.who(m);
+        if !self.lives(who) || !self.members[m].kind.runs() {
+            return;
+        }
+        self.trace(&self.members[m].name, || "** its guard dies **".into());
+        let without = self.dice.between(MS, 500 * MS);
+        self.members[m].unguarded = self.now + without;
+        self.kill_runs(m, 20 * MS);
+        self.after(0, Ev::Exec(who, Event::Unguarded { why: "it died".into() }));
+        self.after(without, Ev::Reguard(who));
+    }
+}

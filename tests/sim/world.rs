@@ -1,0 +1,286 @@
+//! The world: the true time, the queue of what comes when, and all parts. It pops the next thing and gives it to
+//! the part that it is for.
+
+use std::collections::{BTreeMap, BinaryHeap};
+
+use zkmw::machine::{Call, CallId, CallResult, ChangeKind, Ended, Event, Instant};
+
+use super::ensemble::{Ensemble, RequestId, ServerId, SessionId};
+use super::history::History;
+use super::member::{Clock, Kind, Member, Told, Who};
+use super::processes::Run;
+use super::servers::{Line, Server};
+use super::swarm::{Dice, Fault, MS, SECOND, SERVERS, Swarm};
+
+/// More events than this in one seed mean that somebody goes round in circles.
+const MAX_EVENTS: u64 = 3_000_000;
+
+/// The ensemble's clock when the simulation begins, in ms since 1970.
+pub const EPOCH_MS: i64 = 1_700_000_000_000;
+
+/// What comes.
+#[derive(Debug)]
+pub enum Ev {
+    Turn(Who),
+    Time(Who),
+    Start(usize, u64),
+    Resume(Who),
+    Connect(Who),
+    Up(Who, SessionId),
+    Look(Who, u64),
+    Beat(Who, u64, SessionId, Instant),
+    BeatBack(Who, u64, Instant),
+    Depart(Who, u64, CallId, Call),
+    Arrive(SessionId, Who, u64, CallId, Call),
+    Answer(Who, u64, CallId, CallResult),
+    Change(Who, u64, String, ChangeKind),
+    Break(Who, u64),
+    Fin(SessionId),
+    Close(SessionId),
+    Forward(ServerId),
+    Apply(ServerId),
+    Ping,
+    Join(ServerId),
+    Restart(ServerId),
+    Drop(ServerId),
+    RunBegins(usize),
+    RunEnds(usize, Ended),
+    RunTold(usize),
+    Exec(Who, Event),
+    Guard(Who),
+    Reguard(Who),
+    User,
+    Fault(Fault),
+    Signal(Who),
+    Kill(Who),
+}
+
+struct Scheduled {
+    at: u64,
+    seq: u64,
+    ev: Ev,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Scheduled) -> bool {
+        (self.at, self.seq) == (other.at, other.seq)
+    }
+}
+
+impl Eq for Scheduled {}
+
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Scheduled) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Scheduled) -> std::cmp::Ordering {
+        (other.at, other.seq).cmp(&(self.at, self.seq))
+    }
+}
+
+/// Everything.
+pub struct World {
+    pub now: u64,
+    pub dice: Dice,
+    pub swarm: Swarm,
+    pub ens: Ensemble,
+    pub servers: [Server; SERVERS],
+    pub lines: BTreeMap<SessionId, Line>,
+    pub requests: BTreeMap<RequestId, (Who, u64, CallId)>,
+    pub members: Vec<Member>,
+    /// Until when a member does not reach a server, and a server not it.
+    pub cuts: Vec<[(u64, u64); SERVERS]>,
+    pub runs: Vec<Run>,
+    pub history: History,
+    pub lives: u64,
+    pub asked: u64,
+    pub healed: bool,
+    pub heals_at: u64,
+    pub digest: u64,
+    pub events: u64,
+    pub traced: usize,
+    pub tracing: bool,
+    queue: BinaryHeap<Scheduled>,
+    seq: u64,
+}
+
+impl World {
+    pub fn new(seed: u64, swarm: Swarm, tracing: bool) -> World {
+        let mut world = World {
+            now: SECOND,
+            dice: Dice::new(seed),
+            ens: Ensemble::new(SERVERS, EPOCH_MS),
+            servers: std::array::from_fn(|_| Server::default()),
+            lines: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            members: Vec::new(),
+            cuts: Vec::new(),
+            runs: Vec::new(),
+            history: History::default(),
+            lives: 0,
+            asked: 0,
+            healed: false,
+            heals_at: SECOND + swarm.safety,
+            digest: 0,
+            events: 0,
+            traced: 0,
+            tracing,
+            queue: BinaryHeap::new(),
+            seq: 0,
+            swarm,
+        };
+        world.ens.set_time(Instant::from_nanos(world.now));
+        world.populate();
+        world.after(0, Ev::Ping);
+        for (fault, mean) in world.swarm.faults.clone() {
+            let first = world.dice.around(mean);
+            world.after(first, Ev::Fault(fault));
+        }
+        world.after(500 * MS, Ev::User);
+        world
+    }
+
+    fn populate(&mut self) {
+        for n in 0..self.swarm.masters {
+            self.add(format!("m{n}"), Kind::Master);
+        }
+        for n in 0..self.swarm.workers {
+            let slots = self.dice.between(1, 3) as u32;
+            self.add(format!("w{n}"), Kind::Worker { name: n, slots, zone: n == 0 });
+        }
+        for n in 0..self.swarm.electors {
+            self.add(format!("e{n}"), Kind::Elector { once: false });
+        }
+        for m in 0..self.members.len() {
+            let delay = self.dice.below(2 * SECOND);
+            self.after(delay, Ev::Start(m, 0));
+        }
+    }
+
+    /// A further member, which is started by whoever asked for it.
+    pub fn add(&mut self, name: String, kind: Kind) -> usize {
+        let drift = self.swarm.drift;
+        let clock = Clock {
+            offset: self.dice.below(100_000) * SECOND,
+            drift: self.dice.below(2 * drift + 1) as i64 - drift as i64,
+        };
+        self.members.push(Member::new(name, kind, clock));
+        self.cuts.push([(0, 0); SERVERS]);
+        self.members.len() - 1
+    }
+
+    /// Something comes after this many ns.
+    pub fn after(&mut self, delay: u64, ev: Ev) {
+        self.at(self.now + delay, ev);
+    }
+
+    /// Something comes at this time.
+    pub fn at(&mut self, at: u64, ev: Ev) {
+        self.seq += 1;
+        self.queue.push(Scheduled { at: at.max(self.now), seq: self.seq, ev });
+    }
+
+    /// Whether this life of the member goes on.
+    pub fn lives(&self, who: Who) -> bool {
+        let member = &self.members[who.m];
+        member.life == who.life && member.program.is_some()
+    }
+
+    /// The present life of a member.
+    pub fn who(&self, m: usize) -> Who {
+        Who { m, life: self.members[m].life }
+    }
+
+    /// What the member's clock shows.
+    pub fn local(&self, m: usize) -> Instant {
+        self.members[m].clock.at(self.now)
+    }
+
+    /// Writes a line of the trace, if somebody reads it.
+    pub fn trace(&self, who: &str, what: impl FnOnce() -> String) {
+        if self.tracing {
+            println!("{:>10.4} {who:<8} {}", (self.now - SECOND) as f64 / SECOND as f64, what());
+        }
+    }
+
+    /// Goes on until that time.
+    pub fn run_until(&mut self, until: u64) {
+        while self.queue.peek().is_some_and(|next| next.at <= until) {
+            let Some(next) = self.queue.pop() else { break };
+            self.now = next.at;
+            self.events += 1;
+            assert!(self.events < MAX_EVENTS, "somebody goes round in circles");
+            self.digest = (self.digest ^ next.at ^ next.seq.rotate_left(32)).wrapping_mul(0x100_0000_01b3);
+            self.ens.set_time(Instant::from_nanos(self.now));
+            self.handle(next.ev);
+            self.settle_servers();
+        }
+        self.now = until;
+    }
+
+    fn handle(&mut self, ev: Ev) {
+        match ev {
+            Ev::Turn(who) => self.turn(who),
+            Ev::Time(who) => self.on_time(who),
+            Ev::Start(m, life) => self.on_start(m, life),
+            Ev::Resume(who) => self.on_resume(who),
+            Ev::Connect(who) => self.on_connect(who),
+            Ev::Up(who, session) => self.on_up(who, session),
+            Ev::Look(who, generation) => self.on_look(who, generation),
+            Ev::Beat(who, generation, session, sent) => self.on_beat(who, generation, session, sent),
+            Ev::BeatBack(who, generation, sent) => self.on_beat_back(who, generation, sent),
+            Ev::Depart(who, generation, id, call) => self.on_depart(who, generation, id, call),
+            Ev::Arrive(session, who, generation, id, call) => {
+                self.on_arrive(session, who, generation, id, call);
+            }
+            Ev::Answer(who, generation, id, result) => self.on_answer(who, generation, id, result),
+            Ev::Change(who, generation, path, kind) => self.on_change(who, generation, path, kind),
+            Ev::Break(who, generation) => self.on_break(who, generation),
+            Ev::Fin(session) => self.on_fin(session),
+            Ev::Close(session) => self.on_close(session),
+            Ev::Forward(server) => self.on_forward(server),
+            Ev::Apply(server) => self.on_apply(server),
+            Ev::Ping => self.on_ping(),
+            Ev::Join(server) => self.on_join(server),
+            Ev::Restart(server) => self.on_restart(server),
+            Ev::Drop(server) => self.drop_clients(server),
+            Ev::RunBegins(run) => self.on_run_begins(run),
+            Ev::RunEnds(run, how) => self.on_run_ends(run, how),
+            Ev::RunTold(run) => self.on_run_told(run),
+            Ev::Exec(who, event) => self.on_exec(who, event),
+            Ev::Guard(who) => self.on_guard(who),
+            Ev::Reguard(who) => self.trace(&self.members[who.m].name, || "has a guard again".into()),
+            Ev::User => self.on_user(),
+            Ev::Fault(fault) => self.on_fault(fault),
+            Ev::Signal(who) => self.on_signal(who),
+            Ev::Kill(who) => {
+                if self.lives(who) {
+                    self.crash(who.m, "killed");
+                }
+            }
+        }
+    }
+
+    /// Something from the session layer for a member's loop.
+    pub fn tell(&mut self, m: usize, told: Told) {
+        self.members[m].sessions.push_back(told);
+        self.nudge(m);
+    }
+
+    /// The member has something to take in.
+    pub fn nudge(&mut self, m: usize) {
+        if !self.members[m].turning && self.members[m].program.is_some() {
+            self.members[m].turning = true;
+            let cost = self.turn_cost(m);
+            self.after(cost, Ev::Turn(self.who(m)));
+        }
+    }
+
+    fn turn_cost(&mut self, m: usize) -> u64 {
+        let (until, most) = self.members[m].slow;
+        if until > self.now { self.dice.below(most) } else { self.dice.between(5_000, 60_000) }
+    }
+}
