@@ -6,6 +6,7 @@
 
 mod checkers;
 mod ensemble;
+mod ensemble_rules;
 mod faults;
 mod history;
 mod life;
