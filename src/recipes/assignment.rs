@@ -38,6 +38,8 @@ pub enum Step {
 pub struct Held {
     /// The attempt that it was given out as.
     pub attempt: u32,
+    /// Somebody who led before gave it out.
+    pub inherited: bool,
     revoked: Revoked,
 }
 
@@ -192,7 +194,7 @@ impl Book {
     pub fn assign(&mut self, incarnation: &Incarnation, task: &TaskId, attempt: u32) {
         debug_assert!(self.is_ready() && self.is_open(incarnation) && !self.holders.contains_key(task));
         if let Some(page) = self.pages.get_mut(incarnation) {
-            page.entries.insert(task.clone(), Held { attempt, revoked: Revoked::No });
+            page.entries.insert(task.clone(), Held { attempt, inherited: false, revoked: Revoked::No });
             page.dirty = true;
             self.holders.insert(task.clone(), incarnation.clone());
             self.to_do.insert(incarnation.clone());
@@ -463,7 +465,8 @@ impl Book {
             }
             if let Some(page) = self.pages.get_mut(incarnation) {
                 page.dirty |= revoked == Revoked::Wanted && !entry.revoked;
-                page.entries.insert(entry.task, Held { attempt: entry.attempt, revoked });
+                let held = Held { attempt: entry.attempt, inherited: true, revoked };
+                page.entries.insert(entry.task, held);
             }
         }
     }

@@ -18,6 +18,7 @@ mod editor;
 mod fleet;
 mod janitor;
 mod leading;
+mod looks;
 mod summary;
 mod table;
 
@@ -180,6 +181,7 @@ impl Master {
                 Change::Gone { path } => match TaskId::parse(&path) {
                     Some(task) => {
                         self.table.remove(&task, now);
+                        self.forget_look(&task);
                         self.settle(&task, now, out);
                     }
                     None => self.table.drop_dir(&path),

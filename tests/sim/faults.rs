@@ -34,7 +34,8 @@ impl World {
         if self.healed {
             return;
         }
-        let mean = self.swarm.faults.iter().find(|(kind, _)| *kind == fault).map_or(SECOND, |(_, mean)| *mean);
+        let mean =
+            self.swarm.faults.iter().find(|(kind, _)| *kind == fault).map_or(SECOND, |(_, mean)| *mean);
         let next = self.dice.around(mean);
         self.after(next, Ev::Fault(fault));
         match fault {
@@ -130,7 +131,9 @@ impl World {
 
     pub fn stop(&mut self, who: Who, until: u64) {
         self.hurt(who);
-        self.trace(&self.members[who.m].name, || format!("** stands still for {} ms **", (until - self.now) / MS));
+        self.trace(&self.members[who.m].name, || {
+            format!("** stands still for {} ms **", (until - self.now) / MS)
+        });
         self.members[who.m].stopped = until;
         self.at(until, Ev::Resume(who));
     }
@@ -228,7 +231,8 @@ impl World {
         }
         // Whoever wrote what is none of ours takes it away.
         let tree = self.ens.tree();
-        let foreign: Vec<String> = tree.keys().rev().filter(|path| path.contains("garbage")).cloned().collect();
+        let foreign: Vec<String> =
+            tree.keys().rev().filter(|path| path.contains("garbage")).cloned().collect();
         for path in foreign {
             self.ens.remove(&path);
         }

@@ -284,9 +284,7 @@ impl Member {
             Told::Changed { generation, path, kind } => {
                 (self.known == Some(generation)).then_some(Event::Changed { path, kind })
             }
-            Told::Reply { id, result } => {
-                self.outstanding.remove(&id).then_some(Event::Reply { id, result })
-            }
+            Told::Reply { id, result } => self.outstanding.remove(&id).then_some(Event::Reply { id, result }),
         }
     }
 }

@@ -78,7 +78,9 @@ impl World {
                 self.history.opened(session, who);
                 let opened = self.ens.log().len() as u64;
                 self.lines.insert(session, Line::new(server, who, opened));
-                self.trace(&self.members[who.m].name, || format!("gets session {} at server {server}", session.0));
+                self.trace(&self.members[who.m].name, || {
+                    format!("gets session {} at server {server}", session.0)
+                });
                 return self.after(cost, Ev::Up(who, session));
             }
             cost += STAGGER;
@@ -94,17 +96,14 @@ impl World {
     }
 
     pub fn on_up(&mut self, who: Who, session: SessionId) {
-        let Some(line) = self.lines.get(&session) else { return };
-        let (server, open, opened) = (line.server, line.open, line.opened);
-        if !self.lives(who) || !open {
-            if open {
-                self.on_fin(session);
-            }
+        let line = self.lines.get(&session).filter(|line| line.open).map(|line| (line.server, line.opened));
+        let Some((server, opened)) = line.filter(|_| self.lives(who)) else {
+            self.on_fin(session);
             if self.lives(who) {
                 self.connect_later(who, 0);
             }
             return;
-        }
+        };
         if self.members[who.m].stopped > self.now {
             return self.at(self.members[who.m].stopped, Ev::Up(who, session));
         }

@@ -45,7 +45,8 @@ pub fn play(seed: u64, swarm: Swarm, tracing: bool) -> Outcome {
     };
     complaints.extend(checkers::all(&world));
     let log = world.ens.log().iter();
-    let digest = log.fold(world.digest, |digest, txn| (digest ^ txn.zxid as u64).wrapping_mul(0x100_0000_01b3));
+    let digest =
+        log.fold(world.digest, |digest, txn| (digest ^ txn.zxid as u64).wrapping_mul(0x100_0000_01b3));
     Outcome { complaints, digest, runs: world.runs.len(), events: world.events }
 }
 
@@ -93,7 +94,8 @@ fn end_electors(world: &mut World) {
 fn last_words(world: &World) -> Vec<String> {
     let mut words = Vec::new();
     for (path, node) in world.ens.tree() {
-        if path.starts_with("/z/assign/") || path.starts_with("/z/workers/") || path.starts_with("/z/master/") {
+        if path.starts_with("/z/assign/") || path.starts_with("/z/workers/") || path.starts_with("/z/master/")
+        {
             words.push(format!("{path}: {}", String::from_utf8_lossy(&node.data)));
         }
     }

@@ -51,7 +51,8 @@ impl Run {
 
 impl World {
     pub fn start_run(&mut self, who: Who, id: RunId, spec: &RunSpec) {
-        let find = |name: &str| spec.env.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let find =
+            |name: &str| spec.env.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.as_str());
         let run = Run {
             who,
             id,

@@ -1,7 +1,6 @@
 //! What the servers do in between: they pass writes on, learn of commits, ping, fall out and come back. When each of
 //! that happens is drawn; what it means is the ensemble's.
 
-
 use super::ensemble::{ServerId, SessionId};
 use super::member::Who;
 use super::swarm::{MS, SECOND, SERVERS};
@@ -131,8 +130,12 @@ impl World {
                 break;
             }
         }
-        let sessions: Vec<_> =
-            self.lines.iter().filter(|(_, line)| line.server == server && line.open).map(|(s, _)| *s).collect();
+        let sessions: Vec<_> = self
+            .lines
+            .iter()
+            .filter(|(_, line)| line.server == server && line.open)
+            .map(|(s, _)| *s)
+            .collect();
         for session in sessions {
             self.poll(session);
             if !self.ens.is_alive(session) {
@@ -170,8 +173,12 @@ impl World {
 
     /// All connections to a server break.
     pub fn drop_clients(&mut self, server: ServerId) {
-        let sessions: Vec<_> =
-            self.lines.iter().filter(|(_, line)| line.server == server && line.open).map(|(s, _)| *s).collect();
+        let sessions: Vec<_> = self
+            .lines
+            .iter()
+            .filter(|(_, line)| line.server == server && line.open)
+            .map(|(s, _)| *s)
+            .collect();
         for session in sessions {
             let (who, generation) = (self.lines[&session].who, self.lines[&session].generation);
             self.on_fin(session);
@@ -250,7 +257,10 @@ impl World {
             let text = format!("{:?}", txn.op);
             let short: String = text.chars().take(400).collect();
             let seconds = (self.now - SECOND) as f64 / SECOND as f64;
-            println!("{seconds:>10.4} {:<8} zxid {:x} by {by} ({}): {short}", "ENSEMBLE", txn.zxid, txn.session.0);
+            println!(
+                "{seconds:>10.4} {:<8} zxid {:x} by {by} ({}): {short}",
+                "ENSEMBLE", txn.zxid, txn.session.0
+            );
         }
         self.traced = log.len();
     }

@@ -185,8 +185,11 @@ impl World {
         let batch = self.dice.per_mille(200);
         let (wish, options) = if keyed && self.dice.per_mille(700) {
             // Who comes with a key mostly means the same by it.
-            let wish =
-                if batch { Wish::Batch(vec!["ok".into(), "flaky".into(), "ok".into()]) } else { Wish::Single("ok".into()) };
+            let wish = if batch {
+                Wish::Batch(vec!["ok".into(), "flaky".into(), "ok".into()])
+            } else {
+                Wish::Single("ok".into())
+            };
             (wish, Options::default())
         } else if batch {
             let lines = self.dice.between(2, 6);

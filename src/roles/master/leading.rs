@@ -68,6 +68,8 @@ pub struct Term {
     newborn: BTreeMap<Incarnation, Instant>,
     /// Those that died before the list of workers came; it may be older than their deaths.
     died: BTreeSet<Incarnation>,
+    /// Tasks on pages of earlier leaders that the mirror does not have, and whether they were seen to stand.
+    pub(super) looked: BTreeMap<TaskId, bool>,
     calls: Calls<Purpose>,
 }
 
@@ -92,6 +94,7 @@ impl Term {
             burials: BTreeMap::new(),
             newborn: BTreeMap::new(),
             died: BTreeSet::new(),
+            looked: BTreeMap::new(),
             calls: Calls::default(),
         }
     }
@@ -355,10 +358,14 @@ impl Master {
         for burial in term.burials.values_mut() {
             burial.on_edited(task, edit, &edited);
         }
-        // The mirror will read it too, but later: until then the task would be given out as it was before.
-        if let Edited::Written { data, stat } = &edited {
+        // The mirror will read it too, but later: until then the task would be given out as it was before. But if
+        // the mirror has seen it go, this answer is the older news, and nobody would ever correct it.
+        if let Edited::Written { data, stat } = &edited
+            && self.table.get(task).is_some()
+        {
             self.on_task(task, data, stat, now, out);
         }
+        self.note_look(task, edit, &edited, out);
         self.settle(task, now, out);
         self.touch();
     }
@@ -427,6 +434,12 @@ impl Master {
             (_, Some((incarnation, _)))
                 if !self.fleet.lives(&incarnation) || term.burials.contains_key(&incarnation) => {}
             (None, Some(_)) if !self.tasks.is_complete() => {}
+            // The mirror may be late: the task may have been made and given out just before the takeover.
+            (None, Some((_, held))) if held.inherited && term.looked.get(task) != Some(&false) => {
+                if !term.looked.contains_key(task) {
+                    term.editor.begin(task, Edit::Peek, out);
+                }
+            }
             (Some(Phase::Pending(pending)), Some((incarnation, held))) => {
                 if pending.attempt > held.attempt && pending.released_by.as_ref() == Some(&incarnation) {
                     term.book.strip(task);

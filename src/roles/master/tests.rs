@@ -371,3 +371,45 @@ fn labels_of_any_size_stop_no_leader() {
     let status = &world.znodes["/z/status"].data;
     assert!(status.len() <= crate::contract::MAX_DATA_BYTES, "{} bytes", status.len());
 }
+
+#[test]
+fn a_task_that_the_mirror_has_yet_to_hear_of_is_not_revoked() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 2);
+    let (mut leader, mut standby) = (master("m"), master("n"));
+    leader.connect(&mut world);
+    standby.connect(&mut world);
+    standby.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/j");
+    task(&mut world, "j/a", |_| {});
+    leader.go(&mut world);
+    world.expire(leader.session.expect("up"));
+    standby.go(&mut world);
+    assert!(standby.logs.iter().any(|line| line.starts_with("leading")), "{:?}", standby.logs);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("j/a", 1, false)]);
+    standby.hold = |_| false;
+    standby.go(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("j/a", 1, false)]);
+    world.remove("/z/tasks/j/a");
+    standby.go(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("j/a", 1, true)], "nobody knows how it ended");
+}
+
+#[test]
+fn what_was_seen_to_go_does_not_come_back_with_an_older_answer() {
+    let mut world = World::new();
+    let mut master = master("m");
+    master.connect(&mut world);
+    master.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/a");
+    task(&mut world, "j/a", |task| task.cancel = true);
+    master.go(&mut world);
+    let (id, call) = master.calls.pop_front().expect("the write of its outcome");
+    let result = world.apply(master.session.expect("up"), &call);
+    world.remove("/z/tasks/j/a");
+    master.go(&mut world);
+    master.event(&world, Event::Reply { id, result: Ok(result.expect("written")) });
+    for _ in 0..3 {
+        world.pass(Duration::from_secs(3_600));
+        master.go(&mut world);
+    }
+    assert!(!world.znodes.contains_key("/z/tasks/j"), "an empty job is deleted after its time");
+}

@@ -59,8 +59,15 @@ pub fn check(world: &World, told: &mut Complaints) {
                 wrong(what);
             }
         }
-        let ulids: Vec<String> = world.history.lives.iter().filter(|(_, (n, _))| *n == m).map(|(life, _)| format!("01S{life:023}")).collect();
-        let missed = tasks.iter().any(|(id, known)| known.aged && ulids.iter().any(|ulid| id.contains(ulid.as_str())));
+        let ulids: Vec<String> = world
+            .history
+            .lives
+            .iter()
+            .filter(|(_, (n, _))| *n == m)
+            .map(|(life, _)| format!("01S{life:023}"))
+            .collect();
+        let missed =
+            tasks.iter().any(|(id, known)| known.aged && ulids.iter().any(|ulid| id.contains(ulid.as_str())));
         if let Err(what) = code_fits(spec, client, missed) {
             wrong(what);
         }
@@ -75,9 +82,14 @@ fn report_holds(at: u64, report: &ClientReport, tasks: &BTreeMap<String, Known>)
         }
         ClientReport::Ended(ended) => {
             let known = tasks.get(ended.id.as_str());
-            let written =
-                known.is_some_and(|known| known.outcomes.iter().any(|(when, o)| *when <= at && *o == ended.outcome));
-            if written { Ok(()) } else { Err(format!("is told an outcome of {} that was never written", ended.id)) }
+            let written = known.is_some_and(|known| {
+                known.outcomes.iter().any(|(when, o)| *when <= at && *o == ended.outcome)
+            });
+            if written {
+                Ok(())
+            } else {
+                Err(format!("is told an outcome of {} that was never written", ended.id))
+            }
         }
         _ => Ok(()),
     }
@@ -110,7 +122,12 @@ fn code_fits(spec: &ClientSpec, client: &Client, missed: bool) -> Result<(), Str
     let detached = client.reports.iter().any(|(_, report)| matches!(report, ClientReport::Detached { .. }));
     // Somebody else may have meant the same key, and who comes too late finds nothing.
     let keyed = spec.key.is_some() || missed;
+    // Who asked for nothing but to be rid of it waits for the end all the same.
+    let waits = !spec.detach || (client.interrupted && spec.cancel);
     let ok = match &spec.wish {
+        Wish::Single(_) if spec.detach && waits && !outcomes.is_empty() => {
+            outcomes.iter().all(|o| code == exit_code(o))
+        }
         Wish::Single(_) if spec.detach => (code == exit::OK && submitted) || (code == exit::DATA && keyed),
         Wish::Single(_) => match outcomes.as_slice() {
             [outcome] => code == exit_code(outcome),

@@ -41,7 +41,10 @@ pub fn check(world: &World, told: &mut Complaints) {
             Some((since, until)) if *since <= run.begin && end <= *until => {}
             other => told.add(
                 run.begin,
-                format!("G3: the command of {name} (epoch {:x}) runs until {end} beside its contender: {other:?}", run.epoch),
+                format!(
+                    "G3: the command of {name} (epoch {:x}) runs until {end} beside its contender: {other:?}",
+                    run.epoch
+                ),
             ),
         }
     }

@@ -2,7 +2,7 @@
 //! for each attempt, nothing taken off a page while it runs, and an incarnation that was without a registration is
 //! dead for ever, with all that it ran.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use zkmw::contract::parse_registration;
 use zkmw::contract::worker::{Assignment, Entry, Registration};
@@ -25,7 +25,7 @@ struct Book<'a> {
     /// Runs by task and attempt.
     runs: BTreeMap<(&'a str, u32), Vec<&'a Run>>,
     /// Incarnations that took their own last registration away.
-    left: BTreeSet<String>,
+    left: BTreeMap<String, SessionId>,
     /// Whose contender each epoch is.
     contenders: BTreeMap<i64, SessionId>,
     /// What was taken off which page, and the transaction that did it.
@@ -77,12 +77,18 @@ impl<'a> Book<'a> {
             let owner = self.contenders.get(&new.epoch);
             told.add(
                 step.at,
-                format!("G5: {name} is written with epoch {:x} of {owner:?} by {:?}", new.epoch, step.session),
+                format!(
+                    "G5: {name} is written with epoch {:x} of {owner:?} by {:?}",
+                    new.epoch, step.session
+                ),
             );
         }
         if let Some(old) = &old {
             if old.epoch > new.epoch {
-                told.add(step.at, format!("G5: the epoch of {name} goes back from {:x} to {:x}", old.epoch, new.epoch));
+                told.add(
+                    step.at,
+                    format!("G5: the epoch of {name} goes back from {:x} to {:x}", old.epoch, new.epoch),
+                );
             }
             for entry in old.entries.iter().filter(|entry| !has(&new, entry)) {
                 self.strikes.push((name.to_string(), entry.clone(), step.zxid, step.at));
@@ -94,9 +100,17 @@ impl<'a> Book<'a> {
             if old.as_ref().is_some_and(|old| has(old, entry)) {
                 continue;
             }
-            for (path, znode) in tree.range(format!("{ROOT}/assign/")..).take_while(|(p, _)| p.starts_with("/z/assign/")) {
+            for (path, znode) in
+                tree.range(format!("{ROOT}/assign/")..).take_while(|(p, _)| p.starts_with("/z/assign/"))
+            {
                 if path != step.path && Assignment::decode(&znode.data).is_ok_and(|page| has(&page, entry)) {
-                    told.add(step.at, format!("{} attempt {} is given to {name} while it stands on {path}", entry.task, entry.attempt));
+                    told.add(
+                        step.at,
+                        format!(
+                            "{} attempt {} is given to {name} while it stands on {path}",
+                            entry.task, entry.attempt
+                        ),
+                    );
                 }
             }
         }
@@ -112,7 +126,13 @@ impl<'a> Book<'a> {
             let over = run.stage == Stage::Never || (run.stage == Stage::Dead && run.end <= at);
             if !over {
                 let holder = &world.members[run.who.m].name;
-                told.add(at, format!("{} attempt {} is struck off {name}, and {holder} runs it", entry.task, entry.attempt));
+                told.add(
+                    at,
+                    format!(
+                        "{} attempt {} is struck off {name}, and {holder} runs it",
+                        entry.task, entry.attempt
+                    ),
+                );
             }
         }
     }
@@ -129,8 +149,12 @@ impl<'a> Book<'a> {
         let incarnation = incarnation.to_string();
         match (step.before, step.after) {
             (None, Some(znode)) => {
-                if self.left.contains(&incarnation) {
-                    told.add(step.at, format!("{incarnation} is registered again after it took its registration away"));
+                // What its session before had in flight may land late.
+                if self.left.get(&incarnation).is_some_and(|session| *session <= step.session) {
+                    told.add(
+                        step.at,
+                        format!("{incarnation} is registered again after it took its registration away"),
+                    );
                 }
                 if let Err(why) = Registration::decode(&znode.data) {
                     told.add(step.at, format!("{name} is no registration: {why}"));
@@ -140,7 +164,7 @@ impl<'a> Book<'a> {
                 self.gaps.entry(incarnation.clone()).or_insert(step.at);
                 let own = step.by.is_some_and(|by| self.lives.get(&incarnation) == Some(&by.life));
                 if own && !step.ended {
-                    self.left.insert(incarnation);
+                    self.left.insert(incarnation, step.session);
                 }
             }
             _ => {}
@@ -157,12 +181,19 @@ impl<'a> Book<'a> {
             .filter(|(incarnation, _)| self.lives.get(*incarnation) == Some(&run.who.life))
             .collect();
         if !own.iter().any(|(_, since)| **since <= run.begin) {
-            told.add(run.begin, format!("{name} runs {} attempt {}, which it was never given", run.key, run.attempt));
+            told.add(
+                run.begin,
+                format!("{name} runs {} attempt {}, which it was never given", run.key, run.attempt),
+            );
         }
         let end = if run.stage == Stage::Alive { u64::MAX } else { run.end };
-        if !own.is_empty() && own.iter().all(|(incarnation, _)| self.gaps.get(*incarnation).is_some_and(|gap| *gap < end))
+        if !own.is_empty()
+            && own.iter().all(|(incarnation, _)| self.gaps.get(*incarnation).is_some_and(|gap| *gap < end))
         {
-            told.add(run.begin, format!("{name} runs {} attempt {} although its incarnation is dead", run.key, run.attempt));
+            told.add(
+                run.begin,
+                format!("{name} runs {} attempt {} although its incarnation is dead", run.key, run.attempt),
+            );
         }
     }
 }

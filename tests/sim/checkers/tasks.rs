@@ -34,7 +34,14 @@ pub fn check(world: &World, told: &mut Complaints) {
     for run in world.runs.iter().filter(|run| matches!(run.stage, Stage::Alive | Stage::Dead)) {
         runs.entry(&run.key).or_default().push(run);
     }
-    let mut book = Book { world, runs, lives: BTreeMap::new(), made: BTreeSet::new(), dead: BTreeSet::new(), aged: BTreeSet::new() };
+    let mut book = Book {
+        world,
+        runs,
+        lives: BTreeMap::new(),
+        made: BTreeSet::new(),
+        dead: BTreeSet::new(),
+        aged: BTreeSet::new(),
+    };
     replay(world, |step, tree| {
         if let (Some(name), Some(by), None) = (super::child(step.path, "assign"), step.by, step.before) {
             book.lives.insert(name.to_string(), by.life);
@@ -105,12 +112,15 @@ impl Book<'_> {
     fn write(&self, id: &str, old: &Task, new: &Task, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
         let by = kind(self.world, step.by);
         let options = self.options(id, old, tree);
-        let mut wrong = |what: &str| told.add(step.at, format!("{id}: {what} (by {by:?}; {old:?} -> {new:?})"));
+        let mut wrong =
+            |what: &str| told.add(step.at, format!("{id}: {what} (by {by:?}; {old:?} -> {new:?})"));
         if !new.same_request(old) && !matches!(by, Some(Kind::Client(_))) {
             wrong("what was asked for is changed");
         }
         match (&old.outcome, &new.outcome) {
-            (Some(a), Some(b)) if a != b || new.attempt != old.attempt => wrong("G2: the outcome is overwritten"),
+            (Some(a), Some(b)) if a != b || new.attempt != old.attempt => {
+                wrong("G2: the outcome is overwritten")
+            }
             (Some(_), Some(_)) => {}
             (Some(a), None) => {
                 let is_retry = matches!(by, Some(Kind::Client(_))) && a.state != State::Done;
@@ -187,7 +197,9 @@ impl Book<'_> {
             (State::Failed, Some(Reason::Timeout)) => options.timeout_ms.is_some() && ran(exited),
             (State::Failed, Some(Reason::Poison)) => new.charged >= options.attempts(),
             (State::Failed, Some(Reason::NotStarted) | None) => false,
-            (State::Cancelled, _) => old.cancel || new.cancel || old.options.orphan_of.is_some() || options.orphan_of.is_some(),
+            (State::Cancelled, _) => {
+                old.cancel || new.cancel || old.options.orphan_of.is_some() || options.orphan_of.is_some()
+            }
             (State::Expired, _) => options.expire_ms.is_some(),
         };
         if !ok {
@@ -218,11 +230,13 @@ impl Book<'_> {
         }
         match kind(self.world, step.by) {
             Some(Kind::Worker { .. }) if charged => {
-                let run = self.runs_of(id).filter(|run| run.attempt == old.attempt && run.end <= step.at).last();
+                let run =
+                    self.runs_of(id).filter(|run| run.attempt == old.attempt && run.end <= step.at).last();
                 let Some(run) = run else { return Err("charged by a worker that did not run it".into()) };
-                let late = options
-                    .timeout_ms
-                    .is_some_and(|ms| Duration::from_nanos(run.end - run.begin) + Duration::from_millis(ms / 10 + 200) >= Duration::from_millis(ms));
+                let late = options.timeout_ms.is_some_and(|ms| {
+                    Duration::from_nanos(run.end - run.begin) + Duration::from_millis(ms / 10 + 200)
+                        >= Duration::from_millis(ms)
+                });
                 if run.ended == Some(Ended::Exit(0)) && !late {
                     return Err("charged although it succeeded".into());
                 }
