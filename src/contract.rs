@@ -46,9 +46,27 @@ pub const MAX_ID_BYTES: usize = 128;
 /// What stands before the sequence number in a contender's name, as in Curator's `LeaderLatch`.
 pub const LATCH: &str = "latch-";
 
+/// Longest reason that is given for a refusal, in bytes. Reasons quote what was found, which may be anything.
+const MAX_REASON_BYTES: usize = 512;
+
 /// Why data could not be read as what its path says it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Malformed(pub String);
+
+impl Malformed {
+    /// A reason that may have parts of the data in it: it is made short, and fit for a log and a terminal.
+    fn quoting(reason: &str) -> Malformed {
+        let mut text = String::new();
+        for char in reason.chars() {
+            if text.len() >= MAX_REASON_BYTES {
+                text.push('…');
+                break;
+            }
+            if char.is_control() { text.extend(char.escape_default()) } else { text.push(char) }
+        }
+        Malformed(text)
+    }
+}
 
 impl fmt::Display for Malformed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -72,17 +90,23 @@ fn decode<T: serde::de::DeserializeOwned>(data: &[u8]) -> Result<T, Malformed> {
     if data.len() > MAX_DATA_BYTES {
         return Err(Malformed(format!("it has {} bytes, more than {MAX_DATA_BYTES}", data.len())));
     }
+    // The parser looks at the bytes of a text only where it wants that text: what is ignored would be any bytes.
+    let text = std::str::from_utf8(data)
+        .map_err(|e| Malformed(format!("it is not UTF-8, from byte {} on", e.valid_up_to() + 1)))?;
     #[derive(serde::Deserialize)]
     struct Versioned {
         v: Option<serde_json::Value>,
     }
-    let versioned: Versioned = serde_json::from_slice(data).map_err(|e| Malformed(e.to_string()))?;
+    let versioned: Versioned = serde_json::from_str(text).map_err(|e| Malformed::quoting(&e.to_string()))?;
     match versioned.v {
         None => {}
         Some(v) if v == serde_json::json!(VERSION) => {}
-        Some(v) => return Err(Malformed(format!("its version is {v}, and this zkmw knows only {VERSION}"))),
+        Some(v) => {
+            let why = format!("its version is {v}, and this zkmw knows only {VERSION}");
+            return Err(Malformed::quoting(&why));
+        }
     }
-    serde_json::from_slice(data).map_err(|e| Malformed(e.to_string()))
+    serde_json::from_str(text).map_err(|e| Malformed::quoting(&e.to_string()))
 }
 
 /// Writes a JSON znode.
@@ -223,10 +247,12 @@ impl fmt::Display for Incarnation {
     }
 }
 
-/// Reads a registration's (or lease's) name, `<worker>~<incarnation>~<n>`.
+/// Reads a registration's (or lease's) name, `<worker>~<incarnation>~<n>`. Numbers have one spelling: with `01`
+/// beside `1` one of two registrations would stand for both, and its end for the end of both.
 pub fn parse_registration(name: &str) -> Option<(Incarnation, u64)> {
-    let (incarnation, number) = name.rsplit_once('~')?;
-    Some((Incarnation::parse(incarnation)?, number.parse().ok()?))
+    let (incarnation, text) = name.rsplit_once('~')?;
+    let number: u64 = text.parse().ok()?;
+    (number.to_string() == text).then_some((Incarnation::parse(incarnation)?, number))
 }
 
 /// What decides the order of contenders: the text after the last `latch-`, compared as text, as Curator's
@@ -390,7 +416,7 @@ mod tests {
         let incarnation = Incarnation::new("w7", 0xabc);
         assert_eq!(incarnation.as_str(), "w7~0000000000000abc");
         assert_eq!(parse_registration("w7~0000000000000abc~3"), Some((incarnation, 3)));
-        for bad in ["w7", "w7~1", "~1~2", "w7~1~x", "w7~~1"] {
+        for bad in ["w7", "w7~1", "~1~2", "w7~1~x", "w7~~1", "w7~1~01", "w7~1~+1"] {
             assert_eq!(parse_registration(bad), None, "{bad}");
         }
         assert_eq!(TaskId::parse("_3f/01H").map(|t| t.dir().to_string()), Some("_3f".into()));

@@ -39,14 +39,21 @@ fn main() -> ExitCode {
 
 /// Kills what a worker or an elector runs, when that cannot.
 fn guard(args: impl Iterator<Item = OsString>) -> ExitCode {
-    env_logger::Builder::new().filter_level(LevelFilter::Info).parse_default_env().init();
-    match exec::guard(args) {
+    let voice = match exec::Voice::start() {
+        Ok(voice) => voice,
+        Err(_) => return ExitCode::from(u8::try_from(exit::TRY_AGAIN).unwrap_or(u8::MAX)),
+    };
+    let target = Target::Pipe(Box::new(voice.clone()));
+    env_logger::Builder::new().filter_level(LevelFilter::Info).target(target).parse_default_env().init();
+    let code = match exec::guard(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("guard: {error:#}");
             ExitCode::from(u8::try_from(exit::USAGE).unwrap_or(u8::MAX))
         }
-    }
+    };
+    voice.finish();
+    code
 }
 
 /// The text, with the end of a line.

@@ -123,6 +123,8 @@ pub struct Remark {
     pub worker: Option<Incarnation>,
     /// What became of it, in words.
     pub why: String,
+    #[serde(flatten)]
+    extra: Extra,
 }
 
 /// A task.
@@ -260,7 +262,8 @@ impl Task {
 
     /// Moves the task on to its next attempt, which voids this one.
     pub fn next_attempt(&mut self, worker: Option<Incarnation>, why: &str) {
-        self.history.push(Remark { attempt: self.attempt, worker, why: why.to_string() });
+        let why = why.to_string();
+        self.history.push(Remark { attempt: self.attempt, worker, why, extra: Extra::new() });
         if self.history.len() > MAX_HISTORY {
             self.history.remove(0);
         }

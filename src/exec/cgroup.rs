@@ -67,29 +67,38 @@ impl Cgroups {
     /// without.
     pub(super) fn enter(&self, run: RunId, pid: u32) {
         let mut slots = self.lock();
-        let slot = match slots.free.pop() {
-            Some(slot) => slot,
-            None => {
-                slots.made += 1;
-                slots.made
-            }
-        };
-        let path = self.path(slot);
-        let made = if path.exists() { Ok(()) } else { fs::create_dir(&path) };
-        match made.and_then(|()| fs::write(path.join("cgroup.procs"), pid.to_string())) {
-            Ok(()) => {
-                slots.runs.insert(run, slot);
-            }
-            Err(error) => {
-                slots.free.push(slot);
-                if !std::mem::replace(&mut slots.warned, true) {
-                    log::warn!(
-                        "cannot use {}: {error}; a task that leaves its process group may live on",
-                        path.display()
-                    );
-                }
-            }
+        let used_before = slots.free.pop();
+        let slot = used_before.unwrap_or_else(|| slots.next());
+        if self.try_enter(&mut slots, run, slot, pid).is_ok() {
+            return;
         }
+        // Whatever a task has made of it, or the kernel against us: another one tells which.
+        self.discard(slot);
+        let slot = slots.next();
+        let Err(error) = self.try_enter(&mut slots, run, slot, pid) else { return };
+        self.discard(slot);
+        if !std::mem::replace(&mut slots.warned, true) {
+            log::warn!(
+                "cannot use {}: {error}; a task that leaves its process group may live on",
+                self.path(slot).display()
+            );
+        }
+    }
+
+    fn try_enter(&self, slots: &mut Slots, run: RunId, slot: u32, pid: u32) -> io::Result<()> {
+        let path = self.path(slot);
+        if !path.exists() {
+            fs::create_dir(&path)?;
+        }
+        fs::write(path.join("cgroup.procs"), pid.to_string())?;
+        slots.runs.insert(run, slot);
+        Ok(())
+    }
+
+    /// It is not used again.
+    fn discard(&self, slot: u32) {
+        remove_below(&self.path(slot));
+        let _ = fs::remove_dir(self.path(slot));
     }
 
     /// Whether the run has a cgroup.
@@ -102,9 +111,22 @@ impl Cgroups {
         let Some(slot) = self.lock().runs.get(&run).copied() else { return };
         let path = self.path(slot);
         kill_and_wait(&path, None);
+        let untouched = is_untouched(&path);
+        if !untouched {
+            self.discard(slot);
+        }
         let mut slots = self.lock();
         slots.runs.remove(&run);
-        slots.free.push(slot);
+        if untouched {
+            slots.free.push(slot);
+        }
+    }
+}
+
+impl Slots {
+    fn next(&mut self) -> u32 {
+        self.made += 1;
+        self.made
     }
 }
 
@@ -155,15 +177,31 @@ pub(super) fn members(base: &Path) -> Vec<u32> {
 
 /// Removes the cgroups of an executor; what is populated stays.
 pub(super) fn remove(base: &Path) {
-    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
-        // The rest are the kernel's files.
-        let _ = fs::remove_dir(entry.path());
-    }
+    remove_below(base);
     if let Err(error) = fs::remove_dir(base)
         && error.kind() != io::ErrorKind::NotFound
     {
         log::debug!("cannot remove {}: {error}", base.display());
     }
+}
+
+/// Removes the cgroups below this one, and below them: a task may have made some.
+fn remove_below(path: &Path) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_below(&entry.path());
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// Whether a cgroup that is empty is as it was made: not frozen, and without others below. The next run must find
+/// nothing that one before has left there.
+fn is_untouched(path: &Path) -> bool {
+    let says = |file: &str, line: &str| {
+        fs::read_to_string(path.join(file)).is_ok_and(|text| text.lines().any(|found| found == line))
+    };
+    says("cgroup.freeze", "0") && says("cgroup.stat", "nr_descendants 0")
 }
 
 fn is_populated(path: &Path) -> io::Result<bool> {

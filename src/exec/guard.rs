@@ -15,6 +15,7 @@
 
 pub(super) mod message;
 pub(super) mod process;
+pub(super) mod voice;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -31,7 +32,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::ExecEvent;
-use super::proc::{OWNER_VAR, boottime_nanos, to_pid};
+use super::proc::{OWNER_VAR, RUN_VAR, boottime_nanos, to_pid};
 use super::table::Table;
 use message::Message;
 
@@ -172,6 +173,7 @@ impl Link {
             .args(&self.cgroups)
             // It must not be taken for a run: of ours, or of somebody's whose run we are.
             .env_remove(OWNER_VAR)
+            .env_remove(RUN_VAR)
             .stdin(reader)
             .stdout(Stdio::null())
             .spawn()

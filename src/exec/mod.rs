@@ -34,6 +34,7 @@ use crate::contract::worker::ProcessIdentity;
 use crate::machine::{GroupSignal, Instant, RunId, RunReport, RunSpec};
 use cgroup::Cgroups;
 use guard::Guard;
+pub use guard::voice::Voice;
 use roll::Roll;
 use run::Shared;
 pub use runfile::{Claim, Predecessor, RunFile};

@@ -84,7 +84,11 @@ impl Shared {
         let mark = proc::run_mark(&self.token, self.number, run);
         let mut child = match child::spawn(run, spec, (&self.token, &mark), &self.roll, gate) {
             Ok(child) => child,
-            Err(Failure { kind, why }) => return self.not_started(run, kind, why),
+            Err(Failure { kind, why }) => {
+                // It may have got as far as into its cgroup.
+                self.cgroups.iter().for_each(|cgroups| cgroups.empty(run));
+                return self.not_started(run, kind, why);
+            }
         };
         let started_ms = now_ms();
         let leader = child.id();

@@ -8,8 +8,6 @@
 //! Only a contender whose creation was acknowledged on the present connection counts as ours, and a connection
 //! is a session; so the contender's `ephemeralOwner` is the present session by construction.
 
-use std::collections::BTreeSet;
-
 use super::ensure::{self, Ensure};
 use crate::contract::{contender_prefix, contender_rank, name_of};
 use crate::exit;
@@ -17,8 +15,8 @@ use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, Reply,
 };
 
-/// How many names of foreign contenders are remembered as reported.
-const MAX_FOREIGN_REMEMBERED: usize = 100;
+/// Sequence numbers from here on are near their end, which is 2,147,483,647.
+const SEQUENCE_ENDS: i64 = 2_000_000_000;
 
 /// One candidate's part in an election.
 #[derive(Debug)]
@@ -29,7 +27,15 @@ pub struct Election {
     ensure: Ensure,
     state: State,
     calls: Calls<Purpose>,
-    foreign: BTreeSet<String>,
+    /// What is wrong with the directory, as far as it was told.
+    told: Told,
+}
+
+/// What was told, once in the life of the process.
+#[derive(Debug, Default)]
+struct Told {
+    foreign: bool,
+    sequence: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +79,7 @@ impl Election {
             ensure: Ensure::new([dir.to_string()]),
             state: State::Out,
             calls: Calls::default(),
-            foreign: BTreeSet::new(),
+            told: Told::default(),
         }
     }
 
@@ -284,12 +290,15 @@ impl Election {
         let State::Placing { name: own } = &self.state else { return };
         let own = own.clone();
         let prefix = contender_prefix(&self.uuid);
-        let own_rank = contender_rank(&own).map(str::to_string);
-        let mut before: Option<(&str, &str)> = None;
+        // Two of one rank can only be made by hand; their names decide, so that not both lead.
+        let place = |name: &str| contender_rank(name).map(|rank| (rank.to_string(), name.to_string()));
+        let own_place = place(&own);
+        let mut before: Option<((String, String), &str)> = None;
+        let mut foreign = Vec::new();
         let mut found = false;
         for name in names {
-            let Some(rank) = contender_rank(name) else {
-                self.report_foreign(name, out);
+            let Some(place) = place(name) else {
+                foreign.push(name.as_str());
                 continue;
             };
             if *name == own {
@@ -297,10 +306,14 @@ impl Election {
             } else if name.starts_with(&prefix) {
                 let call = Call::Delete { path: self.path(name), version: None };
                 self.calls.issue(out, call, Purpose::DeleteOld);
-            } else if Some(rank) < own_rank.as_deref() && before.is_none_or(|(best, _)| rank > best) {
-                before = Some((rank, name));
+            } else if Some(&place) < own_place.as_ref()
+                && before.as_ref().is_none_or(|(best, _)| place > *best)
+            {
+                before = Some((place, name));
             }
         }
+        self.report_foreign(&foreign, out);
+        self.report_sequence(&own, out);
         if !found {
             return self.stand(out);
         }
@@ -314,11 +327,36 @@ impl Election {
         };
     }
 
-    fn report_foreign<R>(&mut self, name: &str, out: &mut Actions<R>) {
-        if self.foreign.len() < MAX_FOREIGN_REMEMBERED && self.foreign.insert(name.to_string()) {
-            let what = format!("{}/{name} is no contender that zkmw or Curator's LeaderLatch made", self.dir);
-            out.log(Level::Warn, format!("{what}: it is left alone and does not count in this election"));
+    /// Who stands by another library's rules is not seen by us, nor we by them.
+    fn report_foreign<R>(&mut self, names: &[&str], out: &mut Actions<R>) {
+        let Some(first) = names.first().filter(|_| !self.told.foreign) else { return };
+        self.told.foreign = true;
+        let (dir, count) = (&self.dir, names.len());
+        out.log(
+            Level::Warn,
+            format!(
+                "{dir} has contenders ({count}) that are neither zkmw's nor those of Curator's LeaderLatch, such as \
+                 {first}: they do not count here, and we do not count for them, so one of them may lead at the same \
+                 time as one of us. Give each kind a directory of its own, and delete what nobody needs"
+            ),
+        );
+    }
+
+    /// The order of Curator is no longer that of arrival when sequence numbers have become negative.
+    fn report_sequence<R>(&mut self, own: &str, out: &mut Actions<R>) {
+        let number: Option<i64> = contender_rank(own).and_then(|rank| rank.parse().ok());
+        if self.told.sequence || number.is_none_or(|number| (0..SEQUENCE_ENDS).contains(&number)) {
+            return;
         }
+        self.told.sequence = true;
+        out.log(
+            Level::Warn,
+            format!(
+                "the sequence numbers of {} are near their end, or beyond it ({own}): then who comes last goes first. \
+                 Stop all that stand there, and delete the directory; it is made anew",
+                self.dir
+            ),
+        );
     }
 }
 

@@ -2,6 +2,10 @@
 //! mark of its process.
 
 use super::*;
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::io::{fcntl_dupfd_cloexec, write};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::stdio::{dup2_stderr, stderr};
 use zkmw::machine::Instant as Boottime;
 use zkmw::shell::now;
 
@@ -13,7 +17,7 @@ const RENEWED: Duration = Duration::from_secs(2);
 const SHORT: Duration = Duration::from_millis(400);
 
 /// Scenarios, each the role of a helper.
-pub const SCENARIOS: [(&str, fn()); 7] = [
+pub const SCENARIOS: [(&str, fn()); 10] = [
     ("guard_no_lease", no_lease),
     ("guard_lapse", lapse),
     ("guard_renewal", renewal),
@@ -21,6 +25,9 @@ pub const SCENARIOS: [(&str, fn()); 7] = [
     ("guard_killed", killed),
     ("guard_hangs", hangs),
     ("guard_strays", strays),
+    ("guard_mute", mute),
+    ("guard_hopper", hopper),
+    ("guard_nested", nested),
 ];
 
 #[track_caller]
@@ -147,6 +154,51 @@ fn strays() {
     assert!(now() >= until);
 }
 
+/// Whose log nobody reads: a pager, a terminal that stands still. That is when a worker hangs.
+fn mute() {
+    let (_reader, full) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+    while write(&full, &[0; 4096]).is_ok() {}
+    fcntl_setfl(&full, OFlags::empty()).unwrap();
+    let loud = fcntl_dupfd_cloexec(stderr(), 3).unwrap();
+    dup2_stderr(&full).unwrap();
+    let rig = guarded();
+    // Whoever fails must be able to say so.
+    dup2_stderr(&loud).unwrap();
+    let mut rig = rig;
+    rig.executor.lease(now() + SHORT).unwrap();
+    let run = rig.start(sh("sleep 600"));
+    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    // It can go, too, with the rest unsaid.
+    let guard = guard();
+    drop(rig);
+    super::until("the guard is gone", || !is_alive(guard));
+}
+
+/// Runs the script under a lease that it renews until it is stopped.
+fn hopper() {
+    let dir = std::env::var(DIR).unwrap();
+    let guard = Some(env!("CARGO_BIN_EXE_zkmw").into());
+    let mut rig = Rig::by(Means { guard, cgroups: true, ..Means::default() });
+    rig.executor.lease(now() + RENEWED).unwrap();
+    rig.started(sh(&format!("sh {dir}/hop.sh; sleep 600")));
+    fs::write(Path::new(&dir).join("pid"), format!("{}\n", std::process::id())).unwrap();
+    super::until("it is stopped and killed", || {
+        rig.executor.lease(now() + RENEWED).unwrap();
+        std::thread::sleep(RENEWED / 40);
+        false
+    });
+}
+
+/// The command of an elector is often an executor, too.
+fn nested() {
+    let _rig = guarded();
+    let environ = fs::read(format!("/proc/{}/environ", guard())).unwrap();
+    let marked = environ
+        .split(|byte| *byte == 0)
+        .filter(|variable| [&b"ZKMW_OWNER="[..], b"ZKMW_RUN="].iter().any(|name| variable.starts_with(name)));
+    assert_eq!(marked.count(), 0);
+}
+
 #[test]
 fn nothing_runs_without_a_lease() {
     play("guard_no_lease");
@@ -180,6 +232,56 @@ fn a_guard_that_hangs_is_replaced() {
 #[test]
 fn the_guard_finds_what_has_left_its_group() {
     play("guard_strays");
+}
+
+#[test]
+fn a_guard_whose_log_nobody_reads_kills_all_the_same() {
+    play("guard_mute");
+}
+
+/// Does not stay stopped.
+struct Stopped(Child);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        reap(&mut self.0);
+    }
+}
+
+/// One that has a new process all the time, each an orphan in a session of its own, and none of them marked.
+#[test]
+fn in_a_cgroup_the_guard_kills_what_is_never_long_the_same() {
+    if !super::strays::has_cgroups() {
+        eprintln!("no cgroups to be had here");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("hop.sh");
+    let line = format!("env -i setsid sh {} </dev/null >/dev/null 2>&1 &\n", script.display());
+    fs::write(&script, line).unwrap();
+    let worker = Stopped(spawn_helper("guard_hopper", dir.path()));
+    assert_eq!(pid_in(&dir.path().join("pid")), worker.0.id());
+    let wanted = script.to_str().unwrap().as_bytes();
+    let hops = || {
+        fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            command.split(|byte| *byte == 0).any(|word| word == wanted)
+        })
+    };
+    until("it hops", hops);
+    kill(worker.0.id(), Signal::STOP);
+    let mut quiet = 0;
+    until("it hops no more", || {
+        quiet = if hops() { 0 } else { quiet + 1 };
+        quiet == 50
+    });
+}
+
+/// Or whoever ends what is left of a run would take it for that.
+#[test]
+fn a_guard_bears_no_mark_of_anybody() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(Rig::new().run(helper_spec("guard_nested", dir.path())).ended, Ended::Exit(0));
 }
 
 #[test]

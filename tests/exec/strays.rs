@@ -12,7 +12,7 @@ fn confined() -> Option<Rig> {
     Some(rig)
 }
 
-fn has_cgroups() -> bool {
+pub fn has_cgroups() -> bool {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned();
     ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].iter().any(|mount| {
@@ -73,6 +73,47 @@ fn in_a_cgroup_nothing_hides() {
     rig.executor.signal(run, GroupSignal::Kill);
     assert_eq!(rig.ended(run).ended, Ended::Signal(9));
     assert!(!is_alive(stray));
+}
+
+/// The folder of the cgroup of which a run says that it is its own.
+fn cgroup_of(rig: &mut Rig) -> std::path::PathBuf {
+    let report = rig.run(sh("grep ^0:: /proc/self/cgroup"));
+    let own = text(&report.stdout).trim().trim_start_matches("0::").to_owned();
+    let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(|mount| format!("{mount}{own}"));
+    places.iter().map(Path::new).find(|place| place.join("cgroup.kill").exists()).unwrap().to_owned()
+}
+
+fn cgroups_in(base: &Path) -> usize {
+    fs::read_dir(base).unwrap().flatten().filter(|entry| entry.path().is_dir()).count()
+}
+
+#[test]
+fn what_could_not_be_started_leaves_no_cgroup_behind() {
+    let Some(mut rig) = confined() else { return };
+    let base = cgroup_of(&mut rig).parent().unwrap().to_owned();
+    for _ in 0..10 {
+        rig.not_started(argv(&["/no/such/program"]));
+    }
+    assert_eq!(cgroups_in(&base), 1);
+}
+
+/// A task may freeze its own cgroup, or make others below: none of that may meet the next one.
+#[test]
+fn what_a_run_has_made_of_its_cgroup_does_not_meet_the_next() {
+    let Some(mut rig) = confined() else { return };
+    let first = cgroup_of(&mut rig);
+    let below = first.join("below/deeper");
+    assert_eq!(rig.run(sh(&format!("mkdir -p {}", below.display()))).ended, Ended::Exit(0));
+    let second = cgroup_of(&mut rig);
+    assert!(second != first && !first.exists(), "{} is left", first.display());
+    let (frozen, _) = rig.started(sh(&format!("echo 1 >{}/cgroup.freeze; sleep 600", second.display())));
+    until("it is frozen", || fs::read_to_string(second.join("cgroup.events")).unwrap().contains("frozen 1"));
+    rig.executor.signal(frozen, GroupSignal::Kill);
+    assert_eq!(rig.ended(frozen).ended, Ended::Signal(9));
+    assert_eq!(rig.run(sh("exit 3")).ended, Ended::Exit(3));
+    let base = first.parent().unwrap().to_owned();
+    drop(rig);
+    assert!(!base.exists(), "{} is left", base.display());
 }
 
 #[test]

@@ -5,10 +5,12 @@ mod bad_input;
 mod cluster;
 mod conformance;
 mod election;
+mod foreign;
 mod guard;
 // A helper that no test needs today is part of the harness all the same.
 #[allow(dead_code)]
 mod harness;
 mod operations;
 mod plain;
+mod rolling;
 mod scenarios;

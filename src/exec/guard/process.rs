@@ -115,9 +115,10 @@ impl Guardian {
         let mut pause = None;
         while self.end.is_none() {
             self.wait(pause);
-            // Everything that was written before now counts, above all a longer lease.
+            // In this order: everything that was written before `now` counts, above all a longer lease.
+            let now = boottime_nanos();
             self.listen();
-            let killing = self.end.is_none() && self.strike();
+            let killing = self.end.is_none() && self.strike(now);
             pause =
                 killing.then(|| pause.map_or(FIRST_PAUSE, |last: Duration| (last * 2).min(LONGEST_PAUSE)));
         }
@@ -129,7 +130,7 @@ impl Guardian {
     /// Until there is something to read, the lease ends, or the pause is over.
     fn wait(&self, pause: Option<Duration>) {
         let over = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let lapsed = self.is_lapsed();
+        let lapsed = self.is_lapsed(boottime_nanos());
         let nanos = |pause: Duration| pause.as_nanos().min(999_999_999) as _;
         let limit = pause.map(|pause| Timespec { tv_sec: 0, tv_nsec: nanos(pause) });
         if !lapsed {
@@ -155,8 +156,8 @@ impl Guardian {
         }
     }
 
-    fn is_lapsed(&self) -> bool {
-        boottime_nanos() >= self.until
+    fn is_lapsed(&self, now: u64) -> bool {
+        now >= self.until
     }
 
     /// Takes in everything that was said.
@@ -202,9 +203,10 @@ impl Guardian {
         }
     }
 
-    /// Kills what the lease does not cover; whether something that must die may live.
-    fn strike(&mut self) -> bool {
-        if self.is_lapsed() {
+    /// Dooms what the lease did not cover at the time `now`, since when everything was heard; whether it has ended.
+    fn doom(&mut self, now: u64) -> bool {
+        let lapsed = self.is_lapsed(now);
+        if lapsed {
             let new = self.groups.iter().filter(|(pgid, _)| !self.doomed.contains_key(pgid)).count();
             if new > 0 {
                 log::warn!("the lease ended: killing {new} process groups");
@@ -212,11 +214,22 @@ impl Guardian {
                 self.clean = 0;
             }
         }
+        lapsed
+    }
+
+    /// Kills what the lease does not cover; whether something that must die may live.
+    fn strike(&mut self, now: u64) -> bool {
+        let lapsed = self.doom(now);
         if self.doomed.is_empty() || self.clean == LOOKS_FOR_PROOF {
             return false;
         }
-        // Whoever left its group dies too, if it was born under the lease that ended.
-        let born_by = self.is_lapsed().then(|| ticks_of(self.until));
+        if lapsed && let Some(cgroups) = &self.cgroups {
+            // All at once, before anything could fork. Nothing in there began under a longer lease: that would be
+            // in the pipe, and the role has to register or to be elected anew before anything runs under it.
+            let _ = fs::write(cgroups.join("cgroup.kill"), "1");
+        }
+        // Whoever left its group dies too, also if it was born after the end; not what a longer lease might cover.
+        let born_by = lapsed.then(|| ticks_of(now));
         let sweep = Sweep {
             token: &self.token,
             groups: &self.doomed,
@@ -268,5 +281,32 @@ impl Guardian {
         if killed > 0 {
             log::warn!("its executor is dead: killed what it ran");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_ends_after_the_last_message_was_looked_for_has_not_ended_yet() {
+        let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC).unwrap();
+        let groups = BTreeMap::from([(5, 1)]);
+        let (doomed, until) = (BTreeMap::new(), 1_000);
+        let mut guard = Guardian {
+            token: String::new(),
+            cgroups: None,
+            timer,
+            until,
+            groups,
+            doomed,
+            clean: 0,
+            end: None,
+        };
+        // By now the clock says much more.
+        assert!(!guard.doom(999) && guard.doomed.is_empty());
+        guard.take_in(Some(Message::Lease { until: 1_500 }));
+        assert!(!guard.doom(1_000) && guard.doomed.is_empty());
+        assert!(guard.doom(1_500) && guard.doomed.contains_key(&5));
     }
 }

@@ -1,8 +1,11 @@
 //! Election, one contender at a time: every state, every loss, and replies that come late or not at all.
 
 use super::{Asked, LOST, NO_NODE, refused, stat};
+use crate::contract::contender_rank;
 use crate::exit;
-use crate::machine::{Actions, Call, CallId, CallResult, ChangeKind, CreateMode, Refusal, Reply};
+use crate::machine::{
+    Action, Actions, Call, CallId, CallResult, ChangeKind, CreateMode, Level, Refusal, Reply,
+};
 use crate::recipes::election::Election;
 
 const DIR: &str = "/e";
@@ -244,14 +247,79 @@ fn contenders_of_earlier_sessions_are_deleted_and_do_not_count() {
     assert_eq!(bench.election.behind(), Some(B));
 }
 
+/// What was logged since the last look.
+fn logged(bench: &mut Bench) -> Vec<String> {
+    let text = |action| match action {
+        Action::Log(Level::Warn, text) => Some(text),
+        _ => None,
+    };
+    bench.out.drain().filter_map(text).collect()
+}
+
 #[test]
 fn foreign_names_are_reported_once_and_do_not_count() {
     let (mut bench, list) = Bench::listing();
-    bench.reply(list, children(&["stray", OWN]));
-    assert_eq!(bench.election.leading(), Some(9));
-    assert_eq!(bench.out.drain().count(), 1);
+    bench.reply(list, children(&["stray", "0a__lock__0000000000", OWN]));
+    assert_eq!(bench.election.leading(), Some(9), "they are before us as texts, and do not count");
+    let told = logged(&mut bench);
+    assert!(told.len() == 1 && told[0].contains("contenders (2)"), "{told:?}");
+    for words in [DIR, "such as stray", "may lead at the same time", "a directory of its own"] {
+        assert!(told[0].contains(words), "{told:?}");
+    }
     bench.changed(OWN, ChangeKind::Deleted);
-    bench.out.drain();
+    let look = bench.out.drain().find_map(|action| match action {
+        Action::Call { id, .. } => Some(id),
+        _ => None,
+    });
+    bench.reply(look.expect("it looks at its directory"), exists(1));
+    let create = bench.create_call();
+    bench.reply(create, created(OWN));
+    let own = bench.exists_call(OWN);
+    bench.reply(own, exists(9));
+    let list = bench.list_call();
+    bench.reply(list, children(&["another", OWN]));
+    assert_eq!((bench.election.leading(), logged(&mut bench)), (Some(9), Vec::new()));
+}
+
+#[test]
+fn peers_of_curator_are_no_foreigners() {
+    let (mut bench, list) = Bench::listing();
+    bench.reply(
+        list,
+        children(&["_c_3f6c9a52-7d0e-4b7e-9c61-5a2f0d1e8b44-latch-0000000000", "latch-0000000009", OWN]),
+    );
+    assert!(bench.election.is_following());
+    assert_eq!(logged(&mut bench), Vec::<String>::new());
+}
+
+/// Numbers that wrapped come first, as with Curator, and it is told what that means.
+#[test]
+fn sequence_numbers_that_wrapped_come_first_and_are_told() {
+    let (mut bench, list) = Bench::listing();
+    let wrapped = "_c_x-latch--2147483648";
+    bench.reply(list, children(&[wrapped, OWN]));
+    assert_eq!(bench.election.behind(), Some(wrapped));
+    assert_eq!(logged(&mut bench), Vec::<String>::new(), "who wrapped tells it");
+
+    let (mut bench, create) = Bench::creating();
+    let own = "_c_u-latch-2000000000";
+    bench.reply(create, created(own));
+    let read = bench.exists_call(own);
+    bench.reply(read, exists(9));
+    let list = bench.list_call();
+    bench.reply(list, children(&[own]));
+    assert_eq!(bench.election.leading(), Some(9));
+    let told = logged(&mut bench);
+    assert!(told.len() == 1 && told[0].contains("near their end"), "{told:?}");
+}
+
+#[test]
+fn of_two_with_one_number_one_leads() {
+    let (mut bench, list) = Bench::listing();
+    let rank = contender_rank(OWN).expect("a rank");
+    let (first, second) = (format!("0-latch-{rank}"), format!("z-latch-{rank}"));
+    bench.reply(list, children(&[&second, OWN, &first]));
+    assert_eq!(bench.election.behind(), Some(first.as_str()));
 }
 
 #[test]

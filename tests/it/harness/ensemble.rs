@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::process::{base_dir, tell_reaper};
+use super::process::{base_dir, is_alive, tell_reaper};
 use super::{LIMIT, eventually, wall_clock_ms};
 
 /// What a server is, as `scripts/ensemble status` tells it.
@@ -99,6 +99,16 @@ impl Ensemble {
         let now_ms = wall_clock_ms();
         kill_process(pid, Signal::KILL).expect("it can be killed");
         now_ms
+    }
+
+    /// SIGTERM, as for maintenance, and waits until it is gone; then starts it, and waits until it serves.
+    pub fn restart(&self, id: u32) {
+        let pid = self.status().into_iter().find(|server| server.id == id).and_then(|server| server.pid);
+        let number = pid.expect("it runs");
+        let pid = Pid::from_raw(i32::try_from(number).expect("a pid")).expect("a pid");
+        kill_process(pid, Signal::TERM).expect("it can be told to end");
+        eventually(LIMIT, "the server ends", || (!is_alive(number)).then_some(()));
+        self.start_again(&[id]);
     }
 
     /// SIGSTOP: its sockets stay open, nothing answers.

@@ -5,6 +5,7 @@
 //! The format is that of ZooKeeper's `FileTxnLog`: a header of 16 bytes, then records of a checksum (8 bytes), a
 //! length (4), a `TxnHeader` (client, cxid, zxid, time, type), the transaction and an end mark. All big-endian.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -72,6 +73,17 @@ pub fn read(ensemble: &Ensemble, tree: &Tree) -> Vec<Txn> {
         let all = read_folder(&folder);
         all.last().is_some_and(|last| last.zxid >= now).then_some(all)
     })
+}
+
+/// All that was committed up to now, from the logs of all servers: one that was down lacks what it got as a snapshot.
+pub fn read_all(ensemble: &Ensemble, tree: &Tree) -> Vec<Txn> {
+    read(ensemble, tree);
+    let mut all = BTreeMap::new();
+    for server in ensemble.status() {
+        let folder = ensemble.dir.join(server.id.to_string()).join("data/version-2");
+        all.extend(read_folder(&folder).into_iter().map(|txn| (txn.zxid, txn)));
+    }
+    all.into_values().collect()
 }
 
 fn read_folder(folder: &Path) -> Vec<Txn> {

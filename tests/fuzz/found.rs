@@ -1,0 +1,58 @@
+//! Inputs that broke something once, each with the name of what it broke.
+
+use zkmw::contract::MAX_DATA_BYTES;
+use zkmw::contract::task::Task;
+
+use crate::targets::{TARGETS, names};
+
+#[track_caller]
+fn holds(target: &str, data: &[u8]) {
+    let target = TARGETS.iter().find(|known| known.name == target).expect("a target");
+    (target.check)(data);
+}
+
+/// Two spellings of one number were one registration to the leader.
+#[test]
+fn a_registrations_number_has_one_spelling() {
+    names(b"w~1~01");
+    names(b"w~1~+1");
+    names(b"w~1~00");
+}
+
+/// The parser took the nearest number but one, so that a note changed whenever its task was written.
+#[test]
+fn a_foreign_fraction_keeps_its_digits() {
+    holds("job", br#"{"x-own":91804962e-97}"#);
+}
+
+/// What was ignored was not even looked at.
+#[test]
+fn what_is_not_utf_8_is_refused_wherever_it_stands() {
+    let data = b"{\"command\":\"\",\"outcome\":{\"state\":\"done\",\"attempt\":1,\"x-own\":\"\x9e\"}}";
+    holds("task", data);
+    let why = Task::decode(data).expect_err("refused").to_string();
+    assert!(why.contains("it is not UTF-8, from byte 62 on"), "{why}");
+}
+
+/// What is ignored may hold a number that fits no type.
+#[test]
+fn a_number_beyond_all_types_is_ignored_where_nobody_looks() {
+    holds("assignment", br#"{"entries":[{"task":"a/b","x-own":1e400}]}"#);
+    holds("assignment", br#"{"entries":[],"x-own":1e400}"#);
+}
+
+/// Data that takes the most memory for its size, as large as it may be.
+#[test]
+fn the_worst_data_has_bounded_memory() {
+    for unit in ["[],", "{},", "0,", "\"\",", "[[]],", "{\"\":0},", "{\"a\":{\"b\":[]}},"] {
+        let all = unit.repeat((MAX_DATA_BYTES - 64) / unit.len());
+        let items = all.strip_suffix(',').expect("a comma");
+        for target in ["task", "assignment"] {
+            for field in ["x-own", "history", "v"] {
+                holds(target, format!(r#"{{"command":"","{field}":[{items}]}}"#).as_bytes());
+            }
+        }
+    }
+    let keys: Vec<_> = (0..MAX_DATA_BYTES / 16).map(|n| format!(r#""{n:x}":[]"#)).collect();
+    holds("job", format!("{{{}}}", keys.join(",")).as_bytes());
+}

@@ -1,0 +1,310 @@
+//! Properties of what this code itself can write: it is read back as it was, under names that lead to it alone. And the
+//! order of contenders, against Curator's.
+
+use std::collections::BTreeMap;
+
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::RngSeed;
+use zkmw::contract::status::{Counts, Leader, Status, WorkerRow};
+use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
+use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration};
+use zkmw::contract::{
+    Incarnation, LATCH, Layout, MAX_BATCH_LINES, MAX_DATA_BYTES, MAX_TASK_ID_BYTES, TaskId, batch_task,
+    contender_prefix, contender_rank, is_user_id, name_of, parse_registration, uuid,
+};
+use zkmw::machine::Captured;
+
+use crate::targets::is_path;
+
+/// Cases of each property.
+const CASES: u32 = 96;
+
+/// The same cases each time: a run of the tests is no lottery. Others come with `PROPTEST_RNG_SEED`.
+const SEED: u64 = 1;
+
+fn config() -> ProptestConfig {
+    let given = ProptestConfig::default();
+    let rng_seed = match given.rng_seed {
+        RngSeed::Random => RngSeed::Fixed(SEED),
+        fixed @ RngSeed::Fixed(_) => fixed,
+    };
+    ProptestConfig { cases: CASES, failure_persistence: None, rng_seed, ..given }
+}
+
+/// What users may call something, with the longest among it.
+fn user_id() -> impl Strategy<Value = String> {
+    let good =
+        vec(any::<char>(), 1..130).prop_map(|chars| chars.into_iter().filter(|c| is_user_id(&c.to_string())));
+    prop_oneof![
+        good.prop_map(|chars| {
+            let mut id = "w".to_string();
+            for char in chars {
+                if id.len() + char.len_utf8() <= 128 {
+                    id.push(char);
+                }
+            }
+            id
+        }),
+        Just("i".repeat(128)),
+        Just("_00".to_string()),
+    ]
+}
+
+fn incarnation() -> impl Strategy<Value = Incarnation> {
+    (user_id(), any::<u64>()).prop_map(|(worker, number)| Incarnation::new(&worker, number))
+}
+
+fn task_id() -> impl Strategy<Value = TaskId> {
+    prop_oneof![
+        (user_id(), user_id()).prop_map(|(job, name)| TaskId::new(&job, &name)),
+        (proptest::option::of(user_id()), user_id(), 0..MAX_BATCH_LINES)
+            .prop_map(|(job, batch, line)| batch_task(job.as_deref(), &batch, line)),
+    ]
+}
+
+fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
+    btree_map(any::<String>(), any::<String>(), 0..4)
+}
+
+fn options() -> impl Strategy<Value = Options> {
+    let numbers = (any::<Option<i32>>(), any::<[Option<u64>; 3]>(), any::<Option<u32>>());
+    let texts = (
+        proptest::option::of(labels()),
+        proptest::option::of(labels()),
+        proptest::option::of(any::<String>()),
+    );
+    (numbers, texts).prop_map(|((priority, ms, max_attempts), (require, env, orphan_of))| Options {
+        priority,
+        timeout_ms: ms[0],
+        expire_ms: ms[1],
+        max_attempts,
+        retry_backoff_ms: ms[2],
+        require,
+        env,
+        orphan_of,
+    })
+}
+
+/// Text, bytes, and text that is cut anywhere.
+fn captured() -> impl Strategy<Value = Captured> {
+    let bytes = || prop_oneof![vec(any::<u8>(), 0..64), any::<String>().prop_map(String::into_bytes)];
+    prop_oneof![
+        bytes().prop_map(|head| Captured { head, omitted: 0, tail: Vec::new() }),
+        (bytes(), 0..u64::MAX / 2, bytes()).prop_map(|(head, omitted, tail)| Captured {
+            head,
+            omitted,
+            tail
+        }),
+        (vec(select(&['ä', 'x', '🦓', '\0'][..]), 1..40), 0..40_usize, 0..40_usize).prop_map(
+            |(text, a, b)| {
+                let bytes = text.into_iter().collect::<String>().into_bytes();
+                let (a, b) = (a.min(bytes.len()), b.min(bytes.len()));
+                Captured { head: bytes[..a].to_vec(), omitted: 7, tail: bytes[b..].to_vec() }
+            }
+        ),
+    ]
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    let states = select(&[State::Done, State::Failed, State::Cancelled, State::Expired][..]);
+    let reasons =
+        select(&[Reason::Exit, Reason::Signal, Reason::Timeout, Reason::Poison, Reason::NotStarted][..]);
+    let ends = (states, proptest::option::of(reasons), any::<[Option<i32>; 2]>(), any::<Option<String>>());
+    let runs = (any::<u32>(), proptest::option::of(incarnation()), any::<[Option<i64>; 2]>());
+    (ends, runs, captured(), captured()).prop_map(
+        |(
+            (state, reason, [exit_code, signal], detail),
+            (attempt, worker, [started_ms, ended_ms]),
+            out,
+            err,
+        )| Outcome {
+            state,
+            reason,
+            exit_code,
+            signal,
+            detail,
+            attempt,
+            worker,
+            started_ms,
+            ended_ms,
+            stdout: Output::new(&out),
+            stderr: Output::new(&err),
+        },
+    )
+}
+
+fn task() -> impl Strategy<Value = Task> {
+    let payload = prop_oneof![
+        any::<String>().prop_map(Payload::Shell),
+        vec(any::<String>(), 1..4).prop_map(Payload::Program)
+    ];
+    let moves = vec((proptest::option::of(incarnation()), any::<String>()), 0..12);
+    let flags = (any::<bool>(), any::<bool>(), any::<u32>(), any::<Option<u64>>());
+    let ends = (proptest::option::of(incarnation()), proptest::option::of(outcome()));
+    (payload, options(), moves, flags, ends).prop_map(
+        |(payload, options, moves, (keyed, cancel, charged, delay_ms), (released_by, outcome))| {
+            let mut task = Task::new(payload, options);
+            for (worker, why) in moves {
+                task.next_attempt(worker, &why);
+            }
+            (task.keyed, task.cancel, task.charged, task.delay_ms) = (keyed, cancel, charged, delay_ms);
+            (task.released_by, task.outcome) = (released_by, outcome);
+            task
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn every_task_is_read_back(task in task()) {
+        let data = task.encode();
+        prop_assert_eq!(Task::decode(&data), Ok(task));
+    }
+
+    #[test]
+    fn every_job_is_read_back(options in options()) {
+        let job = Job::new(options);
+        prop_assert_eq!(Job::decode(&job.encode()), Ok(job));
+    }
+
+    #[test]
+    fn every_registration_is_read_back(
+        host in any::<String>(), boot in any::<String>(), numbers in any::<[u64; 4]>(), pid in any::<u32>(),
+        slots in 1..=1_000_u32, labels in labels(), draining in any::<bool>(), through in any::<Option<i32>>(),
+        aside in vec(task_id(), 0..4), since in any::<Option<i64>>(),
+    ) {
+        let [pid_ns, start_time, timeout, _] = numbers;
+        let process = ProcessIdentity { host, boot_id: boot, pid_ns, pid, start_time };
+        let mut registration = Registration::new(&process, slots, labels, timeout);
+        (registration.draining, registration.revoked_through) = (draining, through);
+        (registration.aside, registration.since) = (aside, since);
+        prop_assert_eq!(Registration::decode(&registration.encode()), Ok(registration));
+    }
+
+    #[test]
+    fn every_assignment_is_read_back(
+        epoch in any::<i64>(), entries in vec((task_id(), any::<u32>(), any::<bool>()), 0..20),
+    ) {
+        let entry = |(task, attempt, revoked)| Entry { task, attempt, revoked };
+        let assignment = Assignment::new(epoch, entries.into_iter().map(entry).collect());
+        prop_assert_eq!(Assignment::decode(&assignment.encode()), Ok(assignment));
+    }
+
+    #[test]
+    fn every_summary_is_read_back(
+        id in any::<String>(), host in any::<String>(), pid in any::<u32>(), epoch in any::<i64>(),
+        rows in vec((user_id(), labels(), any::<u16>(), any::<bool>()), 0..4), counts in any::<[u64; 8]>(),
+        loading in any::<bool>(),
+    ) {
+        let row = |(id, labels, n, draining): (String, _, u16, bool)| {
+            let n = u32::from(n);
+            WorkerRow { host: id.clone(), id, pid: n, slots: n, assigned: n, draining, labels }
+        };
+        let [pending, assigned, done, failed, cancelled, expired, malformed, aside] = counts;
+        let counts = Counts { pending, assigned, done, failed, cancelled, expired, malformed, aside };
+        let leader = Leader { id, host, pid, epoch };
+        let status = Status::new(leader, rows.into_iter().map(row).collect(), counts, loading);
+        prop_assert_eq!(Status::decode(&status.encode()), Ok(status));
+    }
+
+    /// No byte is invented, and none is missing without being counted.
+    #[test]
+    fn every_output_is_read_back(captured in captured()) {
+        let json = serde_json::to_vec(&Output::new(&captured)).expect("JSON");
+        let back = serde_json::from_slice::<Output>(&json).expect("it is read").captured();
+        prop_assert!(captured.head.starts_with(&back.head) && captured.tail.ends_with(&back.tail));
+        let bytes = |c: &Captured| c.head.len() as u64 + c.omitted + c.tail.len() as u64;
+        prop_assert_eq!(bytes(&captured), bytes(&back));
+        prop_assert!(captured.head.len() - back.head.len() <= 3 && captured.tail.len() - back.tail.len() <= 3);
+    }
+
+    #[test]
+    fn an_outcome_always_fits(line in 0..250_000_usize, sizes in any::<[u16; 4]>(), byte in any::<u8>()) {
+        let mut task = Task::new(Payload::Shell("x".repeat(line)), Options::default());
+        let output = |a: u16, b: u16| {
+            let (head, tail) = (vec![byte; usize::from(a) * 2], vec![byte; usize::from(b) * 2]);
+            Output::new(&Captured { head, omitted: 1, tail })
+        };
+        let mut outcome = Outcome::unrun(State::Done, None, "", 1);
+        (outcome.stdout, outcome.stderr) = (output(sizes[0], sizes[1]), output(sizes[2], sizes[3]));
+        task.outcome = Some(outcome);
+        let data = task.encode_to_fit();
+        prop_assert!(data.len() <= MAX_DATA_BYTES);
+        prop_assert_eq!(Task::decode(&data), Ok(task));
+    }
+
+    #[test]
+    fn names_lead_to_what_they_name(
+        incarnation in incarnation(), n in any::<u64>(), id in task_id(), bits in any::<(u64, u64)>(),
+    ) {
+        let layout = Layout::new("/r/o");
+        let registration = layout.registration(&incarnation, n);
+        prop_assert_eq!(parse_registration(name_of(&registration)), Some((incarnation.clone(), n)));
+        let assignment = layout.assignment(&incarnation);
+        prop_assert_eq!(Incarnation::parse(name_of(&assignment)), Some(incarnation.clone()));
+        prop_assert!(incarnation.as_str().starts_with(incarnation.worker()));
+        prop_assert!(id.as_str().len() <= MAX_TASK_ID_BYTES);
+        prop_assert_eq!(TaskId::parse(id.as_str()), Some(id.clone()));
+        let contender = format!("/r/o/master/{}0000000000", contender_prefix(&uuid(bits.0, bits.1)));
+        let lease = layout.lease(incarnation.as_str(), n);
+        for path in [registration, assignment, layout.task(&id), contender, lease] {
+            prop_assert!(is_path(&path), "{:?}", path);
+        }
+    }
+
+    /// Two lines of a batch never share a name, and part and number can be read from it.
+    #[test]
+    fn lines_have_places_of_their_own(key in user_id(), job in proptest::option::of(user_id()), a in 0..MAX_BATCH_LINES) {
+        let id = batch_task(job.as_deref(), &key, a);
+        let (rest, part) = id.dir().rsplit_once('~').expect("a part");
+        let (line, part): (u64, u64) =
+            (id.as_str().rsplit('/').next().expect("a name").parse().expect("a line"), part.parse().expect("a number"));
+        prop_assert_eq!((line, part), (a, a / 4_000));
+        prop_assert_eq!(rest.to_string(), job.map_or(key.clone(), |job| format!("{job}~{key}")));
+    }
+
+    #[test]
+    fn contenders_are_sorted_as_by_curator(
+        numbers in vec(select(SEQUENCES), 0..12), more in vec(any::<i32>(), 0..12), odd in vec(select(ODD), 0..4),
+        bits in any::<u64>(),
+    ) {
+        let sequential = numbers.iter().chain(&more).enumerate();
+        let mut names: Vec<String> = sequential
+            // As ZooKeeper appends it: ten digits, or the sign and ten digits.
+            .map(|(at, n)| format!("{}{n:010}", contender_prefix(&uuid(bits, at as u64))))
+            .collect();
+        names.extend(odd.iter().map(ToString::to_string));
+        let mut theirs = names.clone();
+        theirs.sort_by(|a, b| curator_compare(a, b));
+        names.sort_by_key(|name| contender_rank(name).map(str::to_string));
+        let ranks = |names: &[String]| names.iter().map(|n| curator_fix(n).to_string()).collect::<Vec<_>>();
+        prop_assert_eq!(ranks(&names), ranks(&theirs));
+    }
+}
+
+/// Where sequence numbers begin, wrap, and come back.
+const SEQUENCES: &[i32] = &[0, 1, 9, 10, i32::MAX - 1, i32::MAX, i32::MIN, i32::MIN + 1, -10, -9, -1];
+
+/// Names of peers that were made by hand.
+const ODD: &[&str] =
+    &["latch-", "x-latch-latch-7", "_c_latch-1-latch-0000000003", "a-latch-x", "b-latch-0000000010"];
+
+/// `StandardLockInternalsDriver.standardFixForSorting` of Curator, literally.
+fn curator_fix(str: &str) -> &str {
+    let lock_name = LATCH;
+    let index = str.rfind(lock_name);
+    if let Some(mut index) = index {
+        index += lock_name.len();
+        return if index <= str.len() { &str[index..] } else { "" };
+    }
+    str
+}
+
+/// The comparison in `LockInternals.getSortedChildren`: `String.compareTo`, which is by UTF-16 units.
+fn curator_compare(lhs: &str, rhs: &str) -> std::cmp::Ordering {
+    curator_fix(lhs).encode_utf16().cmp(curator_fix(rhs).encode_utf16())
+}
