@@ -93,6 +93,7 @@ fn a_cut_server_keeps_writes_and_forwards_them_late_if_their_session_lives() {
         ensemble.set_link(1, false);
         ensemble.request(session, create("/late", CreateMode::Persistent));
         assert!(!ensemble.forward(1) && ensemble.connect(1, T).is_none());
+        assert_eq!((ensemble.server_of(session), ensemble.queued(1)), (1, 1));
         ensemble.disconnect(session);
         ensemble.set_time(at(9));
         ensemble.heard(other);

@@ -71,7 +71,8 @@ impl Names {
             }
             (Reply::Children(model), Reply::Children(real)) => {
                 let (mut model, mut real) = (model.clone(), real.clone());
-                (model.sort(), real.sort());
+                model.sort();
+                real.sort();
                 equal("children", model, real)
             }
             (model, real) => equal("reply", model, real),
