@@ -10,6 +10,4 @@ pub mod waiter;
 pub mod worker;
 
 #[cfg(test)]
-mod explore;
-#[cfg(test)]
 mod testing;

@@ -22,8 +22,6 @@ const PAUSE_MAX: u64 = 500 * MS;
 const FLAPPING: u64 = SECOND;
 /// How long a server that does not answer costs.
 const STAGGER: u64 = 150 * MS;
-/// The longest sleep of the session layer while a connection is up.
-const LOOK_EVERY: u64 = SECOND;
 
 /// A process's end of a connection.
 #[derive(Debug)]
@@ -169,7 +167,7 @@ impl World {
             let delay = self.dawdle() + self.travel();
             self.after(delay, Ev::Beat(who, generation, session, now));
         }
-        let sleep = (sleep.as_nanos() as u64).clamp(MS, LOOK_EVERY);
+        let sleep = (sleep.as_nanos() as u64).max(MS);
         self.after(sleep, Ev::Look(who, generation));
     }
 

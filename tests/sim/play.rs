@@ -25,7 +25,6 @@ pub struct Outcome {
     pub complaints: Vec<String>,
     pub digest: u64,
     pub runs: usize,
-    pub events: u64,
 }
 
 /// Plays a seed.
@@ -47,7 +46,7 @@ pub fn play(seed: u64, swarm: Swarm, tracing: bool) -> Outcome {
     let log = world.ens.log().iter();
     let digest =
         log.fold(world.digest, |digest, txn| (digest ^ txn.zxid as u64).wrapping_mul(0x100_0000_01b3));
-    Outcome { complaints, digest, runs: world.runs.len(), events: world.events }
+    Outcome { complaints, digest, runs: world.runs.len() }
 }
 
 fn go(world: &mut World) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! The world: the true time, the queue of what comes when, and all parts. It pops the next thing and gives it to
 //! the part that it is for.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use zkmw::machine::{Call, CallId, CallResult, ChangeKind, Ended, Event, Instant};
@@ -55,32 +56,6 @@ pub enum Ev {
     Kill(Who),
 }
 
-struct Scheduled {
-    at: u64,
-    seq: u64,
-    ev: Ev,
-}
-
-impl PartialEq for Scheduled {
-    fn eq(&self, other: &Scheduled) -> bool {
-        (self.at, self.seq) == (other.at, other.seq)
-    }
-}
-
-impl Eq for Scheduled {}
-
-impl PartialOrd for Scheduled {
-    fn partial_cmp(&self, other: &Scheduled) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Scheduled {
-    fn cmp(&self, other: &Scheduled) -> std::cmp::Ordering {
-        (other.at, other.seq).cmp(&(self.at, self.seq))
-    }
-}
-
 /// Everything.
 pub struct World {
     pub now: u64,
@@ -103,7 +78,10 @@ pub struct World {
     pub events: u64,
     pub traced: usize,
     pub tracing: bool,
-    queue: BinaryHeap<Scheduled>,
+    /// When, in which order, and where it is kept: what is sifted stays small.
+    queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    kept: Vec<Option<Ev>>,
+    free: Vec<usize>,
     seq: u64,
 }
 
@@ -129,6 +107,8 @@ impl World {
             traced: 0,
             tracing,
             queue: BinaryHeap::new(),
+            kept: Vec::new(),
+            free: Vec::new(),
             seq: 0,
             swarm,
         };
@@ -180,7 +160,17 @@ impl World {
     /// Something comes at this time.
     pub fn at(&mut self, at: u64, ev: Ev) {
         self.seq += 1;
-        self.queue.push(Scheduled { at: at.max(self.now), seq: self.seq, ev });
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.kept[slot] = Some(ev);
+                slot
+            }
+            None => {
+                self.kept.push(Some(ev));
+                self.kept.len() - 1
+            }
+        };
+        self.queue.push(Reverse((at.max(self.now), self.seq, slot)));
     }
 
     /// Whether this life of the member goes on.
@@ -208,14 +198,16 @@ impl World {
 
     /// Goes on until that time.
     pub fn run_until(&mut self, until: u64) {
-        while self.queue.peek().is_some_and(|next| next.at <= until) {
-            let Some(next) = self.queue.pop() else { break };
-            self.now = next.at;
+        while self.queue.peek().is_some_and(|Reverse((at, _, _))| *at <= until) {
+            let Some(Reverse((at, seq, slot))) = self.queue.pop() else { break };
+            let Some(ev) = self.kept[slot].take() else { continue };
+            self.free.push(slot);
+            self.now = at;
             self.events += 1;
             assert!(self.events < MAX_EVENTS, "somebody goes round in circles");
-            self.digest = (self.digest ^ next.at ^ next.seq.rotate_left(32)).wrapping_mul(0x100_0000_01b3);
+            self.digest = (self.digest ^ at ^ seq.rotate_left(32)).wrapping_mul(0x100_0000_01b3);
             self.ens.set_time(Instant::from_nanos(self.now));
-            self.handle(next.ev);
+            self.handle(ev);
             self.settle_servers();
         }
         self.now = until;

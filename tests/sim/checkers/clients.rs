@@ -96,19 +96,13 @@ fn report_holds(at: u64, report: &ClientReport, tasks: &BTreeMap<String, Known>)
 }
 
 fn ended(client: &Client) -> Vec<&Outcome> {
-    let outcome = |(_, report): &'_ (u64, ClientReport)| match report {
-        ClientReport::Ended(_) => true,
-        _ => false,
-    };
-    client
-        .reports
-        .iter()
-        .filter(|report| outcome(report))
-        .filter_map(|(_, report)| match report {
-            ClientReport::Ended(ended) => Some(&ended.outcome),
-            _ => None,
-        })
-        .collect()
+    let mut outcomes = Vec::new();
+    for (_, report) in &client.reports {
+        if let ClientReport::Ended(ended) = report {
+            outcomes.push(&ended.outcome);
+        }
+    }
+    outcomes
 }
 
 /// Whether the exit code is one that goes with what was wished for and what happened.
@@ -135,10 +129,7 @@ fn code_fits(spec: &ClientSpec, client: &Client, missed: bool) -> Result<(), Str
             [] => keyed && (code == exit::DATA || code == exit::FAILED || code == exit::TRY_AGAIN),
             _ => false,
         },
-        Wish::Batch(lines) if spec.detach => {
-            let _ = lines;
-            (code == exit::OK && detached) || (code == exit::DATA && keyed)
-        }
+        Wish::Batch(_) if spec.detach => (code == exit::OK && detached) || (code == exit::DATA && keyed),
         Wish::Batch(lines) => {
             let good = outcomes.iter().filter(|outcome| outcome.state == State::Done).count();
             match code {

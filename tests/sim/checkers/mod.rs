@@ -21,10 +21,8 @@ use super::world::World;
 pub struct Znode {
     pub data: Vec<u8>,
     pub czxid: i64,
-    pub mzxid: i64,
     pub version: i32,
     pub owner: SessionId,
-    pub made: u64,
     pub changed: u64,
 }
 
@@ -95,13 +93,13 @@ fn changes(txn: &Txn, tree: &Tree) -> Vec<(String, Option<Znode>, bool)> {
         Op::Create { path, data, ephemeral } => {
             let owner = if *ephemeral { txn.session } else { SessionId(0) };
             let (data, zxid) = (data.clone(), txn.zxid);
-            let znode = Znode { data, czxid: zxid, mzxid: zxid, version: 0, owner, made: at, changed: at };
+            let znode = Znode { data, czxid: zxid, version: 0, owner, changed: at };
             vec![(path.clone(), Some(znode), false)]
         }
         Op::Set { path, data, .. } => {
             let Some(old) = tree.get(path) else { return Vec::new() };
             let version = old.version + 1;
-            let znode = Znode { data: data.clone(), mzxid: txn.zxid, version, changed: at, ..old.clone() };
+            let znode = Znode { data: data.clone(), version, changed: at, ..old.clone() };
             vec![(path.clone(), Some(znode), false)]
         }
         Op::Delete { path, .. } => vec![(path.clone(), None, false)],

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use zkmw::contract::parse_registration;
+use zkmw::contract::task::Task;
 use zkmw::contract::worker::{Assignment, Entry, Registration};
 
 use super::{Complaints, Step, Tree, child, kind, replay, task_of};
@@ -97,6 +98,13 @@ impl<'a> Book<'a> {
         for entry in &new.entries {
             let key = (entry.task.to_string(), entry.attempt);
             self.given.entry(key).or_default().entry(name.to_string()).or_insert(step.at);
+            // What is gone, or over, may be given to anybody: nobody will run it.
+            let task = tree.get(&format!("{ROOT}/tasks/{}", entry.task));
+            let task = task.and_then(|znode| Task::decode(&znode.data).ok());
+            let runs = task.is_some_and(|task| task.outcome.is_none() && task.attempt == entry.attempt);
+            if !runs {
+                continue;
+            }
             if old.as_ref().is_some_and(|old| has(old, entry)) {
                 continue;
             }
