@@ -33,3 +33,18 @@ fn the_quickstart_computes_every_sum_while_a_leader_and_a_worker_die() {
         assert!(text.contains(words), "{words} is not said in:\n{text}");
     }
 }
+
+/// Each bug that `scripts/plant` plants is still one that can be planted.
+#[test]
+fn every_planted_bug_applies() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let bugs = std::fs::read_dir(format!("{root}/tests/sim/bugs")).expect("tests/sim/bugs");
+    let mut patches: Vec<_> = bugs.map(|bug| bug.expect("a file").path()).collect();
+    patches.sort();
+    assert!(patches.len() >= 12, "only {} bugs", patches.len());
+    for patch in patches {
+        let output = Command::new("git").args(["apply", "--check"]).arg(&patch).current_dir(root).output();
+        let output = output.expect("git can be run");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}

@@ -8,6 +8,7 @@ mod checkers;
 // Some of it is there for the comparison with real servers alone.
 #[allow(dead_code)]
 mod ensemble;
+mod ensemble_rules;
 mod faults;
 mod history;
 mod life;

@@ -1,0 +1,134 @@
+//! What happens in a script, what was seen of it, and how often everything happens in all of them.
+
+use std::collections::BTreeMap;
+
+use zkmw::machine::{Call, ChangeKind, CreateMode, Refusal, Reply, WatchMode};
+
+/// One thing that happens.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// A session makes a call, and waits for the answer.
+    Call { by: usize, call: Call },
+    /// A session looks at all events that it was told. The marker is a path of which it sees nothing else.
+    /// What one transaction does to many znodes comes in no order.
+    Told { by: usize, marker: String, ordered: bool },
+    /// A session ends, and another takes its place.
+    Reopen { by: usize },
+    /// A session's connection is cut, and another session takes its place. The first one lives on.
+    Cut { by: usize },
+    /// The time of the session before is up, and with it this ephemeral of its.
+    Expire { by: usize, witness: String },
+}
+
+/// What came of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Seen {
+    Reply(Result<Reply, Refusal>),
+    Told(Vec<(String, ChangeKind)>),
+    Nothing,
+}
+
+/// A script, with what the model makes of it.
+pub struct Script {
+    pub name: String,
+    pub steps: Vec<Step>,
+    pub seen: Vec<Seen>,
+}
+
+/// How often each kind of call, answer, event and fault occurred.
+#[derive(Default)]
+pub struct Counts(BTreeMap<String, u32>);
+
+/// What the scripts together must have met. The numbers are for all that is drawn.
+const EXPECTED: &[&str] = &[
+    "create Persistent ok",
+    "create Persistent NoNode",
+    "create Persistent NodeExists",
+    "create Persistent NoChildrenForEphemerals",
+    "create Ephemeral ok",
+    "create Ephemeral NodeExists",
+    "create EphemeralSequential ok",
+    "create EphemeralSequential NoNode",
+    "create EphemeralSequential NoChildrenForEphemerals",
+    "set ok",
+    "set NoNode",
+    "set BadVersion",
+    "delete at a version ok",
+    "delete at a version NoNode",
+    "delete at a version BadVersion",
+    "delete at a version NotEmpty",
+    "delete any ok",
+    "delete any NoNode",
+    "delete any NotEmpty",
+    "get ok",
+    "get NoNode",
+    "get and watch ok",
+    "get and watch NoNode",
+    "exists ok",
+    "exists NoNode",
+    "exists and watch ok",
+    "exists and watch NoNode",
+    "children ok",
+    "children NoNode",
+    "watch Node ok",
+    "watch Tree ok",
+    "told Created",
+    "told Deleted",
+    "told Data",
+    "told Children",
+    "reopen",
+    "cut",
+    "expire",
+];
+
+/// So often at least, each.
+const OFTEN: u32 = 20;
+
+impl Counts {
+    pub fn add(&mut self, script: &Script) {
+        for (step, seen) in script.steps.iter().zip(&script.seen) {
+            match (step, seen) {
+                (Step::Call { call, .. }, Seen::Reply(result)) => self.one(kind_of(call, result)),
+                (_, Seen::Told(changes)) => {
+                    changes.iter().for_each(|(_, kind)| self.one(format!("told {kind:?}")));
+                }
+                (Step::Reopen { .. }, _) => self.one("reopen".to_owned()),
+                (Step::Cut { .. }, _) => self.one("cut".to_owned()),
+                (Step::Expire { .. }, _) => self.one("expire".to_owned()),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn one(&mut self, what: String) {
+        *self.0.entry(what).or_default() += 1;
+    }
+
+    pub fn assert_complete(&self) {
+        let count = |what: &&&str| self.0.get(**what).copied().unwrap_or(0);
+        let rare: Vec<_> = EXPECTED.iter().filter(|what| count(what) < OFTEN).collect();
+        assert!(rare.is_empty(), "not, or hardly ever, met: {rare:?}; {:?}", self.0);
+    }
+}
+
+fn kind_of(call: &Call, result: &Result<Reply, Refusal>) -> String {
+    let what = match call {
+        Call::Create { mode: CreateMode::Persistent, .. } => "create Persistent",
+        Call::Create { mode: CreateMode::Ephemeral, .. } => "create Ephemeral",
+        Call::Create { mode: CreateMode::EphemeralSequential, .. } => "create EphemeralSequential",
+        Call::Set { .. } => "set",
+        Call::Delete { version: Some(_), .. } => "delete at a version",
+        Call::Delete { version: None, .. } => "delete any",
+        Call::Get { watch: false, .. } => "get",
+        Call::Get { watch: true, .. } => "get and watch",
+        Call::Exists { watch: false, .. } => "exists",
+        Call::Exists { watch: true, .. } => "exists and watch",
+        Call::Children { .. } => "children",
+        Call::Watch { mode: WatchMode::Node, .. } => "watch Node",
+        Call::Watch { mode: WatchMode::Tree, .. } => "watch Tree",
+    };
+    match result {
+        Ok(_) => format!("{what} ok"),
+        Err(refusal) => format!("{what} {refusal:?}"),
+    }
+}
