@@ -205,8 +205,12 @@ fn run(options: &Options, net: &Arc<Net>) -> Run {
 
 fn servers(net: &Net) -> Arc<Ensemble> {
     let folder = harness::process::base_dir().join("namespaces");
-    let mut places =
-        Places { hosts: Vec::new(), enter: String::new(), java_options: JAVA_OPTIONS.to_string() };
+    let mut places = Places {
+        hosts: Vec::new(),
+        enter: String::new(),
+        java_options: JAVA_OPTIONS.to_string(),
+        sync: None,
+    };
     if net.is_separate() {
         net::link_namespaces(&net.places[SERVERS], &folder).expect("links can be made");
         places.hosts = net.places[SERVERS].iter().map(|place| place.address.clone()).collect();

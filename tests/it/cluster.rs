@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use zkmw::contract::task::{State, Task};
 use zkmw::contract::{TaskId, name_of};
 
+use crate::harness::ensemble::Places;
 use crate::harness::history::BAD_VERSION;
 use crate::harness::{Cluster, DEATH, Ensemble, LIMIT, Op, Proc, SESSION, eventually, wall_clock_ms};
 
@@ -334,18 +335,21 @@ fn g09_an_exit_takes_no_longer_than_its_close_timeout() {
 /// then the server goes on, and the write arrives, with a session that still lives. Its version refuses it.
 #[test]
 fn g05_a_late_write_of_a_deposed_leader_is_refused() {
-    let ensemble = Ensemble::start(3);
+    // What a server holds back is lost if the others drop it before it goes on.
+    let places = Places { sync: Some(LIMIT), ..Places::default() };
+    let ensemble = Ensemble::start_at(3, places);
     let everywhere = Cluster::on(&ensemble, "late-write");
     // On a follower, so that the quorum goes on without it.
-    let (m1, hung) = std::iter::repeat_with(|| everywhere.master("m1"))
-        .take(20)
-        .map(|m1| {
-            let server = server_of(&ensemble, &m1);
-            (m1, server)
-        })
-        .find(|(_, server)| *server != ensemble.leader())
-        .expect("one in three connects to the leader");
-    let first = everywhere.leads("m1", LIMIT);
+    let connected = |n: u32| {
+        // A name of its own each, for what the earlier ones left stands for a while.
+        let id = format!("m1-{n}");
+        let m1 = everywhere.master(&id);
+        let server = server_of(&ensemble, &m1);
+        (m1, id, server)
+    };
+    let on_follower = |(_, _, server): &(Proc, String, u32)| *server != ensemble.leader();
+    let (m1, id, hung) = (1..20).map(connected).find(on_follower).expect("one in three is with the leader");
+    let first = everywhere.leads(&id, DEATH + LIMIT);
     let others: Vec<u32> = (1..=3).filter(|server| *server != hung).collect();
     let cluster = everywhere.with_zk(&connect_to(&ensemble, &others));
     let _m2 = cluster.master("m2");

@@ -38,6 +38,8 @@ pub struct Places {
     pub enter: String,
     /// More options for the servers' Java.
     pub java_options: String,
+    /// How long a follower may be silent before its leader drops it, if not the script's 4 s.
+    pub sync: Option<Duration>,
 }
 
 impl Ensemble {
@@ -183,6 +185,9 @@ fn command(dir: &Path, places: &Places, args: &[&str]) -> Command {
     command.arg("--dir").arg(dir).args(args).stdin(Stdio::null());
     command.env("ZKMW_ENSEMBLE_TICK", Ensemble::TICK.as_millis().to_string());
     command.env("ZKMW_ENSEMBLE_HOSTS", places.hosts.join(" ")).env("ZKMW_ENSEMBLE_ENTER", &places.enter);
+    if let Some(sync) = places.sync {
+        command.env("ZKMW_ENSEMBLE_SYNC", sync.as_millis().to_string());
+    }
     if !places.java_options.is_empty() {
         command.env("ZKMW_ENSEMBLE_JAVA_OPTS", &places.java_options);
     }
