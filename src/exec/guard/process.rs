@@ -308,6 +308,7 @@ mod tests {
             timer,
             until,
             groups,
+            held_until: 0,
             doomed,
             clean: 0,
             end: None,
