@@ -46,6 +46,8 @@ pub struct Surroundings {
     pub runs: bool,
     /// Where the process groups that run are written down.
     pub run_file: Option<RunFile>,
+    /// Whether a run that succeeded is followed by another that must not meet what it left behind.
+    pub sweep_always: bool,
     /// Where the lines of a batch come from.
     pub batch: Option<BatchLines>,
     /// Whether it is a service: it tells the service manager how it is, and ignores SIGHUP.
@@ -110,7 +112,12 @@ pub fn run<T: Role>(
     let executor = match surroundings.runs {
         true => {
             let guard = Some(OWN_PROGRAM.into());
-            let means = Means { run_file: surroundings.run_file, guard, cgroups: true };
+            let means = Means {
+                run_file: surroundings.run_file,
+                guard,
+                cgroups: true,
+                sweep_always: surroundings.sweep_always,
+            };
             let executor = Executor::new(exec_sender, means);
             Some(executor.context("cannot run processes")?)
         }

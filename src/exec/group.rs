@@ -32,6 +32,9 @@ pub(super) struct Suspect<'a> {
     pub(super) last_birth_ticks: u64,
     /// What its processes carry in their environment, if they didn't change it.
     pub(super) token: &'a str,
+    /// At this time the leader was not reaped yet, in ticks since boot, or 0: a process of a later group with the
+    /// same number is younger.
+    pub(super) held_until: u64,
 }
 
 /// What is left of a group.
@@ -131,7 +134,8 @@ impl Suspect<'_> {
     }
 
     fn is_proven(&self, all: &[Stat], members: &[Stat]) -> bool {
-        all.iter().any(|stat| self.leads(stat)) || members.iter().any(|stat| carries(stat, self.token))
+        all.iter().any(|stat| self.leads(stat))
+            || members.iter().any(|stat| stat.start_ticks < self.held_until || carries(stat, self.token))
     }
 
     /// SIGKILL to these members, if one of them proves that the group is ours. Who got it, as (pid, start time).
@@ -176,7 +180,7 @@ mod tests {
     }
 
     fn suspect(leader_start_ticks: Option<u64>) -> Suspect<'static> {
-        Suspect { pgid: 50, leader_start_ticks, last_birth_ticks: 200, token: "t" }
+        Suspect { pgid: 50, leader_start_ticks, last_birth_ticks: 200, token: "t", held_until: 0 }
     }
 
     #[test]
@@ -206,8 +210,11 @@ mod tests {
             leader_start_ticks: None,
             last_birth_ticks: u64::MAX,
             token: "somebody else's",
+            held_until: own.start_ticks,
         };
         assert_eq!(of_ours.kill(&[own], &[own]), Vec::new());
+        let held = Suspect { held_until: own.start_ticks + 1, ..of_ours };
+        assert!(held.is_proven(&[own], &[own]));
     }
 
     /// A bystander that leads a group of its own.
@@ -224,7 +231,8 @@ mod tests {
         let start_ticks = stat(pgid).unwrap().unwrap().start_ticks;
         // As if its leader were another one, long gone; else the leader alone would prove whose it is.
         let inner = |token, leader_start_ticks| {
-            let suspect = Suspect { pgid, leader_start_ticks, last_birth_ticks: u64::MAX, token };
+            let suspect =
+                Suspect { pgid, leader_start_ticks, last_birth_ticks: u64::MAX, token, held_until: 0 };
             suspect.make_empty(Some(Duration::from_secs(10)))
         };
         assert_eq!(inner("mine", Some(start_ticks + 1)), Emptied { empty: true, killed: 0 });
@@ -242,7 +250,8 @@ mod tests {
             std::process::Command::new("sleep").arg("30").process_group(pgid as i32).spawn().unwrap();
         leader.kill().unwrap();
         leader.wait().unwrap();
-        let suspect = Suspect { pgid, leader_start_ticks: None, last_birth_ticks: u64::MAX, token };
+        let suspect =
+            Suspect { pgid, leader_start_ticks: None, last_birth_ticks: u64::MAX, token, held_until: 0 };
         let bound = Some(Duration::from_millis(50));
         assert_eq!(suspect.make_empty(bound), Emptied { empty: false, killed: 0 });
         assert_eq!(stranger.try_wait().unwrap(), None);

@@ -122,6 +122,9 @@ pub struct Means {
     pub guard: Option<PathBuf>,
     /// Whether each run gets a cgroup, if we may have them.
     pub cgroups: bool,
+    /// Whether what has left its group is looked for even if its run succeeded, and has no cgroup. It costs more than
+    /// many a task.
+    pub sweep_always: bool,
 }
 
 /// Runs process groups. Dropping it kills them all.
@@ -155,7 +158,15 @@ impl Executor {
         let start = |program| Guard::start(program, token.clone(), base, Arc::clone(&table), events.clone());
         let guard = means.guard.map(start).transpose()?.map(Arc::new);
         let roll = Roll::start(Arc::clone(&table), means.run_file, guard.clone(), cgroups.clone())?;
-        let shared = Shared { table, events, roll: roll.announcer().clone(), cgroups, token, number };
+        let shared = Shared {
+            table,
+            events,
+            roll: roll.announcer().clone(),
+            cgroups,
+            token,
+            number,
+            sweep_always: means.sweep_always,
+        };
         Ok(Executor { shared: Arc::new(shared), roll: Some(roll), guard })
     }
 

@@ -50,6 +50,8 @@ pub(super) struct Shared {
     pub(super) cgroups: Option<Arc<Cgroups>>,
     /// Marks in the environment what this process has started.
     pub(super) token: String,
+    /// Whether what has left its group is looked for even if its run succeeded.
+    pub(super) sweep_always: bool,
     /// Tells the executors of this process apart.
     pub(super) number: u32,
 }
@@ -69,12 +71,12 @@ impl Shared {
         self.table.remove(run);
     }
 
-    /// Ends what has left the run's group: in its cgroup all of it. Without one, a task that succeeded gets no further
-    /// attempt that it could disturb, and to look for it costs more than many a task; so only others are looked after.
-    fn end_strays(&self, run: RunId, mark: &str, ended: Ended) {
+    /// Ends what has left the run's group: in its cgroup all of it. Without one, a task that succeeded by itself gets no
+    /// further attempt that it could disturb, and to look for it costs more than many a task; so only others are looked after.
+    fn end_strays(&self, run: RunId, mark: &str, succeeded: bool) {
         match &self.cgroups {
             Some(cgroups) if cgroups.has(run) => cgroups.empty(run),
-            Some(_) | None if ended == Ended::Exit(0) => {}
+            Some(_) | None if succeeded && !self.sweep_always => {}
             Some(_) | None => sweep::end_run(mark),
         }
     }
@@ -99,15 +101,17 @@ impl Shared {
 
         watch(leader, open_pidfd(leader), &mut stdout, &mut stderr);
         let ended_ms = now_ms();
-        let ended = how_it_ended(leader, self.table.reap(run, leader));
+        let (status, signalled) = self.table.reap(run, leader);
+        let ended = how_it_ended(leader, status);
         Suspect {
             pgid: leader,
             leader_start_ticks: None,
             last_birth_ticks: proc::now_ticks(),
             token: &self.token,
+            held_until: 0,
         }
         .make_empty(None);
-        self.end_strays(run, &mark, ended);
+        self.end_strays(run, &mark, ended == Ended::Exit(0) && !signalled);
         stdout.drain();
         stderr.drain();
 

@@ -274,6 +274,7 @@ fn kill_leftovers(content: &Content) -> Predecessor {
             leader_start_ticks: Some(group.start_ticks),
             last_birth_ticks: u64::MAX,
             token: &token,
+            held_until: 0,
         };
         let emptied = suspect.make_empty(Some(until.saturating_duration_since(Instant::now())));
         leftovers_killed += emptied.killed;
@@ -302,7 +303,8 @@ fn kill_strays(content: &Content, token: &str, until: Instant) -> Result<usize, 
         cgroup::remove(cgroup);
     }
     let nothing = BTreeMap::new();
-    let sweep = Sweep { token, groups: &nothing, cgroups: None, strays_born_by: Some(u64::MAX) };
+    let sweep =
+        Sweep { token, groups: &nothing, held_until: 0, cgroups: None, strays_born_by: Some(u64::MAX) };
     let mut killed = 0;
     loop {
         match sweep.strike() {

@@ -28,6 +28,8 @@ pub(super) struct Sweep<'a> {
     pub(super) token: &'a str,
     /// Id and birth, in ticks since boot, of each group.
     pub(super) groups: &'a BTreeMap<u32, u64>,
+    /// When their leaders surely were not reaped yet, in ticks since boot.
+    pub(super) held_until: u64,
     /// Where the runs have their cgroups, if they have any.
     pub(super) cgroups: Option<&'a Path>,
     /// With it, also what has left the groups, or was never told, if it was born by then.
@@ -45,6 +47,7 @@ impl Sweep<'_> {
                 leader_start_ticks: Some(start_ticks),
                 last_birth_ticks: u64::MAX,
                 token: self.token,
+                held_until: self.held_until,
             };
             doomed.extend(suspect.proven_members(&all).iter().map(|stat| stat.pid));
         }

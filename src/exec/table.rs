@@ -23,7 +23,7 @@ enum State {
     /// handlers, and one of them could make *us* believe that we were signalled.
     Starting { gate: Arc<OwnedFd>, wanted: Option<GroupSignal> },
     /// The leader is our child and not reaped.
-    Running { leader: u32 },
+    Running { leader: u32, signalled: bool },
     /// The leader is reaped; the rest of the group has got SIGKILL.
     Ending,
     /// Every process is dead; the event that says so is not sent yet.
@@ -75,10 +75,11 @@ impl Table {
     /// The program runs.
     pub(super) fn running(&self, run: RunId, leader: u32) {
         let mut runs = self.lock();
-        if let Some(State::Starting { wanted: Some(signal), .. }) =
-            runs.insert(run, State::Running { leader })
+        let before = runs.insert(run, State::Running { leader, signalled: false });
+        if let Some(State::Starting { wanted: Some(signal), .. }) = before
+            && let Some(state) = runs.get_mut(&run)
         {
-            deliver(leader, signal);
+            signal_one(state, signal);
         }
     }
 
@@ -94,13 +95,14 @@ impl Table {
         self.lock().values_mut().for_each(|state| signal_one(state, GroupSignal::Kill));
     }
 
-    /// The leader is a zombie: kills what is left of its group, and reaps it. Returns how it ended.
-    pub(super) fn reap(&self, run: RunId, leader: u32) -> Result<Option<WaitIdStatus>, Errno> {
+    /// The leader is a zombie: kills what is left of its group, and reaps it. Returns how it ended, and whether
+    /// it had been signalled by us.
+    pub(super) fn reap(&self, run: RunId, leader: u32) -> (Result<Option<WaitIdStatus>, Errno>, bool) {
         let mut runs = self.lock();
         send(leader, Signal::KILL);
         let status = retry_on_intr(|| waitid(WaitId::Pid(to_pid(leader)), WaitIdOptions::EXITED));
-        runs.insert(run, State::Ending);
-        status
+        let before = runs.insert(run, State::Ending);
+        (status, matches!(before, Some(State::Running { signalled: true, .. })))
     }
 
     /// Every process of the run is dead, or there never was one.
@@ -140,7 +142,10 @@ impl Table {
 fn signal_one(state: &mut State, signal: GroupSignal) {
     match state {
         State::Starting { wanted, .. } if *wanted != Some(GroupSignal::Kill) => *wanted = Some(signal),
-        State::Running { leader } => deliver(*leader, signal),
+        State::Running { leader, signalled } => {
+            *signalled = true;
+            deliver(*leader, signal);
+        }
         State::Starting { .. } | State::Ending | State::Dead => {}
     }
 }

@@ -5,6 +5,7 @@ use super::*;
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::{fcntl_dupfd_cloexec, write};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{WaitOptions, getpid, set_child_subreaper, wait};
 use rustix::stdio::{dup2_stderr, stderr};
 use zkmw::machine::Instant as Boottime;
 use zkmw::shell::now;
@@ -17,7 +18,7 @@ const RENEWED: Duration = Duration::from_secs(2);
 const SHORT: Duration = Duration::from_millis(400);
 
 /// Scenarios, each the role of a helper.
-pub const SCENARIOS: [(&str, fn()); 11] = [
+pub const SCENARIOS: [(&str, fn()); 13] = [
     ("guard_no_lease", no_lease),
     ("guard_lapse", lapse),
     ("guard_renewal", renewal),
@@ -27,6 +28,8 @@ pub const SCENARIOS: [(&str, fn()); 11] = [
     ("guard_strays", strays),
     ("guard_mute", mute),
     ("guard_hopper", hopper),
+    ("guard_unmarked", unmarked),
+    ("guard_init", init),
     ("guard_apart", apart),
     ("guard_nested", nested),
 ];
@@ -70,7 +73,7 @@ fn no_lease() {
     let mut rig = guarded();
     let (kind, why) = rig.not_started(sh("exit 0"));
     assert!(kind == NotStartedKind::Transient && why.contains("lease"), "{kind:?} {why}");
-    rig.executor.lease(now()).unwrap();
+    super::until("the guard knows that nothing runs", || rig.executor.lease(now()).is_ok());
     assert_eq!(rig.not_started(sh("exit 0")).0, NotStartedKind::Transient);
     rig.executor.lease(now() + LONG).unwrap();
     assert_eq!(rig.run(sh("exit 3")).ended, Ended::Exit(3));
@@ -197,6 +200,60 @@ fn apart() {
     lapse();
 }
 
+/// Runs a group whose members are not marked, until it is killed.
+fn unmarked() {
+    let dir = std::env::var(DIR).unwrap();
+    let (mut rig, _) = leased(LONG);
+    rig.started(sh(&format!("env -i sh -c 'sleep 600 & echo $! >{dir}/member; wait' & wait")));
+    let born = start_ticks(pid_in(&Path::new(&dir).join("member")));
+    // A renewal of the lease tells the guard, too, that it still lives. Another process tells the time.
+    super::until("the member is older than that", || {
+        let mut clock = Command::new("/bin/sleep").arg("1").spawn().unwrap();
+        let later = start_ticks(clock.id()) > born + 1;
+        reap(&mut clock);
+        later
+    });
+    rig.executor.lease(now() + LONG).unwrap();
+    super::until("the guard has read it and waits", || state(guard()) == Some('S'));
+    fs::write(Path::new(&dir).join("guard"), format!("{}\n", guard())).unwrap();
+    std::thread::sleep(PATIENCE);
+}
+
+/// Stopped until this is dropped.
+struct Held(u32);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        kill(self.0, Signal::CONT);
+    }
+}
+
+/// Is init to an executor that is killed, and as quick at it as can be.
+fn init() {
+    let dir = std::env::var(DIR).unwrap();
+    set_child_subreaper(Some(getpid())).unwrap();
+    let mut worker = spawn_helper("guard_unmarked", Path::new(&dir));
+    let guard = pid_in(&Path::new(&dir).join("guard"));
+    let member = pid_in(&Path::new(&dir).join("member"));
+    // It has read everything by now; and comes too late to see the leader.
+    let stopped = Held(guard);
+    kill(guard, Signal::STOP);
+    super::until("it is stopped", || state(guard) == Some('T'));
+    let leader = group_of(member);
+    reap(&mut worker);
+    super::until("the leader is no more", || {
+        let _ = wait(WaitOptions::NOHANG);
+        state(leader).is_none()
+    });
+    drop(stopped);
+    super::until("the member is dead", || !is_alive(member));
+}
+
+fn group_of(pid: u32) -> u32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(')').next().unwrap().split_whitespace().nth(2).unwrap().parse().unwrap()
+}
+
 /// The command of an elector is often an executor, too.
 fn nested() {
     let _rig = guarded();
@@ -310,6 +367,11 @@ fn what_a_guard_may_not_see_does_not_keep_it_from_killing() {
     let own = std::env::current_exe().unwrap();
     let status = apart(own.to_str().unwrap()).unwrap();
     assert!(status.success(), "{status}");
+}
+
+#[test]
+fn members_of_a_group_die_though_they_are_not_marked_and_their_leader_is_gone() {
+    play("guard_init");
 }
 
 #[test]

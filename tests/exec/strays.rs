@@ -49,6 +49,29 @@ fn in_a_cgroup_nothing_outlives_even_a_run_that_succeeded() {
     }
 }
 
+/// It may have a further attempt: it ran past its timeout, say.
+#[test]
+fn what_ends_well_because_it_was_told_to_leaves_nothing_behind_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("stray");
+    let line = format!(
+        "trap 'exit 0' TERM; setsid sh -c 'trap \"\" TERM; sleep 600 & echo $! >{}; wait' & while :; do wait; done",
+        file.display()
+    );
+    let mut rig = Rig::new();
+    let (run, _) = rig.started(sh(&line));
+    let stray = pid_in(&file);
+    rig.executor.signal(run, GroupSignal::Term);
+    assert_eq!(rig.ended(run).ended, Ended::Exit(0));
+    assert!(!is_alive(stray));
+}
+
+/// An elector's command is followed by another one, on another machine.
+#[test]
+fn who_wants_it_has_nothing_left_behind_by_a_run_that_succeeded_either() {
+    assert!(!is_alive(leave_behind(Rig::by(Means { sweep_always: true, ..Means::default() }), 0)));
+}
+
 /// It would cost more than many a task to look for it.
 #[test]
 fn without_a_cgroup_nobody_looks_for_what_a_run_that_succeeded_left_behind() {

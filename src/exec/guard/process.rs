@@ -68,6 +68,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
         timer,
         until: 0,
         groups: BTreeMap::new(),
+        held_until: 0,
         doomed: BTreeMap::new(),
         clean: 0,
         end: None,
@@ -103,6 +104,9 @@ struct Guardian {
     until: u64,
     /// Id and birth of each group that may live.
     groups: BTreeMap<u32, u64>,
+    /// When the executor lived last that we know of, in ticks since boot; it reaps no leader of a group that it has
+    /// not called gone, but a moment before it does.
+    held_until: u64,
     /// Those of them that lived when the lease ended.
     doomed: BTreeMap<u32, u64>,
     /// So many looks in a row found nothing of the doomed alive.
@@ -118,6 +122,9 @@ impl Guardian {
             // In this order: everything that was written before `now` counts, above all a longer lease.
             let now = boottime_nanos();
             self.listen();
+            if self.end.is_none() {
+                self.held_until = ticks_of(now);
+            }
             let killing = self.end.is_none() && self.strike(now);
             pause =
                 killing.then(|| pause.map_or(FIRST_PAUSE, |last: Duration| (last * 2).min(LONGEST_PAUSE)));
@@ -233,6 +240,7 @@ impl Guardian {
         let sweep = Sweep {
             token: &self.token,
             groups: &self.doomed,
+            held_until: self.held_until,
             cgroups: self.cgroups.as_deref(),
             strays_born_by: born_by,
         };
@@ -256,6 +264,7 @@ impl Guardian {
             let sweep = Sweep {
                 token: &self.token,
                 groups: &self.groups,
+                held_until: self.held_until,
                 cgroups: self.cgroups.as_deref(),
                 strays_born_by: Some(u64::MAX),
             };
@@ -299,6 +308,7 @@ mod tests {
             timer,
             until,
             groups,
+            held_until: 0,
             doomed,
             clean: 0,
             end: None,
