@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use zkmw::contract::task::{Job, Options, Outcome, Reason, State, Task};
-use zkmw::contract::worker::Assignment;
+use zkmw::contract::worker::{Assignment, Entry};
 use zkmw::contract::{Incarnation, TaskId, parse_registration};
 use zkmw::machine::Ended;
 
@@ -281,6 +281,20 @@ impl Book<'_> {
         // It may be that it was only about to be given to the holder when that died.
         if charged && entry.is_some_and(|entry| entry.revoked) {
             return Err("charged although it was revoked".into());
+        }
+        let dead = self.dead.contains(holder.as_str());
+        let entries = page.as_ref().map_or(&[][..], |page| &page.entries);
+        if !charged && dead && !old.cancel && entry.is_some_and(|entry| !entry.revoked) {
+            // Others may be the suspects, if they were charged before; who is gone may have been one.
+            let suspect = |other: &Entry| {
+                let task = tree.get(&format!("{ROOT}/tasks/{}", other.task));
+                let task = task.and_then(|znode| Task::decode(&znode.data).ok());
+                task.is_none_or(|task| task.charged > 0)
+            };
+            let others = entries.iter().filter(|other| Some(&other.task) != wanted.as_ref());
+            if old.charged > 0 || !others.clone().any(suspect) {
+                return Err(format!("not charged although {holder} died with it"));
+            }
         }
         let life = self.lives.get(holder.as_str()).copied().unwrap_or(0);
         let hurt = self.world.history.hurt.get(&life).is_some_and(|since| *since <= step.at);
