@@ -5,7 +5,8 @@
 //! the tree. After a lost connection its role forgets what it knew, and the mirror starts again.
 //!
 //! Replies and events reach us over different threads, so a change of a znode that is being read makes it be
-//! read once more; whoever keeps what was seen keeps the newest `mzxid`.
+//! read once more; whoever keeps what was seen keeps the newest `mzxid`. And the end of a znode is told when its
+//! event comes, never because a read found nothing: what the order of events says of two znodes would be lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,15 +43,25 @@ pub struct Mirror {
     depth: usize,
     window: usize,
     calls: Calls<Purpose>,
-    /// Being read; true if it changed meanwhile.
-    reading: BTreeMap<String, bool>,
+    /// Being read, and what happened to it meanwhile.
+    reading: BTreeMap<String, Overtaken>,
     /// To be read because it changed: goes first.
     changed: BTreeSet<String>,
     /// To be read because a listing named it.
     listed: Vec<String>,
     /// Directories to be listed.
     to_list: Vec<String>,
+    /// What was told as gone while lists were on their way, which may be older and still name it.
+    gone: BTreeSet<String>,
     state: State,
+}
+
+/// Whether the answer to a read may be older than an event that was told while it was under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Overtaken {
+    No,
+    Changed,
+    Gone,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +90,7 @@ impl Mirror {
             changed: BTreeSet::new(),
             listed: Vec::new(),
             to_list: Vec::new(),
+            gone: BTreeSet::new(),
             state: State::Off,
         }
     }
@@ -98,6 +110,7 @@ impl Mirror {
         self.changed.clear();
         self.listed.clear();
         self.to_list.clear();
+        self.gone.clear();
         self.state = State::Off;
     }
 
@@ -124,16 +137,25 @@ impl Mirror {
         let mut changes = Vec::new();
         match kind {
             ChangeKind::Children => {}
-            ChangeKind::Deleted if !self.reading.contains_key(below) => {
+            // What a read under way shows is older than that, or of another znode of this name.
+            ChangeKind::Deleted => {
                 self.changed.remove(below);
+                if let Some(overtaken) = self.reading.get_mut(below) {
+                    *overtaken = Overtaken::Gone;
+                }
+                if self.state == State::Loading {
+                    self.gone.insert(below.to_string());
+                }
                 changes.push(Change::Gone { path: below.to_string() });
             }
-            ChangeKind::Created | ChangeKind::Data | ChangeKind::Deleted => {
+            ChangeKind::Created | ChangeKind::Data => {
+                self.gone.remove(below);
                 if kind == ChangeKind::Created {
                     changes.push(Change::Appeared { path: below.to_string() });
                 }
                 match self.reading.get_mut(below) {
-                    Some(dirty) => *dirty = true,
+                    Some(overtaken @ Overtaken::No) => *overtaken = Overtaken::Changed,
+                    Some(Overtaken::Changed | Overtaken::Gone) => {}
                     None => {
                         self.changed.insert(below.to_string());
                     }
@@ -188,21 +210,29 @@ impl Mirror {
                 }
             },
             Purpose::Read(path) => {
-                if self.reading.remove(&path) == Some(true) {
+                let overtaken = self.reading.remove(&path).unwrap_or(Overtaken::No);
+                if overtaken != Overtaken::No {
                     self.changed.insert(path.clone());
                 }
-                changes.push(match (result, refusal) {
+                match (result, refusal) {
+                    (Ok(_), _) if overtaken == Overtaken::Gone => {}
                     (Ok(Reply::Data { data, stat }), _) => {
-                        Change::Seen { path, data: data.clone(), stat: *stat }
+                        changes.push(Change::Seen { path, data: data.clone(), stat: *stat });
                     }
-                    (_, Some(Refusal::NoNode)) => Change::Gone { path },
-                    (_, refusal) => Change::Refused { path, refusal: refusal.unwrap_or(Refusal::Other(0)) },
-                });
+                    // Its end is told by its event alone, so that it is told after what came before it: a worker
+                    // makes a new registration before it deletes the old one, and answers come another way.
+                    (_, Some(Refusal::NoNode)) => {}
+                    (_, refusal) => {
+                        let refusal = refusal.unwrap_or(Refusal::Other(0));
+                        changes.push(Change::Refused { path, refusal });
+                    }
+                }
             }
         }
         self.pump(out);
         if self.state == State::Loading && self.is_idle() {
             self.state = State::Complete;
+            self.gone.clear();
             changes.push(Change::Complete);
         }
         Some(changes)
@@ -215,6 +245,9 @@ impl Mirror {
     fn on_listed(&mut self, dir: &str, names: &[String], changes: &mut Vec<Change>) {
         for name in names {
             let path = if dir.is_empty() { name.clone() } else { format!("{dir}/{name}") };
+            if self.gone.contains(&path) {
+                continue;
+            }
             changes.push(Change::Appeared { path: path.clone() });
             if path.split('/').count() < self.depth {
                 // What is in a directory may depend on what the directory says, so that is read first.
@@ -234,7 +267,7 @@ impl Mirror {
                 continue;
             }
             let call = Call::Get { path: format!("{}/{path}", self.root), watch: false };
-            self.reading.insert(path.clone(), false);
+            self.reading.insert(path.clone(), Overtaken::No);
             self.calls.issue(out, call, Purpose::Read(path));
         }
         let listings = self.calls.len() - self.reading.len();

@@ -196,8 +196,9 @@ impl World {
         if self.servers[server].cut > self.now || self.servers[server].down {
             return;
         }
-        // What its clients asked for meanwhile, it may have forgotten.
+        // What its clients asked for meanwhile, it may have forgotten; then it has hung up on them.
         if self.dice.per_mille(300) {
+            self.drop_clients(server);
             while self.ens.drop_queued(server, 0) {}
         }
         self.ens.set_link(server, true);

@@ -125,12 +125,31 @@ fn a_deletion_is_told_even_when_its_event_meets_a_read() {
     let mut bench = Bench::complete();
     bench.changed("/r/a", ChangeKind::Created);
     let first = bench.next("/r/a");
-    assert_eq!(bench.changed("/r/a", ChangeKind::Deleted), []);
-    assert_eq!(bench.reply(first, data("old")), [seen("a", "old")]);
+    assert_eq!(bench.changed("/r/a", ChangeKind::Deleted), [gone("a")]);
+    assert_eq!(bench.reply(first, data("old")), [], "that is older than its end");
     let second = bench.next("/r/a");
-    assert_eq!(bench.reply(second, NO_NODE), [gone("a")]);
+    assert_eq!(bench.reply(second, NO_NODE), []);
     assert_eq!(bench.changed("/r/a", ChangeKind::Deleted), [gone("a")], "and twice does no harm");
     assert!(bench.calls.is_empty());
+}
+
+/// A worker makes its next registration before it deletes the last one: whoever sees the end of that first takes it
+/// for dead. The simulator found it (seed 21746): its tasks were moved on while they ran.
+#[test]
+fn an_end_is_told_in_its_place_among_the_events_even_if_a_read_knew_it_before() {
+    let mut bench = Bench::complete();
+    bench.changed("/r/w~0", ChangeKind::Data);
+    let read = bench.next("/r/w~0");
+    assert_eq!(bench.reply(read, NO_NODE), []);
+    assert_eq!(bench.changed("/r/w~1", ChangeKind::Created), [appeared("w~1")]);
+    assert_eq!(bench.changed("/r/w~0", ChangeKind::Deleted), [gone("w~0")]);
+}
+
+#[test]
+fn a_list_that_is_older_than_an_end_does_not_undo_it() {
+    let (mut bench, list) = Bench::listing(1, 8);
+    assert_eq!(bench.changed("/r/a", ChangeKind::Deleted), [gone("a")]);
+    assert_eq!(bench.reply(list, children(&["a"])), [Change::Complete]);
 }
 
 #[test]
@@ -142,7 +161,7 @@ fn what_is_deleted_between_its_listing_and_its_reading_is_gone() {
     assert_eq!(bench.changed(&format!("/r/{other}"), ChangeKind::Deleted), [gone(other)]);
     bench.reply(first, data("x"));
     let second = bench.next(&format!("/r/{other}"));
-    assert_eq!(bench.reply(second, NO_NODE), [gone(other), Change::Complete]);
+    assert_eq!(bench.reply(second, NO_NODE), [Change::Complete]);
 }
 
 #[test]
