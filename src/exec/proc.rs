@@ -86,13 +86,18 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
 }
 
-/// Every process that can be seen. Not a snapshot: one that forks and ends meanwhile may slip through.
+/// Every process that we may see. Not a snapshot: one that forks and ends meanwhile may slip through.
 pub(super) fn processes() -> io::Result<Vec<Stat>> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-        all.extend(stat(pid)?);
+        match stat(pid) {
+            Ok(found) => all.extend(found),
+            // Another user's, where /proc is mounted so that one sees no more (`hidepid`, `ProtectProc`).
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(all)
 }

@@ -17,7 +17,7 @@ const RENEWED: Duration = Duration::from_secs(2);
 const SHORT: Duration = Duration::from_millis(400);
 
 /// Scenarios, each the role of a helper.
-pub const SCENARIOS: [(&str, fn()); 10] = [
+pub const SCENARIOS: [(&str, fn()); 11] = [
     ("guard_no_lease", no_lease),
     ("guard_lapse", lapse),
     ("guard_renewal", renewal),
@@ -27,6 +27,7 @@ pub const SCENARIOS: [(&str, fn()); 10] = [
     ("guard_strays", strays),
     ("guard_mute", mute),
     ("guard_hopper", hopper),
+    ("guard_apart", apart),
     ("guard_nested", nested),
 ];
 
@@ -189,6 +190,13 @@ fn hopper() {
     });
 }
 
+/// Where a user sees its own processes only, the others being there but unreadable.
+fn apart() {
+    let error = fs::read("/proc/1/stat").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+    lapse();
+}
+
 /// The command of an elector is often an executor, too.
 fn nested() {
     let _rig = guarded();
@@ -282,6 +290,26 @@ fn in_a_cgroup_the_guard_kills_what_is_never_long_the_same() {
 fn a_guard_bears_no_mark_of_anybody() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(Rig::new().run(helper_spec("guard_nested", dir.path())).ended, Ended::Exit(0));
+}
+
+#[test]
+fn what_a_guard_may_not_see_does_not_keep_it_from_killing() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let apart = |command: &str| {
+        let script = "mount --make-rprivate / && mount -t proc -o hidepid=1 proc /proc && \
+            exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"";
+        let mut unshare = Command::new("unshare");
+        unshare.args(["-m", "sh", "-c", script, "sh", command]).env(ROLE, "guard_apart").env(DIR, dir.path());
+        unshare.stdout(Stdio::null()).args(["--exact", "helper", "--nocapture"]).status()
+    };
+    if !apart("/bin/true").is_ok_and(|status| status.success()) {
+        eprintln!("only root can show this");
+        return;
+    }
+    let own = std::env::current_exe().unwrap();
+    let status = apart(own.to_str().unwrap()).unwrap();
+    assert!(status.success(), "{status}");
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn a_hundred_thousand_lines_keep_every_directory_small() {
     let up = up.env("ZKMW_ENSEMBLE_HEAP", "512m").output().expect("scripts/ensemble starts");
     assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
     let connect = String::from_utf8_lossy(&up.stdout).trim().to_string();
-    let ensemble = Arc::new(Ensemble { dir, connect });
+    let ensemble = Arc::new(Ensemble { dir, connect, places: Default::default() });
     let cluster = Cluster::on(&ensemble, "long-batch");
 
     let lines = "true\n".repeat(LINES);

@@ -26,6 +26,18 @@ pub struct Server {
 pub struct Ensemble {
     pub dir: PathBuf,
     pub connect: String,
+    pub places: Places,
+}
+
+/// Where servers live, if not all on 127.0.0.1: see the script's `ZKMW_ENSEMBLE_HOSTS` and `ZKMW_ENSEMBLE_ENTER`.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// The servers' addresses.
+    pub hosts: Vec<String>,
+    /// A command that runs the rest of its line where server `%` lives.
+    pub enter: String,
+    /// More options for the servers' Java.
+    pub java_options: String,
 }
 
 impl Ensemble {
@@ -40,16 +52,21 @@ impl Ensemble {
 
     /// `n` servers of the test's own.
     pub fn start(n: u32) -> Arc<Ensemble> {
+        Ensemble::start_at(n, Places::default())
+    }
+
+    /// The same, with each server in a place of its own.
+    pub fn start_at(n: u32, places: Places) -> Arc<Ensemble> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let dir = base_dir().join(format!("e-{count}"));
         tell_reaper(&format!("dir {}", dir.display()));
-        let connect = script(&dir, &["up", &n.to_string()]).trim().to_string();
-        Arc::new(Ensemble { dir, connect })
+        let connect = script(&dir, &places, &["up", &n.to_string()]).trim().to_string();
+        Arc::new(Ensemble { dir, connect, places })
     }
 
     pub fn status(&self) -> Vec<Server> {
-        let text = script(&self.dir, &["status"]);
+        let text = script(&self.dir, &self.places, &["status"]);
         let server = |line: &str| {
             let [id, port, pid, mode] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{text}") };
             let (id, port) = (id.parse().expect("an id"), port.parse().expect("a port"));
@@ -71,7 +88,7 @@ impl Ensemble {
 
     /// The connect string of one server.
     pub fn connect_to(&self, id: u32) -> String {
-        format!("127.0.0.1:{}", self.ports()[id as usize - 1])
+        self.connect.split(',').nth(id as usize - 1).expect("a server").to_string()
     }
 
     /// The ensemble's leader (or the only server); waits while there is none.
@@ -89,7 +106,7 @@ impl Ensemble {
 
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&self, id: u32) {
-        script(&self.dir, &["kill", &id.to_string()]);
+        script(&self.dir, &self.places, &["kill", &id.to_string()]);
     }
 
     /// SIGKILL without waiting, where milliseconds count; the time just before it, see [`wall_clock_ms`].
@@ -113,22 +130,26 @@ impl Ensemble {
 
     /// SIGSTOP: its sockets stay open, nothing answers.
     pub fn stop(&self, id: u32) {
-        script(&self.dir, &["stop", &id.to_string()]);
+        script(&self.dir, &self.places, &["stop", &id.to_string()]);
     }
 
     pub fn cont(&self, id: u32) {
-        script(&self.dir, &["cont", &id.to_string()]);
+        script(&self.dir, &self.places, &["cont", &id.to_string()]);
     }
 
     /// Starts servers again with the data they had, and waits until they serve.
     pub fn start_again(&self, ids: &[u32]) {
         let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
-        script(&self.dir, &[&["start"], &ids.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat());
+        script(
+            &self.dir,
+            &self.places,
+            &[&["start"], &ids.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat(),
+        );
     }
 
     /// The same without waiting, for when there is no quorum yet.
     pub fn start_no_wait(&self, id: u32) {
-        script(&self.dir, &["start", "--no-wait", &id.to_string()]);
+        script(&self.dir, &self.places, &["start", "--no-wait", &id.to_string()]);
     }
 
     /// What a server answers to a four letter word (those in the script's whitelist).
@@ -150,22 +171,26 @@ impl Ensemble {
 
 impl Drop for Ensemble {
     fn drop(&mut self) {
-        let done = command(&self.dir, &["down"]).status();
+        let done = command(&self.dir, &self.places, &["down"]).status();
         if done.is_ok_and(|status| status.success()) {
             tell_reaper(&format!("down {}", self.dir.display()));
         }
     }
 }
 
-fn command(dir: &Path, args: &[&str]) -> Command {
+fn command(dir: &Path, places: &Places, args: &[&str]) -> Command {
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/ensemble"));
     command.arg("--dir").arg(dir).args(args).stdin(Stdio::null());
     command.env("ZKMW_ENSEMBLE_TICK", Ensemble::TICK.as_millis().to_string());
+    command.env("ZKMW_ENSEMBLE_HOSTS", places.hosts.join(" ")).env("ZKMW_ENSEMBLE_ENTER", &places.enter);
+    if !places.java_options.is_empty() {
+        command.env("ZKMW_ENSEMBLE_JAVA_OPTS", &places.java_options);
+    }
     command
 }
 
-fn script(dir: &Path, args: &[&str]) -> String {
-    let output = command(dir, args).output().expect("scripts/ensemble starts");
+fn script(dir: &Path, places: &Places, args: &[&str]) -> String {
+    let output = command(dir, places, args).output().expect("scripts/ensemble starts");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "scripts/ensemble {args:?}: {}\n{err}", output.status);
     out.into_owned()

@@ -86,7 +86,8 @@ pub fn read_all(ensemble: &Ensemble, tree: &Tree) -> Vec<Txn> {
     all.into_values().collect()
 }
 
-fn read_folder(folder: &Path) -> Vec<Txn> {
+/// All that one folder of a server has.
+pub fn read_folder(folder: &Path) -> Vec<Txn> {
     let mut logs = Vec::new();
     for entry in fs::read_dir(folder).expect("a server's data").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

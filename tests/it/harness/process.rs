@@ -32,6 +32,11 @@ pub struct Proc {
 impl Proc {
     /// Starts the binary. `files` is where its output goes, with `.out` and `.err` appended.
     pub fn start(label: &str, files: &Path, args: &[String]) -> Proc {
+        Proc::start_as(label, files, args, |_| {})
+    }
+
+    /// Starts the binary; `prepare` has the last word on how.
+    pub fn start_as(label: &str, files: &Path, args: &[String], prepare: impl FnOnce(&mut Command)) -> Proc {
         let create = |name: &str| File::create(files.with_extension(name)).expect("an output file");
         let mut command = Command::new(env!("CARGO_BIN_EXE_zkmw"));
         command.args(args).stdin(Stdio::null()).stdout(create("out")).stderr(create("err"));
@@ -45,6 +50,7 @@ impl Proc {
                 command.env_remove(&name);
             }
         }
+        prepare(&mut command);
         let child = command.spawn().expect("the binary starts");
         tell_reaper(&format!("pid {}", child.id()));
         Proc { label: label.to_string(), child, files: files.to_path_buf(), status: None }

@@ -1,0 +1,469 @@
+//! Judges a run by what was recorded, apart from the code that is judged: what the users were told, what the tasks and
+//! the electors' commands noted themselves, and what the servers' logs have. Each check gives what broke, in words,
+//! with the id of the task where it is about one. Must not look at anything that still runs.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use zkmw::contract::task::{Outcome, Reason, State};
+use zkmw::contract::worker::{Assignment, Entry};
+use zkmw::contract::{Layout, TaskId, name_of};
+
+use crate::harness::{Op, Txn};
+use crate::history::{Lead, Life, Note};
+use crate::load::{Asked, Deed, Kind, Record};
+
+/// Exit codes that tell of a bug: our own, a panic's, an abort's, a wild pointer's.
+const BUGS: [i32; 4] = [zkmw::exit::BUG, 101, 134, 139];
+
+/// All that is judged.
+pub struct Evidence {
+    pub layout: Layout,
+    pub log: Vec<Txn>,
+    /// Writes are missing from the log.
+    pub gap: bool,
+    pub lives: BTreeMap<TaskId, Life>,
+    pub notes: BTreeMap<String, Vec<Note>>,
+    pub leads: Vec<Lead>,
+    pub records: Vec<Record>,
+    /// What was seen of services and users that must not be.
+    pub complaints: Vec<String>,
+    /// What was left when all should have been done.
+    pub leftovers: Vec<String>,
+}
+
+/// Something that broke.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Violation {
+    pub what: String,
+    /// The task whose story tells more.
+    pub task: Option<TaskId>,
+}
+
+fn about(id: &TaskId, what: impl Into<String>) -> Violation {
+    Violation { what: format!("{id}: {}", what.into()), task: Some(id.clone()) }
+}
+
+fn plain(what: impl Into<String>) -> Violation {
+    Violation { what: what.into(), task: None }
+}
+
+type Check = fn(&Evidence) -> Vec<Violation>;
+
+/// All checks, with what each shows when nothing broke.
+pub const CHECKS: [(&str, Check); 11] = [
+    ("the servers' log is complete", log_is_complete),
+    (
+        "nothing was lost: every task that stood has an outcome, and every id that was told stood",
+        nothing_lost,
+    ),
+    ("one outcome each; attempts never fall", one_outcome),
+    ("every user was told what the log has", told_right),
+    ("every result is what the task does", right_result),
+    ("no two attempts overlapped", no_overlap),
+    ("every attempt ran once at most, in order, with a rising token", attempts_once),
+    ("one leader at a time: no page's epoch went back", one_leader),
+    ("every attempt was on one worker's page alone at a time", one_holder),
+    ("one elector's command at a time, with a rising token", one_elector),
+    ("all was drained after healing, and services end as told", drained),
+];
+
+fn log_is_complete(evidence: &Evidence) -> Vec<Violation> {
+    let mut found = Vec::new();
+    if evidence.gap || evidence.log.is_empty() {
+        found.push(plain("the servers' logs have a gap"));
+    }
+    for (id, life) in evidence.lives.iter().filter(|(_, life)| life.unreadable > 0) {
+        found.push(about(id, format!("{} times it was no task", life.unreadable)));
+    }
+    found
+}
+
+/// The ids that users were told, with the record.
+fn told(evidence: &Evidence) -> Vec<(TaskId, &Record)> {
+    let submits = |record: &&Record| !matches!(record.deed, Deed::Wait | Deed::Cancel | Deed::Retry);
+    let ids = |record| {
+        let printed: Vec<Value> = Record::printed(record);
+        printed.into_iter().filter_map(move |line| Some((TaskId::parse(line["id"].as_str()?)?, record)))
+    };
+    evidence.records.iter().filter(submits).flat_map(ids).collect()
+}
+
+fn nothing_lost(evidence: &Evidence) -> Vec<Violation> {
+    let mut found = Vec::new();
+    for (id, record) in told(evidence) {
+        if !evidence.lives.contains_key(&id) {
+            found.push(about(&id, format!("{} was told of it, and it never stood", record.label)));
+        }
+    }
+    for (id, life) in &evidence.lives {
+        match life.written.last() {
+            None => found.push(about(id, "it was never a task")),
+            Some(last) if last.task.outcome.is_none() && life.deleted.is_some() => {
+                found.push(about(id, "it was deleted without an outcome"));
+            }
+            Some(last) if last.task.outcome.is_none() => found.push(about(id, "it has no outcome")),
+            Some(_) => {}
+        }
+    }
+    found
+}
+
+fn one_outcome(evidence: &Evidence) -> Vec<Violation> {
+    let mut found = Vec::new();
+    for (id, life) in &evidence.lives {
+        if life.created > 1 {
+            found.push(about(id, format!("it was created {} times", life.created)));
+        }
+        for pair in life.written.windows(2) {
+            let (before, after) = (&pair[0].task, &pair[1].task);
+            let step = after.attempt.wrapping_sub(before.attempt);
+            if step > 1 {
+                let (from, to) = (before.attempt, after.attempt);
+                found.push(about(id, format!("its attempt went from {from} to {to}")));
+            }
+            match (&before.outcome, &after.outcome) {
+                (Some(old), Some(new)) if old != new => found.push(about(id, "its outcome was changed")),
+                (Some(old), None) if old.state == State::Done || step != 1 => {
+                    found.push(about(id, "its outcome was taken away, and not by a retry"));
+                }
+                (None, Some(new)) if step != 0 || new.attempt != after.attempt => {
+                    found.push(about(id, format!("an outcome of attempt {} at another one", new.attempt)));
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// The exit code of a submitter that waited for this alone.
+fn code_of(outcome: &Outcome) -> Option<i32> {
+    match (outcome.state, outcome.reason) {
+        (State::Done, _) => Some(0),
+        (State::Failed, Some(Reason::Exit)) => outcome.exit_code,
+        (State::Failed, Some(Reason::Signal)) => outcome.signal.map(|signal| 128 + signal),
+        (State::Failed, Some(Reason::Timeout)) => Some(zkmw::exit::TIMEOUT),
+        _ => Some(zkmw::exit::FAILED),
+    }
+}
+
+fn told_right(evidence: &Evidence) -> Vec<Violation> {
+    let mut found = Vec::new();
+    for record in evidence.records.iter().filter(|record| !record.hurt) {
+        let label = format!("{} ({:?})", record.label, record.deed);
+        let Some(exit) = &record.exit else {
+            found.push(plain(format!("{label} did not end")));
+            continue;
+        };
+        let (code, printed) = (exit.code, record.printed());
+        if BUGS.contains(&code) {
+            found.push(plain(format!("{label} exited with {code}: {}", tail(&exit.stderr))));
+            continue;
+        }
+        match record.deed {
+            Deed::Cancel | Deed::Retry => {}
+            Deed::Detached | Deed::DetachedBatch => {
+                if code != 0 || printed.len() != record.asked.len() {
+                    let ids = printed.len();
+                    let end = tail(&exit.stderr);
+                    found.push(plain(format!("{label} exited with {code} and told {ids} ids: {end}")));
+                }
+            }
+            Deed::Batch => {
+                let all_done = printed.iter().all(|line| line["state"] == "done");
+                if printed.len() != record.asked.len() || (code == 0) != all_done || code > 1 {
+                    found.push(plain(format!(
+                        "{label} exited with {code}, told {} outcomes of {}: {}",
+                        printed.len(),
+                        record.asked.len(),
+                        tail(&exit.stderr)
+                    )));
+                }
+                found.extend(printed.iter().filter_map(|line| outcome_told(evidence, &label, line, None)));
+            }
+            Deed::Single | Deed::Keyed | Deed::Wait => {
+                let gone = |id: &String| {
+                    TaskId::parse(id)
+                        .and_then(|id| evidence.lives.get(&id))
+                        .is_some_and(|l| l.deleted.is_some())
+                };
+                if let [line] = &printed[..] {
+                    found.extend(outcome_told(evidence, &label, line, Some(code)));
+                } else if !(record.deed == Deed::Wait && record.about.as_ref().is_some_and(gone)) {
+                    let (outs, end) = (printed.len(), tail(&exit.stderr));
+                    found.push(plain(format!("{label} exited with {code}, told {outs} outcomes: {end}")));
+                }
+            }
+        }
+    }
+    found
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(3)..].join(" | ")
+}
+
+/// What was told of a task must be an outcome that it had; a lone one's exit code goes with it.
+fn outcome_told(evidence: &Evidence, label: &str, line: &Value, code: Option<i32>) -> Option<Violation> {
+    let Some(id) = line["id"].as_str().and_then(TaskId::parse) else {
+        return Some(plain(format!("{label} told of no task: {line}")));
+    };
+    let Some(life) = evidence.lives.get(&id) else { return Some(about(&id, format!("{label} told of it"))) };
+    let as_told = |outcome: &&Outcome| {
+        line["state"] == outcome.state.as_str()
+            && line["attempt"] == outcome.attempt
+            && line["exit_code"].as_i64() == outcome.exit_code.map(i64::from)
+            && serde_json::to_value(&outcome.stdout).is_ok_and(|text| text == line["stdout"])
+    };
+    let had = life.written.iter().filter_map(|written| written.task.outcome.as_ref()).find(as_told);
+    match had {
+        None => Some(about(&id, format!("{label} told an outcome that it never had: {line}"))),
+        Some(outcome) if code.is_some() && code != code_of(outcome) => {
+            Some(about(&id, format!("{label} exited with {code:?} for {outcome:?}")))
+        }
+        Some(_) => None,
+    }
+}
+
+/// The name that the task's command carries.
+pub fn name_in(life: &Life) -> Option<&str> {
+    life.written.first()?.task.command.as_ref()?.split(' ').nth(4)
+}
+
+fn right_result(evidence: &Evidence) -> Vec<Violation> {
+    let asked: BTreeMap<&str, &Asked> = evidence
+        .records
+        .iter()
+        .flat_map(|record| &record.asked)
+        .map(|asked| (asked.name.as_str(), asked))
+        .collect();
+    let mut found = Vec::new();
+    for (id, life) in &evidence.lives {
+        let (Some(name), Some(last)) = (name_in(life), life.written.last()) else { continue };
+        let (Some(asked), Some(outcome)) = (asked.get(name), &last.task.outcome) else { continue };
+        if let Some(why) = wrong(asked, outcome, last.task.cancel, last.task.charged) {
+            found.push(about(id, format!("{why}: {outcome:?}")));
+        }
+        let ran_out = matches!(outcome.reason, None | Some(Reason::Exit)) && outcome.exit_code.is_some();
+        let noted = evidence.notes.get(name).map_or(&[][..], Vec::as_slice);
+        let ended = |note: &Note| {
+            note.what == "end" && note.attempt == outcome.attempt && note.code == outcome.exit_code
+        };
+        if ran_out && outcome.state != State::Cancelled && !noted.iter().any(ended) {
+            found.push(about(id, format!("attempt {} has an outcome and did not end so", outcome.attempt)));
+        }
+    }
+    found
+}
+
+/// Why a task of this kind can't have ended so, if it can't.
+fn wrong(asked: &Asked, outcome: &Outcome, cancel: bool, charged: u32) -> Option<&'static str> {
+    let limit = if asked.kind == Kind::Flaky { 9 } else { 3 };
+    if outcome.state == State::Cancelled {
+        return (!cancel).then_some("nobody cancelled it");
+    }
+    if outcome.reason == Some(Reason::Poison) {
+        return (charged < limit).then_some("too few of its workers died");
+    }
+    let output = format!("out {} {}\n", asked.name, outcome.attempt);
+    let printed = outcome.stdout.captured().head == output.as_bytes();
+    match asked.kind {
+        Kind::Slow => (outcome.reason != Some(Reason::Timeout)).then_some("it runs past its timeout"),
+        Kind::Suicide => (outcome.signal != Some(9)).then_some("it kills itself"),
+        Kind::Flaky if outcome.state == State::Failed => (charged < limit).then_some("it had attempts left"),
+        Kind::Plain | Kind::Trap | Kind::Fork | Kind::Flaky => {
+            let right = outcome.exit_code == Some(asked.code)
+                && (outcome.state == State::Done) == (asked.code == 0)
+                && printed;
+            (!right).then_some("not its code, or not its output")
+        }
+    }
+}
+
+fn no_overlap(evidence: &Evidence) -> Vec<Violation> {
+    let mut found = Vec::new();
+    for (name, notes) in &evidence.notes {
+        for note in notes.iter().filter(|note| note.what == "overlap") {
+            let (attempt, worker, at) = (note.attempt, &note.worker, note.at);
+            let what = format!("attempt {attempt} on {worker} found another one alive at {at:.2} s");
+            found.push(of_name(evidence, name, &what));
+        }
+        // Whoever notes something has the lock: a former attempt's note is as bad.
+        let mut latest = 0;
+        for note in notes.iter().filter(|note| note.what != "overlap") {
+            if note.attempt < latest {
+                let what = format!("attempt {} wrote {} after {latest} had begun", note.attempt, note.what);
+                found.push(of_name(evidence, name, &what));
+            }
+            latest = latest.max(note.attempt);
+        }
+    }
+    found
+}
+
+fn of_name(evidence: &Evidence, name: &str, what: &str) -> Violation {
+    match evidence.lives.iter().find(|(_, life)| name_in(life) == Some(name)) {
+        Some((id, _)) => about(id, format!("({name}) {what}")),
+        None => plain(format!("{name}: {what}")),
+    }
+}
+
+fn attempts_once(evidence: &Evidence) -> Vec<Violation> {
+    let lives: BTreeMap<&str, &Life> =
+        evidence.lives.values().filter_map(|life| Some((name_in(life)?, life))).collect();
+    let mut found = Vec::new();
+    for (name, notes) in &evidence.notes {
+        let most =
+            lives.get(name.as_str()).and_then(|life| life.written.last()).map_or(0, |w| w.task.attempt);
+        let starts: Vec<&Note> = notes.iter().filter(|note| note.what != "end").collect();
+        if let Some(note) = starts.iter().find(|note| note.attempt > most) {
+            found.push(of_name(evidence, name, &format!("attempt {} ran: it had {most}", note.attempt)));
+        }
+        for pair in starts.windows(2) {
+            if pair[1].attempt <= pair[0].attempt || pair[1].token <= pair[0].token {
+                let what = format!("it was started as {:?} after {:?}", pair[1], pair[0]);
+                found.push(of_name(evidence, name, &what));
+            }
+        }
+    }
+    found
+}
+
+/// The writes of pages: incarnation and what was written.
+fn pages(evidence: &Evidence) -> Vec<(&Txn, &str, Assignment)> {
+    let prefix = format!("{}/", evidence.layout.assign());
+    let page = |txn| match &Txn::path(txn).filter(|path| path.starts_with(&prefix)).map(name_of) {
+        Some(name) => match &txn.op {
+            Op::Create { data, .. } | Op::Set { data, .. } => {
+                Some((txn, *name, Assignment::decode(data).ok()?))
+            }
+            _ => None,
+        },
+        None => None,
+    };
+    evidence.log.iter().filter_map(page).collect()
+}
+
+/// Who leads since when: epoch, name and time in ms, by the summaries.
+pub fn terms(log: &[Txn], layout: &Layout) -> Vec<(i64, String, i64)> {
+    let mut terms: Vec<(i64, String, i64)> = Vec::new();
+    for txn in log.iter().filter(|txn| txn.path() == Some(&layout.status())) {
+        if let Op::Create { data, .. } | Op::Set { data, .. } = &txn.op
+            && let Ok(status) = serde_json::from_slice::<Value>(data)
+            && let Some(epoch) = status["leader"]["epoch"].as_i64()
+            && terms.last().is_none_or(|(last, ..)| *last != epoch)
+        {
+            terms.push((epoch, status["leader"]["id"].as_str().unwrap_or("?").to_string(), txn.time_ms));
+        }
+    }
+    terms
+}
+
+fn one_leader(evidence: &Evidence) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let mut latest: BTreeMap<&str, i64> = BTreeMap::new();
+    for (txn, name, page) in pages(evidence) {
+        let before = latest.insert(name, page.epoch).unwrap_or(0);
+        if page.epoch < before {
+            let (zxid, epoch) = (txn.zxid, page.epoch);
+            found.push(plain(format!("page {name}: epoch {epoch} after {before}, at zxid {zxid:#x}")));
+        }
+    }
+    for pair in terms(&evidence.log, &evidence.layout).windows(2) {
+        if pair[1].0 < pair[0].0 {
+            found.push(plain(format!("{} wrote the summary after {}: {pair:?}", pair[1].1, pair[0].1)));
+        }
+    }
+    found
+}
+
+/// An entry that was never started may be given to somebody else when the page that named it is gone.
+fn one_holder(evidence: &Evidence) -> Vec<Violation> {
+    let prefix = format!("{}/", evidence.layout.assign());
+    let mut found = Vec::new();
+    let mut standing: BTreeMap<&str, Vec<Entry>> = BTreeMap::new();
+    for txn in &evidence.log {
+        let Some(name) = txn.path().filter(|path| path.starts_with(&prefix)).map(name_of) else { continue };
+        let (Op::Create { data, .. } | Op::Set { data, .. }) = &txn.op else {
+            standing.remove(name);
+            continue;
+        };
+        let Ok(page) = Assignment::decode(data) else { continue };
+        for entry in page.entries.iter().filter(|entry| !entry.revoked) {
+            let same = |other: &Entry| other.task == entry.task && other.attempt == entry.attempt;
+            let mut others = standing.iter().filter(|(other, _)| **other != name);
+            if let Some((holder, _)) = others.find(|(_, entries)| entries.iter().any(same)) {
+                let (attempt, zxid) = (entry.attempt, txn.zxid);
+                let what = format!("attempt {attempt} given to {name} while {holder} had it, zxid {zxid:#x}");
+                found.push(about(&entry.task, what));
+            }
+        }
+        standing.insert(name, page.entries);
+    }
+    found
+}
+
+fn one_elector(evidence: &Evidence) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let mut latest = 0;
+    for lead in &evidence.leads {
+        match lead.what.as_str() {
+            "overlap" => found.push(plain(format!("an elector's command found another alive: {lead:?}"))),
+            "start" if lead.token <= latest => {
+                found.push(plain(format!("an elector's token did not rise from {latest}: {lead:?}")));
+            }
+            _ if lead.token < latest => {
+                found.push(plain(format!("an elector's command wrote after {latest} had begun: {lead:?}")));
+            }
+            _ => {}
+        }
+        latest = latest.max(lead.token);
+    }
+    if evidence.leads.is_empty() {
+        found.push(plain("no elector's command ever ran"));
+    }
+    found
+}
+
+fn drained(evidence: &Evidence) -> Vec<Violation> {
+    evidence.leftovers.iter().chain(&evidence.complaints).map(plain).collect()
+}
+
+/// All that is known of a task, for a person who looks for what went wrong.
+pub fn story(evidence: &Evidence, id: &TaskId, clock: crate::history::Clock) -> Vec<String> {
+    let Some(life) = evidence.lives.get(id) else { return vec![format!("{id}: it never stood")] };
+    let mut lines: Vec<(f64, String)> = Vec::new();
+    for written in &life.written {
+        let task = &written.task;
+        let outcome = task.outcome.as_ref().map_or_else(String::new, |outcome| {
+            let worker = outcome.worker.as_ref().map_or("nobody", |worker| worker.as_str());
+            format!(", {} by {worker} (code {:?})", outcome.state.as_str(), outcome.exit_code)
+        });
+        let why = task.history.last().map_or_else(String::new, |remark| format!(", before: {}", remark.why));
+        let (attempt, charged, zxid) = (task.attempt, task.charged, written.zxid);
+        lines
+            .push((written.at, format!("log {zxid:#x}: attempt {attempt}, charged {charged}{why}{outcome}")));
+    }
+    lines.extend(life.deleted.map(|at| (at, "log: deleted".to_string())));
+    for (txn, name, page) in pages(evidence) {
+        for entry in page.entries.iter().filter(|entry| entry.task == *id) {
+            let revoked = if entry.revoked { " (revoked)" } else { "" };
+            let text = format!("page {name}, epoch {}: attempt {}{revoked}", page.epoch, entry.attempt);
+            lines.push((clock.of_wall(txn.time_ms), text));
+        }
+    }
+    for note in name_in(life).and_then(|name| evidence.notes.get(name)).into_iter().flatten() {
+        let text =
+            format!("{} of attempt {} on {}, token {}", note.what, note.attempt, note.worker, note.token);
+        lines.push((note.at, text));
+    }
+    lines.sort_by(|a, b| a.0.total_cmp(&b.0));
+    lines.dedup_by(|a, b| a.1 == b.1);
+    lines.into_iter().map(|(at, text)| format!("{at:9.2} s  {text}")).collect()
+}
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

@@ -1,0 +1,25 @@
+#!/bin/sh
+# What the electors of a chaos run run: one at a time, or it is noted. The lock is held as long as any process of the
+# command lives.
+#
+# usage: elector.sh FILE NAME STEPS
+log=$1 name=$2 steps=$3
+
+# WHAT TOKEN UPTIME PID NAME, in one write.
+note() {
+    read -r up _ </proc/uptime
+    echo "$1 $ZKMW_EPOCH $up $$ $name" >>"$log"
+}
+
+exec 9>>"$log.lock"
+if ! flock -n 9; then
+    note overlap
+    exit 99
+fi
+note start
+trap 'note end; exit 0' TERM
+while [ "$steps" -gt 0 ]; do
+    sleep 0.25
+    steps=$((steps - 1))
+done
+note end

@@ -1,0 +1,292 @@
+//! Who lives where, and the services: masters, workers and electors as processes of the real binary, each on its host.
+//! Owns the processes. Starts again what ended without being told, as an init system would; decides no fault.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::Proc;
+use crate::history::{Clock, History};
+use crate::net::{Net, Place};
+use crate::plan::SESSION;
+
+/// All hosts; their place in this list is their number. The last is ours: it sees everything.
+pub const HOSTS: [&str; 16] =
+    ["s1", "s2", "s3", "m1", "m2", "m3", "w1", "w2", "w3", "w4", "e1", "e2", "e3", "c1", "c2", "observer"];
+pub const SERVERS: Range<usize> = 0..3;
+pub const MASTERS: Range<usize> = 3..6;
+pub const WORKERS: Range<usize> = 6..10;
+pub const ELECTORS: Range<usize> = 10..13;
+pub const CLIENTS: Range<usize> = 13..15;
+pub const OBSERVER: usize = 15;
+
+/// Slots of each worker, in their order.
+const SLOTS: [&str; 4] = ["2", "3", "3", "4"];
+
+/// What running tasks get when their worker is told to stop.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// How long a service that was told to stop may take at most: the grace of what it runs, the end of its session,
+/// and some for a machine that has other things to do.
+pub const STOP_LIMIT: Duration = Duration::from_secs(3 + 5 + 8);
+
+/// Before a service that has ended is started again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The exit codes with which a service may end without being told: its name is taken for now.
+const MAY_END_WITH: [i32; 1] = [zkmw::exit::TRY_AGAIN];
+
+/// Where all that a run writes goes, and what its processes have in common.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    pub dir: PathBuf,
+    pub zk: String,
+    pub root: String,
+}
+
+impl Setting {
+    /// Flags of every process.
+    pub fn common(&self) -> Vec<String> {
+        let config = self.dir.join("empty.toml").display().to_string();
+        let timeout = format!("{}s", SESSION.as_secs());
+        let flags =
+            ["--zk", &self.zk, "--root", &self.root, "--config", &config, "--session-timeout", &timeout];
+        flags.map(str::to_string).to_vec()
+    }
+
+    /// Starts the binary on a host.
+    pub fn start(&self, place: &Place, label: &str, args: &[String]) -> Proc {
+        let all: Vec<String> = self.common().into_iter().chain(args.iter().cloned()).collect();
+        Proc::start_as(label, &self.dir.join("logs").join(label), &all, |command| {
+            command.env("RUST_LOG", "zkmw=debug");
+            place.enter(command);
+        })
+    }
+}
+
+/// How a service stands.
+enum State {
+    Running(Proc),
+    /// It was told to end, then.
+    Leaving {
+        process: Proc,
+        since: Instant,
+        again: Option<Instant>,
+    },
+    /// It is gone, and started again then; without a time it waits to be told.
+    Gone(Option<Instant>),
+}
+
+/// One master, worker or elector.
+pub struct Service {
+    pub host: usize,
+    state: State,
+    starts: u32,
+}
+
+/// All of them.
+pub struct Services {
+    setting: Setting,
+    places: Vec<Place>,
+    services: Vec<Service>,
+    clock: Clock,
+    /// What must not happen, and did.
+    pub complaints: Vec<String>,
+}
+
+impl Services {
+    /// Starts them all.
+    pub fn start(setting: &Setting, net: &Net, clock: Clock) -> Services {
+        let services = (MASTERS.start..ELECTORS.end)
+            .map(|host| Service { host, state: State::Gone(Some(Instant::now())), starts: 0 })
+            .collect();
+        let (setting, places) = (setting.clone(), net.places.clone());
+        let mut all = Services { setting, places, services, clock, complaints: Vec::new() };
+        all.look(&mut History::default());
+        all
+    }
+
+    /// Their process, if it lives and was not told to end.
+    fn running(&mut self, host: usize) -> Option<&mut Proc> {
+        match &mut self.services.iter_mut().find(|service| service.host == host)?.state {
+            State::Running(process) => process.is_running().then_some(process),
+            State::Leaving { .. } | State::Gone(_) => None,
+        }
+    }
+
+    fn set(&mut self, host: usize, state: State) -> Option<State> {
+        let service = self.services.iter_mut().find(|service| service.host == host)?;
+        Some(std::mem::replace(&mut service.state, state))
+    }
+
+    /// SIGKILL; it stays away until [`Services::again`].
+    pub fn kill(&mut self, host: usize) -> bool {
+        let Some(process) = self.running(host) else { return false };
+        process.kill();
+        self.set(host, State::Gone(None));
+        true
+    }
+
+    /// SIGKILL for its guard, if it has one.
+    pub fn kill_guard(&mut self, host: usize) -> bool {
+        let guard = self.running(host).and_then(|process| guard_of(process.pid()));
+        guard.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
+    }
+
+    /// Starts it, if it is away.
+    pub fn again(&mut self, host: usize) {
+        if let Some(service) = self.services.iter_mut().find(|service| service.host == host)
+            && matches!(service.state, State::Gone(None))
+        {
+            service.state = State::Gone(Some(Instant::now()));
+        }
+    }
+
+    pub fn stop(&mut self, host: usize) -> bool {
+        self.running(host).is_some_and(|process| {
+            process.stop();
+            true
+        })
+    }
+
+    pub fn cont(&mut self, host: usize) {
+        if let Some(process) = self.running(host) {
+            process.cont();
+        }
+    }
+
+    /// SIGTERM; when it has ended it is started again. `twice`: another one after that time.
+    pub fn restart(&mut self, host: usize, twice: Option<Duration>) -> bool {
+        let Some(process) = self.running(host) else { return false };
+        process.term();
+        let since = Instant::now();
+        if let Some(State::Running(process)) = self.set(host, State::Gone(None)) {
+            self.set(host, State::Leaving { process, since, again: twice.map(|pause| since + pause) });
+        }
+        true
+    }
+
+    /// Takes note of who has ended, and starts who is due.
+    pub fn look(&mut self, history: &mut History) {
+        for number in 0..self.services.len() {
+            let host = self.services[number].host;
+            let state = std::mem::replace(&mut self.services[number].state, State::Gone(None));
+            let next = self.looked_at(host, state, history);
+            self.services[number].state = next;
+        }
+    }
+
+    fn looked_at(&mut self, host: usize, state: State, history: &mut History) -> State {
+        let now = Instant::now();
+        match state {
+            State::Running(mut process) => {
+                if process.is_running() {
+                    return State::Running(process);
+                }
+                let code = process.wait_exit(PAUSE).code;
+                let text = format!("{} ended by itself with {code}", HOSTS[host]);
+                if !MAY_END_WITH.contains(&code) {
+                    self.complaints.push(format!("at {:.1} s {text}", self.clock.now()));
+                }
+                history.moment(self.clock.now(), host, "ended", &text);
+                State::Gone(Some(now + PAUSE))
+            }
+            State::Leaving { mut process, since, again } => {
+                if !process.is_running() {
+                    let code = process.wait_exit(PAUSE).code;
+                    if code != zkmw::exit::OK {
+                        let text = format!("{} was told to stop and exited with {code}", HOSTS[host]);
+                        self.complaints.push(format!("at {:.1} s {text}", self.clock.now()));
+                    }
+                    return State::Gone(Some(now + PAUSE));
+                }
+                if since.elapsed() > STOP_LIMIT {
+                    let text = format!("{} was told to stop and had not after {STOP_LIMIT:?}", HOSTS[host]);
+                    self.complaints.push(format!("at {:.1} s {text}", self.clock.now()));
+                    return State::Gone(Some(now));
+                }
+                let again = again.filter(|at| {
+                    if *at <= now {
+                        process.term();
+                    }
+                    *at > now
+                });
+                State::Leaving { process, since, again }
+            }
+            State::Gone(Some(at)) if at <= now => State::Running(self.launch(host)),
+            other => other,
+        }
+    }
+
+    fn launch(&mut self, host: usize) -> Proc {
+        let service = self.services.iter_mut().find(|service| service.host == host).expect("a service");
+        service.starts += 1;
+        let name = HOSTS[host];
+        let label = format!("{name}-{}", service.starts);
+        let dir = self.setting.dir.display();
+        let grace = format!("{}s", GRACE.as_secs());
+        let args: Vec<String> = if MASTERS.contains(&host) {
+            ["master", "--id", name, "--result-ttl", "2m", "--job-ttl", "20s"].map(str::to_string).to_vec()
+        } else if WORKERS.contains(&host) {
+            let slots = SLOTS[host - WORKERS.start];
+            let run_dir = format!("{dir}/run");
+            ["worker", "--id", name, "--slots", slots, "--grace", &grace, "--run-dir", &run_dir]
+                .map(str::to_string)
+                .to_vec()
+        } else {
+            let script = format!("{}/tests/chaos/elector.sh", env!("CARGO_MANIFEST_DIR"));
+            let steps = (20 + 17 * (service.starts % 5)).to_string();
+            let log = format!("{dir}/electors");
+            ["elector", "--id", name, "--grace", &grace, "--", "sh", &script, &log, name, &steps]
+                .map(str::to_string)
+                .to_vec()
+        };
+        self.setting.start(&self.places[host], &label, &args)
+    }
+
+    /// Whether every one runs.
+    pub fn all_run(&mut self) -> bool {
+        self.services.iter_mut().all(|service| match &mut service.state {
+            State::Running(process) => process.is_running(),
+            State::Leaving { .. } | State::Gone(_) => false,
+        })
+    }
+
+    /// Tells all to stop, and waits until they have.
+    pub fn end(&mut self, history: &mut History) {
+        for host in MASTERS.start..ELECTORS.end {
+            self.restart(host, None);
+        }
+        let start = Instant::now();
+        let leaves = |service: &Service| matches!(service.state, State::Leaving { .. });
+        while start.elapsed() < STOP_LIMIT * 2 && self.services.iter().any(leaves) {
+            for number in 0..self.services.len() {
+                if leaves(&self.services[number]) {
+                    let host = self.services[number].host;
+                    let state = std::mem::replace(&mut self.services[number].state, State::Gone(None));
+                    self.services[number].state = match self.looked_at(host, state, history) {
+                        State::Gone(_) => State::Gone(None),
+                        other => other,
+                    };
+                }
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// The guard that this process has started: its child of that name.
+fn guard_of(pid: u32) -> Option<Pid> {
+    let children = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .ok()?
+        .flatten()
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let children: Vec<String> = children.collect();
+    children.iter().flat_map(|text| text.split_whitespace()).find_map(|child| {
+        let cmdline = std::fs::read(format!("/proc/{child}/cmdline")).ok()?;
+        let is_guard = cmdline.split(|byte| *byte == 0).nth(1)? == b"guard";
+        is_guard.then(|| Pid::from_raw(child.parse().ok()?)).flatten()
+    })
+}
