@@ -71,6 +71,13 @@ pub fn check(world: &World, told: &mut Complaints) {
         if let Err(what) = code_fits(spec, client, missed) {
             wrong(what);
         }
+        if matches!(spec.wish, Wish::Single(_)) {
+            let own = |id: &&String| ulids.iter().any(|ulid| id.contains(ulid.as_str()));
+            let own: Vec<&String> = tasks.keys().filter(own).collect();
+            if own.len() > 1 {
+                wrong(format!("wants one task, and makes {own:?}"));
+            }
+        }
     }
 }
 
