@@ -155,12 +155,6 @@ impl Worker {
         }
     }
 
-    /// Until when what it runs may run.
-    #[cfg(test)]
-    pub(super) fn lease_ends(&self) -> Option<Instant> {
-        self.lease.expires()
-    }
-
     fn assignment(&self) -> String {
         self.params.layout.assignment(self.registrar.incarnation())
     }

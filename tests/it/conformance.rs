@@ -1,2 +1,3 @@
+#[allow(dead_code)]
 #[path = "../sim/ensemble.rs"]
 mod ensemble;
