@@ -8,6 +8,9 @@ use super::member::Who;
 use super::swarm::MS;
 use super::world::{EPOCH_MS, Ev, World};
 
+/// The mean time that runs take when all is healed.
+const QUICK: u64 = 300 * MS;
+
 const TERM: i32 = 15;
 const KILL: i32 = 9;
 
@@ -99,7 +102,8 @@ impl World {
             self.members[who.m].runs.remove(&self.runs[index].id);
             return self.after(MS, Ev::Exec(who, event));
         }
-        let mean = self.swarm.run_for;
+        // Once all is healed, what is left to do must not take longer than the wait for it.
+        let mean = if self.healed { self.swarm.run_for.min(QUICK) } else { self.swarm.run_for };
         let lasts = self.dice.around(mean) + MS;
         let stubborn = self.dice.per_mille(150);
         let dice = self.dice.below(100);
