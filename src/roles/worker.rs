@@ -332,8 +332,11 @@ impl Worker {
         }
         self.version = Some(version);
         if self.dying.is_some() || matches!(self.mode, Mode::Leaving { .. }) {
-            let call = Call::Delete { path: self.assignment(), version: Some(version) };
-            self.calls.issue(out, call, Purpose::DeleteAssignment);
+            // An absent assignment says that nothing is owed; when the last report is settled it is read again.
+            if self.reports.is_empty() {
+                let call = Call::Delete { path: self.assignment(), version: Some(version) };
+                self.calls.issue(out, call, Purpose::DeleteAssignment);
+            }
             return;
         }
         match Assignment::decode(data) {

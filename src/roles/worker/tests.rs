@@ -275,3 +275,25 @@ fn what_was_killed_for_want_of_a_guard_has_not_failed() {
     assert_eq!((task.attempt, task.charged, task.outcome), (2, 0, None));
     assert_ne!(desk.role.registrar.incarnation(), &first);
 }
+
+#[test]
+fn a_drained_worker_that_is_back_keeps_its_assignment_until_what_it_owes_is_written() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "j/a");
+    assign(&mut world, &desk, &[("j/a", 1, false)]);
+    desk.go(&mut world);
+    desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/a");
+    desk.event(&world, Event::Stop { again: false });
+    desk.go(&mut world);
+    desk.lose(&mut world, |_| false);
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.connect(&mut world);
+    let page = desk.role.assignment();
+    assert!(desk.exit.is_none() && world.znodes.contains_key(&page), "its outcome is on its way");
+    desk.hold = |_| false;
+    desk.go(&mut world);
+    assert!(world.task("/z/tasks/j/a").outcome.is_some());
+    assert!(desk.exit == Some(0) && !world.znodes.contains_key(&page));
+}
