@@ -23,8 +23,8 @@ struct Book<'a> {
     lives: BTreeMap<String, u64>,
     /// Ids that were chosen by nobody, and so are used once.
     made: BTreeSet<String>,
-    /// Incarnations that were without a registration.
-    dead: BTreeSet<String>,
+    /// Incarnations that were without a registration, and since when.
+    dead: BTreeMap<String, u64>,
     /// Tasks whose outcome was kept for its time.
     aged: BTreeSet<String>,
     /// What ever stood on each page: the leader knows of an entry before it is written, and the write may be late.
@@ -41,7 +41,7 @@ pub fn check(world: &World, told: &mut Complaints) {
         runs,
         lives: BTreeMap::new(),
         made: BTreeSet::new(),
-        dead: BTreeSet::new(),
+        dead: BTreeMap::new(),
         aged: BTreeSet::new(),
         given: BTreeMap::new(),
     };
@@ -60,7 +60,7 @@ pub fn check(world: &World, told: &mut Complaints) {
             && let Some((incarnation, _)) = parse_registration(name)
             && registrations(tree, &incarnation) <= 1
         {
-            book.dead.insert(incarnation.to_string());
+            book.dead.entry(incarnation.to_string()).or_insert(step.at);
         }
         let Some(id) = task_of(step.path) else { return };
         if id.contains("garbage") {
@@ -278,10 +278,13 @@ impl Book<'_> {
             return Err("moved on, and nobody had it".into());
         };
         // Uncharged it is handed back by a worker that has vouched that it is dead.
-        if charged && registered(tree, holder) && !self.dead.contains(holder.as_str()) {
+        if charged && registered(tree, holder) && !self.dead.contains_key(holder.as_str()) {
             return Err(format!("moved on while {holder} is registered"));
         }
         let page = tree.get(&format!("{ROOT}/assign/{holder}"));
+        // A leader may have been about to write more onto the page than ever came to stand there.
+        let before_death =
+            page.zip(self.dead.get(holder.as_str())).is_some_and(|(p, died)| p.changed < *died);
         let page = page.and_then(|znode| Assignment::decode(&znode.data).ok());
         let wanted = TaskId::parse(id);
         let entry = page
@@ -292,9 +295,8 @@ impl Book<'_> {
         if charged && entry.is_some_and(|entry| entry.revoked) {
             return Err("charged although it was revoked".into());
         }
-        let dead = self.dead.contains(holder.as_str());
         let given = self.given.get(holder.as_str());
-        if !charged && dead && !old.cancel && entry.is_some_and(|entry| !entry.revoked) {
+        if !charged && before_death && !old.cancel && entry.is_some_and(|entry| !entry.revoked) {
             // Others may be the suspects, if they were charged before; who is gone may have been one.
             let suspect = |other: &TaskId| {
                 let task = tree.get(&format!("{ROOT}/tasks/{other}"));
