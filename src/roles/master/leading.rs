@@ -219,7 +219,10 @@ impl Master {
                     for (task, _) in term.book.entries(&incarnation) {
                         self.queue.remove(task);
                     }
-                    if term.stage == Stage::Leading && !self.fleet.lives(&incarnation) {
+                    if self.fleet.lives(&incarnation) {
+                        // Its worker may have read the page, and answered, before we heard that it is written.
+                        self.on_registration(&incarnation, now, out);
+                    } else if term.stage == Stage::Leading {
                         self.on_unregistered(&incarnation, now, out);
                     }
                 }

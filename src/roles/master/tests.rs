@@ -413,3 +413,30 @@ fn what_was_seen_to_go_does_not_come_back_with_an_older_answer() {
     }
     assert!(!world.znodes.contains_key("/z/tasks/j"), "an empty job is deleted after its time");
 }
+
+/// The worker reads the page, kills, and says so, all before the leader hears that its write was committed. The
+/// simulator found it (seed 6732): the task was never cancelled.
+#[test]
+fn a_word_that_comes_before_the_answer_to_the_write_counts() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    task(&mut world, "_00/a", |_| {});
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+    master.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/assign/w~1");
+    world.change("/z/tasks/_00/a", |task| task.cancel = true);
+    master.go(&mut world);
+    let (id, call) = master.calls.pop_front().expect("the entry is revoked");
+    let result = world.apply(master.session.expect("up"), &call).expect("written");
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, true)]);
+    let version = world.znodes["/z/assign/w~1"].stat.version;
+    vouch(&mut world, "w~1~0", 1, version);
+    master.go(&mut world);
+    master.hold = |_| false;
+    master.event(&world, Event::Reply { id, result: Ok(result) });
+    master.go(&mut world);
+    let outcome = world.task("/z/tasks/_00/a").outcome.expect("cancelled");
+    assert_eq!(outcome.state, State::Cancelled);
+    assert_eq!(world.page("/z/assign/w~1"), []);
+}
