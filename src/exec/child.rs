@@ -18,7 +18,7 @@ use rustix::io::{Errno, FdFlags, fcntl_setfd, read, retry_on_intr};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
 use super::NotStartedKind;
-use super::proc::{OWNER_VAR, RUN_VAR, boottime_nanos};
+use super::proc::{OWNER_VAR, RUN_VAR, SERVICE_VARS, boottime_nanos};
 use super::roll::Announcer;
 use crate::machine::{RunId, RunOutput, RunSpec};
 
@@ -40,7 +40,8 @@ pub(super) struct Failure {
 
 /// Starts the child and returns when it has executed its program, or died at the gate.
 ///
-/// Its environment carries our token, and the run's own mark. The thread that calls must live as long as the child: `PR_SET_PDEATHSIG` is tied to it.
+/// Its environment carries our token, and the run's own mark. The thread that calls must live as long as the child:
+/// `PR_SET_PDEATHSIG` is tied to it.
 pub(super) fn spawn(
     run: RunId,
     spec: &RunSpec,
@@ -56,6 +57,9 @@ pub(super) fn spawn(
     };
     refuse_nul(spec)?;
     let mut command = Command::new(program);
+    for name in SERVICE_VARS {
+        command.env_remove(name);
+    }
     command.args(arguments).envs(spec.env.iter().map(|(name, value)| (name, value))).env(OWNER_VAR, token);
     command.env(RUN_VAR, mark);
     command.stdin(Stdio::null()).process_group(0);

@@ -32,7 +32,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::ExecEvent;
-use super::proc::{OWNER_VAR, RUN_VAR, boottime_nanos, to_pid};
+use super::proc::{OWNER_VAR, RUN_VAR, SERVICE_VARS, boottime_nanos, to_pid};
 use super::table::Table;
 use message::Message;
 
@@ -168,7 +168,11 @@ impl Link {
     fn spawn(&self) -> anyhow::Result<Child> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
         fcntl_setfl(&writer, OFlags::NONBLOCK).context("cannot set up a pipe")?;
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        for name in SERVICE_VARS {
+            command.env_remove(name);
+        }
+        let child = command
             .args(["guard", &self.token])
             .args(&self.cgroups)
             // It must not be taken for a run: of ours, or of somebody's whose run we are.

@@ -23,6 +23,11 @@ pub(super) const OWNER_VAR: &str = "ZKMW_OWNER";
 /// The variable that marks what belongs to one run; its value is [`run_mark`].
 pub(super) const RUN_VAR: &str = "ZKMW_RUN";
 
+/// What a service manager tells a service of itself. It is not for what the service starts: a task that speaks to the
+/// watchdog would speak for us.
+pub(super) const SERVICE_VARS: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
 /// Names a run as no other on this machine: of the process with this token, its executor with this number.
 pub(super) fn run_mark(token: &str, executor: u32, run: RunId) -> String {
     format!("{token}.{executor}.{}", run.0)

@@ -18,6 +18,8 @@ use super::proc::{RUN_VAR, Stat, carries, carries_mark, kill_exactly, processes}
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// So many looks in a row must find nothing: one may miss a process that just forked.
+const LOOKS_FOR_PROOF: u32 = 2;
 /// What does not die within this is told.
 const WARN_AFTER: Duration = Duration::from_secs(10);
 
@@ -67,13 +69,17 @@ impl Sweep<'_> {
 /// Kills what carries the mark of one run, and what such processes have started, until nothing is found.
 pub(super) fn end_run(mark: &str) {
     let begun = Instant::now();
-    let (mut pause, mut warned) = (FIRST_PAUSE, false);
+    let (mut pause, mut warned, mut clean) = (FIRST_PAUSE, false, 0);
     loop {
         let Ok(all) = processes() else { return };
         let marked = |stat: &&Stat| !stat.dead && carries_mark(stat, RUN_VAR, mark);
         let mut doomed: BTreeSet<u32> = all.iter().filter(marked).map(|stat| stat.pid).collect();
-        if doomed.is_empty() {
+        clean = if doomed.is_empty() { clean + 1 } else { 0 };
+        if clean == LOOKS_FOR_PROOF {
             return;
+        }
+        if doomed.is_empty() {
+            continue;
         }
         add_descendants(&all, &mut doomed);
         for stat in all.iter().filter(|stat| !stat.dead && doomed.contains(&stat.pid)) {

@@ -25,7 +25,7 @@ mod strays;
 
 use ended::{bad_parent, big, wide_pipe};
 use runfile::claim;
-use runs::gibibyte;
+use runs::{gibibyte, service_vars};
 use signals::mover;
 use starts::starved;
 
@@ -219,6 +219,7 @@ fn helper() {
         "bad_parent" => bad_parent(dir),
         "mover" => mover(dir),
         "starved" => starved(),
+        "service_vars" => service_vars(),
         "worker" => worker(dir),
         "reports" => reports(dir),
         other => panic!("no role {other}"),

@@ -136,3 +136,20 @@ fn a_run_that_has_closed_its_output_lives_on_and_costs_nothing() {
     rig.executor.signal(run, GroupSignal::Term);
     assert_eq!(rig.ended(run).ended, Ended::Signal(15));
 }
+
+/// What the helper plays, with a service manager's variables about it.
+pub fn service_vars() {
+    assert!(std::env::var_os("NOTIFY_SOCKET").is_some());
+    let report = Rig::new().run(sh("env | grep -E '^(NOTIFY_SOCKET|WATCHDOG_|LISTEN_)'; echo $KEPT"));
+    assert_eq!(text(&report.stdout), "kept\n");
+}
+
+#[test]
+fn what_a_service_manager_tells_us_is_not_told_to_tasks() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut helper = Command::new(std::env::current_exe().unwrap());
+    helper.args(["--exact", "helper", "--nocapture"]).env(ROLE, "service_vars").env(DIR, dir.path());
+    helper.env("NOTIFY_SOCKET", "/nowhere").env("WATCHDOG_USEC", "1000").env("LISTEN_FDS", "1");
+    let output = helper.env("KEPT", "kept").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
