@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use zkmw::machine::{Call, CallError, CallId, CallResult, ChangeKind, Instant};
+use zkmw::machine::{Call, CallError, CallId, CallResult, Instant};
 
 use super::ensemble::{Output, SessionId};
 use super::member::{Told, Who};
@@ -276,7 +276,8 @@ impl World {
                 Output::Changed { path, kind } => {
                     line.last_change = line.last_change.max(arrives + thread);
                     let at = line.last_change;
-                    self.at(at, Ev::Change(who, generation, path, kind));
+                    line.changes.push_back((path, kind));
+                    self.at(at, Ev::Change(who, generation));
                 }
             }
         }
@@ -300,15 +301,20 @@ impl World {
         }
     }
 
-    pub fn on_change(&mut self, who: Who, generation: u64, path: String, kind: ChangeKind) {
-        let Some(server) = self.net(who, generation).map(|net| net.server) else { return };
+    /// One more watch event gets to the role. However long each was held back, they come in the order of the stream.
+    pub fn on_change(&mut self, who: Who, generation: u64) {
+        let Some((server, session)) = self.net(who, generation).map(|net| (net.server, net.session)) else {
+            return;
+        };
         let back = self.cuts[who.m][server].1;
         if back > self.now {
-            return self.at(back, Ev::Change(who, generation, path, kind));
+            return self.at(back, Ev::Change(who, generation));
         }
         if self.members[who.m].stopped > self.now {
-            return self.at(self.members[who.m].stopped + MS, Ev::Change(who, generation, path, kind));
+            return self.at(self.members[who.m].stopped + MS, Ev::Change(who, generation));
         }
+        let next = self.lines.get_mut(&session).and_then(|line| line.changes.pop_front());
+        let Some((path, kind)) = next else { return };
         self.history.changed(who, &path, kind);
         self.tell(who.m, Told::Changed { generation, path, kind });
     }

@@ -1,6 +1,10 @@
 //! What the servers do in between: they pass writes on, learn of commits, ping, fall out and come back. When each of
 //! that happens is drawn; what it means is the ensemble's.
 
+use std::collections::VecDeque;
+
+use zkmw::machine::ChangeKind;
+
 use super::ensemble::{ServerId, SessionId};
 use super::member::Who;
 use super::swarm::{MS, SECOND, SERVERS};
@@ -40,6 +44,8 @@ pub struct Line {
     /// When the last packet, and the last watch event, will be at the process.
     pub last: u64,
     pub last_change: u64,
+    /// Watch events on their way, in their order.
+    pub changes: VecDeque<(String, ChangeKind)>,
     /// How long the log was when the session was open.
     pub opened: u64,
     /// Heard of since the last ping.
@@ -56,6 +62,7 @@ impl Line {
             stalled: 0,
             last: 0,
             last_change: 0,
+            changes: VecDeque::new(),
             opened,
             touched: false,
         }

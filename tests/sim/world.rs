@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use zkmw::machine::{Call, CallId, CallResult, ChangeKind, Ended, Event, Instant};
+use zkmw::machine::{Call, CallId, CallResult, Ended, Event, Instant};
 
 use super::ensemble::{Ensemble, RequestId, ServerId, SessionId};
 use super::history::History;
@@ -34,7 +34,7 @@ pub enum Ev {
     Depart(Who, u64, CallId, Call),
     Arrive(SessionId, Who, u64, CallId, Call),
     Answer(Who, u64, CallId, CallResult),
-    Change(Who, u64, String, ChangeKind),
+    Change(Who, u64),
     Break(Who, u64),
     Fin(SessionId),
     Close(SessionId),
@@ -229,7 +229,7 @@ impl World {
                 self.on_arrive(session, who, generation, id, call);
             }
             Ev::Answer(who, generation, id, result) => self.on_answer(who, generation, id, result),
-            Ev::Change(who, generation, path, kind) => self.on_change(who, generation, path, kind),
+            Ev::Change(who, generation) => self.on_change(who, generation),
             Ev::Break(who, generation) => self.on_break(who, generation),
             Ev::Fin(session) => self.on_fin(session),
             Ev::Close(session) => self.on_close(session),
