@@ -294,6 +294,8 @@ pub struct RunReport {
     pub stderr: Captured,
     pub started_ms: i64,
     pub ended_ms: i64,
+    /// A signal of ours came while its leader still lived; else it ended without us.
+    pub signalled: bool,
 }
 
 /// What to send to a process group.

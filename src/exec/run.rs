@@ -118,7 +118,10 @@ impl Shared {
         let (stdout, stderr) = (stdout.capture.finish(), stderr.capture.finish());
         self.over(
             run,
-            ExecEvent::Ended { run, report: RunReport { ended, stdout, stderr, started_ms, ended_ms } },
+            ExecEvent::Ended {
+                run,
+                report: RunReport { ended, stdout, stderr, started_ms, ended_ms, signalled },
+            },
         );
     }
 }

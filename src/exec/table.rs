@@ -22,7 +22,7 @@ enum State {
     /// Not forked yet, or between fork and exec. A signal has to wait: before exec, the child still has our
     /// handlers, and one of them could make *us* believe that we were signalled.
     Starting { gate: Arc<OwnedFd>, wanted: Option<GroupSignal> },
-    /// The leader is our child and not reaped.
+    /// The leader is our child and not reaped; `signalled` if a signal of ours came while it lived.
     Running { leader: u32, signalled: bool },
     /// The leader is reaped; the rest of the group has got SIGKILL.
     Ending,
@@ -96,7 +96,7 @@ impl Table {
     }
 
     /// The leader is a zombie: kills what is left of its group, and reaps it. Returns how it ended, and whether
-    /// it had been signalled by us.
+    /// it had been signalled by us while it lived.
     pub(super) fn reap(&self, run: RunId, leader: u32) -> (Result<Option<WaitIdStatus>, Errno>, bool) {
         let mut runs = self.lock();
         send(leader, Signal::KILL);
@@ -143,11 +143,17 @@ fn signal_one(state: &mut State, signal: GroupSignal) {
     match state {
         State::Starting { wanted, .. } if *wanted != Some(GroupSignal::Kill) => *wanted = Some(signal),
         State::Running { leader, signalled } => {
-            *signalled = true;
+            *signalled |= !has_exited(*leader);
             deliver(*leader, signal);
         }
         State::Starting { .. } | State::Ending | State::Dead => {}
     }
+}
+
+/// Whether it is a zombie. Who stood still hears of its end only after it has sent what is too late.
+fn has_exited(leader: u32) -> bool {
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(retry_on_intr(|| waitid(WaitId::Pid(to_pid(leader)), look)), Ok(Some(_)))
 }
 
 fn deliver(leader: u32, signal: GroupSignal) {
@@ -172,5 +178,34 @@ fn send(leader: u32, signal: Signal) {
         if error != Errno::SRCH {
             log::warn!("cannot send {signal:?} to process group {leader}: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// One that runs until it gets a signal, or one that is dead and not reaped, gets one.
+    fn signalled(program: &str, dead: bool) -> bool {
+        let run = RunId(1);
+        let table = Table::default();
+        let (_, gate) = std::io::pipe().expect("pipe");
+        table.add(run, Arc::new(gate.into()));
+        let leader = Command::new(program).arg("1000").spawn().expect("spawn").id();
+        if dead {
+            let until_dead = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            waitid(WaitId::Pid(to_pid(leader)), until_dead).expect("wait");
+        }
+        table.running(run, leader);
+        table.signal(run, GroupSignal::Term);
+        table.reap(run, leader).1
+    }
+
+    #[test]
+    fn a_signal_to_who_is_dead_already_does_not_count() {
+        assert!(signalled("sleep", false));
+        assert!(!signalled("true", true));
     }
 }

@@ -154,7 +154,8 @@ impl World {
         let wall = |at: u64| EPOCH_MS + (at / MS) as i64;
         let stdout = Captured { head: run.output().into_bytes(), ..Captured::default() };
         let (started_ms, ended_ms) = (wall(run.begin), wall(run.end));
-        let report = RunReport { ended, stdout, stderr: Captured::default(), started_ms, ended_ms };
+        let (stderr, signalled) = (Captured::default(), run.signalled);
+        let report = RunReport { ended, stdout, stderr, started_ms, ended_ms, signalled };
         if self.lives(who) {
             self.members[who.m].runs.remove(&id);
             self.on_exec(who, Event::Ended { run: id, report });

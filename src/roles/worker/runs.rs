@@ -368,7 +368,9 @@ impl Worker {
             _ => None,
         };
         let Some(work) = self.take_work(&id) else { return };
-        let want = self.want(&id, &work, stop.map(|stop| stop.why), &report);
+        // If we stood still it may have ended in time, and we looked at the clock before we heard of that.
+        let why = stop.map(|stop| stop.why).filter(|why| *why != Why::Timeout || report.signalled);
+        let want = self.want(&id, &work, why, &report);
         self.owe(&id, &work, want, out);
     }
 

@@ -1,7 +1,7 @@
 //! The worker on a few znodes: deaths, drains and late answers, one step at a time.
 
 use super::*;
-use crate::contract::task::{Outcome, Payload, State as OutcomeState, Task};
+use crate::contract::task::{Outcome, Payload, Reason, State as OutcomeState, Task};
 use crate::contract::worker::Entry;
 use crate::machine::{Captured, CreateMode, Ended, GroupSignal, RunReport};
 use crate::roles::testing::{Desk, World};
@@ -43,8 +43,13 @@ fn assign(world: &mut World, desk: &Desk<Worker>, entries: &[(&str, u32, bool)])
     world.put(&desk.role.assignment(), &data);
 }
 
-/// The oldest run ends.
+/// The oldest run ends by itself.
 fn end(world: &World, desk: &mut Desk<Worker>, ended: Ended) {
+    end_after(world, desk, ended, false);
+}
+
+/// The oldest run ends, after a signal of ours or without one.
+fn end_after(world: &World, desk: &mut Desk<Worker>, ended: Ended, signalled: bool) {
     let (run, _) = desk.runs.pop_first().expect("a run");
     let report = RunReport {
         ended,
@@ -52,6 +57,7 @@ fn end(world: &World, desk: &mut Desk<Worker>, ended: Ended) {
         stderr: Captured::default(),
         started_ms: 0,
         ended_ms: 0,
+        signalled,
     };
     desk.event(world, Event::Ended { run, report });
 }
@@ -296,4 +302,28 @@ fn a_drained_worker_that_is_back_keeps_its_assignment_until_what_it_owes_is_writ
     desk.go(&mut world);
     assert!(world.task("/z/tasks/j/a").outcome.is_some());
     assert!(desk.exit == Some(0) && !world.znodes.contains_key(&page));
+}
+
+/// A worker stood still: its clock shows that the time is up before it hears that the task has ended long ago.
+/// Found as seed 1002638 of the simulator.
+#[test]
+fn what_ended_before_it_was_stopped_did_not_run_past_its_timeout() {
+    for (signalled, expected) in
+        [(false, (OutcomeState::Done, None)), (true, (OutcomeState::Failed, Some(Reason::Timeout)))]
+    {
+        let mut world = World::new();
+        let mut desk = worker(|_| {});
+        desk.connect(&mut world);
+        task(&mut world, "_00/a");
+        world.change("/z/tasks/_00/a", |task| task.options.timeout_ms = Some(1_000));
+        assign(&mut world, &desk, &[("_00/a", 1, false)]);
+        desk.go(&mut world);
+        world.pass(Duration::from_secs(2));
+        desk.event(&world, Event::Wake);
+        assert!(matches!(desk.signals[..], [(_, GroupSignal::Term)]));
+        end_after(&world, &mut desk, Ended::Exit(0), signalled);
+        desk.go(&mut world);
+        let outcome = world.task("/z/tasks/_00/a").outcome.expect("an outcome");
+        assert_eq!((outcome.state, outcome.reason), expected);
+    }
 }

@@ -204,7 +204,11 @@ impl Book<'_> {
         let ok = match (outcome.state, outcome.reason) {
             (State::Done, _) => ran(|ended, _| *ended == Ended::Exit(0)),
             (State::Failed, Some(Reason::Exit | Reason::Signal)) => ran(exited),
-            (State::Failed, Some(Reason::Timeout)) => options.timeout_ms.is_some() && ran(exited),
+            (State::Failed, Some(Reason::Timeout)) => {
+                let stopped =
+                    |run: &Run| run.attempt == old.attempt && run.signalled && is_late(run, options);
+                ran(exited) && self.runs_of(id).any(stopped)
+            }
             (State::Failed, Some(Reason::Poison)) => new.charged >= options.attempts(),
             (State::Failed, Some(Reason::NotStarted) | None) => false,
             (State::Cancelled, _) => {
@@ -243,11 +247,9 @@ impl Book<'_> {
                 let run =
                     self.runs_of(id).filter(|run| run.attempt == old.attempt && run.end <= step.at).last();
                 let Some(run) = run else { return Err("charged by a worker that did not run it".into()) };
-                let late = options.timeout_ms.is_some_and(|ms| {
-                    Duration::from_nanos(run.end - run.begin) + Duration::from_millis(ms / 10 + 200)
-                        >= Duration::from_millis(ms)
-                });
-                if run.ended == Some(Ended::Exit(0)) && !late {
+                let late = is_late(run, options);
+                // Who ended well by itself was not stopped, however long it took.
+                if run.ended == Some(Ended::Exit(0)) && !(late && run.signalled) {
                     return Err("charged although it succeeded".into());
                 }
                 if run.signalled && !late {
@@ -317,6 +319,15 @@ impl Book<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether its worker may have taken it for one that was past its timeout, by a clock that is a little fast and that
+/// it read before the run began.
+fn is_late(run: &Run, options: &Options) -> bool {
+    options.timeout_ms.is_some_and(|ms| {
+        Duration::from_nanos(run.end - run.begin) + Duration::from_millis(ms / 10 + 200)
+            >= Duration::from_millis(ms)
+    })
 }
 
 /// Whether a registration of the incarnation stands.
