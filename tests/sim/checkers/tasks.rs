@@ -27,7 +27,8 @@ struct Book<'a> {
     dead: BTreeMap<String, u64>,
     /// Tasks whose outcome was kept for its time.
     aged: BTreeSet<String>,
-    /// What ever stood on each page: the leader knows of an entry before it is written, and the write may be late.
+    /// What ever stood on each page, or was moved from it: the leader knows of an entry before it is written, and the
+    /// write may be late, or lost.
     given: BTreeMap<String, BTreeSet<TaskId>>,
 }
 
@@ -50,6 +51,11 @@ pub fn check(world: &World, told: &mut Complaints) {
         if let (Some(name), Some(page)) = (super::child(step.path, "assign"), page) {
             let tasks = page.entries.into_iter().map(|entry| entry.task);
             book.given.entry(name.to_string()).or_default().extend(tasks);
+        }
+        let task = step.after.and_then(|znode| Task::decode(&znode.data).ok());
+        let holder = task.and_then(|task| task.history.last()?.worker.clone());
+        if let (Some(id), Some(holder)) = (task_of(step.path).and_then(TaskId::parse), holder) {
+            book.given.entry(holder.to_string()).or_default().insert(id);
         }
     });
     replay(world, |step, tree| {
