@@ -88,6 +88,8 @@ enum State {
     Off,
     /// The incarnation is dead; the role has to begin another.
     Dead,
+    /// Waits for the answer to the last incarnation's registration: until then it may still come to stand.
+    Landing,
     Ensuring,
     /// Reads who has our name; `again` once we are registered ourselves.
     Looking {
@@ -194,8 +196,7 @@ impl Registrar {
                 if std::mem::replace(&mut self.tried, true) {
                     self.renew_life();
                 }
-                self.state = State::Ensuring;
-                self.ensure.start(out);
+                self.prepare(out);
             }
         }
     }
@@ -212,7 +213,10 @@ impl Registrar {
     /// Gives up the present incarnation, for a reason outside this recipe (its lease lapsed, its assignment is
     /// gone). [`Registrar::begin`] starts the next.
     pub fn abandon(&mut self) {
-        self.calls.clear();
+        // A registration on its way is waited for, or it could stand after what comes next took all away.
+        if self.state != State::Registering {
+            self.calls.clear();
+        }
         self.state = State::Dead;
     }
 
@@ -221,10 +225,16 @@ impl Registrar {
         self.renew_life();
         self.tried = connected;
         self.state = State::Off;
-        if connected {
-            self.state = State::Ensuring;
-            self.ensure.start(out);
+        if self.calls.purposes().any(|purpose| matches!(purpose, Purpose::Register)) {
+            self.state = State::Landing;
+        } else if connected {
+            self.prepare(out);
         }
+    }
+
+    fn prepare<R>(&mut self, out: &mut Actions<R>) {
+        self.state = State::Ensuring;
+        self.ensure.start(out);
     }
 
     /// Changes what the registration says, and writes it when that is possible.
@@ -323,7 +333,13 @@ impl Registrar {
                 }
                 Step::Pending
             }
-            Purpose::Register => self.on_registered(result, out),
+            Purpose::Register if self.state == State::Registering => self.on_registered(result, out),
+            Purpose::Register => {
+                if self.state == State::Landing {
+                    self.prepare(out);
+                }
+                Step::Pending
+            }
             Purpose::WatchOwn | Purpose::Own | Purpose::Replace => self.on_confirm(purpose, result, out),
             Purpose::Publish(body) => self.on_published(body, result, out),
             Purpose::Inspect => {
@@ -378,10 +394,7 @@ impl Registrar {
                 let call = Call::Watch { path: self.path(self.n), mode: WatchMode::Node };
                 self.calls.issue(out, call, Purpose::WatchOwn);
             }
-            Err(Refusal::NoNode) => {
-                self.state = State::Ensuring;
-                self.ensure.start(out);
-            }
+            Err(Refusal::NoNode) => self.prepare(out),
             // An earlier try, in doubt then, was applied: it belongs to a session that is lost.
             Err(Refusal::NodeExists) => {
                 self.n += 1;

@@ -327,3 +327,31 @@ fn what_ended_before_it_was_stopped_did_not_run_past_its_timeout() {
         assert_eq!((outcome.state, outcome.reason), expected);
     }
 }
+
+/// Found by the simulator, seed 1006261: the last life's registration came to stand after the next life had taken
+/// all of them away, and would have stood as long as the session.
+#[test]
+fn a_registration_on_its_way_when_its_life_ends_is_taken_away_by_the_next() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "j/a");
+    assign(&mut world, &desk, &[("j/a", 1, false)]);
+    desk.go(&mut world);
+    desk.lose(&mut world, |_| false);
+    desk.hold = |call| matches!(call, Call::Create { path, .. } if path.ends_with("~1"));
+    desk.connect(&mut world);
+    let last = desk.role.registrar.incarnation().clone();
+    let late = registration(&desk, 1);
+    world.pass(Duration::from_secs(20));
+    desk.go(&mut world);
+    end(&world, &mut desk, Ended::Signal(9));
+    desk.go(&mut world);
+    assert!(!world.znodes.contains_key(&format!("/z/assign/{last}")), "the last life is over");
+    desk.hold = |_| false;
+    desk.go(&mut world);
+    assert_ne!(*desk.role.registrar.incarnation(), last);
+    assert!(desk.role.registrar.is_standing());
+    let left: Vec<_> = world.znodes.keys().filter(|path| path.starts_with("/z/workers/")).collect();
+    assert_eq!(left, [&registration(&desk, 0)], "{late} is nobody's");
+}
