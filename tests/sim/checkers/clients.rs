@@ -68,7 +68,7 @@ pub fn check(world: &World, told: &mut Complaints) {
             .collect();
         let missed =
             tasks.iter().any(|(id, known)| known.aged && ulids.iter().any(|ulid| id.contains(ulid.as_str())));
-        if let Err(what) = code_fits(spec, client, missed) {
+        if let Err(what) = code_fits(spec, client, missed, collected(client, &tasks)) {
             wrong(what);
         }
         if matches!(spec.wish, Wish::Single(_)) {
@@ -112,8 +112,17 @@ fn ended(client: &Client) -> Vec<&Outcome> {
     outcomes
 }
 
+/// Whether a task that it was told of was gone when it ended.
+fn collected(client: &Client, tasks: &BTreeMap<String, Known>) -> bool {
+    let until = client.exit.map_or(u64::MAX, |(at, _)| at);
+    client.reports.iter().any(|(_, report)| {
+        let ClientReport::Submitted { id, .. } = report else { return false };
+        tasks.get(id.as_str()).is_some_and(|known| known.gone.iter().any(|gone| *gone <= until))
+    })
+}
+
 /// Whether the exit code is one that goes with what was wished for and what happened.
-fn code_fits(spec: &ClientSpec, client: &Client, missed: bool) -> Result<(), String> {
+fn code_fits(spec: &ClientSpec, client: &Client, missed: bool, collected: bool) -> Result<(), String> {
     let Some((_, code)) = client.exit else { return Ok(()) };
     if client.interrupted && code == INTERRUPTED {
         return Ok(());
@@ -129,6 +138,8 @@ fn code_fits(spec: &ClientSpec, client: &Client, missed: bool) -> Result<(), Str
         Wish::Single(_) if spec.detach && waits && !outcomes.is_empty() => {
             outcomes.iter().all(|o| code == exit_code(o))
         }
+        // It waits only since it was interrupted, and others took the outcome while it was cut off.
+        Wish::Single(_) if spec.detach && waits && code == exit::FAILED => collected,
         Wish::Single(_) if spec.detach => (code == exit::OK && submitted) || (code == exit::DATA && keyed),
         Wish::Single(_) => match outcomes.as_slice() {
             [outcome] => code == exit_code(outcome),
