@@ -488,7 +488,7 @@ impl Role for Worker {
             Event::Reply { id, result } => self.on_reply(id, &result, now, out),
             Event::Wake => self.registrar.on_wake(now, out),
             Event::Stop { again } => self.on_stop(again, now, out),
-            Event::Started { .. } => {}
+            Event::Started { run, .. } => self.on_started(run, now),
             Event::NotStarted { run, transient, why } => self.on_not_started(run, transient, &why, out),
             Event::Ended { run, report } => self.on_ended(run, report, out),
             Event::Unguarded { why } => self.on_unguarded(&why, out),

@@ -46,8 +46,14 @@ pub enum State {
     Verifying { ticket: Ticket },
     /// It may be started.
     Ready(Box<Work>),
-    /// It runs.
-    Running { run: RunId, work: Box<Work>, deadline: Option<Instant>, stop: Option<Stop> },
+    /// It runs, and from its start on has this much time.
+    Running {
+        run: RunId,
+        work: Box<Work>,
+        timeout: Option<Duration>,
+        deadline: Option<Instant>,
+        stop: Option<Stop>,
+    },
     /// It ended, and that is being written down.
     Reporting,
     /// There is nothing to do; with `vouch`, the leader must be told that it is dead.
@@ -275,11 +281,21 @@ impl Worker {
                 env: environment(id, &work, &options, &self.params.id),
                 output: RunOutput::Capture { limit: self.params.output_limit },
             };
-            let deadline = options.timeout_ms.map(|ms| now + Duration::from_millis(ms));
+            let timeout = options.timeout_ms.map(Duration::from_millis);
             let run = out.run(spec);
-            slot.state = State::Running { run, work, deadline, stop: None };
+            slot.state = State::Running { run, work, timeout, deadline: None, stop: None };
             self.runs.insert(run, id.clone());
             free -= 1;
+        }
+    }
+
+    /// The program runs: its time begins, however long it took to get there.
+    pub(super) fn on_started(&mut self, run: RunId, now: Instant) {
+        let slot = self.runs.get(&run).and_then(|task| self.slots.get_mut(task));
+        if let Some(State::Running { timeout: Some(timeout), deadline, .. }) =
+            slot.map(|slot| &mut slot.state)
+        {
+            *deadline = Some(now + *timeout);
         }
     }
 

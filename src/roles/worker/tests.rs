@@ -318,6 +318,11 @@ fn what_ended_before_it_was_stopped_did_not_run_past_its_timeout() {
         world.change("/z/tasks/_00/a", |task| task.options.timeout_ms = Some(1_000));
         assign(&mut world, &desk, &[("_00/a", 1, false)]);
         desk.go(&mut world);
+        // Its time begins when it runs, not when that was asked for.
+        world.pass(Duration::from_secs(2));
+        let run = *desk.runs.keys().next().expect("asked for");
+        desk.event(&world, Event::Started { run, pid: 5 });
+        assert!(desk.signals.is_empty());
         world.pass(Duration::from_secs(2));
         desk.event(&world, Event::Wake);
         assert!(matches!(desk.signals[..], [(_, GroupSignal::Term)]));
