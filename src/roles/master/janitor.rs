@@ -19,6 +19,10 @@ const WINDOW: usize = 64;
 /// after the task that it made was deleted.
 const MIN_TTL_TIMEOUTS: u32 = 2;
 
+/// A new leader deletes no outcome for so many session timeouts: what its predecessors wished to delete, and is in
+/// doubt, must have been applied or be dead before a key can be used again.
+const RELUCTANCE_TIMEOUTS: u32 = 2;
+
 #[derive(Debug)]
 enum Purpose {
     DeleteTask(TaskId),
@@ -38,6 +42,8 @@ pub struct Janitor {
     suspects: Option<BTreeMap<TaskId, Box<str>>>,
     /// Submitters that were not there, and since when.
     missing: BTreeMap<Box<str>, Instant>,
+    /// From when on outcomes are deleted.
+    deletes_from: Option<Instant>,
 }
 
 impl Janitor {
@@ -50,7 +56,12 @@ impl Janitor {
             next_orphans: None,
             suspects: None,
             missing: BTreeMap::new(),
+            deletes_from: None,
         }
+    }
+
+    fn may_delete(&self, now: Instant) -> bool {
+        self.deletes_from.is_some_and(|from| from <= now)
     }
 }
 
@@ -64,17 +75,14 @@ impl Master {
     pub(super) fn housekeeping_wake(&self, term: &Term) -> Option<Instant> {
         let clock = term.clock.filter(|_| term.is_leading())?;
         let ttl_ms = i64::try_from(self.result_ttl().as_millis()).unwrap_or(i64::MAX);
-        let due = [
-            self.table.delayed.first().map(|(ms, _)| *ms),
-            self.table.expiring.first().map(|(ms, _)| *ms),
-            self.table
-                .ended
-                .first()
-                .map(|(ms, _)| ms.saturating_add(ttl_ms))
-                .filter(|_| term.janitor.calls.is_empty() && !term.summary.is_writing()),
-        ];
         // A little late rather than a little early: clocks show whole milliseconds.
-        let due = due.into_iter().flatten().min().map(|ms| clock.instant_of(ms.saturating_add(1)));
+        let at = |ms: i64| clock.instant_of(ms.saturating_add(1));
+        let delayed = self.table.delayed.first().map(|(ms, _)| at(*ms));
+        let expiring = self.table.expiring.first().map(|(ms, _)| at(*ms));
+        let old = self.table.ended.first().zip(term.janitor.deletes_from);
+        let old = old.map(|((ms, _), from)| at(ms.saturating_add(ttl_ms)).max(from));
+        let old = old.filter(|_| term.janitor.calls.is_empty() && !term.summary.is_writing());
+        let due = earlier(earlier(delayed, expiring), old);
         let orphans = term.janitor.next_orphans.filter(|_| !self.table.orphanable.is_empty());
         earlier(due, earlier(term.janitor.next_jobs, orphans))
     }
@@ -86,6 +94,10 @@ impl Master {
             return;
         };
         let ensemble_ms = clock.now_ms(now);
+        let reluctance = self.connected.unwrap_or_default() * RELUCTANCE_TIMEOUTS;
+        if let Some(term) = &mut self.term {
+            term.janitor.deletes_from.get_or_insert(now + reluctance);
+        }
         self.continue_burials(now, out);
         self.close_newborn(now, out);
         while let Some((ms, task)) = self.table.delayed.pop_first() {
@@ -102,17 +114,18 @@ impl Master {
             }
             self.settle(&task, now, out);
         }
-        self.ask_for_time(ensemble_ms);
+        self.ask_for_time(ensemble_ms, now);
         self.delete_empty_jobs(now, out);
         self.look_for_orphans(now);
     }
 
     /// An outcome seems to be old enough: only an own write tells for certain.
-    fn ask_for_time(&mut self, ensemble_ms: i64) {
+    fn ask_for_time(&mut self, ensemble_ms: i64, now: Instant) {
         let ttl_ms = i64::try_from(self.result_ttl().as_millis()).unwrap_or(i64::MAX);
         let is_old = self.table.ended.first().is_some_and(|(ms, _)| ms.saturating_add(ttl_ms) < ensemble_ms);
         if let Some(term) = &mut self.term
             && is_old
+            && term.janitor.may_delete(now)
             && term.janitor.calls.is_empty()
         {
             term.summary.force();
@@ -125,7 +138,7 @@ impl Master {
         let timeout = self.connected.unwrap_or_default();
         let Some(term) = self.term.as_mut().filter(|term| term.is_leading()) else { return };
         let janitor = &mut term.janitor;
-        while janitor.calls.len() < WINDOW {
+        while janitor.may_delete(now) && janitor.calls.len() < WINDOW {
             let Some((ms, task)) = self.table.ended.pop_first() else { break };
             if ms.saturating_add(ttl_ms) >= mtime_ms {
                 self.table.ended.insert((ms, task));

@@ -440,3 +440,22 @@ fn a_word_that_comes_before_the_answer_to_the_write_counts() {
     assert_eq!(outcome.state, State::Cancelled);
     assert_eq!(world.page("/z/assign/w~1"), []);
 }
+
+/// A delete of the last leader's came late, when its key was in use again, and took the new outcome: the simulator
+/// found it (seed 3064586).
+#[test]
+fn a_new_leader_deletes_no_outcome_while_a_delete_of_the_last_one_may_still_come() {
+    let mut world = World::new();
+    task(&mut world, "_00/a", |task| task.outcome = Some(Outcome::unrun(State::Done, None, "", 1)));
+    world.pass(Duration::from_secs(100_000));
+    let mut master = master("m");
+    master.connect(&mut world);
+    for _ in 0..19 {
+        world.pass(T / 10);
+        master.go(&mut world);
+        assert!(world.znodes.contains_key("/z/tasks/_00/a"));
+    }
+    world.pass(T / 5);
+    master.go(&mut world);
+    assert!(!world.znodes.contains_key("/z/tasks/_00/a"), "it was old long ago");
+}
