@@ -194,7 +194,15 @@ impl Mirror {
         let mut changes = Vec::new();
         match purpose {
             Purpose::Watch => match refusal {
-                None => self.to_list.push(String::new()),
+                None => {
+                    // What changed before the watch stood is told by nobody: what was read by then is read again.
+                    for overtaken in
+                        self.reading.values_mut().filter(|overtaken| **overtaken == Overtaken::No)
+                    {
+                        *overtaken = Overtaken::Changed;
+                    }
+                    self.to_list.push(String::new());
+                }
                 // Without its watch a mirror would be a picture: it never becomes complete.
                 Some(refusal) => {
                     self.reset();
