@@ -56,3 +56,10 @@ fn the_worst_data_has_bounded_memory() {
     let keys: Vec<_> = (0..MAX_DATA_BYTES / 16).map(|n| format!(r#""{n:x}":[]"#)).collect();
     holds("job", format!("{{{}}}", keys.join(",")).as_bytes());
 }
+
+/// What is ignored may hold half of a pair of surrogates.
+#[test]
+fn half_a_character_is_ignored_where_nobody_looks() {
+    holds("task", br#"{"command":"","outcome":{"state":"failed","attempt":3,"x-own":"\ud800"}}"#);
+    holds("task", br#"{"command":"","outcome":{"state":"failed","attempt":3,"x-own":"\ud800\u0041"}}"#);
+}
