@@ -6,6 +6,9 @@
 //!
 //! Data is JSON with `"v":1` (absent means 1). Fields that are not known here are kept and ignored.
 
+pub mod chunk;
+pub mod handler;
+pub mod outcome;
 pub mod status;
 pub mod task;
 pub mod worker;

@@ -242,13 +242,17 @@ pub enum ChangeKind {
     Children,
 }
 
-/// What is to be run, as a process group of its own with an empty standard input.
+/// What is to be run, as a process group of its own with an empty standard input; or, with a `request`, by a handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunSpec {
     /// Program and arguments; a shell line is `["/bin/sh", "-c", line]`.
     pub argv: Vec<String>,
     /// Added to the environment.
     pub env: Vec<(String, String)>,
+    /// With it `argv` is the program of a handler: a process that outlives the run, takes this line (which has no line's
+    /// end) on its standard input, and answers with one line on its standard output. A handler has one run at a time;
+    /// runs of one executor that have requests have the same `argv` and `env`.
+    pub request: Option<String>,
     /// What becomes of its standard output and error.
     pub output: RunOutput,
 }
@@ -283,6 +287,8 @@ pub enum Ended {
     Exit(i32),
     /// This signal killed it.
     Signal(i32),
+    /// Its handler gave no answer that could be understood; [`RunReport::detail`] tells more.
+    Broken,
 }
 
 /// What is known of a run when every process of its group is dead. Times are ms since 1970, this host's clock.
@@ -290,6 +296,8 @@ pub enum Ended {
 #[allow(missing_docs)]
 pub struct RunReport {
     pub ended: Ended,
+    /// More about it, in words for people.
+    pub detail: Option<String>,
     pub stdout: Captured,
     pub stderr: Captured,
     pub started_ms: i64,

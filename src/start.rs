@@ -351,6 +351,7 @@ fn options(settings: &SubmitConfig) -> Options {
         retry_backoff_ms: settings.retry_backoff.map(ms),
         require: Some(settings.require.clone()).filter(|require| !require.is_empty()),
         env: Some(settings.env.clone()).filter(|env| !env.is_empty()),
+        checkpoint_ms: None,
         orphan_of: None,
     }
 }

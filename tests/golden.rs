@@ -102,6 +102,7 @@ fn all_options() -> Options {
         retry_backoff_ms: Some(2_000),
         require: Some(labels()),
         env: Some(BTreeMap::from([("LANG".to_string(), "C".to_string())])),
+        checkpoint_ms: None,
         orphan_of: Some("01JD2M8Q3T5V7X9Z1B3D5F7H9K".into()),
     }
 }
@@ -148,6 +149,7 @@ fn ran(state: State, reason: Option<Reason>) -> Outcome {
         ended_ms: Some(1_767_225_600_250),
         stdout: Output::default(),
         stderr: Output::default(),
+        results: Vec::new(),
     }
 }
 

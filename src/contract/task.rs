@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
+use super::chunk::{MAX_CHUNK_COMMANDS, Results};
+pub use super::outcome::{Outcome, Output, Reason, State};
 use super::{
     Extra, Incarnation, Labels, MAX_DATA_BYTES, MAX_TASK_BYTES, Malformed, VERSION, is_false, is_zero, one,
     version,
 };
-use crate::machine::Captured;
 
 /// Charged attempts that a task has when its submitter names no number.
 pub const DEFAULT_MAX_ATTEMPTS: u32 = 3;
@@ -51,6 +50,9 @@ pub struct Options {
     /// Added to the environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub env: Option<BTreeMap<String, String>>,
+    /// How often the worker writes down what is over of a chunk, at most. Without it only the outcome is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_ms: Option<u64>,
     /// The submitter's mark (a name below `submitters`, without its number) if the task is to be cancelled when
     /// that submitter is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,6 +70,7 @@ impl Options {
             retry_backoff_ms: self.retry_backoff_ms.or(job.retry_backoff_ms),
             require: self.require.clone().or_else(|| job.require.clone()),
             env: self.env.clone().or_else(|| job.env.clone()),
+            checkpoint_ms: self.checkpoint_ms.or(job.checkpoint_ms),
             orphan_of: self.orphan_of.clone().or_else(|| job.orphan_of.clone()),
         }
     }
@@ -132,12 +135,21 @@ pub struct Remark {
 pub struct Task {
     #[serde(default = "version")]
     v: u32,
-    /// A line for `/bin/sh -c`; either this or `argv`.
+    /// A line for `/bin/sh -c`; either this, or `argv`, or `commands`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
     /// A program and its arguments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,
+    /// The lines of a chunk, each for `/bin/sh -c`. Blank ones keep the places of the others, and are not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commands: Option<Vec<String>>,
+    /// The number of the first of them in its batch, from 0.
+    #[serde(default, skip_serializing_if = "is_nought")]
+    pub first_line: u64,
+    /// What is over of them, from attempts before this one, and from this one as far as it was written down.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub results: Results,
     /// What was set for it.
     #[serde(flatten)]
     pub options: Options,
@@ -177,19 +189,42 @@ pub enum Payload {
     Shell(String),
     /// A program and its arguments.
     Program(Vec<String>),
+    /// Several lines for `/bin/sh -c`.
+    Chunk {
+        /// The number of the first in its batch, from 0.
+        first_line: u64,
+        /// The lines.
+        commands: Vec<String>,
+    },
+}
+
+fn is_nought(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Task {
     /// A new task.
     pub fn new(payload: Payload, options: Options) -> Task {
-        let (command, argv) = match payload {
-            Payload::Shell(line) => (Some(line), None),
-            Payload::Program(argv) => (None, Some(argv)),
-        };
+        let mut task = Task::without_payload(options);
+        match payload {
+            Payload::Shell(line) => task.command = Some(line),
+            Payload::Program(argv) => task.argv = Some(argv),
+            Payload::Chunk { first_line, commands } => {
+                task.first_line = first_line;
+                task.commands = Some(commands);
+            }
+        }
+        task
+    }
+
+    fn without_payload(options: Options) -> Task {
         Task {
             v: VERSION,
-            command,
-            argv,
+            command: None,
+            argv: None,
+            commands: None,
+            first_line: 0,
+            results: Results::new(),
             options,
             keyed: false,
             attempt: 1,
@@ -209,13 +244,7 @@ impl Task {
     /// [`Malformed`] if it is no JSON object of this version, or names nothing, or two things, to run.
     pub fn decode(data: &[u8]) -> Result<Task, Malformed> {
         let task: Task = super::decode(data)?;
-        match (&task.command, &task.argv) {
-            (Some(_), None) => {}
-            (None, Some(argv)) if !argv.is_empty() => {}
-            (None, Some(_)) => return Err(Malformed("its argv is empty".into())),
-            (None, None) => return Err(Malformed("it has neither command nor argv".into())),
-            (Some(_), Some(_)) => return Err(Malformed("it has both command and argv".into())),
-        }
+        task.check_payload()?;
         if task.outcome.is_none() && data.len() > MAX_TASK_BYTES + HISTORY_BYTES {
             let most = MAX_TASK_BYTES + HISTORY_BYTES;
             return Err(Malformed(format!(
@@ -229,27 +258,59 @@ impl Task {
         Ok(task)
     }
 
+    fn check_payload(&self) -> Result<(), Malformed> {
+        match (&self.command, &self.argv, &self.commands) {
+            (Some(_), None, None) => {}
+            (None, Some(argv), None) if !argv.is_empty() => {}
+            (None, Some(_), None) => return Err(Malformed("its argv is empty".into())),
+            (None, None, Some(commands)) if commands.is_empty() => {
+                return Err(Malformed("its commands are empty".into()));
+            }
+            (None, None, Some(commands)) if commands.len() > MAX_CHUNK_COMMANDS => {
+                let commands = commands.len();
+                return Err(Malformed(format!("it has {commands} commands, more than {MAX_CHUNK_COMMANDS}")));
+            }
+            (None, None, Some(_)) => {}
+            (None, None, None) => {
+                return Err(Malformed("it has neither command nor argv nor commands".into()));
+            }
+            _ => return Err(Malformed("it has more than one of command, argv and commands".into())),
+        }
+        let commands = self.commands.as_ref().map_or(0, Vec::len);
+        let results = self.outcome.iter().map(|outcome| &outcome.results).chain([&self.results]);
+        if results.into_iter().any(|results| results.len() > commands) {
+            return Err(Malformed("it has more results than commands".into()));
+        }
+        Ok(())
+    }
+
     /// Writes a task.
     pub fn encode(&self) -> Vec<u8> {
         super::encode(self)
     }
 
-    /// Writes a task whose outcome may have to be cut: the outputs are shortened until it fits a znode.
+    /// Writes a task whose outcome, or results, may have to be cut: the outputs are shortened until it fits a znode.
     pub fn encode_to_fit(&mut self) -> Vec<u8> {
         loop {
             let data = self.encode();
-            let Some(outcome) = self.outcome.as_mut() else { return data };
-            if data.len() <= MAX_DATA_BYTES || !(outcome.stdout.shorten() | outcome.stderr.shorten()) {
+            if data.len() <= MAX_DATA_BYTES {
+                return data;
+            }
+            let shorten = |outcome: &mut Outcome| outcome.stdout.shorten() | outcome.stderr.shorten();
+            if !(self.outcome.as_mut().is_some_and(shorten) | self.shorten_results()) {
                 return data;
             }
         }
     }
 
-    /// What it runs. A decoded task has exactly one of the two forms.
+    /// What it runs. A decoded task has exactly one of the forms.
     pub fn payload(&self) -> Payload {
-        match (&self.command, &self.argv) {
+        match (&self.command, &self.commands) {
             (Some(line), _) => Payload::Shell(line.clone()),
-            (None, argv) => Payload::Program(argv.clone().unwrap_or_default()),
+            (None, Some(commands)) => {
+                Payload::Chunk { first_line: self.first_line, commands: commands.clone() }
+            }
+            (None, None) => Payload::Program(self.argv.clone().unwrap_or_default()),
         }
     }
 
@@ -272,227 +333,10 @@ impl Task {
         self.released_by = None;
     }
 }
-
-/// In which way a task ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// With exit code 0.
-    Done,
-    /// In any other way; the reason tells.
-    Failed,
-    /// By its user's wish.
-    Cancelled,
-    /// Its deadline passed while it was queued.
-    Expired,
-}
-
-impl State {
-    /// The word for it in the contract.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            State::Done => "done",
-            State::Failed => "failed",
-            State::Cancelled => "cancelled",
-            State::Expired => "expired",
-        }
-    }
-}
-
-/// Why a task failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reason {
-    /// It exited with `exit_code`.
-    Exit,
-    /// `signal` killed it.
-    Signal,
-    /// It ran past its timeout and was killed.
-    Timeout,
-    /// Its workers died under it too often.
-    Poison,
-    /// Its program could not be started.
-    NotStarted,
-}
-
-/// How a task ended, for good.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Outcome {
-    /// In which way.
-    pub state: State,
-    /// Why, if it failed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<Reason>,
-    /// Its exit code, if it had one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exit_code: Option<i32>,
-    /// The signal that killed it, if one did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signal: Option<i32>,
-    /// More about it, in words.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
-    /// The attempt that ended so.
-    pub attempt: u32,
-    /// Who ran it; absent if nobody did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub worker: Option<Incarnation>,
-    /// When the attempt started, by the worker's clock, ms since 1970.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_ms: Option<i64>,
-    /// When it ended, likewise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ended_ms: Option<i64>,
-    /// Its standard output.
-    #[serde(default, skip_serializing_if = "Output::is_empty")]
-    pub stdout: Output,
-    /// Its standard error.
-    #[serde(default, skip_serializing_if = "Output::is_empty")]
-    pub stderr: Output,
-}
-
-impl Outcome {
-    /// An outcome of a task that nobody ran to its end.
-    pub fn unrun(state: State, reason: Option<Reason>, detail: &str, attempt: u32) -> Outcome {
-        Outcome {
-            state,
-            reason,
-            exit_code: None,
-            signal: None,
-            detail: Some(detail.to_string()),
-            attempt,
-            worker: None,
-            started_ms: None,
-            ended_ms: None,
-            stdout: Output::default(),
-            stderr: Output::default(),
-        }
-    }
-}
-
-/// Bytes in JSON: a string where they are UTF-8 and that is not longer than `{"base64":"…"}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-enum Bytes {
-    Text(String),
-    Binary { base64: String },
-}
-
-impl Bytes {
-    fn of(bytes: &[u8]) -> Bytes {
-        let base64_len = bytes.len().div_ceil(3) * 4 + r#"{"base64":""}"#.len();
-        match std::str::from_utf8(bytes) {
-            Ok(text) if escaped_len(text) <= base64_len => Bytes::Text(text.to_string()),
-            _ => Bytes::Binary { base64: BASE64.encode(bytes) },
-        }
-    }
-
-    /// The bytes; what is no base64 is given as it stands, so that a foreign slip loses nothing.
-    fn to_vec(&self) -> Vec<u8> {
-        match self {
-            Bytes::Text(text) => text.clone().into_bytes(),
-            Bytes::Binary { base64 } => BASE64.decode(base64).unwrap_or_else(|_| base64.clone().into_bytes()),
-        }
-    }
-}
-
-/// Bytes that `text` takes as a JSON string, quotes included.
-fn escaped_len(text: &str) -> usize {
-    let escaped = |byte: u8| match byte {
-        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
-        0..0x20 => 6,
-        _ => 1,
-    };
-    text.bytes().map(escaped).sum::<usize>() + 2
-}
-
-/// What is kept of an output stream, in JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-enum Kept {
-    Cut { head: Bytes, omitted: u64, tail: Bytes },
-    All(Bytes),
-}
-
-/// What is kept of an output stream: all of it, or its head and tail.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Output(Kept);
-
-impl Default for Output {
-    fn default() -> Self {
-        Output(Kept::All(Bytes::Text(String::new())))
-    }
-}
-
-impl Output {
-    /// Encodes what was captured. Where something was left out, the cuts are moved off the middle of a UTF-8
-    /// character, so that text stays text.
-    pub fn new(captured: &Captured) -> Output {
-        if captured.omitted == 0 && captured.tail.is_empty() {
-            return Output(Kept::All(Bytes::of(&captured.head)));
-        }
-        let head_len = captured.head.len() - partial_char_at_end(&captured.head);
-        let tail_from = partial_char_at_start(&captured.tail);
-        let moved = (captured.head.len() - head_len) + tail_from;
-        Output(Kept::Cut {
-            head: Bytes::of(&captured.head[..head_len]),
-            omitted: captured.omitted + moved as u64,
-            tail: Bytes::of(&captured.tail[tail_from..]),
-        })
-    }
-
-    /// Whether there is nothing in it.
-    pub fn is_empty(&self) -> bool {
-        *self == Output::default()
-    }
-
-    /// The bytes back.
-    pub fn captured(&self) -> Captured {
-        match &self.0 {
-            Kept::All(bytes) => Captured { head: bytes.to_vec(), omitted: 0, tail: Vec::new() },
-            Kept::Cut { head, omitted, tail } => {
-                Captured { head: head.to_vec(), omitted: *omitted, tail: tail.to_vec() }
-            }
-        }
-    }
-
-    /// Drops about half of it from the middle; false if there is nothing left to drop.
-    fn shorten(&mut self) -> bool {
-        let Captured { mut head, omitted, mut tail } = self.captured();
-        let kept = head.len() + tail.len();
-        if kept == 0 {
-            return false;
-        }
-        let quarter = kept / 4;
-        if tail.is_empty() {
-            tail = head.split_off(head.len() / 2);
-        }
-        head.truncate(quarter);
-        tail.drain(..tail.len().saturating_sub(quarter));
-        let dropped = kept - head.len() - tail.len();
-        *self = Output::new(&Captured { head, omitted: omitted + dropped as u64, tail });
-        true
-    }
-}
-
-/// How many bytes at the end begin a UTF-8 character and don't finish it; 0 if the rest is no UTF-8 anyway.
-fn partial_char_at_end(bytes: &[u8]) -> usize {
-    match std::str::from_utf8(bytes) {
-        Err(e) if e.error_len().is_none() => bytes.len() - e.valid_up_to(),
-        _ => 0,
-    }
-}
-
-/// How many bytes at the start (at most 3) end a UTF-8 character that began before.
-fn partial_char_at_start(bytes: &[u8]) -> usize {
-    let skip = bytes.iter().take(3).take_while(|b| (0x80..0xc0).contains(*b)).count();
-    if std::str::from_utf8(&bytes[skip..]).is_ok() { skip } else { 0 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Captured;
 
     fn captured(head: &[u8], omitted: u64, tail: &[u8]) -> Captured {
         Captured { head: head.to_vec(), omitted, tail: tail.to_vec() }
@@ -513,8 +357,12 @@ mod tests {
             (br#"{"v":99,"command":"x"}"#, "version is 99"),
             (br#"{"v":"1","command":"x"}"#, "version is \"1\""),
             (br#"{"v":1}"#, "neither"),
-            (br#"{"command":"x","argv":["y"]}"#, "both"),
+            (br#"{"command":"x","argv":["y"]}"#, "more than one"),
+            (br#"{"commands":["x"],"argv":["y"]}"#, "more than one"),
             (br#"{"argv":[]}"#, "empty"),
+            (br#"{"commands":[]}"#, "empty"),
+            (br#"{"commands":["x"],"results":[null,{}]}"#, "more results than commands"),
+            (br#"{"command":"x","outcome":{"state":"done","attempt":1,"results":[{}]}}"#, "more results"),
             (br#"{"command":"x","attempt":0}"#, "attempt"),
             (br#"{"command":"x","attempt":-1}"#, "invalid"),
         ] {
@@ -541,28 +389,6 @@ mod tests {
         let again: serde_json::Value = serde_json::from_slice(&task.encode()).expect("json");
         assert_eq!(again["colour"]["r"], 1);
         assert_eq!(again["zz"], serde_json::json!([null]));
-    }
-
-    #[test]
-    fn output_keeps_every_byte() {
-        for bytes in [&b"plain\n"[..], b"", b"\xff\xfe\0x", "grüße".as_bytes(), &[0u8; 100]] {
-            let output = Output::new(&captured(bytes, 0, b""));
-            let json = serde_json::to_string(&output).expect("json");
-            let back: Output = serde_json::from_str(&json).expect("back");
-            assert_eq!(back.captured(), captured(bytes, 0, b""), "{json}");
-        }
-        assert_eq!(serde_json::to_string(&Output::new(&captured(b"hi", 0, b""))).expect("json"), r#""hi""#);
-        let zeros = serde_json::to_string(&Output::new(&captured(&[0; 64], 0, b""))).expect("json");
-        assert!(zeros.contains("base64"), "shorter than \\u0000: {zeros}");
-    }
-
-    #[test]
-    fn a_cut_inside_a_character_does_not_turn_text_into_base64() {
-        let text = "ää".as_bytes();
-        let output = Output::new(&captured(&text[..3], 10, &text[1..]));
-        assert_eq!(output.captured(), captured("ä".as_bytes(), 12, "ä".as_bytes()));
-        let binary = Output::new(&captured(b"\xff\xc3", 1, b"\x80\xff"));
-        assert_eq!(binary.captured(), captured(b"\xff\xc3", 1, b"\x80\xff"), "binary stays as it was cut");
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Shared {
             run,
             ExecEvent::Ended {
                 run,
-                report: RunReport { ended, stdout, stderr, started_ms, ended_ms, signalled },
+                report: RunReport { ended, detail: None, stdout, stderr, started_ms, ended_ms, signalled },
             },
         );
     }

@@ -154,6 +154,7 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     match task.payload() {
         Payload::Shell(line) => writeln!(out, "command   {}", clean(&line))?,
         Payload::Program(argv) => writeln!(out, "program   {argv:?}")?,
+        Payload::Chunk { commands, .. } => writeln!(out, "commands  {}", commands.len())?,
     }
     write!(out, "state     {}", shown.shade().as_str())?;
     match &shown.worker {

@@ -184,6 +184,7 @@ pub fn exit_code(outcome: &Outcome) -> i32 {
         (State::Failed, Some(Reason::Signal)) => by_signal(outcome.signal),
         (State::Failed, Some(Reason::Timeout)) => exit::TIMEOUT,
         (State::Failed, Some(Reason::NotStarted)) => not_started_code(outcome),
+        (State::Failed, Some(Reason::Handler)) => exit::FAILED,
         (State::Failed, None) if outcome.signal.is_some() => by_signal(outcome.signal),
         (State::Failed, None) => failing(outcome.exit_code),
     }

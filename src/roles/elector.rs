@@ -216,10 +216,13 @@ impl Elector {
         let code = match ended {
             Ended::Exit(code) => code,
             Ended::Signal(signal) => exit::SIGNAL_BASE + signal,
+            // Only a handler's run can, and this is a program's.
+            Ended::Broken => exit::BUG,
         };
         let how = match ended {
             Ended::Exit(code) => format!("ended with code {code}"),
             Ended::Signal(signal) => format!("was ended by signal {signal}"),
+            Ended::Broken => "ended in nobody knows which way".to_string(),
         };
         out.log(Level::Info, format!("the command {how} (epoch {})", run.epoch));
         match &self.state {
@@ -382,7 +385,7 @@ impl Elector {
         let mut env = self.params.env.clone();
         env.push(("ZKMW_EPOCH".into(), epoch.to_string()));
         out.log(Level::Info, format!("starting the command (epoch {epoch})"));
-        let id = out.run(RunSpec { argv, env, output: RunOutput::Inherit });
+        let id = out.run(RunSpec { argv, env, request: None, output: RunOutput::Inherit });
         self.state = State::Running(Run { id, epoch, started: now });
     }
 

@@ -117,7 +117,7 @@ impl Rig {
 
 fn argv(argv: &[&str]) -> RunSpec {
     let argv = argv.iter().map(|&word| word.to_owned()).collect();
-    RunSpec { argv, env: Vec::new(), output: RunOutput::Capture { limit: 4096 } }
+    RunSpec { argv, env: Vec::new(), request: None, output: RunOutput::Capture { limit: 4096 } }
 }
 
 fn sh(line: &str) -> RunSpec {

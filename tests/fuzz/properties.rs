@@ -69,7 +69,7 @@ fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
 }
 
 fn options() -> impl Strategy<Value = Options> {
-    let numbers = (any::<Option<i32>>(), any::<[Option<u64>; 3]>(), any::<Option<u32>>());
+    let numbers = (any::<Option<i32>>(), any::<[Option<u64>; 4]>(), any::<Option<u32>>());
     let texts = (
         proptest::option::of(labels()),
         proptest::option::of(labels()),
@@ -83,6 +83,7 @@ fn options() -> impl Strategy<Value = Options> {
         retry_backoff_ms: ms[2],
         require,
         env,
+        checkpoint_ms: ms[3],
         orphan_of,
     })
 }
@@ -109,8 +110,10 @@ fn captured() -> impl Strategy<Value = Captured> {
 
 fn outcome() -> impl Strategy<Value = Outcome> {
     let states = select(&[State::Done, State::Failed, State::Cancelled, State::Expired][..]);
-    let reasons =
-        select(&[Reason::Exit, Reason::Signal, Reason::Timeout, Reason::Poison, Reason::NotStarted][..]);
+    let reasons = select(
+        &[Reason::Exit, Reason::Signal, Reason::Timeout, Reason::Poison, Reason::NotStarted, Reason::Handler]
+            [..],
+    );
     let ends = (states, proptest::option::of(reasons), any::<[Option<i32>; 2]>(), any::<Option<String>>());
     let runs = (any::<u32>(), proptest::option::of(incarnation()), any::<[Option<i64>; 2]>());
     (ends, runs, captured(), captured()).prop_map(
@@ -131,6 +134,7 @@ fn outcome() -> impl Strategy<Value = Outcome> {
             ended_ms,
             stdout: Output::new(&out),
             stderr: Output::new(&err),
+            results: Vec::new(),
         },
     )
 }

@@ -155,7 +155,7 @@ impl World {
         let stdout = Captured { head: run.output().into_bytes(), ..Captured::default() };
         let (started_ms, ended_ms) = (wall(run.begin), wall(run.end));
         let (stderr, signalled) = (Captured::default(), run.signalled);
-        let report = RunReport { ended, stdout, stderr, started_ms, ended_ms, signalled };
+        let report = RunReport { ended, detail: None, stdout, stderr, started_ms, ended_ms, signalled };
         if self.lives(who) {
             self.members[who.m].runs.remove(&id);
             self.on_exec(who, Event::Ended { run: id, report });

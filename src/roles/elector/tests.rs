@@ -25,7 +25,7 @@ fn at_ms(ms: u64) -> Instant {
 
 fn report(ended: Ended) -> RunReport {
     let (stdout, stderr) = (Captured::default(), Captured::default());
-    RunReport { ended, stdout, stderr, started_ms: 0, ended_ms: 0, signalled: false }
+    RunReport { ended, detail: None, stdout, stderr, started_ms: 0, ended_ms: 0, signalled: false }
 }
 
 /// An elector and the ensemble as far as it sees it: calls wait until they are answered.

@@ -192,6 +192,9 @@ fn start_of(payload: &Payload) -> String {
     let whole = match payload {
         Payload::Shell(line) => line.clone(),
         Payload::Program(argv) => argv.join(" "),
+        Payload::Chunk { commands, .. } => {
+            format!("({} commands) {}", commands.len(), commands.first().map_or("", String::as_str))
+        }
     };
     let mut shown: String = whole.chars().take(MAX_COMMAND_CHARS).flat_map(visible).collect();
     if whole.chars().nth(MAX_COMMAND_CHARS).is_some() {

@@ -277,8 +277,12 @@ impl Worker {
                 argv: match work.task.payload() {
                     Payload::Shell(line) => vec!["/bin/sh".into(), "-c".into(), line],
                     Payload::Program(argv) => argv,
+                    Payload::Chunk { commands, .. } => {
+                        vec!["/bin/sh".into(), "-c".into(), commands.join("\n")]
+                    }
                 },
                 env: environment(id, &work, &options, &self.params.id),
+                request: None,
                 output: RunOutput::Capture { limit: self.params.output_limit },
             };
             let timeout = options.timeout_ms.map(Duration::from_millis);
@@ -413,6 +417,7 @@ impl Worker {
             let (exit_code, signal) = match report.ended {
                 Ended::Exit(code) => (Some(code), None),
                 Ended::Signal(signal) => (None, Some(signal)),
+                Ended::Broken => (None, None),
             };
             Box::new(Outcome {
                 state,
@@ -426,6 +431,7 @@ impl Worker {
                 ended_ms: Some(report.ended_ms),
                 stdout: Output::new(&report.stdout),
                 stderr: Output::new(&report.stderr),
+                results: Vec::new(),
             })
         };
         let (reason, text) = match (why, report.ended) {
@@ -441,6 +447,7 @@ impl Worker {
             }
             (Some(Why::Timeout), _) => (Reason::Timeout, "it ran past its timeout".to_string()),
             (None, Ended::Exit(code)) => (Reason::Exit, format!("it exited with {code}")),
+            (None, Ended::Broken) => (Reason::Handler, "its handler broke".to_string()),
             (None, Ended::Signal(signal)) => (Reason::Signal, format!("signal {signal} killed it")),
         };
         let none = Options::default();

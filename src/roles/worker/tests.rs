@@ -53,6 +53,7 @@ fn end_after(world: &World, desk: &mut Desk<Worker>, ended: Ended, signalled: bo
     let (run, _) = desk.runs.pop_first().expect("a run");
     let report = RunReport {
         ended,
+        detail: None,
         stdout: Captured::default(),
         stderr: Captured::default(),
         started_ms: 0,

@@ -1,0 +1,257 @@
+//! Chunks: a task of several commands, and what became of each of them.
+//!
+//! A chunk costs the ensemble what one task costs. Its commands are lines of a batch, told apart by their place; what
+//! became of each stands in [`CommandResult`]s, in the same order, first (from attempts before, or as a checkpoint) in
+//! the task, at the end in its outcome.
+
+use serde::{Deserialize, Serialize};
+
+use super::outcome::{Outcome, Output, Reason, State};
+use super::task::Task;
+use super::{Incarnation, MAX_DATA_BYTES};
+
+/// Most commands of one chunk.
+pub const MAX_CHUNK_COMMANDS: usize = 1_000;
+
+/// Bytes of output, as kept, that the results of a chunk may have together; what is beyond is cut from the longest.
+/// With the commands and all else it fits a znode most of the time; [`Task::encode_to_fit`] sees to the rest.
+pub const CHUNK_OUTPUT_BYTES: usize = 192 * 1024;
+
+/// Most bytes of a result's detail.
+const MAX_DETAIL_BYTES: usize = 200;
+
+/// What became of one command of a chunk. `{}` is one that exited with 0 and printed nothing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CommandResult {
+    /// Why it failed; absent if it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// Its exit code, if it had one; absent also if that is 0 and it did not fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The signal that killed it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// More about it, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The attempt in which it ended, if not that of the outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    /// Who ran it, if not who is named in the outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<Incarnation>,
+    /// When it started, by the worker's clock, ms since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_ms: Option<i64>,
+    /// When it ended, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_ms: Option<i64>,
+    /// Its standard output.
+    #[serde(default, skip_serializing_if = "Output::is_empty")]
+    pub stdout: Output,
+    /// Its standard error.
+    #[serde(default, skip_serializing_if = "Output::is_empty")]
+    pub stderr: Output,
+}
+
+/// One for each command in turn: what became of it, or nothing if it is not over (or blank). Those at the end that
+/// would be nothing are left out.
+pub type Results = Vec<Option<CommandResult>>;
+
+impl CommandResult {
+    /// The result of a command that ended as a task of its own would have ended with this outcome.
+    pub fn of(outcome: Outcome) -> CommandResult {
+        let done = outcome.state == State::Done;
+        let mut detail = outcome.detail;
+        if let Some(text) = &mut detail {
+            text.truncate(text.floor_char_boundary(MAX_DETAIL_BYTES));
+        }
+        CommandResult {
+            reason: outcome.reason,
+            exit_code: outcome.exit_code.filter(|code| !done || *code != 0),
+            signal: outcome.signal,
+            detail,
+            attempt: Some(outcome.attempt),
+            worker: outcome.worker,
+            started_ms: outcome.started_ms,
+            ended_ms: outcome.ended_ms,
+            stdout: outcome.stdout,
+            stderr: outcome.stderr,
+        }
+    }
+
+    /// Whether it ended well.
+    pub fn succeeded(&self) -> bool {
+        self.reason.is_none()
+    }
+
+    /// The outcome that the command would have as a task of its own; `attempt` and `worker` are those of the chunk.
+    pub fn outcome(&self, attempt: u32, worker: Option<&Incarnation>) -> Outcome {
+        let state = if self.succeeded() { State::Done } else { State::Failed };
+        Outcome {
+            state,
+            reason: self.reason,
+            exit_code: self.exit_code.or(if state == State::Done { Some(0) } else { None }),
+            signal: self.signal,
+            detail: self.detail.clone(),
+            attempt: self.attempt.unwrap_or(attempt),
+            worker: self.worker.clone().or_else(|| worker.cloned()),
+            started_ms: self.started_ms,
+            ended_ms: self.ended_ms,
+            stdout: self.stdout.clone(),
+            stderr: self.stderr.clone(),
+            results: Results::new(),
+        }
+    }
+
+    /// Bytes of output that it keeps.
+    pub fn output_bytes(&self) -> usize {
+        self.stdout.kept_bytes() + self.stderr.kept_bytes()
+    }
+}
+
+/// Cuts outputs, the longest first, until all results together keep no more than `limit` bytes of them.
+pub fn shorten_outputs(results: &mut Results, limit: usize) {
+    let outputs = |results: &Results| -> Vec<usize> {
+        let both = |result: &CommandResult| [result.stdout.kept_bytes(), result.stderr.kept_bytes()];
+        results.iter().flatten().flat_map(both).collect()
+    };
+    loop {
+        let sizes = outputs(results);
+        let longest = sizes.iter().copied().max().unwrap_or(0);
+        if sizes.iter().sum::<usize>() <= limit || longest == 0 {
+            return;
+        }
+        for result in results.iter_mut().flatten() {
+            for output in [&mut result.stdout, &mut result.stderr] {
+                if output.kept_bytes() > longest / 2 {
+                    output.shorten();
+                }
+            }
+        }
+    }
+}
+
+impl Task {
+    /// What became of command `at` of a chunk, as the outcome of a task of its own: its result, or what became of the
+    /// whole if that ended without one. `None` if the command is blank, or not over.
+    pub fn command_outcome(&self, at: usize) -> Option<Outcome> {
+        let command = self.commands.as_ref()?.get(at)?;
+        if command.trim().is_empty() {
+            return None;
+        }
+        let of = |results: &Results| results.get(at).cloned().flatten();
+        match &self.outcome {
+            None => of(&self.results).map(|result| result.outcome(self.attempt, None)),
+            Some(whole) => Some(match of(&whole.results) {
+                Some(result) => result.outcome(whole.attempt, whole.worker.as_ref()),
+                None => Outcome {
+                    stdout: Output::default(),
+                    stderr: Output::default(),
+                    results: Results::new(),
+                    ..whole.clone()
+                },
+            }),
+        }
+    }
+
+    /// How many commands it has to run: 1 for a task that is no chunk.
+    pub fn width(&self) -> u32 {
+        let commands = self.commands.as_deref().unwrap_or_default();
+        let over = |at: usize| self.results.get(at).is_some_and(Option::is_some);
+        let open = commands.iter().enumerate().filter(|(at, line)| !line.trim().is_empty() && !over(*at));
+        u32::try_from(open.count()).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// Leaves of the outputs in its outcome what fits a znode beside all else; false if there is nothing left to cut.
+    pub(super) fn shorten_results(&mut self) -> bool {
+        let both = [Some(&mut self.results), self.outcome.as_mut().map(|outcome| &mut outcome.results)];
+        let mut shortened = false;
+        for results in both.into_iter().flatten() {
+            let kept: usize = results.iter().flatten().map(CommandResult::output_bytes).sum();
+            if kept > 0 {
+                shorten_outputs(results, kept / 2);
+                shortened = true;
+            }
+        }
+        shortened
+    }
+}
+
+/// Takes the nothings off the end.
+pub fn trim(results: &mut Results) {
+    while results.last().is_some_and(Option::is_none) {
+        results.pop();
+    }
+}
+
+const _: () = assert!(CHUNK_OUTPUT_BYTES < MAX_DATA_BYTES);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::task::{Options, Payload};
+    use crate::machine::Captured;
+
+    fn chunk(commands: &[&str]) -> Task {
+        let commands = commands.iter().map(|line| (*line).to_string()).collect();
+        Task::new(Payload::Chunk { first_line: 7, commands }, Options::default())
+    }
+
+    fn printed(bytes: usize) -> CommandResult {
+        let head = vec![b'x'; bytes];
+        CommandResult {
+            stdout: Output::new(&Captured { head, omitted: 0, tail: Vec::new() }),
+            ..CommandResult::default()
+        }
+    }
+
+    #[test]
+    fn the_smallest_result_is_nothing_but_braces() {
+        let mut outcome = Outcome::unrun(State::Done, None, "", 3);
+        (outcome.detail, outcome.exit_code) = (None, Some(0));
+        let mut result = CommandResult::of(outcome.clone());
+        assert_eq!(result.outcome(9, None), outcome);
+        result.attempt = None;
+        assert_eq!(serde_json::to_string(&result).expect("json"), "{}");
+    }
+
+    #[test]
+    fn a_command_is_told_as_a_task_of_its_own() {
+        let mut task = chunk(&["a", " ", "b", "c"]);
+        assert_eq!((task.width(), task.command_outcome(0)), (3, None));
+        let failed =
+            CommandResult { reason: Some(Reason::Exit), exit_code: Some(4), ..CommandResult::default() };
+        task.results = vec![Some(failed)];
+        assert_eq!(task.width(), 2);
+        assert_eq!(task.command_outcome(0).map(|o| (o.state, o.exit_code)), Some((State::Failed, Some(4))));
+        let mut whole = Outcome::unrun(State::Cancelled, None, "so it was wished", 1);
+        whole.results = std::mem::take(&mut task.results);
+        task.outcome = Some(whole);
+        let states: Vec<_> = (0..5).map(|at| task.command_outcome(at).map(|o| o.state)).collect();
+        let expected = [Some(State::Failed), None, Some(State::Cancelled), Some(State::Cancelled), None];
+        assert_eq!(states, expected);
+    }
+
+    #[test]
+    fn the_longest_outputs_are_cut_first() {
+        let mut results = vec![Some(printed(1_000)), None, Some(printed(90_000)), Some(printed(80_000))];
+        shorten_outputs(&mut results, 60_000);
+        let kept: Vec<_> = results.iter().flatten().map(CommandResult::output_bytes).collect();
+        assert!(kept.iter().sum::<usize>() <= 60_000 && kept[0] == 1_000, "{kept:?}");
+        let omitted = results[2].as_ref().map(|r| r.stdout.captured().omitted);
+        assert_eq!(omitted, Some(90_000 - kept[1] as u64));
+    }
+
+    #[test]
+    fn a_chunk_with_too_much_output_fits_a_znode_in_the_end() {
+        let mut task = chunk(&vec!["x"; MAX_CHUNK_COMMANDS]);
+        let mut outcome = Outcome::unrun(State::Done, None, "", 1);
+        outcome.results = vec![Some(printed(3_000)); MAX_CHUNK_COMMANDS];
+        task.outcome = Some(outcome);
+        let data = task.encode_to_fit();
+        assert!(data.len() <= MAX_DATA_BYTES && data.len() > MAX_DATA_BYTES / 4, "{}", data.len());
+        assert!(Task::decode(&data).is_ok());
+    }
+}
