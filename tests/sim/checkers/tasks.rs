@@ -206,10 +206,11 @@ impl Book<'_> {
         let exited = |ended: &Ended, outcome: &Outcome| match *ended {
             Ended::Exit(code) => outcome.exit_code == Some(code),
             Ended::Signal(signal) => outcome.signal == Some(signal),
+            Ended::Broken => outcome.reason == Some(Reason::Handler),
         };
         let ok = match (outcome.state, outcome.reason) {
             (State::Done, _) => ran(|ended, _| *ended == Ended::Exit(0)),
-            (State::Failed, Some(Reason::Exit | Reason::Signal)) => ran(exited),
+            (State::Failed, Some(Reason::Exit | Reason::Signal | Reason::Handler)) => ran(exited),
             (State::Failed, Some(Reason::Timeout)) => {
                 let stopped =
                     |run: &Run| run.attempt == old.attempt && run.signalled && is_late(run, options);
