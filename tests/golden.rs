@@ -250,8 +250,12 @@ fn registration_later() -> Vec<u8> {
 }
 
 fn assignment() -> Vec<u8> {
-    let entry =
-        |dir: &str, task: &str, attempt, revoked| Entry { task: TaskId::new(dir, task), attempt, revoked };
+    let entry = |dir: &str, task: &str, attempt, revoked| Entry {
+        task: TaskId::new(dir, task),
+        attempt,
+        revoked,
+        recalled: false,
+    };
     let entries = vec![entry("_3f", "nightly", 1, false), entry("import~k1~0000", "0000042", 2, true)];
     Assignment::new(4_294_967_299, entries).encode()
 }

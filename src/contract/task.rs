@@ -321,6 +321,15 @@ impl Task {
         self.payload() == other.payload() && options(self) == options(other)
     }
 
+    /// Ends the task. What is over of a chunk stands in its outcome from now on.
+    pub fn end(&mut self, mut outcome: Outcome) {
+        let results = std::mem::take(&mut self.results);
+        if outcome.results.is_empty() {
+            outcome.results = results;
+        }
+        self.outcome = Some(outcome);
+    }
+
     /// Moves the task on to its next attempt, which voids this one.
     pub fn next_attempt(&mut self, worker: Option<Incarnation>, why: &str) {
         let why = why.to_string();

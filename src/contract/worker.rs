@@ -10,6 +10,10 @@ pub const MAX_ENTRIES: usize = 1_000;
 /// Most tasks that a registration names as set aside.
 pub const MAX_ASIDE: usize = 100;
 
+/// Entries that a worker may have started beyond its slots, whose outcomes are being written down. It starts entries in
+/// their order: of those without an outcome only the first `slots` + this many can have been started.
+pub const START_AHEAD: usize = 64;
+
 /// Most slots of one worker.
 pub const MAX_SLOTS: u32 = 1_000;
 
@@ -125,6 +129,9 @@ pub struct Entry {
     /// To be killed, or not to be started.
     #[serde(default, skip_serializing_if = "is_false")]
     pub revoked: bool,
+    /// Another worker could run it now: it is to be released, unless it was started.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub recalled: bool,
 }
 
 /// What one incarnation has to do.
@@ -167,7 +174,7 @@ mod tests {
     #[test]
     fn a_full_assignment_fits_a_znode() {
         let task = TaskId::new(&"j".repeat(128 + 1 + 128 + 5), &"t".repeat(128));
-        let entries = vec![Entry { task, attempt: u32::MAX, revoked: true }; MAX_ENTRIES];
+        let entries = vec![Entry { task, attempt: u32::MAX, revoked: true, recalled: true }; MAX_ENTRIES];
         assert!(Assignment::new(i64::MAX, entries).encode().len() <= MAX_DATA_BYTES);
     }
 

@@ -4,8 +4,12 @@
 //! as there are in one write, one write a page at a time. A new leader rewrites every page with its own epoch
 //! before it changes any; from then on a deposed leader's writes fail on the version.
 
+mod page;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use self::page::{Held, Load};
+use self::page::{Page, PageState, Revoked};
 use crate::contract::worker::{Assignment, Entry, MAX_ENTRIES};
 use crate::contract::{Incarnation, Layout, TaskId, name_of};
 use crate::machine::{
@@ -33,54 +37,6 @@ pub enum Step {
     Refused(String, Refusal),
 }
 
-/// A task on a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// The attempt that it was given out as.
-    pub attempt: u32,
-    /// Somebody who led before gave it out.
-    pub inherited: bool,
-    revoked: Revoked,
-}
-
-impl Held {
-    /// Whether it is, or is about to be, revoked.
-    pub fn is_revoked(&self) -> bool {
-        self.revoked != Revoked::No
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Revoked {
-    No,
-    Wanted,
-    InFlight,
-    /// In this version of the page at the latest.
-    Since(i32),
-}
-
-/// One incarnation's assignment.
-#[derive(Debug)]
-struct Page {
-    version: i32,
-    entries: BTreeMap<TaskId, Held>,
-    state: PageState,
-    /// What is in memory differs from what was written.
-    dirty: bool,
-    /// It carries our epoch, so we know better than the ensemble what is to stand there.
-    ours: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum PageState {
-    Reading,
-    Idle,
-    Writing,
-    Closing,
-    /// It is no assignment; nobody knows what its incarnation runs.
-    Unreadable,
-}
-
 #[derive(Debug)]
 enum Purpose {
     Watch,
@@ -99,6 +55,9 @@ pub struct Book {
     holders: BTreeMap<TaskId, Incarnation>,
     /// Pages to be read or written as soon as the window allows.
     to_do: BTreeSet<Incarnation>,
+    /// Pages of which the load, or whether they are open, may have changed since somebody asked.
+    touched: BTreeSet<Incarnation>,
+    unreadable: BTreeSet<Incarnation>,
     calls: Calls<Purpose>,
     state: State,
 }
@@ -119,6 +78,8 @@ impl Book {
             pages: BTreeMap::new(),
             holders: BTreeMap::new(),
             to_do: BTreeSet::new(),
+            touched: BTreeSet::new(),
+            unreadable: BTreeSet::new(),
             calls: Calls::default(),
             state: State::Shut,
         }
@@ -142,6 +103,8 @@ impl Book {
         self.pages.clear();
         self.holders.clear();
         self.to_do.clear();
+        self.touched.clear();
+        self.unreadable.clear();
         self.calls.clear();
         self.state = State::Shut;
     }
@@ -154,7 +117,7 @@ impl Book {
     /// Who has the task, and how.
     pub fn holder(&self, task: &TaskId) -> Option<(&Incarnation, Held)> {
         let incarnation = self.holders.get(task)?;
-        let held = self.pages.get(incarnation)?.entries.get(task)?;
+        let held = self.pages.get(incarnation)?.get(task)?;
         Some((incarnation, *held))
     }
 
@@ -170,9 +133,14 @@ impl Book {
             .is_some_and(|page| matches!(page.state, PageState::Idle | PageState::Writing))
     }
 
-    /// Whether there is a page whose content is unknown.
-    pub fn is_unreadable(&self, incarnation: &Incarnation) -> bool {
-        self.pages.get(incarnation).is_some_and(|page| page.state == PageState::Unreadable)
+    /// The pages whose content is unknown.
+    pub fn unreadable(&self) -> impl Iterator<Item = &Incarnation> {
+        self.unreadable.iter()
+    }
+
+    /// Whether the incarnation has a page.
+    pub fn has(&self, incarnation: &Incarnation) -> bool {
+        self.pages.contains_key(incarnation)
     }
 
     /// The incarnations that have a page.
@@ -180,22 +148,71 @@ impl Book {
         self.pages.keys()
     }
 
-    /// The tasks on a page.
-    pub fn entries(&self, incarnation: &Incarnation) -> impl Iterator<Item = (&TaskId, &Held)> {
-        self.pages.get(incarnation).into_iter().flat_map(|page| page.entries.iter())
+    /// The tasks on a page, in the order in which they are started.
+    pub fn entries(&self, incarnation: &Incarnation) -> impl DoubleEndedIterator<Item = (&TaskId, &Held)> {
+        self.pages.get(incarnation).into_iter().flat_map(Page::entries)
     }
 
-    /// How many entries fit on the page besides those there.
-    pub fn room(&self, incarnation: &Incarnation) -> usize {
-        self.pages.get(incarnation).map_or(0, |page| MAX_ENTRIES.saturating_sub(page.entries.len()))
+    /// How much is on a page that may be added to now, and has room.
+    pub fn load(&self, incarnation: &Incarnation) -> Option<Load> {
+        let page = self.pages.get(incarnation).filter(|page| page.len() < MAX_ENTRIES)?;
+        matches!(page.state, PageState::Idle | PageState::Writing).then(|| page.load())
+    }
+
+    /// The incarnations whose [`Book::load`] may be another than when this was last asked.
+    pub fn take_touched(&mut self) -> BTreeSet<Incarnation> {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// Something else that matters to who gets tasks has changed with this incarnation.
+    pub fn touch(&mut self, incarnation: &Incarnation) {
+        self.touched.insert(incarnation.clone());
+    }
+
+    /// What a task that is held is like, as far as the load goes.
+    pub fn describe(&mut self, task: &TaskId, width: u32, suspect: bool) {
+        self.change(task, |page| page.describe(task, width, suspect));
+    }
+
+    /// A task that is held is gone: it takes up no slot any more.
+    pub fn make_ghost(&mut self, task: &TaskId) {
+        self.change(task, |page| page.make_ghost(task));
+    }
+
+    /// Asks the incarnation that has the task to release it, if it was not started.
+    pub fn recall(&mut self, task: &TaskId) {
+        if self.change(task, |page| page.recall(task))
+            && let Some(incarnation) = self.holders.get(task)
+            && let Some(page) = self.pages.get_mut(incarnation)
+        {
+            page.dirty = true;
+            self.to_do.insert(incarnation.clone());
+        }
+    }
+
+    /// These tasks, and no others, are set aside by the worker: they take up no slots.
+    pub fn set_aside(&mut self, incarnation: &Incarnation, aside: &[TaskId]) {
+        if self.pages.get_mut(incarnation).is_some_and(|page| page.set_aside(aside)) {
+            self.touched.insert(incarnation.clone());
+        }
+    }
+
+    fn change(&mut self, task: &TaskId, change: impl FnOnce(&mut Page) -> bool) -> bool {
+        let Some(incarnation) = self.holders.get(task) else { return false };
+        let changed = self.pages.get_mut(incarnation).is_some_and(change);
+        if changed {
+            self.touched.insert(incarnation.clone());
+        }
+        changed
     }
 
     /// Gives a task that nobody has to an incarnation whose page is open.
-    pub fn assign(&mut self, incarnation: &Incarnation, task: &TaskId, attempt: u32) {
+    pub fn assign(&mut self, incarnation: &Incarnation, task: &TaskId, held: Held) {
         debug_assert!(self.is_ready() && self.is_open(incarnation) && !self.holders.contains_key(task));
         if let Some(page) = self.pages.get_mut(incarnation) {
-            page.entries.insert(task.clone(), Held { attempt, inherited: false, revoked: Revoked::No });
+            page.push(task.clone(), held);
             page.dirty = true;
+            self.touched.insert(incarnation.clone());
             self.holders.insert(task.clone(), incarnation.clone());
             self.to_do.insert(incarnation.clone());
         }
@@ -219,7 +236,8 @@ impl Book {
     /// Forgets that a task is on a dead incarnation's page; the page itself will go.
     pub fn release(&mut self, incarnation: &Incarnation, task: &TaskId) {
         if let Some(page) = self.pages.get_mut(incarnation) {
-            page.entries.remove(task);
+            page.remove(task);
+            self.touched.insert(incarnation.clone());
         }
         if self.holders.get(task) == Some(incarnation) {
             self.holders.remove(task);
@@ -228,12 +246,10 @@ impl Book {
 
     /// Asks the incarnation that has the task to kill it.
     pub fn revoke(&mut self, task: &TaskId) {
-        let Some(incarnation) = self.holders.get(task) else { return };
-        let Some(page) = self.pages.get_mut(incarnation) else { return };
-        if let Some(held) = page.entries.get_mut(task)
-            && held.revoked == Revoked::No
+        if self.change(task, |page| page.revoke(task))
+            && let Some(incarnation) = self.holders.get(task)
+            && let Some(page) = self.pages.get_mut(incarnation)
         {
-            held.revoked = Revoked::Wanted;
             page.dirty = true;
             self.to_do.insert(incarnation.clone());
         }
@@ -243,9 +259,7 @@ impl Book {
     /// which are on the page no more, with the attempts they were given out as.
     pub fn acknowledge(&mut self, incarnation: &Incarnation, through: i32) -> Vec<(TaskId, u32)> {
         let Some(page) = self.pages.get(incarnation) else { return Vec::new() };
-        let dead = |held: &Held| matches!(held.revoked, Revoked::Since(version) if version <= through);
-        let dead = page.entries.iter().filter(|(_, held)| dead(held));
-        let dead: Vec<_> = dead.map(|(task, held)| (task.clone(), held.attempt)).collect();
+        let dead = page.dead_through(through);
         // Not off its holder's page: that may be another, where the next attempt runs.
         for (task, _) in &dead {
             self.strike(incarnation, task);
@@ -256,8 +270,9 @@ impl Book {
     /// Deletes the page of a dead incarnation, once nothing is on it.
     pub fn close<R>(&mut self, incarnation: &Incarnation, out: &mut Actions<R>) {
         let Some(page) = self.pages.get_mut(incarnation) else { return };
-        if page.state == PageState::Idle && page.entries.is_empty() {
+        if page.state == PageState::Idle && page.is_empty() {
             page.state = PageState::Closing;
+            self.touched.insert(incarnation.clone());
             page.dirty = false;
             let call =
                 Call::Delete { path: self.layout.assignment(incarnation), version: Some(page.version) };
@@ -305,7 +320,7 @@ impl Book {
             ChangeKind::Created => self.open(incarnation),
             ChangeKind::Deleted => self.drop_page(&incarnation, steps),
             // Mostly the echo of our own writes; a stranger's is met by the version check of the next.
-            ChangeKind::Data if self.is_unreadable(&incarnation) => self.read(&incarnation),
+            ChangeKind::Data if self.unreadable.contains(&incarnation) => self.read(&incarnation),
             ChangeKind::Data | ChangeKind::Children => {}
         }
         self.flush(out);
@@ -358,14 +373,7 @@ impl Book {
 
     fn open(&mut self, incarnation: Incarnation) {
         if !self.pages.contains_key(&incarnation) {
-            let page = Page {
-                version: 0,
-                entries: BTreeMap::new(),
-                state: PageState::Reading,
-                dirty: false,
-                ours: false,
-            };
-            self.pages.insert(incarnation.clone(), page);
+            self.pages.insert(incarnation.clone(), Page::new());
             self.to_do.insert(incarnation);
         }
     }
@@ -373,19 +381,37 @@ impl Book {
     fn read(&mut self, incarnation: &Incarnation) {
         if let Some(page) = self.pages.get_mut(incarnation) {
             page.state = PageState::Reading;
+            self.unreadable.remove(incarnation);
+            self.touched.insert(incarnation.clone());
             self.to_do.insert(incarnation.clone());
         }
     }
 
     fn drop_page(&mut self, incarnation: &Incarnation, steps: &mut Vec<Step>) {
-        let Some(page) = self.pages.remove(incarnation) else { return };
-        for task in page.entries.keys() {
+        let Some(mut page) = self.pages.remove(incarnation) else { return };
+        let tasks = page.take_all();
+        self.forget_holder(incarnation, &tasks);
+        self.to_do.remove(incarnation);
+        self.unreadable.remove(incarnation);
+        self.touched.insert(incarnation.clone());
+        steps.push(Step::Closed(incarnation.clone(), tasks));
+    }
+
+    /// Nobody knows what is on the page.
+    fn lose(&mut self, incarnation: &Incarnation) {
+        if let Some(page) = self.pages.get_mut(incarnation) {
+            page.state = PageState::Unreadable;
+            self.unreadable.insert(incarnation.clone());
+            self.touched.insert(incarnation.clone());
+        }
+    }
+
+    fn forget_holder(&mut self, incarnation: &Incarnation, tasks: &[TaskId]) {
+        for task in tasks {
             if self.holders.get(task) == Some(incarnation) {
                 self.holders.remove(task);
             }
         }
-        self.to_do.remove(incarnation);
-        steps.push(Step::Closed(incarnation.clone(), page.entries.into_keys().collect()));
     }
 
     fn on_read<R>(
@@ -401,9 +427,7 @@ impl Book {
             Err(Refusal::NoNode) => return self.drop_page(incarnation, steps),
             Ok(_) => return,
             Err(refusal) => {
-                if let Some(page) = self.pages.get_mut(incarnation) {
-                    page.state = PageState::Unreadable;
-                }
+                self.lose(incarnation);
                 return steps.push(Step::Refused(path, refusal));
             }
         };
@@ -419,6 +443,7 @@ impl Book {
             return steps.push(Step::Deposed { epoch: read.epoch });
         }
         self.to_do.insert(incarnation.clone());
+        self.touched.insert(incarnation.clone());
         if page.ours {
             // A stranger wrote over what we know better.
             page.dirty = true;
@@ -426,19 +451,15 @@ impl Book {
         }
         // An earlier read of the page, if there was one, is void: a deposed leader's write came in between.
         page.dirty = self.state == State::TakingOver;
-        let earlier = std::mem::take(&mut page.entries);
-        for task in earlier.keys() {
-            if self.holders.get(task) == Some(incarnation) {
-                self.holders.remove(task);
-            }
-        }
+        let earlier = page.take_all();
+        self.forget_holder(incarnation, &earlier);
         if !earlier.is_empty() {
-            steps.push(Step::Closed(incarnation.clone(), earlier.into_keys().collect()));
+            steps.push(Step::Closed(incarnation.clone(), earlier));
         }
         match read {
-            Ok(read) => self.load(incarnation, read.entries),
+            Ok(read) => self.take_in(incarnation, read.entries),
             Err(malformed) => {
-                page.state = PageState::Unreadable;
+                self.lose(incarnation);
                 return out
                     .log(Level::Error, format!("{path} is no assignment ({malformed}): it is left alone"));
             }
@@ -450,7 +471,7 @@ impl Book {
     /// Takes over what is on a page. A task may be on two, if a leader that died had written only one half of its
     /// move from one to the other. Then the later attempt's holder has it; the other entry is void, and is revoked,
     /// so that it goes when its worker has vouched for it.
-    fn load(&mut self, incarnation: &Incarnation, entries: Vec<Entry>) {
+    fn take_in(&mut self, incarnation: &Incarnation, entries: Vec<Entry>) {
         for entry in entries {
             let mut revoked = if entry.revoked { Revoked::Wanted } else { Revoked::No };
             let elsewhere = self.holder(&entry.task).map(|(other, held)| (other.clone(), held.attempt));
@@ -465,8 +486,9 @@ impl Book {
             }
             if let Some(page) = self.pages.get_mut(incarnation) {
                 page.dirty |= revoked == Revoked::Wanted && !entry.revoked;
-                let held = Held { attempt: entry.attempt, inherited: true, revoked };
-                page.entries.insert(entry.task, held);
+                let mut held = Held::new(entry.attempt, 1, false);
+                (held.inherited, held.revoked, held.recalled) = (true, revoked, entry.recalled);
+                page.push(entry.task, held);
             }
         }
     }
@@ -480,12 +502,7 @@ impl Book {
         let Some(page) = self.pages.get_mut(incarnation) else { return };
         match result {
             Ok(Reply::Stat(stat)) => {
-                page.state = PageState::Idle;
-                page.version = stat.version;
-                page.ours = true;
-                for held in page.entries.values_mut().filter(|held| held.revoked == Revoked::InFlight) {
-                    held.revoked = Revoked::Since(stat.version);
-                }
+                page.sent(stat.version);
                 if page.dirty {
                     self.to_do.insert(incarnation.clone());
                 }
@@ -499,34 +516,9 @@ impl Book {
             Ok(_) => {}
             Err(refusal) => {
                 page.unsend();
-                page.state = PageState::Unreadable;
+                self.lose(incarnation);
                 steps.push(Step::Refused(self.layout.assignment(incarnation), refusal));
             }
-        }
-    }
-}
-
-impl Page {
-    /// The data to write; the page is then clean and being written.
-    fn write(&mut self, epoch: i64) -> Vec<u8> {
-        self.dirty = false;
-        self.state = PageState::Writing;
-        for held in self.entries.values_mut().filter(|held| held.revoked == Revoked::Wanted) {
-            held.revoked = Revoked::InFlight;
-        }
-        let entry = |(task, held): (&TaskId, &Held)| Entry {
-            task: task.clone(),
-            attempt: held.attempt,
-            revoked: held.is_revoked(),
-        };
-        Assignment::new(epoch, self.entries.iter().map(entry).collect()).encode()
-    }
-
-    /// The last write was not applied.
-    fn unsend(&mut self) {
-        self.dirty = true;
-        for held in self.entries.values_mut().filter(|held| held.revoked == Revoked::InFlight) {
-            held.revoked = Revoked::Wanted;
         }
     }
 }

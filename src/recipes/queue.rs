@@ -16,6 +16,8 @@ pub struct Need {
     labels: u32,
     /// It was charged before, so it goes only where no other such task is: the poison convicts itself.
     pub suspect: bool,
+    /// It may not be charged any more, so it does not wait at a worker, where it might be for what another one did.
+    pub prompt: bool,
 }
 
 /// The sets of labels that tasks require, each held once.
@@ -31,11 +33,11 @@ pub const MAX_LABEL_SETS: usize = 10_000;
 
 impl Needs {
     /// The number of this set of labels; `None` if there are too many different ones.
-    pub fn number(&mut self, labels: Option<&Labels>, suspect: bool) -> Option<Need> {
+    pub fn number(&mut self, labels: Option<&Labels>, suspect: bool, prompt: bool) -> Option<Need> {
         let none = Labels::new();
         let labels = labels.unwrap_or(&none);
         if let Some(&number) = self.numbers.get(labels) {
-            return Some(Need { labels: number, suspect });
+            return Some(Need { labels: number, suspect, prompt });
         }
         if self.sets.len() >= MAX_LABEL_SETS {
             return None;
@@ -43,7 +45,7 @@ impl Needs {
         let number = u32::try_from(self.sets.len()).ok()?;
         self.sets.push(labels.clone());
         self.numbers.insert(labels.clone(), number);
-        Some(Need { labels: number, suspect })
+        Some(Need { labels: number, suspect, prompt })
     }
 
     /// Whether a worker with these labels will do.
@@ -180,7 +182,7 @@ mod tests {
     use super::*;
 
     fn place(needs: &mut Needs, priority: i32, czxid: i64) -> Place {
-        Place { priority, need: needs.number(None, false).expect("room"), czxid }
+        Place { priority, need: needs.number(None, false, false).expect("room"), czxid }
     }
 
     fn drain(queue: &mut Queue) -> Vec<String> {
@@ -207,7 +209,7 @@ mod tests {
     fn what_cannot_be_served_holds_nothing_up() {
         let (mut queue, mut needs) = (Queue::default(), Needs::default());
         let gpu: Labels = [("gpu".to_string(), "yes".to_string())].into();
-        let picky = needs.number(Some(&gpu), false).expect("room");
+        let picky = needs.number(Some(&gpu), false, false).expect("room");
         queue.insert(&TaskId::new("a", "picky"), Place { priority: 9, need: picky, czxid: 1 });
         queue.insert(&TaskId::new("a", "plain"), place(&mut needs, 0, 2));
         let plain_worker = Labels::new();

@@ -14,6 +14,7 @@
 //! two mirrors; assignments are read at the takeover alone, since nobody but a leader changes them.
 
 mod burial;
+mod dispatch;
 mod editor;
 mod fleet;
 mod janitor;

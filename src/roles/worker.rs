@@ -13,8 +13,11 @@
 //! registration was missing for an instant) everything is killed and handed back without a charge, and only then
 //! does the next incarnation begin. A drain is the same for what outlasts its grace, and ends the process.
 
+mod course;
+mod entries;
 mod reports;
 mod runs;
+mod slot;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -30,7 +33,7 @@ use crate::machine::{
 use crate::recipes::lease::Lease;
 use crate::recipes::registration::{Registrar, Step};
 use reports::{Reports, Settled};
-use runs::{Slot, State};
+use slot::{Slot, State, Stop, Why};
 
 /// Directories of tasks whose defaults are remembered.
 const MAX_JOBS_REMEMBERED: usize = 1_000;
@@ -56,6 +59,8 @@ pub struct Params {
     pub close_timeout: Duration,
     /// Bytes kept of each output stream.
     pub output_limit: usize,
+    /// The shell command line of the handlers that do the work, if not every task is a process of its own.
+    pub handler: Option<String>,
     /// Chance, for the incarnations' names.
     pub seed: u64,
 }
@@ -103,7 +108,29 @@ enum Purpose {
         verified: bool,
     },
     ReadJob(String),
+    /// What is over of a chunk is being written down.
+    Checkpoint {
+        task: TaskId,
+        attempt: u32,
+    },
+    /// Somebody changed a chunk that runs.
+    RereadTask {
+        task: TaskId,
+        attempt: u32,
+    },
     DeleteAssignment,
+}
+
+/// One run.
+#[derive(Debug)]
+struct Run {
+    task: TaskId,
+    /// Which of the task's commands.
+    command: usize,
+    timeout: Option<Duration>,
+    /// When it is to be stopped, or killed.
+    timer: Option<Instant>,
+    stop: Option<Stop>,
 }
 
 /// The role.
@@ -116,8 +143,18 @@ pub struct Worker {
     mode: Mode,
     /// The newest version of the own assignment that was seen.
     version: Option<i32>,
+    /// A read of it is on its way, so something may be to start.
+    expecting: bool,
+    /// Its entries, and what became of them.
     slots: BTreeMap<TaskId, Slot>,
-    runs: BTreeMap<RunId, TaskId>,
+    /// Those of which something is to be started, in this order; some may be gone already.
+    line: BTreeMap<u64, TaskId>,
+    last_order: u64,
+    /// How many were started and are not over.
+    started: usize,
+    runs: BTreeMap<RunId, Run>,
+    timers: BTreeSet<(Instant, RunId)>,
+    checkpoints: BTreeSet<(Instant, TaskId)>,
     reports: Reports,
     /// Defaults of jobs; `None` while they are being read.
     jobs: BTreeMap<String, Option<Options>>,
@@ -126,6 +163,8 @@ pub struct Worker {
     /// When revoked entries were last said to be dead, and when that is due again.
     vouched: Option<Instant>,
     vouch_at: Option<Instant>,
+    /// Something happened upon which it may be due.
+    vouching: bool,
     calls: Calls<Purpose>,
     told: String,
 }
@@ -142,13 +181,20 @@ impl Worker {
             registrar,
             mode: Mode::Working,
             version: None,
+            expecting: false,
             slots: BTreeMap::new(),
+            line: BTreeMap::new(),
+            last_order: 0,
+            started: 0,
             runs: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            checkpoints: BTreeSet::new(),
             reports: Reports::new(&params.layout),
             jobs: BTreeMap::new(),
             dying: None,
             vouched: None,
             vouch_at: None,
+            vouching: false,
             calls: Calls::default(),
             told: String::new(),
             params,
@@ -166,6 +212,10 @@ impl Worker {
         self.lease.on_lost();
         self.reports.on_lost();
         self.jobs.retain(|_, options| options.is_some());
+        self.expecting = false;
+        for course in self.slots.values_mut().filter_map(Slot::course_mut) {
+            course.unsaved();
+        }
         if self.dying == Some(Dying::Unassigning) {
             self.dying = Some(Dying::Settling);
         }
@@ -180,6 +230,7 @@ impl Worker {
                 let call = Call::Watch { path: self.assignment(), mode: WatchMode::Node };
                 self.calls.issue(out, call, Purpose::WatchAssignment);
                 self.restart_reads(out);
+                self.vouching = true;
                 out.push(Action::Ready);
             }
             Step::Dead(why) => self.die(&why, out),
@@ -235,6 +286,7 @@ impl Worker {
                 self.dying = None;
                 self.version = None;
                 self.slots.clear();
+                self.line.clear();
                 match self.mode {
                     Mode::Working => self.registrar.begin(self.connected, out),
                     Mode::Draining { .. } => {}
@@ -275,6 +327,7 @@ impl Worker {
         match (purpose, result) {
             (Purpose::WatchAssignment, Ok(_)) => self.read_assignment(out),
             (Purpose::ReadAssignment, Ok(Reply::Data { data, stat })) => {
+                self.expecting = false;
                 self.on_assignment(data, stat.version, now, out);
             }
             (Purpose::ReadAssignment, Err(Refusal::NoNode)) if self.dying.is_some() => {
@@ -292,6 +345,10 @@ impl Worker {
                 self.set_aside(&task, &refusal.to_string(), out);
             }
             (Purpose::ReadJob(dir), result) => self.on_job(dir, result, out),
+            (Purpose::Checkpoint { task, attempt }, result) => {
+                self.on_checkpoint(&task, attempt, result, out);
+            }
+            (Purpose::RereadTask { task, attempt }, result) => self.on_reread(&task, attempt, result),
             (Purpose::DeleteAssignment, Ok(_) | Err(Refusal::NoNode)) => self.on_unassigned(out),
             // The leader was faster with one more write: what it added was not started.
             (Purpose::DeleteAssignment, Err(Refusal::BadVersion)) => self.read_assignment(out),
@@ -311,7 +368,11 @@ impl Worker {
             match (kind, self.mode) {
                 (ChangeKind::Deleted, Mode::Leaving { .. }) => out.push(Action::Exit(exit::OK)),
                 (ChangeKind::Deleted, _) => self.die("its assignment was deleted", out),
-                (ChangeKind::Data, _) => self.read_assignment(out),
+                (ChangeKind::Data, _) => {
+                    // The lease is made sure of while the entries are being read.
+                    self.expecting = true;
+                    self.read_assignment(out);
+                }
                 (ChangeKind::Created | ChangeKind::Children, _) => {}
             }
             return;
@@ -386,6 +447,7 @@ impl Worker {
         if let Some(slot) = self.slots.get_mut(task) {
             slot.state = State::Aside;
         }
+        self.vouching = true;
         let aside: Vec<_> = self.slots.iter().filter(|(_, s)| matches!(s.state, State::Aside)).collect();
         let aside: Vec<TaskId> = aside.into_iter().map(|(task, _)| task.clone()).take(MAX_ASIDE).collect();
         self.registrar.publish(|body| body.aside = aside, out);
@@ -407,6 +469,7 @@ impl Worker {
             format!("stopping; {running} tasks run, and have {} s", kill.since(now).as_secs()),
         );
         self.mode = Mode::Draining { term, kill };
+        self.halt_all(Why::Drain, out);
         self.registrar.publish(|body| body.draining = true, out);
     }
 
@@ -490,14 +553,15 @@ impl Role for Worker {
             Event::Stop { again } => self.on_stop(again, now, out),
             Event::Started { run, .. } => self.on_started(run, now),
             Event::NotStarted { run, transient, why } => self.on_not_started(run, transient, &why, out),
-            Event::Ended { run, report } => self.on_ended(run, report, out),
+            Event::Ended { run, report } => self.on_ended(run, &report, out),
             Event::Unguarded { why } => self.on_unguarded(&why, out),
             Event::Lines(_) => {}
         }
         self.rise(out);
-        let needed = !self.runs.is_empty() || self.slots.values().any(Slot::is_open);
+        let needed = !self.runs.is_empty() || self.expecting || !self.line.is_empty();
         self.lease.need(needed && self.registrar.is_standing(), now, out);
         self.stop_late(now, out);
+        self.save(now, out);
         self.start_ready(now, out);
         self.drain(now, out);
         self.vouch(now, out);
@@ -516,13 +580,15 @@ impl Role for Worker {
     }
 
     fn assert_invariants(&self) {
-        for (run, task) in &self.runs {
-            let running = self.slots.get(task).is_some_and(|slot| slot.is_running(*run));
-            assert!(running, "run {run:?} of task {task} has no slot");
+        let running = self.runs.len();
+        assert!(running <= self.params.slots as usize, "{running} of {} slots in use", self.params.slots);
+        assert!(self.timers.len() <= running, "more timers than runs");
+        // One is looked at every time, or a turn would cost more with every slot.
+        if let Some((run, Run { task, .. })) = self.runs.first_key_value() {
+            let course = self.slots.get(task).and_then(Slot::course);
+            let known = course.is_some_and(|course| course.runs.contains(run));
+            assert!(known, "run {run:?} of task {task} has no slot");
         }
-        let busy = self.slots.values().filter(|slot| slot.is_busy()).count();
-        assert!(busy <= self.params.slots as usize, "{busy} of {} slots in use", self.params.slots);
-        assert_eq!(self.slots.values().filter(|slot| slot.run().is_some()).count(), self.runs.len());
     }
 }
 

@@ -193,7 +193,7 @@ proptest! {
     fn every_assignment_is_read_back(
         epoch in any::<i64>(), entries in vec((task_id(), any::<u32>(), any::<bool>()), 0..20),
     ) {
-        let entry = |(task, attempt, revoked)| Entry { task, attempt, revoked };
+        let entry = |(task, attempt, revoked)| Entry { task, attempt, revoked, recalled: revoked };
         let assignment = Assignment::new(epoch, entries.into_iter().map(entry).collect());
         prop_assert_eq!(Assignment::decode(&assignment.encode()), Ok(assignment));
     }

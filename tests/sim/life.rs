@@ -77,6 +77,7 @@ impl World {
                     labels,
                     grace: ms(self.swarm.grace),
                     close_timeout: ms(CLOSE_TIMEOUT / 2),
+                    handler: None,
                     output_limit: 1_000,
                     seed: low,
                 })))

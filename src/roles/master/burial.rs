@@ -2,7 +2,8 @@
 //! is deleted.
 //!
 //! Whom to charge is decided over all of them together: those that were revoked are not charged; if some had
-//! been charged before, only those are, since they are the suspects.
+//! been charged before, only those are, since they are the suspects. What stood too far behind on the page to have been
+//! started is neither.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +15,10 @@ use crate::contract::{Incarnation, TaskId};
 pub struct Burial {
     incarnation: Incarnation,
     tasks: BTreeMap<TaskId, Stage>,
+    /// They in the order in which they were to be started.
+    order: Vec<TaskId>,
+    /// How many of those without an outcome can have been started, if that is known.
+    window: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,10 +36,13 @@ enum Stage {
 }
 
 impl Burial {
-    /// The burial of an incarnation that had these tasks, at these attempts, revoked or not.
-    pub fn new(incarnation: &Incarnation, tasks: impl Iterator<Item = (TaskId, u32, bool)>) -> Burial {
+    /// The burial of an incarnation that had these tasks, in this order, at these attempts, revoked or not. Of those
+    /// that have no outcome, only so many can have been started; if that is not known, all.
+    pub fn new(incarnation: &Incarnation, tasks: Vec<(TaskId, u32, bool)>, window: Option<usize>) -> Burial {
+        let order = tasks.iter().map(|(task, _, _)| task.clone()).collect();
         let stage = |(task, attempt, revoked)| (task, Stage::Looking { attempt, revoked });
-        Burial { incarnation: incarnation.clone(), tasks: tasks.map(stage).collect() }
+        let tasks = tasks.into_iter().map(stage).collect();
+        Burial { incarnation: incarnation.clone(), tasks, order, window }
     }
 
     /// The tasks that must be looked at, whether now or when they were edited for another reason.
@@ -65,13 +73,9 @@ impl Burial {
         if self.to_look_at().next().is_some() {
             return Vec::new();
         }
-        let suspects =
-            self.tasks.values().any(|s| matches!(s, Stage::Known { revoked: false, charged: 1.., .. }));
+        self.decide();
         let mut moves = Vec::new();
-        for (task, stage) in &mut self.tasks {
-            if let Stage::Known { attempt, revoked, charged } = *stage {
-                *stage = Stage::Decided { attempt, charge: !revoked && (!suspects || charged > 0) };
-            }
+        for (task, stage) in &self.tasks {
             let Stage::Decided { attempt, charge } = *stage else { continue };
             let charge = if charge {
                 let Some(attempts) = attempts(task) else { continue };
@@ -83,6 +87,26 @@ impl Burial {
                 .push((task.clone(), Edit::Move { from: attempt, worker: self.incarnation.clone(), charge }));
         }
         moves
+    }
+
+    /// Decides who is charged, once everything is known.
+    fn decide(&mut self) {
+        let known: Vec<(TaskId, u32, bool, u32)> = self
+            .order
+            .iter()
+            .filter_map(|task| match self.tasks.get(task) {
+                Some(Stage::Known { attempt, revoked, charged }) => {
+                    Some((task.clone(), *attempt, *revoked, *charged))
+                }
+                _ => None,
+            })
+            .collect();
+        let window = self.window.unwrap_or(usize::MAX);
+        let suspects = known.iter().take(window).any(|(_, _, revoked, charged)| !revoked && *charged > 0);
+        for (place, (task, attempt, revoked, charged)) in known.into_iter().enumerate() {
+            let charge = place < window && !revoked && (!suspects || charged > 0);
+            self.tasks.insert(task, Stage::Decided { attempt, charge });
+        }
     }
 
     /// The task's move is under way.
@@ -112,10 +136,14 @@ mod tests {
     use super::*;
 
     fn charged(entries: &[(&str, bool, u32)]) -> Vec<(String, bool)> {
+        charged_of(entries, None)
+    }
+
+    fn charged_of(entries: &[(&str, bool, u32)], window: Option<usize>) -> Vec<(String, bool)> {
         let incarnation = Incarnation::new("w", 1);
         let id = |name: &str| TaskId::new("j", name);
-        let mut burial =
-            Burial::new(&incarnation, entries.iter().map(|(name, revoked, _)| (id(name), 4, *revoked)));
+        let tasks = entries.iter().map(|(name, revoked, _)| (id(name), 4, *revoked)).collect();
+        let mut burial = Burial::new(&incarnation, tasks, window);
         for (name, _, charged) in entries {
             assert!(burial.moves(|_| Some(3)).is_empty(), "not before all is known");
             assert!(burial.on_edited(
@@ -153,10 +181,17 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_have_been_started_is_neither_charged_nor_a_suspect() {
+        let entries = [("z", false, 0), ("b", false, 0), ("a", false, 1)];
+        let expected = [("j/a".into(), false), ("j/b".into(), true), ("j/z".into(), true)];
+        assert_eq!(charged_of(&entries, Some(2)), expected);
+    }
+
+    #[test]
     fn a_void_entry_is_dealt_with_at_once() {
         let incarnation = Incarnation::new("w", 1);
         let task = TaskId::new("j", "a");
-        let mut burial = Burial::new(&incarnation, std::iter::once((task.clone(), 1, false)));
+        let mut burial = Burial::new(&incarnation, vec![(task.clone(), 1, false)], None);
         burial.on_edited(&task, &Edit::Peek, &Edited::Pending { attempt: 2, charged: 0 });
         assert!(burial.moves(|_| Some(3)).is_empty());
         assert_eq!(burial.take_done(), [task]);

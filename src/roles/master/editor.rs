@@ -191,13 +191,13 @@ fn apply(edit: &Edit, task: &mut Task) -> bool {
         Edit::Cancel => {
             if task.cancel {
                 let why = "cancelled before it was started";
-                task.outcome = Some(Outcome::unrun(State::Cancelled, None, why, task.attempt));
+                task.end(Outcome::unrun(State::Cancelled, None, why, task.attempt));
             }
             task.cancel
         }
         Edit::Expire => {
             let why = "its deadline passed before it was started";
-            task.outcome = Some(Outcome::unrun(State::Expired, None, why, task.attempt));
+            task.end(Outcome::unrun(State::Expired, None, why, task.attempt));
             true
         }
         Edit::Orphan => !std::mem::replace(&mut task.cancel, true),
@@ -217,7 +217,7 @@ fn apply(edit: &Edit, task: &mut Task) -> bool {
                 let why = format!("its worker died {} times while it had this task", task.charged);
                 let mut outcome = Outcome::unrun(State::Failed, Some(Reason::Poison), &why, task.attempt);
                 outcome.worker = Some(worker.clone());
-                task.outcome = Some(outcome);
+                task.end(outcome);
             }
             true
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::burial::Burial;
+use super::dispatch::{Roster, charge_window, entries_of};
 use super::editor::{Edit, Edited, Editor};
 use super::janitor::Janitor;
 use super::summary::{self, Summary};
@@ -15,7 +16,6 @@ use crate::machine::{
     Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, earlier,
 };
 use crate::recipes::assignment::{Book, Held, Step};
-use crate::recipes::queue::Need;
 
 /// An assignment without entries whose worker is not registered is taken for one that is about to register, for
 /// so long.
@@ -63,6 +63,7 @@ pub struct Term {
     pub(super) summary: Summary,
     pub(super) clock: Option<Clock>,
     pub(super) janitor: Janitor,
+    pub(super) roster: Roster,
     burials: BTreeMap<Incarnation, Burial>,
     /// Empty assignments of incarnations that are not registered, since when they are known.
     newborn: BTreeMap<Incarnation, Instant>,
@@ -91,6 +92,7 @@ impl Term {
             summary,
             clock: None,
             janitor: Janitor::new(layout),
+            roster: Roster::default(),
             burials: BTreeMap::new(),
             newborn: BTreeMap::new(),
             died: BTreeSet::new(),
@@ -107,6 +109,11 @@ impl Term {
     /// Whether tasks are given out.
     pub fn is_leading(&self) -> bool {
         self.stage == Stage::Leading
+    }
+
+    /// Whether what the incarnation had is being moved on.
+    pub fn is_burying(&self, incarnation: &Incarnation) -> bool {
+        self.burials.contains_key(incarnation)
     }
 
     /// Who has the task.
@@ -127,7 +134,7 @@ impl Term {
     /// When it wants to be woken.
     pub fn next_wake(&self) -> Option<Instant> {
         let newborn = self.newborn.values().min().map(|since| *since + NEWBORN_GRACE);
-        earlier(self.summary.next_wake(), newborn)
+        earlier(earlier(self.summary.next_wake(), newborn), self.roster.balance_at)
     }
 }
 
@@ -159,6 +166,7 @@ impl Master {
     pub(super) fn act(&mut self, now: Instant, out: &mut Out) {
         self.housekeep(now, out);
         self.dispatch(out);
+        self.balance(now);
         let Some(mut term) = self.term.take() else { return };
         term.book.flush(out);
         let offer = term.summary.next_wake().is_some_and(|at| at <= now);
@@ -228,6 +236,9 @@ impl Master {
                 }
                 Step::Closed(incarnation, tasks) => {
                     term.newborn.remove(&incarnation);
+                    if !self.fleet.lives(&incarnation) {
+                        term.roster.forget(&incarnation);
+                    }
                     for task in tasks {
                         self.settle(&task, now, out);
                     }
@@ -315,6 +326,10 @@ impl Master {
             return;
         }
         term.newborn.remove(incarnation);
+        term.book.touch(incarnation);
+        if let Some(registration) = self.fleet.get(incarnation) {
+            term.book.set_aside(incarnation, &registration.aside);
+        }
         let Some(through) = self.fleet.get(incarnation).and_then(|r| r.revoked_through) else { return };
         for (task, attempt) in term.book.acknowledge(incarnation, through) {
             // The same attempt is never given out twice: its worker may remember it as refused.
@@ -341,10 +356,11 @@ impl Master {
 
     fn bury(&mut self, incarnation: &Incarnation, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
-        if term.burials.contains_key(incarnation) || !term.book.incarnations().any(|i| i == incarnation) {
+        if term.burials.contains_key(incarnation) || !term.book.has(incarnation) {
             return;
         }
-        let burial = burial_of(incarnation, &term.book);
+        let burial = burial_of(incarnation, &term.book, &term.roster);
+        term.book.touch(incarnation);
         for task in burial.to_look_at() {
             term.editor.begin(task, Edit::Peek, out);
         }
@@ -380,7 +396,7 @@ impl Master {
         for (incarnation, burial) in &mut term.burials {
             // The page may have been read, or read again, after the death was known.
             if burial.is_over() && term.book.entries(incarnation).next().is_some() {
-                *burial = burial_of(incarnation, &term.book);
+                *burial = burial_of(incarnation, &term.book, &term.roster);
             }
             // An edit for another reason may have been under way when this one was wished for.
             for task in burial.to_look_at() {
@@ -401,7 +417,7 @@ impl Master {
             }
         }
         let book = &term.book;
-        term.burials.retain(|incarnation, _| book.incarnations().any(|i| i == incarnation));
+        term.burials.retain(|incarnation, _| book.has(incarnation));
         for task in settled {
             self.settle(&task, now, out);
         }
@@ -451,13 +467,24 @@ impl Master {
                     || (pending.attempt == held.attempt && pending.cancel)
                 {
                     term.book.revoke(task);
+                } else if pending.attempt == held.attempt {
+                    term.book.describe(task, pending.width, pending.charged > 0);
                 }
             }
-            (Some(Phase::Ended { by, .. }), Some((incarnation, _))) if by.as_ref() == Some(&incarnation) => {
+            (Some(Phase::Ended { by, ran_ms, .. }), Some((incarnation, held)))
+                if by.as_ref() == Some(&incarnation) =>
+            {
+                term.roster.note_run(&incarnation, *ran_ms, held.width);
                 term.book.strip(task);
             }
+            // A task that is gone ended most probably, and was collected before we saw its outcome. Its entry is
+            // revoked, to be certain; until the worker vouches that it is dead it takes up no slot.
+            (None, Some(_)) => {
+                term.book.revoke(task);
+                term.book.make_ghost(task);
+            }
             // Its worker does not know yet that it is over.
-            (None | Some(Phase::Ended { .. } | Phase::Malformed), Some(_)) => term.book.revoke(task),
+            (Some(Phase::Ended { .. } | Phase::Malformed), Some(_)) => term.book.revoke(task),
             (Some(Phase::Aside), Some(_)) => {}
             (Some(Phase::Pending(pending)), None) => {
                 let expired =
@@ -471,61 +498,6 @@ impl Master {
                 }
             }
             (None | Some(Phase::Ended { .. } | Phase::Malformed | Phase::Aside), None) => {}
-        }
-    }
-
-    /// Gives queued tasks to workers with free slots, the least loaded first.
-    fn dispatch(&mut self, out: &mut Out) {
-        let Some(term) = self.term.as_mut().filter(|term| term.is_leading()) else { return };
-        if self.queue.is_empty() || !self.workers.is_complete() {
-            return;
-        }
-        if let Some(blind) = self.fleet.incarnations().find(|i| term.book.is_unreadable(i)) {
-            if self.table.report(&format!("unreadable {blind}")) {
-                let why = "no task is given out until that worker is gone, for nobody knows what it runs";
-                out.log(Level::Error, format!("the assignment of {blind} cannot be read: {why}"));
-            }
-            return;
-        }
-        let mut free = Vec::new();
-        // A dead incarnation may seem to rise for a moment: its worker registers anew before it finds out.
-        for (incarnation, registration) in self.fleet.iter().filter(|(i, _)| !term.burials.contains_key(i)) {
-            // A task that is gone ended most probably, and was collected before we saw its outcome. Its entry is
-            // revoked, to be certain; until the worker vouches that it is dead it takes up no slot.
-            let ghost = |task: &TaskId, held: &Held| held.is_revoked() && self.table.get(task).is_none();
-            let busy =
-                |(task, held): &(&TaskId, &Held)| !ghost(task, held) && !registration.aside.contains(*task);
-            let has = term.book.entries(incarnation).filter(busy).count();
-            let slots = (registration.slots as usize).saturating_sub(has).min(term.book.room(incarnation));
-            if slots > 0 && !registration.draining && term.book.is_open(incarnation) {
-                let suspect = term
-                    .book
-                    .entries(incarnation)
-                    .any(|(t, _)| self.table.pending(t).is_some_and(|p| p.charged > 0));
-                free.push(Free { incarnation, registration, has, slots, suspect });
-            }
-        }
-        let mut given = Vec::new();
-        while !free.is_empty() {
-            let fits = |f: &Free<'_>, need: Need| {
-                !(need.suspect && f.suspect) && self.needs.fits(need, &f.registration.labels)
-            };
-            let Some((task, need)) = self.queue.pop(|need| free.iter().any(|f| fits(f, need))) else { break };
-            let Some(attempt) = self.table.pending(&task).map(|p| p.attempt) else { continue };
-            let best =
-                free.iter().enumerate().filter(|(_, f)| fits(f, need)).min_by(|(_, a), (_, b)| a.load_cmp(b));
-            let Some(at) = best.map(|(at, _)| at) else { continue };
-            given.push((free[at].incarnation.clone(), task, attempt));
-            free[at].has += 1;
-            free[at].slots -= 1;
-            free[at].suspect |= need.suspect;
-            if free[at].slots == 0 {
-                free.swap_remove(at);
-            }
-        }
-        for (incarnation, task, attempt) in given {
-            term.book.assign(&incarnation, &task, attempt);
-            term.summary.touch();
         }
     }
 
@@ -562,27 +534,7 @@ impl Master {
     }
 }
 
-fn burial_of(incarnation: &Incarnation, book: &Book) -> Burial {
-    let entry = |(task, held): (&TaskId, &Held)| (task.clone(), held.attempt, held.is_revoked());
-    Burial::new(incarnation, book.entries(incarnation).map(entry))
-}
-
-/// A worker that could take more.
-struct Free<'a> {
-    incarnation: &'a Incarnation,
-    registration: &'a crate::contract::worker::Registration,
-    has: usize,
-    slots: usize,
-    suspect: bool,
-}
-
-impl Free<'_> {
-    /// Whose share of slots in use is less; of equals, who has more slots, then by name.
-    fn load_cmp(&self, other: &Free<'_>) -> std::cmp::Ordering {
-        let (own, others) = (self.registration.slots as usize, other.registration.slots as usize);
-        (self.has * others)
-            .cmp(&(other.has * own))
-            .then(others.cmp(&own))
-            .then_with(|| self.incarnation.cmp(other.incarnation))
-    }
+fn burial_of(incarnation: &Incarnation, book: &Book, roster: &Roster) -> Burial {
+    let window = charge_window(roster, incarnation);
+    Burial::new(incarnation, entries_of(book, incarnation), window)
 }

@@ -37,6 +37,8 @@ pub enum Phase {
         state: State,
         /// Who ran it to its end.
         by: Option<Incarnation>,
+        /// For how long; 0 if that is not told.
+        ran_ms: u64,
     },
     /// It cannot be read as a task.
     Malformed,
@@ -50,6 +52,8 @@ pub enum Phase {
 pub struct Pending {
     pub attempt: u32,
     pub charged: u32,
+    /// How many commands it has to run.
+    pub width: u32,
     pub priority: i32,
     pub need: Need,
     /// By the ensemble's clock; 0 if at once.
@@ -204,7 +208,11 @@ impl Table {
         };
         let phase = match decoded {
             Ok(read) => match read.outcome {
-                Some(outcome) => Phase::Ended { state: outcome.state, by: outcome.worker },
+                Some(outcome) => {
+                    let times = outcome.started_ms.zip(outcome.ended_ms);
+                    let ran = times.map_or(0, |(from, to)| to.saturating_sub(from).max(0));
+                    Phase::Ended { state: outcome.state, by: outcome.worker, ran_ms: ran.unsigned_abs() }
+                }
                 None => match self.pending_of(task, &read, stat, needs) {
                     Some(Some(pending)) => Phase::Pending(pending),
                     Some(None) => {
@@ -242,11 +250,15 @@ impl Table {
         let none = Options::default();
         let job = if is_shared(id.dir()) { &none } else { self.options(id.dir())? };
         let options = task.options.or(job);
-        let Some(need) = needs.number(options.require.as_ref(), task.charged > 0) else { return Some(None) };
+        let last = task.charged.saturating_add(1) >= options.attempts();
+        let Some(need) = needs.number(options.require.as_ref(), task.charged > 0, last) else {
+            return Some(None);
+        };
         let expires_ms = options.expire_ms.map_or(0, |ms| stat.ctime_ms.saturating_add_unsigned(ms));
         Some(Some(Pending {
             attempt: task.attempt,
             charged: task.charged,
+            width: task.width(),
             priority: options.priority.unwrap_or(0),
             need,
             not_before_ms: task.delay_ms.map_or(0, |ms| stat.mtime_ms.saturating_add_unsigned(ms)),

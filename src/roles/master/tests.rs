@@ -47,6 +47,7 @@ fn page(world: &mut World, incarnation: &str, entries: &[(&str, u32, bool)]) {
         task: TaskId::parse(task).expect("id"),
         attempt: *attempt,
         revoked: *revoked,
+        recalled: false,
     };
     let data = Assignment::new(1, entries.iter().map(entry).collect()).encode();
     world.put(&format!("/z/assign/{incarnation}"), &data);

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::contract::chunk::Results;
 use crate::contract::task::{Outcome, State, Task};
 use crate::contract::{Incarnation, Layout, TaskId};
 use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Refusal, Reply};
@@ -26,6 +27,8 @@ pub enum Want {
         why: String,
         /// How long the next attempt is to wait, if at all.
         delay_ms: Option<u64>,
+        /// Of a chunk: what is over.
+        results: Results,
     },
     /// The attempt failed and counts; the next one may start after this many ms.
     Retry {
@@ -33,6 +36,8 @@ pub enum Want {
         why: String,
         /// How long to wait.
         delay_ms: u64,
+        /// Of a chunk: what is not to be run again.
+        results: Results,
     },
 }
 
@@ -215,21 +220,26 @@ fn apply(report: &Report, task: &mut Task) -> bool {
         outcome
     };
     match &report.want {
-        Want::Outcome(outcome) => task.outcome = Some((**outcome).clone()),
+        Want::Outcome(outcome) => task.end((**outcome).clone()),
         Want::Cancelled(outcome) => {
             if !task.cancel {
                 return false;
             }
-            task.outcome = Some((**outcome).clone());
+            task.end((**outcome).clone());
         }
         // Whoever is cut short, or failed, and was to be cancelled anyway gets no further attempt.
-        Want::Release { why, .. } | Want::Retry { why, .. } if task.cancel => task.outcome = Some(unrun(why)),
-        Want::Release { why, delay_ms } => {
+        Want::Release { why, results, .. } | Want::Retry { why, results, .. } if task.cancel => {
+            task.results.clone_from(results);
+            task.end(unrun(why));
+        }
+        Want::Release { why, delay_ms, results } => {
+            task.results.clone_from(results);
             task.next_attempt(Some(by.clone()), why);
             task.released_by = Some(by.clone());
             task.delay_ms = *delay_ms;
         }
-        Want::Retry { why, delay_ms } => {
+        Want::Retry { why, delay_ms, results } => {
+            task.results.clone_from(results);
             task.charged = task.charged.saturating_add(1);
             task.next_attempt(Some(by.clone()), why);
             task.released_by = Some(by.clone());
@@ -357,8 +367,8 @@ mod tests {
     #[test]
     fn a_release_is_not_charged_and_a_retry_is() {
         for (want, charged, delay) in [
-            (Want::Release { why: "drained".into(), delay_ms: None }, 0, None),
-            (Want::Retry { why: "exit 1".into(), delay_ms: 70 }, 1, Some(70)),
+            (Want::Release { why: "drained".into(), delay_ms: None, results: Results::new() }, 0, None),
+            (Want::Retry { why: "exit 1".into(), delay_ms: 70, results: Results::new() }, 1, Some(70)),
         ] {
             let mut bench = Bench::new(want);
             let (_, Call::Set { data, .. }) = bench.call() else { panic!("a write") };

@@ -1,515 +1,393 @@
-//! The entries of a worker's assignment, one slot each: from being read to being written down.
+//! What a worker runs: started in the order of its assignment, stopped when it must end, and taken in when it ended.
+//!
+//! Entries are started strictly in their order, and at most as many as it has slots and [`START_AHEAD`] more are started and not written down.
+//! So when a worker dies, a leader knows which of its entries cannot have been started, and charges none of those.
 
 use std::time::Duration;
 
+use super::course::Course;
 use super::reports::Want;
-use super::{Mode, Out, Purpose, Worker};
-use crate::contract::task::{Options, Outcome, Output, Payload, Reason, State as OutcomeState, Task};
-use crate::contract::worker::Entry;
+use super::slot::{State, Stop, Why, Work};
+use super::{Mode, Out, Purpose, Run, Worker};
+use crate::contract::handler::Request;
+use crate::contract::task::{Options, Payload, Task};
+use crate::contract::worker::START_AHEAD;
 use crate::contract::{TaskId, is_shared};
 use crate::machine::{
-    Action, Call, Ended, GroupSignal, Instant, RunId, RunOutput, RunReport, RunSpec, Stat, earlier,
+    Action, Call, GroupSignal, Instant, Refusal, Reply, RunId, RunOutput, RunReport, RunSpec, earlier,
 };
-use crate::recipes::lease::Ticket;
 
 /// A task that outlasts a drain's grace gets SIGTERM so long before SIGKILL, but not before half of the grace is
 /// over: a short one would otherwise leave no time to end in peace.
 pub const TERM_BEFORE_KILL: Duration = Duration::from_secs(5);
 
-/// The least time between two writes that only say that something revoked, and written down as ended, is dead.
-const VOUCH_PACE: Duration = Duration::from_secs(1);
-
 /// A task that could not be started because the machine is short of something waits so long, in ms.
 const TRANSIENT_DELAY_MS: u64 = 1_000;
 
-/// One entry of the assignment.
-#[derive(Debug)]
-pub struct Slot {
-    /// The attempt that the entry names.
-    pub attempt: u32,
-    /// The leader wants it dead.
-    pub revoked: bool,
-    /// The entry is gone, and the slot goes as soon as it is closed.
-    pub orphaned: bool,
-    /// The same task, given out to us once more before we had heard what became of our report.
-    pub next: Option<(u32, bool)>,
-    /// How far it is.
-    pub state: State,
-}
-
-/// How far an entry is.
-#[derive(Debug)]
-pub enum State {
-    /// The task is being read; `verified` if an own write was made before.
-    Reading { verified: bool },
-    /// What was read does not fit: an own write is being made, then it is read again.
-    Verifying { ticket: Ticket },
-    /// It may be started.
-    Ready(Box<Work>),
-    /// It runs, and from its start on has this much time.
-    Running {
-        run: RunId,
-        work: Box<Work>,
-        timeout: Option<Duration>,
-        deadline: Option<Instant>,
-        stop: Option<Stop>,
-    },
-    /// It ended, and that is being written down.
-    Reporting,
-    /// There is nothing to do; with `vouch`, the leader must be told that it is dead.
-    Closed { vouch: bool },
-    /// There is nothing that could be done.
-    Aside,
-}
-
-/// A task as it was read before its attempt started.
-#[derive(Debug)]
-pub struct Work {
-    task: Task,
-    /// The version that its outcome will be set against.
-    version: i32,
-    /// The transaction that wrote it: its fencing token.
-    mzxid: i64,
-}
-
-/// Why and until when a run is being stopped.
-#[derive(Clone, Copy, Debug)]
-pub struct Stop {
-    why: Why,
-    kill: Instant,
-    killed: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Why {
-    Timeout,
-    Revoked,
-    Drain,
-    Dead,
-}
-
-impl Slot {
-    fn new(attempt: u32, revoked: bool) -> Slot {
-        Slot { attempt, revoked, orphaned: false, next: None, state: State::Reading { verified: false } }
-    }
-
-    /// The run, if it runs.
-    pub fn run(&self) -> Option<RunId> {
-        match self.state {
-            State::Running { run, .. } => Some(run),
-            _ => None,
-        }
-    }
-
-    /// Whether it is this run.
-    pub fn is_running(&self, run: RunId) -> bool {
-        self.run() == Some(run)
-    }
-
-    /// Whether it awaits the answer to such a reading.
-    pub fn awaits(&self, attempt: u32, verified: bool) -> bool {
-        self.attempt == attempt && matches!(self.state, State::Reading { verified: v } if v == verified)
-    }
-
-    /// Whether it takes up one of the worker's slots.
-    pub fn is_busy(&self) -> bool {
-        matches!(self.state, State::Running { .. } | State::Reporting)
-    }
-
-    /// Whether it is still to be started.
-    pub fn is_open(&self) -> bool {
-        matches!(self.state, State::Reading { .. } | State::Verifying { .. } | State::Ready(_))
-    }
-
-    /// Whether its attempt is dead, and no report on it is owed.
-    fn is_dead(&self) -> bool {
-        matches!(self.state, State::Closed { .. } | State::Aside)
-    }
+/// What comes next in the line.
+enum Head {
+    /// It is not there any more, or all of it was started.
+    Gone,
+    /// It cannot be started yet, and what follows waits for it.
+    Waits,
+    /// This command of it.
+    Start(usize),
 }
 
 impl Worker {
-    /// Takes in a new version of the assignment.
-    pub(super) fn merge(&mut self, entries: Vec<Entry>, now: Instant, out: &mut Out) {
-        for slot in self.slots.values_mut() {
-            slot.orphaned = true;
-        }
-        for entry in entries {
-            match self.slots.get_mut(&entry.task) {
-                None => {
-                    self.slots.insert(entry.task.clone(), Slot::new(entry.attempt, entry.revoked));
-                    self.read_task(&entry.task, out);
-                }
-                Some(slot) if slot.attempt == entry.attempt => {
-                    slot.orphaned = false;
-                    slot.revoked |= entry.revoked;
-                }
-                Some(slot) if slot.is_dead() => {
-                    *slot = Slot::new(entry.attempt, entry.revoked);
-                    self.read_task(&entry.task, out);
-                }
-                Some(slot) => {
-                    slot.orphaned = false;
-                    slot.next = Some((entry.attempt, entry.revoked));
-                }
-            }
-        }
-        self.slots.retain(|_, slot| !slot.orphaned || slot.is_busy());
-        let revoked: Vec<_> =
-            self.slots.iter().filter(|(_, s)| s.revoked || s.orphaned).map(|(t, _)| t.clone()).collect();
-        for task in revoked {
-            self.revoke(&task, now, out);
-        }
-    }
-
-    fn revoke(&mut self, task: &TaskId, now: Instant, out: &mut Out) {
-        let kill = now + self.params.grace;
-        let Some(slot) = self.slots.get_mut(task) else { return };
-        match &mut slot.state {
-            State::Reading { .. } | State::Verifying { .. } | State::Ready(_) => {
-                slot.state = State::Closed { vouch: true };
-            }
-            State::Running { run, stop, .. } => {
-                if stop.is_none() {
-                    *stop = Some(Stop { why: Why::Revoked, kill, killed: false });
-                    out.push(Action::Signal { run: *run, signal: GroupSignal::Term });
-                }
-            }
-            State::Reporting | State::Closed { .. } | State::Aside => {}
-        }
-    }
-
-    pub(super) fn read_task(&mut self, task: &TaskId, out: &mut Out) {
-        let Some(slot) = self.slots.get(task) else { return };
-        let State::Reading { verified } = slot.state else { return };
-        let call = Call::Get { path: self.params.layout.task(task), watch: false };
-        let purpose = Purpose::ReadTask { task: task.clone(), attempt: slot.attempt, verified };
-        self.calls.issue(out, call, purpose);
-        let dir = task.dir();
-        if !is_shared(dir) && !self.jobs.contains_key(dir) {
-            self.jobs.insert(dir.to_string(), None);
-            let call = Call::Get { path: self.params.layout.job(dir), watch: false };
-            self.calls.issue(out, call, Purpose::ReadJob(dir.to_string()));
-        }
-    }
-
-    /// A new session is up: what was being read when the last one ended is read again.
-    pub(super) fn restart_reads(&mut self, out: &mut Out) {
-        let open = |(task, slot): (&TaskId, &mut Slot)| {
-            let reads = matches!(slot.state, State::Reading { .. } | State::Verifying { .. });
-            if reads {
-                slot.state = State::Reading { verified: false };
-            }
-            (reads || slot.is_open()).then(|| task.clone())
-        };
-        let open: Vec<_> = self.slots.iter_mut().filter_map(open).collect();
-        for task in open {
-            if let Some(slot) = self.slots.get_mut(&task) {
-                slot.state = State::Reading { verified: false };
-            }
-            self.read_task(&task, out);
-        }
-    }
-
-    /// Takes in a task that was read, or that is not there.
-    pub(super) fn on_task(&mut self, id: &TaskId, read: Option<(&[u8], &Stat)>, now: Instant, out: &mut Out) {
-        let Some(slot) = self.slots.get_mut(id) else { return };
-        let State::Reading { verified } = slot.state else { return };
-        if let Some((data, stat)) = read
-            && let Ok(task) = Task::decode(data)
-            && task.outcome.is_none()
-            && task.attempt == slot.attempt
-        {
-            let work = Work { task, version: stat.version, mzxid: stat.mzxid };
-            slot.state = State::Ready(Box::new(work));
-        } else if verified {
-            // Even the present does not fit: the entry is void.
-            slot.state = State::Closed { vouch: false };
-        } else {
-            slot.state = State::Verifying { ticket: self.lease.fresh(now, out) };
-        }
-    }
-
-    /// An own write was acknowledged: what did not fit is read again.
-    pub(super) fn after_own_write(&mut self, out: &mut Out) {
-        let lease = &self.lease;
-        let again = |(task, slot): (&TaskId, &mut Slot)| match slot.state {
-            State::Verifying { ticket } if lease.has(ticket) => {
-                slot.state = State::Reading { verified: true };
-                Some(task.clone())
-            }
-            _ => None,
-        };
-        let again: Vec<_> = self.slots.iter_mut().filter_map(again).collect();
-        for task in again {
-            self.read_task(&task, out);
-        }
+    /// Whether one more entry may be started and without an outcome.
+    fn is_room(&self) -> bool {
+        self.started + self.reports.len() < self.params.slots as usize + START_AHEAD
     }
 
     /// Starts what may be started.
     pub(super) fn start_ready(&mut self, now: Instant, out: &mut Out) {
-        if self.mode != Mode::Working
-            || self.dying.is_some()
-            || !self.registrar.is_standing()
-            || !self.lease.holds(now)
-        {
+        let may = self.mode == Mode::Working
+            && self.dying.is_none()
+            && self.registrar.is_standing()
+            && self.lease.holds(now);
+        if !may {
             return;
         }
-        let mut free =
-            (self.params.slots as usize).saturating_sub(self.slots.values().filter(|s| s.is_busy()).count());
-        for (id, slot) in &mut self.slots {
-            if free == 0 {
-                return;
-            }
-            let State::Ready(_) = &slot.state else { continue };
-            let none = Options::default();
-            let job = if is_shared(id.dir()) {
-                Some(&none)
-            } else {
-                self.jobs.get(id.dir()).and_then(Option::as_ref)
-            };
-            let Some(job) = job else { continue };
-            let State::Ready(work) = std::mem::replace(&mut slot.state, State::Closed { vouch: false })
+        while self.runs.len() < self.params.slots as usize && self.is_room() {
+            let Some((order, task)) = self.line.first_key_value().map(|(order, task)| (*order, task.clone()))
             else {
-                continue;
+                return;
             };
-            let options = work.task.options.or(job);
-            let spec = RunSpec {
-                argv: match work.task.payload() {
-                    Payload::Shell(line) => vec!["/bin/sh".into(), "-c".into(), line],
-                    Payload::Program(argv) => argv,
-                    Payload::Chunk { commands, .. } => {
-                        vec!["/bin/sh".into(), "-c".into(), commands.join("\n")]
-                    }
-                },
-                env: environment(id, &work, &options, &self.params.id),
-                request: None,
-                output: RunOutput::Capture { limit: self.params.output_limit },
-            };
-            let timeout = options.timeout_ms.map(Duration::from_millis);
-            let run = out.run(spec);
-            slot.state = State::Running { run, work, timeout, deadline: None, stop: None };
-            self.runs.insert(run, id.clone());
-            free -= 1;
+            match self.head(&task, order, now) {
+                Head::Gone => {
+                    self.line.pop_first();
+                }
+                Head::Waits => return,
+                Head::Start(command) => self.start(&task, command, out),
+            }
         }
+    }
+
+    fn head(&mut self, task: &TaskId, order: u64, now: Instant) -> Head {
+        let Some(slot) = self.slots.get_mut(task).filter(|slot| slot.order == order) else {
+            return Head::Gone;
+        };
+        match &mut slot.state {
+            State::Reading { .. } | State::Verifying { .. } => return Head::Waits,
+            State::Reporting | State::Closed { .. } | State::Aside => return Head::Gone,
+            State::Running(course) => return course.start_next().map_or(Head::Gone, Head::Start),
+            State::Ready(_) => {}
+        }
+        let none = Options::default();
+        let job = if is_shared(task.dir()) {
+            Some(&none)
+        } else {
+            self.jobs.get(task.dir()).and_then(Option::as_ref)
+        };
+        let Some(job) = job else { return Head::Waits };
+        let State::Ready(work) = std::mem::replace(&mut slot.state, State::Closed { vouch: false }) else {
+            return Head::Gone;
+        };
+        let mut course = Box::new(Course::new(*work, job));
+        let first = course.start_next();
+        if let Some(pause) = course.checkpoint_pause() {
+            course.save_at = Some(now + pause);
+            self.checkpoints.insert((now + pause, task.clone()));
+        }
+        slot.state = State::Running(course);
+        self.started += 1;
+        first.map_or(Head::Gone, Head::Start)
+    }
+
+    fn start(&mut self, id: &TaskId, command: usize, out: &mut Out) {
+        let Some(course) = self.slots.get_mut(id).and_then(|slot| slot.course_mut()) else { return };
+        let run = RunId(out.fresh_id());
+        let timeout = course.options.timeout_ms.map(Duration::from_millis);
+        let spec = match &self.params.handler {
+            Some(handler) => {
+                ask(handler, run, id, course, command, &self.params.id, self.params.output_limit)
+            }
+            None => spawn(id, course, command, &self.params.id, self.params.output_limit),
+        };
+        out.push(Action::Run { run, spec });
+        course.runs.insert(run);
+        self.runs.insert(run, Run { task: id.clone(), command, timeout, timer: None, stop: None });
     }
 
     /// The program runs: its time begins, however long it took to get there.
     pub(super) fn on_started(&mut self, run: RunId, now: Instant) {
-        let slot = self.runs.get(&run).and_then(|task| self.slots.get_mut(task));
-        if let Some(State::Running { timeout: Some(timeout), deadline, .. }) =
-            slot.map(|slot| &mut slot.state)
-        {
-            *deadline = Some(now + *timeout);
+        let Some(timeout) = self.runs.get(&run).filter(|run| run.stop.is_none()).and_then(|run| run.timeout)
+        else {
+            return;
+        };
+        self.set_timer(run, Some(now + timeout));
+    }
+
+    /// When something is to be done to a run.
+    fn set_timer(&mut self, id: RunId, at: Option<Instant>) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        if let Some(before) = std::mem::replace(&mut run.timer, at) {
+            self.timers.remove(&(before, id));
         }
+        if let Some(at) = at {
+            self.timers.insert((at, id));
+        }
+    }
+
+    /// Notes that a run is being stopped; false if it was already.
+    pub(super) fn stop_run(&mut self, id: RunId, stop: Stop) -> bool {
+        let Some(run) = self.runs.get_mut(&id).filter(|run| run.stop.is_none()) else { return false };
+        run.stop = Some(stop);
+        self.set_timer(id, Some(stop.kill).filter(|_| !stop.killed));
+        true
     }
 
     /// Stops what ran past its timeout, and kills what was stopped and did not end.
     pub(super) fn stop_late(&mut self, now: Instant, out: &mut Out) {
-        for slot in self.slots.values_mut() {
-            let State::Running { run, deadline, stop, .. } = &mut slot.state else { continue };
-            match stop {
-                None if deadline.is_some_and(|at| at <= now) => {
-                    *stop = Some(Stop { why: Why::Timeout, kill: now + self.params.grace, killed: false });
-                    out.push(Action::Signal { run: *run, signal: GroupSignal::Term });
+        while let Some((at, run)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
+            self.timers.remove(&(at, run));
+            let Some(known) = self.runs.get_mut(&run) else { continue };
+            known.timer = None;
+            match &mut known.stop {
+                None => {
+                    let kill = now + self.params.grace;
+                    self.stop_run(run, Stop { why: Why::Timeout, kill, killed: false });
+                    out.push(Action::Signal { run, signal: GroupSignal::Term });
                 }
-                Some(stop) if stop.kill <= now && !stop.killed => {
+                Some(stop) => {
                     stop.killed = true;
-                    out.push(Action::Signal { run: *run, signal: GroupSignal::Kill });
+                    out.push(Action::Signal { run, signal: GroupSignal::Kill });
                 }
-                None | Some(_) => {}
             }
         }
     }
 
     /// Stops what still runs at the end of a drain's grace.
     pub(super) fn stop_running(&mut self, term: Instant, kill: Instant, now: Instant, out: &mut Out) {
-        for slot in self.slots.values_mut() {
-            let State::Running { run, stop, .. } = &mut slot.state else { continue };
-            if let Some(stop) = stop {
+        let runs: Vec<RunId> = self.runs.keys().copied().collect();
+        for run in runs {
+            let Some(known) = self.runs.get_mut(&run) else { continue };
+            if let Some(stop) = known.stop.as_mut().filter(|stop| !stop.killed) {
                 stop.kill = stop.kill.min(kill);
-            } else if term <= now {
-                *stop = Some(Stop { why: Why::Drain, kill, killed: false });
-                out.push(Action::Signal { run: *run, signal: GroupSignal::Term });
+                let kill = stop.kill;
+                self.set_timer(run, Some(kill));
+            } else if known.stop.is_none() && term <= now {
+                self.stop_run(run, Stop { why: Why::Drain, kill, killed: false });
+                out.push(Action::Signal { run, signal: GroupSignal::Term });
             }
         }
         self.stop_late(now, out);
+    }
+
+    /// No more commands of chunks are started: what is over of them is written down, the rest is handed back.
+    pub(super) fn halt_all(&mut self, why: Why, out: &mut Out) {
+        let started = self.slots.iter_mut().filter_map(|(task, slot)| Some((task, slot.course_mut()?)));
+        let started: Vec<TaskId> = started
+            .map(|(task, course)| {
+                course.halt(why);
+                task.clone()
+            })
+            .collect();
+        for task in started {
+            self.finish_if_over(&task, out);
+        }
     }
 
     /// Kills everything at once: the incarnation is dead.
     pub(super) fn kill_all(&mut self, out: &mut Out) {
         for slot in self.slots.values_mut() {
             slot.orphaned = true;
-            if let State::Running { run, stop, .. } = &mut slot.state {
-                *stop = Some(Stop { why: Why::Dead, kill: Instant::default(), killed: true });
-                out.push(Action::Signal { run: *run, signal: GroupSignal::Kill });
-            }
+        }
+        self.timers.clear();
+        for (id, run) in &mut self.runs {
+            run.timer = None;
+            run.stop = Some(Stop { why: Why::Dead, kill: Instant::default(), killed: true });
+            out.push(Action::Signal { run: *id, signal: GroupSignal::Kill });
         }
         self.slots.retain(|_, slot| slot.is_busy());
+        self.line.clear();
+        self.halt_all(Why::Dead, out);
     }
 
     /// The next time at which a run wants something done to it.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let next = |slot: &Slot| match &slot.state {
-            State::Running { stop: Some(stop), .. } => Some(stop.kill).filter(|_| !stop.killed),
-            State::Running { deadline, .. } => *deadline,
-            _ => None,
-        };
-        self.slots.values().filter_map(next).min()
+        let checkpoint = self.checkpoints.first().map(|(at, _)| *at).filter(|_| self.connected);
+        earlier(self.timers.first().map(|(at, _)| *at), checkpoint)
     }
 
     /// The next step of a drain.
     pub(super) fn next_stop(&self, term: Instant, kill: Instant) -> Option<Instant> {
-        let unstopped = |slot: &Slot| matches!(slot.state, State::Running { stop: None, .. });
-        let term = self.slots.values().any(unstopped).then_some(term);
-        let pending =
-            |slot: &Slot| matches!(&slot.state, State::Running { stop: Some(stop), .. } if !stop.killed);
-        earlier(term, self.slots.values().any(pending).then_some(kill))
+        let term = self.runs.values().any(|run| run.stop.is_none()).then_some(term);
+        let pending = |run: &Run| run.stop.is_some_and(|stop| !stop.killed);
+        earlier(term, self.runs.values().any(pending).then_some(kill))
     }
 
     /// A run could not even be started.
     pub(super) fn on_not_started(&mut self, run: RunId, transient: bool, why: &str, out: &mut Out) {
-        let Some(id) = self.runs.remove(&run) else { return };
-        let Some(work) = self.take_work(&id) else { return };
-        if transient {
-            let want = Want::Release { why: why.to_string(), delay_ms: Some(TRANSIENT_DELAY_MS) };
-            return self.owe(&id, &work, want, out);
+        let Some(run) = self.take_run(run) else { return };
+        let by = self.registrar.incarnation().clone();
+        if let Some(course) = self.slots.get_mut(&run.task).and_then(|slot| slot.course_mut()) {
+            course.not_started(run.command, transient.then_some(TRANSIENT_DELAY_MS), why, &by);
         }
-        let mut outcome =
-            Outcome::unrun(OutcomeState::Failed, Some(Reason::NotStarted), why, work.task.attempt);
-        outcome.worker = Some(self.registrar.incarnation().clone());
-        self.owe(&id, &work, Want::Outcome(Box::new(outcome)), out);
+        self.finish_if_over(&run.task, out);
     }
 
     /// A run is over, and its group dead.
-    pub(super) fn on_ended(&mut self, run: RunId, report: RunReport, out: &mut Out) {
-        let Some(id) = self.runs.remove(&run) else { return };
-        let stop = match self.slots.get(&id).map(|slot| &slot.state) {
-            Some(State::Running { stop, .. }) => *stop,
-            _ => None,
-        };
-        let Some(work) = self.take_work(&id) else { return };
+    pub(super) fn on_ended(&mut self, run: RunId, report: &RunReport, out: &mut Out) {
+        let Some(run) = self.take_run(run) else { return };
+        let by = self.registrar.incarnation().clone();
         // If we stood still it may have ended in time, and we looked at the clock before we heard of that.
-        let why = stop.map(|stop| stop.why).filter(|why| *why != Why::Timeout || report.signalled);
-        let want = self.want(&id, &work, why, &report);
-        self.owe(&id, &work, want, out);
-    }
-
-    /// Takes the work out of a running slot, which is reporting from now on.
-    fn take_work(&mut self, id: &TaskId) -> Option<Box<Work>> {
-        let slot = self.slots.get_mut(id)?;
-        match std::mem::replace(&mut slot.state, State::Reporting) {
-            State::Running { work, .. } => Some(work),
-            other => {
-                slot.state = other;
-                None
-            }
+        let why = run.stop.map(|stop| stop.why).filter(|why| *why != Why::Timeout || report.signalled);
+        if let Some(course) = self.slots.get_mut(&run.task).and_then(|slot| slot.course_mut()) {
+            course.ended(run.command, why, report, &by);
         }
+        self.finish_if_over(&run.task, out);
     }
 
-    fn owe(&mut self, id: &TaskId, work: &Work, want: Want, out: &mut Out) {
+    fn take_run(&mut self, id: RunId) -> Option<Run> {
+        self.set_timer(id, None);
+        let run = self.runs.remove(&id)?;
+        if let Some(course) = self.slots.get_mut(&run.task).and_then(|slot| slot.course_mut()) {
+            course.runs.remove(&id);
+        }
+        Some(run)
+    }
+
+    /// What was started of an entry is over: that is to be written down from now on.
+    pub(super) fn finish_if_over(&mut self, id: &TaskId, out: &mut Out) {
+        let Some(slot) = self.slots.get_mut(id) else { return };
+        if !slot.course().is_some_and(Course::is_over) {
+            return;
+        }
+        let State::Running(mut course) = std::mem::replace(&mut slot.state, State::Reporting) else { return };
+        if let Some(at) = course.save_at {
+            self.checkpoints.remove(&(at, id.clone()));
+        }
+        self.started -= 1;
+        let want = course.want(self.registrar.incarnation());
+        self.owe(id, &course.work, want, out);
+    }
+
+    pub(super) fn owe(&mut self, id: &TaskId, work: &Work, want: Want, out: &mut Out) {
         let by = self.registrar.incarnation().clone();
         self.reports.add(id, &by, &work.task, work.version, want, out);
     }
 
-    /// What is to be written of a run that ended so.
-    fn want(&self, id: &TaskId, work: &Work, why: Option<Why>, report: &RunReport) -> Want {
-        let outcome = |state, reason| {
-            let (exit_code, signal) = match report.ended {
-                Ended::Exit(code) => (Some(code), None),
-                Ended::Signal(signal) => (None, Some(signal)),
-                Ended::Broken => (None, None),
-            };
-            Box::new(Outcome {
-                state,
-                reason,
-                exit_code,
-                signal,
-                detail: None,
-                attempt: work.task.attempt,
-                worker: Some(self.registrar.incarnation().clone()),
-                started_ms: Some(report.started_ms),
-                ended_ms: Some(report.ended_ms),
-                stdout: Output::new(&report.stdout),
-                stderr: Output::new(&report.stderr),
-                results: Vec::new(),
-            })
-        };
-        let (reason, text) = match (why, report.ended) {
-            (Some(Why::Revoked), _) => return Want::Cancelled(outcome(OutcomeState::Cancelled, None)),
-            (_, Ended::Exit(0)) if why != Some(Why::Timeout) => {
-                return Want::Outcome(outcome(OutcomeState::Done, None));
-            }
-            (Some(Why::Drain), _) => {
-                return Want::Release { why: "its worker was stopped".into(), delay_ms: None };
-            }
-            (Some(Why::Dead), _) => {
-                return Want::Release { why: "its worker lost its session".into(), delay_ms: None };
-            }
-            (Some(Why::Timeout), _) => (Reason::Timeout, "it ran past its timeout".to_string()),
-            (None, Ended::Exit(code)) => (Reason::Exit, format!("it exited with {code}")),
-            (None, Ended::Broken) => (Reason::Handler, "its handler broke".to_string()),
-            (None, Ended::Signal(signal)) => (Reason::Signal, format!("signal {signal} killed it")),
-        };
-        let none = Options::default();
-        let job = self.jobs.get(id.dir()).and_then(Option::as_ref).unwrap_or(&none);
-        let options = work.task.options.or(job);
-        let charged = work.task.charged.saturating_add(1);
-        if options.max_attempts.is_some_and(|max| charged < max) {
-            return Want::Retry { why: text, delay_ms: options.backoff_ms(charged) };
-        }
-        Want::Outcome(outcome(OutcomeState::Failed, Some(reason)))
-    }
-
-    /// A report is settled, or there was nothing to do.
-    pub(super) fn close(&mut self, task: &TaskId, vouch: bool, out: &mut Out) {
-        let Some(slot) = self.slots.get_mut(task) else { return };
-        slot.state = State::Closed { vouch };
-        if slot.orphaned || self.dying.is_some() {
-            self.slots.remove(task);
-        } else if let Some((attempt, revoked)) = slot.next.take() {
-            *slot = Slot::new(attempt, revoked);
-            if revoked {
-                slot.state = State::Closed { vouch: true };
-            } else {
-                self.read_task(task, out);
-            }
-        }
-    }
-
-    /// Tells the leader that what it revoked is dead. Where an outcome of ours says so too, the leader mostly has
-    /// seen it and strikes the entry off, so that this can wait.
-    pub(super) fn vouch(&mut self, now: Instant, out: &mut Out) {
-        self.vouch_at = None;
-        let Some(version) = self.version.filter(|_| self.registrar.is_standing()) else { return };
-        let mut revoked = self.slots.values().filter(|slot| slot.revoked).peekable();
-        let vouched = self.registrar.body().revoked_through.is_some_and(|through| through >= version);
-        if vouched || revoked.peek().is_none() || !revoked.clone().all(Slot::is_dead) {
+    /// Writes down what is over of the chunks for which that is due.
+    pub(super) fn save(&mut self, now: Instant, out: &mut Out) {
+        if !self.connected {
             return;
         }
-        let at_once = revoked.any(|slot| matches!(slot.state, State::Closed { vouch: true }));
-        let at = self.vouched.map_or(now, |last| last + VOUCH_PACE);
-        if at_once || at <= now {
-            self.vouched = Some(now);
-            self.registrar.publish(|body| body.revoked_through = Some(version), out);
-        } else {
-            self.vouch_at = Some(at);
+        while let Some((at, id)) = self.checkpoints.first().filter(|(at, _)| *at <= now).cloned() {
+            self.checkpoints.remove(&(at, id.clone()));
+            let Some(slot) = self.slots.get_mut(&id) else { continue };
+            let attempt = slot.attempt;
+            let Some(course) = slot.course_mut() else { continue };
+            let Some(pause) = course.checkpoint_pause() else { continue };
+            course.save_at = Some(now + pause);
+            self.checkpoints.insert((now + pause, id.clone()));
+            if let Some(mut task) = course.checkpoint() {
+                let (path, version) = (self.params.layout.task(&id), course.work.version);
+                let call = Call::Set { path, data: task.encode_to_fit(), version };
+                self.calls.issue(out, call, Purpose::Checkpoint { task: id, attempt });
+            }
         }
+    }
+
+    /// A checkpoint was written, or not. If somebody changed the task, it is read, and the next one is set on that.
+    pub(super) fn on_checkpoint(
+        &mut self,
+        id: &TaskId,
+        attempt: u32,
+        result: Result<&Reply, Refusal>,
+        out: &mut Out,
+    ) {
+        let path = self.params.layout.task(id);
+        let Some(course) = self.course_at(id, attempt) else { return };
+        match result {
+            Ok(Reply::Stat(stat)) => course.saved(stat.version),
+            Err(Refusal::BadVersion) => {
+                let call = Call::Get { path, watch: false };
+                self.calls.issue(out, call, Purpose::RereadTask { task: id.clone(), attempt });
+            }
+            // It is gone, or may not be written: its end will tell.
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    /// The task that somebody changed while it runs.
+    pub(super) fn on_reread(&mut self, id: &TaskId, attempt: u32, result: Result<&Reply, Refusal>) {
+        let Some(course) = self.course_at(id, attempt) else { return };
+        if let Ok(Reply::Data { data, stat }) = result
+            && let Ok(mut task) = Task::decode(data)
+            && task.outcome.is_none()
+            && task.attempt == attempt
+            && task.payload() == course.work.task.payload()
+        {
+            task.results.clear();
+            course.work.task = task;
+            course.work.version = stat.version;
+            course.unsaved();
+        }
+    }
+
+    fn course_at(&mut self, id: &TaskId, attempt: u32) -> Option<&mut Course> {
+        self.slots.get_mut(id).filter(|slot| slot.attempt == attempt)?.course_mut()
     }
 }
 
-/// What the task finds in its environment.
-fn environment(id: &TaskId, work: &Work, options: &Options, worker: &str) -> Vec<(String, String)> {
-    let mut env: Vec<_> = options.env.clone().unwrap_or_default().into_iter().collect();
+/// A process for a command.
+fn spawn(id: &TaskId, course: &Course, command: usize, worker: &str, limit: usize) -> RunSpec {
+    let (payload, line) = course.payload(command);
+    let argv = match payload {
+        Payload::Program(argv) => argv,
+        Payload::Shell(line) => shell(line),
+        Payload::Chunk { .. } => Vec::new(),
+    };
+    let mut env: Vec<_> = course.options.env.clone().unwrap_or_default().into_iter().collect();
+    env.extend(private(worker));
     for (key, value) in [
-        // The worker's own name and credentials are not for the task; what is empty counts as not set.
-        ("ZKMW_ID", String::new()),
-        ("ZKMW_AUTH", String::new()),
         ("ZKMW_TASK", id.to_string()),
-        ("ZKMW_ATTEMPT", work.task.attempt.to_string()),
-        ("ZKMW_EPOCH", work.mzxid.to_string()),
-        ("ZKMW_WORKER", worker.to_string()),
+        ("ZKMW_ATTEMPT", course.work.task.attempt.to_string()),
+        ("ZKMW_EPOCH", course.work.mzxid.to_string()),
     ] {
         env.push((key.to_string(), value));
     }
-    env
+    env.extend(line.map(|line| ("ZKMW_LINE".to_string(), line.to_string())));
+    RunSpec { argv, env, request: None, output: RunOutput::Capture { limit } }
+}
+
+/// A request to the handler for a command.
+fn ask(
+    handler: &str,
+    run: RunId,
+    id: &TaskId,
+    course: &Course,
+    command: usize,
+    worker: &str,
+    limit: usize,
+) -> RunSpec {
+    let (payload, line) = course.payload(command);
+    let Work { task, mzxid, .. } = &course.work;
+    let mut request = Request::new(run.0, id.as_str(), task.attempt, *mzxid, worker);
+    request.line = line;
+    request.env = course.options.env.as_ref();
+    request.timeout_ms = course.options.timeout_ms;
+    match &payload {
+        Payload::Shell(line) => request.command = Some(line),
+        Payload::Program(argv) => request.argv = Some(argv),
+        Payload::Chunk { .. } => {}
+    }
+    RunSpec {
+        argv: shell(handler.to_string()),
+        env: private(worker).into(),
+        request: Some(request.encode()),
+        output: RunOutput::Capture { limit },
+    }
+}
+
+fn shell(line: String) -> Vec<String> {
+    vec!["/bin/sh".into(), "-c".into(), line]
+}
+
+/// The worker's own name and credentials are not for the task; what is empty counts as not set.
+fn private(worker: &str) -> [(String, String); 3] {
+    [("ZKMW_ID", ""), ("ZKMW_AUTH", ""), ("ZKMW_WORKER", worker)]
+        .map(|(key, value)| (key.to_string(), value.to_string()))
 }

@@ -18,6 +18,7 @@ fn worker(change: impl FnOnce(&mut Params)) -> Desk<Worker> {
         grace: Duration::from_secs(4),
         close_timeout: Duration::from_secs(5),
         output_limit: 1_000,
+        handler: None,
         seed: 1,
     };
     change(&mut params);
@@ -38,6 +39,7 @@ fn assign(world: &mut World, desk: &Desk<Worker>, entries: &[(&str, u32, bool)])
         task: TaskId::parse(task).expect("id"),
         attempt: *attempt,
         revoked: *revoked,
+        recalled: false,
     };
     let data = Assignment::new(1, entries.iter().map(entry).collect()).encode();
     world.put(&desk.role.assignment(), &data);

@@ -1,0 +1,317 @@
+//! One incarnation's assignment as the leader keeps it: its entries in the order in which they are started, what is
+//! revoked since which version, and how much all of it is to do. It makes no calls.
+
+use std::collections::BTreeMap;
+
+use crate::contract::TaskId;
+use crate::contract::worker::{Assignment, Entry};
+
+/// A task on a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The attempt that it was given out as.
+    pub attempt: u32,
+    /// Somebody who led before gave it out.
+    pub inherited: bool,
+    /// How many commands it has to run.
+    pub width: u32,
+    /// It was charged before.
+    pub suspect: bool,
+    /// Its worker is to release it, unless it was started.
+    pub recalled: bool,
+    pub(super) revoked: Revoked,
+    /// It takes up no slot, for one of these reasons.
+    ghost: bool,
+    aside: bool,
+    place: u64,
+}
+
+impl Held {
+    /// An entry of a task that is given out as this attempt.
+    pub fn new(attempt: u32, width: u32, suspect: bool) -> Held {
+        Held {
+            attempt,
+            inherited: false,
+            width,
+            suspect,
+            recalled: false,
+            revoked: Revoked::No,
+            ghost: false,
+            aside: false,
+            place: 0,
+        }
+    }
+
+    /// Whether it is, or is about to be, revoked.
+    pub fn is_revoked(&self) -> bool {
+        self.revoked != Revoked::No
+    }
+
+    fn takes_slots(&self) -> bool {
+        !self.ghost && !self.aside
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Revoked {
+    No,
+    Wanted,
+    InFlight,
+    /// In this version of the page at the latest.
+    Since(i32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PageState {
+    Reading,
+    Idle,
+    Writing,
+    Closing,
+    /// It is no assignment; nobody knows what its incarnation runs.
+    Unreadable,
+}
+
+/// How much is on a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Commands to run, of all entries that take up slots.
+    pub width: u64,
+    /// Entries, of whatever kind.
+    pub entries: usize,
+    /// Those that were charged before.
+    pub suspects: usize,
+    /// How many were ever taken off: it stands still if nothing gets on.
+    pub struck: u64,
+}
+
+/// One incarnation's assignment.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub version: i32,
+    entries: BTreeMap<TaskId, Held>,
+    order: BTreeMap<u64, TaskId>,
+    last_place: u64,
+    load: Load,
+    pub state: PageState,
+    /// What is in memory differs from what was written.
+    pub dirty: bool,
+    /// It carries our epoch, so we know better than the ensemble what is to stand there.
+    pub ours: bool,
+}
+
+impl Page {
+    /// A page that is to be read.
+    pub fn new() -> Page {
+        Page {
+            version: 0,
+            entries: BTreeMap::new(),
+            order: BTreeMap::new(),
+            last_place: 0,
+            load: Load::default(),
+            state: PageState::Reading,
+            dirty: false,
+            ours: false,
+        }
+    }
+
+    pub fn load(&self) -> Load {
+        Load { entries: self.entries.len(), ..self.load }
+    }
+
+    pub fn get(&self, task: &TaskId) -> Option<&Held> {
+        self.entries.get(task)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The entries in the order in which they are started.
+    pub fn entries(&self) -> impl DoubleEndedIterator<Item = (&TaskId, &Held)> {
+        self.order.values().filter_map(|task| self.entries.get_key_value(task))
+    }
+
+    /// Puts an entry at the end.
+    pub fn push(&mut self, task: TaskId, held: Held) {
+        self.remove(&task);
+        self.last_place += 1;
+        let held = Held { place: self.last_place, ..held };
+        self.order.insert(held.place, task.clone());
+        self.count(&held, true);
+        self.entries.insert(task, held);
+    }
+
+    /// Takes an entry off.
+    pub fn remove(&mut self, task: &TaskId) -> Option<Held> {
+        let held = self.entries.remove(task)?;
+        self.order.remove(&held.place);
+        self.count(&held, false);
+        self.load.struck += 1;
+        Some(held)
+    }
+
+    /// Takes all off.
+    pub fn take_all(&mut self) -> Vec<TaskId> {
+        let struck = self.load.struck + self.entries.len() as u64;
+        self.load = Load { struck, ..Load::default() };
+        self.entries.clear();
+        std::mem::take(&mut self.order).into_values().collect()
+    }
+
+    fn count(&mut self, held: &Held, adds: bool) {
+        let (width, suspects) = match held.takes_slots() {
+            true => (u64::from(held.width), usize::from(held.suspect)),
+            false => (0, 0),
+        };
+        if adds {
+            self.load.width += width;
+            self.load.suspects += suspects;
+        } else {
+            self.load.width -= width;
+            self.load.suspects -= suspects;
+        }
+    }
+
+    /// Changes an entry; whether that made a difference.
+    fn change(&mut self, task: &TaskId, change: impl FnOnce(&mut Held)) -> bool {
+        let Some(before) = self.entries.get(task).copied() else { return false };
+        let mut after = before;
+        change(&mut after);
+        if after == before {
+            return false;
+        }
+        self.count(&before, false);
+        self.count(&after, true);
+        self.entries.insert(task.clone(), after);
+        true
+    }
+
+    /// What the task is like, once that is known.
+    pub fn describe(&mut self, task: &TaskId, width: u32, suspect: bool) -> bool {
+        self.change(task, |held| (held.width, held.suspect, held.ghost) = (width, suspect, false))
+    }
+
+    /// The task is gone, and its end was most probably ours to hear of.
+    pub fn make_ghost(&mut self, task: &TaskId) -> bool {
+        self.change(task, |held| held.ghost = true)
+    }
+
+    /// These tasks, and no others, are set aside by the worker.
+    pub fn set_aside(&mut self, aside: &[TaskId]) -> bool {
+        let was: Vec<TaskId> =
+            self.entries.iter().filter(|(_, held)| held.aside).map(|(task, _)| task.clone()).collect();
+        let back = was.iter().filter(|task| !aside.contains(task));
+        let mut changed = false;
+        for task in back {
+            changed |= self.change(task, |held| held.aside = false);
+        }
+        for task in aside {
+            changed |= self.change(task, |held| held.aside = true);
+        }
+        changed
+    }
+
+    pub fn recall(&mut self, task: &TaskId) -> bool {
+        self.change(task, |held| held.recalled = true)
+    }
+
+    /// Wishes an entry dead; whether that is new.
+    pub fn revoke(&mut self, task: &TaskId) -> bool {
+        self.change(task, |held| {
+            if held.revoked == Revoked::No {
+                held.revoked = Revoked::Wanted;
+            }
+        })
+    }
+
+    /// What was revoked up to this version is dead: those tasks, with their attempts.
+    pub fn dead_through(&self, through: i32) -> Vec<(TaskId, u32)> {
+        let dead = |held: &Held| matches!(held.revoked, Revoked::Since(version) if version <= through);
+        let dead = self.entries.iter().filter(|(_, held)| dead(held));
+        dead.map(|(task, held)| (task.clone(), held.attempt)).collect()
+    }
+
+    fn restate(&mut self, from: Revoked, to: Revoked) {
+        for held in self.entries.values_mut().filter(|held| held.revoked == from) {
+            held.revoked = to;
+        }
+    }
+
+    /// The data to write; the page is then clean and being written.
+    pub fn write(&mut self, epoch: i64) -> Vec<u8> {
+        self.dirty = false;
+        self.state = PageState::Writing;
+        self.restate(Revoked::Wanted, Revoked::InFlight);
+        let entry = |(task, held): (&TaskId, &Held)| Entry {
+            task: task.clone(),
+            attempt: held.attempt,
+            revoked: held.is_revoked(),
+            recalled: held.recalled,
+        };
+        Assignment::new(epoch, self.entries().map(entry).collect()).encode()
+    }
+
+    /// The last write was applied.
+    pub fn sent(&mut self, version: i32) {
+        self.state = PageState::Idle;
+        self.version = version;
+        self.ours = true;
+        self.restate(Revoked::InFlight, Revoked::Since(version));
+    }
+
+    /// The last write was not applied.
+    pub fn unsend(&mut self) {
+        self.dirty = true;
+        self.restate(Revoked::InFlight, Revoked::Wanted);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(name: &str) -> TaskId {
+        TaskId::new("j", name)
+    }
+
+    #[test]
+    fn entries_keep_their_order_and_the_load_what_takes_up_slots() {
+        let mut page = Page::new();
+        for (name, width) in [("z", 1), ("m", 100), ("a", 1)] {
+            page.push(id(name), Held::new(1, width, name == "a"));
+        }
+        let order: Vec<_> = page.entries().map(|(task, _)| task.to_string()).collect();
+        assert_eq!(order, ["j/z", "j/m", "j/a"]);
+        assert_eq!(page.load(), Load { width: 102, entries: 3, suspects: 1, struck: 0 });
+        assert!(page.set_aside(&[id("m")]) && page.make_ghost(&id("a")) && !page.make_ghost(&id("a")));
+        assert_eq!(page.load(), Load { width: 1, entries: 3, suspects: 0, struck: 0 });
+        assert!(page.set_aside(&[]) && page.describe(&id("m"), 40, true));
+        assert_eq!(page.load(), Load { width: 41, entries: 3, suspects: 1, struck: 0 });
+        page.remove(&id("m"));
+        assert_eq!(page.load(), Load { width: 1, entries: 2, suspects: 0, struck: 1 });
+        assert_eq!(page.take_all().len(), 2);
+        assert_eq!(page.load(), Load { struck: 3, ..Load::default() });
+    }
+
+    #[test]
+    fn what_was_revoked_while_a_write_is_on_its_way_is_not_in_it() {
+        let mut page = Page::new();
+        page.push(id("a"), Held::new(1, 1, false));
+        page.push(id("b"), Held::new(2, 1, false));
+        assert!(page.revoke(&id("a")) && !page.revoke(&id("a")));
+        page.write(7);
+        assert!(page.revoke(&id("b")));
+        page.sent(5);
+        assert_eq!(page.dead_through(4), []);
+        assert_eq!(page.dead_through(9), [(id("a"), 1)]);
+        page.write(7);
+        page.unsend();
+        page.write(7);
+        page.sent(9);
+        assert_eq!(page.dead_through(9), [(id("a"), 1), (id("b"), 2)]);
+    }
+}

@@ -1,0 +1,350 @@
+//! Who gets the next task: the worker that has the least to do, for its slots, of those that have the labels.
+//!
+//! A worker whose slots are all taken gets more only if its runs are so short that what waits there is soon started,
+//! so that its slots need not wait for a round trip between two tasks. Should what waits be held up all the same, and
+//! another worker have a free slot, it is recalled. A turn costs the same however many workers and tasks there are,
+//! but for the logarithm of ordered maps.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::fleet::Fleet;
+use super::{Master, Out};
+use crate::contract::worker::{MAX_ENTRIES, START_AHEAD};
+use crate::contract::{Incarnation, TaskId};
+use crate::machine::{Instant, Level};
+use crate::recipes::assignment::{Book, Held, Load};
+use crate::recipes::queue::{Need, Needs};
+
+/// What waits at a worker should be started within this time.
+const PREFETCH: Duration = Duration::from_millis(100);
+
+/// Most entries that wait at a worker, whatever is known of how long its runs take.
+const MAX_PREFETCH: usize = 256;
+
+/// What a command costs a worker besides the time that it runs, in µs.
+const OVERHEAD_US: u64 = 200;
+
+/// How much the last run counts in what is known of how long runs take: 1 in so many.
+const MEMORY: u64 = 8;
+
+/// The pause between two looks whether what waits at one worker should go to another. What got on between them
+/// is left alone.
+const BALANCE_PACE: Duration = Duration::from_millis(250);
+
+/// All of a worker's slots are taken: [`Rank::share`] is at least this.
+const FULL: u64 = 1 << 20;
+
+/// Where a worker stands among those that could take a task; the least goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    /// What it has to do, in parts of its slots.
+    share: u64,
+    /// Of equals, who has more slots.
+    slots: Reverse<u32>,
+}
+
+/// What is known of a living worker.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    slots: u32,
+    /// Its place among those that can take more, if it can.
+    rank: Option<Rank>,
+    /// How long a command keeps a slot, in µs, once one was seen.
+    cost_us: Option<u64>,
+    /// [`Load::struck`] at the last look.
+    struck: u64,
+}
+
+/// The workers that could take more, the least loaded first.
+#[derive(Debug, Default)]
+pub struct Roster {
+    known: BTreeMap<Incarnation, Known>,
+    order: BTreeSet<(Rank, Incarnation)>,
+    /// Those that have more than their slots.
+    overfull: BTreeSet<Incarnation>,
+    /// When to look whether what waits should go elsewhere.
+    pub balance_at: Option<Instant>,
+}
+
+impl Roster {
+    /// How many slots the incarnation had when it was last seen alive.
+    pub fn slots(&self, incarnation: &Incarnation) -> Option<u32> {
+        self.known.get(incarnation).map(|known| known.slots)
+    }
+
+    /// The incarnation is dead.
+    pub fn forget(&mut self, incarnation: &Incarnation) {
+        self.rank(incarnation, None);
+        self.known.remove(incarnation);
+        self.overfull.remove(incarnation);
+    }
+
+    fn rank(&mut self, incarnation: &Incarnation, rank: Option<Rank>) {
+        let Some(known) = self.known.get_mut(incarnation) else { return };
+        let before = std::mem::replace(&mut known.rank, rank);
+        if before == rank {
+            return;
+        }
+        if let Some(before) = before {
+            self.order.remove(&(before, incarnation.clone()));
+        }
+        if let Some(rank) = rank {
+            self.order.insert((rank, incarnation.clone()));
+        }
+    }
+
+    /// The incarnation lives with so many slots, and has so much to do; `None` if it takes nothing now.
+    fn update(&mut self, incarnation: &Incarnation, slots: u32, load: Option<Load>) {
+        let known = self.known.entry(incarnation.clone()).or_insert(Known {
+            slots,
+            rank: None,
+            cost_us: None,
+            struck: 0,
+        });
+        known.slots = slots;
+        let ahead = ahead(slots, known.cost_us);
+        let takes = |load: &Load| {
+            load.width < u64::from(slots) + ahead
+                && load.entries < (slots as usize + MAX_PREFETCH).min(MAX_ENTRIES)
+        };
+        let share = |load: Load| load.width.saturating_mul(FULL) / u64::from(slots.max(1));
+        let rank = load.filter(takes).map(|load| Rank { share: share(load), slots: Reverse(slots) });
+        if load.is_some_and(|load| load.width > u64::from(slots)) {
+            self.overfull.insert(incarnation.clone());
+        } else {
+            self.overfull.remove(incarnation);
+        }
+        self.rank(incarnation, rank);
+    }
+
+    /// So long a task of so many commands ran there.
+    pub fn note_run(&mut self, incarnation: &Incarnation, ran_ms: u64, width: u32) {
+        let Some(known) = self.known.get_mut(incarnation) else { return };
+        let width = u64::from(width.max(1));
+        let at_once = u64::from(known.slots).min(width).max(1);
+        let cost = ran_ms.saturating_mul(1_000).saturating_mul(at_once) / width + OVERHEAD_US;
+        known.cost_us = Some(match known.cost_us {
+            None => cost,
+            Some(before) => (before * (MEMORY - 1)).saturating_add(cost) / MEMORY,
+        });
+    }
+
+    /// Whether somebody has a slot that nothing is planned for.
+    fn is_slot_free(&self) -> bool {
+        self.order.first().is_some_and(|(rank, _)| rank.share < FULL)
+    }
+
+    /// The one with the least to do that can take a task with this need.
+    fn find(&self, need: Need, needs: &Needs, fleet: &Fleet, book: &Book) -> Option<&Incarnation> {
+        let fits = |(rank, incarnation): &&(Rank, Incarnation)| {
+            let free = rank.share < FULL;
+            let Some(registration) = fleet.get(incarnation) else { return false };
+            let suspects = || book.load(incarnation).is_none_or(|load| load.suspects > 0);
+            (free || !(need.suspect || need.prompt))
+                && !(need.suspect && suspects())
+                && needs.fits(need, &registration.labels)
+        };
+        self.order.iter().find(fits).map(|(_, incarnation)| incarnation)
+    }
+}
+
+/// How many commands may wait at a worker, beyond its slots.
+fn ahead(slots: u32, cost_us: Option<u64>) -> u64 {
+    let Some(cost) = cost_us else { return 0 };
+    let within = u64::try_from(PREFETCH.as_micros()).unwrap_or(u64::MAX);
+    u64::from(slots).saturating_mul(within) / cost.max(OVERHEAD_US)
+}
+
+/// How many of a dead worker's entries, from the first, can have been started.
+pub fn charge_window(roster: &Roster, incarnation: &Incarnation) -> Option<usize> {
+    roster.slots(incarnation).map(|slots| slots as usize + START_AHEAD)
+}
+
+impl Master {
+    /// Takes in what changed of workers and their pages.
+    fn refresh(&mut self) {
+        let Some(term) = &mut self.term else { return };
+        for incarnation in term.book.take_touched() {
+            let Some(registration) = self.fleet.get(&incarnation) else {
+                // Its slots are still asked for if it was not buried yet.
+                term.roster.rank(&incarnation, None);
+                term.roster.overfull.remove(&incarnation);
+                continue;
+            };
+            // A dead incarnation may seem to rise for a moment: its worker registers anew before it finds out.
+            let takes = !registration.draining && !term.is_burying(&incarnation);
+            let load = term.book.load(&incarnation).filter(|_| takes);
+            term.roster.update(&incarnation, registration.slots, load);
+        }
+    }
+
+    /// Gives queued tasks to workers.
+    pub(super) fn dispatch(&mut self, out: &mut Out) {
+        if !self.workers.is_complete() || !self.term.as_ref().is_some_and(|term| term.is_leading()) {
+            return;
+        }
+        self.refresh();
+        if self.queue.is_empty() || self.is_blind(out) {
+            return;
+        }
+        let Some(term) = &mut self.term else { return };
+        while !term.roster.order.is_empty() {
+            let mut to = None;
+            let next = self.queue.pop(|need| {
+                to = term.roster.find(need, &self.needs, &self.fleet, &term.book);
+                to.is_some()
+            });
+            let Some((task, _)) = next else { break };
+            // The need that was asked about last need not be that of the task.
+            let Some(pending) = self.table.pending(&task) else { continue };
+            let best = term.roster.find(pending.need, &self.needs, &self.fleet, &term.book).cloned();
+            let Some(incarnation) = best else { continue };
+            let held = Held::new(pending.attempt, pending.width, pending.charged > 0);
+            term.book.assign(&incarnation, &task, held);
+            term.summary.touch();
+            if let Some(registration) = self.fleet.get(&incarnation) {
+                let load = term.book.load(&incarnation);
+                term.roster.update(&incarnation, registration.slots, load);
+            }
+        }
+    }
+
+    /// Whether a living worker's assignment cannot be read: nobody knows what it runs.
+    fn is_blind(&mut self, out: &mut Out) -> bool {
+        let Some(term) = &self.term else { return false };
+        let Some(blind) = term.book.unreadable().find(|incarnation| self.fleet.lives(incarnation)) else {
+            return false;
+        };
+        if self.table.report(&format!("unreadable {blind}")) {
+            let why = "no task is given out until that worker is gone, for nobody knows what it runs";
+            out.log(Level::Error, format!("the assignment of {blind} cannot be read: {why}"));
+        }
+        true
+    }
+
+    /// Recalls what waits at a worker that gets nothing done, when another has a free slot and the queue nothing for it.
+    pub(super) fn balance(&mut self, now: Instant) {
+        let Some(term) = self.term.as_mut().filter(|term| term.is_leading()) else { return };
+        if !term.roster.is_slot_free() || term.roster.overfull.is_empty() {
+            term.roster.balance_at = None;
+            return;
+        }
+        let Some(at) = term.roster.balance_at else {
+            term.roster.balance_at = Some(now + BALANCE_PACE);
+            term.note_progress();
+            return;
+        };
+        if at > now {
+            return;
+        }
+        term.roster.balance_at = Some(now + BALANCE_PACE);
+        let stuck: Vec<Incarnation> = term.roster.overfull.iter().cloned().collect();
+        let mut recalled = Vec::new();
+        let free = |(rank, _): &&(Rank, Incarnation)| rank.share < FULL;
+        let mut room: u64 =
+            term.roster.order.iter().take_while(free).map(|(rank, _)| u64::from(rank.slots.0)).sum();
+        for incarnation in &stuck {
+            let (Some(known), Some(load)) = (term.roster.known.get(incarnation), term.book.load(incarnation))
+            else {
+                continue;
+            };
+            if known.struck != load.struck {
+                continue;
+            }
+            let may = load.entries.saturating_sub(known.slots as usize);
+            for (task, held) in term.book.entries(incarnation).rev().take(may) {
+                let Some(pending) = self.table.pending(task).filter(|_| room > 0) else { continue };
+                let goes = term.roster.order.iter().take_while(free).any(|(_, other)| {
+                    let labels = self.fleet.get(other).map(|registration| &registration.labels);
+                    labels.is_some_and(|labels| self.needs.fits(pending.need, labels))
+                });
+                if goes && !held.recalled && !held.is_revoked() {
+                    room = room.saturating_sub(u64::from(held.width));
+                    recalled.push(task.clone());
+                }
+            }
+        }
+        term.note_progress();
+        for task in recalled {
+            term.book.recall(&task);
+        }
+    }
+}
+
+impl super::leading::Term {
+    /// How far every overfull page has got by now.
+    fn note_progress(&mut self) {
+        let Roster { known, overfull, .. } = &mut self.roster;
+        for incarnation in overfull.iter() {
+            if let (Some(known), Some(load)) = (known.get_mut(incarnation), self.book.load(incarnation)) {
+                known.struck = load.struck;
+            }
+        }
+    }
+}
+
+/// The tasks on a page, as a burial wants them.
+pub fn entries_of(book: &Book, incarnation: &Incarnation) -> Vec<(TaskId, u32, bool)> {
+    book.entries(incarnation).map(|(task, held)| (task.clone(), held.attempt, held.is_revoked())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(width: u64) -> Option<Load> {
+        Some(Load { width, entries: usize::try_from(width).expect("small"), ..Load::default() })
+    }
+
+    fn first(roster: &Roster) -> Option<&str> {
+        roster.order.first().map(|(_, incarnation)| incarnation.worker())
+    }
+
+    #[test]
+    fn the_least_loaded_is_first_and_the_full_are_left_out_until_their_runs_are_known_to_be_short() {
+        let (a, b) = (Incarnation::new("a", 1), Incarnation::new("b", 1));
+        let mut roster = Roster::default();
+        roster.update(&a, 2, load(1));
+        roster.update(&b, 4, load(1));
+        assert_eq!(first(&roster), Some("b"));
+        roster.update(&b, 4, load(3));
+        assert_eq!(first(&roster), Some("a"));
+        roster.update(&a, 2, load(2));
+        roster.update(&b, 4, load(4));
+        assert_eq!(first(&roster), None);
+        roster.note_run(&a, 1, 1);
+        roster.update(&a, 2, load(2));
+        assert!(first(&roster) == Some("a") && !roster.is_slot_free());
+        roster.update(&b, 4, load(3));
+        assert!(first(&roster) == Some("b") && roster.is_slot_free());
+        roster.forget(&b);
+        assert_eq!(first(&roster), Some("a"));
+    }
+
+    #[test]
+    fn long_runs_let_nothing_wait() {
+        assert_eq!(ahead(8, None), 0);
+        assert_eq!((ahead(8, Some(10_000)), ahead(8, Some(900_000)), ahead(8, Some(0))), (80, 0, 4_000));
+        let mut roster = Roster::default();
+        let a = Incarnation::new("a", 1);
+        roster.update(&a, 8, load(0));
+        for _ in 0..40 {
+            roster.note_run(&a, 0, 1);
+        }
+        assert_eq!(roster.known[&a].cost_us, Some(OVERHEAD_US));
+        roster.note_run(&a, 10_000, 1);
+        assert!(ahead(8, roster.known[&a].cost_us) == 0, "one long run is enough");
+    }
+
+    #[test]
+    fn a_chunk_takes_up_as_many_slots_as_it_has_commands() {
+        let mut roster = Roster::default();
+        let a = Incarnation::new("a", 1);
+        roster.update(&a, 8, load(0));
+        roster.note_run(&a, 50, 100);
+        // 100 commands, 8 at once, in 50 ms: 4 ms each.
+        assert_eq!(roster.known[&a].cost_us, Some(4_000 + OVERHEAD_US));
+    }
+}

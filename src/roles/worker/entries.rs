@@ -1,0 +1,209 @@
+//! What a worker knows of its assignment: entries are taken in, read, verified, taken back and closed.
+
+use std::time::Duration;
+
+use super::reports::Want;
+use super::slot::{Slot, State, Stop, Why, Work};
+use super::{Out, Purpose, Worker};
+use crate::contract::chunk::Results;
+use crate::contract::task::Task;
+use crate::contract::worker::Entry;
+use crate::contract::{TaskId, is_shared};
+use crate::machine::{Action, Call, GroupSignal, Instant, Stat};
+
+/// The least time between two writes that only say that something revoked, and written down as ended, is dead.
+const VOUCH_PACE: Duration = Duration::from_secs(1);
+
+impl Worker {
+    /// Takes in a new version of the assignment.
+    pub(super) fn merge(&mut self, entries: Vec<Entry>, now: Instant, out: &mut Out) {
+        for slot in self.slots.values_mut() {
+            slot.orphaned = true;
+        }
+        for entry in entries {
+            match self.slots.get_mut(&entry.task) {
+                None => self.take_up(entry, out),
+                Some(slot) if slot.attempt == entry.attempt => {
+                    slot.orphaned = false;
+                    slot.revoked |= entry.revoked;
+                    slot.recalled |= entry.recalled;
+                }
+                Some(slot) if slot.is_dead() => self.take_up(entry, out),
+                Some(slot) => {
+                    slot.orphaned = false;
+                    slot.next = Some((entry.attempt, entry.revoked));
+                }
+            }
+        }
+        self.slots.retain(|_, slot| !slot.orphaned || slot.is_busy());
+        let unwanted = |(task, slot): (&TaskId, &Slot)| {
+            (slot.revoked || slot.orphaned || slot.recalled)
+                .then(|| (task.clone(), slot.revoked || slot.orphaned))
+        };
+        let unwanted: Vec<_> = self.slots.iter().filter_map(unwanted).collect();
+        for (task, dead) in unwanted {
+            if dead {
+                self.revoke(&task, now, out);
+            } else {
+                self.give_back(&task, out);
+            }
+        }
+        self.vouching = true;
+    }
+
+    /// A new entry, at the end of the line.
+    fn take_up(&mut self, entry: Entry, out: &mut Out) {
+        self.last_order += 1;
+        let mut slot = Slot::new(entry.attempt, entry.revoked, self.last_order);
+        slot.recalled = entry.recalled;
+        self.line.insert(slot.order, entry.task.clone());
+        self.slots.insert(entry.task.clone(), slot);
+        self.read_task(&entry.task, out);
+    }
+
+    fn revoke(&mut self, task: &TaskId, now: Instant, out: &mut Out) {
+        let kill = now + self.params.grace;
+        let Some(slot) = self.slots.get_mut(task) else { return };
+        match &mut slot.state {
+            State::Reading { .. } | State::Verifying { .. } | State::Ready(_) => {
+                slot.state = State::Closed { vouch: true };
+            }
+            State::Running(course) => {
+                course.halt(Why::Revoked);
+                let runs: Vec<_> = course.runs.iter().copied().collect();
+                for run in runs {
+                    if self.stop_run(run, Stop { why: Why::Revoked, kill, killed: false }) {
+                        out.push(Action::Signal { run, signal: GroupSignal::Term });
+                    }
+                }
+                self.finish_if_over(task, out);
+            }
+            State::Reporting | State::Closed { .. } | State::Aside => {}
+        }
+    }
+
+    /// The leader has another worker for it: it goes back if it was not started, uncharged.
+    fn give_back(&mut self, id: &TaskId, out: &mut Out) {
+        let Some(slot) = self.slots.get_mut(id) else { return };
+        if !matches!(slot.state, State::Ready(_)) {
+            // What is being read is given back when it was read; what was started stays.
+            return;
+        }
+        let State::Ready(work) = std::mem::replace(&mut slot.state, State::Reporting) else { return };
+        let results: Results = work.task.results.clone();
+        let want = Want::Release { why: "taken back before it was started".into(), delay_ms: None, results };
+        self.owe(id, &work, want, out);
+    }
+
+    pub(super) fn read_task(&mut self, task: &TaskId, out: &mut Out) {
+        let Some(slot) = self.slots.get(task) else { return };
+        let State::Reading { verified } = slot.state else { return };
+        let call = Call::Get { path: self.params.layout.task(task), watch: false };
+        let purpose = Purpose::ReadTask { task: task.clone(), attempt: slot.attempt, verified };
+        self.calls.issue(out, call, purpose);
+        let dir = task.dir();
+        if !is_shared(dir) && !self.jobs.contains_key(dir) {
+            self.jobs.insert(dir.to_string(), None);
+            let call = Call::Get { path: self.params.layout.job(dir), watch: false };
+            self.calls.issue(out, call, Purpose::ReadJob(dir.to_string()));
+        }
+    }
+
+    /// A new session is up: what was being read when the last one ended is read again.
+    pub(super) fn restart_reads(&mut self, out: &mut Out) {
+        let open = |(task, slot): (&TaskId, &mut Slot)| {
+            let reads = matches!(slot.state, State::Reading { .. } | State::Verifying { .. });
+            if reads {
+                slot.state = State::Reading { verified: false };
+            }
+            (reads || slot.is_open()).then(|| task.clone())
+        };
+        let open: Vec<_> = self.slots.iter_mut().filter_map(open).collect();
+        for task in open {
+            if let Some(slot) = self.slots.get_mut(&task) {
+                slot.state = State::Reading { verified: false };
+            }
+            self.read_task(&task, out);
+        }
+    }
+
+    /// Takes in a task that was read, or that is not there.
+    pub(super) fn on_task(&mut self, id: &TaskId, read: Option<(&[u8], &Stat)>, now: Instant, out: &mut Out) {
+        let Some(slot) = self.slots.get_mut(id) else { return };
+        let State::Reading { verified } = slot.state else { return };
+        if let Some((data, stat)) = read
+            && let Ok(task) = Task::decode(data)
+            && task.outcome.is_none()
+            && task.attempt == slot.attempt
+        {
+            let work = Work { task, version: stat.version, mzxid: stat.mzxid };
+            slot.state = State::Ready(Box::new(work));
+            if slot.recalled {
+                self.give_back(id, out);
+            }
+        } else if verified {
+            // Even the present does not fit: the entry is void.
+            slot.state = State::Closed { vouch: false };
+        } else {
+            slot.state = State::Verifying { ticket: self.lease.fresh(now, out) };
+        }
+    }
+
+    /// An own write was acknowledged: what did not fit is read again.
+    pub(super) fn after_own_write(&mut self, out: &mut Out) {
+        let lease = &self.lease;
+        let again = |(task, slot): (&TaskId, &mut Slot)| match slot.state {
+            State::Verifying { ticket } if lease.has(ticket) => {
+                slot.state = State::Reading { verified: true };
+                Some(task.clone())
+            }
+            _ => None,
+        };
+        let again: Vec<_> = self.slots.iter_mut().filter_map(again).collect();
+        for task in again {
+            self.read_task(&task, out);
+        }
+    }
+
+    /// A report is settled, or there was nothing to do.
+    pub(super) fn close(&mut self, task: &TaskId, vouch: bool, out: &mut Out) {
+        let Some(slot) = self.slots.get_mut(task) else { return };
+        slot.state = State::Closed { vouch };
+        self.vouching = true;
+        if slot.orphaned || self.dying.is_some() {
+            self.slots.remove(task);
+        } else if let Some((attempt, revoked)) = slot.next.take() {
+            self.last_order += 1;
+            *slot = Slot::new(attempt, revoked, self.last_order);
+            self.line.insert(slot.order, task.clone());
+            if revoked {
+                slot.state = State::Closed { vouch: true };
+            } else {
+                self.read_task(task, out);
+            }
+        }
+    }
+
+    /// Tells the leader that what it revoked is dead. Where an outcome of ours says so too, the leader mostly has
+    /// seen it and strikes the entry off, so that this can wait.
+    pub(super) fn vouch(&mut self, now: Instant, out: &mut Out) {
+        if !std::mem::take(&mut self.vouching) && self.vouch_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.vouch_at = None;
+        let Some(version) = self.version.filter(|_| self.registrar.is_standing()) else { return };
+        let mut revoked = self.slots.values().filter(|slot| slot.revoked).peekable();
+        let vouched = self.registrar.body().revoked_through.is_some_and(|through| through >= version);
+        if vouched || revoked.peek().is_none() || !revoked.clone().all(Slot::is_dead) {
+            return;
+        }
+        let at_once = revoked.any(|slot| matches!(slot.state, State::Closed { vouch: true }));
+        let at = self.vouched.map_or(now, |last| last + VOUCH_PACE);
+        if at_once || at <= now {
+            self.vouched = Some(now);
+            self.registrar.publish(|body| body.revoked_through = Some(version), out);
+        } else {
+            self.vouch_at = Some(at);
+        }
+    }
+}

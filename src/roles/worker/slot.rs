@@ -1,0 +1,126 @@
+//! One entry of a worker's assignment, from being read to being written down. A state, and questions about it.
+
+use super::course::Course;
+use crate::contract::task::Task;
+use crate::machine::Instant;
+use crate::recipes::lease::Ticket;
+
+/// One entry of the assignment.
+#[derive(Debug)]
+pub struct Slot {
+    /// The attempt that the entry names.
+    pub attempt: u32,
+    /// Its place in the order in which entries are started.
+    pub order: u64,
+    /// The leader wants it dead.
+    pub revoked: bool,
+    /// The leader wants it back if it was not started.
+    pub recalled: bool,
+    /// The entry is gone, and the slot goes as soon as it is closed.
+    pub orphaned: bool,
+    /// The same task, given out to us once more before we had heard what became of our report.
+    pub next: Option<(u32, bool)>,
+    /// How far it is.
+    pub state: State,
+}
+
+/// How far an entry is.
+#[derive(Debug)]
+pub enum State {
+    /// The task is being read; `verified` if an own write was made before.
+    Reading { verified: bool },
+    /// What was read does not fit: an own write is being made, then it is read again.
+    Verifying { ticket: Ticket },
+    /// It may be started.
+    Ready(Box<Work>),
+    /// It was started.
+    Running(Box<Course>),
+    /// It ended, and that is being written down.
+    Reporting,
+    /// There is nothing to do; with `vouch`, the leader must be told that it is dead.
+    Closed { vouch: bool },
+    /// There is nothing that could be done.
+    Aside,
+}
+
+/// A task as it was read before its attempt started.
+#[derive(Debug)]
+pub struct Work {
+    pub task: Task,
+    /// The version that its outcome will be set against.
+    pub version: i32,
+    /// The transaction that wrote it: its fencing token.
+    pub mzxid: i64,
+}
+
+/// Why and until when a run is being stopped.
+#[derive(Clone, Copy, Debug)]
+pub struct Stop {
+    pub why: Why,
+    pub kill: Instant,
+    pub killed: bool,
+}
+
+/// Why a run is being stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It ran too long.
+    Timeout,
+    /// The leader wants the task dead.
+    Revoked,
+    /// The worker is to end.
+    Drain,
+    /// The incarnation is dead.
+    Dead,
+}
+
+impl Slot {
+    /// An entry that is to be read.
+    pub fn new(attempt: u32, revoked: bool, order: u64) -> Slot {
+        Slot {
+            attempt,
+            order,
+            revoked,
+            recalled: false,
+            orphaned: false,
+            next: None,
+            state: State::Reading { verified: false },
+        }
+    }
+
+    /// What was started of it.
+    pub fn course(&self) -> Option<&Course> {
+        match &self.state {
+            State::Running(course) => Some(course),
+            _ => None,
+        }
+    }
+
+    /// Likewise.
+    pub fn course_mut(&mut self) -> Option<&mut Course> {
+        match &mut self.state {
+            State::Running(course) => Some(course),
+            _ => None,
+        }
+    }
+
+    /// Whether it awaits the answer to such a reading.
+    pub fn awaits(&self, attempt: u32, verified: bool) -> bool {
+        self.attempt == attempt && matches!(self.state, State::Reading { verified: v } if v == verified)
+    }
+
+    /// Whether it was started, and is not written down yet.
+    pub fn is_busy(&self) -> bool {
+        matches!(self.state, State::Running(_) | State::Reporting)
+    }
+
+    /// Whether it is still to be started.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Reading { .. } | State::Verifying { .. } | State::Ready(_))
+    }
+
+    /// Whether its attempt is dead, and no report on it is owed.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.state, State::Closed { .. } | State::Aside)
+    }
+}
