@@ -25,6 +25,9 @@ const MAX_SESSION_EVENTS: usize = 4_096;
 /// A turn that takes longer than this is logged: nothing else happens meanwhile.
 const SLOW_TURN: Duration = Duration::from_millis(200);
 
+/// Session events that are taken in one after the other before anything else is looked at.
+const MAX_STREAK: u32 = 64;
+
 /// Names no connection: what is called over it is not sent.
 const NO_GENERATION: u64 = 0;
 
@@ -87,6 +90,8 @@ struct Shell<'a, T: Role> {
     daemon: bool,
     watchdog: Option<Duration>,
     petted: Instant,
+    /// How many session events were taken in without a look at anything else.
+    streak: u32,
 }
 
 /// Now, on the clock that roles live by.
@@ -147,6 +152,7 @@ pub fn run<T: Role>(
         daemon: surroundings.daemon,
         watchdog: if surroundings.daemon { sd_notify::watchdog_enabled() } else { None },
         petted: Instant::default(),
+        streak: 0,
     };
     Ok(shell.run(surroundings.close_timeout))
 }
@@ -177,7 +183,15 @@ impl<T: Role> Shell<'_, T> {
     }
 
     /// The program's only `select!`.
-    fn next_event(&self) -> Incoming {
+    fn next_event(&mut self) -> Incoming {
+        // To wait on several channels costs more than many a turn, and what the ensemble says comes in bursts.
+        if self.streak < MAX_STREAK
+            && let Ok(event) = self.sessions.try_recv()
+        {
+            self.streak += 1;
+            return Incoming::Session(event);
+        }
+        self.streak = 0;
         let time = now();
         let wake = [self.role.next_wake(), self.connect_by.filter(|_| !self.ever_connected), self.next_pet()];
         let wake = wake.into_iter().flatten().min();

@@ -24,8 +24,10 @@ const WINDOW: usize = 128;
 pub enum Step {
     /// Every page that stood at the takeover carries our epoch.
     Ready,
-    /// A page can be written to from now on.
+    /// A page was read, and can be written to from now on.
     Opened(Incarnation),
+    /// A page was written.
+    Written(Incarnation),
     /// A page is gone; these tasks stood on it.
     Closed(Incarnation, Vec<TaskId>),
     /// Another leader of a higher epoch wrote a page.
@@ -506,7 +508,7 @@ impl Book {
                 if page.dirty {
                     self.to_do.insert(incarnation.clone());
                 }
-                steps.push(Step::Opened(incarnation.clone()));
+                steps.push(Step::Written(incarnation.clone()));
             }
             Err(Refusal::NoNode) => self.drop_page(incarnation, steps),
             Err(Refusal::BadVersion) => {

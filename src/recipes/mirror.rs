@@ -47,6 +47,9 @@ pub struct Mirror {
     reading: BTreeMap<String, Overtaken>,
     /// To be read because it changed: goes first.
     changed: BTreeSet<String>,
+    /// Those that changed lately, while nobody is in a hurry: since the last [`Mirror::catch_up`], and before it.
+    lately: [BTreeSet<String>; 2],
+    in_no_hurry: bool,
     /// To be read because a listing named it.
     listed: Vec<String>,
     /// Directories to be listed.
@@ -88,6 +91,8 @@ impl Mirror {
             calls: Calls::default(),
             reading: BTreeMap::new(),
             changed: BTreeSet::new(),
+            lately: Default::default(),
+            in_no_hurry: false,
             listed: Vec::new(),
             to_list: Vec::new(),
             gone: BTreeSet::new(),
@@ -108,6 +113,7 @@ impl Mirror {
         self.calls.clear();
         self.reading.clear();
         self.changed.clear();
+        self.lately = Default::default();
         self.listed.clear();
         self.to_list.clear();
         self.gone.clear();
@@ -140,6 +146,9 @@ impl Mirror {
             // What a read under way shows is older than that, or of another znode of this name.
             ChangeKind::Deleted => {
                 self.changed.remove(below);
+                self.lately.iter_mut().for_each(|set| {
+                    set.remove(below);
+                });
                 if let Some(overtaken) = self.reading.get_mut(below) {
                     *overtaken = Overtaken::Gone;
                 }
@@ -156,6 +165,11 @@ impl Mirror {
                 match self.reading.get_mut(below) {
                     Some(overtaken @ Overtaken::No) => *overtaken = Overtaken::Changed,
                     Some(Overtaken::Changed | Overtaken::Gone) => {}
+                    None if self.in_no_hurry && self.state == State::Complete => {
+                        if !self.lately[1].contains(below) {
+                            self.lately[0].insert(below.to_string());
+                        }
+                    }
                     None => {
                         self.changed.insert(below.to_string());
                     }
@@ -164,6 +178,30 @@ impl Mirror {
         }
         self.pump(out);
         Some(changes)
+    }
+
+    /// Whether changed znodes may be read later: not before the next [`Mirror::catch_up`] but one. What is gone by then is
+    /// not read at all.
+    pub fn take_time<R>(&mut self, in_no_hurry: bool, out: &mut Actions<R>) {
+        self.in_no_hurry = in_no_hurry;
+        if !in_no_hurry {
+            let lately = std::mem::take(&mut self.lately);
+            self.changed.extend(lately.into_iter().flatten());
+            self.pump(out);
+        }
+    }
+
+    /// Whether there is something to catch up on.
+    pub fn is_behind(&self) -> bool {
+        self.lately.iter().any(|set| !set.is_empty())
+    }
+
+    /// Reads what changed before this was last called.
+    pub fn catch_up<R>(&mut self, out: &mut Actions<R>) {
+        let [now, before] = std::mem::take(&mut self.lately);
+        self.changed.extend(before);
+        self.lately[1] = now;
+        self.pump(out);
     }
 
     /// Reads a znode once more, which will be told as seen or gone.

@@ -42,6 +42,9 @@ use table::{Phase, Table, Update};
 /// Reads of tasks that one master may have under way at once.
 const TASK_READS: usize = 128;
 
+/// A standby reads what changed once, or at most twice this time later: most tasks are gone by then.
+const STANDBY_PACE: Duration = Duration::from_millis(100);
+
 /// Reads of registrations, likewise.
 const WORKER_READS: usize = 32;
 
@@ -85,6 +88,8 @@ pub struct Master {
     needs: Needs,
     queue: Queue,
     term: Option<Term>,
+    /// When a standby reads what changed.
+    catch_up_at: Option<Instant>,
     told: String,
 }
 
@@ -111,6 +116,7 @@ impl Master {
             needs: Needs::default(),
             queue: Queue::default(),
             term: None,
+            catch_up_at: None,
             told: String::new(),
             params,
         }
@@ -126,6 +132,7 @@ impl Master {
         self.fleet.clear();
         self.queue.clear();
         self.term = None;
+        self.catch_up_at = None;
     }
 
     fn on_reply(&mut self, id: CallId, result: &CallResult, now: Instant, out: &mut Out) {
@@ -134,6 +141,7 @@ impl Master {
                 ensure::Step::Pending => {}
                 ensure::Step::Done => {
                     self.tasks.start(out);
+                    self.tasks.take_time(true, out);
                     self.workers.start(out);
                     self.election.stand(out);
                 }
@@ -313,6 +321,19 @@ impl Master {
         self.queue.insert(task, Place { priority: pending.priority, need: pending.need, czxid: known.czxid });
     }
 
+    /// A standby is in no hurry to read what changed: most of that is gone before it could matter.
+    fn catch_up(&mut self, now: Instant, out: &mut Out) {
+        if self.term.is_some() || !self.tasks.is_behind() {
+            self.catch_up_at = None;
+            return;
+        }
+        let at = *self.catch_up_at.get_or_insert(now + STANDBY_PACE);
+        if at <= now {
+            self.catch_up_at = Some(now + STANDBY_PACE);
+            self.tasks.catch_up(out);
+        }
+    }
+
     /// Tells the log and the service manager what this master is, when that changed.
     fn tell(&mut self, out: &mut Out) {
         let text = match (&self.term, self.connected) {
@@ -359,12 +380,13 @@ impl Role for Master {
             | Event::Lines(_) => {}
         }
         self.follow_election(now, out);
+        self.catch_up(now, out);
         self.act(now, out);
         self.tell(out);
     }
 
     fn next_wake(&self) -> Option<Instant> {
-        let term = self.term.as_ref()?;
+        let Some(term) = &self.term else { return self.catch_up_at };
         earlier(term.next_wake(), self.housekeeping_wake(term))
     }
 

@@ -92,6 +92,8 @@ pub(super) struct Page {
     order: BTreeMap<u64, TaskId>,
     last_place: u64,
     load: Load,
+    /// Some entry was, or is about to be, revoked since this was last looked at.
+    revoking: bool,
     pub state: PageState,
     /// What is in memory differs from what was written.
     pub dirty: bool,
@@ -108,6 +110,7 @@ impl Page {
             order: BTreeMap::new(),
             last_place: 0,
             load: Load::default(),
+            revoking: false,
             state: PageState::Reading,
             dirty: false,
             ours: false,
@@ -140,6 +143,7 @@ impl Page {
         self.remove(&task);
         self.last_place += 1;
         let held = Held { place: self.last_place, ..held };
+        self.revoking |= held.is_revoked();
         self.order.insert(held.place, task.clone());
         self.count(&held, true);
         self.entries.insert(task, held);
@@ -221,11 +225,13 @@ impl Page {
 
     /// Wishes an entry dead; whether that is new.
     pub fn revoke(&mut self, task: &TaskId) -> bool {
-        self.change(task, |held| {
+        let changed = self.change(task, |held| {
             if held.revoked == Revoked::No {
                 held.revoked = Revoked::Wanted;
             }
-        })
+        });
+        self.revoking |= changed;
+        changed
     }
 
     /// What was revoked up to this version is dead: those tasks, with their attempts.
@@ -236,6 +242,9 @@ impl Page {
     }
 
     fn restate(&mut self, from: Revoked, to: Revoked) {
+        if !self.revoking {
+            return;
+        }
         for held in self.entries.values_mut().filter(|held| held.revoked == from) {
             held.revoked = to;
         }
@@ -261,6 +270,7 @@ impl Page {
         self.version = version;
         self.ours = true;
         self.restate(Revoked::InFlight, Revoked::Since(version));
+        self.revoking = self.revoking && self.entries.values().any(|held| held.revoked == Revoked::Wanted);
     }
 
     /// The last write was not applied.

@@ -146,6 +146,7 @@ impl Master {
             return;
         }
         self.term = leading.map(|epoch| Term::new(&self.params.layout, epoch));
+        self.tasks.take_time(self.term.is_none(), out);
         if self.term.is_none() {
             // The queue left out what was assigned; a standby's holds all.
             let tasks: Vec<_> = self.table.ids().cloned().collect();
@@ -228,7 +229,14 @@ impl Master {
                         self.queue.remove(task);
                     }
                     if self.fleet.lives(&incarnation) {
-                        // Its worker may have read the page, and answered, before we heard that it is written.
+                        self.on_registration(&incarnation, now, out);
+                    } else if term.stage == Stage::Leading {
+                        self.on_unregistered(&incarnation, now, out);
+                    }
+                }
+                // Its worker may have read the page, and answered, before we heard that it is written.
+                Step::Written(incarnation) => {
+                    if self.fleet.lives(&incarnation) {
                         self.on_registration(&incarnation, now, out);
                     } else if term.stage == Stage::Leading {
                         self.on_unregistered(&incarnation, now, out);
