@@ -7,6 +7,8 @@ use crate::contract::worker::{Assignment, Entry, ProcessIdentity};
 use crate::machine::{Call, CreateMode};
 use crate::roles::testing::{Desk, T, World};
 
+mod dispatch;
+
 fn master(id: &str) -> Desk<Master> {
     Desk::new(Master::new(Params {
         layout: Layout::new("/z"),

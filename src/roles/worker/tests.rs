@@ -6,6 +6,8 @@ use crate::contract::worker::Entry;
 use crate::machine::{Captured, CreateMode, Ended, GroupSignal, RunReport};
 use crate::roles::testing::{Desk, World};
 
+mod chunks;
+
 fn worker(change: impl FnOnce(&mut Params)) -> Desk<Worker> {
     let process = ProcessIdentity { host: "h".into(), pid: 7, ..ProcessIdentity::default() };
     let mut params = Params {

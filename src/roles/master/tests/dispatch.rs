@@ -1,0 +1,127 @@
+//! Who gets how much, what is taken back, and who is charged.
+
+use super::*;
+
+/// The worker's tasks so far end, after so long each.
+fn end_all(world: &mut World, incarnation: &str, ms: i64) {
+    for (task, attempt, _) in world.page(&format!("/z/assign/{incarnation}")) {
+        world.change(&format!("/z/tasks/{task}"), |task| {
+            let mut outcome = Outcome::unrun(State::Done, None, "", attempt);
+            outcome.worker = Incarnation::parse(incarnation);
+            (outcome.started_ms, outcome.ended_ms) = (Some(1_000), Some(1_000 + ms));
+            task.outcome = Some(outcome);
+        });
+    }
+}
+
+fn held(world: &World, incarnation: &str) -> usize {
+    world.page(&format!("/z/assign/{incarnation}")).len()
+}
+
+/// A leader of one worker with one slot, and so many tasks.
+fn leader(tasks: usize, change: impl Fn(&mut Task)) -> (World, Desk<Master>) {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    for n in 0..tasks {
+        task(&mut world, &format!("_00/{n:03}"), &change);
+    }
+    let mut master = master("m");
+    master.connect(&mut world);
+    (world, master)
+}
+
+#[test]
+fn short_runs_let_more_wait_at_their_worker_and_long_ones_none() {
+    let (mut world, mut master) = leader(50, |_| {});
+    assert_eq!(held(&world, "w~1"), 1, "nothing is known yet");
+    end_all(&mut world, "w~1", 5);
+    master.go(&mut world);
+    let many = held(&world, "w~1");
+    assert!((15..=21).contains(&many), "{many} of 5 ms fit into 100 ms");
+    end_all(&mut world, "w~1", 60_000);
+    master.go(&mut world);
+    assert_eq!(held(&world, "w~1"), 1);
+}
+
+#[test]
+fn whoever_has_a_free_slot_comes_before_whoever_would_let_it_wait() {
+    let (mut world, mut master) = leader(1, |_| {});
+    end_all(&mut world, "w~1", 1);
+    worker(&mut world, "w~2", 2);
+    for name in ["_00/a", "_00/b", "_00/c", "_00/d"] {
+        master.go(&mut world);
+        task(&mut world, name, |_| {});
+    }
+    master.go(&mut world);
+    assert_eq!((held(&world, "w~1"), held(&world, "w~2")), (2, 2), "one waits where runs are known to be short");
+}
+
+#[test]
+fn what_could_not_bear_to_be_charged_does_not_wait_at_a_worker() {
+    let (mut world, mut master) = leader(50, |task| task.options.max_attempts = Some(1));
+    end_all(&mut world, "w~1", 1);
+    master.go(&mut world);
+    assert_eq!(held(&world, "w~1"), 1);
+}
+
+#[test]
+fn what_waits_behind_a_long_run_is_recalled_for_a_free_slot() {
+    let (mut world, mut master) = leader(9, |_| {});
+    end_all(&mut world, "w~1", 1);
+    master.go(&mut world);
+    assert_eq!(held(&world, "w~1"), 8);
+    worker(&mut world, "w~2", 2);
+    let recalled = |world: &World| {
+        let page = Assignment::decode(&world.znodes["/z/assign/w~1"].data).expect("a page");
+        page.entries.iter().filter(|e| e.recalled).map(|e| e.task.to_string()).collect::<Vec<_>>()
+    };
+    master.go(&mut world);
+    assert_eq!(recalled(&world), Vec::<String>::new(), "it might get on");
+    world.pass(Duration::from_millis(300));
+    master.go(&mut world);
+    assert_eq!(recalled(&world), ["_00/007", "_00/008"], "as many as there are free slots, the last first");
+    world.change("/z/tasks/_00/008", |task| {
+        task.next_attempt(None, "taken back before it was started");
+        task.released_by = Incarnation::parse("w~1");
+    });
+    master.go(&mut world);
+    assert_eq!(world.page("/z/assign/w~2"), [entry("_00/008", 2, false)]);
+}
+
+#[test]
+fn a_death_charges_only_what_can_have_been_started() {
+    let mut world = World::new();
+    let session = worker(&mut world, "w~1", 1);
+    let names: Vec<String> = (0..70).map(|n| format!("_00/{n:03}")).collect();
+    for name in &names {
+        task(&mut world, name, |_| {});
+    }
+    // In the order of the page, which is not that of the names.
+    let entries: Vec<_> = names.iter().rev().map(|name| (name.as_str(), 1, false)).collect();
+    page(&mut world, "w~1", &entries);
+    let mut master = master("m");
+    master.connect(&mut world);
+    world.expire(session);
+    master.go(&mut world);
+    let charged = names.iter().filter(|name| world.task(&format!("/z/tasks/{name}")).charged > 0);
+    let expected: Vec<_> = names.iter().skip(5).collect();
+    assert_eq!(charged.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_chunk_fills_a_worker() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 4);
+    worker(&mut world, "w~2", 4);
+    for name in ["_00/a", "_00/b", "_00/c"] {
+        task(&mut world, name, |task| {
+            *task = Task::new(
+                Payload::Chunk { first_line: 0, commands: vec!["x".into(); 100] },
+                Options::default(),
+            );
+        });
+    }
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert_eq!((held(&world, "w~1"), held(&world, "w~2")), (1, 1), "the third waits for who is done first");
+}

@@ -1,0 +1,254 @@
+//! Chunks, checkpoints, the order of starts, and what is taken back.
+
+use super::*;
+use crate::contract::chunk::CommandResult;
+
+/// A chunk of these commands, the first of which is line 40 of its batch.
+fn chunk(world: &mut World, id: &str, commands: &[&str], change: impl FnOnce(&mut Task)) {
+    let commands = commands.iter().map(|line| (*line).to_string()).collect();
+    let mut task = Task::new(Payload::Chunk { first_line: 40, commands }, Options::default());
+    change(&mut task);
+    world.put(&format!("/z/tasks/{}", id.split('/').next().expect("dir")), b"");
+    world.put(&format!("/z/tasks/{id}"), &task.encode());
+}
+
+/// A worker with the chunk `j/c`.
+fn with_chunk(slots: u32, commands: &[&str], change: impl FnOnce(&mut Task)) -> (World, Desk<Worker>) {
+    let mut world = World::new();
+    let mut desk = worker(|params| params.slots = slots);
+    desk.connect(&mut world);
+    chunk(&mut world, "j/c", commands, change);
+    assign(&mut world, &desk, &[("j/c", 1, false)]);
+    desk.go(&mut world);
+    (world, desk)
+}
+
+/// What runs, by the last word of each command line.
+fn running(desk: &Desk<Worker>) -> Vec<String> {
+    desk.runs.values().map(|spec| spec.argv.last().cloned().unwrap_or_default()).collect()
+}
+
+fn codes(results: &[Option<CommandResult>]) -> Vec<Option<i32>> {
+    results.iter().map(|result| result.as_ref().map(|result| result.exit_code.unwrap_or(0))).collect()
+}
+
+#[test]
+fn a_chunk_runs_over_all_slots_and_its_outcome_has_every_result() {
+    let (mut world, mut desk) = with_chunk(2, &["a", " ", "b", "c"], |_| {});
+    assert_eq!(running(&desk), ["a", "b"]);
+    let lines: Vec<_> = desk.runs.values().map(|spec| spec.env.last().cloned()).collect();
+    assert_eq!(lines, [Some(("ZKMW_LINE".into(), "41".into())), Some(("ZKMW_LINE".into(), "43".into()))]);
+    end(&world, &mut desk, Ended::Exit(0));
+    assert_eq!(running(&desk), ["b", "c"]);
+    end(&world, &mut desk, Ended::Exit(4));
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
+    assert_eq!((outcome.state, outcome.exit_code), (OutcomeState::Failed, Some(1)));
+    assert_eq!(outcome.detail.as_deref(), Some("1 of 3 commands failed"));
+    assert_eq!(codes(&outcome.results), [Some(0), None, Some(4), Some(0)]);
+}
+
+#[test]
+fn what_is_over_already_is_not_run_again() {
+    let over = CommandResult { attempt: Some(1), ..CommandResult::default() };
+    let (mut world, mut desk) = with_chunk(4, &["a", "b", "c"], |task| task.results = vec![Some(over), None]);
+    assert_eq!(running(&desk), ["b", "c"]);
+    end(&world, &mut desk, Ended::Exit(0));
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    let task = world.task("/z/tasks/j/c");
+    assert_eq!(task.outcome.map(|outcome| codes(&outcome.results)), Some(vec![Some(0); 3]));
+    assert!(task.results.is_empty(), "they stand in the outcome now");
+}
+
+#[test]
+fn a_checkpoint_is_written_and_the_outcome_is_set_on_it() {
+    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |task| task.options.checkpoint_ms = Some(1_000));
+    end(&world, &mut desk, Ended::Exit(0));
+    assert!(world.task("/z/tasks/j/c").results.is_empty());
+    world.pass(Duration::from_secs(1));
+    desk.go(&mut world);
+    assert_eq!(codes(&world.task("/z/tasks/j/c").results), [Some(0)]);
+    let version = world.znodes["/z/tasks/j/c"].stat.version;
+    world.pass(Duration::from_secs(1));
+    desk.go(&mut world);
+    assert_eq!(world.znodes["/z/tasks/j/c"].stat.version, version, "nothing new, nothing written");
+    desk.hold = |call| matches!(call, Call::Get { .. });
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    let outcome = world.task("/z/tasks/j/c").outcome.expect("set without another look");
+    assert_eq!(codes(&outcome.results), [Some(0), Some(0)]);
+}
+
+#[test]
+fn a_checkpoint_keeps_what_somebody_changed_meanwhile() {
+    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |task| task.options.checkpoint_ms = Some(1_000));
+    world.change("/z/tasks/j/c", |task| task.options.priority = Some(7));
+    end(&world, &mut desk, Ended::Exit(0));
+    for _ in 0..2 {
+        world.pass(Duration::from_secs(1));
+        desk.go(&mut world);
+    }
+    let task = world.task("/z/tasks/j/c");
+    assert_eq!((task.options.priority, codes(&task.results)), (Some(7), vec![Some(0)]));
+}
+
+#[test]
+fn a_checkpoint_of_an_attempt_that_was_given_up_changes_nothing() {
+    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |task| task.options.checkpoint_ms = Some(1_000));
+    world.change("/z/tasks/j/c", |task| task.next_attempt(None, "its worker died"));
+    end(&world, &mut desk, Ended::Exit(0));
+    end(&world, &mut desk, Ended::Exit(0));
+    world.pass(Duration::from_secs(1));
+    desk.go(&mut world);
+    let task = world.task("/z/tasks/j/c");
+    assert_eq!((task.attempt, task.results.len(), task.outcome.is_none()), (2, 0, true));
+}
+
+#[test]
+fn a_drained_worker_hands_back_the_rest_alone() {
+    let (mut world, mut desk) = with_chunk(1, &["a", "b", "c"], |_| {});
+    end(&world, &mut desk, Ended::Exit(3));
+    desk.event(&world, Event::Stop { again: false });
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    let task = world.task("/z/tasks/j/c");
+    assert_eq!((task.attempt, task.charged, codes(&task.results)), (2, 0, vec![Some(3), Some(0)]));
+    assert_eq!(
+        task.results[0].as_ref().and_then(|result| result.attempt),
+        Some(1),
+        "it is told which it was"
+    );
+    assert_eq!(desk.exit, Some(0));
+}
+
+#[test]
+fn a_chunk_that_waits_for_a_slot_is_handed_back_when_its_incarnation_dies() {
+    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |_| {});
+    world.remove(&registration(&desk, 0));
+    desk.go(&mut world);
+    assert!(matches!(desk.signals[..], [(_, GroupSignal::Kill)]));
+    end_after(&world, &mut desk, Ended::Signal(9), true);
+    desk.go(&mut world);
+    let task = world.task("/z/tasks/j/c");
+    assert_eq!((task.attempt, task.charged, task.results.len()), (2, 0, 0));
+}
+
+#[test]
+fn only_what_failed_is_tried_again() {
+    let (mut world, mut desk) = with_chunk(2, &["a", "b"], |task| task.options.max_attempts = Some(2));
+    end(&world, &mut desk, Ended::Exit(1));
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    let task = world.task("/z/tasks/j/c");
+    assert_eq!((task.attempt, task.charged), (2, 1));
+    assert_eq!(codes(&task.results), [None, Some(0)]);
+}
+
+#[test]
+fn a_cancelled_chunk_keeps_what_was_over() {
+    let (mut world, mut desk) = with_chunk(1, &["a", "b", "c"], |_| {});
+    end(&world, &mut desk, Ended::Exit(0));
+    world.change("/z/tasks/j/c", |task| task.cancel = true);
+    assign(&mut world, &desk, &[("j/c", 1, true)]);
+    desk.go(&mut world);
+    assert!(matches!(desk.signals[..], [(_, GroupSignal::Term)]));
+    end_after(&world, &mut desk, Ended::Signal(15), true);
+    desk.go(&mut world);
+    let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
+    assert_eq!((outcome.state, codes(&outcome.results)), (OutcomeState::Cancelled, vec![Some(0)]));
+}
+
+#[test]
+fn a_late_command_fails_alone() {
+    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |task| task.options.timeout_ms = Some(500));
+    let run = *desk.runs.keys().next().expect("a run");
+    desk.event(&world, Event::Started { run, pid: 1 });
+    world.pass(Duration::from_millis(500));
+    desk.go(&mut world);
+    end_after(&world, &mut desk, Ended::Signal(15), true);
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
+    let reasons: Vec<_> = outcome.results.iter().flatten().map(|result| result.reason).collect();
+    assert_eq!(reasons, [Some(Reason::Timeout), None]);
+}
+
+#[test]
+fn entries_are_started_in_the_order_of_the_page() {
+    let mut world = World::new();
+    let mut desk = worker(|params| params.slots = 2);
+    desk.connect(&mut world);
+    for id in ["_00/z", "_00/m", "_00/a"] {
+        task(&mut world, id);
+    }
+    desk.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/_00/z");
+    assign(&mut world, &desk, &[("_00/z", 1, false), ("_00/m", 1, false), ("_00/a", 1, false)]);
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 0, "nothing overtakes what is still being read");
+    desk.hold = |_| false;
+    desk.go(&mut world);
+    let tasks: Vec<_> = desk.role.runs.values().map(|run| run.task.to_string()).collect();
+    assert_eq!(tasks, ["_00/z", "_00/m"]);
+}
+
+#[test]
+fn a_slot_is_free_before_the_outcome_is_written() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    task(&mut world, "_00/b");
+    assign(&mut world, &desk, &[("_00/a", 1, false), ("_00/b", 1, false)]);
+    desk.go(&mut world);
+    desk.hold = |call| matches!(call, Call::Set { path, .. } if path.starts_with("/z/tasks/"));
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 1);
+}
+
+#[test]
+fn what_was_not_started_goes_back_when_it_is_recalled() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    let entry = |task: &str| Entry {
+        task: TaskId::parse(task).expect("id"),
+        attempt: 1,
+        revoked: false,
+        recalled: true,
+    };
+    task(&mut world, "_00/a");
+    task(&mut world, "_00/b");
+    assign(&mut world, &desk, &[("_00/a", 1, false), ("_00/b", 1, false)]);
+    desk.go(&mut world);
+    let page = Assignment::new(1, vec![entry("_00/a"), entry("_00/b")]).encode();
+    world.put(&desk.role.assignment(), &page);
+    desk.go(&mut world);
+    let attempts = ["a", "b"].map(|name| world.task(&format!("/z/tasks/_00/{name}")).attempt);
+    assert_eq!(attempts, [1, 2]);
+    let back = world.task("/z/tasks/_00/b");
+    assert_eq!((back.charged, back.released_by.as_ref()), (0, Some(desk.role.registrar.incarnation())));
+    assert!(desk.signals.is_empty(), "what runs goes on");
+}
+
+#[test]
+fn a_handler_is_asked_for_each_command() {
+    let mut world = World::new();
+    let mut desk = worker(|params| params.handler = Some("./handle --fast".into()));
+    desk.connect(&mut world);
+    chunk(&mut world, "j/c", &["a"], |_| {});
+    assign(&mut world, &desk, &[("j/c", 1, false)]);
+    desk.go(&mut world);
+    let (run, spec) = desk.runs.first_key_value().expect("a run");
+    assert_eq!(spec.argv, ["/bin/sh", "-c", "./handle --fast"]);
+    let request: serde_json::Value =
+        serde_json::from_str(spec.request.as_ref().expect("request")).expect("JSON");
+    assert_eq!((&request["id"], &request["line"]), (&run.0.into(), &41.into()));
+    assert_eq!((&request["command"], &request["task"]), (&"a".into(), &"j/c".into()));
+    end(&world, &mut desk, Ended::Broken);
+    desk.go(&mut world);
+    let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
+    assert_eq!(outcome.results[0].as_ref().and_then(|result| result.reason), Some(Reason::Handler));
+}
