@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::outcome::Output;
-use super::{Malformed, VERSION};
+use super::{MAX_DATA_BYTES, Malformed, VERSION};
 
-/// Longest answer, in bytes, its line's end included. A handler that says more has broken.
-pub const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// Longest answer, in bytes, its line's end included. A handler that says more has broken. An outcome has no room for more.
+pub const MAX_ANSWER_BYTES: usize = MAX_DATA_BYTES;
 
 /// One task, or one command of a chunk, for a handler.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -63,7 +63,10 @@ pub(super) fn spawn(
     command.args(arguments).envs(spec.env.iter().map(|(name, value)| (name, value))).env(OWNER_VAR, token);
     command.env(RUN_VAR, mark);
     command.stdin(Stdio::null()).process_group(0);
-    if let RunOutput::Capture { .. } = spec.output {
+    if spec.request.is_some() {
+        // A handler. What it says to its standard error is about itself, and for whoever reads our log.
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    } else if let RunOutput::Capture { .. } = spec.output {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
     }
     let (roll, gate, parent) = (roll.clone(), Arc::clone(gate), getpid());

@@ -12,6 +12,10 @@
 //!   brings. Then another guard is started, and is told of what is not dead yet.
 //! - A longer lease that was written only after the one before had ended may have come too late:
 //!   [`Guard::lease`] says so.
+//!
+//! A handler runs something at times only, and may idle for hours without a lease. Its group is told gone when it has had
+//! no request for a moment ([`LINGER`]), so that a busy one costs no message at all. A request may go to one whose group
+//! is still known to the guard only as long as no lease has ended meanwhile; so what idled at such a time is killed.
 
 pub(super) mod message;
 pub(super) mod process;
@@ -44,6 +48,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A guard that lived so long was no failure from the start.
 const LONG_LIFE: Duration = Duration::from_secs(10);
 
+/// How long a handler's group that has nothing to do is left with the guard.
+pub(super) const LINGER: Duration = Duration::from_millis(100);
+/// It is not if the lease is as short as this: it would be killed if it came to be told a little late.
+const SHORT_LEASE: Duration = Duration::from_millis(300);
+
 /// For a child that may begin whenever it gets there.
 pub(super) const WHENEVER: u64 = u64::MAX - 1;
 /// For a child that may not begin: long ago. An eventfd takes no 0.
@@ -72,9 +81,18 @@ struct Inner {
     /// The guard that lives: our unreaped child, and the writing end of its pipe.
     guard: Option<(u32, OwnedFd)>,
     until: u64,
-    /// Id and birth of each group that may live.
-    groups: BTreeMap<u32, u64>,
+    /// Each group that may live and that the guard was told of, by its id.
+    groups: BTreeMap<u32, Group>,
+    /// When the last of them went, on the clock of `until`.
+    emptied_at: u64,
     stopping: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    start_ticks: u64,
+    /// It has something to run; only handlers may have nothing.
+    busy: bool,
 }
 
 impl Guard {
@@ -99,18 +117,57 @@ impl Guard {
     /// A child waits at its gate. Returns until when it may begin, in nanoseconds of `CLOCK_BOOTTIME`.
     pub(super) fn here(&self, pgid: u32, start_ticks: u64) -> u64 {
         let mut inner = self.link.lock();
-        inner.groups.insert(pgid, start_ticks);
+        inner.groups.insert(pgid, Group { start_ticks, busy: true });
         if inner.tell(Message::Here { pgid, start_ticks }) { inner.until.max(NEVER) } else { NEVER }
+    }
+
+    /// The same of a handler that is about to get a request.
+    pub(super) fn begin(&self, pgid: u32, start_ticks: u64) -> u64 {
+        let mut inner = self.link.lock();
+        match inner.groups.get_mut(&pgid) {
+            Some(group) => {
+                group.busy = true;
+                if inner.guard.is_some() { inner.until.max(NEVER) } else { NEVER }
+            }
+            None => {
+                drop(inner);
+                self.here(pgid, start_ticks)
+            }
+        }
+    }
+
+    /// A handler has answered, and has nothing to do now. Whether the guard still has to be told, by [`Guard::settle`].
+    pub(super) fn rest(&self, pgid: u32) -> bool {
+        let mut inner = self.link.lock();
+        let short = boottime_nanos().saturating_add(SHORT_LEASE.as_nanos() as u64) >= inner.until;
+        if short {
+            inner.gone(pgid);
+        } else if let Some(group) = inner.groups.get_mut(&pgid) {
+            group.busy = false;
+        }
+        !short
+    }
+
+    /// A handler that had nothing to do a moment ago is gone for the guard, unless it has something now.
+    pub(super) fn settle(&self, pgid: u32) {
+        let mut inner = self.link.lock();
+        if inner.groups.get(&pgid).is_some_and(|group| !group.busy) {
+            inner.gone(pgid);
+        }
     }
 
     /// The group is dead.
     pub(super) fn gone(&self, pgid: u32) {
-        let mut inner = self.link.lock();
-        inner.groups.remove(&pgid);
-        inner.tell(Message::Gone { pgid });
+        self.link.lock().gone(pgid);
     }
 
-    /// What runs may run until then.
+    /// Whether nothing may run now.
+    pub(super) fn is_lapsed(&self) -> bool {
+        let inner = self.link.lock();
+        inner.guard.is_none() || boottime_nanos() >= inner.until
+    }
+
+    /// What runs may run until then. Only one thread may call this and hand requests to handlers.
     ///
     /// # Errors
     ///
@@ -121,11 +178,17 @@ impl Guard {
         let before = std::mem::replace(&mut inner.until, until);
         inner.tell(Message::Lease { until });
         // Looked at after the message was written: what is in the pipe in time the guard reads before it acts.
-        let late = !inner.groups.is_empty() && boottime_nanos() >= before;
+        let late = boottime_nanos() >= before;
+        let busy = inner.groups.values().any(|group| group.busy);
+        let knew_some = !inner.groups.is_empty() || inner.emptied_at >= before;
         drop(inner);
-        if late {
+        if late && busy {
             self.link.table.kill_all();
             return Err("the lease was renewed too late".to_owned());
+        }
+        if late && knew_some {
+            // It may have begun to kill; and when it does, it takes all that bears our mark.
+            self.link.table.kill_idle_handlers();
         }
         Ok(())
     }
@@ -142,6 +205,14 @@ impl Guard {
 }
 
 impl Inner {
+    fn gone(&mut self, pgid: u32) {
+        self.groups.remove(&pgid);
+        if self.groups.is_empty() {
+            self.emptied_at = boottime_nanos();
+        }
+        self.tell(Message::Gone { pgid });
+    }
+
     /// Whether the guard will read it. A guard that doesn't read is killed.
     fn tell(&mut self, message: Message) -> bool {
         let Some((pid, pipe)) = &self.guard else { return false };
@@ -184,7 +255,8 @@ impl Link {
             .with_context(|| format!("cannot run {}", self.program.display()))?;
         let mut inner = self.lock();
         let until = inner.until;
-        let groups: Vec<(u32, u64)> = inner.groups.iter().map(|(pgid, ticks)| (*pgid, *ticks)).collect();
+        let groups: Vec<(u32, u64)> =
+            inner.groups.iter().map(|(pgid, group)| (*pgid, group.start_ticks)).collect();
         inner.guard = Some((child.id(), writer));
         inner.tell(Message::Lease { until });
         for (pgid, start_ticks) in groups {

@@ -3,6 +3,7 @@
 //! Owns every process that zkmw runs for its user. Each run is a process group of its own and has a thread of
 //! its own (`run`); one `table` knows them all and guards signals against recycled numbers; the `roll`
 //! writes every group into the run file (`runfile`) before its program runs; and the `guard`, a process of its own, kills them all when this process cannot.
+//! Runs with a request share long-lived processes (`handler`), each a group of its own as well.
 //!
 //! It must not: decide what runs or when (the roles do), or say [`ExecEvent::Ended`] while a process of the
 //! group lives. A process that leaves its group (`setsid`) is ended too where each run has a `cgroup`, and as far
@@ -13,6 +14,7 @@ mod cgroup;
 mod child;
 mod group;
 mod guard;
+mod handler;
 mod proc;
 mod roll;
 mod run;
@@ -35,6 +37,7 @@ use crate::machine::{GroupSignal, Instant, RunId, RunReport, RunSpec};
 use cgroup::Cgroups;
 use guard::Guard;
 pub use guard::voice::Voice;
+use handler::Pool;
 use roll::Roll;
 use run::Shared;
 pub use runfile::{Claim, Predecessor, RunFile};
@@ -131,6 +134,7 @@ pub struct Means {
 #[derive(Debug)]
 pub struct Executor {
     shared: Arc<Shared>,
+    handlers: Arc<Pool>,
     /// `None` only while it is dropped.
     roll: Option<Roll>,
     guard: Option<Arc<Guard>>,
@@ -162,20 +166,26 @@ impl Executor {
             table,
             events,
             roll: roll.announcer().clone(),
+            guard: guard.clone(),
             cgroups,
             token,
             number,
             sweep_always: means.sweep_always,
         };
-        Ok(Executor { shared: Arc::new(shared), roll: Some(roll), guard })
+        let shared = Arc::new(shared);
+        let handlers = Arc::new(Pool::new(Arc::clone(&shared)));
+        Ok(Executor { shared, handlers, roll: Some(roll), guard })
     }
 
-    /// Starts a run; the answer is `Started` and then `Ended`, or `NotStarted`.
+    /// Starts a run; the answer is `Started` and then `Ended`, or `NotStarted`. One with a request goes to a handler.
     ///
     /// # Panics
     ///
     /// If the id is in use.
     pub fn start(&self, run: RunId, spec: RunSpec) {
+        if spec.request.is_some() {
+            return self.handlers.start(run, spec);
+        }
         let no_room = |why: String| self.shared.not_started(run, NotStartedKind::Transient, why);
         let gate = match eventfd(0, EventfdFlags::CLOEXEC) {
             Ok(gate) => Arc::new(gate),
@@ -192,7 +202,8 @@ impl Executor {
         }
     }
 
-    /// What runs may run until then, and what is started may begin before then.
+    /// What runs may run until then, and what is started may begin before then. To be called by the thread that calls
+    /// [`Executor::start`].
     ///
     /// # Errors
     ///
@@ -205,13 +216,14 @@ impl Executor {
     /// Signals every process of the run's group; nothing happens if its leader has ended, for then what is
     /// left of the group has got SIGKILL anyway.
     ///
-    /// A run that has not got to its program yet gets the signal as soon as it has, or never starts.
+    /// A run that has not got to its program yet gets the signal as soon as it has, or never starts. A handler is not used
+    /// again after a signal to its run, whatever it makes of it.
     pub fn signal(&self, run: RunId, signal: GroupSignal) {
         self.shared.table.signal(run, signal);
     }
 
-    /// Sends SIGKILL to every group that there is now, and waits for 5 s at most until all are dead; whether
-    /// they are. Their events still come.
+    /// Sends SIGKILL to every group that there is now, handlers included, and waits for 5 s at most until all are dead;
+    /// whether they are. Their events still come.
     pub fn kill_all(&self) -> bool {
         self.shared.table.kill_all();
         self.shared.table.wait_dead(KILL_ALL_WITHIN)
@@ -230,6 +242,7 @@ impl Executor {
 
 impl Drop for Executor {
     fn drop(&mut self) {
+        self.handlers.close();
         let dead = self.kill_all();
         if let Some(guard) = &self.guard {
             guard.stop(dead);

@@ -24,22 +24,23 @@ use super::capture::Capture;
 use super::cgroup::Cgroups;
 use super::child::{self, Failure};
 use super::group::Suspect;
+use super::guard::Guard;
 use super::proc;
 use super::roll::Announcer;
 use super::sweep;
-use super::table::Table;
+use super::table::{Signalled, Table};
 use super::{ExecEvent, NotStartedKind};
 use crate::machine::{Ended, RunId, RunOutput, RunReport, RunSpec};
 
 /// Bytes read from a pipe at once: what a pipe holds, unless somebody made it larger.
-const READ_BYTES: usize = 64 << 10;
+pub(super) const READ_BYTES: usize = 64 << 10;
 /// Bytes read from a pipe after the group is dead. More than any pipe holds (1 MiB unless root allowed more);
 /// what comes beyond is from a process that has left the group.
 const DRAIN_BYTES: u64 = 4 << 20;
 /// How often the leader is looked at if no pidfd could be opened (no descriptors left).
 const LOOK_WITHOUT_PIDFD: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// The pause after a `poll` that failed for want of memory.
-const POLL_FAILED_PAUSE: Duration = Duration::from_millis(20);
+pub(super) const POLL_FAILED_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the threads of all runs share.
 #[derive(Debug)]
@@ -47,6 +48,7 @@ pub(super) struct Shared {
     pub(super) table: Arc<Table>,
     pub(super) events: Sender<ExecEvent>,
     pub(super) roll: Announcer,
+    pub(super) guard: Option<Arc<Guard>>,
     pub(super) cgroups: Option<Arc<Cgroups>>,
     /// Marks in the environment what this process has started.
     pub(super) token: String,
@@ -94,13 +96,38 @@ impl Shared {
         };
         let started_ms = now_ms();
         let leader = child.id();
-        self.table.running(run, leader);
+        self.table.running(run, leader, None);
         let _ = self.events.send(ExecEvent::Started { run, pid: leader });
         let mut stdout = Stream::new(child.stdout.take().map(OwnedFd::from), spec.output);
         let mut stderr = Stream::new(child.stderr.take().map(OwnedFd::from), spec.output);
 
         watch(leader, open_pidfd(leader), &mut stdout, &mut stderr);
         let ended_ms = now_ms();
+        let (ended, signalled) = self.bury(run, leader, &mark, true);
+        stdout.drain();
+        stderr.drain();
+
+        let (stdout, stderr) = (stdout.capture.finish(), stderr.capture.finish());
+        self.over(
+            run,
+            ExecEvent::Ended {
+                run,
+                report: RunReport {
+                    ended,
+                    detail: None,
+                    stdout,
+                    stderr,
+                    started_ms,
+                    ended_ms,
+                    signalled: signalled.in_life,
+                },
+            },
+        );
+    }
+
+    /// The leader is a zombie: ends, for good, what is left of it. One that exits with 0 unasked has succeeded only if
+    /// it `may_succeed`.
+    pub(super) fn bury(&self, run: RunId, leader: u32, mark: &str, may_succeed: bool) -> (Ended, Signalled) {
         let (status, signalled) = self.table.reap(run, leader);
         let ended = how_it_ended(leader, status);
         Suspect {
@@ -111,18 +138,8 @@ impl Shared {
             held_until: 0,
         }
         .make_empty(None);
-        self.end_strays(run, &mark, ended == Ended::Exit(0) && !signalled);
-        stdout.drain();
-        stderr.drain();
-
-        let (stdout, stderr) = (stdout.capture.finish(), stderr.capture.finish());
-        self.over(
-            run,
-            ExecEvent::Ended {
-                run,
-                report: RunReport { ended, detail: None, stdout, stderr, started_ms, ended_ms, signalled },
-            },
-        );
+        self.end_strays(run, mark, may_succeed && ended == Ended::Exit(0) && !signalled.in_life);
+        (ended, signalled)
     }
 }
 
@@ -180,7 +197,7 @@ impl Stream {
 }
 
 /// `None` if there are no descriptors left.
-fn open_pidfd(leader: u32) -> Option<OwnedFd> {
+pub(super) fn open_pidfd(leader: u32) -> Option<OwnedFd> {
     let pidfd = pidfd_open(proc::to_pid(leader), PidfdFlags::empty());
     pidfd
         .inspect_err(|error| log::warn!("no pidfd for process {leader}, looking at it in turns: {error}"))
@@ -224,7 +241,7 @@ fn wait_for(sources: [Option<&OwnedFd>; 3], timeout: Option<&Timespec>) -> Resul
 }
 
 /// Whether the leader is a zombie; it stays one. A leader that somebody else has reaped counts, too.
-fn is_over(leader: u32) -> bool {
+pub(super) fn is_over(leader: u32) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
     match waitid(WaitId::Pid(proc::to_pid(leader)), options) {
         Ok(status) => status.is_some(),
@@ -249,7 +266,7 @@ fn decode(status: &WaitIdStatus) -> Option<Ended> {
 }
 
 /// Milliseconds since 1970.
-fn now_ms() -> i64 {
+pub(super) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
