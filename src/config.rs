@@ -185,6 +185,8 @@ pub struct WorkerConfig {
     pub labels: Labels,
     /// How long running tasks may go on after SIGTERM.
     pub grace: Duration,
+    /// The shell command line of a handler, if tasks are not to be processes of their own; not blank.
+    pub handler: Option<String>,
     /// How much of a task's output is kept.
     pub output_limit_bytes: usize,
     /// Absolute; need not exist yet.

@@ -153,6 +153,7 @@ fn worker(layers: &Layers<'_>, host: &Host) -> Result<WorkerConfig, ConfigError>
         slots: layers.get(&settings::SLOTS)?.unwrap_or(host.cores),
         labels: layers.get_or_default(&settings::LABEL)?,
         grace: layers.get_always(&settings::WORKER_GRACE)?,
+        handler: layers.get_or_default(&settings::HANDLER)?,
         output_limit_bytes: layers.get_always(&settings::OUTPUT_LIMIT)?,
         run_dir: match layers.get(&settings::RUN_DIR)? {
             Some(dir) => dir,

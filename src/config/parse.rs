@@ -481,6 +481,15 @@ pub fn any_path(text: &OsStr) -> Parsed<PathBuf> {
     Ok(PathBuf::from(text))
 }
 
+/// A shell command line that stays on this machine.
+pub fn handler(text: &str) -> Parsed<Option<String>> {
+    if text.trim().is_empty() {
+        return wrong("must be a shell command line");
+    }
+    check_command_line(text)?;
+    Ok(Some(text.to_owned()))
+}
+
 /// Whether a shell command line can be stored and run as a task; for the lines of a batch as for a single one.
 pub fn check_command_line(line: &str) -> Result<(), String> {
     check_command_bytes(line.len())?;

@@ -294,6 +294,11 @@ settings! {
     WORKER_GRACE: Duration = ("grace", &[Worker], Value("TIME"), Text("30s"), Anywhere)
         One(parse::grace), "How long running tasks may go on after SIGTERM; what is left then is killed and \
         handed to other workers";
+    HANDLER: Option<String> = ("handler", &[Worker], Value("COMMAND"), Described("none: each task is a process of its own"),
+        Anywhere)
+        One(parse::handler), "Run tasks by handlers: this shell command line is started up to once for each slot, and is \
+        given a line of JSON for each task on its standard input, which it answers with one on its standard output \
+        (docs/handler.md)";
     OUTPUT_LIMIT: usize = ("output-limit", &[Worker], Value("SIZE"), Text("64KiB"), Anywhere)
         One(parse::output_limit_bytes), "How much of a task's output to keep with its outcome, 0 to 96KiB";
     RUN_DIR: PathBuf = ("run-dir", &[Worker], Value("DIR"),

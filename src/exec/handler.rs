@@ -82,7 +82,7 @@ impl Pool {
             }
             match desk.hand_over(job, &self.shared) {
                 Handed::Done => return,
-                Handed::NoLease(_) => {
+                Handed::NoLease => {
                     self.not_started(run, NO_LEASE.to_owned());
                     self.idles(&desk);
                     return;

@@ -11,11 +11,11 @@ use zkmw::machine::Instant as Boottime;
 use zkmw::shell::now;
 
 /// Long enough to last for a test.
-const LONG: Duration = Duration::from_secs(600);
+pub const LONG: Duration = Duration::from_secs(600);
 /// How long a lease is that is renewed all the time.
-const RENEWED: Duration = Duration::from_secs(2);
+pub const RENEWED: Duration = Duration::from_secs(2);
 /// How long the lease of a scenario is in which it ends.
-const SHORT: Duration = Duration::from_millis(400);
+pub const SHORT: Duration = Duration::from_millis(400);
 
 /// Scenarios, each the role of a helper.
 pub const SCENARIOS: [(&str, fn()); 13] = [
@@ -35,24 +35,24 @@ pub const SCENARIOS: [(&str, fn()); 13] = [
 ];
 
 #[track_caller]
-fn play(role: &str) {
+pub fn play(role: &str) {
     let dir = tempfile::tempdir().unwrap();
     let status = spawn_helper(role, dir.path()).wait().unwrap();
     assert!(status.success(), "{role}: {status}");
 }
 
-fn guarded() -> Rig {
+pub fn guarded() -> Rig {
     Rig::by(Means { guard: Some(env!("CARGO_BIN_EXE_zkmw").into()), ..Means::default() })
 }
 
-fn leased(lease: Duration) -> (Rig, Boottime) {
+pub fn leased(lease: Duration) -> (Rig, Boottime) {
     let rig = guarded();
     let until = now() + lease;
     rig.executor.lease(until).unwrap();
     (rig, until)
 }
 
-fn guard() -> u32 {
+pub fn guard() -> u32 {
     let mut found = None;
     until("there is a guard", || {
         let own = std::process::id().to_string();

@@ -17,6 +17,8 @@ use zkmw::machine::{Captured, Ended, GroupSignal, RunId, RunOutput, RunReport, R
 
 mod ended;
 mod guard;
+mod handler;
+mod handler_guard;
 mod runfile;
 mod runs;
 mod signals;
@@ -209,7 +211,9 @@ fn helper() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let dir = std::env::var(DIR).unwrap();
     let dir = Path::new(&dir);
-    if let Some((_, play)) = guard::SCENARIOS.iter().find(|(name, _)| *name == role) {
+    if let Some((_, play)) =
+        guard::SCENARIOS.iter().chain(&handler_guard::SCENARIOS).find(|(name, _)| *name == role)
+    {
         return play();
     }
     match role.as_str() {

@@ -33,6 +33,7 @@ fn defaults_of_every_command() {
             slots: 6,
             labels: map(&[]),
             grace: secs(30),
+            handler: None,
             output_limit_bytes: 65536,
             run_dir: "/tmp/zkmw-1000".into(),
         }

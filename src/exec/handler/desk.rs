@@ -77,7 +77,7 @@ pub(super) enum Handed {
     /// The handler has it, or its thread sees to that.
     Done,
     /// Nothing may begin now.
-    NoLease(Job),
+    NoLease,
     /// The handler takes no more.
     Refused(Job),
 }
@@ -104,7 +104,7 @@ impl Desk {
                 guard.rest(self.pid);
                 guard.settle(self.pid);
             }
-            return Handed::NoLease(job);
+            return Handed::NoLease;
         }
         let line = [IoSlice::new(job.request.as_bytes()), IoSlice::new(b"\n")];
         let written = match retry_on_intr(|| writev(stdin.as_ref(), &line)) {

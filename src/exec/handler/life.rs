@@ -155,7 +155,7 @@ impl<'a> Handler<'a> {
         };
         match handed {
             Handed::Done => None,
-            Handed::NoLease(_) => {
+            Handed::NoLease => {
                 self.pool.not_started(run, NO_LEASE.to_owned());
                 self.pool.idles(&self.desk);
                 None

@@ -1,0 +1,170 @@
+//! Handlers under lease and guard: a busy one dies with its worker or the lease, an idle one outlives a lease.
+//!
+//! Each scenario has a process of its own, as with the guard itself.
+
+use super::guard::{LONG, RENEWED, SHORT, guard, guarded, leased, play};
+use super::handler::{ask, asked, begun, handler};
+use super::*;
+use zkmw::shell::now;
+
+/// Scenarios, each the role of a helper.
+pub const SCENARIOS: [(&str, fn()); 6] = [
+    ("handler_no_lease", no_lease),
+    ("handler_lapse", lapse),
+    ("handler_short_leases", short_leases),
+    ("handler_late_renewal", late_renewal),
+    ("handler_unguarded", unguarded),
+    ("handler_worker", worker),
+];
+
+fn no_lease() {
+    let mut rig = guarded();
+    let (kind, why) = rig.not_started(ask(&rig, "exec cat", ""));
+    assert!(kind == NotStartedKind::Transient && why.contains("lease"), "{kind:?} {why}");
+    rig.executor.lease(now() + LONG).unwrap();
+    let warm = handler(&mut rig);
+    rig.executor.lease(now()).unwrap();
+    let spec = ask(&rig, "exec cat", "");
+    let (kind, why) = rig.not_started(spec);
+    assert!(kind == NotStartedKind::Transient && why.contains("lease"), "{kind:?} {why}");
+    let _ = warm;
+}
+
+/// Idle for as long as anybody likes; busy no longer than the lease.
+fn lapse() {
+    let (mut rig, _) = leased(LONG);
+    let warm = handler(&mut rig);
+    rig.executor.lease(now() + RENEWED).unwrap();
+    let until = now() + RENEWED + SHORT;
+    super::until("the lease is long over", || now() >= until);
+    assert!(is_alive(warm));
+    rig.executor.lease(now() + LONG).unwrap();
+    assert_eq!(handler(&mut rig), warm, "it is still warm");
+    let until = now() + RENEWED;
+    rig.executor.lease(until).unwrap();
+    let (run, pid) = begun(&mut rig, "trap '' TERM; (trap '' TERM; sleep 600) & wait");
+    assert_eq!(pid, warm);
+    // Nobody but the guard kills here.
+    let report = rig.ended(run);
+    assert_eq!((report.ended, report.signalled), (Ended::Signal(9), false));
+    assert!(now() >= until && !is_alive(warm));
+}
+
+/// Leases that end while the guard still takes an idle handler for a busy one: no request is killed for that.
+fn short_leases() {
+    let mut rig = guarded();
+    for _ in 0..30 {
+        rig.executor.lease(now() + LONG).unwrap();
+        for _ in 0..3 {
+            let report = asked(&mut rig, "ok");
+            assert_eq!(report.ended, Ended::Exit(0), "{report:?}");
+        }
+        rig.executor.lease(now()).unwrap();
+    }
+}
+
+fn late_renewal() {
+    let (mut rig, _) = leased(LONG);
+    let warm = handler(&mut rig);
+    let until = now() + RENEWED;
+    rig.executor.lease(until).unwrap();
+    let (run, pid) = begun(&mut rig, "sleep 600");
+    assert_eq!(pid, warm);
+    super::until("it is late", || now() >= until);
+    assert!(rig.executor.lease(now() + LONG).unwrap_err().contains("late"));
+    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    assert_eq!(asked(&mut rig, "ok").ended, Ended::Exit(0));
+}
+
+fn unguarded() {
+    let (mut rig, _) = leased(LONG);
+    let warm = handler(&mut rig);
+    let (run, busy) = begun(&mut rig, "sleep 600");
+    assert_eq!(busy, warm);
+    let idle = handler(&mut rig);
+    assert_ne!(idle, busy);
+    kill(guard(), Signal::KILL);
+    let next = rig.events.recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(&next, ExecEvent::Unguarded { .. }), "{next:?}");
+    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    until("the idle one is dead, too", || !is_alive(idle));
+    until("requests are taken again", || {
+        let run = rig.start(ask(&rig, super::handler::SHELL, "ok"));
+        matches!(rig.over(run), ExecEvent::Ended { report, .. } if report.ended == Ended::Exit(0))
+    });
+}
+
+/// Has one busy handler with a child, and an idle one, under a lease that it renews until it is stopped.
+fn worker() {
+    let dir = std::env::var(DIR).unwrap();
+    let dir = Path::new(&dir);
+    let mut rig = guarded();
+    rig.executor.lease(now() + RENEWED).unwrap();
+    handler(&mut rig);
+    let line = format!("trap '' TERM; sleep 600 & echo $! >{}; wait", dir.join("child").display());
+    let (_, busy) = begun(&mut rig, &line);
+    let idle = handler(&mut rig);
+    fs::write(dir.join("busy"), format!("{busy}\n")).unwrap();
+    fs::write(dir.join("idle"), format!("{idle}\n")).unwrap();
+    super::until("it is stopped or killed", || {
+        rig.executor.lease(now() + RENEWED).unwrap();
+        std::thread::sleep(RENEWED / 40);
+        false
+    });
+}
+
+#[test]
+fn nothing_is_handed_over_without_a_lease() {
+    play("handler_no_lease");
+}
+
+#[test]
+fn an_idle_handler_outlives_a_lease_and_a_busy_one_does_not() {
+    play("handler_lapse");
+}
+
+#[test]
+fn no_request_is_killed_for_a_lease_that_ended_before_it() {
+    play("handler_short_leases");
+}
+
+#[test]
+fn a_lease_that_is_renewed_too_late_kills_busy_handlers() {
+    play("handler_late_renewal");
+}
+
+#[test]
+fn without_a_guard_handlers_are_killed_and_started_again() {
+    play("handler_unguarded");
+}
+
+/// Does not stay stopped.
+struct Worker(Child);
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        reap(&mut self.0);
+    }
+}
+
+#[test]
+fn a_stopped_workers_busy_handler_dies_with_the_lease_and_all_die_with_the_worker() {
+    let dir = tempfile::tempdir().unwrap();
+    let worker = Worker(spawn_helper("handler_worker", dir.path()));
+    let [child, busy, idle] = ["child", "busy", "idle"].map(|name| pid_in(&dir.path().join(name)));
+    assert!(is_alive(child) && is_alive(busy) && is_alive(idle));
+    kill(worker.0.id(), Signal::STOP);
+    until("what is busy is dead", || !is_alive(child) && !is_alive(busy));
+    assert_eq!(state(worker.0.id()), Some('T'), "nobody but the guard has done that");
+    drop(worker);
+    until("the idle one is dead", || !is_alive(idle));
+}
+
+#[test]
+fn a_killed_workers_handlers_and_their_children_die() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut worker = Worker(spawn_helper("handler_worker", dir.path()));
+    let pids = ["child", "busy", "idle"].map(|name| pid_in(&dir.path().join(name)));
+    worker.0.kill().unwrap();
+    until("all are dead", || pids.iter().all(|pid| !is_alive(*pid)));
+}
