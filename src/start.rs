@@ -200,7 +200,7 @@ fn run_worker(ensemble: &Ensemble, layout: Layout, settings: WorkerConfig) -> an
         grace: settings.grace,
         close_timeout,
         output_limit: settings.output_limit_bytes,
-        handler: None,
+        handler: settings.handler,
         seed: chance(),
     });
     let around =
