@@ -55,7 +55,7 @@ impl World {
                 uuid: uuid(high, low),
                 result_ttl: ms(self.swarm.result_ttl),
                 job_ttl: ms(self.swarm.job_ttl),
-                max_pending: 1_000_000,
+                max_pending: self.swarm.max_pending,
                 max_pending_bytes: 1 << 30,
             }))),
             Kind::Worker { name, slots, zone } => {

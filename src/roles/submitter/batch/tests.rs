@@ -255,7 +255,7 @@ fn overtaken(params: BatchParams) -> Desk<Batch> {
 }
 
 #[test]
-fn a_batch_under_way_waits_while_the_service_is_full_and_says_so_once() {
+fn g08_a_batch_under_way_waits_while_the_service_is_full_and_says_so_once() {
     let mut desk = overtaken(params(2_000));
     pass(&mut desk, 5_000);
     let made = tasks(&desk).len();
