@@ -169,7 +169,7 @@ impl Pace {
 
     /// A task was looked for, and does not stand: those after it don't either.
     pub fn on_missed(&mut self) {
-        self.missed = self.closed;
+        self.missed |= self.closed;
     }
 
     /// The session is gone.
@@ -191,7 +191,7 @@ impl Pace {
     ) -> Option<Option<String>> {
         match self.gate.on_reply(id, result)? {
             Answer::Nothing => {}
-            Answer::Admitted => (self.closed, self.missed) = (false, false),
+            Answer::Admitted => self.closed = false,
             Answer::Refused(why) if !self.inside => return Some(Some(self.gate.advice(&why))),
             Answer::Refused(why) => {
                 self.closed = true;

@@ -276,6 +276,32 @@ fn g08_a_batch_under_way_waits_while_the_service_is_full_and_says_so_once() {
 }
 
 #[test]
+fn a_look_that_was_lost_with_its_session_is_made_again() {
+    let mut desk = overtaken(params(2_000));
+    pass(&mut desk, 1_500);
+    desk.now = desk.role.next_wake().expect("it looks again");
+    desk.event(Event::Wake);
+    assert!(desk.pending.iter().any(|(_, call)| call.path() == STATUS));
+    desk.pending.clear();
+    desk.lose();
+    desk.connect();
+    desk.put(STATUS, &status(0, 0, 10_000, 1 << 30));
+    pass(&mut desk, 2_000);
+    assert_eq!(tasks(&desk).len(), 2_000);
+}
+
+#[test]
+fn a_batch_waits_for_both_looks_in_whatever_order() {
+    let mut desk = desk(params(10));
+    desk.put(STATUS, &status(4, 0, 13, 1 << 20));
+    desk.connect();
+    assert_eq!(desk.pending.len(), 2);
+    desk.pending.rotate_left(1);
+    desk.settle();
+    assert_eq!((desk.exit, desk.count(Call::is_write)), (Some(exit::TOO_MUCH), 0));
+}
+
+#[test]
 fn a_batch_that_is_nearly_done_looks_no_more() {
     let mut desk = overtaken(params(1_200));
     pass(&mut desk, 5_000);
@@ -308,12 +334,20 @@ fn a_keyed_batch_that_waits_meets_its_own_tasks() {
     assert_eq!(tasks(&again).len(), 2_000);
 }
 
+/// What is in doubt is made certain, full or not: else it could not be cancelled.
 #[test]
 fn a_waiting_batch_can_be_cancelled() {
     let mut desk = overtaken(BatchParams { cancel_on_interrupt: true, ..params(2_000) });
+    while !desk.logged("waits for room") {
+        desk.play(Fate::Answered);
+    }
+    desk.lose();
+    desk.connect();
     pass(&mut desk, 2_000);
+    let certain = tasks(&desk).len();
     desk.event(Event::Stop { again: false });
     desk.settle();
+    assert!(tasks(&desk).len() > certain, "some were in doubt");
     for path in tasks(&desk) {
         desk.end(&path, Outcome::unrun(State::Cancelled, None, "", 1));
     }

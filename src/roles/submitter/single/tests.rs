@@ -357,6 +357,19 @@ fn a_keyed_task_that_stands_is_told_of_however_full_the_service_is() {
     }
 }
 
+#[test]
+fn a_new_session_asks_anew() {
+    let mut desk = desk(keyed());
+    desk.put("/z/status", &full_in("tasks"));
+    desk.connect();
+    desk.settle_until(|call| call.path() == "/z/tasks/J/K");
+    desk.lose();
+    desk.put("/z/status", &status(0, 0, 5, 1 << 20));
+    desk.connect();
+    desk.settle();
+    assert_eq!((desk.exit, submitted(&desk)), (None, 1));
+}
+
 /// What may stand already is not refused: its user would not learn of it.
 #[test]
 fn a_task_in_doubt_is_not_asked_about_again() {
