@@ -25,6 +25,7 @@ try:
         BadVersionError,
         ConnectionClosedError,
         ConnectionLoss,
+        NoAuthError,
         NodeExistsError,
         NoNodeError,
         OperationTimeoutError,
@@ -43,7 +44,7 @@ LOST = (ConnectionLoss, ConnectionClosedError, OperationTimeoutError, SessionExp
 
 
 class Full(Exception):
-    """A directory has no room for another child."""
+    """A directory has no room for another child, or the service none for another task."""
 
 
 class Gone(Exception):
@@ -108,6 +109,7 @@ class Tasks:
 
     def __init__(self, client: KazooClient, root: str = "/zkmw") -> None:
         self.client = client
+        self.status = f"{root.rstrip('/')}/status"
         self.directory = f"{root.rstrip('/')}/tasks"
         self.changed = threading.Event()
         client.add_listener(self._on_state)
@@ -131,6 +133,7 @@ class Tasks:
             raise Full(f"the task has {len(encoded)} bytes, more than {MAX_TASK_BYTES}")
         directory = f"{self.directory}/{task.split('/')[0]}"
         self._again(lambda: self._check_room(directory))
+        self._again(lambda: self._check_admission(len(encoded)))
         while True:
             try:
                 self.client.create(f"{self.directory}/{task}", encoded)
@@ -193,6 +196,21 @@ class Tasks:
             stat = self.client.exists(full)
         if stat is not None and stat.numChildren >= MAX_CHILDREN:
             raise Full(f"{full} is full: it has {stat.numChildren} children")
+
+    def _check_admission(self, size: int) -> None:
+        """By the leader's figures; where there are none, nothing is limited."""
+        try:
+            status = json.loads(self.client.get(self.status)[0])
+            pending = status["tasks"]["pending"] + status["tasks"]["assigned"]
+            stands, limits = status["admission"]["bytes"], status["admission"]
+            full = pending + 1 > limits["max_pending"] or stands + size > limits["max_pending_bytes"]
+        except (NoNodeError, NoAuthError, ValueError, KeyError, TypeError):
+            return
+        if full:
+            raise Full(
+                f"the service is full: {pending} tasks of {limits['max_pending']} are pending, and all tasks take"
+                f" {stands} bytes of {limits['max_pending_bytes']}; try again later"
+            )
 
     def _make_directories(self, directory: str) -> None:
         """Makes what is missing, from the top down. Somebody else may be at the same."""

@@ -27,6 +27,8 @@ pub struct BatchReader {
     reader: BufReader<File>,
     /// Lines with something on them.
     lines: u64,
+    /// Bytes of them in sum.
+    bytes: u64,
     /// One more than the number of the last of them.
     end: u64,
     /// The number of the next line.
@@ -71,11 +73,21 @@ impl BatchReader {
 
     fn check(file: File, name: String, max_lines: u64) -> Result<BatchReader, Unfit> {
         let reader = BufReader::new(file);
-        let mut batch =
-            BatchReader { name, reader, lines: 0, end: 0, at: 0, given: 0, max_lines, line: Vec::new() };
+        let mut batch = BatchReader {
+            name,
+            reader,
+            lines: 0,
+            bytes: 0,
+            end: 0,
+            at: 0,
+            given: 0,
+            max_lines,
+            line: Vec::new(),
+        };
         batch.rewind()?;
         while let Some(line) = batch.read_line()? {
             batch.lines += 1;
+            batch.bytes += line.text.len() as u64;
             batch.end = line.number + 1;
         }
         batch.rewind()?;
@@ -91,6 +103,11 @@ impl BatchReader {
     /// How many lines have something on them.
     pub fn lines(&self) -> u64 {
         self.lines
+    }
+
+    /// How many bytes these have in sum, without their ends.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// One more than the (0-based) number of the last line that has something on it.
@@ -197,7 +214,8 @@ mod tests {
     fn lines_keep_their_numbers_and_blank_ones_are_skipped() {
         let lines = all(b"a\n\n  \t\nb \r\n\r\nc");
         assert_eq!(lines, [(0, "a".into()), (3, "b ".into()), (5, "c".into())]);
-        assert_eq!(read(b"a\n\n\nb\n\n").expect("valid").end(), 4);
+        let batch = read(b"a\n\n\nb \r\n\n").expect("valid");
+        assert_eq!((batch.end(), batch.lines(), batch.bytes()), (4, 2, 3));
         assert_eq!(all(b""), []);
         assert_eq!(all(b"\n\n"), []);
     }

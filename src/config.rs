@@ -172,6 +172,10 @@ pub struct MasterConfig {
     pub result_ttl: Duration,
     /// How long empty jobs are kept.
     pub job_ttl: Duration,
+    /// How many tasks may stand without an outcome; at least one.
+    pub max_pending: u64,
+    /// How much data all tasks may have; at least one byte.
+    pub max_pending_bytes: u64,
 }
 
 /// The settings of `zkmw worker`.

@@ -176,6 +176,8 @@ fn run_master(ensemble: &Ensemble, layout: Layout, settings: MasterConfig) -> an
         uuid: uuid(chance(), chance()),
         result_ttl: settings.result_ttl,
         job_ttl: settings.job_ttl,
+        max_pending: settings.max_pending,
+        max_pending_bytes: settings.max_pending_bytes,
     });
     let around = Surroundings { daemon: true, ..surroundings(ensemble, MASTER_THREADS) };
     shell::run(role, around, &mut |report| match report {})
@@ -324,6 +326,7 @@ fn submit_batch(
         job: settings.job.clone(),
         options: options(settings),
         lines: reader.lines(),
+        bytes: reader.bytes(),
         end: reader.end(),
         detach: settings.detach,
         orphan_cancel: settings.orphan == Orphan::Cancel,

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 
-use zkmw::contract::status::{Counts, Leader, Status, WorkerRow};
+use zkmw::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
 use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration};
 use zkmw::contract::{Incarnation, Labels, TaskId};
@@ -281,7 +281,10 @@ fn status() -> Vec<u8> {
         malformed: 0,
         aside: 0,
     };
-    Status::new(leader, vec![worker], tasks, false).encode()
+    let mut status = Status::new(leader, vec![worker], tasks, false);
+    status.admission =
+        Some(Admission { bytes: 20_480, max_pending: 1_000_000, max_pending_bytes: 1_073_741_824 });
+    status.encode()
 }
 
 fn folder() -> PathBuf {

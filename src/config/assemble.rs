@@ -63,6 +63,8 @@ pub fn load_on(
             id: layers.get_or_default(&settings::DAEMON_ID)?.unwrap_or_else(|| daemon_id(host)),
             result_ttl: layers.get_always(&settings::RESULT_TTL)?,
             job_ttl: layers.get_always(&settings::JOB_TTL)?,
+            max_pending: layers.get_always(&settings::MAX_PENDING)?,
+            max_pending_bytes: layers.get_always(&settings::MAX_PENDING_BYTES)?,
         }),
         Verb::Worker => Command::Worker(worker(&layers, host)?),
         Verb::Submit => Command::Submit(submit(&layers, words, program)?),

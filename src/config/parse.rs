@@ -21,6 +21,10 @@ pub const MAX_COMMAND_BYTES: usize = 120 * 1024;
 pub const MAX_PATH_BYTES: usize = 512;
 /// The most bytes of one stream's output that may be kept with an outcome.
 pub const MAX_OUTPUT_BYTES: usize = 96 * 1024;
+/// The highest limit for tasks without an outcome.
+pub const MAX_MAX_PENDING: u64 = 1_000_000_000;
+/// The highest limit for the data of all tasks: 1 TiB.
+pub const MAX_MAX_PENDING_BYTES: u64 = 1 << 40;
 /// The most labels of a worker, or of what a task requires.
 pub const MAX_LABELS: usize = 32;
 /// The most variables that a task may bring.
@@ -108,24 +112,35 @@ pub fn orphan(text: &str) -> Parsed<Orphan> {
     }
 }
 
+pub fn max_pending(text: &str) -> Parsed<u64> {
+    number(text, 1, MAX_MAX_PENDING)
+}
+
 pub fn output_limit_bytes(text: &str) -> Parsed<usize> {
-    let reason = || "must be a size between 0 and 96KiB, such as 500B, 64KiB or 65536 (bytes)".to_owned();
+    let bytes = size(text).and_then(|bytes| usize::try_from(bytes).ok());
+    bytes
+        .filter(|bytes| *bytes <= MAX_OUTPUT_BYTES)
+        .ok_or_else(|| "must be a size between 0 and 96KiB, such as 500B, 64KiB or 65536 (bytes)".to_owned())
+}
+
+pub fn max_pending_bytes(text: &str) -> Parsed<u64> {
+    size(text).filter(|bytes| (1..=MAX_MAX_PENDING_BYTES).contains(bytes)).ok_or_else(|| {
+        "must be a size between 1B and 1TiB, such as 512MiB, 1GiB or 1073741824 (bytes)".to_owned()
+    })
+}
+
+fn size(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let factor = match text[digits.len()..].trim_start() {
         "" | "B" => 1,
-        "KiB" => 1024,
-        "MiB" => 1024 * 1024,
-        _ => return Err(reason()),
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return None,
     };
-    if !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(reason());
-    }
-    digits
-        .parse::<usize>()
-        .ok()
-        .and_then(|n| n.checked_mul(factor))
-        .filter(|bytes| *bytes <= MAX_OUTPUT_BYTES)
-        .ok_or_else(reason)
+    // A number's own parser would take a sign.
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()?.checked_mul(factor))?
 }
 
 // --- times

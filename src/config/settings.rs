@@ -283,6 +283,12 @@ settings! {
         One(parse::time_to_live), "How long to keep an outcome that nobody has collected";
     JOB_TTL: Duration = ("job-ttl", &[Master], Value("TIME"), Text("1h"), Anywhere)
         One(parse::time_to_live), "How long to keep a job that has become empty";
+    MAX_PENDING: u64 = ("max-pending", &[Master], Value("N"), Text("1000000"), Anywhere)
+        One(parse::max_pending), "Refuse further tasks (73) when so many stand without an outcome, 1 to \
+        1000000000. What the leader was given holds for all submitters, so give all masters the same";
+    MAX_PENDING_BYTES: u64 = ("max-pending-bytes", &[Master], Value("SIZE"), Text("1GiB"), Anywhere)
+        One(parse::max_pending_bytes), "Refuse further tasks (73) when the data of all that stand, with an outcome \
+        or without, takes so much, 1B to 1TiB; every server holds it in memory";
 
     // --- worker
 

@@ -56,6 +56,17 @@ pub struct Counts {
     pub aside: u64,
 }
 
+/// What stands beyond the number of tasks, and how much may: what a submitter has to know before it adds to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admission {
+    /// Bytes of data of all tasks that stand, with an outcome or without.
+    pub bytes: u64,
+    /// The most tasks that may stand without an outcome.
+    pub max_pending: u64,
+    /// The most bytes of data that all tasks may have.
+    pub max_pending_bytes: u64,
+}
+
 /// The leader's summary.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -72,6 +83,9 @@ pub struct Status {
     pub worker_list: Vec<WorkerRow>,
     /// Tasks.
     pub tasks: Counts,
+    /// What is admitted; leaders of before there were limits don't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admission: Option<Admission>,
     /// Set while the leader is still reading what stands in the ensemble.
     #[serde(default)]
     pub loading: bool,
@@ -80,13 +94,19 @@ pub struct Status {
 }
 
 impl Status {
-    /// A summary.
+    /// A summary, so far without what is admitted.
     pub fn new(leader: Leader, worker_list: Vec<WorkerRow>, tasks: Counts, loading: bool) -> Status {
         let slots = worker_list.iter().map(|worker| worker.slots).sum();
         let workers = u32::try_from(worker_list.len()).unwrap_or(u32::MAX);
         let mut worker_list = worker_list;
         worker_list.truncate(MAX_WORKERS_LISTED);
-        Status { v: VERSION, leader, workers, slots, worker_list, tasks, loading, extra: Extra::new() }
+        let extra = Extra::new();
+        Status { v: VERSION, leader, workers, slots, worker_list, tasks, admission: None, loading, extra }
+    }
+
+    /// Tasks without an outcome, whoever has them; those that are set aside are for a person to look after.
+    pub fn pending(&self) -> u64 {
+        self.tasks.pending.saturating_add(self.tasks.assigned)
     }
 
     /// Reads a summary.

@@ -71,7 +71,8 @@ fn leader(leader: &Leader) -> Value {
 /// `leader` (`id`, `host`, `pid`, `epoch`; null if nobody leads for certain), `next` (the id of who is about to
 /// lead, else null), `last_leader` (as `leader`: who wrote a stale summary, else null), `stale` (whether what
 /// follows `standbys` was written by a former leader, or by nobody), `standbys` (ids in the order in which they
-/// will lead), `workers`, `slots` (numbers), `worker_list` (the first 500), `tasks` (numbers by state), `loading`.
+/// will lead), `workers`, `slots` (numbers), `worker_list` (the first 500), `tasks` (numbers by state), `admission` (`bytes`, `max_pending`,
+/// `max_pending_bytes`; null if the leader does not say), `loading`.
 fn status(report: &StatusReport) -> Value {
     let written = report.status.as_ref().map(|status| leader(&status.leader));
     let (leader, last) = if report.current { (written, None) } else { (None, written) };
@@ -88,6 +89,7 @@ fn status(report: &StatusReport) -> Value {
         "slots": status.map_or(0, |status| status.slots),
         "worker_list": status.map(|status| &status.worker_list).into_iter().flatten().collect::<Vec<_>>(),
         "tasks": status.map(|status| status.tasks.clone()).unwrap_or_default(),
+        "admission": status.and_then(|status| status.admission),
         "loading": status.is_some_and(|status| status.loading),
     })
 }

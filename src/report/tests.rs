@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::contract::status::{Counts, Leader, Status};
+use crate::contract::status::{Admission, Counts, Leader, Status};
 use crate::contract::task::{Options, Outcome, Output, Payload, Reason, State, Task};
 use crate::contract::{Incarnation, TaskId};
 use crate::machine::{Captured, Stat};
@@ -149,7 +149,9 @@ fn a_summary_is_no_result() {
 
 fn status(current: bool, contenders: &[&str]) -> ClientReport {
     let leader = Leader { id: "m1".into(), host: "h".into(), pid: 7, epoch: 42 };
-    let status = Status::new(leader, Vec::new(), Counts { pending: 3, ..Counts::default() }, false);
+    let counts = Counts { pending: 3, assigned: 2, ..Counts::default() };
+    let mut status = Status::new(leader, Vec::new(), counts, false);
+    status.admission = Some(Admission { bytes: 3_300_000, max_pending: 9, max_pending_bytes: 1 << 30 });
     let contenders = contenders.iter().map(|id| (*id).to_string()).collect();
     ClientReport::Status(Box::new(StatusReport { status: Some(status), current, contenders }))
 }
@@ -164,11 +166,14 @@ fn a_status_says_who_leads_only_if_that_is_certain() {
     let (out, _) = text(vec![status(false, &["m2\u{7}"])]);
     assert!(out.contains("none yet: m2\\u{7} is about to lead (m1 on h was the last)"), "{out}");
     assert!(out.contains("may be old"));
+    assert!(out.contains("\nlimits   5 of 9 pending, 3.1 MiB of 1 GiB\n"), "{out}");
     let (out, _) = text(vec![status(false, &[])]);
     assert!(out.contains("no master is running"), "{out}");
 
     let line = lines(vec![status(true, &["m1", "m2"])]).remove(0);
     assert_eq!((&line["leader"]["id"], &line["leader"]["pid"]), (&json!("m1"), &json!(7)));
+    let admission = json!({"bytes": 3_300_000, "max_pending": 9, "max_pending_bytes": 1_073_741_824});
+    assert_eq!(line["admission"], admission);
     assert_eq!((&line["leader"]["epoch"], &line["standbys"]), (&json!(42), &json!(["m2"])));
     assert_eq!(
         (&line["tasks"]["pending"], &line["workers"], &line["stale"]),

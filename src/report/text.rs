@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use crate::contract::task::{Options, Output, Payload, State};
 use crate::machine::Captured;
 use crate::roles::client::{
-    ClientReport, Ended, Noted, Progress, Row, Shown, StatusReport, exit_code, is_plain, verdict,
+    ClientReport, Ended, Noted, Progress, Row, Shown, StatusReport, exit_code, is_plain, sized, verdict,
 };
 
 /// Writes a report.
@@ -112,6 +112,11 @@ fn status(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
     )?;
     if tasks.malformed + tasks.aside > 0 {
         writeln!(out, "         {} malformed, {} set aside", tasks.malformed, tasks.aside)?;
+    }
+    if let Some(admission) = &status.admission {
+        let (pending, max) = (status.pending(), admission.max_pending);
+        let (bytes, max_bytes) = (sized(admission.bytes), sized(admission.max_pending_bytes));
+        writeln!(out, "limits   {pending} of {max} pending, {bytes} of {max_bytes}")?;
     }
     writeln!(out, "workers  {} with {} slots", status.workers, status.slots)?;
     for worker in &status.worker_list {

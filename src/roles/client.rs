@@ -234,6 +234,20 @@ pub fn is_plain(outcome: &Outcome) -> bool {
             && outcome.exit_code == Some(exit_code(outcome)))
 }
 
+/// A number of bytes in words, rounded down: `512 B`, `3.1 MiB`, `1 GiB`.
+pub fn sized(bytes: u64) -> String {
+    for (unit, shift) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
+        if bytes >> shift > 0 {
+            let tenths = (u128::from(bytes) * 10) >> shift;
+            return match (tenths / 10, tenths % 10) {
+                (whole, 0) => format!("{whole} {unit}"),
+                (whole, tenth) => format!("{whole}.{tenth} {unit}"),
+            };
+        }
+    }
+    format!("{bytes} B")
+}
+
 /// The exit code for a refusal that nothing can be done about.
 pub fn refusal_code(refusal: Refusal) -> i32 {
     match refusal {
@@ -331,6 +345,15 @@ mod tests {
             assert_eq!(exit_code(&outcome), 1, "{outcome:?}");
             assert!(!is_plain(&outcome));
         }
+    }
+
+    #[test]
+    fn sizes_are_in_the_largest_unit_that_fits() {
+        let all = [(0, "0 B"), (1_023, "1023 B"), (1_024, "1 KiB"), (1_600, "1.5 KiB"), (1 << 30, "1 GiB")];
+        for (bytes, text) in all {
+            assert_eq!(sized(bytes), text);
+        }
+        assert_eq!((sized(3_300_000), sized(u64::MAX)), ("3.1 MiB".into(), "16777215.9 TiB".into()));
     }
 
     #[test]

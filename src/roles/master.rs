@@ -65,6 +65,10 @@ pub struct Params {
     pub result_ttl: Duration,
     /// How long an empty job is kept.
     pub job_ttl: Duration,
+    /// How many tasks may stand without an outcome, for submitters to heed.
+    pub max_pending: u64,
+    /// How many bytes of data all tasks may have, likewise.
+    pub max_pending_bytes: u64,
 }
 
 /// A master reports nothing to standard output.

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+mod admission;
 mod batch;
 mod mark;
 mod single;

@@ -7,7 +7,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::RngSeed;
-use zkmw::contract::status::{Counts, Leader, Status, WorkerRow};
+use zkmw::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
 use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration};
 use zkmw::contract::{
@@ -202,7 +202,7 @@ proptest! {
     fn every_summary_is_read_back(
         id in any::<String>(), host in any::<String>(), pid in any::<u32>(), epoch in any::<i64>(),
         rows in vec((user_id(), labels(), any::<u16>(), any::<bool>()), 0..4), counts in any::<[u64; 8]>(),
-        loading in any::<bool>(),
+        loading in any::<bool>(), admission in any::<Option<[u64; 3]>>(),
     ) {
         let row = |(id, labels, n, draining): (String, _, u16, bool)| {
             let n = u32::from(n);
@@ -211,7 +211,10 @@ proptest! {
         let [pending, assigned, done, failed, cancelled, expired, malformed, aside] = counts;
         let counts = Counts { pending, assigned, done, failed, cancelled, expired, malformed, aside };
         let leader = Leader { id, host, pid, epoch };
-        let status = Status::new(leader, rows.into_iter().map(row).collect(), counts, loading);
+        let mut status = Status::new(leader, rows.into_iter().map(row).collect(), counts, loading);
+        status.admission = admission.map(|[bytes, max_pending, max_pending_bytes]| {
+            Admission { bytes, max_pending, max_pending_bytes }
+        });
         prop_assert_eq!(Status::decode(&status.encode()), Ok(status));
     }
 

@@ -115,6 +115,25 @@ fn a_foreign_client_submits_waits_and_cleans_up() {
     assert!(ends && out.contains(" bytes left out]") && out.len() < 100_000, "{} bytes", out.len());
 }
 
+/// It heeds what the leader says that there is room for.
+#[test]
+fn a_foreign_client_is_refused_by_a_full_service() {
+    let cluster = Cluster::new("foreign-full");
+    let _master = cluster.start("m1", &["master", "--id", "m1", "--max-pending", "1"]);
+    cluster.leads("m1", LIMIT);
+    cluster.submit_detached(&["true"]);
+    let pending = || cluster.status().is_some_and(|status| status["tasks"]["pending"] == 1);
+    eventually(LIMIT, "the leader says that it is full", || pending().then_some(()));
+    let mut client = Foreign::submit(&cluster, &["true"]);
+    assert_eq!((client.ends(), cluster.tasks().len()), (73, 1), "{}", client.text("err"));
+    assert!(client.text("err").contains("1 tasks of 1 are pending"), "{}", client.text("err"));
+    let _worker = cluster.worker("w1", &[]);
+    let done = || cluster.status().is_some_and(|status| status["tasks"]["done"] == 1);
+    eventually(LIMIT, "the leader says that it ended", || done().then_some(()));
+    let mut client = Foreign::submit(&cluster, &["true"]);
+    assert_eq!(client.ends(), 0, "{}", client.text("err"));
+}
+
 /// Interrupted, it says how to come back, and what it says works.
 #[test]
 fn a_foreign_client_that_is_interrupted_can_come_back() {

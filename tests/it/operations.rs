@@ -1,5 +1,6 @@
 //! What users do with a service that works.
 
+mod admission;
 mod attempts;
 mod batches;
 mod clients;

@@ -55,6 +55,8 @@ impl World {
                 uuid: uuid(high, low),
                 result_ttl: ms(self.swarm.result_ttl),
                 job_ttl: ms(self.swarm.job_ttl),
+                max_pending: self.swarm.max_pending,
+                max_pending_bytes: 1 << 30,
             }))),
             Kind::Worker { name, slots, zone } => {
                 let process = |life: u64| ProcessIdentity {

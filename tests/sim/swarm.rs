@@ -153,6 +153,8 @@ pub struct Swarm {
     pub keyed: u64,
     pub result_ttl: u64,
     pub job_ttl: u64,
+    /// Tasks that the leader admits.
+    pub max_pending: u64,
     pub grace: u64,
 }
 
@@ -195,6 +197,7 @@ impl Swarm {
             result_ttl: dice.between(5, 30) * SECOND,
             job_ttl: dice.between(4, 20) * SECOND,
             grace: one_of(&mut dice, &[500, 2_000, 8_000]) * MS,
+            max_pending: one_of(&mut dice, &[2, 1_000, 1_000, 1_000]),
             faults,
         }
     }

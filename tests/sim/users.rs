@@ -61,6 +61,7 @@ impl ClientSpec {
                     job: self.job.clone(),
                     options: self.options.clone(),
                     lines: lines.len() as u64,
+                    bytes: lines.iter().map(|line| line.len() as u64).sum(),
                     end: lines.len() as u64,
                     detach: self.detach,
                     orphan_cancel: self.orphan,

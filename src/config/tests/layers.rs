@@ -23,6 +23,8 @@ fn defaults_of_every_command() {
                 id: "host7-42".to_owned(),
                 result_ttl: secs(24 * 3600),
                 job_ttl: secs(3600),
+                max_pending: 1_000_000,
+                max_pending_bytes: 1 << 30,
             }),
         }
     );

@@ -165,6 +165,22 @@ fn sizes() {
 }
 
 #[test]
+fn limits_for_what_is_pending() {
+    for (text, bytes) in
+        [("1", 1), ("100B", 100), ("512MiB", 512 << 20), ("1GiB", 1 << 30), ("1 TiB", 1 << 40)]
+    {
+        assert_eq!(max_pending_bytes(text), Ok(bytes), "{text}");
+    }
+    for bad in ["0", "0GiB", "1025GiB", "1099511627777", "+5", "1G", "", "99999999999TiB"] {
+        max_pending_bytes(bad).expect_err(bad);
+    }
+    assert_eq!((max_pending("1"), max_pending("1000000000")), (Ok(1), Ok(1_000_000_000)));
+    for bad in ["0", "-1", "1000000001", "1k"] {
+        max_pending(bad).expect_err(bad);
+    }
+}
+
+#[test]
 fn numbers() {
     assert_eq!((slots("1"), slots("1000")), (Ok(1), Ok(1_000)));
     for bad in ["0", "1001", "-1", "99999999999", "", "x", "1.5", " 1", "0x10"] {

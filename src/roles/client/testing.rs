@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::{ClientReport, breaks_connection};
 use crate::contract::parent_of;
+use crate::contract::status::{Admission, Counts, Leader, Status};
 use crate::contract::task::{Outcome, Reason, State, Task};
 use crate::machine::{
     Action, Actions, BatchLine, Call, CallError, CallId, CallResult, ChangeKind, Event, Instant, Level,
@@ -290,6 +291,14 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
     pub fn count(&self, is_it: impl Fn(&Call) -> bool) -> usize {
         self.made.iter().filter(|call| is_it(call)).count()
     }
+}
+
+/// What the leader writes where so many tasks and so many bytes stand, and so many may.
+pub fn status(pending: u64, bytes: u64, max_pending: u64, max_pending_bytes: u64) -> Vec<u8> {
+    let leader = Leader { id: "m1".into(), host: "h".into(), pid: 1, epoch: 1 };
+    let mut status = Status::new(leader, Vec::new(), Counts { pending, ..Counts::default() }, false);
+    status.admission = Some(Admission { bytes, max_pending, max_pending_bytes });
+    status.encode()
 }
 
 pub fn is_create(call: &Call) -> bool {

@@ -10,7 +10,7 @@ use super::janitor::Janitor;
 use super::summary::{self, Summary};
 use super::table::Phase;
 use super::{Master, Out, cannot};
-use crate::contract::status::{Leader, Status, WorkerRow};
+use crate::contract::status::{Admission, Leader, Status, WorkerRow};
 use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
 use crate::machine::{
     Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, earlier,
@@ -538,7 +538,13 @@ impl Master {
             }
         }
         let loading = !self.tasks.is_complete() || term.stage != Stage::Leading;
-        Status::new(leader, rows.collect(), counts, loading)
+        let mut status = Status::new(leader, rows.collect(), counts, loading);
+        status.admission = Some(Admission {
+            bytes: self.table.bytes(),
+            max_pending: self.params.max_pending,
+            max_pending_bytes: self.params.max_pending_bytes,
+        });
+        status
     }
 }
 

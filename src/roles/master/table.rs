@@ -22,6 +22,8 @@ pub struct Known {
     pub mtime_ms: i64,
     /// Its version then.
     pub version: i32,
+    /// How much data it had then.
+    pub bytes: u32,
     /// What it said then.
     pub phase: Phase,
 }
@@ -110,6 +112,8 @@ pub struct Table {
     /// Tasks that go with their submitter.
     pub orphanable: BTreeMap<TaskId, Box<str>>,
     counts: Counts,
+    /// Of all tasks in sum.
+    bytes: u64,
     reported: BTreeSet<String>,
 }
 
@@ -130,6 +134,11 @@ impl Table {
     /// How many tasks there are in each state; `pending` counts the assigned ones too.
     pub fn counts(&self) -> Counts {
         self.counts.clone()
+    }
+
+    /// Bytes of data of all tasks that stand, whatever they are; kept as they come and go.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// All tasks.
@@ -232,7 +241,8 @@ impl Table {
             }
         };
         let (czxid, mzxid, mtime_ms, version) = (stat.czxid, stat.mzxid, stat.mtime_ms, stat.version);
-        self.put(task, Known { czxid, mzxid, mtime_ms, version, phase });
+        let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        self.put(task, Known { czxid, mzxid, mtime_ms, version, bytes, phase });
         match trouble.filter(|_| self.report(task.as_str())) {
             Some(malformed) => Update::Malformed(malformed),
             None => Update::Changed,
@@ -338,6 +348,7 @@ impl Table {
             Phase::Malformed | Phase::Aside => {}
         }
         *counter(&mut self.counts, &known.phase) += 1;
+        self.bytes += u64::from(known.bytes);
         self.tasks.insert(task.clone(), known);
     }
 
@@ -355,6 +366,7 @@ impl Table {
             Phase::Malformed | Phase::Aside => {}
         }
         *counter(&mut self.counts, &known.phase) -= 1;
+        self.bytes -= u64::from(known.bytes);
     }
 }
 
@@ -405,6 +417,26 @@ mod tests {
         assert!(matches!(table.see(&task, b"garbage", &stat(1), &mut needs), Update::Malformed(_)));
         assert_eq!(table.see(&task, b"garbage2", &stat(2), &mut needs), Update::Changed);
         assert_eq!(table.counts().malformed, 1);
+    }
+
+    #[test]
+    fn the_bytes_are_those_that_stand_after_every_change() {
+        let (mut table, mut needs) = (Table::default(), Needs::default());
+        let (a, b) = (TaskId::new("_00", "a"), TaskId::new("_00", "b"));
+        let (short, long) =
+            (br#"{"command":"x"}"#, br#"{"command":"x","outcome":{"state":"done","attempt":1}}"#);
+        table.see(&a, short, &stat(1), &mut needs);
+        table.see(&b, b"garbage", &stat(2), &mut needs);
+        assert_eq!(table.bytes(), short.len() as u64 + 7);
+        table.see(&a, long, &stat(3), &mut needs);
+        table.see(&a, short, &stat(1), &mut needs);
+        assert_eq!(table.bytes(), long.len() as u64 + 7, "an old look changes nothing");
+        table.set_aside(&a);
+        table.remove(&b, Instant::default());
+        assert_eq!(table.bytes(), long.len() as u64, "set aside it still stands");
+        table.remove(&a, Instant::default());
+        table.remove(&a, Instant::default());
+        assert_eq!(table.bytes(), 0);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::contract::Incarnation;
+use crate::contract::status::Admission;
 use crate::contract::task::{Options, Outcome, Payload, State, Task};
 use crate::contract::worker::{Assignment, Entry, ProcessIdentity};
 use crate::machine::{Call, CreateMode};
@@ -18,6 +19,8 @@ fn master(id: &str) -> Desk<Master> {
         uuid: format!("uuid-{id}"),
         result_ttl: Duration::from_secs(3_600),
         job_ttl: Duration::from_secs(3_600),
+        max_pending: 1_000,
+        max_pending_bytes: 1 << 20,
     }))
 }
 
@@ -101,6 +104,38 @@ fn what_the_first_of_two_pages_says_of_a_moved_task_does_not_touch_the_second() 
     assert_eq!(world.page("/z/assign/w~2"), [entry("_00/a", 2, false)], "it runs there");
     assert_eq!(world.page("/z/assign/w~3"), [], "and nowhere else");
     assert_eq!(world.page("/z/assign/w~1"), []);
+}
+
+#[test]
+fn the_leader_publishes_what_stands_and_what_it_admits() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    let mut leader = master("m");
+    leader.connect(&mut world);
+    let told = |world: &World| {
+        let status =
+            crate::contract::status::Status::decode(&world.znodes["/z/status"].data).expect("status");
+        (status.pending(), status.admission.expect("limits"))
+    };
+    for id in ["_00/a", "_00/b", "_00/c"] {
+        task(&mut world, id, |_| {});
+    }
+    world.put("/z/tasks/_00/d", b"garbage");
+    let play = |leader: &mut Desk<Master>, world: &mut World| {
+        leader.go(world);
+        world.pass(Duration::from_secs(2));
+        leader.go(world);
+        let tasks = world.znodes.iter().filter(|(path, _)| path.starts_with("/z/tasks/_00/"));
+        tasks.map(|(_, node)| node.data.len() as u64).sum::<u64>()
+    };
+    let bytes = play(&mut leader, &mut world);
+    let admission = Admission { bytes, max_pending: 1_000, max_pending_bytes: 1 << 20 };
+    assert_eq!(told(&world), (3, admission), "one of them is with a worker");
+    let outcome = Outcome::unrun(State::Done, None, "", 1);
+    world.change("/z/tasks/_00/b", |task| task.outcome = Some(outcome));
+    world.remove("/z/tasks/_00/c");
+    let less = play(&mut leader, &mut world);
+    assert_eq!(told(&world), (1, Admission { bytes: less, ..admission }));
 }
 
 #[test]

@@ -12,12 +12,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use self::parts::{Parts, part_of};
 use super::DELETE_PATIENCE;
+use super::admission::{Demand, Pace};
 use super::mark::Mark;
 use crate::contract::task::{Job, Options, Payload, Task};
 use crate::contract::{LINES_PER_PART, Layout, MAX_BATCH_LINES, MAX_TASK_BYTES, TaskId, batch_task};
 use crate::exit;
 use crate::machine::{
     Action, Actions, BatchLine, Call, Calls, ChangeKind, CreateMode, Event, Instant, Level, Role, WatchMode,
+    earlier,
 };
 use crate::recipes::ensure::Ensure;
 use crate::roles::client::{ClientReport, INTERRUPTED, Progress, Tally, Unfit, breaks_connection};
@@ -52,6 +54,8 @@ pub struct BatchParams {
     pub options: Options,
     /// How many lines there are to submit.
     pub lines: u64,
+    /// How many bytes they have in sum.
+    pub bytes: u64,
     /// One more than the number of the last of them.
     pub end: u64,
     /// Don't wait.
@@ -78,6 +82,9 @@ pub struct Batch {
     /// The mark, if one is needed, stands on this connection.
     marked: bool,
     room: Room,
+    /// Why the batch can't come in on this session, if it can't; it may have begun earlier all the same.
+    denied: Option<String>,
+    pace: Pace,
     /// `tasks` is being made.
     ensuring: bool,
     source: Source,
@@ -168,7 +175,8 @@ impl Batch {
             return Err(Unfit { code: exit::DATA, why });
         }
         let mark = (params.orphan_cancel && !params.detach).then(|| params.ulid.clone());
-        Ok(Batch {
+        let mut batch = Batch {
+            pace: Pace::new(&params.layout, Demand { tasks: 0, bytes: 0 }),
             mark: Mark::new(&params.layout, mark),
             ensure: Ensure::new([params.layout.tasks()]),
             layout: params.layout,
@@ -183,6 +191,7 @@ impl Batch {
             over: false,
             marked: false,
             room: Room::Unknown,
+            denied: None,
             ensuring: false,
             source: Source::Idle,
             open: BTreeMap::new(),
@@ -199,7 +208,12 @@ impl Batch {
             creates: 0,
             collects: 0,
             warming: 0,
-        })
+        };
+        // About: what JSON escapes in a line takes more.
+        let empty = batch.task("").encode().len() as u64;
+        let bytes = params.bytes.saturating_add(params.lines.saturating_mul(empty));
+        batch.pace = Pace::new(&batch.layout, Demand { tasks: params.lines, bytes });
+        Ok(batch)
     }
 
     /// What to tell `wait`, `list` or `cancel` to mean this batch.
@@ -255,18 +269,22 @@ impl Batch {
     }
 
     /// Does whatever can be done now.
-    fn pump(&mut self, out: &mut Actions<ClientReport>) {
+    fn pump(&mut self, now: Instant, out: &mut Actions<ClientReport>) {
         if self.over || !self.online || !self.marked {
             return;
         }
         match self.room {
             Room::Unknown => {
                 self.room = Room::Looking;
+                self.denied = None;
+                self.pace.enter(now, out);
                 let call = Call::Exists { path: self.layout.tasks(), watch: false };
                 self.calls.issue(out, call, Purpose::Room);
             }
             Room::Looking => {}
             Room::Found => {
+                let Progress { submitted, total, .. } = self.progress;
+                self.pace.keep(now, total.saturating_sub(submitted), out);
                 self.read_lines(out);
                 self.warm_parts(out);
                 self.create(out);
@@ -329,11 +347,21 @@ impl Batch {
             else {
                 break;
             };
+            // Before a task can be cancelled for certain it has to stand.
+            let closed = self.pace.is_closed() && !self.cancelling;
+            if closed && !(self.keyed && self.pace.may_look()) {
+                break;
+            }
             self.unsent.remove(&line);
             let Some(Open { text, .. }) = self.open.get(&line) else { continue };
-            let data = self.task(text).encode();
-            let call = Call::Create { path: self.path(line), data, mode: CreateMode::Persistent };
-            self.calls.issue(out, call, Purpose::Create(line));
+            let path = self.path(line);
+            if closed {
+                self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Compare(line));
+            } else {
+                let data = self.task(text).encode();
+                let call = Call::Create { path, data, mode: CreateMode::Persistent };
+                self.calls.issue(out, call, Purpose::Create(line));
+            }
             self.creates += 1;
         }
     }
@@ -412,6 +440,7 @@ impl Batch {
         self.calls.clear();
         self.ensure.reset();
         self.mark.on_lost();
+        self.pace.on_lost();
         self.ensuring = false;
         (self.creates, self.collects, self.warming) = (0, 0, 0);
     }
@@ -492,12 +521,13 @@ impl Role for Batch {
             | Event::Ended { .. }
             | Event::Unguarded { .. } => {}
         }
-        self.pump(out);
+        self.pump(now, out);
         self.report_progress(out);
     }
 
     fn next_wake(&self) -> Option<Instant> {
-        self.give_up
+        let look = self.pace.next_wake().filter(|_| self.online && self.marked && !self.over);
+        earlier(self.give_up, look)
     }
 
     fn assert_invariants(&self) {

@@ -4,6 +4,7 @@
 //! deletes what it may not: a keyed task (the key has to work after the outcome was read), one that another
 //! submitter made, or one whose creation was ever in doubt (it might be made anew by the doubtful request).
 
+use super::admission::{Answer, Demand, Gate};
 use super::mark::{self, Mark};
 use super::{DELETE_PATIENCE, MAX_DELETES};
 use crate::contract::task::{Options, Outcome, Payload, Task};
@@ -61,8 +62,13 @@ pub struct Single {
     /// We were interrupted, and the task is to be cancelled.
     cancelling: bool,
     conflicts: u32,
+    /// What the look at the job's directory found, while the gate's answer is awaited.
+    found: Option<Result<Reply, Refusal>>,
+    /// Why the task can't be made on this session, if it can't; it may be there all the same.
+    denied: Option<String>,
     /// The task changed while it was being read.
     changed: bool,
+    gate: Gate,
     mark: Mark,
     ensure: Ensure,
     calls: Calls<Purpose>,
@@ -87,10 +93,8 @@ enum Purpose {
     /// Looks whether `tasks` has room for the job's directory.
     JobRoom,
     Create,
-    /// Looks whether the task that has our key is ours; `full` if it can't be made in any case.
-    Compare {
-        full: bool,
-    },
+    /// Looks whether the task that has our key is ours.
+    Compare,
     Read,
     Cancel,
     Delete,
@@ -116,7 +120,9 @@ impl Single {
             let why = format!("the task takes {bytes} bytes; at most {MAX_TASK_BYTES} are allowed");
             return Err(Unfit { code: exit::DATA, why });
         }
+        let demand = Demand { tasks: 1, bytes: bytes as u64 };
         Ok(Single {
+            gate: Gate::new(&params.layout, demand),
             mark: Mark::new(&params.layout, mark),
             ensure: Ensure::new([params.layout.job(&job)]),
             layout: params.layout,
@@ -130,6 +136,8 @@ impl Single {
             attached: false,
             cancelling: false,
             conflicts: 0,
+            found: None,
+            denied: None,
             changed: false,
             calls: Calls::default(),
         })
@@ -169,6 +177,8 @@ impl Single {
             // If the task is there already, it doesn't matter how full its job is.
             Phase::Submitting if self.doubt => self.create(out),
             Phase::Submitting => {
+                (self.found, self.denied) = (None, None);
+                self.gate.ask(out);
                 let path = self.layout.job(self.id.dir());
                 self.call(Call::Exists { path, watch: false }, Purpose::Room, out);
             }
@@ -220,6 +230,17 @@ impl Single {
             }
             return;
         }
+        if let Some(answer) = self.gate.on_reply(id, result) {
+            match answer {
+                Answer::Nothing => {}
+                Answer::Admitted => self.enter(out),
+                Answer::Refused(why) => {
+                    self.denied = Some(self.gate.advice(&why));
+                    self.enter(out);
+                }
+            }
+            return;
+        }
         let Some(purpose) = self.calls.take(id) else { return };
         let result = match result {
             Ok(reply) => Ok(reply),
@@ -228,10 +249,13 @@ impl Single {
             Err(CallError::MaybeApplied) => return self.on_doubt(purpose, out),
         };
         match purpose {
-            Purpose::Room => self.on_room(result, out),
+            Purpose::Room => {
+                self.found = Some(result.cloned());
+                self.enter(out);
+            }
             Purpose::JobRoom => self.on_job_room(result, out),
             Purpose::Create => self.on_created(result, out),
-            Purpose::Compare { full } => self.on_compared(result, full, out),
+            Purpose::Compare => self.on_compared(result, out),
             Purpose::Read => self.on_read(result, out),
             Purpose::Cancel => self.on_cancelled(result, out),
             Purpose::Delete => self.on_deleted(result, out),
@@ -254,12 +278,22 @@ impl Single {
         }
     }
 
-    fn on_room(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
-        match result {
+    /// Goes on when both are known: what the job's directory has, and what the service admits.
+    fn enter(&mut self, out: &mut Actions<ClientReport>) {
+        if self.gate.is_asking() {
+            return;
+        }
+        let Some(found) = self.found.take() else { return };
+        match found {
+            _ if self.denied.is_some() => self.deny(out),
             Ok(Reply::Stat(stat)) if stat.num_children < MAX_CHILDREN => self.create(out),
-            // The task with our key may be one of those that fill it.
-            Ok(_) if self.task.keyed => self.compare(true, out),
-            Ok(_) => self.full(out),
+            Ok(_) => {
+                let job = self.id.dir();
+                let why =
+                    format!("the job {job} is full: it has {MAX_CHILDREN} tasks or more; try again later");
+                self.denied = Some(why);
+                self.deny(out);
+            }
             Err(Refusal::NoNode) if is_shared(self.id.dir()) => self.ensure.start(out),
             Err(Refusal::NoNode) => {
                 let path = self.layout.tasks();
@@ -269,10 +303,13 @@ impl Single {
         }
     }
 
-    fn full(&mut self, out: &mut Actions<ClientReport>) {
-        let job = self.id.dir();
-        let why = format!("the job {job} is full: it has {MAX_CHILDREN} tasks or more; try again later");
-        self.fail(exit::TOO_MUCH, why, out);
+    /// The task can't be made; the one with our key may be one of those that there is no room for.
+    fn deny(&mut self, out: &mut Actions<ClientReport>) {
+        if self.task.keyed {
+            self.compare(out);
+        } else if let Some(why) = self.denied.take() {
+            self.fail(exit::TOO_MUCH, why, out);
+        }
     }
 
     fn on_job_room(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
@@ -292,23 +329,25 @@ impl Single {
             Ok(_) => self.confirmed(out),
             // The name is ours alone, so it can only be the request that was in doubt.
             Err(Refusal::NodeExists) if self.doubt && !self.task.keyed => self.confirmed(out),
-            Err(Refusal::NodeExists) => self.compare(false, out),
+            Err(Refusal::NodeExists) => self.compare(out),
             // The leader deletes empty jobs.
             Err(Refusal::NoNode) => self.ensure.start(out),
             Err(refusal) => self.refused("create", refusal, out),
         }
     }
 
-    fn compare(&mut self, full: bool, out: &mut Actions<ClientReport>) {
+    fn compare(&mut self, out: &mut Actions<ClientReport>) {
         self.changed = false;
-        self.call(Call::Get { path: self.path(), watch: true }, Purpose::Compare { full }, out);
+        self.call(Call::Get { path: self.path(), watch: true }, Purpose::Compare, out);
     }
 
-    fn on_compared(&mut self, result: Result<&Reply, Refusal>, full: bool, out: &mut Actions<ClientReport>) {
+    fn on_compared(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
         let (data, stat) = match result {
             Ok(Reply::Data { data, stat }) => (data, stat),
-            Err(Refusal::NoNode) if full => return self.full(out),
-            Err(Refusal::NoNode) => return self.create(out),
+            Err(Refusal::NoNode) => match self.denied.take() {
+                Some(why) => return self.fail(exit::TOO_MUCH, why, out),
+                None => return self.create(out),
+            },
             Err(refusal) => return self.refused("read", refusal, out),
             Ok(reply) => return self.bug(reply, out),
         };
@@ -511,6 +550,7 @@ impl Role for Single {
             }
             Event::Lost { .. } => {
                 self.calls.clear();
+                self.gate.on_lost();
                 self.ensure.reset();
                 self.mark.on_lost();
                 if let Phase::Deleting { give_up, .. } = &mut self.phase {

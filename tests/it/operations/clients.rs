@@ -58,6 +58,7 @@ fn status_tells_the_truth_with_a_leader_and_without() {
         "slots",
         "worker_list",
         "tasks",
+        "admission",
         "loading",
     ];
     expected.sort_unstable();

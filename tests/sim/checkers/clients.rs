@@ -71,14 +71,20 @@ pub fn check(world: &World, told: &mut Complaints) {
         if let Err(what) = code_fits(spec, client, missed, collected(client, &tasks)) {
             wrong(what);
         }
-        if matches!(spec.wish, Wish::Single(_)) {
-            let own = |id: &&String| ulids.iter().any(|ulid| id.contains(ulid.as_str()));
-            let own: Vec<&String> = tasks.keys().filter(own).collect();
-            if own.len() > 1 {
-                wrong(format!("wants one task, and makes {own:?}"));
-            }
+        let own = |id: &&String| ulids.iter().any(|ulid| id.contains(ulid.as_str()));
+        let own: Vec<&String> = tasks.keys().filter(own).collect();
+        if matches!(spec.wish, Wish::Single(_)) && own.len() > 1 {
+            wrong(format!("wants one task, and makes {own:?}"));
+        }
+        if refused(client) && !own.is_empty() {
+            wrong(format!("is refused, and makes {own:?}"));
         }
     }
+}
+
+/// Whether the service was too full for what it wanted.
+fn refused(client: &Client) -> bool {
+    client.exit.is_some_and(|(_, code)| code == exit::TOO_MUCH)
 }
 
 fn report_holds(at: u64, report: &ClientReport, tasks: &BTreeMap<String, Known>) -> Result<(), String> {
@@ -126,6 +132,10 @@ fn code_fits(spec: &ClientSpec, client: &Client, missed: bool, collected: bool) 
     let Some((_, code)) = client.exit else { return Ok(()) };
     if client.interrupted && code == INTERRUPTED {
         return Ok(());
+    }
+    if refused(client) && matches!(spec.wish, Wish::Single(_) | Wish::Batch(_)) {
+        let told = client.reports.iter().find(|(_, report)| !matches!(report, ClientReport::Progress(_)));
+        return told.map_or(Ok(()), |told| Err(format!("it is refused, and told of {told:?}")));
     }
     let outcomes = ended(client);
     let submitted = client.reports.iter().any(|(_, report)| matches!(report, ClientReport::Submitted { .. }));

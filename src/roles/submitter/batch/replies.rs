@@ -32,6 +32,10 @@ impl Batch {
             }
             return;
         }
+        if let Some(refused) = self.pace.on_reply(id, result, out) {
+            self.denied = refused.or(self.denied.take());
+            return self.enter(out);
+        }
         let Some(purpose) = self.calls.take(id) else { return };
         match purpose {
             Purpose::Create(_) | Purpose::Compare(_) => self.creates -= 1,
@@ -90,21 +94,41 @@ impl Batch {
     fn on_room(&mut self, purpose: Purpose, result: Result<&Reply, Refusal>, out: &mut Out) {
         let fits = |n: i32| u64::try_from(n).unwrap_or(0) + self.part_count <= u64::from(MAX_CHILDREN as u32);
         match (purpose, result) {
-            (Purpose::Room, Ok(Reply::Stat(stat))) if !fits(stat.num_children) && self.keyed => {
-                let call = Call::Exists { path: self.part_path(0), watch: false };
-                self.calls.issue(out, call, Purpose::FirstPart);
+            (Purpose::Room, Ok(Reply::Stat(stat))) if !fits(stat.num_children) => {
+                let (tasks, parts) = (self.layout.tasks(), self.part_count);
+                let why =
+                    format!("there is no room for {parts} more directories in {tasks}; try again later");
+                self.denied = Some(why);
+                self.enter(out);
             }
-            (Purpose::Room, Ok(Reply::Stat(stat))) if !fits(stat.num_children) => self.no_room(out),
-            (Purpose::FirstPart, Err(Refusal::NoNode)) => self.no_room(out),
-            (_, Ok(_) | Err(Refusal::NoNode)) => self.room = Room::Found,
+            (Purpose::Room, Ok(_) | Err(Refusal::NoNode)) => self.enter(out),
+            (Purpose::FirstPart, Err(Refusal::NoNode)) => self.turn_away(out),
+            (_, Ok(_)) => self.room = Room::Found,
             (_, Err(refusal)) => self.refused("look at the jobs below", None, refusal, out),
         }
     }
 
-    fn no_room(&mut self, out: &mut Out) {
-        let (tasks, parts) = (self.layout.tasks(), self.part_count);
-        let why = format!("there is no room for {parts} more directories in {tasks}; try again later");
-        self.fail(exit::TOO_MUCH, why, out);
+    /// Goes on when both are known: whether there is room for the parts, and what the service admits.
+    fn enter(&mut self, out: &mut Out) {
+        let is_looking = self.calls.purposes().any(|purpose| *purpose == Purpose::Room);
+        if self.room != Room::Looking || is_looking || self.pace.is_asking() {
+            return;
+        }
+        if self.denied.is_none() {
+            self.room = Room::Found;
+        } else if self.keyed {
+            // What stands of it already is part of what there is.
+            let call = Call::Exists { path: self.part_path(0), watch: false };
+            self.calls.issue(out, call, Purpose::FirstPart);
+        } else {
+            self.turn_away(out);
+        }
+    }
+
+    fn turn_away(&mut self, out: &mut Out) {
+        if let Some(why) = self.denied.take() {
+            self.fail(exit::TOO_MUCH, why, out);
+        }
     }
 
     fn on_part_made(&mut self, part: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
@@ -177,7 +201,7 @@ impl Batch {
             Ok(Reply::Data { data, .. }) => data,
             Err(Refusal::NoNode) => {
                 self.unsent.insert(line);
-                return;
+                return self.pace.on_missed();
             }
             Err(refusal) => {
                 let why = format!("cannot read the task {}: {refusal}", self.path(line));

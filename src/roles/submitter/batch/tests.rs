@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use super::*;
 use crate::contract::task::{Outcome, State};
 use crate::machine::{CallError, Prng, Refusal};
-use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set};
+use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set, status};
+
+const STATUS: &str = "/z/status";
 
 fn params(lines: u64) -> BatchParams {
     BatchParams {
@@ -15,6 +17,7 @@ fn params(lines: u64) -> BatchParams {
         job: None,
         options: Options { priority: Some(3), ..Options::default() },
         lines,
+        bytes: 10 * lines,
         end: lines,
         detach: false,
         orphan_cancel: false,
@@ -66,14 +69,15 @@ fn a_batch_is_created_collected_and_deleted() {
     assert_eq!((desk.exit, tasks(&desk).len() as u64), (None, lines));
     assert_eq!(Job::decode(&desk.znodes["/z/tasks/B~0001"].0).expect("job").options.priority, Some(3));
     assert_eq!(desk.task("/z/tasks/B~0000/0000000").options, Options::default());
-    assert_eq!(desk.count(is_get), 0, "a task costs no read before its outcome");
+    let is_read = |call: &Call| is_get(call) && call.path() != STATUS;
+    assert_eq!(desk.count(is_read), 0, "a task costs no read before its outcome");
     desk.end("/z/tasks/B~0000/0000007", failed(2));
     desk.settle();
     assert_eq!((desk.exit, tasks(&desk).len() as u64), (None, lines - 1));
     end_all(&mut desk);
     assert_eq!((desk.exit, tasks(&desk).len()), (Some(1), 0));
     assert_eq!(summary(&desk), Progress { submitted: lines, done: lines - 1, failed: 1, total: lines });
-    assert_eq!(desk.count(is_get) as u64, lines);
+    assert_eq!(desk.count(is_read) as u64, lines);
 }
 
 #[test]
@@ -189,6 +193,167 @@ fn g08_a_batch_that_finds_no_room_is_refused_before_anything_is_made() {
 }
 
 const MAX_CHILDREN_FOR_TEST: i32 = crate::contract::MAX_CHILDREN;
+
+#[test]
+fn a_batch_that_the_service_has_no_room_for_is_refused_as_a_whole() {
+    for params in [params(10), keyed(10)] {
+        let per_task = desk(params.clone()).role.task("").encode().len() as u64 + 10;
+        let in_bytes = |left: u64| status(0, 50, 99, 50 + left);
+        for (data, exit, made) in [
+            (status(3, 0, 13, 1 << 20), None, 10),
+            (in_bytes(10 * per_task), None, 10),
+            (status(4, 0, 13, 1 << 20), Some(exit::TOO_MUCH), 0),
+            (in_bytes(10 * per_task - 1), Some(exit::TOO_MUCH), 0),
+        ] {
+            let mut desk = desk(params.clone());
+            desk.put(STATUS, &data);
+            desk.connect();
+            desk.settle();
+            assert_eq!((desk.exit, tasks(&desk).len()), (exit, made), "{}", String::from_utf8_lossy(&data));
+            assert_eq!(desk.count(|call| call.path() == STATUS), 1, "a small one looks once");
+            if exit.is_some() {
+                assert_eq!(desk.count(Call::is_write), 0);
+                assert!(desk.logged("10 more") || desk.logged("--max-pending-bytes"), "{:?}", desk.logs);
+                assert!(desk.logged("nothing was submitted") && desk.logged("fewer"), "{:?}", desk.logs);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_keyed_batch_goes_on_however_full_the_service_is() {
+    let mut again = desk(keyed(10));
+    again.znodes = waiting(keyed(10)).znodes;
+    again.remove("/z/tasks/K~0000/0000009");
+    again.put(STATUS, &status(9, 0, 10, 1 << 20));
+    again.connect();
+    again.settle();
+    assert_eq!((again.exit, tasks(&again).len()), (None, 10));
+}
+
+/// Time passes, and the batch is woken as often as it wishes.
+fn pass(desk: &mut Desk<Batch>, ms: u64) {
+    let until = desk.now + std::time::Duration::from_millis(ms);
+    for _ in 0..100 {
+        desk.settle();
+        let Some(at) = desk.role.next_wake().filter(|at| *at <= until) else { break };
+        desk.now = desk.now.max(at);
+        desk.event(Event::Wake);
+    }
+    desk.now = until;
+}
+
+/// A batch of so many lines that is under way when the service becomes full.
+fn overtaken(params: BatchParams) -> Desk<Batch> {
+    let mut desk = desk(params);
+    desk.put(STATUS, &status(0, 0, 10_000, 1 << 30));
+    desk.connect();
+    desk.settle_until(|call| is_create(call) && call.path().ends_with("0000300"));
+    desk.put(STATUS, &status(10_000, 0, 10_000, 1 << 30));
+    desk.now = desk.now + std::time::Duration::from_secs(1);
+    desk
+}
+
+#[test]
+fn g08_a_batch_under_way_waits_while_the_service_is_full_and_says_so_once() {
+    let mut desk = overtaken(params(2_000));
+    pass(&mut desk, 5_000);
+    let made = tasks(&desk).len();
+    assert!((300..600).contains(&made), "it stops: {made}");
+    let looks = desk.count(|call| call.path() == STATUS);
+    assert!((5..=7).contains(&looks), "once a second: {looks}");
+    let told = desk.logs.iter().filter(|(_, text)| text.contains("waits for room")).count();
+    assert_eq!((desk.exit, told), (None, 1), "{:?}", desk.logs);
+    desk.lose();
+    assert_eq!(desk.role.next_wake(), None, "there is nobody to ask");
+    desk.connect();
+    pass(&mut desk, 2_000);
+    assert!(tasks(&desk).len() < 700, "nor does a new session let it pass");
+    // Room for one is room: how many come meanwhile is known a second later.
+    desk.put(STATUS, &status(9_999, 0, 10_000, 1 << 30));
+    pass(&mut desk, 2_000);
+    assert_eq!(tasks(&desk).len(), 2_000, "it goes on by itself");
+}
+
+#[test]
+fn a_look_that_was_lost_with_its_session_is_made_again() {
+    let mut desk = overtaken(params(2_000));
+    pass(&mut desk, 1_500);
+    desk.now = desk.role.next_wake().expect("it looks again");
+    desk.event(Event::Wake);
+    assert!(desk.pending.iter().any(|(_, call)| call.path() == STATUS));
+    desk.pending.clear();
+    desk.lose();
+    desk.connect();
+    desk.put(STATUS, &status(0, 0, 10_000, 1 << 30));
+    pass(&mut desk, 2_000);
+    assert_eq!(tasks(&desk).len(), 2_000);
+}
+
+#[test]
+fn a_batch_waits_for_both_looks_in_whatever_order() {
+    let mut desk = desk(params(10));
+    desk.put(STATUS, &status(4, 0, 13, 1 << 20));
+    desk.connect();
+    assert_eq!(desk.pending.len(), 2);
+    desk.pending.rotate_left(1);
+    desk.settle();
+    assert_eq!((desk.exit, desk.count(Call::is_write)), (Some(exit::TOO_MUCH), 0));
+}
+
+#[test]
+fn a_batch_that_is_nearly_done_looks_no_more() {
+    let mut desk = overtaken(params(1_200));
+    pass(&mut desk, 5_000);
+    assert_eq!((tasks(&desk).len(), desk.count(|call| call.path() == STATUS)), (1_200, 1));
+}
+
+/// A keyed one still finds what it made earlier: that adds nothing.
+#[test]
+fn a_keyed_batch_that_waits_meets_its_own_tasks() {
+    let mut first = waiting(keyed(2_000));
+    first.event(Event::Stop { again: false });
+    for line in 1_500..2_000 {
+        first.remove(&format!("/z/tasks/K~0000/{line:07}"));
+    }
+    for line in 0..1_500 {
+        first.end(&format!("/z/tasks/K~0000/{line:07}"), done());
+    }
+    let mut again = desk(keyed(2_000));
+    again.znodes = first.znodes;
+    again.put(STATUS, &status(0, 1 << 30, 10_000, 1 << 30));
+    again.connect();
+    again.settle_until(|call| is_create(call) && call.path().ends_with("0000100"));
+    again.now = again.now + std::time::Duration::from_secs(1);
+    pass(&mut again, 5_000);
+    assert_eq!((again.exit, again.ended().len(), tasks(&again).len()), (None, 1_500, 1_500));
+    let looked = again.count(|call| is_get(call) && call.path().starts_with("/z/tasks/K~0000/"));
+    assert!(looked < 3_200, "none is looked for again and again: {looked}");
+    again.put(STATUS, &status(0, 0, 10_000, 1 << 30));
+    pass(&mut again, 2_000);
+    assert_eq!(tasks(&again).len(), 2_000);
+}
+
+/// What is in doubt is made certain, full or not: else it could not be cancelled.
+#[test]
+fn a_waiting_batch_can_be_cancelled() {
+    let mut desk = overtaken(BatchParams { cancel_on_interrupt: true, ..params(2_000) });
+    while !desk.logged("waits for room") {
+        desk.play(Fate::Answered);
+    }
+    desk.lose();
+    desk.connect();
+    pass(&mut desk, 2_000);
+    let certain = tasks(&desk).len();
+    desk.event(Event::Stop { again: false });
+    desk.settle();
+    assert!(tasks(&desk).len() > certain, "some were in doubt");
+    for path in tasks(&desk) {
+        desk.end(&path, Outcome::unrun(State::Cancelled, None, "", 1));
+    }
+    desk.settle();
+    assert_eq!(desk.exit, Some(1));
+}
 
 #[test]
 fn a_refused_creation_ends_the_batch_with_its_code() {

@@ -1,7 +1,7 @@
 //! A single submit, through every loss and conflict that it can meet.
 
 use super::*;
-use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set};
+use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set, status};
 
 const JOB: &str = "/z/tasks/J";
 const TASK: &str = "/z/tasks/J/U";
@@ -279,6 +279,108 @@ fn g08_there_is_a_limit_to_jobs() {
     desk.connect();
     desk.settle();
     assert_eq!((desk.exit, desk.count(is_create)), (Some(exit::TOO_MUCH), 0));
+}
+
+/// One task more than the service admits, in tasks and in bytes.
+fn full_in(what: &str) -> Vec<u8> {
+    if what == "tasks" { status(5, 0, 5, 1 << 20) } else { status(0, 1_000, 5, 1_010) }
+}
+
+#[test]
+fn a_task_that_the_service_has_no_room_for_is_refused_and_nothing_is_made() {
+    for (what, flag) in [("tasks", "--max-pending of"), ("bytes", "--max-pending-bytes of")] {
+        for params in [params(), keyed(), SingleParams { detach: true, ..params() }] {
+            let mut desk = desk(params);
+            desk.put("/z/status", &full_in(what));
+            desk.connect();
+            desk.settle();
+            assert_eq!((desk.exit, desk.count(Call::is_write)), (Some(exit::TOO_MUCH), 0));
+            assert!(desk.logged(flag) && desk.logged("nothing was submitted"), "{:?}", desk.logs);
+        }
+    }
+}
+
+#[test]
+fn the_last_that_there_is_room_for_is_admitted_as_is_whatever_nobody_limits() {
+    let bytes = Task::new(params().payload, Options::default()).encode().len() as u64;
+    let old = br#"{"v":1,"leader":{"id":"m","host":"h","pid":1,"epoch":1},"workers":0,"slots":0,
+        "tasks":{"pending":9,"assigned":0,"done":0,"failed":0,"cancelled":0,"expired":0,"malformed":0}}"#;
+    assert!(crate::contract::status::Status::decode(old).is_ok());
+    for data in [status(4, 1_000, 5, 1_000 + bytes), old.to_vec(), b"garbage".to_vec()] {
+        let mut desk = desk(params());
+        desk.put("/z/status", &data);
+        desk.connect();
+        desk.settle();
+        assert_eq!((desk.exit, submitted(&desk)), (None, 1));
+    }
+    let mut desk = desk(params());
+    desk.put("/z/status", &full_in("tasks"));
+    desk.connect();
+    desk.settle_until(|call| call.path() == "/z/status");
+    desk.play(Fate::Refused(Refusal::NoAuth));
+    desk.settle();
+    assert_eq!((desk.exit, submitted(&desk)), (None, 1), "who may not read it is not refused");
+}
+
+/// The two looks are made at once, and answered in any order.
+#[test]
+fn what_was_known_first_waits_for_the_other() {
+    for (turned, room) in [(false, true), (true, true), (false, false), (true, false)] {
+        let mut desk = desk(params());
+        desk.put("/z/status", if room { b"" } else { b"{}" });
+        if !room {
+            desk.put("/z/status", &full_in("tasks"));
+        }
+        desk.connect();
+        assert_eq!((desk.pending.len(), desk.count(Call::is_write)), (2, 0));
+        if turned {
+            desk.pending.rotate_left(1);
+        }
+        desk.play(Fate::Answered);
+        assert_eq!((desk.pending.len(), desk.exit, desk.made.len()), (1, None, 2), "it waits");
+        desk.settle();
+        assert_eq!((desk.exit, submitted(&desk)), if room { (None, 1) } else { (Some(exit::TOO_MUCH), 0) });
+    }
+}
+
+#[test]
+fn a_keyed_task_that_stands_is_told_of_however_full_the_service_is() {
+    for (command, code) in [("echo hi", exit::OK), ("echo another", exit::DATA)] {
+        let mut desk = desk(SingleParams { detach: true, ..keyed() });
+        let mut task = Task::new(Payload::Shell(command.into()), Options::default());
+        task.keyed = true;
+        desk.put("/z/tasks/J/K", &task.encode());
+        desk.put("/z/status", &full_in("tasks"));
+        desk.connect();
+        desk.settle();
+        assert_eq!((desk.exit, desk.count(Call::is_write)), (Some(code), 0));
+    }
+}
+
+#[test]
+fn a_new_session_asks_anew() {
+    let mut desk = desk(keyed());
+    desk.put("/z/status", &full_in("tasks"));
+    desk.connect();
+    desk.settle_until(|call| call.path() == "/z/tasks/J/K");
+    desk.lose();
+    desk.put("/z/status", &status(0, 0, 5, 1 << 20));
+    desk.connect();
+    desk.settle();
+    assert_eq!((desk.exit, submitted(&desk)), (None, 1));
+}
+
+/// What may stand already is not refused: its user would not learn of it.
+#[test]
+fn a_task_in_doubt_is_not_asked_about_again() {
+    let mut desk = desk(params());
+    desk.connect();
+    desk.settle_until(is_create);
+    desk.play(Fate::AppliedUnanswered);
+    desk.put("/z/status", &full_in("tasks"));
+    desk.connect();
+    desk.settle();
+    assert_eq!((desk.exit, submitted(&desk)), (None, 1));
 }
 
 #[test]

@@ -1,0 +1,251 @@
+//! Admission: whether the service has room for what is about to be added, by the figures in its leader's `status`.
+//!
+//! A [`Gate`] reads them once; [`Pace`] is the gate of a batch, which goes on reading them while it creates. Nothing
+//! here writes, and nothing rests on it but the ensemble's health: where there are no figures, all is admitted.
+
+use std::time::Duration;
+
+use crate::contract::Layout;
+use crate::contract::status::Status;
+use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Reply};
+use crate::roles::client::sized;
+
+/// The least time between two looks of a batch that is under way: the leader writes no more often.
+const PACE: Duration = Duration::from_secs(1);
+
+/// A batch that has no more to create than this doesn't look again: it is done with it before it would matter.
+const UNHEEDED: u64 = 1_000;
+
+/// What would be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// Tasks.
+    pub tasks: u64,
+    /// Bytes of their data.
+    pub bytes: u64,
+}
+
+/// The least that can be wished for. Where it is too much, the service is full.
+const ANY: Demand = Demand { tasks: 1, bytes: 1 };
+
+/// Why the demand is more than there is room for, if it is.
+fn excess(status: &Status, demand: Demand) -> Option<String> {
+    let admission = status.admission?;
+    let (pending, leader) = (status.pending(), &status.leader.id);
+    let (max, max_bytes) = (admission.max_pending, admission.max_pending_bytes);
+    if pending.saturating_add(demand.tasks) > max {
+        let more = demand.tasks;
+        let limit = format!("the {max} that the leader {leader} admits (--max-pending of zkmw master)");
+        return Some(format!("{pending} tasks are pending, and {more} more would exceed {limit}"));
+    }
+    if admission.bytes.saturating_add(demand.bytes) > max_bytes {
+        let (stand, more, max) = (sized(admission.bytes), sized(demand.bytes), sized(max_bytes));
+        let limit = format!("the {max} that the leader {leader} admits (--max-pending-bytes of zkmw master)");
+        return Some(format!("the data of all tasks takes {stand}, and {more} more would exceed {limit}"));
+    }
+    None
+}
+
+/// What a reply that was meant for a [`Gate`] said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing: the connection is gone.
+    Nothing,
+    /// There is room, or nobody says that there is none.
+    Admitted,
+    /// There is none, and why.
+    Refused(String),
+}
+
+/// Reads whether there is room for a demand.
+#[derive(Debug)]
+pub struct Gate {
+    path: String,
+    demand: Demand,
+    calls: Calls<()>,
+}
+
+impl Gate {
+    /// A gate for this demand.
+    pub fn new(layout: &Layout, demand: Demand) -> Gate {
+        Gate { path: layout.status(), demand, calls: Calls::default() }
+    }
+
+    /// Looks, on a new session or once more.
+    pub fn ask<R>(&mut self, out: &mut Actions<R>) {
+        self.calls.clear();
+        self.calls.issue(out, Call::Get { path: self.path.clone(), watch: false }, ());
+    }
+
+    /// Whether an answer is still to come.
+    pub fn is_asking(&self) -> bool {
+        !self.calls.is_empty()
+    }
+
+    /// The session is gone.
+    pub fn on_lost(&mut self) {
+        self.calls.clear();
+    }
+
+    /// Takes in a reply; `None` if it is somebody else's.
+    pub fn on_reply(&mut self, id: CallId, result: &CallResult) -> Option<Answer> {
+        self.calls.take(id)?;
+        Some(match result {
+            Err(CallError::NotSent | CallError::MaybeApplied) => Answer::Nothing,
+            // A leader that can't be understood, or none that ever led, is no reason to refuse.
+            Err(CallError::Refused(_)) => Answer::Admitted,
+            Ok(Reply::Data { data, .. }) => match Status::decode(data) {
+                Ok(status) => excess(&status, self.demand).map_or(Answer::Admitted, Answer::Refused),
+                Err(_) => Answer::Admitted,
+            },
+            Ok(_) => Answer::Admitted,
+        })
+    }
+
+    /// What to tell the user whose demand was refused for this reason.
+    pub fn advice(&self, why: &str) -> String {
+        let fewer = if self.demand.tasks > 1 { ", submit fewer at a time" } else { "" };
+        format!(
+            "{why}; nothing was submitted. Wait until there is room (zkmw status shows it){fewer}, or raise the \
+             limit at all masters"
+        )
+    }
+}
+
+/// The gate of a batch: first for all of it, then for any more of it. Several batches that were admitted may be too
+/// much together, so the later parts wait while the service is full.
+#[derive(Debug)]
+pub struct Pace {
+    gate: Gate,
+    /// When it last looked.
+    asked: Instant,
+    /// The batch was admitted as a whole, or has begun earlier.
+    inside: bool,
+    /// The service is full.
+    closed: bool,
+    /// While it was, a task was looked for that does not stand.
+    missed: bool,
+    told: bool,
+}
+
+impl Pace {
+    /// The gate for a batch that would add this.
+    pub fn new(layout: &Layout, demand: Demand) -> Pace {
+        let gate = Gate::new(layout, demand);
+        let asked = Instant::default();
+        Pace { gate, asked, inside: false, closed: false, missed: false, told: false }
+    }
+
+    /// Looks whether all of the batch may come in.
+    pub fn enter<R>(&mut self, now: Instant, out: &mut Actions<R>) {
+        self.asked = now;
+        self.gate.ask(out);
+    }
+
+    /// Looks again, if it is time and the batch has so many tasks left to create that it matters.
+    pub fn keep<R>(&mut self, now: Instant, left: u64, out: &mut Actions<R>) {
+        self.inside = true;
+        self.gate.demand = ANY;
+        let matters = self.closed || left > UNHEEDED;
+        if matters && !self.gate.is_asking() && self.asked + PACE <= now {
+            self.enter(now, out);
+        }
+    }
+
+    /// Whether an answer is still to come.
+    pub fn is_asking(&self) -> bool {
+        self.gate.is_asking()
+    }
+
+    /// Whether nothing more is to be created for now.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether, while it is closed, tasks that a batch with a key made earlier may still be found.
+    pub fn may_look(&self) -> bool {
+        !self.missed
+    }
+
+    /// A task was looked for, and does not stand: those after it don't either.
+    pub fn on_missed(&mut self) {
+        self.missed |= self.closed;
+    }
+
+    /// The session is gone.
+    pub fn on_lost(&mut self) {
+        self.gate.on_lost();
+    }
+
+    /// When to look again though nothing happens.
+    pub fn next_wake(&self) -> Option<Instant> {
+        (self.closed && !self.gate.is_asking()).then(|| self.asked + PACE)
+    }
+
+    /// Takes in a reply; `None` if it is somebody else's. `Some(Some(…))` is why the batch may not come in.
+    pub fn on_reply<R>(
+        &mut self,
+        id: CallId,
+        result: &CallResult,
+        out: &mut Actions<R>,
+    ) -> Option<Option<String>> {
+        match self.gate.on_reply(id, result)? {
+            Answer::Nothing => {}
+            Answer::Admitted => self.closed = false,
+            Answer::Refused(why) if !self.inside => return Some(Some(self.gate.advice(&why))),
+            Answer::Refused(why) => {
+                self.closed = true;
+                if !self.told {
+                    self.told = true;
+                    out.log(Level::Warn, format!("{why}; what is left of the batch waits for room"));
+                }
+            }
+        }
+        Some(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::status::{Admission, Counts, Leader};
+
+    fn status(pending: u64, assigned: u64, bytes: u64) -> Status {
+        let leader = Leader { id: "m1".into(), host: "h".into(), pid: 1, epoch: 1 };
+        let counts = Counts { pending, assigned, done: 1_000, aside: 1_000, ..Counts::default() };
+        let mut status = Status::new(leader, Vec::new(), counts, false);
+        status.admission = Some(Admission { bytes, max_pending: 100, max_pending_bytes: 4_096 });
+        status
+    }
+
+    fn demand(tasks: u64, bytes: u64) -> Demand {
+        Demand { tasks, bytes }
+    }
+
+    #[test]
+    fn the_last_that_fits_is_admitted_and_one_more_is_not() {
+        assert_eq!(excess(&status(60, 30, 0), demand(10, 1)), None);
+        let why = excess(&status(60, 30, 0), demand(11, 1)).expect("too many");
+        for words in ["90 tasks are pending", "11 more", "the 100", "m1", "--max-pending of"] {
+            assert!(why.contains(words), "{words}: {why}");
+        }
+        assert_eq!(excess(&status(0, 0, 4_000), demand(1, 96)), None);
+        let why = excess(&status(0, 0, 4_000), demand(1, 97)).expect("too much");
+        for words in ["3.9 KiB", "97 B", "the 4 KiB", "m1", "--max-pending-bytes"] {
+            assert!(why.contains(words), "{words}: {why}");
+        }
+        assert!(excess(&status(u64::MAX, u64::MAX, u64::MAX), demand(u64::MAX, u64::MAX)).is_some());
+    }
+
+    #[test]
+    fn what_ended_or_is_set_aside_does_not_count_as_pending() {
+        assert_eq!(excess(&status(0, 0, 0), demand(100, 1)), None);
+    }
+
+    #[test]
+    fn a_leader_that_names_no_limits_admits_everything() {
+        let mut unlimited = status(u64::MAX, 0, u64::MAX);
+        unlimited.admission = None;
+        assert_eq!(excess(&unlimited, demand(u64::MAX, u64::MAX)), None);
+    }
+}
