@@ -34,6 +34,7 @@
 pub mod ensemble;
 pub mod history;
 pub mod process;
+pub mod proxy;
 pub mod tree;
 
 use std::path::PathBuf;
