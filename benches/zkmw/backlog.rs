@@ -4,7 +4,7 @@
 use crate::client::Client;
 use crate::plot::{Curve, Plot, Scale};
 use crate::report::budget;
-use crate::service::{Service, largest, memory};
+use crate::service::{Service, largest};
 use crate::stats::{Samples, human};
 use crate::{Bench, say};
 
@@ -73,7 +73,7 @@ fn start(bench: &Bench, pending: usize) -> Size {
     );
     // What a process needs once and for all, such as its threads' memory, is had before the first reading.
     service.batch((bench.options.tasks / 10).max(1), &[]);
-    let resident = |service: &Service| memory(service.masters[0].pid(), "VmRSS").expect("the leader lives");
+    let resident = |service: &Service| service.masters[0].memory() as f64;
     let before = resident(&service);
     service.backlog(pending);
     let bytes = (resident(&service) - before) / pending as f64;
@@ -89,7 +89,7 @@ fn rows(bench: &mut Bench, size: &Size, looker: &mut Client) {
     report.row("pending", what("takeover after SIGTERM"), "ms", size.takeovers.clone(), "to the last page");
     let each = Samples(vec![size.bytes]);
     report.row("pending", what("leader's memory for each"), "bytes", each, "VmRSS after less before");
-    let now = memory(size.service.masters[0].pid(), "VmRSS").unwrap_or(f64::NAN) / 1_048_576.0;
+    let now = size.service.masters[0].memory() as f64 / 1_048_576.0;
     report.row(
         "pending",
         what("leader's memory"),

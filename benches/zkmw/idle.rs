@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::harness::proxy::Proxy;
 use crate::harness::{Cluster, LIMIT, Proc, eventually};
 use crate::report::budget;
-use crate::service::{Executor, SESSION, quiet};
+use crate::service::{Executor, SESSION};
 use crate::stats::Samples;
 use crate::{Bench, say};
 
@@ -21,7 +21,7 @@ struct Watched {
 pub fn run(bench: &mut Bench) {
     let watched = start(bench);
     for one in &watched {
-        quiet(&one.proc, LIMIT);
+        one.proc.quiet(LIMIT);
     }
     say(&format!("watching the idle roles for {:?}", bench.options.idle));
     let before: Vec<_> = watched.iter().map(|one| (one.proxy.counts(), one.proc.cpu())).collect();

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use zkmw::contract::Layout;
 
 use crate::client::Client;
-use crate::service::{Service, has_flag, last_lines, memory};
+use crate::harness::process::memory;
+use crate::service::{Service, has_flag, last_lines};
 use crate::stats::{Samples, human};
 use crate::{Bench, say};
 
@@ -115,7 +116,7 @@ fn look(
     for (role, pid) in roles {
         // The system's own high-water mark; it is gone with the process, so it is read all along.
         if let Some(bytes) = memory(*pid, "VmHWM") {
-            peak(format!("memory of the {role}"), bytes / 1_048_576.0);
+            peak(format!("memory of the {role}"), bytes as f64 / 1_048_576.0);
         }
     }
     let (tasks, assign) = (layout.tasks(), layout.assign());

@@ -30,10 +30,6 @@ const BATCH: Duration = Duration::from_secs(120);
 /// How long masters may take to learn of a new pending task, each.
 const LEARN: Duration = Duration::from_millis(20);
 
-/// A process is quiet when it used no more processor time than `QUIET_CPU` in `QUIET_FOR`.
-const QUIET_FOR: Duration = Duration::from_millis(500);
-const QUIET_CPU: Duration = Duration::from_millis(10);
-
 /// Calls in flight when a backlog is made.
 const BACKLOG_IN_FLIGHT: usize = 128;
 
@@ -183,7 +179,7 @@ impl Service {
             (self.number("/tasks/pending")? == count as u64).then_some(())
         });
         for master in &self.masters {
-            quiet(master, limit);
+            master.quiet(limit);
         }
     }
 
@@ -211,7 +207,7 @@ impl Service {
         let standby = self.new_master();
         self.masters.push(standby);
         self.loaded(1);
-        quiet(&self.masters[1], START);
+        self.masters[1].quiet(START);
         seconds
     }
 
@@ -254,28 +250,6 @@ fn make_backlog(connect: &str, layout: &Layout, count: usize) {
         let path = |line| layout.task(&batch_task(None, "backlog", line));
         client.pipeline(BACKLOG_IN_FLIGHT, (first..last).map(|line| create(&path(line), &task)));
     }
-}
-
-/// Waits until a process has nothing to do.
-pub fn quiet(process: &Proc, limit: Duration) {
-    let mut since = (Instant::now(), process.cpu());
-    eventually(limit, "a process comes to rest", || {
-        if since.0.elapsed() < QUIET_FOR {
-            return None;
-        }
-        let now = process.cpu();
-        let used = now.saturating_sub(since.1);
-        since = (Instant::now(), now);
-        (used <= QUIET_CPU).then_some(())
-    });
-}
-
-/// Bytes that a process has in memory now (`VmRSS`), or had at most (`VmHWM`); `None` if it is gone.
-pub fn memory(pid: u32, field: &str) -> Option<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse().ok()?;
-    Some(kib * 1_024.0)
 }
 
 /// The most children of any znode of a root, and the most bytes of any (of tasks only a sample is looked at).
