@@ -58,8 +58,10 @@ pub fn run(bench: &mut Bench) {
     }
     verdicts(bench, &sizes);
     plots(bench, &sizes, &limits);
-    for size in sizes {
-        size.service.stop();
+    for Size { pending, service, .. } in sizes {
+        let layout = service.cluster.layout.clone();
+        service.stop();
+        Service::delete_backlog(&bench.ensemble.connect, &layout, pending);
     }
 }
 
@@ -85,6 +87,7 @@ fn rows(bench: &mut Bench, size: &Size, looker: &mut Client) {
     let remark = format!("batches of {} beside them", bench.options.tasks);
     let (children, bytes) = largest(looker, &size.service.cluster.layout);
     let report = &mut bench.report;
+    report.seen(f64::from(children.0), f64::from(bytes.0));
     report.row("pending", what("throughput"), "tasks/s", size.rates.clone(), &remark);
     report.row("pending", what("takeover after SIGTERM"), "ms", size.takeovers.clone(), "to the last page");
     let each = Samples(vec![size.bytes]);
@@ -109,7 +112,8 @@ fn verdicts(bench: &mut Bench, sizes: &[Size]) {
     let of = |pending: usize| sizes.iter().find(|size| size.pending == pending);
     let Some(most) = sizes.iter().rfind(|size| size.pending <= MANY).or(sizes.last()) else { return };
     let told = |size: &Size, other: &Size| {
-        format!("{} over {}", human(size.pending as f64), human(other.pending as f64))
+        let smaller = if size.pending < MANY { ", less than the budget speaks of" } else { "" };
+        format!("{} over {}{smaller}", human(size.pending as f64), human(other.pending as f64))
     };
     if let Some(few) = of(FEW).filter(|few| few.pending < most.pending) {
         bench.report.measured(budget::FLAT, most.rates.over(&few.rates), told(most, few));

@@ -8,12 +8,16 @@ use std::time::Instant;
 use zkmw::machine::Call;
 
 use crate::client::{Client, create};
+use crate::stats::Samples;
 
 /// Sessions, and calls in flight on each.
 pub type Shape = (usize, usize);
 
 /// What is tried; the best counts.
 pub const SHAPES: [Shape; 4] = [(1, 64), (2, 64), (4, 32), (6, 32)];
+
+/// How often each is tried, in turn; its median counts.
+const ROUNDS: usize = 3;
 
 /// Most znodes of one session at a time: no directory may have more than the service's own would.
 const ROUND: usize = 4_000;
@@ -32,7 +36,7 @@ pub struct Limit {
     /// With which W is measured.
     pub shape: Shape,
     /// Every shape that was tried, with what it gave.
-    pub tried: Vec<(Shape, f64)>,
+    pub tried: Vec<(Shape, Samples)>,
     /// Every measurement at the best shape, in order.
     pub all: Vec<f64>,
     count: usize,
@@ -44,11 +48,14 @@ impl Limit {
         let connect = connect.to_string();
         let mut limit = Limit { connect, writes, shape: SHAPES[0], tried: vec![], all: vec![], count: 0 };
         limit.run(SHAPES[2], warm_up);
-        for shape in SHAPES {
-            let rate = limit.run(shape, writes);
-            limit.tried.push((shape, rate));
+        limit.tried = SHAPES.map(|shape| (shape, Samples::default())).to_vec();
+        for _ in 0..ROUNDS {
+            for (place, shape) in SHAPES.into_iter().enumerate() {
+                let rate = limit.run(shape, writes);
+                limit.tried[place].1.0.push(rate);
+            }
         }
-        let best = limit.tried.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+        let best = limit.tried.iter().max_by(|a, b| a.1.median().total_cmp(&b.1.median()));
         limit.shape = best.expect("some were tried").0;
         limit
     }
@@ -83,7 +90,6 @@ impl Limit {
             clients[0].must(Call::Delete { path: format!("{root}/{number}"), version: None });
         }
         clients[0].must(Call::Delete { path: root, version: None });
-        #[allow(clippy::cast_precision_loss)]
         let done = (each * sessions * 3) as f64;
         done / last.duration_since(first).as_secs_f64()
     }

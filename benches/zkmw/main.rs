@@ -40,7 +40,7 @@ use limit::Limit;
 use options::{CASES, Options};
 use report::Report;
 use service::Executor;
-use stats::Samples;
+use stats::{Samples, human};
 
 /// Ticks as ensembles have them by default: sessions of 30 s are granted.
 const TICK: Duration = Duration::from_secs(2);
@@ -91,10 +91,10 @@ fn run(options: Options) -> ExitCode {
         throughput::empty,
         throughput::process,
         latency::run,
-        backlog::run,
         throughput::workers,
         idle::run,
         throughput::chunks,
+        backlog::run,
         million::run,
     ];
     for ((name, what), case) in CASES.iter().zip(cases) {
@@ -129,8 +129,9 @@ impl Bench {
         let ensemble = Ensemble::start_at(3, places);
         say("warming the servers up, and looking for their limit");
         let limit = Limit::find(&ensemble.connect, options.writes, options.warm_up);
-        for ((sessions, in_flight), rate) in &limit.tried {
-            say(&format!("{sessions} sessions with {in_flight} calls in flight: {rate:.0} writes a second"));
+        for ((sessions, in_flight), rates) in &limit.tried {
+            let rate = human(rates.median());
+            say(&format!("{sessions} sessions with {in_flight} calls in flight: {rate} writes a second"));
         }
         let handler = Executor::handler(&harness::process::base_dir());
         let mut report = Report::new();
@@ -148,9 +149,9 @@ impl Bench {
 
     /// W, and what was tried to find it, go into the report last: when all of it is known.
     fn finish(&mut self) {
-        for (shape, rate) in &self.limit.tried {
+        for (shape, rates) in &self.limit.tried {
             let what = format!("{} sessions x {} in flight", shape.0, shape.1);
-            self.report.row("limit", what, "writes/s", Samples(vec![*rate]), "to find the best");
+            self.report.row("limit", what, "writes/s", rates.clone(), "to find the best");
         }
         let (sessions, in_flight) = self.limit.shape;
         let remark = format!("{sessions} sessions x {in_flight} in flight, beside the cases");

@@ -64,6 +64,11 @@ fn one(bench: &mut Bench, name: &str, tasks: usize, more: &[&str]) {
     report.row("million", what("time"), "s", Samples(vec![seconds]), executor.name());
     report.row("million", what("throughput"), "tasks/s", Samples(vec![rate]), "");
     report.row("million", what("over W"), "", Samples(vec![rate / limit]), "W before and after");
+    let most = |kind: &str| {
+        let of_kind = peaks.iter().filter(|(name, _)| name.starts_with(kind));
+        of_kind.map(|(_, peak)| *peak).fold(0.0, f64::max)
+    };
+    report.seen(most("children"), most("bytes"));
     for (name, peak) in peaks {
         let unit = if name.starts_with("memory") { "MiB" } else { "" };
         report.row("million", what(&name), unit, Samples(vec![peak]), "the peak");
@@ -129,8 +134,13 @@ fn look(
     }
     for (path, kind) in looked {
         if let Some(stat) = client.stat(&path) {
-            peak(format!("bytes of {kind}"), f64::from(stat.data_length));
-            peak(format!("children of {kind}"), f64::from(stat.num_children));
+            // What has no data is a directory, what has no children is none.
+            if stat.data_length > 0 {
+                peak(format!("bytes of {kind}"), f64::from(stat.data_length));
+            }
+            if stat.num_children > 0 {
+                peak(format!("children of {kind}"), f64::from(stat.num_children));
+            }
         }
     }
 }

@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Names of the cases, with what each measures.
+/// Names of the cases, with what each measures; those that fill the servers' memory come last.
 pub const CASES: [(&str, &str); 8] = [
     ("empty", "tasks that do nothing, by the cheapest executor"),
     ("process", "`true` as a process"),
     ("latency", "one submit at a time on an idle system"),
-    ("pending", "throughput, memory and takeover with many tasks pending"),
     ("workers", "throughput with few and many workers"),
     ("idle", "what a role does when there is nothing to do"),
     ("chunks", "many commands in one znode"),
+    ("pending", "throughput, memory and takeover with many tasks pending"),
     ("million", "as many tasks as fit, with the peak of everything"),
 ];
 

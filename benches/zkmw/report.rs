@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
+use zkmw::contract::{MAX_CHILDREN_TOLERATED, MAX_DATA_BYTES};
 
 use crate::plot::Plot;
 use crate::stats::{Samples, human};
@@ -41,7 +42,10 @@ pub mod budget {
     pub const TAKEOVER: &str = "takeover after SIGTERM with 100,000 pending, over with 100";
     pub const IDLE: &str = "an idle role's writes a minute";
     pub const MEMORY: &str = "KiB of the leader's resident memory per pending task";
+    // Asked for elsewhere: of chunks, and by the guarantee that everything is bounded (G8).
     pub const CHUNKS: &str = "commands a second in chunks, over W";
+    pub const CHILDREN: &str = "most children of any znode below the root";
+    pub const BYTES: &str = "most bytes of any znode below the root";
 }
 
 /// Everything that a run came to.
@@ -67,6 +71,8 @@ impl Report {
             line(budget::IDLE, Bound::AtMost(0.0)),
             line(budget::MEMORY, Bound::AtMost(1.0)),
             line(budget::CHUNKS, Bound::AtLeast(1.0)),
+            line(budget::CHILDREN, Bound::AtMost(f64::from(MAX_CHILDREN_TOLERATED))),
+            line(budget::BYTES, Bound::AtMost(MAX_DATA_BYTES as f64)),
         ];
         Report { rows: vec![], lines, plots: vec![], notes: vec![], broken: vec![], facts: Map::new() }
     }
@@ -88,6 +94,16 @@ impl Report {
     pub fn measured(&mut self, what: &str, ratios: Samples, how: String) {
         let line = self.lines.iter_mut().find(|line| line.what == what).expect("a line of the budget");
         line.measured = Some((ratios, how));
+    }
+
+    /// A znode was seen with so many children and bytes.
+    pub fn seen(&mut self, children: f64, bytes: f64) {
+        for (what, number) in [(budget::CHILDREN, children), (budget::BYTES, bytes)] {
+            let line = self.lines.iter_mut().find(|line| line.what == what).expect("a line of the budget");
+            let before = line.measured.as_ref().map_or(0.0, |(most, _)| most.high());
+            let how = "the most that was seen in the cases pending and million".to_string();
+            line.measured = Some((Samples(vec![before.max(number)]), how));
+        }
     }
 
     /// For people.
@@ -163,8 +179,8 @@ impl Line {
 
     fn text(&self) -> String {
         let bound = match self.bound {
-            Bound::AtLeast(bound) => format!("≥ {bound}"),
-            Bound::AtMost(bound) => format!("≤ {bound}"),
+            Bound::AtLeast(bound) => format!("≥ {}", human(bound)),
+            Bound::AtMost(bound) => format!("≤ {}", human(bound)),
         };
         let Some((ratios, how)) = &self.measured else {
             return format!("not measured  {} ({bound})", self.what);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use zkmw::contract::task::{Job, Options as TaskOptions, Payload, Task};
 use zkmw::contract::worker::Assignment;
 use zkmw::contract::{LINES_PER_PART, Layout, batch_task};
+use zkmw::machine::Call;
 
 use crate::client::{Client, create};
 use crate::harness::{Cluster, Ensemble, Proc, eventually};
@@ -183,6 +184,15 @@ impl Service {
         }
     }
 
+    /// Deletes it again, once the masters have ended: what comes next shall have servers as before.
+    pub fn delete_backlog(connect: &str, layout: &Layout, count: usize) {
+        let mut client = Client::connect(connect, BACKLOG_IN_FLIGHT);
+        let count = u64::try_from(count).expect("a sane number");
+        let path = |line| layout.task(&batch_task(None, "backlog", line));
+        let delete = |line| Call::Delete { path: path(line), version: None };
+        client.pipeline(BACKLOG_IN_FLIGHT, (0..count).map(delete));
+    }
+
     /// Stops the leader, and gives the seconds from the signal until every worker's page carries the new leader's
     /// epoch, as a watching client sees it. Then the old one is started again and stands by.
     pub fn takeover(&mut self, client: &mut Client) -> f64 {
@@ -258,11 +268,12 @@ pub fn largest(client: &mut Client, layout: &Layout) -> ((i32, String), (i32, St
     let mut open = vec![layout.root().to_string()];
     while let Some(path) = open.pop() {
         let Some(stat) = client.stat(&path) else { continue };
+        let below = || path.strip_prefix(layout.root()).unwrap_or(&path).to_string();
         if stat.num_children > children.0 {
-            children = (stat.num_children, path.clone());
+            children = (stat.num_children, below());
         }
         if stat.data_length > bytes.0 {
-            bytes = (stat.data_length, path.clone());
+            bytes = (stat.data_length, below());
         }
         if stat.num_children > 0 {
             // The tasks of one part are alike.

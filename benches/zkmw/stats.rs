@@ -58,7 +58,7 @@ impl Samples {
 pub fn human(number: f64) -> String {
     match number.abs() {
         _ if number.is_nan() => "-".to_string(),
-        size if size >= 1_000.0 => thousands(number),
+        size if size >= 1_000.0 || number.fract() == 0.0 => thousands(number),
         size if size >= 100.0 => format!("{number:.0}"),
         size if size >= 10.0 => format!("{number:.1}"),
         _ => format!("{number:.2}"),
