@@ -6,6 +6,7 @@ use crate::plot::{Curve, Plot, Scale};
 use crate::report::budget;
 use crate::service::{Service, largest};
 use crate::stats::{Samples, human};
+use crate::throughput::over;
 use crate::{Bench, say};
 
 /// Calls that the looking client may have in flight.
@@ -15,6 +16,9 @@ const THREADS: usize = 2;
 const MANY: usize = 100_000;
 const FEW: usize = 1_000;
 const FEWEST: usize = 100;
+
+/// Bytes.
+const KIB: f64 = 1_024.0;
 
 /// From so many on, a process's other memory does not matter to the memory for each task.
 const ENOUGH: usize = 10_000;
@@ -123,7 +127,7 @@ fn verdicts(bench: &mut Bench, sizes: &[Size]) {
     }
     let large: Vec<&Size> = sizes.iter().filter(|size| size.pending >= ENOUGH).collect();
     if !large.is_empty() {
-        let kib = Samples(large.iter().map(|size| size.bytes / 1_024.0).collect());
+        let kib = Samples(large.iter().map(|size| size.bytes / KIB).collect());
         let numbers: Vec<String> = large.iter().map(|size| human(size.pending as f64)).collect();
         bench.report.measured(budget::MEMORY, kib, format!("at {} pending", numbers.join(", ")));
     }
@@ -134,27 +138,24 @@ fn plots(bench: &mut Bench, sizes: &[Size], limits: &Samples) {
     let points = |of: &dyn Fn(&Size) -> Samples| {
         sizes.iter().map(|size| (size.pending as f64, of(size))).collect::<Vec<_>>()
     };
-    let batches = format!("batches of {} empty tasks beside them", human(bench.options.tasks as f64));
-    bench.report.plots.push(Plot {
-        name: "throughput-over-pending",
-        title: "Throughput over the backlog".to_string(),
-        below: batches,
-        x: x(),
-        y: ("tasks a second".to_string(), Scale::Linear),
-        curves: vec![
-            Curve { name: "zkmw".to_string(), points: points(&|size| size.rates.clone()) },
-            Curve { name: "W/3, the ensemble's limit".to_string(), points: points(&|_| limits.clone()) },
-        ],
-    });
+    let below = format!("batches of {} empty tasks beside them", human(bench.options.tasks as f64));
+    let (zkmw, limit) = (points(&|size| size.rates.clone()), points(&|_| limits.clone()));
+    let plot = over("throughput-over-pending", "Throughput over the backlog", below, x(), zkmw, limit);
+    bench.report.plots.push(plot);
     let large: Vec<(f64, Samples)> = points(&|size| Samples(vec![size.bytes]));
-    let large = large.into_iter().filter(|(pending, _)| *pending >= FEW as f64).collect();
+    let large: Vec<(f64, Samples)> =
+        large.into_iter().filter(|(pending, _)| *pending >= FEW as f64).collect();
+    let bound: Vec<(f64, Samples)> = large.iter().map(|(x, _)| (*x, Samples(vec![KIB]))).collect();
     bench.report.plots.push(Plot {
         name: "memory-over-pending",
         title: "The leader's memory for each pending task".to_string(),
         below: "resident memory with the backlog, less without it, over its size".to_string(),
         x: x(),
         y: ("bytes a task".to_string(), Scale::Linear),
-        curves: vec![Curve { name: "leader".to_string(), points: large }],
+        curves: vec![
+            Curve::bound("the budget, 1 KiB", &bound, 1.0),
+            Curve::measured("the leader's memory", large),
+        ],
     });
     bench.report.plots.push(Plot {
         name: "takeover-over-pending",
@@ -162,6 +163,6 @@ fn plots(bench: &mut Bench, sizes: &[Size], limits: &Samples) {
         below: "from SIGTERM to the leader until every page carries the next one's epoch".to_string(),
         x: x(),
         y: ("milliseconds".to_string(), Scale::Linear),
-        curves: vec![Curve { name: "takeover".to_string(), points: points(&|size| size.takeovers.clone()) }],
+        curves: vec![Curve::measured("takeover", points(&|size| size.takeovers.clone()))],
     });
 }

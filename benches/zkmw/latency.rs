@@ -40,7 +40,7 @@ pub fn run(bench: &mut Bench) {
         title: "From a task's create to its outcome".to_string(),
         below: "one at a time on an idle system, over an established session".to_string(),
         x: ("share of the tasks, %".to_string(), Scale::Linear),
-        y: ("milliseconds".to_string(), Scale::Linear),
+        y: ("milliseconds".to_string(), Scale::Logarithmic),
         curves,
     });
 }
@@ -147,5 +147,5 @@ fn batches(tasks: &Samples, writes: &Samples, repeats: usize) -> Samples {
 fn distribution(name: &str, samples: &Samples) -> Curve {
     let point =
         |percent: u32| (f64::from(percent), Samples(vec![samples.quantile(f64::from(percent) / 100.0)]));
-    Curve { name: name.to_string(), points: (1..=99).map(point).collect() }
+    Curve::measured(name, (1..=99).map(point).collect())
 }

@@ -10,12 +10,18 @@ use crate::stats::{Samples, human};
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 440.0;
 const LEFT: f64 = 84.0;
-const RIGHT: f64 = 24.0;
+const RIGHT: f64 = 48.0;
 const TOP: f64 = 78.0;
 const BOTTOM: f64 = 62.0;
 
 /// Colours of the curves, told apart by the colour-blind too.
 const COLOURS: [&str; 5] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"];
+
+/// An axis goes so much further than the numbers on it.
+const HEADROOM: f64 = 1.05;
+
+/// A curve with more points has no dots.
+const DOTS_MAX: usize = 40;
 
 /// Ticks that an axis is to have, about.
 const TICKS: f64 = 6.0;
@@ -24,6 +30,21 @@ const TICKS: f64 = 6.0;
 pub struct Curve {
     pub name: String,
     pub points: Vec<(f64, Samples)>,
+    /// Not measured: a bound, drawn with dashes.
+    pub is_bound: bool,
+}
+
+impl Curve {
+    /// What was measured.
+    pub fn measured(name: impl Into<String>, points: Vec<(f64, Samples)>) -> Curve {
+        Curve { name: name.into(), points, is_bound: false }
+    }
+
+    /// What the budget asks for: each median times a factor.
+    pub fn bound(name: impl Into<String>, points: &[(f64, Samples)], factor: f64) -> Curve {
+        let scaled = |(x, y): &(f64, Samples)| (*x, Samples(vec![factor * y.median()]));
+        Curve { name: name.into(), points: points.iter().map(scaled).collect(), is_bound: true }
+    }
 }
 
 /// How an axis is drawn.
@@ -60,7 +81,7 @@ impl Axis {
         let low = numbers.iter().copied().fold(f64::INFINITY, f64::min);
         let high = numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let (from, to) = match scale {
-            Scale::Linear => (0.0, if high > 0.0 { high * 1.08 } else { 1.0 }),
+            Scale::Linear => (0.0, if high > 0.0 { high * HEADROOM } else { 1.0 }),
             Scale::Logarithmic => {
                 let (from, to) = (low.max(1e-9).log10().floor(), high.max(1e-9).log10().ceil());
                 (from, if to > from { to } else { from + 1.0 })
@@ -172,13 +193,14 @@ impl Plot {
 fn draw_curve(text: &mut String, curve: &Curve, colour: &str, across: &Axis, up: &Axis) {
     let place = |(x, y): &(f64, Samples)| format!("{:.1},{:.1}", across.at(*x), up.at(y.median()));
     let path: Vec<String> = curve.points.iter().map(place).collect();
+    let dashes = if curve.is_bound { " stroke-dasharray=\"6 4\"" } else { "" };
     let _ = writeln!(
         text,
-        "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+        "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dashes}/>",
         path.join(" ")
     );
     // Of a curve with many points every one is a single number, and dots would hide it.
-    if curve.points.len() > 40 {
+    if curve.points.len() > DOTS_MAX || curve.is_bound {
         return;
     }
     for (x, y) in &curve.points {

@@ -76,17 +76,40 @@ pub fn workers(bench: &mut Bench) {
         curve.push((count as f64, rates.tasks));
         bare.push((count as f64, Samples(rates.limit.0.iter().map(|limit| limit / 3.0).collect())));
     }
-    bench.report.plots.push(Plot {
-        name: "throughput-over-workers",
-        title: "Throughput over workers".to_string(),
-        below: format!("batches of {} empty tasks, {}", human(tasks as f64), executor.name()),
-        x: ("workers (processes)".to_string(), Scale::Logarithmic),
+    let below = format!("batches of {} empty tasks, {}", human(tasks as f64), executor.name());
+    let x = ("workers (processes)".to_string(), Scale::Logarithmic);
+    bench.report.plots.push(over(
+        "throughput-over-workers",
+        "Throughput over workers",
+        below,
+        x,
+        curve,
+        bare,
+    ));
+}
+
+/// Throughput beside the ensemble's limit.
+pub fn over(
+    name: &'static str,
+    title: &str,
+    below: String,
+    x: (String, Scale),
+    zkmw: Vec<(f64, Samples)>,
+    limit: Vec<(f64, Samples)>,
+) -> Plot {
+    let curves = vec![
+        Curve::measured("zkmw", zkmw),
+        Curve::bound("the budget, 0.7 × W/3", &limit, 0.7),
+        Curve::measured("the ensemble's limit, W/3", limit),
+    ];
+    Plot {
+        name,
+        title: title.to_string(),
+        below,
+        x,
         y: ("tasks a second".to_string(), Scale::Linear),
-        curves: vec![
-            Curve { name: "zkmw".to_string(), points: curve },
-            Curve { name: "W/3, the ensemble's limit".to_string(), points: bare },
-        ],
-    });
+        curves,
+    }
 }
 
 /// (g) Many commands in one znode.

@@ -175,6 +175,17 @@ fn at_most(figure: f64, bound: f64, what: &str) {
     println!("{figure:.3} of {bound}: {what}");
 }
 
+/// Two ways of counting: what was asked for, and what was committed. If they differed, neither would say anything.
+#[test]
+fn budget_is_counted_alike_by_proxies_and_log() {
+    let figures = figures();
+    let writes = |role: &RoleFigures| role.batch.at("tasks").writes();
+    let asked: u64 = figures.roles.iter().map(writes).sum();
+    let committed = figures.written["tasks"];
+    // What was refused is in one count only.
+    assert!(committed <= asked && asked <= committed + committed / 100, "{}", told(figures));
+}
+
 #[test]
 fn budget_writes_per_task() {
     let figures = figures();

@@ -100,13 +100,10 @@ impl Counts {
         self.sum(|asked| asked == Asked::Ping)
     }
 
-    /// Both together.
-    pub fn plus(&self, other: &Counts) -> Counts {
-        let mut sum = self.clone();
-        for (key, count) in &other.0 {
-            *sum.0.entry(key.clone()).or_insert(0) += count;
-        }
-        sum
+    /// What concerned this component below the root.
+    pub fn at(&self, place: &str) -> Counts {
+        let at = self.0.iter().filter(|((_, at), _)| at == place);
+        Counts(at.map(|(key, count)| (key.clone(), *count)).collect())
     }
 }
 
