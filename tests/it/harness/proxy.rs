@@ -19,6 +19,9 @@ const FRAME_MAX: usize = 2 * 1024 * 1024;
 /// Listings whose paths are kept, for a message.
 const LISTINGS_KEPT: usize = 100;
 
+/// Where paths are that don't lie below the root.
+const ELSEWHERE: &str = "elsewhere";
+
 /// What was asked for. Codes that are not told apart are `Other`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Asked {
@@ -98,6 +101,12 @@ impl Counts {
     /// Pings.
     pub fn pings(&self) -> u64 {
         self.sum(|asked| asked == Asked::Ping)
+    }
+
+    /// What concerned znodes below the root: without the session's upkeep and its heartbeats, which grow with time.
+    pub fn below_root(&self) -> Counts {
+        let below = self.0.iter().filter(|((_, place), _)| !place.is_empty() && place != ELSEWHERE);
+        Counts(below.map(|(key, count)| (key.clone(), *count)).collect())
     }
 
     /// What concerned this component below the root.
@@ -243,7 +252,7 @@ fn note(shared: &Shared, frame: &[u8], first: bool) {
         _ if path.is_empty() => "",
         Some("") => "/",
         Some(below) if below.starts_with('/') => below[1..].split('/').next().unwrap_or_default(),
-        _ => "elsewhere",
+        _ => ELSEWHERE,
     };
     *shared.counts.lock().expect("no panic").0.entry((asked, place.to_string())).or_insert(0) += 1;
     if asked == Asked::Children {
