@@ -209,7 +209,7 @@ fn servers(net: &Net) -> Arc<Ensemble> {
         hosts: Vec::new(),
         enter: String::new(),
         java_options: JAVA_OPTIONS.to_string(),
-        sync: None,
+        ..Places::default()
     };
     if net.is_separate() {
         net::link_namespaces(&net.places[SERVERS], &folder).expect("links can be made");

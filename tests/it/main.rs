@@ -2,6 +2,7 @@
 //! What they share, and how to write one, is told at the top of `harness/mod.rs`.
 
 mod bad_input;
+mod budget;
 mod cluster;
 mod conformance;
 mod election;

@@ -40,6 +40,10 @@ pub struct Places {
     pub java_options: String,
     /// How long a follower may be silent before its leader drops it, if not the script's 4 s.
     pub sync: Option<Duration>,
+    /// The length of a tick, if not [`Ensemble::TICK`]: sessions may last for 20 of them.
+    pub tick: Option<Duration>,
+    /// The heap of a server, such as `2g`, if not the script's 128 MiB.
+    pub heap: String,
 }
 
 impl Ensemble {
@@ -183,10 +187,14 @@ impl Drop for Ensemble {
 fn command(dir: &Path, places: &Places, args: &[&str]) -> Command {
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/ensemble"));
     command.arg("--dir").arg(dir).args(args).stdin(Stdio::null());
-    command.env("ZKMW_ENSEMBLE_TICK", Ensemble::TICK.as_millis().to_string());
+    let tick = places.tick.unwrap_or(Ensemble::TICK);
+    command.env("ZKMW_ENSEMBLE_TICK", tick.as_millis().to_string());
     command.env("ZKMW_ENSEMBLE_HOSTS", places.hosts.join(" ")).env("ZKMW_ENSEMBLE_ENTER", &places.enter);
     if let Some(sync) = places.sync {
         command.env("ZKMW_ENSEMBLE_SYNC", sync.as_millis().to_string());
+    }
+    if !places.heap.is_empty() {
+        command.env("ZKMW_ENSEMBLE_HEAP", &places.heap);
     }
     if !places.java_options.is_empty() {
         command.env("ZKMW_ENSEMBLE_JAVA_OPTS", &places.java_options);

@@ -21,11 +21,13 @@
 //!   `.with(&["--session-timeout", "9s"])` (the default is [`SESSION`]).
 //!   `master`, `worker`, `elector`, `submit` and `start` start a process, `run` waits for its end.
 //! - **[`Proc`]**: `term()`, `kill()`, `stop()`, `cont()`, `pid()`, `stdout()`, `stderr()`, `wait_exit(limit)`,
-//!   `is_running()`, `cpu()`. On a panic the end of its standard error is printed.
+//!   `is_running()`, `cpu()`, `memory()`, `quiet(limit)`. On a panic the end of its standard error is printed.
 //! - **[`Tree`]** (`cluster.tree`): `get`, `exists`, `children`, `create`, `set`, `delete`, `dump(root)`, over the
 //!   project's own session layer; absolute paths. Reads and writes that could not be sent are tried again.
 //! - **[`history::Txn`]** (`cluster.history()`): the servers' transaction log, decoded: each write with its zxid,
 //!   its session and what it did, also those that were *refused*. Complete, unlike what any watch could tell.
+//! - **[`proxy::Proxy`]**: in front of the ensemble for one process (`Cluster::with_zk(&proxy.connect())`); counts what
+//!   that asks for, reads and listings too, with no hook in it.
 //! - **[`eventually`]**: waits for a condition, with a limit. Tests never sleep "to let things settle".
 //!
 //! Whatever happens to the test binary, a reaper process (a shell that reads a pipe) ends the servers and processes
@@ -34,6 +36,7 @@
 pub mod ensemble;
 pub mod history;
 pub mod process;
+pub mod proxy;
 pub mod tree;
 
 use std::path::PathBuf;

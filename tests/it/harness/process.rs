@@ -6,11 +6,15 @@ use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::eventually;
+
+/// A process is quiet when it used no more processor time than `QUIET_CPU` in `QUIET_FOR`.
+const QUIET_FOR: Duration = Duration::from_millis(500);
+const QUIET_CPU: Duration = Duration::from_millis(10);
 
 /// How a process ended, and what it printed.
 #[derive(Clone, Debug)]
@@ -134,6 +138,33 @@ impl Proc {
         // USER_HZ is 100 on Linux.
         Duration::from_millis(ticks * 10)
     }
+
+    /// Waits until it has nothing to do: until it used hardly any processor time for a while.
+    #[track_caller]
+    pub fn quiet(&self, limit: Duration) {
+        let mut since = (Instant::now(), self.cpu());
+        eventually(limit, &format!("{} comes to rest", self.label), || {
+            if since.0.elapsed() < QUIET_FOR {
+                return None;
+            }
+            let now = self.cpu();
+            let used = now.saturating_sub(since.1);
+            since = (Instant::now(), now);
+            (used <= QUIET_CPU).then_some(())
+        });
+    }
+
+    /// Bytes that it has in memory.
+    pub fn memory(&self) -> u64 {
+        memory(self.pid(), "VmRSS").expect("it lives")
+    }
+}
+
+/// Bytes that a process has in memory now (`VmRSS`), or had at most (`VmHWM`); `None` if it is gone.
+pub fn memory(pid: u32, field: &str) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1_024)
 }
 
 impl Drop for Proc {

@@ -1,0 +1,151 @@
+//! (c) One task at a time on an idle system, by a client of the contract that has its session already; in turn with
+//! single writes. Must not have two tasks under way.
+
+use std::time::{Duration, Instant};
+
+use zkmw::contract::task::{Options as TaskOptions, Payload, Task};
+use zkmw::contract::{TaskId, shared_job};
+use zkmw::machine::Call;
+
+use crate::client::{Client, create};
+use crate::limit::one_write;
+use crate::plot::{Curve, Plot, Scale};
+use crate::report::budget;
+use crate::service::{Executor, Service};
+use crate::stats::{Samples, human};
+use crate::{Bench, say};
+
+/// How long one task may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Calls that a client may have in flight; it has one.
+const THREADS: usize = 2;
+
+/// Tasks before the first that counts.
+const WARM_UP: usize = 20;
+
+/// Runs of the whole command.
+const COMMANDS: usize = 20;
+
+/// Both executors, each with a service of its own.
+pub fn run(bench: &mut Bench) {
+    let mut executors = vec![Executor::Process];
+    executors.extend(bench.handler.clone());
+    let mut curves = Vec::new();
+    for executor in executors {
+        curves.extend(one(bench, &executor, curves.is_empty()));
+    }
+    bench.report.plots.push(Plot {
+        name: "latency",
+        title: "From a task's create to its outcome".to_string(),
+        below: "one at a time on an idle system, over an established session".to_string(),
+        x: ("share of the tasks, %".to_string(), Scale::Linear),
+        y: ("milliseconds".to_string(), Scale::Logarithmic),
+        curves,
+    });
+}
+
+fn one(bench: &mut Bench, executor: &Executor, with_write: bool) -> Vec<Curve> {
+    let service = Service::start(&bench.ensemble, "latency", bench.options.fleet, executor);
+    let connect = bench.ensemble.connect.clone();
+    let (mut user, mut writer) = (Client::connect(&connect, THREADS), Client::connect(&connect, THREADS));
+    let path = format!("{}-write", service.cluster.root);
+    writer.ensure(&path, b"");
+    let mut version = 0;
+    let (mut tasks, mut writes) = (Samples::default(), Samples::default());
+    for number in 0..WARM_UP + bench.options.submits {
+        let write = 1_000.0 * one_write(&mut writer, &path, &mut version);
+        let task = 1_000.0 * one_task(&mut user, &service, number);
+        if number >= WARM_UP {
+            writes.0.push(write);
+            tasks.0.push(task);
+        }
+    }
+    let commands = commands(&service);
+    service.stop();
+    let ratio = batches(&tasks, &writes, bench.options.repeats);
+    say(&format!(
+        "{}: {} ms, one write {} ms",
+        executor.name(),
+        human(tasks.median()),
+        human(writes.median())
+    ));
+    let remark = format!("{} tasks, {}", bench.options.submits, executor.name());
+    let report = &mut bench.report;
+    for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
+        report.row(
+            "latency",
+            format!("{name}, create to outcome"),
+            "ms",
+            Samples(vec![tasks.quantile(share)]),
+            &remark,
+        );
+        report.row(
+            "latency",
+            format!("{name}, one write"),
+            "ms",
+            Samples(vec![writes.quantile(share)]),
+            "in turn",
+        );
+    }
+    report.row("latency", "median over one write's", "", ratio.clone(), &remark);
+    report.row("latency", "the whole command `submit`", "ms", commands, executor.name());
+    report.measured(budget::LATENCY, ratio, remark);
+    let mut curves = vec![distribution(executor.name(), &tasks)];
+    if with_write {
+        curves.push(distribution("one quorum write", &writes));
+    }
+    curves
+}
+
+/// From the create to the arrival of the outcome, in seconds. Collects the task.
+fn one_task(user: &mut Client, service: &Service, number: usize) -> f64 {
+    let layout = &service.cluster.layout;
+    let name = format!("bench-{number:07}");
+    let id = TaskId::new(&shared_job(&name), &name);
+    let data = Task::new(Payload::Shell("true".to_string()), TaskOptions::default()).encode();
+    user.ensure(&layout.tasks(), b"");
+    user.ensure(&layout.job(id.dir()), b"");
+    let path = layout.task(&id);
+    let from = Instant::now();
+    user.must(create(&path, &data));
+    loop {
+        // One watch on one znode: what changes next is told.
+        let (data, stat) = user.get(&path, true).expect("only we delete it");
+        if Task::decode(&data).expect("a task").outcome.is_some() {
+            let seconds = from.elapsed().as_secs_f64();
+            user.must(Call::Delete { path, version: Some(stat.version) });
+            // Its own end is told as well, and would be taken for the next one's.
+            user.wait_change(LIMIT).expect("the watch tells of the end");
+            return seconds;
+        }
+        user.wait_change(LIMIT).expect("the task ends");
+    }
+}
+
+/// The whole command, from start to exit, for information.
+fn commands(service: &Service) -> Samples {
+    let one = |_| {
+        let from = Instant::now();
+        let exit = service.cluster.submit(&["true"]).wait_exit(LIMIT);
+        assert_eq!(exit.code, 0, "{exit:?}");
+        1_000.0 * from.elapsed().as_secs_f64()
+    };
+    Samples((0..COMMANDS).map(one).collect())
+}
+
+/// Ratios of medians, of as many stretches of the run as there are repeats.
+fn batches(tasks: &Samples, writes: &Samples, repeats: usize) -> Samples {
+    let size = (tasks.0.len() / repeats).max(1);
+    let medians = |samples: &Samples| {
+        Samples(samples.0.chunks_exact(size).map(|part| Samples(part.to_vec()).median()).collect())
+    };
+    medians(tasks).over(&medians(writes))
+}
+
+/// How long the quickest x % took at most.
+fn distribution(name: &str, samples: &Samples) -> Curve {
+    let point =
+        |percent: u32| (f64::from(percent), Samples(vec![samples.quantile(f64::from(percent) / 100.0)]));
+    Curve::measured(name, (1..=99).map(point).collect())
+}

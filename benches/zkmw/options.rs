@@ -1,0 +1,169 @@
+//! What a run of the benchmark is to do: the command line of it. Must not start anything.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Names of the cases, with what each measures; those that fill the servers' memory come last.
+pub const CASES: [(&str, &str); 8] = [
+    ("empty", "tasks that do nothing, by the cheapest executor"),
+    ("process", "`true` as a process"),
+    ("latency", "one submit at a time on an idle system"),
+    ("workers", "throughput with few and many workers"),
+    ("idle", "what a role does when there is nothing to do"),
+    ("chunks", "many commands in one znode"),
+    ("pending", "throughput, memory and takeover with many tasks pending"),
+    ("million", "as many tasks as fit, with the peak of everything"),
+];
+
+/// Sizes and choices of one run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Cases to run.
+    pub cases: Vec<String>,
+    /// How often each measurement is repeated, alternating.
+    pub repeats: usize,
+    /// Tasks of a batch.
+    pub tasks: usize,
+    /// Writes of one measurement of W, and of warming up.
+    pub writes: usize,
+    pub warm_up: usize,
+    /// Sizes of the backlog.
+    pub pending: Vec<usize>,
+    /// Numbers of workers.
+    pub workers: Vec<usize>,
+    /// Workers and slots of the usual service.
+    pub fleet: (usize, usize),
+    /// Submits of the latency case.
+    pub submits: usize,
+    /// How long the idle service is watched.
+    pub idle: Duration,
+    /// Tasks of the million case: in chunks, and each in a znode of its own.
+    pub million: (usize, usize),
+    /// Commands in a chunk.
+    pub chunk: usize,
+    /// A server's heap.
+    pub heap: String,
+    /// Where the report goes.
+    pub out: PathBuf,
+    /// How it was called, for the report.
+    pub called: String,
+}
+
+impl Options {
+    /// Of ten minutes to half an hour.
+    fn usual() -> Options {
+        Options {
+            cases: CASES.iter().map(|(name, _)| (*name).to_string()).collect(),
+            repeats: 5,
+            tasks: 20_000,
+            writes: 24_000,
+            warm_up: 100_000,
+            pending: vec![100, 1_000, 10_000, 100_000],
+            workers: vec![1, 10, 100],
+            fleet: (2, 32),
+            submits: 500,
+            idle: Duration::from_secs(60),
+            million: (1_000_000, 200_000),
+            chunk: 100,
+            heap: "2g".to_string(),
+            out: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("../bench"),
+            called: String::new(),
+        }
+    }
+
+    /// To see that everything works; its figures say little.
+    fn quick(self) -> Options {
+        Options {
+            repeats: 2,
+            tasks: 1_000,
+            writes: 6_000,
+            warm_up: 30_000,
+            pending: vec![100, 1_000, 10_000],
+            workers: vec![1, 5],
+            submits: 60,
+            idle: Duration::from_secs(10),
+            million: (20_000, 4_000),
+            ..self
+        }
+    }
+
+    /// An hour or two.
+    fn full(self) -> Options {
+        Options {
+            pending: vec![100, 1_000, 10_000, 100_000, 1_000_000],
+            workers: vec![1, 10, 100, 1_000],
+            million: (1_000_000, 1_000_000),
+            heap: "3g".to_string(),
+            ..self
+        }
+    }
+
+    /// Of the command line; the error is for people. Sizes that are named win over `--quick` and `--full`, wherever
+    /// they stand.
+    pub fn parse(args: &[String]) -> Result<Options, String> {
+        let mut options = Options::usual();
+        if args.iter().any(|arg| arg == "--quick") {
+            options = options.quick();
+        }
+        if args.iter().any(|arg| arg == "--full") {
+            options = options.full();
+        }
+        options.called = args.join(" ");
+        let mut args = args.iter();
+        while let Some(name) = args.next() {
+            // cargo says `--bench` to every benchmark.
+            if matches!(name.as_str(), "--quick" | "--full" | "--bench") {
+                continue;
+            }
+            let value = args.next().ok_or_else(|| format!("{name} needs a value, or is unknown"))?;
+            options.take(name, value)?;
+        }
+        Ok(options)
+    }
+
+    fn take(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let number = |text: &str| -> Result<usize, String> {
+            let number = text.replace('_', "").parse().ok().filter(|number| *number > 0);
+            number.ok_or_else(|| format!("{name}: {text} is not a number above 0"))
+        };
+        let list = |text: &str| text.split(',').map(number).collect::<Result<Vec<usize>, String>>();
+        match name {
+            "--case" => {
+                self.cases = value.split(',').map(str::to_string).collect();
+                for case in &self.cases {
+                    if !CASES.iter().any(|(known, _)| known == case) {
+                        return Err(format!("--case: there is no case {case}"));
+                    }
+                }
+            }
+            "--repeats" => self.repeats = number(value)?,
+            "--tasks" => self.tasks = number(value)?,
+            "--writes" => self.writes = number(value)?,
+            "--pending" => self.pending = list(value)?,
+            "--workers" => self.workers = list(value)?,
+            "--fleet" => {
+                let (workers, slots) = value.split_once('x').ok_or("--fleet: 2x32, for instance")?;
+                self.fleet = (number(workers)?, number(slots)?);
+            }
+            "--submits" => self.submits = number(value)?,
+            "--idle" => self.idle = Duration::from_secs(number(value)? as u64),
+            "--million" => {
+                let numbers = list(value)?;
+                let [chunked, single] = numbers[..] else { return Err("--million: two numbers".into()) };
+                self.million = (chunked, single);
+            }
+            "--chunk" => self.chunk = number(value)?,
+            "--heap" => self.heap = value.to_string(),
+            "--out" => self.out = PathBuf::from(value),
+            _ => return Err(format!("unknown option {name}")),
+        }
+        self.pending.sort_unstable();
+        self.workers.sort_unstable();
+        Ok(())
+    }
+
+    /// Whether a case is to be run.
+    pub fn has(&self, case: &str) -> bool {
+        self.cases.iter().any(|name| name == case)
+    }
+}

@@ -1,0 +1,131 @@
+//! Cases of throughput: batches from end to end, beside W. Must not count what was not collected.
+
+use crate::plot::{Curve, Plot, Scale};
+use crate::report::budget;
+use crate::service::{Executor, Service, has_flag};
+use crate::stats::{Samples, human};
+use crate::{Bench, say};
+
+/// Slots of all workers together, where their number is varied.
+const SLOTS_IN_ALL: usize = 64;
+
+/// A batch before the first that counts is this much smaller.
+const WARM_UP: usize = 10;
+
+/// Rates of batches, and W beside each.
+pub struct Rates {
+    pub tasks: Samples,
+    pub limit: Samples,
+}
+
+/// Runs batches in turn with measurements of W: before and after each.
+fn rates(bench: &mut Bench, service: &Service, tasks: usize, more: &[&str]) -> Rates {
+    service.batch((tasks / WARM_UP).max(1), more);
+    let mut rates = Rates { tasks: Samples::default(), limit: Samples::default() };
+    let mut before = bench.limit.measure();
+    for _ in 0..bench.options.repeats {
+        let rate = tasks as f64 / service.batch(tasks, more);
+        let after = bench.limit.measure();
+        say(&format!("{} tasks/s, W {} and {}", human(rate), human(before), human(after)));
+        rates.tasks.0.push(rate);
+        rates.limit.0.push(f64::midpoint(before, after));
+        before = after;
+    }
+    rates
+}
+
+/// (a) Empty tasks.
+pub fn empty(bench: &mut Bench) {
+    let executor = bench.cheapest();
+    let ratio = one(bench, "empty", &executor);
+    let how = format!("{} tasks, {}", human(bench.options.tasks as f64), executor.name());
+    bench.report.measured(budget::THROUGHPUT, ratio, how);
+}
+
+/// (b) `true` as a process.
+pub fn process(bench: &mut Bench) {
+    one(bench, "process", &Executor::Process);
+}
+
+fn one(bench: &mut Bench, case: &str, executor: &Executor) -> Samples {
+    let (tasks, fleet) = (bench.options.tasks, bench.options.fleet);
+    let service = Service::start(&bench.ensemble, case, fleet, executor);
+    let rates = rates(bench, &service, tasks, &[]);
+    service.stop();
+    let ratio = Samples(rates.tasks.over(&rates.limit).0.iter().map(|ratio| ratio * 3.0).collect());
+    let remark = format!("{} tasks, {} workers x {} slots, {}", tasks, fleet.0, fleet.1, executor.name());
+    bench.report.row(case, "throughput", "tasks/s", rates.tasks, &remark);
+    bench.report.row(case, "over W/3", "", ratio.clone(), "");
+    ratio
+}
+
+/// (e) Few and many workers, all real processes.
+pub fn workers(bench: &mut Bench) {
+    let executor = bench.cheapest();
+    let tasks = bench.options.tasks;
+    let (mut curve, mut bare) = (Vec::new(), Vec::new());
+    for count in bench.options.workers.clone() {
+        let fleet = (count, SLOTS_IN_ALL.div_ceil(count));
+        say(&format!("{count} workers with {} slots each", fleet.1));
+        let service = Service::start(&bench.ensemble, &format!("workers-{count}"), fleet, &executor);
+        let rates = rates(bench, &service, tasks, &[]);
+        service.stop();
+        let remark = format!("{tasks} tasks, {} slots each, {}", fleet.1, executor.name());
+        let what = format!("{} workers", human(count as f64));
+        bench.report.row("workers", what, "tasks/s", rates.tasks.clone(), &remark);
+        curve.push((count as f64, rates.tasks));
+        bare.push((count as f64, Samples(rates.limit.0.iter().map(|limit| limit / 3.0).collect())));
+    }
+    let below = format!("batches of {} empty tasks, {}", human(tasks as f64), executor.name());
+    let x = ("workers (processes)".to_string(), Scale::Logarithmic);
+    bench.report.plots.push(over(
+        "throughput-over-workers",
+        "Throughput over workers",
+        below,
+        x,
+        curve,
+        bare,
+    ));
+}
+
+/// Throughput beside the ensemble's limit.
+pub fn over(
+    name: &'static str,
+    title: &str,
+    below: String,
+    x: (String, Scale),
+    zkmw: Vec<(f64, Samples)>,
+    limit: Vec<(f64, Samples)>,
+) -> Plot {
+    let curves = vec![
+        Curve::measured("zkmw", zkmw),
+        Curve::bound("the budget, 0.7 × W/3", &limit, 0.7),
+        Curve::measured("the ensemble's limit, W/3", limit),
+    ];
+    Plot {
+        name,
+        title: title.to_string(),
+        below,
+        x,
+        y: ("tasks a second".to_string(), Scale::Linear),
+        curves,
+    }
+}
+
+/// (g) Many commands in one znode.
+pub fn chunks(bench: &mut Bench) {
+    let Some(executor) = bench.handler.clone().filter(|_| has_flag("submit", "--chunk")) else {
+        bench.report.notes.push("no --chunk, or no --handler: the case chunks was left out".to_string());
+        return;
+    };
+    let (chunk, fleet) = (bench.options.chunk.to_string(), bench.options.fleet);
+    let commands = bench.options.tasks * bench.options.chunk / WARM_UP;
+    let service = Service::start(&bench.ensemble, "chunks", fleet, &executor);
+    let rates = rates(bench, &service, commands, &["--chunk", &chunk]);
+    service.stop();
+    let ratio = rates.tasks.over(&rates.limit);
+    let remark = format!("{commands} commands, {chunk} in a znode, {}", executor.name());
+    bench.report.row("chunks", "throughput", "commands/s", rates.tasks, &remark);
+    bench.report.row("chunks", "over W", "", ratio.clone(), "");
+    bench.report.measured(budget::CHUNKS, ratio, format!("{chunk} in a znode"));
+}

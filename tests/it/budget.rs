@@ -1,0 +1,260 @@
+//! The short form of the benchmark: what the budget says of counts and sizes, which no noise touches. One batch is run,
+//! every process behind a proxy of its own that counts what it asks for, and the transaction log is read afterwards;
+//! each test then looks at one figure. Must not judge times: `scripts/bench` does.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use crate::harness::proxy::{Counts, Proxy};
+use crate::harness::{Cluster, Ensemble, LIMIT, Proc, eventually};
+
+/// Tasks of the batch.
+const TASKS: u32 = 2_000;
+
+/// Workers, and slots of each.
+const WORKERS: u32 = 2;
+const SLOTS: &str = "8";
+
+/// The longest that the tests' servers grant: leases and heartbeats shall not count for much.
+const SESSION: &str = "10s";
+
+/// How long a batch may take on a busy machine.
+const BATCH: Duration = Duration::from_secs(240);
+
+/// How long nothing is done, to see that nothing is written.
+const IDLE: Duration = Duration::from_secs(6);
+
+/// Pending tasks before memory is first looked at, so that all threads have what they need, and from then on.
+const PENDING_FIRST: u32 = 3_000;
+const PENDING_MORE: u32 = 30_000;
+
+/// Reads that a batch costs once, however many tasks it has, such as of its directory: of the figures for a task they are
+/// no part.
+const ONCE_A_BATCH: u64 = 20;
+
+/// What the budget allows.
+const WRITES_A_TASK: f64 = 3.1;
+const READS_A_TASK: f64 = 4.0;
+const STANDBY_READS_A_TASK: f64 = 2.0;
+const BYTES_A_TASK: f64 = 1_024.0;
+
+/// A process, alone behind its proxy.
+struct Watched {
+    role: String,
+    proxy: Proxy,
+    proc: Proc,
+}
+
+/// What was counted of one role.
+struct RoleFigures {
+    role: String,
+    /// From the first submit to the last outcome that was collected.
+    batch: Counts,
+    /// While there was nothing to do.
+    idle: Counts,
+    /// Paths that were listed, from the beginning on.
+    listings: Vec<String>,
+}
+
+/// What one run came to.
+struct Figures {
+    roles: Vec<RoleFigures>,
+    /// Writes below the root, by what is at the top of their path: of the batch, and while idle.
+    written: Counted,
+    written_idle: Counted,
+}
+
+/// How many, by what.
+type Counted = std::collections::BTreeMap<String, u64>;
+
+fn behind(outside: &Cluster, role: &str, start: impl FnOnce(&Cluster) -> Proc) -> Watched {
+    let proxy = Proxy::start(&outside.ensemble.connect, &outside.root);
+    let cluster = Cluster::on(&outside.ensemble, &format!("budget-{role}"))
+        .with(&["--session-timeout", SESSION, "--root", &outside.root])
+        .with_zk(&proxy.connect());
+    let proc = start(&cluster);
+    Watched { role: role.to_string(), proxy, proc }
+}
+
+/// A file with a batch of cheap tasks.
+fn batch_file(cluster: &Cluster, tasks: u32) -> String {
+    let path = cluster.dir().join(format!("batch-{tasks}"));
+    fs::write(&path, "true\n".repeat(tasks as usize)).expect("a file");
+    path.display().to_string()
+}
+
+/// All figures; the first that asks has them measured.
+fn figures() -> &'static Figures {
+    static FIGURES: OnceLock<Figures> = OnceLock::new();
+    FIGURES.get_or_init(measure)
+}
+
+fn measure() -> Figures {
+    let outside = Cluster::on(&Ensemble::shared(), "budget");
+    let leader = behind(&outside, "leader", |cluster| cluster.master("m1"));
+    outside.leads("m1", LIMIT);
+    let standby = behind(&outside, "standby", |cluster| cluster.master("m2"));
+    eventually(LIMIT, "the standby has loaded", || {
+        standby.proc.stderr().contains("tasks loaded").then_some(())
+    });
+    let mut all = vec![leader, standby];
+    for number in 1..=WORKERS {
+        let id = format!("w{number}");
+        all.push(behind(&outside, &id, |cluster| cluster.worker(&id, &["--slots", SLOTS])));
+    }
+    outside.registered(&["w1", "w2"]);
+    eventually(LIMIT, "the leader knows its workers", || {
+        (outside.status()?["workers"] == WORKERS).then_some(())
+    });
+    let before: Vec<Counts> = all.iter().map(|one| one.proxy.counts()).collect();
+    let from = outside.tree.sync();
+    let file = batch_file(&outside, TASKS);
+    let mut submitter = behind(&outside, "submitter", |cluster| cluster.submit(&["--from-file", &file]));
+    let exit = submitter.proc.wait_exit(BATCH);
+    assert_eq!(exit.code, 0, "{exit:?}");
+    at_rest(&outside);
+    let done: Vec<Counts> = all.iter().map(|one| one.proxy.counts()).collect();
+    let rest = outside.tree.sync();
+    // Nothing may happen now: this time is the measurement.
+    std::thread::sleep(IDLE);
+    let end = outside.tree.sync();
+    let mut roles: Vec<RoleFigures> = all
+        .iter()
+        .zip(before.iter().zip(&done))
+        .map(|(one, (before, done))| RoleFigures {
+            role: one.role.clone(),
+            batch: done.since(before),
+            idle: one.proxy.counts().since(done),
+            listings: one.proxy.listings(),
+        })
+        .collect();
+    roles.push(RoleFigures {
+        role: submitter.role,
+        batch: submitter.proxy.counts(),
+        idle: Counts::default(),
+        listings: submitter.proxy.listings(),
+    });
+    Figures { roles, written: written(&outside, from, rest), written_idle: written(&outside, rest, end) }
+}
+
+/// Waits until every entry is struck off and the summary says so: nothing is left to be written then.
+fn at_rest(cluster: &Cluster) {
+    eventually(LIMIT, "all entries are struck off", || {
+        cluster.assignments().iter().all(|(_, page, _)| page.entries.is_empty()).then_some(())
+    });
+    eventually(LIMIT, "the summary says that nothing is left", || {
+        let tasks = cluster.status()?["tasks"].clone();
+        let left = ["pending", "assigned", "done", "failed"].iter().any(|state| tasks[state] != 0);
+        (!left).then_some(())
+    });
+}
+
+/// Writes below the root between two moments, by the kind of znode.
+fn written(cluster: &Cluster, from: i64, to: i64) -> Counted {
+    let mut counted = Counted::new();
+    for txn in cluster.history().iter().filter(|txn| txn.zxid > from && txn.zxid <= to) {
+        if let Some(path) = txn.path() {
+            let below = path.strip_prefix(&cluster.root).unwrap_or_default().trim_start_matches('/');
+            let kind = below.split('/').next().unwrap_or_default();
+            *counted.entry(kind.to_string()).or_insert(0) += 1;
+        }
+    }
+    counted
+}
+
+/// What each role asked for, for a message.
+fn told(figures: &Figures) -> String {
+    let mut text = format!("written: {:?}\n", figures.written);
+    for role in &figures.roles {
+        let _ = writeln!(text, "{}: {}", role.role, role.batch);
+    }
+    text
+}
+
+/// Reads of the batch, for each of its tasks.
+fn a_task(reads: u64) -> f64 {
+    reads.saturating_sub(ONCE_A_BATCH) as f64 / f64::from(TASKS)
+}
+
+#[track_caller]
+fn at_most(figure: f64, bound: f64, what: &str) {
+    assert!(figure <= bound, "{figure:.3} is more than {bound}: {what}");
+    println!("{figure:.3} of {bound}: {what}");
+}
+
+/// Two ways of counting: what was asked for, and what was committed. If they differed, neither would say anything.
+#[test]
+fn budget_is_counted_alike_by_proxies_and_log() {
+    let figures = figures();
+    let writes = |role: &RoleFigures| role.batch.at("tasks").writes();
+    let asked: u64 = figures.roles.iter().map(writes).sum();
+    let committed = figures.written["tasks"];
+    // What was refused is in one count only.
+    assert!(committed <= asked && asked <= committed + committed / 100, "{}", told(figures));
+}
+
+#[test]
+fn budget_writes_per_task() {
+    let figures = figures();
+    let writes: u64 = figures.written.values().sum();
+    at_most(writes as f64 / f64::from(TASKS), WRITES_A_TASK, &format!("writes a task\n{}", told(figures)));
+}
+
+#[test]
+fn budget_reads_per_task() {
+    let figures = figures();
+    let roles = figures.roles.iter().filter(|role| role.role != "standby");
+    let reads: u64 = roles.map(|role| role.batch.below_root().reads()).sum();
+    at_most(a_task(reads), READS_A_TASK, &format!("reads a task\n{}", told(figures)));
+}
+
+#[test]
+fn budget_reads_of_a_standby_per_task() {
+    let figures = figures();
+    let standby = figures.roles.iter().find(|role| role.role == "standby").expect("there is one");
+    let reads = a_task(standby.batch.below_root().reads());
+    at_most(reads, STANDBY_READS_A_TASK, &format!("a standby's reads a task\n{}", told(figures)));
+}
+
+#[test]
+fn budget_nothing_is_listed_again() {
+    for role in figures().roles.iter().filter(|role| role.role != "submitter") {
+        let listings = role.batch.listings() + role.idle.listings();
+        assert_eq!(listings, 0, "{} listed again; all it ever listed: {:#?}", role.role, role.listings);
+    }
+}
+
+#[test]
+fn budget_idle_roles_write_nothing() {
+    let figures = figures();
+    assert!(figures.written_idle.is_empty(), "written while idle: {:?}", figures.written_idle);
+    for role in &figures.roles {
+        assert_eq!(role.idle.writes(), 0, "{} wrote while idle: {}", role.role, role.idle);
+    }
+}
+
+#[test]
+fn budget_memory_per_pending_task() {
+    let cluster = Cluster::on(&Ensemble::shared(), "budget-memory").with(&["--session-timeout", SESSION]);
+    let leader = cluster.master("m1");
+    cluster.leads("m1", LIMIT);
+    let mut known = 0;
+    let mut make = |count: u32| {
+        known += count;
+        let file = batch_file(&cluster, count);
+        let args = ["--detach", "--require", "nobody=has-this", "--from-file", &file];
+        let exit = cluster.submit(&args).wait_exit(BATCH);
+        assert_eq!(exit.code, 0, "{}", exit.stderr);
+        eventually(BATCH, "the leader knows them", || {
+            (cluster.status()?["tasks"]["pending"] == known).then_some(())
+        });
+        leader.quiet(LIMIT);
+        leader.memory()
+    };
+    let before = make(PENDING_FIRST);
+    let after = make(PENDING_MORE);
+    let each = after.saturating_sub(before) as f64 / f64::from(PENDING_MORE);
+    at_most(each, BYTES_A_TASK, &format!("bytes of the leader's memory a pending task, {before} to {after}"));
+}
