@@ -20,6 +20,7 @@ fn shown(json: bool, reports: Vec<ClientReport>) -> (Vec<u8>, String) {
     for report in reports {
         view.show(report).expect("shown");
     }
+    drop(view);
     (out, String::from_utf8(err).expect("words"))
 }
 

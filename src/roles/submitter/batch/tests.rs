@@ -1,5 +1,7 @@
 //! Batches: the common way, keys, interrupts, and then a thousand disasters from seeds.
 
+mod chunks;
+
 use std::collections::VecDeque;
 
 use super::*;
@@ -16,6 +18,7 @@ fn params(lines: u64) -> BatchParams {
         options: Options { priority: Some(3), ..Options::default() },
         lines,
         end: lines,
+        chunk: 1,
         detach: false,
         orphan_cancel: false,
         cancel_on_interrupt: false,
