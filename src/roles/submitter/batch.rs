@@ -11,11 +11,13 @@
 mod parts;
 mod replies;
 mod units;
+mod windows;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use self::parts::{Parts, part_of};
-use self::units::{Unit, Units};
+use self::parts::Parts;
+use self::units::Units;
+use self::windows::{MAX_CREATES, MAX_UNDELETED, READ_AHEAD};
 use super::DELETE_PATIENCE;
 use super::mark::Mark;
 use crate::contract::chunk::MAX_CHUNK_COMMANDS;
@@ -28,29 +30,8 @@ use crate::machine::{
 use crate::recipes::ensure::Ensure;
 use crate::roles::client::{ClientReport, INTERRUPTED, Progress, Tally, Unfit, breaks_connection};
 
-/// Creates in flight.
-const MAX_CREATES: usize = 64;
-
-/// Reads and deletes in flight.
-const MAX_COLLECTS: usize = 128;
-
-/// Reads of chunks in flight: each answer may be a whole znode.
-const MAX_CHUNK_READS: usize = 32;
-
-/// Tasks whose outcome was shown and that stand still; beyond that no further outcome is read.
-const MAX_UNDELETED: usize = 2 * MAX_COLLECTS;
-
-/// Deletes that wait until nothing else is to be done; beyond that they have their turn all the same.
-const MAX_DEFERRED: usize = MAX_COLLECTS;
-
-/// Bytes of open lines beyond which no more are asked for.
-const MAX_OPEN_BYTES: usize = 8 * 1024 * 1024;
-
 /// Parts that are made or watched at a time.
 const MAX_WARMING: usize = 16;
-
-/// Lines that are asked for at a time, and the number of open units below which more are asked for.
-const READ_AHEAD: usize = 2 * MAX_CREATES;
 
 /// Complaints about single tasks that are logged; the summary counts the others.
 const MAX_COMPLAINTS: u32 = 20;
@@ -322,39 +303,6 @@ impl Batch {
         }
     }
 
-    fn read_lines(&mut self, out: &mut Actions<ClientReport>) {
-        let room = self.open.len() < READ_AHEAD && self.open_bytes < MAX_OPEN_BYTES;
-        if self.source == Source::Idle && room {
-            self.source = Source::Asked;
-            out.push(Action::ReadLines(READ_AHEAD));
-        }
-    }
-
-    fn on_lines(&mut self, lines: Vec<BatchLine>) {
-        if self.source == Source::Dry {
-            return;
-        }
-        self.source = if lines.len() < READ_AHEAD { Source::Dry } else { Source::Idle };
-        for line in lines {
-            if let Some(unit) = self.units.add(line) {
-                self.open(unit);
-            }
-        }
-        if self.source == Source::Dry
-            && let Some(unit) = self.units.finish()
-        {
-            self.open(unit);
-        }
-    }
-
-    fn open(&mut self, unit: Unit) {
-        let Unit { number, payload, commands, bytes } = unit;
-        self.parts.open(part_of(number));
-        self.open.insert(number, Open { payload, commands, bytes, doubt: false, changed: false });
-        self.open_bytes += bytes;
-        self.unsent.insert(number);
-    }
-
     /// Makes the parts, and sets their watches.
     fn warm_parts(&mut self, out: &mut Actions<ClientReport>) {
         while !self.ensuring && self.warming < MAX_WARMING {
@@ -379,58 +327,6 @@ impl Batch {
         } else {
             let call = Call::Watch { path: self.part_path(part), mode: WatchMode::Tree };
             self.calls.issue(out, call, Purpose::WatchPart(part));
-        }
-    }
-
-    fn create(&mut self, out: &mut Actions<ClientReport>) {
-        while self.creates < MAX_CREATES {
-            // In order; what cannot be created yet holds up only what comes after it.
-            let Some(unit) = self.unsent.first().copied().filter(|unit| self.parts.is_warm(part_of(*unit)))
-            else {
-                break;
-            };
-            self.unsent.remove(&unit);
-            let Some(Open { payload, .. }) = self.open.get(&unit) else { continue };
-            let data = self.task(payload).encode();
-            let call = Call::Create { path: self.path(unit), data, mode: CreateMode::Persistent };
-            self.calls.issue(out, call, Purpose::Create(unit));
-            self.creates += 1;
-        }
-    }
-
-    fn collect(&mut self, out: &mut Actions<ClientReport>) {
-        let most = if self.units.are_chunks() { MAX_CHUNK_READS } else { MAX_COLLECTS };
-        while self.collects < MAX_COLLECTS
-            && self.reads < most
-            && self.deleting.len() + self.reads < MAX_UNDELETED
-        {
-            let Some(unit) = self.parts.next_unread() else { break };
-            self.calls.issue(out, Call::Get { path: self.path(unit), watch: false }, Purpose::Read(unit));
-            self.collects += 1;
-            self.reads += 1;
-        }
-        let before = match self.open.first_key_value() {
-            Some((unit, _)) => part_of(*unit),
-            None if self.source == Source::Dry => u64::MAX,
-            None => 0,
-        };
-        self.parts.retire(before);
-    }
-
-    /// Deletes what was shown, behind all else: it keeps nobody waiting, and the leader reads an outcome at the same
-    /// time as we do, which costs it more if the task is gone by then.
-    fn clean_up(&mut self, out: &mut Actions<ClientReport>) {
-        while self.collects < MAX_COLLECTS {
-            let idle = self.creates + self.collects < MAX_CREATES;
-            if !idle && self.deferred.len() < MAX_DEFERRED {
-                break;
-            }
-            let Some(unit) = self.deferred.pop_front() else { break };
-            if let Some(Deleting { version, .. }) = self.deleting.get(&unit) {
-                let call = Call::Delete { path: self.path(unit), version: Some(*version) };
-                self.calls.issue(out, call, Purpose::Delete(unit));
-                self.collects += 1;
-            }
         }
     }
 

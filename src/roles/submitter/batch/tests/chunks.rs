@@ -3,6 +3,7 @@
 use super::*;
 use crate::contract::chunk::CommandResult;
 use crate::contract::task::Reason;
+use crate::roles::submitter::batch::windows::{MAX_DEFERRED, MAX_OPEN_BYTES};
 
 fn chunked(lines: u64, chunk: u32) -> BatchParams {
     BatchParams { chunk, ..params(lines) }
