@@ -2,6 +2,7 @@
 
 mod attempts;
 mod batches;
+mod chunks;
 mod clients;
 mod config;
 mod ends;

@@ -25,7 +25,7 @@ use crate::contract::task::{Job, Options, Payload, Task};
 use crate::contract::{LINES_PER_PART, Layout, MAX_BATCH_LINES, MAX_TASK_BYTES, TaskId, batch_unit};
 use crate::exit;
 use crate::machine::{
-    Action, Actions, BatchLine, Call, Calls, ChangeKind, CreateMode, Event, Instant, Level, Role, WatchMode,
+    Action, Actions, Call, Calls, ChangeKind, CreateMode, Event, Instant, Level, Role, WatchMode,
 };
 use crate::recipes::ensure::Ensure;
 use crate::roles::client::{ClientReport, INTERRUPTED, Progress, Tally, Unfit, breaks_connection};

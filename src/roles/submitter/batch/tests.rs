@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 use super::*;
 use crate::contract::task::{Outcome, State};
-use crate::machine::{CallError, Prng, Refusal};
+use crate::machine::{BatchLine, CallError, Prng, Refusal};
 use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set};
 
 fn params(lines: u64) -> BatchParams {
