@@ -141,7 +141,7 @@ fn outcome() -> impl Strategy<Value = Outcome> {
 }
 
 fn result() -> impl Strategy<Value = CommandResult> {
-    (outcome(), any::<[bool; 3]>()).prop_map(|(outcome, [fails, moved, elsewhere])| {
+    (outcome().boxed(), any::<[bool; 3]>()).prop_map(|(outcome, [fails, moved, elsewhere])| {
         let mut result = CommandResult::of(outcome);
         if !fails {
             (result.reason, result.exit_code) = (None, None);
@@ -154,7 +154,7 @@ fn result() -> impl Strategy<Value = CommandResult> {
 
 /// Results of some of so many commands.
 fn results(commands: usize) -> impl Strategy<Value = Results> {
-    vec(proptest::option::of(result()), 0..=commands.min(4))
+    vec(proptest::option::of(result().boxed()), 0..=commands.min(4)).boxed()
 }
 
 /// A chunk, over or not, with what is over of it.
@@ -167,7 +167,7 @@ fn chunk() -> impl Strategy<Value = Task> {
             any::<u64>(),
             options(),
             results(all),
-            proptest::option::of((outcome(), results(all))),
+            proptest::option::of((outcome().boxed(), results(all))).boxed(),
         )
     });
     whole.prop_map(|(commands, first_line, options, results, ended)| {
@@ -180,8 +180,9 @@ fn chunk() -> impl Strategy<Value = Task> {
     })
 }
 
+/// In boxes: as they are, strategies that are made of others take more of the stack than a test thread has.
 fn task() -> impl Strategy<Value = Task> {
-    prop_oneof![3 => single(), 1 => chunk()]
+    prop_oneof![3 => single().boxed(), 1 => chunk().boxed()]
 }
 
 fn single() -> impl Strategy<Value = Task> {
