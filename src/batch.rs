@@ -4,10 +4,13 @@
 //! A file is read twice, standard input is copied to an anonymous temporary file first; in either case what is
 //! handed out is what was checked, or an error. Nothing here knows of tasks in the ensemble.
 
+mod chunks;
+
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use crate::contract::outcome::escaped_len;
 use crate::contract::task::{Options, Payload, Task};
 use crate::contract::{MAX_BATCH_LINES, MAX_TASK_BYTES};
 use crate::exit;
@@ -29,6 +32,8 @@ pub struct BatchReader {
     lines: u64,
     /// Bytes of them in sum.
     bytes: u64,
+    /// Bytes that the longest of them takes as JSON.
+    longest: usize,
     /// One more than the number of the last of them.
     end: u64,
     /// The number of the next line.
@@ -78,6 +83,7 @@ impl BatchReader {
             reader,
             lines: 0,
             bytes: 0,
+            longest: 0,
             end: 0,
             at: 0,
             given: 0,
@@ -88,6 +94,7 @@ impl BatchReader {
         while let Some(line) = batch.read_line()? {
             batch.lines += 1;
             batch.bytes += line.text.len() as u64;
+            batch.longest = batch.longest.max(escaped_len(&line.text));
             batch.end = line.number + 1;
         }
         batch.rewind()?;
@@ -124,14 +131,15 @@ impl BatchReader {
         while lines.len() < n && self.given < self.lines {
             match self.read_line()? {
                 Some(line) if line.number < self.end => lines.push(line),
-                _ => {
-                    let why = format!("{} was changed while it was being submitted", self.name);
-                    return Err(unfit(exit::DATA, why));
-                }
+                _ => return Err(self.was_changed()),
             }
             self.given += 1;
         }
         Ok(lines)
+    }
+
+    fn was_changed(&self) -> Unfit {
+        unfit(exit::DATA, format!("{} was changed while it was being submitted", self.name))
     }
 
     /// The next line with something on it.

@@ -202,6 +202,10 @@ pub struct WorkerConfig {
 pub struct SubmitConfig {
     /// What to run.
     pub task: TaskSource,
+    /// How many lines of a batch go into one task; none if not given, and for what is no batch.
+    pub chunk: Option<Chunk>,
+    /// How often what is over of a chunk is written down; none without `chunk`.
+    pub checkpoint: Option<Duration>,
     /// The job to put it into, if the user names one.
     pub job: Option<String>,
     /// The user's own key.
@@ -243,6 +247,15 @@ pub enum TaskSource {
     File(PathBuf),
     /// A batch from standard input.
     Stdin,
+}
+
+/// How many lines of a batch go into one task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chunk {
+    /// As many as suit the file.
+    Auto,
+    /// So many, at least one.
+    Lines(u32),
 }
 
 /// What happens to a task whose submitter is gone.

@@ -37,7 +37,7 @@ pub const MAX_TASK_ID_BYTES: usize = 400;
 /// How many shared jobs take the tasks that have no job of their own.
 pub const SHARED_JOBS: u32 = 256;
 
-/// Lines of a batch that go into one part, that is, one directory.
+/// Tasks of a batch that go into one part, that is, one directory: lines, where a task has one.
 pub const LINES_PER_PART: u64 = 4_000;
 
 /// Most lines of one batch, so that `tasks` itself stays below [`MAX_CHILDREN_TOLERATED`].
@@ -193,11 +193,17 @@ pub fn fnv1a(text: &str) -> u32 {
 /// Where line `line` (from 0) of a batch goes. It follows from its arguments alone, so that a batch that is
 /// submitted again with the same key meets its own tasks.
 pub fn batch_task(job: Option<&str>, batch: &str, line: u64) -> TaskId {
-    let part = line / LINES_PER_PART;
+    batch_unit(job, batch, line, 1)
+}
+
+/// Where unit `unit` (from 0) of a batch goes that has `size` lines in each task. It is named after the first of them.
+pub fn batch_unit(job: Option<&str>, batch: &str, unit: u64, size: u64) -> TaskId {
+    let part = unit / LINES_PER_PART;
     let dir = match job {
         Some(job) => format!("{job}~{batch}~{part:04}"),
         None => format!("{batch}~{part:04}"),
     };
+    let line = unit.saturating_mul(size);
     TaskId::new(&dir, &format!("{line:07}"))
 }
 
@@ -380,6 +386,8 @@ mod tests {
         assert_eq!(batch_task(None, "B", 0).as_str(), "B~0000/0000000");
         assert_eq!(batch_task(None, "B", 3_999).as_str(), "B~0000/0003999");
         assert_eq!(batch_task(Some("J"), "B", 4_000).as_str(), "J~B~0001/0004000");
+        assert_eq!(batch_unit(None, "B", 3_999, 100).as_str(), "B~0000/0399900");
+        assert_eq!(batch_unit(Some("J"), "B", 4_000, 100).as_str(), "J~B~0001/0400000");
         assert_eq!(job_of("J~B~0001"), "J");
     }
 

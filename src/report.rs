@@ -7,7 +7,7 @@
 mod json;
 mod text;
 
-use std::io::{self, IsTerminal as _, Stderr, Stdout, Write};
+use std::io::{self, BufWriter, IsTerminal as _, Stderr, Stdout, Write};
 use std::sync::OnceLock;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -27,8 +27,9 @@ pub struct Look {
 /// Shows reports on two streams.
 #[derive(Debug)]
 pub struct View<O: Write, E: Write> {
-    out: O,
-    err: E,
+    /// Buffered, since a report may have a thousand lines; a report is flushed as a whole.
+    out: BufWriter<O>,
+    err: BufWriter<E>,
     json: bool,
     /// The heading of a list was printed.
     headed: bool,
@@ -72,6 +73,7 @@ impl<O: Write, E: Write> View<O, E> {
     /// A view on these streams.
     pub fn new(out: O, err: E, look: Look) -> View<O, E> {
         let bar = look.progress.then(|| ProgressBar::no_length().with_style(style()));
+        let (out, err) = (BufWriter::new(out), BufWriter::new(err));
         View { out, err, json: look.json, headed: false, bar }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::batch::BatchReader;
 use crate::config::{
-    Command, Config, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig, MasterConfig, Orphan,
+    Chunk, Command, Config, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig, MasterConfig, Orphan,
     SubmitConfig, TaskSource, TaskState, WorkerConfig,
 };
 use crate::contract::task::{Options, Payload, State};
@@ -319,15 +319,28 @@ fn submit_batch(
         Ok(reader) => reader,
         Err(unfit) => return Ok(tell(&unfit)),
     };
+    let chunk = match settings.chunk {
+        None => Ok(1),
+        Some(Chunk::Auto) => reader.choose_chunk(),
+        Some(Chunk::Lines(size)) => reader.check_chunk(size).map(|()| size),
+    };
+    let chunk = match chunk {
+        Ok(chunk) => chunk,
+        Err(unfit) => return Ok(tell(&unfit)),
+    };
+    let mut options = options(settings);
+    // Where each task has one command nothing is over before its end.
+    options.checkpoint_ms = options.checkpoint_ms.filter(|_| chunk > 1);
     let batch = Batch::new(BatchParams {
         layout,
         ulid: ulid::Ulid::generate().to_string(),
         key: settings.id.clone(),
         job: settings.job.clone(),
-        options: options(settings),
+        options,
         lines: reader.lines(),
         bytes: reader.bytes(),
         end: reader.end(),
+        chunk,
         detach: settings.detach,
         orphan_cancel: settings.orphan == Orphan::Cancel,
         cancel_on_interrupt: settings.cancel_on_interrupt,
@@ -355,7 +368,7 @@ fn options(settings: &SubmitConfig) -> Options {
         retry_backoff_ms: settings.retry_backoff.map(ms),
         require: Some(settings.require.clone()).filter(|require| !require.is_empty()),
         env: Some(settings.env.clone()).filter(|env| !env.is_empty()),
-        checkpoint_ms: None,
+        checkpoint_ms: settings.checkpoint.map(ms),
         orphan_of: None,
     }
 }

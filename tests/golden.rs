@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 
+use zkmw::contract::chunk::CommandResult;
 use zkmw::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
 use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration};
@@ -65,6 +66,10 @@ const GOLDEN: &[Golden] = &[
     golden("task-failed-not-started.json", Kind::Task, task_failed_not_started),
     golden("task-cancelled.json", Kind::Task, task_cancelled),
     golden("task-expired.json", Kind::Task, task_expired),
+    golden("task-chunk-new.json", Kind::Task, || chunk().encode()),
+    golden("task-chunk-checkpoint.json", Kind::Task, task_chunk_checkpoint),
+    golden("task-chunk-failed.json", Kind::Task, task_chunk_failed),
+    golden("job-part.json", Kind::Job, job_part),
     golden("job.json", Kind::Job, || Job::new(all_options()).encode()),
     golden("job-without-defaults.json", Kind::Job, || Job::new(Options::default()).encode()),
     golden("registration-first.json", Kind::Registration, || registration(|_| {}).encode()),
@@ -222,6 +227,63 @@ fn task_expired() -> Vec<u8> {
     let why = "its deadline passed before it was started";
     task.outcome = Some(Outcome::unrun(State::Expired, None, why, 1));
     task.encode()
+}
+
+/// Lines 101 to 104 of a batch; the second is blank.
+fn chunk() -> Task {
+    let commands = ["./import 42", "", "./import 43", "./import 44"].map(str::to_string).to_vec();
+    Task::new(Payload::Chunk { first_line: 100, commands }, Options::default())
+}
+
+/// It exited with 0 and printed this.
+fn good(text: &str) -> CommandResult {
+    CommandResult {
+        started_ms: Some(1_767_225_600_000),
+        ended_ms: Some(1_767_225_600_250),
+        stdout: captured(text.as_bytes(), 0, b""),
+        ..CommandResult::default()
+    }
+}
+
+/// The first command was over when its worker died; the third ended in the second attempt, as was written down.
+fn task_chunk_checkpoint() -> Vec<u8> {
+    let mut task = chunk();
+    task.next_attempt(Some(incarnation()), "its worker died");
+    task.charged = 1;
+    let first = CommandResult { attempt: Some(1), worker: Some(incarnation()), ..good("42 rows\n") };
+    let third = CommandResult { attempt: Some(2), worker: Some(successor()), ..good("43 rows\n") };
+    task.results = vec![Some(first), None, Some(third)];
+    task.encode()
+}
+
+/// Two commands succeeded, in two attempts, and one failed.
+fn task_chunk_failed() -> Vec<u8> {
+    let mut task = chunk();
+    task.next_attempt(Some(incarnation()), "its worker died");
+    task.charged = 1;
+    let first = CommandResult { attempt: Some(1), worker: Some(incarnation()), ..good("42 rows\n") };
+    let (reason, exit_code) = (Some(Reason::Exit), Some(3));
+    let last = CommandResult { reason, exit_code, stderr: captured(b"no such file\n", 0, b""), ..good("") };
+    task.end(Outcome {
+        exit_code: Some(1),
+        detail: Some("1 of 3 commands failed".into()),
+        attempt: 2,
+        worker: Some(successor()),
+        results: vec![Some(first), None, Some(CommandResult::default()), Some(last)],
+        ..ran(State::Failed, Some(Reason::Exit))
+    });
+    task.encode()
+}
+
+fn successor() -> Incarnation {
+    Incarnation::new("w8", 0x02d3_c0ff_ee00_beef)
+}
+
+/// A directory of a batch that was submitted with `--chunk 100 --checkpoint 5s`.
+fn job_part() -> Vec<u8> {
+    let mut job = Job::new(Options { checkpoint_ms: Some(5_000), ..Options::default() });
+    job.chunk = Some(100);
+    job.encode()
 }
 
 fn registration(change: impl FnOnce(&mut Registration)) -> Registration {

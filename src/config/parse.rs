@@ -8,11 +8,12 @@ use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::contract::chunk::MAX_CHUNK_COMMANDS;
 use crate::contract::task::MAX_RETRY_BACKOFF_MS;
 use crate::contract::worker::MAX_SLOTS;
 use crate::contract::{Labels, MAX_ID_BYTES, is_component};
 
-use super::{Auth, ItemRef, Orphan, Secret, TaskState, ZkAddress};
+use super::{Auth, Chunk, ItemRef, Orphan, Secret, TaskState, ZkAddress};
 
 /// The most bytes a task's command may have: Linux takes no single argument over 128 KiB, and `/bin/sh -c` gets
 /// the whole line as one. Of a program and its arguments it is the sum, with one more byte for each.
@@ -90,6 +91,15 @@ where
 
 pub fn slots(text: &str) -> Parsed<u32> {
     number(text, 1, MAX_SLOTS)
+}
+
+pub fn chunk(text: &str) -> Parsed<Chunk> {
+    if text == "auto" {
+        return Ok(Chunk::Auto);
+    }
+    number(text, 1, MAX_CHUNK_COMMANDS as u32)
+        .map(Chunk::Lines)
+        .map_err(|reason| format!("{reason}, or auto"))
 }
 
 pub fn max_attempts(text: &str) -> Parsed<u32> {
@@ -202,6 +212,11 @@ pub fn grace(text: &str) -> Parsed<Duration> {
 /// Before the second attempt. A longer one would be cut in silence, as the contract has a limit.
 pub fn retry_backoff(text: &str) -> Parsed<Duration> {
     duration(text, Duration::ZERO, Duration::from_millis(MAX_RETRY_BACKOFF_MS))
+}
+
+/// More often would cost the ensemble what chunks save it.
+pub fn checkpoint(text: &str) -> Parsed<Duration> {
+    duration(text, SECOND, YEAR)
 }
 
 pub fn time_to_live(text: &str) -> Parsed<Duration> {

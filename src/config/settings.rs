@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::parse::{self, BadItem};
 use crate::contract::Labels;
 
-use super::{Auth, Orphan, TaskState, ZkAddress};
+use super::{Auth, Chunk, Orphan, TaskState, ZkAddress};
 
 /// The commands of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -318,6 +318,12 @@ settings! {
     FROM_FILE: PathBuf = ("from-file", &[Submit], Value("FILE"), Nothing, Flag)
         Path(parse::any_path), "Submit a batch: every line of FILE is a shell command line of its own; - reads \
         standard input";
+    CHUNK: Chunk = ("chunk", &[Submit], Value("N|auto"), Described("1"), Flag)
+        One(parse::chunk), "Put the lines of a batch into tasks of N lines each, 1 to 1000: the ensemble's work is \
+        that of one task for them all. 'auto' takes up to 100, as the file allows. Each line is told as without it";
+    CHECKPOINT: Duration = ("checkpoint", &[Submit], Value("TIME"),
+        Described("none: what is over of a chunk runs again if its worker dies"), Flag)
+        One(parse::checkpoint), "With --chunk: how often the worker writes down what is over of a chunk, 1s to 365d";
     JOB: Option<String> = ("job", &[Submit], Value("NAME"), Described("a shared one; for a batch a new one"),
         Anywhere)
         One(parse::job), "The job to put the task into";

@@ -156,6 +156,15 @@ impl Task {
         }
     }
 
+    /// The places of the commands of a chunk that are not blank, each with its line in the batch, from 0.
+    pub fn places(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        let commands = self.commands.as_deref().unwrap_or_default().iter().enumerate();
+        let first = self.first_line;
+        commands
+            .filter(|(_, command)| !command.trim().is_empty())
+            .map(move |(at, _)| (at, first.saturating_add(at as u64)))
+    }
+
     /// How many commands it has to run: 1 for a task that is no chunk.
     pub fn width(&self) -> u32 {
         let commands = self.commands.as_deref().unwrap_or_default();

@@ -146,7 +146,7 @@ impl Bytes {
 }
 
 /// Bytes that `text` takes as a JSON string, quotes included.
-fn escaped_len(text: &str) -> usize {
+pub fn escaped_len(text: &str) -> usize {
     let escaped = |byte: u8| match byte {
         b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
         0..0x20 => 6,

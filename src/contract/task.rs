@@ -95,6 +95,9 @@ pub struct Job {
     /// The defaults.
     #[serde(flatten)]
     pub options: Options,
+    /// Of a part of a batch: how many lines each of its tasks has, if that is not one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunk: Option<u32>,
     #[serde(flatten)]
     extra: Extra,
 }
@@ -102,7 +105,7 @@ pub struct Job {
 impl Job {
     /// A job with these defaults.
     pub fn new(options: Options) -> Job {
-        Job { v: VERSION, options, extra: Extra::new() }
+        Job { v: VERSION, options, chunk: None, extra: Extra::new() }
     }
 
     /// Reads a job. One made by hand may be empty: it has no defaults.
@@ -245,7 +248,9 @@ impl Task {
     pub fn decode(data: &[u8]) -> Result<Task, Malformed> {
         let task: Task = super::decode(data)?;
         task.check_payload()?;
-        if task.outcome.is_none() && data.len() > MAX_TASK_BYTES + HISTORY_BYTES {
+        // What results take is room that the outcome will have: they move there.
+        let bare = task.outcome.is_none() && task.results.is_empty();
+        if bare && data.len() > MAX_TASK_BYTES + HISTORY_BYTES {
             let most = MAX_TASK_BYTES + HISTORY_BYTES;
             return Err(Malformed(format!(
                 "it has {} bytes, more than {most}: its outcome might not fit",
@@ -345,6 +350,7 @@ impl Task {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::chunk::CommandResult;
     use crate::machine::Captured;
 
     fn captured(head: &[u8], omitted: u64, tail: &[u8]) -> Captured {
@@ -381,6 +387,11 @@ mod tests {
         assert!(Task::decode(&vec![b'['; 100_000]).is_err());
     }
 
+    fn chunk(bytes: usize) -> Task {
+        let commands = vec!["x".repeat(bytes), "y".into(), "z".into()];
+        Task::new(Payload::Chunk { first_line: 0, commands }, Options::default())
+    }
+
     #[test]
     fn a_task_beside_which_no_outcome_would_fit_is_none() {
         let task = |bytes| Task::new(Payload::Shell("x".repeat(bytes)), Options::default());
@@ -389,6 +400,14 @@ mod tests {
         let mut ended = task(MAX_TASK_BYTES + HISTORY_BYTES);
         ended.outcome = Some(Outcome::unrun(State::Done, None, "", 1));
         assert!(Task::decode(&ended.encode()).is_ok(), "what has an outcome is shown");
+        let mut saved = chunk(MAX_TASK_BYTES - 1_000);
+        let head = vec![b'x'; HISTORY_BYTES];
+        let stdout = Output::new(&Captured { head, omitted: 0, tail: Vec::new() });
+        saved.results = vec![Some(CommandResult { stdout, ..CommandResult::default() }); 3];
+        assert!(
+            Task::decode(&saved.encode()).is_ok(),
+            "what was written down of a chunk becomes its outcome"
+        );
     }
 
     #[test]

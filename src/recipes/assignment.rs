@@ -7,17 +7,40 @@
 mod page;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 pub use self::page::{Held, Load};
 use self::page::{Page, PageState, Revoked};
 use crate::contract::worker::{Assignment, Entry, MAX_ENTRIES};
 use crate::contract::{Incarnation, Layout, TaskId, name_of};
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Level, Refusal, Reply, WatchMode,
+    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Level, Refusal, Reply,
+    WatchMode,
 };
 
 /// Calls of the book that may be in flight at once.
 const WINDOW: usize = 128;
+
+/// How soon a change of a page has to be written. Whatever is written takes all changes along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// A slot is free, or something is to be killed.
+    Now,
+    /// A worker has enough to do for the moment.
+    Soon,
+    /// It tells the worker nothing that matters.
+    Later,
+}
+
+impl Haste {
+    fn lag(self) -> Duration {
+        match self {
+            Haste::Now => Duration::ZERO,
+            Haste::Soon => Duration::from_millis(15),
+            Haste::Later => Duration::from_millis(500),
+        }
+    }
+}
 
 /// What became known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +80,8 @@ pub struct Book {
     holders: BTreeMap<TaskId, Incarnation>,
     /// Pages to be read or written as soon as the window allows.
     to_do: BTreeSet<Incarnation>,
+    /// Pages to be written when their time has come, and after how long; the time is set at the next flush.
+    waiting: BTreeMap<Incarnation, (Duration, Option<Instant>)>,
     /// Pages of which the load, or whether they are open, may have changed since somebody asked.
     touched: BTreeSet<Incarnation>,
     unreadable: BTreeSet<Incarnation>,
@@ -80,6 +105,7 @@ impl Book {
             pages: BTreeMap::new(),
             holders: BTreeMap::new(),
             to_do: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             touched: BTreeSet::new(),
             unreadable: BTreeSet::new(),
             calls: Calls::default(),
@@ -105,6 +131,7 @@ impl Book {
         self.pages.clear();
         self.holders.clear();
         self.to_do.clear();
+        self.waiting.clear();
         self.touched.clear();
         self.unreadable.clear();
         self.calls.clear();
@@ -183,12 +210,8 @@ impl Book {
 
     /// Asks the incarnation that has the task to release it, if it was not started.
     pub fn recall(&mut self, task: &TaskId) {
-        if self.change(task, |page| page.recall(task))
-            && let Some(incarnation) = self.holders.get(task)
-            && let Some(page) = self.pages.get_mut(incarnation)
-        {
-            page.dirty = true;
-            self.to_do.insert(incarnation.clone());
+        if self.change(task, |page| page.recall(task)) {
+            self.mark_holder(task, Haste::Now);
         }
     }
 
@@ -208,31 +231,49 @@ impl Book {
         changed
     }
 
+    /// The page differs from what was written.
+    fn mark(&mut self, incarnation: &Incarnation, haste: Haste) {
+        let Some(page) = self.pages.get_mut(incarnation) else { return };
+        page.dirty = true;
+        if haste == Haste::Now {
+            page.urgent = true;
+            self.to_do.insert(incarnation.clone());
+        } else {
+            let lag = haste.lag();
+            let wait = self.waiting.entry(incarnation.clone()).or_insert((lag, None));
+            if lag < wait.0 {
+                *wait = (lag, None);
+            }
+        }
+    }
+
+    fn mark_holder(&mut self, task: &TaskId, haste: Haste) {
+        if let Some(incarnation) = self.holders.get(task).cloned() {
+            self.mark(&incarnation, haste);
+        }
+    }
+
     /// Gives a task that nobody has to an incarnation whose page is open.
-    pub fn assign(&mut self, incarnation: &Incarnation, task: &TaskId, held: Held) {
+    pub fn assign(&mut self, incarnation: &Incarnation, task: &TaskId, held: Held, haste: Haste) {
         debug_assert!(self.is_ready() && self.is_open(incarnation) && !self.holders.contains_key(task));
         if let Some(page) = self.pages.get_mut(incarnation) {
             page.push(task.clone(), held);
-            page.dirty = true;
             self.touched.insert(incarnation.clone());
             self.holders.insert(task.clone(), incarnation.clone());
-            self.to_do.insert(incarnation.clone());
+            self.mark(incarnation, haste);
         }
     }
 
-    /// Takes a task off its living holder's page: its attempt is known to be dead.
-    pub fn strip(&mut self, task: &TaskId) {
+    /// Takes a task off its living holder's page: its attempt is known to be dead. Who may get it again is in a hurry.
+    pub fn strip(&mut self, task: &TaskId, haste: Haste) {
         if let Some(incarnation) = self.holders.get(task).cloned() {
-            self.strike(&incarnation, task);
+            self.strike(&incarnation, task, haste);
         }
     }
 
-    fn strike(&mut self, incarnation: &Incarnation, task: &TaskId) {
+    fn strike(&mut self, incarnation: &Incarnation, task: &TaskId, haste: Haste) {
         self.release(incarnation, task);
-        if let Some(page) = self.pages.get_mut(incarnation) {
-            page.dirty = true;
-        }
-        self.to_do.insert(incarnation.clone());
+        self.mark(incarnation, haste);
     }
 
     /// Forgets that a task is on a dead incarnation's page; the page itself will go.
@@ -247,14 +288,15 @@ impl Book {
     }
 
     /// Asks the incarnation that has the task to kill it.
-    pub fn revoke(&mut self, task: &TaskId) {
-        if self.change(task, |page| page.revoke(task))
-            && let Some(incarnation) = self.holders.get(task)
-            && let Some(page) = self.pages.get_mut(incarnation)
-        {
-            page.dirty = true;
-            self.to_do.insert(incarnation.clone());
+    pub fn revoke(&mut self, task: &TaskId, haste: Haste) {
+        if self.change(task, |page| page.revoke(task)) {
+            self.mark_holder(task, haste);
         }
+    }
+
+    /// When [`Book::flush`] has something to write if nothing happens before.
+    pub fn next_wake(&self) -> Option<Instant> {
+        self.waiting.values().filter_map(|(_, at)| *at).min()
     }
 
     /// The incarnation says that what was revoked up to this version of its page is dead. Gives those tasks,
@@ -264,7 +306,7 @@ impl Book {
         let dead = page.dead_through(through);
         // Not off its holder's page: that may be another, where the next attempt runs.
         for (task, _) in &dead {
-            self.strike(incarnation, task);
+            self.strike(incarnation, task, Haste::Now);
         }
         dead
     }
@@ -282,8 +324,17 @@ impl Book {
         }
     }
 
-    /// Writes what changed, as far as the window allows.
-    pub fn flush<R>(&mut self, out: &mut Actions<R>) {
+    /// Writes what is due, as far as the window allows.
+    pub fn flush<R>(&mut self, now: Instant, out: &mut Actions<R>) {
+        for (incarnation, (lag, at)) in &mut self.waiting {
+            if *at.get_or_insert(now + *lag) <= now {
+                self.to_do.insert(incarnation.clone());
+            }
+        }
+        self.pump(out);
+    }
+
+    fn pump<R>(&mut self, out: &mut Actions<R>) {
         while self.calls.len() < WINDOW {
             let Some(incarnation) = self.to_do.pop_first() else { break };
             let path = self.layout.assignment(&incarnation);
@@ -293,6 +344,7 @@ impl Book {
                     self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Read(incarnation));
                 }
                 PageState::Idle if page.dirty => {
+                    self.waiting.remove(&incarnation);
                     let data = page.write(self.epoch);
                     let call = Call::Set { path, data, version: page.version };
                     self.calls.issue(out, call, Purpose::Write(incarnation));
@@ -325,7 +377,7 @@ impl Book {
             ChangeKind::Data if self.unreadable.contains(&incarnation) => self.read(&incarnation),
             ChangeKind::Data | ChangeKind::Children => {}
         }
-        self.flush(out);
+        self.pump(out);
         true
     }
 
@@ -364,7 +416,7 @@ impl Book {
             },
             (Purpose::List, Ok(_)) => {}
         }
-        self.flush(out);
+        self.pump(out);
         let busy = |page: &Page| matches!(page.state, PageState::Reading | PageState::Writing);
         if self.state == State::TakingOver && self.calls.is_empty() && !self.pages.values().any(busy) {
             self.state = State::Ready;
@@ -394,6 +446,7 @@ impl Book {
         let tasks = page.take_all();
         self.forget_holder(incarnation, &tasks);
         self.to_do.remove(incarnation);
+        self.waiting.remove(incarnation);
         self.unreadable.remove(incarnation);
         self.touched.insert(incarnation.clone());
         steps.push(Step::Closed(incarnation.clone(), tasks));
@@ -482,7 +535,7 @@ impl Book {
                     revoked = Revoked::Wanted;
                 }
                 Some(_) | None => {
-                    self.revoke(&entry.task);
+                    self.revoke(&entry.task, Haste::Now);
                     self.holders.insert(entry.task.clone(), incarnation.clone());
                 }
             }
@@ -505,7 +558,7 @@ impl Book {
         match result {
             Ok(Reply::Stat(stat)) => {
                 page.sent(stat.version);
-                if page.dirty {
+                if page.urgent {
                     self.to_do.insert(incarnation.clone());
                 }
                 steps.push(Step::Written(incarnation.clone()));

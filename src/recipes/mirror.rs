@@ -65,6 +65,8 @@ enum Overtaken {
     No,
     Changed,
     Gone,
+    /// It went, and is there again.
+    Back,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,7 +166,8 @@ impl Mirror {
                 }
                 match self.reading.get_mut(below) {
                     Some(overtaken @ Overtaken::No) => *overtaken = Overtaken::Changed,
-                    Some(Overtaken::Changed | Overtaken::Gone) => {}
+                    Some(overtaken @ Overtaken::Gone) => *overtaken = Overtaken::Back,
+                    Some(Overtaken::Changed | Overtaken::Back) => {}
                     None if self.in_no_hurry && self.state == State::Complete => {
                         if !self.lately[1].contains(below) {
                             self.lately[0].insert(below.to_string());
@@ -257,11 +260,17 @@ impl Mirror {
             },
             Purpose::Read(path) => {
                 let overtaken = self.reading.remove(&path).unwrap_or(Overtaken::No);
-                if overtaken != Overtaken::No {
+                let (again, void) = match overtaken {
+                    Overtaken::No => (false, false),
+                    Overtaken::Changed => (true, false),
+                    Overtaken::Gone => (false, true),
+                    Overtaken::Back => (true, true),
+                };
+                if again {
                     self.changed.insert(path.clone());
                 }
                 match (result, refusal) {
-                    (Ok(_), _) if overtaken == Overtaken::Gone => {}
+                    (Ok(_), _) if void => {}
                     (Ok(Reply::Data { data, stat }), _) => {
                         changes.push(Change::Seen { path, data: data.clone(), stat: *stat });
                     }

@@ -4,10 +4,13 @@
 //! A task that nobody waits for: `id`, `state` (`"pending"`).
 //!
 //! A task's outcome: `id`, `line` (from 1; of a batch alone), `state` (`"done"`, `"failed"`, `"cancelled"`,
-//! `"expired"`), `reason` (`"exit"`, `"signal"`, `"timeout"`, `"poison"`, `"not-started"` or null), `exit_code`,
-//! `signal`, `detail`, `attempt`, `worker`, `started_ms`, `ended_ms` (all null where there is none), and `stdout`
-//! and `stderr`, each a string, or `{"base64"}`, or, where the middle was not kept, `{"head","omitted","tail"}`
-//! with the former two forms for head and tail.
+//! `"expired"`), `reason` (`"exit"`, `"signal"`, `"timeout"`, `"poison"`, `"not-started"`, `"handler"` or null),
+//! `exit_code`, `signal`, `detail`, `attempt`, `worker`, `started_ms`, `ended_ms` (all null where there is none), and
+//! `stdout` and `stderr`, each a string, or `{"base64"}`, or, where the middle was not kept,
+//! `{"head","omitted","tail"}` with the former two forms for head and tail.
+//!
+//! The outcome of a chunk: one such object for each command that is not blank, with its `line`; the `id`, the chunk's,
+//! is the same in all.
 
 use std::io::{self, Write};
 
@@ -15,15 +18,18 @@ use serde_json::{Map, Value, json};
 
 use super::text;
 use crate::contract::status::Leader;
-use crate::contract::task::Outcome;
+use crate::contract::task::{Outcome, State};
 use crate::roles::client::{ClientReport, Ended, Noted, Row, Shade, Shown, StatusReport};
 
 /// Writes a report.
 pub fn write(report: &ClientReport, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
+    if let ClientReport::EndedMany(commands) = report {
+        return commands.iter().try_for_each(|command| object(&ended(command), out));
+    }
     let value = match report {
         ClientReport::Submitted { id, .. } => json!({"id": id, "state": Shade::Pending.as_str()}),
         ClientReport::Ended(task) => ended(task),
-        ClientReport::Progress(_) => return Ok(()),
+        ClientReport::Progress(_) | ClientReport::EndedMany(_) => return Ok(()),
         // On standard output every line is a task.
         ClientReport::Summary(_) | ClientReport::Detached { .. } => {
             return text::write(report, out, err, &mut true);
@@ -33,7 +39,11 @@ pub fn write(report: &ClientReport, out: &mut dyn Write, err: &mut dyn Write) ->
         ClientReport::Shown(task) => shown(task),
         ClientReport::Noted(note) => noted(note),
     };
-    serde_json::to_writer(&mut *out, &value)?;
+    object(&value, out)
+}
+
+fn object(value: &Value, out: &mut dyn Write) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, value)?;
     out.write_all(b"\n")
 }
 
@@ -111,7 +121,9 @@ fn row(row: &Row) -> Value {
 
 /// `id`, `state`, `command` or `argv`, `attempt`, `charged`, `max_attempts`, `keyed`, `cancel`, `options` (those
 /// that hold, named as in the contract), `assigned_to`, `delay_ms`, `history`, `created_ms`, `changed_ms`
-/// (the ensemble's clock), `version`, and `outcome`: null or an object as for an outcome, without `id`.
+/// (the ensemble's clock), `version`, and `outcome`: null or an object as for an outcome, without `id`. Of a chunk
+/// also `commands`, `first_line` (from 0, as in the contract) and `results`: an object as for an outcome for each
+/// command that is not blank; of one that is not over `state` is `"pending"`, the outputs are empty, and all else is null.
 fn shown(shown: &Shown) -> Value {
     let task = &shown.task;
     let ended = task.outcome.as_ref().map(|ended| {
@@ -119,7 +131,7 @@ fn shown(shown: &Shown) -> Value {
         outcome(ended, &mut object);
         object
     });
-    json!({
+    let mut value = json!({
         "id": shown.id,
         "state": shown.shade().as_str(),
         "command": task.command,
@@ -137,7 +149,29 @@ fn shown(shown: &Shown) -> Value {
         "changed_ms": shown.stat.mtime_ms,
         "version": shown.stat.version,
         "outcome": ended,
-    })
+    });
+    if task.commands.is_some() {
+        value["commands"] = json!(task.commands);
+        value["first_line"] = json!(task.first_line);
+        value["results"] = results(shown);
+    }
+    value
+}
+
+fn results(shown: &Shown) -> Value {
+    let result = |(at, line)| {
+        let (id, line) = (shown.id.clone(), Some(line));
+        match shown.task.command_outcome(at) {
+            Some(outcome) => ended(&Ended { id, line, outcome, alone: false }),
+            None => {
+                let outcome = Outcome { detail: None, ..Outcome::unrun(State::Done, None, "", 0) };
+                let mut value = ended(&Ended { id, line, outcome, alone: false });
+                (value["state"], value["attempt"]) = (json!(Shade::Pending.as_str()), Value::Null);
+                value
+            }
+        }
+    };
+    shown.task.places().map(result).collect()
 }
 
 /// `id`, `verb` (`"cancel"` or `"retry"`), `ok`, `message`.

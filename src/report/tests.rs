@@ -3,11 +3,12 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::contract::chunk::CommandResult;
 use crate::contract::status::{Admission, Counts, Leader, Status};
 use crate::contract::task::{Options, Outcome, Output, Payload, Reason, State, Task};
 use crate::contract::{Incarnation, TaskId};
 use crate::machine::{Captured, Stat};
-use crate::roles::client::{Ended, Noted, Row, RowTask, Shade, Shown, StatusReport};
+use crate::roles::client::{Ended, Noted, Row, RowTask, Shade, Shown, StatusReport, commands_ended};
 
 fn look(json: bool) -> Look {
     Look { json, progress: false }
@@ -20,6 +21,7 @@ fn shown(json: bool, reports: Vec<ClientReport>) -> (Vec<u8>, String) {
     for report in reports {
         view.show(report).expect("shown");
     }
+    drop(view);
     (out, String::from_utf8(err).expect("words"))
 }
 
@@ -58,6 +60,99 @@ fn full() -> Outcome {
         stderr: output(b"err\n", 0, b""),
         ..outcome(State::Failed, Some(Reason::Exit))
     }
+}
+
+fn chunk() -> Task {
+    let commands = ["echo a", " ", "exit 3", "sleep 9"].map(str::to_string).to_vec();
+    let mut task = Task::new(Payload::Chunk { first_line: 4, commands }, Options::default());
+    let good = Outcome { exit_code: Some(0), stdout: output(b"a\n", 0, b""), ..outcome(State::Done, None) };
+    task.results = vec![Some(CommandResult::of(good)), None, Some(CommandResult::of(full()))];
+    task
+}
+
+#[test]
+fn the_commands_of_a_chunk_are_told_as_tasks_of_a_batch_are() {
+    let mut task = chunk();
+    let poison = Outcome { attempt: 3, ..outcome(State::Failed, Some(Reason::Poison)) };
+    task.end(poison);
+    let commands = commands_ended(&TaskId::new("J", "t"), &task);
+    let one_by_one = || commands.iter().map(|one| ClientReport::Ended(Box::new(one.clone()))).collect();
+    let together = || vec![ClientReport::EndedMany(commands.clone())];
+    assert_eq!((text(together()), lines(together())), (text(one_by_one()), lines(one_by_one())));
+    let words = "err\nzkmw: the task J/t (line 7) failed with exit code 3\n\
+                 zkmw: the task J/t (line 8) was given up: its workers died under it\n";
+    assert_eq!(text(together()), ("a\nout\n".into(), words.into()));
+    let told: Vec<_> =
+        lines(together()).iter().map(|line| (line["line"].clone(), line["attempt"].clone())).collect();
+    assert_eq!(told, [(json!(5), json!(2)), (json!(7), json!(2)), (json!(8), json!(3))]);
+}
+
+/// One stream, as a terminal is.
+#[derive(Clone, Default)]
+struct Terminal(std::rc::Rc<std::cell::RefCell<Vec<u8>>>);
+
+impl Write for Terminal {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn on_one_terminal_each_command_has_its_outputs_together() {
+    let terminal = Terminal::default();
+    let ended = |line| Ended { id: TaskId::new("J", "t"), line: Some(line), outcome: full(), alone: false };
+    let report = ClientReport::EndedMany(vec![ended(0), ended(1)]);
+    View::new(terminal.clone(), terminal.clone(), look(false)).show(report).expect("shown");
+    let one = |line| format!("out\nerr\nzkmw: the task J/t (line {line}) failed with exit code 3\n");
+    assert_eq!(String::from_utf8_lossy(&terminal.0.borrow()), one(1) + &one(2));
+}
+
+#[test]
+fn a_chunk_is_shown_command_by_command() {
+    let stat = Stat::default();
+    let show = |task: Task| {
+        let (id, options) = (TaskId::new("J", "t"), Options::default());
+        ClientReport::Shown(Box::new(Shown { id, task, stat, options, worker: None }))
+    };
+    let (out, _) = text(vec![show(chunk())]);
+    for words in [
+        "commands  3, of lines 5 to 8\nstate     pending\n",
+        "line 5       done        0 echo a\n--- stdout\na\nline 7       failed      3 exit 3\n",
+        "             it failed with exit code 3\n--- stdout\nout\n--- stderr\nerr\n",
+        "line 8       pending       sleep 9\n",
+    ] {
+        assert!(out.contains(words), "{words} in {out}");
+    }
+    let line = lines(vec![show(chunk())]).remove(0);
+    assert_eq!(
+        (&line["first_line"], &line["commands"][2], &line["outcome"]),
+        (&json!(4), &json!("exit 3"), &json!(null))
+    );
+    let results = line["results"].as_array().expect("a list").clone();
+    assert_eq!(results[..2], lines(commands_ended_of(&chunk()))[..]);
+    let pending = json!({
+        "id": "J/t", "line": 8, "state": "pending", "reason": null, "exit_code": null, "signal": null,
+        "detail": null, "attempt": null, "worker": null, "started_ms": null, "ended_ms": null,
+        "stdout": "", "stderr": "",
+    });
+    assert_eq!(results[2..], [pending]);
+
+    let mut over = chunk();
+    over.end(outcome(State::Cancelled, None));
+    let line = lines(vec![show(over)]).remove(0);
+    assert_eq!((&line["results"][2]["state"], &line["state"]), (&json!("cancelled"), &json!("cancelled")));
+}
+
+fn commands_ended_of(task: &Task) -> Vec<ClientReport> {
+    commands_ended(&TaskId::new("J", "t"), task)
+        .into_iter()
+        .map(|one| ClientReport::Ended(Box::new(one)))
+        .collect()
 }
 
 #[test]

@@ -2,11 +2,15 @@
 
 use std::io::{self, Write};
 
-use crate::contract::task::{Options, Output, Payload, State};
+use crate::contract::task::{Options, Output, Payload, State, Task};
 use crate::machine::Captured;
 use crate::roles::client::{
-    ClientReport, Ended, Noted, Progress, Row, Shown, StatusReport, exit_code, is_plain, sized, verdict,
+    ClientReport, Ended, Noted, Progress, Row, Shade, Shown, StatusReport, exit_code, is_plain, sized,
+    verdict,
 };
+
+/// Characters of a chunk's command that are shown.
+const MAX_COMMAND_CHARS: usize = 60;
 
 /// Writes a report.
 pub fn write(
@@ -21,6 +25,7 @@ pub fn write(
             writeln!(err, "zkmw: {submitted} tasks submitted; to wait for them: zkmw wait {name}")
         }
         ClientReport::Ended(task) => ended(task, out, err),
+        ClientReport::EndedMany(commands) => commands.iter().try_for_each(|one| ended(one, out, err)),
         ClientReport::Progress(_) => Ok(()),
         ClientReport::Summary(progress) => summary(progress, err),
         ClientReport::Status(report) => status(report, out),
@@ -35,16 +40,20 @@ fn ended(task: &Ended, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<(
     out.write_all(&head)?;
     omission(task, omitted, "output", err)?;
     out.write_all(&tail)?;
+    let needs_words = if task.alone { !is_plain(&task.outcome) } else { task.outcome.state != State::Done };
+    if omitted == 0 && !needs_words && task.outcome.stderr.is_empty() {
+        return Ok(());
+    }
+    // Both may be one terminal: what comes first shall stand first. Else it is flushed with what follows.
     out.flush()?;
     let Captured { head, omitted, tail } = task.outcome.stderr.captured();
     err.write_all(&head)?;
     omission(task, omitted, "error output", err)?;
     err.write_all(&tail)?;
-    let needs_words = if task.alone { !is_plain(&task.outcome) } else { task.outcome.state != State::Done };
     if needs_words {
         writeln!(err, "zkmw: the task {}{} {}", task.id, line(task), clean(&verdict(&task.outcome)))?;
     }
-    Ok(())
+    err.flush()
 }
 
 fn line(task: &Ended) -> String {
@@ -159,7 +168,12 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     match task.payload() {
         Payload::Shell(line) => writeln!(out, "command   {}", clean(&line))?,
         Payload::Program(argv) => writeln!(out, "program   {argv:?}")?,
-        Payload::Chunk { commands, .. } => writeln!(out, "commands  {}", commands.len())?,
+        Payload::Chunk { first_line, .. } => {
+            let (commands, last) =
+                (task.places().count(), task.places().last().map_or(first_line, |place| place.1));
+            let (first, last) = (first_line.saturating_add(1), last.saturating_add(1));
+            writeln!(out, "commands  {commands}, of lines {first} to {last}")?;
+        }
     }
     write!(out, "state     {}", shown.shade().as_str())?;
     match &shown.worker {
@@ -184,7 +198,7 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
         let worker = remark.worker.as_ref().map_or("nobody", |worker| worker.as_str());
         writeln!(out, "earlier   attempt {} by {worker}: {}", remark.attempt, clean(&remark.why))?;
     }
-    let Some(outcome) = &task.outcome else { return Ok(()) };
+    let Some(outcome) = &task.outcome else { return commands(task, out) };
     let (attempt, code) = (outcome.attempt, exit_code(outcome));
     writeln!(out, "outcome   attempt {attempt} {} (exit code {code})", clean(&verdict(outcome)))?;
     if let Some(worker) = &outcome.worker {
@@ -195,7 +209,37 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "ran       {} to {} ({took} ms, worker's clock)", time(started), time(ended))?;
     }
     kept("stdout", &outcome.stdout, out)?;
-    kept("stderr", &outcome.stderr, out)
+    kept("stderr", &outcome.stderr, out)?;
+    commands(task, out)
+}
+
+/// The commands of a chunk, each with what became of it.
+fn commands(task: &Task, out: &mut dyn Write) -> io::Result<()> {
+    for (at, line) in task.places() {
+        let line = line.saturating_add(1);
+        let command = task.commands.as_ref().and_then(|commands| commands.get(at));
+        let start = clean(&start_of(command.map_or("", String::as_str)));
+        let Some(outcome) = task.command_outcome(at) else {
+            writeln!(out, "line {line:<7} {:<9}     {start}", Shade::Pending.as_str())?;
+            continue;
+        };
+        let code = exit_code(&outcome);
+        writeln!(out, "line {line:<7} {:<9} {code:>3} {start}", outcome.state.as_str())?;
+        if outcome.state != State::Done {
+            writeln!(out, "             it {}", clean(&verdict(&outcome)))?;
+        }
+        kept("stdout", &outcome.stdout, out)?;
+        kept("stderr", &outcome.stderr, out)?;
+    }
+    Ok(())
+}
+
+/// As much of a command as has room on a line.
+fn start_of(command: &str) -> String {
+    match command.char_indices().nth(MAX_COMMAND_CHARS) {
+        Some((end, _)) => format!("{}…", &command[..end]),
+        None => command.to_string(),
+    }
 }
 
 fn options(options: &Options, out: &mut dyn Write) -> io::Result<()> {

@@ -39,6 +39,8 @@ pub enum ClientReport {
     },
     /// A task ended.
     Ended(Box<Ended>),
+    /// The commands of a chunk ended, in this order. They are shown one by one, and flushed together.
+    EndedMany(Vec<Ended>),
     /// How far a batch, or a wait for several, has got.
     Progress(Progress),
     /// What a batch, or a wait for several, came to.
@@ -53,7 +55,29 @@ pub enum ClientReport {
     Noted(Noted),
 }
 
-/// The outcome of a task that was waited for.
+impl ClientReport {
+    /// What became of a task, or of the commands of a chunk.
+    pub fn ended(mut ended: Vec<Ended>) -> ClientReport {
+        match ended.pop() {
+            Some(one) if ended.is_empty() => ClientReport::Ended(Box::new(one)),
+            last => {
+                ended.extend(last);
+                ClientReport::EndedMany(ended)
+            }
+        }
+    }
+}
+
+/// What became of each command of a chunk that has ended, as if it were a task of its own, but for the id.
+pub fn commands_ended(id: &TaskId, task: &Task) -> Vec<Ended> {
+    let command = |(at, line)| {
+        let outcome = task.command_outcome(at)?;
+        Some(Ended { id: id.clone(), line: Some(line), outcome, alone: false })
+    };
+    task.places().filter_map(command).collect()
+}
+
+/// The outcome of a task, or of a command of a chunk, that was waited for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ended {
     /// The task.

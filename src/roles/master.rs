@@ -31,6 +31,7 @@ use crate::exit;
 use crate::machine::{
     Action, Actions, CallId, CallResult, ChangeKind, Event, Instant, Level, Refusal, Role, earlier,
 };
+use crate::recipes::assignment::Haste;
 use crate::recipes::election::Election;
 use crate::recipes::ensure::{self, Ensure};
 use crate::recipes::mirror::{Change, Mirror};
@@ -239,7 +240,7 @@ impl Master {
             }
         }
         if is_another && let Some(term) = &mut self.term {
-            term.book.revoke(task);
+            term.book.revoke(task, Haste::Now);
         }
         if let Some(children) = self.table.overfull(task.dir()) {
             let path = self.params.layout.job(task.dir());

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use super::client::walk::{self, Found, Target, Walk};
 use super::client::{ClientReport, INTERRUPTED, Noted, Tally, breaks_connection, refusal_code, verdict};
-use crate::contract::task::{State, Task};
+use crate::contract::chunk::{CommandResult, Results, trim};
+use crate::contract::task::{Outcome, State, Task};
 use crate::contract::{Layout, TaskId};
 use crate::exit;
 use crate::machine::{
@@ -220,8 +221,11 @@ impl Operator {
         match decision {
             Decision::Write(task) => {
                 let path = self.layout.task(&id);
-                let call = Call::Set { path, data: task.encode(), version };
-                self.calls.issue(out, call, (id, Step::Write(task.attempt)));
+                let attempt = task.attempt;
+                let mut task = task;
+                // Results say who ran them when they are kept for another attempt, and so may have outgrown the znode.
+                let call = Call::Set { path, data: task.encode_to_fit(), version };
+                self.calls.issue(out, call, (id, Step::Write(attempt)));
             }
             Decision::Leave { ok, message } => {
                 self.open.remove(&id);
@@ -263,6 +267,7 @@ fn retry(mut task: Task, doubt: Option<u32>) -> Decision {
         return leave(false, "has succeeded: only what failed, expired or was cancelled can be retried");
     }
     let why = format!("retried by a user; it had ended as {}", outcome.state.as_str());
+    task.results = succeeded(&outcome);
     task.next_attempt(outcome.worker.clone(), &why);
     task.released_by = outcome.worker;
     task.charged = 0;
@@ -271,6 +276,19 @@ fn retry(mut task: Task, doubt: Option<u32>) -> Decision {
         task.options.expire_ms = Some(NO_DEADLINE_MS);
     }
     Decision::Write(Box::new(task))
+}
+
+/// What need not run again of a chunk. Who ran it, and when, is said by each result itself from now on.
+fn succeeded(outcome: &Outcome) -> Results {
+    let keep = |result: &CommandResult| CommandResult {
+        attempt: result.attempt.or(Some(outcome.attempt)),
+        worker: result.worker.clone().or_else(|| outcome.worker.clone()),
+        ..result.clone()
+    };
+    let good = |result: &Option<CommandResult>| result.as_ref().filter(|result| result.succeeded()).map(keep);
+    let mut results: Results = outcome.results.iter().map(good).collect();
+    trim(&mut results);
+    results
 }
 
 impl Role for Operator {

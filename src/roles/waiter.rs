@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::client::walk::{Found, Target, Walk};
 use super::client::{
-    ClientReport, Ended, INTERRUPTED, Progress, Tally, breaks_connection, exit_code, refusal_code,
+    ClientReport, Ended, INTERRUPTED, Progress, Tally, breaks_connection, commands_ended, exit_code,
+    refusal_code,
 };
-use crate::contract::task::{Outcome, State, Task};
+use crate::contract::task::{State, Task};
 use crate::contract::{Layout, TaskId};
 use crate::exit;
 use crate::machine::{
@@ -36,17 +37,25 @@ pub struct WaitParams {
 pub struct Waiter {
     layout: Layout,
     walk: Walk,
-    /// There is one task, whose exit code becomes ours.
+    /// There is one task, and it is no chunk as far as is known: its exit code becomes ours.
     alone: bool,
     online: bool,
     over: bool,
-    /// Tasks whose outcome was not seen yet; true for one that the user named and that was not seen at all yet.
-    watched: BTreeMap<TaskId, bool>,
+    /// Tasks whose outcome was not seen yet.
+    watched: BTreeMap<TaskId, Watched>,
     /// Those of them that have to be read. One that changes while it is being read comes in again.
     unread: BTreeSet<TaskId>,
     calls: Calls<TaskId>,
     progress: Progress,
     tally: Tally,
+}
+
+#[derive(Debug)]
+struct Watched {
+    /// The user named it, and it was not seen at all yet.
+    doubtful: bool,
+    /// How many commands it counts for: 1 until it was read.
+    commands: u64,
 }
 
 impl Waiter {
@@ -76,7 +85,7 @@ impl Waiter {
         while self.online && self.watched.len() < MAX_WATCHED {
             let Some(Found { id, named }) = self.walk.next(out) else { break };
             self.progress.submitted += 1;
-            self.watched.insert(id.clone(), named);
+            self.watched.insert(id.clone(), Watched { doubtful: named, commands: 1 });
             self.unread.insert(id);
         }
         while self.online && self.calls.len() < MAX_READS {
@@ -108,13 +117,12 @@ impl Waiter {
             return;
         }
         let Some(task) = self.calls.take(id) else { return };
-        let Some(doubtful) = self.watched.get_mut(&task) else { return };
+        let Some(Watched { doubtful, .. }) = self.watched.get_mut(&task) else { return };
         match result {
             Ok(Reply::Data { data, .. }) => {
                 *doubtful = false;
                 match Task::decode(data) {
-                    Ok(Task { outcome: Some(outcome), .. }) => self.ended(task, outcome, out),
-                    Ok(_) => {}
+                    Ok(found) => self.found(task, found, out),
                     Err(malformed) => {
                         let why = format!("the znode {} is no task: {malformed}", self.layout.task(&task));
                         self.lost(&task, exit::DATA, why, out);
@@ -138,31 +146,57 @@ impl Waiter {
         }
     }
 
-    fn ended(&mut self, id: TaskId, outcome: Outcome, out: &mut Actions<ClientReport>) {
-        self.forget(&id);
-        if outcome.state == State::Done {
-            self.progress.done += 1;
-        } else {
-            self.progress.failed += 1;
-            self.tally.wrong(if self.alone { exit_code(&outcome) } else { exit::FAILED });
+    /// A chunk counts for its commands from when it was first read, and is waited for as a batch is.
+    fn found(&mut self, id: TaskId, task: Task, out: &mut Actions<ClientReport>) {
+        let is_chunk = task.commands.is_some();
+        if let Some(watched) = self.watched.get_mut(&id)
+            && is_chunk
+        {
+            let commands = task.places().count() as u64;
+            self.progress.submitted = self.progress.submitted - watched.commands + commands;
+            watched.commands = commands;
+            self.alone = false;
         }
-        let ended = Ended { id, line: None, outcome, alone: self.alone };
-        out.push(Action::Report(ClientReport::Ended(Box::new(ended))));
+        if task.outcome.is_none() {
+            return;
+        }
+        let alone = self.alone;
+        let ended = if is_chunk {
+            commands_ended(&id, &task)
+        } else {
+            let whole = |outcome| Ended { id: id.clone(), line: None, outcome, alone };
+            task.outcome.into_iter().map(whole).collect()
+        };
+        self.ended(&id, ended, out);
+    }
+
+    fn ended(&mut self, id: &TaskId, ended: Vec<Ended>, out: &mut Actions<ClientReport>) {
+        self.forget(id);
+        for Ended { outcome, .. } in &ended {
+            if outcome.state == State::Done {
+                self.progress.done += 1;
+            } else {
+                self.progress.failed += 1;
+                self.tally.wrong(if self.alone { exit_code(outcome) } else { exit::FAILED });
+            }
+        }
+        out.push(Action::Report(ClientReport::ended(ended)));
         self.report_progress(out);
     }
 
     /// The task's outcome will never be seen.
     fn lost(&mut self, id: &TaskId, code: i32, why: String, out: &mut Actions<ClientReport>) {
-        self.forget(id);
+        let commands = self.forget(id);
         out.log(Level::Error, why);
-        self.progress.failed += 1;
+        self.progress.failed += commands;
         self.tally.wrong(code);
         self.report_progress(out);
     }
 
-    fn forget(&mut self, id: &TaskId) {
-        self.watched.remove(id);
+    /// How many commands the task counted for.
+    fn forget(&mut self, id: &TaskId) -> u64 {
         self.unread.remove(id);
+        self.watched.remove(id).map_or(0, |watched| watched.commands)
     }
 
     fn report_progress(&self, out: &mut Actions<ClientReport>) {
@@ -232,7 +266,7 @@ impl Role for Waiter {
     fn assert_invariants(&self) {
         assert!(self.watched.len() <= MAX_WATCHED, "too many tasks watched");
         assert!(self.calls.len() <= MAX_READS, "too many reads in flight");
-        assert!(self.unread.iter().all(|id| self.watched.contains_key(id)), "reading what nobody waits for");
+        assert!(self.unread.len() <= self.watched.len(), "reading what nobody waits for");
     }
 }
 

@@ -7,12 +7,13 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::RngSeed;
+use zkmw::contract::chunk::{CommandResult, Results};
 use zkmw::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
 use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration};
 use zkmw::contract::{
     Incarnation, LATCH, Layout, MAX_BATCH_LINES, MAX_DATA_BYTES, MAX_TASK_ID_BYTES, TaskId, batch_task,
-    contender_prefix, contender_rank, is_user_id, name_of, parse_registration, uuid,
+    batch_unit, contender_prefix, contender_rank, is_user_id, name_of, parse_registration, uuid,
 };
 use zkmw::machine::Captured;
 
@@ -139,7 +140,52 @@ fn outcome() -> impl Strategy<Value = Outcome> {
     )
 }
 
+fn result() -> impl Strategy<Value = CommandResult> {
+    (outcome().boxed(), any::<[bool; 3]>()).prop_map(|(outcome, [fails, moved, elsewhere])| {
+        let mut result = CommandResult::of(outcome);
+        if !fails {
+            (result.reason, result.exit_code) = (None, None);
+        }
+        result.attempt = result.attempt.filter(|_| moved);
+        result.worker = result.worker.filter(|_| elsewhere);
+        result
+    })
+}
+
+/// Results of some of so many commands.
+fn results(commands: usize) -> impl Strategy<Value = Results> {
+    vec(proptest::option::of(result().boxed()), 0..=commands.min(4)).boxed()
+}
+
+/// A chunk, over or not, with what is over of it.
+fn chunk() -> impl Strategy<Value = Task> {
+    let commands = vec(prop_oneof![any::<String>(), Just(String::new())], 1..6);
+    let whole = commands.prop_flat_map(|commands| {
+        let all = commands.len();
+        (
+            Just(commands),
+            any::<u64>(),
+            options(),
+            results(all),
+            proptest::option::of((outcome().boxed(), results(all))).boxed(),
+        )
+    });
+    whole.prop_map(|(commands, first_line, options, results, ended)| {
+        let mut task = Task::new(Payload::Chunk { first_line, commands }, options);
+        task.results = results;
+        if let Some((outcome, results)) = ended {
+            task.outcome = Some(Outcome { results, ..outcome });
+        }
+        task
+    })
+}
+
+/// In boxes: as they are, strategies that are made of others take more of the stack than a test thread has.
 fn task() -> impl Strategy<Value = Task> {
+    prop_oneof![3 => single().boxed(), 1 => chunk().boxed()]
+}
+
+fn single() -> impl Strategy<Value = Task> {
     let payload = prop_oneof![
         any::<String>().prop_map(Payload::Shell),
         vec(any::<String>(), 1..4).prop_map(Payload::Program)
@@ -170,8 +216,25 @@ proptest! {
     }
 
     #[test]
-    fn every_job_is_read_back(options in options()) {
-        let job = Job::new(options);
+    fn each_command_of_a_chunk_has_at_most_one_outcome(task in chunk()) {
+        let commands = task.commands.clone().expect("a chunk");
+        let told: Vec<_> = (0..commands.len() + 2).map(|at| task.command_outcome(at)).collect();
+        let blank = |at: usize| commands.get(at).is_none_or(|command| command.trim().is_empty());
+        for (at, outcome) in told.iter().enumerate() {
+            prop_assert!(!blank(at) || outcome.is_none());
+            prop_assert!(outcome.as_ref().is_none_or(|outcome| outcome.results.is_empty()));
+        }
+        let places: Vec<usize> = task.places().map(|(at, _)| at).collect();
+        prop_assert!(places.iter().all(|at| !blank(*at)));
+        // Of what has ended every command has an outcome.
+        let over = places.iter().filter(|at| told[**at].is_some()).count();
+        prop_assert!(task.outcome.is_none() || over == places.len());
+    }
+
+    #[test]
+    fn every_job_is_read_back(options in options(), chunk in any::<Option<u32>>()) {
+        let mut job = Job::new(options);
+        job.chunk = chunk;
         prop_assert_eq!(Job::decode(&job.encode()), Ok(job));
     }
 
@@ -272,6 +335,15 @@ proptest! {
             (id.as_str().rsplit('/').next().expect("a name").parse().expect("a line"), part.parse().expect("a number"));
         prop_assert_eq!((line, part), (a, a / 4_000));
         prop_assert_eq!(rest.to_string(), job.map_or(key.clone(), |job| format!("{job}~{key}")));
+    }
+
+    #[test]
+    fn chunks_are_named_after_their_first_line(key in user_id(), line in 0..MAX_BATCH_LINES, size in 1..=1_000_u64) {
+        let unit = line / size;
+        let id = batch_unit(None, &key, unit, size);
+        let (part, name) = (unit / 4_000, unit * size);
+        prop_assert_eq!(id.as_str(), format!("{key}~{part:04}/{name:07}"));
+        prop_assert_eq!(batch_unit(None, &key, line, 1), batch_task(None, &key, line));
     }
 
     #[test]

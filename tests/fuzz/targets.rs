@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 use zkmw::batch::{BatchReader, MAX_LINE_BYTES};
+use zkmw::contract::chunk::MAX_CHUNK_COMMANDS;
 use zkmw::contract::status::Status;
 use zkmw::contract::task::{Job, Task};
 use zkmw::contract::worker::{Assignment, Registration};
@@ -75,6 +76,9 @@ znode!(
         "v",
         "command",
         "argv",
+        "commands",
+        "first_line",
+        "results",
         "priority",
         "timeout_ms",
         "expire_ms",
@@ -82,6 +86,7 @@ znode!(
         "retry_backoff_ms",
         "require",
         "env",
+        "checkpoint_ms",
         "orphan_of",
         "keyed",
         "attempt",
@@ -105,7 +110,9 @@ znode!(
         "retry_backoff_ms",
         "require",
         "env",
+        "checkpoint_ms",
         "orphan_of",
+        "chunk",
     ],
     |_| ()
 );
@@ -142,6 +149,10 @@ fn use_task(mut task: Task) {
     if let Some(outcome) = &task.outcome {
         let _ = (outcome.stdout.captured(), outcome.stderr.captured());
     }
+    let places: Vec<_> = task.places().collect();
+    assert!(places.len() <= MAX_CHUNK_COMMANDS);
+    let over = places.iter().filter(|(at, _)| task.command_outcome(*at).is_some()).count();
+    assert!(task.width() as usize <= places.len().max(1) && (task.outcome.is_none() || over == places.len()));
     let before = task.history.last().cloned();
     task.next_attempt(None, "it was fuzzed");
     assert_ne!(task.history.last(), before.as_ref());
@@ -297,6 +308,17 @@ fn config(data: &[u8]) {
     });
 }
 
+/// The chunks that are chosen fit; what is refused is refused with a size that does.
+fn chunked(batch: &mut BatchReader) {
+    let chosen = batch.choose_chunk().expect("it did not change");
+    assert!((1..=100).contains(&chosen));
+    assert_eq!(batch.check_chunk(chosen), Ok(()));
+    if let Err(unfit) = batch.check_chunk(MAX_CHUNK_COMMANDS as u32) {
+        let fits = unfit.why.rsplit(' ').next().and_then(|size| size.parse().ok()).expect("a size");
+        assert_eq!(batch.check_chunk(fits), Ok(()), "{unfit}");
+    }
+}
+
 /// A batch: what is handed out is what stands there.
 fn batch(data: &[u8]) {
     let (read, bytes) = peak(|| BatchReader::spool(data, "fuzz"));
@@ -306,6 +328,7 @@ fn batch(data: &[u8]) {
         Ok(batch) => batch,
         Err(unfit) => return check_reason(&unfit.why),
     };
+    chunked(&mut batch);
     let given = batch.next(usize::MAX).expect("it did not change");
     let text = std::str::from_utf8(data).expect("checked");
     let lines = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).enumerate();

@@ -3,6 +3,7 @@
 mod admission;
 mod attempts;
 mod batches;
+mod chunks;
 mod clients;
 mod config;
 mod ends;

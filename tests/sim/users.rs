@@ -63,6 +63,7 @@ impl ClientSpec {
                     lines: lines.len() as u64,
                     bytes: lines.iter().map(|line| line.len() as u64).sum(),
                     end: lines.len() as u64,
+                    chunk: 1,
                     detach: self.detach,
                     orphan_cancel: self.orphan,
                     cancel_on_interrupt: self.cancel,

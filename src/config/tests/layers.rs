@@ -55,6 +55,8 @@ fn defaults_of_every_command() {
         zkmw("submit true").submit(),
         SubmitConfig {
             task: TaskSource::Line("true".to_owned()),
+            chunk: None,
+            checkpoint: None,
             job: None,
             id: None,
             detach: false,

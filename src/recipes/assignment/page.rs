@@ -97,6 +97,8 @@ pub(super) struct Page {
     pub state: PageState,
     /// What is in memory differs from what was written.
     pub dirty: bool,
+    /// Likewise, and somebody waits for it.
+    pub urgent: bool,
     /// It carries our epoch, so we know better than the ensemble what is to stand there.
     pub ours: bool,
 }
@@ -113,6 +115,7 @@ impl Page {
             revoking: false,
             state: PageState::Reading,
             dirty: false,
+            urgent: false,
             ours: false,
         }
     }
@@ -252,7 +255,7 @@ impl Page {
 
     /// The data to write; the page is then clean and being written.
     pub fn write(&mut self, epoch: i64) -> Vec<u8> {
-        self.dirty = false;
+        (self.dirty, self.urgent) = (false, false);
         self.state = PageState::Writing;
         self.restate(Revoked::Wanted, Revoked::InFlight);
         let entry = |(task, held): (&TaskId, &Held)| Entry {
@@ -275,7 +278,7 @@ impl Page {
 
     /// The last write was not applied.
     pub fn unsend(&mut self) {
-        self.dirty = true;
+        (self.dirty, self.urgent) = (true, true);
         self.restate(Revoked::InFlight, Revoked::Wanted);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{Asked, LOST, NO_NODE, refused, stat};
-use crate::machine::{Actions, Call, CallId, CallResult, ChangeKind, Refusal, Reply, WatchMode};
+use crate::machine::{Action, Actions, Call, CallId, CallResult, ChangeKind, Refusal, Reply, WatchMode};
 use crate::recipes::mirror::{Change, Mirror};
 
 fn children(names: &[&str]) -> CallResult {
@@ -127,10 +127,38 @@ fn a_deletion_is_told_even_when_its_event_meets_a_read() {
     let first = bench.next("/r/a");
     assert_eq!(bench.changed("/r/a", ChangeKind::Deleted), [gone("a")]);
     assert_eq!(bench.reply(first, data("old")), [], "that is older than its end");
-    let second = bench.next("/r/a");
-    assert_eq!(bench.reply(second, NO_NODE), []);
     assert_eq!(bench.changed("/r/a", ChangeKind::Deleted), [gone("a")], "and twice does no harm");
-    assert!(bench.calls.is_empty());
+    assert!(bench.calls.is_empty(), "what is gone is not read again");
+}
+
+#[test]
+fn what_went_and_came_back_while_it_was_read_is_read_again() {
+    let mut bench = Bench::complete();
+    bench.changed("/r/a", ChangeKind::Created);
+    let first = bench.next("/r/a");
+    bench.changed("/r/a", ChangeKind::Deleted);
+    bench.changed("/r/a", ChangeKind::Created);
+    assert_eq!(bench.reply(first, data("of the first")), []);
+    let second = bench.next("/r/a");
+    assert_eq!(bench.reply(second, data("of the second")), [seen("a", "of the second")]);
+}
+
+#[test]
+fn who_is_in_no_hurry_does_not_read_what_is_gone_by_then() {
+    let mut bench = Bench::complete();
+    let mut out = Actions::<()>::default();
+    bench.mirror.take_time(true, &mut out);
+    bench.changed("/r/a", ChangeKind::Created);
+    bench.changed("/r/b", ChangeKind::Created);
+    bench.mirror.catch_up(&mut out);
+    assert!(out.is_empty() && bench.calls.is_empty() && bench.mirror.is_behind());
+    bench.changed("/r/a", ChangeKind::Deleted);
+    bench.mirror.catch_up(&mut out);
+    let calls: Vec<_> = out.drain().collect();
+    assert!(matches!(&calls[..], [Action::Call { call, .. }] if call.path() == "/r/b"), "{calls:?}");
+    bench.changed("/r/c", ChangeKind::Created);
+    bench.mirror.take_time(false, &mut out);
+    assert_eq!(out.drain().count(), 1, "who is in a hurry reads at once");
 }
 
 /// A worker makes its next registration before it deletes the last one: whoever sees the end of that first takes it

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use super::{ClientReport, breaks_connection};
+use super::{ClientReport, Ended, breaks_connection};
 use crate::contract::parent_of;
 use crate::contract::status::{Admission, Counts, Leader, Status};
 use crate::contract::task::{Outcome, Reason, State, Task};
@@ -275,11 +275,16 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
 
     /// The ids and states of the outcomes that were reported.
     pub fn ended(&self) -> Vec<(String, State)> {
-        let ended = self.reports.iter().filter_map(|report| match report {
-            ClientReport::Ended(task) => Some((task.id.to_string(), task.outcome.state)),
-            _ => None,
-        });
-        ended.collect()
+        self.all_ended().map(|ended| (ended.id.to_string(), ended.outcome.state)).collect()
+    }
+
+    /// The outcomes that were reported, of tasks and of commands.
+    pub fn all_ended(&self) -> impl Iterator<Item = &Ended> {
+        self.reports.iter().flat_map(|report| match report {
+            ClientReport::Ended(ended) => std::slice::from_ref(ended.as_ref()),
+            ClientReport::EndedMany(commands) => commands.as_slice(),
+            _ => &[],
+        })
     }
 
     /// Whether something was logged that has this in it.

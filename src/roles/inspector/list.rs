@@ -193,7 +193,9 @@ fn start_of(payload: &Payload) -> String {
         Payload::Shell(line) => line.clone(),
         Payload::Program(argv) => argv.join(" "),
         Payload::Chunk { commands, .. } => {
-            format!("({} commands) {}", commands.len(), commands.first().map_or("", String::as_str))
+            let mut commands = commands.iter().filter(|command| !command.trim().is_empty());
+            let first = commands.next().map_or("", String::as_str);
+            format!("({} commands) {first}", commands.count() + usize::from(!first.is_empty()))
         }
     };
     let mut shown: String = whole.chars().take(MAX_COMMAND_CHARS).flat_map(visible).collect();

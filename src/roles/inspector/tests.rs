@@ -208,6 +208,23 @@ fn a_list_is_filtered_and_limited() {
 }
 
 #[test]
+fn a_chunk_is_one_row() {
+    let mut desk = list(&[], 100, Some("J"));
+    let commands = ["", "echo 1", " ", "echo 2", "echo 3"].map(str::to_string).to_vec();
+    let task = Task::new(Payload::Chunk { first_line: 0, commands }, Options::default());
+    desk.put("/z/tasks/J/0chunk", &task.encode());
+    desk.connect();
+    desk.settle();
+    let chunk = desk.reports.iter().find_map(|report| match report {
+        ClientReport::Row(Row { id, task: Ok(task) }) if id.as_str() == "J/0chunk" => {
+            Some(task.command.clone())
+        }
+        _ => None,
+    });
+    assert_eq!(chunk.as_deref(), Some("(3 commands) echo 1"));
+}
+
+#[test]
 fn a_list_goes_on_after_every_loss() {
     let calls = {
         let mut desk = list(&[], 100, None);

@@ -10,15 +10,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::fleet::Fleet;
+use super::leading::Term;
 use super::{Master, Out};
 use crate::contract::worker::{MAX_ENTRIES, START_AHEAD};
 use crate::contract::{Incarnation, TaskId};
 use crate::machine::{Instant, Level};
-use crate::recipes::assignment::{Book, Held, Load};
+use crate::recipes::assignment::{Book, Haste, Held, Load};
 use crate::recipes::queue::{Need, Needs};
 
 /// What waits at a worker should be started within this time.
-const PREFETCH: Duration = Duration::from_millis(100);
+const PREFETCH: Duration = Duration::from_millis(400);
+
+/// What waits at a worker for less than this is not worth to be given to another.
+const WORTH_IT: Duration = Duration::from_millis(100);
 
 /// Most entries that wait at a worker, whatever is known of how long its runs take.
 const MAX_PREFETCH: usize = 256;
@@ -29,9 +33,8 @@ const OVERHEAD_US: u64 = 200;
 /// How much the last run counts in what is known of how long runs take: 1 in so many.
 const MEMORY: u64 = 8;
 
-/// The pause between two looks whether what waits at one worker should go to another. What got on between them
-/// is left alone.
-const BALANCE_PACE: Duration = Duration::from_millis(250);
+/// The pause between two looks whether what waits at one worker should go to another.
+const BALANCE_PACE: Duration = Duration::from_millis(150);
 
 /// All of a worker's slots are taken: [`Rank::share`] is at least this.
 const FULL: u64 = 1 << 20;
@@ -53,8 +56,30 @@ struct Known {
     rank: Option<Rank>,
     /// How long a command keeps a slot, in µs, once one was seen.
     cost_us: Option<u64>,
+    /// It is being given more than its slots: from half of what may wait to all of it, so that many go in one write.
+    filling: bool,
     /// [`Load::struck`] at the last look.
     struck: u64,
+}
+
+impl Known {
+    fn fill(&mut self, load: Load) {
+        let (ahead, room) = (ahead(self.slots, self.cost_us), MAX_PREFETCH.min(MAX_ENTRIES));
+        let waiting = load.width.saturating_sub(u64::from(self.slots));
+        let entries = load.entries.saturating_sub(self.slots as usize);
+        if waiting >= ahead || entries >= room {
+            self.filling = false;
+        } else if waiting <= ahead / 2 && entries <= room / 2 {
+            self.filling = true;
+        }
+    }
+
+    /// How long the last of what waits there will wait, if all goes well.
+    fn wait(&self, load: Load) -> Duration {
+        let waiting = load.width.saturating_sub(u64::from(self.slots));
+        let us = waiting.saturating_mul(self.cost_us.unwrap_or(0)) / u64::from(self.slots.max(1));
+        Duration::from_micros(us)
+    }
 }
 
 /// The workers that could take more, the least loaded first.
@@ -101,14 +126,15 @@ impl Roster {
             slots,
             rank: None,
             cost_us: None,
+            filling: false,
             struck: 0,
         });
         known.slots = slots;
-        let ahead = ahead(slots, known.cost_us);
-        let takes = |load: &Load| {
-            load.width < u64::from(slots) + ahead
-                && load.entries < (slots as usize + MAX_PREFETCH).min(MAX_ENTRIES)
-        };
+        if let Some(load) = load {
+            known.fill(load);
+        }
+        let filling = known.filling;
+        let takes = |load: &Load| load.width < u64::from(slots) || filling;
         let share = |load: Load| load.width.saturating_mul(FULL) / u64::from(slots.max(1));
         let rank = load.filter(takes).map(|load| Rank { share: share(load), slots: Reverse(slots) });
         if load.is_some_and(|load| load.width > u64::from(slots)) {
@@ -129,6 +155,14 @@ impl Roster {
             None => cost,
             Some(before) => (before * (MEMORY - 1)).saturating_add(cost) / MEMORY,
         });
+    }
+
+    /// How soon a worker has to hear of one more task.
+    fn haste(&self, incarnation: &Incarnation, book: &Book) -> Haste {
+        let (Some(known), Some(load)) = (self.known.get(incarnation), book.load(incarnation)) else {
+            return Haste::Now;
+        };
+        if load.width > u64::from(known.slots) { Haste::Soon } else { Haste::Now }
     }
 
     /// Whether somebody has a slot that nothing is planned for.
@@ -202,7 +236,8 @@ impl Master {
             let best = term.roster.find(pending.need, &self.needs, &self.fleet, &term.book).cloned();
             let Some(incarnation) = best else { continue };
             let held = Held::new(pending.attempt, pending.width, pending.charged > 0);
-            term.book.assign(&incarnation, &task, held);
+            let haste = term.roster.haste(&incarnation, &term.book);
+            term.book.assign(&incarnation, &task, held, haste);
             term.summary.touch();
             if let Some(registration) = self.fleet.get(&incarnation) {
                 let load = term.book.load(&incarnation);
@@ -224,56 +259,64 @@ impl Master {
         true
     }
 
-    /// Recalls what waits at a worker that gets nothing done, when another has a free slot and the queue nothing for it.
+    /// Recalls what waits at one worker when another has a free slot and the queue nothing for it: what is stuck there,
+    /// or would wait for long.
     pub(super) fn balance(&mut self, now: Instant) {
         let Some(term) = self.term.as_mut().filter(|term| term.is_leading()) else { return };
         if !term.roster.is_slot_free() || term.roster.overfull.is_empty() {
             term.roster.balance_at = None;
             return;
         }
-        let Some(at) = term.roster.balance_at else {
-            term.roster.balance_at = Some(now + BALANCE_PACE);
-            term.note_progress();
-            return;
-        };
-        if at > now {
-            return;
+        let due = term.roster.balance_at.replace(now + BALANCE_PACE);
+        match due {
+            Some(at) if at > now => term.roster.balance_at = Some(at),
+            Some(_) => {
+                let recalled = self.surplus();
+                let Some(term) = &mut self.term else { return };
+                term.note_progress();
+                for task in recalled {
+                    term.book.recall(&task);
+                }
+            }
+            None => term.note_progress(),
         }
-        term.roster.balance_at = Some(now + BALANCE_PACE);
-        let stuck: Vec<Incarnation> = term.roster.overfull.iter().cloned().collect();
-        let mut recalled = Vec::new();
+    }
+
+    /// What should not wait where it is, the last first.
+    fn surplus(&self) -> Vec<TaskId> {
+        let Some(Term { roster, book, .. }) = &self.term else { return Vec::new() };
         let free = |(rank, _): &&(Rank, Incarnation)| rank.share < FULL;
-        let mut room: u64 =
-            term.roster.order.iter().take_while(free).map(|(rank, _)| u64::from(rank.slots.0)).sum();
-        for incarnation in &stuck {
-            let (Some(known), Some(load)) = (term.roster.known.get(incarnation), term.book.load(incarnation))
-            else {
+        let slots = |(rank, _): &(Rank, Incarnation)| u64::from(rank.slots.0);
+        let room: u64 = roster.order.iter().take_while(free).map(slots).sum();
+        let goes = |need: Need| {
+            let labels = |other| self.fleet.get(other).map(|registration| &registration.labels);
+            let fits = |other| labels(other).is_some_and(|labels| self.needs.fits(need, labels));
+            roster.order.iter().take_while(free).any(|(_, other)| fits(other))
+        };
+        let mut surplus = Vec::new();
+        for incarnation in &roster.overfull {
+            let (Some(known), Some(load)) = (roster.known.get(incarnation), book.load(incarnation)) else {
                 continue;
             };
-            if known.struck != load.struck {
-                continue;
-            }
-            let may = load.entries.saturating_sub(known.slots as usize);
-            for (task, held) in term.book.entries(incarnation).rev().take(may) {
-                let Some(pending) = self.table.pending(task).filter(|_| room > 0) else { continue };
-                let goes = term.roster.order.iter().take_while(free).any(|(_, other)| {
-                    let labels = self.fleet.get(other).map(|registration| &registration.labels);
-                    labels.is_some_and(|labels| self.needs.fits(pending.need, labels))
-                });
-                if goes && !held.recalled && !held.is_revoked() {
-                    room = room.saturating_sub(u64::from(held.width));
-                    recalled.push(task.clone());
+            let waiting = load.entries.saturating_sub(known.slots as usize);
+            let most = usize::try_from(room).unwrap_or(usize::MAX).min(waiting);
+            let may = match () {
+                () if known.struck == load.struck => most,
+                () if known.wait(load) >= WORTH_IT => most.max(waiting / 2),
+                () => 0,
+            };
+            for (task, held) in book.entries(incarnation).rev().take(may) {
+                let need = self.table.pending(task).map(|pending| pending.need);
+                if !held.recalled && !held.is_revoked() && need.is_some_and(goes) {
+                    surplus.push(task.clone());
                 }
             }
         }
-        term.note_progress();
-        for task in recalled {
-            term.book.recall(&task);
-        }
+        surplus
     }
 }
 
-impl super::leading::Term {
+impl Term {
     /// How far every overfull page has got by now.
     fn note_progress(&mut self) {
         let Roster { known, overfull, .. } = &mut self.roster;
@@ -326,7 +369,7 @@ mod tests {
     #[test]
     fn long_runs_let_nothing_wait() {
         assert_eq!(ahead(8, None), 0);
-        assert_eq!((ahead(8, Some(10_000)), ahead(8, Some(900_000)), ahead(8, Some(0))), (80, 0, 4_000));
+        assert_eq!((ahead(8, Some(10_000)), ahead(8, Some(4_000_000)), ahead(8, Some(0))), (320, 0, 16_000));
         let mut roster = Roster::default();
         let a = Incarnation::new("a", 1);
         roster.update(&a, 8, load(0));
@@ -334,7 +377,7 @@ mod tests {
             roster.note_run(&a, 0, 1);
         }
         assert_eq!(roster.known[&a].cost_us, Some(OVERHEAD_US));
-        roster.note_run(&a, 10_000, 1);
+        roster.note_run(&a, 60_000, 1);
         assert!(ahead(8, roster.known[&a].cost_us) == 0, "one long run is enough");
     }
 

@@ -15,7 +15,7 @@ use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
 use crate::machine::{
     Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, earlier,
 };
-use crate::recipes::assignment::{Book, Held, Step};
+use crate::recipes::assignment::{Book, Haste, Held, Step};
 
 /// An assignment without entries whose worker is not registered is taken for one that is about to register, for
 /// so long.
@@ -134,7 +134,8 @@ impl Term {
     /// When it wants to be woken.
     pub fn next_wake(&self) -> Option<Instant> {
         let newborn = self.newborn.values().min().map(|since| *since + NEWBORN_GRACE);
-        earlier(earlier(self.summary.next_wake(), newborn), self.roster.balance_at)
+        let own = earlier(self.roster.balance_at, self.book.next_wake());
+        earlier(earlier(self.summary.next_wake(), newborn), own)
     }
 }
 
@@ -169,7 +170,7 @@ impl Master {
         self.dispatch(out);
         self.balance(now);
         let Some(mut term) = self.term.take() else { return };
-        term.book.flush(out);
+        term.book.flush(now, out);
         let offer = term.summary.next_wake().is_some_and(|at| at <= now);
         if offer {
             let text = self.summarize(&term).encode();
@@ -469,12 +470,12 @@ impl Master {
             }
             (Some(Phase::Pending(pending)), Some((incarnation, held))) => {
                 if pending.attempt > held.attempt && pending.released_by.as_ref() == Some(&incarnation) {
-                    term.book.strip(task);
+                    term.book.strip(task, Haste::Now);
                     self.settle(task, now, out);
                 } else if pending.attempt > held.attempt
                     || (pending.attempt == held.attempt && pending.cancel)
                 {
-                    term.book.revoke(task);
+                    term.book.revoke(task, Haste::Now);
                 } else if pending.attempt == held.attempt {
                     term.book.describe(task, pending.width, pending.charged > 0);
                 }
@@ -483,16 +484,19 @@ impl Master {
                 if by.as_ref() == Some(&incarnation) =>
             {
                 term.roster.note_run(&incarnation, *ran_ms, held.width);
-                term.book.strip(task);
+                // Nobody can get it again, so that is written when something else is.
+                term.book.strip(task, Haste::Later);
             }
             // A task that is gone ended most probably, and was collected before we saw its outcome. Its entry is
             // revoked, to be certain; until the worker vouches that it is dead it takes up no slot.
             (None, Some(_)) => {
-                term.book.revoke(task);
+                term.book.revoke(task, Haste::Later);
                 term.book.make_ghost(task);
             }
             // Its worker does not know yet that it is over.
-            (Some(Phase::Ended { .. } | Phase::Malformed), Some(_)) => term.book.revoke(task),
+            (Some(Phase::Ended { .. } | Phase::Malformed), Some(_)) => {
+                term.book.revoke(task, Haste::Now);
+            }
             (Some(Phase::Aside), Some(_)) => {}
             (Some(Phase::Pending(pending)), None) => {
                 let expired =

@@ -388,6 +388,8 @@ fn a_task_that_was_made_anew_runs_again() {
     world.remove("/z/tasks/_00/a");
     task(&mut world, "_00/a", |_| {});
     master.go(&mut world);
+    world.pass(Duration::from_secs(1));
+    master.go(&mut world);
     let version = world.znodes["/z/assign/w~1"].stat.version;
     vouch(&mut world, "w~1~0", 1, version);
     master.go(&mut world);
@@ -428,6 +430,8 @@ fn a_task_that_the_mirror_has_yet_to_hear_of_is_not_revoked() {
     standby.go(&mut world);
     assert_eq!(world.page("/z/assign/w~1"), [entry("j/a", 1, false)]);
     world.remove("/z/tasks/j/a");
+    standby.go(&mut world);
+    world.pass(Duration::from_secs(1));
     standby.go(&mut world);
     assert_eq!(world.page("/z/assign/w~1"), [entry("j/a", 1, true)], "nobody knows how it ended");
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::contract::Incarnation;
+use crate::contract::chunk::CommandResult;
 use crate::contract::task::{Options, Outcome, Payload};
 use crate::roles::client::testing::{Desk, Fate, done, failed, is_set};
 
@@ -39,6 +40,33 @@ fn a_retry_starts_over_and_names_who_vouches_for_the_last_attempt() {
     assert_eq!(task.released_by, Some(Incarnation::new("w", 1)));
     assert_eq!((task.history[0].attempt, task.history[0].worker.clone()), (1, task.released_by));
     assert_eq!(note(&desk), (true, "will run again, as attempt 2".into()));
+}
+
+#[test]
+fn what_succeeded_of_a_chunk_does_not_run_again() {
+    let mut desk = desk(Verb::Retry, "J/1", None);
+    let commands = ["a", "b", "c", "d"].map(str::to_string).to_vec();
+    let mut task = Task::new(Payload::Chunk { first_line: 40, commands }, Options::default());
+    task.attempt = 3;
+    let result = |outcome: Outcome, attempt| {
+        let mut result = CommandResult::of(outcome);
+        result.attempt = attempt;
+        Some(result)
+    };
+    let bad = result(failed(2), None);
+    let old = Outcome { worker: Some(Incarnation::new("old", 1)), ..done() };
+    let whole = Outcome { attempt: 3, ..failed_on_worker() };
+    task.end(Outcome {
+        results: vec![result(done(), None), bad.clone(), result(old, Some(1)), bad],
+        ..whole
+    });
+    desk.put(TASK, &task.encode());
+    desk.settle();
+    let task = desk.task(TASK);
+    assert_eq!((desk.exit, task.attempt, task.width(), task.results.len()), (Some(0), 4, 2, 3));
+    let told = |at: usize| task.results[at].clone().map(|result| (result.attempt, result.worker));
+    assert_eq!(told(0), Some((Some(3), Some(Incarnation::new("w", 1)))));
+    assert_eq!((told(1), told(2)), (None, Some((Some(1), Some(Incarnation::new("old", 1))))));
 }
 
 #[test]

@@ -1,40 +1,38 @@
-//! A batch: the lines of a file, each a task, created through a window and collected as they end.
+//! A batch: the lines of a file, each a task or many of them one, created through a window and collected as they end.
+//!
+//! What one task is made of is a *unit*: a line, or a chunk of lines. Windows and bits are counted in units, but what the
+//! user is told in lines, so that chunks change nothing of that.
 //!
 //! Every part (one directory) is watched as a whole before its first task is created, so a task costs no watch
 //! and no read until its outcome is there. What is held is the window's lines and a few bits for each task that
-//! waits for its outcome; lines are never read twice. A line is `open` from the moment
-//! it was read until its task is known to stand, whatever happens to connections in between.
+//! waits for its outcome; lines are never read twice. A unit is `open` from the moment
+//! its lines were read until its task is known to stand, whatever happens to connections in between.
 
 mod parts;
 mod replies;
+mod units;
+mod windows;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use self::parts::{Parts, part_of};
+use self::parts::Parts;
+use self::units::Units;
+use self::windows::{MAX_CREATES, MAX_UNDELETED, READ_AHEAD};
 use super::DELETE_PATIENCE;
 use super::admission::{Demand, Pace};
 use super::mark::Mark;
+use crate::contract::chunk::MAX_CHUNK_COMMANDS;
 use crate::contract::task::{Job, Options, Payload, Task};
-use crate::contract::{LINES_PER_PART, Layout, MAX_BATCH_LINES, MAX_TASK_BYTES, TaskId, batch_task};
+use crate::contract::{LINES_PER_PART, Layout, MAX_BATCH_LINES, MAX_TASK_BYTES, TaskId, batch_unit};
 use crate::exit;
 use crate::machine::{
-    Action, Actions, BatchLine, Call, Calls, ChangeKind, CreateMode, Event, Instant, Level, Role, WatchMode,
-    earlier,
+    Action, Actions, Call, Calls, ChangeKind, CreateMode, Event, Instant, Level, Role, WatchMode, earlier,
 };
 use crate::recipes::ensure::Ensure;
 use crate::roles::client::{ClientReport, INTERRUPTED, Progress, Tally, Unfit, breaks_connection};
 
-/// Creates in flight.
-const MAX_CREATES: usize = 64;
-
-/// Reads and deletes in flight.
-const MAX_COLLECTS: usize = 128;
-
 /// Parts that are made or watched at a time.
 const MAX_WARMING: usize = 16;
-
-/// Lines that are asked for at a time, and the number of open lines below which more are asked for.
-const READ_AHEAD: usize = 2 * MAX_CREATES;
 
 /// Complaints about single tasks that are logged; the summary counts the others.
 const MAX_COMPLAINTS: u32 = 20;
@@ -58,6 +56,8 @@ pub struct BatchParams {
     pub bytes: u64,
     /// One more than the number of the last of them.
     pub end: u64,
+    /// How many lines of the file each task has; 1 is no chunk.
+    pub chunk: u32,
     /// Don't wait.
     pub detach: bool,
     /// The tasks are to be cancelled if we die while we wait. Means nothing together with `detach`.
@@ -88,13 +88,17 @@ pub struct Batch {
     /// `tasks` is being made.
     ensuring: bool,
     source: Source,
-    /// Lines that were read and whose tasks are not known to stand.
+    units: Units,
+    /// Units that were read and whose tasks are not known to stand.
     open: BTreeMap<u64, Open>,
+    open_bytes: usize,
     /// Those of them that are not being created.
     unsent: BTreeSet<u64>,
     parts: Parts,
-    /// Tasks whose outcome was shown and that are being deleted.
+    /// Tasks whose outcome was shown and that are being deleted, or are to be.
     deleting: BTreeMap<u64, Deleting>,
+    /// Those of them that wait for their turn.
+    deferred: VecDeque<u64>,
     cancelling: bool,
     complaints: u32,
     /// Only deletes are left, and there is no connection.
@@ -106,7 +110,10 @@ pub struct Batch {
     ensure: Ensure,
     calls: Calls<Purpose>,
     creates: usize,
+    /// Reads, cancels and deletes in flight.
     collects: usize,
+    /// Reads among them.
+    reads: usize,
     warming: usize,
 }
 
@@ -128,7 +135,9 @@ enum Source {
 
 #[derive(Debug)]
 struct Open {
-    text: String,
+    payload: Payload,
+    commands: u16,
+    bytes: usize,
     /// A creation was in doubt.
     doubt: bool,
     /// It changed before its creation was acknowledged.
@@ -151,7 +160,7 @@ enum Purpose {
     ComparePart(u64),
     WatchPart(u64),
     Create(u64),
-    /// Looks whether the task that has the key and line is ours.
+    /// Looks whether the task that has the key and number is ours.
     Compare(u64),
     Read(u64),
     Cancel(u64),
@@ -168,6 +177,11 @@ impl Batch {
             let why = format!("the batch has {} lines; at most {MAX_BATCH_LINES} are allowed", params.end);
             return Err(Unfit { code: exit::TOO_MUCH, why });
         }
+        if params.chunk > MAX_CHUNK_COMMANDS as u32 {
+            let why = format!("chunks of {} lines; at most {MAX_CHUNK_COMMANDS} are allowed", params.chunk);
+            return Err(Unfit { code: exit::TOO_MUCH, why });
+        }
+        let units = Units::new(params.chunk);
         let options = Options { orphan_of: None, ..params.options };
         let bytes = Job::new(options.clone()).encode().len();
         if bytes > MAX_TASK_BYTES {
@@ -184,7 +198,7 @@ impl Batch {
             keyed: params.key.is_some(),
             batch: params.key.unwrap_or(params.ulid),
             options,
-            part_count: params.end.div_ceil(LINES_PER_PART),
+            part_count: params.end.div_ceil(units.size()).div_ceil(LINES_PER_PART),
             detach: params.detach,
             cancel_on_interrupt: params.cancel_on_interrupt && !params.detach,
             online: false,
@@ -194,10 +208,13 @@ impl Batch {
             denied: None,
             ensuring: false,
             source: Source::Idle,
+            units,
             open: BTreeMap::new(),
+            open_bytes: 0,
             unsent: BTreeSet::new(),
             parts: Parts::default(),
             deleting: BTreeMap::new(),
+            deferred: VecDeque::new(),
             cancelling: false,
             complaints: 0,
             give_up: None,
@@ -207,12 +224,14 @@ impl Batch {
             calls: Calls::default(),
             creates: 0,
             collects: 0,
+            reads: 0,
             warming: 0,
         };
         // About: what JSON escapes in a line takes more.
-        let empty = batch.task("").encode().len() as u64;
-        let bytes = params.bytes.saturating_add(params.lines.saturating_mul(empty));
-        batch.pace = Pace::new(&batch.layout, Demand { tasks: params.lines, bytes });
+        let empty = batch.task(&Payload::Shell(String::new())).encode().len() as u64;
+        let tasks = params.lines.min(params.end.div_ceil(batch.units.size()));
+        let bytes = params.bytes.saturating_add(tasks.saturating_mul(empty));
+        batch.pace = Pace::new(&batch.layout, Demand { tasks, bytes });
         Ok(batch)
     }
 
@@ -224,30 +243,37 @@ impl Batch {
         }
     }
 
-    fn id(&self, line: u64) -> TaskId {
-        batch_task(self.job.as_deref(), &self.batch, line)
+    fn id(&self, unit: u64) -> TaskId {
+        batch_unit(self.job.as_deref(), &self.batch, unit, self.units.size())
     }
 
-    fn path(&self, line: u64) -> String {
-        self.layout.task(&self.id(line))
+    fn path(&self, unit: u64) -> String {
+        self.layout.task(&self.id(unit))
     }
 
     fn part_path(&self, part: u64) -> String {
         self.layout.job(self.id(part * LINES_PER_PART).dir())
     }
 
-    /// The line that has its task at this path.
-    fn line_at(&self, path: &str) -> Option<u64> {
-        let line = crate::contract::name_of(path).parse().ok()?;
-        (line < MAX_BATCH_LINES && self.path(line) == path).then_some(line)
+    /// The unit that has its task at this path.
+    fn unit_at(&self, path: &str) -> Option<u64> {
+        let line: u64 = crate::contract::name_of(path).parse().ok()?;
+        let unit = line / self.units.size();
+        (line < MAX_BATCH_LINES && self.path(unit) == path).then_some(unit)
     }
 
-    /// The task for a line. Its options are the part's, but for the mark: a batch that is submitted again under
+    /// What stands in a part: the options, and how lines are put together.
+    fn part_data(&self) -> Job {
+        let mut job = Job::new(self.options.clone());
+        job.chunk = self.units.are_chunks().then_some(self.units.size() as u32);
+        job
+    }
+
+    /// The task for a unit. Its options are the part's, but for the mark: a batch that is submitted again under
     /// its key adds tasks to a part that was made by a submitter that is gone.
-    fn task(&self, text: &str) -> Task {
+    fn task(&self, payload: &Payload) -> Task {
         let orphan_of = self.mark.id().map(str::to_string);
-        let mut task =
-            Task::new(Payload::Shell(text.to_string()), Options { orphan_of, ..Options::default() });
+        let mut task = Task::new(payload.clone(), Options { orphan_of, ..Options::default() });
         task.keyed = self.keyed;
         task
     }
@@ -284,32 +310,15 @@ impl Batch {
             Room::Looking => {}
             Room::Found => {
                 let Progress { submitted, total, .. } = self.progress;
-                self.pace.keep(now, total.saturating_sub(submitted), out);
+                let left = total.saturating_sub(submitted).div_ceil(self.units.size());
+                self.pace.keep(now, left, out);
                 self.read_lines(out);
                 self.warm_parts(out);
                 self.create(out);
                 self.collect(out);
+                self.clean_up(out);
                 self.end_if_done(out);
             }
-        }
-    }
-
-    fn read_lines(&mut self, out: &mut Actions<ClientReport>) {
-        if self.source == Source::Idle && self.open.len() < READ_AHEAD {
-            self.source = Source::Asked;
-            out.push(Action::ReadLines(READ_AHEAD));
-        }
-    }
-
-    fn on_lines(&mut self, lines: Vec<BatchLine>) {
-        if self.source == Source::Dry {
-            return;
-        }
-        self.source = if lines.len() < READ_AHEAD { Source::Dry } else { Source::Idle };
-        for BatchLine { number, text } in lines {
-            self.parts.open(part_of(number));
-            self.open.insert(number, Open { text, doubt: false, changed: false });
-            self.unsent.insert(number);
         }
     }
 
@@ -321,7 +330,7 @@ impl Batch {
             if made {
                 self.watch_part(part, out);
             } else {
-                let data = Job::new(self.options.clone()).encode();
+                let data = self.part_data().encode();
                 let path = self.part_path(part);
                 let call = Call::Create { path, data, mode: CreateMode::Persistent };
                 self.calls.issue(out, call, Purpose::MakePart(part));
@@ -337,54 +346,6 @@ impl Batch {
         } else {
             let call = Call::Watch { path: self.part_path(part), mode: WatchMode::Tree };
             self.calls.issue(out, call, Purpose::WatchPart(part));
-        }
-    }
-
-    fn create(&mut self, out: &mut Actions<ClientReport>) {
-        while self.creates < MAX_CREATES {
-            // In order; what cannot be created yet holds up only what comes after it.
-            let Some(line) = self.unsent.first().copied().filter(|line| self.parts.is_warm(part_of(*line)))
-            else {
-                break;
-            };
-            // Before a task can be cancelled for certain it has to stand.
-            let closed = self.pace.is_closed() && !self.cancelling;
-            if closed && !(self.keyed && self.pace.may_look()) {
-                break;
-            }
-            self.unsent.remove(&line);
-            let Some(Open { text, .. }) = self.open.get(&line) else { continue };
-            let path = self.path(line);
-            if closed {
-                self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Compare(line));
-            } else {
-                let data = self.task(text).encode();
-                let call = Call::Create { path, data, mode: CreateMode::Persistent };
-                self.calls.issue(out, call, Purpose::Create(line));
-            }
-            self.creates += 1;
-        }
-    }
-
-    fn collect(&mut self, out: &mut Actions<ClientReport>) {
-        while self.collects < MAX_COLLECTS {
-            let Some(line) = self.parts.next_unread() else { break };
-            self.calls.issue(out, Call::Get { path: self.path(line), watch: false }, Purpose::Read(line));
-            self.collects += 1;
-        }
-        let before = match self.open.first_key_value() {
-            Some((line, _)) => part_of(*line),
-            None if self.source == Source::Dry => u64::MAX,
-            None => 0,
-        };
-        self.parts.retire(before);
-    }
-
-    fn delete(&mut self, line: u64, out: &mut Actions<ClientReport>) {
-        if let Some(Deleting { version, .. }) = self.deleting.get(&line) {
-            let call = Call::Delete { path: self.path(line), version: Some(*version) };
-            self.calls.issue(out, call, Purpose::Delete(line));
-            self.collects += 1;
         }
     }
 
@@ -422,10 +383,7 @@ impl Batch {
             self.room = Room::Unknown;
         }
         self.marked = self.mark.on_connected(out);
-        let deleting: Vec<u64> = self.deleting.keys().copied().collect();
-        for line in deleting {
-            self.delete(line, out);
-        }
+        self.deferred = self.deleting.keys().copied().collect();
     }
 
     fn on_lost(&mut self, now: Instant) {
@@ -442,7 +400,7 @@ impl Batch {
         self.mark.on_lost();
         self.pace.on_lost();
         self.ensuring = false;
-        (self.creates, self.collects, self.warming) = (0, 0, 0);
+        (self.creates, self.collects, self.reads, self.warming) = (0, 0, 0, 0);
     }
 
     fn on_changed(&mut self, path: &str, kind: ChangeKind) {
@@ -450,16 +408,16 @@ impl Batch {
         if kind == ChangeKind::Created || kind == ChangeKind::Children {
             return;
         }
-        let Some(line) = self.line_at(path) else { return };
-        match self.open.get_mut(&line) {
+        let Some(unit) = self.unit_at(path) else { return };
+        match self.open.get_mut(&unit) {
             Some(open) => open.changed = true,
-            None => self.parts.mark_unread(line),
+            None => self.parts.mark_unread(unit),
         }
     }
 
     fn on_stop(&mut self, again: bool, out: &mut Actions<ClientReport>) {
         let Progress { submitted, total, .. } = self.progress;
-        let creating = self.open.iter().any(|(line, open)| open.doubt || !self.unsent.contains(line));
+        let creating = self.open.iter().any(|(unit, open)| open.doubt || !self.unsent.contains(unit));
         if self.is_waited_for() && !self.detach {
             self.end(out);
         } else if submitted == 0 && !creating {
@@ -477,9 +435,11 @@ impl Batch {
             self.source = Source::Dry;
             // What is certain not to stand is not created any more.
             let unsent = &self.unsent;
-            self.open.retain(|line, open| open.doubt || !unsent.contains(line));
-            self.unsent.retain(|line| self.open.contains_key(line));
-            self.progress.total = submitted + self.open.len() as u64;
+            self.open.retain(|unit, open| open.doubt || !unsent.contains(unit));
+            self.unsent.retain(|unit| self.open.contains_key(unit));
+            self.open_bytes = self.open.values().map(|open| open.bytes).sum();
+            self.progress.total =
+                submitted + self.open.values().map(|open| u64::from(open.commands)).sum::<u64>();
             self.parts.mark_all_unread();
         }
     }
@@ -532,10 +492,10 @@ impl Role for Batch {
 
     fn assert_invariants(&self) {
         let Progress { submitted, done, failed, .. } = self.progress;
-        let pending = self.parts.pending_count();
-        assert!(self.open.len() < 2 * READ_AHEAD, "{} lines are open", self.open.len());
+        let pending = self.parts.pending_commands();
+        assert!(self.open.len() < 2 * READ_AHEAD, "{} tasks are open", self.open.len());
         assert!(self.creates <= MAX_CREATES && self.warming <= MAX_WARMING, "too many calls in flight");
-        assert!(self.deleting.len() <= 2 * MAX_COLLECTS, "{} deletes pile up", self.deleting.len());
+        assert!(self.deleting.len() + self.reads <= MAX_UNDELETED, "{} deletes pile up", self.deleting.len());
         assert!(self.detach || submitted == pending + done + failed, "a task was lost: {self:?}");
     }
 }

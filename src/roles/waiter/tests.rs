@@ -1,6 +1,8 @@
 //! Waiting for tasks, jobs and what is not there.
 
 use super::*;
+use crate::contract::chunk::CommandResult;
+use crate::contract::task::Outcome;
 use crate::contract::task::{Options, Payload};
 use crate::roles::client::testing::{Desk, Fate, done, failed};
 
@@ -28,6 +30,64 @@ fn one_task_passes_on_its_code() {
     desk.settle();
     assert_eq!(desk.exit, Some(7));
     assert_eq!(desk.count(Call::is_write), 0, "it never writes");
+}
+
+/// Puts a chunk of three commands and a blank there; gives it as it ended, the last command without a result.
+fn put_chunk(desk: &mut Desk<Waiter>) -> Outcome {
+    let commands = ["a", "", "b", "c"].map(str::to_string).to_vec();
+    let task = Task::new(Payload::Chunk { first_line: 10, commands }, Options::default());
+    desk.put("/z/tasks/J/1", &task.encode());
+    let mut whole = failed(1);
+    whole.results = vec![Some(CommandResult::of(done())), None, Some(CommandResult::of(failed(9)))];
+    whole
+}
+
+#[test]
+fn a_chunk_is_waited_for_as_a_batch_is() {
+    let mut desk = desk(vec![task("J/1")]);
+    let whole = put_chunk(&mut desk);
+    desk.connect();
+    desk.settle();
+    assert_eq!(desk.exit, None);
+    desk.end("/z/tasks/J/1", whole);
+    desk.settle();
+    assert_eq!(desk.exit, Some(exit::FAILED));
+    let told: Vec<_> = desk.all_ended().map(|one| (one.line, one.outcome.exit_code, one.alone)).collect();
+    assert_eq!(told, [(Some(10), Some(0), false), (Some(12), Some(9), false), (Some(13), Some(1), false)]);
+    let summary = Progress { submitted: 3, done: 1, failed: 2, total: 3 };
+    assert_eq!(desk.reports.last(), Some(&ClientReport::Summary(summary)));
+}
+
+#[test]
+fn a_chunk_among_others_counts_for_its_commands() {
+    let mut desk = desk(vec![Target::Job("J".into())]);
+    let whole = put_chunk(&mut desk);
+    desk.connect();
+    desk.settle();
+    desk.end("/z/tasks/J/2", done());
+    desk.settle();
+    let progress = Progress { submitted: 5, done: 1, failed: 0, total: 5 };
+    assert_eq!(desk.reports.last(), Some(&ClientReport::Progress(progress)));
+    desk.end("/z/tasks/J~b~0000/3", done());
+    desk.settle();
+    let gone = Progress { submitted: 5, done: 2, failed: 3, total: 5 };
+    let ended = Progress { done: 3, failed: 2, ..gone };
+    for is_gone in [false, true] {
+        let mut desk = self::desk(vec![Target::Job("J".into())]);
+        put_chunk(&mut desk);
+        desk.connect();
+        desk.settle();
+        if is_gone {
+            desk.remove("/z/tasks/J/1")
+        } else {
+            desk.end("/z/tasks/J/1", whole.clone())
+        }
+        desk.end("/z/tasks/J/2", done());
+        desk.end("/z/tasks/J~b~0000/3", done());
+        desk.settle();
+        let summary = if is_gone { gone } else { ended };
+        assert_eq!((desk.exit, desk.reports.last()), (Some(1), Some(&ClientReport::Summary(summary))));
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The parts of a batch: which of their tasks stand without an outcome, in three bits a task.
+//! The parts of a batch: which of their tasks stand without an outcome, in three bits a task, and two bytes where
+//! tasks have several commands.
 //!
 //! Bookkeeping alone: it makes no calls. A part is *warm* on a connection when it was made and its watch stands;
 //! only then are tasks created or read in it, so that no change falls between a read and the watch.
@@ -9,7 +10,7 @@ use crate::contract::LINES_PER_PART;
 
 const WORDS: usize = LINES_PER_PART.div_ceil(64) as usize;
 
-/// A set of the lines of one part.
+/// A set of the units of one part.
 #[derive(Clone, Debug)]
 struct Bits(Box<[u64; WORDS]>);
 
@@ -18,25 +19,25 @@ impl Bits {
         Bits(Box::new([0; WORDS]))
     }
 
-    fn at(line: u64) -> (usize, u64) {
-        let bit = line % LINES_PER_PART;
+    fn at(unit: u64) -> (usize, u64) {
+        let bit = unit % LINES_PER_PART;
         ((bit / 64) as usize, 1 << (bit % 64))
     }
 
-    fn insert(&mut self, line: u64) {
-        let (word, bit) = Bits::at(line);
+    fn insert(&mut self, unit: u64) {
+        let (word, bit) = Bits::at(unit);
         self.0[word] |= bit;
     }
 
-    fn remove(&mut self, line: u64) -> bool {
-        let (word, bit) = Bits::at(line);
+    fn remove(&mut self, unit: u64) -> bool {
+        let (word, bit) = Bits::at(unit);
         let had = self.0[word] & bit != 0;
         self.0[word] &= !bit;
         had
     }
 
-    fn contains(&self, line: u64) -> bool {
-        let (word, bit) = Bits::at(line);
+    fn contains(&self, unit: u64) -> bool {
+        let (word, bit) = Bits::at(unit);
         self.0[word] & bit != 0
     }
 
@@ -55,6 +56,8 @@ struct Part {
     /// Tasks that stand and whose outcome was not seen.
     pending: Bits,
     pending_count: u64,
+    /// How many commands each task has; none where each has one.
+    commands: Vec<u16>,
     /// Those of them whose creation was in doubt.
     doubt: Bits,
     /// Those of them that have to be read.
@@ -79,11 +82,25 @@ pub struct Parts {
     /// Parts that may have nothing pending.
     idle: BTreeSet<u64>,
     pending_count: u64,
+    pending_commands: u64,
 }
 
-/// The part that a line is in.
-pub fn part_of(line: u64) -> u64 {
-    line / LINES_PER_PART
+/// What is known of a task that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Over {
+    /// Its creation was in doubt.
+    pub doubt: bool,
+    /// How many commands it has.
+    pub commands: u16,
+}
+
+/// The part that a unit is in.
+pub fn part_of(unit: u64) -> u64 {
+    unit / LINES_PER_PART
+}
+
+fn place_of(unit: u64) -> usize {
+    (unit % LINES_PER_PART) as usize
 }
 
 impl Parts {
@@ -96,6 +113,7 @@ impl Parts {
                 made: false,
                 pending: Bits::new(),
                 pending_count: 0,
+                commands: Vec::new(),
                 doubt: Bits::new(),
                 unread: Bits::new(),
             }
@@ -149,45 +167,53 @@ impl Parts {
         self.parts.get(&part).is_some_and(|part| part.stage == Stage::Warm)
     }
 
-    /// The task stands.
-    pub fn stands(&mut self, line: u64, doubt: bool) {
-        if let Some(part) = self.parts.get_mut(&part_of(line)) {
-            part.pending.insert(line);
+    /// The task stands, with so many commands.
+    pub fn stands(&mut self, unit: u64, doubt: bool, commands: u16) {
+        if let Some(part) = self.parts.get_mut(&part_of(unit)) {
+            part.pending.insert(unit);
             part.pending_count += 1;
             self.pending_count += 1;
+            self.pending_commands += u64::from(commands);
+            if commands != 1 && part.commands.is_empty() {
+                part.commands = vec![1; LINES_PER_PART as usize];
+            }
+            if let Some(kept) = part.commands.get_mut(place_of(unit)) {
+                *kept = commands;
+            }
             if doubt {
-                part.doubt.insert(line);
+                part.doubt.insert(unit);
             }
         }
     }
 
-    /// Whether the task stands and its outcome was not seen.
-    pub fn is_pending(&self, line: u64) -> bool {
-        self.parts.get(&part_of(line)).is_some_and(|part| part.pending.contains(line))
+    /// How many commands the task has; nothing if it is not pending.
+    pub fn commands(&self, unit: u64) -> Option<u16> {
+        let part = self.parts.get(&part_of(unit)).filter(|part| part.pending.contains(unit))?;
+        Some(part.commands.get(place_of(unit)).copied().unwrap_or(1))
     }
 
-    /// The task is over; tells whether its creation was in doubt, if it was pending at all.
-    pub fn over(&mut self, line: u64) -> Option<bool> {
-        let part = self.parts.get_mut(&part_of(line))?;
-        if !part.pending.remove(line) {
-            return None;
-        }
+    /// The task is over; tells what is known of it, if it was pending at all.
+    pub fn over(&mut self, unit: u64) -> Option<Over> {
+        let commands = self.commands(unit)?;
+        let part = self.parts.get_mut(&part_of(unit))?;
+        part.pending.remove(unit);
         part.pending_count -= 1;
         self.pending_count -= 1;
         if part.pending_count == 0 {
-            self.idle.insert(part_of(line));
+            self.idle.insert(part_of(unit));
         }
-        part.unread.remove(line);
-        Some(part.doubt.remove(line))
+        self.pending_commands -= u64::from(commands);
+        part.unread.remove(unit);
+        Some(Over { doubt: part.doubt.remove(unit), commands })
     }
 
     /// The task has to be read; nothing happens if it is not pending.
-    pub fn mark_unread(&mut self, line: u64) {
-        let number = part_of(line);
+    pub fn mark_unread(&mut self, unit: u64) {
+        let number = part_of(unit);
         if let Some(part) = self.parts.get_mut(&number)
-            && part.pending.contains(line)
+            && part.pending.contains(unit)
         {
-            part.unread.insert(line);
+            part.unread.insert(unit);
             self.dirty.insert(number);
         }
     }
@@ -232,6 +258,11 @@ impl Parts {
     pub fn pending_count(&self) -> u64 {
         self.pending_count
     }
+
+    /// Commands of such tasks.
+    pub fn pending_commands(&self) -> u64 {
+        self.pending_commands
+    }
 }
 
 #[cfg(test)]
@@ -245,8 +276,8 @@ mod tests {
         assert_eq!(parts.next_cold(), Some((1, false)));
         parts.made(1);
         let last = 2 * LINES_PER_PART - 1;
-        parts.stands(LINES_PER_PART, false);
-        parts.stands(last, true);
+        parts.stands(LINES_PER_PART, false, 1);
+        parts.stands(last, true, 100);
         parts.mark_unread(last);
         assert_eq!(parts.next_unread(), None, "not warm");
         parts.warmed(1);
@@ -255,12 +286,14 @@ mod tests {
         assert_eq!(read, [LINES_PER_PART, last]);
         parts.mark_unread(LINES_PER_PART + 1);
         assert_eq!(parts.next_unread(), None, "not ours");
-        assert_eq!((parts.over(last), parts.over(last)), (Some(true), None));
+        assert_eq!((parts.pending_count(), parts.pending_commands()), (2, 101));
+        assert_eq!(parts.over(last), Some(Over { doubt: true, commands: 100 }));
+        assert_eq!((parts.over(last), parts.pending_commands()), (None, 1));
         parts.mark_unread(last);
         assert_eq!((parts.next_unread(), parts.pending_count()), (None, 1));
         parts.retire(2);
         assert!(parts.is_warm(1), "it has a task");
-        assert_eq!(parts.over(LINES_PER_PART), Some(false));
+        assert_eq!(parts.over(LINES_PER_PART), Some(Over { doubt: false, commands: 1 }));
         parts.retire(2);
         assert!(!parts.is_warm(1));
     }

@@ -1,13 +1,13 @@
 //! A batch takes in the answers to its calls.
 
-use super::parts::part_of;
+use super::parts::{Over, part_of};
 use super::{Batch, Deleting, Purpose, Room, TaskId};
 use crate::contract::MAX_CHILDREN;
-use crate::contract::task::{Job, Outcome, State, Task};
+use crate::contract::task::{Job, State, Task};
 use crate::exit;
 use crate::machine::{Action, Actions, Call, CallError, CallId, CallResult, Level, Refusal, Reply};
 use crate::recipes::ensure;
-use crate::roles::client::{ClientReport, Ended, refusal_code};
+use crate::roles::client::{ClientReport, Ended, commands_ended, refusal_code};
 use crate::roles::submitter::{MAX_DELETES, mark};
 
 type Out = Actions<ClientReport>;
@@ -39,7 +39,8 @@ impl Batch {
         let Some(purpose) = self.calls.take(id) else { return };
         match purpose {
             Purpose::Create(_) | Purpose::Compare(_) => self.creates -= 1,
-            Purpose::Read(_) | Purpose::Cancel(_) | Purpose::Delete(_) => self.collects -= 1,
+            Purpose::Read(_) => (self.collects, self.reads) = (self.collects - 1, self.reads - 1),
+            Purpose::Cancel(_) | Purpose::Delete(_) => self.collects -= 1,
             Purpose::Room | Purpose::FirstPart => {}
             Purpose::MakePart(_) | Purpose::ComparePart(_) | Purpose::WatchPart(_) => self.warming -= 1,
         }
@@ -57,27 +58,27 @@ impl Batch {
                 Ok(_) => self.parts.warmed(part),
                 Err(refusal) => self.refused("watch", Some(part), refusal, out),
             },
-            Purpose::Create(line) => self.on_created(line, result, out),
-            Purpose::Compare(line) => self.on_compared(line, result, out),
-            Purpose::Read(line) => self.on_read(line, result, out),
-            Purpose::Cancel(line) => self.on_cancelled(line, result, out),
-            Purpose::Delete(line) => self.on_deleted(line, result, out),
+            Purpose::Create(unit) => self.on_created(unit, result, out),
+            Purpose::Compare(unit) => self.on_compared(unit, result, out),
+            Purpose::Read(unit) => self.on_read(unit, result, out),
+            Purpose::Cancel(unit) => self.on_cancelled(unit, result, out),
+            Purpose::Delete(unit) => self.on_deleted(unit, result, out),
         }
     }
 
     /// The connection is gone; everything but this is found out anew on the next.
     fn on_doubt(&mut self, purpose: Purpose) {
         match purpose {
-            Purpose::Create(line) => {
-                if let Some(open) = self.open.get_mut(&line) {
+            Purpose::Create(unit) => {
+                if let Some(open) = self.open.get_mut(&unit) {
                     open.doubt = true;
                 }
             }
-            Purpose::Delete(line) => {
-                if let Some(deleting) = self.deleting.get_mut(&line) {
+            Purpose::Delete(unit) => {
+                if let Some(deleting) = self.deleting.get_mut(&unit) {
                     deleting.tries += 1;
                     if deleting.tries >= MAX_DELETES {
-                        self.deleting.remove(&line);
+                        self.deleting.remove(&unit);
                     }
                 }
             }
@@ -160,6 +161,14 @@ impl Batch {
         };
         let path = self.part_path(part);
         match Job::decode(data) {
+            Ok(job) if job.chunk != self.part_data().chunk => {
+                let (theirs, ours) = (job.chunk.unwrap_or(1), self.units.size());
+                let why = format!(
+                    "{path} exists already, with other options: it has chunks of {theirs} lines, not of {ours}; \
+                     say --chunk {theirs}, or take another --id"
+                );
+                self.fail(exit::DATA, why, out);
+            }
             Ok(job) if job.options == self.options => self.on_part_stands(part, out),
             Ok(_) => self.fail(exit::DATA, format!("{path} exists already, with other options"), out),
             Err(malformed) => {
@@ -174,152 +183,174 @@ impl Batch {
         self.watch_part(part, out);
     }
 
-    fn on_created(&mut self, line: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+    fn on_created(&mut self, unit: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
         match result {
-            Ok(_) => self.stands(line, false, out),
+            Ok(_) => self.stands(unit, false, out),
             Err(Refusal::NodeExists) if self.keyed => {
-                let call = Call::Get { path: self.path(line), watch: false };
-                self.calls.issue(out, call, Purpose::Compare(line));
+                let call = Call::Get { path: self.path(unit), watch: false };
+                self.calls.issue(out, call, Purpose::Compare(unit));
                 self.creates += 1;
             }
             // The name is ours alone, so it can only be a request that was in doubt.
-            Err(Refusal::NodeExists) => self.stands(line, true, out),
+            Err(Refusal::NodeExists) => self.stands(unit, true, out),
             // The leader deletes empty jobs.
             Err(Refusal::NoNode) => {
-                self.unsent.insert(line);
-                self.parts.unmade(part_of(line));
+                self.unsent.insert(unit);
+                self.parts.unmade(part_of(unit));
             }
             Err(refusal) => {
-                let why = format!("cannot create the task {}: {refusal}", self.path(line));
+                let why = format!("cannot create the task {}: {refusal}", self.path(unit));
                 self.fail(refusal_code(refusal), why, out);
             }
         }
     }
 
-    fn on_compared(&mut self, line: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+    fn on_compared(&mut self, unit: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
         let data = match result {
             Ok(Reply::Data { data, .. }) => data,
             Err(Refusal::NoNode) => {
-                self.unsent.insert(line);
+                self.unsent.insert(unit);
                 return self.pace.on_missed();
             }
             Err(refusal) => {
-                let why = format!("cannot read the task {}: {refusal}", self.path(line));
+                let why = format!("cannot read the task {}: {refusal}", self.path(unit));
                 return self.fail(refusal_code(refusal), why, out);
             }
             Ok(reply) => return self.bug(reply, out),
         };
-        let (id, number) = (self.id(line), line.saturating_add(1));
-        let Some(open) = self.open.get(&line) else { return };
+        let (id, lines) = (self.id(unit), self.lines_of(unit));
+        let Some(open) = self.open.get(&unit) else { return };
         match Task::decode(data) {
-            Ok(task) if task.same_request(&self.task(&open.text)) => self.stands(line, true, out),
+            Ok(task) if task.same_request(&self.task(&open.payload)) => self.stands(unit, true, out),
             Ok(_) => {
-                let why = format!("the task {id} (line {number}) exists already and asks for something else");
+                let why = format!("the task {id} ({lines}) exists already and asks for something else");
                 self.fail(exit::DATA, why, out);
             }
             Err(malformed) => {
-                let why = format!("{id} (line {number}) exists already and is no task: {malformed}");
+                let why = format!("{id} ({lines}) exists already and is no task: {malformed}");
                 self.fail(exit::DATA, why, out);
             }
+        }
+    }
+
+    /// Which lines a task has, in words.
+    fn lines_of(&self, unit: u64) -> String {
+        let (size, first) = (self.units.size(), unit.saturating_mul(self.units.size()));
+        match size {
+            1 => format!("line {}", first.saturating_add(1)),
+            _ => format!("lines {} to {}", first.saturating_add(1), first.saturating_add(size)),
         }
     }
 
     /// The task stands, for certain; `before` our last request did.
-    fn stands(&mut self, line: u64, before: bool, out: &mut Out) {
-        let Some(open) = self.open.remove(&line) else { return };
-        self.progress.submitted += 1;
+    fn stands(&mut self, unit: u64, before: bool, out: &mut Out) {
+        let Some(open) = self.open.remove(&unit) else { return };
+        self.open_bytes = self.open_bytes.saturating_sub(open.bytes);
+        self.progress.submitted += u64::from(open.commands);
         if self.detach {
-            let id = self.id(line);
+            let id = self.id(unit);
             out.push(Action::Report(ClientReport::Submitted { id, detached: true }));
             return;
         }
-        self.parts.stands(line, open.doubt || before);
+        self.parts.stands(unit, open.doubt || before, open.commands);
         if before || open.changed || self.cancelling {
-            self.parts.mark_unread(line);
+            self.parts.mark_unread(unit);
         }
     }
 
-    fn on_read(&mut self, line: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
-        if !self.parts.is_pending(line) {
+    fn on_read(&mut self, unit: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+        if self.parts.commands(unit).is_none() {
             return;
         }
         match result {
             Ok(Reply::Data { data, stat }) => match Task::decode(data) {
-                Ok(Task { outcome: Some(outcome), .. }) => self.ended(line, outcome, stat.version, out),
+                Ok(task) if task.outcome.is_some() => self.ended(unit, task, stat.version, out),
                 Ok(mut task) if self.cancelling && !task.cancel => {
                     task.cancel = true;
                     let call =
-                        Call::Set { path: self.path(line), data: task.encode(), version: stat.version };
-                    self.calls.issue(out, call, Purpose::Cancel(line));
+                        Call::Set { path: self.path(unit), data: task.encode(), version: stat.version };
+                    self.calls.issue(out, call, Purpose::Cancel(unit));
                     self.collects += 1;
                 }
                 Ok(_) => {}
                 Err(malformed) => {
-                    let why = format!("the task {} can no longer be read: {malformed}", self.path(line));
-                    self.lost(line, why, out);
+                    let why = format!("the task {} can no longer be read: {malformed}", self.path(unit));
+                    self.lost(unit, why, out);
                 }
             },
             Err(Refusal::NoNode) => {
-                let id = self.id(line);
+                let id = self.id(unit);
                 let why = format!("the task {id} was deleted by someone before its outcome was seen");
-                self.lost(line, why, out);
+                self.lost(unit, why, out);
             }
             Err(refusal) => {
-                let why = format!("cannot read the task {}: {refusal}", self.path(line));
-                self.lost(line, why, out);
+                let why = format!("cannot read the task {}: {refusal}", self.path(unit));
+                self.lost(unit, why, out);
             }
             Ok(reply) => self.bug(reply, out),
         }
     }
 
-    /// Shows the outcome. What follows happens only if that succeeded.
-    fn ended(&mut self, line: u64, outcome: Outcome, version: i32, out: &mut Out) {
-        let Some(doubt) = self.parts.over(line) else { return };
-        if outcome.state == State::Done {
-            self.progress.done += 1;
+    /// Shows what became of each command. What follows happens only if that succeeded.
+    fn ended(&mut self, unit: u64, task: Task, version: i32, out: &mut Out) {
+        let first_line = unit.saturating_mul(self.units.size());
+        let is_ours = !self.units.are_chunks() || task.first_line == first_line;
+        let ended = if self.units.are_chunks() {
+            commands_ended(&self.id(unit), &task)
         } else {
-            self.progress.failed += 1;
+            let whole = |outcome| Ended { id: self.id(unit), line: Some(unit), outcome, alone: false };
+            task.outcome.into_iter().map(whole).collect()
+        };
+        // One outcome for each command that was submitted, or nothing that is counted would add up.
+        if !is_ours || self.parts.commands(unit).map(usize::from) != Some(ended.len()) {
+            let why = format!("the task {} was changed by someone: it has other lines", self.id(unit));
+            return self.lost(unit, why, out);
+        }
+        let Some(Over { doubt, .. }) = self.parts.over(unit) else { return };
+        let done = ended.iter().filter(|command| command.outcome.state == State::Done).count();
+        self.progress.done += done as u64;
+        if done < ended.len() {
+            self.progress.failed += (ended.len() - done) as u64;
             self.tally.wrong(exit::FAILED);
         }
-        let ended = Ended { id: self.id(line), line: Some(line), outcome, alone: false };
-        out.push(Action::Report(ClientReport::Ended(Box::new(ended))));
+        out.push(Action::Report(ClientReport::ended(ended)));
         if !self.keyed && !doubt {
-            self.deleting.insert(line, Deleting { version, tries: 0 });
-            self.delete(line, out);
+            self.deleting.insert(unit, Deleting { version, tries: 0 });
+            self.deferred.push_back(unit);
         }
     }
 
     /// The task's outcome will never be seen.
-    fn lost(&mut self, line: u64, why: String, out: &mut Out) {
-        if self.parts.over(line).is_some() {
-            self.progress.failed += 1;
+    fn lost(&mut self, unit: u64, why: String, out: &mut Out) {
+        if let Some(Over { commands, .. }) = self.parts.over(unit) {
+            self.progress.failed += u64::from(commands);
             self.tally.wrong(exit::FAILED);
             self.complain(why, out);
         }
     }
 
-    fn on_cancelled(&mut self, line: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+    fn on_cancelled(&mut self, unit: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
         match result {
             Ok(_) => {}
             // Whoever changed it has got on with it, so this comes to an end.
-            Err(Refusal::BadVersion | Refusal::NoNode) => self.parts.mark_unread(line),
+            Err(Refusal::BadVersion | Refusal::NoNode) => self.parts.mark_unread(unit),
             Err(refusal) => {
-                let why = format!("cannot cancel the task {}: {refusal}", self.path(line));
+                let why = format!("cannot cancel the task {}: {refusal}", self.path(unit));
                 self.fail(refusal_code(refusal), why, out);
             }
         }
     }
 
-    fn on_deleted(&mut self, line: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
-        self.deleting.remove(&line);
+    fn on_deleted(&mut self, unit: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+        self.deleting.remove(&unit);
         match result {
             Ok(_) | Err(Refusal::NoNode) => {}
             Err(Refusal::BadVersion) => {
-                let id: TaskId = self.id(line);
+                let id: TaskId = self.id(unit);
                 out.log(Level::Warn, format!("the task {id} was changed by someone after its outcome"));
             }
             Err(refusal) => {
-                let why = format!("cannot delete the task {}: {refusal}", self.path(line));
+                let why = format!("cannot delete the task {}: {refusal}", self.path(unit));
                 self.complain(why, out);
             }
         }

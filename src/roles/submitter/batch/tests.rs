@@ -1,10 +1,12 @@
 //! Batches: the common way, keys, interrupts, and then a thousand disasters from seeds.
 
+mod chunks;
+
 use std::collections::VecDeque;
 
 use super::*;
 use crate::contract::task::{Outcome, State};
-use crate::machine::{CallError, Prng, Refusal};
+use crate::machine::{BatchLine, CallError, Prng, Refusal};
 use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set, status};
 
 const STATUS: &str = "/z/status";
@@ -19,6 +21,7 @@ fn params(lines: u64) -> BatchParams {
         lines,
         bytes: 10 * lines,
         end: lines,
+        chunk: 1,
         detach: false,
         orphan_cancel: false,
         cancel_on_interrupt: false,
@@ -197,7 +200,8 @@ const MAX_CHILDREN_FOR_TEST: i32 = crate::contract::MAX_CHILDREN;
 #[test]
 fn a_batch_that_the_service_has_no_room_for_is_refused_as_a_whole() {
     for params in [params(10), keyed(10)] {
-        let per_task = desk(params.clone()).role.task("").encode().len() as u64 + 10;
+        let per_task =
+            desk(params.clone()).role.task(&Payload::Shell(String::new())).encode().len() as u64 + 10;
         let in_bytes = |left: u64| status(0, 50, 99, 50 + left);
         for (data, exit, made) in [
             (status(3, 0, 13, 1 << 20), None, 10),

@@ -1,0 +1,285 @@
+//! Batches whose tasks have several lines: the user sees of it nothing but the ids.
+
+use super::*;
+use crate::contract::chunk::CommandResult;
+use crate::contract::task::Reason;
+use crate::roles::submitter::batch::windows::{MAX_DEFERRED, MAX_OPEN_BYTES};
+
+fn chunked(lines: u64, chunk: u32) -> BatchParams {
+    BatchParams { chunk, ..params(lines) }
+}
+
+fn result(code: i32) -> Option<CommandResult> {
+    let mut outcome = if code == 0 { done() } else { failed(code) };
+    outcome.detail = None;
+    Some(CommandResult::of(outcome))
+}
+
+/// A worker ends the chunk: commands whose echo has a number in `bad` fail with that code.
+fn end_chunk(desk: &mut Desk<Batch>, path: &str, bad: &[(u64, i32)]) {
+    let task = desk.task(path);
+    let mut whole = done();
+    for (at, line) in task.places() {
+        let code = bad.iter().find(|(number, _)| *number == line).map_or(0, |(_, code)| *code);
+        whole.results.resize(at, None);
+        whole.results.push(result(code));
+        if code != 0 {
+            whole = Outcome { results: whole.results, ..failed(1) };
+        }
+    }
+    desk.end(path, whole);
+}
+
+fn commands(desk: &Desk<Batch>, path: &str) -> Vec<String> {
+    desk.task(path).commands.expect("a chunk")
+}
+
+/// The lines that were told, with their codes, in the order of the telling.
+fn told(desk: &Desk<Batch>) -> Vec<(u64, Option<i32>)> {
+    desk.all_ended().map(|ended| (ended.line.expect("a line"), ended.outcome.exit_code)).collect()
+}
+
+#[test]
+fn lines_go_into_chunks_and_come_back_as_lines() {
+    let mut desk = waiting(chunked(25, 10));
+    assert_eq!(
+        tasks(&desk),
+        ["/z/tasks/B~0000/0000000", "/z/tasks/B~0000/0000010", "/z/tasks/B~0000/0000020"]
+    );
+    assert_eq!(Job::decode(&desk.znodes["/z/tasks/B~0000"].0).expect("job").chunk, Some(10));
+    let task = desk.task("/z/tasks/B~0000/0000020");
+    assert_eq!((task.first_line, task.width()), (20, 5));
+    assert_eq!(commands(&desk, "/z/tasks/B~0000/0000020")[4], "echo 24");
+    let Some(ClientReport::Progress(progress)) = desk.reports.last() else { panic!("no progress") };
+    assert_eq!((progress.submitted, progress.total), (25, 25));
+
+    end_chunk(&mut desk, "/z/tasks/B~0000/0000010", &[(13, 3), (17, 4)]);
+    desk.settle();
+    let expected: Vec<_> = (10..20)
+        .map(|line| (line, Some([0, 3, 4][usize::from(line == 13) + 2 * usize::from(line == 17)])))
+        .collect();
+    assert_eq!(told(&desk), expected);
+    assert!(desk.all_ended().all(|ended| ended.id.as_str() == "B~0000/0000010" && !ended.alone));
+    assert_eq!(desk.reports.iter().filter(|report| matches!(report, ClientReport::EndedMany(_))).count(), 1);
+    for path in tasks(&desk) {
+        end_chunk(&mut desk, &path, &[]);
+    }
+    desk.settle();
+    assert_eq!((desk.exit, tasks(&desk).len(), desk.count(is_get)), (Some(1), 0, 3));
+    assert_eq!(summary(&desk), Progress { submitted: 25, done: 23, failed: 2, total: 25 });
+}
+
+#[test]
+fn chunks_of_one_line_are_no_chunks() {
+    let (one, none) = (waiting(chunked(5, 1)), waiting(params(5)));
+    assert_eq!(one.znodes, none.znodes);
+    assert_eq!(one.task("/z/tasks/B~0000/0000004").payload(), Payload::Shell("echo 4".into()));
+}
+
+#[test]
+fn a_part_has_so_many_chunks_and_blank_ones_are_not_made() {
+    let last = LINES_PER_PART * 10 + 3;
+    let mut desk = desk(BatchParams { end: last + 1, ..chunked(3, 10) });
+    for (line, number) in desk.lines.iter_mut().zip([1, 25, last]) {
+        line.number = number;
+    }
+    desk.connect();
+    desk.settle();
+    assert_eq!(
+        tasks(&desk),
+        ["/z/tasks/B~0000/0000000", "/z/tasks/B~0000/0000020", "/z/tasks/B~0001/0040000"]
+    );
+    assert_eq!(commands(&desk, "/z/tasks/B~0000/0000020"), ["", "", "", "", "", "echo 1"]);
+    for path in tasks(&desk) {
+        end_chunk(&mut desk, &path, &[]);
+    }
+    desk.settle();
+    let mut lines: Vec<u64> = told(&desk).into_iter().map(|(line, _)| line).collect();
+    lines.sort_unstable();
+    assert_eq!((desk.exit, lines), (Some(0), vec![1, 25, last]));
+}
+
+#[test]
+fn a_chunk_without_results_ends_all_its_lines() {
+    let mut desk = waiting(chunked(6, 3));
+    let mut part = Outcome::unrun(State::Failed, Some(Reason::Poison), "its workers died", 3);
+    part.results = vec![None, result(0)];
+    desk.end("/z/tasks/B~0000/0000000", part);
+    desk.remove("/z/tasks/B~0000/0000003");
+    desk.settle();
+    let states: Vec<State> = desk.ended().into_iter().map(|(_, state)| state).collect();
+    assert_eq!(states, [State::Failed, State::Done, State::Failed]);
+    assert_eq!(summary(&desk), Progress { submitted: 6, done: 1, failed: 5, total: 6 });
+    assert!(desk.exit == Some(1) && desk.logged("deleted by someone"));
+}
+
+#[test]
+fn g12_a_chunk_that_someone_changed_is_counted_and_told() {
+    for change in [
+        |task: &mut Task| task.commands.as_mut().expect("a chunk").push("echo more".into()),
+        |task: &mut Task| task.commands = Some(vec!["one".into(), String::new(), " ".into()]),
+        |task: &mut Task| (task.commands, task.command) = (None, Some("another".into())),
+        |task: &mut Task| task.first_line = u64::MAX,
+    ] {
+        let mut desk = waiting(chunked(3, 3));
+        let path = "/z/tasks/B~0000/0000000";
+        let mut task = desk.task(path);
+        change(&mut task);
+        task.outcome = Some(done());
+        desk.put(path, &task.encode());
+        desk.settle();
+        assert_eq!((desk.exit, summary(&desk).failed, desk.ended().len()), (Some(1), 3, 0));
+        assert!(desk.logged("B~0000/0000000 was changed by someone") && desk.count(is_delete) == 0);
+    }
+}
+
+#[test]
+fn a_keyed_batch_meets_its_own_chunks() {
+    let keyed = |lines, chunk| BatchParams { chunk, ..keyed(lines) };
+    let mut first = waiting(keyed(25, 10));
+    end_chunk(&mut first, "/z/tasks/K~0000/0000000", &[(5, 2)]);
+    first.remove("/z/tasks/K~0000/0000010");
+    let mut second = desk(keyed(25, 10));
+    second.znodes = first.znodes.clone();
+    second.connect();
+    second.settle();
+    assert_eq!((tasks(&second).len(), told(&second).len(), second.exit), (3, 10, None));
+    for path in tasks(&second) {
+        if second.task(&path).outcome.is_none() {
+            end_chunk(&mut second, &path, &[]);
+        }
+    }
+    second.settle();
+    assert_eq!((second.exit, told(&second).len(), second.count(is_delete)), (Some(1), 25, 0));
+
+    for (other, words) in [(5, "of 10 lines, not of 5; say --chunk 10"), (1, "of 10 lines, not of 1")] {
+        let mut desk = desk(keyed(25, other));
+        desk.znodes = first.znodes.clone();
+        desk.connect();
+        desk.settle();
+        assert!(desk.exit == Some(exit::DATA) && desk.logged("with other options") && desk.logged(words));
+    }
+    let mut changed = desk(keyed(25, 10));
+    changed.lines[24].text = "something else".into();
+    changed.znodes = first.znodes;
+    changed.connect();
+    changed.settle();
+    assert!(
+        changed.exit == Some(exit::DATA) && changed.logged("(lines 21 to 30) exists already and asks for")
+    );
+}
+
+#[test]
+fn detached_and_interrupted_it_counts_lines() {
+    let desk_1 = waiting(BatchParams { detach: true, ..chunked(250, 100) });
+    let last = ClientReport::Detached { name: "B".into(), submitted: 250 };
+    assert_eq!((desk_1.exit, desk_1.reports.last()), (Some(0), Some(&last)));
+    let ids = desk_1.reports.iter().filter(|report| matches!(report, ClientReport::Submitted { .. })).count();
+    assert_eq!(ids, 3);
+
+    let mut plain = waiting(chunked(250, 100));
+    plain.event(Event::Stop { again: false });
+    assert!(plain.logged("250 of 250 tasks were submitted"));
+
+    let mut desk_2 = desk(BatchParams { cancel_on_interrupt: true, ..chunked(5_000, 10) });
+    desk_2.connect();
+    desk_2.settle_until(|call| is_create(call) && call.path().ends_with("0001000"));
+    desk_2.event(Event::Stop { again: false });
+    desk_2.settle();
+    let standing = tasks(&desk_2);
+    assert!(standing.len() > 100 && standing.iter().all(|path| desk_2.task(path).cancel));
+    for path in &standing {
+        desk_2.end(path, Outcome::unrun(State::Cancelled, None, "", 1));
+    }
+    desk_2.settle();
+    assert_eq!((desk_2.exit, summary(&desk_2).failed as usize), (Some(1), 10 * standing.len()));
+    assert_eq!(summary(&desk_2).total, summary(&desk_2).submitted);
+}
+
+#[test]
+fn g08_what_is_open_is_bounded_in_bytes() {
+    let mut desk = desk(chunked(1_000, 2));
+    for line in &mut desk.lines {
+        line.text = "x".repeat(100_000);
+    }
+    // Until its first part stands nothing is created.
+    desk.connect();
+    desk.tell();
+    while !desk.pending.front().is_some_and(|(_, call)| is_create(call)) {
+        desk.play(Fate::Answered);
+    }
+    let read = 1_000 - desk.lines.len();
+    assert!(read * 100_000 < MAX_OPEN_BYTES + READ_AHEAD * 100_000, "{read} lines are open");
+    desk.settle();
+    assert!(desk.lines.is_empty() && tasks(&desk).len() == 500, "it goes on when there is room");
+}
+
+#[test]
+fn deletes_keep_nothing_waiting_and_pile_up_no_further_than_a_limit() {
+    let lines = 2_000;
+    let mut desk = desk(params(lines));
+    desk.connect();
+    desk.settle_until(|call| is_create(call) && call.path().ends_with("0000500"));
+    for path in tasks(&desk) {
+        desk.end(&path, done());
+    }
+    desk.tell();
+    let mut first_delete = None;
+    while desk.exit.is_none() && desk.count(is_create) < 1_500 {
+        let before = desk.ended().len();
+        desk.play(Fate::Answered);
+        if desk.count(is_delete) > 0 {
+            first_delete.get_or_insert(before);
+        }
+        assert!(desk.role.deleting.len() <= MAX_UNDELETED);
+    }
+    assert!(first_delete.is_some_and(|shown| shown >= MAX_DEFERRED - 1), "{first_delete:?}");
+    desk.settle();
+    for path in tasks(&desk) {
+        desk.end(&path, done());
+    }
+    desk.settle();
+    assert_eq!((desk.exit, tasks(&desk).len(), desk.count(is_delete)), (Some(0), 0, lines as usize));
+}
+
+#[test]
+fn chunks_survive_whatever_happens_to_connections() {
+    const LINES: u64 = 300;
+    for seed in 0..40 {
+        let mut prng = Prng::new(seed);
+        let mut desk = desk(chunked(LINES, 7));
+        let mut late = VecDeque::new();
+        let mut losses = 0;
+        desk.connect();
+        for _ in 0..50_000 {
+            if desk.exit.is_some() {
+                break;
+            }
+            match prng.next_u64() % 300 {
+                0 if desk.online && losses < 20 => {
+                    losses += 1;
+                    lose_at_random(&mut desk, &mut prng, &mut late);
+                }
+                1..60 => {
+                    let path = format!("/z/tasks/B~0000/{:07}", prng.next_u64() % LINES / 7 * 7);
+                    if desk.znodes.contains_key(&path) && desk.task(&path).outcome.is_none() {
+                        end_chunk(&mut desk, &path, &[(8, 1)]);
+                    }
+                }
+                60..80 => drop(late.pop_front().map(|call| desk.apply(&call))),
+                80..140 => desk.tell(),
+                _ if !desk.online => desk.connect(),
+                roll if !desk.pending.is_empty() => {
+                    let at = roll as usize % desk.pending.len();
+                    desk.pending.rotate_left(at);
+                    desk.play(Fate::Answered);
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(desk.exit, Some(1), "seed {seed}: {:?}", desk.role);
+        let mut lines: Vec<u64> = told(&desk).into_iter().map(|(line, _)| line).collect();
+        lines.sort_unstable();
+        assert_eq!(lines, (0..LINES).collect::<Vec<_>>(), "seed {seed}");
+    }
+}

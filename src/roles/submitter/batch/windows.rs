@@ -1,0 +1,128 @@
+//! The windows of a batch: how much of it is open at a time, and which call has its turn before which.
+
+use super::parts::part_of;
+use super::units::Unit;
+use super::{Batch, Deleting, Open, Purpose, Source};
+use crate::machine::{Action, Actions, BatchLine, Call, CreateMode};
+use crate::roles::client::ClientReport;
+
+/// Creates in flight.
+pub(super) const MAX_CREATES: usize = 64;
+
+/// Reads and deletes in flight.
+pub(super) const MAX_COLLECTS: usize = 128;
+
+/// Reads of chunks in flight: each answer may be a whole znode.
+pub(super) const MAX_CHUNK_READS: usize = 32;
+
+/// Tasks whose outcome was shown and that stand still; beyond that no further outcome is read.
+pub(super) const MAX_UNDELETED: usize = 2 * MAX_COLLECTS;
+
+/// Deletes that wait until nothing else is to be done; beyond that they have their turn all the same.
+pub(super) const MAX_DEFERRED: usize = MAX_COLLECTS;
+
+/// Bytes of open lines beyond which no more are asked for.
+pub(super) const MAX_OPEN_BYTES: usize = 8 * 1024 * 1024;
+
+/// Lines that are asked for at a time, and the number of open units below which more are asked for.
+pub(super) const READ_AHEAD: usize = 2 * MAX_CREATES;
+
+impl Batch {
+    pub(super) fn read_lines(&mut self, out: &mut Actions<ClientReport>) {
+        let room = self.open.len() < READ_AHEAD && self.open_bytes < MAX_OPEN_BYTES;
+        if self.source == Source::Idle && room {
+            self.source = Source::Asked;
+            out.push(Action::ReadLines(READ_AHEAD));
+        }
+    }
+
+    pub(super) fn on_lines(&mut self, lines: Vec<BatchLine>) {
+        if self.source == Source::Dry {
+            return;
+        }
+        self.source = if lines.len() < READ_AHEAD { Source::Dry } else { Source::Idle };
+        for line in lines {
+            if let Some(unit) = self.units.add(line) {
+                self.open(unit);
+            }
+        }
+        if self.source == Source::Dry
+            && let Some(unit) = self.units.finish()
+        {
+            self.open(unit);
+        }
+    }
+
+    fn open(&mut self, unit: Unit) {
+        let Unit { number, payload, commands, bytes } = unit;
+        self.parts.open(part_of(number));
+        self.open.insert(number, Open { payload, commands, bytes, doubt: false, changed: false });
+        self.open_bytes += bytes;
+        self.unsent.insert(number);
+    }
+
+    pub(super) fn create(&mut self, out: &mut Actions<ClientReport>) {
+        while self.creates < MAX_CREATES {
+            // In order; what cannot be created yet holds up only what comes after it.
+            let Some(unit) = self.unsent.first().copied().filter(|unit| self.parts.is_warm(part_of(*unit)))
+            else {
+                break;
+            };
+            // Before a task can be cancelled for certain it has to stand.
+            let closed = self.pace.is_closed() && !self.cancelling;
+            if closed && !(self.keyed && self.pace.may_look()) {
+                break;
+            }
+            self.unsent.remove(&unit);
+            let Some(Open { payload, .. }) = self.open.get(&unit) else { continue };
+            let path = self.path(unit);
+            if closed {
+                self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Compare(unit));
+            } else {
+                let data = self.task(payload).encode();
+                self.calls.issue(
+                    out,
+                    Call::Create { path, data, mode: CreateMode::Persistent },
+                    Purpose::Create(unit),
+                );
+            }
+            self.creates += 1;
+        }
+    }
+
+    pub(super) fn collect(&mut self, out: &mut Actions<ClientReport>) {
+        let most = if self.units.are_chunks() { MAX_CHUNK_READS } else { MAX_COLLECTS };
+        while self.collects < MAX_COLLECTS
+            && self.reads < most
+            && self.deleting.len() + self.reads < MAX_UNDELETED
+        {
+            let Some(unit) = self.parts.next_unread() else { break };
+            self.calls.issue(out, Call::Get { path: self.path(unit), watch: false }, Purpose::Read(unit));
+            self.collects += 1;
+            self.reads += 1;
+        }
+        let before = match self.open.first_key_value() {
+            Some((unit, _)) => part_of(*unit),
+            None if self.source == Source::Dry => u64::MAX,
+            None => 0,
+        };
+        self.parts.retire(before);
+    }
+
+    /// Deletes what was shown, behind all else: it keeps nobody waiting, and the leader reads an outcome at the same
+    /// time as we do, which costs it more if the task is gone by then.
+    pub(super) fn clean_up(&mut self, out: &mut Actions<ClientReport>) {
+        while self.collects < MAX_COLLECTS {
+            let idle = self.creates + self.collects < MAX_CREATES;
+            if !idle && self.deferred.len() < MAX_DEFERRED {
+                break;
+            }
+            let Some(unit) = self.deferred.pop_front() else { break };
+            if let Some(Deleting { version, .. }) = self.deleting.get(&unit) {
+                let call = Call::Delete { path: self.path(unit), version: Some(*version) };
+                self.calls.issue(out, call, Purpose::Delete(unit));
+                self.collects += 1;
+            }
+        }
+    }
+}
