@@ -3,6 +3,7 @@
 //! The executor does not look into a request, so these are words for a shell: the id, and what to do with it.
 
 use super::*;
+use zkmw::contract::handler::Request;
 
 /// Does what it is told; `ok WORDS` answers, and `say LINE` says anything.
 pub const SHELL: &str = r#"
@@ -325,6 +326,34 @@ fn it_is_in_the_run_file_as_long_as_it_lives() {
     assert!(listed(), "idle, it is there all the same");
     asked(&mut rig, "exit 3");
     until("the list is empty", || !listed());
+}
+
+/// `examples/handler.py`, asked as a worker asks.
+#[test]
+fn the_example_keeps_the_protocol() {
+    let mut rig = Rig::new();
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/handler.py");
+    let ask = |rig: &mut Rig, command: &str| {
+        let mut request = Request::new(rig.next, "j/t", 2, 9, "w7");
+        request.command = Some(command);
+        let spec = RunSpec { request: Some(request.encode()), ..sh(&format!("exec python3 {program}")) };
+        let report = rig.run(spec);
+        (report.ended, text(&report.stdout), text(&report.stderr))
+    };
+    let ok = |out: &str| (Ended::Exit(0), out.to_owned(), String::new());
+    assert_eq!(ask(&mut rig, "add 1 2"), ok("3\n"));
+    assert_eq!(ask(&mut rig, "whoami"), ok("j/t, attempt 2 on w7\n"));
+    for (command, code, what) in [
+        ("add one", 1, "ValueError"),
+        ("add \"1", 1, "No closing quotation"),
+        ("nothing", 127, "there is no task 'nothing'"),
+    ] {
+        let (ended, out, err) = ask(&mut rig, command);
+        assert!(
+            ended == Ended::Exit(code) && out.is_empty() && err.contains(what),
+            "{command}: {ended:?} {err}"
+        );
+    }
 }
 
 /// `cat` says what it is told: so a request is its answer.

@@ -8,13 +8,14 @@ use super::*;
 use zkmw::shell::now;
 
 /// Scenarios, each the role of a helper.
-pub const SCENARIOS: [(&str, fn()); 6] = [
+pub const SCENARIOS: [(&str, fn()); 7] = [
     ("handler_no_lease", no_lease),
     ("handler_lapse", lapse),
     ("handler_short_leases", short_leases),
     ("handler_late_renewal", late_renewal),
     ("handler_unguarded", unguarded),
     ("handler_worker", worker),
+    ("handler_rate", rate),
 ];
 
 fn no_lease() {
@@ -111,6 +112,56 @@ fn worker() {
         std::thread::sleep(RENEWED / 40);
         false
     });
+}
+
+/// How often the process went to sleep.
+fn naps(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+/// What this process has cost so far, all its threads but no child.
+fn cpu() -> Duration {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// Two at a time.
+fn rate() {
+    const REQUESTS: u64 = 20_000;
+    let (mut rig, _) = leased(LONG);
+    let guard = guard();
+    let next = |rig: &mut Rig| {
+        let request = Some(format!(r#"{{"id":{}}}"#, rig.next));
+        rig.start(RunSpec { request, ..sh("exec cat") });
+    };
+    let (naps_before, cpu_before, begun) = (naps(guard), cpu(), Instant::now());
+    next(&mut rig);
+    next(&mut rig);
+    let mut ended = 0;
+    while ended < REQUESTS {
+        match rig.events.recv_timeout(PATIENCE).unwrap() {
+            ExecEvent::Started { .. } => {}
+            ExecEvent::Ended { report, .. } if report.ended == Ended::Exit(0) => {
+                ended += 1;
+                next(&mut rig);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let (took, cpu, naps) = (begun.elapsed(), cpu() - cpu_before, naps(guard) - naps_before);
+    eprintln!(
+        "{REQUESTS} requests, two at a time: {took:?}, {cpu:?} of ours; the guard woke up {naps} times"
+    );
+    assert!(naps < REQUESTS / 20, "{naps}");
+}
+
+#[test]
+fn a_request_does_not_wake_the_guard() {
+    play("handler_rate");
 }
 
 #[test]
