@@ -70,6 +70,7 @@ const GOLDEN: &[Golden] = &[
     golden("task-chunk-checkpoint.json", Kind::Task, task_chunk_checkpoint),
     golden("task-chunk-failed.json", Kind::Task, task_chunk_failed),
     golden("job-part.json", Kind::Job, job_part),
+    golden("job-uniform.json", Kind::Job, job_uniform),
     golden("job.json", Kind::Job, || Job::new(all_options()).encode()),
     golden("job-without-defaults.json", Kind::Job, || Job::new(Options::default()).encode()),
     golden("registration-first.json", Kind::Registration, || registration(|_| {}).encode()),
@@ -283,6 +284,12 @@ fn successor() -> Incarnation {
 fn job_part() -> Vec<u8> {
     let mut job = Job::new(Options { checkpoint_ms: Some(5_000), ..Options::default() });
     job.chunk = Some(100);
+    job.encode()
+}
+
+fn job_uniform() -> Vec<u8> {
+    let mut job = Job::new(Options { priority: Some(-5), ..Options::default() });
+    job.uniform_bytes = Some(48);
     job.encode()
 }
 

@@ -517,6 +517,9 @@ pub fn handler(text: &str) -> Parsed<Option<String>> {
         return wrong("must be a shell command line");
     }
     check_command_line(text)?;
+    if let Some(c) = text.chars().find(|c| c.is_control() && !matches!(c, '\t' | '\n')) {
+        return wrong(format!("has the control character {c:?} in it"));
+    }
     Ok(Some(text.to_owned()))
 }
 

@@ -98,6 +98,10 @@ pub struct Job {
     /// Of a part of a batch: how many lines each of its tasks has, if that is not one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunk: Option<u32>,
+    /// No task in it has options of its own when it is made, and each is at its first attempt: so a leader knows all that
+    /// it needs of it without reading it. The number is the bytes that a task has on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uniform_bytes: Option<u32>,
     #[serde(flatten)]
     extra: Extra,
 }
@@ -105,7 +109,7 @@ pub struct Job {
 impl Job {
     /// A job with these defaults.
     pub fn new(options: Options) -> Job {
-        Job { v: VERSION, options, chunk: None, extra: Extra::new() }
+        Job { v: VERSION, options, chunk: None, uniform_bytes: None, extra: Extra::new() }
     }
 
     /// Reads a job. One made by hand may be empty: it has no defaults.

@@ -26,6 +26,8 @@ const MAX_BACKLOG: usize = 20_000;
 pub enum Change {
     /// It exists; it is being read.
     Appeared { path: String },
+    /// It was made just now in a directory of which [`Mirror::believe`] was said; it is not read.
+    Born { path: String },
     /// It was read. This may come again for the same state, or for an older one after a newer.
     Seen { path: String, data: Vec<u8>, stat: Stat },
     /// It is gone.
@@ -50,6 +52,8 @@ pub struct Mirror {
     /// Those that changed lately, while nobody is in a hurry: since the last [`Mirror::catch_up`], and before it.
     lately: [BTreeSet<String>; 2],
     in_no_hurry: bool,
+    /// Directories in which what is made need not be read.
+    believed: BTreeSet<String>,
     /// To be read because a listing named it.
     listed: Vec<String>,
     /// Directories to be listed.
@@ -95,6 +99,7 @@ impl Mirror {
             changed: BTreeSet::new(),
             lately: Default::default(),
             in_no_hurry: false,
+            believed: BTreeSet::new(),
             listed: Vec::new(),
             to_list: Vec::new(),
             gone: BTreeSet::new(),
@@ -116,6 +121,7 @@ impl Mirror {
         self.reading.clear();
         self.changed.clear();
         self.lately = Default::default();
+        self.believed.clear();
         self.listed.clear();
         self.to_list.clear();
         self.gone.clear();
@@ -161,6 +167,13 @@ impl Mirror {
             }
             ChangeKind::Created | ChangeKind::Data => {
                 self.gone.remove(below);
+                let dir = below.rsplit_once('/').map_or("", |(dir, _)| dir);
+                if kind == ChangeKind::Created
+                    && self.believed.contains(dir)
+                    && !self.reading.contains_key(below)
+                {
+                    return Some(vec![Change::Born { path: below.to_string() }]);
+                }
                 if kind == ChangeKind::Created {
                     changes.push(Change::Appeared { path: below.to_string() });
                 }
@@ -181,6 +194,16 @@ impl Mirror {
         }
         self.pump(out);
         Some(changes)
+    }
+
+    /// What is made in this directory from now on need not be read, as long as it does not change.
+    pub fn believe(&mut self, dir: &str) {
+        self.believed.insert(dir.to_string());
+    }
+
+    /// The directory is gone.
+    pub fn doubt(&mut self, dir: &str) {
+        self.believed.remove(dir);
     }
 
     /// Whether changed znodes may be read later: not before the next [`Mirror::catch_up`] but one. What is gone by then is

@@ -176,6 +176,13 @@ impl Master {
         for change in changes {
             match change {
                 Change::Appeared { .. } => {}
+                Change::Born { path } => {
+                    let task = TaskId::parse(&path);
+                    match task.filter(|task| self.table.believe(task, &mut self.needs)) {
+                        Some(task) => self.settle(&task, now, out),
+                        None => self.tasks.read_again(&path, out),
+                    }
+                }
                 Change::Seen { path, data, stat } => match TaskId::parse(&path) {
                     Some(task) => self.on_task(&task, &data, &stat, now, out),
                     None => {
@@ -190,6 +197,11 @@ impl Master {
                         for task in waiting {
                             self.tasks.read_again(task.as_str(), out);
                         }
+                        if self.table.is_uniform(&path) {
+                            self.tasks.believe(&path);
+                        } else {
+                            self.tasks.doubt(&path);
+                        }
                     }
                 },
                 Change::Gone { path } => match TaskId::parse(&path) {
@@ -198,7 +210,10 @@ impl Master {
                         self.forget_look(&task);
                         self.settle(&task, now, out);
                     }
-                    None => self.table.drop_dir(&path),
+                    None => {
+                        self.table.drop_dir(&path);
+                        self.tasks.doubt(&path);
+                    }
                 },
                 Change::Refused { path, refusal } if path.is_empty() => {
                     cannot(&self.params.layout.tasks(), refusal, out);
@@ -226,7 +241,8 @@ impl Master {
         out: &mut Out,
     ) {
         // What was given out under this name was another task, of which the worker may know the end already.
-        let is_another = self.table.get(task).is_some_and(|known| known.czxid != stat.czxid);
+        let differs = |known: &table::Known| !known.is_believed() && known.czxid != stat.czxid;
+        let is_another = self.table.get(task).is_some_and(differs);
         match self.table.see(task, data, stat, &mut self.needs) {
             Update::Stale => return,
             Update::DirUnknown => {
@@ -261,6 +277,8 @@ impl Master {
                         out.log(Level::Warn, format!("{dir}/{path} is no registration: it is left alone"));
                     }
                 }
+                // Registrations are always read.
+                Change::Born { .. } => {}
                 // No worker's life hangs on it, so nobody is to wait for its end.
                 Change::Seen { path, stat, .. } if stat.ephemeral_owner == 0 => {
                     if self.table.report(&path) {

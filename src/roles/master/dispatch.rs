@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::fleet::Fleet;
-use super::leading::Term;
+use super::leading::{Term, UNREAD};
 use super::{Master, Out};
 use crate::contract::worker::{MAX_ENTRIES, START_AHEAD};
 use crate::contract::{Incarnation, TaskId};
@@ -215,7 +215,7 @@ impl Master {
     }
 
     /// Gives queued tasks to workers.
-    pub(super) fn dispatch(&mut self, out: &mut Out) {
+    pub(super) fn dispatch(&mut self, now: Instant, out: &mut Out) {
         if !self.workers.is_complete() || !self.term.as_ref().is_some_and(|term| term.is_leading()) {
             return;
         }
@@ -238,6 +238,9 @@ impl Master {
             let held = Held::new(pending.attempt, pending.width, pending.charged > 0);
             let haste = term.roster.haste(&incarnation, &term.book);
             term.book.assign(&incarnation, &task, held, haste);
+            if self.table.get(&task).is_some_and(|known| known.is_believed()) {
+                term.unread.push_back((now + UNREAD, task));
+            }
             term.summary.touch();
             if let Some(registration) = self.fleet.get(&incarnation) {
                 let load = term.book.load(&incarnation);

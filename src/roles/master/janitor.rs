@@ -100,6 +100,7 @@ impl Master {
         }
         self.continue_burials(now, out);
         self.close_newborn(now, out);
+        self.read_what_is_held(now, out);
         while let Some((ms, task)) = self.table.delayed.pop_first() {
             if ms > ensemble_ms {
                 self.table.delayed.insert((ms, task));

@@ -1,6 +1,6 @@
 //! What a master does while it leads: takes over, gives tasks out, takes back what the dead had.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::burial::Burial;
@@ -20,6 +20,9 @@ use crate::recipes::assignment::{Book, Haste, Held, Step};
 /// An assignment without entries whose worker is not registered is taken for one that is about to register, for
 /// so long.
 const NEWBORN_GRACE: Duration = Duration::from_secs(60);
+
+/// A task that was given out without having been read is read if it is held for longer than this.
+pub(super) const UNREAD: Duration = Duration::from_secs(10);
 
 /// The ensemble's clock, as the last acknowledged own write showed it.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +72,8 @@ pub struct Term {
     newborn: BTreeMap<Incarnation, Instant>,
     /// Those that died before the list of workers came; it may be older than their deaths.
     died: BTreeSet<Incarnation>,
+    /// Tasks that were given out without having been read, and when to read those that are still held.
+    pub(super) unread: VecDeque<(Instant, TaskId)>,
     /// Tasks on pages of earlier leaders that the mirror does not have, and whether they were seen to stand.
     pub(super) looked: BTreeMap<TaskId, bool>,
     calls: Calls<Purpose>,
@@ -96,6 +101,7 @@ impl Term {
             burials: BTreeMap::new(),
             newborn: BTreeMap::new(),
             died: BTreeSet::new(),
+            unread: VecDeque::new(),
             looked: BTreeMap::new(),
             calls: Calls::default(),
         }
@@ -134,7 +140,8 @@ impl Term {
     /// When it wants to be woken.
     pub fn next_wake(&self) -> Option<Instant> {
         let newborn = self.newborn.values().min().map(|since| *since + NEWBORN_GRACE);
-        let own = earlier(self.roster.balance_at, self.book.next_wake());
+        let unread = self.unread.front().map(|(at, _)| *at);
+        let own = earlier(earlier(self.roster.balance_at, unread), self.book.next_wake());
         earlier(earlier(self.summary.next_wake(), newborn), own)
     }
 }
@@ -167,7 +174,7 @@ impl Master {
     /// Does what is due: housekeeping, giving out, writing.
     pub(super) fn act(&mut self, now: Instant, out: &mut Out) {
         self.housekeep(now, out);
-        self.dispatch(out);
+        self.dispatch(now, out);
         self.balance(now);
         let Some(mut term) = self.term.take() else { return };
         term.book.flush(now, out);
@@ -307,6 +314,9 @@ impl Master {
         let cancelling: Vec<_> = self.table.cancelling.iter().cloned().collect();
         for task in held.iter().chain(&cancelling) {
             self.settle(task, now, out);
+        }
+        if let Some(term) = &mut self.term {
+            term.unread.extend(held.into_iter().map(|task| (now + UNREAD, task)));
         }
     }
 

@@ -2,8 +2,10 @@
 //! way than answers, so a page may name a task that the mirror has yet to hear of; only a read tells whether it is gone.
 
 use super::editor::{Edit, Edited};
+use super::table::Known;
 use super::{Master, Out};
 use crate::contract::TaskId;
+use crate::machine::Instant;
 
 impl Master {
     /// Takes in what a look at a task has shown that an earlier leader gave out and the mirror does not have: one
@@ -18,6 +20,18 @@ impl Master {
         if stands {
             self.tasks.read_again(task.dir(), out);
             self.tasks.read_again(task.as_str(), out);
+        }
+    }
+
+    /// Reads what was given out without having been read, and is held still: should it be no task, or at another attempt,
+    /// its worker leaves it alone, and nobody would know.
+    pub(super) fn read_what_is_held(&mut self, now: Instant, out: &mut Out) {
+        let Some(term) = &mut self.term else { return };
+        while let Some((_, task)) = term.unread.pop_front_if(|(at, _)| *at <= now) {
+            let believed = self.table.get(&task).is_some_and(Known::is_believed);
+            if believed && term.book.holder(&task).is_some() {
+                self.tasks.read_again(task.as_str(), out);
+            }
         }
     }
 

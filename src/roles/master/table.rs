@@ -11,6 +11,9 @@ use crate::recipes::queue::{Need, Needs};
 /// Znodes whose trouble is told one by one; of further ones only the number is.
 const MAX_REPORTED: usize = 1_000;
 
+/// The `mzxid` of a task that was never read: of its znode nothing is known but that it was made.
+const BELIEVED: i64 = 0;
+
 /// A task, as far as a master needs it.
 #[derive(Debug)]
 pub struct Known {
@@ -26,6 +29,13 @@ pub struct Known {
     pub bytes: u32,
     /// What it said then.
     pub phase: Phase,
+}
+
+impl Known {
+    /// Whether it was never read, for all there is to know of it followed from where it was made.
+    pub fn is_believed(&self) -> bool {
+        self.mzxid == BELIEVED
+    }
 }
 
 /// How far a task is.
@@ -72,6 +82,8 @@ pub struct Pending {
 pub struct Dir {
     /// Its defaults, once they were read.
     pub options: Option<Options>,
+    /// What is made in it is known without being read, and has so many bytes.
+    uniform_bytes: Option<u32>,
     /// Its version then.
     pub version: i32,
     /// Tasks known in it.
@@ -112,6 +124,8 @@ pub struct Table {
     /// Tasks that go with their submitter.
     pub orphanable: BTreeMap<TaskId, Box<str>>,
     counts: Counts,
+    /// The newest transaction that was seen.
+    latest_zxid: i64,
     /// Of all tasks in sum.
     bytes: u64,
     reported: BTreeSet<String>,
@@ -172,11 +186,15 @@ impl Table {
         stat: &Stat,
         now: Instant,
     ) -> (Vec<TaskId>, Option<Malformed>) {
-        let (options, malformed) = match Job::decode(data) {
-            Ok(job) => (job.options, None),
-            Err(malformed) => (Options::default(), Some(malformed)),
+        let (job, malformed) = match Job::decode(data) {
+            Ok(job) => (job, None),
+            Err(malformed) => (Job::new(Options::default()), Some(malformed)),
         };
+        let Job { options, uniform_bytes, .. } = job;
         let dir = self.dirs.entry(name.to_string()).or_default();
+        // What counts from a task's creation is told by a read alone; a shared job has no defaults.
+        let known = options.expire_ms.is_none() && options.orphan_of.is_none() && !is_shared(name);
+        dir.uniform_bytes = uniform_bytes.filter(|_| known);
         dir.options = Some(options);
         dir.version = stat.version;
         if dir.tasks == 0 {
@@ -184,6 +202,42 @@ impl Table {
         }
         let waiting = self.waiting.remove(name).map(|tasks| tasks.into_iter().collect()).unwrap_or_default();
         (waiting, malformed.filter(|_| self.report(name)))
+    }
+
+    /// Whether what is made in this directory need not be read.
+    pub fn is_uniform(&self, dir: &str) -> bool {
+        self.dirs.get(dir).is_some_and(|dir| dir.uniform_bytes.is_some())
+    }
+
+    /// Takes in a task that was made just now in such a directory; false if it has to be read all the same.
+    pub fn believe(&mut self, task: &TaskId, needs: &mut Needs) -> bool {
+        if self.tasks.contains_key(task) || task.as_str().len() > MAX_TASK_ID_BYTES {
+            return false;
+        }
+        let dir = self.dirs.get(task.dir());
+        let Some((bytes, options)) = dir.and_then(|dir| Some((dir.uniform_bytes?, dir.options.as_ref()?)))
+        else {
+            return false;
+        };
+        let Some(need) = needs.number(options.require.as_ref(), false, options.attempts() == 1) else {
+            return false;
+        };
+        let phase = Phase::Pending(Pending {
+            attempt: 1,
+            charged: 0,
+            width: 1,
+            priority: options.priority.unwrap_or(0),
+            need,
+            not_before_ms: 0,
+            expires_ms: 0,
+            cancel: false,
+            released_by: None,
+            orphan_of: None,
+        });
+        // Nothing that was read is newer, and what is made later is not older.
+        let czxid = self.latest_zxid;
+        self.put(task, Known { czxid, mzxid: BELIEVED, mtime_ms: 0, version: 0, bytes, phase });
+        true
     }
 
     /// A directory that has been empty since before `before` is going to be deleted; it is not named again until
@@ -240,6 +294,7 @@ impl Table {
                 Phase::Malformed
             }
         };
+        self.latest_zxid = self.latest_zxid.max(stat.mzxid);
         let (czxid, mzxid, mtime_ms, version) = (stat.czxid, stat.mzxid, stat.mtime_ms, stat.version);
         let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
         self.put(task, Known { czxid, mzxid, mtime_ms, version, bytes, phase });

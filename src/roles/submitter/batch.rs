@@ -74,6 +74,8 @@ pub struct Batch {
     batch: String,
     keyed: bool,
     options: Options,
+    /// Bytes of a task on average.
+    mean_bytes: u32,
     part_count: u64,
     detach: bool,
     cancel_on_interrupt: bool,
@@ -198,6 +200,7 @@ impl Batch {
             keyed: params.key.is_some(),
             batch: params.key.unwrap_or(params.ulid),
             options,
+            mean_bytes: 0,
             part_count: params.end.div_ceil(units.size()).div_ceil(LINES_PER_PART),
             detach: params.detach,
             cancel_on_interrupt: params.cancel_on_interrupt && !params.detach,
@@ -231,6 +234,7 @@ impl Batch {
         let empty = batch.task(&Payload::Shell(String::new())).encode().len() as u64;
         let tasks = params.lines.min(params.end.div_ceil(batch.units.size()));
         let bytes = params.bytes.saturating_add(tasks.saturating_mul(empty));
+        batch.mean_bytes = u32::try_from(bytes / tasks.max(1)).unwrap_or(u32::MAX);
         batch.pace = Pace::new(&batch.layout, Demand { tasks, bytes });
         Ok(batch)
     }
@@ -266,6 +270,9 @@ impl Batch {
     fn part_data(&self) -> Job {
         let mut job = Job::new(self.options.clone());
         job.chunk = self.units.are_chunks().then_some(self.units.size() as u32);
+        // Who submits again under a key may have other options.
+        let uniform = !self.keyed && self.mark.id().is_none() && !self.units.are_chunks();
+        job.uniform_bytes = uniform.then_some(self.mean_bytes);
         job
     }
 

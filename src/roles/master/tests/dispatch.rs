@@ -129,3 +129,60 @@ fn a_chunk_fills_a_worker() {
     master.connect(&mut world);
     assert_eq!((held(&world, "w~1"), held(&world, "w~2")), (1, 1), "the third waits for who is done first");
 }
+
+/// A job of which no task need be read, with these tasks.
+fn uniform(world: &mut World, tasks: &[(&str, &[u8])]) -> Desk<Master> {
+    let mut master = master("m");
+    master.connect(world);
+    world.put("/z/tasks/u", br#"{"v":1,"priority":3,"uniform_bytes":40}"#);
+    master.go(world);
+    for (name, data) in tasks {
+        world.put(&format!("/z/tasks/u/{name}"), data);
+    }
+    master.hold = |call| matches!(call, Call::Get { path, .. } if path.starts_with("/z/tasks/u/"));
+    master.go(world);
+    master
+}
+
+#[test]
+fn a_task_of_a_uniform_job_is_given_out_without_being_read() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    let data = Task::new(Payload::Shell("x".into()), Options::default()).encode();
+    let mut master = uniform(&mut world, &[("b", &data), ("a", &data)]);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("u/b", 1, false)], "it was made first");
+    assert!(master.calls.is_empty(), "{:?}", master.calls);
+    master.hold = |_| false;
+    end_all(&mut world, "w~1", 60_000);
+    master.go(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("u/a", 1, false)]);
+    let standing = world.znodes.keys().filter(|path| path.starts_with("/z/tasks/u/")).count();
+    assert_eq!((standing, master.role.table.counts().done, master.role.table.counts().pending), (2, 1, 1));
+}
+
+#[test]
+fn what_is_no_task_in_a_uniform_job_is_found_when_it_is_held_for_long() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    let mut master = uniform(&mut world, &[("x", b"garbage")]);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("u/x", 1, false)]);
+    master.hold = |_| false;
+    world.pass(Duration::from_secs(11));
+    master.go(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("u/x", 1, true)]);
+    assert!(master.logs.iter().any(|line| line.contains("u/x is no task")), "{:?}", master.logs);
+}
+
+#[test]
+fn a_job_whose_tasks_expire_is_not_believed() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    let mut master = master("m");
+    master.connect(&mut world);
+    world.put("/z/tasks/u", br#"{"v":1,"expire_ms":5000,"uniform_bytes":40}"#);
+    master.go(&mut world);
+    task(&mut world, "u/a", |_| {});
+    master.hold = |call| matches!(call, Call::Get { path, .. } if path.starts_with("/z/tasks/u/"));
+    master.go(&mut world);
+    assert_eq!((world.page("/z/assign/w~1").len(), master.calls.len()), (0, 1));
+}

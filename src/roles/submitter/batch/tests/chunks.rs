@@ -65,7 +65,7 @@ fn lines_go_into_chunks_and_come_back_as_lines() {
         end_chunk(&mut desk, &path, &[]);
     }
     desk.settle();
-    assert_eq!((desk.exit, tasks(&desk).len(), desk.count(is_get)), (Some(1), 0, 3));
+    assert_eq!((desk.exit, tasks(&desk).len(), desk.count(is_get)), (Some(1), 0, 4));
     assert_eq!(summary(&desk), Progress { submitted: 25, done: 23, failed: 2, total: 25 });
 }
 
