@@ -29,16 +29,16 @@ use crate::shell::{self, Surroundings};
 use crate::zk;
 
 /// Calls that a master may have under way at once.
-const MASTER_THREADS: usize = 64;
+const MASTER_THREADS: usize = 128;
 
 /// Calls of a worker, besides one for each slot.
-const WORKER_THREADS: usize = 8;
+const WORKER_THREADS: usize = 64;
 
 /// Most calls of a worker.
-const MAX_WORKER_THREADS: usize = 128;
+const MAX_WORKER_THREADS: usize = 192;
 
 /// Calls of everyone else.
-const CLIENT_THREADS: usize = 64;
+const CLIENT_THREADS: usize = 256;
 
 /// Does what the configuration says, and gives the exit code.
 ///

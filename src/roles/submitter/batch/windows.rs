@@ -7,10 +7,10 @@ use crate::machine::{Action, Actions, BatchLine, Call, CreateMode};
 use crate::roles::client::ClientReport;
 
 /// Creates in flight.
-pub(super) const MAX_CREATES: usize = 64;
+pub(super) const MAX_CREATES: usize = 256;
 
 /// Reads and deletes in flight.
-pub(super) const MAX_COLLECTS: usize = 128;
+pub(super) const MAX_COLLECTS: usize = 384;
 
 /// Reads of chunks in flight: each answer may be a whole znode.
 pub(super) const MAX_CHUNK_READS: usize = 32;
