@@ -18,7 +18,7 @@ pub struct Request<'a> {
     pub id: u64,
     /// The task, `<job>/<task>`.
     pub task: &'a str,
-    /// The number of the command's line in its batch, from 0; only for a command of a chunk.
+    /// The number of the command's line in its batch, from 1; only for a command of a chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<u64>,
     /// The attempt.

@@ -7,6 +7,7 @@ mod chunks;
 mod clients;
 mod config;
 mod ends;
+mod handlers;
 mod leftovers;
 mod order;
 mod submits;

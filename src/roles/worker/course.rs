@@ -229,12 +229,13 @@ impl Course {
                 Want::Release { why, delay_ms, results: Results::new() }
             });
         }
-        if self.halt == Some(Halt::Revoked) {
-            return Want::Cancelled(Box::new(self.whole(OutcomeState::Cancelled, None, None, by)));
-        }
         let commands = self.work.task.commands.as_deref().unwrap_or_default();
         let blank = |line: &String| line.trim().is_empty();
+        // What is complete stands, whoever wished for its end meanwhile.
         if commands.iter().enumerate().any(|(at, line)| !blank(line) && !self.is_result(at)) {
+            if self.halt == Some(Halt::Revoked) {
+                return Want::Cancelled(Box::new(self.whole(OutcomeState::Cancelled, None, None, by)));
+            }
             let (why, delay_ms) = released(self.halt.take());
             return Want::Release { why, delay_ms, results: std::mem::take(&mut self.results) };
         }

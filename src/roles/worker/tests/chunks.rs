@@ -161,6 +161,23 @@ fn a_cancelled_chunk_keeps_what_was_over() {
 }
 
 #[test]
+fn a_chunk_that_is_complete_is_not_cancelled() {
+    let (mut world, mut desk) = with_chunk(1, &["a"], |task| task.options.timeout_ms = Some(500));
+    let run = *desk.runs.keys().next().expect("a run");
+    desk.event(&world, Event::Started { run, pid: 1 });
+    world.pass(Duration::from_millis(500));
+    desk.go(&mut world);
+    world.change("/z/tasks/j/c", |task| task.cancel = true);
+    assign(&mut world, &desk, &[("j/c", 1, true)]);
+    desk.go(&mut world);
+    // It had ended before the signal came, so it is not late either.
+    end_after(&world, &mut desk, Ended::Exit(0), false);
+    desk.go(&mut world);
+    let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
+    assert_eq!((outcome.state, codes(&outcome.results)), (OutcomeState::Done, vec![Some(0)]));
+}
+
+#[test]
 fn a_late_command_fails_alone() {
     let (mut world, mut desk) = with_chunk(1, &["a", "b"], |task| task.options.timeout_ms = Some(500));
     let run = *desk.runs.keys().next().expect("a run");
