@@ -136,7 +136,7 @@ znode!(
     |_| ()
 );
 znode!(Assignment, &["v", "epoch", "entries"], |_| ());
-znode!(Status, &["v", "leader", "workers", "slots", "worker_list", "tasks", "loading"], |_| ());
+znode!(Status, &["v", "leader", "workers", "slots", "worker_list", "tasks", "loading", "admission"], |_| ());
 
 fn use_task(mut task: Task) {
     let _ = (
