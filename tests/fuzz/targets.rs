@@ -113,6 +113,7 @@ znode!(
         "checkpoint_ms",
         "orphan_of",
         "chunk",
+        "uniform_bytes",
     ],
     |_| ()
 );
