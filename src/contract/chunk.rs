@@ -182,6 +182,10 @@ impl Task {
             if kept > 0 {
                 shorten_outputs(results, kept / 2);
                 shortened = true;
+            } else {
+                // Words are the last to go: codes and signals say the same.
+                let worded = results.iter_mut().flatten().filter_map(|result| result.detail.take());
+                shortened |= worded.count() > 0;
             }
         }
         shortened
@@ -262,5 +266,17 @@ mod tests {
         let data = task.encode_to_fit();
         assert!(data.len() <= MAX_DATA_BYTES && data.len() > MAX_DATA_BYTES / 4, "{}", data.len());
         assert!(Task::decode(&data).is_ok());
+    }
+
+    #[test]
+    fn a_chunk_of_which_nothing_could_be_started_fits_too() {
+        let line = "x".repeat(240);
+        let mut task = chunk(&vec![line.as_str(); MAX_CHUNK_COMMANDS]);
+        let failed = Outcome::unrun(State::Failed, Some(Reason::NotStarted), &"\"".repeat(400), 1);
+        let mut outcome = Outcome::unrun(State::Failed, Some(Reason::Exit), "all failed", 1);
+        outcome.results = vec![Some(CommandResult::of(failed)); MAX_CHUNK_COMMANDS];
+        task.outcome = Some(outcome);
+        assert!(task.encode().len() > MAX_DATA_BYTES);
+        assert!(task.encode_to_fit().len() <= MAX_DATA_BYTES);
     }
 }
