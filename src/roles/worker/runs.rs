@@ -57,6 +57,8 @@ impl Worker {
             match self.head(&task, order, now) {
                 Head::Gone => {
                     self.line.pop_first();
+                    // There may have been nothing to start: a chunk may be all blank, or have all its results already.
+                    self.finish_if_over(&task, out);
                 }
                 Head::Waits => return,
                 Head::Start(command) => self.start(&task, command, out),

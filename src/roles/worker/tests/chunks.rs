@@ -63,6 +63,18 @@ fn what_is_over_already_is_not_run_again() {
 }
 
 #[test]
+fn a_chunk_with_nothing_to_run_ends_at_once() {
+    let (world, desk) = with_chunk(1, &[" ", ""], |_| {});
+    let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
+    assert_eq!((outcome.state, desk.runs.len()), (OutcomeState::Done, 0));
+
+    let failed = CommandResult { reason: Some(Reason::Exit), exit_code: Some(4), ..CommandResult::default() };
+    let (world, _) = with_chunk(1, &["a"], |task| task.results = vec![Some(failed)]);
+    let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
+    assert_eq!((outcome.state, codes(&outcome.results)), (OutcomeState::Failed, vec![Some(4)]));
+}
+
+#[test]
 fn a_checkpoint_is_written_and_the_outcome_is_set_on_it() {
     let (mut world, mut desk) = with_chunk(1, &["a", "b"], |task| task.options.checkpoint_ms = Some(1_000));
     end(&world, &mut desk, Ended::Exit(0));
