@@ -157,9 +157,7 @@ impl Book {
 
     /// Whether a page may be added to now.
     pub fn is_open(&self, incarnation: &Incarnation) -> bool {
-        self.pages
-            .get(incarnation)
-            .is_some_and(|page| matches!(page.state, PageState::Idle | PageState::Writing))
+        self.pages.get(incarnation).is_some_and(Page::is_open)
     }
 
     /// The pages whose content is unknown.
@@ -184,8 +182,8 @@ impl Book {
 
     /// How much is on a page that may be added to now, and has room.
     pub fn load(&self, incarnation: &Incarnation) -> Option<Load> {
-        let page = self.pages.get(incarnation).filter(|page| page.len() < MAX_ENTRIES)?;
-        matches!(page.state, PageState::Idle | PageState::Writing).then(|| page.load())
+        let page = self.pages.get(incarnation).filter(|page| page.is_open() && page.len() < MAX_ENTRIES)?;
+        Some(page.load())
     }
 
     /// The incarnations whose [`Book::load`] may be another than when this was last asked.

@@ -124,6 +124,11 @@ impl Page {
         Load { entries: self.entries.len(), ..self.load }
     }
 
+    /// Whether entries may be added now.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, PageState::Idle | PageState::Writing)
+    }
+
     pub fn get(&self, task: &TaskId) -> Option<&Held> {
         self.entries.get(task)
     }

@@ -289,8 +289,11 @@ impl Master {
     fn surplus(&self) -> Vec<TaskId> {
         let Some(Term { roster, book, .. }) = &self.term else { return Vec::new() };
         let free = |(rank, _): &&(Rank, Incarnation)| rank.share < FULL;
-        let slots = |(rank, _): &(Rank, Incarnation)| u64::from(rank.slots.0);
-        let room: u64 = roster.order.iter().take_while(free).map(slots).sum();
+        let unused = |(rank, other): &(Rank, Incarnation)| {
+            u64::from(rank.slots.0).saturating_sub(book.load(other).map_or(0, |load| load.width))
+        };
+        let unused: u64 = roster.order.iter().take_while(free).map(unused).sum();
+        let mut room = usize::try_from(unused).unwrap_or(usize::MAX);
         let goes = |need: Need| {
             let labels = |other| self.fleet.get(other).map(|registration| &registration.labels);
             let fits = |other| labels(other).is_some_and(|labels| self.needs.fits(need, labels));
@@ -302,12 +305,13 @@ impl Master {
                 continue;
             };
             let waiting = load.entries.saturating_sub(known.slots as usize);
-            let most = usize::try_from(room).unwrap_or(usize::MAX).min(waiting);
             let may = match () {
-                () if known.struck == load.struck => most,
-                () if known.wait(load) >= WORTH_IT => most.max(waiting / 2),
+                () if known.struck == load.struck => room.min(waiting),
+                () if known.wait(load) >= WORTH_IT => room.min(waiting).max(waiting / 2),
                 () => 0,
             };
+            // Whatever was recalled before, and is still on its way, has its place there.
+            room -= room.min(may);
             for (task, held) in book.entries(incarnation).rev().take(may) {
                 let need = self.table.pending(task).map(|pending| pending.need);
                 if !held.recalled && !held.is_revoked() && need.is_some_and(goes) {

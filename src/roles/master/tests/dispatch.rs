@@ -68,6 +68,36 @@ fn what_could_not_bear_to_be_charged_does_not_wait_at_a_worker() {
     assert_eq!(held(&world, "w~1"), 1);
 }
 
+/// What the worker is to give back if it was not started.
+fn recalled(world: &World, incarnation: &str) -> Vec<String> {
+    let page = Assignment::decode(&world.znodes[&format!("/z/assign/{incarnation}")].data).expect("a page");
+    page.entries.iter().filter(|entry| entry.recalled).map(|entry| entry.task.to_string()).collect()
+}
+
+#[test]
+fn no_more_is_recalled_than_there_are_free_slots_however_many_are_stuck() {
+    let mut world = World::new();
+    for incarnation in ["w~1", "w~2"] {
+        worker(&mut world, incarnation, 1);
+        let names: Vec<String> = (0..6).map(|n| format!("_00/{}{n}", &incarnation[2..])).collect();
+        names.iter().for_each(|name| task(&mut world, name, |_| {}));
+        page(
+            &mut world,
+            incarnation,
+            &names.iter().map(|name| (name.as_str(), 1, false)).collect::<Vec<_>>(),
+        );
+    }
+    // One of its two slots is taken.
+    worker(&mut world, "w~3", 2);
+    task(&mut world, "_00/z", |_| {});
+    page(&mut world, "w~3", &[("_00/z", 1, false)]);
+    let mut master = master("m");
+    master.connect(&mut world);
+    world.pass(Duration::from_millis(300));
+    master.go(&mut world);
+    assert_eq!(recalled(&world, "w~1").len() + recalled(&world, "w~2").len(), 1);
+}
+
 #[test]
 fn what_waits_behind_a_long_run_is_recalled_for_a_free_slot() {
     let (mut world, mut master) = leader(9, |_| {});
@@ -75,15 +105,15 @@ fn what_waits_behind_a_long_run_is_recalled_for_a_free_slot() {
     master.go(&mut world);
     assert_eq!(held(&world, "w~1"), 8);
     worker(&mut world, "w~2", 2);
-    let recalled = |world: &World| {
-        let page = Assignment::decode(&world.znodes["/z/assign/w~1"].data).expect("a page");
-        page.entries.iter().filter(|e| e.recalled).map(|e| e.task.to_string()).collect::<Vec<_>>()
-    };
     master.go(&mut world);
-    assert_eq!(recalled(&world), Vec::<String>::new(), "it might get on");
+    assert_eq!(recalled(&world, "w~1"), Vec::<String>::new(), "it might get on");
     world.pass(Duration::from_millis(300));
     master.go(&mut world);
-    assert_eq!(recalled(&world), ["_00/007", "_00/008"], "as many as there are free slots, the last first");
+    assert_eq!(
+        recalled(&world, "w~1"),
+        ["_00/007", "_00/008"],
+        "as many as there are free slots, the last first"
+    );
     world.change("/z/tasks/_00/008", |task| {
         task.next_attempt(None, "taken back before it was started");
         task.released_by = Incarnation::parse("w~1");
