@@ -150,11 +150,6 @@ impl Book {
         Some((incarnation, *held))
     }
 
-    /// How many tasks are held.
-    pub fn held(&self) -> usize {
-        self.holders.len()
-    }
-
     /// Whether a page may be added to now.
     pub fn is_open(&self, incarnation: &Incarnation) -> bool {
         self.pages.get(incarnation).is_some_and(Page::is_open)

@@ -223,18 +223,12 @@ impl Master {
         if self.queue.is_empty() || self.is_blind(out) {
             return;
         }
-        let Some(term) = &mut self.term else { return };
-        while !term.roster.order.is_empty() {
-            let mut to = None;
-            let next = self.queue.pop(|need| {
-                to = term.roster.find(need, &self.needs, &self.fleet, &term.book);
-                to.is_some()
-            });
-            let Some((task, _)) = next else { break };
-            // The need that was asked about last need not be that of the task.
+        // Where all are full nobody is looked for: a turn must not cost more with every job.
+        while let Some(term) = self.term.as_mut().filter(|term| !term.roster.order.is_empty()) {
+            let find = |need| term.roster.find(need, &self.needs, &self.fleet, &term.book);
+            let Some((task, need)) = self.queue.pop(|need| find(need).is_some()) else { break };
             let Some(pending) = self.table.pending(&task) else { continue };
-            let best = term.roster.find(pending.need, &self.needs, &self.fleet, &term.book).cloned();
-            let Some(incarnation) = best else { continue };
+            let Some(incarnation) = find(need).cloned() else { continue };
             let held = Held::new(pending.attempt, pending.width, pending.charged > 0);
             let haste = term.roster.haste(&incarnation, &term.book);
             term.book.assign(&incarnation, &task, held, haste);
@@ -242,10 +236,7 @@ impl Master {
                 term.unread.push_back((now + UNREAD, task));
             }
             term.summary.touch();
-            if let Some(registration) = self.fleet.get(&incarnation) {
-                let load = term.book.load(&incarnation);
-                term.roster.update(&incarnation, registration.slots, load);
-            }
+            self.refresh();
         }
     }
 
