@@ -453,53 +453,64 @@ fn lose_at_random(desk: &mut Desk<Batch>, prng: &mut Prng, late: &mut VecDeque<C
     desk.lose();
 }
 
+/// Plays a batch to its end, with events, answers and losses in an order that the seed draws; `end` ends the task of
+/// some line. Late writes may come when all is over: no task may run again because of them.
+fn through_losses(seed: u64, params: BatchParams, end: impl Fn(&mut Desk<Batch>, u64)) -> Desk<Batch> {
+    let (mut prng, lines) = (Prng::new(seed), params.lines);
+    let mut desk = desk(params);
+    let mut late = VecDeque::new();
+    let mut losses = 0;
+    desk.connect();
+    for _ in 0..100_000 {
+        if desk.exit.is_some() {
+            break;
+        }
+        match prng.next_u64() % 600 {
+            0 if desk.online && losses < 30 => {
+                losses += 1;
+                lose_at_random(&mut desk, &mut prng, &mut late);
+            }
+            1..100 => end(&mut desk, prng.next_u64() % lines),
+            100..120 => drop(late.pop_front().map(|call| desk.apply(&call))),
+            120..200 => desk.tell(),
+            _ if !desk.online => desk.connect(),
+            // Calls of one turn are carried out in any order.
+            roll if !desk.pending.is_empty() => {
+                let at = roll as usize % desk.pending.len();
+                desk.pending.rotate_left(at);
+                desk.play(Fate::Answered);
+            }
+            _ => {}
+        }
+    }
+    for call in late {
+        drop(desk.apply(&call));
+    }
+    let again = tasks(&desk).into_iter().find(|path| desk.task(path).outcome.is_none());
+    assert_eq!(again, None, "seed {seed}: it would run again");
+    desk
+}
+
+/// Whether the task stands and may get its outcome.
+fn is_to_end(desk: &Desk<Batch>, path: &str) -> bool {
+    desk.znodes.contains_key(path) && desk.task(path).outcome.is_none()
+}
+
 #[test]
 fn a_batch_survives_whatever_happens_to_its_connections() {
     const LINES: u64 = 300;
     for seed in 0..100 {
-        let mut prng = Prng::new(seed);
-        let mut desk = desk(params(LINES));
-        let mut late = VecDeque::new();
-        let mut losses = 0;
-        desk.connect();
-        for _ in 0..100_000 {
-            if desk.exit.is_some() {
-                break;
+        let desk = through_losses(seed, params(LINES), |desk, line| {
+            let path = format!("/z/tasks/B~0000/{line:07}");
+            if is_to_end(desk, &path) {
+                desk.end(&path, done());
             }
-            match prng.next_u64() % 600 {
-                0 if desk.online && losses < 30 => {
-                    losses += 1;
-                    lose_at_random(&mut desk, &mut prng, &mut late);
-                }
-                1..100 => {
-                    let path = format!("/z/tasks/B~0000/{:07}", prng.next_u64() % LINES);
-                    if desk.znodes.contains_key(&path) && desk.task(&path).outcome.is_none() {
-                        desk.end(&path, done());
-                    }
-                }
-                100..120 => drop(late.pop_front().map(|call| desk.apply(&call))),
-                120..200 => desk.tell(),
-                _ if !desk.online => desk.connect(),
-                // Calls of one turn are carried out in any order.
-                roll if !desk.pending.is_empty() => {
-                    let at = roll as usize % desk.pending.len();
-                    desk.pending.rotate_left(at);
-                    desk.play(Fate::Answered);
-                }
-                _ => {}
-            }
-        }
+        });
         assert_eq!(desk.exit, Some(0), "seed {seed}: {:?}", desk.role);
         let mut ended: Vec<String> = desk.ended().into_iter().map(|(id, _)| id).collect();
         ended.sort_unstable();
         ended.dedup();
         assert_eq!((ended.len() as u64, desk.ended().len() as u64), (LINES, LINES), "seed {seed}");
-        // Late writes may come when all is over: no task may run again because of them.
-        for call in late {
-            drop(desk.apply(&call));
-        }
-        let again = tasks(&desk).into_iter().find(|path| desk.task(path).outcome.is_none());
-        assert_eq!(again, None, "seed {seed}: it would run again");
     }
 }
 

@@ -246,37 +246,12 @@ fn deletes_keep_nothing_waiting_and_pile_up_no_further_than_a_limit() {
 fn chunks_survive_whatever_happens_to_connections() {
     const LINES: u64 = 300;
     for seed in 0..40 {
-        let mut prng = Prng::new(seed);
-        let mut desk = desk(chunked(LINES, 7));
-        let mut late = VecDeque::new();
-        let mut losses = 0;
-        desk.connect();
-        for _ in 0..50_000 {
-            if desk.exit.is_some() {
-                break;
+        let desk = through_losses(seed, chunked(LINES, 7), |desk, line| {
+            let path = format!("/z/tasks/B~0000/{:07}", line / 7 * 7);
+            if is_to_end(desk, &path) {
+                end_chunk(desk, &path, &[(8, 1)]);
             }
-            match prng.next_u64() % 300 {
-                0 if desk.online && losses < 20 => {
-                    losses += 1;
-                    lose_at_random(&mut desk, &mut prng, &mut late);
-                }
-                1..60 => {
-                    let path = format!("/z/tasks/B~0000/{:07}", prng.next_u64() % LINES / 7 * 7);
-                    if desk.znodes.contains_key(&path) && desk.task(&path).outcome.is_none() {
-                        end_chunk(&mut desk, &path, &[(8, 1)]);
-                    }
-                }
-                60..80 => drop(late.pop_front().map(|call| desk.apply(&call))),
-                80..140 => desk.tell(),
-                _ if !desk.online => desk.connect(),
-                roll if !desk.pending.is_empty() => {
-                    let at = roll as usize % desk.pending.len();
-                    desk.pending.rotate_left(at);
-                    desk.play(Fate::Answered);
-                }
-                _ => {}
-            }
-        }
+        });
         assert_eq!(desk.exit, Some(1), "seed {seed}: {:?}", desk.role);
         let mut lines: Vec<u64> = told(&desk).into_iter().map(|(line, _)| line).collect();
         lines.sort_unstable();
