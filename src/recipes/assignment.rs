@@ -196,7 +196,7 @@ impl Book {
         self.change(task, |page| page.describe(task, width, suspect));
     }
 
-    /// A task that is held is gone: it takes up no slot any more.
+    /// A task that is held is over, as far as anybody can tell: it takes up no slot any more.
     pub fn make_ghost(&mut self, task: &TaskId) {
         self.change(task, |page| page.make_ghost(task));
     }

@@ -28,6 +28,9 @@ pub enum Change {
     Appeared { path: String },
     /// It was made just now in a directory of which [`Mirror::believe`] was said; it is not read.
     Born { path: String },
+    /// It was changed in such a directory; it is read with the next [`Mirror::catch_up`] but one, or when
+    /// [`Mirror::read_again`] asks for it, if it is still there.
+    Touched { path: String },
     /// It was read. This may come again for the same state, or for an older one after a newer.
     Seen { path: String, data: Vec<u8>, stat: Stat },
     /// It is gone.
@@ -47,13 +50,18 @@ pub struct Mirror {
     calls: Calls<Purpose>,
     /// Being read, and what happened to it meanwhile.
     reading: BTreeMap<String, Overtaken>,
-    /// To be read because it changed: goes first.
+    /// Directories to be read because they changed: they go first, for what they say may spare other reads.
+    changed_dirs: BTreeSet<String>,
+    /// What else is to be read because it changed: goes next.
     changed: BTreeSet<String>,
-    /// Those that changed lately, while nobody is in a hurry: since the last [`Mirror::catch_up`], and before it.
+    /// Those that changed lately, and are to be read when they still are there later: since the last
+    /// [`Mirror::catch_up`], and before it.
     lately: [BTreeSet<String>; 2],
     in_no_hurry: bool,
     /// Directories in which what is made need not be read.
     believed: BTreeSet<String>,
+    /// What was made in directories that are being read: they will tell whether it has to be read as well.
+    unsure: BTreeMap<String, BTreeSet<String>>,
     /// To be read because a listing named it.
     listed: Vec<String>,
     /// Directories to be listed.
@@ -96,10 +104,12 @@ impl Mirror {
             window,
             calls: Calls::default(),
             reading: BTreeMap::new(),
+            changed_dirs: BTreeSet::new(),
             changed: BTreeSet::new(),
             lately: Default::default(),
             in_no_hurry: false,
             believed: BTreeSet::new(),
+            unsure: BTreeMap::new(),
             listed: Vec::new(),
             to_list: Vec::new(),
             gone: BTreeSet::new(),
@@ -119,9 +129,11 @@ impl Mirror {
     pub fn reset(&mut self) {
         self.calls.clear();
         self.reading.clear();
+        self.changed_dirs.clear();
         self.changed.clear();
         self.lately = Default::default();
         self.believed.clear();
+        self.unsure.clear();
         self.listed.clear();
         self.to_list.clear();
         self.gone.clear();
@@ -153,10 +165,17 @@ impl Mirror {
             ChangeKind::Children => {}
             // What a read under way shows is older than that, or of another znode of this name.
             ChangeKind::Deleted => {
+                self.changed_dirs.remove(below);
                 self.changed.remove(below);
                 self.lately.iter_mut().for_each(|set| {
                     set.remove(below);
                 });
+                self.unsure.remove(below);
+                if let Some((dir, _)) = below.rsplit_once('/')
+                    && let Some(made) = self.unsure.get_mut(dir)
+                {
+                    made.remove(below);
+                }
                 if let Some(overtaken) = self.reading.get_mut(below) {
                     *overtaken = Overtaken::Gone;
                 }
@@ -168,22 +187,31 @@ impl Mirror {
             ChangeKind::Created | ChangeKind::Data => {
                 self.gone.remove(below);
                 let dir = below.rsplit_once('/').map_or("", |(dir, _)| dir);
-                if kind == ChangeKind::Created
-                    && self.believed.contains(dir)
-                    && !self.reading.contains_key(below)
-                {
+                let believed = self.believed.contains(dir);
+                if kind == ChangeKind::Created && believed && !self.reading.contains_key(below) {
                     return Some(vec![Change::Born { path: below.to_string() }]);
                 }
                 if kind == ChangeKind::Created {
                     changes.push(Change::Appeared { path: below.to_string() });
                 }
+                if self.is_unsure(dir, below, kind) {
+                    return Some(changes);
+                }
+                let is_dir = self.is_dir(below);
                 match self.reading.get_mut(below) {
                     Some(overtaken @ Overtaken::No) => *overtaken = Overtaken::Changed,
                     Some(overtaken @ Overtaken::Gone) => *overtaken = Overtaken::Back,
                     Some(Overtaken::Changed | Overtaken::Back) => {}
-                    None if self.in_no_hurry && self.state == State::Complete => {
+                    None if is_dir => {
+                        self.changed_dirs.insert(below.to_string());
+                    }
+                    None if self.changed.contains(below) => {}
+                    None if (self.in_no_hurry || believed) && self.state == State::Complete => {
                         if !self.lately[1].contains(below) {
                             self.lately[0].insert(below.to_string());
+                        }
+                        if believed {
+                            changes.push(Change::Touched { path: below.to_string() });
                         }
                     }
                     None => {
@@ -196,18 +224,38 @@ impl Mirror {
         Some(changes)
     }
 
-    /// What is made in this directory from now on need not be read, as long as it does not change.
-    pub fn believe(&mut self, dir: &str) {
+    /// Whether what was made in a directory that is being read can wait for what that says.
+    fn is_unsure(&mut self, dir: &str, below: &str, kind: ChangeKind) -> bool {
+        if kind == ChangeKind::Created {
+            let asks = self.changed_dirs.contains(dir) || self.reading.contains_key(dir);
+            let waits = asks && self.state == State::Complete && !self.reading.contains_key(below);
+            if waits {
+                self.unsure.entry(dir.to_string()).or_default().insert(below.to_string());
+            }
+            return waits;
+        }
+        if let Some(made) = self.unsure.get_mut(dir) {
+            made.remove(below);
+        }
+        false
+    }
+
+    /// The directory was read: what is made in it from now on need not be read, as long as it does not change; and what
+    /// changes there mostly goes soon after, so that may be read later. Gives what was made while it was being read.
+    pub fn believe(&mut self, dir: &str) -> BTreeSet<String> {
         self.believed.insert(dir.to_string());
+        self.unsure.remove(dir).unwrap_or_default()
     }
 
-    /// The directory is gone.
-    pub fn doubt(&mut self, dir: &str) {
+    /// The directory was read, or is gone: what is made in it has to be read.
+    pub fn doubt<R>(&mut self, dir: &str, out: &mut Actions<R>) {
         self.believed.remove(dir);
+        self.changed.extend(self.unsure.remove(dir).unwrap_or_default());
+        self.pump(out);
     }
 
-    /// Whether changed znodes may be read later: not before the next [`Mirror::catch_up`] but one. What is gone by then is
-    /// not read at all.
+    /// Whether all changed znodes may be read later: not before the next [`Mirror::catch_up`] but one. What is gone by
+    /// then is not read at all.
     pub fn take_time<R>(&mut self, in_no_hurry: bool, out: &mut Actions<R>) {
         self.in_no_hurry = in_no_hurry;
         if !in_no_hurry {
@@ -230,12 +278,29 @@ impl Mirror {
         self.pump(out);
     }
 
+    /// Whether a znode was changed, and what was seen of it is older.
+    pub fn is_behind_on(&self, below: &str) -> bool {
+        self.lately.iter().any(|set| set.contains(below))
+    }
+
     /// Reads a znode once more, which will be told as seen or gone.
     pub fn read_again<R>(&mut self, below: &str, out: &mut Actions<R>) {
+        self.lately.iter_mut().for_each(|set| {
+            set.remove(below);
+        });
         if self.state != State::Off && !self.reading.contains_key(below) {
-            self.changed.insert(below.to_string());
+            self.to_read(below.to_string());
             self.pump(out);
         }
+    }
+
+    fn is_dir(&self, below: &str) -> bool {
+        below.split('/').count() < self.depth
+    }
+
+    fn to_read(&mut self, below: String) {
+        let set = if self.is_dir(&below) { &mut self.changed_dirs } else { &mut self.changed };
+        set.insert(below);
     }
 
     /// Takes in a reply; `None` if it is somebody else's.
@@ -290,7 +355,7 @@ impl Mirror {
                     Overtaken::Back => (true, true),
                 };
                 if again {
-                    self.changed.insert(path.clone());
+                    self.to_read(path.clone());
                 }
                 match (result, refusal) {
                     (Ok(_), _) if void => {}
@@ -301,6 +366,7 @@ impl Mirror {
                     // makes a new registration before it deletes the old one, and answers come another way.
                     (_, Some(Refusal::NoNode)) => {}
                     (_, refusal) => {
+                        self.changed.extend(self.unsure.remove(&path).unwrap_or_default());
                         let refusal = refusal.unwrap_or(Refusal::Other(0));
                         changes.push(Change::Refused { path, refusal });
                     }
@@ -317,7 +383,11 @@ impl Mirror {
     }
 
     fn is_idle(&self) -> bool {
-        self.calls.is_empty() && self.changed.is_empty() && self.listed.is_empty() && self.to_list.is_empty()
+        self.calls.is_empty()
+            && self.changed_dirs.is_empty()
+            && self.changed.is_empty()
+            && self.listed.is_empty()
+            && self.to_list.is_empty()
     }
 
     fn on_listed(&mut self, dir: &str, names: &[String], changes: &mut Vec<Change>) {
@@ -327,10 +397,10 @@ impl Mirror {
                 continue;
             }
             changes.push(Change::Appeared { path: path.clone() });
-            if path.split('/').count() < self.depth {
+            if self.is_dir(&path) {
                 // What is in a directory may depend on what the directory says, so that is read first.
                 self.to_list.push(path.clone());
-                self.changed.insert(path);
+                self.changed_dirs.insert(path);
             } else {
                 self.listed.push(path);
             }
@@ -340,7 +410,8 @@ impl Mirror {
     /// Keeps the window full.
     fn pump<R>(&mut self, out: &mut Actions<R>) {
         while self.reading.len() < self.window {
-            let Some(path) = self.changed.pop_first().or_else(|| self.listed.pop()) else { break };
+            let next = self.changed_dirs.pop_first().or_else(|| self.changed.pop_first());
+            let Some(path) = next.or_else(|| self.listed.pop()) else { break };
             if self.reading.contains_key(&path) {
                 continue;
             }

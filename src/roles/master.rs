@@ -44,7 +44,10 @@ use table::{Phase, Table, Update};
 const TASK_READS: usize = 128;
 
 /// A standby reads what changed once, or at most twice this time later: most tasks are gone by then.
-const STANDBY_PACE: Duration = Duration::from_millis(100);
+const STANDBY_PACE: Duration = Duration::from_millis(500);
+
+/// The same of a leader, for what it takes for over.
+const LEADER_PACE: Duration = Duration::from_millis(400);
 
 /// Reads of registrations, likewise.
 const WORKER_READS: usize = 32;
@@ -93,7 +96,7 @@ pub struct Master {
     needs: Needs,
     queue: Queue,
     term: Option<Term>,
-    /// When a standby reads what changed.
+    /// When to read what changed and was left for later.
     catch_up_at: Option<Instant>,
     told: String,
 }
@@ -176,13 +179,11 @@ impl Master {
         for change in changes {
             match change {
                 Change::Appeared { .. } => {}
-                Change::Born { path } => {
-                    let task = TaskId::parse(&path);
-                    match task.filter(|task| self.table.believe(task, &mut self.needs)) {
-                        Some(task) => self.settle(&task, now, out),
-                        None => self.tasks.read_again(&path, out),
-                    }
-                }
+                Change::Born { path } => self.on_born(&path, now, out),
+                Change::Touched { path } => match TaskId::parse(&path) {
+                    Some(task) => self.on_touched(&task, now, out),
+                    None => self.tasks.read_again(&path, out),
+                },
                 Change::Seen { path, data, stat } => match TaskId::parse(&path) {
                     Some(task) => self.on_task(&task, &data, &stat, now, out),
                     None => {
@@ -198,9 +199,11 @@ impl Master {
                             self.tasks.read_again(task.as_str(), out);
                         }
                         if self.table.is_uniform(&path) {
-                            self.tasks.believe(&path);
+                            for path in self.tasks.believe(&path) {
+                                self.on_born(&path, now, out);
+                            }
                         } else {
-                            self.tasks.doubt(&path);
+                            self.tasks.doubt(&path, out);
                         }
                     }
                 },
@@ -212,7 +215,7 @@ impl Master {
                     }
                     None => {
                         self.table.drop_dir(&path);
-                        self.tasks.doubt(&path);
+                        self.tasks.doubt(&path, out);
                     }
                 },
                 Change::Refused { path, refusal } if path.is_empty() => {
@@ -232,6 +235,15 @@ impl Master {
         }
     }
 
+    /// A task was made in a job that says what there is to know of it.
+    fn on_born(&mut self, path: &str, now: Instant, out: &mut Out) {
+        let task = TaskId::parse(path);
+        match task.filter(|task| self.table.believe(task, &mut self.needs)) {
+            Some(task) => self.settle(&task, now, out),
+            None => self.tasks.read_again(path, out),
+        }
+    }
+
     fn on_task(
         &mut self,
         task: &TaskId,
@@ -244,7 +256,8 @@ impl Master {
         let differs = |known: &table::Known| !known.is_believed() && known.czxid != stat.czxid;
         let is_another = self.table.get(task).is_some_and(differs);
         match self.table.see(task, data, stat, &mut self.needs) {
-            Update::Stale => return,
+            // Whoever waited for the look may go on.
+            Update::Stale => return self.settle(task, now, out),
             Update::DirUnknown => {
                 self.tasks.read_again(task.dir(), out);
                 return;
@@ -277,8 +290,8 @@ impl Master {
                         out.log(Level::Warn, format!("{dir}/{path} is no registration: it is left alone"));
                     }
                 }
-                // Registrations are always read.
-                Change::Born { .. } => {}
+                // Registrations are always read at once.
+                Change::Born { .. } | Change::Touched { .. } => {}
                 // No worker's life hangs on it, so nobody is to wait for its end.
                 Change::Seen { path, stat, .. } if stat.ephemeral_owner == 0 => {
                     if self.table.report(&path) {
@@ -344,15 +357,16 @@ impl Master {
         self.queue.insert(task, Place { priority: pending.priority, need: pending.need, czxid: known.czxid });
     }
 
-    /// A standby is in no hurry to read what changed: most of that is gone before it could matter.
+    /// Nobody is in a hurry to read what is most probably gone before it could matter.
     fn catch_up(&mut self, now: Instant, out: &mut Out) {
-        if self.term.is_some() || !self.tasks.is_behind() {
+        if !self.tasks.is_behind() {
             self.catch_up_at = None;
             return;
         }
-        let at = *self.catch_up_at.get_or_insert(now + STANDBY_PACE);
+        let pace = if self.term.is_some() { LEADER_PACE } else { STANDBY_PACE };
+        let at = *self.catch_up_at.get_or_insert(now + pace);
         if at <= now {
-            self.catch_up_at = Some(now + STANDBY_PACE);
+            self.catch_up_at = Some(now + pace);
             self.tasks.catch_up(out);
         }
     }
@@ -410,7 +424,7 @@ impl Role for Master {
 
     fn next_wake(&self) -> Option<Instant> {
         let Some(term) = &self.term else { return self.catch_up_at };
-        earlier(term.next_wake(), self.housekeeping_wake(term))
+        earlier(self.catch_up_at, earlier(term.next_wake(), self.housekeeping_wake(term)))
     }
 
     fn assert_invariants(&self) {

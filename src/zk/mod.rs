@@ -9,6 +9,7 @@
 //! threads: a read may be answered with a new value before the watch event of the change comes.
 
 mod connection;
+mod courtesy;
 mod descriptors;
 mod pool;
 mod probe;

@@ -17,7 +17,7 @@ use crossbeam_channel::{Sender, TrySendError};
 
 use super::connection::{Connection, End, now};
 use super::request::{self, Outcome};
-use super::{SMALL_STACK, SessionEvent};
+use super::{SMALL_STACK, SessionEvent, courtesy};
 use crate::machine::{Call, CallError, CallId, CallResult, ChangeKind, Instant};
 
 /// Watch events that may wait for the consumer. Past that the connection is given up: what was missed is read
@@ -70,6 +70,8 @@ struct State {
     /// The deliverer holds events that come before all that are in `waiting`.
     delivering: bool,
     changes_waiting: usize,
+    /// Somebody waits until what is in flight is answered.
+    draining: bool,
 }
 
 /// See the module's description.
@@ -138,8 +140,11 @@ impl Pool {
         }
         state.outstanding.insert(number, Outstanding { id, stage: Stage::Queued });
         state.queue.push_back((number, call));
+        let someone_waits = state.idle > 0;
         drop(state);
-        self.work.notify_one();
+        if someone_waits {
+            self.work.notify_one();
+        }
     }
 
     fn hire(self: &Arc<Pool>, state: &mut State) {
@@ -154,6 +159,7 @@ impl Pool {
 
     /// The life of a thread for calls.
     fn work(&self) {
+        courtesy::yield_to_others();
         while let Some(job) = self.next_job() {
             let outcome = request::make(job.connection.client(), job.call);
             if !self.finish(job.number, &job.connection, outcome) {
@@ -209,7 +215,9 @@ impl Pool {
                 state.outstanding.remove(&number);
                 connection.life().answered();
                 self.reply(&mut state, id, result);
-                self.landed.notify_all();
+                if state.draining {
+                    self.landed.notify_all();
+                }
             }
             Outcome::Broken(why) => {
                 outstanding.stage = Stage::InDoubt;
@@ -267,6 +275,7 @@ impl Pool {
                 self.reply(&mut state, outstanding.id, Err(CallError::NotSent));
             }
         }
+        state.draining = true;
         let until = now() + limit;
         while state.outstanding.values().any(|outstanding| matches!(outstanding.stage, Stage::InFlight)) {
             let left = until.since(now());

@@ -15,7 +15,7 @@ use super::connection::{Connection, End, Life, NotMade, Plan, now};
 use super::pool::Pool;
 use super::probe::{CONNECT_WITHIN, Grant, probe};
 use super::resolve::Resolver;
-use super::{Attempt, Failure, Settings};
+use super::{Attempt, Failure, Settings, courtesy};
 use crate::machine::{Instant, Prng};
 
 /// The pause after a failed round doubles from here…
@@ -73,6 +73,7 @@ impl Supervisor {
 
     /// Runs until the session is to stop; whether the server confirmed the closing, if a session was up.
     pub fn run(mut self) -> Closed {
+        courtesy::yield_to_others();
         let closed = self.rounds();
         self.pool.over();
         closed

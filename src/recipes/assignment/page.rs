@@ -42,6 +42,11 @@ impl Held {
         }
     }
 
+    /// Whether it is over as far as anybody can tell, so that it takes up no slot.
+    pub fn is_ghost(&self) -> bool {
+        self.ghost
+    }
+
     /// Whether it is, or is about to be, revoked.
     pub fn is_revoked(&self) -> bool {
         self.revoked != Revoked::No
@@ -76,11 +81,11 @@ pub(super) enum PageState {
 pub struct Load {
     /// Commands to run, of all entries that take up slots.
     pub width: u64,
-    /// Entries, of whatever kind.
+    /// Entries that are not over, as far as anybody can tell.
     pub entries: usize,
     /// Those that were charged before.
     pub suspects: usize,
-    /// How many were ever taken off: it stands still if nothing gets on.
+    /// How many were ever taken off, or taken for over: it stands still if nothing gets on.
     pub struck: u64,
 }
 
@@ -121,7 +126,7 @@ impl Page {
     }
 
     pub fn load(&self) -> Load {
-        Load { entries: self.entries.len(), ..self.load }
+        self.load
     }
 
     /// Whether entries may be added now.
@@ -162,13 +167,13 @@ impl Page {
         let held = self.entries.remove(task)?;
         self.order.remove(&held.place);
         self.count(&held, false);
-        self.load.struck += 1;
+        self.load.struck += u64::from(!held.ghost);
         Some(held)
     }
 
     /// Takes all off.
     pub fn take_all(&mut self) -> Vec<TaskId> {
-        let struck = self.load.struck + self.entries.len() as u64;
+        let struck = self.load.struck + self.load.entries as u64;
         self.load = Load { struck, ..Load::default() };
         self.entries.clear();
         std::mem::take(&mut self.order).into_values().collect()
@@ -179,12 +184,15 @@ impl Page {
             true => (u64::from(held.width), usize::from(held.suspect)),
             false => (0, 0),
         };
+        let entries = usize::from(!held.ghost);
         if adds {
             self.load.width += width;
             self.load.suspects += suspects;
+            self.load.entries += entries;
         } else {
             self.load.width -= width;
             self.load.suspects -= suspects;
+            self.load.entries -= entries;
         }
     }
 
@@ -207,9 +215,11 @@ impl Page {
         self.change(task, |held| (held.width, held.suspect, held.ghost) = (width, suspect, false))
     }
 
-    /// The task is gone, and its end was most probably ours to hear of.
+    /// The task has most probably ended, and its end is ours to hear of.
     pub fn make_ghost(&mut self, task: &TaskId) -> bool {
-        self.change(task, |held| held.ghost = true)
+        let changed = self.change(task, |held| held.ghost = true);
+        self.load.struck += u64::from(changed);
+        changed
     }
 
     /// These tasks, and no others, are set aside by the worker.
@@ -306,12 +316,18 @@ mod tests {
         assert_eq!(order, ["j/z", "j/m", "j/a"]);
         assert_eq!(page.load(), Load { width: 102, entries: 3, suspects: 1, struck: 0 });
         assert!(page.set_aside(&[id("m")]) && page.make_ghost(&id("a")) && !page.make_ghost(&id("a")));
-        assert_eq!(page.load(), Load { width: 1, entries: 3, suspects: 0, struck: 0 });
-        assert!(page.set_aside(&[]) && page.describe(&id("m"), 40, true));
-        assert_eq!(page.load(), Load { width: 41, entries: 3, suspects: 1, struck: 0 });
-        page.remove(&id("m"));
         assert_eq!(page.load(), Load { width: 1, entries: 2, suspects: 0, struck: 1 });
-        assert_eq!(page.take_all().len(), 2);
+        assert!(page.set_aside(&[]) && page.describe(&id("m"), 40, true));
+        assert_eq!(page.load(), Load { width: 41, entries: 2, suspects: 1, struck: 1 });
+        page.remove(&id("m"));
+        assert_eq!(page.load(), Load { width: 1, entries: 1, suspects: 0, struck: 2 });
+        page.remove(&id("a"));
+        assert_eq!(
+            page.load(),
+            Load { width: 1, entries: 1, suspects: 0, struck: 2 },
+            "it was counted before"
+        );
+        assert_eq!(page.take_all().len(), 1);
         assert_eq!(page.load(), Load { struck: 3, ..Load::default() });
     }
 

@@ -277,3 +277,82 @@ fn what_was_being_read_before_the_watch_stood_is_read_again() {
     let again = bench.next("/r/a");
     assert_eq!(bench.reply(again, data("new")), [seen("a", "new"), Change::Complete]);
 }
+
+fn born(path: &str) -> Change {
+    Change::Born { path: path.into() }
+}
+
+fn touched(path: &str) -> Change {
+    Change::Touched { path: path.into() }
+}
+
+/// A mirror of directories with something in them, which is complete and is reading the directory d.
+fn reading_d() -> (Bench, CallId) {
+    let (mut bench, list) = Bench::listing(2, 2);
+    assert_eq!(bench.reply(list, children(&[])), [Change::Complete]);
+    bench.changed("/r/d", ChangeKind::Created);
+    let read = bench.next("/r/d");
+    (bench, read)
+}
+
+#[test]
+fn what_is_made_in_a_directory_that_is_being_read_waits_for_what_that_says() {
+    for believed in [true, false] {
+        let (mut bench, read) = reading_d();
+        for name in ["a", "b", "c"] {
+            assert_eq!(
+                bench.changed(&format!("/r/d/{name}"), ChangeKind::Created),
+                [appeared(&format!("d/{name}"))]
+            );
+        }
+        bench.changed("/r/d/b", ChangeKind::Data);
+        bench.changed("/r/d/c", ChangeKind::Deleted);
+        let asked: Vec<_> = bench.calls.drain(..).map(|(_, call)| call.path().to_string()).collect();
+        assert_eq!(asked, ["/r/d/b"], "what has changed is read, and nothing else");
+        assert_eq!(bench.reply(read, data("D")), [seen("d", "D")]);
+        if believed {
+            assert_eq!(bench.mirror.believe("d").into_iter().collect::<Vec<_>>(), ["d/a"]);
+            assert_eq!(bench.changed("/r/d/e", ChangeKind::Created), [born("d/e")]);
+            assert!(bench.calls.is_empty());
+        } else {
+            bench.mirror.doubt("d", &mut bench.out);
+            bench.next("/r/d/a");
+        }
+    }
+}
+
+#[test]
+fn what_changes_where_all_is_believed_is_read_only_if_it_stays() {
+    let (mut bench, read) = reading_d();
+    bench.reply(read, data("D"));
+    bench.mirror.believe("d");
+    for name in ["a", "b", "c"] {
+        bench.changed(&format!("/r/d/{name}"), ChangeKind::Created);
+        assert_eq!(bench.changed(&format!("/r/d/{name}"), ChangeKind::Data), [touched(&format!("d/{name}"))]);
+    }
+    assert!(bench.calls.is_empty() && bench.mirror.is_behind_on("d/a"));
+    bench.changed("/r/d/a", ChangeKind::Deleted);
+    assert!(!bench.mirror.is_behind_on("d/a"));
+    bench.mirror.read_again("d/b", &mut bench.out);
+    bench.next("/r/d/b");
+    assert!(!bench.mirror.is_behind_on("d/b"), "it is being read");
+    bench.mirror.catch_up(&mut bench.out);
+    assert!(bench.out.is_empty());
+    bench.mirror.catch_up(&mut bench.out);
+    bench.next("/r/d/c");
+    assert!(!bench.mirror.is_behind());
+}
+
+#[test]
+fn directories_are_read_before_what_is_in_them() {
+    let (mut bench, read) = reading_d();
+    bench.reply(read, data("D"));
+    bench.mirror.doubt("d", &mut bench.out);
+    for name in ["a", "b", "c"] {
+        bench.changed(&format!("/r/d/{name}"), ChangeKind::Created);
+    }
+    bench.changed("/r/e", ChangeKind::Created);
+    let a = bench.next("/r/d/a");
+    bench.reply(a, data("A"));
+    bench.next("/r/e");
+}

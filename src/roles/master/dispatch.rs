@@ -33,6 +33,12 @@ const OVERHEAD_US: u64 = 200;
 /// How much the last run counts in what is known of how long runs take: 1 in so many.
 const MEMORY: u64 = 8;
 
+/// Of a worker whose runs are as short as this the leader need not read every outcome: most are collected at once.
+const QUICK: Duration = Duration::from_millis(100);
+
+/// But one in such a time, to know how long runs take.
+pub(super) const SAMPLE_PACE: Duration = Duration::from_millis(50);
+
 /// The pause between two looks whether what waits at one worker should go to another.
 const BALANCE_PACE: Duration = Duration::from_millis(150);
 
@@ -60,6 +66,8 @@ struct Known {
     filling: bool,
     /// [`Load::struck`] at the last look.
     struck: u64,
+    /// When the next outcome is to be read at once.
+    sample_at: Instant,
 }
 
 impl Known {
@@ -128,6 +136,7 @@ impl Roster {
             cost_us: None,
             filling: false,
             struck: 0,
+            sample_at: Instant::default(),
         });
         known.slots = slots;
         if let Some(load) = load {
@@ -155,6 +164,17 @@ impl Roster {
             None => cost,
             Some(before) => (before * (MEMORY - 1)).saturating_add(cost) / MEMORY,
         });
+    }
+
+    /// Whether what this worker wrote into a task has to be read at once.
+    fn is_curious(&mut self, incarnation: &Incarnation, now: Instant) -> bool {
+        let Some(known) = self.known.get_mut(incarnation) else { return true };
+        let quick = known.cost_us.is_some_and(|us| Duration::from_micros(us) <= QUICK);
+        if quick && known.sample_at > now {
+            return false;
+        }
+        known.sample_at = now + SAMPLE_PACE;
+        true
     }
 
     /// How soon a worker has to hear of one more task.
@@ -211,6 +231,21 @@ impl Master {
             let takes = !registration.draining && !term.is_burying(&incarnation);
             let load = term.book.load(&incarnation).filter(|_| takes);
             term.roster.update(&incarnation, registration.slots, load);
+        }
+    }
+
+    /// A task was changed in a job whose tasks are mostly collected as soon as they have ended. If its holder is quick
+    /// it is taken for over until it is read, which it need not be if it goes before that.
+    pub(super) fn on_touched(&mut self, task: &TaskId, now: Instant, out: &mut Out) {
+        let Some(term) = &mut self.term else { return };
+        let holder = term.book.holder(task).map(|(incarnation, _)| incarnation.clone());
+        let Some(incarnation) = holder.filter(|_| term.is_leading()) else {
+            return self.tasks.read_again(task.as_str(), out);
+        };
+        if term.roster.is_curious(&incarnation, now) {
+            self.tasks.read_again(task.as_str(), out);
+        } else {
+            term.book.make_ghost(task);
         }
     }
 
@@ -305,7 +340,7 @@ impl Master {
             room -= room.min(may);
             for (task, held) in book.entries(incarnation).rev().take(may) {
                 let need = self.table.pending(task).map(|pending| pending.need);
-                if !held.recalled && !held.is_revoked() && need.is_some_and(goes) {
+                if !held.recalled && !held.is_revoked() && !held.is_ghost() && need.is_some_and(goes) {
                     surplus.push(task.clone());
                 }
             }

@@ -472,6 +472,10 @@ impl Master {
             (_, Some((incarnation, _)))
                 if !self.fleet.lives(&incarnation) || term.burials.contains_key(&incarnation) => {}
             (None, Some(_)) if !self.tasks.is_complete() => {}
+            // It was changed and then went, in a job whose names are never used again: it ended, and was collected.
+            (None, Some((_, held))) if held.is_ghost() && !held.is_revoked() => {
+                term.book.strip(task, Haste::Later);
+            }
             // The mirror may be late: the task may have been made and given out just before the takeover.
             (None, Some((_, held))) if held.inherited && term.looked.get(task) != Some(&false) => {
                 if !term.looked.contains_key(task) {
@@ -508,6 +512,9 @@ impl Master {
                 term.book.revoke(task, Haste::Now);
             }
             (Some(Phase::Aside), Some(_)) => {}
+            (Some(_), None) if self.tasks.is_behind_on(task.as_str()) => {
+                self.tasks.read_again(task.as_str(), out);
+            }
             (Some(Phase::Pending(pending)), None) => {
                 let expired =
                     pending.expires_ms != 0 && ensemble_ms.is_some_and(|now| now >= pending.expires_ms);

@@ -100,7 +100,7 @@ pub struct Batch {
     /// Tasks whose outcome was shown and that are being deleted, or are to be.
     deleting: BTreeMap<u64, Deleting>,
     /// Those of them that wait for their turn.
-    deferred: VecDeque<u64>,
+    shown: VecDeque<u64>,
     cancelling: bool,
     complaints: u32,
     /// Only deletes are left, and there is no connection.
@@ -217,7 +217,7 @@ impl Batch {
             unsent: BTreeSet::new(),
             parts: Parts::default(),
             deleting: BTreeMap::new(),
-            deferred: VecDeque::new(),
+            shown: VecDeque::new(),
             cancelling: false,
             complaints: 0,
             give_up: None,
@@ -321,9 +321,9 @@ impl Batch {
                 self.pace.keep(now, left, out);
                 self.read_lines(out);
                 self.warm_parts(out);
-                self.create(out);
-                self.collect(out);
                 self.clean_up(out);
+                self.collect(out);
+                self.create(out);
                 self.end_if_done(out);
             }
         }
@@ -390,7 +390,7 @@ impl Batch {
             self.room = Room::Unknown;
         }
         self.marked = self.mark.on_connected(out);
-        self.deferred = self.deleting.keys().copied().collect();
+        self.shown = self.deleting.keys().copied().collect();
     }
 
     fn on_lost(&mut self, now: Instant) {

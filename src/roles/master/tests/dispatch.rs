@@ -1,6 +1,7 @@
 //! Who gets how much, what is taken back, and who is charged.
 
 use super::*;
+use crate::roles::master::dispatch::SAMPLE_PACE;
 
 /// The worker's tasks so far end, after so long each.
 fn end_all(world: &mut World, incarnation: &str, ms: i64) {
@@ -215,4 +216,109 @@ fn a_job_whose_tasks_expire_is_not_believed() {
     master.hold = |call| matches!(call, Call::Get { path, .. } if path.starts_with("/z/tasks/u/"));
     master.go(&mut world);
     assert_eq!((world.page("/z/assign/w~1").len(), master.calls.len()), (0, 1));
+}
+
+/// A leader whose worker is known to be quick, and has these tasks of a uniform job; no reads of tasks are answered.
+fn quick(world: &mut World, names: &[&str]) -> Desk<Master> {
+    worker(world, "w~1", 1);
+    let data = Task::new(Payload::Shell("x".into()), Options::default()).encode();
+    let mut master = uniform(world, &[("first", &data)]);
+    master.hold = |_| false;
+    end_all(world, "w~1", 1);
+    master.go(world);
+    world.remove("/z/tasks/u/first");
+    for name in names {
+        world.put(&format!("/z/tasks/u/{name}"), &data);
+    }
+    master.hold = |call| matches!(call, Call::Get { path, .. } if path.starts_with("/z/tasks/u/"));
+    world.pass(Duration::from_millis(20));
+    master.go(world);
+    master
+}
+
+#[test]
+fn an_outcome_that_is_collected_at_once_is_not_read() {
+    let mut world = World::new();
+    let mut master = quick(&mut world, &["a", "b"]);
+    assert_eq!(held(&world, "w~1"), 2);
+    end_all(&mut world, "w~1", 1);
+    master.go(&mut world);
+    let load = |master: &Desk<Master>| {
+        let term = master.role.term.as_ref().expect("it leads");
+        term.book.load(&Incarnation::parse("w~1").expect("id")).expect("open")
+    };
+    assert_eq!((load(&master).width, master.calls.len()), (0, 0), "they take up no slots");
+    for name in ["a", "b"] {
+        world.remove(&format!("/z/tasks/u/{name}"));
+    }
+    master.go(&mut world);
+    world.pass(Duration::from_secs(1));
+    master.go(&mut world);
+    assert_eq!((held(&world, "w~1"), master.calls.len()), (0, 0), "nothing is revoked, and nothing is read");
+}
+
+#[test]
+fn an_outcome_that_is_not_collected_is_read_after_a_while() {
+    let mut world = World::new();
+    let mut master = quick(&mut world, &["a"]);
+    end_all(&mut world, "w~1", 1);
+    master.go(&mut world);
+    master.hold = |_| false;
+    assert_eq!(master.role.table.counts().done, 0);
+    for _ in 0..3 {
+        world.pass(LEADER_PACE);
+        master.go(&mut world);
+    }
+    world.pass(Duration::from_secs(1));
+    master.go(&mut world);
+    assert_eq!((master.role.table.counts().done, held(&world, "w~1")), (1, 0));
+}
+
+#[test]
+fn what_did_not_end_after_all_takes_up_its_slot_again() {
+    let mut world = World::new();
+    let mut master = quick(&mut world, &["a"]);
+    world.change("/z/tasks/u/a", |_| {});
+    master.go(&mut world);
+    master.hold = |_| false;
+    for _ in 0..3 {
+        world.pass(LEADER_PACE);
+        master.go(&mut world);
+    }
+    let term = master.role.term.as_ref().expect("it leads");
+    assert_eq!(term.book.load(&Incarnation::parse("w~1").expect("id")).map(|load| load.width), Some(1));
+    assert_eq!(world.page("/z/assign/w~1"), [entry("u/a", 1, false)]);
+}
+
+#[test]
+fn what_slow_workers_write_is_read_at_once() {
+    let mut world = World::new();
+    let mut master = quick(&mut world, &["a"]);
+    master.hold = |_| false;
+    end_all(&mut world, "w~1", 60_000);
+    world.pass(SAMPLE_PACE);
+    master.go(&mut world);
+    let data = Task::new(Payload::Shell("x".into()), Options::default()).encode();
+    world.put("/z/tasks/u/b", &data);
+    master.go(&mut world);
+    world.change("/z/tasks/u/b", |task| task.cancel = true);
+    master.go(&mut world);
+    let page = world.page("/z/assign/w~1");
+    assert!(page.contains(&entry("u/b", 1, true)), "{page:?}");
+}
+
+/// A worker that is quick moves a task on, and then drains: its page goes before the leader has read the task.
+#[test]
+fn what_changed_is_read_before_it_is_given_out_again() {
+    let mut world = World::new();
+    let mut master = quick(&mut world, &["a"]);
+    worker(&mut world, "x~1", 1);
+    world.change("/z/tasks/u/a", |task| task.attempt = 2);
+    master.go(&mut world);
+    world.remove("/z/assign/w~1");
+    master.go(&mut world);
+    assert_eq!(held(&world, "x~1"), 0, "at which attempt is not known");
+    master.hold = |_| false;
+    master.go(&mut world);
+    assert_eq!(world.page("/z/assign/x~1"), [entry("u/a", 2, false)]);
 }

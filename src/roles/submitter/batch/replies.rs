@@ -316,7 +316,7 @@ impl Batch {
         out.push(Action::Report(ClientReport::ended(ended)));
         if !self.keyed && !doubt {
             self.deleting.insert(unit, Deleting { version, tries: 0 });
-            self.deferred.push_back(unit);
+            self.shown.push_back(unit);
         }
     }
 

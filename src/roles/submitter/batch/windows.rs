@@ -9,6 +9,9 @@ use crate::roles::client::ClientReport;
 /// Creates in flight.
 pub(super) const MAX_CREATES: usize = 256;
 
+/// The same while as much is being collected as may be.
+pub(super) const MIN_CREATES: usize = 32;
+
 /// Reads and deletes in flight.
 pub(super) const MAX_COLLECTS: usize = 384;
 
@@ -17,9 +20,6 @@ pub(super) const MAX_CHUNK_READS: usize = 32;
 
 /// Tasks whose outcome was shown and that stand still; beyond that no further outcome is read.
 pub(super) const MAX_UNDELETED: usize = 2 * MAX_COLLECTS;
-
-/// Deletes that wait until nothing else is to be done; beyond that they have their turn all the same.
-pub(super) const MAX_DEFERRED: usize = MAX_COLLECTS;
 
 /// Bytes of open lines beyond which no more are asked for.
 pub(super) const MAX_OPEN_BYTES: usize = 8 * 1024 * 1024;
@@ -62,7 +62,9 @@ impl Batch {
     }
 
     pub(super) fn create(&mut self, out: &mut Actions<ClientReport>) {
-        while self.creates < MAX_CREATES {
+        // Who cannot keep up with what ends makes no more of it: tasks would only stand for longer.
+        let most = if self.collects < MAX_COLLECTS { MAX_CREATES } else { MIN_CREATES };
+        while self.creates < most {
             // In order; what cannot be created yet holds up only what comes after it.
             let Some(unit) = self.unsent.first().copied().filter(|unit| self.parts.is_warm(part_of(*unit)))
             else {
@@ -109,15 +111,10 @@ impl Batch {
         self.parts.retire(before);
     }
 
-    /// Deletes what was shown, behind all else: it keeps nobody waiting, and the leader reads an outcome at the same
-    /// time as we do, which costs it more if the task is gone by then.
+    /// Deletes what was shown before more is read: what is gone soon need not be read by masters.
     pub(super) fn clean_up(&mut self, out: &mut Actions<ClientReport>) {
         while self.collects < MAX_COLLECTS {
-            let idle = self.creates + self.collects < MAX_CREATES;
-            if !idle && self.deferred.len() < MAX_DEFERRED {
-                break;
-            }
-            let Some(unit) = self.deferred.pop_front() else { break };
+            let Some(unit) = self.shown.pop_front() else { break };
             if let Some(Deleting { version, .. }) = self.deleting.get(&unit) {
                 let call = Call::Delete { path: self.path(unit), version: Some(*version) };
                 self.calls.issue(out, call, Purpose::Delete(unit));
