@@ -112,6 +112,10 @@ pub fn run<T: Role>(
     show: &mut dyn FnMut(T::Report) -> io::Result<()>,
 ) -> anyhow::Result<i32> {
     let signals = listen(surroundings.daemon).context("cannot listen for signals")?;
+    if !surroundings.runs {
+        // Whoever runs processes does without: they would inherit it.
+        zk::yield_to_others();
+    }
     let (session_sender, sessions) = bounded(MAX_SESSION_EVENTS);
     let (exec_sender, execs) = unbounded();
     let executor = match surroundings.runs {
@@ -175,6 +179,8 @@ impl<T: Role> Shell<'_, T> {
         drop(self.executor.take());
         let stopped = self.session.stop(close_timeout);
         log::debug!("session: {stopped:?}");
+        // The process is about to end, and a successor waits for processors: a million tasks are not freed one by one.
+        std::mem::forget(self.role);
         let code = code.unwrap_or(exit::BUG);
         match self.signalled {
             Some(signal) if code == exit::INTERRUPTED => exit::SIGNAL_BASE + signal,
@@ -184,12 +190,15 @@ impl<T: Role> Shell<'_, T> {
 
     /// The program's only `select!`.
     fn next_event(&mut self) -> Incoming {
-        // To wait on several channels costs more than many a turn, and what the ensemble says comes in bursts.
-        if self.streak < MAX_STREAK
-            && let Ok(event) = self.sessions.try_recv()
-        {
+        // To wait on several channels costs more than many a turn, and what comes comes in bursts.
+        if self.streak < MAX_STREAK {
             self.streak += 1;
-            return Incoming::Session(event);
+            if let Ok(event) = self.sessions.try_recv() {
+                return Incoming::Session(event);
+            }
+            if let Ok(event) = self.execs.try_recv() {
+                return Incoming::Exec(event);
+            }
         }
         self.streak = 0;
         let time = now();

@@ -139,7 +139,9 @@ impl Bench {
             report.notes.push("this binary has no --handler: empty tasks ran as a process each".to_string());
         }
         report.facts = facts(&options);
-        Bench { options, ensemble, limit, handler, report }
+        let bench = Bench { options, ensemble, limit, handler, report };
+        throughput::warm_up(&bench);
+        bench
     }
 
     /// The cheapest executor that there is.

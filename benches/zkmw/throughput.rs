@@ -9,8 +9,11 @@ use crate::{Bench, say};
 /// Slots of all workers together, where their number is varied.
 const SLOTS_IN_ALL: usize = 64;
 
-/// A batch before the first that counts is this much smaller.
+/// A service's batch before the first that counts is this much smaller.
 const WARM_UP: usize = 10;
+
+/// Quorum writes that a task costs.
+const WRITES: usize = 3;
 
 /// Rates of batches, and W beside each.
 pub struct Rates {
@@ -34,6 +37,16 @@ fn rates(bench: &mut Bench, service: &Service, tasks: usize, more: &[&str]) -> R
     rates
 }
 
+/// Warms up what servers do for tasks as far as W's writes were warmed up before it was measured: reads, watches and
+/// events take other ways through a server, and its compiler takes its time with each.
+pub fn warm_up(bench: &Bench) {
+    let tasks = bench.options.warm_up / WRITES;
+    say(&format!("warming the servers up with {} tasks", human(tasks as f64)));
+    let service = Service::start(&bench.ensemble, "warm-up", bench.options.fleet, &bench.cheapest());
+    service.batch(tasks.max(1), &[]);
+    service.stop();
+}
+
 /// (a) Empty tasks.
 pub fn empty(bench: &mut Bench) {
     let executor = bench.cheapest();
@@ -52,7 +65,7 @@ fn one(bench: &mut Bench, case: &str, executor: &Executor) -> Samples {
     let service = Service::start(&bench.ensemble, case, fleet, executor);
     let rates = rates(bench, &service, tasks, &[]);
     service.stop();
-    let ratio = Samples(rates.tasks.over(&rates.limit).0.iter().map(|ratio| ratio * 3.0).collect());
+    let ratio = Samples(rates.tasks.over(&rates.limit).0.iter().map(|ratio| ratio * WRITES as f64).collect());
     let remark = format!("{} tasks, {} workers x {} slots, {}", tasks, fleet.0, fleet.1, executor.name());
     bench.report.row(case, "throughput", "tasks/s", rates.tasks, &remark);
     bench.report.row(case, "over W/3", "", ratio.clone(), "");
@@ -74,7 +87,7 @@ pub fn workers(bench: &mut Bench) {
         let what = format!("{} workers", human(count as f64));
         bench.report.row("workers", what, "tasks/s", rates.tasks.clone(), &remark);
         curve.push((count as f64, rates.tasks));
-        bare.push((count as f64, Samples(rates.limit.0.iter().map(|limit| limit / 3.0).collect())));
+        bare.push((count as f64, Samples(rates.limit.0.iter().map(|limit| limit / WRITES as f64).collect())));
     }
     let below = format!("batches of {} empty tasks, {}", human(tasks as f64), executor.name());
     let x = ("workers (processes)".to_string(), Scale::Logarithmic);

@@ -28,6 +28,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+pub use courtesy::yield_to_others;
+
 use crate::machine::{Call, CallId, CallResult, ChangeKind};
 use pool::Pool;
 use supervisor::Supervisor;
