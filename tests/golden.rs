@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use zkmw::contract::chunk::CommandResult;
 use zkmw::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
 use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
-use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration};
+use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration, Seen};
 use zkmw::contract::{Incarnation, Labels, TaskId};
 use zkmw::machine::Captured;
 
@@ -324,8 +324,15 @@ fn assignment() -> Vec<u8> {
         attempt,
         revoked,
         recalled: false,
+        seen: None,
     };
-    let entries = vec![entry("_3f", "nightly", 1, false), entry("import~k1~0000", "0000042", 2, true)];
+    let mut entries = vec![
+        entry("_3f", "nightly", 1, false),
+        entry("import~k1~0000", "0000042", 2, true),
+        entry("_7a", "hello", 1, false),
+    ];
+    let data = r#"{"v":1,"command":"echo hello","attempt":1}"#.to_string();
+    entries[2].seen = Some(Seen { data, version: 0, mzxid: 4_294_967_340 });
     Assignment::new(4_294_967_299, entries).encode()
 }
 

@@ -14,6 +14,12 @@ pub const MAX_ASIDE: usize = 100;
 /// their order: of those without an outcome only the first `slots` + this many can have been started.
 pub const START_AHEAD: usize = 64;
 
+/// Most data of a task that an entry carries along.
+pub const MAX_SEEN_BYTES: usize = 1_000;
+
+/// Most data of tasks that one version of an assignment carries along.
+pub const MAX_SEEN_IN_ALL: usize = 8_000;
+
 /// Most slots of one worker.
 pub const MAX_SLOTS: u32 = 1_000;
 
@@ -132,6 +138,21 @@ pub struct Entry {
     /// Another worker could run it now: it is to be released, unless it was started.
     #[serde(default, skip_serializing_if = "is_false")]
     pub recalled: bool,
+    /// The task as the leader had just read it, so that its worker need not. It is there in one version of the
+    /// assignment at most, and only of small tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Seen>,
+}
+
+/// A task's znode as it was read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// What stood in it.
+    pub data: String,
+    /// Its version then.
+    pub version: i32,
+    /// The transaction that had written it.
+    pub mzxid: i64,
 }
 
 /// What one incarnation has to do.
@@ -174,7 +195,13 @@ mod tests {
     #[test]
     fn a_full_assignment_fits_a_znode() {
         let task = TaskId::new(&"j".repeat(128 + 1 + 128 + 5), &"t".repeat(128));
-        let entries = vec![Entry { task, attempt: u32::MAX, revoked: true, recalled: true }; MAX_ENTRIES];
+        let entry = Entry { task, attempt: u32::MAX, revoked: true, recalled: true, seen: None };
+        let mut entries = vec![entry; MAX_ENTRIES];
+        // What takes most bytes when it is a string in a string.
+        let data = "\u{1}".repeat(MAX_SEEN_BYTES);
+        for entry in &mut entries[..MAX_SEEN_IN_ALL / MAX_SEEN_BYTES] {
+            entry.seen = Some(Seen { data: data.clone(), version: i32::MIN, mzxid: i64::MIN });
+        }
         assert!(Assignment::new(i64::MAX, entries).encode().len() <= MAX_DATA_BYTES);
     }
 

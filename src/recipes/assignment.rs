@@ -11,7 +11,7 @@ use std::time::Duration;
 
 pub use self::page::{Held, Load};
 use self::page::{Page, PageState, Revoked};
-use crate::contract::worker::{Assignment, Entry, MAX_ENTRIES};
+use crate::contract::worker::{Assignment, Entry, MAX_ENTRIES, Seen};
 use crate::contract::{Incarnation, Layout, TaskId, name_of};
 use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Level, Refusal, Reply,
@@ -254,6 +254,13 @@ impl Book {
             self.touched.insert(incarnation.clone());
             self.holders.insert(task.clone(), incarnation.clone());
             self.mark(incarnation, haste);
+        }
+    }
+
+    /// What was just read of a task that was just given out goes along, so that its worker need not read it.
+    pub fn carry(&mut self, task: &TaskId, seen: Seen) {
+        if let Some(page) = self.holders.get(task).and_then(|holder| self.pages.get_mut(holder)) {
+            page.carry(task, seen);
         }
     }
 

@@ -289,7 +289,7 @@ impl Mirror {
             set.remove(below);
         });
         if self.state != State::Off && !self.reading.contains_key(below) {
-            self.to_read(below.to_string());
+            self.enlist(below.to_string());
             self.pump(out);
         }
     }
@@ -298,7 +298,7 @@ impl Mirror {
         below.split('/').count() < self.depth
     }
 
-    fn to_read(&mut self, below: String) {
+    fn enlist(&mut self, below: String) {
         let set = if self.is_dir(&below) { &mut self.changed_dirs } else { &mut self.changed };
         set.insert(below);
     }
@@ -355,7 +355,7 @@ impl Mirror {
                     Overtaken::Back => (true, true),
                 };
                 if again {
-                    self.to_read(path.clone());
+                    self.enlist(path.clone());
                 }
                 match (result, refusal) {
                     (Ok(_), _) if void => {}

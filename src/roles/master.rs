@@ -25,7 +25,7 @@ mod table;
 
 use std::time::Duration;
 
-use crate::contract::worker::Registration;
+use crate::contract::worker::{Registration, Seen};
 use crate::contract::{Layout, TaskId, name_of};
 use crate::exit;
 use crate::machine::{
@@ -96,6 +96,8 @@ pub struct Master {
     needs: Needs,
     queue: Queue,
     term: Option<Term>,
+    /// What was read in this turn, until something else is.
+    just_read: Option<(TaskId, Seen)>,
     /// When to read what changed and was left for later.
     catch_up_at: Option<Instant>,
     told: String,
@@ -125,6 +127,7 @@ impl Master {
             queue: Queue::default(),
             term: None,
             catch_up_at: None,
+            just_read: None,
             told: String::new(),
             params,
         }
@@ -268,6 +271,10 @@ impl Master {
                 out.log(Level::Error, format!("{path} is no task ({malformed}): it is left alone"));
             }
         }
+        self.just_read = str::from_utf8(data).ok().filter(|_| self.term.is_some()).map(|text| {
+            let seen = Seen { data: text.to_string(), version: stat.version, mzxid: stat.mzxid };
+            (task.clone(), seen)
+        });
         if is_another && let Some(term) = &mut self.term {
             term.book.revoke(task, Haste::Now);
         }
@@ -419,6 +426,7 @@ impl Role for Master {
         self.follow_election(now, out);
         self.catch_up(now, out);
         self.act(now, out);
+        self.just_read = None;
         self.tell(out);
     }
 

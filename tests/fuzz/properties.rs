@@ -10,7 +10,7 @@ use proptest::test_runner::RngSeed;
 use zkmw::contract::chunk::{CommandResult, Results};
 use zkmw::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
 use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
-use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration};
+use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration, Seen};
 use zkmw::contract::{
     Incarnation, LATCH, Layout, MAX_BATCH_LINES, MAX_DATA_BYTES, MAX_TASK_ID_BYTES, TaskId, batch_task,
     batch_unit, contender_prefix, contender_rank, is_user_id, name_of, parse_registration, uuid,
@@ -254,9 +254,16 @@ proptest! {
 
     #[test]
     fn every_assignment_is_read_back(
-        epoch in any::<i64>(), entries in vec((task_id(), any::<u32>(), any::<bool>()), 0..20),
+        epoch in any::<i64>(), entries in vec((task_id(), any::<u32>(), any::<bool>(), any::<Option<(String, i32, i64)>>()), 0..20),
     ) {
-        let entry = |(task, attempt, revoked)| Entry { task, attempt, revoked, recalled: revoked };
+        let seen = |(data, version, mzxid)| Seen { data, version, mzxid };
+        let entry = |(task, attempt, revoked, read): (_, _, _, Option<_>)| Entry {
+            task,
+            attempt,
+            revoked,
+            recalled: revoked,
+            seen: read.map(seen),
+        };
         let assignment = Assignment::new(epoch, entries.into_iter().map(entry).collect());
         prop_assert_eq!(Assignment::decode(&assignment.encode()), Ok(assignment));
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::contract::TaskId;
-use crate::contract::worker::{Assignment, Entry};
+use crate::contract::worker::{Assignment, Entry, MAX_SEEN_BYTES, MAX_SEEN_IN_ALL, Seen};
 
 /// A task on a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +95,9 @@ pub(super) struct Page {
     pub version: i32,
     entries: BTreeMap<TaskId, Held>,
     order: BTreeMap<u64, TaskId>,
+    /// What the next version carries along of tasks, and no later one.
+    seen: BTreeMap<TaskId, Seen>,
+    seen_bytes: usize,
     last_place: u64,
     load: Load,
     /// Some entry was, or is about to be, revoked since this was last looked at.
@@ -115,6 +118,8 @@ impl Page {
             version: 0,
             entries: BTreeMap::new(),
             order: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            seen_bytes: 0,
             last_place: 0,
             load: Load::default(),
             revoking: false,
@@ -160,6 +165,15 @@ impl Page {
         self.order.insert(held.place, task.clone());
         self.count(&held, true);
         self.entries.insert(task, held);
+    }
+
+    /// The next version carries along what was read of the task of an entry, if that is not too much.
+    pub fn carry(&mut self, task: &TaskId, seen: Seen) {
+        let bytes = seen.data.len();
+        if bytes <= MAX_SEEN_BYTES && self.seen_bytes + bytes <= MAX_SEEN_IN_ALL {
+            self.seen_bytes += bytes;
+            self.seen.insert(task.clone(), seen);
+        }
     }
 
     /// Takes an entry off.
@@ -270,14 +284,16 @@ impl Page {
 
     /// The data to write; the page is then clean and being written.
     pub fn write(&mut self, epoch: i64) -> Vec<u8> {
-        (self.dirty, self.urgent) = (false, false);
+        (self.dirty, self.urgent, self.seen_bytes) = (false, false, 0);
         self.state = PageState::Writing;
+        let mut seen = std::mem::take(&mut self.seen);
         self.restate(Revoked::Wanted, Revoked::InFlight);
         let entry = |(task, held): (&TaskId, &Held)| Entry {
             task: task.clone(),
             attempt: held.attempt,
             revoked: held.is_revoked(),
             recalled: held.recalled,
+            seen: seen.remove(task),
         };
         Assignment::new(epoch, self.entries().map(entry).collect()).encode()
     }

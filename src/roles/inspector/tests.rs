@@ -134,8 +134,13 @@ fn fill<T: Role<Report = ClientReport>>(desk: &mut Desk<T>) {
     desk.put("/z/tasks/J/zz", b"garbage");
     let (living, dead) = (Incarnation::new("w", 1), Incarnation::new("w", 2));
     let layout = Layout::new("/z");
-    let entry =
-        |name: &str| Entry { task: TaskId::new("J", name), attempt: 1, revoked: false, recalled: false };
+    let entry = |name: &str| Entry {
+        task: TaskId::new("J", name),
+        attempt: 1,
+        revoked: false,
+        recalled: false,
+        seen: None,
+    };
     desk.put(&layout.registration(&living, 1), b"");
     desk.put(&layout.assignment(&living), &Assignment::new(1, vec![entry("run"), entry("old")]).encode());
     desk.put(&layout.assignment(&dead), &Assignment::new(1, vec![entry("dead")]).encode());

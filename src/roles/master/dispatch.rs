@@ -267,6 +267,11 @@ impl Master {
             let held = Held::new(pending.attempt, pending.width, pending.charged > 0);
             let haste = term.roster.haste(&incarnation, &term.book);
             term.book.assign(&incarnation, &task, held, haste);
+            // Who has a free slot waits for it; who has not would mostly read a later version of the page.
+            if let Some((_, seen)) = self.just_read.take_if(|(read, _)| haste == Haste::Now && *read == task)
+            {
+                term.book.carry(&task, seen);
+            }
             if self.table.get(&task).is_some_and(|known| known.is_believed()) {
                 term.unread.push_back((now + UNREAD, task));
             }

@@ -53,6 +53,7 @@ fn page(world: &mut World, incarnation: &str, entries: &[(&str, u32, bool)]) {
         attempt: *attempt,
         revoked: *revoked,
         recalled: false,
+        seen: None,
     };
     let data = Assignment::new(1, entries.iter().map(entry).collect()).encode();
     world.put(&format!("/z/assign/{incarnation}"), &data);

@@ -22,13 +22,13 @@ impl Worker {
         }
         for entry in entries {
             match self.slots.get_mut(&entry.task) {
-                None => self.take_up(entry, out),
+                None => self.take_up(entry, now, out),
                 Some(slot) if slot.attempt == entry.attempt => {
                     slot.orphaned = false;
                     slot.revoked |= entry.revoked;
                     slot.recalled |= entry.recalled;
                 }
-                Some(slot) if slot.is_dead() => self.take_up(entry, out),
+                Some(slot) if slot.is_dead() => self.take_up(entry, now, out),
                 Some(slot) => {
                     slot.orphaned = false;
                     slot.next = Some((entry.attempt, entry.revoked));
@@ -52,13 +52,21 @@ impl Worker {
     }
 
     /// A new entry, at the end of the line.
-    fn take_up(&mut self, entry: Entry, out: &mut Out) {
+    fn take_up(&mut self, entry: Entry, now: Instant, out: &mut Out) {
         self.last_order += 1;
         let mut slot = Slot::new(entry.attempt, entry.revoked, self.last_order);
         slot.recalled = entry.recalled;
         self.line.insert(slot.order, entry.task.clone());
         self.slots.insert(entry.task.clone(), slot);
-        self.read_task(&entry.task, out);
+        match entry.seen.filter(|_| !entry.revoked) {
+            // The leader read it before it gave it out. Whatever became of it since is met as if we had read it then.
+            Some(seen) => {
+                self.read_job(&entry.task, out);
+                let stat = Stat { version: seen.version, mzxid: seen.mzxid, ..Stat::default() };
+                self.on_task(&entry.task, Some((seen.data.as_bytes(), &stat)), now, out);
+            }
+            None => self.read_task(&entry.task, out),
+        }
     }
 
     fn revoke(&mut self, task: &TaskId, now: Instant, out: &mut Out) {
@@ -101,6 +109,11 @@ impl Worker {
         let call = Call::Get { path: self.params.layout.task(task), watch: false };
         let purpose = Purpose::ReadTask { task: task.clone(), attempt: slot.attempt, verified };
         self.calls.issue(out, call, purpose);
+        self.read_job(task, out);
+    }
+
+    /// Reads the defaults that a task may need, once.
+    fn read_job(&mut self, task: &TaskId, out: &mut Out) {
         let dir = task.dir();
         if !is_shared(dir) && !self.jobs.contains_key(dir) {
             self.jobs.insert(dir.to_string(), None);

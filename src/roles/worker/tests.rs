@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::contract::task::{Outcome, Payload, Reason, State as OutcomeState, Task};
-use crate::contract::worker::Entry;
+use crate::contract::worker::{Entry, Seen};
 use crate::machine::{Captured, CreateMode, Ended, GroupSignal, RunReport};
 use crate::roles::testing::{Desk, World};
 
@@ -42,6 +42,7 @@ fn assign(world: &mut World, desk: &Desk<Worker>, entries: &[(&str, u32, bool)])
         attempt: *attempt,
         revoked: *revoked,
         recalled: false,
+        seen: None,
     };
     let data = Assignment::new(1, entries.iter().map(entry).collect()).encode();
     world.put(&desk.role.assignment(), &data);
@@ -83,6 +84,65 @@ fn a_task_runs_and_its_outcome_is_written() {
     desk.go(&mut world);
     let outcome = world.task("/z/tasks/j/a").outcome;
     assert_eq!(outcome.map(|outcome| outcome.state), Some(OutcomeState::Done));
+}
+
+/// The leader gives out a task, and carries along what it read of it.
+fn assign_seen(world: &mut World, desk: &Desk<Worker>, id: &str, attempt: u32, data: &[u8], version: i32) {
+    let seen = Seen { data: String::from_utf8(data.to_vec()).expect("text"), version, mzxid: 77 };
+    let task = TaskId::parse(id).expect("id");
+    let entry = Entry { task, attempt, revoked: false, recalled: false, seen: Some(seen) };
+    world.put(&desk.role.assignment(), &Assignment::new(1, vec![entry]).encode());
+}
+
+#[test]
+fn a_task_that_its_entry_carries_along_is_run_without_being_read() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "j/a");
+    let data = world.task("/z/tasks/j/a").encode();
+    assign_seen(&mut world, &desk, "j/a", 1, &data, 0);
+    desk.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/j/a");
+    desk.go(&mut world);
+    assert!(desk.calls.is_empty(), "{:?}", desk.calls);
+    let (_, spec) = desk.runs.first_key_value().expect("it runs");
+    assert!(spec.env.contains(&("ZKMW_EPOCH".to_string(), "77".to_string())), "{:?}", spec.env);
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    let outcome = world.task("/z/tasks/j/a").outcome;
+    assert_eq!(outcome.map(|outcome| outcome.state), Some(OutcomeState::Done));
+}
+
+#[test]
+fn what_an_entry_carries_along_and_does_not_fit_is_read() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "j/a");
+    let old = world.task("/z/tasks/j/a").encode();
+    world.change("/z/tasks/j/a", |task| task.attempt = 2);
+    assign_seen(&mut world, &desk, "j/a", 2, &old, 0);
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 1, "it was read, and is at that attempt");
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    assert_eq!(world.task("/z/tasks/j/a").outcome.map(|outcome| outcome.attempt), Some(2));
+}
+
+#[test]
+fn what_changed_after_the_leader_read_it_is_not_overwritten() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "j/a");
+    let old = world.task("/z/tasks/j/a").encode();
+    world.change("/z/tasks/j/a", |task| task.attempt = 2);
+    assign_seen(&mut world, &desk, "j/a", 1, &old, 0);
+    desk.go(&mut world);
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    let stands = world.task("/z/tasks/j/a");
+    assert!(stands.outcome.is_none() && stands.attempt == 2, "{stands:?}");
 }
 
 #[test]

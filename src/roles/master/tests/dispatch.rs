@@ -322,3 +322,27 @@ fn what_changed_is_read_before_it_is_given_out_again() {
     master.go(&mut world);
     assert_eq!(world.page("/z/assign/x~1"), [entry("u/a", 2, false)]);
 }
+
+#[test]
+fn an_entry_for_a_free_slot_carries_its_small_task_along_once() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 2);
+    let mut master = master("m");
+    master.connect(&mut world);
+    let seen = |world: &World, task: &str| {
+        let page = Assignment::decode(&world.znodes["/z/assign/w~1"].data).expect("a page");
+        let entry = page.entries.into_iter().find(|entry| entry.task.as_str() == task);
+        entry.expect("it was given out").seen
+    };
+    task(&mut world, "_00/a", |_| {});
+    master.go(&mut world);
+    let stat = world.znodes["/z/tasks/_00/a"].stat;
+    let carried = seen(&world, "_00/a").expect("carried along");
+    assert_eq!((carried.version, carried.mzxid), (stat.version, stat.mzxid));
+    assert_eq!(carried.data.as_bytes(), world.znodes["/z/tasks/_00/a"].data);
+    task(&mut world, "_00/b", |task| {
+        *task = Task::new(Payload::Shell("x".repeat(2_000)), Options::default());
+    });
+    master.go(&mut world);
+    assert_eq!((seen(&world, "_00/a"), seen(&world, "_00/b")), (None, None), "once, and only what is small");
+}
