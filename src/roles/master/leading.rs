@@ -494,6 +494,13 @@ impl Master {
                     term.book.describe(task, pending.width, pending.charged > 0);
                 }
             }
+            // Somebody had it run again, and the leader before us gave it out: the mirror is late. It is asked once.
+            (Some(Phase::Ended { attempt, .. }), Some((_, held)))
+                if *attempt < held.attempt && !term.looked.contains_key(task) =>
+            {
+                term.looked.insert(task.clone(), true);
+                self.tasks.read_again(task.as_str(), out);
+            }
             (Some(Phase::Ended { by, ran_ms, .. }), Some((incarnation, held)))
                 if by.as_ref() == Some(&incarnation) =>
             {

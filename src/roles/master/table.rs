@@ -47,6 +47,8 @@ pub enum Phase {
     Ended {
         /// In which way.
         state: State,
+        /// As which attempt.
+        attempt: u32,
         /// Who ran it to its end.
         by: Option<Incarnation>,
         /// For how long; 0 if that is not told.
@@ -274,7 +276,13 @@ impl Table {
                 Some(outcome) => {
                     let times = outcome.started_ms.zip(outcome.ended_ms);
                     let ran = times.map_or(0, |(from, to)| to.saturating_sub(from).max(0));
-                    Phase::Ended { state: outcome.state, by: outcome.worker, ran_ms: ran.unsigned_abs() }
+                    let attempt = outcome.attempt;
+                    Phase::Ended {
+                        state: outcome.state,
+                        attempt,
+                        by: outcome.worker,
+                        ran_ms: ran.unsigned_abs(),
+                    }
                 }
                 None => match self.pending_of(task, &read, stat, needs) {
                     Some(Some(pending)) => Phase::Pending(pending),

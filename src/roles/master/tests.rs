@@ -413,6 +413,46 @@ fn labels_of_any_size_stop_no_leader() {
     assert!(status.len() <= crate::contract::MAX_DATA_BYTES, "{} bytes", status.len());
 }
 
+/// A standby that had not read yet that a failed task runs again struck it off its worker's page. The simulator found
+/// it (seed 916203).
+#[test]
+fn a_retry_that_a_new_leader_has_yet_to_read_is_not_struck_off() {
+    for reads_late in [true, false] {
+        let mut world = World::new();
+        worker(&mut world, "w~1", 2);
+        let (mut leader, mut standby) = (master("m"), master("n"));
+        leader.connect(&mut world);
+        standby.connect(&mut world);
+        task(&mut world, "_00/a", |task| {
+            let mut outcome = Outcome::unrun(State::Failed, None, "", 1);
+            outcome.worker = Incarnation::parse("w~1");
+            task.outcome = Some(outcome);
+        });
+        for _ in 0..3 {
+            standby.go(&mut world);
+            world.pass(STANDBY_PACE);
+        }
+        leader.go(&mut world);
+        if reads_late {
+            world.change("/z/tasks/_00/a", |task| (task.attempt, task.outcome) = (2, None));
+            leader.go(&mut world);
+        } else {
+            page(&mut world, "w~1", &[("_00/a", 2, false)]);
+        }
+        assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 2, false)]);
+        world.expire(leader.session.expect("up"));
+        standby.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/_00/a");
+        standby.go(&mut world);
+        assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 2, false)]);
+        standby.hold = |_| false;
+        standby.go(&mut world);
+        world.pass(Duration::from_secs(1));
+        standby.go(&mut world);
+        let left = if reads_late { vec![entry("_00/a", 2, false)] } else { vec![] };
+        assert_eq!(world.page("/z/assign/w~1"), left, "what does not even fit the present is struck off");
+    }
+}
+
 #[test]
 fn a_task_that_the_mirror_has_yet_to_hear_of_is_not_revoked() {
     let mut world = World::new();
