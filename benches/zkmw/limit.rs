@@ -28,6 +28,15 @@ const TASK: &[u8] = br#"{"v":1,"command":"true","attempt":1}"#;
 /// What its worker makes of that.
 const ENDED: &[u8] = br#"{"v":1,"command":"true","attempt":1,"outcome":{"state":"done","exit_code":0,"attempt":1,"worker":"w1~0123456789abcdef","started_ms":1767225600000,"ended_ms":1767225600001}}"#;
 
+/// What each znode of a measurement goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Steps {
+    /// Made, set, deleted.
+    Writes,
+    /// The same, and read before it is set and before it is deleted.
+    Task,
+}
+
 /// The ensemble's limit, and how it is found.
 pub struct Limit {
     connect: String,
@@ -47,11 +56,11 @@ impl Limit {
     pub fn find(connect: &str, writes: usize, warm_up: usize) -> Limit {
         let connect = connect.to_string();
         let mut limit = Limit { connect, writes, shape: SHAPES[0], tried: vec![], all: vec![], count: 0 };
-        limit.run(SHAPES[2], warm_up);
+        limit.run(SHAPES[2], warm_up, Steps::Writes);
         limit.tried = SHAPES.map(|shape| (shape, Samples::default())).to_vec();
         for _ in 0..ROUNDS {
             for (place, shape) in SHAPES.into_iter().enumerate() {
-                let rate = limit.run(shape, writes);
+                let rate = limit.run(shape, writes, Steps::Writes);
                 limit.tried[place].1.0.push(rate);
             }
         }
@@ -62,13 +71,20 @@ impl Limit {
 
     /// W now.
     pub fn measure(&mut self) -> f64 {
-        let rate = self.run(self.shape, self.writes);
+        let rate = self.run(self.shape, self.writes, Steps::Writes);
         self.all.push(rate);
         rate
     }
 
+    /// Tasks a second if a task were its five requests and nothing else: made, read by who runs it, set, read by who
+    /// waits for it, deleted; nobody is told of anything, and nobody decides anything. What no service can surpass
+    /// that has a znode for each task.
+    pub fn ceiling(&mut self) -> f64 {
+        self.run(self.shape, self.writes, Steps::Task) / 3.0
+    }
+
     /// Writes a second, over all sessions together.
-    fn run(&mut self, (sessions, in_flight): Shape, writes: usize) -> f64 {
+    fn run(&mut self, (sessions, in_flight): Shape, writes: usize, steps: Steps) -> f64 {
         self.count += 1;
         let root = format!("/limit-{}", self.count);
         let each = (writes / 3 / sessions).max(1);
@@ -80,7 +96,7 @@ impl Limit {
             let mut handles = Vec::new();
             for (number, client) in clients.iter_mut().enumerate() {
                 let (dir, start) = (format!("{root}/{number}"), &start);
-                handles.push(scope.spawn(move || write(client, &dir, each, in_flight, start)));
+                handles.push(scope.spawn(move || write(client, &dir, each, in_flight, start, steps)));
             }
             handles.into_iter().map(|handle| handle.join().expect("no panic")).collect()
         });
@@ -102,6 +118,7 @@ fn write(
     count: usize,
     in_flight: usize,
     start: &Barrier,
+    steps: Steps,
 ) -> (Instant, Instant) {
     client.ensure(dir, b"");
     start.wait();
@@ -110,9 +127,16 @@ fn write(
     while done < count {
         let numbers = done..(done + ROUND).min(count);
         let path = |number: usize| format!("{dir}/{number:07}");
+        let get = |number| Call::Get { path: path(number), watch: false };
+        let read = |client: &mut Client| match steps {
+            Steps::Writes => {}
+            Steps::Task => client.pipeline(in_flight, numbers.clone().map(get)),
+        };
         client.pipeline(in_flight, numbers.clone().map(|number| create(&path(number), TASK)));
+        read(client);
         let set = |number| Call::Set { path: path(number), data: ENDED.to_vec(), version: 0 };
         client.pipeline(in_flight, numbers.clone().map(set));
+        read(client);
         let delete = |number| Call::Delete { path: path(number), version: Some(1) };
         client.pipeline(in_flight, numbers.clone().map(delete));
         done = numbers.end;

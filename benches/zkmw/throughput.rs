@@ -65,11 +65,30 @@ fn one(bench: &mut Bench, case: &str, executor: &Executor) -> Samples {
     let service = Service::start(&bench.ensemble, case, fleet, executor);
     let rates = rates(bench, &service, tasks, &[]);
     service.stop();
+    if case == "empty" {
+        ceiling(bench, case);
+    }
     let ratio = Samples(rates.tasks.over(&rates.limit).0.iter().map(|ratio| ratio * WRITES as f64).collect());
     let remark = format!("{} tasks, {} workers x {} slots, {}", tasks, fleet.0, fleet.1, executor.name());
     bench.report.row(case, "throughput", "tasks/s", rates.tasks, &remark);
     bench.report.row(case, "over W/3", "", ratio.clone(), "");
     ratio
+}
+
+/// How much of W the five requests of a task leave, in turn with W.
+fn ceiling(bench: &mut Bench, case: &str) {
+    let (mut tasks, mut over) = (Samples::default(), Samples::default());
+    let mut before = bench.limit.measure();
+    for _ in 0..bench.options.repeats {
+        let rate = bench.limit.ceiling();
+        let after = bench.limit.measure();
+        tasks.0.push(rate);
+        over.0.push(rate * WRITES as f64 / f64::midpoint(before, after));
+        before = after;
+    }
+    let what = "five requests a task, and nothing else";
+    bench.report.row(case, what, "tasks/s", tasks, "made, read, set, read, deleted by bare sessions");
+    bench.report.row(case, "the same over W/3", "", over, "what no service surpasses here");
 }
 
 /// (e) Few and many workers, all real processes.
