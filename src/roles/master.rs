@@ -271,7 +271,9 @@ impl Master {
                 out.log(Level::Error, format!("{path} is no task ({malformed}): it is left alone"));
             }
         }
-        self.just_read = str::from_utf8(data).ok().filter(|_| self.term.is_some()).map(|text| {
+        // A follower may answer with the past. Of what was made before this term, that might be a task that has ended.
+        let is_ours = self.term.as_ref().is_some_and(|term| term.has_seen_made(stat));
+        self.just_read = str::from_utf8(data).ok().filter(|_| is_ours).map(|text| {
             let seen = Seen { data: text.to_string(), version: stat.version, mzxid: stat.mzxid };
             (task.clone(), seen)
         });

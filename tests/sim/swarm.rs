@@ -131,6 +131,8 @@ pub struct Swarm {
     pub user_every: u64,
     /// Most tasks that users ask for.
     pub tasks: u64,
+    /// Most lines of a batch. Where there are many, what is short waits at workers, and is taken for over unread.
+    pub lines: u64,
     /// The kinds of faults that come, each with the mean time between two.
     pub faults: Vec<(Fault, u64)>,
     /// How long a packet takes, at least and at most.
@@ -177,6 +179,7 @@ impl Swarm {
         let one_of = |dice: &mut Dice, all: &[u64]| all[dice.below(all.len() as u64) as usize];
         let latency = one_of(&mut dice, &[200, 500, 2_000, 10_000]) * US;
         let faulty = !faults.is_empty();
+        let lines = one_of(&mut dice, &[6, 6, 6, 24]);
         Swarm {
             masters: dice.between(1, 3),
             workers: dice.between(1, 3),
@@ -184,14 +187,16 @@ impl Swarm {
             timeout: one_of(&mut dice, &[6, 10, 10]) * SECOND,
             safety: dice.between(25, 50) * SECOND,
             user_every: dice.between(500, 2_500) * MS,
-            tasks: dice.between(8, 30),
+            tasks: dice.between(8, 30).max(2 * lines),
+            lines,
             latency: (latency / 4, latency),
             spikes: one_of(&mut dice, &[0, 0, 5, 30]),
             break_writes: if faulty { one_of(&mut dice, &[0, 0, 5, 20, 60]) } else { 0 },
             die_in_turn: if faulty { one_of(&mut dice, &[0, 0, 0, 1]) } else { 0 },
             apply: one_of(&mut dice, &[1, 5, 50, 400]) * MS,
             drift: one_of(&mut dice, &[0, 1_000, 10_000]),
-            run_for: one_of(&mut dice, &[50, 500, 2_000, 6_000]) * MS,
+            run_for: one_of(&mut dice, if lines > 6 { &[2, 20, 50, 500] } else { &[50, 500, 2_000, 6_000] })
+                * MS,
             poison: if faulty { one_of(&mut dice, &[0, 0, 0, 60]) } else { 0 },
             keyed: one_of(&mut dice, &[50, 200, 400]),
             result_ttl: dice.between(5, 30) * SECOND,

@@ -194,7 +194,7 @@ impl World {
             };
             (wish, Options::default())
         } else if batch {
-            let lines = self.dice.between(2, 6);
+            let lines = self.dice.between(2, self.swarm.lines);
             (Wish::Batch((0..lines).map(|_| self.command()).collect()), self.options())
         } else {
             (Wish::Single(self.command()), self.options())

@@ -13,7 +13,7 @@ use super::{Master, Out, cannot};
 use crate::contract::status::{Admission, Leader, Status, WorkerRow};
 use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
 use crate::machine::{
-    Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, earlier,
+    Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, Stat, earlier,
 };
 use crate::recipes::assignment::{Book, Haste, Held, Step};
 
@@ -65,6 +65,8 @@ pub struct Term {
     pub(super) editor: Editor,
     pub(super) summary: Summary,
     pub(super) clock: Option<Clock>,
+    /// The transaction with which the term was announced: what was made after it nobody gave out before.
+    announced: Option<i64>,
     pub(super) janitor: Janitor,
     pub(super) roster: Roster,
     burials: BTreeMap<Incarnation, Burial>,
@@ -96,6 +98,7 @@ impl Term {
             editor: Editor::new(layout),
             summary,
             clock: None,
+            announced: None,
             janitor: Janitor::new(layout),
             roster: Roster::default(),
             burials: BTreeMap::new(),
@@ -120,6 +123,11 @@ impl Term {
     /// Whether what the incarnation had is being moved on.
     pub fn is_burying(&self, incarnation: &Incarnation) -> bool {
         self.burials.contains_key(incarnation)
+    }
+
+    /// Whether a znode was made in this term, so that nobody else ever gave it out.
+    pub fn has_seen_made(&self, stat: &Stat) -> bool {
+        self.announced.is_some_and(|announced| stat.czxid > announced)
     }
 
     /// Who has the task.
@@ -206,7 +214,8 @@ impl Master {
         } else if let Some(step) = term.summary.on_reply(id, result) {
             match step {
                 summary::Step::Pending => {}
-                summary::Step::Written { mtime_ms } => {
+                summary::Step::Written { mtime_ms, mzxid } => {
+                    term.announced.get_or_insert(mzxid);
                     term.clock = Some(Clock { mtime_ms, at: now });
                     if term.stage == Stage::Announcing {
                         term.stage = Stage::TakingOver;

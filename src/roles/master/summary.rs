@@ -21,6 +21,8 @@ pub enum Step {
     Written {
         /// When it was committed, by the ensemble's clock.
         mtime_ms: i64,
+        /// The transaction of it.
+        mzxid: i64,
     },
     /// It may not be read or written.
     Refused(Refusal),
@@ -128,7 +130,7 @@ impl Summary {
             }
             (Purpose::Write, Ok(Reply::Stat(stat))) => {
                 self.state = State::Standing { version: stat.version };
-                Step::Written { mtime_ms: stat.mtime_ms }
+                Step::Written { mtime_ms: stat.mtime_ms, mzxid: stat.mzxid }
             }
             // A create's reply carries no time: write once more. So does whoever met another's write.
             (Purpose::Write, Ok(_) | Err(CallError::Refused(Refusal::BadVersion | Refusal::NodeExists))) => {

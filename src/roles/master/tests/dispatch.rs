@@ -346,3 +346,21 @@ fn an_entry_for_a_free_slot_carries_its_small_task_along_once() {
     master.go(&mut world);
     assert_eq!((seen(&world, "_00/a"), seen(&world, "_00/b")), (None, None), "once, and only what is small");
 }
+
+/// What a follower that lags says of it may be older than what became of it under another leader: its worker, who
+/// wrote that, has to look itself. The simulator found it (seed 2024993): a task ran again that had ended.
+#[test]
+fn a_task_that_was_made_before_the_term_is_not_carried_along() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 2);
+    task(&mut world, "_00/a", |_| {});
+    let mut master = master("m");
+    master.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/_00/a");
+    master.connect(&mut world);
+    assert_eq!(held(&world, "w~1"), 0);
+    master.hold = |_| false;
+    master.go(&mut world);
+    let page = Assignment::decode(&world.znodes["/z/assign/w~1"].data).expect("a page");
+    let [entry] = &page.entries[..] else { panic!("{page:?}") };
+    assert_eq!(entry.seen, None);
+}
