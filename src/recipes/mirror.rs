@@ -50,10 +50,9 @@ pub struct Mirror {
     calls: Calls<Purpose>,
     /// Being read, and what happened to it meanwhile.
     reading: BTreeMap<String, Overtaken>,
-    /// Directories to be read because they changed: they go first, for what they say may spare other reads.
-    changed_dirs: BTreeSet<String>,
-    /// What else is to be read because it changed: goes next.
-    changed: BTreeSet<String>,
+    /// To be read because it changed, by its level: goes first, and directories before what is in them, for what they
+    /// say may spare other reads.
+    changed: BTreeSet<(usize, String)>,
     /// Those that changed lately, and are to be read when they still are there later: since the last
     /// [`Mirror::catch_up`], and before it.
     lately: [BTreeSet<String>; 2],
@@ -104,7 +103,6 @@ impl Mirror {
             window,
             calls: Calls::default(),
             reading: BTreeMap::new(),
-            changed_dirs: BTreeSet::new(),
             changed: BTreeSet::new(),
             lately: Default::default(),
             in_no_hurry: false,
@@ -129,7 +127,6 @@ impl Mirror {
     pub fn reset(&mut self) {
         self.calls.clear();
         self.reading.clear();
-        self.changed_dirs.clear();
         self.changed.clear();
         self.lately = Default::default();
         self.believed.clear();
@@ -157,25 +154,22 @@ impl Mirror {
             return Some(Vec::new());
         }
         let below = below.strip_prefix('/')?;
-        if self.state == State::Off || below.split('/').count() > self.depth {
+        if self.state == State::Off || level(below) > self.depth {
             return Some(Vec::new());
+        }
+        let dir = below.rsplit_once('/').map_or("", |(dir, _)| dir);
+        // Whatever happens to it now, it is no longer just made.
+        if let Some(made) = self.unsure.get_mut(dir) {
+            made.remove(below);
         }
         let mut changes = Vec::new();
         match kind {
             ChangeKind::Children => {}
             // What a read under way shows is older than that, or of another znode of this name.
             ChangeKind::Deleted => {
-                self.changed_dirs.remove(below);
-                self.changed.remove(below);
-                self.lately.iter_mut().for_each(|set| {
-                    set.remove(below);
-                });
+                self.changed.remove(&(level(below), below.to_string()));
+                self.forget_lately(below);
                 self.unsure.remove(below);
-                if let Some((dir, _)) = below.rsplit_once('/')
-                    && let Some(made) = self.unsure.get_mut(dir)
-                {
-                    made.remove(below);
-                }
                 if let Some(overtaken) = self.reading.get_mut(below) {
                     *overtaken = Overtaken::Gone;
                 }
@@ -186,7 +180,6 @@ impl Mirror {
             }
             ChangeKind::Created | ChangeKind::Data => {
                 self.gone.remove(below);
-                let dir = below.rsplit_once('/').map_or("", |(dir, _)| dir);
                 let believed = self.believed.contains(dir);
                 if kind == ChangeKind::Created && believed && !self.reading.contains_key(below) {
                     return Some(vec![Change::Born { path: below.to_string() }]);
@@ -194,50 +187,58 @@ impl Mirror {
                 if kind == ChangeKind::Created {
                     changes.push(Change::Appeared { path: below.to_string() });
                 }
-                if self.is_unsure(dir, below, kind) {
-                    return Some(changes);
-                }
-                let is_dir = self.is_dir(below);
-                match self.reading.get_mut(below) {
-                    Some(overtaken @ Overtaken::No) => *overtaken = Overtaken::Changed,
-                    Some(overtaken @ Overtaken::Gone) => *overtaken = Overtaken::Back,
-                    Some(Overtaken::Changed | Overtaken::Back) => {}
-                    None if is_dir => {
-                        self.changed_dirs.insert(below.to_string());
-                    }
-                    None if self.changed.contains(below) => {}
-                    None if (self.in_no_hurry || believed) && self.state == State::Complete => {
-                        if !self.lately[1].contains(below) {
-                            self.lately[0].insert(below.to_string());
-                        }
-                        if believed {
-                            changes.push(Change::Touched { path: below.to_string() });
-                        }
-                    }
-                    None => {
-                        self.changed.insert(below.to_string());
-                    }
-                }
+                changes.extend(self.note_change(below, dir, kind));
             }
         }
         self.pump(out);
         Some(changes)
     }
 
-    /// Whether what was made in a directory that is being read can wait for what that says.
-    fn is_unsure(&mut self, dir: &str, below: &str, kind: ChangeKind) -> bool {
-        if kind == ChangeKind::Created {
-            let asks = self.changed_dirs.contains(dir) || self.reading.contains_key(dir);
-            let waits = asks && self.state == State::Complete && !self.reading.contains_key(below);
-            if waits {
-                self.unsure.entry(dir.to_string()).or_default().insert(below.to_string());
+    /// Sees to it that it is read again, at once or later; a change of which the reading is put off is told.
+    fn note_change(&mut self, below: &str, dir: &str, kind: ChangeKind) -> Option<Change> {
+        let complete = self.state == State::Complete;
+        let believed = self.believed.contains(dir);
+        if let Some(overtaken) = self.reading.get_mut(below) {
+            *overtaken = match *overtaken {
+                Overtaken::No | Overtaken::Changed => Overtaken::Changed,
+                Overtaken::Gone | Overtaken::Back => Overtaken::Back,
+            };
+        } else if kind == ChangeKind::Created && complete && self.is_asked(dir) {
+            self.unsure.entry(dir.to_string()).or_default().insert(below.to_string());
+        } else if complete && (believed || self.in_no_hurry) && !self.is_dir(below) && !self.is_asked(below) {
+            if !self.lately[1].contains(below) {
+                self.lately[0].insert(below.to_string());
             }
-            return waits;
+            return believed.then(|| Change::Touched { path: below.to_string() });
+        } else {
+            self.enlist([below.to_string()]);
         }
-        if let Some(made) = self.unsure.get_mut(dir) {
-            made.remove(below);
+        None
+    }
+
+    /// Whether it is being read, or about to be.
+    fn is_asked(&self, below: &str) -> bool {
+        self.reading.contains_key(below) || self.changed.contains(&(level(below), below.to_string()))
+    }
+
+    fn is_dir(&self, below: &str) -> bool {
+        level(below) < self.depth
+    }
+
+    fn enlist(&mut self, znodes: impl IntoIterator<Item = String>) {
+        self.changed.extend(znodes.into_iter().map(|below| (level(&below), below)));
+    }
+
+    /// What was made in this directory while it was being read has to be read itself.
+    fn enlist_unsure(&mut self, dir: &str) {
+        let made = self.unsure.remove(dir).unwrap_or_default();
+        self.enlist(made);
+    }
+
+    fn forget_lately(&mut self, below: &str) {
+        for set in &mut self.lately {
+            set.remove(below);
         }
-        false
     }
 
     /// The directory was read: what is made in it from now on need not be read, as long as it does not change; and what
@@ -250,7 +251,7 @@ impl Mirror {
     /// The directory was read, or is gone: what is made in it has to be read.
     pub fn doubt<R>(&mut self, dir: &str, out: &mut Actions<R>) {
         self.believed.remove(dir);
-        self.changed.extend(self.unsure.remove(dir).unwrap_or_default());
+        self.enlist_unsure(dir);
         self.pump(out);
     }
 
@@ -260,7 +261,7 @@ impl Mirror {
         self.in_no_hurry = in_no_hurry;
         if !in_no_hurry {
             let lately = std::mem::take(&mut self.lately);
-            self.changed.extend(lately.into_iter().flatten());
+            self.enlist(lately.into_iter().flatten());
             self.pump(out);
         }
     }
@@ -273,7 +274,7 @@ impl Mirror {
     /// Reads what changed before this was last called.
     pub fn catch_up<R>(&mut self, out: &mut Actions<R>) {
         let [now, before] = std::mem::take(&mut self.lately);
-        self.changed.extend(before);
+        self.enlist(before);
         self.lately[1] = now;
         self.pump(out);
     }
@@ -285,22 +286,11 @@ impl Mirror {
 
     /// Reads a znode once more, which will be told as seen or gone.
     pub fn read_again<R>(&mut self, below: &str, out: &mut Actions<R>) {
-        self.lately.iter_mut().for_each(|set| {
-            set.remove(below);
-        });
+        self.forget_lately(below);
         if self.state != State::Off && !self.reading.contains_key(below) {
-            self.enlist(below.to_string());
+            self.enlist([below.to_string()]);
             self.pump(out);
         }
-    }
-
-    fn is_dir(&self, below: &str) -> bool {
-        below.split('/').count() < self.depth
-    }
-
-    fn enlist(&mut self, below: String) {
-        let set = if self.is_dir(&below) { &mut self.changed_dirs } else { &mut self.changed };
-        set.insert(below);
     }
 
     /// Takes in a reply; `None` if it is somebody else's.
@@ -355,7 +345,7 @@ impl Mirror {
                     Overtaken::Back => (true, true),
                 };
                 if again {
-                    self.enlist(path.clone());
+                    self.enlist([path.clone()]);
                 }
                 match (result, refusal) {
                     (Ok(_), _) if void => {}
@@ -366,7 +356,7 @@ impl Mirror {
                     // makes a new registration before it deletes the old one, and answers come another way.
                     (_, Some(Refusal::NoNode)) => {}
                     (_, refusal) => {
-                        self.changed.extend(self.unsure.remove(&path).unwrap_or_default());
+                        self.enlist_unsure(&path);
                         let refusal = refusal.unwrap_or(Refusal::Other(0));
                         changes.push(Change::Refused { path, refusal });
                     }
@@ -383,11 +373,7 @@ impl Mirror {
     }
 
     fn is_idle(&self) -> bool {
-        self.calls.is_empty()
-            && self.changed_dirs.is_empty()
-            && self.changed.is_empty()
-            && self.listed.is_empty()
-            && self.to_list.is_empty()
+        self.calls.is_empty() && self.changed.is_empty() && self.listed.is_empty() && self.to_list.is_empty()
     }
 
     fn on_listed(&mut self, dir: &str, names: &[String], changes: &mut Vec<Change>) {
@@ -400,7 +386,7 @@ impl Mirror {
             if self.is_dir(&path) {
                 // What is in a directory may depend on what the directory says, so that is read first.
                 self.to_list.push(path.clone());
-                self.changed_dirs.insert(path);
+                self.enlist([path]);
             } else {
                 self.listed.push(path);
             }
@@ -410,8 +396,8 @@ impl Mirror {
     /// Keeps the window full.
     fn pump<R>(&mut self, out: &mut Actions<R>) {
         while self.reading.len() < self.window {
-            let next = self.changed_dirs.pop_first().or_else(|| self.changed.pop_first());
-            let Some(path) = next.or_else(|| self.listed.pop()) else { break };
+            let changed = self.changed.pop_first().map(|(_, path)| path);
+            let Some(path) = changed.or_else(|| self.listed.pop()) else { break };
             if self.reading.contains_key(&path) {
                 continue;
             }
@@ -429,4 +415,9 @@ impl Mirror {
             self.calls.issue(out, Call::Children { path }, Purpose::List(dir));
         }
     }
+}
+
+/// How far below the mirrored directory it is: 1 for its children.
+fn level(below: &str) -> usize {
+    below.split('/').count()
 }
