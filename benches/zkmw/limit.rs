@@ -10,6 +10,9 @@ use zkmw::machine::Call;
 use crate::client::{Client, create};
 use crate::stats::Samples;
 
+/// Quorum writes that a task costs, and that each znode of a measurement goes through: made, set, deleted.
+pub const WRITES: usize = 3;
+
 /// Sessions, and calls in flight on each.
 pub type Shape = (usize, usize);
 
@@ -80,14 +83,14 @@ impl Limit {
     /// waits for it, deleted; nobody is told of anything, and nobody decides anything. What no service can surpass
     /// that has a znode for each task.
     pub fn ceiling(&mut self) -> f64 {
-        self.run(self.shape, self.writes, Steps::Task) / 3.0
+        self.run(self.shape, self.writes, Steps::Task) / WRITES as f64
     }
 
     /// Writes a second, over all sessions together.
     fn run(&mut self, (sessions, in_flight): Shape, writes: usize, steps: Steps) -> f64 {
         self.count += 1;
         let root = format!("/limit-{}", self.count);
-        let each = (writes / 3 / sessions).max(1);
+        let each = (writes / WRITES / sessions).max(1);
         let mut clients: Vec<Client> =
             (0..sessions).map(|_| Client::connect(&self.connect, in_flight)).collect();
         clients[0].ensure(&root, b"");
@@ -106,7 +109,7 @@ impl Limit {
             clients[0].must(Call::Delete { path: format!("{root}/{number}"), version: None });
         }
         clients[0].must(Call::Delete { path: root, version: None });
-        let done = (each * sessions * 3) as f64;
+        let done = (each * sessions * WRITES) as f64;
         done / last.duration_since(first).as_secs_f64()
     }
 }

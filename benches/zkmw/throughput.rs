@@ -1,5 +1,6 @@
 //! Cases of throughput: batches from end to end, beside W. Must not count what was not collected.
 
+use crate::limit::WRITES;
 use crate::plot::{Curve, Plot, Scale};
 use crate::report::budget;
 use crate::service::{Executor, Service, has_flag};
@@ -12,22 +13,25 @@ const SLOTS_IN_ALL: usize = 64;
 /// A service's batch before the first that counts is this much smaller.
 const WARM_UP: usize = 10;
 
-/// Quorum writes that a task costs.
-const WRITES: usize = 3;
-
 /// Rates of batches, and W beside each.
 pub struct Rates {
     pub tasks: Samples,
     pub limit: Samples,
 }
 
-/// Runs batches in turn with measurements of W: before and after each.
-fn rates(bench: &mut Bench, service: &Service, tasks: usize, more: &[&str]) -> Rates {
-    service.batch((tasks / WARM_UP).max(1), more);
+impl Rates {
+    /// Over W/3, since a task costs three writes.
+    fn over_tasks(&self) -> Samples {
+        Samples(self.tasks.over(&self.limit).0.iter().map(|ratio| ratio * WRITES as f64).collect())
+    }
+}
+
+/// Measures something, in tasks a second, in turn with W: before and after each.
+fn in_turn(bench: &mut Bench, mut measure: impl FnMut(&mut Bench) -> f64) -> Rates {
     let mut rates = Rates { tasks: Samples::default(), limit: Samples::default() };
     let mut before = bench.limit.measure();
     for _ in 0..bench.options.repeats {
-        let rate = tasks as f64 / service.batch(tasks, more);
+        let rate = measure(bench);
         let after = bench.limit.measure();
         say(&format!("{} tasks/s, W {} and {}", human(rate), human(before), human(after)));
         rates.tasks.0.push(rate);
@@ -35,6 +39,12 @@ fn rates(bench: &mut Bench, service: &Service, tasks: usize, more: &[&str]) -> R
         before = after;
     }
     rates
+}
+
+/// Runs batches in turn with measurements of W.
+fn rates(bench: &mut Bench, service: &Service, tasks: usize, more: &[&str]) -> Rates {
+    service.batch((tasks / WARM_UP).max(1), more);
+    in_turn(bench, |_| tasks as f64 / service.batch(tasks, more))
 }
 
 /// Warms up what servers do for tasks as far as W's writes were warmed up before it was measured: reads, watches and
@@ -51,6 +61,7 @@ pub fn warm_up(bench: &Bench) {
 pub fn empty(bench: &mut Bench) {
     let executor = bench.cheapest();
     let ratio = one(bench, "empty", &executor);
+    ceiling(bench, "empty");
     let how = format!("{} tasks, {}", human(bench.options.tasks as f64), executor.name());
     bench.report.measured(budget::THROUGHPUT, ratio, how);
 }
@@ -65,10 +76,7 @@ fn one(bench: &mut Bench, case: &str, executor: &Executor) -> Samples {
     let service = Service::start(&bench.ensemble, case, fleet, executor);
     let rates = rates(bench, &service, tasks, &[]);
     service.stop();
-    if case == "empty" {
-        ceiling(bench, case);
-    }
-    let ratio = Samples(rates.tasks.over(&rates.limit).0.iter().map(|ratio| ratio * WRITES as f64).collect());
+    let ratio = rates.over_tasks();
     let remark = format!("{} tasks, {} workers x {} slots, {}", tasks, fleet.0, fleet.1, executor.name());
     bench.report.row(case, "throughput", "tasks/s", rates.tasks, &remark);
     bench.report.row(case, "over W/3", "", ratio.clone(), "");
@@ -77,17 +85,11 @@ fn one(bench: &mut Bench, case: &str, executor: &Executor) -> Samples {
 
 /// How much of W the five requests of a task leave, in turn with W.
 fn ceiling(bench: &mut Bench, case: &str) {
-    let (mut tasks, mut over) = (Samples::default(), Samples::default());
-    let mut before = bench.limit.measure();
-    for _ in 0..bench.options.repeats {
-        let rate = bench.limit.ceiling();
-        let after = bench.limit.measure();
-        tasks.0.push(rate);
-        over.0.push(rate * WRITES as f64 / f64::midpoint(before, after));
-        before = after;
-    }
+    say("the five requests of a task, and nothing else");
+    let rates = in_turn(bench, |bench| bench.limit.ceiling());
+    let over = rates.over_tasks();
     let what = "five requests a task, and nothing else";
-    bench.report.row(case, what, "tasks/s", tasks, "made, read, set, read, deleted by bare sessions");
+    bench.report.row(case, what, "tasks/s", rates.tasks, "made, read, set, read, deleted by bare sessions");
     bench.report.row(case, "the same over W/3", "", over, "what no service surpasses here");
 }
 
