@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Extra, Labels, Malformed, TaskId, VERSION, is_false, one, version};
+use crate::machine::Stat;
 
 /// Most entries of one assignment; each is well below 400 bytes, so it fits a znode.
 pub const MAX_ENTRIES: usize = 1_000;
@@ -153,6 +154,14 @@ pub struct Seen {
     pub version: i32,
     /// The transaction that had written it.
     pub mzxid: i64,
+}
+
+impl Seen {
+    /// What was read, if it is text and no more than an entry may carry along.
+    pub fn of(data: &[u8], stat: &Stat) -> Option<Seen> {
+        let text = str::from_utf8(data).ok().filter(|text| text.len() <= MAX_SEEN_BYTES)?;
+        Some(Seen { data: text.to_string(), version: stat.version, mzxid: stat.mzxid })
+    }
 }
 
 /// What one incarnation has to do.

@@ -273,10 +273,8 @@ impl Master {
         }
         // A follower may answer with the past. Of what was made before this term, that might be a task that has ended.
         let is_ours = self.term.as_ref().is_some_and(|term| term.has_seen_made(stat));
-        self.just_read = str::from_utf8(data).ok().filter(|_| is_ours).map(|text| {
-            let seen = Seen { data: text.to_string(), version: stat.version, mzxid: stat.mzxid };
-            (task.clone(), seen)
-        });
+        let is_new = is_ours && self.table.pending(task).is_some();
+        self.just_read = is_new.then(|| Seen::of(data, stat)).flatten().map(|seen| (task.clone(), seen));
         if is_another && let Some(term) = &mut self.term {
             term.book.revoke(task, Haste::Now);
         }

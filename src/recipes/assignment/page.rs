@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::contract::TaskId;
-use crate::contract::worker::{Assignment, Entry, MAX_SEEN_BYTES, MAX_SEEN_IN_ALL, Seen};
+use crate::contract::worker::{Assignment, Entry, MAX_SEEN_IN_ALL, Seen};
 
 /// A task on a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +97,6 @@ pub(super) struct Page {
     order: BTreeMap<u64, TaskId>,
     /// What the next version carries along of tasks, and no later one.
     seen: BTreeMap<TaskId, Seen>,
-    seen_bytes: usize,
     last_place: u64,
     load: Load,
     /// Some entry was, or is about to be, revoked since this was last looked at.
@@ -119,7 +118,6 @@ impl Page {
             entries: BTreeMap::new(),
             order: BTreeMap::new(),
             seen: BTreeMap::new(),
-            seen_bytes: 0,
             last_place: 0,
             load: Load::default(),
             revoking: false,
@@ -167,11 +165,10 @@ impl Page {
         self.entries.insert(task, held);
     }
 
-    /// The next version carries along what was read of the task of an entry, if that is not too much.
+    /// The next version carries along what was read of the task of an entry, if there is room for it.
     pub fn carry(&mut self, task: &TaskId, seen: Seen) {
-        let bytes = seen.data.len();
-        if bytes <= MAX_SEEN_BYTES && self.seen_bytes + bytes <= MAX_SEEN_IN_ALL {
-            self.seen_bytes += bytes;
+        let bytes: usize = self.seen.values().map(|seen| seen.data.len()).sum();
+        if bytes + seen.data.len() <= MAX_SEEN_IN_ALL {
             self.seen.insert(task.clone(), seen);
         }
     }
@@ -180,6 +177,7 @@ impl Page {
     pub fn remove(&mut self, task: &TaskId) -> Option<Held> {
         let held = self.entries.remove(task)?;
         self.order.remove(&held.place);
+        self.seen.remove(task);
         self.count(&held, false);
         self.load.struck += u64::from(!held.ghost);
         Some(held)
@@ -190,6 +188,7 @@ impl Page {
         let struck = self.load.struck + self.load.entries as u64;
         self.load = Load { struck, ..Load::default() };
         self.entries.clear();
+        self.seen.clear();
         std::mem::take(&mut self.order).into_values().collect()
     }
 
@@ -284,7 +283,7 @@ impl Page {
 
     /// The data to write; the page is then clean and being written.
     pub fn write(&mut self, epoch: i64) -> Vec<u8> {
-        (self.dirty, self.urgent, self.seen_bytes) = (false, false, 0);
+        (self.dirty, self.urgent) = (false, false);
         self.state = PageState::Writing;
         let mut seen = std::mem::take(&mut self.seen);
         self.restate(Revoked::Wanted, Revoked::InFlight);
@@ -345,6 +344,25 @@ mod tests {
         );
         assert_eq!(page.take_all().len(), 1);
         assert_eq!(page.load(), Load { struck: 3, ..Load::default() });
+    }
+
+    #[test]
+    fn tasks_go_along_once_while_there_is_room_and_their_entries_stand() {
+        let mut page = Page::new();
+        let seen = |page: &mut Page| {
+            let written = Assignment::decode(&page.write(7)).expect("a page");
+            written.entries.into_iter().filter(|entry| entry.seen.is_some()).count()
+        };
+        let data = "x".repeat(MAX_SEEN_IN_ALL / 4);
+        for name in ["a", "b", "c", "d", "e"] {
+            page.push(id(name), Held::new(1, 1, false));
+            page.carry(&id(name), Seen { data: data.clone(), version: 0, mzxid: 1 });
+        }
+        page.remove(&id("a"));
+        page.push(id("a"), Held::new(1, 1, false));
+        assert_eq!((seen(&mut page), seen(&mut page)), (3, 0));
+        page.carry(&id("e"), Seen { data, version: 0, mzxid: 1 });
+        assert_eq!(seen(&mut page), 1, "there is room again");
     }
 
     #[test]

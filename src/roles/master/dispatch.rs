@@ -166,8 +166,8 @@ impl Roster {
         });
     }
 
-    /// Whether what this worker wrote into a task has to be read at once.
-    fn is_curious(&mut self, incarnation: &Incarnation, now: Instant) -> bool {
+    /// Whether what this worker wrote into a task has to be read at once; if so, the next need not be for a while.
+    fn takes_sample(&mut self, incarnation: &Incarnation, now: Instant) -> bool {
         let Some(known) = self.known.get_mut(incarnation) else { return true };
         let quick = known.cost_us.is_some_and(|us| Duration::from_micros(us) <= QUICK);
         if quick && known.sample_at > now {
@@ -242,7 +242,7 @@ impl Master {
         let Some(incarnation) = holder.filter(|_| term.is_leading()) else {
             return self.tasks.read_again(task.as_str(), out);
         };
-        if term.roster.is_curious(&incarnation, now) {
+        if term.roster.takes_sample(&incarnation, now) {
             self.tasks.read_again(task.as_str(), out);
         } else {
             term.book.make_ghost(task);

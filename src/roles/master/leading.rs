@@ -76,7 +76,8 @@ pub struct Term {
     died: BTreeSet<Incarnation>,
     /// Tasks that were given out without having been read, and when to read those that are still held.
     pub(super) unread: VecDeque<(Instant, TaskId)>,
-    /// Tasks on pages of earlier leaders that the mirror does not have, and whether they were seen to stand.
+    /// Tasks on pages of earlier leaders that the mirror does not have, or of which it knows an earlier attempt; and
+    /// whether they were seen to stand.
     pub(super) looked: BTreeMap<TaskId, bool>,
     calls: Calls<Purpose>,
 }
