@@ -86,62 +86,54 @@ fn a_task_runs_and_its_outcome_is_written() {
     assert_eq!(outcome.map(|outcome| outcome.state), Some(OutcomeState::Done));
 }
 
-/// The leader gives out a task, and carries along what it read of it.
-fn assign_seen(world: &mut World, desk: &Desk<Worker>, id: &str, attempt: u32, data: &[u8], version: i32) {
-    let seen = Seen { data: String::from_utf8(data.to_vec()).expect("text"), version, mzxid: 77 };
-    let task = TaskId::parse(id).expect("id");
-    let entry = Entry { task, attempt, revoked: false, recalled: false, seen: Some(seen) };
-    world.put(&desk.role.assignment(), &Assignment::new(1, vec![entry]).encode());
-}
-
-#[test]
-fn a_task_that_its_entry_carries_along_is_run_without_being_read() {
+/// A worker to which the leader gives out j/a at this attempt, and carries along what it read of it at its first, before
+/// it came to be at `now`.
+fn carried(attempt: u32, now: u32) -> (World, Desk<Worker>) {
     let mut world = World::new();
     let mut desk = worker(|_| {});
     desk.connect(&mut world);
     task(&mut world, "j/a");
-    let data = world.task("/z/tasks/j/a").encode();
-    assign_seen(&mut world, &desk, "j/a", 1, &data, 0);
+    let data = String::from_utf8(world.task("/z/tasks/j/a").encode()).expect("text");
+    if now > 1 {
+        world.change("/z/tasks/j/a", |task| task.attempt = now);
+    }
+    let seen = Some(Seen { data, version: 0, mzxid: 77 });
+    let entry = Entry { task: TaskId::new("j", "a"), attempt, revoked: false, recalled: false, seen };
+    world.put(&desk.role.assignment(), &Assignment::new(1, vec![entry]).encode());
+    (world, desk)
+}
+
+/// It runs, and ends well; what stands in its znode then.
+fn run_to_its_end(world: &mut World, desk: &mut Desk<Worker>) -> Task {
+    desk.go(world);
+    end(world, desk, Ended::Exit(0));
+    desk.go(world);
+    world.task("/z/tasks/j/a")
+}
+
+#[test]
+fn a_task_that_its_entry_carries_along_is_run_without_being_read() {
+    let (mut world, mut desk) = carried(1, 1);
     desk.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/j/a");
     desk.go(&mut world);
     assert!(desk.calls.is_empty(), "{:?}", desk.calls);
     let (_, spec) = desk.runs.first_key_value().expect("it runs");
     assert!(spec.env.contains(&("ZKMW_EPOCH".to_string(), "77".to_string())), "{:?}", spec.env);
-    end(&world, &mut desk, Ended::Exit(0));
-    desk.go(&mut world);
-    let outcome = world.task("/z/tasks/j/a").outcome;
+    let outcome = run_to_its_end(&mut world, &mut desk).outcome;
     assert_eq!(outcome.map(|outcome| outcome.state), Some(OutcomeState::Done));
 }
 
 #[test]
 fn what_an_entry_carries_along_and_does_not_fit_is_read() {
-    let mut world = World::new();
-    let mut desk = worker(|_| {});
-    desk.connect(&mut world);
-    task(&mut world, "j/a");
-    let old = world.task("/z/tasks/j/a").encode();
-    world.change("/z/tasks/j/a", |task| task.attempt = 2);
-    assign_seen(&mut world, &desk, "j/a", 2, &old, 0);
-    desk.go(&mut world);
-    assert_eq!(desk.runs.len(), 1, "it was read, and is at that attempt");
-    end(&world, &mut desk, Ended::Exit(0));
-    desk.go(&mut world);
-    assert_eq!(world.task("/z/tasks/j/a").outcome.map(|outcome| outcome.attempt), Some(2));
+    let (mut world, mut desk) = carried(2, 2);
+    let stands = run_to_its_end(&mut world, &mut desk);
+    assert_eq!(stands.outcome.map(|outcome| outcome.attempt), Some(2), "it was read, and is at that attempt");
 }
 
 #[test]
 fn what_changed_after_the_leader_read_it_is_not_overwritten() {
-    let mut world = World::new();
-    let mut desk = worker(|_| {});
-    desk.connect(&mut world);
-    task(&mut world, "j/a");
-    let old = world.task("/z/tasks/j/a").encode();
-    world.change("/z/tasks/j/a", |task| task.attempt = 2);
-    assign_seen(&mut world, &desk, "j/a", 1, &old, 0);
-    desk.go(&mut world);
-    end(&world, &mut desk, Ended::Exit(0));
-    desk.go(&mut world);
-    let stands = world.task("/z/tasks/j/a");
+    let (mut world, mut desk) = carried(1, 2);
+    let stands = run_to_its_end(&mut world, &mut desk);
     assert!(stands.outcome.is_none() && stands.attempt == 2, "{stands:?}");
 }
 
