@@ -443,6 +443,9 @@ fn a_retry_that_a_new_leader_has_yet_to_read_is_not_struck_off() {
         world.expire(leader.session.expect("up"));
         standby.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/_00/a");
         standby.go(&mut world);
+        // Whatever it makes of the entry is written by then.
+        world.pass(Duration::from_secs(1));
+        standby.go(&mut world);
         assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 2, false)]);
         standby.hold = |_| false;
         standby.go(&mut world);
