@@ -162,7 +162,11 @@ fn code_fits(spec: &ClientSpec, client: &Client, missed: bool, collected: bool) 
             let good = outcomes.iter().filter(|outcome| outcome.state == State::Done).count();
             match code {
                 exit::OK => good == lines.len(),
-                exit::FAILED => good < lines.len() && (outcomes.len() == lines.len() || keyed),
+                // Who wants to be rid of it makes no more of it.
+                exit::FAILED => {
+                    let cut_short = client.interrupted && spec.cancel;
+                    good < lines.len() && (outcomes.len() == lines.len() || keyed || cut_short)
+                }
                 _ => keyed,
             }
         }
