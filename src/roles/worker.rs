@@ -35,9 +35,6 @@ use crate::recipes::registration::{Registrar, Step};
 use reports::{Reports, Settled};
 use slot::{Slot, State, Stop, Why};
 
-/// Directories of tasks whose defaults are remembered.
-const MAX_JOBS_REMEMBERED: usize = 1_000;
-
 /// What a worker is started with.
 #[derive(Clone, Debug)]
 pub struct Params {
@@ -156,7 +153,7 @@ pub struct Worker {
     timers: BTreeSet<(Instant, RunId)>,
     checkpoints: BTreeSet<(Instant, TaskId)>,
     reports: Reports,
-    /// Defaults of jobs; `None` while they are being read.
+    /// Defaults of the jobs of all entries; `None` while they are being read.
     jobs: BTreeMap<String, Option<Options>>,
     /// The incarnation is dead, and so far is its end.
     dying: Option<Dying>,
@@ -422,11 +419,8 @@ impl Worker {
             },
             Ok(_) | Err(_) => Options::default(),
         };
-        if self.jobs.len() > MAX_JOBS_REMEMBERED {
-            let needed: BTreeSet<&str> = self.slots.keys().map(TaskId::dir).collect();
-            self.jobs.retain(|dir, options| options.is_none() || needed.contains(dir.as_str()));
-        }
         self.jobs.insert(dir, Some(options));
+        self.forget_jobs();
     }
 
     fn on_settled(&mut self, task: &TaskId, settled: Settled, out: &mut Out) {

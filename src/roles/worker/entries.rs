@@ -1,5 +1,6 @@
 //! What a worker knows of its assignment: entries are taken in, read, verified, taken back and closed.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::reports::Want;
@@ -36,6 +37,7 @@ impl Worker {
             }
         }
         self.slots.retain(|_, slot| !slot.orphaned || slot.is_busy());
+        self.forget_jobs();
         let unwanted = |(task, slot): (&TaskId, &Slot)| {
             (slot.revoked || slot.orphaned || slot.recalled)
                 .then(|| (task.clone(), slot.revoked || slot.orphaned))
@@ -49,6 +51,13 @@ impl Worker {
             }
         }
         self.vouching = true;
+    }
+
+    /// Forgets the defaults of jobs of which there is no entry: a job that is empty may be deleted, and made anew with
+    /// others.
+    pub(super) fn forget_jobs(&mut self) {
+        let needed: BTreeSet<&str> = self.slots.keys().map(TaskId::dir).collect();
+        self.jobs.retain(|dir, options| options.is_none() || needed.contains(dir.as_str()));
     }
 
     /// A new entry, at the end of the line.

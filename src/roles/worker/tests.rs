@@ -156,12 +156,35 @@ fn the_next_life_reads_the_defaults_that_the_last_one_was_reading() {
     assert_eq!(desk.runs.len(), 1);
 }
 
+/// The simulator found it (seed 3003066): a key was used again after `--job-ttl`, and its tasks had the old defaults.
 #[test]
-fn tasks_of_more_jobs_than_are_remembered_all_run() {
+fn a_job_that_was_made_anew_has_its_new_defaults() {
     let mut world = World::new();
     let mut desk = worker(|_| {});
     desk.connect(&mut world);
-    let ids: Vec<_> = (0..=MAX_JOBS_REMEMBERED + 1).map(|n| format!("j{n}/t")).collect();
+    for value in ["old", "new"] {
+        world.put("/z/tasks/j", format!(r#"{{"v":1,"env":{{"WHICH":"{value}"}}}}"#).as_bytes());
+        task(&mut world, "j/a");
+        assign(&mut world, &desk, &[("j/a", 1, false)]);
+        desk.go(&mut world);
+        let (_, spec) = desk.runs.first_key_value().expect("it runs");
+        assert!(spec.env.contains(&("WHICH".to_string(), value.to_string())), "{:?}", spec.env);
+        end(&world, &mut desk, Ended::Exit(0));
+        desk.go(&mut world);
+        assign(&mut world, &desk, &[]);
+        desk.go(&mut world);
+        world.remove("/z/tasks/j/a");
+        world.remove("/z/tasks/j");
+        desk.go(&mut world);
+    }
+}
+
+#[test]
+fn tasks_of_many_jobs_all_run() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    let ids: Vec<_> = (0..1_002).map(|n| format!("j{n}/t")).collect();
     for id in &ids {
         task(&mut world, id);
     }
