@@ -4,6 +4,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write as _;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use crate::batch::BatchReader;
@@ -30,6 +31,10 @@ use crate::zk;
 
 /// Calls that a master may have under way at once.
 const MASTER_THREADS: usize = 128;
+
+/// How long a master's memory outlives its session. To take back that of many tasks keeps a processor from everybody
+/// else for milliseconds (a kernel does not let itself be interrupted in it), and a successor may be on this machine.
+const HEAD_START: Duration = Duration::from_millis(100);
 
 /// Calls of a worker, besides one for each slot.
 const WORKER_THREADS: usize = 64;
@@ -180,7 +185,9 @@ fn run_master(ensemble: &Ensemble, layout: Layout, settings: MasterConfig) -> an
         max_pending_bytes: settings.max_pending_bytes,
     });
     let around = Surroundings { daemon: true, ..surroundings(ensemble, MASTER_THREADS) };
-    shell::run(role, around, &mut |report| match report {})
+    let code = shell::run(role, around, &mut |report| match report {});
+    thread::sleep(HEAD_START);
+    code
 }
 
 fn run_worker(ensemble: &Ensemble, layout: Layout, settings: WorkerConfig) -> anyhow::Result<i32> {
