@@ -34,6 +34,9 @@ const LEARN: Duration = Duration::from_millis(20);
 /// Calls in flight when a backlog is made.
 const BACKLOG_IN_FLIGHT: usize = 128;
 
+/// What masters admit: more than they do unasked, for batches run beside a backlog of a million.
+const MAX_PENDING: &str = "2000000";
+
 /// A label that no worker has, so that the backlog stays where it is.
 const NOBODY: (&str, &str) = ("backlog", "stays");
 
@@ -127,7 +130,8 @@ impl Service {
 
     fn new_master(&mut self) -> Proc {
         self.started += 1;
-        self.cluster.master(&format!("m{}", self.started))
+        let id = format!("m{}", self.started);
+        self.cluster.start(&id, &["master", "--id", &id, "--max-pending", MAX_PENDING])
     }
 
     fn new_worker(&self, number: usize) -> Proc {
