@@ -179,7 +179,7 @@ impl Swarm {
         let one_of = |dice: &mut Dice, all: &[u64]| all[dice.below(all.len() as u64) as usize];
         let latency = one_of(&mut dice, &[200, 500, 2_000, 10_000]) * US;
         let faulty = !faults.is_empty();
-        let lines = one_of(&mut dice, &[6, 6, 6, 24]);
+        let lines = one_of(&mut dice, &[6, 6, 6, 6, 24, 100]);
         Swarm {
             masters: dice.between(1, 3),
             workers: dice.between(1, 3),

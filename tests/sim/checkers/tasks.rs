@@ -16,6 +16,9 @@ use crate::processes::{Run, Stage};
 use crate::swarm::MS;
 use crate::world::World;
 
+/// So many entries of a page, and one for each slot, may have been started when their worker died (G11).
+const MAY_BE_STARTED: usize = 64;
+
 struct Book<'a> {
     world: &'a World,
     runs: BTreeMap<&'a str, Vec<&'a Run>>,
@@ -296,16 +299,19 @@ impl Book<'_> {
             page.zip(self.dead.get(holder.as_str())).is_some_and(|(p, died)| p.changed < *died);
         let page = page.and_then(|znode| Assignment::decode(&znode.data).ok());
         let wanted = TaskId::parse(id);
-        let entry = page
-            .iter()
-            .flat_map(|page| &page.entries)
-            .find(|entry| Some(&entry.task) == wanted.as_ref() && entry.attempt == old.attempt);
+        let mut entries = page.iter().flat_map(|page| &page.entries).enumerate();
+        let place =
+            entries.find(|(_, entry)| Some(&entry.task) == wanted.as_ref() && entry.attempt == old.attempt);
+        let entry = place.map(|(_, entry)| entry);
+        // What stands far behind on the page cannot have been started.
+        let far_behind = place.is_some_and(|(ahead, _)| ahead > MAY_BE_STARTED);
         // It may be that it was only about to be given to the holder when that died.
         if charged && entry.is_some_and(|entry| entry.revoked) {
             return Err("charged although it was revoked".into());
         }
         let given = self.given.get(holder.as_str());
-        if !charged && before_death && !old.cancel && entry.is_some_and(|entry| !entry.revoked) {
+        if !charged && before_death && !far_behind && !old.cancel && entry.is_some_and(|entry| !entry.revoked)
+        {
             // Others may be the suspects, if they were charged before; who is gone may have been one.
             let suspect = |other: &TaskId| {
                 let task = tree.get(&format!("{ROOT}/tasks/{other}"));
