@@ -17,7 +17,7 @@ pub const WRITES: usize = 3;
 pub type Shape = (usize, usize);
 
 /// What is tried; the best counts.
-pub const SHAPES: [Shape; 4] = [(1, 64), (2, 64), (4, 32), (6, 32)];
+pub const SHAPES: [Shape; 5] = [(1, 64), (2, 64), (4, 32), (6, 32), (6, 128)];
 
 /// How often each is tried, in turn; its median counts.
 const ROUNDS: usize = 3;
