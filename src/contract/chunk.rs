@@ -192,6 +192,14 @@ impl Task {
     }
 }
 
+/// What need not run again: the results of commands that ended well.
+pub fn succeeded(results: &Results) -> Results {
+    let mut good: Results =
+        results.iter().map(|result| result.clone().filter(CommandResult::succeeded)).collect();
+    trim(&mut good);
+    good
+}
+
 /// Takes the nothings off the end.
 pub fn trim(results: &mut Results) {
     while results.last().is_some_and(Option::is_none) {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::client::walk::{self, Found, Target, Walk};
 use super::client::{ClientReport, INTERRUPTED, Noted, Tally, breaks_connection, refusal_code, verdict};
-use crate::contract::chunk::{CommandResult, Results, trim};
+use crate::contract::chunk::{self, Results};
 use crate::contract::task::{Outcome, State, Task};
 use crate::contract::{Layout, TaskId};
 use crate::exit;
@@ -280,14 +280,11 @@ fn retry(mut task: Task, doubt: Option<u32>) -> Decision {
 
 /// What need not run again of a chunk. Who ran it, and when, is said by each result itself from now on.
 fn succeeded(outcome: &Outcome) -> Results {
-    let keep = |result: &CommandResult| CommandResult {
-        attempt: result.attempt.or(Some(outcome.attempt)),
-        worker: result.worker.clone().or_else(|| outcome.worker.clone()),
-        ..result.clone()
-    };
-    let good = |result: &Option<CommandResult>| result.as_ref().filter(|result| result.succeeded()).map(keep);
-    let mut results: Results = outcome.results.iter().map(good).collect();
-    trim(&mut results);
+    let mut results = chunk::succeeded(&outcome.results);
+    for result in results.iter_mut().flatten() {
+        result.attempt.get_or_insert(outcome.attempt);
+        result.worker = result.worker.take().or_else(|| outcome.worker.clone());
+    }
     results
 }
 

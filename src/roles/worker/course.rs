@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::reports::Want;
 use super::slot::{Why, Work};
 use crate::contract::Incarnation;
-use crate::contract::chunk::{CHUNK_OUTPUT_BYTES, CommandResult, Results, shorten_outputs, trim};
+use crate::contract::chunk::{CHUNK_OUTPUT_BYTES, CommandResult, Results, shorten_outputs};
 use crate::contract::task::{Options, Outcome, Output, Payload, Reason, State as OutcomeState, Task};
 use crate::machine::{Ended, Instant, RunId, RunReport};
 
@@ -246,10 +246,7 @@ impl Course {
         let all = commands.iter().filter(|line| !blank(line)).count();
         let why = format!("{failed} of {all} commands failed");
         if let Some(delay_ms) = self.retry_ms() {
-            let good = |result: Option<CommandResult>| result.filter(CommandResult::succeeded);
-            let mut results: Results = std::mem::take(&mut self.results).into_iter().map(good).collect();
-            trim(&mut results);
-            return Want::Retry { why, delay_ms, results };
+            return Want::Retry { why, delay_ms, results: std::mem::take(&mut self.results) };
         }
         let reason = Some(Reason::Exit);
         Want::Outcome(Box::new(self.whole(OutcomeState::Failed, reason, Some(why), by)))

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::contract::chunk::Results;
+use crate::contract::chunk::{self, Results};
 use crate::contract::task::{Outcome, State, Task};
 use crate::contract::{Incarnation, Layout, TaskId};
 use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Refusal, Reply};
@@ -36,7 +36,7 @@ pub enum Want {
         why: String,
         /// How long to wait.
         delay_ms: u64,
-        /// Of a chunk: what is not to be run again.
+        /// Of a chunk: what is over. What failed is to run again.
         results: Results,
     },
 }
@@ -239,7 +239,7 @@ fn apply(report: &Report, task: &mut Task) -> bool {
             task.delay_ms = *delay_ms;
         }
         Want::Retry { why, delay_ms, results } => {
-            task.results.clone_from(results);
+            task.results = chunk::succeeded(results);
             task.charged = task.charged.saturating_add(1);
             task.next_attempt(Some(by.clone()), why);
             task.released_by = Some(by.clone());

@@ -63,6 +63,17 @@ fn what_is_over_already_is_not_run_again() {
 }
 
 #[test]
+fn what_failed_of_a_chunk_that_is_cancelled_before_its_retry_is_still_told() {
+    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |task| task.options.max_attempts = Some(3));
+    world.change("/z/tasks/j/c", |task| task.cancel = true);
+    end(&world, &mut desk, Ended::Exit(4));
+    end(&world, &mut desk, Ended::Exit(0));
+    desk.go(&mut world);
+    let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
+    assert_eq!((outcome.state, codes(&outcome.results)), (OutcomeState::Cancelled, vec![Some(4), Some(0)]));
+}
+
+#[test]
 fn a_chunk_with_nothing_to_run_ends_at_once() {
     let (world, desk) = with_chunk(1, &[" ", ""], |_| {});
     let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
