@@ -118,3 +118,17 @@ fn without_faults_all_is_well() {
         assert!(outcome.runs > 0, "seed {seed} ran nothing");
     }
 }
+
+#[test]
+fn chunks_are_written_down_cut_short_and_taken_up_again() {
+    let (mut checkpoints, mut resumed, mut complete) = (0, 0, 0);
+    for seed in 0..100 {
+        let swarm = Swarm { chunked: 1_000, lines: 24, tasks: 48, ..Swarm::new(seed) };
+        let outcome = play(seed, swarm, false);
+        assert!(outcome.complaints.is_empty(), "seed {seed}: {:#?}", outcome.complaints);
+        checkpoints += outcome.chunks.checkpoints;
+        resumed += outcome.chunks.resumed;
+        complete += outcome.chunks.complete;
+    }
+    assert!(checkpoints > 100 && resumed > 50 && complete > 500, "{checkpoints} {resumed} {complete}");
+}

@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::checkers::chunks::{self, Tally};
 use super::checkers::{self, leftovers};
 use super::member::Kind;
 use super::swarm::{SECOND, Swarm};
@@ -25,6 +26,7 @@ pub struct Outcome {
     pub complaints: Vec<String>,
     pub digest: u64,
     pub runs: usize,
+    pub chunks: Tally,
 }
 
 /// Plays a seed.
@@ -46,7 +48,7 @@ pub fn play(seed: u64, swarm: Swarm, tracing: bool) -> Outcome {
     let log = world.ens.log().iter();
     let digest =
         log.fold(world.digest, |digest, txn| (digest ^ txn.zxid as u64).wrapping_mul(0x100_0000_01b3));
-    Outcome { complaints, digest, runs: world.runs.len() }
+    Outcome { complaints, digest, runs: world.runs.len(), chunks: chunks::tally(&world) }
 }
 
 fn go(world: &mut World) -> Vec<String> {

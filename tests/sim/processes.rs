@@ -32,6 +32,8 @@ pub struct Run {
     pub id: RunId,
     /// The task's id, or the election.
     pub key: String,
+    /// The line, from 1, if it is one command of a chunk.
+    pub line: Option<u64>,
     pub attempt: u32,
     pub epoch: i64,
     pub stage: Stage,
@@ -48,7 +50,8 @@ pub struct Run {
 impl Run {
     /// What it prints.
     pub fn output(&self) -> String {
-        format!("{}#{} by {}", self.key, self.attempt, self.who.life)
+        let line = self.line.map(|line| format!(":{line}")).unwrap_or_default();
+        format!("{}{line}#{} by {}", self.key, self.attempt, self.who.life)
     }
 }
 
@@ -60,6 +63,7 @@ impl World {
             who,
             id,
             key: find("ZKMW_TASK").unwrap_or(ELECTION).to_string(),
+            line: find("ZKMW_LINE").and_then(|n| n.parse().ok()),
             attempt: find("ZKMW_ATTEMPT").and_then(|n| n.parse().ok()).unwrap_or(0),
             epoch: find("ZKMW_EPOCH").and_then(|n| n.parse().ok()).unwrap_or(0),
             stage: Stage::Waiting,

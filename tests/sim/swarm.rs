@@ -133,6 +133,8 @@ pub struct Swarm {
     pub tasks: u64,
     /// Most lines of a batch. Where there are many, what is short waits at workers, and is taken for over unread.
     pub lines: u64,
+    /// How many batches are in chunks, in thousandths.
+    pub chunked: u64,
     /// The kinds of faults that come, each with the mean time between two.
     pub faults: Vec<(Fault, u64)>,
     /// How long a packet takes, at least and at most.
@@ -189,6 +191,7 @@ impl Swarm {
             user_every: dice.between(500, 2_500) * MS,
             tasks: dice.between(8, 30).max(2 * lines),
             lines,
+            chunked: one_of(&mut dice, &[0, 0, 300, 1_000]),
             latency: (latency / 4, latency),
             spikes: one_of(&mut dice, &[0, 0, 5, 30]),
             break_writes: if faulty { one_of(&mut dice, &[0, 0, 5, 20, 60]) } else { 0 },

@@ -20,6 +20,8 @@ pub struct ClientSpec {
     pub options: Options,
     pub key: Option<String>,
     pub job: Option<String>,
+    /// Lines of a batch that make one task.
+    pub chunk: u32,
     pub detach: bool,
     pub orphan: bool,
     pub cancel: bool,
@@ -63,7 +65,7 @@ impl ClientSpec {
                     lines: lines.len() as u64,
                     bytes: lines.iter().map(|line| line.len() as u64).sum(),
                     end: lines.len() as u64,
-                    chunk: 1,
+                    chunk: self.chunk,
                     detach: self.detach,
                     orphan_cancel: self.orphan,
                     cancel_on_interrupt: self.cancel,
@@ -128,7 +130,8 @@ impl World {
             _ => Wish::Wait(targets),
         };
         let options = Options::default();
-        Some(ClientSpec { wish, options, key: None, job: None, detach: false, orphan: false, cancel: false })
+        let (key, job, chunk) = (None, None, 1);
+        Some(ClientSpec { wish, options, key, job, chunk, detach: false, orphan: false, cancel: false })
     }
 
     /// A task, or a whole job, that stands.
@@ -185,7 +188,8 @@ impl World {
         let keyed = self.dice.per_mille(self.swarm.keyed);
         let detach = self.dice.per_mille(250);
         let batch = self.dice.per_mille(200);
-        let (wish, options) = if keyed && self.dice.per_mille(700) {
+        let mut chunk = 1;
+        let (wish, mut options) = if keyed && self.dice.per_mille(700) {
             // Who comes with a key mostly means the same by it.
             let wish = if batch {
                 Wish::Batch(vec!["ok".into(), "flaky".into(), "ok".into()])
@@ -195,10 +199,16 @@ impl World {
             (wish, Options::default())
         } else if batch {
             let lines = self.dice.between(2, self.swarm.lines);
+            if self.dice.per_mille(self.swarm.chunked) {
+                chunk = self.dice.between(2, 8) as u32;
+            }
             (Wish::Batch((0..lines).map(|_| self.command()).collect()), self.options())
         } else {
             (Wish::Single(self.command()), self.options())
         };
+        if chunk > 1 && self.dice.per_mille(500) {
+            options.checkpoint_ms = Some(self.dice.between(100, 2_000));
+        }
         self.asked += match &wish {
             Wish::Batch(lines) => lines.len() as u64,
             _ => 1,
@@ -210,6 +220,7 @@ impl World {
             options,
             key: keyed.then_some(key),
             job: self.dice.per_mille(350).then_some(job),
+            chunk,
             detach,
             orphan: self.dice.per_mille(200),
             cancel: self.dice.per_mille(400),

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use zkmw::contract::TaskId;
 use zkmw::contract::task::{Outcome, State, Task};
 use zkmw::exit;
-use zkmw::roles::client::{ClientReport, INTERRUPTED, exit_code};
+use zkmw::roles::client::{ClientReport, Ended, INTERRUPTED, commands_ended, exit_code};
 use zkmw::roles::operator::Verb;
 
 use super::{Complaints, kind, replay, task_of};
@@ -19,7 +20,8 @@ struct Known {
     /// When it was made, and when it went.
     made: Vec<u64>,
     gone: Vec<u64>,
-    outcomes: Vec<(u64, Outcome)>,
+    /// With the line, of a chunk's commands.
+    outcomes: Vec<(u64, Option<u64>, Outcome)>,
     /// Nobody collected it in time.
     aged: bool,
 }
@@ -37,8 +39,12 @@ pub fn check(world: &World, told: &mut Complaints) {
             }
             _ => {}
         }
-        if let Some(outcome) = step.after.and_then(|znode| Task::decode(&znode.data).ok()?.outcome) {
-            known.outcomes.push((step.at, outcome));
+        let Some(task) = step.after.and_then(|znode| Task::decode(&znode.data).ok()) else { return };
+        if let (Some(id), Some(_), Some(_)) = (TaskId::parse(id), &task.commands, &task.outcome) {
+            let ended = commands_ended(&id, &task).into_iter();
+            known.outcomes.extend(ended.map(|ended| (step.at, ended.line, ended.outcome)));
+        } else if let Some(outcome) = task.outcome {
+            known.outcomes.push((step.at, None, outcome));
         }
     });
     for (m, member) in world.members.iter().enumerate() {
@@ -93,26 +99,32 @@ fn report_holds(at: u64, report: &ClientReport, tasks: &BTreeMap<String, Known>)
             let made = tasks.get(id.as_str()).is_some_and(|known| known.made.iter().any(|made| *made <= at));
             if made { Ok(()) } else { Err(format!("G1: is told of {id}, which was never made")) }
         }
-        ClientReport::Ended(ended) => {
-            let known = tasks.get(ended.id.as_str());
-            let written = known.is_some_and(|known| {
-                known.outcomes.iter().any(|(when, o)| *when <= at && *o == ended.outcome)
-            });
-            if written {
-                Ok(())
-            } else {
-                Err(format!("is told an outcome of {} that was never written", ended.id))
-            }
-        }
+        ClientReport::Ended(ended) => was_written(at, ended, tasks),
+        ClientReport::EndedMany(all) => all.iter().try_for_each(|ended| was_written(at, ended, tasks)),
         _ => Ok(()),
+    }
+}
+
+fn was_written(at: u64, ended: &Ended, tasks: &BTreeMap<String, Known>) -> Result<(), String> {
+    let known = tasks.get(ended.id.as_str());
+    let is_it = |line: &Option<u64>, outcome: &Outcome| {
+        line.is_none_or(|line| ended.line == Some(line)) && *outcome == ended.outcome
+    };
+    let mut outcomes = known.into_iter().flat_map(|known| &known.outcomes);
+    if outcomes.any(|(when, line, outcome)| *when <= at && is_it(line, outcome)) {
+        Ok(())
+    } else {
+        Err(format!("is told an outcome of {} that was never written", ended.id))
     }
 }
 
 fn ended(client: &Client) -> Vec<&Outcome> {
     let mut outcomes = Vec::new();
     for (_, report) in &client.reports {
-        if let ClientReport::Ended(ended) = report {
-            outcomes.push(&ended.outcome);
+        match report {
+            ClientReport::Ended(ended) => outcomes.push(&ended.outcome),
+            ClientReport::EndedMany(all) => outcomes.extend(all.iter().map(|ended| &ended.outcome)),
+            _ => {}
         }
     }
     outcomes

@@ -1,6 +1,7 @@
 //! What must be true of every simulation, judged from what happened: the ensemble's log of transactions, the true
 //! times of runs, and what clients told their users. Nothing here looks into a role.
 
+pub mod chunks;
 pub mod clients;
 pub mod elections;
 pub mod leftovers;
@@ -128,6 +129,7 @@ pub fn all(world: &World) -> Vec<String> {
     let mut told = Complaints { all: Vec::new() };
     runs::check(world, &mut told);
     tasks::check(world, &mut told);
+    chunks::check(world, &mut told);
     pages::check(world, &mut told);
     elections::check(world, &mut told);
     clients::check(world, &mut told);

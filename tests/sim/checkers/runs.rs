@@ -1,24 +1,44 @@
-//! G3: of the runs of one task no two ever overlap, in true time, whatever became of their workers; likewise of the
+//! G3: of the attempts of one task no two ever overlap, in true time, whatever became of their workers; likewise of the
 //! commands of one election. And each run has a fencing token above that of the one before.
 
 use std::collections::BTreeMap;
 
 use super::{Complaints, replay, task_of};
+use crate::member::Who;
 use crate::processes::{Run, Stage};
 use crate::world::World;
 
+/// What nobody else may run in.
+struct Span {
+    who: Who,
+    begin: u64,
+    end: u64,
+    epoch: i64,
+}
+
 pub fn check(world: &World, told: &mut Complaints) {
-    let mut by_key: BTreeMap<&str, Vec<&Run>> = BTreeMap::new();
+    // The commands of a chunk run side by side within an attempt; from the first to the last they are one.
+    let mut spans: BTreeMap<(&str, u32, i64, Who), Span> = BTreeMap::new();
+    let mut by_key: BTreeMap<&str, Vec<Span>> = BTreeMap::new();
     for run in world.runs.iter().filter(|run| matches!(run.stage, Stage::Alive | Stage::Dead)) {
-        by_key.entry(&run.key).or_default().push(run);
+        let end = if run.stage == Stage::Alive { u64::MAX } else { run.end };
+        let own = Span { who: run.who, begin: run.begin, end, epoch: run.epoch };
+        if run.line.is_none() {
+            by_key.entry(&run.key).or_default().push(own);
+            continue;
+        }
+        let span = spans.entry((&run.key, run.attempt, run.epoch, run.who)).or_insert(own);
+        (span.begin, span.end) = (span.begin.min(run.begin), span.end.max(end));
     }
-    let name = |run: &Run| format!("{} (life {})", world.members[run.who.m].name, run.who.life);
-    for (key, runs) in &mut by_key {
-        runs.sort_by_key(|run| run.begin);
-        for pair in runs.windows(2) {
-            let (first, next) = (pair[0], pair[1]);
-            let end = if first.stage == Stage::Alive { u64::MAX } else { first.end };
-            if next.begin < end {
+    for ((key, ..), span) in spans {
+        by_key.entry(key).or_default().push(span);
+    }
+    let name = |span: &Span| format!("{} (life {})", world.members[span.who.m].name, span.who.life);
+    for (key, spans) in &mut by_key {
+        spans.sort_by_key(|span| span.begin);
+        for pair in spans.windows(2) {
+            let (first, next) = (&pair[0], &pair[1]);
+            if next.begin < first.end {
                 told.add(next.begin, format!("G3: {key} runs on {} and on {}", name(first), name(next)));
             }
             if next.epoch <= first.epoch {
@@ -39,7 +59,7 @@ fn check_attempts(world: &World, told: &mut Complaints) {
             made.entry(task.to_string()).or_default().push(step.at);
         }
     });
-    let mut seen: BTreeMap<(&str, usize, u32), &Run> = BTreeMap::new();
+    let mut seen: BTreeMap<(&str, usize, u32, Option<u64>), &Run> = BTreeMap::new();
     for run in world.runs.iter().filter(|run| run.attempt > 0 && run.stage != Stage::Never) {
         if run.stage == Stage::Waiting {
             continue;
@@ -47,7 +67,7 @@ fn check_attempts(world: &World, told: &mut Complaints) {
         let none = Vec::new();
         let times = made.get(&run.key).unwrap_or(&none);
         let life = times.iter().filter(|at| **at <= run.begin).count();
-        if let Some(other) = seen.insert((&run.key, life, run.attempt), run) {
+        if let Some(other) = seen.insert((&run.key, life, run.attempt, run.line), run) {
             let (a, b) = (&world.members[other.who.m].name, &world.members[run.who.m].name);
             told.add(run.begin, format!("attempt {} of {} runs on {a} and on {b}", run.attempt, run.key));
         }

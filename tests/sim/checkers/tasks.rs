@@ -9,6 +9,7 @@ use zkmw::contract::worker::Assignment;
 use zkmw::contract::{Incarnation, TaskId, parse_registration};
 use zkmw::machine::Ended;
 
+use super::chunks;
 use super::{Complaints, Step, Tree, kind, replay, task_of};
 use crate::life::ROOT;
 use crate::member::Kind;
@@ -136,6 +137,15 @@ impl Book<'_> {
         if !new.same_request(old) && !matches!(by, Some(Kind::Client(_))) {
             wrong("what was asked for is changed");
         }
+        if old.commands.is_some() && new.same_request(old) {
+            // A retry takes out what failed: a user's, or a worker's that charges it.
+            let again = old.outcome.is_some() || new.charged > old.charged;
+            let again = again && new.outcome.is_none();
+            let runs: Vec<&Run> = self.runs_of(id).collect();
+            if let Err(what) = chunks::judge(old, new, again, &options, &runs, step) {
+                wrong(&what);
+            }
+        }
         match (&old.outcome, &new.outcome) {
             (Some(a), Some(b)) if a != b || new.attempt != old.attempt => {
                 wrong("G2: the outcome is overwritten")
@@ -211,7 +221,11 @@ impl Book<'_> {
             Ended::Signal(signal) => outcome.signal == Some(signal),
             Ended::Broken => outcome.reason == Some(Reason::Handler),
         };
+        let of_worker = matches!(by, Some(Kind::Worker { .. }));
         let ok = match (outcome.state, outcome.reason) {
+            (State::Done, _) | (State::Failed, Some(Reason::Exit)) if old.commands.is_some() => {
+                of_worker && chunks::is_complete(new) == Some(outcome.state)
+            }
             (State::Done, _) => ran(|ended, _| *ended == Ended::Exit(0)),
             (State::Failed, Some(Reason::Exit | Reason::Signal | Reason::Handler)) => ran(exited),
             (State::Failed, Some(Reason::Timeout)) => {
@@ -253,6 +267,16 @@ impl Book<'_> {
             return Err("charged by more than one".into());
         }
         match kind(self.world, step.by) {
+            Some(Kind::Worker { .. }) if charged && old.commands.is_some() => {
+                let runs: Vec<&Run> = self.runs_of(id).collect();
+                if !chunks::has_failed(old, options, &runs, step.at) {
+                    return Err("charged although none of its commands failed".into());
+                }
+                if options.max_attempts.is_none() {
+                    return Err("tried again although nobody asked for that".into());
+                }
+                Ok(())
+            }
             Some(Kind::Worker { .. }) if charged => {
                 let run =
                     self.runs_of(id).filter(|run| run.attempt == old.attempt && run.end <= step.at).last();
@@ -336,7 +360,7 @@ impl Book<'_> {
 
 /// Whether its worker may have taken it for one that was past its timeout, by a clock that is a little fast and that
 /// it read before the run began.
-fn is_late(run: &Run, options: &Options) -> bool {
+pub fn is_late(run: &Run, options: &Options) -> bool {
     options.timeout_ms.is_some_and(|ms| {
         Duration::from_nanos(run.end - run.begin) + Duration::from_millis(ms / 10 + 200)
             >= Duration::from_millis(ms)
