@@ -5,7 +5,7 @@ Written by docs/contract.md alone, as a client in any language could be. Needs P
 (pip install kazoo==2.11.0), and nothing of zkmw. As a library: `Tasks(client).run("echo hi")`.
 
 exit codes: the task's own; 128 + the signal that killed it; 124 when it ran past its timeout; 1 when it was
-cancelled, expired, given up, never started, or is gone; 65 the task's znode can't be read; 69 the ensemble can't
+cancelled, expired, given up, or is gone; 126 or 127 when it could not be started; 65 the task's znode can't be read; 69 the ensemble can't
 be reached, or there is no kazoo; 73 there is no room; 130 interrupted (the task goes on)
 """
 
@@ -101,6 +101,9 @@ def exit_code(outcome: dict) -> int:
         return 124
     if reason == "exit":
         return outcome.get("exit_code") or 1
+    if reason == "not-started":
+        detail = (outcome.get("detail") or "").lower()
+        return 126 if "cannot start" in detail or "permission denied" in detail else 127
     return 128 + outcome["signal"] if reason == "signal" else 1
 
 

@@ -184,7 +184,7 @@ fn about(verb: Verb) -> &'static str {
         Verb::Submit => "Submit a task, wait for it, print what it printed and exit as it exited",
         Verb::Status => "Show the leader, the standbys, the workers and how many tasks there are",
         Verb::List => "List tasks",
-        Verb::Show => "Show all about a task or a job",
+        Verb::Show => "Show all about a task",
         Verb::Wait => "Wait for tasks and show their outcomes, which stay where they are",
         Verb::Cancel => "Cancel tasks that have no outcome yet; those that run are killed",
         Verb::Retry => "Run tasks again that have failed, expired or been cancelled",
@@ -274,7 +274,7 @@ Examples:
             "\
 Examples:
   zkmw show import~2026-01-31~0000/0000042
-  zkmw show --json import"
+  zkmw show --json _3f/01J9ZS1Y0M8T6X4W2V7R5Q3P1N"
         }
         Verb::Wait => {
             "\
@@ -299,7 +299,8 @@ Examples:
 
 const AFTER_HELP: &str = "\
 Values:
-  TIME is a number with a unit: 500ms, 10s, 5m, 24h, 7d, 1h30m. SIZE is in bytes, or with KiB.
+  TIME is a number with a unit: 500ms, 10s, 5m, 24h, 7d, 1h30m. SIZE is in bytes, or with KiB,
+  MiB, GiB or TiB.
 
 Where settings come from, the strongest first:
   1. flags, before or after the command; the last one counts, and --no-json takes back a --json
@@ -307,7 +308,8 @@ Where settings come from, the strongest first:
      switches true or false; for lists several with spaces between (ZKMW_AUTH, ZKMW_ENV: one a line)
   3. the file given by --config or ZKMW_CONFIG, else /etc/zkmw/zkmw.toml if there is one
   4. the defaults shown here
-  Not from variables and the file: submit's --id and --from-file, which are about one call.
+  Not from variables and the file: submit's --id, --from-file, --chunk and --checkpoint, which are
+  about one call.
 
 The file is TOML. Keys are the flags' names; those in a command's table are for it alone:
   zk = \"zk1:2181,zk2:2181,zk3:2181/prod\"
@@ -323,7 +325,9 @@ Exit codes:
   65   bad input data             78   bad configuration
   69   no ensemble in time        124  the task ran past its --timeout
   70   a bug in zkmw              128+n  (130, 143, …) ended by signal n
-  submit and elector exit as what they ran; --json tells its codes from these.
+  126, 127  the task's program could not be run, was not found
+  submit, wait of one task and elector --once exit as what they ran; --json tells its codes from
+  these.
 
 Results go to standard output, all else to standard error. RUST_LOG sets what is logged.
 

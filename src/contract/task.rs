@@ -26,6 +26,10 @@ const HISTORY_BYTES: usize = 16 * 1024;
 /// How many remarks on earlier attempts a task keeps.
 pub const MAX_HISTORY: usize = 8;
 
+/// The `expire_ms` of a task that has been retried: what it had, or its job has, counts from its creation and is over. A
+/// century, so that it can be added to any time.
+pub const NO_DEADLINE_MS: u64 = 100 * 365 * 86_400_000;
+
 /// What can be set for a task or, as a default, for all tasks of a job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Options {

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::contract::task::{Options, Output, Payload, State, Task};
+use crate::contract::task::{NO_DEADLINE_MS, Options, Output, Payload, State, Task};
 use crate::machine::Captured;
 use crate::roles::client::{
     ClientReport, Ended, Noted, Progress, Row, Shade, Shown, StatusReport, exit_code, is_plain, sized,
@@ -247,7 +247,7 @@ fn options(options: &Options, out: &mut dyn Write) -> io::Result<()> {
     if let Some(timeout_ms) = options.timeout_ms {
         writeln!(out, "timeout   {timeout_ms} ms")?;
     }
-    if let Some(expire_ms) = options.expire_ms {
+    if let Some(expire_ms) = options.expire_ms.filter(|ms| *ms < NO_DEADLINE_MS) {
         writeln!(out, "expires   {expire_ms} ms after its creation")?;
     }
     for (key, value) in options.require.iter().flatten() {

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use super::client::walk::{self, Found, Target, Walk};
 use super::client::{ClientReport, INTERRUPTED, Noted, Tally, breaks_connection, refusal_code, verdict};
 use crate::contract::chunk::{self, Results};
-use crate::contract::task::{Outcome, State, Task};
-use crate::contract::{Layout, TaskId};
+use crate::contract::task::{NO_DEADLINE_MS, Outcome, State, Task};
+use crate::contract::{Layout, TaskId, is_shared};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
@@ -21,10 +21,6 @@ const MAX_OPEN: usize = 64;
 
 /// Changes by others that one task may meet with before it is given up.
 const MAX_CONFLICTS: u32 = 20;
-
-/// The deadline of a task that is retried when it had one: its own counts from its creation and is over. A
-/// century in ms, so that it can be added to any time.
-const NO_DEADLINE_MS: u64 = 100 * 365 * 86_400_000;
 
 /// What is wished for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,7 +212,7 @@ impl Operator {
         };
         let decision = match self.verb {
             Verb::Cancel => cancel(task),
-            Verb::Retry => retry(task, doubt),
+            Verb::Retry => retry(&id, task, doubt),
         };
         match decision {
             Decision::Write(task) => {
@@ -256,7 +252,7 @@ fn cancel(mut task: Task) -> Decision {
 }
 
 /// `doubt`: a write of ours that was to leave the task at that attempt may have been applied.
-fn retry(mut task: Task, doubt: Option<u32>) -> Decision {
+fn retry(id: &TaskId, mut task: Task, doubt: Option<u32>) -> Decision {
     if let Some(attempt) = doubt.filter(|attempt| task.attempt >= *attempt) {
         return leave(true, format!("will run again, as attempt {attempt}"));
     }
@@ -272,7 +268,9 @@ fn retry(mut task: Task, doubt: Option<u32>) -> Decision {
     task.released_by = outcome.worker;
     task.charged = 0;
     task.cancel = false;
-    if outcome.state == State::Expired || task.options.expire_ms.is_some() {
+    // The deadline may also be its job's, which counts from the task's creation, as its own does.
+    let may_expire = !is_shared(id.dir()) || task.options.expire_ms.is_some();
+    if may_expire || outcome.state == State::Expired {
         task.options.expire_ms = Some(NO_DEADLINE_MS);
     }
     Decision::Write(Box::new(task))

@@ -82,8 +82,23 @@ fn g02_only_what_ended_badly_is_retried() {
         desk.settle();
         let task = desk.task(TASK);
         assert_eq!((desk.exit, task.attempt, task.released_by), (Some(0), 2, None));
-        assert_eq!(task.options.expire_ms.is_some(), state == State::Expired, "it would expire at once");
+        assert!(task.options.expire_ms.is_some(), "its job's deadline may be over");
     }
+}
+
+#[test]
+fn a_task_that_had_a_deadline_has_none_after_a_retry() {
+    let after = |dir: &str, expire_ms: Option<u64>| {
+        let mut task = Task::new(Payload::Shell("x".into()), Options { expire_ms, ..Options::default() });
+        task.outcome = Some(failed(2));
+        match retry(&TaskId::new(dir, "1"), task, None) {
+            Decision::Write(task) => task.options.expire_ms,
+            Decision::Leave { message, .. } => panic!("{message}"),
+        }
+    };
+    assert_eq!(after("_05", None), None);
+    assert_eq!(after("_05", Some(5)), Some(NO_DEADLINE_MS));
+    assert_eq!(after("import", None), Some(NO_DEADLINE_MS), "its job may have one");
 }
 
 #[test]
