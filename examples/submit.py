@@ -4,9 +4,9 @@
 Written by docs/contract.md alone, as a client in any language could be. Needs Python 3.9 and kazoo
 (pip install kazoo==2.11.0), and nothing of zkmw. As a library: `Tasks(client).run("echo hi")`.
 
-exit codes: the task's own; 128 + the signal that killed it; 124 when it ran past its timeout; 1 when it was
-cancelled, expired, given up, or is gone; 126 or 127 when it could not be started; 65 the task's znode can't be read; 69 the ensemble can't
-be reached, or there is no kazoo; 73 there is no room; 130 interrupted (the task goes on)
+exit codes: the task's own; 128 + the signal that killed it; 124 when it ran past its timeout; 126 or 127 when it could
+not be started; 1 when it was cancelled, expired, given up, or is gone; 65 the task is too large, or its znode can't be
+read; 69 the ensemble can't be reached, or there is no kazoo; 73 there is no room; 130 interrupted (the task goes on)
 """
 
 import argparse
@@ -41,6 +41,10 @@ MAX_TASK_BYTES = 262_144
 VERSION = 1
 # The reply is lost, and what became of the request is not known.
 LOST = (ConnectionLoss, ConnectionClosedError, OperationTimeoutError, SessionExpiredError)
+
+
+class TooLarge(Exception):
+    """No server would be given that much for one task."""
 
 
 class Full(Exception):
@@ -133,7 +137,7 @@ class Tasks:
         submitted = Submitted(task, False)
         encoded = json.dumps(data).encode()
         if len(encoded) > MAX_TASK_BYTES:
-            raise Full(f"the task has {len(encoded)} bytes, more than {MAX_TASK_BYTES}")
+            raise TooLarge(f"the task has {len(encoded)} bytes, more than {MAX_TASK_BYTES}")
         directory = f"{self.directory}/{task.split('/')[0]}"
         self._again(lambda: self._check_room(directory))
         self._again(lambda: self._check_admission(len(encoded)))
@@ -297,6 +301,9 @@ def work(given: argparse.Namespace, tasks: Tasks) -> int:
         return 1
     except Unreadable as why:
         print(f"submit.py: {task}: {why}", file=sys.stderr)
+        return 65
+    except TooLarge as why:
+        print(f"submit.py: {why}", file=sys.stderr)
         return 65
     except Full as why:
         print(f"submit.py: {why}", file=sys.stderr)
