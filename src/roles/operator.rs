@@ -269,8 +269,7 @@ fn retry(id: &TaskId, mut task: Task, doubt: Option<u32>) -> Decision {
     task.charged = 0;
     task.cancel = false;
     // The deadline may also be its job's, which counts from the task's creation, as its own does.
-    let may_expire = !is_shared(id.dir()) || task.options.expire_ms.is_some();
-    if may_expire || outcome.state == State::Expired {
+    if !is_shared(id.dir()) || task.options.expire_ms.is_some() {
         task.options.expire_ms = Some(NO_DEADLINE_MS);
     }
     Decision::Write(Box::new(task))

@@ -267,15 +267,15 @@ impl Book<'_> {
             return Err("charged by more than one".into());
         }
         match kind(self.world, step.by) {
+            Some(Kind::Worker { .. }) if charged && options.max_attempts.is_none() => {
+                Err("tried again although nobody asked for that".into())
+            }
             Some(Kind::Worker { .. }) if charged && old.commands.is_some() => {
                 let runs: Vec<&Run> = self.runs_of(id).collect();
-                if !chunks::has_failed(old, options, &runs, step.at) {
-                    return Err("charged although none of its commands failed".into());
+                match chunks::has_failed(old, options, &runs, step.at) {
+                    true => Ok(()),
+                    false => Err("charged although none of its commands failed".into()),
                 }
-                if options.max_attempts.is_none() {
-                    return Err("tried again although nobody asked for that".into());
-                }
-                Ok(())
             }
             Some(Kind::Worker { .. }) if charged => {
                 let run =
@@ -288,9 +288,6 @@ impl Book<'_> {
                 }
                 if run.signalled && !late {
                     return Err("charged although its worker ended it".into());
-                }
-                if options.max_attempts.is_none() {
-                    return Err("tried again although nobody asked for that".into());
                 }
                 Ok(())
             }
