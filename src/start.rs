@@ -37,13 +37,13 @@ const MASTER_THREADS: usize = 128;
 const HEAD_START: Duration = Duration::from_millis(100);
 
 /// Calls of a worker, besides one for each slot.
-const WORKER_THREADS: usize = 64;
+const WORKER_THREADS: usize = 128;
 
 /// Most calls of a worker.
-const MAX_WORKER_THREADS: usize = 192;
+const MAX_WORKER_THREADS: usize = 256;
 
 /// Calls of everyone else.
-const CLIENT_THREADS: usize = 256;
+const CLIENT_THREADS: usize = 1_024;
 
 /// Does what the configuration says, and gives the exit code.
 ///

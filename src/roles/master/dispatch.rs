@@ -25,7 +25,7 @@ const PREFETCH: Duration = Duration::from_millis(400);
 const WORTH_IT: Duration = Duration::from_millis(100);
 
 /// Most entries that wait at a worker, whatever is known of how long its runs take.
-const MAX_PREFETCH: usize = 256;
+const MAX_PREFETCH: usize = 512;
 
 /// What a command costs a worker besides the time that it runs, in µs.
 const OVERHEAD_US: u64 = 200;

@@ -7,13 +7,13 @@ use crate::machine::{Action, Actions, BatchLine, Call, CreateMode};
 use crate::roles::client::ClientReport;
 
 /// Creates in flight.
-pub(super) const MAX_CREATES: usize = 256;
+pub(super) const MAX_CREATES: usize = 512;
 
 /// The same while as much is being collected as may be.
 pub(super) const MIN_CREATES: usize = 32;
 
 /// Reads and deletes in flight.
-pub(super) const MAX_COLLECTS: usize = 384;
+pub(super) const MAX_COLLECTS: usize = 1_024;
 
 /// Reads of chunks in flight: each answer may be a whole znode.
 pub(super) const MAX_CHUNK_READS: usize = 32;

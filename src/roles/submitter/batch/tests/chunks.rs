@@ -216,7 +216,7 @@ fn g08_what_is_open_is_bounded_in_bytes() {
 
 #[test]
 fn what_was_shown_is_deleted_before_more_is_read() {
-    let lines = 2_000;
+    let lines = 3_900;
     let mut desk = desk(params(lines));
     desk.connect();
     desk.settle_until(|call| is_create(call) && call.path().ends_with("0000500"));
@@ -224,7 +224,7 @@ fn what_was_shown_is_deleted_before_more_is_read() {
         desk.end(&path, done());
     }
     desk.tell();
-    while desk.exit.is_none() && desk.count(is_create) < 1_500 {
+    while desk.exit.is_none() && desk.count(is_create) < 3_500 {
         desk.play(Fate::Answered);
         assert!(desk.role.shown.is_empty() || desk.role.collects == MAX_COLLECTS, "it waits for room only");
         assert!(desk.role.deleting.len() <= MAX_UNDELETED);
