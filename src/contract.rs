@@ -7,6 +7,7 @@
 //! Data is JSON with `"v":1` (absent means 1). Fields that are not known here are kept and ignored.
 
 pub mod chunk;
+pub mod copies;
 pub mod handler;
 pub mod outcome;
 pub mod status;

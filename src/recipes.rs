@@ -4,6 +4,7 @@
 //! None of them decides what happens to the process. They know nothing of threads, clocks or randomness.
 
 pub mod assignment;
+pub mod copies;
 pub mod election;
 pub mod ensure;
 pub mod lease;

@@ -11,6 +11,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use zkmw::contract::chunk::CommandResult;
+use zkmw::contract::copies::Copies;
 use zkmw::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
 use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration, Seen};
@@ -25,6 +26,7 @@ enum Kind {
     Registration,
     Assignment,
     Status,
+    Copies,
 }
 
 impl Kind {
@@ -37,6 +39,7 @@ impl Kind {
             Kind::Registration => Registration::decode(data).map(|read| read.encode()).map_err(text),
             Kind::Assignment => Assignment::decode(data).map(|read| read.encode()).map_err(text),
             Kind::Status => Status::decode(data).map(|read| read.encode()).map_err(text),
+            Kind::Copies => Copies::decode(data).map(|read| read.encode()).map_err(text),
         }
     }
 }
@@ -71,6 +74,7 @@ const GOLDEN: &[Golden] = &[
     golden("task-chunk-failed.json", Kind::Task, task_chunk_failed),
     golden("job-part.json", Kind::Job, job_part),
     golden("job-uniform.json", Kind::Job, job_uniform),
+    golden("job-copies.json", Kind::Job, job_copies),
     golden("job.json", Kind::Job, || Job::new(all_options()).encode()),
     golden("job-without-defaults.json", Kind::Job, || Job::new(Options::default()).encode()),
     golden("registration-first.json", Kind::Registration, || registration(|_| {}).encode()),
@@ -78,6 +82,7 @@ const GOLDEN: &[Golden] = &[
     golden("assignment-new.json", Kind::Assignment, || Assignment::new(0, Vec::new()).encode()),
     golden("assignment.json", Kind::Assignment, assignment),
     golden("status.json", Kind::Status, status),
+    golden("copies.json", Kind::Copies, copies),
 ];
 
 /// What people and foreign programs may write, and what this version makes of it.
@@ -285,6 +290,19 @@ fn job_part() -> Vec<u8> {
     let mut job = Job::new(Options { checkpoint_ms: Some(5_000), ..Options::default() });
     job.chunk = Some(100);
     job.encode()
+}
+
+fn job_copies() -> Vec<u8> {
+    let mut job = Job::new(Options::default());
+    job.uniform_bytes = Some(48);
+    job.copies = true;
+    job.encode()
+}
+
+fn copies() -> Vec<u8> {
+    let data = String::from_utf8(task_failed_exit()).expect("text");
+    let seen = Seen { data, version: 1, mzxid: 4_294_967_300 };
+    Copies::new(BTreeMap::from([("0000017".to_string(), seen)])).encode()
 }
 
 fn job_uniform() -> Vec<u8> {

@@ -106,6 +106,9 @@ pub struct Job {
     /// it needs of it without reading it. The number is the bytes that a task has on average.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uniform_bytes: Option<u32>,
+    /// Who waits for its tasks reads [copies](super::copies) of what they became.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub copies: bool,
     #[serde(flatten)]
     extra: Extra,
 }
@@ -113,7 +116,7 @@ pub struct Job {
 impl Job {
     /// A job with these defaults.
     pub fn new(options: Options) -> Job {
-        Job { v: VERSION, options, chunk: None, uniform_bytes: None, extra: Extra::new() }
+        Job { v: VERSION, options, chunk: None, uniform_bytes: None, copies: false, extra: Extra::new() }
     }
 
     /// Reads a job. One made by hand may be empty: it has no defaults.

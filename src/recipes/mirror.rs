@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::contract::copies::is_copies;
 use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Refusal, Reply, Stat, WatchMode,
 };
@@ -154,7 +155,7 @@ impl Mirror {
             return Some(Vec::new());
         }
         let below = below.strip_prefix('/')?;
-        if self.state == State::Off || level(below) > self.depth {
+        if self.state == State::Off || level(below) > self.depth || is_beside_tasks(below) {
             return Some(Vec::new());
         }
         let dir = below.rsplit_once('/').map_or("", |(dir, _)| dir);
@@ -379,7 +380,7 @@ impl Mirror {
     fn on_listed(&mut self, dir: &str, names: &[String], changes: &mut Vec<Change>) {
         for name in names {
             let path = if dir.is_empty() { name.clone() } else { format!("{dir}/{name}") };
-            if self.gone.contains(&path) {
+            if self.gone.contains(&path) || is_beside_tasks(&path) {
                 continue;
             }
             changes.push(Change::Appeared { path: path.clone() });
@@ -415,6 +416,11 @@ impl Mirror {
             self.calls.issue(out, Call::Children { path }, Purpose::List(dir));
         }
     }
+}
+
+/// Whether it is none of the znodes that its directory is for, and says nothing that those do not.
+fn is_beside_tasks(below: &str) -> bool {
+    below.split_once('/').is_some_and(|(_, name)| is_copies(name))
 }
 
 /// How far below the mirrored directory it is: 1 for its children.

@@ -22,18 +22,19 @@ mod slot;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::contract::task::{Job, Options};
-use crate::contract::worker::{Assignment, MAX_ASIDE, ProcessIdentity, Registration};
+use crate::contract::task::Options;
+use crate::contract::worker::{Assignment, ProcessIdentity, Registration};
 use crate::contract::{Labels, Layout, TaskId};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Event, Instant, Level, Refusal,
     Reply, Role, RunId, WatchMode, earlier,
 };
+use crate::recipes::copies::Publisher;
 use crate::recipes::lease::Lease;
 use crate::recipes::registration::{Registrar, Step};
-use reports::{Reports, Settled};
-use slot::{Slot, State, Stop, Why};
+use reports::Reports;
+use slot::{Slot, Stop, Why};
 
 /// What a worker is started with.
 #[derive(Clone, Debug)]
@@ -153,6 +154,7 @@ pub struct Worker {
     timers: BTreeSet<(Instant, RunId)>,
     checkpoints: BTreeSet<(Instant, TaskId)>,
     reports: Reports,
+    publisher: Publisher,
     /// Defaults of the jobs of all entries; `None` while they are being read.
     jobs: BTreeMap<String, Option<Options>>,
     /// The incarnation is dead, and so far is its end.
@@ -172,6 +174,7 @@ impl Worker {
         let body = Registration::new(&params.process, params.slots, params.labels.clone(), 0);
         let predecessor = params.predecessor.clone();
         let registrar = Registrar::new(&params.layout, &params.id, body, predecessor, params.seed);
+        let publisher = Publisher::new(&params.layout, registrar.incarnation());
         Worker {
             connected: false,
             lease: Lease::new(&params.layout, registrar.incarnation().as_str()),
@@ -187,6 +190,7 @@ impl Worker {
             timers: BTreeSet::new(),
             checkpoints: BTreeSet::new(),
             reports: Reports::new(&params.layout),
+            publisher,
             jobs: BTreeMap::new(),
             dying: None,
             vouched: None,
@@ -208,6 +212,7 @@ impl Worker {
         self.registrar.on_lost();
         self.lease.on_lost();
         self.reports.on_lost();
+        self.publisher.on_lost();
         self.jobs.retain(|_, options| options.is_some());
         self.expecting = false;
         for course in self.slots.values_mut().filter_map(Slot::course_mut) {
@@ -224,6 +229,7 @@ impl Worker {
             Step::Standing => {
                 self.lease.rename_if_new(self.registrar.incarnation().as_str());
                 self.lease.on_session(self.registrar.session_timeout());
+                self.publisher.rename(self.registrar.incarnation());
                 let call = Call::Watch { path: self.assignment(), mode: WatchMode::Node };
                 self.calls.issue(out, call, Purpose::WatchAssignment);
                 self.restart_reads(out);
@@ -311,8 +317,11 @@ impl Worker {
         }
         if let Some(settled) = self.reports.on_reply(id, result, out) {
             if let Some((task, settled)) = settled {
-                self.on_settled(&task, settled, out);
+                self.on_settled(&task, settled, now, out);
             }
+            return;
+        }
+        if self.publisher.on_reply(id, result) {
             return;
         }
         let Some(purpose) = self.calls.take(id) else { return };
@@ -402,49 +411,6 @@ impl Worker {
             // Whoever wrote that, nobody can say any more what this incarnation has to do.
             Err(malformed) => self.die(&format!("its assignment cannot be read ({malformed})"), out),
         }
-    }
-
-    fn on_job(&mut self, dir: String, result: Result<&Reply, Refusal>, out: &mut Out) {
-        let options = match result {
-            Ok(Reply::Data { data, .. }) => match Job::decode(data) {
-                Ok(job) => job.options,
-                Err(malformed) => {
-                    let path = self.params.layout.job(&dir);
-                    out.log(
-                        Level::Error,
-                        format!("{path} is no job ({malformed}): taken as without defaults"),
-                    );
-                    Options::default()
-                }
-            },
-            Ok(_) | Err(_) => Options::default(),
-        };
-        self.jobs.insert(dir, Some(options));
-        self.forget_jobs();
-    }
-
-    fn on_settled(&mut self, task: &TaskId, settled: Settled, out: &mut Out) {
-        if let Settled::Impossible(why) = &settled {
-            self.set_aside(task, why, out);
-            return;
-        }
-        self.close(task, settled == Settled::Void, out);
-        if matches!(self.mode, Mode::Leaving { .. }) {
-            self.leave(out);
-        }
-    }
-
-    /// Nothing can be written into the task: it is told and left alone, and takes up no slot.
-    fn set_aside(&mut self, task: &TaskId, why: &str, out: &mut Out) {
-        let path = self.params.layout.task(task);
-        out.log(Level::Error, format!("{path}: {why}; the task is set aside, and its outcome is lost"));
-        if let Some(slot) = self.slots.get_mut(task) {
-            slot.state = State::Aside;
-        }
-        self.vouching = true;
-        let aside: Vec<_> = self.slots.iter().filter(|(_, s)| matches!(s.state, State::Aside)).collect();
-        let aside: Vec<TaskId> = aside.into_iter().map(|(task, _)| task.clone()).take(MAX_ASIDE).collect();
-        self.registrar.publish(|body| body.aside = aside, out);
     }
 
     fn on_stop(&mut self, again: bool, now: Instant, out: &mut Out) {
@@ -559,6 +525,7 @@ impl Role for Worker {
         self.start_ready(now, out);
         self.drain(now, out);
         self.vouch(now, out);
+        self.publisher.pump(now, out);
         self.tell(out);
     }
 
@@ -570,7 +537,8 @@ impl Role for Worker {
         };
         let lapse = self.lease.expires().filter(|_| !self.runs.is_empty() && self.dying.is_none());
         let own = earlier(mode, earlier(self.registrar.next_wake(), self.lease.next_wake()));
-        earlier(earlier(own, self.vouch_at), earlier(lapse, self.next_deadline()))
+        let owed = earlier(self.vouch_at, self.publisher.next_wake());
+        earlier(earlier(own, owed), earlier(lapse, self.next_deadline()))
     }
 
     fn assert_invariants(&self) {

@@ -149,6 +149,13 @@ fn at_rest(cluster: &Cluster) {
         let left = ["pending", "assigned", "done", "failed"].iter().any(|state| tasks[state] != 0);
         (!left).then_some(())
     });
+    eventually(LIMIT, "no copies stand beside the tasks", || {
+        let parts = cluster.tree.children(&format!("{}/tasks", cluster.root))?;
+        let is_empty = |part: &String| {
+            cluster.tree.children(&format!("{}/tasks/{part}", cluster.root)).is_none_or(|all| all.is_empty())
+        };
+        parts.iter().all(is_empty).then_some(())
+    });
 }
 
 /// Writes below the root between two moments, by the kind of znode.

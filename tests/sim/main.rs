@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use play::{Outcome, play};
-use swarm::Swarm;
+use swarm::{MS, Swarm};
 
 /// What is played when nothing is asked for; without optimisation a few have to do.
 const SEEDS: Range<u64> = if cfg!(debug_assertions) { 0..100 } else { 0..2_000 };
@@ -117,6 +117,18 @@ fn without_faults_all_is_well() {
         assert!(outcome.complaints.is_empty(), "seed {seed}: {:#?}", outcome.complaints);
         assert!(outcome.runs > 0, "seed {seed} ran nothing");
     }
+}
+
+#[test]
+fn copies_of_what_ended_are_true_whatever_happens() {
+    let mut copies = 0;
+    for seed in 0..40 {
+        let swarm = Swarm { chunked: 0, lines: 200, tasks: 400, run_for: 2 * MS, ..Swarm::new(seed) };
+        let outcome = play(seed, swarm, false);
+        assert!(outcome.complaints.is_empty(), "seed {seed}: {:#?}", outcome.complaints);
+        copies += outcome.copies;
+    }
+    assert!(copies > 1_000, "{copies} copies");
 }
 
 #[test]

@@ -27,6 +27,8 @@ pub struct Outcome {
     pub digest: u64,
     pub runs: usize,
     pub chunks: Tally,
+    /// Copies of tasks that workers made.
+    pub copies: usize,
 }
 
 /// Plays a seed.
@@ -44,11 +46,12 @@ pub fn play(seed: u64, swarm: Swarm, tracing: bool) -> Outcome {
             vec![format!("panic: {}", text.unwrap_or_default())]
         }
     };
-    complaints.extend(checkers::all(&world));
+    let (told, copies) = checkers::all(&world);
+    complaints.extend(told);
     let log = world.ens.log().iter();
     let digest =
         log.fold(world.digest, |digest, txn| (digest ^ txn.zxid as u64).wrapping_mul(0x100_0000_01b3));
-    Outcome { complaints, digest, runs: world.runs.len(), chunks: chunks::tally(&world) }
+    Outcome { complaints, digest, runs: world.runs.len(), chunks: chunks::tally(&world), copies }
 }
 
 fn go(world: &mut World) -> Vec<String> {

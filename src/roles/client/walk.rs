@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::{Tally, refusal_code};
+use crate::contract::copies::is_copies;
 use crate::contract::{Layout, TaskId, is_component};
 use crate::exit;
 use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Level, Refusal, Reply};
@@ -172,7 +173,8 @@ impl Walk {
             }
         };
         // A name that can't be told to users as part of an id is nothing that we could act on.
-        let mut names: Vec<String> = names.iter().filter(|name| is_component(name)).cloned().collect();
+        let is_task = |name: &&String| is_component(name) && !is_copies(name);
+        let mut names: Vec<String> = names.iter().filter(is_task).cloned().collect();
         names.sort_unstable();
         match purpose {
             Purpose::Jobs => {

@@ -8,6 +8,7 @@
 //! waits for its outcome; lines are never read twice. A unit is `open` from the moment
 //! its lines were read until its task is known to stand, whatever happens to connections in between.
 
+mod copies;
 mod parts;
 mod replies;
 mod units;
@@ -22,8 +23,9 @@ use super::DELETE_PATIENCE;
 use super::admission::{Demand, Pace};
 use super::mark::Mark;
 use crate::contract::chunk::MAX_CHUNK_COMMANDS;
+use crate::contract::copies::is_copies;
 use crate::contract::task::{Job, Options, Payload, Task};
-use crate::contract::{LINES_PER_PART, Layout, MAX_BATCH_LINES, MAX_TASK_BYTES, TaskId, batch_unit};
+use crate::contract::{LINES_PER_PART, Layout, MAX_BATCH_LINES, MAX_TASK_BYTES, TaskId, batch_unit, name_of};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, Calls, ChangeKind, CreateMode, Event, Instant, Level, Role, WatchMode, earlier,
@@ -97,6 +99,12 @@ pub struct Batch {
     /// Those of them that are not being created.
     unsent: BTreeSet<u64>,
     parts: Parts,
+    /// Znodes with copies that are to be read.
+    copies: BTreeSet<String>,
+    /// When something was last told of copies.
+    copies_at: Option<Instant>,
+    /// When to look of what no copy came.
+    late_at: Option<Instant>,
     /// Tasks whose outcome was shown and that are being deleted, or are to be.
     deleting: BTreeMap<u64, Deleting>,
     /// Those of them that wait for their turn.
@@ -114,7 +122,7 @@ pub struct Batch {
     creates: usize,
     /// Reads, cancels and deletes in flight.
     collects: usize,
-    /// Reads among them.
+    /// Reads among them, each of copies as many as it may tell of.
     reads: usize,
     warming: usize,
 }
@@ -152,7 +160,7 @@ struct Deleting {
     tries: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Purpose {
     /// Looks how many children `tasks` has.
     Room,
@@ -165,6 +173,7 @@ enum Purpose {
     /// Looks whether the task that has the key and number is ours.
     Compare(u64),
     Read(u64),
+    ReadCopies(String),
     Cancel(u64),
     Delete(u64),
 }
@@ -216,6 +225,9 @@ impl Batch {
             open_bytes: 0,
             unsent: BTreeSet::new(),
             parts: Parts::default(),
+            copies: BTreeSet::new(),
+            copies_at: None,
+            late_at: None,
             deleting: BTreeMap::new(),
             shown: VecDeque::new(),
             cancelling: false,
@@ -273,6 +285,7 @@ impl Batch {
         // Who submits again under a key may have other options.
         let uniform = !self.keyed && self.mark.id().is_none() && !self.units.are_chunks();
         job.uniform_bytes = uniform.then_some(self.mean_bytes);
+        job.copies = uniform && !self.detach;
         job
     }
 
@@ -322,6 +335,8 @@ impl Batch {
                 self.read_lines(out);
                 self.warm_parts(out);
                 self.clean_up(out);
+                self.age(now);
+                self.read_copies(out);
                 self.collect(out);
                 self.create(out);
                 self.end_if_done(out);
@@ -406,11 +421,16 @@ impl Batch {
         self.ensure.reset();
         self.mark.on_lost();
         self.pace.on_lost();
+        self.copies.clear();
+        self.copies_at = None;
         self.ensuring = false;
         (self.creates, self.collects, self.reads, self.warming) = (0, 0, 0, 0);
     }
 
-    fn on_changed(&mut self, path: &str, kind: ChangeKind) {
+    fn on_changed(&mut self, path: &str, kind: ChangeKind, now: Instant) {
+        if is_copies(name_of(path)) {
+            return self.on_beside(path, kind, now);
+        }
         // A creation is our own. A deletion is read too, to be sure.
         if kind == ChangeKind::Created || kind == ChangeKind::Children {
             return;
@@ -418,7 +438,7 @@ impl Batch {
         let Some(unit) = self.unit_at(path) else { return };
         match self.open.get_mut(&unit) {
             Some(open) => open.changed = true,
-            None => self.parts.mark_unread(unit),
+            None => self.on_task_changed(unit, now),
         }
     }
 
@@ -472,7 +492,7 @@ impl Role for Batch {
         match event {
             Event::Connected { .. } => self.on_connected(out),
             Event::Lost { .. } => self.on_lost(now),
-            Event::Changed { path, kind } => self.on_changed(&path, kind),
+            Event::Changed { path, kind } => self.on_changed(&path, kind, now),
             Event::Reply { id, result } => self.on_reply(id, &result, out),
             Event::Lines(lines) => self.on_lines(lines),
             Event::Stop { again } => self.on_stop(again, out),
@@ -494,7 +514,8 @@ impl Role for Batch {
 
     fn next_wake(&self) -> Option<Instant> {
         let look = self.pace.next_wake().filter(|_| self.online && self.marked && !self.over);
-        earlier(self.give_up, look)
+        let late = self.late_at.filter(|_| self.online && !self.over);
+        earlier(self.give_up, earlier(look, late))
     }
 
     fn assert_invariants(&self) {

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::reports::Want;
+use super::reports::{Settled, Want};
 use super::slot::{Slot, State, Stop, Why, Work};
-use super::{Out, Purpose, Worker};
+use super::{Mode, Out, Purpose, Worker};
 use crate::contract::chunk::Results;
-use crate::contract::task::Task;
-use crate::contract::worker::Entry;
+use crate::contract::task::{Job, Options, Task};
+use crate::contract::worker::{Entry, MAX_ASIDE};
 use crate::contract::{TaskId, is_shared};
-use crate::machine::{Action, Call, GroupSignal, Instant, Stat};
+use crate::machine::{Action, Call, GroupSignal, Instant, Level, Refusal, Reply, Stat};
 
 /// The least time between two writes that only say that something revoked, and written down as ended, is dead.
 const VOUCH_PACE: Duration = Duration::from_secs(1);
@@ -58,6 +58,7 @@ impl Worker {
     pub(super) fn forget_jobs(&mut self) {
         let needed: BTreeSet<&str> = self.slots.keys().map(TaskId::dir).collect();
         self.jobs.retain(|dir, options| options.is_none() || needed.contains(dir.as_str()));
+        self.publisher.retain(|dir| needed.contains(dir));
     }
 
     /// A new entry, at the end of the line.
@@ -185,6 +186,59 @@ impl Worker {
         for task in again {
             self.read_task(&task, out);
         }
+    }
+
+    pub(super) fn on_job(&mut self, dir: String, result: Result<&Reply, Refusal>, out: &mut Out) {
+        let options = match result {
+            Ok(Reply::Data { data, .. }) => match Job::decode(data) {
+                Ok(job) => {
+                    if job.copies {
+                        self.publisher.want(&dir);
+                    }
+                    job.options
+                }
+                Err(malformed) => {
+                    let path = self.params.layout.job(&dir);
+                    out.log(
+                        Level::Error,
+                        format!("{path} is no job ({malformed}): taken as without defaults"),
+                    );
+                    Options::default()
+                }
+            },
+            Ok(_) | Err(_) => Options::default(),
+        };
+        self.jobs.insert(dir, Some(options));
+        self.forget_jobs();
+    }
+
+    pub(super) fn on_settled(&mut self, task: &TaskId, settled: Settled, now: Instant, out: &mut Out) {
+        match settled {
+            Settled::Impossible(why) => return self.set_aside(task, &why, out),
+            Settled::Void => self.close(task, true, out),
+            Settled::Written(seen) => {
+                self.close(task, false, out);
+                if let Some(seen) = seen {
+                    self.publisher.add(task, seen, now);
+                }
+            }
+        }
+        if matches!(self.mode, Mode::Leaving { .. }) {
+            self.leave(out);
+        }
+    }
+
+    /// Nothing can be written into the task: it is told and left alone, and takes up no slot.
+    pub(super) fn set_aside(&mut self, task: &TaskId, why: &str, out: &mut Out) {
+        let path = self.params.layout.task(task);
+        out.log(Level::Error, format!("{path}: {why}; the task is set aside, and its outcome is lost"));
+        if let Some(slot) = self.slots.get_mut(task) {
+            slot.state = State::Aside;
+        }
+        self.vouching = true;
+        let aside: Vec<_> = self.slots.iter().filter(|(_, s)| matches!(s.state, State::Aside)).collect();
+        let aside: Vec<TaskId> = aside.into_iter().map(|(task, _)| task.clone()).take(MAX_ASIDE).collect();
+        self.registrar.publish(|body| body.aside = aside, out);
     }
 
     /// A report is settled, or there was nothing to do.

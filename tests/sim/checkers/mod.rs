@@ -3,6 +3,7 @@
 
 pub mod chunks;
 pub mod clients;
+pub mod copies;
 pub mod elections;
 pub mod leftovers;
 pub mod pages;
@@ -10,6 +11,8 @@ pub mod runs;
 pub mod tasks;
 
 use std::collections::BTreeMap;
+
+use zkmw::contract::copies::is_copies;
 
 use super::ensemble::{Op, SessionId, Txn};
 use super::life::ROOT;
@@ -121,11 +124,12 @@ pub fn child<'a>(path: &'a str, dir: &str) -> Option<&'a str> {
 /// The id of the task that a path is that of.
 pub fn task_of(path: &str) -> Option<&str> {
     let id = path.strip_prefix(ROOT)?.strip_prefix("/tasks/")?;
-    (id.matches('/').count() == 1).then_some(id)
+    let (_, name) = id.split_once('/')?;
+    (!name.contains('/') && !is_copies(name)).then_some(id)
 }
 
-/// All complaints about a simulation.
-pub fn all(world: &World) -> Vec<String> {
+/// All complaints about a simulation, and how many copies of tasks there were.
+pub fn all(world: &World) -> (Vec<String>, usize) {
     let mut told = Complaints { all: Vec::new() };
     runs::check(world, &mut told);
     tasks::check(world, &mut told);
@@ -133,5 +137,6 @@ pub fn all(world: &World) -> Vec<String> {
     pages::check(world, &mut told);
     elections::check(world, &mut told);
     clients::check(world, &mut told);
-    told.all
+    let copies = copies::check(world, &mut told);
+    (told.all, copies)
 }

@@ -3,6 +3,7 @@
 use super::parts::{Over, part_of};
 use super::{Batch, Deleting, Purpose, Room, TaskId};
 use crate::contract::MAX_CHILDREN;
+use crate::contract::copies::MAX_COPIES;
 use crate::contract::task::{Job, State, Task};
 use crate::exit;
 use crate::machine::{Action, Actions, Call, CallError, CallId, CallResult, Level, Refusal, Reply};
@@ -40,6 +41,9 @@ impl Batch {
         match purpose {
             Purpose::Create(_) | Purpose::Compare(_) => self.creates -= 1,
             Purpose::Read(_) => (self.collects, self.reads) = (self.collects - 1, self.reads - 1),
+            Purpose::ReadCopies(_) => {
+                (self.collects, self.reads) = (self.collects - 1, self.reads - MAX_COPIES);
+            }
             Purpose::Cancel(_) | Purpose::Delete(_) => self.collects -= 1,
             Purpose::Room | Purpose::FirstPart => {}
             Purpose::MakePart(_) | Purpose::ComparePart(_) | Purpose::WatchPart(_) => self.warming -= 1,
@@ -61,6 +65,7 @@ impl Batch {
             Purpose::Create(unit) => self.on_created(unit, result, out),
             Purpose::Compare(unit) => self.on_compared(unit, result, out),
             Purpose::Read(unit) => self.on_read(unit, result, out),
+            Purpose::ReadCopies(path) => self.on_copies(&path, result, out),
             Purpose::Cancel(unit) => self.on_cancelled(unit, result, out),
             Purpose::Delete(unit) => self.on_deleted(unit, result, out),
         }
@@ -292,7 +297,7 @@ impl Batch {
     }
 
     /// Shows what became of each command. What follows happens only if that succeeded.
-    fn ended(&mut self, unit: u64, task: Task, version: i32, out: &mut Out) {
+    pub(super) fn ended(&mut self, unit: u64, task: Task, version: i32, out: &mut Out) {
         let first_line = unit.saturating_mul(self.units.size());
         let is_ours = !self.units.are_chunks() || task.first_line == first_line;
         let ended = if self.units.are_chunks() {

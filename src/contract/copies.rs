@@ -1,0 +1,106 @@
+//! Copies: what stands in tasks of one directory, once more and many together, so that who waits for all of them need
+//! not read each. A copy is a help and never a truth: who has none reads the task.
+//!
+//! They stand beside the tasks, as ephemeral znodes whose names no task can have.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::worker::Seen;
+use super::{Extra, Incarnation, Malformed, VERSION, version};
+
+/// Most tasks of which one znode has copies.
+pub const MAX_COPIES: usize = 128;
+
+/// Most data of tasks that one znode has copies of, in bytes as they stand in the tasks.
+pub const MAX_COPIES_BYTES: usize = 64 * 1024;
+
+/// Fewer are not worth a znode. Since no outcome is copied twice, no directory has more than this part of its tasks in
+/// such znodes.
+pub const MIN_COPIES: usize = 16;
+
+/// What the name of every such znode begins with: no task's, job's or worker's may.
+const MARK: char = '~';
+
+/// What the name begins with where the copies are of tasks that have ended.
+const ENDED: &str = "~ended~";
+
+/// Whether a znode of this name beside tasks is none of them, but has copies.
+pub fn is_copies(name: &str) -> bool {
+    name.starts_with(MARK)
+}
+
+/// Whether it has copies of tasks that have ended.
+pub fn is_of_ended(name: &str) -> bool {
+    name.starts_with(ENDED)
+}
+
+/// The name of the `n`th znode in which an incarnation has copies of what it ended.
+pub fn ended_name(by: &Incarnation, n: u64) -> String {
+    format!("{ENDED}{by}~{n}")
+}
+
+/// Copies of tasks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Copies {
+    #[serde(default = "version")]
+    v: u32,
+    /// What stands in each, and as which version, by the task's name within the directory.
+    #[serde(default)]
+    pub tasks: BTreeMap<String, Seen>,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+impl Copies {
+    /// Copies of these tasks.
+    pub fn new(tasks: BTreeMap<String, Seen>) -> Copies {
+        Copies { v: VERSION, tasks, extra: Extra::new() }
+    }
+
+    /// Reads copies.
+    pub fn decode(data: &[u8]) -> Result<Copies, Malformed> {
+        let copies: Copies = super::decode(data)?;
+        if copies.tasks.len() > MAX_COPIES {
+            return Err(Malformed(format!(
+                "it has copies of {} tasks, not {MAX_COPIES}",
+                copies.tasks.len()
+            )));
+        }
+        Ok(copies)
+    }
+
+    /// Writes copies.
+    pub fn encode(&self) -> Vec<u8> {
+        super::encode(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::worker::MAX_SEEN_BYTES;
+    use crate::contract::{LINES_PER_PART, MAX_CHILDREN_TOLERATED, MAX_DATA_BYTES, is_user_id};
+
+    #[test]
+    fn names_are_no_tasks_and_full_copies_fit_a_znode() {
+        let name = ended_name(&Incarnation::new("w", 7), 3);
+        assert_eq!(name, "~ended~w~0000000000000007~3");
+        assert!(is_copies(&name) && is_of_ended(&name) && !is_user_id(&name));
+        assert!(is_copies("~x") && !is_of_ended("~x") && !is_copies("0000001"));
+        let seen = Seen { data: "\u{1}".repeat(MAX_SEEN_BYTES), version: i32::MIN, mzxid: i64::MIN };
+        let tasks = |count: usize| -> BTreeMap<_, _> {
+            (0..count).map(|n| (format!("{n:0>128}"), seen.clone())).collect()
+        };
+        let full = Copies::new(tasks(MAX_COPIES_BYTES / MAX_SEEN_BYTES)).encode();
+        assert!(full.len() <= MAX_DATA_BYTES, "{}", full.len());
+        assert!(Copies::decode(&Copies::new(tasks(MAX_COPIES + 1)).encode()).is_err());
+    }
+
+    #[test]
+    fn they_leave_room_for_the_tasks_of_a_directory() {
+        let most = LINES_PER_PART as usize + LINES_PER_PART as usize / MIN_COPIES;
+        assert!(most <= MAX_CHILDREN_TOLERATED as usize);
+    }
+}

@@ -1,0 +1,124 @@
+//! What a batch makes of copies: it is told by them, and whatever is wrong with them costs no outcome.
+
+use super::*;
+use crate::contract::copies::{Copies, MAX_COPIES, ended_name};
+use crate::contract::worker::Seen;
+use crate::contract::{Incarnation, name_of};
+
+const PART: &str = "/z/tasks/B~0000";
+
+fn beside(n: u64) -> String {
+    format!("{PART}/{}", ended_name(&Incarnation::new("w", 7), n))
+}
+
+fn is_task_read(call: &Call) -> bool {
+    is_get(call) && call.path().starts_with(PART) && !is_copies(name_of(call.path()))
+}
+
+/// A worker ends these tasks and makes copies of them.
+fn end_and_copy(desk: &mut Desk<Batch>, n: u64, paths: &[String]) {
+    for path in paths {
+        desk.end(path, done());
+    }
+    let seen = |path: &String| {
+        let (data, stat) = &desk.znodes[path];
+        (name_of(path).to_string(), Seen::of(data, stat).expect("small"))
+    };
+    let copies = Copies::new(paths.iter().map(seen).collect());
+    desk.put(&beside(n), &copies.encode());
+}
+
+/// A batch that knows that copies are made.
+fn copied(lines: u64) -> (Desk<Batch>, Vec<String>) {
+    let mut desk = waiting(params(lines));
+    assert!(Job::decode(&desk.znodes[PART].0).expect("job").copies);
+    desk.put(&beside(0), &Copies::new(std::collections::BTreeMap::new()).encode());
+    desk.settle();
+    let tasks = tasks(&desk);
+    assert_eq!(tasks.len() as u64, lines + 1);
+    (desk, tasks.into_iter().filter(|path| !is_copies(name_of(path))).collect())
+}
+
+#[test]
+fn tasks_of_which_copies_come_are_not_read() {
+    let (mut desk, tasks) = copied(2_000);
+    for (n, some) in tasks[..1_280].chunks(MAX_COPIES).enumerate() {
+        end_and_copy(&mut desk, n as u64, some);
+        desk.settle();
+    }
+    assert_eq!(desk.count(is_task_read), 0);
+    assert_eq!((desk.ended().len(), desk.count(is_delete)), (1_280, 1_280));
+    for path in &tasks[1_280..] {
+        desk.end(path, done());
+    }
+    while desk.exit.is_none() {
+        desk.settle();
+        desk.now = desk.role.next_wake().unwrap_or(desk.now).max(desk.now);
+        if desk.exit.is_none() {
+            desk.event(Event::Wake);
+        }
+    }
+    assert_eq!((desk.exit, desk.count(is_task_read)), (Some(0), 720));
+    assert_eq!(summary(&desk), Progress { submitted: 2_000, done: 2_000, failed: 0, total: 2_000 });
+}
+
+#[test]
+fn the_last_few_are_read_at_once() {
+    let (mut desk, tasks) = copied(300);
+    for path in &tasks {
+        desk.end(path, done());
+    }
+    desk.settle();
+    assert_eq!((desk.exit, desk.count(is_task_read)), (Some(0), 300), "without any waiting");
+}
+
+#[test]
+fn bad_copies_cost_no_outcome() {
+    let (mut desk, tasks) = copied(2_000);
+    let mut copies = Copies::new(std::collections::BTreeMap::new());
+    // What has not ended, is no task, is none of ours, or stands nowhere.
+    let lie = |data: &str| Seen { data: data.into(), version: 0, mzxid: 0 };
+    let (data, stat) = &desk.znodes[&tasks[0]];
+    copies.tasks.insert(name_of(&tasks[0]).into(), Seen::of(data, stat).expect("small"));
+    copies.tasks.insert(name_of(&tasks[1]).into(), lie("garbage"));
+    copies.tasks.insert("x".into(), lie("{}"));
+    copies
+        .tasks
+        .insert("0003999".into(), lie(r#"{"v":1,"command":"x","outcome":{"state":"done","attempt":1}}"#));
+    desk.put(&beside(1), &copies.encode());
+    desk.put(&beside(2), b"garbage");
+    desk.put(&beside(3), b"");
+    desk.remove(&beside(3));
+    desk.settle();
+    assert!(desk.ended().is_empty() && desk.exit.is_none());
+    for path in &tasks {
+        desk.end(path, done());
+    }
+    desk.settle();
+    let mut waited = 0;
+    while desk.exit.is_none() {
+        desk.now = desk.role.next_wake().expect("it waits for something");
+        desk.event(Event::Wake);
+        desk.settle();
+        waited += 1;
+        assert!(waited < 10, "it waits for ever");
+    }
+    assert_eq!((desk.exit, desk.ended().len(), desk.count(is_task_read)), (Some(0), 2_000, 2_000));
+}
+
+#[test]
+fn a_lost_connection_reads_everything_again() {
+    let (mut desk, tasks) = copied(2_000);
+    end_and_copy(&mut desk, 1, &tasks[..MAX_COPIES]);
+    desk.tell();
+    desk.lose();
+    desk.connect();
+    desk.settle();
+    assert_eq!(desk.ended().len(), MAX_COPIES);
+    assert_eq!(desk.count(is_task_read), 2_000, "what was told before is not known");
+    for path in &tasks[MAX_COPIES..] {
+        desk.end(path, done());
+    }
+    desk.settle();
+    assert_eq!((desk.exit, desk.ended().len()), (Some(0), 2_000));
+}

@@ -1,0 +1,39 @@
+//! Copies tell of nothing that did not stand in a task.
+
+use std::collections::BTreeMap;
+
+use zkmw::contract::copies::{Copies, is_copies};
+use zkmw::contract::{name_of, parent_of};
+
+use super::{Complaints, child, replay, task_of};
+use crate::world::World;
+
+/// Goes through all copies that were made; gives how many.
+pub fn check(world: &World, told: &mut Complaints) -> usize {
+    let mut stood: BTreeMap<(String, i32), Vec<u8>> = BTreeMap::new();
+    let mut count = 0;
+    replay(world, |step, _| {
+        let Some(znode) = step.after else { return };
+        if task_of(step.path).is_some() {
+            stood.insert((step.path.to_string(), znode.version), znode.data.clone());
+        }
+        let Some(dir) = parent_of(step.path).filter(|dir| is_beside(step.path, dir)) else { return };
+        match Copies::decode(&znode.data) {
+            Ok(copies) => {
+                for (name, seen) in copies.tasks {
+                    count += 1;
+                    let data = stood.get(&(format!("{dir}/{name}"), seen.version));
+                    if data.map(Vec::as_slice) != Some(seen.data.as_bytes()) {
+                        told.add(step.at, format!("{} tells of {name} what never stood there", step.path));
+                    }
+                }
+            }
+            Err(why) => told.add(step.at, format!("{} has no copies: {why}", step.path)),
+        }
+    });
+    count
+}
+
+fn is_beside(path: &str, dir: &str) -> bool {
+    child(dir, "tasks").is_some() && is_copies(name_of(path))
+}
