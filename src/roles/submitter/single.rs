@@ -256,6 +256,8 @@ impl Single {
             Purpose::JobRoom => self.on_job_room(result, out),
             Purpose::Create => self.on_created(result, out),
             Purpose::Compare => self.on_compared(result, out),
+            // The outcome was shown: what is found now, or not found any more, is no news.
+            Purpose::Read | Purpose::Cancel if self.phase != Phase::Waiting => {}
             Purpose::Read => self.on_read(result, out),
             Purpose::Cancel => self.on_cancelled(result, out),
             Purpose::Delete => self.on_deleted(result, out),

@@ -478,6 +478,27 @@ fn interrupted_it_cancels_if_told_to() {
 }
 
 #[test]
+fn a_cancel_that_came_too_late_is_no_news_after_the_outcome() {
+    let params = SingleParams { cancel_on_interrupt: true, orphan_cancel: true, ..params() };
+    let mut desk = waiting(params);
+    desk.lose();
+    desk.connect();
+    desk.event(Event::Stop { again: false });
+    // The answers come in another order than the calls were made: mark and read, then set and read.
+    desk.pending.swap(0, 1);
+    desk.play(Fate::Answered);
+    desk.end(TASK, done());
+    desk.play(Fate::Answered);
+    assert!(is_set(&desk.pending[0].1) && is_get(&desk.pending[1].1), "{:?}", desk.pending);
+    desk.pending.swap(0, 1);
+    desk.play(Fate::Answered);
+    desk.play(Fate::Answered);
+    desk.pending.rotate_left(1);
+    desk.settle();
+    assert_eq!((desk.exit, desk.ended().len(), desk.znodes.contains_key(TASK)), (Some(0), 1, false));
+}
+
+#[test]
 fn a_task_that_never_stops_changing_is_not_chased_for_ever() {
     let mut desk = waiting(SingleParams { cancel_on_interrupt: true, ..params() });
     desk.event(Event::Stop { again: false });
