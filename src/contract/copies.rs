@@ -1,7 +1,8 @@
-//! Copies: what stands in tasks of one directory, once more and many together, so that who waits for all of them need
-//! not read each. A copy is a help and never a truth: who has none reads the task.
+//! Copies: what stands in tasks of one directory, once more and many together, so that who needs all of them need not
+//! read each. A copy is a help and never a truth: who has none reads the task.
 //!
-//! They stand beside the tasks, as ephemeral znodes whose names no task can have.
+//! They stand beside the tasks, as ephemeral znodes whose names no task can have. A submitter makes copies of its tasks
+//! before it makes them, for the leader, which gives them to workers; a worker of what it ended, for the submitter.
 
 use std::collections::BTreeMap;
 
@@ -11,20 +12,23 @@ use super::worker::Seen;
 use super::{Extra, Incarnation, Malformed, VERSION, version};
 
 /// Most tasks of which one znode has copies.
-pub const MAX_COPIES: usize = 128;
+pub const MAX_COPIES: usize = 256;
 
 /// Most data of tasks that one znode has copies of, in bytes as they stand in the tasks.
 pub const MAX_COPIES_BYTES: usize = 64 * 1024;
 
 /// Fewer are not worth a znode. Since no outcome is copied twice, no directory has more than this part of its tasks in
 /// such znodes.
-pub const MIN_COPIES: usize = 16;
+pub const MIN_COPIES: usize = 40;
 
 /// What the name of every such znode begins with: no task's, job's or worker's may.
 const MARK: char = '~';
 
 /// What the name begins with where the copies are of tasks that have ended.
 const ENDED: &str = "~ended~";
+
+/// What the name begins with where the copies are of tasks that are about to be made.
+const MADE: &str = "~made~";
 
 /// Whether a znode of this name beside tasks is none of them, but has copies.
 pub fn is_copies(name: &str) -> bool {
@@ -39,6 +43,16 @@ pub fn is_of_ended(name: &str) -> bool {
 /// The name of the `n`th znode in which an incarnation has copies of what it ended.
 pub fn ended_name(by: &Incarnation, n: u64) -> String {
     format!("{ENDED}{by}~{n}")
+}
+
+/// The name of the znode in which a batch has copies of its tasks from this one on.
+pub fn made_name(batch: &str, first: &str) -> String {
+    format!("{MADE}{batch}~{first}")
+}
+
+/// The first of the tasks that are about to be made, if that is what the znode of this name has copies of.
+pub fn first_made(name: &str) -> Option<&str> {
+    name.strip_prefix(MADE)?.rsplit_once('~').map(|(_, first)| first)
 }
 
 /// Copies of tasks.
@@ -88,6 +102,8 @@ mod tests {
         let name = ended_name(&Incarnation::new("w", 7), 3);
         assert_eq!(name, "~ended~w~0000000000000007~3");
         assert!(is_copies(&name) && is_of_ended(&name) && !is_user_id(&name));
+        assert_eq!(first_made(&made_name("B", "0000128")), Some("0000128"));
+        assert!(is_copies(&made_name("B", "1")) && first_made(&name).is_none());
         assert!(is_copies("~x") && !is_of_ended("~x") && !is_copies("0000001"));
         let seen = Seen { data: "\u{1}".repeat(MAX_SEEN_BYTES), version: i32::MIN, mzxid: i64::MIN };
         let tasks = |count: usize| -> BTreeMap<_, _> {
@@ -100,7 +116,8 @@ mod tests {
 
     #[test]
     fn they_leave_room_for_the_tasks_of_a_directory() {
-        let most = LINES_PER_PART as usize + LINES_PER_PART as usize / MIN_COPIES;
+        let tasks = LINES_PER_PART as usize;
+        let most = tasks + tasks / MIN_COPIES + tasks / 250;
         assert!(most <= MAX_CHILDREN_TOLERATED as usize);
     }
 }

@@ -19,7 +19,7 @@ pub const START_AHEAD: usize = 64;
 pub const MAX_SEEN_BYTES: usize = 1_000;
 
 /// Most data of tasks that one version of an assignment carries along.
-pub const MAX_SEEN_IN_ALL: usize = 8_000;
+pub const MAX_SEEN_IN_ALL: usize = 10_000;
 
 /// Most slots of one worker.
 pub const MAX_SLOTS: u32 = 1_000;
@@ -139,8 +139,8 @@ pub struct Entry {
     /// Another worker could run it now: it is to be released, unless it was started.
     #[serde(default, skip_serializing_if = "is_false")]
     pub recalled: bool,
-    /// The task as the leader had just read it, so that its worker need not. It is there in one version of the
-    /// assignment at most, and only of small tasks.
+    /// The task as the leader knows it for certain to have been made, so that its worker need not read it. It is there in
+    /// one version of the assignment at most, and only of small tasks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<Seen>,
 }
@@ -152,7 +152,8 @@ pub struct Seen {
     pub data: String,
     /// Its version then.
     pub version: i32,
-    /// The transaction that had written it.
+    /// The transaction that had written it; in a copy that was made before the task one that came earlier, or 0.
+    #[serde(default)]
     pub mzxid: i64,
 }
 

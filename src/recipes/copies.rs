@@ -23,7 +23,7 @@ const MAX_DIRS: usize = 4;
 const TURNS: usize = 4;
 
 /// How long what ended waits for company. What has too little by then is not told.
-const TOGETHER: Duration = Duration::from_millis(200);
+const TOGETHER: Duration = Duration::from_millis(250);
 
 /// How long after the last write the znodes of a directory stay.
 const IDLE: Duration = Duration::from_secs(1);

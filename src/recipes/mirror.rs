@@ -36,6 +36,8 @@ pub enum Change {
     Seen { path: String, data: Vec<u8>, stat: Stat },
     /// It is gone.
     Gone { path: String },
+    /// It stands beside those that its directory is for, or does no longer; it is not read.
+    Beside { path: String, gone: bool },
     /// It, or the list of its children, may not be read.
     Refused { path: String, refusal: Refusal },
     /// Everything that stood when the mirror started has been told.
@@ -155,8 +157,16 @@ impl Mirror {
             return Some(Vec::new());
         }
         let below = below.strip_prefix('/')?;
-        if self.state == State::Off || level(below) > self.depth || is_beside_tasks(below) {
+        if self.state == State::Off || level(below) > self.depth {
             return Some(Vec::new());
+        }
+        if is_beside_tasks(below) {
+            let path = below.to_string();
+            return Some(match kind {
+                ChangeKind::Created => vec![Change::Beside { path, gone: false }],
+                ChangeKind::Deleted => vec![Change::Beside { path, gone: true }],
+                ChangeKind::Data | ChangeKind::Children => Vec::new(),
+            });
         }
         let dir = below.rsplit_once('/').map_or("", |(dir, _)| dir);
         // Whatever happens to it now, it is no longer just made.

@@ -14,6 +14,7 @@
 //! two mirrors; assignments are read at the takeover alone, since nobody but a leader changes them.
 
 mod burial;
+mod copies;
 mod dispatch;
 mod editor;
 mod fleet;
@@ -44,10 +45,10 @@ use table::{Phase, Table, Update};
 const TASK_READS: usize = 128;
 
 /// A standby reads what changed once, or at most twice this time later: most tasks are gone by then.
-const STANDBY_PACE: Duration = Duration::from_millis(500);
+const STANDBY_PACE: Duration = Duration::from_secs(1);
 
 /// The same of a leader, for what it takes for over.
-const LEADER_PACE: Duration = Duration::from_millis(400);
+const LEADER_PACE: Duration = Duration::from_millis(600);
 
 /// Reads of registrations, likewise.
 const WORKER_READS: usize = 32;
@@ -182,6 +183,7 @@ impl Master {
         for change in changes {
             match change {
                 Change::Appeared { .. } => {}
+                Change::Beside { path, gone } => self.on_beside(&path, gone, out),
                 Change::Born { path } => self.on_born(&path, now, out),
                 Change::Touched { path } => match TaskId::parse(&path) {
                     Some(task) => self.on_touched(&task, now, out),
@@ -298,7 +300,7 @@ impl Master {
                     }
                 }
                 // Registrations are always read at once.
-                Change::Born { .. } | Change::Touched { .. } => {}
+                Change::Born { .. } | Change::Touched { .. } | Change::Beside { .. } => {}
                 // No worker's life hangs on it, so nobody is to wait for its end.
                 Change::Seen { path, stat, .. } if stat.ephemeral_owner == 0 => {
                     if self.table.report(&path) {

@@ -122,13 +122,13 @@ fn without_faults_all_is_well() {
 #[test]
 fn copies_of_what_ended_are_true_whatever_happens() {
     let mut copies = 0;
-    for seed in 0..40 {
-        let swarm = Swarm { chunked: 0, lines: 200, tasks: 400, run_for: 2 * MS, ..Swarm::new(seed) };
+    for seed in 0..16 {
+        let swarm = Swarm { chunked: 0, lines: 400, tasks: 800, run_for: 2 * MS, ..Swarm::new(seed) };
         let outcome = play(seed, swarm, false);
         assert!(outcome.complaints.is_empty(), "seed {seed}: {:#?}", outcome.complaints);
         copies += outcome.copies;
     }
-    assert!(copies > 1_000, "{copies} copies");
+    assert!(copies > 200, "{copies} copies");
 }
 
 #[test]
@@ -142,5 +142,5 @@ fn chunks_are_written_down_cut_short_and_taken_up_again() {
         resumed += outcome.chunks.resumed;
         complete += outcome.chunks.complete;
     }
-    assert!(checkpoints > 100 && resumed > 50 && complete > 500, "{checkpoints} {resumed} {complete}");
+    assert!(checkpoints > 50 && resumed > 50 && complete > 250, "{checkpoints} {resumed} {complete}");
 }

@@ -27,7 +27,7 @@ pub struct Outcome {
     pub digest: u64,
     pub runs: usize,
     pub chunks: Tally,
-    /// Copies of tasks that workers made.
+    /// Copies that workers made of tasks that they ended.
     pub copies: usize,
 }
 

@@ -97,6 +97,8 @@ pub(super) struct Page {
     order: BTreeMap<u64, TaskId>,
     /// What the next version carries along of tasks, and no later one.
     seen: BTreeMap<TaskId, Seen>,
+    /// How much that is, with what was taken off again.
+    seen_bytes: usize,
     last_place: u64,
     load: Load,
     /// Some entry was, or is about to be, revoked since this was last looked at.
@@ -118,6 +120,7 @@ impl Page {
             entries: BTreeMap::new(),
             order: BTreeMap::new(),
             seen: BTreeMap::new(),
+            seen_bytes: 0,
             last_place: 0,
             load: Load::default(),
             revoking: false,
@@ -167,8 +170,8 @@ impl Page {
 
     /// The next version carries along what was read of the task of an entry, if there is room for it.
     pub fn carry(&mut self, task: &TaskId, seen: Seen) {
-        let bytes: usize = self.seen.values().map(|seen| seen.data.len()).sum();
-        if bytes + seen.data.len() <= MAX_SEEN_IN_ALL {
+        if self.seen_bytes + seen.data.len() <= MAX_SEEN_IN_ALL {
+            self.seen_bytes += seen.data.len();
             self.seen.insert(task.clone(), seen);
         }
     }
@@ -286,6 +289,7 @@ impl Page {
         (self.dirty, self.urgent) = (false, false);
         self.state = PageState::Writing;
         let mut seen = std::mem::take(&mut self.seen);
+        self.seen_bytes = 0;
         self.restate(Revoked::Wanted, Revoked::InFlight);
         let entry = |(task, held): (&TaskId, &Held)| Entry {
             task: task.clone(),

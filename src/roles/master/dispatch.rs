@@ -268,11 +268,13 @@ impl Master {
             let haste = term.roster.haste(&incarnation, &term.book);
             term.book.assign(&incarnation, &task, held, haste);
             // Who has a free slot waits for it; who has not would mostly read a later version of the page.
-            if let Some((_, seen)) = self.just_read.take_if(|(read, _)| haste == Haste::Now && *read == task)
-            {
+            let read = self.just_read.take_if(|(read, _)| haste == Haste::Now && *read == task);
+            let copy = term.copies.take(&task);
+            let believed = self.table.get(&task).is_some_and(|known| known.is_believed());
+            if let Some(seen) = read.map(|(_, seen)| seen).or(copy.filter(|_| believed)) {
                 term.book.carry(&task, seen);
             }
-            if self.table.get(&task).is_some_and(|known| known.is_believed()) {
+            if believed {
                 term.unread.push_back((now + UNREAD, task));
             }
             term.summary.touch();

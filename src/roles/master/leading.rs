@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::burial::Burial;
+use super::copies::Copybook;
 use super::dispatch::{Roster, charge_window, entries_of};
 use super::editor::{Edit, Edited, Editor};
 use super::janitor::Janitor;
@@ -62,6 +63,7 @@ pub struct Term {
     epoch: i64,
     stage: Stage,
     pub(super) book: Book,
+    pub(super) copies: Copybook,
     pub(super) editor: Editor,
     pub(super) summary: Summary,
     pub(super) clock: Option<Clock>,
@@ -96,6 +98,7 @@ impl Term {
             epoch,
             stage: Stage::Announcing,
             book: Book::new(layout),
+            copies: Copybook::default(),
             editor: Editor::new(layout),
             summary,
             clock: None,
@@ -205,6 +208,9 @@ impl Master {
 
     pub(super) fn on_term_reply(&mut self, id: CallId, result: &CallResult, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
+        if term.copies.on_reply(id, result, term.announced) {
+            return;
+        }
         let mut steps = Vec::new();
         if term.book.on_reply(id, result, &mut steps, out) {
             self.on_book(steps, now, out);

@@ -8,6 +8,7 @@ use crate::contract::worker::{Assignment, Entry, ProcessIdentity};
 use crate::machine::{Call, CreateMode};
 use crate::roles::testing::{Desk, T, World};
 
+mod copies;
 mod dispatch;
 
 fn master(id: &str) -> Desk<Master> {

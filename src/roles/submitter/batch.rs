@@ -9,6 +9,7 @@
 //! its lines were read until its task is known to stand, whatever happens to connections in between.
 
 mod copies;
+mod made;
 mod parts;
 mod replies;
 mod units;
@@ -16,6 +17,7 @@ mod windows;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use self::made::Stage;
 use self::parts::Parts;
 use self::units::Units;
 use self::windows::{MAX_CREATES, MAX_UNDELETED, READ_AHEAD};
@@ -99,6 +101,12 @@ pub struct Batch {
     /// Those of them that are not being created.
     unsent: BTreeSet<u64>,
     parts: Parts,
+    /// Copies are made of tasks before they are made, and read of what they became.
+    makes_copies: bool,
+    /// Copies that were made, by their group of units.
+    made: BTreeMap<u64, Stage>,
+    /// One more than the last unit that was read.
+    read_to: u64,
     /// Znodes with copies that are to be read.
     copies: BTreeSet<String>,
     /// When something was last told of copies.
@@ -174,6 +182,8 @@ enum Purpose {
     Compare(u64),
     Read(u64),
     ReadCopies(String),
+    MakeCopies(u64, String),
+    DropCopies,
     Cancel(u64),
     Delete(u64),
 }
@@ -225,6 +235,9 @@ impl Batch {
             open_bytes: 0,
             unsent: BTreeSet::new(),
             parts: Parts::default(),
+            makes_copies: false,
+            made: BTreeMap::new(),
+            read_to: 0,
             copies: BTreeSet::new(),
             copies_at: None,
             late_at: None,
@@ -242,6 +255,7 @@ impl Batch {
             reads: 0,
             warming: 0,
         };
+        batch.makes_copies = batch.is_uniform() && !batch.detach;
         // About: what JSON escapes in a line takes more.
         let empty = batch.task(&Payload::Shell(String::new())).encode().len() as u64;
         let tasks = params.lines.min(params.end.div_ceil(batch.units.size()));
@@ -278,14 +292,17 @@ impl Batch {
         (line < MAX_BATCH_LINES && self.path(unit) == path).then_some(unit)
     }
 
+    /// Whether no task has options of its own. Who submits again under a key may have others.
+    fn is_uniform(&self) -> bool {
+        !self.keyed && self.mark.id().is_none() && !self.units.are_chunks()
+    }
+
     /// What stands in a part: the options, and how lines are put together.
     fn part_data(&self) -> Job {
         let mut job = Job::new(self.options.clone());
         job.chunk = self.units.are_chunks().then_some(self.units.size() as u32);
-        // Who submits again under a key may have other options.
-        let uniform = !self.keyed && self.mark.id().is_none() && !self.units.are_chunks();
-        job.uniform_bytes = uniform.then_some(self.mean_bytes);
-        job.copies = uniform && !self.detach;
+        job.uniform_bytes = self.is_uniform().then_some(self.mean_bytes);
+        job.copies = self.makes_copies;
         job
     }
 
@@ -338,7 +355,9 @@ impl Batch {
                 self.age(now);
                 self.read_copies(out);
                 self.collect(out);
+                self.make_copies(out);
                 self.create(out);
+                self.drop_copies(out);
                 self.end_if_done(out);
             }
         }
@@ -421,6 +440,7 @@ impl Batch {
         self.ensure.reset();
         self.mark.on_lost();
         self.pace.on_lost();
+        self.forget_copies();
         self.copies.clear();
         self.copies_at = None;
         self.ensuring = false;

@@ -1,24 +1,40 @@
-//! Copies tell of nothing that did not stand in a task.
+//! Copies tell of nothing that did not stand in a task, or does not come to stand there if its task is made later.
 
 use std::collections::BTreeMap;
 
-use zkmw::contract::copies::{Copies, is_copies};
+use zkmw::contract::copies::{Copies, first_made, is_copies};
 use zkmw::contract::{name_of, parent_of};
 
 use super::{Complaints, child, replay, task_of};
 use crate::world::World;
 
-/// Goes through all copies that were made; gives how many.
+/// Goes through all copies; gives how many were made of tasks that had ended.
 pub fn check(world: &World, told: &mut Complaints) -> usize {
     let mut stood: BTreeMap<(String, i32), Vec<u8>> = BTreeMap::new();
+    let mut made: BTreeMap<String, (i64, Vec<u8>)> = BTreeMap::new();
     let mut count = 0;
     replay(world, |step, _| {
         let Some(znode) = step.after else { return };
         if task_of(step.path).is_some() {
+            if step.before.is_none()
+                && let Some((at, data)) = made.get(step.path)
+                && (*at >= step.zxid || *data != znode.data)
+            {
+                told.add(step.at, format!("{} is made as another than its copy says", step.path));
+            }
             stood.insert((step.path.to_string(), znode.version), znode.data.clone());
         }
         let Some(dir) = parent_of(step.path).filter(|dir| is_beside(step.path, dir)) else { return };
         match Copies::decode(&znode.data) {
+            Ok(copies) if first_made(name_of(step.path)).is_some() => {
+                for (name, seen) in copies.tasks {
+                    let path = format!("{dir}/{name}");
+                    if stood.contains_key(&(path.clone(), 0)) {
+                        told.add(step.at, format!("{} has a copy of {name}, which stood before", step.path));
+                    }
+                    made.insert(path, (step.zxid, seen.data.into_bytes()));
+                }
+            }
             Ok(copies) => {
                 for (name, seen) in copies.tasks {
                     count += 1;

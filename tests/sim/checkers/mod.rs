@@ -128,7 +128,7 @@ pub fn task_of(path: &str) -> Option<&str> {
     (!name.contains('/') && !is_copies(name)).then_some(id)
 }
 
-/// All complaints about a simulation, and how many copies of tasks there were.
+/// All complaints about a simulation, and how many copies were made of tasks that had ended.
 pub fn all(world: &World) -> (Vec<String>, usize) {
     let mut told = Complaints { all: Vec::new() };
     runs::check(world, &mut told);

@@ -21,7 +21,7 @@ const ALIVE: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// So few tasks are not worth waiting for copies of them.
-const FEW: u64 = 4 * MAX_COPIES as u64;
+const FEW: u64 = MAX_COPIES as u64;
 
 impl Batch {
     /// Some znode beside the tasks changed.

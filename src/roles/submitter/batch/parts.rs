@@ -5,6 +5,7 @@
 //! only then are tasks created or read in it, so that no change falls between a read and the watch.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use crate::contract::LINES_PER_PART;
 
@@ -304,6 +305,12 @@ impl Parts {
                 self.parts.remove(&number);
             }
         }
+    }
+
+    /// Whether the outcome of any of these units, all of one part, was not seen.
+    pub fn is_any_pending(&self, mut units: Range<u64>) -> bool {
+        let part = self.parts.get(&part_of(units.start));
+        part.is_some_and(|part| units.any(|unit| part.pending.contains(unit)))
     }
 
     /// Tasks that stand and whose outcome was not seen.

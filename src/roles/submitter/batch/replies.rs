@@ -39,12 +39,12 @@ impl Batch {
         }
         let Some(purpose) = self.calls.take(id) else { return };
         match purpose {
-            Purpose::Create(_) | Purpose::Compare(_) => self.creates -= 1,
+            Purpose::Create(_) | Purpose::Compare(_) | Purpose::MakeCopies(..) => self.creates -= 1,
             Purpose::Read(_) => (self.collects, self.reads) = (self.collects - 1, self.reads - 1),
             Purpose::ReadCopies(_) => {
                 (self.collects, self.reads) = (self.collects - 1, self.reads - MAX_COPIES);
             }
-            Purpose::Cancel(_) | Purpose::Delete(_) => self.collects -= 1,
+            Purpose::Cancel(_) | Purpose::Delete(_) | Purpose::DropCopies => self.collects -= 1,
             Purpose::Room | Purpose::FirstPart => {}
             Purpose::MakePart(_) | Purpose::ComparePart(_) | Purpose::WatchPart(_) => self.warming -= 1,
         }
@@ -66,6 +66,8 @@ impl Batch {
             Purpose::Compare(unit) => self.on_compared(unit, result, out),
             Purpose::Read(unit) => self.on_read(unit, result, out),
             Purpose::ReadCopies(path) => self.on_copies(&path, result, out),
+            Purpose::MakeCopies(group, path) => self.on_copies_made(group, path, result),
+            Purpose::DropCopies => {}
             Purpose::Cancel(unit) => self.on_cancelled(unit, result, out),
             Purpose::Delete(unit) => self.on_deleted(unit, result, out),
         }

@@ -49,7 +49,8 @@ fn waiting(params: BatchParams) -> Desk<Batch> {
 }
 
 fn tasks(desk: &Desk<Batch>) -> Vec<String> {
-    desk.znodes.keys().filter(|path| path.matches('/').count() == 4).cloned().collect()
+    let is_task = |path: &&String| path.matches('/').count() == 4 && !is_copies(name_of(path));
+    desk.znodes.keys().filter(is_task).cloned().collect()
 }
 
 fn end_all(desk: &mut Desk<Batch>) {

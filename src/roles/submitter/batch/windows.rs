@@ -55,6 +55,7 @@ impl Batch {
 
     fn open(&mut self, unit: Unit) {
         let Unit { number, payload, commands, bytes } = unit;
+        self.read_to = self.read_to.max(number + 1);
         self.parts.open(part_of(number));
         self.open.insert(number, Open { payload, commands, bytes, doubt: false, changed: false });
         self.open_bytes += bytes;
@@ -66,10 +67,8 @@ impl Batch {
         let most = if self.collects < MAX_COLLECTS { MAX_CREATES } else { MIN_CREATES };
         while self.creates < most {
             // In order; what cannot be created yet holds up only what comes after it.
-            let Some(unit) = self.unsent.first().copied().filter(|unit| self.parts.is_warm(part_of(*unit)))
-            else {
-                break;
-            };
+            let is_ready = |unit: &u64| self.parts.is_warm(part_of(*unit)) && self.is_copied(*unit);
+            let Some(unit) = self.unsent.first().copied().filter(is_ready) else { break };
             // Before a task can be cancelled for certain it has to stand.
             let closed = self.pace.is_closed() && !self.cancelling;
             if closed && !(self.keyed && self.pace.may_look()) {

@@ -219,7 +219,7 @@ fn what_was_shown_is_deleted_before_more_is_read() {
     let lines = 3_900;
     let mut desk = desk(params(lines));
     desk.connect();
-    desk.settle_until(|call| is_create(call) && call.path().ends_with("0000500"));
+    desk.settle_until(|call| is_create(call) && call.path().ends_with("/0000501"));
     for path in tasks(&desk) {
         desk.end(&path, done());
     }

@@ -35,8 +35,8 @@ fn copied(lines: u64) -> (Desk<Batch>, Vec<String>) {
     desk.put(&beside(0), &Copies::new(std::collections::BTreeMap::new()).encode());
     desk.settle();
     let tasks = tasks(&desk);
-    assert_eq!(tasks.len() as u64, lines + 1);
-    (desk, tasks.into_iter().filter(|path| !is_copies(name_of(path))).collect())
+    assert_eq!(tasks.len() as u64, lines);
+    (desk, tasks)
 }
 
 #[test]
@@ -48,6 +48,7 @@ fn tasks_of_which_copies_come_are_not_read() {
     }
     assert_eq!(desk.count(is_task_read), 0);
     assert_eq!((desk.ended().len(), desk.count(is_delete)), (1_280, 1_280));
+    assert_eq!(self::tasks(&desk).len(), 720, "what was shown is gone");
     for path in &tasks[1_280..] {
         desk.end(path, done());
     }
@@ -63,13 +64,53 @@ fn tasks_of_which_copies_come_are_not_read() {
 }
 
 #[test]
+fn copies_stand_before_the_first_of_their_tasks_is_made_and_none_are_made_again() {
+    let mut desk = desk(params(2_000));
+    desk.connect();
+    let is_copy = |call: &Call| is_create(call) && is_copies(name_of(call.path()));
+    desk.settle_until(is_copy);
+    let first = desk.pending[0].1.path().to_string();
+    assert_eq!(desk.count(|call| is_create(call) && call.path() == format!("{PART}/0000000")), 0);
+    desk.play(Fate::Answered);
+    let copied = Copies::decode(&desk.znodes[&first].0).expect("copies").tasks;
+    assert_eq!(copied.len(), 250);
+    desk.settle_until(|call| is_create(call) && call.path().ends_with("/0000300"));
+    for (name, seen) in &copied {
+        assert_eq!(desk.znodes[&format!("{PART}/{name}")].0, seen.data.as_bytes());
+    }
+    let made = desk.count(is_copy);
+    desk.play(Fate::AppliedUnanswered);
+    desk.connect();
+    desk.settle();
+    let again: Vec<_> = desk.made.iter().filter(|call| is_copy(call)).map(Call::path).collect();
+    let once: std::collections::BTreeSet<_> = again.iter().collect();
+    assert!(again.len() == once.len() && once.len() > made, "{again:?}");
+    assert_eq!(tasks(&desk).len(), 2_000);
+}
+
+#[test]
+fn refused_copies_hold_up_nothing() {
+    let mut desk = desk(params(200));
+    desk.connect();
+    let is_copy = |call: &Call| is_create(call) && is_copies(name_of(call.path()));
+    while desk.count(is_copy) < 1 || desk.pending.iter().any(|(_, call)| is_copy(call)) {
+        let refused = desk.pending.front().is_some_and(|(_, call)| is_copy(call));
+        desk.play(if refused { Fate::Refused(Refusal::NoAuth) } else { Fate::Answered });
+    }
+    desk.settle();
+    assert_eq!(tasks(&desk).len(), 200);
+    end_all(&mut desk);
+    assert_eq!(desk.exit, Some(0));
+}
+
+#[test]
 fn the_last_few_are_read_at_once() {
-    let (mut desk, tasks) = copied(300);
+    let (mut desk, tasks) = copied(250);
     for path in &tasks {
         desk.end(path, done());
     }
     desk.settle();
-    assert_eq!((desk.exit, desk.count(is_task_read)), (Some(0), 300), "without any waiting");
+    assert_eq!((desk.exit, desk.count(is_task_read)), (Some(0), 250), "without any waiting");
 }
 
 #[test]
