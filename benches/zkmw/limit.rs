@@ -81,8 +81,8 @@ impl Limit {
 
     /// Tasks a second if a task were its five requests and nothing else: made, read by who runs it, set, read by who
     /// waits for it, deleted; nobody is told of anything, and nobody decides anything. What no service can surpass
-    /// that has a znode for each task.
-    pub fn ceiling(&mut self) -> f64 {
+    /// that reads each task.
+    pub fn five_requests(&mut self) -> f64 {
         self.run(self.shape, self.writes, Steps::Task) / WRITES as f64
     }
 

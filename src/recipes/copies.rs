@@ -70,7 +70,8 @@ enum Purpose {
 
 impl Dir {
     fn is_full(&self) -> bool {
-        self.fresh.len() >= MAX_COPIES || self.bytes >= MAX_COPIES_BYTES / 2
+        self.fresh.len() >= MAX_COPIES
+            || (self.fresh.len() >= MIN_COPIES && self.bytes >= MAX_COPIES_BYTES / 2)
     }
 
     /// What goes into one znode.

@@ -186,7 +186,10 @@ impl Master {
                 Change::Beside { path, gone } => self.on_beside(&path, gone, out),
                 Change::Born { path } => self.on_born(&path, now, out),
                 Change::Touched { path } => match TaskId::parse(&path) {
-                    Some(task) => self.on_touched(&task, now, out),
+                    Some(task) => {
+                        self.void_copy(&task);
+                        self.on_touched(&task, now, out);
+                    }
                     None => self.tasks.read_again(&path, out),
                 },
                 Change::Seen { path, data, stat } => match TaskId::parse(&path) {
@@ -214,6 +217,7 @@ impl Master {
                 },
                 Change::Gone { path } => match TaskId::parse(&path) {
                     Some(task) => {
+                        self.void_copy(&task);
                         self.table.remove(&task, now);
                         self.forget_look(&task);
                         self.settle(&task, now, out);
@@ -244,7 +248,12 @@ impl Master {
     fn on_born(&mut self, path: &str, now: Instant, out: &mut Out) {
         let task = TaskId::parse(path);
         match task.filter(|task| self.table.believe(task, &mut self.needs)) {
-            Some(task) => self.settle(&task, now, out),
+            Some(task) => {
+                if let Some(term) = &mut self.term {
+                    term.copies.on_born(&task);
+                }
+                self.settle(&task, now, out);
+            }
             None => self.tasks.read_again(path, out),
         }
     }
@@ -257,6 +266,7 @@ impl Master {
         now: Instant,
         out: &mut Out,
     ) {
+        self.void_copy(task);
         // What was given out under this name was another task, of which the worker may know the end already.
         let differs = |known: &table::Known| !known.is_believed() && known.czxid != stat.czxid;
         let is_another = self.table.get(task).is_some_and(differs);

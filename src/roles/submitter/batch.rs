@@ -105,6 +105,10 @@ pub struct Batch {
     makes_copies: bool,
     /// Copies that were made, by their group of units.
     made: BTreeMap<u64, Stage>,
+    /// Groups of which a unit was over since they were last looked at.
+    over_groups: BTreeSet<u64>,
+    /// Copies of which all tasks are over.
+    copies_left: VecDeque<String>,
     /// One more than the last unit that was read.
     read_to: u64,
     /// Znodes with copies that are to be read.
@@ -132,6 +136,8 @@ pub struct Batch {
     collects: usize,
     /// Reads among them, each of copies as many as it may tell of.
     reads: usize,
+    /// Reads of copies among them.
+    copy_reads: usize,
     warming: usize,
 }
 
@@ -237,6 +243,8 @@ impl Batch {
             parts: Parts::default(),
             makes_copies: false,
             made: BTreeMap::new(),
+            over_groups: BTreeSet::new(),
+            copies_left: VecDeque::new(),
             read_to: 0,
             copies: BTreeSet::new(),
             copies_at: None,
@@ -253,6 +261,7 @@ impl Batch {
             creates: 0,
             collects: 0,
             reads: 0,
+            copy_reads: 0,
             warming: 0,
         };
         batch.makes_copies = batch.is_uniform() && !batch.detach;
@@ -444,7 +453,7 @@ impl Batch {
         self.copies.clear();
         self.copies_at = None;
         self.ensuring = false;
-        (self.creates, self.collects, self.reads, self.warming) = (0, 0, 0, 0);
+        (self.creates, self.collects, self.reads, self.copy_reads, self.warming) = (0, 0, 0, 0, 0);
     }
 
     fn on_changed(&mut self, path: &str, kind: ChangeKind, now: Instant) {

@@ -69,7 +69,7 @@ impl Worker {
         self.line.insert(slot.order, entry.task.clone());
         self.slots.insert(entry.task.clone(), slot);
         match entry.seen.filter(|_| !entry.revoked) {
-            // The leader read it before it gave it out. Whatever became of it since is met as if we had read it then.
+            // The leader read it, or knew of it, before it gave it out. Whatever became of it since is met as if we had read it then.
             Some(seen) => {
                 self.read_job(&entry.task, out);
                 let stat = Stat { version: seen.version, mzxid: seen.mzxid, ..Stat::default() };

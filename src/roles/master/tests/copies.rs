@@ -107,6 +107,48 @@ fn a_task_that_was_changed_is_not_taken_from_its_copy() {
     );
 }
 
+fn one_copy() -> Vec<u8> {
+    let seen = Seen { data: "{}".into(), version: 0, mzxid: 0 };
+    Copies::new(BTreeMap::from([("a".to_string(), seen)])).encode()
+}
+
+/// Whether the copy of a task is used that is asked for after these steps; all may be in any order but the last.
+fn is_used(steps: &[&str]) -> bool {
+    let mut book = Copybook::default();
+    let task = TaskId::new("u", "a");
+    let mut out = Actions::default();
+    let mut read = None;
+    for step in steps {
+        match *step {
+            "told" => {
+                book.on_made(&Layout::new("/z"), &format!("u/{}", made_name("B", "a")), &mut out);
+                let Some(Action::Call { id, .. }) = out.drain().next() else { panic!("it is read") };
+                read = Some(id);
+            }
+            "read" => {
+                let stat = Stat { czxid: 8, ephemeral_owner: 1, ..Stat::default() };
+                let answer = Ok(Reply::Data { data: one_copy(), stat });
+                assert!(book.on_reply(read.take().expect("told"), &answer, Some(7)));
+            }
+            "born" => book.on_born(&task),
+            "given out" | "changed" => drop(book.take(&task)),
+            other => panic!("{other}"),
+        }
+    }
+    book.take(&task).is_some()
+}
+
+#[test]
+fn a_copy_is_used_once_for_a_task_that_came_after_it_and_that_nothing_else_happened_to() {
+    assert!(is_used(&["told", "read", "born"]));
+    assert!(is_used(&["told", "born", "read"]));
+    assert!(!is_used(&["told", "born", "given out", "read"]), "it may be over by now");
+    assert!(!is_used(&["told", "read", "born", "changed"]));
+    assert!(!is_used(&["told", "read", "born", "given out"]));
+    assert!(!is_used(&["born", "told", "read"]), "the copy was applied late");
+    assert!(!is_used(&["told", "read"]) && !is_used(&["told", "born"]));
+}
+
 #[test]
 fn copies_older_than_the_term_are_not_used() {
     let mut book = Copybook::default();
@@ -115,8 +157,8 @@ fn copies_older_than_the_term_are_not_used() {
         let mut out = Actions::default();
         book.on_made(&Layout::new("/z"), &format!("u/{}", made_name("B", "a")), &mut out);
         let Some(Action::Call { id, .. }) = out.drain().next() else { panic!("it is read") };
-        let seen = Seen { data: "{}".into(), version: 0, mzxid: 0 };
-        let data = Copies::new(BTreeMap::from([("a".to_string(), seen)])).encode();
+        book.on_born(&task);
+        let data = one_copy();
         let stat = Stat { czxid, ephemeral_owner: 1, ..Stat::default() };
         assert!(book.on_reply(id, &Ok(Reply::Data { data, stat }), Some(7)));
         assert_eq!(book.take(&task).is_some(), is_used, "{czxid}");

@@ -20,6 +20,11 @@ const ALIVE: Duration = Duration::from_millis(500);
 /// A task that changed is read once, or at most twice this time later if no copy came.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Reads of copies in flight; the rest of the window is for tasks of which none come.
+const MAX_COPY_READS: usize = 3;
+
+const _: () = assert!(MAX_COPY_READS * MAX_COPIES < MAX_COLLECTS, "some can be read at any time");
+
 /// So few tasks are not worth waiting for copies of them.
 const FEW: u64 = MAX_COPIES as u64;
 
@@ -64,13 +69,15 @@ impl Batch {
 
     /// Reads copies, as far as what they tell of can be deleted soon.
     pub(super) fn read_copies(&mut self, out: &mut Actions<ClientReport>) {
-        while self.collects < MAX_COLLECTS
+        while self.copy_reads < MAX_COPY_READS
+            && self.collects < MAX_COLLECTS
             && self.deleting.len() + self.reads + MAX_COPIES <= MAX_UNDELETED
             && let Some(path) = self.copies.pop_first()
         {
             self.calls.issue(out, Call::Get { path: path.clone(), watch: false }, Purpose::ReadCopies(path));
             self.collects += 1;
             self.reads += MAX_COPIES;
+            self.copy_reads += 1;
         }
     }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::parts::part_of;
-use super::windows::{MAX_CREATES, MAX_OPEN_BYTES, READ_AHEAD};
+use super::windows::{MAX_COLLECTS, MAX_CREATES, MAX_OPEN_BYTES, READ_AHEAD};
 use super::{Batch, Open, Purpose, Source};
 use crate::contract::copies::{Copies, MAX_COPIES, MAX_COPIES_BYTES, MIN_COPIES, made_name};
 use crate::contract::worker::{MAX_SEEN_BYTES, Seen};
@@ -23,8 +23,11 @@ const _: () =
 /// Groups of which copies are made before their turn has come.
 const GROUPS_AHEAD: usize = 4;
 
-/// Groups beyond which their copies are deleted when all is over.
-const MAX_LEFT: usize = 64;
+/// Znodes with copies that are left when their tasks are over; they go with the session. More are deleted.
+const MAX_LEFT: usize = 32;
+
+/// Most znodes with copies that stand. A leader keeps no more, and a session may not have any number of ephemerals.
+const MAX_STANDING: usize = 128;
 
 /// How far the copies of a group are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +65,8 @@ impl Batch {
                 break;
             }
             let copies = self.copies_of(group);
-            if copies.len() < MIN_COPIES {
+            let standing = self.made.values().filter(|stage| **stage != Stage::None).count();
+            if copies.len() < MIN_COPIES || standing + self.copies_left.len() >= MAX_STANDING {
                 self.made.insert(group, Stage::None);
                 continue;
             }
@@ -114,24 +118,36 @@ impl Batch {
         for stage in self.made.values_mut() {
             *stage = Stage::None;
         }
+        self.copies_left.clear();
     }
 
-    /// Deletes copies of which all tasks are over, when there are many: what is left goes with the session.
+    /// A unit is over, and with it perhaps all that its copies are of.
+    pub(super) fn note_over(&mut self, unit: u64) {
+        if self.makes_copies {
+            self.over_groups.insert(unit / GROUP);
+        }
+    }
+
+    /// Forgets groups of which all tasks are over; deletes their copies, when there are many.
     pub(super) fn drop_copies(&mut self, out: &mut Actions<ClientReport>) {
-        while self.made.len() > MAX_LEFT
-            && let Some(group) = self.made.first_entry()
-        {
-            let units = group.key() * GROUP..(group.key() + 1) * GROUP;
+        for group in std::mem::take(&mut self.over_groups) {
+            let units = group * GROUP..(group + 1) * GROUP;
             let more = self.source != Source::Dry && self.read_to < units.end;
             let open = self.open.range(units.clone()).next().is_some();
-            if more || open || *group.get() == Stage::Making || self.parts.is_any_pending(units) {
-                break;
+            if more || open || self.parts.is_any_pending(units) {
+                continue;
             }
-            if let Stage::Standing(path) = group.remove() {
-                // Without a version: the name is used once.
-                self.calls.issue(out, Call::Delete { path, version: None }, Purpose::DropCopies);
-                self.collects += 1;
+            if let Some(Stage::Standing(path)) = self.made.remove(&group) {
+                self.copies_left.push_back(path);
             }
+        }
+        while self.copies_left.len() > MAX_LEFT
+            && self.collects < MAX_COLLECTS
+            && let Some(path) = self.copies_left.pop_front()
+        {
+            // Without a version: the name is used once.
+            self.calls.issue(out, Call::Delete { path, version: None }, Purpose::DropCopies);
+            self.collects += 1;
         }
     }
 }

@@ -43,6 +43,7 @@ impl Batch {
             Purpose::Read(_) => (self.collects, self.reads) = (self.collects - 1, self.reads - 1),
             Purpose::ReadCopies(_) => {
                 (self.collects, self.reads) = (self.collects - 1, self.reads - MAX_COPIES);
+                self.copy_reads -= 1;
             }
             Purpose::Cancel(_) | Purpose::Delete(_) | Purpose::DropCopies => self.collects -= 1,
             Purpose::Room | Purpose::FirstPart => {}
@@ -314,6 +315,7 @@ impl Batch {
             return self.lost(unit, why, out);
         }
         let Some(Over { doubt, .. }) = self.parts.over(unit) else { return };
+        self.note_over(unit);
         let done = ended.iter().filter(|command| command.outcome.state == State::Done).count();
         self.progress.done += done as u64;
         if done < ended.len() {
@@ -330,6 +332,7 @@ impl Batch {
     /// The task's outcome will never be seen.
     fn lost(&mut self, unit: u64, why: String, out: &mut Out) {
         if let Some(Over { commands, .. }) = self.parts.over(unit) {
+            self.note_over(unit);
             self.progress.failed += u64::from(commands);
             self.tally.wrong(exit::FAILED);
             self.complain(why, out);
