@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use zkmw::batch::{BatchReader, MAX_LINE_BYTES};
 use zkmw::contract::chunk::MAX_CHUNK_COMMANDS;
+use zkmw::contract::copies::Copies;
 use zkmw::contract::status::Status;
 use zkmw::contract::task::{Job, Task};
 use zkmw::contract::worker::{Assignment, Registration};
@@ -38,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "registration", check: json::<Registration> },
     Target { name: "assignment", check: json::<Assignment> },
     Target { name: "status", check: json::<Status> },
+    Target { name: "copies", check: json::<Copies> },
     Target { name: "names", check: names },
     Target { name: "config", check: config },
     Target { name: "batch", check: batch },
@@ -114,6 +116,7 @@ znode!(
         "orphan_of",
         "chunk",
         "uniform_bytes",
+        "copies",
     ],
     |_| ()
 );
@@ -137,6 +140,7 @@ znode!(
     |_| ()
 );
 znode!(Assignment, &["v", "epoch", "entries"], |_| ());
+znode!(Copies, &["v", "tasks"], |_| ());
 znode!(Status, &["v", "leader", "workers", "slots", "worker_list", "tasks", "loading", "admission"], |_| ());
 
 fn use_task(mut task: Task) {
