@@ -21,6 +21,9 @@ pub const MAX_COPIES_BYTES: usize = 64 * 1024;
 /// such znodes.
 pub const MIN_COPIES: usize = 40;
 
+/// Tasks of a batch, by their numbers, of which the copies are made together before they are.
+pub const MADE_TOGETHER: u64 = 250;
+
 /// What the name of every such znode begins with: no task's, job's or worker's may.
 const MARK: char = '~';
 
@@ -117,7 +120,7 @@ mod tests {
     #[test]
     fn they_leave_room_for_the_tasks_of_a_directory() {
         let tasks = LINES_PER_PART as usize;
-        let most = tasks + tasks / MIN_COPIES + tasks / 250;
+        let most = tasks + tasks / MIN_COPIES + tasks / MADE_TOGETHER as usize;
         assert!(most <= MAX_CHILDREN_TOLERATED as usize);
     }
 }

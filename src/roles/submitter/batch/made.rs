@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 use super::parts::part_of;
 use super::windows::{MAX_COLLECTS, MAX_CREATES, MAX_OPEN_BYTES, READ_AHEAD};
 use super::{Batch, Open, Purpose, Source};
-use crate::contract::copies::{Copies, MAX_COPIES, MAX_COPIES_BYTES, MIN_COPIES, made_name};
+use crate::contract::copies::{Copies, MADE_TOGETHER, MAX_COPIES, MAX_COPIES_BYTES, MIN_COPIES, made_name};
 use crate::contract::worker::{MAX_SEEN_BYTES, Seen};
 use crate::contract::{LINES_PER_PART, name_of};
 use crate::machine::{Actions, Call, CreateMode, Refusal, Reply};
 use crate::roles::client::ClientReport;
 
 /// Units of one group: those that have their copies in one znode.
-const GROUP: u64 = 250;
+const GROUP: u64 = MADE_TOGETHER;
 
 const _: () =
     assert!(GROUP <= MAX_COPIES as u64 && LINES_PER_PART.is_multiple_of(GROUP), "a group is in one part");
