@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::harness::proxy::{Counts, Proxy};
-use crate::harness::{Cluster, Ensemble, LIMIT, Proc, eventually};
+use crate::harness::{Cluster, Ensemble, LIMIT, Op, Proc, eventually};
 
 /// Tasks of the batch.
 const TASKS: u32 = 2_000;
@@ -70,6 +70,8 @@ struct Figures {
     /// Writes below the root, by what is at the top of their path: of the batch, and while idle.
     written: Counted,
     written_idle: Counted,
+    /// Why tasks got on to another attempt, each of which is one more write.
+    again: Counted,
 }
 
 /// How many, by what.
@@ -149,7 +151,12 @@ fn measure(name: &str, executor: &[&str], command: &str) -> Figures {
         idle: Counts::default(),
         listings: submitter.proxy.listings(),
     });
-    Figures { roles, written: written(&outside, from, rest), written_idle: written(&outside, rest, end) }
+    Figures {
+        roles,
+        written: written(&outside, from, rest),
+        written_idle: written(&outside, rest, end),
+        again: again(&outside, from, rest),
+    }
 }
 
 /// Waits until every entry is struck off and the summary says so: nothing is left to be written then.
@@ -184,9 +191,29 @@ fn written(cluster: &Cluster, from: i64, to: i64) -> Counted {
     counted
 }
 
+/// The last remark of each task that was set without an outcome, between two moments.
+fn again(cluster: &Cluster, from: i64, to: i64) -> Counted {
+    let mut counted = Counted::new();
+    for txn in cluster.history().iter().filter(|txn| txn.zxid > from && txn.zxid <= to) {
+        let Op::Set { path, data, .. } = &txn.op else { continue };
+        let Some(task) = path.starts_with(&format!("{}/tasks/", cluster.root)).then(|| as_json(data)) else {
+            continue;
+        };
+        let last = task["history"].as_array().and_then(|history| history.last());
+        if let Some(remark) = last.filter(|_| task["outcome"].is_null()) {
+            *counted.entry(remark["why"].to_string()).or_insert(0) += 1;
+        }
+    }
+    counted
+}
+
+fn as_json(data: &[u8]) -> serde_json::Value {
+    serde_json::from_slice(data).unwrap_or_default()
+}
+
 /// What each role asked for, for a message.
 fn told(figures: &Figures) -> String {
-    let mut text = format!("written: {:?}\n", figures.written);
+    let mut text = format!("written: {:?}\nanother attempt: {:?}\n", figures.written, figures.again);
     for role in &figures.roles {
         let _ = writeln!(text, "{}: {}", role.role, role.batch);
     }

@@ -24,6 +24,11 @@ const PREFETCH: Duration = Duration::from_millis(400);
 /// What waits at a worker for less than this is not worth to be given to another.
 const WORTH_IT: Duration = Duration::from_millis(100);
 
+/// What waits at a worker for longer than this is shared out at once, rather than as slots come free elsewhere: its runs
+/// turned out longer than was reckoned with when it got them. Well above [`PREFETCH`], or each end of a batch would have
+/// tasks moved that are nearly there: a move costs a write of each, and takes a while itself.
+const SHARE_OUT: Duration = Duration::from_millis(600);
+
 /// Most entries that wait at a worker, whatever is known of how long its runs take.
 const MAX_PREFETCH: usize = 512;
 
@@ -339,8 +344,10 @@ impl Master {
             };
             let waiting = load.entries.saturating_sub(known.slots as usize);
             let may = match () {
-                () if known.struck == load.struck => room.min(waiting),
-                () if known.wait(load) >= WORTH_IT => room.min(waiting).max(waiting / 2),
+                () if known.wait(load) >= SHARE_OUT && known.struck != load.struck => {
+                    room.min(waiting).max(waiting / 2)
+                }
+                () if known.wait(load) >= WORTH_IT || known.struck == load.struck => room.min(waiting),
                 () => 0,
             };
             // Whatever was recalled before, and is still on its way, has its place there.
