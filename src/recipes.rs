@@ -4,9 +4,9 @@
 //! None of them decides what happens to the process. They know nothing of threads, clocks or randomness.
 
 pub mod assignment;
-pub mod copies;
 pub mod election;
 pub mod ensure;
+pub mod groups;
 pub mod lease;
 pub mod mirror;
 pub mod queue;

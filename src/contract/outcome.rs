@@ -109,6 +109,12 @@ impl Outcome {
             results: Results::new(),
         }
     }
+
+    /// How long the attempt ran, in ms by the worker's clock; 0 if that is not known.
+    pub fn ran_ms(&self) -> u64 {
+        let times = self.started_ms.zip(self.ended_ms);
+        times.map_or(0, |(from, to)| to.saturating_sub(from).max(0)).unsigned_abs()
+    }
 }
 
 /// Bytes in JSON: a string where they are UTF-8 and that is not longer than `{"base64":"…"}`.

@@ -13,7 +13,7 @@ pub const MAX_ASIDE: usize = 100;
 
 /// Entries that a worker may have started beyond its slots, whose outcomes are being written down. It starts entries in
 /// their order: of those without an outcome only the first `slots` + this many can have been started.
-pub const START_AHEAD: usize = 64;
+pub const START_AHEAD: usize = 192;
 
 /// Most data of a task that an entry carries along.
 pub const MAX_SEEN_BYTES: usize = 1_000;

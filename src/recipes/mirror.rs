@@ -37,11 +37,24 @@ pub enum Change {
     /// It is gone.
     Gone { path: String },
     /// It stands beside those that its directory is for, or does no longer; it is not read.
-    Beside { path: String, gone: bool },
+    Beside { path: String, how: Beside },
     /// It, or the list of its children, may not be read.
     Refused { path: String, refusal: Refusal },
     /// Everything that stood when the mirror started has been told.
     Complete,
+}
+
+/// What became known of a znode beside others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// It was made just now.
+    Made,
+    /// It was written over.
+    Changed,
+    /// It was there when its directory was listed.
+    Found,
+    /// It is gone.
+    Gone,
 }
 
 /// Follows everything below a directory.
@@ -163,9 +176,18 @@ impl Mirror {
         if is_beside_tasks(below) {
             let path = below.to_string();
             return Some(match kind {
-                ChangeKind::Created => vec![Change::Beside { path, gone: false }],
-                ChangeKind::Deleted => vec![Change::Beside { path, gone: true }],
-                ChangeKind::Data | ChangeKind::Children => Vec::new(),
+                ChangeKind::Created => {
+                    self.gone.remove(below);
+                    vec![Change::Beside { path, how: Beside::Made }]
+                }
+                ChangeKind::Deleted => {
+                    if self.state == State::Loading {
+                        self.gone.insert(path.clone());
+                    }
+                    vec![Change::Beside { path, how: Beside::Gone }]
+                }
+                ChangeKind::Data => vec![Change::Beside { path, how: Beside::Changed }],
+                ChangeKind::Children => Vec::new(),
             });
         }
         let dir = below.rsplit_once('/').map_or("", |(dir, _)| dir);
@@ -390,7 +412,11 @@ impl Mirror {
     fn on_listed(&mut self, dir: &str, names: &[String], changes: &mut Vec<Change>) {
         for name in names {
             let path = if dir.is_empty() { name.clone() } else { format!("{dir}/{name}") };
-            if self.gone.contains(&path) || is_beside_tasks(&path) {
+            if self.gone.contains(&path) {
+                continue;
+            }
+            if is_beside_tasks(&path) {
+                changes.push(Change::Beside { path, how: Beside::Found });
                 continue;
             }
             changes.push(Change::Appeared { path: path.clone() });

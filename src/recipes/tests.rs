@@ -1,9 +1,9 @@
 //! Unit tests of the recipes, through what they offer to roles; and what these tests share.
 
-mod copies;
 mod election;
 mod ensure;
 mod explore;
+mod groups;
 mod lease;
 mod mirror;
 

@@ -18,16 +18,18 @@ mod copies;
 mod dispatch;
 mod editor;
 mod fleet;
+mod groups;
 mod janitor;
 mod leading;
 mod looks;
 mod summary;
 mod table;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::contract::worker::{Registration, Seen};
-use crate::contract::{Layout, TaskId, name_of};
+use crate::contract::{Incarnation, Layout, TaskId, name_of};
 use crate::exit;
 use crate::machine::{
     Action, Actions, CallId, CallResult, ChangeKind, Event, Instant, Level, Refusal, Role, earlier,
@@ -95,6 +97,8 @@ pub struct Master {
     table: Table,
     fleet: Fleet,
     needs: Needs,
+    /// The groups that stand, by who wrote them.
+    groups: BTreeMap<Incarnation, BTreeSet<String>>,
     queue: Queue,
     term: Option<Term>,
     /// What was read in this turn, until something else is.
@@ -125,6 +129,7 @@ impl Master {
             table: Table::default(),
             fleet: Fleet::default(),
             needs: Needs::default(),
+            groups: BTreeMap::new(),
             queue: Queue::default(),
             term: None,
             catch_up_at: None,
@@ -143,6 +148,7 @@ impl Master {
         self.table = Table::default();
         self.fleet.clear();
         self.queue.clear();
+        self.groups.clear();
         self.term = None;
         self.catch_up_at = None;
     }
@@ -183,7 +189,7 @@ impl Master {
         for change in changes {
             match change {
                 Change::Appeared { .. } => {}
-                Change::Beside { path, gone } => self.on_beside(&path, gone, out),
+                Change::Beside { path, how } => self.on_beside(&path, how, out),
                 Change::Born { path } => self.on_born(&path, now, out),
                 Change::Touched { path } => match TaskId::parse(&path) {
                     Some(task) => {
@@ -218,6 +224,7 @@ impl Master {
                 Change::Gone { path } => match TaskId::parse(&path) {
                     Some(task) => {
                         self.void_copy(&task);
+                        self.expect_ended(&task);
                         self.table.remove(&task, now);
                         self.forget_look(&task);
                         self.settle(&task, now, out);

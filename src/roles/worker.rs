@@ -15,6 +15,7 @@
 
 mod course;
 mod entries;
+mod groups;
 mod reports;
 mod runs;
 mod slot;
@@ -30,7 +31,7 @@ use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Event, Instant, Level, Refusal,
     Reply, Role, RunId, WatchMode, earlier,
 };
-use crate::recipes::copies::Publisher;
+use crate::recipes::groups::Groups;
 use crate::recipes::lease::Lease;
 use crate::recipes::registration::{Registrar, Step};
 use reports::Reports;
@@ -154,7 +155,7 @@ pub struct Worker {
     timers: BTreeSet<(Instant, RunId)>,
     checkpoints: BTreeSet<(Instant, TaskId)>,
     reports: Reports,
-    publisher: Publisher,
+    groups: Groups,
     /// Defaults of the jobs of all entries; `None` while they are being read.
     jobs: BTreeMap<String, Option<Options>>,
     /// The incarnation is dead, and so far is its end.
@@ -174,7 +175,7 @@ impl Worker {
         let body = Registration::new(&params.process, params.slots, params.labels.clone(), 0);
         let predecessor = params.predecessor.clone();
         let registrar = Registrar::new(&params.layout, &params.id, body, predecessor, params.seed);
-        let publisher = Publisher::new(&params.layout, registrar.incarnation());
+        let groups = Groups::new(&params.layout, registrar.incarnation());
         Worker {
             connected: false,
             lease: Lease::new(&params.layout, registrar.incarnation().as_str()),
@@ -190,7 +191,7 @@ impl Worker {
             timers: BTreeSet::new(),
             checkpoints: BTreeSet::new(),
             reports: Reports::new(&params.layout),
-            publisher,
+            groups,
             jobs: BTreeMap::new(),
             dying: None,
             vouched: None,
@@ -206,18 +207,19 @@ impl Worker {
         self.params.layout.assignment(self.registrar.incarnation())
     }
 
-    fn on_lost(&mut self) {
+    fn on_lost(&mut self, out: &mut Out) {
         self.connected = false;
         self.calls.clear();
         self.registrar.on_lost();
         self.lease.on_lost();
         self.reports.on_lost();
-        self.publisher.on_lost();
+        let alone = self.groups.on_lost();
         self.jobs.retain(|_, options| options.is_some());
         self.expecting = false;
         for course in self.slots.values_mut().filter_map(Slot::course_mut) {
             course.unsaved();
         }
+        self.tell_alone(&alone, out);
         if self.dying == Some(Dying::Unassigning) {
             self.dying = Some(Dying::Settling);
         }
@@ -229,7 +231,7 @@ impl Worker {
             Step::Standing => {
                 self.lease.rename_if_new(self.registrar.incarnation().as_str());
                 self.lease.on_session(self.registrar.session_timeout());
-                self.publisher.rename(self.registrar.incarnation());
+                self.groups.rename(self.registrar.incarnation());
                 let call = Call::Watch { path: self.assignment(), mode: WatchMode::Node };
                 self.calls.issue(out, call, Purpose::WatchAssignment);
                 self.restart_reads(out);
@@ -274,6 +276,7 @@ impl Worker {
         self.calls.clear();
         self.jobs.retain(|_, options| options.is_some());
         self.version = None;
+        self.tell_all_alone(out);
         self.kill_all(out);
     }
 
@@ -317,12 +320,12 @@ impl Worker {
         }
         if let Some(settled) = self.reports.on_reply(id, result, out) {
             if let Some((task, settled)) = settled {
-                self.on_settled(&task, settled, now, out);
+                self.on_settled(&task, settled, out);
             }
             return;
         }
-        if self.publisher.on_reply(id, result) {
-            return;
+        if let Some(step) = self.groups.on_reply(id, result, now, out) {
+            return self.on_group(step, out);
         }
         let Some(purpose) = self.calls.take(id) else { return };
         let result = match result {
@@ -429,6 +432,7 @@ impl Worker {
             format!("stopping; {running} tasks run, and have {} s", kill.since(now).as_secs()),
         );
         self.mode = Mode::Draining { term, kill };
+        self.tell_all_alone(out);
         self.halt_all(Why::Drain, out);
         self.registrar.publish(|body| body.draining = true, out);
     }
@@ -498,6 +502,7 @@ impl Role for Worker {
             Event::Connected { timeout } => {
                 self.connected = true;
                 self.reports.on_connected(out);
+                self.groups.on_connected(timeout, out);
                 self.registrar.on_connected(timeout, out);
                 if let Mode::Leaving { .. } = self.mode {
                     self.leave(out);
@@ -505,7 +510,7 @@ impl Role for Worker {
             }
             Event::Lost { why } => {
                 out.log(Level::Warn, format!("connection lost: {why}"));
-                self.on_lost();
+                self.on_lost(out);
             }
             Event::Changed { path, kind } => self.on_changed(&path, kind, out),
             Event::Reply { id, result } => self.on_reply(id, &result, now, out),
@@ -525,7 +530,7 @@ impl Role for Worker {
         self.start_ready(now, out);
         self.drain(now, out);
         self.vouch(now, out);
-        self.publisher.pump(now, out);
+        self.pump_groups(now, out);
         self.tell(out);
     }
 
@@ -537,7 +542,7 @@ impl Role for Worker {
         };
         let lapse = self.lease.expires().filter(|_| !self.runs.is_empty() && self.dying.is_none());
         let own = earlier(mode, earlier(self.registrar.next_wake(), self.lease.next_wake()));
-        let owed = earlier(self.vouch_at, self.publisher.next_wake());
+        let owed = earlier(self.vouch_at, self.groups.next_wake().filter(|_| self.connected));
         earlier(earlier(own, owed), earlier(lapse, self.next_deadline()))
     }
 

@@ -27,8 +27,8 @@ pub struct Outcome {
     pub digest: u64,
     pub runs: usize,
     pub chunks: Tally,
-    /// Copies that workers made of tasks that they ended.
-    pub copies: usize,
+    /// Outcomes that workers wrote in groups.
+    pub told: usize,
 }
 
 /// Plays a seed.
@@ -46,12 +46,12 @@ pub fn play(seed: u64, swarm: Swarm, tracing: bool) -> Outcome {
             vec![format!("panic: {}", text.unwrap_or_default())]
         }
     };
-    let (told, copies) = checkers::all(&world);
-    complaints.extend(told);
+    let (found, told) = checkers::all(&world);
+    complaints.extend(found);
     let log = world.ens.log().iter();
     let digest =
         log.fold(world.digest, |digest, txn| (digest ^ txn.zxid as u64).wrapping_mul(0x100_0000_01b3));
-    Outcome { complaints, digest, runs: world.runs.len(), chunks: chunks::tally(&world), copies }
+    Outcome { complaints, digest, runs: world.runs.len(), chunks: chunks::tally(&world), told }
 }
 
 fn go(world: &mut World) -> Vec<String> {

@@ -7,8 +7,13 @@
 
 use std::collections::BTreeMap;
 
+use super::dispatch::{Roster, charge_window, entries_of};
 use super::editor::{Edit, Edited};
+use super::{Master, Out};
+use crate::contract::task::Outcome;
 use crate::contract::{Incarnation, TaskId};
+use crate::machine::{Instant, Refusal};
+use crate::recipes::assignment::Book;
 
 /// The tasks of one dead incarnation.
 #[derive(Debug)]
@@ -21,13 +26,15 @@ pub struct Burial {
     window: Option<usize>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Stage {
     /// It is not known yet whether it was charged before.
     Looking { attempt: u32, revoked: bool },
     /// It is to be moved on.
     Known { attempt: u32, revoked: bool, charged: u32 },
-    /// Likewise, and it is decided whether that is charged.
+    /// It ended, and that stands in a group. It is to be written into the task.
+    Ended(Box<Outcome>),
+    /// It is to be moved on, and it is decided whether that is charged.
     Decided { attempt: u32, charge: bool },
     /// It is being moved on.
     Moving,
@@ -53,7 +60,7 @@ impl Burial {
     /// Takes in what came of an edit; false if the task has no part in this burial.
     pub fn on_edited(&mut self, task: &TaskId, edit: &Edit, edited: &Edited) -> bool {
         let Some(stage) = self.tasks.get_mut(task) else { return false };
-        *stage = match (*stage, edit, edited) {
+        *stage = match (stage.clone(), edit, edited) {
             (Stage::Looking { attempt, revoked }, Edit::Peek, Edited::Pending { attempt: now, charged })
                 if attempt == *now =>
             {
@@ -61,10 +68,24 @@ impl Burial {
             }
             // It has an outcome, or is at another attempt, or cannot be read: the entry is void.
             (Stage::Looking { .. }, Edit::Peek, _) => Stage::Done,
-            (Stage::Moving, Edit::Move { .. }, _) => Stage::Done,
+            (Stage::Moving, Edit::Tell(outcome), Edited::Refused(Refusal::BadVersion)) => {
+                Stage::Ended(outcome.clone())
+            }
+            (Stage::Moving, Edit::Move { .. } | Edit::Tell(_), _) => Stage::Done,
             (stage, _, _) => stage,
         };
         true
+    }
+
+    /// What the dead wrote elsewhere, before anything is decided: `outcome` gives how a task ended at an attempt.
+    pub fn hear(&mut self, outcome: impl Fn(&TaskId, u32) -> Option<Outcome>) {
+        for (task, stage) in &mut self.tasks {
+            if let Stage::Known { attempt, .. } = *stage
+                && let Some(outcome) = outcome(task, attempt)
+            {
+                *stage = Stage::Ended(Box::new(outcome));
+            }
+        }
     }
 
     /// The moves to begin, when everything is known. `attempts` gives how many charged attempts a task has whose
@@ -76,6 +97,9 @@ impl Burial {
         self.decide();
         let mut moves = Vec::new();
         for (task, stage) in &self.tasks {
+            if let Stage::Ended(outcome) = stage {
+                moves.push((task.clone(), Edit::Tell(outcome.clone())));
+            }
             let Stage::Decided { attempt, charge } = *stage else { continue };
             let charge = if charge {
                 let Some(attempts) = attempts(task) else { continue };
@@ -118,7 +142,7 @@ impl Burial {
 
     /// The tasks whose entries are dealt with; each is given once.
     pub fn take_done(&mut self) -> Vec<TaskId> {
-        let is_done = |stage: &Stage| *stage == Stage::Done;
+        let is_done = |stage: &Stage| matches!(stage, Stage::Done);
         let done: Vec<_> =
             self.tasks.iter().filter(|(_, s)| is_done(s)).map(|(task, _)| task.clone()).collect();
         self.tasks.retain(|_, stage| !is_done(stage));
@@ -129,6 +153,72 @@ impl Burial {
     pub fn is_over(&self) -> bool {
         self.tasks.is_empty()
     }
+}
+
+impl Master {
+    /// Begins the burial of an incarnation that is dead.
+    pub(super) fn bury(&mut self, incarnation: &Incarnation, out: &mut Out) {
+        let Some(term) = &mut self.term else { return };
+        if term.burials.contains_key(incarnation) || !term.book.has(incarnation) {
+            return;
+        }
+        let burial = burial_of(incarnation, &term.book, &term.roster);
+        term.book.touch(incarnation);
+        for task in burial.to_look_at() {
+            term.editor.begin(task, Edit::Peek, out);
+        }
+        term.burials.insert(incarnation.clone(), burial);
+        self.inquire(incarnation, out);
+    }
+
+    /// Goes on with burials; those that are over end with the deletion of the assignment.
+    pub(super) fn continue_burials(&mut self, now: Instant, out: &mut Out) {
+        let Some(term) = &mut self.term else { return };
+        let mut settled = Vec::new();
+        let mut again = Vec::new();
+        for (incarnation, burial) in &mut term.burials {
+            // The page may have been read, or read again, after the death was known.
+            if burial.is_over() && term.book.entries(incarnation).next().is_some() {
+                *burial = burial_of(incarnation, &term.book, &term.roster);
+                again.push(incarnation.clone());
+            }
+            // An edit for another reason may have been under way when this one was wished for.
+            for task in burial.to_look_at() {
+                term.editor.begin(task, Edit::Peek, out);
+            }
+            if again.contains(incarnation) || !term.groups.is_known(incarnation) {
+                continue;
+            }
+            let groups = &term.groups;
+            burial.hear(|task, attempt| groups.outcome(incarnation, task, attempt).cloned());
+            let (table, complete) = (&self.table, self.tasks.is_complete());
+            for (task, edit) in burial.moves(|task| table.attempts_in(task.dir(), complete)) {
+                if term.editor.begin(&task, edit, out) {
+                    burial.begun(&task);
+                }
+            }
+            for task in burial.take_done() {
+                term.book.release(incarnation, &task);
+                settled.push(task);
+            }
+            if burial.is_over() {
+                term.book.close(incarnation, out);
+            }
+        }
+        let book = &term.book;
+        term.burials.retain(|incarnation, _| book.has(incarnation));
+        for incarnation in again {
+            self.inquire(&incarnation, out);
+        }
+        for task in settled {
+            self.settle(&task, now, out);
+        }
+    }
+}
+
+fn burial_of(incarnation: &Incarnation, book: &Book, roster: &Roster) -> Burial {
+    let window = charge_window(roster, incarnation);
+    Burial::new(incarnation, entries_of(book, incarnation), window)
 }
 
 #[cfg(test)]

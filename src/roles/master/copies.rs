@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Master, Out};
-use crate::contract::copies::{Copies, first_made};
+use crate::contract::copies::{Copies, first_made, is_of_ended};
 use crate::contract::worker::Seen;
 use crate::contract::{Layout, TaskId, name_of};
 use crate::machine::{Call, CallId, CallResult, Calls, Reply};
+use crate::recipes::mirror::Beside;
 
 /// Znodes of which the copies are kept, each of at most [`MAX_COPIES`](crate::contract::copies::MAX_COPIES) tasks. Other
 /// tasks are read by their workers.
@@ -139,12 +140,16 @@ impl Copybook {
 
 impl Master {
     /// Something stands beside tasks, or does no longer.
-    pub(super) fn on_beside(&mut self, path: &str, gone: bool, out: &mut Out) {
+    pub(super) fn on_beside(&mut self, path: &str, how: Beside, out: &mut Out) {
+        if is_of_ended(name_of(path)) {
+            return self.on_group(path, how, out);
+        }
         let Some(term) = &mut self.term else { return };
-        if gone {
-            term.copies.on_gone(path);
-        } else {
-            term.copies.on_made(&self.params.layout, path, out);
+        match how {
+            Beside::Made => term.copies.on_made(&self.params.layout, path, out),
+            // Its tasks may be older than this leader knows.
+            Beside::Found | Beside::Changed => {}
+            Beside::Gone => term.copies.on_gone(path),
         }
     }
 

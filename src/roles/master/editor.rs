@@ -15,7 +15,7 @@ const WINDOW: usize = 128;
 const MAX_TRIES: u32 = 20;
 
 /// What is to become of a task.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Edit {
     /// Only look how it is.
     Peek,
@@ -25,6 +25,8 @@ pub enum Edit {
     Expire,
     /// It is marked to be cancelled, because its submitter is gone.
     Orphan,
+    /// This is how it ended, as its worker wrote elsewhere before it died.
+    Tell(Box<Outcome>),
     /// It goes on from an attempt that is dead to the next, or fails if that was its last.
     Move {
         /// The attempt that is dead.
@@ -199,6 +201,14 @@ fn apply(edit: &Edit, task: &mut Task) -> bool {
             let why = "its deadline passed before it was started";
             task.end(Outcome::unrun(State::Expired, None, why, task.attempt));
             true
+        }
+        // What happened stands, whoever wished to cancel it meanwhile.
+        Edit::Tell(outcome) => {
+            let is_open = task.attempt == outcome.attempt;
+            if is_open {
+                task.end((**outcome).clone());
+            }
+            is_open
         }
         Edit::Orphan => !std::mem::replace(&mut task.cancel, true),
         Edit::Move { from, worker, charge } => {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::burial::Burial;
 use super::copies::Copybook;
-use super::dispatch::{Roster, charge_window, entries_of};
+use super::dispatch::Roster;
 use super::editor::{Edit, Edited, Editor};
+use super::groups::Groups;
 use super::janitor::Janitor;
 use super::summary::{self, Summary};
 use super::table::Phase;
@@ -71,7 +72,8 @@ pub struct Term {
     announced: Option<i64>,
     pub(super) janitor: Janitor,
     pub(super) roster: Roster,
-    burials: BTreeMap<Incarnation, Burial>,
+    pub(super) groups: Groups,
+    pub(super) burials: BTreeMap<Incarnation, Burial>,
     /// Empty assignments of incarnations that are not registered, since when they are known.
     newborn: BTreeMap<Incarnation, Instant>,
     /// Those that died before the list of workers came; it may be older than their deaths.
@@ -105,6 +107,7 @@ impl Term {
             announced: None,
             janitor: Janitor::new(layout),
             roster: Roster::default(),
+            groups: Groups::new(layout),
             burials: BTreeMap::new(),
             newborn: BTreeMap::new(),
             died: BTreeSet::new(),
@@ -186,6 +189,7 @@ impl Master {
     /// Does what is due: housekeeping, giving out, writing.
     pub(super) fn act(&mut self, now: Instant, out: &mut Out) {
         self.housekeep(now, out);
+        self.tidy_groups(out);
         self.dispatch(now, out);
         self.balance(now);
         let Some(mut term) = self.term.take() else { return };
@@ -211,6 +215,10 @@ impl Master {
         if term.copies.on_reply(id, result, term.announced) {
             return;
         }
+        if self.on_groups_reply(id, result, out) {
+            return;
+        }
+        let Some(term) = &mut self.term else { return };
         let mut steps = Vec::new();
         if term.book.on_reply(id, result, &mut steps, out) {
             self.on_book(steps, now, out);
@@ -267,6 +275,10 @@ impl Master {
                     }
                 }
                 Step::Closed(incarnation, tasks) => {
+                    // It may have been read as somebody's page, and not be closed at all.
+                    if !term.book.has(&incarnation) {
+                        term.groups.conclude(&incarnation);
+                    }
                     term.newborn.remove(&incarnation);
                     if !self.fleet.lives(&incarnation) {
                         term.roster.forget(&incarnation);
@@ -381,25 +393,13 @@ impl Master {
 
     pub(super) fn on_death(&mut self, incarnation: &Incarnation, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
+        term.groups.touch();
         if term.stage == Stage::Leading {
             out.log(Level::Info, format!("worker {incarnation} is gone"));
             self.bury(incarnation, out);
         } else {
             term.died.insert(incarnation.clone());
         }
-    }
-
-    fn bury(&mut self, incarnation: &Incarnation, out: &mut Out) {
-        let Some(term) = &mut self.term else { return };
-        if term.burials.contains_key(incarnation) || !term.book.has(incarnation) {
-            return;
-        }
-        let burial = burial_of(incarnation, &term.book, &term.roster);
-        term.book.touch(incarnation);
-        for task in burial.to_look_at() {
-            term.editor.begin(task, Edit::Peek, out);
-        }
-        term.burials.insert(incarnation.clone(), burial);
     }
 
     fn on_edited(&mut self, task: &TaskId, edit: &Edit, edited: Edited, now: Instant, out: &mut Out) {
@@ -409,6 +409,11 @@ impl Master {
             self.table.set_aside(task);
         }
         let Some(term) = &mut self.term else { return };
+        if let (Edit::Tell(outcome), Edited::Refused(_)) = (edit, &edited)
+            && let Some(by) = &outcome.worker
+        {
+            term.groups.spare(by);
+        }
         for burial in term.burials.values_mut() {
             burial.on_edited(task, edit, &edited);
         }
@@ -422,40 +427,6 @@ impl Master {
         self.note_look(task, edit, &edited, out);
         self.settle(task, now, out);
         self.touch();
-    }
-
-    /// Goes on with burials; those that are over end with the deletion of the assignment.
-    pub(super) fn continue_burials(&mut self, now: Instant, out: &mut Out) {
-        let Some(term) = &mut self.term else { return };
-        let mut settled = Vec::new();
-        for (incarnation, burial) in &mut term.burials {
-            // The page may have been read, or read again, after the death was known.
-            if burial.is_over() && term.book.entries(incarnation).next().is_some() {
-                *burial = burial_of(incarnation, &term.book, &term.roster);
-            }
-            // An edit for another reason may have been under way when this one was wished for.
-            for task in burial.to_look_at() {
-                term.editor.begin(task, Edit::Peek, out);
-            }
-            let (table, complete) = (&self.table, self.tasks.is_complete());
-            for (task, edit) in burial.moves(|task| table.attempts_in(task.dir(), complete)) {
-                if term.editor.begin(&task, edit, out) {
-                    burial.begun(&task);
-                }
-            }
-            for task in burial.take_done() {
-                term.book.release(incarnation, &task);
-                settled.push(task);
-            }
-            if burial.is_over() {
-                term.book.close(incarnation, out);
-            }
-        }
-        let book = &term.book;
-        term.burials.retain(|incarnation, _| book.has(incarnation));
-        for task in settled {
-            self.settle(&task, now, out);
-        }
     }
 
     /// Closes what was never registered.
@@ -488,15 +459,15 @@ impl Master {
             (_, Some((incarnation, _)))
                 if !self.fleet.lives(&incarnation) || term.burials.contains_key(&incarnation) => {}
             (None, Some(_)) if !self.tasks.is_complete() => {}
-            // It was changed and then went, in a job whose names are never used again: it ended, and was collected.
-            (None, Some((_, held))) if held.is_ghost() && !held.is_revoked() => {
-                term.book.strip(task, Haste::Later);
-            }
             // The mirror may be late: the task may have been made and given out just before the takeover.
             (None, Some((_, held))) if held.inherited && term.looked.get(task) != Some(&false) => {
                 if !term.looked.contains_key(task) {
                     term.editor.begin(task, Edit::Peek, out);
                 }
+            }
+            // It was changed and then went, in a job whose names are never used again: it ended, and was collected.
+            (None, Some((_, held))) if held.is_ghost() && !held.is_revoked() => {
+                term.book.strip(task, Haste::Later);
             }
             (Some(Phase::Pending(pending)), Some((incarnation, held))) => {
                 if pending.attempt > held.attempt && pending.released_by.as_ref() == Some(&incarnation) {
@@ -590,9 +561,4 @@ impl Master {
         });
         status
     }
-}
-
-fn burial_of(incarnation: &Incarnation, book: &Book, roster: &Roster) -> Burial {
-    let window = charge_window(roster, incarnation);
-    Burial::new(incarnation, entries_of(book, incarnation), window)
 }

@@ -274,15 +274,8 @@ impl Table {
         let phase = match decoded {
             Ok(read) => match read.outcome {
                 Some(outcome) => {
-                    let times = outcome.started_ms.zip(outcome.ended_ms);
-                    let ran = times.map_or(0, |(from, to)| to.saturating_sub(from).max(0));
-                    let attempt = outcome.attempt;
-                    Phase::Ended {
-                        state: outcome.state,
-                        attempt,
-                        by: outcome.worker,
-                        ran_ms: ran.unsigned_abs(),
-                    }
+                    let (attempt, ran_ms) = (outcome.attempt, outcome.ran_ms());
+                    Phase::Ended { state: outcome.state, attempt, by: outcome.worker, ran_ms }
                 }
                 None => match self.pending_of(task, &read, stat, needs) {
                     Some(Some(pending)) => Phase::Pending(pending),

@@ -10,6 +10,7 @@ use crate::roles::testing::{Desk, T, World};
 
 mod copies;
 mod dispatch;
+mod groups;
 
 fn master(id: &str) -> Desk<Master> {
     Desk::new(Master::new(Params {

@@ -8,7 +8,7 @@
 //! waits for its outcome; lines are never read twice. A unit is `open` from the moment
 //! its lines were read until its task is known to stand, whatever happens to connections in between.
 
-mod copies;
+mod groups;
 mod made;
 mod parts;
 mod replies;
@@ -111,12 +111,10 @@ pub struct Batch {
     copies_left: VecDeque<String>,
     /// One more than the last unit that was read.
     read_to: u64,
-    /// Znodes with copies that are to be read.
-    copies: BTreeSet<String>,
-    /// When something was last told of copies.
-    copies_at: Option<Instant>,
-    /// When to look of what no copy came.
-    late_at: Option<Instant>,
+    /// Groups that are to be read.
+    groups: VecDeque<String>,
+    /// Those that told of tasks which were not known to stand.
+    early_groups: BTreeSet<String>,
     /// Tasks whose outcome was shown and that are being deleted, or are to be.
     deleting: BTreeMap<u64, Deleting>,
     /// Those of them that wait for their turn.
@@ -137,7 +135,7 @@ pub struct Batch {
     /// Reads among them, each of copies as many as it may tell of.
     reads: usize,
     /// Reads of copies among them.
-    copy_reads: usize,
+    group_reads: usize,
     warming: usize,
 }
 
@@ -166,12 +164,17 @@ struct Open {
     doubt: bool,
     /// It changed before its creation was acknowledged.
     changed: bool,
+    /// A group told of it before its creation was acknowledged.
+    told: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Deleting {
     version: i32,
+    /// The attempt whose outcome was shown.
+    attempt: u32,
     tries: u32,
+    looks: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,7 +190,9 @@ enum Purpose {
     /// Looks whether the task that has the key and number is ours.
     Compare(u64),
     Read(u64),
-    ReadCopies(String),
+    ReadGroup(String),
+    /// Looks at a task that was shown, and then changed.
+    Recheck(u64),
     MakeCopies(u64, String),
     DropCopies,
     Cancel(u64),
@@ -246,9 +251,8 @@ impl Batch {
             over_groups: BTreeSet::new(),
             copies_left: VecDeque::new(),
             read_to: 0,
-            copies: BTreeSet::new(),
-            copies_at: None,
-            late_at: None,
+            groups: VecDeque::new(),
+            early_groups: BTreeSet::new(),
             deleting: BTreeMap::new(),
             shown: VecDeque::new(),
             cancelling: false,
@@ -261,7 +265,7 @@ impl Batch {
             creates: 0,
             collects: 0,
             reads: 0,
-            copy_reads: 0,
+            group_reads: 0,
             warming: 0,
         };
         batch.makes_copies = batch.is_uniform() && !batch.detach;
@@ -361,8 +365,7 @@ impl Batch {
                 self.read_lines(out);
                 self.warm_parts(out);
                 self.clean_up(out);
-                self.age(now);
-                self.read_copies(out);
+                self.read_groups(out);
                 self.collect(out);
                 self.make_copies(out);
                 self.create(out);
@@ -445,20 +448,19 @@ impl Batch {
     }
 
     fn forget_calls(&mut self) {
+        self.forget_group_reads();
         self.calls.clear();
         self.ensure.reset();
         self.mark.on_lost();
         self.pace.on_lost();
         self.forget_copies();
-        self.copies.clear();
-        self.copies_at = None;
         self.ensuring = false;
-        (self.creates, self.collects, self.reads, self.copy_reads, self.warming) = (0, 0, 0, 0, 0);
+        (self.creates, self.collects, self.reads, self.warming) = (0, 0, 0, 0);
     }
 
-    fn on_changed(&mut self, path: &str, kind: ChangeKind, now: Instant) {
+    fn on_changed(&mut self, path: &str, kind: ChangeKind) {
         if is_copies(name_of(path)) {
-            return self.on_beside(path, kind, now);
+            return self.on_beside(path, kind);
         }
         // A creation is our own. A deletion is read too, to be sure.
         if kind == ChangeKind::Created || kind == ChangeKind::Children {
@@ -467,7 +469,7 @@ impl Batch {
         let Some(unit) = self.unit_at(path) else { return };
         match self.open.get_mut(&unit) {
             Some(open) => open.changed = true,
-            None => self.on_task_changed(unit, now),
+            None => self.parts.mark_unread(unit),
         }
     }
 
@@ -521,7 +523,7 @@ impl Role for Batch {
         match event {
             Event::Connected { .. } => self.on_connected(out),
             Event::Lost { .. } => self.on_lost(now),
-            Event::Changed { path, kind } => self.on_changed(&path, kind, now),
+            Event::Changed { path, kind } => self.on_changed(&path, kind),
             Event::Reply { id, result } => self.on_reply(id, &result, out),
             Event::Lines(lines) => self.on_lines(lines),
             Event::Stop { again } => self.on_stop(again, out),
@@ -543,8 +545,7 @@ impl Role for Batch {
 
     fn next_wake(&self) -> Option<Instant> {
         let look = self.pace.next_wake().filter(|_| self.online && self.marked && !self.over);
-        let late = self.late_at.filter(|_| self.online && !self.over);
-        earlier(self.give_up, earlier(look, late))
+        earlier(self.give_up, look)
     }
 
     fn assert_invariants(&self) {

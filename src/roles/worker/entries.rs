@@ -21,6 +21,7 @@ impl Worker {
         for slot in self.slots.values_mut() {
             slot.orphaned = true;
         }
+        let mut another = Vec::new();
         for entry in entries {
             match self.slots.get_mut(&entry.task) {
                 None => self.take_up(entry, now, out),
@@ -29,14 +30,27 @@ impl Worker {
                     slot.revoked |= entry.revoked;
                     slot.recalled |= entry.recalled;
                 }
-                Some(slot) if slot.is_dead() => self.take_up(entry, now, out),
+                Some(slot) if slot.is_dead() => {
+                    self.groups.settled(&entry.task, out);
+                    self.take_up(entry, now, out);
+                }
                 Some(slot) => {
                     slot.orphaned = false;
                     slot.next = Some((entry.attempt, entry.revoked));
+                    another.push(entry.task);
                 }
             }
         }
-        self.slots.retain(|_, slot| !slot.orphaned || slot.is_busy());
+        // Whatever that is, what we told of the attempt before is not the last word on it.
+        self.tell_alone(&another, out);
+        let groups = &mut self.groups;
+        self.slots.retain(|task, slot| {
+            let stays = !slot.orphaned || slot.is_busy();
+            if !stays {
+                groups.settled(task, out);
+            }
+            stays
+        });
         self.forget_jobs();
         let unwanted = |(task, slot): (&TaskId, &Slot)| {
             (slot.revoked || slot.orphaned || slot.recalled)
@@ -58,7 +72,7 @@ impl Worker {
     pub(super) fn forget_jobs(&mut self) {
         let needed: BTreeSet<&str> = self.slots.keys().map(TaskId::dir).collect();
         self.jobs.retain(|dir, options| options.is_none() || needed.contains(dir.as_str()));
-        self.publisher.retain(|dir| needed.contains(dir));
+        self.groups.retain(|dir| needed.contains(dir));
     }
 
     /// A new entry, at the end of the line.
@@ -96,6 +110,8 @@ impl Worker {
                 }
                 self.finish_if_over(task, out);
             }
+            // The leader must see the outcome in the task itself before it hears that this is dead.
+            State::Telling(_) | State::Told(_) => self.tell_alone(std::slice::from_ref(task), out),
             State::Reporting | State::Closed { .. } | State::Aside => {}
         }
     }
@@ -193,7 +209,7 @@ impl Worker {
             Ok(Reply::Data { data, .. }) => match Job::decode(data) {
                 Ok(job) => {
                     if job.copies {
-                        self.publisher.want(&dir);
+                        self.groups.want(&dir);
                     }
                     job.options
                 }
@@ -212,16 +228,11 @@ impl Worker {
         self.forget_jobs();
     }
 
-    pub(super) fn on_settled(&mut self, task: &TaskId, settled: Settled, now: Instant, out: &mut Out) {
+    pub(super) fn on_settled(&mut self, task: &TaskId, settled: Settled, out: &mut Out) {
         match settled {
             Settled::Impossible(why) => return self.set_aside(task, &why, out),
             Settled::Void => self.close(task, true, out),
-            Settled::Written(seen) => {
-                self.close(task, false, out);
-                if let Some(seen) = seen {
-                    self.publisher.add(task, seen, now);
-                }
-            }
+            Settled::Written => self.close(task, false, out),
         }
         if matches!(self.mode, Mode::Leaving { .. }) {
             self.leave(out);
@@ -245,6 +256,7 @@ impl Worker {
     pub(super) fn close(&mut self, task: &TaskId, vouch: bool, out: &mut Out) {
         let Some(slot) = self.slots.get_mut(task) else { return };
         slot.state = State::Closed { vouch };
+        self.groups.settled(task, out);
         self.vouching = true;
         if slot.orphaned || self.dying.is_some() {
             self.slots.remove(task);

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 
 use crate::contract::chunk::{self, Results};
 use crate::contract::task::{Outcome, State, Task};
-use crate::contract::worker::{MAX_SEEN_BYTES, Seen};
 use crate::contract::{Incarnation, Layout, TaskId};
 use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Refusal, Reply};
 
@@ -45,8 +44,8 @@ pub enum Want {
 /// What became of a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// It stands in the task. If it is an outcome and small, this is what stands there.
-    Written(Option<Seen>),
+    /// It stands in the task.
+    Written,
     /// The task is somebody else's by now, or gone; or there was nothing to write.
     Void,
     /// It can never be written.
@@ -64,8 +63,7 @@ struct Report {
 #[derive(Debug)]
 enum Purpose {
     Read(TaskId),
-    /// This, if it is an outcome.
-    Write(TaskId, Option<Vec<u8>>),
+    Write(TaskId),
 }
 
 /// The reports of a worker.
@@ -149,14 +147,11 @@ impl Reports {
                 let settled = self.on_read(&task, data, stat.version, out);
                 (task, settled)
             }
-            (Purpose::Write(task, data), Ok(Reply::Stat(stat))) => {
-                let seen = data.and_then(|data| Seen::of(&data, stat));
-                (task, Some(Settled::Written(seen)))
-            }
-            (Purpose::Read(task) | Purpose::Write(task, _), Err(CallError::Refused(Refusal::NoNode))) => {
+            (Purpose::Write(task), Ok(Reply::Stat(_))) => (task, Some(Settled::Written)),
+            (Purpose::Read(task) | Purpose::Write(task), Err(CallError::Refused(Refusal::NoNode))) => {
                 (task, Some(Settled::Void))
             }
-            (Purpose::Write(task, _), Err(CallError::Refused(Refusal::BadVersion))) => {
+            (Purpose::Write(task), Err(CallError::Refused(Refusal::BadVersion))) => {
                 let tries = self.owed.get_mut(&task).map_or(u32::MAX, |report| {
                     report.tries += 1;
                     report.tries
@@ -168,10 +163,10 @@ impl Reports {
                     (task, Some(Settled::Impossible("somebody else keeps changing the task".into())))
                 }
             }
-            (Purpose::Read(task) | Purpose::Write(task, _), Err(CallError::Refused(refusal))) => {
+            (Purpose::Read(task) | Purpose::Write(task), Err(CallError::Refused(refusal))) => {
                 (task, Some(Settled::Impossible(refusal.to_string())))
             }
-            (Purpose::Read(task) | Purpose::Write(task, _), Ok(_)) => {
+            (Purpose::Read(task) | Purpose::Write(task), Ok(_)) => {
                 (task, Some(Settled::Impossible("an answer that is none".into())))
             }
         };
@@ -187,10 +182,8 @@ impl Reports {
     }
 
     fn write<R>(&mut self, id: &TaskId, task: &mut Task, version: i32, out: &mut Actions<R>) {
-        let data = task.encode_to_fit();
-        let kept = (task.outcome.is_some() && data.len() <= MAX_SEEN_BYTES).then(|| data.clone());
-        let call = Call::Set { path: self.layout.task(id), data, version };
-        self.calls.issue(out, call, Purpose::Write(id.clone(), kept));
+        let call = Call::Set { path: self.layout.task(id), data: task.encode_to_fit(), version };
+        self.calls.issue(out, call, Purpose::Write(id.clone()));
     }
 
     fn on_read<R>(
@@ -204,11 +197,11 @@ impl Reports {
         let Ok(mut task) = Task::decode(data) else { return Some(Settled::Void) };
         if let Some(outcome) = &task.outcome {
             let ours = outcome.attempt == report.attempt && outcome.worker.as_ref() == Some(&report.by);
-            return Some(if ours { Settled::Written(None) } else { Settled::Void });
+            return Some(if ours { Settled::Written } else { Settled::Void });
         }
         if task.attempt != report.attempt {
             let ours = task.released_by.as_ref() == Some(&report.by) && task.attempt == report.attempt + 1;
-            return Some(if ours { Settled::Written(None) } else { Settled::Void });
+            return Some(if ours { Settled::Written } else { Settled::Void });
         }
         if !apply(report, &mut task) {
             return Some(Settled::Void);
@@ -326,10 +319,7 @@ mod tests {
         let mut bench = Bench::new(outcome());
         let (id, call) = bench.call();
         assert!(matches!(call, Call::Set { version: 5, .. }));
-        let Call::Set { data, .. } = call else { panic!("a write") };
-        let stat = Stat { version: 6, mzxid: 99, ..Stat::default() };
-        let seen = Seen { data: String::from_utf8(data).expect("text"), version: 6, mzxid: 99 };
-        assert_eq!(bench.answer(id, Ok(Reply::Stat(stat))), Some(Settled::Written(Some(seen))));
+        assert_eq!(bench.answer(id, Ok(Reply::Stat(Stat::default()))), Some(Settled::Written));
         assert!(bench.reports.is_empty());
     }
 
@@ -343,7 +333,7 @@ mod tests {
         let mut bench = Bench::new(outcome());
         let mut task = bench.task.clone();
         task.outcome = Some(done(&bench.by.clone()));
-        assert_eq!(bench.read_back(&task), Some(Settled::Written(None)));
+        assert_eq!(bench.read_back(&task), Some(Settled::Written));
 
         let mut bench = Bench::new(outcome());
         let mut task = bench.task.clone();

@@ -7,6 +7,7 @@ use crate::machine::{Captured, CreateMode, Ended, GroupSignal, RunReport};
 use crate::roles::testing::{Desk, World};
 
 mod chunks;
+mod groups;
 
 fn worker(change: impl FnOnce(&mut Params)) -> Desk<Worker> {
     let process = ProcessIdentity { host: "h".into(), pid: 7, ..ProcessIdentity::default() };

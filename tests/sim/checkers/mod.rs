@@ -12,7 +12,7 @@ pub mod tasks;
 
 use std::collections::BTreeMap;
 
-use zkmw::contract::copies::is_copies;
+use zkmw::contract::copies::{is_copies, is_of_ended};
 
 use super::ensemble::{Op, SessionId, Txn};
 use super::life::ROOT;
@@ -128,7 +128,13 @@ pub fn task_of(path: &str) -> Option<&str> {
     (!name.contains('/') && !is_copies(name)).then_some(id)
 }
 
-/// All complaints about a simulation, and how many copies were made of tasks that had ended.
+/// The directory of the tasks of which a path is a group.
+pub fn group_of(path: &str) -> Option<&str> {
+    let (dir, name) = path.strip_prefix(ROOT)?.strip_prefix("/tasks/")?.split_once('/')?;
+    is_of_ended(name).then_some(dir)
+}
+
+/// All complaints about a simulation, and how many outcomes stood in groups.
 pub fn all(world: &World) -> (Vec<String>, usize) {
     let mut told = Complaints { all: Vec::new() };
     runs::check(world, &mut told);
@@ -137,6 +143,6 @@ pub fn all(world: &World) -> (Vec<String>, usize) {
     pages::check(world, &mut told);
     elections::check(world, &mut told);
     clients::check(world, &mut told);
-    let copies = copies::check(world, &mut told);
-    (told.all, copies)
+    let in_groups = copies::check(world, &mut told);
+    (told.all, in_groups)
 }

@@ -167,7 +167,7 @@ fn where_it_gets_on_only_free_slots_are_filled_unless_it_would_take_far_longer_t
 fn a_death_charges_only_what_can_have_been_started() {
     let mut world = World::new();
     let session = worker(&mut world, "w~1", 1);
-    let names: Vec<String> = (0..70).map(|n| format!("_00/{n:03}")).collect();
+    let names: Vec<String> = (0..198).map(|n| format!("_00/{n:03}")).collect();
     for name in &names {
         task(&mut world, name, |_| {});
     }

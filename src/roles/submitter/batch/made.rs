@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::parts::part_of;
+use super::parts::{Over, part_of};
 use super::windows::{MAX_COLLECTS, MAX_CREATES, MAX_OPEN_BYTES, READ_AHEAD};
 use super::{Batch, Open, Purpose, Source};
 use crate::contract::copies::{Copies, MADE_TOGETHER, MAX_COPIES, MAX_COPIES_BYTES, MIN_COPIES, made_name};
@@ -121,11 +121,13 @@ impl Batch {
         self.copies_left.clear();
     }
 
-    /// A unit is over, and with it perhaps all that its copies are of.
-    pub(super) fn note_over(&mut self, unit: u64) {
+    /// A task is over, and with it perhaps all that its copies are of; tells what is known of it, if it was pending at all.
+    pub(super) fn over(&mut self, unit: u64) -> Option<Over> {
+        let over = self.parts.over(unit)?;
         if self.makes_copies {
             self.over_groups.insert(unit / GROUP);
         }
+        Some(over)
     }
 
     /// Forgets groups of which all tasks are over; deletes their copies, when there are many.

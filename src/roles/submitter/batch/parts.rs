@@ -1,4 +1,4 @@
-//! The parts of a batch: which of their tasks stand without an outcome, in five bits a task, and two bytes where
+//! The parts of a batch: which of their tasks stand without an outcome, in three bits a task, and two bytes where
 //! tasks have several commands.
 //!
 //! Bookkeeping alone: it makes no calls. A part is *warm* on a connection when it was made and its watch stands;
@@ -42,18 +42,6 @@ impl Bits {
         self.0[word] & bit != 0
     }
 
-    fn is_empty(&self) -> bool {
-        self.0.iter().all(|word| *word == 0)
-    }
-
-    /// Takes in the others; whether there are any.
-    fn add(&mut self, others: &Bits) -> bool {
-        for (word, other) in self.0.iter_mut().zip(others.0.iter()) {
-            *word |= other;
-        }
-        !others.is_empty()
-    }
-
     /// The first one's place within the part.
     fn first(&self) -> Option<u64> {
         let word = self.0.iter().position(|word| *word != 0)?;
@@ -75,8 +63,6 @@ struct Part {
     doubt: Bits,
     /// Those of them that have to be read.
     unread: Bits,
-    /// Those that have to be read if no copy comes: since the last [`Parts::age`], and before it.
-    late: [Bits; 2],
 }
 
 /// How far a part is on the present connection.
@@ -94,8 +80,6 @@ pub struct Parts {
     cold: BTreeSet<u64>,
     /// Parts that may have tasks to read.
     dirty: BTreeSet<u64>,
-    /// Parts that may have tasks of which copies are awaited.
-    late: BTreeSet<u64>,
     /// Parts that may have nothing pending.
     idle: BTreeSet<u64>,
     pending_count: u64,
@@ -133,7 +117,6 @@ impl Parts {
                 commands: Vec::new(),
                 doubt: Bits::new(),
                 unread: Bits::new(),
-                late: [Bits::new(), Bits::new()],
             }
         });
     }
@@ -222,9 +205,6 @@ impl Parts {
         }
         self.pending_commands -= u64::from(commands);
         part.unread.remove(unit);
-        for late in &mut part.late {
-            late.remove(unit);
-        }
         Some(Over { doubt: part.doubt.remove(unit), commands })
     }
 
@@ -236,38 +216,6 @@ impl Parts {
         {
             part.unread.insert(unit);
             self.dirty.insert(number);
-        }
-    }
-
-    /// The task has to be read, but a copy may come first; nothing happens if it is not pending.
-    pub fn mark_late(&mut self, unit: u64) {
-        let number = part_of(unit);
-        if let Some(part) = self.parts.get_mut(&number)
-            && part.pending.contains(unit)
-            && !part.late[1].contains(unit)
-        {
-            part.late[0].insert(unit);
-            self.late.insert(number);
-        }
-    }
-
-    /// Whether copies are awaited.
-    pub fn is_late(&self) -> bool {
-        !self.late.is_empty()
-    }
-
-    /// No copy came of what was marked before this was last called: it has to be read.
-    pub fn age(&mut self) {
-        for number in std::mem::take(&mut self.late) {
-            let Some(part) = self.parts.get_mut(&number) else { continue };
-            let [now, before] = &mut part.late;
-            if part.unread.add(before) {
-                self.dirty.insert(number);
-            }
-            *before = std::mem::replace(now, Bits::new());
-            if !before.is_empty() {
-                self.late.insert(number);
-            }
         }
     }
 
@@ -358,27 +306,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_late_is_read_if_no_copy_came_between_two_looks() {
-        let mut parts = Parts::default();
-        parts.open(0);
-        parts.warmed(0);
-        for unit in 1..=3 {
-            parts.stands(unit, false, 1);
-            parts.mark_late(unit);
-        }
-        parts.mark_late(4);
-        parts.age();
-        assert!(parts.next_unread().is_none() && parts.is_late());
-        parts.mark_late(1);
-        assert!(parts.over(2).is_some());
-        parts.age();
-        let read: Vec<_> = std::iter::from_fn(|| parts.next_unread()).collect();
-        assert!(read == [1, 3] && !parts.is_late(), "{read:?}");
-    }
-
-    #[test]
     fn a_million_pending_tasks_take_less_than_a_megabyte() {
-        let bytes = 5 * size_of::<[u64; WORDS]>() + size_of::<Part>() + 64;
+        let bytes = 3 * size_of::<[u64; WORDS]>() + size_of::<Part>() + 64;
         assert!(bytes as u64 * (1_000_000 / LINES_PER_PART) < 1_000_000);
     }
 }

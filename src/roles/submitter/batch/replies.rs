@@ -1,12 +1,12 @@
 //! A batch takes in the answers to its calls.
 
 use super::parts::{Over, part_of};
-use super::{Batch, Deleting, Purpose, Room, TaskId};
+use super::{Batch, Deleting, Purpose, Room};
 use crate::contract::MAX_CHILDREN;
 use crate::contract::copies::MAX_COPIES;
 use crate::contract::task::{Job, State, Task};
 use crate::exit;
-use crate::machine::{Action, Actions, Call, CallError, CallId, CallResult, Level, Refusal, Reply};
+use crate::machine::{Action, Actions, Call, CallError, CallId, CallResult, Refusal, Reply};
 use crate::recipes::ensure;
 use crate::roles::client::{ClientReport, Ended, commands_ended, refusal_code};
 use crate::roles::submitter::{MAX_DELETES, mark};
@@ -41,17 +41,22 @@ impl Batch {
         match purpose {
             Purpose::Create(_) | Purpose::Compare(_) | Purpose::MakeCopies(..) => self.creates -= 1,
             Purpose::Read(_) => (self.collects, self.reads) = (self.collects - 1, self.reads - 1),
-            Purpose::ReadCopies(_) => {
+            Purpose::ReadGroup(_) => {
                 (self.collects, self.reads) = (self.collects - 1, self.reads - MAX_COPIES);
-                self.copy_reads -= 1;
+                self.group_reads -= 1;
             }
-            Purpose::Cancel(_) | Purpose::Delete(_) | Purpose::DropCopies => self.collects -= 1,
+            Purpose::Cancel(_) | Purpose::Delete(_) | Purpose::Recheck(_) | Purpose::DropCopies => {
+                self.collects -= 1;
+            }
             Purpose::Room | Purpose::FirstPart => {}
             Purpose::MakePart(_) | Purpose::ComparePart(_) | Purpose::WatchPart(_) => self.warming -= 1,
         }
         let result = match result {
             Ok(reply) => Ok(reply),
             Err(CallError::Refused(refusal)) => Err(*refusal),
+            Err(CallError::NotSent | CallError::MaybeApplied) if matches!(purpose, Purpose::ReadGroup(_)) => {
+                return self.on_doubt(purpose);
+            }
             Err(CallError::NotSent) => return,
             Err(CallError::MaybeApplied) => return self.on_doubt(purpose),
         };
@@ -66,7 +71,8 @@ impl Batch {
             Purpose::Create(unit) => self.on_created(unit, result, out),
             Purpose::Compare(unit) => self.on_compared(unit, result, out),
             Purpose::Read(unit) => self.on_read(unit, result, out),
-            Purpose::ReadCopies(path) => self.on_copies(&path, result, out),
+            Purpose::ReadGroup(path) => self.on_group(path, result, out),
+            Purpose::Recheck(unit) => self.on_rechecked(unit, result, out),
             Purpose::MakeCopies(group, path) => self.on_copies_made(group, path, result),
             Purpose::DropCopies => {}
             Purpose::Cancel(unit) => self.on_cancelled(unit, result, out),
@@ -82,6 +88,7 @@ impl Batch {
                     open.doubt = true;
                 }
             }
+            Purpose::ReadGroup(path) => self.queue_group(path),
             Purpose::Delete(unit) => {
                 if let Some(deleting) = self.deleting.get_mut(&unit) {
                     deleting.tries += 1;
@@ -261,6 +268,10 @@ impl Batch {
             return;
         }
         self.parts.stands(unit, open.doubt || before, open.commands);
+        // Once for all of them.
+        if open.told && !self.open.values().any(|open| open.told) {
+            self.read_early_groups();
+        }
         if before || open.changed || self.cancelling {
             self.parts.mark_unread(unit);
         }
@@ -301,7 +312,7 @@ impl Batch {
 
     /// Shows what became of each command. What follows happens only if that succeeded.
     pub(super) fn ended(&mut self, unit: u64, task: Task, version: i32, out: &mut Out) {
-        let first_line = unit.saturating_mul(self.units.size());
+        let (attempt, first_line) = (task.attempt, unit.saturating_mul(self.units.size()));
         let is_ours = !self.units.are_chunks() || task.first_line == first_line;
         let ended = if self.units.are_chunks() {
             commands_ended(&self.id(unit), &task)
@@ -314,8 +325,7 @@ impl Batch {
             let why = format!("the task {} was changed by someone: it has other lines", self.id(unit));
             return self.lost(unit, why, out);
         }
-        let Some(Over { doubt, .. }) = self.parts.over(unit) else { return };
-        self.note_over(unit);
+        let Some(Over { doubt, .. }) = self.over(unit) else { return };
         let done = ended.iter().filter(|command| command.outcome.state == State::Done).count();
         self.progress.done += done as u64;
         if done < ended.len() {
@@ -324,15 +334,14 @@ impl Batch {
         }
         out.push(Action::Report(ClientReport::ended(ended)));
         if !self.keyed && !doubt {
-            self.deleting.insert(unit, Deleting { version, tries: 0 });
+            self.deleting.insert(unit, Deleting { version, attempt, tries: 0, looks: 0 });
             self.shown.push_back(unit);
         }
     }
 
     /// The task's outcome will never be seen.
     fn lost(&mut self, unit: u64, why: String, out: &mut Out) {
-        if let Some(Over { commands, .. }) = self.parts.over(unit) {
-            self.note_over(unit);
+        if let Some(Over { commands, .. }) = self.over(unit) {
             self.progress.failed += u64::from(commands);
             self.tally.wrong(exit::FAILED);
             self.complain(why, out);
@@ -352,13 +361,12 @@ impl Batch {
     }
 
     fn on_deleted(&mut self, unit: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+        if result == Err(Refusal::BadVersion) {
+            return self.look_before_deleting(unit, out);
+        }
         self.deleting.remove(&unit);
         match result {
             Ok(_) | Err(Refusal::NoNode) => {}
-            Err(Refusal::BadVersion) => {
-                let id: TaskId = self.id(unit);
-                out.log(Level::Warn, format!("the task {id} was changed by someone after its outcome"));
-            }
             Err(refusal) => {
                 let why = format!("cannot delete the task {}: {refusal}", self.path(unit));
                 self.complain(why, out);

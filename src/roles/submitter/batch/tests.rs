@@ -1,7 +1,7 @@
 //! Batches: the common way, keys, interrupts, and then a thousand disasters from seeds.
 
 mod chunks;
-mod copies;
+mod groups;
 
 use std::collections::VecDeque;
 
