@@ -95,6 +95,11 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Removes all of them, as far as nothing lives there. None is used after that.
+    pub(super) fn close(&self) {
+        remove(&self.base);
+    }
+
     /// It is not used again.
     fn discard(&self, slot: u32) {
         remove_below(&self.path(slot));
@@ -132,7 +137,7 @@ impl Slots {
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        remove(&self.base);
+        self.close();
     }
 }
 

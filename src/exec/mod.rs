@@ -244,6 +244,8 @@ impl Drop for Executor {
     fn drop(&mut self) {
         self.handlers.close();
         let dead = self.kill_all();
+        // The thread of a run that was just told may hold on to them for a moment.
+        self.shared.cgroups.iter().for_each(|cgroups| cgroups.close());
         if let Some(guard) = &self.guard {
             guard.stop(dead);
         }
