@@ -115,6 +115,14 @@ pub enum Step {
     Alone(Vec<TaskId>),
 }
 
+impl Waiting {
+    /// Whether it is to be written by now.
+    fn is_due(&self, now: Instant) -> bool {
+        let is_late = self.due.is_none_or(|due| due <= now);
+        self.ended.len() >= ENOUGH || (is_late && !self.ended.is_empty())
+    }
+}
+
 impl Groups {
     /// No groups.
     pub fn new(layout: &Layout, by: &Incarnation) -> Groups {
@@ -240,12 +248,11 @@ impl Groups {
         for waiting in waiting.values_mut() {
             waiting.due.get_or_insert(now + TOGETHER);
         }
+        let mut dirs: Vec<(Option<Instant>, String)> =
+            waiting.iter().filter(|(_, w)| w.is_due(now)).map(|(dir, w)| (w.due, dir.clone())).collect();
         // Whoever has waited longest comes first.
-        let mut dirs: Vec<(Option<Instant>, &String)> =
-            waiting.iter().map(|(dir, waiting)| (waiting.due, dir)).collect();
         dirs.sort();
-        let dirs: Vec<String> = dirs.into_iter().map(|(_, dir)| dir.clone()).collect();
-        for dir in dirs {
+        for (_, dir) in dirs {
             if let Some(waiting) = waiting.get_mut(&dir) {
                 alone.extend(self.write_due(&dir, waiting, now, out));
             }
@@ -263,11 +270,8 @@ impl Groups {
         now: Instant,
         out: &mut Actions<R>,
     ) -> Vec<TaskId> {
-        loop {
+        while waiting.is_due(now) {
             let due = waiting.due.unwrap_or(now);
-            if waiting.ended.is_empty() || (due > now && waiting.ended.len() < ENOUGH) {
-                return Vec::new();
-            }
             let is_alone = waiting.ended.len() < MIN_GROUP || due + OVERDUE <= now || !self.is_wanted(dir);
             if is_alone {
                 return std::mem::take(&mut waiting.ended).into_keys().collect();
@@ -290,6 +294,7 @@ impl Groups {
                 None => return std::mem::take(&mut waiting.ended).into_keys().collect(),
             }
         }
+        Vec::new()
     }
 
     /// A free place of the directory; if there is none, one is made, as long as there are not too many.

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::leading::Term;
 use super::{Master, Out};
 use crate::contract::copies::{Copies, ended_by};
 use crate::contract::task::{Outcome, Task};
@@ -106,6 +107,16 @@ impl Groups {
             *self.hints.entry((dir.to_string(), by.clone())).or_insert(0) += 1;
             let call = Call::Get { path: format!("{}/{path}", self.layout.tasks()), watch: false };
             self.calls.issue(out, call, Purpose::Hint { dir: dir.to_string(), by });
+        }
+    }
+
+    fn end_hint(&mut self, dir: &str, by: &Incarnation) {
+        let key = (dir.to_string(), by.clone());
+        if let Some(count) = self.hints.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                self.hints.remove(&key);
+            }
         }
     }
 
@@ -234,30 +245,32 @@ impl Master {
         let Some(term) = &mut self.term else { return false };
         let groups = &mut term.groups;
         let Some(purpose) = groups.calls.take(id) else { return false };
-        let by = match &purpose {
-            Purpose::Delete => {
-                groups.deleting -= 1;
-                return true;
-            }
+        match purpose {
+            Purpose::Delete => groups.deleting -= 1,
             Purpose::Hint { dir, by } => {
-                let key = (dir.clone(), by.clone());
-                let left = groups.hints.get(&key).map_or(0, |count| count - 1);
-                if left == 0 {
-                    groups.hints.remove(&key);
-                } else {
-                    groups.hints.insert(key, left);
-                }
+                groups.end_hint(&dir, &by);
                 if let Ok(Reply::Data { data, .. }) = result {
-                    self.on_hint(&dir.clone(), &by.clone(), data);
+                    self.on_hint(&dir, &by, data);
                 }
-                return true;
             }
-            Purpose::List { by, .. } | Purpose::Read { by, .. } | Purpose::Fence { by, .. } => by.clone(),
+            Purpose::List { .. } | Purpose::Read { .. } | Purpose::Fence { .. } => {
+                self.on_inquest_reply(purpose, result, out);
+            }
+        }
+        true
+    }
+
+    fn on_inquest_reply(&mut self, purpose: Purpose, result: &CallResult, out: &mut Out) {
+        let Some(Term { groups, .. }) = &mut self.term else { return };
+        let (Purpose::List { by, .. } | Purpose::Read { by, .. } | Purpose::Fence { by, .. }) = &purpose
+        else {
+            return;
         };
+        let by = by.clone();
         groups.under_way -= 1;
         match (purpose, result) {
             // The connection is gone, and the term with it.
-            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => return true,
+            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => return,
             (Purpose::List { dir, .. }, Ok(Reply::Children(names))) => groups.on_listed(&dir, &by, names),
             (Purpose::Read { path, .. }, Ok(Reply::Data { data, stat })) => {
                 groups.on_read(path, &by, data.clone(), stat.version);
@@ -290,7 +303,6 @@ impl Master {
             inquest.open = inquest.open.saturating_sub(1);
         }
         groups.pump(out);
-        true
     }
 
     /// These tasks of a living worker are over, and take up no slots from now on. Whether they are gone is told by their

@@ -553,7 +553,11 @@ impl Role for Batch {
         let pending = self.parts.pending_commands();
         assert!(self.open.len() < 2 * READ_AHEAD, "{} tasks are open", self.open.len());
         assert!(self.creates <= MAX_CREATES && self.warming <= MAX_WARMING, "too many calls in flight");
-        assert!(self.deleting.len() + self.reads <= MAX_UNDELETED, "{} deletes pile up", self.deleting.len());
+        assert!(
+            self.deleting.len() + self.awaited() <= MAX_UNDELETED,
+            "{} deletes pile up",
+            self.deleting.len()
+        );
         assert!(self.detach || submitted == pending + done + failed, "a task was lost: {self:?}");
     }
 }

@@ -40,14 +40,18 @@ impl Batch {
     pub(super) fn read_groups(&mut self, out: &mut Actions<ClientReport>) {
         while self.group_reads < MAX_GROUP_READS
             && self.collects < MAX_COLLECTS
-            && self.deleting.len() + self.reads + MAX_COPIES <= MAX_UNDELETED
+            && self.deleting.len() + self.awaited() + MAX_COPIES <= MAX_UNDELETED
             && let Some(path) = self.groups.pop_front()
         {
             self.calls.issue(out, Call::Get { path: path.clone(), watch: false }, Purpose::ReadGroup(path));
             self.collects += 1;
-            self.reads += MAX_COPIES;
             self.group_reads += 1;
         }
+    }
+
+    /// How many outcomes may come of what is being read.
+    pub(super) fn awaited(&self) -> usize {
+        self.reads + self.group_reads * MAX_COPIES
     }
 
     /// Takes in a group. If it is gone, all that was in it is settled; if it cannot be read, its worker sees to that.

@@ -3,7 +3,6 @@
 use super::parts::{Over, part_of};
 use super::{Batch, Deleting, Purpose, Room};
 use crate::contract::MAX_CHILDREN;
-use crate::contract::copies::MAX_COPIES;
 use crate::contract::task::{Job, State, Task};
 use crate::exit;
 use crate::machine::{Action, Actions, Call, CallError, CallId, CallResult, Refusal, Reply};
@@ -42,8 +41,7 @@ impl Batch {
             Purpose::Create(_) | Purpose::Compare(_) | Purpose::MakeCopies(..) => self.creates -= 1,
             Purpose::Read(_) => (self.collects, self.reads) = (self.collects - 1, self.reads - 1),
             Purpose::ReadGroup(_) => {
-                (self.collects, self.reads) = (self.collects - 1, self.reads - MAX_COPIES);
-                self.group_reads -= 1;
+                (self.collects, self.group_reads) = (self.collects - 1, self.group_reads - 1);
             }
             Purpose::Cancel(_) | Purpose::Delete(_) | Purpose::Recheck(_) | Purpose::DropCopies => {
                 self.collects -= 1;

@@ -95,8 +95,8 @@ impl Batch {
     pub(super) fn collect(&mut self, out: &mut Actions<ClientReport>) {
         let most = if self.units.are_chunks() { MAX_CHUNK_READS } else { MAX_COLLECTS };
         while self.collects < MAX_COLLECTS
-            && self.reads < most
-            && self.deleting.len() + self.reads < MAX_UNDELETED
+            && self.awaited() < most
+            && self.deleting.len() + self.awaited() < MAX_UNDELETED
         {
             let Some(unit) = self.parts.next_unread() else { break };
             self.calls.issue(out, Call::Get { path: self.path(unit), watch: false }, Purpose::Read(unit));
