@@ -337,9 +337,14 @@ impl Layout {
         format!("{}/status", self.root)
     }
 
+    /// What stands at this path below [`Layout::tasks`].
+    pub fn below_tasks(&self, path: &str) -> String {
+        format!("{}/{path}", self.tasks())
+    }
+
     /// The directory of jobs' directory `dir`.
     pub fn job(&self, dir: &str) -> String {
-        format!("{}/tasks/{dir}", self.root)
+        self.below_tasks(dir)
     }
 
     /// A task.

@@ -51,7 +51,7 @@ impl Copybook {
     pub fn on_made(&mut self, layout: &Layout, path: &str, out: &mut Out) {
         let Some(key) = key(path).filter(|key| !self.groups.contains_key(key)) else { return };
         if self.groups.len() < MAX_GROUPS {
-            let call = Call::Get { path: format!("{}/{path}", layout.tasks()), watch: false };
+            let call = Call::Get { path: layout.below_tasks(path), watch: false };
             self.groups.insert(key.clone(), Group::default());
             self.calls.issue(out, call, key);
         }

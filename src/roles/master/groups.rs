@@ -105,7 +105,7 @@ impl Groups {
     fn read_hint(&mut self, dir: &str, path: &str, by: Incarnation, out: &mut Out) {
         if self.hints.values().sum::<usize>() < MAX_HINTS {
             *self.hints.entry((dir.to_string(), by.clone())).or_insert(0) += 1;
-            let call = Call::Get { path: format!("{}/{path}", self.layout.tasks()), watch: false };
+            let call = Call::Get { path: self.layout.below_tasks(path), watch: false };
             self.calls.issue(out, call, Purpose::Hint { dir: dir.to_string(), by });
         }
     }
@@ -174,7 +174,7 @@ impl Groups {
     fn on_read(&mut self, path: String, by: &Incarnation, data: Vec<u8>, version: i32) {
         let Some(inquest) = self.inquests.get_mut(by) else { return };
         inquest.open += 1;
-        let call = Call::Set { path: format!("{}/{path}", self.layout.tasks()), data: data.clone(), version };
+        let call = Call::Set { path: self.layout.below_tasks(&path), data: data.clone(), version };
         self.waiting.push_back((call, Purpose::Fence { path, by: by.clone(), data }));
     }
 
@@ -188,7 +188,7 @@ impl Groups {
     fn read(&mut self, path: String, by: &Incarnation) {
         let Some(inquest) = self.inquests.get_mut(by) else { return };
         inquest.open += 1;
-        let call = Call::Get { path: format!("{}/{path}", self.layout.tasks()), watch: false };
+        let call = Call::Get { path: self.layout.below_tasks(&path), watch: false };
         self.waiting.push_back((call, Purpose::Read { path, by: by.clone() }));
     }
 }
@@ -282,7 +282,7 @@ impl Master {
             // Whether it could be written over or not, what was read was written by it.
             (Purpose::Fence { path, data, .. }, _) => {
                 if let Err(malformed) = groups.on_fenced(&path, &by, &data) {
-                    let path = format!("{}/{path}", self.params.layout.tasks());
+                    let path = self.params.layout.below_tasks(&path);
                     out.log(Level::Error, format!("{path} is no group ({malformed}): what it told is lost"));
                 }
             }
@@ -290,7 +290,7 @@ impl Master {
             (_, Err(CallError::Refused(Refusal::NoNode))) => {}
             (Purpose::List { dir: path, .. } | Purpose::Read { path, .. }, result) => {
                 let why = result.as_ref().err().map_or_else(|| "no answer".to_string(), ToString::to_string);
-                let path = format!("{}/{path}", self.params.layout.tasks());
+                let path = self.params.layout.below_tasks(&path);
                 out.log(
                     Level::Error,
                     format!("{path}: {why}; what {by} wrote there is not known, and its groups stay"),
@@ -340,7 +340,7 @@ impl Master {
         let left = self.groups.iter().filter(|(by, _)| is_left(by)).flat_map(|(_, paths)| paths);
         for path in left.take(WINDOW) {
             term.groups.deleting += 1;
-            let path = format!("{}/{path}", self.params.layout.tasks());
+            let path = self.params.layout.below_tasks(path);
             // Without a version: the name is used once.
             term.groups.calls.issue(out, Call::Delete { path, version: None }, Purpose::Delete);
         }
