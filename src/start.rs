@@ -43,7 +43,7 @@ const WORKER_THREADS: usize = 128;
 const MAX_WORKER_THREADS: usize = 256;
 
 /// Calls of everyone else.
-const CLIENT_THREADS: usize = 1_024;
+const CLIENT_THREADS: usize = 640;
 
 /// Does what the configuration says, and gives the exit code.
 ///

@@ -12,6 +12,13 @@ pub(super) const MAX_CREATES: usize = 512;
 /// The same while as much is being collected as may be.
 pub(super) const MIN_CREATES: usize = 32;
 
+/// Tasks that stand and have not ended, beyond which no more are made than end, as long as they end quickly. A few seconds'
+/// work for a fast service; more would only be held in memory by the servers and the masters.
+pub(super) const MAX_AHEAD: u64 = 20_000;
+
+/// Deletes that wait or are in flight: with as many, tasks end quickly.
+pub(super) const RUSH: usize = 64;
+
 /// Reads and deletes in flight.
 pub(super) const MAX_COLLECTS: usize = 1_024;
 
@@ -64,6 +71,9 @@ impl Batch {
     }
 
     pub(super) fn create(&mut self, out: &mut Actions<ClientReport>) {
+        if self.parts.pending_count() >= MAX_AHEAD && self.deleting.len() >= RUSH {
+            return;
+        }
         // Who cannot keep up with what ends makes no more of it: tasks would only stand for longer.
         let most = if self.collects < MAX_COLLECTS { MAX_CREATES } else { MIN_CREATES };
         while self.creates < most {

@@ -4,6 +4,7 @@ use super::*;
 use crate::contract::copies::{Copies, MAX_COPIES, ended_name};
 use crate::contract::worker::Seen;
 use crate::contract::{Incarnation, name_of};
+use crate::roles::submitter::batch::windows::{MAX_AHEAD, RUSH};
 
 const PART: &str = "/z/tasks/B~0000";
 
@@ -175,4 +176,36 @@ fn bad_groups_cost_no_outcome() {
     }
     desk.settle();
     assert_eq!((desk.exit, desk.ended().len(), desk.count(is_task_read)), (Some(0), 2_000, 2_000));
+}
+
+#[test]
+fn a_batch_whose_tasks_end_quickly_does_not_run_far_ahead_of_them_and_one_of_slow_tasks_does() {
+    let lines = MAX_AHEAD + 4_000;
+    let slow = waiting(params(lines));
+    assert_eq!(tasks(&slow).len() as u64, lines, "they are safe as soon as they can be");
+
+    let mut desk = desk(params(lines));
+    desk.connect();
+    while desk.role.parts.pending_count() < MAX_AHEAD + 1_000 {
+        assert!(desk.play(Fate::Answered));
+    }
+    let ended = tasks(&desk);
+    for (n, some) in ended[..10 * MAX_COPIES].chunks(MAX_COPIES).enumerate() {
+        group(&mut desk, n as u64, some);
+    }
+    desk.tell();
+    let made = |desk: &Desk<Batch>| desk.count(is_create);
+    let rushes = |role: &Batch| role.deleting.len() >= RUSH && role.parts.pending_count() >= MAX_AHEAD;
+    let (mut turns, mut before) = (0, made(&desk));
+    while desk.play(Fate::Answered) {
+        let now = made(&desk);
+        if rushes(&desk.role) {
+            turns += 1;
+            assert_eq!(now, before, "no more is made");
+        }
+        before = now;
+    }
+    assert!(turns > RUSH);
+    let Some(ClientReport::Progress(progress)) = desk.reports.last() else { panic!("no progress") };
+    assert_eq!((progress.submitted, progress.done), (lines, 10 * MAX_COPIES as u64));
 }
