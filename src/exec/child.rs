@@ -26,6 +26,8 @@ use crate::machine::{RunId, RunOutput, RunSpec};
 const STATUS_BYTES: usize = 1024;
 /// The first descriptor that is not inherited.
 const FIRST_PRIVATE_FD: i32 = 3;
+/// The last of the signals that are not real-time signals.
+const LAST_SIGNAL: libc::c_int = 31;
 /// What the child reports if it fails between fork and exec; exec itself never does.
 const FAILED_BEFORE_EXEC: Errno = Errno::CANCELED;
 /// What it reports if it came too late to begin; exec itself never does.
@@ -90,6 +92,7 @@ fn prepare(run: RunId, parent: Pid, roll: &Announcer, gate: &OwnedFd) -> Result<
         return Err(Errno::SRCH);
     }
     keep_descriptors_private()?;
+    heed_all_signals();
     roll.announce(run)?;
     let mut not_after = [0; 8];
     retry_on_intr(|| read(gate, &mut not_after))?;
@@ -112,6 +115,15 @@ fn keep_descriptors_private() -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+/// Gives every signal its default action. What whoever started us ignored (`nohup`, a shell without job control) would be
+/// ignored by what we run as well, and a shell cannot even trap it then. Runs in the child.
+fn heed_all_signals() {
+    for signal in 1..=LAST_SIGNAL {
+        // SAFETY: it is async-signal-safe and sets no handler. For the two that have no other action it fails, and need not work.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
 }
 
 /// How many descriptors the process has room for at present: all that are open are below. Runs in the child.

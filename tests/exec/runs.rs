@@ -40,6 +40,11 @@ fn only_the_three_standard_descriptors_are_inherited() {
 
 #[test]
 fn a_run_is_a_group_of_its_own_with_default_signals() {
+    // As if we had been started with nohup, or by a shell in the background.
+    for signal in [libc::SIGHUP, libc::SIGQUIT] {
+        // SAFETY: no handler is set, and nobody sends us these.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
     let mut rig = Rig::new();
     // Not through a shell: while it waits it blocks signals of its own accord.
     let out = text(&rig.run(argv(&["grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"])).stdout);
