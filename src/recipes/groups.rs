@@ -212,6 +212,11 @@ impl Groups {
         if let Some(place) = self.places.get_mut(&number) {
             place.state = state;
         }
+        self.tasks_in(number)
+    }
+
+    /// The tasks of a place that are not settled.
+    fn tasks_in(&self, number: u64) -> Vec<TaskId> {
         self.of.iter().filter(|(_, of)| **of == number).map(|(task, _)| task.clone()).collect()
     }
 
@@ -397,8 +402,7 @@ impl Groups {
                     place.version = stat.version;
                 }
                 place.state = if is_write { State::Standing(now) } else { State::Free(Some(now)) };
-                let tasks = self.of.iter().filter(|(_, of)| **of == number);
-                let tasks = tasks.map(|(task, _)| task.clone()).collect();
+                let tasks = self.tasks_in(number);
                 self.clear(number, out);
                 Some(Step::Written(tasks))
             }
