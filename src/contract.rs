@@ -135,7 +135,7 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// A task's place below `tasks`, and its id for users: `job/task`.
+/// A task's place below `tasks` or `batches`, and its id for users: `job/task`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct TaskId(Box<str>);
@@ -169,9 +169,18 @@ impl fmt::Display for TaskId {
     }
 }
 
-/// The job that a directory below `tasks` belongs to: all parts of a batch are one job.
+/// The job that a directory of tasks belongs to: all parts of a batch are one job.
 pub fn job_of(dir: &str) -> &str {
     dir.split_once('~').map_or(dir, |(job, _)| job)
+}
+
+/// What stands before the part's number in the name of a directory that stands in `batches`.
+const APART: char = 'q';
+
+/// Whether the directory stands in `batches`, apart from those of which every master hears: `…~q<part>`.
+pub fn is_apart(dir: &str) -> bool {
+    let number = dir.rsplit_once('~').and_then(|(_, part)| part.strip_prefix(APART));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Whether the directory is one of the shared jobs `_00` … `_ff`, which are never deleted.
@@ -199,13 +208,21 @@ pub fn batch_task(job: Option<&str>, batch: &str, line: u64) -> TaskId {
 
 /// Where unit `unit` (from 0) of a batch goes that has `size` lines in each task. It is named after the first of them.
 pub fn batch_unit(job: Option<&str>, batch: &str, unit: u64, size: u64) -> TaskId {
+    TaskId::new(&part_dir(job, batch, unit, ""), &format!("{:07}", unit.saturating_mul(size)))
+}
+
+/// Where line `line` (from 0) of a batch goes that stands apart ([`is_apart`]).
+pub fn apart_task(job: Option<&str>, batch: &str, line: u64) -> TaskId {
+    TaskId::new(&part_dir(job, batch, line, APART.encode_utf8(&mut [0; 1])), &format!("{line:07}"))
+}
+
+/// The directory of a unit of a batch.
+fn part_dir(job: Option<&str>, batch: &str, unit: u64, mark: &str) -> String {
     let part = unit / LINES_PER_PART;
-    let dir = match job {
-        Some(job) => format!("{job}~{batch}~{part:04}"),
-        None => format!("{batch}~{part:04}"),
-    };
-    let line = unit.saturating_mul(size);
-    TaskId::new(&dir, &format!("{line:07}"))
+    match job {
+        Some(job) => format!("{job}~{batch}~{mark}{part:04}"),
+        None => format!("{batch}~{mark}{part:04}"),
+    }
 }
 
 /// Whether the text can be one component of a znode's path, as ZooKeeper's `PathUtils` sees it.
@@ -322,6 +339,11 @@ impl Layout {
         format!("{}/tasks", self.root)
     }
 
+    /// The directory of the jobs of which the leader alone hears.
+    pub fn batches(&self) -> String {
+        format!("{}/batches", self.root)
+    }
+
     /// The directory of waiting submitters.
     pub fn submitters(&self) -> String {
         format!("{}/submitters", self.root)
@@ -337,9 +359,18 @@ impl Layout {
         format!("{}/status", self.root)
     }
 
-    /// What stands at this path below [`Layout::tasks`].
+    /// What stands at this path, `dir` or `dir/name`, below [`Layout::tasks`] or [`Layout::batches`].
     pub fn below_tasks(&self, path: &str) -> String {
-        format!("{}/{path}", self.tasks())
+        let dir = path.split_once('/').map_or(path, |(dir, _)| dir);
+        let above = if is_apart(dir) { self.batches() } else { self.tasks() };
+        format!("{above}/{path}")
+    }
+
+    /// The task that stands at a path, if one can.
+    pub fn task_at(&self, path: &str) -> Option<TaskId> {
+        let (above, id) = path.strip_prefix(self.root.as_str())?.strip_prefix('/')?.split_once('/')?;
+        let id = TaskId::parse(id)?;
+        (above == if is_apart(id.dir()) { "batches" } else { "tasks" }).then_some(id)
     }
 
     /// The directory of jobs' directory `dir`.
@@ -349,7 +380,7 @@ impl Layout {
 
     /// A task.
     pub fn task(&self, id: &TaskId) -> String {
-        format!("{}/tasks/{id}", self.root)
+        self.below_tasks(id.as_str())
     }
 
     /// An assignment.
@@ -395,6 +426,29 @@ mod tests {
         assert_eq!(batch_unit(None, "B", 3_999, 100).as_str(), "B~0000/0399900");
         assert_eq!(batch_unit(Some("J"), "B", 4_000, 100).as_str(), "J~B~0001/0400000");
         assert_eq!(job_of("J~B~0001"), "J");
+        assert_eq!(apart_task(None, "B", 3_999).as_str(), "B~q0000/0003999");
+        assert_eq!(apart_task(Some("J"), "B", 4_000).as_str(), "J~B~q0001/0004000");
+    }
+
+    #[test]
+    fn what_stands_apart_is_told_by_its_name() {
+        assert!(is_apart("B~q0000") && is_apart("J~B~q1234"));
+        for dir in ["B~0000", "q0000", "B~q", "B~q00x0", "B~q0000~1", "_00", ""] {
+            assert!(!is_apart(dir), "{dir}");
+        }
+        let layout = Layout::new("/z");
+        for (id, path) in
+            [("B~q0000/0000007", "/z/batches/B~q0000/0000007"), ("B~0000/1", "/z/tasks/B~0000/1")]
+        {
+            let id = TaskId::parse(id).expect("an id");
+            assert_eq!(layout.task(&id), path);
+            assert_eq!(layout.task_at(path), Some(id));
+        }
+        for path in
+            ["/z/tasks/B~q0000/1", "/z/batches/B~0000/1", "/z/workers/a/b", "/y/tasks/a/b", "/z/tasks/a"]
+        {
+            assert_eq!(layout.task_at(path), None, "{path}");
+        }
     }
 
     #[test]

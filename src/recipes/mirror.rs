@@ -38,7 +38,8 @@ pub enum Change {
     Gone { path: String },
     /// It stands beside those that its directory is for, or does no longer; it is not read.
     Beside { path: String, how: Beside },
-    /// It, or the list of its children, may not be read.
+    /// It, or the list of its children, may not be read. This is its whole path: if it is the mirrored directory itself,
+    /// nothing will be told.
     Refused { path: String, refusal: Refusal },
     /// Everything that stood when the mirror started has been told.
     Complete,
@@ -151,6 +152,16 @@ impl Mirror {
         self.to_list.clear();
         self.gone.clear();
         self.state = State::Off;
+    }
+
+    /// Whether it was started on this connection.
+    pub fn is_started(&self) -> bool {
+        self.state != State::Off
+    }
+
+    /// The path of what is there below the mirrored directory.
+    fn whole(&self, below: &str) -> String {
+        if below.is_empty() { self.root.clone() } else { format!("{}/{below}", self.root) }
     }
 
     /// Whether everything that stood at the start has been told.
@@ -358,7 +369,7 @@ impl Mirror {
                 // Without its watch a mirror would be a picture: it never becomes complete.
                 Some(refusal) => {
                     self.reset();
-                    changes.push(Change::Refused { path: String::new(), refusal });
+                    changes.push(Change::Refused { path: self.root.clone(), refusal });
                 }
             },
             Purpose::List(dir) => match (result, refusal) {
@@ -366,7 +377,7 @@ impl Mirror {
                 (_, Some(Refusal::NoNode)) => {}
                 (_, refusal) => {
                     let refusal = refusal.unwrap_or(Refusal::Other(0));
-                    changes.push(Change::Refused { path: dir, refusal });
+                    changes.push(Change::Refused { path: self.whole(&dir), refusal });
                 }
             },
             Purpose::Read(path) => {
@@ -391,7 +402,7 @@ impl Mirror {
                     (_, refusal) => {
                         self.enlist_unsure(&path);
                         let refusal = refusal.unwrap_or(Refusal::Other(0));
-                        changes.push(Change::Refused { path, refusal });
+                        changes.push(Change::Refused { path: self.whole(&path), refusal });
                     }
                 }
             }
@@ -438,7 +449,7 @@ impl Mirror {
             if self.reading.contains_key(&path) {
                 continue;
             }
-            let call = Call::Get { path: format!("{}/{path}", self.root), watch: false };
+            let call = Call::Get { path: self.whole(&path), watch: false };
             self.reading.insert(path.clone(), Overtaken::No);
             self.calls.issue(out, call, Purpose::Read(path));
         }
@@ -448,8 +459,7 @@ impl Mirror {
                 break;
             }
             let Some(dir) = self.to_list.pop() else { break };
-            let path = if dir.is_empty() { self.root.clone() } else { format!("{}/{dir}", self.root) };
-            self.calls.issue(out, Call::Children { path }, Purpose::List(dir));
+            self.calls.issue(out, Call::Children { path: self.whole(&dir) }, Purpose::List(dir));
         }
     }
 }

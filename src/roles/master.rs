@@ -11,7 +11,8 @@
 //! out, whether or not all of them are loaded yet.
 //!
 //! A standby keeps the same table and queue; it only does not act. What it knows of tasks and workers comes from
-//! two mirrors; assignments are read at the takeover alone, since nobody but a leader changes them.
+//! mirrors; assignments are read at the takeover alone, since nobody but a leader changes them, and so are the tasks that stand
+//! apart (`stand.rs`).
 
 mod burial;
 mod copies;
@@ -22,6 +23,7 @@ mod groups;
 mod janitor;
 mod leading;
 mod looks;
+mod stand;
 mod summary;
 mod table;
 
@@ -41,10 +43,8 @@ use crate::recipes::mirror::{Change, Mirror};
 use crate::recipes::queue::{Needs, Place, Queue};
 use fleet::Fleet;
 use leading::Term;
+use stand::Stand;
 use table::{Phase, Table, Update};
-
-/// Reads of tasks that one master may have under way at once.
-const TASK_READS: usize = 128;
 
 /// A standby reads what changed once, or at most twice this time later: most tasks are gone by then.
 const STANDBY_PACE: Duration = Duration::from_secs(1);
@@ -92,7 +92,7 @@ pub struct Master {
     connected: Option<Duration>,
     ensure: Ensure,
     election: Election,
-    tasks: Mirror,
+    tasks: Stand,
     workers: Mirror,
     table: Table,
     fleet: Fleet,
@@ -117,6 +117,7 @@ impl Master {
             layout.workers(),
             layout.assign(),
             layout.tasks(),
+            layout.batches(),
             layout.submitters(),
             layout.leases(),
         ];
@@ -124,7 +125,7 @@ impl Master {
             connected: None,
             ensure: Ensure::new(directories),
             election: Election::new(&layout.master(), &params.uuid, params.id.clone().into_bytes()),
-            tasks: Mirror::new(layout.tasks(), 2, TASK_READS),
+            tasks: Stand::new(layout),
             workers: Mirror::new(layout.workers(), 1, WORKER_READS),
             table: Table::default(),
             fleet: Fleet::default(),
@@ -159,7 +160,6 @@ impl Master {
                 ensure::Step::Pending => {}
                 ensure::Step::Done => {
                     self.tasks.start(out);
-                    self.tasks.take_time(true, out);
                     self.workers.start(out);
                     self.election.stand(out);
                 }
@@ -234,14 +234,7 @@ impl Master {
                         self.tasks.doubt(&path, out);
                     }
                 },
-                Change::Refused { path, refusal } if path.is_empty() => {
-                    cannot(&self.params.layout.tasks(), refusal, out);
-                }
-                Change::Refused { path, refusal } => {
-                    if self.table.report(&path) {
-                        out.log(Level::Error, format!("{}/{path}: {refusal}", self.params.layout.tasks()));
-                    }
-                }
+                Change::Refused { path, refusal } => self.on_unreadable(&path, refusal, out),
                 Change::Complete => {
                     out.log(Level::Info, format!("{} tasks loaded", self.table.len()));
                     self.on_tasks_complete(now, out);
@@ -353,17 +346,20 @@ impl Master {
                         self.on_death(&incarnation, out);
                     }
                 }
-                Change::Refused { path, refusal } if path.is_empty() => {
-                    cannot(&self.params.layout.workers(), refusal, out);
-                }
-                Change::Refused { path, refusal } => {
-                    if self.table.report(&path) {
-                        out.log(Level::Error, format!("{}/{path}: {refusal}", self.params.layout.workers()));
-                    }
-                }
+                Change::Refused { path, refusal } => self.on_unreadable(&path, refusal, out),
                 Change::Complete => self.check_workers(out),
             }
             self.touch();
+        }
+    }
+
+    /// A master can do without a znode that may not be read, but not without one of its directories.
+    fn on_unreadable(&mut self, path: &str, refusal: Refusal, out: &mut Out) {
+        let layout = &self.params.layout;
+        if [layout.tasks(), layout.batches(), layout.workers()].iter().any(|directory| directory == path) {
+            cannot(path, refusal, out);
+        } else if self.table.report(path) {
+            out.log(Level::Error, format!("{path}: {refusal}"));
         }
     }
 

@@ -215,9 +215,7 @@ impl Waiter {
     }
 
     fn on_changed(&mut self, path: &str) {
-        let tasks = self.layout.tasks();
-        let below = path.strip_prefix(tasks.as_str()).and_then(|rest| rest.strip_prefix('/'));
-        if let Some(id) = below.and_then(TaskId::parse)
+        if let Some(id) = self.layout.task_at(path)
             && self.watched.contains_key(&id)
         {
             self.unread.insert(id);

@@ -90,7 +90,7 @@ fn good() -> Evidence {
 
 fn with_log(mut evidence: Evidence, ops: Vec<Op>) -> Evidence {
     evidence.log = (1..).zip(ops).map(|(zxid, op)| txn(zxid, op)).collect();
-    evidence.lives = lives(&evidence.log, "/t/tasks", Clock::start());
+    evidence.lives = lives(&evidence.log, &Layout::new("/t"), Clock::start());
     evidence
 }
 

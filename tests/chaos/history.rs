@@ -6,8 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use rustix::time::{ClockId, clock_gettime};
-use zkmw::contract::TaskId;
 use zkmw::contract::task::Task;
+use zkmw::contract::{Layout, TaskId};
 
 use crate::harness::history::read_folder;
 use crate::harness::{Ensemble, LIMIT, Op, Tree, Txn, eventually, wall_clock_ms};
@@ -193,12 +193,10 @@ pub struct Life {
 }
 
 /// The lives of all tasks, by id.
-pub fn lives(log: &[Txn], tasks: &str, clock: Clock) -> BTreeMap<TaskId, Life> {
+pub fn lives(log: &[Txn], layout: &Layout, clock: Clock) -> BTreeMap<TaskId, Life> {
     let mut all: BTreeMap<TaskId, Life> = BTreeMap::new();
-    let prefix = format!("{tasks}/");
     for txn in log {
-        let id = txn.path().and_then(|path| path.strip_prefix(&prefix)).and_then(TaskId::parse);
-        let Some(id) = id else { continue };
+        let Some(id) = txn.path().and_then(|path| layout.task_at(path)) else { continue };
         let life = all.entry(id).or_default();
         let at = clock.of_wall(txn.time_ms);
         match &txn.op {

@@ -176,7 +176,7 @@ fn run(options: &Options, net: &Arc<Net>) -> Run {
     let evidence = Evidence {
         layout: cluster.layout.clone(),
         gap,
-        lives: history::lives(&log, &cluster.layout.tasks(), clock),
+        lives: history::lives(&log, &cluster.layout, clock),
         log,
         notes: history::notes(&dir.join("tasks"), clock),
         leads: history::leads(&dir.join("electors"), clock),

@@ -170,11 +170,9 @@ fn at_rest(cluster: &Cluster) {
         (!left).then_some(())
     });
     eventually(LIMIT, "no copies stand beside the tasks", || {
-        let parts = cluster.tree.children(&format!("{}/tasks", cluster.root))?;
-        let is_empty = |part: &String| {
-            cluster.tree.children(&format!("{}/tasks/{part}", cluster.root)).is_none_or(|all| all.is_empty())
-        };
-        parts.iter().all(is_empty).then_some(())
+        let is_empty =
+            |part: &String| cluster.tree.children(&cluster.layout.job(part)).is_none_or(|all| all.is_empty());
+        cluster.jobs().iter().all(is_empty).then_some(())
     });
 }
 
@@ -196,9 +194,7 @@ fn again(cluster: &Cluster, from: i64, to: i64) -> Counted {
     let mut counted = Counted::new();
     for txn in cluster.history().iter().filter(|txn| txn.zxid > from && txn.zxid <= to) {
         let Op::Set { path, data, .. } = &txn.op else { continue };
-        let Some(task) = path.starts_with(&format!("{}/tasks/", cluster.root)).then(|| as_json(data)) else {
-            continue;
-        };
+        let Some(task) = cluster.layout.task_at(path).map(|_| as_json(data)) else { continue };
         let last = task["history"].as_array().and_then(|history| history.last());
         if let Some(remark) = last.filter(|_| task["outcome"].is_null()) {
             *counted.entry(remark["why"].to_string()).or_insert(0) += 1;
@@ -235,9 +231,9 @@ fn at_most(figure: f64, bound: f64, what: &str) {
 #[test]
 fn budget_is_counted_alike_by_proxies_and_log() {
     let figures = figures();
-    let writes = |role: &RoleFigures| role.batch.at("tasks").writes();
+    let writes = |role: &RoleFigures| role.batch.at("batches").writes();
     let asked: u64 = figures.roles.iter().map(writes).sum();
-    let committed = figures.written["tasks"];
+    let committed = figures.written["batches"];
     // What was refused is in one count only.
     assert!(committed <= asked && asked <= committed + committed / 100, "{}", told(figures));
 }

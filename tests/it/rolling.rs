@@ -141,7 +141,7 @@ impl Book {
     }
 
     fn take_in(&mut self, cluster: &Cluster, op: &Op) -> bool {
-        let id = |path: &str| TaskId::parse(path.strip_prefix(&cluster.layout.tasks())?.strip_prefix('/')?);
+        let id = |path: &str| cluster.layout.task_at(path);
         match op {
             Op::Create { path, .. } => self.waiting.extend(id(path)),
             Op::Set { path, data, .. } => {

@@ -48,10 +48,9 @@ pub fn started(dir: &Path, name: &str, times: usize, limit: Duration) -> Vec<Sta
 
 /// By which transaction each task got its outcome.
 fn ended_at(cluster: &Cluster) -> BTreeMap<TaskId, i64> {
-    let below = format!("{}/", cluster.layout.tasks());
     let outcome = |txn: Txn| {
         let Op::Set { path, data, .. } = &txn.op else { return None };
-        let id = TaskId::parse(path.strip_prefix(&below)?)?;
+        let id = cluster.layout.task_at(path)?;
         Task::decode(data).ok()?.outcome?;
         Some((id, txn.zxid))
     };

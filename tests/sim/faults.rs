@@ -202,10 +202,13 @@ impl World {
         ];
         let what = WHAT[self.dice.below(WHAT.len() as u64) as usize];
         let n = self.dice.below(6);
-        let path = match self.dice.below(8) {
+        let path = match self.dice.below(11) {
             0 => format!("{ROOT}/tasks/garbage{n}"),
             1 => format!("{ROOT}/tasks/garbage{n}/x{n}"),
             2 => format!("{ROOT}/tasks/_0{n}/garbage{n}"),
+            8 => format!("{ROOT}/batches/garbage~q{n}"),
+            9 => format!("{ROOT}/batches/garbage~q{n}/x{n}"),
+            10 => format!("{ROOT}/tasks/garbage~q{n}"),
             3 => format!("{ROOT}/workers/garbage{n}"),
             4 => format!("{ROOT}/workers/garbage~{n}~0"),
             5 => format!("{ROOT}/assign/garbage{n}"),

@@ -226,7 +226,7 @@ fn without_its_watch_it_is_never_complete() {
     mirror.start(&mut out);
     let (watch, _) = Asked::one(&mut out);
     let changes = mirror.on_reply(watch, &refused(Refusal::Unimplemented), &mut out);
-    assert_eq!(changes, Some(vec![Change::Refused { path: String::new(), refusal: Refusal::Unimplemented }]));
+    assert_eq!(changes, Some(vec![Change::Refused { path: "/r".into(), refusal: Refusal::Unimplemented }]));
     assert!(!mirror.is_complete());
     Asked::none(&mut out);
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::{Tally, refusal_code};
 use crate::contract::copies::is_copies;
-use crate::contract::{Layout, TaskId, is_component};
+use crate::contract::{Layout, TaskId, is_apart, is_component};
 use crate::exit;
 use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Level, Refusal, Reply};
 
@@ -51,6 +51,8 @@ pub struct Walk {
     todo: VecDeque<Target>,
     /// The tasks that the user named, so that they are not met again in their jobs.
     named: BTreeSet<TaskId>,
+    /// What `tasks` has, if `batches` is to be listed next.
+    listed: Option<Vec<String>>,
     /// Directories of the present target that are still to be listed.
     dirs: VecDeque<String>,
     /// Names in the present directory that were not handed out yet.
@@ -63,6 +65,8 @@ pub struct Walk {
 #[derive(Debug)]
 enum Purpose {
     Jobs,
+    /// Those that stand apart, with the others.
+    Batches(Vec<String>),
     Tasks(String),
 }
 
@@ -107,6 +111,7 @@ impl Walk {
             layout: layout.clone(),
             todo: todo.collect(),
             named,
+            listed: None,
             dirs: VecDeque::new(),
             dir: String::new(),
             names: VecDeque::new(),
@@ -124,6 +129,7 @@ impl Walk {
     /// The connection is gone; what was being listed will be listed again.
     pub fn on_lost(&mut self) {
         self.calls.clear();
+        self.listed = None;
         self.online = false;
     }
 
@@ -144,6 +150,9 @@ impl Walk {
             if let Some(dir) = self.dirs.front() {
                 let (path, dir) = (self.layout.job(dir), dir.clone());
                 self.calls.issue(out, Call::Children { path }, Purpose::Tasks(dir));
+            } else if let Some(others) = self.listed.take() {
+                let call = Call::Children { path: self.layout.batches() };
+                self.calls.issue(out, call, Purpose::Batches(others));
             } else if !self.todo.is_empty() {
                 self.calls.issue(out, Call::Children { path: self.layout.tasks() }, Purpose::Jobs);
             }
@@ -167,6 +176,7 @@ impl Walk {
             Err(CallError::Refused(refusal)) => {
                 let path = match purpose {
                     Purpose::Jobs => self.layout.tasks(),
+                    Purpose::Batches(_) => self.layout.batches(),
                     Purpose::Tasks(dir) => self.layout.job(&dir),
                 };
                 return Some(Step::Refused(path, *refusal));
@@ -178,6 +188,13 @@ impl Walk {
         names.sort_unstable();
         match purpose {
             Purpose::Jobs => {
+                names.retain(|dir| !is_apart(dir));
+                self.listed = Some(names);
+            }
+            Purpose::Batches(others) => {
+                names.retain(|dir| is_apart(dir));
+                names.extend(others);
+                names.sort_unstable();
                 let target = self.todo.pop_front();
                 names.retain(|dir| target.as_ref().is_some_and(|target| target.has_dir(dir)));
                 self.dirs = names.into();
@@ -212,10 +229,17 @@ mod tests {
             }
             for action in out.drain().collect::<Vec<_>>() {
                 let Action::Call { id, call } = action else { panic!("{action:?}") };
-                let names = match call.path().strip_prefix("/z/tasks").expect("below tasks") {
-                    "" => dirs.iter().map(|(dir, _)| (*dir).to_string()).collect(),
-                    dir => {
-                        let names = dirs.iter().find(|(name, _)| dir[1..] == **name).expect("listed").1;
+                let below = |above: &str| {
+                    let is_here = |dir: &str| is_apart(dir) == (above == "batches");
+                    let names = dirs.iter().map(|(dir, _)| (*dir).to_string());
+                    names.filter(|dir| is_here(dir)).collect::<Vec<_>>()
+                };
+                let names = match call.path().strip_prefix("/z/").expect("below the root") {
+                    above @ ("tasks" | "batches") => below(above),
+                    path => {
+                        let dir = path.split_once('/').expect("a directory").1;
+                        assert!(below(path.split_once('/').expect("one").0).contains(&dir.to_string()));
+                        let names = dirs.iter().find(|(name, _)| dir == *name).expect("listed").1;
                         names.iter().map(|name| (*name).to_string()).collect()
                     }
                 };
@@ -234,17 +258,18 @@ mod tests {
             ("J~b~0000", &["2", "1"]),
             ("J", &["k"]),
             ("J2", &["no"]),
+            ("J~c~q0000", &["4"]),
             ("_00", &["x"]),
         ];
         let job = |name: &str| vec![Target::Job(name.into())];
-        assert_eq!(walk(job("J"), dirs).0, ["J/k", "J~b~0000/1", "J~b~0000/2", "J~b~0001/3"]);
+        assert_eq!(walk(job("J"), dirs).0, ["J/k", "J~b~0000/1", "J~b~0000/2", "J~b~0001/3", "J~c~q0000/4"]);
         assert_eq!(walk(job("J~b"), dirs).0, ["J~b~0000/1", "J~b~0000/2", "J~b~0001/3"]);
         assert_eq!(walk(job("nope"), dirs), (vec![], vec!["nope".to_string()]));
         let both = vec![Target::Task(TaskId::new("a", "b")), Target::Job("_00".into())];
         assert_eq!(walk(both, dirs).0, ["a/b", "_00/x"]);
-        assert_eq!(walk(vec![Target::All], dirs).0.len(), 6);
+        assert_eq!(walk(vec![Target::All], dirs).0.len(), 7);
         let task = || Target::Task(TaskId::new("J", "k"));
-        assert_eq!(walk(vec![task(), Target::All, task()], dirs).0.len(), 6, "each once");
+        assert_eq!(walk(vec![task(), Target::All, task()], dirs).0.len(), 7, "each once");
     }
 
     #[test]

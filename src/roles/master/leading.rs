@@ -169,7 +169,7 @@ impl Master {
             return;
         }
         self.term = leading.map(|epoch| Term::new(&self.params.layout, epoch));
-        self.tasks.take_time(self.term.is_none(), out);
+        self.tasks.lead(self.term.is_some(), out);
         if self.term.is_none() {
             // The queue left out what was assigned; a standby's holds all.
             let tasks: Vec<_> = self.table.ids().cloned().collect();

@@ -11,6 +11,7 @@ use crate::roles::testing::{Desk, T, World};
 mod copies;
 mod dispatch;
 mod groups;
+mod stand;
 
 fn master(id: &str) -> Desk<Master> {
     Desk::new(Master::new(Params {

@@ -27,7 +27,9 @@ use super::mark::Mark;
 use crate::contract::chunk::MAX_CHUNK_COMMANDS;
 use crate::contract::copies::is_copies;
 use crate::contract::task::{Job, Options, Payload, Task};
-use crate::contract::{LINES_PER_PART, Layout, MAX_BATCH_LINES, MAX_TASK_BYTES, TaskId, batch_unit, name_of};
+use crate::contract::{
+    LINES_PER_PART, Layout, MAX_BATCH_LINES, MAX_TASK_BYTES, TaskId, apart_task, batch_unit, name_of,
+};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, Calls, ChangeKind, CreateMode, Event, Instant, Level, Role, WatchMode, earlier,
@@ -101,7 +103,7 @@ pub struct Batch {
     /// Those of them that are not being created.
     unsent: BTreeSet<u64>,
     parts: Parts,
-    /// Copies are made of tasks before they are made, and read of what they became.
+    /// Copies are made of tasks before they are made, and read of what they became; and they stand apart.
     makes_copies: bool,
     /// Copies that were made, by their group of units.
     made: BTreeMap<u64, Stage>,
@@ -179,7 +181,7 @@ struct Deleting {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Purpose {
-    /// Looks how many children `tasks` has.
+    /// Looks how many parts there are already.
     Room,
     /// Looks whether the first part of a keyed batch stands already.
     FirstPart,
@@ -224,7 +226,7 @@ impl Batch {
         let mut batch = Batch {
             pace: Pace::new(&params.layout, Demand { tasks: 0, bytes: 0 }),
             mark: Mark::new(&params.layout, mark),
-            ensure: Ensure::new([params.layout.tasks()]),
+            ensure: Ensure::new([params.layout.tasks(), params.layout.batches()]),
             layout: params.layout,
             job: params.job,
             keyed: params.key.is_some(),
@@ -287,11 +289,19 @@ impl Batch {
     }
 
     fn id(&self, unit: u64) -> TaskId {
+        if self.makes_copies {
+            return apart_task(self.job.as_deref(), &self.batch, unit);
+        }
         batch_unit(self.job.as_deref(), &self.batch, unit, self.units.size())
     }
 
     fn path(&self, unit: u64) -> String {
         self.layout.task(&self.id(unit))
+    }
+
+    /// Where the parts stand.
+    fn above(&self) -> String {
+        if self.makes_copies { self.layout.batches() } else { self.layout.tasks() }
     }
 
     fn part_path(&self, part: u64) -> String {
@@ -354,7 +364,7 @@ impl Batch {
                 self.room = Room::Looking;
                 self.denied = None;
                 self.pace.enter(now, out);
-                let call = Call::Exists { path: self.layout.tasks(), watch: false };
+                let call = Call::Exists { path: self.above(), watch: false };
                 self.calls.issue(out, call, Purpose::Room);
             }
             Room::Looking => {}

@@ -322,13 +322,18 @@ impl Cluster {
         Some((Task::decode(&data).expect("a task"), stat))
     }
 
+    /// The directories of all tasks.
+    pub fn jobs(&self) -> Vec<String> {
+        let below = |path: String| self.tree.children(&path).unwrap_or_default();
+        [below(self.layout.tasks()), below(self.layout.batches())].concat()
+    }
+
     /// All tasks that stand.
     pub fn tasks(&self) -> Vec<(TaskId, Task, Stat)> {
         self.tree.sync();
-        let tasks = self.layout.tasks();
         let mut found = Vec::new();
-        for dir in self.tree.children(&tasks).unwrap_or_default() {
-            for name in self.tree.children(&format!("{tasks}/{dir}")).unwrap_or_default() {
+        for dir in self.jobs() {
+            for name in self.tree.children(&self.layout.job(&dir)).unwrap_or_default() {
                 let id = TaskId::new(&dir, &name);
                 if let Some((task, stat)) = self.task(&id) {
                     found.push((id, task, stat));

@@ -54,5 +54,5 @@ pub fn check(world: &World, told: &mut Complaints) -> usize {
 }
 
 fn is_beside(path: &str, dir: &str) -> bool {
-    child(dir, "tasks").is_some() && is_copies(name_of(path))
+    (child(dir, "tasks").is_some() || child(dir, "batches").is_some()) && is_copies(name_of(path))
 }

@@ -13,6 +13,7 @@ pub mod tasks;
 use std::collections::BTreeMap;
 
 use zkmw::contract::copies::{is_copies, is_of_ended};
+use zkmw::contract::{Layout, is_apart};
 
 use super::ensemble::{Op, SessionId, Txn};
 use super::life::ROOT;
@@ -121,16 +122,28 @@ pub fn child<'a>(path: &'a str, dir: &str) -> Option<&'a str> {
     (!name.contains('/')).then_some(name)
 }
 
+/// What stands below the directory of jobs that its name says.
+fn below(path: &str) -> Option<&str> {
+    let (above, below) = path.strip_prefix(ROOT)?.strip_prefix('/')?.split_once('/')?;
+    let dir = below.split_once('/').map_or(below, |(dir, _)| dir);
+    (above == if is_apart(dir) { "batches" } else { "tasks" }).then_some(below)
+}
+
+/// Where a job, or what is in it, stands.
+pub fn path_of(below: &str) -> String {
+    Layout::new(ROOT).below_tasks(below)
+}
+
 /// The id of the task that a path is that of.
 pub fn task_of(path: &str) -> Option<&str> {
-    let id = path.strip_prefix(ROOT)?.strip_prefix("/tasks/")?;
+    let id = below(path)?;
     let (_, name) = id.split_once('/')?;
     (!name.contains('/') && !is_copies(name)).then_some(id)
 }
 
 /// The directory of the tasks of which a path is a group.
 pub fn group_of(path: &str) -> Option<&str> {
-    let (dir, name) = path.strip_prefix(ROOT)?.strip_prefix("/tasks/")?.split_once('/')?;
+    let (dir, name) = below(path)?.split_once('/')?;
     is_of_ended(name).then_some(dir)
 }
 

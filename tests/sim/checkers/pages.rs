@@ -8,7 +8,7 @@ use zkmw::contract::parse_registration;
 use zkmw::contract::task::Task;
 use zkmw::contract::worker::{Assignment, Entry, Registration};
 
-use super::{Complaints, Step, Tree, child, kind, replay, task_of};
+use super::{Complaints, Step, Tree, child, kind, path_of, replay, task_of};
 use crate::ensemble::SessionId;
 use crate::life::ROOT;
 use crate::member::Kind;
@@ -99,7 +99,7 @@ impl<'a> Book<'a> {
             let key = (entry.task.to_string(), entry.attempt);
             self.given.entry(key).or_default().entry(name.to_string()).or_insert(step.at);
             // What is gone, or over, may be given to anybody: nobody will run it.
-            let task = tree.get(&format!("{ROOT}/tasks/{}", entry.task));
+            let task = tree.get(&path_of(entry.task.as_str()));
             let task = task.and_then(|znode| Task::decode(&znode.data).ok());
             let runs = task.is_some_and(|task| task.outcome.is_none() && task.attempt == entry.attempt);
             if !runs {

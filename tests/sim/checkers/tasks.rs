@@ -11,7 +11,7 @@ use zkmw::contract::{Incarnation, TaskId, parse_registration};
 use zkmw::machine::Ended;
 
 use super::chunks;
-use super::{Complaints, Step, Tree, Znode, group_of, kind, replay, task_of};
+use super::{Complaints, Step, Tree, Znode, group_of, kind, path_of, replay, task_of};
 use crate::life::ROOT;
 use crate::member::Kind;
 use crate::processes::{Run, Stage};
@@ -93,7 +93,7 @@ impl Book<'_> {
     fn group(&mut self, dir: &str, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
         let (before, after) = (outcomes_of(step.before), outcomes_of(step.after));
         let task = |name: &str| {
-            let znode = tree.get(&format!("{ROOT}/tasks/{dir}/{name}"));
+            let znode = tree.get(&path_of(&format!("{dir}/{name}")));
             znode.and_then(|znode| Task::decode(&znode.data).ok())
         };
         for (name, (_, outcome)) in before.iter().filter(|(name, was)| after.get(*name) != Some(was)) {
@@ -174,7 +174,7 @@ impl Book<'_> {
 
     fn options(&self, id: &str, task: &Task, tree: &Tree) -> Options {
         let dir = id.split('/').next().unwrap_or_default();
-        let job = tree.get(&format!("{ROOT}/tasks/{dir}")).filter(|_| !zkmw::contract::is_shared(dir));
+        let job = tree.get(&path_of(dir)).filter(|_| !zkmw::contract::is_shared(dir));
         let job = job.and_then(|znode| Job::decode(&znode.data).ok()).map(|job| job.options);
         task.options.or(&job.unwrap_or_default())
     }
@@ -393,7 +393,7 @@ impl Book<'_> {
         {
             // Others may be the suspects, if they were charged before; who is gone may have been one.
             let suspect = |other: &TaskId| {
-                let task = tree.get(&format!("{ROOT}/tasks/{other}"));
+                let task = tree.get(&path_of(other.as_str()));
                 let task = task.and_then(|znode| Task::decode(&znode.data).ok());
                 task.is_none_or(|task| task.charged > 0)
             };

@@ -109,9 +109,9 @@ impl Batch {
         let fits = |n: i32| u64::try_from(n).unwrap_or(0) + self.part_count <= u64::from(MAX_CHILDREN as u32);
         match (purpose, result) {
             (Purpose::Room, Ok(Reply::Stat(stat))) if !fits(stat.num_children) => {
-                let (tasks, parts) = (self.layout.tasks(), self.part_count);
+                let (above, parts) = (self.above(), self.part_count);
                 let why =
-                    format!("there is no room for {parts} more directories in {tasks}; try again later");
+                    format!("there is no room for {parts} more directories in {above}; try again later");
                 self.denied = Some(why);
                 self.enter(out);
             }

@@ -35,7 +35,7 @@ fn keyed(lines: u64) -> BatchParams {
 
 fn desk(params: BatchParams) -> Desk<Batch> {
     let lines = params.lines;
-    let mut desk = Desk::new(Batch::new(params).expect("fit"), &["/z", "/z/tasks"]);
+    let mut desk = Desk::new(Batch::new(params).expect("fit"), &["/z", "/z/tasks", "/z/batches"]);
     desk.lines = (0..lines).map(|number| BatchLine { number, text: format!("echo {number}") }).collect();
     desk
 }
@@ -72,11 +72,11 @@ fn a_batch_is_created_collected_and_deleted() {
     let lines = LINES_PER_PART + 10;
     let mut desk = waiting(params(lines));
     assert_eq!((desk.exit, tasks(&desk).len() as u64), (None, lines));
-    assert_eq!(Job::decode(&desk.znodes["/z/tasks/B~0001"].0).expect("job").options.priority, Some(3));
-    assert_eq!(desk.task("/z/tasks/B~0000/0000000").options, Options::default());
+    assert_eq!(Job::decode(&desk.znodes["/z/batches/B~q0001"].0).expect("job").options.priority, Some(3));
+    assert_eq!(desk.task("/z/batches/B~q0000/0000000").options, Options::default());
     let is_read = |call: &Call| is_get(call) && call.path() != STATUS;
     assert_eq!(desk.count(is_read), 0, "a task costs no read before its outcome");
-    desk.end("/z/tasks/B~0000/0000007", failed(2));
+    desk.end("/z/batches/B~q0000/0000007", failed(2));
     desk.settle();
     assert_eq!((desk.exit, tasks(&desk).len() as u64), (None, lines - 1));
     end_all(&mut desk);
@@ -88,7 +88,7 @@ fn a_batch_is_created_collected_and_deleted() {
 #[test]
 fn every_part_is_watched_before_its_first_task() {
     let desk = waiting(params(LINES_PER_PART + 1));
-    for part in ["/z/tasks/B~0000", "/z/tasks/B~0001"] {
+    for part in ["/z/batches/B~q0000", "/z/batches/B~q0001"] {
         let watch =
             desk.made.iter().position(|call| matches!(call, Call::Watch { path, .. } if path == part));
         let first = desk.made.iter().position(|call| call.path().starts_with(&format!("{part}/")));
@@ -102,7 +102,7 @@ fn lines_keep_their_numbers_where_blank_ones_were_skipped() {
     desk.lines[1].number = 9_999;
     desk.connect();
     desk.settle();
-    assert_eq!(tasks(&desk), ["/z/tasks/B~0000/0000000", "/z/tasks/B~0002/0009999"]);
+    assert_eq!(tasks(&desk), ["/z/batches/B~q0000/0000000", "/z/batches/B~q0002/0009999"]);
     end_all(&mut desk);
     assert_eq!(desk.exit, Some(0));
 }
@@ -179,7 +179,9 @@ fn a_key_of_another_batch_is_refused() {
 fn g08_a_batch_that_finds_no_room_is_refused_before_anything_is_made() {
     let fill = |desk: &mut Desk<Batch>| {
         for n in 0..MAX_CHILDREN_FOR_TEST {
-            desk.znodes.insert(format!("/z/tasks/{n:05}"), (Vec::new(), crate::machine::Stat::default()));
+            for above in ["tasks", "batches"] {
+                desk.put(&format!("/z/{above}/{n:05}"), b"");
+            }
         }
         desk.connect();
         desk.settle();
@@ -503,7 +505,7 @@ fn a_batch_survives_whatever_happens_to_its_connections() {
     const LINES: u64 = 300;
     for seed in 0..100 {
         let desk = through_losses(seed, params(LINES), |desk, line| {
-            let path = format!("/z/tasks/B~0000/{line:07}");
+            let path = format!("/z/batches/B~q0000/{line:07}");
             if is_to_end(desk, &path) {
                 desk.end(&path, done());
             }

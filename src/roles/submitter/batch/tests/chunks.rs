@@ -73,7 +73,7 @@ fn lines_go_into_chunks_and_come_back_as_lines() {
 fn chunks_of_one_line_are_no_chunks() {
     let (one, none) = (waiting(chunked(5, 1)), waiting(params(5)));
     assert_eq!(one.znodes, none.znodes);
-    assert_eq!(one.task("/z/tasks/B~0000/0000004").payload(), Payload::Shell("echo 4".into()));
+    assert_eq!(one.task("/z/batches/B~q0000/0000004").payload(), Payload::Shell("echo 4".into()));
 }
 
 #[test]

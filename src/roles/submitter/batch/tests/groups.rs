@@ -6,7 +6,7 @@ use crate::contract::worker::Seen;
 use crate::contract::{Incarnation, name_of};
 use crate::roles::submitter::batch::windows::{MAX_AHEAD, RUSH};
 
-const PART: &str = "/z/tasks/B~0000";
+const PART: &str = "/z/batches/B~q0000";
 
 fn beside(n: u64) -> String {
     format!("{PART}/{}", ended_name(&Incarnation::new("w", 7), n))
@@ -92,7 +92,7 @@ fn a_group_may_tell_of_what_is_not_known_to_stand_yet() {
     desk.play(Fate::Answered);
     assert_eq!(desk.ended(), [], "nobody knows that it stands");
     desk.settle();
-    assert_eq!(desk.ended(), [(format!("B~0000/{}", name_of(&early)), State::Done)]);
+    assert_eq!(desk.ended(), [(format!("B~q0000/{}", name_of(&early)), State::Done)]);
 }
 
 #[test]

@@ -1,0 +1,75 @@
+//! What stands apart: the leader's alone while it leads, and its successor's at once.
+
+use super::*;
+
+const JOB: &[u8] = br#"{"v":1,"uniform_bytes":40,"copies":true}"#;
+
+fn put(world: &mut World, above: &str, dir: &str, names: &[&str]) {
+    world.put(&format!("/z/{above}/{dir}"), JOB);
+    for name in names {
+        let task = Task::new(Payload::Shell("x".into()), Options::default());
+        world.put(&format!("/z/{above}/{dir}/{name}"), &task.encode());
+    }
+}
+
+#[test]
+fn of_what_stands_apart_only_who_leads_hears_and_a_successor_finds_it() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    let (mut leader, mut standby) = (master("m"), master("n"));
+    leader.connect(&mut world);
+    standby.connect(&mut world);
+    put(&mut world, "batches", "B~q0000", &["1", "2"]);
+    task(&mut world, "_00/a", |_| {});
+    leader.go(&mut world);
+    standby.go(&mut world);
+    assert_eq!((leader.role.table.len(), standby.role.table.len()), (3, 1));
+    assert_eq!(world.page("/z/assign/w~1"), [entry("B~q0000/1", 1, false)]);
+    world.expire(leader.session.expect("up"));
+    standby.go(&mut world);
+    assert_eq!((standby.role.table.len(), standby.role.tasks.is_complete()), (3, true));
+    assert_eq!(world.page("/z/assign/w~1"), [entry("B~q0000/1", 1, false)]);
+    // It hears of them from now on, and of new ones.
+    put(&mut world, "batches", "B~q0001", &["3"]);
+    for path in ["B~q0000/1", "B~q0000/2"] {
+        world.remove(&format!("/z/batches/{path}"));
+    }
+    standby.go(&mut world);
+    assert_eq!(standby.role.table.len(), 2);
+}
+
+#[test]
+fn who_is_deposed_goes_on_hearing_and_watches_nothing_twice() {
+    let mut world = World::new();
+    let mut master = master("m");
+    master.connect(&mut world);
+    master.go(&mut world);
+    // A second watch would never be answered, and be seen here.
+    master.hold = |call| matches!(call, Call::Watch { path, .. } if path == "/z/batches");
+    let contender = world.znodes.keys().find(|path| path.starts_with("/z/master/")).cloned();
+    world.remove(&contender.expect("a contender"));
+    put(&mut world, "batches", "B~q0000", &["1"]);
+    master.go(&mut world);
+    assert!(master.calls.is_empty(), "{:?}", master.calls);
+    assert_eq!((master.role.table.len(), master.role.tasks.is_complete()), (1, true));
+    assert!(master.role.term.is_some(), "it stood again: {:?}", master.logs);
+}
+
+#[test]
+fn what_stands_where_its_name_denies_it_is_nobodys_task() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 9);
+    for path in ["/z", "/z/tasks", "/z/batches"] {
+        world.put(path, b"");
+    }
+    put(&mut world, "tasks", "B~q0000", &["1"]);
+    put(&mut world, "batches", "B~0000", &["1"]);
+    let mut leader = master("m");
+    leader.connect(&mut world);
+    put(&mut world, "batches", "J", &["1"]);
+    leader.go(&mut world);
+    assert_eq!((leader.role.table.len(), world.page("/z/assign/w~1").len()), (0, 0));
+    put(&mut world, "batches", "B~q0000", &["1"]);
+    leader.go(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("B~q0000/1", 1, false)]);
+}
