@@ -344,6 +344,21 @@ impl Layout {
         format!("{}/batches", self.root)
     }
 
+    /// The directory of groups of outcomes.
+    pub fn groups(&self) -> String {
+        format!("{}/groups", self.root)
+    }
+
+    /// The directory of the groups of outcomes of tasks in `dir`.
+    pub fn groups_of(&self, dir: &str) -> String {
+        format!("{}/groups/{dir}", self.root)
+    }
+
+    /// What stands at this path, `dir/name`, below [`Layout::groups`].
+    pub fn group(&self, path: &str) -> String {
+        format!("{}/groups/{path}", self.root)
+    }
+
     /// The directory of waiting submitters.
     pub fn submitters(&self) -> String {
         format!("{}/submitters", self.root)

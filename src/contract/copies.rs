@@ -1,11 +1,12 @@
-//! Znodes beside the tasks of one directory, in which there is something of many of them together. Their names no task can
-//! have, and all have one format, [`Copies`].
+//! Znodes in which there is something of many tasks of one directory together. Their names no task can have, and all have one
+//! format, [`Copies`].
 //!
-//! *Copies* are of tasks that are about to be made: ephemeral, by their submitter, for the leader, which gives them to
-//! workers. A copy is a help and never a truth: who has none reads the task.
+//! *Copies* are of tasks that are about to be made: ephemeral, beside them, by their submitter, for the leader, which gives
+//! them to workers. A copy is a help and never a truth: who has none reads the task.
 //!
 //! *Groups* are of tasks that have ended: each as its worker would have written it, with its outcome. What stands in a group
-//! stands nowhere else, and is the truth.
+//! stands nowhere else, and is the truth. Groups stand in a directory of their own, so that who waits for outcomes need not hear
+//! of every task that is made or deleted.
 
 use std::collections::BTreeMap;
 
@@ -39,7 +40,7 @@ const ENDED: &str = "~ended~";
 /// What the name begins with where the copies are of tasks that are about to be made.
 const MADE: &str = "~made~";
 
-/// Whether a znode of this name beside tasks is none of them.
+/// Whether a znode of this name is no task, wherever it stands.
 pub fn is_copies(name: &str) -> bool {
     name.starts_with(MARK)
 }

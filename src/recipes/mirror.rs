@@ -100,6 +100,8 @@ enum Overtaken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Off,
+    /// Its watch may not stand yet.
+    Starting,
     Loading,
     Complete,
 }
@@ -135,7 +137,7 @@ impl Mirror {
     /// Starts, on a connection that is up and has no watch of this mirror.
     pub fn start<R>(&mut self, out: &mut Actions<R>) {
         self.reset();
-        self.state = State::Loading;
+        self.state = State::Starting;
         // The watch is set before the list is read, so nothing falls between them.
         self.calls.issue(out, Call::Watch { path: self.root.clone(), mode: WatchMode::Tree }, Purpose::Watch);
     }
@@ -157,6 +159,11 @@ impl Mirror {
     /// Whether it was started on this connection.
     pub fn is_started(&self) -> bool {
         self.state != State::Off
+    }
+
+    /// Whether every change from now on will be told, for its watch stands.
+    pub fn hears(&self) -> bool {
+        matches!(self.state, State::Loading | State::Complete)
     }
 
     /// The path of what is there below the mirrored directory.
@@ -192,7 +199,7 @@ impl Mirror {
                     vec![Change::Beside { path, how: Beside::Made }]
                 }
                 ChangeKind::Deleted => {
-                    if self.state == State::Loading {
+                    if self.state != State::Complete {
                         self.gone.insert(path.clone());
                     }
                     vec![Change::Beside { path, how: Beside::Gone }]
@@ -217,7 +224,7 @@ impl Mirror {
                 if let Some(overtaken) = self.reading.get_mut(below) {
                     *overtaken = Overtaken::Gone;
                 }
-                if self.state == State::Loading {
+                if self.state != State::Complete {
                     self.gone.insert(below.to_string());
                 }
                 changes.push(Change::Gone { path: below.to_string() });
@@ -364,6 +371,7 @@ impl Mirror {
                     {
                         *overtaken = Overtaken::Changed;
                     }
+                    self.state = State::Loading;
                     self.to_list.push(String::new());
                 }
                 // Without its watch a mirror would be a picture: it never becomes complete.

@@ -148,6 +148,7 @@ impl Registrar {
             layout.leases(),
             layout.tasks(),
             layout.batches(),
+            layout.groups(),
             layout.submitters(),
         ];
         Registrar {

@@ -118,6 +118,7 @@ impl Master {
             layout.assign(),
             layout.tasks(),
             layout.batches(),
+            layout.groups(),
             layout.submitters(),
             layout.leases(),
         ];
@@ -166,6 +167,7 @@ impl Master {
                 ensure::Step::Refused(path, refusal) => cannot(&path, refusal, out),
             }
         } else if let Some(changes) = self.tasks.on_reply(id, result, out) {
+            self.hear_of_groups(out);
             self.on_tasks(changes, now, out);
         } else if let Some(changes) = self.workers.on_reply(id, result, out) {
             self.on_workers(changes, now, out);
@@ -356,7 +358,10 @@ impl Master {
     /// A master can do without a znode that may not be read, but not without one of its directories.
     fn on_unreadable(&mut self, path: &str, refusal: Refusal, out: &mut Out) {
         let layout = &self.params.layout;
-        if [layout.tasks(), layout.batches(), layout.workers()].iter().any(|directory| directory == path) {
+        if [layout.tasks(), layout.batches(), layout.groups(), layout.workers()]
+            .iter()
+            .any(|directory| directory == path)
+        {
             cannot(path, refusal, out);
         } else if self.table.report(path) {
             out.log(Level::Error, format!("{path}: {refusal}"));

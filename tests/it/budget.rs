@@ -169,9 +169,10 @@ fn at_rest(cluster: &Cluster) {
         let left = ["pending", "assigned", "done", "failed"].iter().any(|state| tasks[state] != 0);
         (!left).then_some(())
     });
-    eventually(LIMIT, "no copies stand beside the tasks", || {
+    eventually(LIMIT, "no copies and no groups stand", || {
+        let has_none = |path: String| cluster.tree.children(&path).is_none_or(|all| all.is_empty());
         let is_empty =
-            |part: &String| cluster.tree.children(&cluster.layout.job(part)).is_none_or(|all| all.is_empty());
+            |part: &String| has_none(cluster.layout.job(part)) && has_none(cluster.layout.groups_of(part));
         cluster.jobs().iter().all(is_empty).then_some(())
     });
 }

@@ -12,7 +12,7 @@ use crate::recipes::groups::{Groups, Step};
 /// So many are written at once.
 const N: usize = 96;
 
-const DIR: &str = "B~0000";
+const DIR: &str = "B~q0000";
 const T: Duration = Duration::from_secs(10);
 const STALE: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(2);
@@ -102,7 +102,7 @@ fn task(n: usize) -> TaskId {
 }
 
 fn path(n: usize) -> String {
-    format!("/z/tasks/B~0000/~ended~w~0000000000000007~{n}")
+    format!("/z/groups/B~q0000/~ended~w~0000000000000007~{n}")
 }
 
 fn written(version: i32) -> CallResult {

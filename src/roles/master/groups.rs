@@ -64,6 +64,8 @@ pub struct Groups {
     layout: Layout,
     calls: Calls<Purpose>,
     hints: BTreeMap<(String, Incarnation), usize>,
+    /// Whether every place that is made from now on will be told.
+    hears: bool,
     inquests: BTreeMap<Incarnation, Inquest>,
     waiting: VecDeque<(Call, Purpose)>,
     under_way: usize,
@@ -82,6 +84,7 @@ impl Groups {
             layout: layout.clone(),
             calls: Calls::default(),
             hints: BTreeMap::new(),
+            hears: false,
             inquests: BTreeMap::new(),
             waiting: VecDeque::new(),
             under_way: 0,
@@ -105,7 +108,7 @@ impl Groups {
     fn read_hint(&mut self, dir: &str, path: &str, by: Incarnation, out: &mut Out) {
         if self.hints.values().sum::<usize>() < MAX_HINTS {
             *self.hints.entry((dir.to_string(), by.clone())).or_insert(0) += 1;
-            let call = Call::Get { path: self.layout.below_tasks(path), watch: false };
+            let call = Call::Get { path: self.layout.group(path), watch: false };
             self.calls.issue(out, call, Purpose::Hint { dir: dir.to_string(), by });
         }
     }
@@ -131,7 +134,7 @@ impl Groups {
         for dir in dirs {
             if inquest.dirs.insert(dir.to_string()) {
                 inquest.open += 1;
-                let call = Call::Children { path: self.layout.job(dir) };
+                let call = Call::Children { path: self.layout.groups_of(dir) };
                 self.waiting.push_back((call, Purpose::List { dir: dir.to_string(), by: by.clone() }));
             }
         }
@@ -154,8 +157,15 @@ impl Groups {
         self.untidy = true;
     }
 
+    /// Places that are made from now on will be told of, so what is listed will be all there is.
+    pub fn start(&mut self, out: &mut Out) {
+        self.hears = true;
+        self.pump(out);
+    }
+
     fn pump(&mut self, out: &mut Out) {
-        while self.under_way < WINDOW
+        while self.hears
+            && self.under_way < WINDOW
             && let Some((call, purpose)) = self.waiting.pop_front()
         {
             self.under_way += 1;
@@ -174,7 +184,7 @@ impl Groups {
     fn on_read(&mut self, path: String, by: &Incarnation, data: Vec<u8>, version: i32) {
         let Some(inquest) = self.inquests.get_mut(by) else { return };
         inquest.open += 1;
-        let call = Call::Set { path: self.layout.below_tasks(&path), data: data.clone(), version };
+        let call = Call::Set { path: self.layout.group(&path), data: data.clone(), version };
         self.waiting.push_back((call, Purpose::Fence { path, by: by.clone(), data }));
     }
 
@@ -188,12 +198,12 @@ impl Groups {
     fn read(&mut self, path: String, by: &Incarnation) {
         let Some(inquest) = self.inquests.get_mut(by) else { return };
         inquest.open += 1;
-        let call = Call::Get { path: self.layout.below_tasks(&path), watch: false };
+        let call = Call::Get { path: self.layout.group(&path), watch: false };
         self.waiting.push_back((call, Purpose::Read { path, by: by.clone() }));
     }
 }
 
-/// The outcomes in the group at this path below `tasks`.
+/// The outcomes in the group at this path below `groups`.
 fn outcomes(path: &str, data: &[u8]) -> Result<Vec<(TaskId, Outcome)>, String> {
     let copies = Copies::decode(data).map_err(|malformed| malformed.to_string())?;
     let dir = path.split('/').next().unwrap_or_default();
@@ -205,6 +215,15 @@ fn outcomes(path: &str, data: &[u8]) -> Result<Vec<(TaskId, Outcome)>, String> {
 }
 
 impl Master {
+    /// Goes on with what waits until it will be told of every place.
+    pub(super) fn hear_of_groups(&mut self, out: &mut Out) {
+        if self.tasks.hears_of_groups()
+            && let Some(term) = &mut self.term
+        {
+            term.groups.start(out);
+        }
+    }
+
     /// A group stands, or does no longer.
     pub(super) fn on_group(&mut self, path: &str, how: Beside, out: &mut Out) {
         let Some((dir, by)) =
@@ -282,15 +301,15 @@ impl Master {
             // Whether it could be written over or not, what was read was written by it.
             (Purpose::Fence { path, data, .. }, _) => {
                 if let Err(malformed) = groups.on_fenced(&path, &by, &data) {
-                    let path = self.params.layout.below_tasks(&path);
+                    let path = self.params.layout.group(&path);
                     out.log(Level::Error, format!("{path} is no group ({malformed}): what it told is lost"));
                 }
             }
-            // A directory without tasks, or a place that its author deleted when all in it was settled.
+            // A directory without groups, or a place that its author deleted when all in it was settled.
             (_, Err(CallError::Refused(Refusal::NoNode))) => {}
             (Purpose::List { dir: path, .. } | Purpose::Read { path, .. }, result) => {
                 let why = result.as_ref().err().map_or_else(|| "no answer".to_string(), ToString::to_string);
-                let path = self.params.layout.below_tasks(&path);
+                let path = self.params.layout.group(&path);
                 out.log(
                     Level::Error,
                     format!("{path}: {why}; what {by} wrote there is not known, and its groups stay"),
@@ -340,7 +359,7 @@ impl Master {
         let left = self.groups.iter().filter(|(by, _)| is_left(by)).flat_map(|(_, paths)| paths);
         for path in left.take(WINDOW) {
             term.groups.deleting += 1;
-            let path = self.params.layout.below_tasks(path);
+            let path = self.params.layout.group(path);
             // Without a version: the name is used once.
             term.groups.calls.issue(out, Call::Delete { path, version: None }, Purpose::Delete);
         }
@@ -351,7 +370,7 @@ impl Master {
     pub(super) fn inquire(&mut self, by: &Incarnation, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
         let dirs: BTreeSet<String> = term.book.entries(by).map(|(task, _)| task.dir().to_string()).collect();
-        let dirs = dirs.iter().map(String::as_str).filter(|dir| !crate::contract::is_shared(dir));
+        let dirs = dirs.iter().map(String::as_str).filter(|dir| crate::contract::is_apart(dir));
         term.groups.inquire(by, dirs, out);
     }
 }

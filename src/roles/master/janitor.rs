@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::editor::Edit;
 use super::leading::Term;
 use super::{Master, Out};
-use crate::contract::{Layout, TaskId};
+use crate::contract::{Layout, TaskId, is_apart};
 use crate::machine::{Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, earlier};
 
 /// Deletions under way at once.
@@ -26,6 +26,8 @@ const RELUCTANCE_TIMEOUTS: u32 = 2;
 #[derive(Debug)]
 enum Purpose {
     DeleteTask(TaskId),
+    /// The directory of a job's groups goes before the job, or nobody would know of it. The version is the job's.
+    DeleteGroups(String, i32),
     DeleteJob(String),
     /// Who waits: asked after an own write, for the tasks that were known before it.
     ListSubmitters(BTreeMap<TaskId, Box<str>>),
@@ -58,6 +60,11 @@ impl Janitor {
             missing: BTreeMap::new(),
             deletes_from: None,
         }
+    }
+
+    fn delete_job(&mut self, name: String, version: i32, out: &mut Out) {
+        let call = Call::Delete { path: self.layout.job(&name), version: Some(version) };
+        self.calls.issue(out, call, Purpose::DeleteJob(name));
     }
 
     fn may_delete(&self, now: Instant) -> bool {
@@ -173,8 +180,13 @@ impl Master {
             let Some((name, version)) = self.table.take_empty_dir(Instant::from_nanos(before), now) else {
                 break;
             };
-            let call = Call::Delete { path: janitor.layout.job(&name), version: Some(version) };
-            janitor.calls.issue(out, call, Purpose::DeleteJob(name));
+            if is_apart(&name) {
+                // Without a version: nobody sets it.
+                let call = Call::Delete { path: janitor.layout.groups_of(&name), version: None };
+                janitor.calls.issue(out, call, Purpose::DeleteGroups(name, version));
+            } else {
+                janitor.delete_job(name, version, out);
+            }
         }
     }
 
@@ -207,12 +219,15 @@ impl Master {
                 self.cancel_orphans(&suspects, names, now, out);
             }
             (Purpose::ListSubmitters(_), _, _) => {}
+            (Purpose::DeleteGroups(name, version), _, None | Some(Refusal::NoNode)) => {
+                term.janitor.delete_job(name, version, out);
+            }
             (_, _, None | Some(Refusal::NoNode | Refusal::BadVersion | Refusal::NotEmpty)) => {}
             (Purpose::DeleteTask(task), _, Some(refusal)) => {
                 let path = self.params.layout.task(&task);
                 out.log(Level::Error, format!("{path}: {refusal}; its outcome is kept"));
             }
-            (Purpose::DeleteJob(name), _, Some(refusal)) => {
+            (Purpose::DeleteGroups(name, _) | Purpose::DeleteJob(name), _, Some(refusal)) => {
                 let path = self.params.layout.job(&name);
                 if self.table.report(&path) {
                     out.log(Level::Error, format!("{path}: {refusal}; the empty job is kept"));

@@ -170,6 +170,7 @@ impl Master {
         }
         self.term = leading.map(|epoch| Term::new(&self.params.layout, epoch));
         self.tasks.lead(self.term.is_some(), out);
+        self.hear_of_groups(out);
         if self.term.is_none() {
             // The queue left out what was assigned; a standby's holds all.
             let tasks: Vec<_> = self.table.ids().cloned().collect();

@@ -1,14 +1,15 @@
-//! What a master knows stands: its picture of all jobs and tasks, from two mirrors.
+//! What a master knows stands: its picture of all jobs, tasks and groups, from three mirrors.
 //!
 //! Of what stands in `tasks` every master hears, so that a standby has it in memory when it takes over. Of what stands apart,
-//! in `batches`, only who leads does, for a standby would have to hear of each of a million tasks that are over within the
-//! second: it has them read when it takes over, and gives them out as they become known. Who led once goes on
-//! hearing of them, until its connection is lost.
+//! in `batches`, and of `groups`, only who leads does, for a standby would have to hear of each of a million tasks that are
+//! over within the second: it reads them when it takes over, and gives them out as they become known. Who led once
+//! goes on hearing of them, until its connection is lost.
 
 use std::collections::BTreeSet;
 
 use super::Out;
-use crate::contract::{Layout, is_apart};
+use crate::contract::copies::is_of_ended;
+use crate::contract::{Layout, is_apart, name_of};
 use crate::machine::{CallId, CallResult, ChangeKind};
 use crate::recipes::mirror::{Change, Mirror};
 
@@ -20,6 +21,15 @@ const READS: usize = 128;
 pub struct Stand {
     shared: Mirror,
     apart: Mirror,
+    groups: Mirror,
+}
+
+/// Where a mirror was told of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tree {
+    Tasks,
+    Batches,
+    Groups,
 }
 
 impl Stand {
@@ -28,6 +38,7 @@ impl Stand {
         Stand {
             shared: Mirror::new(layout.tasks(), 2, READS),
             apart: Mirror::new(layout.batches(), 2, READS),
+            groups: Mirror::new(layout.groups(), 2, READS),
         }
     }
 
@@ -43,6 +54,7 @@ impl Stand {
         if self.apart.is_started() {
             self.apart.take_time(!leads, out);
         } else if leads {
+            self.groups.start(out);
             self.apart.start(out);
         }
     }
@@ -51,23 +63,39 @@ impl Stand {
     pub fn reset(&mut self) {
         self.shared.reset();
         self.apart.reset();
+        self.groups.reset();
     }
 
-    /// Whether all that stood when the lead was taken has been told.
+    /// Whether all tasks that stood when the lead was taken have been told.
     pub fn is_complete(&self) -> bool {
         self.shared.is_complete() && self.apart.is_complete()
     }
 
-    /// Takes in a reply; `None` if it is somebody else's.
-    pub fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Out) -> Option<Vec<Change>> {
-        let shared = self.shared.on_reply(id, result, out).map(|changes| placed(changes, false));
-        shared.or_else(|| Some(placed(self.apart.on_reply(id, result, out)?, true)))
+    /// Whether every place that is made for groups from now on will be told.
+    pub fn hears_of_groups(&self) -> bool {
+        self.groups.hears()
     }
 
-    /// Takes in a change of a watched znode; `None` if it is no job and no task.
+    /// Takes in a reply; `None` if it is somebody else's.
+    pub fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Out) -> Option<Vec<Change>> {
+        if let Some(changes) = self.shared.on_reply(id, result, out) {
+            return Some(placed(changes, Tree::Tasks));
+        }
+        if let Some(changes) = self.apart.on_reply(id, result, out) {
+            return Some(placed(changes, Tree::Batches));
+        }
+        Some(placed(self.groups.on_reply(id, result, out)?, Tree::Groups))
+    }
+
+    /// Takes in a change of a watched znode; `None` if it is no job, no task and no group.
     pub fn on_changed(&mut self, path: &str, kind: ChangeKind, out: &mut Out) -> Option<Vec<Change>> {
-        let shared = self.shared.on_changed(path, kind, out).map(|changes| placed(changes, false));
-        shared.or_else(|| Some(placed(self.apart.on_changed(path, kind, out)?, true)))
+        if let Some(changes) = self.shared.on_changed(path, kind, out) {
+            return Some(placed(changes, Tree::Tasks));
+        }
+        if let Some(changes) = self.apart.on_changed(path, kind, out) {
+            return Some(placed(changes, Tree::Batches));
+        }
+        Some(placed(self.groups.on_changed(path, kind, out)?, Tree::Groups))
     }
 
     fn of(&mut self, path: &str) -> &mut Mirror {
@@ -112,15 +140,17 @@ fn dir_of(path: &str) -> &str {
 }
 
 /// Without what stands where its name says that it does not: no path of ours leads there.
-fn placed(mut changes: Vec<Change>, apart: bool) -> Vec<Change> {
+fn placed(mut changes: Vec<Change>, tree: Tree) -> Vec<Change> {
+    let is_here = |path: &str| is_apart(dir_of(path)) == (tree != Tree::Tasks);
     changes.retain(|change| match change {
+        Change::Refused { .. } => true,
+        Change::Complete => tree != Tree::Groups,
+        Change::Beside { path, .. } => is_here(path) && is_of_ended(name_of(path)) == (tree == Tree::Groups),
         Change::Appeared { path }
         | Change::Born { path }
         | Change::Touched { path }
         | Change::Seen { path, .. }
-        | Change::Gone { path }
-        | Change::Beside { path, .. } => is_apart(dir_of(path)) == apart,
-        Change::Refused { .. } | Change::Complete => true,
+        | Change::Gone { path } => is_here(path) && tree != Tree::Groups,
     });
     changes
 }

@@ -9,6 +9,7 @@
 //! its lines were read until its task is known to stand, whatever happens to connections in between.
 
 mod groups;
+mod listen;
 mod made;
 mod parts;
 mod replies;
@@ -17,6 +18,7 @@ mod windows;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use self::listen::Ears;
 use self::made::Stage;
 use self::parts::Parts;
 use self::units::Units;
@@ -31,9 +33,7 @@ use crate::contract::{
     LINES_PER_PART, Layout, MAX_BATCH_LINES, MAX_TASK_BYTES, TaskId, apart_task, batch_unit, name_of,
 };
 use crate::exit;
-use crate::machine::{
-    Action, Actions, Call, Calls, ChangeKind, CreateMode, Event, Instant, Level, Role, WatchMode, earlier,
-};
+use crate::machine::{Action, Actions, Call, Calls, ChangeKind, Event, Instant, Level, Role, earlier};
 use crate::recipes::ensure::Ensure;
 use crate::roles::client::{ClientReport, INTERRUPTED, Progress, Tally, Unfit, breaks_connection};
 
@@ -103,8 +103,9 @@ pub struct Batch {
     /// Those of them that are not being created.
     unsent: BTreeSet<u64>,
     parts: Parts,
-    /// Copies are made of tasks before they are made, and read of what they became; and they stand apart.
-    makes_copies: bool,
+    /// Its tasks stand apart, copies are made of them before they are made, and their outcomes may stand in groups.
+    is_apart: bool,
+    ears: Ears,
     /// Copies that were made, by their group of units.
     made: BTreeMap<u64, Stage>,
     /// Groups of which a unit was over since they were last looked at.
@@ -188,6 +189,9 @@ enum Purpose {
     MakePart(u64),
     ComparePart(u64),
     WatchPart(u64),
+    /// Makes the directory of a part's groups.
+    MakeGroups(u64),
+    WatchGroups(u64),
     Create(u64),
     /// Looks whether the task that has the key and number is ours.
     Compare(u64),
@@ -226,7 +230,7 @@ impl Batch {
         let mut batch = Batch {
             pace: Pace::new(&params.layout, Demand { tasks: 0, bytes: 0 }),
             mark: Mark::new(&params.layout, mark),
-            ensure: Ensure::new([params.layout.tasks(), params.layout.batches()]),
+            ensure: Ensure::new([params.layout.tasks(), params.layout.batches(), params.layout.groups()]),
             layout: params.layout,
             job: params.job,
             keyed: params.key.is_some(),
@@ -248,7 +252,8 @@ impl Batch {
             open_bytes: 0,
             unsent: BTreeSet::new(),
             parts: Parts::default(),
-            makes_copies: false,
+            is_apart: false,
+            ears: Ears::default(),
             made: BTreeMap::new(),
             over_groups: BTreeSet::new(),
             copies_left: VecDeque::new(),
@@ -270,7 +275,7 @@ impl Batch {
             group_reads: 0,
             warming: 0,
         };
-        batch.makes_copies = batch.is_uniform() && !batch.detach;
+        batch.is_apart = batch.is_uniform() && !batch.detach;
         // About: what JSON escapes in a line takes more.
         let empty = batch.task(&Payload::Shell(String::new())).encode().len() as u64;
         let tasks = params.lines.min(params.end.div_ceil(batch.units.size()));
@@ -289,7 +294,7 @@ impl Batch {
     }
 
     fn id(&self, unit: u64) -> TaskId {
-        if self.makes_copies {
+        if self.is_apart {
             return apart_task(self.job.as_deref(), &self.batch, unit);
         }
         batch_unit(self.job.as_deref(), &self.batch, unit, self.units.size())
@@ -301,7 +306,7 @@ impl Batch {
 
     /// Where the parts stand.
     fn above(&self) -> String {
-        if self.makes_copies { self.layout.batches() } else { self.layout.tasks() }
+        if self.is_apart { self.layout.batches() } else { self.layout.tasks() }
     }
 
     fn part_path(&self, part: u64) -> String {
@@ -325,7 +330,7 @@ impl Batch {
         let mut job = Job::new(self.options.clone());
         job.chunk = self.units.are_chunks().then_some(self.units.size() as u32);
         job.uniform_bytes = self.is_uniform().then_some(self.mean_bytes);
-        job.copies = self.makes_copies;
+        job.copies = self.is_apart;
         job
     }
 
@@ -374,6 +379,7 @@ impl Batch {
                 self.pace.keep(now, left, out);
                 self.read_lines(out);
                 self.warm_parts(out);
+                self.listen(now, out);
                 self.clean_up(out);
                 self.read_groups(out);
                 self.collect(out);
@@ -382,33 +388,6 @@ impl Batch {
                 self.drop_copies(out);
                 self.end_if_done(out);
             }
-        }
-    }
-
-    /// Makes the parts, and sets their watches.
-    fn warm_parts(&mut self, out: &mut Actions<ClientReport>) {
-        while !self.ensuring && self.warming < MAX_WARMING {
-            let Some((part, made)) = self.parts.next_cold() else { break };
-            self.warming += 1;
-            if made {
-                self.watch_part(part, out);
-            } else {
-                let data = self.part_data().encode();
-                let path = self.part_path(part);
-                let call = Call::Create { path, data, mode: CreateMode::Persistent };
-                self.calls.issue(out, call, Purpose::MakePart(part));
-            }
-        }
-    }
-
-    /// Nobody waits for a detached batch, so it needs no watch.
-    fn watch_part(&mut self, part: u64, out: &mut Actions<ClientReport>) {
-        if self.detach {
-            self.warming -= 1;
-            self.parts.warmed(part);
-        } else {
-            let call = Call::Watch { path: self.part_path(part), mode: WatchMode::Tree };
-            self.calls.issue(out, call, Purpose::WatchPart(part));
         }
     }
 
@@ -555,7 +534,8 @@ impl Role for Batch {
 
     fn next_wake(&self) -> Option<Instant> {
         let look = self.pace.next_wake().filter(|_| self.online && self.marked && !self.over);
-        earlier(self.give_up, look)
+        let listen = self.ears.look_at.filter(|_| self.online && !self.over);
+        earlier(earlier(self.give_up, look), listen)
     }
 
     fn assert_invariants(&self) {

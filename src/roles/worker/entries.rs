@@ -9,7 +9,7 @@ use super::{Mode, Out, Purpose, Worker};
 use crate::contract::chunk::Results;
 use crate::contract::task::{Job, Options, Task};
 use crate::contract::worker::{Entry, MAX_ASIDE};
-use crate::contract::{TaskId, is_shared};
+use crate::contract::{TaskId, is_apart, is_shared};
 use crate::machine::{Action, Call, GroupSignal, Instant, Level, Refusal, Reply, Stat};
 
 /// The least time between two writes that only say that something revoked, and written down as ended, is dead.
@@ -208,7 +208,7 @@ impl Worker {
         let options = match result {
             Ok(Reply::Data { data, .. }) => match Job::decode(data) {
                 Ok(job) => {
-                    if job.copies {
+                    if job.copies && is_apart(&dir) {
                         self.groups.want(&dir);
                     }
                     job.options

@@ -29,11 +29,12 @@ fn worker(change: impl FnOnce(&mut Params)) -> Desk<Worker> {
 }
 
 fn task(world: &mut World, id: &str) {
-    let dir = id.split('/').next().expect("dir");
-    if !world.znodes.contains_key(&format!("/z/tasks/{dir}")) {
-        world.put(&format!("/z/tasks/{dir}"), b"");
+    let layout = Layout::new("/z");
+    let job = layout.job(id.split('/').next().expect("dir"));
+    if !world.znodes.contains_key(&job) {
+        world.put(&job, b"");
     }
-    world.put(&format!("/z/tasks/{id}"), &Task::new(Payload::Shell("x".into()), Options::default()).encode());
+    world.put(&layout.below_tasks(id), &Task::new(Payload::Shell("x".into()), Options::default()).encode());
 }
 
 /// The leader gives the present incarnation these tasks, at these attempts, revoked or not.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use zkmw::contract::copies::{Copies, first_made, is_copies};
 use zkmw::contract::{name_of, parent_of};
 
-use super::{Complaints, child, replay, task_of};
+use super::{Complaints, child, path_of, replay, task_of};
 use crate::world::World;
 
 /// Goes through all copies; gives how many outcomes stood in groups.
@@ -24,11 +24,11 @@ pub fn check(world: &World, told: &mut Complaints) -> usize {
             }
             stood.insert((step.path.to_string(), znode.version), znode.data.clone());
         }
-        let Some(dir) = parent_of(step.path).filter(|dir| is_beside(step.path, dir)) else { return };
+        let Some(dir) = dir_of_copies(step.path) else { return };
         match Copies::decode(&znode.data) {
             Ok(copies) if first_made(name_of(step.path)).is_some() => {
                 for (name, seen) in copies.tasks {
-                    let path = format!("{dir}/{name}");
+                    let path = path_of(&format!("{dir}/{name}"));
                     // A request in doubt may be carried out late, when its tasks stand already: no leader may believe it
                     // then, and who does is found by what is run twice.
                     if !stood.contains_key(&(path.clone(), 0)) {
@@ -42,7 +42,7 @@ pub fn check(world: &World, told: &mut Complaints) -> usize {
                 for (name, seen) in copies.tasks.iter().filter(|(name, _)| is_new(name)) {
                     count += 1;
                     // The outcome comes on top of what was read before.
-                    if !stood.contains_key(&(format!("{dir}/{name}"), seen.version)) {
+                    if !stood.contains_key(&(path_of(&format!("{dir}/{name}")), seen.version)) {
                         told.add(step.at, format!("{} tells of {name} at a version it never had", step.path));
                     }
                 }
@@ -53,6 +53,8 @@ pub fn check(world: &World, told: &mut Complaints) -> usize {
     count
 }
 
-fn is_beside(path: &str, dir: &str) -> bool {
-    (child(dir, "tasks").is_some() || child(dir, "batches").is_some()) && is_copies(name_of(path))
+/// The directory of the tasks of which a znode has copies, or is a group.
+fn dir_of_copies(path: &str) -> Option<&str> {
+    let dir = parent_of(path).filter(|_| is_copies(name_of(path)))?;
+    child(dir, "batches").or_else(|| child(dir, "groups"))
 }

@@ -143,7 +143,7 @@ pub fn task_of(path: &str) -> Option<&str> {
 
 /// The directory of the tasks of which a path is a group.
 pub fn group_of(path: &str) -> Option<&str> {
-    let (dir, name) = below(path)?.split_once('/')?;
+    let (dir, name) = path.strip_prefix(ROOT)?.strip_prefix("/groups/")?.split_once('/')?;
     is_of_ended(name).then_some(dir)
 }
 

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::contract::copies::{Copies, ended_name};
 
+const GROUPS: &str = "/z/groups/u~q0";
 const JOB: &[u8] = br#"{"v":1,"uniform_bytes":40,"copies":true}"#;
 
 fn group(n: u64) -> String {
-    format!("/z/tasks/u/{}", ended_name(&Incarnation::new("w", 1), n))
+    format!("{GROUPS}/{}", ended_name(&Incarnation::new("w", 1), n))
 }
 
 fn incarnation() -> Incarnation {
@@ -18,7 +19,7 @@ fn incarnation() -> Incarnation {
 /// The incarnation writes the outcomes of these tasks, at these attempts, as a group.
 fn tell(world: &mut World, n: u64, tasks: &[(&str, u32)]) {
     let seen = |(name, attempt): &(&str, u32)| {
-        let mut task = world.task(&format!("/z/tasks/u/{name}"));
+        let mut task = world.task(&format!("/z/batches/u~q0/{name}"));
         task.outcome = Some(outcome(*attempt));
         let data = String::from_utf8(task.encode()).expect("text");
         ((*name).to_string(), Seen { data, version: 0, mzxid: 0 })
@@ -41,10 +42,11 @@ fn given(slots: u32, names: &[&str]) -> (World, Desk<Master>, i64) {
     let session = worker(&mut world, incarnation().as_str(), slots);
     let mut master = master("m");
     master.connect(&mut world);
-    world.put("/z/tasks/u", JOB);
+    world.put("/z/batches/u~q0", JOB);
+    world.put(GROUPS, b"");
     for name in names {
         let task = Task::new(Payload::Shell("x".into()), Options::default());
-        world.put(&format!("/z/tasks/u/{name}"), &task.encode());
+        world.put(&format!("/z/batches/u~q0/{name}"), &task.encode());
     }
     master.go(&mut world);
     assert_eq!(held(&world), names.len().min(slots as usize));
@@ -60,7 +62,7 @@ fn held(world: &World) -> usize {
 }
 
 fn at(world: &World, name: &str) -> (u32, u32, Option<State>) {
-    let task = world.task(&format!("/z/tasks/u/{name}"));
+    let task = world.task(&format!("/z/batches/u~q0/{name}"));
     (task.attempt, task.charged, task.outcome.map(|outcome| outcome.state))
 }
 
@@ -72,7 +74,7 @@ fn what_the_dead_wrote_in_groups_is_written_into_the_tasks_and_only_the_rest_mov
     world.expire(session);
     master.go(&mut world);
     assert_eq!(at(&world, "a"), (1, 0, Some(State::Done)));
-    assert_eq!(world.task("/z/tasks/u/a").outcome, Some(outcome(1)));
+    assert_eq!(world.task("/z/batches/u~q0/a").outcome, Some(outcome(1)));
     assert_eq!((at(&world, "b"), at(&world, "c")), ((2, 1, None), (2, 1, None)));
     assert!(!world.znodes.contains_key(&page_of()) && !world.znodes.contains_key(&group(1)));
 }
@@ -81,7 +83,7 @@ fn what_the_dead_wrote_in_groups_is_written_into_the_tasks_and_only_the_rest_mov
 fn nothing_of_the_dead_moves_on_before_its_groups_are_known() {
     let (mut world, mut master, session) = given(4, &["a"]);
     tell(&mut world, 1, &[("a", 1)]);
-    master.hold = |call| matches!(call, Call::Children { path } if path == "/z/tasks/u");
+    master.hold = |call| matches!(call, Call::Children { path } if path == GROUPS);
     world.expire(session);
     master.go(&mut world);
     world.pass(Duration::from_secs(60));
@@ -129,7 +131,7 @@ fn a_group_of_the_living_frees_slots_and_settles_nothing() {
     assert_eq!(held(&world), 3, "one more, beside what is not gone yet");
     assert_eq!((at(&world, "a"), at(&world, "b")), ((1, 0, None), (1, 0, None)));
     assert!(world.znodes.contains_key(&group(1)), "it is its worker's");
-    world.remove("/z/tasks/u/a");
+    world.remove("/z/batches/u~q0/a");
     master.go(&mut world);
     world.pass(Duration::from_secs(1));
     master.go(&mut world);
@@ -142,7 +144,7 @@ fn what_goes_while_the_group_with_it_is_being_read_is_struck_off_and_not_revoked
     tell(&mut world, 1, &[("a", 1)]);
     master.hold = |call| matches!(call, Call::Get { path, .. } if path.contains("~ended~"));
     master.go(&mut world);
-    world.remove("/z/tasks/u/a");
+    world.remove("/z/batches/u~q0/a");
     master.go(&mut world);
     world.pass(Duration::from_secs(1));
     master.go(&mut world);
@@ -153,16 +155,20 @@ fn what_goes_while_the_group_with_it_is_being_read_is_struck_off_and_not_revoked
 fn groups_go_when_nothing_else_is_left_of_their_author() {
     let mut world = World::new();
     worker(&mut world, incarnation().as_str(), 1);
-    world.put("/z/tasks/u", JOB);
+    for path in ["/z/batches", "/z/groups"] {
+        world.put(path, b"");
+    }
+    world.put("/z/batches/u~q0", JOB);
+    world.put(GROUPS, b"");
     world.put(&group(1), &Copies::new(BTreeMap::new()).encode());
-    let other = format!("/z/tasks/u/{}", ended_name(&Incarnation::new("gone", 3), 1));
+    let other = format!("{GROUPS}/{}", ended_name(&Incarnation::new("gone", 3), 1));
     world.put(&other, b"garbage");
-    world.put("/z/tasks/u/~ended~of~nobody", b"garbage");
+    world.put("/z/groups/u~q0/~ended~of~nobody", b"garbage");
     let mut master = master("m");
     master.connect(&mut world);
     assert!(world.znodes.contains_key(&group(1)), "it lives");
     assert!(!world.znodes.contains_key(&other));
-    assert!(world.znodes.contains_key("/z/tasks/u/~ended~of~nobody"), "it is none");
+    assert!(world.znodes.contains_key("/z/groups/u~q0/~ended~of~nobody"), "it is none");
     // A worker that drains deletes its page, and may die before it has deleted its last groups.
     world.remove(&page_of());
     world.remove(&format!("/z/workers/{}~0", incarnation()));

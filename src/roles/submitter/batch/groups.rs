@@ -4,6 +4,7 @@
 //! Should the task have been changed meanwhile, it is deleted all the same, as long as it is at the attempt that was shown.
 //! A group that the batch never hears of costs time and nothing else: its worker writes into the tasks after a while.
 
+use super::parts::part_of;
 use super::windows::{MAX_COLLECTS, MAX_UNDELETED};
 use super::{Batch, Purpose};
 use crate::contract::copies::{Copies, MAX_COPIES, is_of_ended};
@@ -61,19 +62,25 @@ impl Batch {
         result: Result<&Reply, Refusal>,
         out: &mut Actions<ClientReport>,
     ) {
-        let (Ok(Reply::Data { data, .. }), Some(dir)) = (result, parent_of(&path)) else { return };
+        let (Ok(Reply::Data { data, .. }), Some(dir)) = (result, parent_of(&path).map(name_of)) else {
+            return;
+        };
         let Ok(group) = Copies::decode(data) else { return };
         let mut early = false;
         for (name, seen) in group.tasks {
-            let Some(unit) = self.unit_at(&format!("{dir}/{name}")) else { continue };
+            let Some(unit) = self.unit_at(&self.layout.below_tasks(&format!("{dir}/{name}"))) else {
+                continue;
+            };
             if let Some(open) = self.open.get_mut(&unit) {
                 // It ended before we heard that it was made.
                 open.told = true;
                 early = true;
+                self.ears.told.insert(part_of(unit));
             } else if self.parts.commands(unit).is_some()
                 && let Ok(task) = Task::decode(seen.data.as_bytes())
                 && task.outcome.is_some()
             {
+                self.ears.told.insert(part_of(unit));
                 self.ended(unit, task, seen.version, out);
             }
         }

@@ -43,14 +43,14 @@ pub enum Stage {
 impl Batch {
     /// Whether this unit may be created, as far as copies go.
     pub(super) fn is_copied(&self, unit: u64) -> bool {
-        !self.makes_copies
+        !self.is_apart
             || self.cancelling
             || matches!(self.made.get(&(unit / GROUP)), Some(Stage::Standing(_) | Stage::None))
     }
 
     /// Makes copies of what is to be created soon.
     pub(super) fn make_copies(&mut self, out: &mut Actions<ClientReport>) {
-        if !self.makes_copies || self.cancelling || self.pace.is_closed() {
+        if !self.is_apart || self.cancelling || self.pace.is_closed() {
             return;
         }
         let mut from = 0;
@@ -124,7 +124,7 @@ impl Batch {
     /// A task is over, and with it perhaps all that its copies are of; tells what is known of it, if it was pending at all.
     pub(super) fn over(&mut self, unit: u64) -> Option<Over> {
         let over = self.parts.over(unit)?;
-        if self.makes_copies {
+        if self.is_apart {
             self.over_groups.insert(unit / GROUP);
         }
         Some(over)

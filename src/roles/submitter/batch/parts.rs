@@ -1,13 +1,16 @@
 //! The parts of a batch: which of their tasks stand without an outcome, in three bits a task, and two bytes where
 //! tasks have several commands.
 //!
-//! Bookkeeping alone: it makes no calls. A part is *warm* on a connection when it was made and its watch stands;
-//! only then are tasks created or read in it, so that no change falls between a read and the watch.
+//! Bookkeeping alone: it makes no calls. A part is *warm* on a connection when it was made and we will be told of its
+//! outcomes; only then are tasks created in it. It *hears* when every change of its tasks is told; only then are they read, so
+//! that no change falls between a read and the watch. One that is warm and does not hear is *deaf*: groups alone are
+//! told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::contract::LINES_PER_PART;
+use crate::machine::Instant;
 
 const WORDS: usize = LINES_PER_PART.div_ceil(64) as usize;
 
@@ -52,6 +55,9 @@ impl Bits {
 #[derive(Debug)]
 struct Part {
     stage: Stage,
+    hears: bool,
+    /// When a group first told of one of its tasks.
+    told_since: Option<Instant>,
     /// It was seen to stand with our defaults.
     made: bool,
     /// Tasks that stand and whose outcome was not seen.
@@ -78,6 +84,8 @@ enum Stage {
 pub struct Parts {
     parts: BTreeMap<u64, Part>,
     cold: BTreeSet<u64>,
+    /// Parts that are warm, do not hear, and are not about to.
+    deaf: BTreeSet<u64>,
     /// Parts that may have tasks to read.
     dirty: BTreeSet<u64>,
     /// Parts that may have nothing pending.
@@ -111,6 +119,8 @@ impl Parts {
             self.cold.insert(part);
             Part {
                 stage: Stage::Cold,
+                hears: false,
+                told_since: None,
                 made: false,
                 pending: Bits::new(),
                 pending_count: 0,
@@ -123,8 +133,10 @@ impl Parts {
 
     /// A new connection: no watch stands.
     pub fn all_cold(&mut self) {
+        self.deaf.clear();
         for (number, part) in &mut self.parts {
             part.stage = Stage::Cold;
+            part.hears = false;
             self.cold.insert(*number);
         }
     }
@@ -149,18 +161,55 @@ impl Parts {
         if let Some(part) = self.parts.get_mut(&number) {
             part.made = false;
             part.stage = Stage::Cold;
+            part.hears = false;
+            self.deaf.remove(&number);
             self.cold.insert(number);
         }
     }
 
-    /// The part's watch stands: what was not told before has to be read.
+    /// We will be told of the part's groups, and not yet of all that happens in it.
     pub fn warmed(&mut self, number: u64) {
         if let Some(part) = self.parts.get_mut(&number) {
             part.stage = Stage::Warm;
+            self.deaf.insert(number);
+            self.idle.insert(number);
+        }
+    }
+
+    /// We will be told of all that happens in the part: what was not told before has to be read.
+    pub fn hears(&mut self, number: u64) {
+        if let Some(part) = self.parts.get_mut(&number) {
+            part.stage = Stage::Warm;
+            part.hears = true;
             part.unread = part.pending.clone();
+            self.deaf.remove(&number);
             self.dirty.insert(number);
             self.idle.insert(number);
         }
+    }
+
+    /// A group told of a task of the part.
+    pub fn told(&mut self, part: u64, now: Instant) {
+        if let Some(part) = self.parts.get_mut(&part) {
+            part.told_since.get_or_insert(now);
+        }
+    }
+
+    /// Deaf parts with something pending, and since when groups tell of each.
+    pub fn deaf(&self) -> impl Iterator<Item = (u64, Option<Instant>)> {
+        let with = |number: &u64| Some((*number, self.parts.get(number)?));
+        let pending = self.deaf.iter().filter_map(with).filter(|(_, part)| part.pending_count > 0);
+        pending.map(|(number, part)| (number, part.told_since))
+    }
+
+    /// We are about to hear of what happens in a deaf part.
+    pub fn will_hear(&mut self, part: u64) {
+        self.deaf.remove(&part);
+    }
+
+    /// Whether anything stands there whose outcome was not seen.
+    pub fn has_pending(&self, part: u64) -> bool {
+        self.parts.get(&part).is_some_and(|part| part.pending_count > 0)
     }
 
     /// Whether tasks may be created and read in the part.
@@ -230,8 +279,8 @@ impl Parts {
     /// The next task to read.
     pub fn next_unread(&mut self) -> Option<u64> {
         while let Some(number) = self.dirty.first().copied() {
-            // A part that is not warm comes in again, with all its pending tasks, when it is.
-            let part = self.parts.get_mut(&number).filter(|part| part.stage == Stage::Warm);
+            // A part that does not hear comes in again, with all its pending tasks, when it does.
+            let part = self.parts.get_mut(&number).filter(|part| part.hears);
             if let Some(part) = part
                 && let Some(place) = part.unread.first()
             {
@@ -251,6 +300,7 @@ impl Parts {
             // A part that is not warm, or has something pending again, comes in again when that has changed.
             if part.is_some_and(|part| part.pending_count == 0 && part.stage == Stage::Warm) {
                 self.parts.remove(&number);
+                self.deaf.remove(&number);
             }
         }
     }
@@ -288,6 +338,10 @@ mod tests {
         parts.mark_unread(last);
         assert_eq!(parts.next_unread(), None, "not warm");
         parts.warmed(1);
+        assert_eq!(parts.next_unread(), None, "deaf");
+        assert_eq!(parts.deaf().collect::<Vec<_>>(), [(1, None)]);
+        parts.hears(1);
+        assert_eq!(parts.deaf().count(), 0);
         let mut read: Vec<_> = std::iter::from_fn(|| parts.next_unread()).collect();
         read.sort_unstable();
         assert_eq!(read, [LINES_PER_PART, last]);

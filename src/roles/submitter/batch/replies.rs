@@ -47,7 +47,11 @@ impl Batch {
                 self.collects -= 1;
             }
             Purpose::Room | Purpose::FirstPart => {}
-            Purpose::MakePart(_) | Purpose::ComparePart(_) | Purpose::WatchPart(_) => self.warming -= 1,
+            Purpose::MakePart(_)
+            | Purpose::ComparePart(_)
+            | Purpose::WatchPart(_)
+            | Purpose::MakeGroups(_)
+            | Purpose::WatchGroups(_) => self.warming -= 1,
         }
         let result = match result {
             Ok(reply) => Ok(reply),
@@ -63,8 +67,13 @@ impl Batch {
             Purpose::MakePart(part) => self.on_part_made(part, result, out),
             Purpose::ComparePart(part) => self.on_part_compared(part, result, out),
             Purpose::WatchPart(part) => match result {
-                Ok(_) => self.parts.warmed(part),
+                Ok(_) => self.parts.hears(part),
                 Err(refusal) => self.refused("watch", Some(part), refusal, out),
+            },
+            Purpose::MakeGroups(part) => self.on_groups_made(part, result, out),
+            Purpose::WatchGroups(part) => match result {
+                Ok(_) => self.on_groups_watched(part, out),
+                Err(refusal) => self.refused("watch the groups of", Some(part), refusal, out),
             },
             Purpose::Create(unit) => self.on_created(unit, result, out),
             Purpose::Compare(unit) => self.on_compared(unit, result, out),
@@ -100,7 +109,7 @@ impl Batch {
     }
 
     /// What concerns a part, or all, and can't be helped.
-    fn refused(&mut self, what: &str, part: Option<u64>, refusal: Refusal, out: &mut Out) {
+    pub(super) fn refused(&mut self, what: &str, part: Option<u64>, refusal: Refusal, out: &mut Out) {
         let path = part.map_or_else(|| self.layout.root().to_string(), |part| self.part_path(part));
         self.fail(refusal_code(refusal), format!("cannot {what} {path}: {refusal}"), out);
     }
@@ -154,14 +163,17 @@ impl Batch {
             }
             // The name is ours alone.
             Ok(_) | Err(Refusal::NodeExists) => self.on_part_stands(part, out),
-            Err(Refusal::NoNode) => {
-                self.parts.unmade(part);
-                if !self.ensuring {
-                    self.ensuring = true;
-                    self.ensure.start(out);
-                }
-            }
+            Err(Refusal::NoNode) => self.on_part_missing(part, out),
             Err(refusal) => self.refused("make", Some(part), refusal, out),
+        }
+    }
+
+    /// A directory above is not there.
+    pub(super) fn on_part_missing(&mut self, part: u64, out: &mut Out) {
+        self.parts.unmade(part);
+        if !self.ensuring {
+            self.ensuring = true;
+            self.ensure.start(out);
         }
     }
 
@@ -188,12 +200,6 @@ impl Batch {
                 self.fail(exit::DATA, format!("{path} exists already and is no job: {malformed}"), out);
             }
         }
-    }
-
-    fn on_part_stands(&mut self, part: u64, out: &mut Out) {
-        self.parts.made(part);
-        self.warming += 1;
-        self.watch_part(part, out);
     }
 
     fn on_created(&mut self, unit: u64, result: Result<&Reply, Refusal>, out: &mut Out) {

@@ -2,6 +2,7 @@
 
 mod chunks;
 mod groups;
+mod listen;
 
 use std::collections::VecDeque;
 
@@ -35,7 +36,8 @@ fn keyed(lines: u64) -> BatchParams {
 
 fn desk(params: BatchParams) -> Desk<Batch> {
     let lines = params.lines;
-    let mut desk = Desk::new(Batch::new(params).expect("fit"), &["/z", "/z/tasks", "/z/batches"]);
+    let mut desk =
+        Desk::new(Batch::new(params).expect("fit"), &["/z", "/z/tasks", "/z/batches", "/z/groups"]);
     desk.lines = (0..lines).map(|number| BatchLine { number, text: format!("echo {number}") }).collect();
     desk
 }
@@ -77,22 +79,28 @@ fn a_batch_is_created_collected_and_deleted() {
     let is_read = |call: &Call| is_get(call) && call.path() != STATUS;
     assert_eq!(desk.count(is_read), 0, "a task costs no read before its outcome");
     desk.end("/z/batches/B~q0000/0000007", failed(2));
-    desk.settle();
+    pass(&mut desk, 1_000);
     assert_eq!((desk.exit, tasks(&desk).len() as u64), (None, lines - 1));
     end_all(&mut desk);
     assert_eq!((desk.exit, tasks(&desk).len()), (Some(1), 0));
     assert_eq!(summary(&desk), Progress { submitted: lines, done: lines - 1, failed: 1, total: lines });
-    assert_eq!(desk.count(is_read) as u64, lines);
+    assert_eq!(desk.count(is_read) as u64, lines + lines - 1, "one look at each when no group told of any");
 }
 
 #[test]
 fn every_part_is_watched_before_its_first_task() {
-    let desk = waiting(params(LINES_PER_PART + 1));
-    for part in ["/z/batches/B~q0000", "/z/batches/B~q0001"] {
-        let watch =
-            desk.made.iter().position(|call| matches!(call, Call::Watch { path, .. } if path == part));
-        let first = desk.made.iter().position(|call| call.path().starts_with(&format!("{part}/")));
-        assert!(watch.expect("watched") < first.expect("created"));
+    for (params, watched, parts) in [
+        (params(LINES_PER_PART + 1), "/z/groups/B~q000", "/z/batches/B~q000"),
+        (keyed(LINES_PER_PART + 1), "/z/tasks/K~000", "/z/tasks/K~000"),
+    ] {
+        let desk = waiting(params);
+        for part in 0..2 {
+            let (watched, tasks) = (format!("{watched}{part}"), format!("{parts}{part}/"));
+            let watch = |call: &Call| matches!(call, Call::Watch { path, .. } if *path == watched);
+            let watch = desk.made.iter().position(watch);
+            let first = desk.made.iter().position(|call| call.path().starts_with(&tasks));
+            assert!(watch.expect("watched") < first.expect("created"));
+        }
     }
 }
 

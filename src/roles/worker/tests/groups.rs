@@ -4,7 +4,8 @@ use super::*;
 use crate::contract::copies::Copies;
 use crate::contract::name_of;
 
-const JOB: &str = "/z/tasks/j";
+const GROUPS: &str = "/z/groups/j~q0";
+const JOB: &str = "/z/batches/j~q0";
 
 /// A worker that has these tasks, of a job whose submitter takes outcomes from groups; all run.
 fn working(names: &[&str]) -> (World, Desk<Worker>) {
@@ -12,7 +13,8 @@ fn working(names: &[&str]) -> (World, Desk<Worker>) {
     let mut desk = worker(|params| params.slots = 20);
     desk.connect(&mut world);
     world.put(JOB, br#"{"v":1,"uniform_bytes":40,"copies":true}"#);
-    names.iter().for_each(|name| task(&mut world, &format!("j/{name}")));
+    world.put(GROUPS, b"");
+    names.iter().for_each(|name| task(&mut world, &format!("j~q0/{name}")));
     give(&mut world, &desk, names, &[]);
     desk.go(&mut world);
     assert_eq!(desk.runs.len(), names.len());
@@ -22,7 +24,7 @@ fn working(names: &[&str]) -> (World, Desk<Worker>) {
 /// The leader's page names these tasks, and those as revoked.
 fn give(world: &mut World, desk: &Desk<Worker>, names: &[&str], revoked: &[&str]) {
     let entries = |names: &[&str], revoked| -> Vec<(String, u32, bool)> {
-        names.iter().map(|name| (format!("j/{name}"), 1, revoked)).collect()
+        names.iter().map(|name| (format!("j~q0/{name}"), 1, revoked)).collect()
     };
     let all = [entries(names, false), entries(revoked, true)].concat();
     let all: Vec<_> = all.iter().map(|(id, attempt, revoked)| (id.as_str(), *attempt, *revoked)).collect();
@@ -42,7 +44,7 @@ fn end_all(world: &mut World, desk: &mut Desk<Worker>) {
 
 /// The places that stand, and how many outcomes are in each.
 fn groups(world: &World) -> Vec<usize> {
-    let is_group = |path: &&String| path.starts_with(JOB) && name_of(path).starts_with("~ended~w~");
+    let is_group = |path: &&String| path.starts_with(GROUPS) && name_of(path).starts_with("~ended~w~");
     let paths = world.znodes.keys().filter(is_group);
     paths.map(|path| Copies::decode(&world.znodes[path].data).expect("a group").tasks.len()).collect()
 }
@@ -76,10 +78,10 @@ fn what_did_not_end_well_at_the_first_try_or_in_another_job_is_written_alone() {
     let (mut world, mut desk) = working(&[]);
     task(&mut world, "_00/x");
     for name in TEN {
-        task(&mut world, &format!("j/{name}"));
+        task(&mut world, &format!("j~q0/{name}"));
         world.change(&format!("{JOB}/{name}"), |task| task.options.max_attempts = Some(3));
     }
-    let ids = TEN.map(|name| format!("j/{name}"));
+    let ids = TEN.map(|name| format!("j~q0/{name}"));
     let entries: Vec<_> = ids.iter().map(|id| (id.as_str(), 1, false)).chain([("_00/x", 1, false)]).collect();
     assign(&mut world, &desk, &entries);
     desk.go(&mut world);
@@ -89,7 +91,7 @@ fn what_did_not_end_well_at_the_first_try_or_in_another_job_is_written_alone() {
     world.pass(Duration::from_millis(60));
     desk.go(&mut world);
     assert_eq!((groups(&world), written(&world)), (vec![], 0));
-    assert_eq!(world.task("/z/tasks/j/a").attempt, 2);
+    assert_eq!(world.task("/z/batches/j~q0/a").attempt, 2);
     assert!(world.task("/z/tasks/_00/x").outcome.is_some());
 }
 
@@ -97,8 +99,8 @@ fn what_did_not_end_well_at_the_first_try_or_in_another_job_is_written_alone() {
 fn what_the_leader_revokes_is_written_into_the_task_before_it_is_said_to_be_dead() {
     let (mut world, mut desk) = working(&TEN);
     end_all(&mut world, &mut desk);
-    desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/a");
-    world.change("/z/tasks/j/a", |task| task.cancel = true);
+    desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/batches/j~q0/a");
+    world.change("/z/batches/j~q0/a", |task| task.cancel = true);
     give(&mut world, &desk, &TEN[1..], &["a"]);
     desk.go(&mut world);
     let through = |world: &World, desk: &Desk<Worker>| {
@@ -109,7 +111,7 @@ fn what_the_leader_revokes_is_written_into_the_task_before_it_is_said_to_be_dead
     assert_eq!((through(&world, &desk), written(&world)), (None, 0));
     desk.hold = |_| false;
     desk.go(&mut world);
-    let outcome = world.task("/z/tasks/j/a").outcome.map(|outcome| outcome.state);
+    let outcome = world.task("/z/batches/j~q0/a").outcome.map(|outcome| outcome.state);
     assert_eq!((outcome, written(&world)), (Some(OutcomeState::Done), 1));
     world.pass(Duration::from_secs(3));
     desk.go(&mut world);
@@ -121,7 +123,7 @@ fn what_nobody_takes_is_written_into_the_tasks_and_then_the_group_goes() {
     let (mut world, mut desk) = working(&TEN);
     end_all(&mut world, &mut desk);
     world.pass(Duration::from_secs(5));
-    desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/k");
+    desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/batches/j~q0/k");
     desk.go(&mut world);
     world.pass(Duration::from_secs(60));
     desk.go(&mut world);
@@ -137,7 +139,7 @@ fn what_nobody_takes_is_written_into_the_tasks_and_then_the_group_goes() {
 fn a_drained_worker_deletes_its_assignment_only_when_all_that_it_told_stands_in_the_tasks() {
     let (mut world, mut desk) = working(&TEN);
     end_all(&mut world, &mut desk);
-    desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/k");
+    desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/batches/j~q0/k");
     desk.event(&world, Event::Stop { again: false });
     desk.go(&mut world);
     let page = desk.role.assignment();
@@ -205,8 +207,7 @@ fn a_worker_whose_lease_lapsed_writes_what_it_told_into_the_tasks_before_its_ass
     world.pass(Duration::from_millis(60));
     desk.go(&mut world);
     assert_eq!((groups(&world), written(&world)), (vec![9], 0));
-    desk.hold =
-        |call| matches!(call, Call::Set { path, .. } if path.contains("/leases/") || path == "/z/tasks/j/a");
+    desk.hold = |call| matches!(call, Call::Set { path, .. } if path.contains("/leases/") || path == "/z/batches/j~q0/a");
     world.pass(Duration::from_secs(20));
     desk.go(&mut world);
     end_after(&world, &mut desk, Ended::Signal(9), true);
@@ -231,8 +232,7 @@ fn a_group_that_stands_after_its_author_gave_up_stays_until_all_is_written_alone
     desk.go(&mut world);
     desk.event(&world, Event::Unguarded { why: "it was killed".into() });
     end_after(&world, &mut desk, Ended::Signal(9), true);
-    desk.hold =
-        |call| matches!(call, Call::Set { path, .. } if path.starts_with("/z/tasks/j/") && path.len() < 13);
+    desk.hold = |call| matches!(call, Call::Set { path, .. } if path.starts_with("/z/batches/j~q0/") && !path.contains("~ended~"));
     desk.go(&mut world);
     assert_eq!((groups(&world), written(&world)), (vec![9], 0));
     desk.lose(&mut world, |_| false);

@@ -217,7 +217,7 @@ fn g08_what_is_open_is_bounded_in_bytes() {
 #[test]
 fn what_was_shown_is_deleted_before_more_is_read() {
     let lines = 3_900;
-    let mut desk = desk(params(lines));
+    let mut desk = desk(BatchParams { orphan_cancel: true, ..params(lines) });
     desk.connect();
     desk.settle_until(|call| is_create(call) && call.path().ends_with("/0000501"));
     for path in tasks(&desk) {

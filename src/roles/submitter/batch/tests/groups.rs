@@ -6,18 +6,18 @@ use crate::contract::worker::Seen;
 use crate::contract::{Incarnation, name_of};
 use crate::roles::submitter::batch::windows::{MAX_AHEAD, RUSH};
 
-const PART: &str = "/z/batches/B~q0000";
+pub(super) const PART: &str = "/z/batches/B~q0000";
 
 fn beside(n: u64) -> String {
-    format!("{PART}/{}", ended_name(&Incarnation::new("w", 7), n))
+    format!("/z/groups/B~q0000/{}", ended_name(&Incarnation::new("w", 7), n))
 }
 
-fn is_task_read(call: &Call) -> bool {
+pub(super) fn is_task_read(call: &Call) -> bool {
     is_get(call) && call.path().starts_with(PART) && !is_copies(name_of(call.path()))
 }
 
 /// A worker writes the outcomes of these tasks as a group.
-fn group(desk: &mut Desk<Batch>, n: u64, paths: &[String]) {
+pub(super) fn group(desk: &mut Desk<Batch>, n: u64, paths: &[String]) {
     let seen = |path: &String| {
         let (mut task, stat) = (desk.task(path), &desk.znodes[path].1);
         task.outcome = Some(done());
@@ -29,7 +29,7 @@ fn group(desk: &mut Desk<Batch>, n: u64, paths: &[String]) {
 }
 
 /// A batch whose tasks all stand.
-fn grouped(lines: u64) -> (Desk<Batch>, Vec<String>) {
+pub(super) fn grouped(lines: u64) -> (Desk<Batch>, Vec<String>) {
     let desk = waiting(params(lines));
     assert!(Job::decode(&desk.znodes[PART].0).expect("job").copies);
     let tasks = tasks(&desk);
@@ -50,7 +50,7 @@ fn what_stands_in_groups_is_shown_and_deleted_unread() {
     for path in &tasks[1_280..] {
         desk.end(path, done());
     }
-    desk.settle();
+    pass(&mut desk, 1_000);
     assert_eq!((desk.exit, desk.count(is_task_read)), (Some(0), 720));
     assert_eq!(summary(&desk), Progress { submitted: 2_000, done: 2_000, failed: 0, total: 2_000 });
 }
@@ -146,6 +146,7 @@ fn refused_copies_hold_up_nothing() {
     desk.settle();
     assert_eq!(tasks(&desk).len(), 200);
     end_all(&mut desk);
+    pass(&mut desk, 1_000);
     assert_eq!(desk.exit, Some(0));
 }
 
@@ -174,7 +175,7 @@ fn bad_groups_cost_no_outcome() {
     for path in &tasks {
         desk.end(path, done());
     }
-    desk.settle();
+    pass(&mut desk, 1_000);
     assert_eq!((desk.exit, desk.ended().len(), desk.count(is_task_read)), (Some(0), 2_000, 2_000));
 }
 

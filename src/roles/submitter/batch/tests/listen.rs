@@ -1,0 +1,86 @@
+//! A large batch is told by groups alone, and hears of the rest in time.
+
+use super::groups::{PART, group, grouped, is_task_read};
+use super::*;
+use crate::contract::copies::MAX_COPIES;
+use crate::roles::submitter::batch::listen::{FEW, LONG, SILENCE};
+
+fn is_heard(desk: &Desk<Batch>, part: &str) -> bool {
+    desk.made.iter().any(|call| matches!(call, Call::Watch { path, .. } if path == part))
+}
+
+fn millis(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).expect("short")
+}
+
+#[test]
+fn when_no_group_tells_anything_what_is_pending_is_looked_at_once_and_heard_of() {
+    let (mut desk, tasks) = grouped(2_000);
+    for (n, some) in tasks[..1_280].chunks(MAX_COPIES).enumerate() {
+        pass(&mut desk, millis(SILENCE) - 1);
+        group(&mut desk, n as u64, some);
+        desk.settle();
+        assert!(!is_heard(&desk, PART), "groups tell");
+    }
+    pass(&mut desk, millis(SILENCE) - 1);
+    assert_eq!((is_heard(&desk, PART), desk.count(is_task_read)), (false, 0));
+    pass(&mut desk, 1);
+    assert_eq!((is_heard(&desk, PART), desk.count(is_task_read)), (true, 720));
+    desk.end(&tasks[1_999], done());
+    desk.settle();
+    assert_eq!((desk.ended().len(), desk.count(is_task_read)), (1_281, 721), "it is heard of at once");
+}
+
+#[test]
+fn the_last_few_are_heard_of_at_once() {
+    let (mut desk, tasks) = grouped(1_000);
+    let last = tasks.len() - FEW as usize;
+    for (n, some) in tasks[..last - 1].chunks(100).enumerate() {
+        group(&mut desk, n as u64, some);
+    }
+    desk.settle();
+    assert!(!is_heard(&desk, PART));
+    group(&mut desk, 99, &tasks[last - 1..last]);
+    desk.settle();
+    assert_eq!((is_heard(&desk, PART), desk.count(is_task_read)), (true, FEW as usize));
+}
+
+#[test]
+fn what_groups_leave_out_is_heard_of_however_much_they_tell() {
+    let (mut desk, tasks) = grouped(3_000);
+    desk.end(&tasks[2_999], done());
+    let mut groups = tasks.chunks(100).enumerate();
+    let mut waited = 0;
+    while !is_heard(&desk, PART) {
+        let (n, some) = groups.next().expect("in time");
+        group(&mut desk, n as u64, some);
+        desk.settle();
+        pass(&mut desk, 500);
+        waited += 500;
+    }
+    assert_eq!(waited, millis(LONG));
+    assert!(desk.ended().iter().any(|(id, _)| id.ends_with("2999")));
+}
+
+#[test]
+fn while_no_group_tells_anything_new_parts_are_heard_of_from_the_beginning() {
+    let mut late = desk(params(2 * LINES_PER_PART));
+    late.connect();
+    late.settle_until(|call| is_create(call) && call.path().ends_with("/0000300"));
+    late.now = late.now + SILENCE;
+    late.event(Event::Wake);
+    late.settle();
+    assert!(is_heard(&late, PART) && is_heard(&late, "/z/batches/B~q0001"));
+    assert!(late.count(is_task_read) < 1_500, "only what stood by then is looked at");
+}
+
+#[test]
+fn a_small_batch_and_one_that_is_cancelled_hear_of_all() {
+    assert!(is_heard(&waiting(params(FEW)), PART));
+    let mut desk = waiting(BatchParams { cancel_on_interrupt: true, ..params(FEW + 1) });
+    assert!(!is_heard(&desk, PART));
+    desk.event(Event::Stop { again: false });
+    desk.settle();
+    let cancelled = tasks(&desk).iter().filter(|path| desk.task(path).cancel).count();
+    assert_eq!((is_heard(&desk, PART), cancelled as u64), (true, FEW + 1));
+}
