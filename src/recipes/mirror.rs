@@ -254,9 +254,10 @@ impl Mirror {
                 Overtaken::No | Overtaken::Changed => Overtaken::Changed,
                 Overtaken::Gone | Overtaken::Back => Overtaken::Back,
             };
-        } else if kind == ChangeKind::Created && complete && self.is_asked(dir) {
+        } else if kind == ChangeKind::Created && complete && self.is_reading(dir) {
             self.unsure.entry(dir.to_string()).or_default().insert(below.to_string());
-        } else if complete && (believed || self.in_no_hurry) && !self.is_dir(below) && !self.is_asked(below) {
+        } else if complete && (believed || self.in_no_hurry) && !self.is_dir(below) && !self.is_reading(below)
+        {
             if !self.lately[1].contains(below) {
                 self.lately[0].insert(below.to_string());
             }
@@ -268,7 +269,7 @@ impl Mirror {
     }
 
     /// Whether it is being read, or about to be.
-    fn is_asked(&self, below: &str) -> bool {
+    pub fn is_reading(&self, below: &str) -> bool {
         self.reading.contains_key(below) || self.changed.contains(&(level(below), below.to_string()))
     }
 

@@ -169,8 +169,7 @@ impl Master {
             return;
         }
         self.term = leading.map(|epoch| Term::new(&self.params.layout, epoch));
-        self.tasks.lead(self.term.is_some(), out);
-        self.hear_of_groups(out);
+        self.tasks.hurry(self.term.is_some(), out);
         if self.term.is_none() {
             // The queue left out what was assigned; a standby's holds all.
             let tasks: Vec<_> = self.table.ids().cloned().collect();
@@ -324,6 +323,9 @@ impl Master {
             Err(CallError::Refused(refusal)) => return cannot(&self.params.layout.workers(), *refusal, out),
         };
         let alive: BTreeSet<_> = names.iter().filter_map(|name| Some(parse_registration(name)?.0)).collect();
+        // Not before, for it may take long, and would have taken the takeover's time.
+        self.tasks.follow_all(out);
+        self.hear_of_groups(out);
         let Some(term) = &mut self.term else { return };
         term.stage = Stage::Leading;
         let pages: Vec<_> = term.book.incarnations().cloned().collect();
@@ -484,10 +486,12 @@ impl Master {
             }
             // Somebody had it run again, and the leader before us gave it out: the mirror is late. It is asked once.
             (Some(Phase::Ended { attempt, .. }), Some((_, held)))
-                if *attempt < held.attempt && !term.looked.contains_key(task) =>
+                if *attempt < held.attempt
+                    && (!term.looked.contains_key(task) || self.tasks.is_reading(task.as_str())) =>
             {
-                term.looked.insert(task.clone(), true);
-                self.tasks.read_again(task.as_str(), out);
+                if term.looked.insert(task.clone(), true).is_none() {
+                    self.tasks.read_again(task.as_str(), out);
+                }
             }
             (Some(Phase::Ended { by, ran_ms, .. }), Some((incarnation, held)))
                 if by.as_ref() == Some(&incarnation) =>

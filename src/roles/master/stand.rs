@@ -2,7 +2,7 @@
 //!
 //! Of what stands in `tasks` every master hears, so that a standby has it in memory when it takes over. Of what stands apart,
 //! in `batches`, and of `groups`, only who leads does, for a standby would have to hear of each of a million tasks that are
-//! over within the second: it reads them when it takes over, and gives them out as they become known. Who led once
+//! over within the second: it reads them when it has taken over, and gives them out as they become known. Who led once
 //! goes on hearing of them, until its connection is lost.
 
 use std::collections::BTreeSet;
@@ -48,12 +48,15 @@ impl Stand {
         self.shared.take_time(true, out);
     }
 
-    /// From now on it is followed with haste, or without; with haste the rest as well.
-    pub fn lead(&mut self, leads: bool, out: &mut Out) {
+    /// From now on all that is followed is followed with haste, or without.
+    pub fn hurry(&mut self, leads: bool, out: &mut Out) {
         self.shared.take_time(!leads, out);
-        if self.apart.is_started() {
-            self.apart.take_time(!leads, out);
-        } else if leads {
+        self.apart.take_time(!leads, out);
+    }
+
+    /// Follows the rest as well, on this connection.
+    pub fn follow_all(&mut self, out: &mut Out) {
+        if !self.apart.is_started() {
             self.groups.start(out);
             self.apart.start(out);
         }
@@ -98,29 +101,37 @@ impl Stand {
         Some(placed(self.groups.on_changed(path, kind, out)?, Tree::Groups))
     }
 
-    fn of(&mut self, path: &str) -> &mut Mirror {
+    fn mirror(&self, path: &str) -> &Mirror {
+        if is_apart(dir_of(path)) { &self.apart } else { &self.shared }
+    }
+
+    fn mirror_mut(&mut self, path: &str) -> &mut Mirror {
         if is_apart(dir_of(path)) { &mut self.apart } else { &mut self.shared }
     }
 
     /// See [`Mirror::read_again`].
     pub fn read_again(&mut self, path: &str, out: &mut Out) {
-        self.of(path).read_again(path, out);
+        self.mirror_mut(path).read_again(path, out);
     }
 
     /// See [`Mirror::believe`].
     pub fn believe(&mut self, dir: &str) -> BTreeSet<String> {
-        self.of(dir).believe(dir)
+        self.mirror_mut(dir).believe(dir)
     }
 
     /// See [`Mirror::doubt`].
     pub fn doubt(&mut self, dir: &str, out: &mut Out) {
-        self.of(dir).doubt(dir, out);
+        self.mirror_mut(dir).doubt(dir, out);
     }
 
     /// See [`Mirror::is_behind_on`].
     pub fn is_behind_on(&self, path: &str) -> bool {
-        let mirror = if is_apart(dir_of(path)) { &self.apart } else { &self.shared };
-        mirror.is_behind_on(path)
+        self.mirror(path).is_behind_on(path)
+    }
+
+    /// See [`Mirror::is_reading`].
+    pub fn is_reading(&self, path: &str) -> bool {
+        self.mirror(path).is_reading(path)
     }
 
     /// See [`Mirror::is_behind`].

@@ -438,6 +438,7 @@ impl Batch {
 
     fn forget_calls(&mut self) {
         self.forget_group_reads();
+        self.ears = Ears::default();
         self.calls.clear();
         self.ensure.reset();
         self.mark.on_lost();

@@ -73,3 +73,50 @@ fn what_stands_where_its_name_denies_it_is_nobodys_task() {
     leader.go(&mut world);
     assert_eq!(world.page("/z/assign/w~1"), [entry("B~q0000/1", 1, false)]);
 }
+
+#[test]
+fn an_empty_job_goes_after_the_directory_of_its_groups() {
+    let mut world = World::new();
+    let mut leader = master("m");
+    leader.connect(&mut world);
+    put(&mut world, "batches", "B~q0000", &[]);
+    put(&mut world, "batches", "B~q0001", &["1"]);
+    put(&mut world, "batches", "B~q0002", &[]);
+    for part in ["B~q0000", "B~q0001"] {
+        world.put(&format!("/z/groups/{part}"), b"");
+    }
+    let place = "/z/groups/B~q0000/~ended~w~1~1";
+    world.put(place, b"{}");
+    leader.hold = |call| matches!(call, Call::Delete { path, .. } if path.contains("~ended~"));
+    let play = |leader: &mut Desk<Master>, world: &mut World| {
+        for _ in 0..10 {
+            leader.go(world);
+            world.pass(Duration::from_secs(900));
+        }
+        let names = world.znodes.keys().filter_map(|path| path.strip_prefix("/z/batches/"));
+        names.map(str::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        play(&mut leader, &mut world),
+        ["B~q0000", "B~q0001", "B~q0001/1"],
+        "one has groups, one a task"
+    );
+    leader.hold = |_| false;
+    assert_eq!(play(&mut leader, &mut world), ["B~q0001", "B~q0001/1"]);
+    assert!(
+        !world.znodes.contains_key("/z/groups/B~q0000") && world.znodes.contains_key("/z/groups/B~q0001")
+    );
+}
+
+#[test]
+fn what_stands_apart_is_read_after_the_pages_were_taken_over() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    let mut leader = master("m");
+    leader.hold = |call| matches!(call, Call::Children { path } if path == "/z/workers");
+    leader.connect(&mut world);
+    assert!(!leader.role.tasks.hears_of_groups() && world.znodes.contains_key("/z/status"));
+    leader.hold = |_| false;
+    leader.go(&mut world);
+    assert!(leader.role.tasks.hears_of_groups() && leader.role.tasks.is_complete());
+}

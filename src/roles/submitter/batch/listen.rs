@@ -30,6 +30,8 @@ pub const FEW: u64 = 128;
 /// What a batch knows of how it is told of outcomes.
 #[derive(Debug, Default)]
 pub struct Ears {
+    /// No group has told of anything for long, so nothing is left to groups alone.
+    pub silent: bool,
     /// Parts of which groups told in this turn.
     pub told: BTreeSet<u64>,
     /// When a group last told of anything, or there was nothing to tell.
@@ -101,14 +103,14 @@ impl Batch {
 
     /// We are told of the part's groups from now on. Of what stood before that, a group may have told already.
     pub(super) fn on_groups_watched(&mut self, part: u64, out: &mut Actions<ClientReport>) {
-        self.parts.warmed(part);
-        if self.parts.has_pending(part) {
+        if self.ears.silent || self.parts.has_pending(part) {
             self.hear(part, out);
+        } else {
+            self.parts.warmed(part);
         }
     }
 
     fn hear(&mut self, part: u64, out: &mut Actions<ClientReport>) {
-        self.parts.will_hear(part);
         self.warming += 1;
         let call = Call::Watch { path: self.part_path(part), mode: WatchMode::Tree };
         self.calls.issue(out, call, Purpose::WatchPart(part));
@@ -126,11 +128,13 @@ impl Batch {
         let silent_at = *self.ears.told_at.get_or_insert(now) + SILENCE;
         let is_last = self.source == Source::Dry && self.open.is_empty();
         let few = is_last && self.parts.pending_count() <= FEW;
-        let all = few || self.cancelling || silent_at <= now;
+        self.ears.silent = self.cancelling || silent_at <= now;
+        let all = self.ears.silent || few;
         let is_due = |since: Option<Instant>| all || since.is_some_and(|since| since + LONG <= now);
         let room = MAX_WARMING.saturating_sub(self.warming);
         let due = self.parts.deaf().filter(|(_, since)| is_due(*since)).map(|(part, _)| part);
         for part in due.take(room).collect::<Vec<_>>() {
+            self.parts.will_hear(part);
             self.hear(part, out);
         }
         let waiting = self.parts.deaf().filter(|(_, since)| !is_due(*since));
