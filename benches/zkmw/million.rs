@@ -124,13 +124,20 @@ fn look(
             peak(format!("memory of the {role}"), bytes as f64 / 1_048_576.0);
         }
     }
-    let (tasks, assign) = (layout.tasks(), layout.assign());
-    let mut looked: Vec<(String, &str)> = vec![(layout.status(), "status"), (tasks.clone(), "tasks")];
+    let assign = layout.assign();
+    let mut looked: Vec<(String, &str)> = vec![(layout.status(), "status")];
     looked.extend(client.children(&assign).iter().map(|page| (format!("{assign}/{page}"), "a page")));
-    let parts = client.children(&tasks);
-    for place in 0..DIRECTORIES.min(parts.len()) {
-        let part = &parts[(turn * DIRECTORIES + place) % parts.len()];
-        looked.push((format!("{tasks}/{part}"), "a directory of tasks"));
+    for (jobs, kind) in [
+        (layout.tasks(), "a directory of tasks"),
+        (layout.batches(), "a directory of tasks"),
+        (layout.groups(), "a directory of groups"),
+    ] {
+        let parts = client.children(&jobs);
+        for place in 0..DIRECTORIES.min(parts.len()) {
+            let part = &parts[(turn * DIRECTORIES + place) % parts.len()];
+            looked.push((format!("{jobs}/{part}"), kind));
+        }
+        looked.push((jobs, "a directory of jobs"));
     }
     for (path, kind) in looked {
         if let Some(stat) = client.stat(&path) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use zkmw::contract::task::{Job, Options as TaskOptions, Payload, Task};
 use zkmw::contract::worker::Assignment;
-use zkmw::contract::{LINES_PER_PART, Layout, batch_task};
+use zkmw::contract::{LINES_PER_PART, Layout, TaskId, apart_task, batch_task};
 use zkmw::machine::Call;
 
 use crate::client::{Client, create};
@@ -176,7 +176,7 @@ impl Service {
         self.cluster.submit(&[&["--from-file", &file, "--no-progress"], more].concat())
     }
 
-    /// Makes tasks that no worker may run, and waits until both masters know them.
+    /// Makes tasks that no worker may run, and waits until the masters know of them what they will.
     pub fn backlog(&self, count: usize) {
         make_backlog(&self.cluster.ensemble.connect, &self.cluster.layout, count);
         let limit = START + LEARN * u32::try_from(count).expect("a sane number");
@@ -192,9 +192,10 @@ impl Service {
     pub fn delete_backlog(connect: &str, layout: &Layout, count: usize) {
         let mut client = Client::connect(connect, BACKLOG_IN_FLIGHT);
         let count = u64::try_from(count).expect("a sane number");
-        let path = |line| layout.task(&batch_task(None, "backlog", line));
-        let delete = |line| Call::Delete { path: path(line), version: None };
-        client.pipeline(BACKLOG_IN_FLIGHT, (0..count).map(delete));
+        for (kind, lines) in kinds(count) {
+            let delete = |line| Call::Delete { path: layout.task(&kind(line)), version: None };
+            client.pipeline(BACKLOG_IN_FLIGHT, lines.map(delete));
+        }
     }
 
     /// Stops the leader, and gives the seconds from the signal until every worker's page carries the new leader's
@@ -221,7 +222,14 @@ impl Service {
         let standby = self.new_master();
         self.masters.push(standby);
         self.loaded(1);
-        self.masters[1].quiet(START);
+        let limit = START + LEARN * u32::try_from(self.number("/tasks/pending").unwrap_or(0)).unwrap_or(0);
+        eventually(limit + BATCH, "the leader has read what stands apart", || {
+            self.cluster.leader()?;
+            (self.cluster.status()?["loading"] == false).then_some(())
+        });
+        for master in &self.masters {
+            master.quiet(START);
+        }
         seconds
     }
 
@@ -249,20 +257,36 @@ pub fn last_lines(text: &str) -> String {
     lines[lines.len().saturating_sub(5)..].join("\n")
 }
 
-/// A batch as a submitter would make it, of a job whose tasks require what nobody has.
+/// Where the tasks of a batch stand, by their lines.
+type Kind = fn(u64) -> TaskId;
+
+/// A backlog's two batches: one that stands apart, as a plain one does, and one of which every master hears.
+fn kinds(count: u64) -> [(Kind, std::ops::Range<u64>); 2] {
+    let half = count / 2;
+    [
+        (|line| apart_task(None, "plain", line), 0..half),
+        (|line| batch_task(None, "other", line), 0..count - half),
+    ]
+}
+
+/// Batches as submitters would make them, of jobs whose tasks require what nobody has.
 fn make_backlog(connect: &str, layout: &Layout, count: usize) {
     let mut client = Client::connect(connect, BACKLOG_IN_FLIGHT);
     let require = [(NOBODY.0.to_string(), NOBODY.1.to_string())].into_iter().collect();
-    let job = Job::new(TaskOptions { require: Some(require), ..TaskOptions::default() }).encode();
+    let mut job = Job::new(TaskOptions { require: Some(require), ..TaskOptions::default() });
     let task = Task::new(Payload::Shell("true".into()), TaskOptions::default()).encode();
     let count = u64::try_from(count).expect("a sane number");
-    let lines = (0..count).step_by(usize::try_from(LINES_PER_PART).expect("a small number"));
+    job.uniform_bytes = u32::try_from(task.len()).ok();
+    let job = job.encode();
     client.ensure(&layout.tasks(), b"");
-    for first in lines {
-        client.ensure(&layout.job(batch_task(None, "backlog", first).dir()), &job);
-        let last = (first + LINES_PER_PART).min(count);
-        let path = |line| layout.task(&batch_task(None, "backlog", line));
-        client.pipeline(BACKLOG_IN_FLIGHT, (first..last).map(|line| create(&path(line), &task)));
+    client.ensure(&layout.batches(), b"");
+    for (kind, lines) in kinds(count) {
+        for first in lines.clone().step_by(usize::try_from(LINES_PER_PART).expect("a small number")) {
+            client.ensure(&layout.job(kind(first).dir()), &job);
+            let last = (first + LINES_PER_PART).min(lines.end);
+            let create = |line| create(&layout.task(&kind(line)), &task);
+            client.pipeline(BACKLOG_IN_FLIGHT, (first..last).map(create));
+        }
     }
 }
 
@@ -281,7 +305,8 @@ pub fn largest(client: &mut Client, layout: &Layout) -> ((i32, String), (i32, St
         }
         if stat.num_children > 0 {
             // The tasks of one part are alike.
-            let is_part = path.starts_with(&format!("{}/", layout.tasks()));
+            let jobs = [layout.tasks(), layout.batches()];
+            let is_part = jobs.iter().any(|jobs| path.starts_with(&format!("{jobs}/")));
             let most = if is_part { 10 } else { usize::MAX };
             let names = client.children(&path);
             open.extend(names.iter().take(most).map(|name| format!("{path}/{name}")));
