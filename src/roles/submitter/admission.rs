@@ -53,6 +53,8 @@ pub enum Answer {
     Nothing,
     /// There is room, or nobody says that there is none.
     Admitted,
+    /// As far as the leader knows, which has not read all that stands yet.
+    Unsure,
     /// There is none, and why.
     Refused(String),
 }
@@ -95,7 +97,11 @@ impl Gate {
             // A leader that can't be understood, or none that ever led, is no reason to refuse.
             Err(CallError::Refused(_)) => Answer::Admitted,
             Ok(Reply::Data { data, .. }) => match Status::decode(data) {
-                Ok(status) => excess(&status, self.demand).map_or(Answer::Admitted, Answer::Refused),
+                Ok(status) => match excess(&status, self.demand) {
+                    Some(why) => Answer::Refused(why),
+                    None if status.loading => Answer::Unsure,
+                    None => Answer::Admitted,
+                },
                 Err(_) => Answer::Admitted,
             },
             Ok(_) => Answer::Admitted,
@@ -190,7 +196,8 @@ impl Pace {
         out: &mut Actions<R>,
     ) -> Option<Option<String>> {
         match self.gate.on_reply(id, result)? {
-            Answer::Nothing => {}
+            // Who waits for room goes on waiting until a leader knows that there is some.
+            Answer::Nothing | Answer::Unsure => {}
             Answer::Admitted => self.closed = false,
             Answer::Refused(why) if !self.inside => return Some(Some(self.gate.advice(&why))),
             Answer::Refused(why) => {

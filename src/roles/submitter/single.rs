@@ -233,7 +233,7 @@ impl Single {
         if let Some(answer) = self.gate.on_reply(id, result) {
             match answer {
                 Answer::Nothing => {}
-                Answer::Admitted => self.enter(out),
+                Answer::Admitted | Answer::Unsure => self.enter(out),
                 Answer::Refused(why) => {
                     self.denied = Some(self.gate.advice(&why));
                     self.enter(out);

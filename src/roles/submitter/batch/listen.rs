@@ -122,7 +122,9 @@ impl Batch {
         for part in &told {
             self.parts.told(*part, now);
         }
-        if !told.is_empty() || self.parts.pending_count() == 0 {
+        // What stands in groups that wait to be read will be told.
+        let is_told = !told.is_empty() || !self.groups.is_empty() || self.group_reads > 0;
+        if is_told || self.parts.pending_count() == 0 {
             self.ears.told_at = Some(now);
         }
         let silent_at = *self.ears.told_at.get_or_insert(now) + SILENCE;

@@ -7,6 +7,7 @@ mod listen;
 use std::collections::VecDeque;
 
 use super::*;
+use crate::contract::status::Status;
 use crate::contract::task::{Outcome, State};
 use crate::machine::{BatchLine, CallError, Prng, Refusal};
 use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set, status};
@@ -215,7 +216,10 @@ fn a_batch_that_the_service_has_no_room_for_is_refused_as_a_whole() {
         let per_task =
             desk(params.clone()).role.task(&Payload::Shell(String::new())).encode().len() as u64 + 10;
         let in_bytes = |left: u64| status(0, 50, 99, 50 + left);
+        let mut loading = Status::decode(&status(3, 0, 13, 1 << 20)).expect("status");
+        loading.loading = true;
         for (data, exit, made) in [
+            (loading.encode(), None, 10),
             (status(3, 0, 13, 1 << 20), None, 10),
             (in_bytes(10 * per_task), None, 10),
             (status(4, 0, 13, 1 << 20), Some(exit::TOO_MUCH), 0),
@@ -285,6 +289,12 @@ fn g08_a_batch_under_way_waits_while_the_service_is_full_and_says_so_once() {
     desk.connect();
     pass(&mut desk, 2_000);
     assert!(tasks(&desk).len() <= 300 + 2 * MAX_CREATES, "nor does a new session let it pass");
+    // A new leader does not know all yet.
+    let mut loading = Status::decode(&status(1, 0, 10_000, 1 << 30)).expect("status");
+    loading.loading = true;
+    desk.put(STATUS, &loading.encode());
+    pass(&mut desk, 2_000);
+    assert!(tasks(&desk).len() <= 300 + 2 * MAX_CREATES, "nor does a leader that is loading");
     // Room for one is room: how many come meanwhile is known a second later.
     desk.put(STATUS, &status(9_999, 0, 10_000, 1 << 30));
     pass(&mut desk, 2_000);

@@ -90,3 +90,14 @@ fn a_small_batch_and_one_that_is_cancelled_hear_of_all() {
     let cancelled = tasks(&desk).iter().filter(|path| desk.task(path).cancel).count();
     assert_eq!((is_heard(&desk, PART), cancelled as u64), (true, FEW + 1));
 }
+
+#[test]
+fn a_group_that_is_still_being_read_is_no_silence() {
+    let (mut desk, tasks) = grouped(1_000);
+    group(&mut desk, 1, &tasks[..100]);
+    desk.tell();
+    desk.now = desk.now + SILENCE;
+    desk.event(Event::Wake);
+    desk.settle();
+    assert_eq!((is_heard(&desk, PART), desk.ended().len()), (false, 100));
+}
