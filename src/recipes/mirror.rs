@@ -366,12 +366,6 @@ impl Mirror {
         match purpose {
             Purpose::Watch => match refusal {
                 None => {
-                    // What changed before the watch stood is told by nobody: what was read by then is read again.
-                    for overtaken in
-                        self.reading.values_mut().filter(|overtaken| **overtaken == Overtaken::No)
-                    {
-                        *overtaken = Overtaken::Changed;
-                    }
                     self.state = State::Loading;
                     self.to_list.push(String::new());
                 }
@@ -452,6 +446,10 @@ impl Mirror {
 
     /// Keeps the window full.
     fn pump<R>(&mut self, out: &mut Actions<R>) {
+        // What changes, or goes, before the watch stands is told by nobody.
+        if self.state == State::Starting {
+            return;
+        }
         while self.reading.len() < self.window {
             let changed = self.changed.pop_first().map(|(_, path)| path);
             let Some(path) = changed.or_else(|| self.listed.pop()) else { break };

@@ -199,12 +199,14 @@ fn events_that_arrive_before_the_watch_is_acknowledged_count() {
     mirror.start(&mut out);
     let (watch, _) = Asked::one(&mut out);
     assert_eq!(mirror.on_changed("/r/a", ChangeKind::Created, &mut out), Some(vec![appeared("a")]));
-    let (read, _) = Asked::one(&mut out);
-    mirror.on_reply(read, &data("A"), &mut out);
-    assert!(!mirror.is_complete(), "the listing is still to come");
+    Asked::none(&mut out);
+    assert!(!mirror.hears() && mirror.is_reading("a"));
     mirror.on_reply(watch, &Ok(Reply::Watching), &mut out);
-    let (list, _) = Asked::one(&mut out);
-    mirror.on_reply(list, &children(&[]), &mut out);
+    let calls = Asked::of(&mut out).calls;
+    let id = |path: &str| calls.iter().find(|(_, call)| call.path() == path).expect("asked").0;
+    mirror.on_reply(id("/r/a"), &data("A"), &mut out);
+    assert!(mirror.hears() && !mirror.is_complete(), "the listing is still to come");
+    mirror.on_reply(id("/r"), &children(&[]), &mut out);
     assert!(mirror.is_complete());
 }
 
@@ -261,21 +263,19 @@ fn a_lost_listing_is_not_an_empty_directory() {
 }
 
 /// What changes between a read and the watch is told by no event: the simulator found it (seed 7115547), a task that
-/// was moved on meanwhile was given out as it had been before, and waited for ever.
+/// was moved on meanwhile was given out as it had been before, and waited for ever. Nor is an end (seed 21413): a task that
+/// went meanwhile kept its job for ever.
 #[test]
-fn what_was_being_read_before_the_watch_stood_is_read_again() {
+fn nothing_is_read_before_the_watch_stands() {
     let mut bench =
         Bench { mirror: Mirror::new("/r".into(), 1, 8), out: Actions::default(), calls: VecDeque::new() };
     bench.mirror.start(&mut bench.out);
     let watch = bench.next("/r");
     bench.mirror.read_again("a", &mut bench.out);
-    let early = bench.next("/r/a");
+    Asked::none(&mut bench.out);
     bench.reply(watch, Ok(Reply::Watching));
-    let list = bench.next("/r");
-    assert_eq!(bench.reply(list, children(&["a"])), [appeared("a")]);
-    assert_eq!(bench.reply(early, data("old")), [seen("a", "old")]);
-    let again = bench.next("/r/a");
-    assert_eq!(bench.reply(again, data("new")), [seen("a", "new"), Change::Complete]);
+    let read = bench.next("/r/a");
+    assert_eq!(bench.reply(read, data("new")), [seen("a", "new")]);
 }
 
 fn born(path: &str) -> Change {
