@@ -45,6 +45,9 @@ const MAX_WORKER_THREADS: usize = 256;
 /// Calls of everyone else.
 const CLIENT_THREADS: usize = 640;
 
+/// A batch of more tasks than this deletes them over a second connection.
+const MANY_DELETES: u64 = 1_000;
+
 /// Does what the configuration says, and gives the exit code.
 ///
 /// # Errors
@@ -155,6 +158,7 @@ fn surroundings(ensemble: &Ensemble, threads: usize) -> Surroundings {
             session_timeout: ensemble.session_timeout,
             auth: auth.collect(),
             threads,
+            deletes_aside: false,
         },
         connect_timeout: ensemble.connect_timeout,
         close_timeout: ensemble.close_timeout,
@@ -270,10 +274,12 @@ fn run_client<T: Role<Report = ClientReport>>(
     role: T,
     ensemble: &Ensemble,
     (json, progress): (bool, bool),
-    batch: Option<shell::BatchLines>,
+    batch: Option<(shell::BatchLines, u64)>,
 ) -> anyhow::Result<i32> {
     let mut view = View::of_process(json, progress);
-    let around = Surroundings { batch, ..surroundings(ensemble, CLIENT_THREADS) };
+    let mut around = surroundings(ensemble, CLIENT_THREADS);
+    around.zk.deletes_aside = batch.as_ref().is_some_and(|(_, deletes)| *deletes > MANY_DELETES);
+    around.batch = batch.map(|(lines, _)| lines);
     shell::run(role, around, &mut |report| view.show(report))
 }
 
@@ -355,7 +361,10 @@ fn submit_batch(
     let lines: shell::BatchLines =
         Box::new(move |count| reader.next(count).map_err(|unfit| anyhow::anyhow!("{unfit}")));
     match batch {
-        Ok(role) => run_client(role, ensemble, (settings.json, settings.progress), Some(lines)),
+        Ok(role) => {
+            let (look, deletes) = ((settings.json, settings.progress), role.deletes());
+            run_client(role, ensemble, look, Some((lines, deletes)))
+        }
         Err(unfit) => Ok(tell(&unfit)),
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use zookeeper::{Acl, AddWatchMode, WatchedEvent, Watcher, ZkError, ZkState, ZooK
 use super::descriptors::{Killer, open_sockets};
 use super::request;
 use super::{Failure, Settings};
-use crate::machine::{ChangeKind, Instant, WatchMode};
+use crate::machine::{Call, ChangeKind, Instant, WatchMode};
 
 /// Requests of the session layer itself that may wait for the keeper: a heartbeat and the closing.
 const ERRANDS_MAX: usize = 4;
@@ -203,12 +203,22 @@ impl Drop for Client {
 
 type Errand = Box<dyn FnOnce(&ZooKeeper) + Send>;
 
-/// A connection that works, or did.
-pub struct Connection {
+/// One TCP connection to a server, with a session of its own.
+struct Lane {
     client: Arc<Client>,
-    life: Arc<Life>,
     /// To the keeper: a thread for the session layer's own requests, whatever else is in flight.
     errands: Sender<Errand>,
+}
+
+/// A connection that works, or did.
+///
+/// It may have a second lane, to the same server, which lives and dies with the first. Only deletes go over it: nobody reads
+/// what he has deleted, so no answer is older for it than it would be, even if the lanes should end at different servers behind
+/// one address. The first lane's session alone has watches and ephemerals.
+pub struct Connection {
+    main: Lane,
+    deletes: Option<Lane>,
+    life: Arc<Life>,
     server: SocketAddr,
     timeout: Duration,
 }
@@ -240,19 +250,82 @@ pub enum NotMade {
 impl Connection {
     /// Connects to one server, and proves that the session works and that the chroot is there.
     pub fn make(plan: Plan<'_>) -> Result<Connection, NotMade> {
+        let main = Lane::make(&plan)?;
+        let deletes = if plan.settings.deletes_aside { Some(Lane::make(&plan)?) } else { None };
+        let Plan { life, server, timeout, .. } = plan;
+        life.answered();
+        Ok(Connection { main, deletes, life, server, timeout })
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        std::iter::once(&self.main).chain(&self.deletes)
+    }
+
+    /// The client that is to make the call.
+    pub fn client_for(&self, call: &Call) -> &Client {
+        let lane = self.deletes.as_ref().filter(|_| matches!(call, Call::Delete { .. }));
+        &lane.unwrap_or(&self.main).client
+    }
+
+    /// Whether it lives.
+    pub fn life(&self) -> &Life {
+        &self.life
+    }
+
+    /// The server at the other end.
+    pub fn server(&self) -> SocketAddr {
+        self.server
+    }
+
+    /// The negotiated session timeout.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Starts a heartbeat on every lane. Whether all were answered comes through the receiver, announced by a pulse.
+    pub fn beat(&self) -> Receiver<bool> {
+        let (answer, receiver) = bounded(1);
+        let left = Arc::new(AtomicUsize::new(self.lanes().count()));
+        for lane in self.lanes() {
+            let (answer, left, life) = (answer.clone(), Arc::clone(&left), Arc::clone(&self.life));
+            let errand: Errand = Box::new(move |zookeeper| {
+                let answered = matches!(zookeeper.exists("/", false), Ok(_) | Err(ZkError::NoAuth));
+                if answered {
+                    life.answered();
+                }
+                if left.fetch_sub(1, Ordering::AcqRel) == 1 || !answered {
+                    let _ = answer.try_send(answered); // full: another lane's was not answered
+                    let _ = life.pulse.try_send(());
+                }
+            });
+            let _ = lane.errands.try_send(errand); // full: then there will be no answer
+        }
+        receiver
+    }
+
+    /// Closes the session; whether the server confirmed it within the limit.
+    pub fn close(&self, limit: Duration) -> bool {
+        let until = now() + limit;
+        self.lanes().fold(true, |all, lane| lane.close(until.since(now())) && all)
+    }
+
+    /// Ends the connection, and frees whoever waits for an answer. Never blocks.
+    pub fn kill(&self) {
+        self.lanes().for_each(|lane| lane.client.kill());
+    }
+}
+
+impl Lane {
+    fn make(plan: &Plan<'_>) -> Result<Lane, NotMade> {
         let this_server = |error: anyhow::Error| NotMade::ThisServer(format!("{error:#}"));
-        let (server, timeout, within) = (plan.server, plan.timeout, plan.answer_within);
-        let settings = plan.settings;
-        let life = Arc::clone(&plan.life);
         let client = Arc::new(make_client(plan).map_err(this_server)?);
         let errands = start_keeper(Arc::clone(&client)).map_err(this_server)?;
-        let connection = Connection { client, life, errands, server, timeout };
-        connection.prove(settings, within)?;
-        if let Some(killer) = &connection.client.killer {
-            killer.take_socket(server).map_err(this_server)?;
+        let lane = Lane { client, errands };
+        lane.prove(plan.settings, plan.answer_within)?;
+        if let Some(killer) = &lane.client.killer {
+            killer.take_socket(plan.server).map_err(this_server)?;
         }
-        connection.life.answered();
-        Ok(connection)
+        Ok(lane)
     }
 
     /// The first requests: credentials, since a server may insist on them before all else, then a look at the
@@ -261,7 +334,7 @@ impl Connection {
         let auth = settings.auth.clone();
         let limit = within * u32::try_from(auth.len() + 1).unwrap_or(u32::MAX);
         let verdict = match self.ask(limit, move |zookeeper| ask_first(zookeeper, auth)) {
-            Some(First::Good) if self.life.ended().is_none() => return Ok(()),
+            Some(First::Good) if self.client.life.ended().is_none() => return Ok(()),
             Some(First::Good) => return Err(NotMade::ThisServer("the connection broke at once".to_owned())),
             Some(First::NoChroot) => Failure::NoChroot { path: settings.chroot.clone().unwrap_or_default() },
             Some(First::AuthFailed(scheme)) => Failure::AuthFailed { scheme },
@@ -289,61 +362,19 @@ impl Connection {
         receiver.recv_timeout(limit).ok()
     }
 
-    /// The client.
-    pub fn client(&self) -> &Client {
-        &self.client
-    }
-
-    /// Whether it lives.
-    pub fn life(&self) -> &Life {
-        &self.life
-    }
-
-    /// The server at the other end.
-    pub fn server(&self) -> SocketAddr {
-        self.server
-    }
-
-    /// The negotiated session timeout.
-    pub fn timeout(&self) -> Duration {
-        self.timeout
-    }
-
-    /// Starts a heartbeat. Whether it was answered comes through the receiver, announced by a pulse.
-    pub fn beat(&self) -> Receiver<bool> {
-        let (answer, receiver) = bounded(1);
-        let life = Arc::clone(&self.life);
-        let errand: Errand = Box::new(move |zookeeper| {
-            let answered = matches!(zookeeper.exists("/", false), Ok(_) | Err(ZkError::NoAuth));
-            if answered {
-                life.answered();
-            }
-            let _ = answer.send(answered);
-            let _ = life.pulse.try_send(());
-        });
-        let _ = self.errands.try_send(errand); // full: then there will be no answer
-        receiver
-    }
-
-    /// Closes the session; whether the server confirmed it within the limit.
-    pub fn close(&self, limit: Duration) -> bool {
+    fn close(&self, limit: Duration) -> bool {
         self.ask(limit, |zookeeper| zookeeper.close().is_ok()).unwrap_or(false)
     }
+}
 
-    /// Ends the connection, and frees whoever waits for an answer. Never blocks.
-    pub fn kill(&self) {
+impl Drop for Lane {
+    /// The keeper may be blocked in a request, and holds the client until it is freed.
+    fn drop(&mut self) {
         self.client.kill();
     }
 }
 
-impl Drop for Connection {
-    /// The keeper may be blocked in a request, and holds the client until it is freed.
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-fn make_client(plan: Plan<'_>) -> anyhow::Result<Client> {
+fn make_client(plan: &Plan<'_>) -> anyhow::Result<Client> {
     // A client that panicked while it was made poisons nothing that we use.
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let before = open_sockets()?;
@@ -360,9 +391,9 @@ fn make_client(plan: Plan<'_>) -> anyhow::Result<Client> {
     let mut client = Client {
         zookeeper: Some(zookeeper),
         killer: None,
-        life: plan.life,
+        life: Arc::clone(&plan.life),
         acl,
-        report: plan.report,
+        report: Arc::clone(&plan.report),
         watched: Mutex::default(),
     };
     // If it isn't found, the crate's own `close` has to do, on the reaper's thread.

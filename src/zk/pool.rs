@@ -161,7 +161,7 @@ impl Pool {
     fn work(&self) {
         courtesy::yield_to_others();
         while let Some(job) = self.next_job() {
-            let outcome = request::make(job.connection.client(), job.call);
+            let outcome = request::make(job.connection.client_for(&job.call), job.call);
             if !self.finish(job.number, &job.connection, outcome) {
                 return;
             }

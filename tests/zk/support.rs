@@ -126,6 +126,7 @@ pub fn settings(servers: &[(String, u16)]) -> Settings {
         session_timeout: Duration::from_secs(6),
         auth: Vec::new(),
         threads: 16,
+        deletes_aside: false,
     }
 }
 
@@ -279,7 +280,7 @@ pub fn fresh(name: &str) -> String {
 /// Passes connections on to a server, and can cut them.
 pub struct Forwarder {
     pub address: SocketAddr,
-    open: Arc<Mutex<Vec<TcpStream>>>,
+    open: Arc<Mutex<Vec<(TcpStream, Arc<AtomicBool>)>>>,
     /// One more connection is passed on, which is a probe; every later one is refused.
     pub only_probes: Arc<AtomicBool>,
 }
@@ -296,9 +297,10 @@ impl Forwarder {
             for near in listener.incoming().flatten() {
                 let Ok(far) = TcpStream::connect(to) else { continue };
                 let _ = (near.set_nodelay(true), far.set_nodelay(true));
-                pump(near.try_clone().unwrap(), far.try_clone().unwrap());
-                pump(far, near.try_clone().unwrap());
-                shared.lock().unwrap().push(near);
+                let held = Arc::new(AtomicBool::new(false));
+                pump(near.try_clone().unwrap(), far.try_clone().unwrap(), &held);
+                pump(far, near.try_clone().unwrap(), &held);
+                shared.lock().unwrap().push((near, held));
                 if picky.load(Ordering::SeqCst) {
                     break; // from now on connections are refused
                 }
@@ -308,9 +310,20 @@ impl Forwarder {
     }
 
     pub fn cut(&self) {
-        for stream in self.open.lock().unwrap().drain(..) {
+        for (stream, _) in self.open.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
+    }
+
+    /// The same of the connection that was made last, alone.
+    pub fn cut_last(&self) {
+        let last = self.open.lock().unwrap().pop();
+        let _ = last.expect("a connection").0.shutdown(Shutdown::Both);
+    }
+
+    /// From now on nothing passes over the connection that was made last.
+    pub fn hold_last(&self) {
+        self.open.lock().unwrap().last().expect("a connection").1.store(true, Ordering::SeqCst);
     }
 
     pub fn server(&self) -> (String, u16) {
@@ -318,10 +331,14 @@ impl Forwarder {
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream) {
+fn pump(mut from: TcpStream, mut to: TcpStream, held: &Arc<AtomicBool>) {
+    let held = Arc::clone(held);
     thread::spawn(move || {
         let mut buffer = [0; 16 * 1024];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
+            if held.load(Ordering::SeqCst) {
+                continue; // as if the network had swallowed it
+            }
             if to.write_all(&buffer[..count]).is_err() {
                 break;
             }

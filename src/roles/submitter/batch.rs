@@ -293,6 +293,11 @@ impl Batch {
         }
     }
 
+    /// How many tasks it will delete, if all goes well.
+    pub fn deletes(&self) -> u64 {
+        if self.detach || self.keyed { 0 } else { self.progress.total.div_ceil(self.units.size()) }
+    }
+
     fn id(&self, unit: u64) -> TaskId {
         if self.is_apart {
             return apart_task(self.job.as_deref(), &self.batch, unit);
