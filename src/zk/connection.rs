@@ -306,7 +306,7 @@ impl Connection {
     /// Closes the session; whether the server confirmed it within the limit.
     pub fn close(&self, limit: Duration) -> bool {
         let until = now() + limit;
-        self.lanes().fold(true, |all, lane| lane.close(until.since(now())) && all)
+        self.lanes().filter(|lane| !lane.close(until.since(now()))).count() == 0
     }
 
     /// Ends the connection, and frees whoever waits for an answer. Never blocks.

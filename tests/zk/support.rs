@@ -277,10 +277,13 @@ pub fn fresh(name: &str) -> String {
     format!("/t-{name}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// A connection that is passed on, and whether what it says is swallowed.
+type Passage = (TcpStream, Arc<AtomicBool>);
+
 /// Passes connections on to a server, and can cut them.
 pub struct Forwarder {
     pub address: SocketAddr,
-    open: Arc<Mutex<Vec<(TcpStream, Arc<AtomicBool>)>>>,
+    open: Arc<Mutex<Vec<Passage>>>,
     /// One more connection is passed on, which is a probe; every later one is refused.
     pub only_probes: Arc<AtomicBool>,
 }
