@@ -82,6 +82,8 @@ pub struct Mirror {
     listed: Vec<String>,
     /// Directories to be listed.
     to_list: Vec<String>,
+    /// Being read, or about to be, because a listing named it.
+    initial: BTreeSet<String>,
     /// What was told as gone while lists were on their way, which may be older and still name it.
     gone: BTreeSet<String>,
     state: State,
@@ -129,6 +131,7 @@ impl Mirror {
             unsure: BTreeMap::new(),
             listed: Vec::new(),
             to_list: Vec::new(),
+            initial: BTreeSet::new(),
             gone: BTreeSet::new(),
             state: State::Off,
         }
@@ -152,6 +155,7 @@ impl Mirror {
         self.unsure.clear();
         self.listed.clear();
         self.to_list.clear();
+        self.initial.clear();
         self.gone.clear();
         self.state = State::Off;
     }
@@ -219,6 +223,9 @@ impl Mirror {
             // What a read under way shows is older than that, or of another znode of this name.
             ChangeKind::Deleted => {
                 self.changed.remove(&(level(below), below.to_string()));
+                if !self.reading.contains_key(below) {
+                    self.initial.remove(below);
+                }
                 self.forget_lately(below);
                 self.unsure.remove(below);
                 if let Some(overtaken) = self.reading.get_mut(below) {
@@ -385,6 +392,7 @@ impl Mirror {
             },
             Purpose::Read(path) => {
                 let overtaken = self.reading.remove(&path).unwrap_or(Overtaken::No);
+                self.initial.remove(&path);
                 let (again, void) = match overtaken {
                     Overtaken::No => (false, false),
                     Overtaken::Changed => (true, false),
@@ -411,7 +419,7 @@ impl Mirror {
             }
         }
         self.pump(out);
-        if self.state == State::Loading && self.is_idle() {
+        if self.state == State::Loading && self.is_loaded() {
             self.state = State::Complete;
             self.gone.clear();
             changes.push(Change::Complete);
@@ -419,8 +427,10 @@ impl Mirror {
         Some(changes)
     }
 
-    fn is_idle(&self) -> bool {
-        self.calls.is_empty() && self.changed.is_empty() && self.listed.is_empty() && self.to_list.is_empty()
+    /// Whether all that lists named was read. What changes meanwhile need not be: there may always be some.
+    fn is_loaded(&self) -> bool {
+        let listing = self.calls.len() > self.reading.len();
+        !listing && self.initial.is_empty() && self.listed.is_empty() && self.to_list.is_empty()
     }
 
     fn on_listed(&mut self, dir: &str, names: &[String], changes: &mut Vec<Change>) {
@@ -437,6 +447,7 @@ impl Mirror {
             if self.is_dir(&path) {
                 // What is in a directory may depend on what the directory says, so that is read first.
                 self.to_list.push(path.clone());
+                self.initial.insert(path.clone());
                 self.enlist([path]);
             } else {
                 self.listed.push(path);
@@ -451,8 +462,14 @@ impl Mirror {
             return;
         }
         while self.reading.len() < self.window {
-            let changed = self.changed.pop_first().map(|(_, path)| path);
-            let Some(path) = changed.or_else(|| self.listed.pop()) else { break };
+            let path = match self.changed.pop_first() {
+                Some((_, path)) => path,
+                None => {
+                    let Some(path) = self.listed.pop() else { break };
+                    self.initial.insert(path.clone());
+                    path
+                }
+            };
             if self.reading.contains_key(&path) {
                 continue;
             }

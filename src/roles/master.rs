@@ -229,6 +229,7 @@ impl Master {
                         self.expect_ended(&task);
                         self.table.remove(&task, now);
                         self.forget_look(&task);
+                        self.note_gone(&task);
                         self.settle(&task, now, out);
                     }
                     None => {

@@ -214,7 +214,7 @@ struct Lane {
 ///
 /// It may have a second lane, to the same server, which lives and dies with the first. Only deletes go over it: nobody reads
 /// what he has deleted, so no answer is older for it than it would be, even if the lanes should end at different servers behind
-/// one address. The first lane's session alone has watches and ephemerals.
+/// one address. (Who was refused a delete looks again, and may see the past there.) The first lane's session alone has watches and ephemerals.
 pub struct Connection {
     main: Lane,
     deletes: Option<Lane>,

@@ -356,3 +356,20 @@ fn directories_are_read_before_what_is_in_them() {
     bench.reply(a, data("A"));
     bench.next("/r/e");
 }
+
+/// Where there is always something to read, it would never be complete.
+#[test]
+fn it_is_complete_when_what_was_listed_is_read_whatever_changes_meanwhile() {
+    let (mut bench, list) = Bench::listing(1, 8);
+    assert_eq!(bench.reply(list, children(&["a", "b"])), [appeared("a"), appeared("b")]);
+    bench.changed("/r/c", ChangeKind::Created);
+    let (a, b) = (bench.next("/r/a"), bench.next("/r/b"));
+    bench.changed("/r/a", ChangeKind::Data);
+    assert_eq!(bench.changed("/r/b", ChangeKind::Deleted), [gone("b")]);
+    assert_eq!(bench.reply(a, data("A")), [seen("a", "A")]);
+    assert!(!bench.mirror.is_complete());
+    assert_eq!(bench.reply(b, data("B")), [Change::Complete], "a and c are still being read");
+    let (a, c) = (bench.next("/r/a"), bench.next("/r/c"));
+    assert_eq!(bench.reply(c, data("C")), [seen("c", "C")]);
+    assert_eq!(bench.reply(a, data("A2")), [seen("a", "A2")]);
+}

@@ -83,6 +83,8 @@ pub struct Term {
     /// Tasks on pages of earlier leaders that the mirror does not have, or of which it knows an earlier attempt; and
     /// whether they were seen to stand.
     pub(super) looked: BTreeMap<TaskId, bool>,
+    /// Tasks on such pages that went before all that stands was known.
+    gone: BTreeSet<TaskId>,
     calls: Calls<Purpose>,
 }
 
@@ -113,6 +115,7 @@ impl Term {
             died: BTreeSet::new(),
             unread: VecDeque::new(),
             looked: BTreeMap::new(),
+            gone: BTreeSet::new(),
             calls: Calls::default(),
         }
     }
@@ -351,8 +354,19 @@ impl Master {
         }
     }
 
+    /// A task went, perhaps before it was ever read.
+    pub(super) fn note_gone(&mut self, task: &TaskId) {
+        let complete = self.tasks.is_complete();
+        if let Some(term) = self.term.as_mut().filter(|_| !complete)
+            && term.book.holder(task).is_some_and(|(_, held)| held.inherited)
+        {
+            term.gone.insert(task.clone());
+        }
+    }
+
     pub(super) fn on_tasks_complete(&mut self, now: Instant, out: &mut Out) {
-        let Some(term) = &self.term else { return };
+        let Some(term) = &mut self.term else { return };
+        term.gone.clear();
         let pages = term.book.incarnations();
         let held: Vec<_> =
             pages.flat_map(|page| term.book.entries(page)).map(|(task, _)| task.clone()).collect();
@@ -461,7 +475,9 @@ impl Master {
             // What is on a dead incarnation's page is up to its burial.
             (_, Some((incarnation, _)))
                 if !self.fleet.lives(&incarnation) || term.burials.contains_key(&incarnation) => {}
-            (None, Some(_)) if !self.tasks.is_complete() => {}
+            // It may be one that is yet to be read. (What this leader gave out it knew, so that is gone.)
+            (None, Some((_, held)))
+                if held.inherited && !self.tasks.is_complete() && !term.gone.contains(task) => {}
             // The mirror may be late: the task may have been made and given out just before the takeover.
             (None, Some((_, held))) if held.inherited && term.looked.get(task) != Some(&false) => {
                 if !term.looked.contains_key(task) {

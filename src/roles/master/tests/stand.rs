@@ -120,3 +120,38 @@ fn what_stands_apart_is_read_after_the_pages_were_taken_over() {
     leader.go(&mut world);
     assert!(leader.role.tasks.hears_of_groups() && leader.role.tasks.is_complete());
 }
+
+/// What this leader gave out it knew, so it is gone if it is not known any more; of what an earlier one gave out its end is
+/// told.
+#[test]
+fn what_ends_while_others_are_being_read_makes_room_at_once() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 2);
+    for path in ["/z", "/z/tasks", "/z/batches"] {
+        world.put(path, b"");
+    }
+    put(&mut world, "batches", "B~q0000", &["1", "2"]);
+    page(&mut world, "w~1", &[("B~q0000/1", 1, false)]);
+    let mut leader = master("m");
+    leader.hold = |call| matches!(call, Call::Children { path } if path == "/z/batches");
+    leader.connect(&mut world);
+    task(&mut world, "_00/a", |_| {});
+    task(&mut world, "_00/b", |_| {});
+    task(&mut world, "_00/c", |_| {});
+    leader.go(&mut world);
+    let given = |world: &World| {
+        let page = world.page("/z/assign/w~1").into_iter();
+        page.filter(|(_, _, revoked)| !revoked).map(|(task, ..)| task).collect::<Vec<_>>()
+    };
+    assert_eq!(given(&world), ["B~q0000/1", "_00/a"]);
+    world.remove("/z/tasks/_00/a");
+    leader.go(&mut world);
+    assert_eq!(given(&world), ["B~q0000/1", "_00/b"]);
+    world.remove("/z/batches/B~q0000/1");
+    leader.go(&mut world);
+    assert_eq!(given(&world), ["_00/b", "_00/c"]);
+    assert!(!leader.role.tasks.is_complete());
+    leader.hold = |_| false;
+    leader.go(&mut world);
+    assert!(leader.role.tasks.is_complete() && leader.role.table.len() == 3);
+}

@@ -6,7 +6,7 @@
 //!
 //! - at once, if so few tasks are left that they would be no group;
 //! - when no group told of anything for [`SILENCE`];
-//! - when groups have told of a part for [`LONG`], and it is not over.
+//! - when groups have told of a part, or of one after it, for [`LONG`], and it is not over.
 //!
 //! Most outcomes that stand in no group are so seen within a second, and all within [`LONG`] of when their part's turn came.
 
@@ -34,6 +34,8 @@ pub struct Ears {
     pub silent: bool,
     /// Parts of which groups told in this turn.
     pub told: BTreeSet<u64>,
+    /// The last part of which any told.
+    newest: Option<u64>,
     /// When a group last told of anything, or there was nothing to tell.
     told_at: Option<Instant>,
     /// When to look whether it is too long ago.
@@ -116,11 +118,28 @@ impl Batch {
         self.calls.issue(out, call, Purpose::WatchPart(part));
     }
 
+    /// We are told of all that happens in the part from now on. What is being created may stand by now, and have ended before
+    /// that.
+    pub(super) fn on_heard(&mut self, part: u64) {
+        let units = part * LINES_PER_PART..(part + 1) * LINES_PER_PART;
+        for (_, open) in self.open.range_mut(units).filter(|(unit, _)| !self.unsent.contains(unit)) {
+            open.changed = true;
+        }
+        self.parts.hears(part);
+    }
+
     /// Watches the parts of which more has to be heard than groups tell.
     pub(super) fn listen(&mut self, now: Instant, out: &mut Actions<ClientReport>) {
         let told = std::mem::take(&mut self.ears.told);
         for part in &told {
             self.parts.told(*part, now);
+        }
+        // Tasks are run in their order: the turn of what comes before has come as well.
+        let newest = told.last().copied().max(self.ears.newest);
+        self.ears.newest = newest;
+        let before = self.parts.deaf().filter(|(part, since)| since.is_none() && Some(*part) < newest);
+        for part in before.map(|(part, _)| part).collect::<Vec<_>>() {
+            self.parts.told(part, now);
         }
         // What stands in groups that wait to be read will be told.
         let is_told = !told.is_empty() || !self.groups.is_empty() || self.group_reads > 0;

@@ -56,7 +56,7 @@ impl Bits {
 struct Part {
     stage: Stage,
     hears: bool,
-    /// When a group first told of one of its tasks.
+    /// When a group first told of one of its tasks, or of those of a later part.
     told_since: Option<Instant>,
     /// It was seen to stand with our defaults.
     made: bool,
@@ -188,7 +188,7 @@ impl Parts {
         }
     }
 
-    /// A group told of a task of the part.
+    /// A group told of a task of the part, or of a later one.
     pub fn told(&mut self, part: u64, now: Instant) {
         if let Some(part) = self.parts.get_mut(&part) {
             part.told_since.get_or_insert(now);

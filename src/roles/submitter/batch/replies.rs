@@ -67,7 +67,7 @@ impl Batch {
             Purpose::MakePart(part) => self.on_part_made(part, result, out),
             Purpose::ComparePart(part) => self.on_part_compared(part, result, out),
             Purpose::WatchPart(part) => match result {
-                Ok(_) => self.parts.hears(part),
+                Ok(_) => self.on_heard(part),
                 Err(refusal) => self.refused("watch", Some(part), refusal, out),
             },
             Purpose::MakeGroups(part) => self.on_groups_made(part, result, out),

@@ -9,7 +9,11 @@ use crate::roles::submitter::batch::windows::{MAX_AHEAD, RUSH};
 pub(super) const PART: &str = "/z/batches/B~q0000";
 
 fn beside(n: u64) -> String {
-    format!("/z/groups/B~q0000/{}", ended_name(&Incarnation::new("w", 7), n))
+    place("B~q0000", n)
+}
+
+fn place(dir: &str, n: u64) -> String {
+    format!("/z/groups/{dir}/{}", ended_name(&Incarnation::new("w", 7), n))
 }
 
 pub(super) fn is_task_read(call: &Call) -> bool {
@@ -24,8 +28,9 @@ pub(super) fn group(desk: &mut Desk<Batch>, n: u64, paths: &[String]) {
         (name_of(path).to_string(), Seen::of(&task.encode(), stat).expect("small"))
     };
     let group = Copies::new(paths.iter().map(seen).collect());
-    desk.put(&beside(n), b"{}");
-    desk.put(&beside(n), &group.encode());
+    let place = place(paths[0].split('/').nth(3).expect("a part"), n);
+    desk.put(&place, b"{}");
+    desk.put(&place, &group.encode());
 }
 
 /// A batch whose tasks all stand.

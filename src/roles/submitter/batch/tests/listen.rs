@@ -101,3 +101,36 @@ fn a_group_that_is_still_being_read_is_no_silence() {
     desk.settle();
     assert_eq!((is_heard(&desk, PART), desk.ended().len()), (false, 100));
 }
+
+/// Its outcome was told to nobody, and it was not known to stand when what is pending was read.
+#[test]
+fn what_ended_while_it_was_being_created_is_looked_at() {
+    let mut desk = desk(params(1_000));
+    desk.connect();
+    desk.settle_until(|call| is_create(call) && call.path().ends_with("/0000500"));
+    let (id, create) = desk.pending.pop_front().expect("the create");
+    let result = desk.apply(&create);
+    desk.end(create.path(), done());
+    desk.now = desk.now + SILENCE;
+    desk.event(Event::Wake);
+    desk.settle();
+    assert!(is_heard(&desk, PART) && desk.ended().is_empty());
+    desk.event(Event::Reply { id, result });
+    desk.settle();
+    assert_eq!(desk.ended(), [("B~q0000/0000500".to_string(), State::Done)]);
+}
+
+#[test]
+fn a_part_that_groups_pass_over_is_heard_of_as_well() {
+    let (mut desk, tasks) = grouped(LINES_PER_PART + 3_000);
+    let mut groups = tasks[LINES_PER_PART as usize..].chunks(100).enumerate();
+    let mut waited = 0;
+    while !is_heard(&desk, PART) {
+        let (n, some) = groups.next().expect("in time");
+        group(&mut desk, n as u64, some);
+        desk.settle();
+        pass(&mut desk, 500);
+        waited += 500;
+    }
+    assert_eq!(waited, millis(LONG));
+}
