@@ -349,13 +349,9 @@ impl Layout {
         format!("{}/groups", self.root)
     }
 
-    /// The directory of the groups of outcomes of tasks in `dir`.
-    pub fn groups_of(&self, dir: &str) -> String {
-        format!("{}/groups/{dir}", self.root)
-    }
-
-    /// What stands at this path, `dir/name`, below [`Layout::groups`].
-    pub fn group(&self, path: &str) -> String {
+    /// What stands at this path, `dir` or `dir/name`, below [`Layout::groups`]: the groups of outcomes of the tasks in `dir`,
+    /// or one of their places.
+    pub fn below_groups(&self, path: &str) -> String {
         format!("{}/groups/{path}", self.root)
     }
 
@@ -376,8 +372,7 @@ impl Layout {
 
     /// What stands at this path, `dir` or `dir/name`, below [`Layout::tasks`] or [`Layout::batches`].
     pub fn below_tasks(&self, path: &str) -> String {
-        let dir = path.split_once('/').map_or(path, |(dir, _)| dir);
-        let above = if is_apart(dir) { self.batches() } else { self.tasks() };
+        let above = if is_apart(dir_of(path)) { self.batches() } else { self.tasks() };
         format!("{above}/{path}")
     }
 
@@ -422,6 +417,11 @@ impl Layout {
 /// The last component of a path.
 pub fn name_of(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, name)| name)
+}
+
+/// The directory of a path `dir` or `dir/name`.
+pub fn dir_of(path: &str) -> &str {
+    path.split_once('/').map_or(path, |(dir, _)| dir)
 }
 
 /// The path without its last component; `None` for `/` and for what is directly below it.

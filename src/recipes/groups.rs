@@ -311,7 +311,7 @@ impl Groups {
         let is_made = |place: &Place| place.state == State::Making && place.dir == dir;
         if self.places.len() < MAX_PLACES && self.is_wanted(dir) && !self.places.values().any(is_made) {
             self.number += 1;
-            let path = format!("{}/{}", self.layout.groups_of(dir), ended_name(&self.by, self.number));
+            let path = format!("{}/{}", self.layout.below_groups(dir), ended_name(&self.by, self.number));
             let place =
                 Place { path: path.clone(), dir: dir.to_string(), version: 0, open: 0, state: State::Making };
             self.places.insert(self.number, place);

@@ -172,7 +172,7 @@ fn at_rest(cluster: &Cluster) {
     eventually(LIMIT, "no copies and no groups stand", || {
         let has_none = |path: String| cluster.tree.children(&path).is_none_or(|all| all.is_empty());
         let is_empty =
-            |part: &String| has_none(cluster.layout.job(part)) && has_none(cluster.layout.groups_of(part));
+            |part: &String| has_none(cluster.layout.job(part)) && has_none(cluster.layout.below_groups(part));
         cluster.jobs().iter().all(is_empty).then_some(())
     });
 }

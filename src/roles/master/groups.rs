@@ -108,7 +108,7 @@ impl Groups {
     fn read_hint(&mut self, dir: &str, path: &str, by: Incarnation, out: &mut Out) {
         if self.hints.values().sum::<usize>() < MAX_HINTS {
             *self.hints.entry((dir.to_string(), by.clone())).or_insert(0) += 1;
-            let call = Call::Get { path: self.layout.group(path), watch: false };
+            let call = Call::Get { path: self.layout.below_groups(path), watch: false };
             self.calls.issue(out, call, Purpose::Hint { dir: dir.to_string(), by });
         }
     }
@@ -134,7 +134,7 @@ impl Groups {
         for dir in dirs {
             if inquest.dirs.insert(dir.to_string()) {
                 inquest.open += 1;
-                let call = Call::Children { path: self.layout.groups_of(dir) };
+                let call = Call::Children { path: self.layout.below_groups(dir) };
                 self.waiting.push_back((call, Purpose::List { dir: dir.to_string(), by: by.clone() }));
             }
         }
@@ -184,7 +184,7 @@ impl Groups {
     fn on_read(&mut self, path: String, by: &Incarnation, data: Vec<u8>, version: i32) {
         let Some(inquest) = self.inquests.get_mut(by) else { return };
         inquest.open += 1;
-        let call = Call::Set { path: self.layout.group(&path), data: data.clone(), version };
+        let call = Call::Set { path: self.layout.below_groups(&path), data: data.clone(), version };
         self.waiting.push_back((call, Purpose::Fence { path, by: by.clone(), data }));
     }
 
@@ -198,7 +198,7 @@ impl Groups {
     fn read(&mut self, path: String, by: &Incarnation) {
         let Some(inquest) = self.inquests.get_mut(by) else { return };
         inquest.open += 1;
-        let call = Call::Get { path: self.layout.group(&path), watch: false };
+        let call = Call::Get { path: self.layout.below_groups(&path), watch: false };
         self.waiting.push_back((call, Purpose::Read { path, by: by.clone() }));
     }
 }
@@ -301,7 +301,7 @@ impl Master {
             // Whether it could be written over or not, what was read was written by it.
             (Purpose::Fence { path, data, .. }, _) => {
                 if let Err(malformed) = groups.on_fenced(&path, &by, &data) {
-                    let path = self.params.layout.group(&path);
+                    let path = self.params.layout.below_groups(&path);
                     out.log(Level::Error, format!("{path} is no group ({malformed}): what it told is lost"));
                 }
             }
@@ -309,7 +309,7 @@ impl Master {
             (_, Err(CallError::Refused(Refusal::NoNode))) => {}
             (Purpose::List { dir: path, .. } | Purpose::Read { path, .. }, result) => {
                 let why = result.as_ref().err().map_or_else(|| "no answer".to_string(), ToString::to_string);
-                let path = self.params.layout.group(&path);
+                let path = self.params.layout.below_groups(&path);
                 out.log(
                     Level::Error,
                     format!("{path}: {why}; what {by} wrote there is not known, and its groups stay"),
@@ -359,7 +359,7 @@ impl Master {
         let left = self.groups.iter().filter(|(by, _)| is_left(by)).flat_map(|(_, paths)| paths);
         for path in left.take(WINDOW) {
             term.groups.deleting += 1;
-            let path = self.params.layout.group(path);
+            let path = self.params.layout.below_groups(path);
             // Without a version: the name is used once.
             term.groups.calls.issue(out, Call::Delete { path, version: None }, Purpose::Delete);
         }

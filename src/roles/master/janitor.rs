@@ -182,7 +182,7 @@ impl Master {
             };
             if is_apart(&name) {
                 // Without a version: nobody sets it.
-                let call = Call::Delete { path: janitor.layout.groups_of(&name), version: None };
+                let call = Call::Delete { path: janitor.layout.below_groups(&name), version: None };
                 janitor.calls.issue(out, call, Purpose::DeleteGroups(name, version));
             } else {
                 janitor.delete_job(name, version, out);

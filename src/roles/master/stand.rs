@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use super::Out;
 use crate::contract::copies::is_of_ended;
-use crate::contract::{Layout, is_apart, name_of};
+use crate::contract::{Layout, dir_of, is_apart, name_of};
 use crate::machine::{CallId, CallResult, ChangeKind};
 use crate::recipes::mirror::{Change, Mirror};
 
@@ -144,10 +144,6 @@ impl Stand {
         self.shared.catch_up(out);
         self.apart.catch_up(out);
     }
-}
-
-fn dir_of(path: &str) -> &str {
-    path.split_once('/').map_or(path, |(dir, _)| dir)
 }
 
 /// Without what stands where its name says that it does not: no path of ours leads there.

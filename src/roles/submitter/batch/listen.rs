@@ -166,6 +166,6 @@ impl Batch {
     }
 
     fn groups_path(&self, part: u64) -> String {
-        self.layout.groups_of(self.id(part * LINES_PER_PART).dir())
+        self.layout.below_groups(self.id(part * LINES_PER_PART).dir())
     }
 }

@@ -13,6 +13,20 @@ fn millis(time: std::time::Duration) -> u64 {
     u64::try_from(time.as_millis()).expect("short")
 }
 
+/// After how many milliseconds, in which groups tell of these tasks all the time, the first part is heard of.
+fn heard_after(desk: &mut Desk<Batch>, tasks: &[String]) -> u64 {
+    let mut groups = tasks.chunks(100).enumerate();
+    let mut waited = 0;
+    while !is_heard(desk, PART) {
+        let (n, some) = groups.next().expect("in time");
+        group(desk, n as u64, some);
+        desk.settle();
+        pass(desk, 500);
+        waited += 500;
+    }
+    waited
+}
+
 #[test]
 fn when_no_group_tells_anything_what_is_pending_is_looked_at_once_and_heard_of() {
     let (mut desk, tasks) = grouped(2_000);
@@ -49,16 +63,7 @@ fn the_last_few_are_heard_of_at_once() {
 fn what_groups_leave_out_is_heard_of_however_much_they_tell() {
     let (mut desk, tasks) = grouped(3_000);
     desk.end(&tasks[2_999], done());
-    let mut groups = tasks.chunks(100).enumerate();
-    let mut waited = 0;
-    while !is_heard(&desk, PART) {
-        let (n, some) = groups.next().expect("in time");
-        group(&mut desk, n as u64, some);
-        desk.settle();
-        pass(&mut desk, 500);
-        waited += 500;
-    }
-    assert_eq!(waited, millis(LONG));
+    assert_eq!(heard_after(&mut desk, &tasks), millis(LONG));
     assert!(desk.ended().iter().any(|(id, _)| id.ends_with("2999")));
 }
 
@@ -123,14 +128,5 @@ fn what_ended_while_it_was_being_created_is_looked_at() {
 #[test]
 fn a_part_that_groups_pass_over_is_heard_of_as_well() {
     let (mut desk, tasks) = grouped(LINES_PER_PART + 3_000);
-    let mut groups = tasks[LINES_PER_PART as usize..].chunks(100).enumerate();
-    let mut waited = 0;
-    while !is_heard(&desk, PART) {
-        let (n, some) = groups.next().expect("in time");
-        group(&mut desk, n as u64, some);
-        desk.settle();
-        pass(&mut desk, 500);
-        waited += 500;
-    }
-    assert_eq!(waited, millis(LONG));
+    assert_eq!(heard_after(&mut desk, &tasks[LINES_PER_PART as usize..]), millis(LONG));
 }
