@@ -8,7 +8,7 @@
 //! - when no group told of anything for [`SILENCE`];
 //! - when groups have told of a part, or of one after it, for [`LONG`], and it is not over.
 //!
-//! Most outcomes that stand in no group are so seen within a second, and all within [`LONG`] of when their part's turn came.
+//! Most outcomes that stand in no group are so seen within three seconds, and all within [`LONG`] of when their part's turn came.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::machine::{Actions, Call, CreateMode, Instant, Refusal, Reply, WatchMo
 use crate::roles::client::ClientReport;
 
 /// Where no group tells of anything for so long, outcomes are looked for elsewhere.
-pub const SILENCE: Duration = Duration::from_secs(1);
+pub const SILENCE: Duration = Duration::from_secs(3);
 
 /// A part whose turn has come is over in less than this, where its outcomes come in groups.
 pub const LONG: Duration = Duration::from_secs(5);

@@ -80,7 +80,7 @@ fn a_batch_is_created_collected_and_deleted() {
     let is_read = |call: &Call| is_get(call) && call.path() != STATUS;
     assert_eq!(desk.count(is_read), 0, "a task costs no read before its outcome");
     desk.end("/z/batches/B~q0000/0000007", failed(2));
-    pass(&mut desk, 1_000);
+    pass(&mut desk, 3_000);
     assert_eq!((desk.exit, tasks(&desk).len() as u64), (None, lines - 1));
     end_all(&mut desk);
     assert_eq!((desk.exit, tasks(&desk).len()), (Some(1), 0));

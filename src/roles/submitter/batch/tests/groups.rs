@@ -55,7 +55,7 @@ fn what_stands_in_groups_is_shown_and_deleted_unread() {
     for path in &tasks[1_280..] {
         desk.end(path, done());
     }
-    pass(&mut desk, 1_000);
+    pass(&mut desk, 3_000);
     assert_eq!((desk.exit, desk.count(is_task_read)), (Some(0), 720));
     assert_eq!(summary(&desk), Progress { submitted: 2_000, done: 2_000, failed: 0, total: 2_000 });
 }
@@ -151,7 +151,7 @@ fn refused_copies_hold_up_nothing() {
     desk.settle();
     assert_eq!(tasks(&desk).len(), 200);
     end_all(&mut desk);
-    pass(&mut desk, 1_000);
+    pass(&mut desk, 3_000);
     assert_eq!(desk.exit, Some(0));
 }
 
@@ -180,7 +180,7 @@ fn bad_groups_cost_no_outcome() {
     for path in &tasks {
         desk.end(path, done());
     }
-    pass(&mut desk, 1_000);
+    pass(&mut desk, 3_000);
     assert_eq!((desk.exit, desk.ended().len(), desk.count(is_task_read)), (Some(0), 2_000, 2_000));
 }
 
