@@ -31,7 +31,7 @@ fn heard_after(desk: &mut Desk<Batch>, tasks: &[String]) -> u64 {
 fn when_no_group_tells_anything_what_is_pending_is_looked_at_once_and_heard_of() {
     let (mut desk, tasks) = grouped(2_000);
     for (n, some) in tasks[..1_280].chunks(MAX_COPIES).enumerate() {
-        pass(&mut desk, millis(SILENCE) - 1);
+        pass(&mut desk, 200);
         group(&mut desk, n as u64, some);
         desk.settle();
         assert!(!is_heard(&desk, PART), "groups tell");
