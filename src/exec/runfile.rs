@@ -304,7 +304,7 @@ fn kill_strays(content: &Content, token: &str, until: Instant) -> Result<usize, 
     }
     let nothing = BTreeMap::new();
     let sweep =
-        Sweep { token, groups: &nothing, held_until: 0, cgroups: None, strays_born_by: Some(u64::MAX) };
+        Sweep { token, groups: &nothing, held_until: 0, cgroups: None, strays_born_before: Some(u64::MAX) };
     let mut killed = 0;
     loop {
         match sweep.strike() {

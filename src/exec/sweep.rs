@@ -34,8 +34,9 @@ pub(super) struct Sweep<'a> {
     pub(super) held_until: u64,
     /// Where the runs have their cgroups, if they have any.
     pub(super) cgroups: Option<&'a Path>,
-    /// With it, also what has left the groups, or was never told, if it was born by then.
-    pub(super) strays_born_by: Option<u64>,
+    /// With it, also what has left the groups, or was never told, if it was born in a tick before this one: of two
+    /// things in one tick nobody knows which came first.
+    pub(super) strays_born_before: Option<u64>,
 }
 
 impl Sweep<'_> {
@@ -53,8 +54,8 @@ impl Sweep<'_> {
             };
             doomed.extend(suspect.proven_members(&all).iter().map(|stat| stat.pid));
         }
-        if let Some(born_by) = self.strays_born_by {
-            let strays = all.iter().filter(|stat| !stat.dead && stat.start_ticks <= born_by);
+        if let Some(tick) = self.strays_born_before {
+            let strays = all.iter().filter(|stat| !stat.dead && stat.start_ticks < tick);
             let confined: BTreeSet<u32> = self.cgroups.map(cgroup::members).into_iter().flatten().collect();
             let is_ours = |stat: &&Stat| confined.contains(&stat.pid) || carries(stat, self.token);
             doomed.extend(strays.filter(is_ours).map(|stat| stat.pid));
@@ -112,7 +113,28 @@ fn add_descendants(all: &[Stat], doomed: &mut BTreeSet<u32>) {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+    use crate::exec::proc::{OWNER_VAR, stat};
+
+    #[test]
+    fn a_stray_that_may_be_younger_than_the_blow_lives() {
+        let token = format!("sweep-test-{}", std::process::id());
+        let mut stray = Command::new("sleep").arg("600").env(OWNER_VAR, &token).spawn().unwrap();
+        let born = stat(stray.id()).unwrap().unwrap().start_ticks;
+        let nothing = BTreeMap::new();
+        let strike = |tick| {
+            let strays_born_before = Some(tick);
+            let sweep =
+                Sweep { token: &token, groups: &nothing, held_until: 0, cgroups: None, strays_born_before };
+            sweep.strike().unwrap()
+        };
+        let found = [strike(born), strike(born + 1)];
+        stray.kill().unwrap();
+        stray.wait().unwrap();
+        assert_eq!(found, [0, 1]);
+    }
 
     #[test]
     fn children_of_children_are_found_in_any_order() {

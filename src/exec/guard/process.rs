@@ -235,14 +235,15 @@ impl Guardian {
             // in the pipe, and the role has to register or to be elected anew before anything runs under it.
             let _ = fs::write(cgroups.join("cgroup.kill"), "1");
         }
-        // Whoever left its group dies too, also if it was born after the end; not what a longer lease might cover.
-        let born_by = lapsed.then(|| ticks_of(now));
+        // Whoever left its group dies too, also if it was born after the end; not what a longer lease might cover, nor
+        // in the tick of `now`: that is for the next blow, or for the executor that lives and renews its lease.
+        let born_before = lapsed.then(|| ticks_of(now));
         let sweep = Sweep {
             token: &self.token,
             groups: &self.doomed,
             held_until: self.held_until,
             cgroups: self.cgroups.as_deref(),
-            strays_born_by: born_by,
+            strays_born_before: born_before,
         };
         match sweep.strike() {
             Ok(0) => self.clean += 1,
@@ -266,7 +267,7 @@ impl Guardian {
                 groups: &self.groups,
                 held_until: self.held_until,
                 cgroups: self.cgroups.as_deref(),
-                strays_born_by: Some(u64::MAX),
+                strays_born_before: Some(u64::MAX),
             };
             match sweep.strike() {
                 Ok(0) => clean += 1,
