@@ -1,5 +1,6 @@
 //! (c) One task at a time on an idle system, by a client of the contract that has its session already; in turn with
-//! single writes. Must not have two tasks under way.
+//! single writes over the same session. At which servers the sessions happen to be makes a third of either, so each repeat
+//! has a service and a session of its own. Must not have two tasks under way.
 
 use std::time::{Duration, Instant};
 
@@ -24,8 +25,8 @@ const THREADS: usize = 2;
 /// Tasks before the first that counts.
 const WARM_UP: usize = 20;
 
-/// Runs of the whole command.
-const COMMANDS: usize = 20;
+/// Runs of the whole command, in each repeat.
+const COMMANDS: usize = 4;
 
 /// Both executors, each with a service of its own.
 pub fn run(bench: &mut Bench) {
@@ -46,31 +47,26 @@ pub fn run(bench: &mut Bench) {
 }
 
 fn one(bench: &mut Bench, executor: &Executor, with_write: bool) -> Vec<Curve> {
-    let service = Service::start(&bench.ensemble, "latency", bench.options.fleet, executor);
-    let connect = bench.ensemble.connect.clone();
-    let (mut user, mut writer) = (Client::connect(&connect, THREADS), Client::connect(&connect, THREADS));
-    let path = format!("{}-write", service.cluster.root);
-    writer.ensure(&path, b"");
-    let mut version = 0;
-    let (mut tasks, mut writes) = (Samples::default(), Samples::default());
-    for number in 0..WARM_UP + bench.options.submits {
-        let write = 1_000.0 * one_write(&mut writer, &path, &mut version);
-        let task = 1_000.0 * one_task(&mut user, &service, number);
-        if number >= WARM_UP {
-            writes.0.push(write);
-            tasks.0.push(task);
-        }
+    let each = bench.options.submits.div_ceil(bench.options.repeats);
+    let (mut tasks, mut writes, mut ratio) = (Samples::default(), Samples::default(), Samples::default());
+    let mut whole = Samples::default();
+    for _ in 0..bench.options.repeats {
+        let service = Service::start(&bench.ensemble, "latency", bench.options.fleet, executor);
+        let (task, write) = stretch(bench, &service, each);
+        ratio.0.push(task.median() / write.median());
+        tasks.0.extend(task.0);
+        writes.0.extend(write.0);
+        whole.0.extend(commands(&service).0);
+        service.stop();
     }
-    let commands = commands(&service);
-    service.stop();
-    let ratio = batches(&tasks, &writes, bench.options.repeats);
     say(&format!(
-        "{}: {} ms, one write {} ms",
+        "{}: {} ms, one write {} ms; the ratios: {}",
         executor.name(),
         human(tasks.median()),
-        human(writes.median())
+        human(writes.median()),
+        ratio.0.iter().map(|one| human(*one)).collect::<Vec<_>>().join(", ")
     ));
-    let remark = format!("{} tasks, {}", bench.options.submits, executor.name());
+    let remark = format!("{} tasks, {}", tasks.0.len(), executor.name());
     let report = &mut bench.report;
     for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
         report.row(
@@ -89,13 +85,31 @@ fn one(bench: &mut Bench, executor: &Executor, with_write: bool) -> Vec<Curve> {
         );
     }
     report.row("latency", "median over one write's", "", ratio.clone(), &remark);
-    report.row("latency", "the whole command `submit`", "ms", commands, executor.name());
+    report.row("latency", "the whole command `submit`", "ms", whole, executor.name());
     report.measured(budget::LATENCY, ratio, remark);
     let mut curves = vec![distribution(executor.name(), &tasks)];
     if with_write {
         curves.push(distribution("one quorum write", &writes));
     }
     curves
+}
+
+/// Tasks and single writes in turn, in milliseconds, over one session: where it is, both are.
+fn stretch(bench: &Bench, service: &Service, count: usize) -> (Samples, Samples) {
+    let mut user = Client::connect(&bench.ensemble.connect, THREADS);
+    let path = format!("{}-write", service.cluster.root);
+    user.ensure(&path, b"");
+    let mut version = user.get(&path, false).expect("it was made").1.version;
+    let (mut tasks, mut writes) = (Samples::default(), Samples::default());
+    for number in 0..WARM_UP + count {
+        let write = 1_000.0 * one_write(&mut user, &path, &mut version);
+        let task = 1_000.0 * one_task(&mut user, service, number);
+        if number >= WARM_UP {
+            writes.0.push(write);
+            tasks.0.push(task);
+        }
+    }
+    (tasks, writes)
 }
 
 /// From the create to the arrival of the outcome, in seconds. Collects the task.
@@ -132,15 +146,6 @@ fn commands(service: &Service) -> Samples {
         1_000.0 * from.elapsed().as_secs_f64()
     };
     Samples((0..COMMANDS).map(one).collect())
-}
-
-/// Ratios of medians, of as many stretches of the run as there are repeats.
-fn batches(tasks: &Samples, writes: &Samples, repeats: usize) -> Samples {
-    let size = (tasks.0.len() / repeats).max(1);
-    let medians = |samples: &Samples| {
-        Samples(samples.0.chunks_exact(size).map(|part| Samples(part.to_vec()).median()).collect())
-    };
-    medians(tasks).over(&medians(writes))
 }
 
 /// How long the quickest x % took at most.
