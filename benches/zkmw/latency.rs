@@ -25,6 +25,10 @@ const THREADS: usize = 2;
 /// Tasks before the first that counts.
 const WARM_UP: usize = 20;
 
+/// A pause in which what a task leaves to be done comes to its end: without, no system is idle. Processors come to rest as
+/// well, so that everything takes longer.
+const CALM: Duration = Duration::from_millis(10);
+
 /// Runs of the whole command, in each repeat.
 const COMMANDS: usize = 4;
 
@@ -46,63 +50,73 @@ pub fn run(bench: &mut Bench) {
     });
 }
 
+/// What stretches of one pace came to, in milliseconds; the ratios are those of their medians.
+#[derive(Default)]
+struct Pace {
+    tasks: Samples,
+    writes: Samples,
+    ratios: Samples,
+}
+
+impl Pace {
+    fn add(&mut self, (tasks, writes): (Samples, Samples)) {
+        self.ratios.0.push(tasks.median() / writes.median());
+        self.tasks.0.extend(tasks.0);
+        self.writes.0.extend(writes.0);
+    }
+
+    /// Its rows of the table.
+    fn tell(&self, bench: &mut Bench, pace: &str, executor: &Executor) {
+        say(&format!(
+            "{}, {pace}: {} ms, one write {} ms; the ratios: {}",
+            executor.name(),
+            human(self.tasks.median()),
+            human(self.writes.median()),
+            self.ratios.0.iter().map(|one| human(*one)).collect::<Vec<_>>().join(", ")
+        ));
+        let remark = format!("{} tasks {pace}, {}", self.tasks.0.len(), executor.name());
+        let mut row = |what: String, unit, samples| bench.report.row("latency", what, unit, samples, &remark);
+        for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
+            row(format!("{name}, create to outcome"), "ms", Samples(vec![self.tasks.quantile(share)]));
+            row(format!("{name}, one write"), "ms", Samples(vec![self.writes.quantile(share)]));
+        }
+        row("median over one write's".to_string(), "", self.ratios.clone());
+    }
+}
+
 fn one(bench: &mut Bench, executor: &Executor, with_write: bool) -> Vec<Curve> {
     let each = bench.options.submits.div_ceil(bench.options.repeats);
-    let (mut tasks, mut writes, mut ratio) = (Samples::default(), Samples::default(), Samples::default());
-    let mut whole = Samples::default();
+    let (mut swift, mut calm, mut whole) = (Pace::default(), Pace::default(), Samples::default());
     for _ in 0..bench.options.repeats {
         let service = Service::start(&bench.ensemble, "latency", bench.options.fleet, executor);
-        let (task, write) = stretch(bench, &service, each);
-        ratio.0.push(task.median() / write.median());
-        tasks.0.extend(task.0);
-        writes.0.extend(write.0);
+        swift.add(stretch(bench, &service, each, Duration::ZERO));
+        calm.add(stretch(bench, &service, each, CALM));
         whole.0.extend(commands(&service).0);
         service.stop();
     }
-    say(&format!(
-        "{}: {} ms, one write {} ms; the ratios: {}",
-        executor.name(),
-        human(tasks.median()),
-        human(writes.median()),
-        ratio.0.iter().map(|one| human(*one)).collect::<Vec<_>>().join(", ")
-    ));
-    let remark = format!("{} tasks, {}", tasks.0.len(), executor.name());
-    let report = &mut bench.report;
-    for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
-        report.row(
-            "latency",
-            format!("{name}, create to outcome"),
-            "ms",
-            Samples(vec![tasks.quantile(share)]),
-            &remark,
-        );
-        report.row(
-            "latency",
-            format!("{name}, one write"),
-            "ms",
-            Samples(vec![writes.quantile(share)]),
-            "in turn",
-        );
-    }
-    report.row("latency", "median over one write's", "", ratio.clone(), &remark);
-    report.row("latency", "the whole command `submit`", "ms", whole, executor.name());
-    report.measured(budget::LATENCY, ratio, remark);
-    let mut curves = vec![distribution(executor.name(), &tasks)];
+    swift.tell(bench, "back to back", executor);
+    calm.tell(bench, "after 10 ms of calm", executor);
+    bench.report.row("latency", "the whole command `submit`", "ms", whole, executor.name());
+    let remark = format!("{} tasks after 10 ms of calm, {}", calm.tasks.0.len(), executor.name());
+    bench.report.measured(budget::LATENCY, calm.ratios, remark);
+    let mut curves = vec![distribution(executor.name(), &calm.tasks)];
     if with_write {
-        curves.push(distribution("one quorum write", &writes));
+        curves.push(distribution("one quorum write", &calm.writes));
     }
     curves
 }
 
-/// Tasks and single writes in turn, in milliseconds, over one session: where it is, both are.
-fn stretch(bench: &Bench, service: &Service, count: usize) -> (Samples, Samples) {
+/// Tasks and single writes in turn, with a pause before each, over one session: where it is, both are.
+fn stretch(bench: &Bench, service: &Service, count: usize, pause: Duration) -> (Samples, Samples) {
     let mut user = Client::connect(&bench.ensemble.connect, THREADS);
     let path = format!("{}-write", service.cluster.root);
     user.ensure(&path, b"");
     let mut version = user.get(&path, false).expect("it was made").1.version;
     let (mut tasks, mut writes) = (Samples::default(), Samples::default());
     for number in 0..WARM_UP + count {
+        std::thread::sleep(pause);
         let write = 1_000.0 * one_write(&mut user, &path, &mut version);
+        std::thread::sleep(pause);
         let task = 1_000.0 * one_task(&mut user, service, number);
         if number >= WARM_UP {
             writes.0.push(write);

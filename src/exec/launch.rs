@@ -161,3 +161,63 @@ fn begin(
     let error = std::io::Error::last_os_error().raw_os_error();
     error.map_or(Errno::INVAL, Errno::from_raw_os_error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::cgroup::Cgroups;
+    use crate::exec::proc::Identity;
+    use crate::machine::RunId;
+    use std::fs;
+    use std::io::Read;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// What it says, once it is over.
+    fn said(argv: &[&str], env: &[(&str, &str)], cgroup: Option<BorrowedFd<'_>>) -> Result<String, NoChild> {
+        let argv: Vec<String> = argv.iter().map(|&word| word.to_owned()).collect();
+        let image = Image::new(&argv, env.iter().map(|&(name, value)| (name.into(), value.into()))).unwrap();
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let streams = [None, Some(writer), None];
+        let pid = image.launch(&streams, cgroup, || Ok(()))?;
+        drop(streams);
+        let mut text = String::new();
+        fs::File::from(reader).read_to_string(&mut text).unwrap();
+        waitid(WaitId::Pid(to_pid(pid)), WaitIdOptions::EXITED).unwrap();
+        Ok(text)
+    }
+
+    #[test]
+    fn a_program_is_looked_for_in_the_path_of_its_own_environment_which_is_all_that_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("says");
+        // Without a first line that names an interpreter: a shell runs it, as execvp has it.
+        fs::write(&program, "export -p; echo \"$0 $1\"").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = dir.path().to_str().unwrap();
+        let text = said(&["says", "it"], &[("PATH", path), ("ONLY", "this")], None).unwrap();
+        assert!(text.contains("ONLY='this'") && !text.contains("HOME="), "{text}");
+        assert!(text.ends_with(&format!("{path}/says it\n")), "{text}");
+        let missing = said(&["says"], &[("PATH", "/nowhere")], None);
+        assert_eq!(missing, Err(NoChild::Begin(Errno::NOENT)));
+    }
+
+    #[test]
+    fn a_child_is_born_in_its_cgroup() {
+        let own = Identity::own().unwrap();
+        let Ok(cgroups) = Cgroups::make(&own, 900) else { return };
+        let run = RunId(1);
+        let cradle = cgroups.cradle(run).unwrap();
+        let text = said(&["/bin/cat", "/proc/self/cgroup"], &[], Some(cradle.as_fd())).unwrap();
+        let name = cgroups.base().file_name().unwrap().to_str().unwrap();
+        assert!(text.lines().any(|line| line.ends_with(&format!("/{name}/1"))), "{text}");
+        // What is no cgroup bears nobody; then the next try is another, or none.
+        let folder = tempfile::tempdir().unwrap();
+        let folder = fs::File::open(folder.path()).unwrap();
+        let refused = said(&["/bin/true"], &[], Some(folder.as_fd()));
+        assert!(matches!(refused, Err(NoChild::Fork(_))), "{refused:?}");
+        cgroups.not_born(run, Errno::BUSY);
+        assert!(!cgroups.has(run) && cgroups.cradle(run).is_some());
+        cgroups.not_born(run, Errno::NOSYS);
+        assert!(!cgroups.has(run) && cgroups.cradle(run).is_none());
+    }
+}
