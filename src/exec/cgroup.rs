@@ -9,13 +9,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-use rustix::fs::{Mode, OFlags, open};
-use rustix::io::Errno;
 
 use super::proc::Identity;
 use crate::machine::RunId;
@@ -39,8 +35,6 @@ struct Slots {
     made: u32,
     free: Vec<u32>,
     runs: BTreeMap<RunId, u32>,
-    /// Nothing can be born in a cgroup here.
-    barren: bool,
     warned: bool,
 }
 
@@ -69,52 +63,12 @@ impl Cgroups {
         self.base.join(slot.to_string())
     }
 
-    /// A cgroup of the run's own for a process to be born in, if that works here.
-    pub(super) fn cradle(&self, run: RunId) -> Option<OwnedFd> {
-        let mut slots = self.lock();
-        if slots.barren {
-            return None;
-        }
-        let slot = slots.take();
-        let path = self.path(slot);
-        let made = if path.exists() { Ok(()) } else { fs::create_dir(&path) };
-        let opened = made.and_then(|()| {
-            Ok(open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
-        });
-        match opened {
-            Ok(cradle) => {
-                slots.runs.insert(run, slot);
-                Some(cradle)
-            }
-            Err(_) => {
-                self.discard(slot);
-                None
-            }
-        }
-    }
-
-    /// Nothing was born in the run's cradle, and it is not the lack of room for a process.
-    pub(super) fn not_born(&self, run: RunId, why: Errno) {
-        let mut slots = self.lock();
-        if let Some(slot) = slots.runs.remove(&run) {
-            // Whatever a task has made of it.
-            self.discard(slot);
-        }
-        // The kernel does not know how, or a filter of system calls forbids it.
-        if matches!(why, Errno::NOSYS | Errno::PERM | Errno::INVAL | Errno::TOOBIG) {
-            slots.barren = true;
-            log::debug!("processes are moved into their cgroups, for they cannot be born there: {why}");
-        }
-    }
-
-    /// Puts a process that has not run its program yet into a cgroup of the run's own, if it was not born in it. Where
-    /// that fails the run does without.
+    /// Puts a process that has not run its program yet into a cgroup of the run's own. Where that fails the run does
+    /// without.
     pub(super) fn enter(&self, run: RunId, pid: u32) {
         let mut slots = self.lock();
-        if slots.runs.contains_key(&run) {
-            return;
-        }
-        let slot = slots.take();
+        let used_before = slots.free.pop();
+        let slot = used_before.unwrap_or_else(|| slots.next());
         if self.try_enter(&mut slots, run, slot, pid).is_ok() {
             return;
         }
@@ -175,11 +129,6 @@ impl Cgroups {
 }
 
 impl Slots {
-    /// One that was used before, if there is one.
-    fn take(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| self.next())
-    }
-
     fn next(&mut self) -> u32 {
         self.made += 1;
         self.made

@@ -4,29 +4,26 @@
 //! and waits at its gate until the roll is written and the guard is told, so no group ever runs that is not on
 //! record. What comes through the gate is the time by which it must begin.
 
-use std::collections::BTreeMap;
-use std::ffi::{CStr, OsStr, OsString};
+use std::ffi::CStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, FdFlags, fcntl_setfd, read, retry_on_intr};
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
 use super::NotStartedKind;
-use super::launch::{Image, NoChild, Streams};
 use super::proc::{OWNER_VAR, RUN_VAR, SERVICE_VARS, boottime_nanos};
 use super::roll::Announcer;
-use super::run::Shared;
 use crate::machine::{RunId, RunOutput, RunSpec};
 
 /// Bytes of `/proc/self/status` in which the number of descriptors stands; it is the tenth line or so.
 const STATUS_BYTES: usize = 1024;
-/// What a task reads from its standard input.
-const NOTHING: &CStr = c"/dev/null";
 /// The first descriptor that is not inherited.
 const FIRST_PRIVATE_FD: i32 = 3;
 /// The last of the signals that are not real-time signals.
@@ -43,16 +40,6 @@ pub(super) struct Failure {
     pub(super) why: String,
 }
 
-/// A process that runs, or is dead and not reaped.
-#[derive(Debug)]
-pub(super) struct Child {
-    pub(super) pid: u32,
-    /// Our ends of its pipes.
-    pub(super) stdin: Option<OwnedFd>,
-    pub(super) stdout: Option<OwnedFd>,
-    pub(super) stderr: Option<OwnedFd>,
-}
-
 /// Starts the child and returns when it has executed its program, or died at the gate.
 ///
 /// Its environment carries our token, and the run's own mark. The thread that calls must live as long as the child:
@@ -61,91 +48,40 @@ pub(super) fn spawn(
     run: RunId,
     spec: &RunSpec,
     (token, mark): (&str, &str),
-    shared: &Shared,
-    gate: &OwnedFd,
+    roll: &Announcer,
+    gate: &Arc<OwnedFd>,
 ) -> Result<Child, Failure> {
-    let Some(program) = spec.argv.first() else {
+    let Some((program, arguments)) = spec.argv.split_first() else {
         return Err(Failure {
             kind: NotStartedKind::Permanent,
             why: "there is no program to run".to_owned(),
         });
     };
     refuse_nul(spec)?;
-    let failed = |error: Errno| explain(spec, program, error);
-    let image = Image::new(&spec.argv, environment(spec, token, mark)).map_err(failed)?;
-    let Pipes { ours: [stdin, stdout, stderr], its } = Pipes::make(spec).map_err(failed)?;
-    let parent = getpid();
-    let pid =
-        launch(run, &image, &its, shared, || prepare(run, parent, &shared.roll, gate)).map_err(failed)?;
-    Ok(Child { pid, stdin, stdout, stderr })
-}
-
-/// The child is born in a cgroup of the run's own, if there can be one. The roll moves it there if it cannot be born there.
-fn launch(
-    run: RunId,
-    image: &Image,
-    streams: &Streams,
-    shared: &Shared,
-    prepare: impl Fn() -> Result<(), Errno>,
-) -> Result<u32, Errno> {
-    // An errno of its own, so that a failure of ours isn't taken for one of exec's.
-    let before_exec = || prepare().map_err(|why| if why == TOO_LATE { why } else { FAILED_BEFORE_EXEC });
-    let cradle = shared.cgroups.as_ref().and_then(|cgroups| cgroups.cradle(run));
-    let born = match &cradle {
-        None => None,
-        Some(cradle) => match image.launch(streams, Some(cradle.as_fd()), before_exec) {
-            Err(NoChild::Fork(why)) if !matches!(why, Errno::AGAIN | Errno::NOMEM) => {
-                shared.cgroups.iter().for_each(|cgroups| cgroups.not_born(run, why));
-                None
-            }
-            other => Some(other),
-        },
-    };
-    match born.unwrap_or_else(|| image.launch(streams, None, before_exec)) {
-        Ok(pid) => Ok(pid),
-        Err(NoChild::Fork(why) | NoChild::Begin(why)) => Err(why),
-    }
-}
-
-/// Ours, without what is about us, and with what is about the run.
-fn environment(spec: &RunSpec, token: &str, mark: &str) -> BTreeMap<OsString, OsString> {
-    let mut all: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    let mut command = Command::new(program);
     for name in SERVICE_VARS {
-        all.remove(OsStr::new(name));
+        command.env_remove(name);
     }
-    all.extend(spec.env.iter().map(|(name, value)| (name.into(), value.into())));
-    all.extend([(OWNER_VAR, token), (RUN_VAR, mark)].map(|(name, value)| (name.into(), value.into())));
-    all
-}
-
-/// Where a child's streams end.
-struct Pipes {
-    ours: Streams,
-    its: Streams,
-}
-
-impl Pipes {
-    fn make(spec: &RunSpec) -> Result<Pipes, Errno> {
-        let pipe = || pipe_with(PipeFlags::CLOEXEC);
-        let mut pipes = Pipes { ours: Streams::default(), its: Streams::default() };
-        let ([our_in, our_out, our_err], [its_in, its_out, its_err]) = (&mut pipes.ours, &mut pipes.its);
-        let capture = |ours: &mut Option<OwnedFd>, its: &mut Option<OwnedFd>| {
-            pipe().map(|(reader, writer)| (*ours, *its) = (Some(reader), Some(writer)))
-        };
-        if spec.request.is_some() {
-            // A handler. What it says to its standard error is about itself, and for whoever reads our log.
-            let (reader, writer) = pipe()?;
-            (*our_in, *its_in) = (Some(writer), Some(reader));
-            capture(our_out, its_out)?;
-            return Ok(pipes);
-        }
-        *its_in = Some(open(NOTHING, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
-        if let RunOutput::Capture { .. } = spec.output {
-            capture(our_out, its_out)?;
-            capture(our_err, its_err)?;
-        }
-        Ok(pipes)
+    command.args(arguments).envs(spec.env.iter().map(|(name, value)| (name, value))).env(OWNER_VAR, token);
+    command.env(RUN_VAR, mark);
+    command.stdin(Stdio::null()).process_group(0);
+    if spec.request.is_some() {
+        // A handler. What it says to its standard error is about itself, and for whoever reads our log.
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    } else if let RunOutput::Capture { .. } = spec.output {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
     }
+    let (roll, gate, parent) = (roll.clone(), Arc::clone(gate), getpid());
+    // An errno of its own, so that a failure here isn't taken for one of exec's.
+    let before_exec = move || match prepare(run, parent, &roll, &gate) {
+        Ok(()) => Ok(()),
+        Err(TOO_LATE) => Err(io::Error::from(TOO_LATE)),
+        Err(_) => Err(io::Error::from(FAILED_BEFORE_EXEC)),
+    };
+    // SAFETY: after fork in a process with threads only async-signal-safe calls are allowed. The closure makes
+    // bare system calls on memory of its own stack: it neither allocates nor locks nor panics.
+    unsafe { command.pre_exec(before_exec) };
+    command.spawn().map_err(|error| explain(spec, program, &error))
 }
 
 /// What the child does between fork and exec. Makes bare system calls only.
@@ -194,7 +130,7 @@ fn heed_all_signals() {
 fn descriptor_slots() -> Result<i32, Errno> {
     const STATUS: &CStr = c"/proc/self/status";
     const KEY: &[u8] = b"\nFDSize:\t";
-    let file = open(STATUS, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let file = openat(CWD, STATUS, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut buffer = [0; STATUS_BYTES];
     let length = retry_on_intr(|| read(&file, &mut buffer))?;
     let text = buffer.get(..length).unwrap_or_default();
@@ -225,36 +161,37 @@ fn refuse_nul(spec: &RunSpec) -> Result<(), Failure> {
 }
 
 /// What the errno of a failed start means to the user.
-fn explain(spec: &RunSpec, program: &str, error: Errno) -> Failure {
-    let text = io::Error::from(error);
+fn explain(spec: &RunSpec, program: &str, error: &io::Error) -> Failure {
     let permanent = |why: String| Failure { kind: NotStartedKind::Permanent, why };
     let transient = |why: &str| Failure {
         kind: NotStartedKind::Transient,
-        why: format!("cannot start {program:?} now: {why} ({text})"),
+        why: format!("cannot start {program:?} now: {why} ({error})"),
     };
-    match error {
-        Errno::NOENT => permanent(explain_missing(program)),
-        Errno::ACCESS => permanent(explain_forbidden(program)),
-        Errno::TOOBIG => {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOENT) => permanent(explain_missing(program)),
+        Some(Errno::ACCESS) => permanent(explain_forbidden(program)),
+        Some(Errno::TOOBIG) => {
             let bytes: usize = spec.argv.iter().map(|argument| argument.len() + 1).sum();
             permanent(format!(
                 "cannot start {program:?}: the arguments, {bytes} bytes, are more than the system takes \
                  (one alone may have 128 KiB)"
             ))
         }
-        Errno::NOTDIR
-        | Errno::LOOP
-        | Errno::NAMETOOLONG
-        | Errno::PERM
-        | Errno::NOEXEC
-        | Errno::INVAL
-        | Errno::ISDIR
-        | Errno::LIBBAD => permanent(format!("cannot start {program:?}: {text}")),
-        Errno::AGAIN | Errno::NOMEM => transient("no room for another process"),
-        Errno::MFILE | Errno::NFILE => transient("too many open files"),
-        Errno::TXTBSY => transient("the program is being written"),
-        TOO_LATE => transient("the lease had ended before it began, or there was no guard"),
-        FAILED_BEFORE_EXEC => transient("the child could not be prepared"),
+        Some(
+            Errno::NOTDIR
+            | Errno::LOOP
+            | Errno::NAMETOOLONG
+            | Errno::PERM
+            | Errno::NOEXEC
+            | Errno::INVAL
+            | Errno::ISDIR
+            | Errno::LIBBAD,
+        ) => permanent(format!("cannot start {program:?}: {error}")),
+        Some(Errno::AGAIN | Errno::NOMEM) => transient("no room for another process"),
+        Some(Errno::MFILE | Errno::NFILE) => transient("too many open files"),
+        Some(Errno::TXTBSY) => transient("the program is being written"),
+        Some(TOO_LATE) => transient("the lease had ended before it began, or there was no guard"),
+        Some(FAILED_BEFORE_EXEC) => transient("the child could not be prepared"),
         _ => transient("the system refused"),
     }
 }

@@ -15,7 +15,6 @@ mod child;
 mod group;
 mod guard;
 mod handler;
-mod launch;
 mod proc;
 mod roll;
 mod run;

@@ -86,7 +86,7 @@ impl Shared {
     /// From the fork to the end. Runs on the run's own thread.
     pub(super) fn live(&self, run: RunId, spec: &RunSpec, gate: &Arc<OwnedFd>) {
         let mark = proc::run_mark(&self.token, self.number, run);
-        let child = match child::spawn(run, spec, (&self.token, &mark), self, gate) {
+        let mut child = match child::spawn(run, spec, (&self.token, &mark), &self.roll, gate) {
             Ok(child) => child,
             Err(Failure { kind, why }) => {
                 // It may have got as far as into its cgroup.
@@ -95,11 +95,11 @@ impl Shared {
             }
         };
         let started_ms = now_ms();
-        let leader = child.pid;
+        let leader = child.id();
         self.table.running(run, leader, None);
         let _ = self.events.send(ExecEvent::Started { run, pid: leader });
-        let mut stdout = Stream::new(child.stdout, spec.output);
-        let mut stderr = Stream::new(child.stderr, spec.output);
+        let mut stdout = Stream::new(child.stdout.take().map(OwnedFd::from), spec.output);
+        let mut stderr = Stream::new(child.stderr.take().map(OwnedFd::from), spec.output);
 
         watch(leader, open_pidfd(leader), &mut stdout, &mut stderr);
         let ended_ms = now_ms();

@@ -223,7 +223,6 @@ fn helper() {
         "bad_parent" => bad_parent(dir),
         "mover" => mover(dir),
         "starved" => starved(),
-        "no_clone3" => strays::no_clone3(),
         "service_vars" => service_vars(),
         "worker" => worker(dir),
         "reports" => reports(dir),

@@ -159,36 +159,3 @@ fn cgroups_are_used_again_and_none_is_left_behind() {
     drop(rig);
     assert!(!stands(), "{} is left", base.display());
 }
-
-/// Does without clone3 from now on, as a service does whose unit says `RestrictNamespaces=`, and in some containers.
-fn forbid_clone3() {
-    let load_number = libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 };
-    let number = u32::try_from(libc::SYS_clone3).unwrap();
-    let is_clone3 = libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: number };
-    let answer = |k: u32| libc::sock_filter { code: 0x06, jt: 0, jf: 0, k };
-    let no_such_call = answer(libc::SECCOMP_RET_ERRNO | u32::try_from(libc::ENOSYS).unwrap());
-    let mut filter = [load_number, is_clone3, no_such_call, answer(libc::SECCOMP_RET_ALLOW)];
-    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
-    // SAFETY: the kernel copies the filter, which lives until then.
-    let filtered = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
-    };
-    assert!(filtered, "{}", std::io::Error::last_os_error());
-}
-
-pub fn no_clone3() {
-    forbid_clone3();
-    let mut rig = Rig::by(Means { cgroups: true, ..Means::default() });
-    let first = cgroup_of(&mut rig);
-    assert_eq!(cgroup_of(&mut rig), first);
-    assert!(!is_alive(leave_behind(rig, 0)));
-}
-
-/// They are moved into theirs then.
-#[test]
-fn who_may_not_be_born_in_a_cgroup_has_one_all_the_same() {
-    if has_cgroups() {
-        guard::play("no_clone3");
-    }
-}

@@ -8,6 +8,7 @@
 //! signal.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::process::Child;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use super::desk::{Busy, Desk, Handed, Job, Seat, Work};
 use super::pauses::{Cause, Death};
 use super::{Gate, NO_LEASE, Pool};
 use crate::exec::ExecEvent;
-use crate::exec::child::{self, Child, Failure};
+use crate::exec::child::{self, Failure};
 use crate::exec::guard::LINGER;
 use crate::exec::proc;
 use crate::exec::run::{self, POLL_FAILED_PAUSE, now_ms};
@@ -51,7 +52,7 @@ pub(super) fn live(pool: &Arc<Pool>, id: RunId, gate: &Gate, job: Job, spec: &Ru
     };
     let mark = proc::run_mark(&shared.token, shared.number, id);
     let born = Instant::now();
-    let child = match child::spawn(id, spec, (&shared.token, &mark), shared, gate) {
+    let child = match child::spawn(id, spec, (&shared.token, &mark), &shared.roll, gate) {
         Ok(child) => child,
         Err(Failure { why, .. }) => {
             // It may have got as far as into its cgroup.
@@ -113,11 +114,11 @@ pub(super) enum End {
 }
 
 impl<'a> Handler<'a> {
-    fn new(pool: &'a Arc<Pool>, id: RunId, child: Child, wake: OwnedFd, birth: Birth) -> Handler<'a> {
-        let pid = child.pid;
+    fn new(pool: &'a Arc<Pool>, id: RunId, mut child: Child, wake: OwnedFd, birth: Birth) -> Handler<'a> {
+        let pid = child.id();
         let piped = "a handler is started with pipes";
-        let stdin = nonblocking(child.stdin.expect(piped));
-        let stdout = nonblocking(child.stdout.expect(piped));
+        let stdin = nonblocking(child.stdin.take().expect(piped).into());
+        let stdout = nonblocking(child.stdout.take().expect(piped).into());
         let start_ticks = proc::stat(pid).ok().flatten().map_or(0, |stat| stat.start_ticks);
         let pidfd = run::open_pidfd(pid);
         let seat = Mutex::new(Seat { stdin: Some(stdin), work: Work::Idle, proven: false });
