@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::cgroup;
 use super::group::Suspect;
 use super::proc::{self, Identity};
-use super::sweep::Sweep;
+use super::sweep::{Struck, Sweep};
 
 /// The format's version; another one is not understood.
 const VERSION: u32 = 1;
@@ -308,8 +308,8 @@ fn kill_strays(content: &Content, token: &str, until: Instant) -> Result<usize, 
     let mut killed = 0;
     loop {
         match sweep.strike() {
-            Ok(0) => return Ok(killed),
-            Ok(found) => killed += found,
+            Ok(Struck { killed: 0, .. }) => return Ok(killed),
+            Ok(struck) => killed += struck.killed,
             Err(error) => return Err(format!("cannot look for processes: {error}")),
         }
         if Instant::now() >= until {

@@ -39,9 +39,17 @@ pub(super) struct Sweep<'a> {
     pub(super) strays_born_before: Option<u64>,
 }
 
+/// What a blow found alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Struck {
+    pub(super) killed: usize,
+    /// Strays that are too young to be judged yet.
+    pub(super) spared: usize,
+}
+
 impl Sweep<'_> {
-    /// Sends SIGKILL to all that lives; how many that were.
-    pub(super) fn strike(&self) -> io::Result<usize> {
+    /// Sends SIGKILL to all that lives.
+    pub(super) fn strike(&self) -> io::Result<Struck> {
         let all = processes()?;
         let mut doomed: BTreeSet<u32> = BTreeSet::new();
         for (&pgid, &start_ticks) in self.groups {
@@ -54,16 +62,22 @@ impl Sweep<'_> {
             };
             doomed.extend(suspect.proven_members(&all).iter().map(|stat| stat.pid));
         }
+        let mut spared = 0;
         if let Some(tick) = self.strays_born_before {
-            let strays = all.iter().filter(|stat| !stat.dead && stat.start_ticks < tick);
             let confined: BTreeSet<u32> = self.cgroups.map(cgroup::members).into_iter().flatten().collect();
             let is_ours = |stat: &&Stat| confined.contains(&stat.pid) || carries(stat, self.token);
-            doomed.extend(strays.filter(is_ours).map(|stat| stat.pid));
+            for stray in all.iter().filter(|stat| !stat.dead).filter(is_ours) {
+                if stray.start_ticks < tick {
+                    doomed.insert(stray.pid);
+                } else {
+                    spared += 1;
+                }
+            }
         }
         add_descendants(&all, &mut doomed);
         doomed.remove(&std::process::id());
         let living = all.iter().filter(|stat| !stat.dead && doomed.contains(&stat.pid));
-        Ok(living.filter(|stat| kill_exactly(stat)).count())
+        Ok(Struck { killed: living.filter(|stat| kill_exactly(stat)).count(), spared })
     }
 }
 
@@ -133,7 +147,7 @@ mod tests {
         let found = [strike(born), strike(born + 1)];
         stray.kill().unwrap();
         stray.wait().unwrap();
-        assert_eq!(found, [0, 1]);
+        assert_eq!(found, [Struck { killed: 0, spared: 1 }, Struck { killed: 1, spared: 0 }]);
     }
 
     #[test]

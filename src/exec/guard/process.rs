@@ -26,7 +26,7 @@ use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SI
 use super::message::{MESSAGE_BYTES, Message};
 use crate::exec::cgroup;
 use crate::exec::proc::{boottime_nanos, ticks_of};
-use crate::exec::sweep::Sweep;
+use crate::exec::sweep::{Struck, Sweep};
 
 /// Messages read at once.
 const MESSAGES_AT_ONCE: usize = 256;
@@ -246,7 +246,7 @@ impl Guardian {
             strays_born_before: born_before,
         };
         match sweep.strike() {
-            Ok(0) => self.clean += 1,
+            Ok(Struck { killed: 0, spared: 0 }) => self.clean += 1,
             Ok(_) => self.clean = 0,
             Err(error) => log::error!("cannot look for processes: {error}"),
         }
@@ -270,10 +270,10 @@ impl Guardian {
                 strays_born_before: Some(u64::MAX),
             };
             match sweep.strike() {
-                Ok(0) => clean += 1,
-                Ok(found) => {
+                Ok(Struck { killed: 0, .. }) => clean += 1,
+                Ok(struck) => {
                     clean = 0;
-                    killed += found;
+                    killed += struck.killed;
                 }
                 Err(error) => log::error!("cannot look for processes: {error}"),
             }
