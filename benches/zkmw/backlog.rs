@@ -21,7 +21,7 @@ const FEWEST: usize = 100;
 const KIB: f64 = 1_024.0;
 
 /// Takeovers of each repeat.
-const TAKEOVERS: usize = 3;
+const TAKEOVERS: usize = 5;
 
 /// From so many on, a process's other memory does not matter to the memory for each task.
 const ENOUGH: usize = 10_000;
@@ -70,8 +70,13 @@ pub fn run(bench: &mut Bench) {
 fn takeovers(repeats: usize, sizes: &mut [Size], looker: &mut Client) {
     for _ in 0..repeats {
         let mut few = vec![Samples::default(); sizes.len()];
-        for _ in 0..TAKEOVERS {
-            for (size, few) in sizes.iter_mut().zip(&mut few) {
+        for turn in 0..TAKEOVERS {
+            // To and fro: what went before one is warm in the servers.
+            let mut order: Vec<_> = sizes.iter_mut().zip(&mut few).collect();
+            if turn % 2 == 1 {
+                order.reverse();
+            }
+            for (size, few) in order {
                 // Loading a backlog that is larger yet takes minutes.
                 if size.pending <= MANY || few.0.is_empty() {
                     few.0.push(1_000.0 * size.service.takeover(looker));
