@@ -232,7 +232,7 @@ impl Guardian {
         }
         if lapsed && let Some(cgroups) = &self.cgroups {
             // All at once, before anything could fork. Nothing in there began under a longer lease: that would be
-            // in the pipe, and the role has to register or to be elected anew before anything runs under it.
+            // in the pipe. (Who ran nothing any more may renew and begin in this very moment: see Known gaps.)
             let _ = fs::write(cgroups.join("cgroup.kill"), "1");
         }
         // Whoever left its group dies too, also if it was born after the end; not what a longer lease might cover, nor
