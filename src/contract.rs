@@ -372,15 +372,14 @@ impl Layout {
 
     /// What stands at this path, `dir` or `dir/name`, below [`Layout::tasks`] or [`Layout::batches`].
     pub fn below_tasks(&self, path: &str) -> String {
-        let above = if is_apart(dir_of(path)) { self.batches() } else { self.tasks() };
-        format!("{above}/{path}")
+        format!("{}/{}/{path}", self.root, tree_of(dir_of(path)))
     }
 
     /// The task that stands at a path, if one can.
     pub fn task_at(&self, path: &str) -> Option<TaskId> {
         let (above, id) = path.strip_prefix(self.root.as_str())?.strip_prefix('/')?.split_once('/')?;
         let id = TaskId::parse(id)?;
-        (above == if is_apart(id.dir()) { "batches" } else { "tasks" }).then_some(id)
+        (above == tree_of(id.dir())).then_some(id)
     }
 
     /// The directory of jobs' directory `dir`.
@@ -417,6 +416,11 @@ impl Layout {
 /// The last component of a path.
 pub fn name_of(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, name)| name)
+}
+
+/// In which directory below the root a directory of tasks stands.
+fn tree_of(dir: &str) -> &'static str {
+    if is_apart(dir) { "batches" } else { "tasks" }
 }
 
 /// The directory of a path `dir` or `dir/name`.

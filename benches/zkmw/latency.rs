@@ -51,30 +51,39 @@ pub fn run(bench: &mut Bench) {
 }
 
 /// What stretches of one pace came to, in milliseconds; the ratios are those of their medians.
-#[derive(Default)]
 struct Pace {
+    name: &'static str,
+    /// Before each task and each write.
+    pause: Duration,
     tasks: Samples,
     writes: Samples,
     ratios: Samples,
 }
 
 impl Pace {
-    fn add(&mut self, (tasks, writes): (Samples, Samples)) {
+    fn new(name: &'static str, pause: Duration) -> Pace {
+        let [tasks, writes, ratios] = [(); 3].map(|()| Samples::default());
+        Pace { name, pause, tasks, writes, ratios }
+    }
+
+    fn add(&mut self, bench: &Bench, service: &Service, count: usize) {
+        let (tasks, writes) = stretch(bench, service, count, self.pause);
         self.ratios.0.push(tasks.median() / writes.median());
         self.tasks.0.extend(tasks.0);
         self.writes.0.extend(writes.0);
     }
 
     /// Its rows of the table.
-    fn tell(&self, bench: &mut Bench, pace: &str, executor: &Executor) {
+    fn tell(&self, bench: &mut Bench, executor: &Executor) {
         say(&format!(
-            "{}, {pace}: {} ms, one write {} ms; the ratios: {}",
+            "{}, {}: {} ms, one write {} ms; the ratios: {}",
             executor.name(),
+            self.name,
             human(self.tasks.median()),
             human(self.writes.median()),
             self.ratios.0.iter().map(|one| human(*one)).collect::<Vec<_>>().join(", ")
         ));
-        let remark = format!("{} tasks {pace}, {}", self.tasks.0.len(), executor.name());
+        let remark = self.remark(executor);
         let mut row = |what: String, unit, samples| bench.report.row("latency", what, unit, samples, &remark);
         for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
             row(format!("{name}, create to outcome"), "ms", Samples(vec![self.tasks.quantile(share)]));
@@ -82,22 +91,28 @@ impl Pace {
         }
         row("median over one write's".to_string(), "", self.ratios.clone());
     }
+
+    fn remark(&self, executor: &Executor) -> String {
+        format!("{} tasks {}, {}", self.tasks.0.len(), self.name, executor.name())
+    }
 }
 
 fn one(bench: &mut Bench, executor: &Executor, with_write: bool) -> Vec<Curve> {
     let each = bench.options.submits.div_ceil(bench.options.repeats);
-    let (mut swift, mut calm, mut whole) = (Pace::default(), Pace::default(), Samples::default());
+    let mut swift = Pace::new("back to back", Duration::ZERO);
+    let mut calm = Pace::new("after 10 ms of calm", CALM);
+    let mut whole = Samples::default();
     for _ in 0..bench.options.repeats {
         let service = Service::start(&bench.ensemble, "latency", bench.options.fleet, executor);
-        swift.add(stretch(bench, &service, each, Duration::ZERO));
-        calm.add(stretch(bench, &service, each, CALM));
+        swift.add(bench, &service, each);
+        calm.add(bench, &service, each);
         whole.0.extend(commands(&service).0);
         service.stop();
     }
-    swift.tell(bench, "back to back", executor);
-    calm.tell(bench, "after 10 ms of calm", executor);
+    swift.tell(bench, executor);
+    calm.tell(bench, executor);
     bench.report.row("latency", "the whole command `submit`", "ms", whole, executor.name());
-    let remark = format!("{} tasks after 10 ms of calm, {}", calm.tasks.0.len(), executor.name());
+    let remark = calm.remark(executor);
     bench.report.measured(budget::LATENCY, calm.ratios, remark);
     let mut curves = vec![distribution(executor.name(), &calm.tasks)];
     if with_write {

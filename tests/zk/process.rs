@@ -117,7 +117,6 @@ fn a_busy_client_is_not_taken_for_dead() {
     let busy = zkmw::zk::Settings {
         session_timeout: Duration::from_secs(10),
         threads: 64,
-        deletes_aside: false,
         ..settings(&ensemble.servers)
     };
     let mut client = Client::up(busy);

@@ -12,8 +12,8 @@ pub mod tasks;
 
 use std::collections::BTreeMap;
 
+use zkmw::contract::Layout;
 use zkmw::contract::copies::{is_copies, is_of_ended};
-use zkmw::contract::{Layout, dir_of, is_apart};
 
 use super::ensemble::{Op, SessionId, Txn};
 use super::life::ROOT;
@@ -124,8 +124,8 @@ pub fn child<'a>(path: &'a str, dir: &str) -> Option<&'a str> {
 
 /// What stands below the directory of jobs that its name says.
 fn below(path: &str) -> Option<&str> {
-    let (above, below) = path.strip_prefix(ROOT)?.strip_prefix('/')?.split_once('/')?;
-    (above == if is_apart(dir_of(below)) { "batches" } else { "tasks" }).then_some(below)
+    let (_, below) = path.strip_prefix(ROOT)?.strip_prefix('/')?.split_once('/')?;
+    (path_of(below) == path).then_some(below)
 }
 
 /// Where a job, or what is in it, stands.

@@ -55,13 +55,19 @@ fn who_is_deposed_goes_on_hearing_and_watches_nothing_twice() {
     assert!(master.role.term.is_some(), "it stood again: {:?}", master.logs);
 }
 
-#[test]
-fn what_stands_where_its_name_denies_it_is_nobodys_task() {
+/// Where tasks stand, and a worker of so many slots.
+fn both_trees(slots: u32) -> World {
     let mut world = World::new();
-    worker(&mut world, "w~1", 9);
+    worker(&mut world, "w~1", slots);
     for path in ["/z", "/z/tasks", "/z/batches"] {
         world.put(path, b"");
     }
+    world
+}
+
+#[test]
+fn what_stands_where_its_name_denies_it_is_nobodys_task() {
+    let mut world = both_trees(9);
     put(&mut world, "tasks", "B~q0000", &["1"]);
     put(&mut world, "batches", "B~0000", &["1"]);
     let mut leader = master("m");
@@ -125,11 +131,7 @@ fn what_stands_apart_is_read_after_the_pages_were_taken_over() {
 /// told.
 #[test]
 fn what_ends_while_others_are_being_read_makes_room_at_once() {
-    let mut world = World::new();
-    worker(&mut world, "w~1", 2);
-    for path in ["/z", "/z/tasks", "/z/batches"] {
-        world.put(path, b"");
-    }
+    let mut world = both_trees(2);
     put(&mut world, "batches", "B~q0000", &["1", "2"]);
     page(&mut world, "w~1", &[("B~q0000/1", 1, false)]);
     let mut leader = master("m");
