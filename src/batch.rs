@@ -7,7 +7,7 @@
 mod chunks;
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write as _};
 use std::path::Path;
 
 use crate::contract::outcome::escaped_len;
@@ -22,6 +22,12 @@ pub const MAX_LINE_BYTES: usize = 120 * 1024;
 
 /// Bytes that a task may need beside its command, with what a submitter adds to it.
 const TASK_OVERHEAD: usize = 1024;
+
+/// Bytes that are copied at a time.
+const COPY_BYTES: usize = 64 * 1024;
+
+/// What some editors put before the first line of a file in UTF-8. It is no part of a command.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A batch that was checked.
 #[derive(Debug)]
@@ -55,9 +61,12 @@ impl BatchReader {
         }
         let name = path.display().to_string();
         let file = File::open(path).map_err(|e| unreadable(&name, &e))?;
+        let kind = file.metadata().map_err(|e| unreadable(&name, &e))?.file_type();
+        if kind.is_dir() {
+            return Err(unfit(exit::DATA, format!("{name} is a directory, not a file with a batch")));
+        }
         // What can't be read twice (a pipe, a terminal) is copied.
-        let seekable = file.metadata().map_err(|e| unreadable(&name, &e))?.is_file();
-        if seekable {
+        if kind.is_file() {
             BatchReader::check(file, name, MAX_BATCH_LINES)
         } else {
             BatchReader::spool(file, &name)
@@ -69,10 +78,24 @@ impl BatchReader {
     /// # Errors
     /// As [`BatchReader::open`].
     pub fn spool<R: Read>(mut source: R, name: &str) -> Result<BatchReader, Unfit> {
-        let mut file = tempfile::tempfile()
-            .map_err(|e| unfit(exit::TRY_AGAIN, format!("cannot make a temporary file for {name}: {e}")))?;
-        io::copy(&mut source, &mut file)
-            .map_err(|e| unfit(exit::TRY_AGAIN, format!("cannot copy {name} to a temporary file: {e}")))?;
+        let dir = std::env::temp_dir();
+        let full = |e: &io::Error| {
+            let dir = dir.display();
+            unfit(
+                exit::TRY_AGAIN,
+                format!("cannot copy {name} to a temporary file in {dir} (see TMPDIR): {e}"),
+            )
+        };
+        let mut file = tempfile::tempfile_in(&dir).map_err(|e| full(&e))?;
+        let mut bytes = vec![0; COPY_BYTES];
+        loop {
+            match source.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(n) => file.write_all(&bytes[..n]).map_err(|e| full(&e))?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(unreadable(name, &e)),
+            }
+        }
         BatchReader::check(file, name.to_string(), MAX_BATCH_LINES)
     }
 
@@ -146,8 +169,8 @@ impl BatchReader {
     fn read_line(&mut self) -> Result<Option<BatchLine>, Unfit> {
         loop {
             self.line.clear();
-            // One byte more than the longest line and its end: then it is too long, whatever follows.
-            let limit = MAX_LINE_BYTES as u64 + 3;
+            // One byte more than the longest line, with its end and a mark: then it is too long, whatever follows.
+            let limit = (MAX_LINE_BYTES + 3 + BYTE_ORDER_MARK.len()) as u64;
             let read = (&mut self.reader).take(limit).read_until(b'\n', &mut self.line);
             if read.map_err(|e| unreadable(&self.name, &e))? == 0 {
                 return Ok(None);
@@ -155,6 +178,9 @@ impl BatchReader {
             let number = self.at;
             self.at += 1;
             let mut line = self.line.as_slice();
+            if number == 0 {
+                line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
+            }
             line = line.strip_suffix(b"\n").unwrap_or(line);
             line = line.strip_suffix(b"\r").unwrap_or(line);
             let text = self.text(number, line)?;
@@ -226,6 +252,35 @@ mod tests {
         assert_eq!((batch.end(), batch.lines(), batch.bytes()), (4, 2, 3));
         assert_eq!(all(b""), []);
         assert_eq!(all(b"\n\n"), []);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_line() {
+        assert_eq!(all(b"\xef\xbb\xbfa\nb"), [(0, "a".into()), (1, "b".into())]);
+        assert_eq!(all(b"\xef\xbb\xbf\na"), [(1, "a".into())]);
+        // Anywhere else it is what it says: a blank of no width.
+        assert_eq!(all("a\n\u{feff}b".as_bytes()), [(0, "a".into()), (1, "\u{feff}b".into())]);
+        let longest = [BYTE_ORDER_MARK, &vec![b'x'; MAX_LINE_BYTES], b"\r\nnext"].concat();
+        assert_eq!(all(&longest).len(), 2);
+        let longer = [BYTE_ORDER_MARK, &vec![b'x'; MAX_LINE_BYTES + 1], b"\r\nnext"].concat();
+        assert!(read(&longer).expect_err("refused").why.contains("line 1: it has more than"));
+    }
+
+    #[test]
+    fn a_source_that_fails_is_told_from_a_temporary_file_that_does() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other("no such luck"))
+            }
+        }
+        let unfit = BatchReader::spool(Broken, "test").expect_err("unreadable");
+        assert_eq!((unfit.code, unfit.why.as_str()), (exit::DATA, "cannot read test: no such luck"));
+        let unfit = BatchReader::open(Path::new("/")).expect_err("no file");
+        assert_eq!(
+            (unfit.code, unfit.why.as_str()),
+            (exit::DATA, "/ is a directory, not a file with a batch")
+        );
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub const UNAVAILABLE: i32 = 69;
 pub const BUG: i32 = 70;
 /// Too much for the ensemble.
 pub const TOO_MUCH: i32 = 73;
+/// What happened could not be shown: the output can't be written. To do it again would do it twice.
+pub const NOT_SHOWN: i32 = 74;
 /// Try again later.
 pub const TRY_AGAIN: i32 = 75;
 /// Not permitted by an ACL.

@@ -96,10 +96,14 @@ impl<O: Write, E: Write> View<O, E> {
             _ => {}
         }
         // Both streams may be the terminal that the bar is drawn on.
-        match self.bar.clone() {
+        let written = match self.bar.clone() {
             Some(bar) => bar.suspend(|| self.write(&report)),
             None => self.write(&report),
-        }
+        };
+        written.map_err(|error| match report.what_stays() {
+            Some(words) => io::Error::new(error.kind(), format!("{error}; {words}")),
+            None => error,
+        })
     }
 
     fn write(&mut self, report: &ClientReport) -> io::Result<()> {

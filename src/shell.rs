@@ -390,8 +390,8 @@ fn cannot_show(error: &io::Error) -> i32 {
     if error.kind() == io::ErrorKind::BrokenPipe {
         return exit::SIGNAL_BASE + SIGPIPE;
     }
-    log::error!("cannot write the results: {error}; nothing is lost: the tasks stay where they are");
-    exit::TRY_AGAIN
+    log::error!("cannot write the results: {error}");
+    exit::NOT_SHOWN
 }
 
 fn level_of(level: Level) -> log::Level {
@@ -403,21 +403,27 @@ fn level_of(level: Level) -> log::Level {
     }
 }
 
-/// TERM and INT, as they come; a daemon ignores HUP, so that a closed terminal does not end it.
+/// TERM, INT and HUP, as they come. A closed terminal does not end a daemon, nor a client under `nohup`, which has HUP
+/// ignored when it starts; any other client says how to come back, as it does at TERM.
 fn listen(daemon: bool) -> anyhow::Result<Receiver<i32>> {
-    let mut wanted = vec![SIGTERM, SIGINT];
-    if daemon {
-        wanted.push(SIGHUP);
-    }
-    let mut signals = Signals::new(wanted)?;
+    let ignores_hup = daemon || ignored_at_start(SIGHUP);
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let (sender, receiver): (Sender<i32>, _) = unbounded();
     let forward = move || {
         for signal in signals.forever() {
-            if signal != SIGHUP && sender.send(signal).is_err() {
+            if !(ignores_hup && signal == SIGHUP) && sender.send(signal).is_err() {
                 break;
             }
         }
     };
     std::thread::Builder::new().name("signals".into()).spawn(forward)?;
     Ok(receiver)
+}
+
+/// Whether whoever started the process had it ignore this signal. Where `/proc` can't be read, that is not known.
+fn ignored_at_start(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
 }

@@ -417,6 +417,14 @@ pub fn zk(text: &str) -> Parsed<ZkAddress> {
         Some(at) => text.split_at(at),
         None => (text, ""),
     };
+    // Where another server follows the chroot, or the chroot comes again, each server was given one.
+    if let Some((first, others)) = chroot.split_once(',')
+        && others.split(',').any(|item| item.contains(':') || item.ends_with(first))
+    {
+        return wrong(
+            "the chroot comes once, after the last server, and is that of all: HOST:PORT,HOST:PORT/chroot",
+        );
+    }
     let chroot = match chroot {
         "" | "/" => None,
         path => Some(znode_path(path).map_err(|reason| format!("the chroot {reason}"))?),

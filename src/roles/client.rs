@@ -68,6 +68,37 @@ impl ClientReport {
     }
 }
 
+impl ClientReport {
+    /// What the user has to know if this can't be shown to him: what has happened all the same, so that he does not do
+    /// it again, and how to come back to it.
+    pub fn what_stays(&self) -> Option<String> {
+        let ended = |ended: &Ended| {
+            let id = &ended.id;
+            let mut words = format!("the task {id} has ended, and its outcome stays: see zkmw wait {id}");
+            if let Some((batch, _)) = id.dir().rsplit_once('~') {
+                words += &format!("; the others of the batch go on: zkmw wait {batch} comes back to them");
+            }
+            Some(words)
+        };
+        match self {
+            ClientReport::Submitted { id, .. } => {
+                Some(format!("the task {id} was submitted: zkmw wait {id} comes back to it"))
+            }
+            ClientReport::Detached { name, submitted } => {
+                Some(format!("all {submitted} tasks were submitted: zkmw wait {name} comes back to them"))
+            }
+            ClientReport::Ended(one) => ended(one),
+            ClientReport::EndedMany(many) => many.first().and_then(ended),
+            ClientReport::Summary(_) => Some("all outcomes were shown".to_string()),
+            ClientReport::Noted(Noted { id, message, .. }) => Some(format!("{id} {message}")),
+            ClientReport::Progress(_)
+            | ClientReport::Status(_)
+            | ClientReport::Row(_)
+            | ClientReport::Shown(_) => None,
+        }
+    }
+}
+
 /// What became of each command of a chunk that has ended, as if it were a task of its own, but for the id.
 pub fn commands_ended(id: &TaskId, task: &Task) -> Vec<Ended> {
     let command = |(at, line)| {

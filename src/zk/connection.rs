@@ -243,6 +243,8 @@ pub struct Plan<'a> {
 pub enum NotMade {
     /// Because of this server; another one may do.
     ThisServer(String),
+    /// There was a first lane, and the server gave no second one (`maxClientCnxns`): one has to do.
+    NoSecond(String),
     /// Every server would say the same.
     Verdict(Failure),
 }
@@ -251,7 +253,15 @@ impl Connection {
     /// Connects to one server, and proves that the session works and that the chroot is there.
     pub fn make(plan: Plan<'_>) -> Result<Connection, NotMade> {
         let main = Lane::make(&plan)?;
-        let deletes = if plan.settings.deletes_aside { Some(Lane::make(&plan)?) } else { None };
+        let deletes = match plan.settings.deletes_aside.then(|| Lane::make(&plan)) {
+            None => None,
+            Some(Ok(lane)) => Some(lane),
+            Some(Err(NotMade::ThisServer(why))) => {
+                main.close(plan.answer_within);
+                return Err(NotMade::NoSecond(why));
+            }
+            Some(Err(other)) => return Err(other),
+        };
         let Plan { life, server, timeout, .. } = plan;
         life.answered();
         Ok(Connection { main, deletes, life, server, timeout })

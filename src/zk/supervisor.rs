@@ -156,7 +156,7 @@ impl Supervisor {
                     return Ok(Arc::new(connection));
                 }
                 Err(NotMade::Verdict(failure)) => return Err(failure),
-                Err(NotMade::ThisServer(why)) => {
+                Err(NotMade::ThisServer(why) | NotMade::NoSecond(why)) => {
                     log::debug!("{server}: {why}");
                     self.shunned.insert(server, now());
                     tried.push(Attempt { server, why });
@@ -192,14 +192,26 @@ impl Supervisor {
         addresses
     }
 
+    /// A second lane saves time, no more: where none can be had it is done without, from then on.
     fn connect(&mut self, server: SocketAddr, grant: Grant) -> Result<Connection, NotMade> {
+        match self.make(server, grant.timeout) {
+            Err(NotMade::NoSecond(why)) => {
+                log::info!("{server} gave no second connection ({why}; see maxClientCnxns): one has to do");
+                self.settings.deletes_aside = false;
+                self.make(server, grant.timeout)
+            }
+            other => other,
+        }
+    }
+
+    fn make(&mut self, server: SocketAddr, timeout: Duration) -> Result<Connection, NotMade> {
         self.generation += 1;
         let generation = self.generation;
         let pool = Arc::clone(&self.pool);
         Connection::make(Plan {
             settings: &self.settings,
             server,
-            timeout: grant.timeout,
+            timeout,
             answer_within: ANSWER_WITHIN,
             life: Arc::new(Life::new(generation, self.pulse.0.clone())),
             report: Arc::new(move |path, kind| pool.changed(generation, path, kind)),

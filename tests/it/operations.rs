@@ -11,3 +11,4 @@ mod handlers;
 mod leftovers;
 mod order;
 mod submits;
+mod terminal;

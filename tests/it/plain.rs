@@ -16,6 +16,7 @@ use crate::harness::{Cluster, LIMIT, Proc, eventually, process};
 pub struct Plain {
     command: Command,
     stdin: Stdio,
+    stdout: Option<File>,
 }
 
 /// How it ended, and what it wrote.
@@ -44,7 +45,7 @@ impl Plain {
             }
         }
         command.args(args);
-        Plain { command, stdin: Stdio::null() }
+        Plain { command, stdin: Stdio::null(), stdout: None }
     }
 
     /// The same on a cluster.
@@ -71,11 +72,32 @@ impl Plain {
         self
     }
 
+    /// Standard output goes to this file.
+    pub fn stdout_to(mut self, path: &str) -> Plain {
+        self.stdout = Some(File::options().write(true).open(path).expect("it can be opened"));
+        self
+    }
+
+    /// Started by this command line.
+    pub fn through(mut self, words: &[&str]) -> Plain {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(self.command.get_program()).args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        self.command = command;
+        self
+    }
+
     pub fn spawn(mut self) -> Background {
         let file = || tempfile::NamedTempFile::new_in(process::base_dir()).expect("a file");
         let (out, err) = (file(), file());
         let to = |file: &tempfile::NamedTempFile| -> File { file.reopen().expect("a file") };
-        let child = self.command.stdin(self.stdin).stdout(to(&out)).stderr(to(&err)).spawn().expect("starts");
+        let stdout = self.stdout.unwrap_or_else(|| to(&out));
+        let child = self.command.stdin(self.stdin).stdout(stdout).stderr(to(&err)).spawn().expect("starts");
         process::tell_reaper(&format!("pid {}", child.id()));
         Background { child, out, err }
     }
@@ -94,6 +116,12 @@ impl Plain {
 impl Background {
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("our child").is_none()
+    }
+
+    pub fn signal(&mut self, signal: rustix::process::Signal) {
+        assert!(self.is_running(), "it has ended: {}", self.stderr());
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        rustix::process::kill_process(pid.expect("a pid"), signal).expect("a signal can be sent");
     }
 
     pub fn stderr(&self) -> String {

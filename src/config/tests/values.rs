@@ -16,6 +16,7 @@ fn connect_strings() {
     assert_eq!(good("h1, my_zk:2 "), is("h1 2181;my_zk 2", ""));
     assert_eq!(good("h1,h2:3/a/b"), is("h1 2181;h2 3", "/a/b"));
     assert_eq!(good("h1/"), is("h1 2181", ""));
+    assert_eq!(good("h1/a,b"), is("h1 2181", "/a,b"));
     assert_eq!(good("[::1]"), is("::1 2181", ""));
     assert_eq!(good("[2001:db8::7]:99,[::1]:1/c"), is("2001:db8::7 99;::1 1", "/c"));
     let bad = [
@@ -40,6 +41,9 @@ fn connect_strings() {
         ("[h1]:1", "IPv6"),
         ("[::1]x", ":PORT"),
         ("[::1]:x", "port"),
+        ("h1:1/a,h2:2/a", "once, after the last server"),
+        ("h1/a/b,h2/a/b", "once, after the last server"),
+        ("h1/a,h2:2", "once, after the last server"),
         ("h1/a/", "chroot must not end"),
         ("h1//a", "chroot must not have '//'"),
         ("h1/a/../b", "chroot must not have '.'"),

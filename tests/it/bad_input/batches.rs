@@ -31,6 +31,9 @@ fn a_bad_line_is_named_and_nothing_is_submitted() {
     }
     let out = Plain::on(&service.cluster, &["submit", "--from-file", "/no/such/file"]).run();
     out.says(65, &["/no/such/file", "No such file"]);
+    Plain::on(&service.cluster, &["submit", "--from-file", "/etc"]).run().says(65, &["/etc is a directory"]);
+    let full = Plain::on(&service.cluster, &["submit", "--from-file", "-"]).env("TMPDIR", "/no/such/dir");
+    full.stdin(b"true\n").run().says(75, &["/no/such/dir", "TMPDIR"]);
     let out = Plain::on(&service.cluster, &["submit", "--from-file", "-"]).stdin(b"\n \n").run();
     out.says(0, &["nothing was submitted"]);
     let tasks = service.cluster.tree.children(&service.cluster.layout.tasks()).unwrap_or_default();
