@@ -1,5 +1,6 @@
 //! The scripts that users run, as they run them.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 fn script(name: &str) -> Command {
@@ -19,6 +20,45 @@ fn the_units_are_valid_and_hardened() {
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     for unit in ["zkmw-master.service", "zkmw-worker@.service", "zkmw-elector@.service"] {
         assert!(text.contains(&format!("ok   {unit}")), "{text}");
+    }
+}
+
+/// A PATH for `scripts/setup` with these stubs and the few tools that it cannot do without. The stub of apt-get fails.
+fn setup_with(stubs: &[(&str, &str)]) -> (String, i32) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut scripts = vec![("apt-get", "echo \"apt-get $*\" >&2; exit 100"), ("sudo", "exec \"$@\"")];
+    scripts.extend(stubs);
+    for (name, body) in scripts {
+        let path = dir.path().join(name);
+        std::fs::write(&path, format!("#!/bin/bash\n{body}\n")).expect("a stub");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+    }
+    for tool in ["bash", "dirname", "sed", "env"] {
+        let path = ["/usr/bin", "/bin"].map(|bin| format!("{bin}/{tool}"));
+        let path = path.iter().find(|path| std::path::Path::new(path).exists()).expect("a tool");
+        std::os::unix::fs::symlink(path, dir.path().join(tool)).expect("a link");
+    }
+    let mut setup = script("setup");
+    setup.env("PATH", dir.path()).env("HOME", dir.path()).env_remove("CARGO_HOME").env_remove("JAVA_HOME");
+    let output = setup.output().expect("scripts/setup can be run");
+    (String::from_utf8_lossy(&output.stderr).into_owned(), output.status.code().unwrap_or(-1))
+}
+
+/// Nothing is downloaded for somebody who has to get cargo first.
+#[test]
+fn setup_asks_for_cargo_before_it_installs_anything() {
+    let (said, code) = setup_with(&[]);
+    assert_eq!(code, 69, "{said}");
+    assert!(said.contains("no cargo") && !said.contains("apt-get"), "{said}");
+}
+
+#[test]
+fn setup_installs_what_the_tests_call() {
+    let (said, code) = setup_with(&[("cargo", "exit 0")]);
+    assert_eq!(code, 69, "{said}");
+    let installed = said.lines().find(|line| line.starts_with("setup: installing")).expect("a line about it");
+    for package in ["git", "procps", "util-linux", "mount", "gcc"] {
+        assert!(installed.split(' ').any(|word| word == package), "{package}: {installed}");
     }
 }
 

@@ -1,0 +1,21 @@
+# What a task may do in the worker's sandbox, and what becomes of what it starts.
+check 'a task runs' '[[ $(task "echo \$ZKMW_WORKER") == w7 ]]'
+check 'in a control group of its own' 'task "cat /proc/self/cgroup" | grep -q "zkmw-worker@w7.service/zkmw-.*\.0/"'
+check 'without new privileges' '[[ $(task "grep NoNewPrivs /proc/self/status") == NoNewPrivs:*1 ]]'
+check 'its home can be written, /var and /home can not' \
+    'task "echo > \$HOME/x && ! echo > /var/x && ! echo > /home/x" 2>/dev/null'
+check 'it has /dev/null, Python, threads, forks' \
+    '[[ $(task "python3 -c \"import multiprocessing as m; print(sum(m.Pool(2).map(abs,[1,2])))\"") == 3 ]]'
+task 'setsid env -i sleep 881 & exit 0'
+check 'a daemon that left its group and cleared its environment is dead' '! pgrep -f "^sleep 881"'
+
+# Whoever reaches the socket can say anything to systemd; it must not count as the worker's word.
+cat >/usr/local/bin/forge-notify <<'PYTHON'
+#!/usr/bin/python3
+import socket, time
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"STATUS=forged", "/run/systemd/notify")
+time.sleep(1)  # systemd looks the sender up
+PYTHON
+chmod +x /usr/local/bin/forge-notify
+task forge-notify
+check 'a task cannot speak for the worker' '[[ $(prop $w StatusText) == "registered as w7~"* ]]'
