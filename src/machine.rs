@@ -179,7 +179,7 @@ pub enum Refusal {
     NoAuth,
     /// The parent is ephemeral.
     NoChildrenForEphemerals,
-    /// More data than the session layer lets through.
+    /// More data than the session layer lets through, or than the servers take in one request: they hang up on it.
     TooLarge,
     /// Not a path, or otherwise not a call that can be made.
     BadArguments,
@@ -198,7 +198,9 @@ impl fmt::Display for Refusal {
             Refusal::NotEmpty => f.write_str("the znode has children"),
             Refusal::NoAuth => f.write_str("not permitted by the znode's ACL"),
             Refusal::NoChildrenForEphemerals => f.write_str("the parent is ephemeral"),
-            Refusal::TooLarge => f.write_str("more data than a znode may hold"),
+            Refusal::TooLarge => {
+                f.write_str("more data than the servers take in one request (see jute.maxbuffer)")
+            }
             Refusal::BadArguments => f.write_str("not a valid path"),
             Refusal::Unimplemented => {
                 f.write_str("the server does not know this request (zkmw needs ZooKeeper 3.6 or later)")

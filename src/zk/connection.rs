@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use zookeeper::{Acl, AddWatchMode, WatchedEvent, Watcher, ZkError, ZkState, ZooKeeper};
 
 use super::descriptors::{Killer, open_sockets};
-use super::request;
+use super::request::{self, LargeWrite};
 use super::{Failure, Settings};
 use crate::machine::{Call, ChangeKind, Instant, WatchMode};
 
@@ -221,6 +221,8 @@ pub struct Connection {
     life: Arc<Life>,
     server: SocketAddr,
     timeout: Duration,
+    request_max: usize,
+    chroot_length: usize,
 }
 
 /// Everything needed for making a connection to one server.
@@ -231,6 +233,8 @@ pub struct Plan<'a> {
     pub server: SocketAddr,
     /// The session timeout that it granted.
     pub timeout: Duration,
+    /// A longer request makes the server hang up, as far as is known.
+    pub request_max: usize,
     /// How long the server may take for each of the first requests.
     pub answer_within: Duration,
     /// The new connection's life.
@@ -262,9 +266,10 @@ impl Connection {
             }
             Some(Err(other)) => return Err(other),
         };
-        let Plan { life, server, timeout, .. } = plan;
+        let Plan { life, server, timeout, request_max, .. } = plan;
+        let chroot_length = plan.settings.chroot.as_ref().map_or(0, String::len);
         life.answered();
-        Ok(Connection { main, deletes, life, server, timeout })
+        Ok(Connection { main, deletes, life, server, timeout, request_max, chroot_length })
     }
 
     fn lanes(&self) -> impl Iterator<Item = &Lane> {
@@ -285,6 +290,16 @@ impl Connection {
     /// The server at the other end.
     pub fn server(&self) -> SocketAddr {
         self.server
+    }
+
+    /// The call as one of which the connection may die.
+    pub fn large_write(&self, call: &Call) -> Option<LargeWrite> {
+        LargeWrite::of(call, self.chroot_length)
+    }
+
+    /// A longer request makes the server hang up, as far as is known.
+    pub fn request_max(&self) -> usize {
+        self.request_max
     }
 
     /// The negotiated session timeout.

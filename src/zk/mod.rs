@@ -16,6 +16,7 @@ mod probe;
 mod request;
 mod resolve;
 mod supervisor;
+mod suspects;
 
 use std::collections::hash_map::RandomState;
 use std::fmt;

@@ -7,6 +7,7 @@
 //! Nobody who holds the lock ever blocks: not on the events' consumer (a thread of its own waits for him), and
 //! not on the crate.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,9 +17,9 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, TrySendError};
 
 use super::connection::{Connection, End, now};
-use super::request::{self, Outcome};
+use super::request::{self, LargeWrite, Outcome};
 use super::{SMALL_STACK, SessionEvent, courtesy};
-use crate::machine::{Call, CallError, CallId, CallResult, ChangeKind, Instant};
+use crate::machine::{Call, CallError, CallId, CallResult, ChangeKind, Instant, Refusal};
 
 /// Watch events that may wait for the consumer. Past that the connection is given up: what was missed is read
 /// again after the next one.
@@ -41,6 +42,7 @@ enum Stage {
 struct Outstanding {
     id: CallId,
     stage: Stage,
+    large: Option<LargeWrite>,
 }
 
 /// A call for a thread to make.
@@ -122,9 +124,13 @@ impl Pool {
         if let Err(refusal) = checked {
             return self.reply(&mut state, id, Err(CallError::Refused(refusal)));
         }
-        let is_up = state.up.as_ref().is_some_and(|up| up.life().generation() == generation);
-        if !is_up || state.stop_by.is_some() {
+        let up = state.up.as_ref().filter(|up| up.life().generation() == generation);
+        let Some(up) = up.filter(|_| state.stop_by.is_none()) else {
             return self.reply(&mut state, id, Err(CallError::NotSent));
+        };
+        let large = up.large_write(&call);
+        if large.as_ref().is_some_and(|write| write.length > up.request_max()) {
+            return self.reply(&mut state, id, Err(CallError::Refused(Refusal::TooLarge)));
         }
         let number = state.next_number;
         state.next_number += 1;
@@ -138,7 +144,7 @@ impl Pool {
             }
             return self.reply(&mut state, id, Err(CallError::NotSent));
         }
-        state.outstanding.insert(number, Outstanding { id, stage: Stage::Queued });
+        state.outstanding.insert(number, Outstanding { id, stage: Stage::Queued, large });
         state.queue.push_back((number, call));
         let someone_waits = state.idle > 0;
         drop(state);
@@ -246,12 +252,19 @@ impl Pool {
         true
     }
 
-    /// The connection is over: every outstanding call is answered, then it is said.
-    pub fn down(&self, generation: u64, why: String) {
+    /// The connection is over: every outstanding call is answered, then it is said. Of the large writes that were in
+    /// flight, the longest.
+    pub fn down(&self, generation: u64, why: String) -> Option<LargeWrite> {
         let mut state = self.lock();
         state.up = None;
         state.queue.clear();
+        let mut longest: Option<LargeWrite> = None;
         for (_, outstanding) in std::mem::take(&mut state.outstanding) {
+            if let (Some(large), Stage::InFlight | Stage::InDoubt) = (outstanding.large, &outstanding.stage) {
+                // Of several that are as long it is always the same, so that who dies again over it is found out.
+                let key = |write: &LargeWrite| (write.length, Reverse(write.path.clone()));
+                longest = longest.into_iter().chain([large]).max_by_key(key);
+            }
             let error = match outstanding.stage {
                 Stage::Queued => CallError::NotSent,
                 Stage::InDoubt => CallError::MaybeApplied,
@@ -264,6 +277,7 @@ impl Pool {
             self.reply(&mut state, outstanding.id, Err(error));
         }
         self.tell(&mut state, SessionEvent::Down { generation, why });
+        longest
     }
 
     /// Before a session is closed in good order: what is queued is answered as not sent, and what is in flight

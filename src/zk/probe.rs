@@ -21,40 +21,111 @@ const ANSWER_MIN: usize = 20;
 /// Every password has this many bytes.
 const PASSWORD_LENGTH: usize = 16;
 const OP_CLOSE_SESSION: i32 = -11;
+/// A server's limit of a request is searched until it is known to within this part of the request that was refused.
+/// More precise would cost more sessions, and what is written is cut by halves anyway.
+const SEARCH_PARTS: usize = 64;
+/// The search ends after this time; the next connection goes on with it. A reconnect must not wait for longer.
+const SEARCH_WITHIN: Duration = Duration::from_millis(600);
 
 /// What a serving server granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The session timeout, within the limits of the server.
     pub timeout: Duration,
+    /// A longer request makes the server hang up, as far as is known.
+    pub request_max: usize,
+}
+
+/// Why there is no session.
+struct NoSession {
+    /// The server closed the connection.
+    hung_up: bool,
+    why: String,
 }
 
 /// Asks one server for a session with this timeout; the error says in words why there is none.
-pub fn probe(server: SocketAddr, ask_for: Duration, answer_within: Duration) -> Result<Grant, String> {
-    let mut stream =
-        TcpStream::connect_timeout(&server, CONNECT_WITHIN).map_err(|error| match error.kind() {
-            io::ErrorKind::TimedOut => format!("no connection within {CONNECT_WITHIN:?}"),
-            _ => format!("cannot connect: {error}"),
-        })?;
-    let deadline = Instant::now() + answer_within;
-    let answer = exchange(&mut stream, ask_for, deadline).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
-            "hung up without an answer: it has no quorum, or too many connections from here".to_owned()
+///
+/// `suspect` is the length of a request over which a connection may have died, or zero. A server compares the length of
+/// every request with its limit (`jute.maxbuffer`) before it looks at what the request is, and takes a connect request
+/// with something behind it. So a connect request of that length tells whether the server would take the other one.
+pub fn probe(
+    server: SocketAddr,
+    ask_for: Duration,
+    answer_within: Duration,
+    suspect: usize,
+) -> Result<Grant, String> {
+    let ask = |length| ask(server, ask_for, answer_within, length);
+    let timeout = ask(0).map_err(|none| none.why)?;
+    if suspect == 0 {
+        return Ok(Grant { timeout, request_max: usize::MAX });
+    }
+    let until = Instant::now() + SEARCH_WITHIN;
+    let takes = |length| {
+        if Instant::now() >= until {
+            return None;
         }
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
-            format!("accepted the connection, but did not answer within {answer_within:?}")
+        match ask(length) {
+            Ok(_) => Some(true),
+            // A server also hangs up when it has no quorum, or too many connections. Then it does so again.
+            Err(none) if none.hung_up => ask(0).is_ok().then_some(false),
+            Err(_) => None,
         }
-        _ => format!("no answer to a connect request: {error}"),
-    })?;
-    let grant = read_grant(&answer)?;
-    close(&mut stream);
-    Ok(grant)
+    };
+    Ok(Grant { timeout, request_max: longest_taken(suspect, takes) })
 }
 
-fn exchange(stream: &mut TcpStream, ask_for: Duration, deadline: Instant) -> io::Result<Vec<u8>> {
+/// The length of the longest request that is taken, no more than what is known of it. `takes` says whether a length is
+/// taken, if it can.
+fn longest_taken(suspect: usize, takes: impl Fn(usize) -> Option<bool>) -> usize {
+    if takes(suspect) != Some(false) {
+        return usize::MAX;
+    }
+    let (mut taken, mut refused) = (0, suspect);
+    while refused - taken > suspect / SEARCH_PARTS + 1 {
+        let middle = taken + (refused - taken) / 2;
+        match takes(middle) {
+            Some(true) => taken = middle,
+            Some(false) => refused = middle,
+            None => return refused - 1,
+        }
+    }
+    taken
+}
+
+/// Asks for a session in a connect request of at least this length.
+fn ask(
+    server: SocketAddr,
+    ask_for: Duration,
+    answer_within: Duration,
+    length: usize,
+) -> Result<Duration, NoSession> {
+    let no_session = |why| NoSession { hung_up: false, why };
+    let stream = TcpStream::connect_timeout(&server, CONNECT_WITHIN).map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => format!("no connection within {CONNECT_WITHIN:?}"),
+        _ => format!("cannot connect: {error}"),
+    });
+    let mut stream = stream.map_err(no_session)?;
+    let deadline = Instant::now() + answer_within;
+    let answer = exchange(&mut stream, &connect_request(ask_for, length), deadline);
+    let answer = answer.map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            let why = "hung up without an answer: it has no quorum, or too many connections from here";
+            NoSession { hung_up: true, why: why.to_owned() }
+        }
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
+            no_session(format!("accepted the connection, but did not answer within {answer_within:?}"))
+        }
+        _ => no_session(format!("no answer to a connect request: {error}")),
+    })?;
+    let timeout = read_grant(&answer).map_err(no_session)?;
+    close(&mut stream);
+    Ok(timeout)
+}
+
+fn exchange(stream: &mut TcpStream, request: &[u8], deadline: Instant) -> io::Result<Vec<u8>> {
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(CONNECT_WITHIN))?;
-    stream.write_all(&connect_request(ask_for))?;
+    stream.write_all(request)?;
     let mut length = [0; 4];
     read_until(stream, &mut length, deadline)?;
     let length = usize::try_from(i32::from_be_bytes(length)).unwrap_or(usize::MAX);
@@ -84,7 +155,7 @@ fn read_until(stream: &mut TcpStream, mut buffer: &mut [u8], deadline: Instant) 
     Ok(())
 }
 
-fn connect_request(ask_for: Duration) -> Vec<u8> {
+fn connect_request(ask_for: Duration, length: usize) -> Vec<u8> {
     let timeout_ms = i32::try_from(ask_for.as_millis()).unwrap_or(i32::MAX);
     let mut body = Vec::with_capacity(45);
     body.extend_from_slice(&0_i32.to_be_bytes()); // protocol version
@@ -94,6 +165,7 @@ fn connect_request(ask_for: Duration) -> Vec<u8> {
     body.extend_from_slice(&(PASSWORD_LENGTH as i32).to_be_bytes());
     body.extend_from_slice(&[0; PASSWORD_LENGTH]);
     body.push(0); // not content with a read-only server
+    body.resize(body.len().max(length), 0);
     framed(&body)
 }
 
@@ -104,10 +176,10 @@ fn framed(body: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn read_grant(answer: &[u8]) -> Result<Grant, String> {
+fn read_grant(answer: &[u8]) -> Result<Duration, String> {
     let timeout_ms = answer.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(i32::from_be_bytes);
     match timeout_ms.and_then(|timeout_ms| u64::try_from(timeout_ms).ok()) {
-        Some(timeout_ms) if timeout_ms > 0 => Ok(Grant { timeout: Duration::from_millis(timeout_ms) }),
+        Some(timeout_ms) if timeout_ms > 0 => Ok(Duration::from_millis(timeout_ms)),
         _ => Err("refused a new session".to_owned()),
     }
 }
@@ -129,7 +201,8 @@ mod tests {
 
     #[test]
     fn a_connect_request_has_the_bytes_of_the_protocol() {
-        let request = connect_request(Duration::from_secs(10));
+        let request = connect_request(Duration::from_secs(10), 0);
+        assert_eq!(connect_request(Duration::from_secs(10), 1000).len(), 1004);
         assert_eq!(request.len(), 49);
         assert_eq!(request[..4], 45_i32.to_be_bytes());
         assert_eq!(request[16..20], 10_000_i32.to_be_bytes());
@@ -143,6 +216,18 @@ mod tests {
         answer[4..8].copy_from_slice(&(-5_i32).to_be_bytes());
         assert!(read_grant(&answer).is_err());
         answer[4..8].copy_from_slice(&4_000_i32.to_be_bytes());
-        assert_eq!(read_grant(&answer), Ok(Grant { timeout: Duration::from_secs(4) }));
+        assert_eq!(read_grant(&answer), Ok(Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn the_longest_request_that_is_taken_is_found_as_far_as_it_can_be_known() {
+        for limit in [0, 1, 4_096, 99_999, 109_999] {
+            let found = longest_taken(110_000, |length| Some(length <= limit));
+            assert!(found <= limit && limit - found <= 110_000 / SEARCH_PARTS + 1, "{limit}: {found}");
+        }
+        assert_eq!(longest_taken(110_000, |_| Some(true)), usize::MAX);
+        assert_eq!(longest_taken(110_000, |_| None), usize::MAX);
+        let once = std::cell::Cell::new(true);
+        assert_eq!(longest_taken(110_000, |_| once.replace(false).then_some(false)), 109_999);
     }
 }

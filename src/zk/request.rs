@@ -15,6 +15,36 @@ pub const DATA_MAX: usize = 1_000_000;
 /// A longer path is refused, so that path and data together stay below the servers' limit.
 pub const PATH_MAX: usize = 16 * 1024;
 
+/// What a request has besides the path below the chroot and the data: its header, the lengths, the ACL, the flags.
+const OVERHEAD: usize = 64;
+/// A write of less is not suspected of having cost a connection: no server has so low a limit.
+const SUSPECT_MIN: usize = 4 * 1024;
+
+/// A write that is so long that a server may have a limit below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LargeWrite {
+    /// The length of its request; no less than it is.
+    pub length: usize,
+    /// The znode.
+    pub path: String,
+}
+
+impl LargeWrite {
+    /// The call as one, if it is.
+    pub fn of(call: &Call, chroot_length: usize) -> Option<LargeWrite> {
+        let data = match call {
+            Call::Create { data, .. } | Call::Set { data, .. } => data.len(),
+            Call::Delete { .. }
+            | Call::Get { .. }
+            | Call::Exists { .. }
+            | Call::Children { .. }
+            | Call::Watch { .. } => return None,
+        };
+        let length = chroot_length + call.path().len() + data + OVERHEAD;
+        (length >= SUSPECT_MIN).then(|| LargeWrite { length, path: call.path().to_owned() })
+    }
+}
+
 /// What a call came to.
 pub enum Outcome {
     /// The server answered.

@@ -15,6 +15,7 @@ use super::connection::{Connection, End, Life, NotMade, Plan, now};
 use super::pool::Pool;
 use super::probe::{CONNECT_WITHIN, Grant, probe};
 use super::resolve::Resolver;
+use super::suspects::Suspects;
 use super::{Attempt, Failure, Settings, courtesy};
 use crate::machine::{Instant, Prng};
 
@@ -29,8 +30,11 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(1200);
 const STAGGER: Duration = Duration::from_millis(150);
 /// A server that failed is tried after all others for so long.
 const SHUNNED_FOR: Duration = Duration::from_secs(30);
-/// A connection that lived for less counts as a failed round, so that a flapping one does not spin.
-const FLAPPING: Duration = Duration::from_secs(1);
+/// A connection that lived for less counts as a failed one: what costs one connection may cost the next as soon.
+const FLAPPING: Duration = Duration::from_secs(5);
+/// The pause after a connection that lived for less than that doubles up to here. It can be longer than the other one:
+/// there is a quorum, and each new session costs a few writes and lines in logs.
+const FLAPPING_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The longest sleep while a connection is up: `recv_timeout` does not count while the machine is suspended.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a connection that made its last request may take to get its answers.
@@ -46,10 +50,39 @@ pub struct Supervisor {
     generation: u64,
     shunned: BTreeMap<SocketAddr, Instant>,
     last_failure: Option<Failure>,
+    suspects: Suspects,
+    /// The longest request over the connection before: whoever reads the log knows of it.
+    warned_of: usize,
 }
 
 /// What became of a session that was to be closed.
 type Closed = Option<bool>;
+
+/// How a connection ended.
+enum Attended {
+    /// It was closed because the session is to stop; whether the server confirmed it.
+    Closed(bool),
+    Lost,
+    Worn,
+}
+
+/// A pause that doubles each time.
+struct Backoff {
+    next: Duration,
+    max: Duration,
+}
+
+impl Backoff {
+    fn new(max: Duration) -> Backoff {
+        Backoff { next: PAUSE_MIN, max }
+    }
+
+    fn pause(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(self.max);
+        pause
+    }
+}
 
 impl Supervisor {
     /// A supervisor that is woken through `pulse`.
@@ -68,6 +101,8 @@ impl Supervisor {
             generation: 0,
             shunned: BTreeMap::new(),
             last_failure: None,
+            suspects: Suspects::default(),
+            warned_of: usize::MAX,
         }
     }
 
@@ -80,24 +115,29 @@ impl Supervisor {
     }
 
     fn rounds(&mut self) -> Closed {
-        let mut pause = PAUSE_MIN;
+        let (mut failed, mut flapped) = (Backoff::new(PAUSE_MAX), Backoff::new(FLAPPING_PAUSE_MAX));
         while self.pool.stop_by().is_none() {
-            match self.round() {
+            let pause = match self.round() {
                 Ok(connection) => {
+                    failed = Backoff::new(PAUSE_MAX);
                     let since = now();
-                    if let Some(closed) = self.attend(connection) {
-                        return Some(closed);
-                    }
-                    pause = PAUSE_MIN;
-                    if now().since(since) >= FLAPPING {
-                        continue;
+                    match self.attend(connection) {
+                        Attended::Closed(closed) => return Some(closed),
+                        Attended::Worn => continue,
+                        Attended::Lost if now().since(since) < FLAPPING => flapped.pause(),
+                        Attended::Lost => {
+                            flapped = Backoff::new(FLAPPING_PAUSE_MAX);
+                            continue;
+                        }
                     }
                 }
-                Err(failure) => self.note(failure),
-            }
+                Err(failure) => {
+                    self.note(failure);
+                    failed.pause()
+                }
+            };
             let jittered = self.jittered(pause);
             self.sleep(jittered);
-            pause = (pause * 2).min(PAUSE_MAX);
         }
         None
     }
@@ -169,11 +209,11 @@ impl Supervisor {
 
     /// Probes a server on a thread of its own.
     fn ask(&self, server: SocketAddr, answer: Sender<(SocketAddr, Result<Grant, String>)>) {
-        let timeout = self.settings.session_timeout;
+        let (timeout, suspect) = (self.settings.session_timeout, self.suspects.length());
         let told = answer.clone();
         let thread = thread::Builder::new().name("zk-probe".to_owned()).stack_size(super::SMALL_STACK);
         let started = thread.spawn(move || {
-            let _ = answer.try_send((server, probe(server, timeout, ANSWER_WITHIN)));
+            let _ = answer.try_send((server, probe(server, timeout, ANSWER_WITHIN, suspect)));
         });
         if let Err(error) = started {
             let _ = told.try_send((server, Err(format!("no thread for asking it: {error}"))));
@@ -194,60 +234,78 @@ impl Supervisor {
 
     /// A second lane saves time, no more: where none can be had it is done without, from then on.
     fn connect(&mut self, server: SocketAddr, grant: Grant) -> Result<Connection, NotMade> {
-        match self.make(server, grant.timeout) {
+        match self.make(server, grant) {
             Err(NotMade::NoSecond(why)) => {
                 log::info!("{server} gave no second connection ({why}; see maxClientCnxns): one has to do");
                 self.settings.deletes_aside = false;
-                self.make(server, grant.timeout)
+                self.make(server, grant)
             }
             other => other,
         }
     }
 
-    fn make(&mut self, server: SocketAddr, timeout: Duration) -> Result<Connection, NotMade> {
+    fn make(&mut self, server: SocketAddr, grant: Grant) -> Result<Connection, NotMade> {
         self.generation += 1;
         let generation = self.generation;
         let pool = Arc::clone(&self.pool);
         Connection::make(Plan {
             settings: &self.settings,
             server,
-            timeout,
+            timeout: grant.timeout,
+            request_max: self.suspects.request_max(grant.request_max),
             answer_within: ANSWER_WITHIN,
             life: Arc::new(Life::new(generation, self.pulse.0.clone())),
             report: Arc::new(move |path, kind| pool.changed(generation, path, kind)),
         })
     }
 
-    /// Watches over a connection to its end; `Some` if it was closed because the session is to stop.
-    fn attend(&mut self, connection: Arc<Connection>) -> Closed {
+    /// Watches over a connection to its end.
+    fn attend(&mut self, connection: Arc<Connection>) -> Attended {
         let generation = connection.life().generation();
         if !self.pool.up(&connection) {
-            return Some(connection.close(self.time_to_stop()));
+            return Attended::Closed(connection.close(self.time_to_stop()));
         }
-        log::debug!("ZooKeeper session up at {}, timeout {:?}", connection.server(), connection.timeout());
+        let server = connection.server();
+        log::debug!("ZooKeeper session up at {server}, timeout {:?}", connection.timeout());
+        self.warn_of_limit(&connection);
         let end = self.watch_over(&connection);
         let Some(end) = end else {
             self.pool.drain(self.time_to_stop() / 2);
             let closed = connection.close(self.time_to_stop());
             connection.kill();
             self.pool.down(generation, "stopped".to_owned());
-            return Some(closed);
+            return Attended::Closed(closed);
         };
-        let why = match &end {
-            End::Lost(why) => why.clone(),
-            End::Worn => "a connection makes only so many requests".to_owned(),
-        };
-        log::debug!("ZooKeeper session at {} down: {why}", connection.server());
-        if end == End::Worn {
-            // The session is not closed: what it holds must stand until its successor has taken it over, as after
-            // any other loss. A worker's or an elector's lease says that it does, and what they run goes on.
-            self.pool.drain(RETIRE_WITHIN);
-        } else {
-            self.shunned.insert(connection.server(), now());
+        match end {
+            End::Worn => {
+                // The session is not closed: what it holds must stand until its successor has taken it over, as after
+                // any other loss. A worker's or an elector's lease says that it does, and what they run goes on.
+                self.pool.drain(RETIRE_WITHIN);
+                connection.kill();
+                self.pool.down(generation, "a connection makes only so many requests".to_owned());
+                Attended::Worn
+            }
+            End::Lost(why) => {
+                log::debug!("ZooKeeper session at {server} down: {why}");
+                self.shunned.insert(server, now());
+                connection.kill();
+                self.suspects.connection_died(self.pool.down(generation, why));
+                Attended::Lost
+            }
         }
-        connection.kill();
-        self.pool.down(generation, why);
-        None
+    }
+
+    /// Says once that writes will be refused because a server has a small limit.
+    fn warn_of_limit(&mut self, connection: &Connection) {
+        let limit = connection.request_max();
+        if limit < self.warned_of {
+            log::warn!(
+                "connections to the ZooKeeper server {} end at requests of more than about {limit} bytes, so larger \
+                 writes are refused here: raise jute.maxbuffer on all servers",
+                connection.server()
+            );
+        }
+        self.warned_of = limit;
     }
 
     fn time_to_stop(&self) -> Duration {

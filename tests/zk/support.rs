@@ -49,8 +49,19 @@ fn script() -> Command {
 
 impl Ensemble {
     fn up() -> Ensemble {
-        let dir = std::env::temp_dir().join(format!("zkmw-test-zk-{}", std::process::id()));
-        let output = script().arg("--dir").arg(&dir).args(["up", "3"]).output().expect("scripts/ensemble");
+        Ensemble::start("", "3", "")
+    }
+
+    /// One server of its own, whose JVM is given these options.
+    pub fn alone(name: &str, java_options: &str) -> Ensemble {
+        Ensemble::start(name, "1", java_options)
+    }
+
+    fn start(name: &str, servers: &str, java_options: &str) -> Ensemble {
+        let dir = std::env::temp_dir().join(format!("zkmw-test-zk-{}{name}", std::process::id()));
+        let mut up = script();
+        up.env("ZKMW_ENSEMBLE_JAVA_OPTS", java_options).arg("--dir").arg(&dir).args(["up", servers]);
+        let output = up.output().expect("scripts/ensemble");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let connect = String::from_utf8(output.stdout).expect("a connect string");
         let servers = connect.trim().split(',').map(|server| {
@@ -61,7 +72,18 @@ impl Ensemble {
     }
 
     pub fn run(&self, args: &[&str]) -> String {
-        let output = script().arg("--dir").arg(&self.dir).args(args).output().expect("scripts/ensemble");
+        self.output(script(), args)
+    }
+
+    /// The same with options for the JVM of the servers that it starts.
+    pub fn run_with(&self, java_options: &str, args: &[&str]) -> String {
+        let mut script = script();
+        script.env("ZKMW_ENSEMBLE_JAVA_OPTS", java_options);
+        self.output(script, args)
+    }
+
+    fn output(&self, mut script: Command, args: &[&str]) -> String {
+        let output = script.arg("--dir").arg(&self.dir).args(args).output().expect("scripts/ensemble");
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
