@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use super::proc::Identity;
 use crate::machine::RunId;
 
@@ -154,7 +156,7 @@ pub(super) fn kill_and_wait(path: &Path, give_up_after: Option<Duration>) -> boo
     loop {
         match is_populated(path) {
             Ok(false) => return true,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return true,
+            Err(error) if is_gone(&error) => return true,
             Ok(true) | Err(_) => {}
         }
         let killed = fs::write(path.join("cgroup.kill"), "1");
@@ -170,14 +172,27 @@ pub(super) fn kill_and_wait(path: &Path, give_up_after: Option<Duration>) -> boo
     }
 }
 
-/// The processes in the cgroups below this one.
-pub(super) fn members(base: &Path) -> Vec<u32> {
+/// The processes in the cgroups below this one. None are in one that isn't there.
+pub(super) fn members(base: &Path) -> io::Result<Vec<u32>> {
     let mut members = Vec::new();
-    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
-        let text = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
-        members.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+    let entries = match fs::read_dir(base) {
+        Err(error) if is_gone(&error) => return Ok(members),
+        entries => entries?,
+    };
+    for entry in entries {
+        match fs::read_to_string(entry?.path().join("cgroup.procs")) {
+            Ok(text) => members.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
+            // A cgroup that was removed meanwhile, or a file of the base's own.
+            Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::NotADirectory => {}
+            Err(error) => return Err(error),
+        }
     }
-    members
+    Ok(members)
+}
+
+/// There is no such cgroup, or no more.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
 }
 
 /// Removes the cgroups of an executor; what is populated stays.

@@ -18,7 +18,8 @@ use rustix::io::{Errno, FdFlags, fcntl_setfd, read, retry_on_intr};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
 use super::NotStartedKind;
-use super::proc::{OWNER_VAR, RUN_VAR, SERVICE_VARS, boottime_nanos};
+use super::mark::{OWNER_VAR, RUN_VAR};
+use super::proc::{SERVICE_VARS, boottime_nanos};
 use super::roll::Announcer;
 use crate::machine::{RunId, RunOutput, RunSpec};
 

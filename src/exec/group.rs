@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, getpid, test_kill_process_group, waitid};
 
-use super::proc::{Stat, carries, kill_exactly, processes, stat, to_pid};
+use super::mark::{Bears, Mark, OWNER_VAR};
+use super::proc::{Look, Stat, kill_exactly, look, stat, to_pid};
 
 /// The first pause between two looks at a group; each is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
@@ -84,9 +85,13 @@ impl Suspect<'_> {
 
     /// One look at `/proc`: reaps and kills what can be, adding it to `killed` as (pid, start time).
     fn search(&self, killed: &mut BTreeSet<(u32, u64)>) -> Left {
-        let Ok(all) = processes() else { return Left::Unseen };
+        let Ok(Look { all, unseen }) = look() else { return Left::Unseen };
         reap_adopted(&all, self.pgid);
-        let left = self.left(&all);
+        let left = match self.left(&all) {
+            // It may be a member.
+            Left::Nothing if unseen.is_some() => Left::Unseen,
+            left => left,
+        };
         if let Left::Alive(members) = &left {
             killed.extend(self.kill(&all, members));
         }
@@ -134,8 +139,9 @@ impl Suspect<'_> {
     }
 
     fn is_proven(&self, all: &[Stat], members: &[Stat]) -> bool {
+        let mark = Mark { variable: OWNER_VAR, value: self.token, since: 0 };
         all.iter().any(|stat| self.leads(stat))
-            || members.iter().any(|stat| stat.start_ticks < self.held_until || carries(stat, self.token))
+            || members.iter().any(|stat| stat.start_ticks < self.held_until || mark.on(stat) == Bears::Yes)
     }
 
     /// SIGKILL to these members, if one of them proves that the group is ours. Who got it, as (pid, start time).
@@ -176,7 +182,7 @@ mod tests {
     use super::*;
 
     fn process(pid: u32, group: u32, start_ticks: u64) -> Stat {
-        Stat { pid, parent: 1, group, start_ticks, dead: false }
+        Stat { pid, parent: 1, group, start_ticks, dead: false, exiting: false }
     }
 
     fn suspect(leader_start_ticks: Option<u64>) -> Suspect<'static> {
@@ -221,7 +227,7 @@ mod tests {
     fn sleeper(token: &str) -> std::process::Child {
         use std::os::unix::process::CommandExt;
         let mut command = std::process::Command::new("sleep");
-        command.arg("30").env(crate::exec::proc::OWNER_VAR, token).process_group(0).spawn().unwrap()
+        command.arg("30").env(OWNER_VAR, token).process_group(0).spawn().unwrap()
     }
 
     #[test]

@@ -36,7 +36,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::ExecEvent;
-use super::proc::{OWNER_VAR, RUN_VAR, SERVICE_VARS, boottime_nanos, to_pid};
+use super::mark::{OWNER_VAR, RUN_VAR};
+use super::proc::{SERVICE_VARS, boottime_nanos, to_pid};
 use super::table::Table;
 use message::Message;
 

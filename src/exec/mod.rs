@@ -15,6 +15,7 @@ mod child;
 mod group;
 mod guard;
 mod handler;
+mod mark;
 mod proc;
 mod roll;
 mod run;

@@ -15,27 +15,16 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::machine::RunId;
-
-/// The variable that marks what an executor has started; its value is [`Identity::token`].
-pub(super) const OWNER_VAR: &str = "ZKMW_OWNER";
-
-/// The variable that marks what belongs to one run; its value is [`run_mark`].
-pub(super) const RUN_VAR: &str = "ZKMW_RUN";
-
 /// What a service manager tells a service of itself. It is not for what the service starts: a task that speaks to the
 /// watchdog would speak for us.
 pub(super) const SERVICE_VARS: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
-/// Names a run as no other on this machine: of the process with this token, its executor with this number.
-pub(super) fn run_mark(token: &str, executor: u32, run: RunId) -> String {
-    format!("{token}.{executor}.{}", run.0)
-}
-
 /// Ticks a second of the times in `/proc/PID/stat`. `sysconf(_SC_CLK_TCK)`, which is 100 wherever zkmw runs.
 const TICKS_PER_SECOND: u64 = 100;
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
+/// The kernel's flag for a process that is being ended.
+const PF_EXITING: i64 = 0x4;
 
 /// What is read of `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +36,8 @@ pub(super) struct Stat {
     pub(super) start_ticks: u64,
     /// A zombie, all its threads: it will never run again.
     pub(super) dead: bool,
+    /// Its first thread at least is on its way out.
+    pub(super) exiting: bool,
 }
 
 impl Stat {
@@ -60,15 +51,25 @@ impl Stat {
             std::str::from_utf8(text.get(close + 1..)?).ok()?.split_ascii_whitespace().collect();
         // proc(5) counts from 1, and the first of these is its third.
         let field = |number: usize| fields.get(number - 3).copied();
+        // Of a process that is being removed just now the kernel says `-1` for its group, and that it has no threads.
+        let number = |of: usize| field(of)?.parse::<i64>().ok();
+        let id = |of: usize| number(of).map(|id| u32::try_from(id).unwrap_or(0));
+        let threads = number(20)?;
         // A process whose first thread has ended shows as a zombie although its other threads run on.
-        let threads: u32 = field(20)?.parse().ok()?;
+        let dead = threads == 0 || (matches!(field(3)?, "Z" | "X" | "x") && threads == 1);
         Some(Stat {
             pid,
-            parent: field(4)?.parse().ok()?,
-            group: field(5)?.parse().ok()?,
+            parent: id(4)?,
+            group: id(5)?,
             start_ticks: field(22)?.parse().ok()?,
-            dead: matches!(field(3)?, "Z" | "X" | "x") && threads <= 1,
+            dead,
+            exiting: dead || number(9)? & PF_EXITING != 0,
         })
+    }
+
+    /// Whether the process with this number is this one, and not yet gone.
+    pub(super) fn is_still(&self) -> bool {
+        matches!(stat(self.pid), Ok(Some(now)) if now.start_ticks == self.start_ticks)
     }
 }
 
@@ -87,24 +88,37 @@ pub(super) fn stat(pid: u32) -> io::Result<Option<Stat>> {
 }
 
 /// The process ended while we looked.
-fn is_gone(error: &io::Error) -> bool {
+pub(super) fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
 }
 
-/// Every process that we may see. Not a snapshot: one that forks and ends meanwhile may slip through.
-pub(super) fn processes() -> io::Result<Vec<Stat>> {
-    let mut all = Vec::new();
+/// What one look at `/proc` has found. Not a snapshot: one that forks and ends meanwhile may slip through.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    /// Every process that we may see. Another user's are not there where `/proc` is mounted so that one sees no more
+    /// (`hidepid`, `ProtectProc`).
+    pub(super) all: Vec<Stat>,
+    /// One that is there, and of which nothing could be learnt: as long as there is such a one, the look proves nothing.
+    pub(super) unseen: Option<String>,
+}
+
+/// Looks at every process.
+///
+/// # Errors
+///
+/// If `/proc` cannot be listed.
+pub(super) fn look() -> io::Result<Look> {
+    let mut found = Look::default();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
         match stat(pid) {
-            Ok(found) => all.extend(found),
-            // Another user's, where /proc is mounted so that one sees no more (`hidepid`, `ProtectProc`).
+            Ok(stat) => found.all.extend(stat),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-            Err(error) => return Err(error),
+            Err(error) => found.unseen = Some(format!("process {pid} ({error})")),
         }
     }
-    Ok(all)
+    Ok(found)
 }
 
 /// Nanoseconds of `CLOCK_BOOTTIME`. Makes a bare system call only.
@@ -147,36 +161,24 @@ impl Identity {
         })
     }
 
-    /// The value of [`OWNER_VAR`] in what this process starts: unique as long as the machine is up.
+    /// The value of [`super::mark::OWNER_VAR`] in what this process starts: unique as long as the machine is up.
     pub(super) fn token(&self) -> String {
         format!("{}.{}.{}", self.pid_ns, self.pid, self.start_ticks)
     }
 }
 
-/// Whether the process was started with our token and hasn't changed its environment since.
-pub(super) fn carries(process: &Stat, token: &str) -> bool {
-    carries_mark(process, OWNER_VAR, token)
-}
-
-/// The same of any variable.
-pub(super) fn carries_mark(process: &Stat, variable: &str, value: &str) -> bool {
-    let wanted = format!("{variable}={value}");
-    let environ = fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
-    let found = environ.split(|&byte| byte == 0).any(|variable| variable == wanted.as_bytes());
-    // The number may have changed hands between the two reads.
-    found && is_still(process)
-}
-
-fn is_still(process: &Stat) -> bool {
-    matches!(stat(process.pid), Ok(Some(now))
-        if now.start_ticks == process.start_ticks && now.group == process.group)
+/// When the process with this token was started, in ticks since boot; 0 if it is no token.
+pub(super) fn birth_in(token: &str) -> u64 {
+    token.rsplit('.').next().and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
 }
 
 /// SIGKILL to this very process, if it is still in its group.
 pub(super) fn kill_exactly(process: &Stat) -> bool {
     let Ok(pidfd) = pidfd_open(to_pid(process.pid), PidfdFlags::empty()) else { return false };
     // Looked at after the pidfd was opened: if it is the same now, the pidfd is of it.
-    is_still(process) && pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
+    let is_same = matches!(stat(process.pid), Ok(Some(now))
+        if now.start_ticks == process.start_ticks && now.group == process.group);
+    is_same && pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
 }
 
 /// # Panics
@@ -195,7 +197,8 @@ mod tests {
     fn a_name_with_brackets_and_spaces_is_no_trouble() {
         let line = b"42 (a) S 1 (b) c) Z 7 8 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 12345 0 0";
         let stat = Stat::parse(line).unwrap();
-        assert_eq!(stat, Stat { pid: 42, parent: 7, group: 8, start_ticks: 12345, dead: true });
+        let expected = Stat { pid: 42, parent: 7, group: 8, start_ticks: 12345, dead: true, exiting: true };
+        assert_eq!(stat, expected);
         let threads_left = b"42 (x) Z 7 8 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 3 0 12345 0 0";
         assert!(!Stat::parse(threads_left).unwrap().dead);
         for cut in 0..line.len() - 6 {
@@ -204,10 +207,24 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_is_being_removed_is_dead_and_no_trouble() {
+        let line = b"1494 (sh) X 0 -1 -1 0 -1 4227084 50 0 0 0 0 0 0 0 20 0 0 0 98765 0 0";
+        let stat = Stat { pid: 1494, parent: 0, group: 0, start_ticks: 98765, dead: true, exiting: true };
+        assert_eq!(Stat::parse(line), Some(stat));
+        // The letter may have been read a moment before the rest.
+        let line = b"1494 (sh) R 0 -1 -1 0 -1 4227084 50 0 0 0 0 0 0 0 20 0 0 0 98765 0 0";
+        assert_eq!(Stat::parse(line), Some(stat));
+        let line = b"1494 (sh) R 7 8 8 0 -1 4194308 50 0 0 0 0 0 0 0 20 0 1 0 98765 0 0";
+        let exiting = Stat { parent: 7, group: 8, dead: false, ..stat };
+        assert_eq!(Stat::parse(line), Some(exiting));
+    }
+
+    #[test]
     fn we_are_who_we_are() {
         let own = Identity::own().unwrap();
         assert_eq!(own.pid, std::process::id());
+        assert_eq!(birth_in(&own.token()), own.start_ticks);
         assert!(own.start_ticks <= now_ticks() && own.start_ticks + 360_000 > now_ticks());
-        assert!(processes().unwrap().iter().any(|stat| stat.pid == own.pid));
+        assert!(look().unwrap().all.iter().any(|stat| stat.pid == own.pid));
     }
 }

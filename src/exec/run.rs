@@ -25,9 +25,10 @@ use super::cgroup::Cgroups;
 use super::child::{self, Failure};
 use super::group::Suspect;
 use super::guard::Guard;
+use super::mark::run_mark;
 use super::proc;
 use super::roll::Announcer;
-use super::sweep;
+use super::sweep::RunStrays;
 use super::table::{Signalled, Table};
 use super::{ExecEvent, NotStartedKind};
 use crate::machine::{Ended, RunId, RunOutput, RunReport, RunSpec};
@@ -75,17 +76,18 @@ impl Shared {
 
     /// Ends what has left the run's group: in its cgroup all of it. Without one, a task that succeeded by itself gets no
     /// further attempt that it could disturb, and to look for it costs more than many a task; so only others are looked after.
-    fn end_strays(&self, run: RunId, mark: &str, succeeded: bool) {
+    fn end_strays(&self, run: RunId, strays: &RunStrays<'_>, succeeded: bool) {
         match &self.cgroups {
             Some(cgroups) if cgroups.has(run) => cgroups.empty(run),
             Some(_) | None if succeeded && !self.sweep_always => {}
-            Some(_) | None => sweep::end_run(mark),
+            Some(_) | None => strays.end(|| self.table.leaders()),
         }
     }
 
     /// From the fork to the end. Runs on the run's own thread.
     pub(super) fn live(&self, run: RunId, spec: &RunSpec, gate: &Arc<OwnedFd>) {
-        let mark = proc::run_mark(&self.token, self.number, run);
+        let mark = run_mark(&self.token, self.number, run);
+        let strays = RunStrays { mark: &mark, since: proc::now_ticks() };
         let mut child = match child::spawn(run, spec, (&self.token, &mark), &self.roll, gate) {
             Ok(child) => child,
             Err(Failure { kind, why }) => {
@@ -103,7 +105,7 @@ impl Shared {
 
         watch(leader, open_pidfd(leader), &mut stdout, &mut stderr);
         let ended_ms = now_ms();
-        let (ended, signalled) = self.bury(run, leader, &mark, true);
+        let (ended, signalled) = self.bury(run, leader, &strays, true);
         stdout.drain();
         stderr.drain();
 
@@ -127,7 +129,13 @@ impl Shared {
 
     /// The leader is a zombie: ends, for good, what is left of it. One that exits with 0 unasked has succeeded only if
     /// it `may_succeed`.
-    pub(super) fn bury(&self, run: RunId, leader: u32, mark: &str, may_succeed: bool) -> (Ended, Signalled) {
+    pub(super) fn bury(
+        &self,
+        run: RunId,
+        leader: u32,
+        strays: &RunStrays<'_>,
+        may_succeed: bool,
+    ) -> (Ended, Signalled) {
         let (status, signalled) = self.table.reap(run, leader);
         let ended = how_it_ended(leader, status);
         Suspect {
@@ -138,7 +146,7 @@ impl Shared {
             held_until: 0,
         }
         .make_empty(None);
-        self.end_strays(run, mark, may_succeed && ended == Ended::Exit(0) && !signalled.in_life);
+        self.end_strays(run, strays, may_succeed && ended == Ended::Exit(0) && !signalled.in_life);
         (ended, signalled)
     }
 }

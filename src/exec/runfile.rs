@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::cgroup;
 use super::group::Suspect;
 use super::proc::{self, Identity};
-use super::sweep::{Struck, Sweep};
+use super::sweep::Sweep;
 
 /// The format's version; another one is not understood.
 const VERSION: u32 = 1;
@@ -37,6 +37,8 @@ const LOCK_WITHIN: Duration = Duration::from_secs(1);
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// The pause between two looks at what has left its group.
 const STRAYS_PAUSE: Duration = Duration::from_millis(10);
+/// So many looks in a row must find nothing: one may miss a process that just forked.
+const LOOKS_FOR_PROOF: u32 = 2;
 /// Others must not write where we read what to kill.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// A run file is never longer than this many bytes.
@@ -303,17 +305,26 @@ fn kill_strays(content: &Content, token: &str, until: Instant) -> Result<usize, 
         cgroup::remove(cgroup);
     }
     let nothing = BTreeMap::new();
-    let sweep =
-        Sweep { token, groups: &nothing, held_until: 0, cgroups: None, strays_born_before: Some(u64::MAX) };
-    let mut killed = 0;
+    let sweep = Sweep {
+        token,
+        groups: &nothing,
+        since: content.start_ticks,
+        held_until: 0,
+        cgroups: None,
+        strays_born_before: Some(u64::MAX),
+    };
+    let (mut killed, mut clean) = (0, 0);
     loop {
-        match sweep.strike() {
-            Ok(Struck { killed: 0, .. }) => return Ok(killed),
-            Ok(struck) => killed += struck.killed,
-            Err(error) => return Err(format!("cannot look for processes: {error}")),
+        let struck = sweep.strike().map_err(|error| format!("cannot look for processes: {error}"))?;
+        killed += struck.killed;
+        clean = if struck.is_clean() { clean + 1 } else { 0 };
+        if clean == LOOKS_FOR_PROOF {
+            return Ok(killed);
         }
         if Instant::now() >= until {
-            return Err("what has left its process group does not die".to_owned());
+            let what_lives = |unseen| format!("whether {unseen} is one of its processes cannot be found out");
+            let undead = || "what has left its process group does not die".to_owned();
+            return Err(struck.unseen.map_or_else(undead, what_lives));
         }
         std::thread::sleep(STRAYS_PAUSE);
     }

@@ -225,6 +225,15 @@ impl Table {
         self.changed.notify_all();
     }
 
+    /// The groups whose leaders are not reaped yet.
+    pub(super) fn leaders(&self) -> BTreeSet<u32> {
+        let leader = |state: &State| match state {
+            State::Running { leader, .. } => Some(*leader),
+            State::Starting { .. } | State::Handed { .. } | State::Ending | State::Dead => None,
+        };
+        self.lock().values().filter_map(leader).collect()
+    }
+
     /// Runs whose last event is not sent yet.
     pub(super) fn len(&self) -> usize {
         self.lock().range(..RunId(FIRST_HANDLER)).count()

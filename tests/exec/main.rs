@@ -15,6 +15,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getpgrp, kill_process, setp
 use zkmw::exec::{Claim, ExecEvent, Executor, Means, NotStartedKind, Predecessor, RunFile};
 use zkmw::machine::{Captured, Ended, GroupSignal, RunId, RunOutput, RunReport, RunSpec};
 
+mod crowd;
 mod ended;
 mod guard;
 mod handler;
@@ -25,6 +26,7 @@ mod signals;
 mod starts;
 mod strays;
 
+use crowd::{blind, shield, shielded};
 use ended::{bad_parent, big, wide_pipe};
 use runfile::claim;
 use runs::{gibibyte, service_vars};
@@ -221,6 +223,9 @@ fn helper() {
         "big" => big(dir),
         "wide_pipe" => wide_pipe(),
         "bad_parent" => bad_parent(dir),
+        "blind" => blind(dir),
+        "shield" => shield(),
+        "shielded" => shielded(dir),
         "mover" => mover(dir),
         "starved" => starved(),
         "service_vars" => service_vars(),

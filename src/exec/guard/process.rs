@@ -25,7 +25,7 @@ use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SI
 
 use super::message::{MESSAGE_BYTES, Message};
 use crate::exec::cgroup;
-use crate::exec::proc::{boottime_nanos, ticks_of};
+use crate::exec::proc::{birth_in, boottime_nanos, ticks_of};
 use crate::exec::sweep::{Struck, Sweep};
 
 /// Messages read at once.
@@ -63,6 +63,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
     let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK);
     let timer = timer.context("cannot make a timer")?;
     let guard = Guardian {
+        since: birth_in(&token),
         token,
         cgroups,
         timer,
@@ -99,6 +100,8 @@ enum End {
 
 struct Guardian {
     token: String,
+    /// When the executor was started, in ticks since boot.
+    since: u64,
     cgroups: Option<PathBuf>,
     timer: OwnedFd,
     until: u64,
@@ -240,15 +243,18 @@ impl Guardian {
         let born_before = lapsed.then(|| ticks_of(now));
         let sweep = Sweep {
             token: &self.token,
+            since: self.since,
             groups: &self.doomed,
             held_until: self.held_until,
             cgroups: self.cgroups.as_deref(),
             strays_born_before: born_before,
         };
         match sweep.strike() {
-            Ok(Struck { killed: 0, spared: 0 }) => self.clean += 1,
-            Ok(_) => self.clean = 0,
-            Err(error) => log::error!("cannot look for processes: {error}"),
+            Ok(struck) => self.clean = if struck.is_clean() { self.clean + 1 } else { 0 },
+            Err(error) => {
+                self.clean = 0;
+                log::error!("cannot look for processes: {error}");
+            }
         }
         true
     }
@@ -264,20 +270,30 @@ impl Guardian {
         while clean < LOOKS_FOR_PROOF {
             let sweep = Sweep {
                 token: &self.token,
+                since: self.since,
                 groups: &self.groups,
                 held_until: self.held_until,
                 cgroups: self.cgroups.as_deref(),
                 strays_born_before: Some(u64::MAX),
             };
+            let late = begun.elapsed() >= WARN_AFTER;
             match sweep.strike() {
-                Ok(Struck { killed: 0, .. }) => clean += 1,
+                Ok(Struck { found: 0, unseen: Some(unseen), .. }) if late => {
+                    log::error!(
+                        "a dead worker may have started {unseen}, which cannot be looked at: end it by hand"
+                    );
+                    break;
+                }
                 Ok(struck) => {
-                    clean = 0;
+                    clean = if struck.is_clean() { clean + 1 } else { 0 };
                     killed += struck.killed;
                 }
-                Err(error) => log::error!("cannot look for processes: {error}"),
+                Err(error) => {
+                    clean = 0;
+                    log::error!("cannot look for processes: {error}");
+                }
             }
-            if begun.elapsed() >= WARN_AFTER && !warned {
+            if late && !warned {
                 warned = true;
                 log::error!("what a dead worker ran does not die; still trying");
             }
@@ -305,6 +321,7 @@ mod tests {
         let (doomed, until) = (BTreeMap::new(), 1_000);
         let mut guard = Guardian {
             token: String::new(),
+            since: 0,
             cgroups: None,
             timer,
             until,

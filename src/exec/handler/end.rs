@@ -7,6 +7,7 @@ use super::life::{End, Handler};
 use super::pauses::{Cause, Death};
 use crate::exec::ExecEvent;
 use crate::exec::run::{self, now_ms};
+use crate::exec::sweep::RunStrays;
 use crate::exec::table::Signalled;
 use crate::machine::{Captured, Ended, RunReport};
 
@@ -36,7 +37,8 @@ impl Handler<'_> {
             self.await_leader(None);
         }
         let ended_ms = now_ms();
-        let (how, signalled) = shared.bury(id, pid, &self.birth.mark, !at_fault);
+        let strays = RunStrays { mark: &self.birth.mark, since: self.birth.since };
+        let (how, signalled) = shared.bury(id, pid, &strays, !at_fault);
         let cause = match (signalled.in_life, at_fault) {
             (true, _) => Cause::Told,
             (false, true) => Cause::Fault,

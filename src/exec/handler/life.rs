@@ -23,6 +23,7 @@ use super::{Gate, NO_LEASE, Pool};
 use crate::exec::ExecEvent;
 use crate::exec::child::{self, Failure};
 use crate::exec::guard::LINGER;
+use crate::exec::mark::run_mark;
 use crate::exec::proc;
 use crate::exec::run::{self, POLL_FAILED_PAUSE, now_ms};
 use crate::machine::{RunId, RunReport, RunSpec};
@@ -50,7 +51,8 @@ pub(super) fn live(pool: &Arc<Pool>, id: RunId, gate: &Gate, job: Job, spec: &Ru
         Ok(wake) => wake,
         Err(error) => return never(job.run, format!("too many open files ({error})")),
     };
-    let mark = proc::run_mark(&shared.token, shared.number, id);
+    let mark = run_mark(&shared.token, shared.number, id);
+    let since = proc::now_ticks();
     let born = Instant::now();
     let child = match child::spawn(id, spec, (&shared.token, &mark), &shared.roll, gate) {
         Ok(child) => child,
@@ -63,12 +65,14 @@ pub(super) fn live(pool: &Arc<Pool>, id: RunId, gate: &Gate, job: Job, spec: &Ru
         }
     };
     let program = spec.argv.last().cloned().unwrap_or_default();
-    Handler::new(pool, id, child, wake, Birth { born, mark, program }).live(job);
+    Handler::new(pool, id, child, wake, Birth { born, since, mark, program }).live(job);
 }
 
 /// What is kept of its start.
 pub(super) struct Birth {
     pub(super) born: Instant,
+    /// The same in ticks since boot.
+    pub(super) since: u64,
     /// The mark in its environment.
     pub(super) mark: String,
     /// For messages.

@@ -1,0 +1,131 @@
+//! Strays that are hard to see: among thousands of processes that come and go, without a descriptor to look with, or
+//! shielded from looks. Nothing that may live is taken for dead.
+
+use super::*;
+
+/// Runs of the test. Each leaves one stray behind.
+const RUNS: usize = 100;
+/// So many of them at once.
+const AT_ONCE: usize = 20;
+/// Shells that make short processes, as fast as they can.
+const SHELLS: usize = 8;
+
+/// Shells that start processes which end at once.
+struct Crowd(Vec<Child>);
+
+impl Crowd {
+    fn gather() -> Crowd {
+        let line = "while :; do /bin/true; done";
+        let shell = |_| Command::new("/bin/sh").args(["-c", line]).process_group(0).spawn().unwrap();
+        Crowd((0..SHELLS).map(shell).collect())
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(reap);
+    }
+}
+
+#[test]
+fn no_stray_lives_on_because_other_processes_die_while_they_are_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let _crowd = Crowd::gather();
+    let mut rig = Rig::new();
+    let files: Vec<_> = (0..RUNS).map(|number| dir.path().join(number.to_string())).collect();
+    let line = |file: &Path| {
+        let file = file.display();
+        format!(
+            "setsid sh -c 'echo $$ >{file}; exec sleep 60' >/dev/null 2>&1 & \
+             until [ -s {file} ]; do sleep 0.01; done; exit 1"
+        )
+    };
+    for some in files.chunks(AT_ONCE) {
+        let runs: Vec<RunId> = some.iter().map(|file| rig.start(sh(&line(file)))).collect();
+        for run in runs {
+            assert_eq!(rig.ended(run).ended, Ended::Exit(1));
+        }
+    }
+    let strays: Vec<u32> = files.iter().map(|file| pid_in(file)).filter(|&pid| is_alive(pid)).collect();
+    strays.iter().for_each(|&pid| kill(pid, Signal::KILL));
+    assert_eq!(strays, Vec::<u32>::new(), "of {RUNS} strays these live on");
+}
+
+/// A run that leaves a stray behind in a session of its own, and waits. Its id, its leader and the stray.
+fn with_stray(rig: &mut Rig, dir: &Path, stray: &str) -> (RunId, u32, u32) {
+    let file = dir.join("stray");
+    let line = format!("setsid {stray} & exec sleep 60");
+    let mut spec = sh(&line);
+    spec.env.push(("STRAY".to_owned(), file.display().to_string()));
+    let (run, leader) = rig.started(spec);
+    (run, leader, pid_in(&file))
+}
+
+/// Whether there is such a process that is no zombie of somebody else's; without a descriptor.
+fn exists(pid: u32) -> bool {
+    rustix::process::test_kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap()).is_ok()
+}
+
+/// How long the end of a run must not be told, at least, as long as something of it may live.
+const SILENCE: Duration = Duration::from_millis(300);
+
+#[test]
+fn a_run_whose_strays_cannot_be_looked_for_has_not_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(spawn_helper("blind", dir.path()).wait().unwrap().success());
+}
+
+/// The helper: no descriptor is left when the run ends.
+pub fn blind(dir: &Path) {
+    let mut rig = Rig::new();
+    let (run, leader, stray) = with_stray(&mut rig, dir, "sh -c 'echo $$ >$STRAY; exec sleep 60'");
+    let limit = |descriptors| Rlimit { current: Some(descriptors), maximum: Some(4096) };
+    setrlimit(Resource::Nofile, limit(0)).unwrap();
+    rig.executor.signal(run, GroupSignal::Kill);
+    until("the leader is reaped", || !exists(leader));
+    assert_eq!(rig.events.recv_timeout(SILENCE), Err(crossbeam_channel::RecvTimeoutError::Timeout));
+    setrlimit(Resource::Nofile, limit(4096)).unwrap();
+    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    assert!(!is_alive(stray));
+}
+
+#[test]
+fn a_run_that_may_have_left_a_process_that_cannot_be_looked_at_has_not_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let program = dir.path().join("exec");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut helper = Command::new(program);
+    helper.args(["--exact", "helper", "--nocapture"]).env(ROLE, "shielded").env(DIR, dir.path());
+    if rustix::process::geteuid().is_root() {
+        // Root looks at everything.
+        helper.uid(NOBODY).gid(NOBODY).current_dir("/");
+    }
+    let output = helper.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// A user who may do nothing.
+const NOBODY: u32 = 65_534;
+
+/// The helper: an ordinary user, whose task leaves behind what nobody may look at.
+pub fn shielded(dir: &Path) {
+    let mut rig = Rig::new();
+    let own = std::env::current_exe().unwrap();
+    let stray = format!("env {ROLE}=shield {} --exact helper", own.display());
+    let (run, leader, stray) = with_stray(&mut rig, dir, &stray);
+    assert!(fs::read(format!("/proc/{stray}/environ")).is_err());
+    rig.executor.signal(run, GroupSignal::Kill);
+    until("the leader is reaped", || !exists(leader));
+    assert_eq!(rig.events.recv_timeout(SILENCE), Err(crossbeam_channel::RecvTimeoutError::Timeout));
+    kill(stray, Signal::KILL);
+    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+}
+
+/// The helper's stray.
+pub fn shield() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).unwrap();
+    fs::write(std::env::var("STRAY").unwrap(), format!("{}\n", std::process::id())).unwrap();
+    std::thread::sleep(PATIENCE);
+}
