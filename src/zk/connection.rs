@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -17,6 +18,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use zookeeper::{Acl, AddWatchMode, WatchedEvent, Watcher, ZkError, ZkState, ZooKeeper};
 
 use super::descriptors::{Killer, open_sockets};
+use super::meter;
 use super::request::{self, LargeWrite};
 use super::{Failure, Settings};
 use crate::machine::{Call, ChangeKind, Instant, WatchMode};
@@ -110,10 +112,12 @@ type Report = Arc<dyn Fn(String, ChangeKind) + Send + Sync>;
 struct Sink {
     life: Arc<Life>,
     report: Report,
+    handed_over: Arc<AtomicU64>,
 }
 
 impl Watcher for Sink {
     fn handle(&self, event: WatchedEvent) {
+        self.handed_over.fetch_add(1, Ordering::Relaxed);
         report(&self.report, event);
     }
 }
@@ -138,6 +142,8 @@ pub struct Client {
     life: Arc<Life>,
     acl: &'static Vec<Acl>,
     report: Report,
+    /// Answers and events that the crate has come up with.
+    handed_over: Arc<AtomicU64>,
     /// Paths with a standing watch.
     watched: Mutex<HashSet<String>>,
 }
@@ -165,14 +171,44 @@ impl Client {
             WatchMode::Node => AddWatchMode::Persistent,
             WatchMode::Tree => AddWatchMode::PersistentRecursive,
         };
-        let report_to = Arc::clone(&self.report);
+        let (report_to, handed_over) = (Arc::clone(&self.report), Arc::clone(&self.handed_over));
         // The crate calls each watcher of a path that was ever added. One of them has to report.
         if self.is_watched(path) {
             return self.zookeeper().add_watch(path, mode, |_: WatchedEvent| {});
         }
-        self.zookeeper().add_watch(path, mode, move |event: WatchedEvent| report(&report_to, event))?;
+        let watcher = move |event: WatchedEvent| {
+            handed_over.fetch_add(1, Ordering::Relaxed);
+            report(&report_to, event);
+        };
+        self.zookeeper().add_watch(path, mode, watcher)?;
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
         Ok(())
+    }
+
+    /// How many answers and events the crate has come up with.
+    pub fn handed_over(&self) -> u64 {
+        self.handed_over.load(Ordering::Relaxed)
+    }
+
+    /// Takes note that the crate came back from a call.
+    pub fn came_back(&self) {
+        self.handed_over.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Its socket, and whether it stays the same.
+    pub fn socket(&self) -> (Option<Arc<OwnedFd>>, bool) {
+        self.killer.as_ref().map_or((None, false), Killer::socket)
+    }
+
+    /// Whether its connection has ended.
+    pub fn has_ended(&self) -> bool {
+        self.life.ended().is_some()
+    }
+
+    /// Ends it for this reason.
+    pub fn give_up(&self, why: String) {
+        self.life.end(End::Lost(why));
+        self.kill();
     }
 
     fn kill(&self) {
@@ -344,6 +380,7 @@ impl Lane {
     fn make(plan: &Plan<'_>) -> Result<Lane, NotMade> {
         let this_server = |error: anyhow::Error| NotMade::ThisServer(format!("{error:#}"));
         let client = Arc::new(make_client(plan).map_err(this_server)?);
+        meter::watch(&client).map_err(this_server)?;
         let errands = start_keeper(Arc::clone(&client)).map_err(this_server)?;
         let lane = Lane { client, errands };
         lane.prove(plan.settings, plan.answer_within)?;
@@ -363,7 +400,13 @@ impl Lane {
             Some(First::Good) => return Err(NotMade::ThisServer("the connection broke at once".to_owned())),
             Some(First::NoChroot) => Failure::NoChroot { path: settings.chroot.clone().unwrap_or_default() },
             Some(First::AuthFailed(scheme)) => Failure::AuthFailed { scheme },
-            Some(First::Failed(why)) => return Err(NotMade::ThisServer(why)),
+            Some(First::Failed(why)) => {
+                let why = match self.client.life.ended() {
+                    Some(End::Lost(end)) => format!("{why}: {end}"),
+                    Some(End::Worn) | None => why,
+                };
+                return Err(NotMade::ThisServer(why));
+            }
             None => {
                 let why = format!("granted a session, but did not answer within {limit:?}");
                 return Err(NotMade::ThisServer(why));
@@ -404,7 +447,12 @@ fn make_client(plan: &Plan<'_>) -> anyhow::Result<Client> {
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let before = open_sockets()?;
     let target = format!("{}{}", plan.server, plan.settings.chroot.as_deref().unwrap_or(""));
-    let sink = Sink { life: Arc::clone(&plan.life), report: Arc::clone(&plan.report) };
+    let handed_over = Arc::default();
+    let sink = Sink {
+        life: Arc::clone(&plan.life),
+        report: Arc::clone(&plan.report),
+        handed_over: Arc::clone(&handed_over),
+    };
     let asked = plan.settings.session_timeout;
     // It panics when the network is unreachable or descriptors run out.
     let zookeeper = catch_unwind(AssertUnwindSafe(|| ZooKeeper::connect(&target, asked, sink)))
@@ -419,6 +467,7 @@ fn make_client(plan: &Plan<'_>) -> anyhow::Result<Client> {
         life: Arc::clone(&plan.life),
         acl,
         report: Arc::clone(&plan.report),
+        handed_over,
         watched: Mutex::default(),
     };
     // If it isn't found, the crate's own `close` has to do, on the reaper's thread.
@@ -460,6 +509,7 @@ fn start_keeper(client: Arc<Client>) -> anyhow::Result<Sender<Errand>> {
                 if catch_unwind(AssertUnwindSafe(|| errand(client.zookeeper()))).is_err() {
                     client.life.end(End::Lost("malformed answer".to_owned()));
                 }
+                client.came_back();
             }
         })
         .context("no thread for the heartbeat")?;

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -91,7 +91,7 @@ pub struct Killer {
     epoll: OwnedFd,
     /// The read end of a pipe that nobody can write to: it reports a hang-up for ever.
     hung_up: OwnedFd,
-    socket: OnceLock<OwnedFd>,
+    socket: OnceLock<Arc<OwnedFd>>,
 }
 
 impl Killer {
@@ -119,14 +119,27 @@ impl Killer {
         }
     }
 
-    /// Takes hold of the client's socket, which must be connected to `peer`.
-    pub fn take_socket(&self, peer: SocketAddr) -> anyhow::Result<()> {
+    /// The client's socket, and whether it stays the same: not while the client still connects.
+    pub fn socket(&self) -> (Option<Arc<OwnedFd>>, bool) {
+        match self.socket.get() {
+            Some(taken) => (Some(Arc::clone(taken)), true),
+            None => (self.find_socket().ok().map(Arc::new), false),
+        }
+    }
+
+    fn find_socket(&self) -> anyhow::Result<OwnedFd> {
         let registered = socket_in(&self.epoll).context("the client has no socket any more")?;
         let socket = duplicate(registered.number).context("the client's socket is closed already")?;
         let inode = rustix::fs::fstat(&socket).context("fstat")?.st_ino;
         if inode != registered.inode {
             return Err(anyhow!("the client's socket was replaced"));
         }
+        Ok(socket)
+    }
+
+    /// Takes hold of the client's socket, which must be connected to `peer`.
+    pub fn take_socket(&self, peer: SocketAddr) -> anyhow::Result<()> {
+        let socket = self.find_socket()?;
         let found = rustix::net::getpeername(&socket).context("getpeername")?;
         let found = found.and_then(|found| SocketAddr::try_from(found).ok());
         let found = found.context("the client's socket is not an internet socket")?;
@@ -135,7 +148,7 @@ impl Killer {
         }
         // The crate leaves Nagle's algorithm on: a small request would wait for the answer to the one before.
         sockopt::set_tcp_nodelay(&socket, true).context("TCP_NODELAY")?;
-        let _ = self.socket.set(socket); // taken already: one is as good as the other
+        let _ = self.socket.set(Arc::new(socket)); // taken already: one is as good as the other
         Ok(())
     }
 

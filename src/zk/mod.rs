@@ -11,6 +11,7 @@
 mod connection;
 mod courtesy;
 mod descriptors;
+mod meter;
 mod pool;
 mod probe;
 mod request;

@@ -24,6 +24,8 @@ use crate::machine::{Call, CallError, CallId, CallResult, ChangeKind, Instant, R
 /// Watch events that may wait for the consumer. Past that the connection is given up: what was missed is read
 /// again after the next one.
 const CHANGES_WAITING_MAX: usize = 200_000;
+/// The same for the bytes of their paths: 200,000 paths of ours have a tenth of it.
+const CHANGES_WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Threads that did not come back from a call even though its connection was killed, beyond which no thread is
 /// replaced any more. (A kill frees them within milliseconds; this only bounds what cannot happen.)
@@ -72,6 +74,7 @@ struct State {
     /// The deliverer holds events that come before all that are in `waiting`.
     delivering: bool,
     changes_waiting: usize,
+    changes_waiting_bytes: usize,
     /// Somebody waits until what is in flight is answered.
     draining: bool,
 }
@@ -313,7 +316,9 @@ impl Pool {
         if connection.life().generation() != generation {
             return;
         }
-        if state.changes_waiting >= CHANGES_WAITING_MAX {
+        if state.changes_waiting >= CHANGES_WAITING_MAX
+            || state.changes_waiting_bytes >= CHANGES_WAITING_BYTES_MAX
+        {
             connection.life().end(End::Lost("too many watch events wait to be handled".to_owned()));
             return;
         }
@@ -348,7 +353,10 @@ impl Pool {
                 Err(TrySendError::Full(back)) => event = back,
             }
         }
-        state.changes_waiting += usize::from(matches!(event, SessionEvent::Changed { .. }));
+        if let SessionEvent::Changed { path, .. } = &event {
+            state.changes_waiting += 1;
+            state.changes_waiting_bytes += path.len();
+        }
         state.waiting.push_back(event);
         self.delivery.notify_one();
     }
@@ -358,7 +366,10 @@ impl Pool {
         let mut state = self.lock();
         loop {
             if let Some(event) = state.waiting.pop_front() {
-                state.changes_waiting -= usize::from(matches!(event, SessionEvent::Changed { .. }));
+                if let SessionEvent::Changed { path, .. } = &event {
+                    state.changes_waiting -= 1;
+                    state.changes_waiting_bytes -= path.len();
+                }
                 state.delivering = true;
                 drop(state);
                 let gone = self.events.send(event).is_err();
@@ -366,7 +377,7 @@ impl Pool {
                 state.delivering = false;
                 if gone {
                     state.waiting.clear();
-                    state.changes_waiting = 0;
+                    (state.changes_waiting, state.changes_waiting_bytes) = (0, 0);
                 }
             } else if state.over {
                 return;

@@ -91,7 +91,9 @@ fn is_valid_char(char: char) -> bool {
 pub fn make(client: &Client, call: Call) -> Outcome {
     let is_watch = matches!(call, Call::Watch { .. });
     // The crate unwraps what it reads from the server, on the caller's thread too.
-    match catch_unwind(AssertUnwindSafe(|| perform(client, call))) {
+    let came = catch_unwind(AssertUnwindSafe(|| perform(client, call)));
+    client.came_back();
+    match came {
         Ok(Ok(reply)) => Outcome::Answered(Ok(reply)),
         Ok(Err(error)) => match refusal(error, is_watch) {
             Some(refusal) => Outcome::Answered(Err(CallError::Refused(refusal))),
@@ -184,7 +186,7 @@ fn refusal(error: ZkError, is_watch: bool) -> Option<Refusal> {
     })
 }
 
-/// What a watch saw; `None` for what is no change of a znode.
+/// What a watch saw; `None` for what is no change of a znode that we could name in a call.
 pub fn change(event: WatchedEvent) -> Option<(String, ChangeKind)> {
     let kind = match event.event_type {
         WatchedEventType::NodeCreated => ChangeKind::Created,
@@ -195,7 +197,7 @@ pub fn change(event: WatchedEvent) -> Option<(String, ChangeKind)> {
             return None;
         }
     };
-    let path = event.path?;
+    let path = event.path.filter(|path| path.len() <= PATH_MAX)?;
     // The chroot's own path comes as "".
     Some((if path.is_empty() { "/".to_owned() } else { path }, kind))
 }

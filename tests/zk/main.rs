@@ -1,5 +1,6 @@
 //! The session layer against real servers: what breaks, what is told, and how long it takes.
 
+mod hostile;
 mod limits;
 mod process;
 mod support;

@@ -10,13 +10,16 @@ fn helper_process() {
     let servers: Vec<_> =
         servers.split(',').map(|port| ("127.0.0.1".to_owned(), port.parse().unwrap())).collect();
     let mut client = Client::start(settings(&servers));
+    if std::env::var_os("ZKMW_TEST_WAIT").is_some() {
+        let _ = std::io::stdin().read_line(&mut String::new());
+    }
     while let Some(event) = client.next(Duration::from_secs(60)) {
         println!("@{event:?}");
     }
 }
 
 /// Ended when it is dropped.
-struct Helper(Child);
+pub struct Helper(pub Child);
 
 impl Drop for Helper {
     fn drop(&mut self) {
@@ -25,13 +28,23 @@ impl Drop for Helper {
     }
 }
 
-fn helper(
+pub fn helper(
     servers: &[(String, u16)],
+) -> (Helper, crossbeam_channel::Receiver<String>, crossbeam_channel::Receiver<String>) {
+    helper_with(servers, &[])
+}
+
+/// The same with further variables. With `ZKMW_TEST_WAIT` it looks at no event before it is given a line.
+pub fn helper_with(
+    servers: &[(String, u16)],
+    variables: &[(&str, &str)],
 ) -> (Helper, crossbeam_channel::Receiver<String>, crossbeam_channel::Receiver<String>) {
     let ports: Vec<String> = servers.iter().map(|(_, port)| port.to_string()).collect();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "process::helper_process", "--nocapture"])
         .env("ZKMW_TEST_SERVERS", ports.join(","))
+        .envs(variables.iter().copied())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -53,13 +66,20 @@ fn helper(
     (Helper(child), events.1, logs.1)
 }
 
-fn until(events: &crossbeam_channel::Receiver<String>, what: &str) -> Instant {
+/// The next event that begins so.
+pub fn until(events: &crossbeam_channel::Receiver<String>, what: &str) -> String {
     loop {
         let event = events.recv_timeout(LONG).unwrap_or_else(|_| panic!("no {what}"));
         if event.starts_with(what) {
-            return Instant::now();
+            return event;
         }
     }
+}
+
+/// When the next event came that begins so.
+fn until_now(events: &crossbeam_channel::Receiver<String>, what: &str) -> Instant {
+    until(events, what);
+    Instant::now()
 }
 
 #[test]
@@ -88,7 +108,7 @@ fn g10_an_outage_costs_little_and_passes() {
     assert!(info(&logged) + info(&flood) < 10, "{logged:?} {flood:?}");
     ensemble.run(&["start", "1", "2", "3"]);
     let back = Instant::now();
-    let up = until(&events, "Up");
+    let up = until_now(&events, "Up");
     println!("all back: up {:?} later", up.duration_since(back));
     assert!(up.duration_since(back) < Duration::from_secs(2));
 }
@@ -104,8 +124,8 @@ fn a_client_that_stood_still_past_its_timeout_says_so_and_goes_on() {
     thread::sleep(Duration::from_secs(9));
     signal_pid(pid, Signal::CONT);
     let woken = Instant::now();
-    let down = until(&events, "Down");
-    let up = until(&events, "Up");
+    let down = until_now(&events, "Down");
+    let up = until_now(&events, "Up");
     println!("woken: down after {:?}, up after {:?}", down.duration_since(woken), up.duration_since(woken));
     assert!(down.duration_since(woken) < Duration::from_millis(500));
     assert!(up.duration_since(woken) < Duration::from_secs(2));

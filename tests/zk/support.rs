@@ -36,9 +36,14 @@ pub fn ensemble() -> (MutexGuard<'static, ()>, Arc<Ensemble>) {
             started
         })
     };
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let turn = turn();
     shared.heal();
     (turn, shared)
+}
+
+/// For a test that needs the machine for itself, and no ensemble.
+pub fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn script() -> Command {
