@@ -99,6 +99,8 @@ pub enum Call {
     Exists { path: String, watch: bool },
     /// Answered by [`Reply::Children`], in no order.
     Children { path: String },
+    /// Answered by [`Reply::Acl`].
+    Acl { path: String },
     /// Answered by [`Reply::Watching`].
     Watch { path: String, mode: WatchMode },
 }
@@ -113,6 +115,7 @@ impl Call {
             | Call::Get { path, .. }
             | Call::Exists { path, .. }
             | Call::Children { path }
+            | Call::Acl { path }
             | Call::Watch { path, .. } => path,
         }
     }
@@ -161,6 +164,10 @@ pub enum Reply {
         stat: Stat,
     },
     Children(Vec<String>),
+    /// Whether anybody may create znodes below, without credentials.
+    Acl {
+        open: bool,
+    },
     Watching,
 }
 
@@ -363,6 +370,8 @@ pub enum Event {
 pub enum Level {
     Error,
     Warn,
+    /// What a person at a terminal wants to know, and a log need not.
+    Notice,
     Info,
     Debug,
 }

@@ -1,7 +1,7 @@
 //! The `zkmw` binary: reads the configuration, starts the role, and ends with its exit code.
 
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::panic::catch_unwind;
 use std::process::ExitCode;
 
@@ -9,6 +9,7 @@ use env_logger::Target;
 use log::LevelFilter;
 use zkmw::config::{self, Config};
 use zkmw::report::StderrAboveBar;
+use zkmw::shell::NOTICES;
 use zkmw::{exec, exit};
 
 /// The subcommand of the guard process, which only we start: no help tells of it.
@@ -93,6 +94,11 @@ fn log_to_stderr(config: &Config) {
         .filter_level(level)
         .filter_module("zookeeper", LevelFilter::Off)
         .filter_module("mio", LevelFilter::Off);
+    // Who sits at a terminal wonders what is going on. A log, or a mail by cron, shall say something only if there is
+    // something to do.
+    if !daemon && level == LevelFilter::Warn && std::io::stderr().is_terminal() {
+        builder.filter_module(NOTICES, LevelFilter::Info);
+    }
     builder.target(Target::Pipe(Box::new(StderrAboveBar)));
     builder.parse_default_env();
     if !daemon {

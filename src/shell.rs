@@ -4,6 +4,8 @@
 //! concerns the process: when the first connection took too long, what a second signal means, when a turn took
 //! too long, and that the end is bounded.
 
+mod outage;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
@@ -14,6 +16,7 @@ use rustix::time::{ClockId, clock_gettime};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use self::outage::Outage;
 use crate::exec::{ExecEvent, Executor, Means, NotStartedKind, OWN_PROGRAM, RunFile};
 use crate::exit;
 use crate::machine::{Action, Actions, BatchLine, CallError, CallId, Event, Instant, Level, Role, turn};
@@ -27,6 +30,9 @@ const SLOW_TURN: Duration = Duration::from_millis(200);
 
 /// Session events that are taken in one after the other before anything else is looked at.
 const MAX_STREAK: u32 = 64;
+
+/// Where messages of [`Level::Notice`] are logged.
+pub const NOTICES: &str = "zkmw::notices";
 
 /// Names no connection: what is called over it is not sent.
 const NO_GENERATION: u64 = 0;
@@ -83,6 +89,8 @@ struct Shell<'a, T: Role> {
     /// Until when the first connection must be up.
     connect_by: Option<Instant>,
     last_failure: Option<Failure>,
+    /// A client has no connection, and its user is to be told so.
+    outage: Option<Outage>,
     /// Who was asked for a session, for messages.
     servers: String,
     ever_connected: bool,
@@ -150,6 +158,7 @@ pub fn run<T: Role>(
         outstanding: BTreeSet::new(),
         connect_by: surroundings.connect_timeout.map(|limit| now() + limit),
         last_failure: None,
+        outage: (!surroundings.daemon).then(|| Outage::new(now())),
         servers: servers.join(","),
         ever_connected: false,
         signalled: None,
@@ -202,7 +211,9 @@ impl<T: Role> Shell<'_, T> {
         }
         self.streak = 0;
         let time = now();
-        let wake = [self.role.next_wake(), self.connect_by.filter(|_| !self.ever_connected), self.next_pet()];
+        let outage = self.outage.as_ref().and_then(|outage| outage.next_wake(&self.why_offline()));
+        let connect_by = self.connect_by.filter(|_| !self.ever_connected);
+        let wake = [self.role.next_wake(), connect_by, self.next_pet(), outage];
         let wake = wake.into_iter().flatten().min();
         let wait = wake.map_or(MAX_WAIT, |at| at.since(time).min(MAX_WAIT));
         select! {
@@ -231,6 +242,7 @@ impl<T: Role> Shell<'_, T> {
                 Event::Stop { again }
             }
             Incoming::Time => {
+                self.tell_of_outage(time);
                 if !self.ever_connected && self.connect_by.is_some_and(|at| at <= time) {
                     return Some(self.no_ensemble());
                 }
@@ -251,6 +263,10 @@ impl<T: Role> Shell<'_, T> {
                 log::info!(target: "zkmw", "connected to {server}, session timeout {} ms", timeout.as_millis());
                 self.generation = Some(generation);
                 self.ever_connected = true;
+                self.last_failure = None;
+                if self.outage.take().is_some_and(|outage| outage.was_told()) {
+                    log::warn!(target: "zkmw", "connected to ZooKeeper: {server}");
+                }
                 Some(Event::Connected { timeout })
             }
             SessionEvent::Down { generation, why } => {
@@ -284,6 +300,7 @@ impl<T: Role> Shell<'_, T> {
     /// its way to us: it was not sent. The role is told so first, as it was promised.
     fn on_down(&mut self, why: String) -> Event {
         self.generation = None;
+        self.outage = (!self.daemon).then(|| Outage::new(now()));
         for id in std::mem::take(&mut self.outstanding) {
             let event = Event::Reply { id, result: Err(CallError::NotSent) };
             turn(&mut self.role, now(), event, &mut self.out);
@@ -292,14 +309,27 @@ impl<T: Role> Shell<'_, T> {
     }
 
     fn no_ensemble(&self) -> i32 {
-        match &self.last_failure {
-            Some(why) => log::error!("no ensemble within --connect-timeout: {why}; see --zk"),
-            None => log::error!(
-                "no ensemble within --connect-timeout: no answer yet from {}; see --zk",
-                self.servers
-            ),
-        }
+        log::error!("no ensemble within --connect-timeout: {}; see --zk", self.why_offline());
         exit::UNAVAILABLE
+    }
+
+    /// Why there is no connection, as far as is known.
+    fn why_offline(&self) -> String {
+        match &self.last_failure {
+            Some(why) => why.to_string(),
+            None => format!("no answer yet from {}", self.servers),
+        }
+    }
+
+    /// Tells a client's user what it waits for, if that is to be told.
+    fn tell_of_outage(&mut self, time: Instant) {
+        let why = self.why_offline();
+        if self.outage.as_mut().is_some_and(|outage| outage.is_to_tell(time, &why)) {
+            let limit = self.connect_by.filter(|_| !self.ever_connected).map(|at| at.since(time).as_secs());
+            let until = limit
+                .map_or_else(String::new, |left| format!("; it gives up in {left} s (--connect-timeout)"));
+            log::warn!(target: "zkmw", "waiting for ZooKeeper: {why}{until}");
+        }
     }
 
     /// Carries out what the turn asked for, in its order, and what that leads to.
@@ -333,7 +363,10 @@ impl<T: Role> Shell<'_, T> {
                             return Some(cannot_show(&error));
                         }
                     }
-                    Action::Log(level, text) => log::log!(target: "zkmw", level_of(level), "{text}"),
+                    Action::Log(level, text) => {
+                        let target = if level == Level::Notice { NOTICES } else { "zkmw" };
+                        log::log!(target: target, level_of(level), "{text}");
+                    }
                     Action::Status(text) => self.notify(sd_notify::NotifyState::Status(&text)),
                     Action::Ready => self.notify(sd_notify::NotifyState::Ready),
                     Action::ReadLines(count) => {
@@ -379,7 +412,7 @@ impl<T: Role> Shell<'_, T> {
 fn hopeless(why: &Failure) -> Option<i32> {
     match why {
         Failure::NoChroot { .. } => Some(exit::CONFIG),
-        Failure::AuthFailed { .. } => Some(exit::NOT_PERMITTED),
+        Failure::AuthFailed { .. } | Failure::AuthNeeded => Some(exit::NOT_PERMITTED),
         Failure::Unresolvable { .. } | Failure::Unreachable { .. } => None,
     }
 }
@@ -398,7 +431,7 @@ fn level_of(level: Level) -> log::Level {
     match level {
         Level::Error => log::Level::Error,
         Level::Warn => log::Level::Warn,
-        Level::Info => log::Level::Info,
+        Level::Notice | Level::Info => log::Level::Info,
         Level::Debug => log::Level::Debug,
     }
 }

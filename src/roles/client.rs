@@ -1,6 +1,7 @@
 //! What all client roles have in common: the reports that they give to their user, and what an outcome or a
 //! refusal means as an exit code. It holds no state and makes no calls; how a report looks is the view's.
 
+pub mod notice;
 pub mod walk;
 
 #[cfg(test)]

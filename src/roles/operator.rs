@@ -10,7 +10,7 @@ use super::client::walk::{self, Found, Target, Walk};
 use super::client::{ClientReport, INTERRUPTED, Noted, Tally, breaks_connection, refusal_code, verdict};
 use crate::contract::chunk::{self, Results};
 use crate::contract::task::{NO_DEADLINE_MS, Outcome, State, Task};
-use crate::contract::{Layout, TaskId, is_shared};
+use crate::contract::{Layout, TaskId, is_shared, name_of};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
@@ -148,6 +148,9 @@ impl Operator {
             match step {
                 walk::Step::Pending => {}
                 walk::Step::Unknown(job) => self.note(&job, Some(exit::DATA), "no such job".into(), out),
+                walk::Step::PassedOver(path) => {
+                    self.note(name_of(&path), Some(exit::NOT_PERMITTED), walk::passed_over(&path), out);
+                }
                 walk::Step::Refused(path, refusal) => {
                     self.fail(refusal_code(refusal), format!("cannot list {path}: {refusal}"), out);
                 }

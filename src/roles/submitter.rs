@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+mod access;
 mod admission;
 mod batch;
 mod mark;

@@ -5,13 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::client::notice::{Notice, Word};
 use super::client::walk::{Found, Target, Walk};
 use super::client::{
     ClientReport, Ended, INTERRUPTED, Progress, Tally, breaks_connection, commands_ended, exit_code,
     refusal_code,
 };
 use crate::contract::task::{State, Task};
-use crate::contract::{Layout, TaskId};
+use crate::contract::{Labels, Layout, TaskId};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
@@ -46,6 +47,7 @@ pub struct Waiter {
     /// Those of them that have to be read. One that changes while it is being read comes in again.
     unread: BTreeSet<TaskId>,
     calls: Calls<TaskId>,
+    notice: Notice,
     progress: Progress,
     tally: Tally,
 }
@@ -63,6 +65,7 @@ impl Waiter {
     pub fn new(params: WaitParams) -> Waiter {
         Waiter {
             walk: Walk::new(&params.layout, params.targets.iter().cloned()),
+            notice: Notice::new(&params.layout),
             layout: params.layout,
             alone: matches!(params.targets.as_slice(), [Target::Task(_)]),
             online: false,
@@ -116,6 +119,13 @@ impl Waiter {
             }
             return;
         }
+        // What the tasks require is not kept.
+        if let Some(word) = self.notice.on_reply(id, result, &Labels::new(), out) {
+            if let Some(Word { level, reason }) = word {
+                out.log(level, format!("waiting for {}: {reason}", self.awaited()));
+            }
+            return;
+        }
         let Some(task) = self.calls.take(id) else { return };
         let Some(Watched { doubtful, .. }) = self.watched.get_mut(&task) else { return };
         match result {
@@ -146,6 +156,14 @@ impl Waiter {
         }
     }
 
+    /// What is waited for, in words.
+    fn awaited(&self) -> String {
+        match self.watched.keys().next() {
+            Some(id) if self.watched.len() == 1 => format!("the task {id}"),
+            _ => format!("{} tasks", self.watched.len()),
+        }
+    }
+
     /// A chunk counts for its commands from when it was first read, and is waited for as a batch is.
     fn found(&mut self, id: TaskId, task: Task, out: &mut Actions<ClientReport>) {
         let is_chunk = task.commands.is_some();
@@ -172,6 +190,7 @@ impl Waiter {
 
     fn ended(&mut self, id: &TaskId, ended: Vec<Ended>, out: &mut Actions<ClientReport>) {
         self.forget(id);
+        self.notice.on_progress();
         for Ended { outcome, .. } in &ended {
             if outcome.state == State::Done {
                 self.progress.done += 1;
@@ -226,7 +245,7 @@ impl Waiter {
 impl Role for Waiter {
     type Report = ClientReport;
 
-    fn step(&mut self, _now: Instant, event: Event, out: &mut Actions<ClientReport>) {
+    fn step(&mut self, now: Instant, event: Event, out: &mut Actions<ClientReport>) {
         if self.over {
             return;
         }
@@ -255,10 +274,12 @@ impl Role for Waiter {
         if !self.over {
             self.pump(out);
         }
+        let waits = self.online && !self.over && !self.watched.is_empty();
+        self.notice.keep(now, waits, out);
     }
 
     fn next_wake(&self) -> Option<Instant> {
-        None
+        self.notice.next_wake()
     }
 
     fn assert_invariants(&self) {

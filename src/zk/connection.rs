@@ -400,6 +400,7 @@ impl Lane {
             Some(First::Good) => return Err(NotMade::ThisServer("the connection broke at once".to_owned())),
             Some(First::NoChroot) => Failure::NoChroot { path: settings.chroot.clone().unwrap_or_default() },
             Some(First::AuthFailed(scheme)) => Failure::AuthFailed { scheme },
+            Some(First::AuthNeeded) => Failure::AuthNeeded,
             Some(First::Failed(why)) => {
                 let why = match self.client.life.ended() {
                     Some(End::Lost(end)) => format!("{why}: {end}"),
@@ -480,6 +481,7 @@ enum First {
     Good,
     NoChroot,
     AuthFailed(String),
+    AuthNeeded,
     Failed(String),
 }
 
@@ -495,6 +497,9 @@ fn ask_first(zookeeper: &ZooKeeper, auth: Vec<(String, Vec<u8>)>) -> First {
         // A chroot that we may not look at is there.
         Ok(Some(_)) | Err(ZkError::NoAuth) => First::Good,
         Ok(None) => First::NoChroot,
+        // The crate says so for each code that it does not know. One of them is of a server that serves nobody without
+        // credentials (`enforce.auth.enabled`), and it ends the session with that; after any other the next is answered.
+        Err(ZkError::Unimplemented) if zookeeper.exists("/", false).is_err() => First::AuthNeeded,
         Err(error) => First::Failed(format!("no answer to the first request: {error:?}")),
     }
 }

@@ -116,6 +116,8 @@ pub enum Failure {
         /// The scheme.
         scheme: String,
     },
+    /// The servers serve nobody who has given no credentials, or none of the schemes that they ask for.
+    AuthNeeded,
 }
 
 impl fmt::Display for Failure {
@@ -135,6 +137,11 @@ impl fmt::Display for Failure {
             Failure::AuthFailed { scheme } => {
                 parts.push(format!("the servers do not accept the credentials of scheme {scheme:?}"));
             }
+            Failure::AuthNeeded => parts.push(
+                "the servers serve nobody without credentials of a scheme that they ask for \
+                 (enforce.auth.schemes): give them with --auth"
+                    .to_owned(),
+            ),
         }
         f.write_str(&parts.join("; "))
     }

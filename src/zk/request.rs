@@ -4,7 +4,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use zookeeper::{WatchedEvent, WatchedEventType, ZkError};
+use zookeeper::{Acl, Permission, WatchedEvent, WatchedEventType, ZkError};
 
 use super::connection::Client;
 use crate::machine::{Call, CallError, CallResult, ChangeKind, CreateMode, Refusal, Reply, Stat, WatchMode};
@@ -38,6 +38,7 @@ impl LargeWrite {
             | Call::Get { .. }
             | Call::Exists { .. }
             | Call::Children { .. }
+            | Call::Acl { .. }
             | Call::Watch { .. } => return None,
         };
         let length = chroot_length + call.path().len() + data + OVERHEAD;
@@ -125,6 +126,11 @@ fn perform(client: &Client, call: Call) -> Result<Reply, ZkError> {
             Reply::Stat(stat_from(&stat))
         }
         Call::Children { path } => Reply::Children(zk.get_children(&path, false)?),
+        Call::Acl { path } => {
+            let (acl, _) = zk.get_acl(&path)?;
+            let for_all = |entry: &Acl| entry.scheme == "world" && entry.perms.can(Permission::CREATE);
+            Reply::Acl { open: acl.iter().any(for_all) }
+        }
         Call::Watch { path, mode } => {
             client.watch(&path, mode)?;
             Reply::Watching

@@ -12,3 +12,4 @@ mod leftovers;
 mod order;
 mod submits;
 mod terminal;
+mod waiting;

@@ -378,6 +378,7 @@ pub fn brief(call: &Call) -> String {
         Call::Get { path, watch } => format!("get {path}{}", if *watch { " +watch" } else { "" }),
         Call::Exists { path, watch } => format!("exists {path}{}", if *watch { " +watch" } else { "" }),
         Call::Children { path } => format!("children {path}"),
+        Call::Acl { path } => format!("acl {path}"),
         Call::Watch { path, mode } => format!("watch {path} {mode:?}"),
     }
 }

@@ -49,6 +49,8 @@ pub struct Desk<T: Role<Report = ClientReport>> {
     /// Events that the role was not told yet.
     pub told: VecDeque<Event>,
     pub online: bool,
+    /// Znodes below which not everybody may create.
+    pub closed: BTreeSet<String>,
     out: Actions<ClientReport>,
 }
 
@@ -70,6 +72,7 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
             trees: BTreeSet::new(),
             told: VecDeque::new(),
             online: false,
+            closed: BTreeSet::new(),
             out: Actions::default(),
         };
         for path in paths {
@@ -256,6 +259,7 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
                 let num_children = i32::try_from(self.children(path).len()).expect("few");
                 Ok(Reply::Stat(Stat { num_children, ..stat }))
             }
+            (Call::Acl { .. }, Some(_)) => Ok(Reply::Acl { open: !self.closed.contains(path) }),
             (Call::Children { .. }, Some(_)) => Ok(Reply::Children(self.children(path))),
         }
     }

@@ -79,17 +79,29 @@ pub enum Step {
     Unknown(String),
     /// This directory can't be listed.
     Refused(String, Refusal),
+    /// This directory may not be listed by us. The walk goes on with the next.
+    PassedOver(String),
+}
+
+/// What to say of a directory that we may not list.
+pub fn passed_over(path: &str) -> String {
+    format!("{path} is passed over: {}; it was made with other credentials (--auth)", Refusal::NoAuth)
 }
 
 impl Step {
-    /// For roles that only read: an unknown job is told and counted, and the walk goes on. Gives the exit code and
-    /// the words if it cannot.
+    /// For roles that only read: a job that is unknown, or may not be read, is told and counted, and the walk goes on.
+    /// Gives the exit code and the words if it cannot.
     pub fn settle<R>(self, tally: &mut Tally, out: &mut Actions<R>) -> Option<(i32, String)> {
         match self {
             Step::Pending => None,
             Step::Unknown(job) => {
                 out.log(Level::Error, format!("there is no job {job}"));
                 tally.wrong(exit::DATA);
+                None
+            }
+            Step::PassedOver(path) => {
+                out.log(Level::Error, passed_over(&path));
+                tally.wrong(exit::NOT_PERMITTED);
                 None
             }
             Step::Refused(path, refusal) => {
@@ -174,12 +186,15 @@ impl Walk {
             Ok(_) | Err(CallError::Refused(Refusal::NoNode)) => &nothing,
             Err(CallError::NotSent | CallError::MaybeApplied) => return Some(Step::Pending),
             Err(CallError::Refused(refusal)) => {
-                let path = match purpose {
-                    Purpose::Jobs => self.layout.tasks(),
-                    Purpose::Batches(_) => self.layout.batches(),
-                    Purpose::Tasks(dir) => self.layout.job(&dir),
-                };
-                return Some(Step::Refused(path, *refusal));
+                return Some(match purpose {
+                    Purpose::Jobs => Step::Refused(self.layout.tasks(), *refusal),
+                    Purpose::Batches(_) => Step::Refused(self.layout.batches(), *refusal),
+                    Purpose::Tasks(dir) if *refusal == Refusal::NoAuth => {
+                        self.dirs.pop_front();
+                        Step::PassedOver(self.layout.job(&dir))
+                    }
+                    Purpose::Tasks(dir) => Step::Refused(self.layout.job(&dir), *refusal),
+                });
             }
         };
         // A name that can't be told to users as part of an id is nothing that we could act on.

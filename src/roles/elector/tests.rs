@@ -117,7 +117,9 @@ impl Bench {
                 Ok(Reply::Stat(Stat { version: version + 1, ephemeral_owner: 1, ..Stat::default() }))
             }
             Call::Delete { .. } => Ok(Reply::Deleted),
-            Call::Get { .. } | Call::Watch { .. } => panic!("an elector makes no such call: {call:?}"),
+            Call::Get { .. } | Call::Acl { .. } | Call::Watch { .. } => {
+                panic!("an elector makes no such call: {call:?}")
+            }
         }
     }
 

@@ -77,12 +77,16 @@ impl Running {
             Err(CallError::Refused(Refusal::NoNode)) => None,
             Err(CallError::NotSent | CallError::MaybeApplied) => return Some(Step::Pending),
             Err(CallError::Refused(refusal)) => {
-                let path = match purpose {
+                let path = match &purpose {
                     Purpose::Workers => self.layout.workers(),
                     Purpose::Assignments => self.layout.assign(),
-                    Purpose::Assignment(incarnation) => self.layout.assignment(&incarnation),
+                    Purpose::Assignment(incarnation) => self.layout.assignment(incarnation),
                 };
-                return Some(Step::Refused(path, *refusal));
+                if *refusal != Refusal::NoAuth {
+                    return Some(Step::Refused(path, *refusal));
+                }
+                out.log(Level::Warn, format!("{path}: {refusal}; tasks that run may be shown as pending"));
+                None
             }
         };
         match (purpose, reply) {

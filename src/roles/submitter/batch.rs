@@ -24,6 +24,7 @@ use self::parts::Parts;
 use self::units::Units;
 use self::windows::{MAX_CREATES, MAX_UNDELETED, READ_AHEAD};
 use super::DELETE_PATIENCE;
+use super::access::Access;
 use super::admission::{Demand, Pace};
 use super::mark::Mark;
 use crate::contract::chunk::MAX_CHUNK_COMMANDS;
@@ -35,6 +36,7 @@ use crate::contract::{
 use crate::exit;
 use crate::machine::{Action, Actions, Call, Calls, ChangeKind, Event, Instant, Level, Role, earlier};
 use crate::recipes::ensure::Ensure;
+use crate::roles::client::notice::Notice;
 use crate::roles::client::{ClientReport, INTERRUPTED, Progress, Tally, Unfit, breaks_connection};
 
 /// Parts that are made or watched at a time.
@@ -64,6 +66,8 @@ pub struct BatchParams {
     pub end: u64,
     /// How many lines of the file each task has; 1 is no chunk.
     pub chunk: u32,
+    /// What we make is for our credentials alone.
+    pub credentials: bool,
     /// Don't wait.
     pub detach: bool,
     /// The tasks are to be cancelled if we die while we wait. Means nothing together with `detach`.
@@ -129,6 +133,8 @@ pub struct Batch {
     progress: Progress,
     reported: Progress,
     tally: Tally,
+    access: Access,
+    notice: Notice,
     mark: Mark,
     ensure: Ensure,
     calls: Calls<Purpose>,
@@ -229,6 +235,8 @@ impl Batch {
         let mark = (params.orphan_cancel && !params.detach).then(|| params.ulid.clone());
         let mut batch = Batch {
             pace: Pace::new(&params.layout, Demand { tasks: 0, bytes: 0 }),
+            access: Access::new(&params.layout, params.credentials),
+            notice: Notice::new(&params.layout),
             mark: Mark::new(&params.layout, mark),
             ensure: Ensure::new([params.layout.tasks(), params.layout.batches(), params.layout.groups()]),
             layout: params.layout,
@@ -429,7 +437,7 @@ impl Batch {
         if self.room == Room::Looking {
             self.room = Room::Unknown;
         }
-        self.marked = self.mark.on_connected(out);
+        self.marked = self.access.on_connected(out) && self.mark.on_connected(out);
         self.shown = self.deleting.keys().copied().collect();
     }
 
@@ -446,6 +454,7 @@ impl Batch {
         self.ears = Ears::default();
         self.calls.clear();
         self.ensure.reset();
+        self.access.on_lost();
         self.mark.on_lost();
         self.pace.on_lost();
         self.forget_copies();
@@ -500,6 +509,7 @@ impl Batch {
     fn report_progress(&mut self, out: &mut Actions<ClientReport>) {
         if self.progress != self.reported && !self.over {
             self.reported = self.progress;
+            self.notice.on_progress();
             out.push(Action::Report(ClientReport::Progress(self.progress)));
         }
     }
@@ -536,12 +546,14 @@ impl Role for Batch {
         }
         self.pump(now, out);
         self.report_progress(out);
+        let waits = self.online && self.marked && !self.over && !self.detach;
+        self.notice.keep(now, waits && self.parts.pending_count() > 0, out);
     }
 
     fn next_wake(&self) -> Option<Instant> {
         let look = self.pace.next_wake().filter(|_| self.online && self.marked && !self.over);
         let listen = self.ears.look_at.filter(|_| self.online && !self.over);
-        earlier(earlier(self.give_up, look), listen)
+        earlier(earlier(self.give_up, look), earlier(listen, self.notice.next_wake()))
     }
 
     fn assert_invariants(&self) {

@@ -4,20 +4,22 @@
 //! deletes what it may not: a keyed task (the key has to work after the outcome was read), one that another
 //! submitter made, or one whose creation was ever in doubt (it might be made anew by the doubtful request).
 
+mod end;
+
+use super::access::{self, Access};
 use super::admission::{Answer, Demand, Gate};
 use super::mark::{self, Mark};
 use super::{DELETE_PATIENCE, MAX_DELETES};
-use crate::contract::task::{Options, Outcome, Payload, Task};
-use crate::contract::{Layout, MAX_CHILDREN, MAX_TASK_BYTES, TaskId, is_shared, shared_job};
+use crate::contract::task::{Options, Payload, Task};
+use crate::contract::{Labels, Layout, MAX_CHILDREN, MAX_TASK_BYTES, TaskId, is_shared, shared_job};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Event, Instant, Level, Refusal,
     Reply, Role, Stat,
 };
 use crate::recipes::ensure::{self, Ensure};
-use crate::roles::client::{
-    ClientReport, Ended, INTERRUPTED, Unfit, breaks_connection, exit_code, refusal_code,
-};
+use crate::roles::client::notice::{Notice, Word};
+use crate::roles::client::{ClientReport, Unfit, breaks_connection, refusal_code};
 
 /// Changes by others that a wish to cancel may run into.
 const MAX_CONFLICTS: u32 = 20;
@@ -37,6 +39,8 @@ pub struct SingleParams {
     pub payload: Payload,
     /// What was set for it.
     pub options: Options,
+    /// What we make is for our credentials alone.
+    pub credentials: bool,
     /// Don't wait.
     pub detach: bool,
     /// The task is to be cancelled if we die while we wait. Means nothing together with `detach`.
@@ -51,6 +55,8 @@ pub struct Single {
     layout: Layout,
     id: TaskId,
     task: Task,
+    /// Labels that its worker must have.
+    required: Labels,
     detach: bool,
     cancel_on_interrupt: bool,
     online: bool,
@@ -68,9 +74,11 @@ pub struct Single {
     denied: Option<String>,
     /// The task changed while it was being read.
     changed: bool,
+    access: Access,
     gate: Gate,
     mark: Mark,
     ensure: Ensure,
+    notice: Notice,
     calls: Calls<Purpose>,
 }
 
@@ -112,6 +120,7 @@ impl Single {
         let job = params.job.unwrap_or_else(|| shared_job(name));
         let id = TaskId::new(&job, name);
         let mark = (params.orphan_cancel && !params.detach).then_some(params.ulid);
+        let required = params.options.require.clone().unwrap_or_default();
         let options = Options { orphan_of: mark.clone(), ..params.options };
         let mut task = Task::new(params.payload, options);
         task.keyed = params.key.is_some();
@@ -122,12 +131,15 @@ impl Single {
         }
         let demand = Demand { tasks: 1, bytes: bytes as u64 };
         Ok(Single {
+            access: Access::new(&params.layout, params.credentials),
             gate: Gate::new(&params.layout, demand),
             mark: Mark::new(&params.layout, mark),
             ensure: Ensure::new([params.layout.job(&job)]),
+            notice: Notice::new(&params.layout),
             layout: params.layout,
             id,
             task,
+            required,
             detach: params.detach,
             cancel_on_interrupt: params.cancel_on_interrupt,
             online: false,
@@ -211,7 +223,22 @@ impl Single {
         }
     }
 
+    /// What the session begins with, before anything is made by it.
+    fn begin(&mut self, out: &mut Actions<ClientReport>) {
+        if self.mark.on_connected(out) {
+            self.resume(out);
+        }
+    }
+
     fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
+        if let Some(step) = self.access.on_reply(id, result, out) {
+            match step {
+                access::Step::Pending => {}
+                access::Step::Fit => self.begin(out),
+                access::Step::Unfit(why) => self.fail(exit::NOT_PERMITTED, why, out),
+            }
+            return;
+        }
         if let Some(step) = self.mark.on_reply(id, result, out) {
             match step {
                 mark::Step::Pending => {}
@@ -238,6 +265,12 @@ impl Single {
                     self.denied = Some(self.gate.advice(&why));
                     self.enter(out);
                 }
+            }
+            return;
+        }
+        if let Some(word) = self.notice.on_reply(id, result, &self.required, out) {
+            if let Some(Word { level, reason }) = word {
+                out.log(level, format!("waiting for the task {}: {reason}", self.id));
             }
             return;
         }
@@ -441,81 +474,8 @@ impl Single {
         }
     }
 
-    /// Shows the outcome. What follows happens only if that succeeded.
-    fn ended(&mut self, outcome: Outcome, version: i32, out: &mut Actions<ClientReport>) {
-        let code = exit_code(&outcome);
-        let ended = Ended { id: self.id.clone(), line: None, outcome, alone: true };
-        out.push(Action::Report(ClientReport::Ended(Box::new(ended))));
-        if self.task.keyed || self.attached || self.doubt {
-            return self.over(code, out);
-        }
-        self.phase = Phase::Deleting { version, code, tries: 0, give_up: None };
-        self.delete(out);
-    }
-
-    fn on_deleted(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
-        let Phase::Deleting { code, .. } = self.phase else { return };
-        match result {
-            Ok(_) | Err(Refusal::NoNode) => self.over(code, out),
-            Err(Refusal::BadVersion) => {
-                self.call(Call::Get { path: self.path(), watch: false }, Purpose::ReadLast, out);
-            }
-            Err(refusal) => {
-                out.log(Level::Warn, format!("cannot delete the task {}: {refusal}", self.path()));
-                self.over(code, out);
-            }
-        }
-    }
-
-    fn on_read_last(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
-        let Phase::Deleting { code, .. } = self.phase else { return };
-        if let Ok(Reply::Data { data, .. }) = result {
-            let what = match Task::decode(data) {
-                Ok(task) if task.outcome.is_none() => "was retried by someone",
-                _ => "was changed by someone",
-            };
-            let id = &self.id;
-            out.log(Level::Warn, format!("the task {id} {what} after this outcome: see zkmw wait {id}"));
-        }
-        self.over(code, out);
-    }
-
-    fn leave_to_leader(&mut self, code: i32, out: &mut Actions<ClientReport>) {
-        out.log(Level::Info, format!("the task {} is left for the leader to delete", self.id));
-        self.over(code, out);
-    }
-
     fn bug(&mut self, reply: &Reply, out: &mut Actions<ClientReport>) {
         self.fail(exit::BUG, format!("a call about the task {} was answered with {reply:?}", self.id), out);
-    }
-
-    /// The user wants an end.
-    fn on_stop(&mut self, again: bool, out: &mut Actions<ClientReport>) {
-        let creating = self.doubt || self.calls.purposes().any(|purpose| *purpose == Purpose::Create);
-        match self.phase {
-            Phase::Over => {}
-            // The outcome was shown, so nothing is left that the user waits for.
-            Phase::Deleting { code, .. } => self.leave_to_leader(code, out),
-            Phase::Submitting if !creating => {
-                self.fail(INTERRUPTED, "interrupted; nothing was submitted".to_string(), out);
-            }
-            Phase::Submitting | Phase::Waiting if self.cancel_on_interrupt && !again => {
-                let id = &self.id;
-                out.log(Level::Warn, format!("cancelling {id}; interrupt again to leave it alone"));
-                self.cancelling = true;
-                if self.online && self.phase == Phase::Waiting {
-                    self.read(out);
-                }
-            }
-            Phase::Submitting => {
-                let why = format!("interrupted; it may have been submitted: zkmw wait {} tells", self.id);
-                self.fail(INTERRUPTED, why, out);
-            }
-            Phase::Waiting => {
-                let why = format!("interrupted; the task goes on: zkmw wait {} comes back to it", self.id);
-                self.fail(INTERRUPTED, why, out);
-            }
-        }
     }
 
     fn on_changed(&mut self, path: &str, out: &mut Actions<ClientReport>) {
@@ -546,12 +506,13 @@ impl Role for Single {
                 self.online = true;
                 self.calls.clear();
                 self.ensure.reset();
-                if self.mark.on_connected(out) {
-                    self.resume(out);
+                if self.access.on_connected(out) {
+                    self.begin(out);
                 }
             }
             Event::Lost { .. } => {
                 self.calls.clear();
+                self.access.on_lost();
                 self.gate.on_lost();
                 self.ensure.reset();
                 self.mark.on_lost();
@@ -575,12 +536,13 @@ impl Role for Single {
             | Event::Unguarded { .. }
             | Event::Lines(_) => {}
         }
+        self.notice.keep(now, self.online && self.phase == Phase::Waiting, out);
     }
 
     fn next_wake(&self) -> Option<Instant> {
         match self.phase {
             Phase::Deleting { give_up, .. } => give_up,
-            Phase::Submitting | Phase::Waiting | Phase::Over => None,
+            Phase::Submitting | Phase::Waiting | Phase::Over => self.notice.next_wake(),
         }
     }
 

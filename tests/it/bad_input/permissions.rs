@@ -5,7 +5,8 @@ use std::time::Duration;
 use zkmw::contract::{TaskId, shared_job};
 use zookeeper::{Acl, CreateMode, Permission, WatchedEvent, ZooKeeper};
 
-use crate::harness::{Cluster, LIMIT, eventually};
+use crate::harness::ensemble::Places;
+use crate::harness::{Cluster, Ensemble, LIMIT, eventually, process};
 use crate::plain::{Plain, Service};
 
 /// A client of the library, for what the session layer has no call for: ACLs.
@@ -72,4 +73,66 @@ fn a_task_whose_outcome_may_not_be_written_is_set_aside() {
     assert_eq!(std::fs::read_to_string(&runs).unwrap_or_default(), "ran\n");
     let out = Plain::on(&service.cluster, &["status"]).run();
     assert!(out.text().contains("1 set aside"), "{}", out.text());
+}
+
+/// What it made would be its own for ever: other submitters, and `list`, would fail at the shared job.
+#[test]
+fn credentials_are_refused_where_the_service_works_without_before_anything_is_made() {
+    let mut service = Service::new("auth-on-open", &[]);
+    let before = service.cluster.jobs();
+    for args in [&["submit", "true"][..], &["submit", "--orphan", "cancel", "--job", "mine", "true"]] {
+        let out = Plain::on(&service.cluster, &[args, &["--auth", CREDENTIAL]].concat()).run();
+        out.says(77, &["without credentials", "Nothing was submitted", "--auth"]);
+    }
+    let batch = ["submit", "--from-file", "-", "--auth", CREDENTIAL];
+    Plain::on(&service.cluster, &batch).stdin(b"true\n").run().says(77, &["without credentials"]);
+    assert_eq!(service.cluster.jobs(), before, "nothing was made");
+    let marks = service.cluster.tree.children(&service.cluster.layout.submitters()).unwrap_or_default();
+    assert!(marks.is_empty(), "{marks:?}");
+    // Who only looks, or writes what stands, does no harm.
+    let id = service.cluster.submit_detached(&["--require", "no=such", "true"]);
+    for args in [&["list"][..], &["status"], &["cancel", id.as_str()]] {
+        let out = Plain::on(&service.cluster, &[args, &["--auth", CREDENTIAL]].concat()).run();
+        assert_eq!(out.code, 0, "{args:?}: {out:?}");
+    }
+    service.is_unharmed();
+}
+
+#[test]
+fn what_may_not_be_read_is_passed_over_and_told() {
+    let mut service = Service::new("closed-job", &[]);
+    let cluster = &service.cluster;
+    let id = cluster.submit_detached(&["--job", "open", "--require", "no=such", "true"]);
+    let zk = client(cluster);
+    zk.add_auth("digest", b"zkmw:secret".to_vec()).expect("taken");
+    let closed = Acl::creator_all().clone();
+    for path in [cluster.layout.job("closed"), format!("{}/w9~00000000000000000001", cluster.layout.assign())]
+    {
+        zk.create(&path, b"{}".to_vec(), closed.clone(), CreateMode::Persistent).expect("made");
+    }
+    zk.close().expect("closed");
+    let out = Plain::on(cluster, &["list"]).run();
+    out.says(77, &["tasks/closed is passed over", "not permitted", "--auth"]);
+    assert!(out.text().contains(id.as_str()), "the others are listed: {out:?}");
+    let out = Plain::on(cluster, &["list", "--job", "open"]).run();
+    assert_eq!(out.code, 0, "{out:?}");
+    let out = Plain::on(cluster, &["cancel", "closed", id.as_str()]).run();
+    out.says(77, &["passed over"]);
+    assert!(out.text().contains("is being cancelled"), "{out:?}");
+    Plain::on(cluster, &["wait", "closed", id.as_str()]).run().says(1, &["passed over", "was cancelled"]);
+    service.is_unharmed();
+}
+
+#[test]
+fn servers_that_insist_on_credentials_are_77_and_say_so() {
+    let java_options =
+        "-Dzookeeper.enforce.auth.enabled=true -Dzookeeper.enforce.auth.schemes=digest".to_string();
+    let ensemble = Ensemble::start_at(1, Places { java_options, ..Places::default() });
+    let run_dir = process::base_dir().join("enforced-run").display().to_string();
+    for args in [&["status"][..], &["submit", "true"], &["master"], &["worker", "--run-dir", &run_dir]] {
+        let out = Plain::new(&[&["--zk", &ensemble.connect], args].concat()).run();
+        out.says(77, &["without credentials", "--auth"]);
+    }
+    let status = ["--zk", &ensemble.connect, "--auth", CREDENTIAL, "status"];
+    assert_eq!(Plain::new(&status).run().code, 0);
 }

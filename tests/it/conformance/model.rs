@@ -324,7 +324,8 @@ impl Dice {
             }
             68..76 => Call::Get { path: self.path(ensemble, 80), watch },
             76..86 => Call::Exists { path: self.path(ensemble, 50), watch },
-            86..92 => Call::Children { path: self.path(ensemble, 80) },
+            86 => Call::Acl { path: self.path(ensemble, 80) },
+            87..92 => Call::Children { path: self.path(ensemble, 80) },
             _ => {
                 let path = if self.below(4) == 0 { self.root.clone() } else { self.path(ensemble, 60) };
                 // One path, one kind of watch: no role sets both, and a server keeps only the later.

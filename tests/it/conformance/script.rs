@@ -124,6 +124,7 @@ fn kind_of(call: &Call, result: &Result<Reply, Refusal>) -> String {
         Call::Exists { watch: false, .. } => "exists",
         Call::Exists { watch: true, .. } => "exists and watch",
         Call::Children { .. } => "children",
+        Call::Acl { .. } => "acl",
         Call::Watch { mode: WatchMode::Node, .. } => "watch Node",
         Call::Watch { mode: WatchMode::Tree, .. } => "watch Tree",
     };

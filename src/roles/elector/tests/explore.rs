@@ -223,7 +223,9 @@ impl Sim {
                 }
                 None => missing,
             },
-            Call::Get { .. } | Call::Watch { .. } => panic!("an elector makes no such call: {call:?}"),
+            Call::Get { .. } | Call::Acl { .. } | Call::Watch { .. } => {
+                panic!("an elector makes no such call: {call:?}")
+            }
         }
     }
 

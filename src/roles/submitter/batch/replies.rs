@@ -2,18 +2,27 @@
 
 use super::parts::{Over, part_of};
 use super::{Batch, Deleting, Purpose, Room};
-use crate::contract::MAX_CHILDREN;
 use crate::contract::task::{Job, State, Task};
+use crate::contract::{Labels, MAX_CHILDREN};
 use crate::exit;
 use crate::machine::{Action, Actions, Call, CallError, CallId, CallResult, Refusal, Reply};
 use crate::recipes::ensure;
+use crate::roles::client::notice::Word;
 use crate::roles::client::{ClientReport, Ended, commands_ended, refusal_code};
-use crate::roles::submitter::{MAX_DELETES, mark};
+use crate::roles::submitter::{MAX_DELETES, access, mark};
 
 type Out = Actions<ClientReport>;
 
 impl Batch {
     pub(super) fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Out) {
+        if let Some(step) = self.access.on_reply(id, result, out) {
+            match step {
+                access::Step::Pending => {}
+                access::Step::Fit => self.marked = self.mark.on_connected(out),
+                access::Step::Unfit(why) => self.fail(exit::NOT_PERMITTED, why, out),
+            }
+            return;
+        }
         if let Some(step) = self.mark.on_reply(id, result, out) {
             match step {
                 mark::Step::Pending => {}
@@ -35,6 +44,14 @@ impl Batch {
         if let Some(refused) = self.pace.on_reply(id, result, out) {
             self.denied = refused.or(self.denied.take());
             return self.enter(out);
+        }
+        let required = self.options.require.as_ref().unwrap_or(const { &Labels::new() });
+        if let Some(word) = self.notice.on_reply(id, result, required, out) {
+            if let Some(Word { level, reason }) = word {
+                let (pending, name) = (self.parts.pending_commands(), self.name());
+                out.log(level, format!("waiting for {pending} tasks of {name}: {reason}"));
+            }
+            return;
         }
         let Some(purpose) = self.calls.take(id) else { return };
         match purpose {

@@ -25,6 +25,7 @@ fn params(lines: u64) -> BatchParams {
         bytes: 10 * lines,
         end: lines,
         chunk: 1,
+        credentials: false,
         detach: false,
         orphan_cancel: false,
         cancel_on_interrupt: false,

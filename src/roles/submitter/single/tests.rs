@@ -1,6 +1,8 @@
 //! A single submit, through every loss and conflict that it can meet.
 
 use super::*;
+use crate::contract::task::Outcome;
+use crate::roles::client::INTERRUPTED;
 use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set, status};
 
 const JOB: &str = "/z/tasks/J";
@@ -15,6 +17,7 @@ fn params() -> SingleParams {
         job: Some("J".into()),
         payload: Payload::Shell("echo hi".into()),
         options: Options::default(),
+        credentials: false,
         detach: false,
         orphan_cancel: false,
         cancel_on_interrupt: false,
@@ -521,4 +524,35 @@ fn a_creation_in_doubt_is_cleared_up_even_if_the_job_is_full_by_now() {
     desk.connect();
     desk.settle();
     assert_eq!((desk.exit, submitted(&desk)), (Some(0), 1));
+}
+
+#[test]
+fn credentials_where_the_service_has_none_are_refused_before_anything_is_made() {
+    let with = |orphan_cancel| SingleParams { credentials: true, orphan_cancel, ..params() };
+    for orphan_cancel in [false, true] {
+        let mut desk = Desk::new(Single::new(with(orphan_cancel)).expect("a task"), &["/z"]);
+        desk.connect();
+        desk.settle();
+        assert_eq!((desk.exit, desk.count(is_create)), (Some(exit::NOT_PERMITTED), 0));
+        assert!(desk.logged("below /z,"), "{:?}", desk.logs);
+    }
+    // Only the service's own directory tells: the root may have been made by hand, and open.
+    let mut desk = Desk::new(Single::new(with(true)).expect("a task"), &["/z", "/z/tasks"]);
+    desk.closed.insert("/z/tasks".to_string());
+    desk.connect();
+    desk.play(Fate::NotSent);
+    desk.connect();
+    desk.settle();
+    assert_eq!(desk.exit, None, "it waits: {:?}", desk.logs);
+    // Once is enough.
+    let looks = desk.count(|call| matches!(call, Call::Acl { .. }));
+    desk.lose();
+    desk.connect();
+    desk.settle();
+    assert_eq!(desk.count(|call| matches!(call, Call::Acl { .. })), looks);
+    // Nothing stands: whoever comes first makes it.
+    let mut desk = Desk::new(Single::new(with(false)).expect("a task"), &[]);
+    desk.connect();
+    desk.settle();
+    assert!(desk.exit.is_none() && desk.znodes.contains_key("/z/tasks"));
 }

@@ -1,0 +1,333 @@
+//! Why a client waits: read and told when nothing has happened for a while, once, and again when that has changed.
+//!
+//! It looks seldom, since it looks only while nothing happens, and never writes. It tells what the leader's summary and
+//! the contenders show; nothing rests on that.
+
+use std::time::Duration;
+
+use crate::contract::status::{Status, WorkerRow};
+use crate::contract::{Labels, Layout, contender_rank};
+use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply};
+
+/// The longest that a user waits without a word. The shell has the same patience with servers.
+pub const QUIET: Duration = Duration::from_secs(3);
+
+/// From look to look the pause doubles up to this: a thousand idle clients cost the ensemble 50 reads a second.
+pub const MAX_PAUSE: Duration = Duration::from_secs(60);
+
+/// Why nothing happens, as far as can be seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Why {
+    NoMaster,
+    NoLeader,
+    Loading,
+    NoWorker,
+    Draining,
+    NoLabels,
+    Unreadable,
+    /// Nothing is wrong: the task runs, or others have their turn.
+    AtWork,
+}
+
+/// What to tell the user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// How loud.
+    pub level: Level,
+    /// The reason, to be put after what is waited for.
+    pub reason: String,
+}
+
+/// Tells why a client waits.
+#[derive(Debug)]
+pub struct Notice {
+    layout: Layout,
+    /// When to look, while something is waited for.
+    look_at: Option<Instant>,
+    pause: Duration,
+    said: Option<Why>,
+    calls: Calls<Purpose>,
+}
+
+/// The reads of a look, one after the other.
+#[derive(Debug)]
+enum Purpose {
+    Contenders,
+    /// When the first contender was created: by that it is known whether the summary is its own.
+    First,
+    Status {
+        first: i64,
+    },
+}
+
+impl Notice {
+    /// For a client of this service.
+    pub fn new(layout: &Layout) -> Notice {
+        Notice { layout: layout.clone(), look_at: None, pause: QUIET, said: None, calls: Calls::default() }
+    }
+
+    /// Something that was waited for has happened.
+    pub fn on_progress(&mut self) {
+        self.calls.clear();
+        (self.look_at, self.pause) = (None, QUIET);
+        // What was wrong is over. That all is well was said, and is no news.
+        self.said = self.said.take().filter(|said| *said == Why::AtWork);
+    }
+
+    /// Looks if it is time. Something is waited for, or nothing is, or there is no connection.
+    pub fn keep<R>(&mut self, now: Instant, waits: bool, out: &mut Actions<R>) {
+        if !waits {
+            self.calls.clear();
+            self.look_at = None;
+            return;
+        }
+        let look_at = *self.look_at.get_or_insert(now + self.pause);
+        if look_at <= now && self.calls.is_empty() {
+            self.pause = (self.pause * 2).min(MAX_PAUSE);
+            self.look_at = Some(now + self.pause);
+            self.calls.issue(out, Call::Children { path: self.layout.master() }, Purpose::Contenders);
+        }
+    }
+
+    /// When to look though nothing happens.
+    pub fn next_wake(&self) -> Option<Instant> {
+        self.look_at.filter(|_| self.calls.is_empty())
+    }
+
+    /// Takes in a reply; `None` if it is somebody else's. What is waited for needs a worker with the labels that are
+    /// required, as far as the client knows.
+    pub fn on_reply<R>(
+        &mut self,
+        id: CallId,
+        result: &CallResult,
+        required: &Labels,
+        out: &mut Actions<R>,
+    ) -> Option<Option<Word>> {
+        let purpose = self.calls.take(id)?;
+        let reply = match result {
+            Ok(reply) => Some(reply),
+            Err(CallError::Refused(Refusal::NoNode)) => None,
+            Err(CallError::NotSent | CallError::MaybeApplied) => return Some(None),
+            Err(CallError::Refused(refusal)) => {
+                let root = self.layout.root();
+                let reason = format!("how the service below {root} is may not be read: {refusal}");
+                return Some(self.say(Why::Unreadable, reason));
+            }
+        };
+        let (why, reason) = match (purpose, reply) {
+            (Purpose::Contenders, Some(Reply::Children(names))) => {
+                let ranked = names.iter().filter_map(|name| contender_rank(name).map(|rank| (rank, name)));
+                match ranked.min() {
+                    Some((_, first)) => {
+                        let path = format!("{}/{first}", self.layout.master());
+                        self.calls.issue(out, Call::Exists { path, watch: false }, Purpose::First);
+                        return Some(None);
+                    }
+                    None => no_master(),
+                }
+            }
+            (Purpose::First, Some(Reply::Stat(stat))) => {
+                let call = Call::Get { path: self.layout.status(), watch: false };
+                self.calls.issue(out, call, Purpose::Status { first: stat.czxid });
+                return Some(None);
+            }
+            (Purpose::Status { first }, Some(Reply::Data { data, .. })) => match Status::decode(data) {
+                // A later leader's is as good: the contenders have changed since they were listed.
+                Ok(status) if status.leader.epoch >= first => judge(&status, required),
+                Ok(_) | Err(_) => no_leader(),
+            },
+            (Purpose::Contenders, _) => no_master(),
+            (Purpose::First | Purpose::Status { .. }, _) => no_leader(),
+        };
+        Some(self.say(why, reason))
+    }
+
+    /// What to tell, unless that was told.
+    fn say(&mut self, why: Why, reason: String) -> Option<Word> {
+        if self.said.as_ref() == Some(&why) {
+            return None;
+        }
+        let level = match (&why, &self.said) {
+            (Why::AtWork, None) => Level::Notice,
+            // Whoever was told that something is wrong is told that it is over.
+            _ => Level::Warn,
+        };
+        self.said = Some(why);
+        Some(Word { level, reason })
+    }
+}
+
+fn no_master() -> (Why, String) {
+    (Why::NoMaster, "no master is running; start one (zkmw master)".to_string())
+}
+
+fn no_leader() -> (Why, String) {
+    (Why::NoLeader, "no master leads yet; see zkmw status".to_string())
+}
+
+/// What the leader's summary tells of those who wait.
+fn judge(status: &Status, required: &Labels) -> (Why, String) {
+    let leader = &status.leader.id;
+    if status.workers == 0 {
+        let reason = format!("the leader {leader} has no workers; start one (zkmw worker)");
+        return (Why::NoWorker, reason);
+    }
+    // Of those that are not listed nothing is known.
+    let is_complete = status.worker_list.len() == status.workers as usize;
+    let fits = |worker: &&WorkerRow| {
+        required.iter().all(|(key, value)| worker.labels.get(key).is_some_and(|label| label == value))
+    };
+    let mut fitting = status.worker_list.iter().filter(fits).peekable();
+    if is_complete && fitting.peek().is_none() {
+        let labels: Vec<String> = required.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let labels = labels.join(", ");
+        let reason = format!("none of the workers has what the task requires: {labels}; see zkmw status");
+        return (Why::NoLabels, reason);
+    }
+    if is_complete && fitting.all(|worker| worker.draining) {
+        let reason = "the workers that could run it are draining, and take no more tasks; see zkmw status";
+        return (Why::Draining, reason.to_string());
+    }
+    if status.loading {
+        return (Why::Loading, format!("the leader {leader} is still reading what stands"));
+    }
+    let (slots, tasks) = (status.slots, &status.tasks);
+    let (with, pending) = (tasks.assigned, tasks.pending);
+    let reason =
+        format!("the service is at work ({with} tasks with workers, {pending} pending, {slots} slots)");
+    (Why::AtWork, reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::status::{Counts, Leader};
+    use crate::machine::{Action, Stat};
+
+    const EPOCH: i64 = 7;
+
+    fn status(workers: Vec<WorkerRow>, epoch: i64) -> Status {
+        let leader = Leader { id: "m1".into(), host: "h".into(), pid: 1, epoch };
+        Status::new(leader, workers, Counts::default(), false)
+    }
+
+    fn worker(gpu: Option<&str>, draining: bool) -> WorkerRow {
+        let labels = gpu.map(|value| ("gpu".to_string(), value.to_string())).into_iter().collect();
+        WorkerRow { id: "w".into(), host: "h".into(), pid: 1, slots: 2, assigned: 0, draining, labels }
+    }
+
+    /// A client that waits, and what it finds.
+    struct Bench {
+        notice: Notice,
+        now: Instant,
+        required: Labels,
+        contenders: Vec<String>,
+        status: Option<Status>,
+        reads: usize,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let notice = Notice::new(&Layout::new("/z"));
+            let now = Instant::from_nanos(1);
+            let (required, contenders) = (Labels::new(), vec!["_c_x-latch-0000000001".to_string()]);
+            Bench { notice, now, required, contenders, status: Some(status(Vec::new(), EPOCH)), reads: 0 }
+        }
+
+        /// So much time passes; what is said in it.
+        fn pass(&mut self, time: Duration) -> Vec<Word> {
+            let (end, mut said) = (self.now + time, Vec::new());
+            let mut out: Actions<()> = Actions::default();
+            loop {
+                self.notice.keep(self.now, true, &mut out);
+                let actions: Vec<_> = out.drain().collect();
+                for action in &actions {
+                    let Action::Call { id, call } = action else { panic!("{action:?}") };
+                    self.reads += 1;
+                    let result = self.answer(call);
+                    let word = self.notice.on_reply(*id, &result, &self.required, &mut out);
+                    said.extend(word.expect("its own"));
+                }
+                if actions.is_empty() && out.is_empty() {
+                    match self.notice.next_wake().filter(|at| *at <= end) {
+                        Some(at) => self.now = at,
+                        None => break,
+                    }
+                }
+            }
+            self.now = end;
+            said
+        }
+
+        fn answer(&self, call: &Call) -> CallResult {
+            match call {
+                Call::Children { .. } => Ok(Reply::Children(self.contenders.clone())),
+                Call::Exists { .. } => Ok(Reply::Stat(Stat { czxid: EPOCH, ..Stat::default() })),
+                _ => match &self.status {
+                    Some(status) => Ok(Reply::Data { data: status.encode(), stat: Stat::default() }),
+                    None => Err(CallError::Refused(Refusal::NoNode)),
+                },
+            }
+        }
+
+        #[track_caller]
+        fn says(&mut self, level: Level, part: &str) {
+            let said = self.pass(MAX_PAUSE);
+            let [word] = said.as_slice() else { panic!("{said:?}") };
+            assert!(word.level == level && word.reason.contains(part), "{word:?}");
+        }
+    }
+
+    #[test]
+    fn after_three_seconds_the_reason_is_told_once_and_again_when_it_changes() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.pass(QUIET - Duration::from_millis(1)), []);
+        assert_eq!(bench.reads, 0);
+        let said = bench.pass(Duration::from_millis(1));
+        assert!(said.len() == 1 && said[0].reason.contains("no workers"), "{said:?}");
+        assert_eq!(bench.pass(MAX_PAUSE * 10), []);
+        bench.contenders.clear();
+        bench.says(Level::Warn, "no master is running");
+        bench.contenders = vec!["_c_x-latch-0000000002".to_string()];
+        bench.status = Some(status(Vec::new(), EPOCH - 1));
+        bench.says(Level::Warn, "no master leads yet");
+        bench.status = None;
+        assert_eq!(bench.pass(MAX_PAUSE), []);
+        bench.required = Labels::from([("gpu".to_string(), "yes".to_string())]);
+        bench.status = Some(status(vec![worker(None, false), worker(Some("no"), false)], EPOCH));
+        bench.says(Level::Warn, "gpu=yes");
+        bench.status = Some(status(vec![worker(None, false), worker(Some("yes"), true)], EPOCH));
+        bench.says(Level::Warn, "draining");
+        bench.status = Some(status(vec![worker(Some("yes"), false)], EPOCH));
+        bench.says(Level::Warn, "at work");
+    }
+
+    #[test]
+    fn that_all_is_well_is_said_in_a_low_voice_and_once_however_often_it_is_quiet() {
+        let mut bench = Bench::new();
+        bench.status = Some(status(vec![worker(None, false)], EPOCH));
+        bench.says(Level::Notice, "2 slots");
+        bench.notice.on_progress();
+        assert_eq!(bench.pass(MAX_PAUSE), []);
+        bench.status = Some(status(Vec::new(), EPOCH));
+        bench.says(Level::Warn, "no workers");
+        // It got on, so that is over, and it is news if it is so again.
+        bench.notice.on_progress();
+        bench.says(Level::Warn, "no workers");
+    }
+
+    #[test]
+    fn who_waits_for_an_hour_hardly_asks_and_who_does_not_wait_never() {
+        let mut bench = Bench::new();
+        drop(bench.pass(Duration::from_secs(3_600)));
+        assert!((120..=210).contains(&bench.reads), "{} reads", bench.reads);
+        for _ in 0..1_000 {
+            bench.notice.on_progress();
+            drop(bench.pass(QUIET - Duration::from_millis(1)));
+        }
+        assert!(bench.reads <= 210, "it gets on");
+        let mut out: Actions<()> = Actions::default();
+        bench.notice.keep(bench.now, false, &mut out);
+        assert!(out.is_empty() && bench.notice.next_wake().is_none());
+    }
+}
