@@ -11,6 +11,7 @@ pub mod lease;
 pub mod mirror;
 pub mod queue;
 pub mod registration;
+pub mod retry;
 
 #[cfg(test)]
 mod tests;

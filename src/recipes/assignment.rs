@@ -138,6 +138,11 @@ impl Book {
         self.state = State::Shut;
     }
 
+    /// Whether the takeover does not go on, for something was refused.
+    pub fn is_stuck(&self) -> bool {
+        self.state == State::TakingOver && self.calls.is_empty()
+    }
+
     /// Whether every page carries our epoch.
     pub fn is_ready(&self) -> bool {
         self.state == State::Ready

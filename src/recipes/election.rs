@@ -29,6 +29,8 @@ pub struct Election {
     calls: Calls<Purpose>,
     /// What is wrong with the directory, as far as it was told.
     told: Told,
+    /// It could not take part, for this reason: see [`Election::take_refused`].
+    refused: Option<(String, Refusal)>,
 }
 
 /// What was told, once in the life of the process.
@@ -80,6 +82,7 @@ impl Election {
             state: State::Out,
             calls: Calls::default(),
             told: Told::default(),
+            refused: None,
         }
     }
 
@@ -192,13 +195,18 @@ impl Election {
         }
     }
 
+    /// What was refused to it, if anything was: then it is out, and whoever asks for it stands again later.
+    pub fn take_refused(&mut self) -> Option<(String, Refusal)> {
+        self.refused.take()
+    }
+
     /// Takes in a reply; false if it is somebody else's.
     pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> bool {
         if let Some(step) = self.ensure.on_reply(id, result, out) {
             match step {
                 ensure::Step::Pending => {}
                 ensure::Step::Done => self.create(out),
-                ensure::Step::Refused(path, refusal) => refused(&path, refusal, out),
+                ensure::Step::Refused(path, refusal) => self.refuse(path, refusal),
             }
             return true;
         }
@@ -245,12 +253,18 @@ impl Election {
             }
             (Purpose::DeleteOld, Ok(_) | Err(Refusal::NoNode)) => {}
             (Purpose::DeleteOwn, Ok(_) | Err(Refusal::NoNode)) => self.state = State::Out,
-            (_, Err(refusal)) => refused(&self.dir, refusal, out),
+            (_, Err(refusal)) => self.refuse(self.dir.clone(), refusal),
             (purpose, Ok(reply)) => {
                 out.fail(exit::BUG, format!("election in {}: {reply:?} answers {purpose:?}", self.dir));
             }
         }
         true
+    }
+
+    /// A contender of ours may stand all the same: it is deleted by the next that stands.
+    fn refuse(&mut self, path: String, refusal: Refusal) {
+        self.on_lost();
+        self.refused = Some((path, refusal));
     }
 
     fn is_creating(&self) -> bool {
@@ -358,10 +372,4 @@ impl Election {
             ),
         );
     }
-}
-
-/// Ends the role because it may not, or cannot, take part.
-fn refused<R>(path: &str, refusal: Refusal, out: &mut Actions<R>) {
-    let code = if refusal == Refusal::NoAuth { exit::NOT_PERMITTED } else { exit::CONFIG };
-    out.fail(code, format!("cannot stand for election in {path}: {refusal}"));
 }

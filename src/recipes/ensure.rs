@@ -119,6 +119,11 @@ impl Ensure {
         Some(Step::Pending)
     }
 
+    /// Whether it is one of the directories.
+    pub fn has(&self, path: &str) -> bool {
+        self.paths.iter().any(|own| own == path)
+    }
+
     /// Whether all were seen to exist on this connection.
     pub fn is_done(&self) -> bool {
         self.state == State::Done

@@ -22,11 +22,11 @@
 
 use std::time::Duration;
 
+use super::ensure::{self, Ensure};
+use super::retry::Retry;
 use crate::contract::Layout;
-use crate::exit;
 use crate::machine::{
-    Action, Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Instant, Level, Refusal, Reply,
-    earlier,
+    Action, Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Instant, Refusal, Reply, earlier,
 };
 
 /// The longest silence of a session that is up, as a part of its timeout: the session layer's heartbeat.
@@ -55,6 +55,8 @@ pub struct Lease {
     n: u64,
     state: State,
     calls: Calls<Purpose>,
+    ensure: Ensure,
+    retry: Retry,
     timeout: Duration,
     needed: bool,
     /// Its end has passed, and [`Lease::need`] was called since: no wake is asked for it again.
@@ -74,6 +76,8 @@ pub struct Lease {
 enum State {
     /// No session, or none that may be relied on.
     Down,
+    /// A write was refused. After a pause the directory is looked for, and then the write is made again.
+    Refused,
     /// The znode is not there yet.
     Absent,
     /// It stands at this version.
@@ -95,6 +99,8 @@ impl Lease {
             n: 0,
             state: State::Down,
             calls: Calls::default(),
+            ensure: Ensure::new([layout.leases()]),
+            retry: Retry::default(),
             timeout: Duration::ZERO,
             needed: false,
             lapsed: false,
@@ -116,16 +122,21 @@ impl Lease {
 
     /// The session is gone; what was proven holds until it ends.
     pub fn on_lost(&mut self) {
-        self.calls.clear();
-        self.state = State::Down;
+        self.go_down();
         self.wanted = self.acked;
+    }
+
+    fn go_down(&mut self) {
+        self.calls.clear();
+        self.ensure.reset();
+        self.retry.on_lost();
+        self.state = State::Down;
     }
 
     /// The holder begins a new life under a new name: nothing is proven for it.
     pub fn rename(&mut self, holder: &str) {
         self.holder = holder.to_string();
-        self.calls.clear();
-        self.state = State::Down;
+        self.go_down();
         self.until = None;
         self.sent = None;
     }
@@ -151,6 +162,9 @@ impl Lease {
     pub fn need<R>(&mut self, needed: bool, now: Instant, out: &mut Actions<R>) {
         self.needed = needed;
         self.lapsed = !self.holds(now);
+        if self.retry.is_due(now) {
+            self.ensure.start(out);
+        }
         if self.is_due() && self.renew_at().is_some_and(|at| at <= now) {
             self.write(now, out);
         }
@@ -175,7 +189,12 @@ impl Lease {
     pub fn next_wake(&self) -> Option<Instant> {
         let renew = if self.is_due() { self.renew_at() } else { None };
         let expires = if self.needed && !self.lapsed { self.expires() } else { None };
-        earlier(renew, expires)
+        earlier(earlier(renew, expires), self.retry.next_wake())
+    }
+
+    /// What is refused to it, in words for people.
+    pub fn trouble(&self) -> Option<&str> {
+        self.retry.trouble()
     }
 
     /// Takes in a reply; false if it is somebody else's.
@@ -186,6 +205,19 @@ impl Lease {
         now: Instant,
         out: &mut Actions<R>,
     ) -> bool {
+        if let Some(step) = self.ensure.on_reply(id, result, out) {
+            match step {
+                ensure::Step::Pending => {}
+                ensure::Step::Done => {
+                    self.state = State::Absent;
+                    if self.is_due() {
+                        self.write(now, out);
+                    }
+                }
+                ensure::Step::Refused(path, refusal) => self.retry.refused(&path, refusal, now, out),
+            }
+            return true;
+        }
         let Some(purpose) = self.calls.take(id) else { return false };
         let refusal = match result {
             Ok(_) => None,
@@ -200,6 +232,7 @@ impl Lease {
                 let until = self.until.map_or(until, |before| before.max(until));
                 self.until = Some(until);
                 out.push(Action::Lease(until));
+                self.retry.done(out);
                 self.lapsed = false;
                 self.acked = index;
                 let version = if let Reply::Stat(stat) = reply { stat.version } else { 0 };
@@ -217,14 +250,15 @@ impl Lease {
                 self.write(now, out);
             }
             (Purpose::Write { .. } | Purpose::Look, _, Some(Refusal::NoNode)) => {
-                out.log(Level::Warn, format!("the lease {} was deleted by someone else", self.path()));
-                // The next try waits for its time: if the directory is gone too, there is no hurry.
+                // Perhaps with its directory. What was proven before still holds.
+                self.retry.vanished(&self.path(), now, out);
                 self.n += 1;
-                self.state = State::Absent;
+                self.state = State::Refused;
             }
             (_, _, refusal) => {
-                let why = refusal.map_or_else(|| format!("{result:?}"), |refusal| refusal.to_string());
-                out.fail(exit::NOT_PERMITTED, format!("cannot renew the lease {}: {why}", self.path()));
+                let what = format!("cannot renew the lease {}", self.path());
+                self.retry.refused(&what, refusal.unwrap_or(Refusal::Other(0)), now, out);
+                self.state = State::Refused;
             }
         }
         true
@@ -237,7 +271,7 @@ impl Lease {
 
     /// When the next write is due; `None` while one is under way or none can be made.
     fn renew_at(&self) -> Option<Instant> {
-        if self.state == State::Down || !self.calls.is_empty() {
+        if matches!(self.state, State::Down | State::Refused) || !self.calls.is_empty() {
             return None;
         }
         Some(self.sent.map_or(Instant::default(), |sent| sent + self.timeout / RENEWALS))
@@ -250,7 +284,7 @@ impl Lease {
     fn write<R>(&mut self, now: Instant, out: &mut Actions<R>) {
         let path = self.path();
         let call = match self.state {
-            State::Down => return,
+            State::Down | State::Refused => return,
             State::Absent => Call::Create { path, data: Vec::new(), mode: CreateMode::Ephemeral },
             State::Standing { version } => Call::Set { path, data: Vec::new(), version },
         };

@@ -39,7 +39,7 @@ pub enum Change {
     /// It stands beside those that its directory is for, or does no longer; it is not read.
     Beside { path: String, how: Beside },
     /// It, or the list of its children, may not be read. This is its whole path: if it is the mirrored directory itself,
-    /// nothing will be told.
+    /// nothing will be told until the mirror is started again.
     Refused { path: String, refusal: Refusal },
     /// Everything that stood when the mirror started has been told.
     Complete,
@@ -387,6 +387,9 @@ impl Mirror {
                 (_, Some(Refusal::NoNode)) => {}
                 (_, refusal) => {
                     let refusal = refusal.unwrap_or(Refusal::Other(0));
+                    if dir.is_empty() {
+                        self.reset();
+                    }
                     changes.push(Change::Refused { path: self.whole(&dir), refusal });
                 }
             },

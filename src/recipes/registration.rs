@@ -15,12 +15,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::ensure::{self, Ensure};
+use super::retry::Retry;
 use crate::contract::worker::{ProcessIdentity, Registration};
 use crate::contract::{Incarnation, Layout};
 use crate::exit;
 use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Level, Prng,
-    Refusal, Reply, WatchMode,
+    Refusal, Reply, WatchMode, earlier,
 };
 
 /// A registration whose process died stands for its session timeout and up to a tick more; this much longer we
@@ -72,6 +73,7 @@ pub struct Registrar {
     rivals: Option<Rivals>,
     /// Whether the present incarnation's name was used in any call.
     tried: bool,
+    retry: Retry,
     state: State,
     calls: Calls<Purpose>,
 }
@@ -91,6 +93,8 @@ enum State {
     /// Waits for the answer to the last incarnation's registration: until then it may still come to stand.
     Landing,
     Ensuring,
+    /// Something was refused: it begins anew after a pause.
+    Refused,
     /// Reads who has our name; `again` once we are registered ourselves.
     Looking {
         again: bool,
@@ -166,6 +170,7 @@ impl Registrar {
             mine: BTreeSet::new(),
             rivals: None,
             tried: false,
+            retry: Retry::default(),
             state: State::Off,
             calls: Calls::default(),
         }
@@ -212,6 +217,7 @@ impl Registrar {
     pub fn on_lost(&mut self) {
         self.calls.clear();
         self.ensure.reset();
+        self.retry.on_lost();
         if !matches!(self.state, State::Dead | State::Yielded) {
             self.state = State::Off;
         }
@@ -257,17 +263,49 @@ impl Registrar {
 
     /// When [`Registrar::on_wake`] is to be called.
     pub fn next_wake(&self) -> Option<Instant> {
+        earlier(self.rivals_until(), self.retry.next_wake())
+    }
+
+    fn rivals_until(&self) -> Option<Instant> {
         match (&self.state, &self.rivals) {
             (State::Waiting, Some(rivals)) => Some(rivals.until),
             _ => None,
         }
     }
 
-    /// Looks again when the rivals had their time.
+    /// Looks again when the rivals had their time, and tries again what was refused.
     pub fn on_wake<R>(&mut self, now: Instant, out: &mut Actions<R>) {
-        if self.next_wake().is_some_and(|at| at <= now) {
+        if self.rivals_until().is_some_and(|at| at <= now) {
             self.look(false, out);
         }
+        if self.retry.is_due(now) {
+            match self.state {
+                State::Refused => {
+                    // Without a registration nobody knows the incarnation; its assignment may stand already, and none is
+                    // made twice.
+                    if self.proven.is_none() {
+                        self.renew_life();
+                    }
+                    self.prepare(out);
+                }
+                State::Standing { .. } => self.flush(out),
+                State::Off
+                | State::Dead
+                | State::Landing
+                | State::Ensuring
+                | State::Looking { .. }
+                | State::Waiting
+                | State::Assigning
+                | State::Registering
+                | State::Confirming { .. }
+                | State::Yielded => {}
+            }
+        }
+    }
+
+    /// What is refused to it, in words for people.
+    pub fn trouble(&self) -> Option<&str> {
+        self.retry.trouble()
     }
 
     /// Takes in a change of a watched znode.
@@ -307,7 +345,7 @@ impl Registrar {
                 ensure::Step::Pending => {}
                 ensure::Step::Done if self.proven.is_some() => self.register(out),
                 ensure::Step::Done => self.look(false, out),
-                ensure::Step::Refused(path, refusal) => self.refused(&path, refusal, out),
+                ensure::Step::Refused(path, refusal) => self.refused(&path, refusal, now, out),
             }
             return Some(Step::Pending);
         }
@@ -328,7 +366,7 @@ impl Registrar {
             Purpose::RemovePredecessor => {
                 match result {
                     Ok(_) | Err(Refusal::NoNode) => self.look(false, out),
-                    Err(refusal) => self.refused(&self.layout.workers(), refusal, out),
+                    Err(refusal) => self.refused(&self.layout.workers(), refusal, now, out),
                 }
                 Step::Pending
             }
@@ -336,19 +374,21 @@ impl Registrar {
             Purpose::Assign => {
                 match result {
                     Ok(_) => self.register(out),
-                    Err(refusal) => self.refused(&self.layout.assignment(&self.incarnation), refusal, out),
+                    Err(refusal) => {
+                        self.refused(&self.layout.assignment(&self.incarnation), refusal, now, out);
+                    }
                 }
                 Step::Pending
             }
-            Purpose::Register if self.state == State::Registering => self.on_registered(result, out),
+            Purpose::Register if self.state == State::Registering => self.on_registered(result, now, out),
             Purpose::Register => {
                 if self.state == State::Landing {
                     self.prepare(out);
                 }
                 Step::Pending
             }
-            Purpose::WatchOwn | Purpose::Own | Purpose::Replace => self.on_confirm(purpose, result, out),
-            Purpose::Publish(body) => self.on_published(body, result, out),
+            Purpose::WatchOwn | Purpose::Own | Purpose::Replace => self.on_confirm(purpose, result, now, out),
+            Purpose::Publish(body) => self.on_published(body, result, now, out),
             Purpose::Inspect => {
                 if let Ok(Reply::Stat(stat)) = result {
                     self.mend(stat.version, out);
@@ -392,7 +432,12 @@ impl Registrar {
         self.calls.issue(out, call, Purpose::Register);
     }
 
-    fn on_registered<R>(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<R>) -> Step {
+    fn on_registered<R>(
+        &mut self,
+        result: Result<&Reply, Refusal>,
+        now: Instant,
+        out: &mut Actions<R>,
+    ) -> Step {
         match result {
             Ok(_) => {
                 let replaces = self.proven;
@@ -407,7 +452,7 @@ impl Registrar {
                 self.n += 1;
                 self.create(out);
             }
-            Err(refusal) => self.refused(&self.path(self.n), refusal, out),
+            Err(refusal) => self.refused(&self.path(self.n), refusal, now, out),
         }
         Step::Pending
     }
@@ -416,6 +461,7 @@ impl Registrar {
         &mut self,
         purpose: Purpose,
         result: Result<&Reply, Refusal>,
+        now: Instant,
         out: &mut Actions<R>,
     ) -> Step {
         let State::Confirming { replaces } = self.state else { return Step::Pending };
@@ -445,7 +491,7 @@ impl Registrar {
             (Purpose::Replace | Purpose::Own, Err(Refusal::NoNode)) => {
                 return self.die("its session had ended before it was back");
             }
-            (_, Err(refusal)) => self.refused(&self.path(self.n), refusal, out),
+            (_, Err(refusal)) => self.refused(&self.path(self.n), refusal, now, out),
             (purpose, Ok(reply)) => {
                 out.fail(exit::BUG, format!("registration: {reply:?} answers {purpose:?}"));
             }
@@ -455,6 +501,7 @@ impl Registrar {
 
     fn stand<R>(&mut self, out: &mut Actions<R>) -> Step {
         self.looked = true;
+        self.retry.done(out);
         self.state = State::Standing { version: 0, written: Box::new(self.created.clone()), writing: false };
         self.flush(out);
         Step::Standing
@@ -495,6 +542,7 @@ impl Registrar {
         &mut self,
         body: Box<Registration>,
         result: Result<&Reply, Refusal>,
+        now: Instant,
         out: &mut Actions<R>,
     ) -> Step {
         let State::Standing { version, written, writing } = &mut self.state else { return Step::Pending };
@@ -503,14 +551,17 @@ impl Registrar {
                 *version = stat.version;
                 *written = body;
                 *writing = false;
+                self.retry.done(out);
                 self.flush(out);
                 Step::Pending
             }
             Err(Refusal::NoNode) => self.die("its registration was deleted"),
             Err(Refusal::BadVersion) => self.die("its registration was changed by someone else"),
+            // It stands, and says what it said before.
             Ok(_) | Err(_) => {
+                *writing = false;
                 let path = self.path(self.n);
-                self.refused(&path, result.err().unwrap_or(Refusal::Other(0)), out);
+                self.retry.refused(&path, result.err().unwrap_or(Refusal::Other(0)), now, out);
                 Step::Pending
             }
         }
@@ -521,8 +572,11 @@ impl Registrar {
         Step::Dead(why.to_string())
     }
 
-    fn refused<R>(&self, path: &str, refusal: Refusal, out: &mut Actions<R>) {
-        let code = if refusal == Refusal::NoAuth { exit::NOT_PERMITTED } else { exit::CONFIG };
-        out.fail(code, format!("cannot register worker {}: {path}: {refusal}", self.worker));
+    fn refused<R>(&mut self, path: &str, refusal: Refusal, now: Instant, out: &mut Actions<R>) {
+        self.calls.clear();
+        self.ensure.reset();
+        self.state = State::Refused;
+        let what = format!("cannot register worker {}: {path}", self.worker);
+        self.retry.refused(&what, refusal, now, out);
     }
 }

@@ -309,10 +309,10 @@ pub fn refusal_code(refusal: Refusal) -> i32 {
     match refusal {
         Refusal::NoAuth => exit::NOT_PERMITTED,
         Refusal::TooLarge | Refusal::Other(QUOTA_EXCEEDED) => exit::TOO_MUCH,
-        Refusal::NoChildrenForEphemerals | Refusal::Unimplemented => exit::CONFIG,
         Refusal::BadArguments => exit::DATA,
         Refusal::NoNode | Refusal::NodeExists | Refusal::BadVersion | Refusal::NotEmpty => exit::TRY_AGAIN,
-        Refusal::Other(_) => exit::TRY_AGAIN,
+        // An ensemble that cannot do what is needed: nothing of this process has to be changed for that.
+        Refusal::NoChildrenForEphemerals | Refusal::Unimplemented | Refusal::Other(_) => exit::TRY_AGAIN,
     }
 }
 

@@ -33,12 +33,12 @@ use state::{Kill, Run, Session, State, Then};
 use crate::contract::{Layout, is_component};
 use crate::exit;
 use crate::machine::{
-    Action, Actions, Ended, Event, GroupSignal, Instant, Level, Refusal, Role, RunId, RunOutput, RunSpec,
-    earlier,
+    Action, Actions, Ended, Event, GroupSignal, Instant, Level, Role, RunId, RunOutput, RunSpec, earlier,
 };
 use crate::recipes::election::Election;
 use crate::recipes::ensure::{self, Ensure};
 use crate::recipes::lease::Lease;
+use crate::recipes::retry::Retry;
 
 /// A run that was shorter than this is followed by a pause without leadership.
 const SHORT_RUN: Duration = Duration::from_secs(1);
@@ -86,6 +86,10 @@ pub struct Elector {
     election: Election,
     ensure: Ensure,
     lease: Lease,
+    /// It may not stand for election.
+    retry: Retry,
+    /// It may not make the directory of leases.
+    directory: Retry,
     session: Session,
     state: State,
     /// How it stands, as last told; `None` before it ever stood.
@@ -108,6 +112,8 @@ impl Elector {
             election: Election::new(&params.dir, &params.uuid, params.id.clone().into_bytes()),
             ensure: Ensure::new([params.layout.leases()]),
             lease: Lease::new(&params.layout, &holder),
+            retry: Retry::default(),
+            directory: Retry::default(),
             session: Session::Down,
             state: State::Standing,
             told: None,
@@ -151,6 +157,8 @@ impl Elector {
     fn on_lost(&mut self) {
         self.session = Session::Down;
         self.election.on_lost();
+        self.retry.on_lost();
+        self.directory.on_lost();
         self.lease.on_lost();
         self.ensure.reset();
     }
@@ -302,14 +310,35 @@ impl Elector {
         match step {
             ensure::Step::Pending => {}
             ensure::Step::Done => {
+                self.directory.done(out);
                 if let State::Acquiring { ticket, .. } = &mut self.state {
                     *ticket = Some(self.lease.fresh(now, out));
                 }
             }
             ensure::Step::Refused(path, refusal) => {
-                let code = if *refusal == Refusal::NoAuth { exit::NOT_PERMITTED } else { exit::CONFIG };
-                out.fail(code, format!("cannot make the directory {path} for leases: {refusal}"));
+                let what = format!("cannot make the directory {path} for leases");
+                self.directory.refused(&what, *refusal, now, out);
             }
+        }
+    }
+
+    /// Tries again what was refused.
+    fn mend(&mut self, now: Instant, out: &mut Actions<Report>) {
+        if let Some((path, refusal)) = self.election.take_refused() {
+            self.retry.refused(&format!("cannot stand for election in {path}"), refusal, now, out);
+            if let Some(trouble) = self.retry.trouble() {
+                out.push(Action::Status(trouble.to_string()));
+            }
+        }
+        let is_out = matches!(self.session, Session::Entered { .. }) && self.election.is_out();
+        if self.retry.is_due(now) && is_out && matches!(self.state, State::Standing) {
+            self.election.stand(out);
+        }
+        if self.directory.is_due(now) && matches!(self.state, State::Acquiring { ticket: None, .. }) {
+            self.ensure.start(out);
+        }
+        if self.election.is_following() || self.election.leading().is_some() {
+            self.retry.done(out);
         }
     }
 
@@ -510,6 +539,7 @@ impl Role for Elector {
             | State::Stopping { .. }
             | State::Pausing { .. } => {}
         }
+        self.mend(now, out);
         self.advance(&why, now, out);
         let needed = self.needs_lease();
         self.lease.need(needed, now, out);
@@ -518,7 +548,8 @@ impl Role for Elector {
     }
 
     fn next_wake(&self) -> Option<Instant> {
-        let lease = self.lease.next_wake();
+        let refused = earlier(self.retry.next_wake(), self.directory.next_wake());
+        let lease = earlier(self.lease.next_wake(), refused);
         match &self.state {
             State::Standing => lease,
             State::Acquiring { patience_ends, .. } => earlier(lease, Some(*patience_ends)),

@@ -41,6 +41,7 @@ use crate::recipes::election::Election;
 use crate::recipes::ensure::{self, Ensure};
 use crate::recipes::mirror::{Change, Mirror};
 use crate::recipes::queue::{Needs, Place, Queue};
+use crate::recipes::retry::{Condition, Retry};
 use fleet::Fleet;
 use leading::Term;
 use stand::Stand;
@@ -105,7 +106,9 @@ pub struct Master {
     just_read: Option<(TaskId, Seen)>,
     /// When to read what changed and was left for later.
     catch_up_at: Option<Instant>,
-    told: String,
+    /// What it cannot do without was refused, or is gone.
+    retry: Retry,
+    condition: Condition,
 }
 
 impl Master {
@@ -136,13 +139,15 @@ impl Master {
             term: None,
             catch_up_at: None,
             just_read: None,
-            told: String::new(),
+            retry: Retry::default(),
+            condition: Condition::default(),
             params,
         }
     }
 
     fn on_lost(&mut self) {
         self.connected = None;
+        self.retry.on_lost();
         self.ensure.reset();
         self.election.on_lost();
         self.tasks.reset();
@@ -159,12 +164,8 @@ impl Master {
         if let Some(step) = self.ensure.on_reply(id, result, out) {
             match step {
                 ensure::Step::Pending => {}
-                ensure::Step::Done => {
-                    self.tasks.start(out);
-                    self.workers.start(out);
-                    self.election.stand(out);
-                }
-                ensure::Step::Refused(path, refusal) => cannot(&path, refusal, out),
+                ensure::Step::Done => self.start_missing(out),
+                ensure::Step::Refused(path, refusal) => self.retry.refused(&path, refusal, now, out),
             }
         } else if let Some(changes) = self.tasks.on_reply(id, result, out) {
             self.hear_of_groups(out);
@@ -176,7 +177,40 @@ impl Master {
         }
     }
 
+    /// All directories are there: starts what does not run, at first all of it.
+    fn start_missing(&mut self, out: &mut Out) {
+        self.tasks.start_missing(self.term.is_some(), out);
+        if !self.workers.is_started() {
+            self.workers.start(out);
+        }
+        if self.election.is_out() {
+            self.election.stand(out);
+        }
+        self.restart_term(out);
+    }
+
+    /// Tries again what was refused, and makes what is gone.
+    fn mend(&mut self, now: Instant, out: &mut Out) {
+        if let Some((path, refusal)) = self.election.take_refused() {
+            self.retry.refused(&format!("cannot stand for election in {path}"), refusal, now, out);
+        }
+        if self.retry.is_due(now) {
+            self.ensure.start(out);
+        }
+        let stands = match &self.term {
+            Some(term) => term.is_leading(),
+            None => self.election.is_following(),
+        };
+        let hears = self.tasks.is_whole() && self.workers.is_complete();
+        if stands && hears && self.ensure.is_done() && self.retry.next_wake().is_none() {
+            self.retry.done(out);
+        }
+    }
+
     fn on_changed(&mut self, path: &str, kind: ChangeKind, now: Instant, out: &mut Out) {
+        if kind == ChangeKind::Deleted && self.ensure.has(path) {
+            self.retry.vanished(path, now, out);
+        }
         if let Some(changes) = self.tasks.on_changed(path, kind, out) {
             self.on_tasks(changes, now, out);
         } else if let Some(changes) = self.workers.on_changed(path, kind, out) {
@@ -237,7 +271,7 @@ impl Master {
                         self.tasks.doubt(&path, out);
                     }
                 },
-                Change::Refused { path, refusal } => self.on_unreadable(&path, refusal, out),
+                Change::Refused { path, refusal } => self.on_unreadable(&path, refusal, now, out),
                 Change::Complete => {
                     out.log(Level::Info, format!("{} tasks loaded", self.table.len()));
                     self.on_tasks_complete(now, out);
@@ -349,7 +383,7 @@ impl Master {
                         self.on_death(&incarnation, out);
                     }
                 }
-                Change::Refused { path, refusal } => self.on_unreadable(&path, refusal, out),
+                Change::Refused { path, refusal } => self.on_unreadable(&path, refusal, now, out),
                 Change::Complete => self.check_workers(out),
             }
             self.touch();
@@ -357,13 +391,9 @@ impl Master {
     }
 
     /// A master can do without a znode that may not be read, but not without one of its directories.
-    fn on_unreadable(&mut self, path: &str, refusal: Refusal, out: &mut Out) {
-        let layout = &self.params.layout;
-        if [layout.tasks(), layout.batches(), layout.groups(), layout.workers()]
-            .iter()
-            .any(|directory| directory == path)
-        {
-            cannot(path, refusal, out);
+    fn on_unreadable(&mut self, path: &str, refusal: Refusal, now: Instant, out: &mut Out) {
+        if self.ensure.has(path) {
+            self.retry.refused(path, refusal, now, out);
         } else if self.table.report(path) {
             out.log(Level::Error, format!("{path}: {refusal}"));
         }
@@ -407,11 +437,8 @@ impl Master {
             (None, Some(_)) if self.election.is_following() => "standing by".to_string(),
             (None, Some(_)) => "connected".to_string(),
         };
-        if text != self.told {
-            out.log(Level::Info, text.clone());
-            out.push(Action::Status(text.clone()));
-            self.told = text;
-        }
+        let summary = self.term.as_ref().and_then(|term| term.summary.trouble());
+        self.condition.tell(text, [self.retry.trouble(), summary], out);
     }
 }
 
@@ -444,6 +471,7 @@ impl Role for Master {
             | Event::Unguarded { .. }
             | Event::Lines(_) => {}
         }
+        self.mend(now, out);
         self.follow_election(now, out);
         self.catch_up(now, out);
         self.act(now, out);
@@ -452,8 +480,9 @@ impl Role for Master {
     }
 
     fn next_wake(&self) -> Option<Instant> {
-        let Some(term) = &self.term else { return self.catch_up_at };
-        earlier(self.catch_up_at, earlier(term.next_wake(), self.housekeeping_wake(term)))
+        let own = earlier(self.catch_up_at, self.retry.next_wake());
+        let Some(term) = &self.term else { return own };
+        earlier(own, earlier(term.next_wake(), self.housekeeping_wake(term)))
     }
 
     fn assert_invariants(&self) {
@@ -464,12 +493,6 @@ impl Role for Master {
             assert!(term.holder_of(task).is_none(), "task {task} is queued and assigned at once");
         }
     }
-}
-
-/// Ends the role: what it cannot do without is refused.
-fn cannot(path: &str, refusal: Refusal, out: &mut Out) {
-    let code = if refusal == Refusal::NoAuth { exit::NOT_PERMITTED } else { exit::CONFIG };
-    out.fail(code, format!("{path}: {refusal}"));
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ use crate::machine::{
 use crate::recipes::groups::Groups;
 use crate::recipes::lease::Lease;
 use crate::recipes::registration::{Registrar, Step};
+use crate::recipes::retry::{Condition, Retry};
 use reports::Reports;
 use slot::{Slot, Stop, Why};
 
@@ -166,7 +167,9 @@ pub struct Worker {
     /// Something happened upon which it may be due.
     vouching: bool,
     calls: Calls<Purpose>,
-    told: String,
+    /// Its assignment may not be read.
+    retry: Retry,
+    condition: Condition,
 }
 
 impl Worker {
@@ -198,7 +201,8 @@ impl Worker {
             vouch_at: None,
             vouching: false,
             calls: Calls::default(),
-            told: String::new(),
+            retry: Retry::default(),
+            condition: Condition::default(),
             params,
         }
     }
@@ -210,6 +214,7 @@ impl Worker {
     fn on_lost(&mut self, out: &mut Out) {
         self.connected = false;
         self.calls.clear();
+        self.retry.on_lost();
         self.registrar.on_lost();
         self.lease.on_lost();
         self.reports.on_lost();
@@ -232,8 +237,7 @@ impl Worker {
                 self.lease.rename_if_new(self.registrar.incarnation().as_str());
                 self.lease.on_session(self.registrar.session_timeout());
                 self.groups.rename(self.registrar.incarnation());
-                let call = Call::Watch { path: self.assignment(), mode: WatchMode::Node };
-                self.calls.issue(out, call, Purpose::WatchAssignment);
+                self.watch_assignment(out);
                 self.restart_reads(out);
                 self.vouching = true;
                 out.push(Action::Ready);
@@ -248,6 +252,11 @@ impl Worker {
                 );
             }
         }
+    }
+
+    fn watch_assignment(&mut self, out: &mut Out) {
+        let call = Call::Watch { path: self.assignment(), mode: WatchMode::Node };
+        self.calls.issue(out, call, Purpose::WatchAssignment);
     }
 
     /// Nothing may go on that the lease does not cover.
@@ -337,6 +346,7 @@ impl Worker {
             (Purpose::WatchAssignment, Ok(_)) => self.read_assignment(out),
             (Purpose::ReadAssignment, Ok(Reply::Data { data, stat })) => {
                 self.expecting = false;
+                self.retry.done(out);
                 self.on_assignment(data, stat.version, now, out);
             }
             (Purpose::ReadAssignment, Err(Refusal::NoNode)) if self.dying.is_some() => {
@@ -366,7 +376,7 @@ impl Worker {
                 self.on_unassigned(out);
             }
             (Purpose::WatchAssignment | Purpose::ReadAssignment, Err(refusal)) => {
-                out.fail(exit::NOT_PERMITTED, format!("{}: {refusal}", self.assignment()));
+                self.retry.refused(&self.assignment(), refusal, now, out);
             }
             (purpose, Ok(reply)) => out.fail(exit::BUG, format!("worker: {reply:?} answers {purpose:?}")),
         }
@@ -483,11 +493,8 @@ impl Worker {
             Mode::Working => "registering".to_string(),
             Mode::Draining { .. } | Mode::Leaving { .. } => "draining".to_string(),
         };
-        if text != self.told {
-            out.log(Level::Info, text.clone());
-            out.push(Action::Status(text.clone()));
-            self.told = text;
-        }
+        let troubles = [self.registrar.trouble(), self.lease.trouble(), self.retry.trouble()];
+        self.condition.tell(text, troubles, out);
     }
 }
 
@@ -523,6 +530,9 @@ impl Role for Worker {
             Event::Lines(_) => {}
         }
         self.rise(out);
+        if self.retry.is_due(now) {
+            self.watch_assignment(out);
+        }
         let needed = !self.runs.is_empty() || self.expecting || !self.line.is_empty();
         self.lease.need(needed && self.registrar.is_standing(), now, out);
         self.stop_late(now, out);
@@ -541,7 +551,8 @@ impl Role for Worker {
             Mode::Leaving { until } => Some(until),
         };
         let lapse = self.lease.expires().filter(|_| !self.runs.is_empty() && self.dying.is_none());
-        let own = earlier(mode, earlier(self.registrar.next_wake(), self.lease.next_wake()));
+        let refused = earlier(self.registrar.next_wake(), self.retry.next_wake());
+        let own = earlier(mode, earlier(refused, self.lease.next_wake()));
         let owed = earlier(self.vouch_at, self.groups.next_wake().filter(|_| self.connected));
         earlier(earlier(own, owed), earlier(lapse, self.next_deadline()))
     }

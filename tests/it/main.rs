@@ -15,3 +15,4 @@ mod operations;
 mod plain;
 mod rolling;
 mod scenarios;
+mod vanish;

@@ -54,7 +54,7 @@ impl Registrar {
             }
             (_, Err(refusal)) => {
                 let path = self.layout.workers();
-                self.refused(&path, refusal, out);
+                self.refused(&path, refusal, now, out);
                 return Step::Pending;
             }
             (_, Ok(_)) => {}

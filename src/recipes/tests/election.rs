@@ -413,13 +413,15 @@ fn who_stands_again_while_creating_creates_once() {
 }
 
 #[test]
-fn what_is_forbidden_ends_the_role_with_a_fitting_code() {
-    let (mut bench, create) = Bench::creating();
-    bench.reply(create, refused(Refusal::NoAuth));
-    assert_eq!(Asked::of(&mut bench.out).exits, [exit::NOT_PERMITTED]);
-    let (mut bench, create) = Bench::creating();
-    bench.reply(create, refused(Refusal::NoChildrenForEphemerals));
-    assert_eq!(Asked::of(&mut bench.out).exits, [exit::CONFIG]);
+fn what_is_refused_is_told_and_leaves_it_out() {
+    for refusal in [Refusal::NoAuth, Refusal::NoChildrenForEphemerals, Refusal::Other(-6)] {
+        let (mut bench, create) = Bench::creating();
+        bench.reply(create, refused(refusal));
+        Asked::none(&mut bench.out);
+        assert!(bench.election.is_out());
+        assert_eq!(bench.election.take_refused().map(|(_, refusal)| refusal), Some(refusal));
+        assert_eq!(bench.election.take_refused(), None);
+    }
     let (mut bench, create) = Bench::creating();
     bench.reply(create, Ok(Reply::Watching));
     assert_eq!(Asked::of(&mut bench.out).exits, [exit::BUG]);

@@ -49,6 +49,25 @@ impl Bench {
         self.lease.need(true, at_ms(ms), &mut self.out);
     }
 
+    /// After a pause the directory, which may be gone as well, is looked for, and made. Gives the time of that.
+    #[track_caller]
+    fn mend_directory(&mut self, ms: u64, needed: bool) -> u64 {
+        Asked::none(&mut self.out);
+        let due = ms + 50;
+        assert_eq!(self.lease.next_wake(), Some(at_ms(due)));
+        self.lease.need(needed, at_ms(due), &mut self.out);
+        let looks = Asked::of(&mut self.out).calls;
+        assert_eq!(looks.len(), 2, "{looks:?}");
+        for ((id, call), result) in looks.into_iter().zip([set(0), NO_NODE]) {
+            assert!(matches!(call, Call::Exists { .. }));
+            self.reply(id, result, due);
+        }
+        let (id, call) = Asked::one(&mut self.out);
+        assert!(matches!(call, Call::Create { path, .. } if path == "/r/leases"));
+        self.reply(id, Ok(Reply::Created { path: "/r/leases".into() }), due);
+        due
+    }
+
     #[track_caller]
     fn reply(&mut self, id: CallId, result: CallResult, ms: u64) {
         assert!(self.lease.on_reply(id, &result, at_ms(ms), &mut self.out), "it is awaited");
@@ -215,10 +234,7 @@ fn a_wish_outlives_the_deletion_of_the_znode() {
     let ticket = bench.lease.fresh(at_ms(5_000), &mut bench.out);
     let id = bench.set_call("/r/leases/h~1", 0);
     bench.reply(id, NO_NODE, 5_001);
-    Asked::none(&mut bench.out);
-    let due = 5_000 + RENEW_MS;
-    assert_eq!(bench.lease.next_wake(), Some(at_ms(due)));
-    bench.lease.need(false, at_ms(due), &mut bench.out);
+    let due = bench.mend_directory(5_001, false);
     let id = bench.create_call("/r/leases/h~2");
     bench.reply(id, created(), due + 1);
     assert!(bench.lease.has(ticket));
@@ -238,10 +254,40 @@ fn a_wish_ends_with_its_connection() {
 }
 
 #[test]
-fn what_is_forbidden_ends_the_role() {
+fn what_is_forbidden_from_the_start_ends_the_role() {
     let mut bench = Bench::up();
     bench.need(0);
     let id = bench.create_call("/r/leases/h~1");
     bench.reply(id, refused(Refusal::NoAuth), 1);
     assert_eq!(Asked::of(&mut bench.out).exits, [exit::NOT_PERMITTED]);
+}
+
+/// It used to be tried again and again without its directory, for ever.
+#[test]
+fn a_lease_whose_directory_is_deleted_is_made_again_with_it() {
+    let mut bench = Bench::held();
+    bench.need(1_000 + RENEW_MS);
+    let id = bench.set_call("/r/leases/h~1", 0);
+    bench.reply(id, NO_NODE, 3_001);
+    let due = bench.mend_directory(3_001, true);
+    let id = bench.create_call("/r/leases/h~2");
+    bench.reply(id, created(), due + 1);
+    assert_eq!(bench.lease.expires(), Some(at_ms(due + HOLDS_MS)), "from its send time");
+}
+
+/// An ACL or a quota that somebody changed ends nobody: what was proven holds until it ends.
+#[test]
+fn what_is_refused_later_is_tried_again() {
+    for refusal in [Refusal::NoAuth, Refusal::Other(-6)] {
+        let mut bench = Bench::held();
+        bench.need(1_000 + RENEW_MS);
+        let id = bench.set_call("/r/leases/h~1", 0);
+        bench.reply(id, refused(refusal), 3_001);
+        assert!(bench.lease.trouble().is_some());
+        assert_eq!(bench.lease.expires(), Some(at_ms(1_000 + HOLDS_MS)));
+        let due = bench.mend_directory(3_001, true);
+        let id = bench.create_call("/r/leases/h~1");
+        bench.reply(id, created(), due + 1);
+        assert_eq!(bench.lease.trouble(), None);
+    }
 }

@@ -271,7 +271,7 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
     }
 
     fn notice(&mut self, path: &str, kind: ChangeKind) {
-        let tree = self.trees.iter().any(|root| path.starts_with(&format!("{root}/")));
+        let tree = self.trees.iter().any(|root| path == root || path.starts_with(&format!("{root}/")));
         if self.once.remove(path) || tree {
             self.told.push_back(Event::Changed { path: path.into(), kind });
         }

@@ -218,6 +218,10 @@ impl Master {
             (Purpose::ListSubmitters(suspects), Ok(Reply::Children(names)), _) => {
                 self.cancel_orphans(&suspects, names, now, out);
             }
+            // Somebody deleted the directory, and the marks in it: those who live make others.
+            (Purpose::ListSubmitters(suspects), _, Some(Refusal::NoNode)) => {
+                self.cancel_orphans(&suspects, &[], now, out);
+            }
             (Purpose::ListSubmitters(_), _, _) => {}
             (Purpose::DeleteGroups(name, version), _, None | Some(Refusal::NoNode)) => {
                 term.janitor.delete_job(name, version, out);

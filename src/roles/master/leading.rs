@@ -11,7 +11,7 @@ use super::groups::Groups;
 use super::janitor::Janitor;
 use super::summary::{self, Summary};
 use super::table::Phase;
-use super::{Master, Out, cannot};
+use super::{Master, Out};
 use crate::contract::status::{Admission, Leader, Status, WorkerRow};
 use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
 use crate::machine::{
@@ -208,6 +208,7 @@ impl Master {
     pub(super) fn on_term_changed(&mut self, path: &str, kind: ChangeKind, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
         let mut steps = Vec::new();
+        term.summary.on_changed(path, kind, now, out);
         if term.book.on_changed(path, kind, &mut steps, out) {
             self.on_book(steps, now, out);
         }
@@ -229,7 +230,7 @@ impl Master {
             if let Some((task, edit, edited)) = finished {
                 self.on_edited(&task, &edit, edited, now, out);
             }
-        } else if let Some(step) = term.summary.on_reply(id, result) {
+        } else if let Some(step) = term.summary.on_reply(id, result, now, out) {
             match step {
                 summary::Step::Pending => {}
                 summary::Step::Written { mtime_ms, mzxid } => {
@@ -241,7 +242,9 @@ impl Master {
                     }
                     self.on_own_write(mtime_ms, now, out);
                 }
-                summary::Step::Refused(refusal) => cannot(&self.params.layout.status(), refusal, out),
+                summary::Step::Homeless => {
+                    self.retry.vanished(self.params.layout.root(), now, out);
+                }
             }
         } else if term.calls.take(id).is_some() {
             self.on_workers_listed(result, now, out);
@@ -298,13 +301,23 @@ impl Master {
                 }
                 Step::Refused(path, refusal) => {
                     if path == self.params.layout.assign() {
-                        cannot(&path, refusal, out);
+                        self.retry.refused(&path, refusal, now, out);
                     } else {
                         out.log(Level::Error, format!("{path}: {refusal}; its worker gets no tasks"));
                     }
                 }
             }
         }
+    }
+
+    /// Goes on with a takeover of which something was refused.
+    pub(super) fn restart_term(&mut self, out: &mut Out) {
+        if let Some(term) = &mut self.term
+            && term.book.is_stuck()
+        {
+            term.book.take_over(term.epoch, out);
+        }
+        self.check_workers(out);
     }
 
     /// Lists the registrations as soon as the mirror would tell of the end of each. (What the mirror knows by then
@@ -323,7 +336,9 @@ impl Master {
         let names = match result {
             Ok(Reply::Children(names)) => names,
             Ok(_) | Err(CallError::NotSent | CallError::MaybeApplied) => return,
-            Err(CallError::Refused(refusal)) => return cannot(&self.params.layout.workers(), *refusal, out),
+            Err(CallError::Refused(refusal)) => {
+                return self.retry.refused(&self.params.layout.workers(), *refusal, now, out);
+            }
         };
         let alive: BTreeSet<_> = names.iter().filter_map(|name| Some(parse_registration(name)?.0)).collect();
         // Not before, for it may take long, and would have taken the takeover's time.

@@ -22,6 +22,8 @@ pub struct Stand {
     shared: Mirror,
     apart: Mirror,
     groups: Mirror,
+    /// Whether the last two are followed on this connection.
+    follows_all: bool,
 }
 
 /// Where a mirror was told of something.
@@ -39,13 +41,26 @@ impl Stand {
             shared: Mirror::new(layout.tasks(), 2, READS),
             apart: Mirror::new(layout.batches(), 2, READS),
             groups: Mirror::new(layout.groups(), 2, READS),
+            follows_all: false,
         }
     }
 
-    /// Starts to follow what every master hears of, without haste.
-    pub fn start(&mut self, out: &mut Out) {
-        self.shared.start(out);
-        self.shared.take_time(true, out);
+    /// Starts to follow what is not followed: what every master hears of, and the rest if this one did before.
+    /// A leader follows with haste.
+    pub fn start_missing(&mut self, leads: bool, out: &mut Out) {
+        if !self.shared.is_started() {
+            self.shared.start(out);
+            self.shared.take_time(!leads, out);
+        }
+        if self.follows_all {
+            self.follow_all(out);
+        }
+    }
+
+    /// Whether everything that is followed was told, and every change will be.
+    pub fn is_whole(&self) -> bool {
+        let rest = !self.follows_all || (self.apart.is_complete() && self.groups.is_complete());
+        self.shared.is_complete() && rest
     }
 
     /// From now on all that is followed is followed with haste, or without.
@@ -56,9 +71,11 @@ impl Stand {
 
     /// Follows the rest as well, on this connection.
     pub fn follow_all(&mut self, out: &mut Out) {
-        if !self.apart.is_started() {
-            self.groups.start(out);
-            self.apart.start(out);
+        self.follows_all = true;
+        for mirror in [&mut self.groups, &mut self.apart] {
+            if !mirror.is_started() {
+                mirror.start(out);
+            }
         }
     }
 
@@ -67,6 +84,7 @@ impl Stand {
         self.shared.reset();
         self.apart.reset();
         self.groups.reset();
+        self.follows_all = false;
     }
 
     /// Whether all tasks that stood when the lead was taken have been told.

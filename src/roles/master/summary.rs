@@ -6,8 +6,10 @@
 use std::time::Duration;
 
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Instant, Refusal, Reply,
+    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Refusal, Reply,
+    WatchMode,
 };
+use crate::recipes::retry::Retry;
 
 /// The least time between two writes that nothing but the summary's content asks for.
 const PACE: Duration = Duration::from_secs(1);
@@ -24,8 +26,8 @@ pub enum Step {
         /// The transaction of it.
         mzxid: i64,
     },
-    /// It may not be read or written.
-    Refused(Refusal),
+    /// The directory that it stands in is gone.
+    Homeless,
 }
 
 /// The writer of `status`.
@@ -38,6 +40,9 @@ pub struct Summary {
     sent: Option<Instant>,
     dirty: bool,
     forced: bool,
+    /// Whether its end will be told.
+    watched: bool,
+    retry: Retry,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +54,7 @@ enum State {
 
 #[derive(Debug)]
 enum Purpose {
+    Watch,
     Look,
     Write,
 }
@@ -64,6 +70,8 @@ impl Summary {
             sent: None,
             dirty: true,
             forced: false,
+            watched: false,
+            retry: Retry::default(),
         }
     }
 
@@ -87,13 +95,33 @@ impl Summary {
         if !self.calls.is_empty() || !(self.dirty || self.forced) {
             return None;
         }
-        Some(self.sent.filter(|_| !self.forced).map_or(Instant::default(), |sent| sent + PACE))
+        let due = self.sent.filter(|_| !self.forced).map_or(Instant::default(), |sent| sent + PACE);
+        Some(self.retry.next_wake().map_or(due, |again| due.max(again)))
+    }
+
+    /// What is refused to it, in words for people.
+    pub fn trouble(&self) -> Option<&str> {
+        self.retry.trouble()
+    }
+
+    /// Takes in a change of the znode: if somebody deletes it, it is made again, whether or not there is news.
+    pub fn on_changed<R>(&mut self, path: &str, kind: ChangeKind, now: Instant, out: &mut Actions<R>) {
+        if path == self.path && kind == ChangeKind::Deleted {
+            self.retry.vanished(path, now, out);
+            self.state = State::Unknown;
+            self.forced = true;
+        }
     }
 
     /// Writes what `text` gives, if it is time and something changed.
     pub fn offer<R>(&mut self, now: Instant, text: impl FnOnce() -> Vec<u8>, out: &mut Actions<R>) {
         if self.next_wake().is_none_or(|at| at > now) {
             return;
+        }
+        self.retry.is_due(now);
+        if !std::mem::replace(&mut self.watched, true) {
+            let call = Call::Watch { path: self.path.clone(), mode: WatchMode::Node };
+            self.calls.issue(out, call, Purpose::Watch);
         }
         if self.state == State::Unknown {
             self.calls.issue(out, Call::Exists { path: self.path.clone(), watch: false }, Purpose::Look);
@@ -116,7 +144,13 @@ impl Summary {
     }
 
     /// Takes in a reply; `None` if it is somebody else's.
-    pub fn on_reply(&mut self, id: CallId, result: &CallResult) -> Option<Step> {
+    pub fn on_reply<R>(
+        &mut self,
+        id: CallId,
+        result: &CallResult,
+        now: Instant,
+        out: &mut Actions<R>,
+    ) -> Option<Step> {
         let purpose = self.calls.take(id)?;
         Some(match (purpose, result) {
             (_, Err(CallError::NotSent | CallError::MaybeApplied)) => Step::Pending,
@@ -130,6 +164,7 @@ impl Summary {
             }
             (Purpose::Write, Ok(Reply::Stat(stat))) => {
                 self.state = State::Standing { version: stat.version };
+                self.retry.done(out);
                 Step::Written { mtime_ms: stat.mtime_ms, mzxid: stat.mzxid }
             }
             // A create's reply carries no time: write once more. So does whoever met another's write.
@@ -138,8 +173,20 @@ impl Summary {
                 self.forced = true;
                 Step::Pending
             }
-            (_, Err(CallError::Refused(refusal))) => Step::Refused(*refusal),
-            (Purpose::Look, Ok(_)) => Step::Pending,
+            (purpose, Err(CallError::Refused(refusal))) => {
+                // Deleted since it was last seen, or since its directory was.
+                let homeless = *refusal == Refusal::NoNode && self.state == State::Absent;
+                self.watched &= !matches!(purpose, Purpose::Watch);
+                self.state = State::Unknown;
+                self.forced = true;
+                if homeless || *refusal != Refusal::NoNode {
+                    self.retry.refused(&self.path, *refusal, now, out);
+                } else {
+                    self.retry.vanished(&self.path, now, out);
+                }
+                if homeless { Step::Homeless } else { Step::Pending }
+            }
+            (Purpose::Look | Purpose::Watch, Ok(_)) => Step::Pending,
         })
     }
 }

@@ -12,6 +12,7 @@ mod copies;
 mod dispatch;
 mod groups;
 mod stand;
+mod vanish;
 
 fn master(id: &str) -> Desk<Master> {
     Desk::new(Master::new(Params {

@@ -528,6 +528,7 @@ impl Role for Batch {
         match event {
             Event::Connected { .. } => self.on_connected(out),
             Event::Lost { .. } => self.on_lost(now),
+            Event::Changed { path, kind } if self.mark.on_changed(&path, kind, out) => {}
             Event::Changed { path, kind } => self.on_changed(&path, kind),
             Event::Reply { id, result } => self.on_reply(id, &result, out),
             Event::Lines(lines) => self.on_lines(lines),

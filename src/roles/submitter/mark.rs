@@ -1,10 +1,13 @@
 //! The mark of a waiting submitter: an ephemeral by which the leader can tell that its tasks are orphaned.
 //!
 //! Each session makes a mark of its own, under a number that was never used, before it does anything else; the
-//! mark of the session before may still stand then, so there is no gap that only the leader's patience covers.
+//! mark of the session before may still stand then, so there is no gap that only the leader's patience covers. A mark that
+//! somebody deletes is made again, under a new number.
 
 use crate::contract::Layout;
-use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Refusal};
+use crate::machine::{
+    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, WatchMode,
+};
 use crate::recipes::ensure::{self, Ensure};
 
 /// One submitter's mark, or the absence of one.
@@ -14,7 +17,15 @@ pub struct Mark {
     id: Option<String>,
     n: u64,
     ensure: Ensure,
-    calls: Calls<()>,
+    calls: Calls<Purpose>,
+    /// Whether a mark stood in this session: then its submitter waits for none.
+    stood: bool,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Create,
+    Watch,
 }
 
 /// What a reply meant for [`Mark`] led to.
@@ -32,7 +43,7 @@ impl Mark {
     /// The mark of the submitter with this id; without one there is none.
     pub fn new(layout: &Layout, id: Option<String>) -> Mark {
         let ensure = Ensure::new([layout.submitters()]);
-        Mark { layout: layout.clone(), id, n: 0, ensure, calls: Calls::default() }
+        Mark { layout: layout.clone(), id, n: 0, ensure, calls: Calls::default(), stood: false }
     }
 
     /// What tasks have to name, if there is a mark.
@@ -55,6 +66,20 @@ impl Mark {
     pub fn on_lost(&mut self) {
         self.calls.clear();
         self.ensure.reset();
+        self.stood = false;
+    }
+
+    /// Takes in a change of a watched znode; false if it is not the mark.
+    pub fn on_changed<R>(&mut self, path: &str, kind: ChangeKind, out: &mut Actions<R>) -> bool {
+        if self.path().as_deref() != Some(path) {
+            return false;
+        }
+        if kind == ChangeKind::Deleted {
+            out.log(Level::Warn, format!("{path} was deleted by someone else: making another"));
+            self.n += 1;
+            self.create(out);
+        }
+        true
     }
 
     /// Takes in a reply; `None` if it is somebody else's.
@@ -69,12 +94,26 @@ impl Mark {
                 ensure::Step::Refused(_, refusal) => Step::Refused(refusal),
             });
         }
-        self.calls.take(id)?;
+        let purpose = self.calls.take(id)?;
         Some(match result {
-            Ok(_) => Step::Standing,
+            Ok(_) => {
+                if let (Purpose::Create, Some(path)) = (purpose, self.path()) {
+                    self.calls.issue(out, Call::Watch { path, mode: WatchMode::Tree }, Purpose::Watch);
+                    if !std::mem::replace(&mut self.stood, true) {
+                        return Some(Step::Standing);
+                    }
+                }
+                Step::Pending
+            }
             Err(CallError::NotSent | CallError::MaybeApplied) => Step::Pending,
             Err(CallError::Refused(Refusal::NoNode)) => {
                 self.ensure.start(out);
+                Step::Pending
+            }
+            // Its submitter waits already: the leader cancels what it waits for, if nobody mends that.
+            Err(CallError::Refused(refusal)) if self.stood => {
+                let path = self.path().unwrap_or_default();
+                out.log(Level::Warn, format!("{path}: {refusal}; the leader takes this submitter for gone"));
                 Step::Pending
             }
             Err(CallError::Refused(refusal)) => Step::Refused(*refusal),
@@ -82,10 +121,13 @@ impl Mark {
     }
 
     fn create<R>(&mut self, out: &mut Actions<R>) {
-        if let Some(id) = &self.id {
-            let path = self.layout.submitter(id, self.n);
+        if let Some(path) = self.path() {
             let call = Call::Create { path, data: Vec::new(), mode: CreateMode::Ephemeral };
-            self.calls.issue(out, call, ());
+            self.calls.issue(out, call, Purpose::Create);
         }
+    }
+
+    fn path(&self) -> Option<String> {
+        Some(self.layout.submitter(self.id.as_ref()?, self.n))
     }
 }

@@ -520,6 +520,7 @@ impl Role for Single {
                     *give_up = Some(now + DELETE_PATIENCE);
                 }
             }
+            Event::Changed { path, kind } if self.mark.on_changed(&path, kind, out) => {}
             Event::Changed { path, .. } => self.on_changed(&path, out),
             Event::Reply { id, result } => self.on_reply(id, &result, out),
             Event::Wake => {

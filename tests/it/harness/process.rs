@@ -64,6 +64,11 @@ impl Proc {
         self.child.id()
     }
 
+    /// What the test calls it.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
     /// What it printed so far.
     pub fn stdout(&self) -> String {
         self.file("out")

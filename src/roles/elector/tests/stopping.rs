@@ -100,14 +100,27 @@ fn once_stopped_ends_as_the_command_did() {
 #[test]
 fn no_failure_ends_the_process_before_the_group_is_dead() {
     let mut bench = Bench::running(|_| {});
-    bench.pass_with(2_000, is_lease_write);
-    let (id, _) = bench.calls.pop().expect("a renewal");
-    bench.step(Event::Reply { id, result: Err(CallError::Refused(Refusal::NoAuth)) });
+    let path = format!("/z/elections/e/{}", bench.own());
+    bench.step(Event::Changed { path, kind: ChangeKind::Data });
+    let (id, _) = bench.calls.pop().expect("a look at the contender");
+    bench.step(Event::Reply { id, result: Ok(Reply::Watching) });
     assert_eq!(bench.did(), ["Term"]);
     bench.step(Event::Stop { again: true });
     assert_eq!(bench.did(), ["Kill"]);
     bench.ended(Ended::Signal(9));
-    assert_eq!(bench.did(), ["exit 77"]);
+    assert_eq!(bench.did(), ["exit 70"]);
+}
+
+/// A quota or an ACL that was changed meanwhile: the lease proves what it proves until it ends.
+#[test]
+fn a_renewal_that_is_refused_ends_nothing_before_the_lease_does() {
+    for refusal in [Refusal::NoAuth, Refusal::Other(-6)] {
+        let mut bench = Bench::running(|_| {});
+        bench.pass_with(2_000, is_lease_write);
+        let (id, _) = bench.calls.pop().expect("a renewal");
+        bench.step(Event::Reply { id, result: Err(CallError::Refused(refusal)) });
+        assert_eq!(bench.did(), [""; 0]);
+    }
 }
 
 #[test]

@@ -420,6 +420,14 @@ fn an_orphan_to_be_has_its_mark_in_every_session_before_anything_else() {
     desk.connect();
     desk.settle();
     assert_eq!(desk.made[before].path(), "/z/submitters/U~2");
+    // Somebody deletes it, alone and with its directory.
+    desk.remove("/z/submitters/U~2");
+    desk.settle();
+    assert!(desk.znodes.contains_key("/z/submitters/U~3"));
+    desk.znodes.remove("/z/submitters");
+    desk.remove("/z/submitters/U~3");
+    desk.settle();
+    assert!(desk.znodes.contains_key("/z/submitters/U~4"), "{:?}", desk.made);
 
     let desk = waiting(params());
     assert_eq!(desk.count(|call| call.path().contains("submitters")), 0);
@@ -491,6 +499,12 @@ fn a_cancel_that_came_too_late_is_no_news_after_the_outcome() {
     desk.pending.swap(0, 1);
     desk.play(Fate::Answered);
     desk.end(TASK, done());
+    desk.play(Fate::Answered);
+    // The mark's watch is nothing to this.
+    let watch =
+        desk.pending.iter().position(|(_, call)| matches!(call, Call::Watch { .. })).expect("a watch");
+    let watch = desk.pending.remove(watch).expect("it is there");
+    desk.pending.push_front(watch);
     desk.play(Fate::Answered);
     assert!(is_set(&desk.pending[0].1) && is_get(&desk.pending[1].1), "{:?}", desk.pending);
     desk.pending.swap(0, 1);

@@ -1,0 +1,54 @@
+//! What somebody deletes under a master, and what is refused to it.
+
+use super::*;
+
+fn pass(world: &mut World, master: &mut Desk<Master>, ms: u64) {
+    master.go(world);
+    for _ in 0..ms / 100 {
+        world.pass(Duration::from_millis(100));
+        master.go(world);
+    }
+}
+
+#[test]
+fn what_is_deleted_under_a_leader_is_made_again() {
+    let mut world = World::new();
+    let mut master = master("m");
+    master.connect(&mut world);
+    for path in ["/z/status", "/z/workers", "/z/assign", "/z/tasks", "/z/batches", "/z/groups"] {
+        for _ in 0..3 {
+            world.remove(path);
+            pass(&mut world, &mut master, 2_000);
+            assert!(world.znodes.contains_key(path), "{path}: {:?}", master.logs);
+            assert_eq!(master.exit, None, "{path}");
+        }
+    }
+    // What is made there afterwards is heard of.
+    worker(&mut world, "w~1", 2);
+    task(&mut world, "_00/a", |_| {});
+    pass(&mut world, &mut master, 100);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+    let lines = master.logs.len();
+    pass(&mut world, &mut master, 60_000);
+    assert_eq!(master.logs.len(), lines, "{:?}", master.logs);
+}
+
+/// With a quota, an ACL, or a server that has too much to do. It is said once or twice (by whoever meets it), not for ever.
+#[test]
+fn what_is_refused_to_a_master_is_waited_for() {
+    for path in ["/z/status", "/z/tasks", "/z/workers", "/z/assign", "/z/groups", "/z/master"] {
+        let mut world = World::new();
+        let mut master = master("m");
+        world.refused.insert(path.into(), Refusal::Other(-6));
+        master.connect(&mut world);
+        pass(&mut world, &mut master, 60_000);
+        assert_eq!(master.exit, None, "{path}");
+        let told = master.logs.iter().filter(|line| line.contains("ZooKeeper error -6")).count();
+        assert!((1..=2).contains(&told), "{path}: {:?}", master.logs);
+        world.refused.clear();
+        pass(&mut world, &mut master, 5_000);
+        let leads = master.logs.iter().any(|line| line.starts_with("leading"));
+        let over = master.logs.iter().any(|line| line.starts_with("this is over"));
+        assert!(leads && over, "{path}: {:?}", master.logs);
+    }
+}

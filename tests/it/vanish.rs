@@ -1,0 +1,181 @@
+//! Directories and znodes of ours that somebody deletes while the service runs: each one, three times in a row, idle and
+//! under load. It is made again, service goes on within seconds, nothing exits, and nothing fills the log.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use zkmw::contract::contender_rank;
+use zkmw::machine::{CallError, Refusal};
+
+use crate::harness::{Cluster, LIMIT, Proc, Tree, eventually};
+
+/// How soon service must go on.
+const SOON: Duration = Duration::from_secs(5);
+
+/// How long a deletion is tried against processes that make again what it deletes.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// A service with all its roles.
+struct Service {
+    cluster: Cluster,
+    daemons: Vec<Proc>,
+    /// Where the elected command writes its fencing token.
+    token: String,
+}
+
+impl Service {
+    fn start(name: &str) -> Service {
+        let cluster = Cluster::new(name);
+        let token = cluster.dir().join("token").display().to_string();
+        let command = format!("echo $ZKMW_EPOCH >{token}.new; mv {token}.new {token}; exec sleep 1000");
+        let mut daemons = vec![cluster.master("m1"), cluster.master("m2")];
+        daemons.extend(["w1", "w2"].map(|id| cluster.worker(id, &["--slots", "4"])));
+        daemons.extend(["e1", "e2"].map(|id| cluster.elector(id, &["--", "sh", "-c", &command])));
+        cluster.registered(&["w1", "w2"]);
+        let service = Service { cluster, daemons, token };
+        service.elects(LIMIT);
+        service
+    }
+
+    fn election(&self) -> String {
+        format!("{}/elections/default", self.cluster.root)
+    }
+
+    /// The command runs with the token of who leads, and both electors stand.
+    #[track_caller]
+    fn elects(&self, limit: Duration) {
+        eventually(limit, "the command of the leading elector runs", || {
+            let contenders = self.cluster.contenders_below(&self.election());
+            let token = fs::read_to_string(&self.token).ok()?;
+            (contenders.len() == 2 && token.trim() == contenders[0].epoch.to_string()).then_some(())
+        });
+    }
+
+    /// A new task is done in time, everybody is there, and says so.
+    #[track_caller]
+    fn goes_on(&mut self, what: &str) {
+        let start = Instant::now();
+        let mut submit = self.cluster.submit(&["echo on"]);
+        let exit = submit.wait_exit(SOON);
+        assert_eq!((exit.code, exit.stdout.as_str()), (0, "on\n"), "after {what} was deleted: {exit:?}");
+        let left = SOON.saturating_sub(start.elapsed());
+        eventually(left, &format!("the leader tells of both workers after {what} was deleted"), || {
+            let status = self.cluster.status()?;
+            (self.cluster.contenders().len() == 2 && status["workers"] == 2).then_some(())
+        });
+        if what.contains("elections") || what == "the root" {
+            self.elects(SOON);
+        }
+        for daemon in &mut self.daemons {
+            assert!(daemon.is_running(), "{} ended after {what} was deleted", daemon.label());
+        }
+    }
+
+    /// What is to vanish: its name, and where it stands now.
+    fn victims(&self) -> Vec<(&'static str, Option<String>)> {
+        let layout = &self.cluster.layout;
+        let below = |dir: String, last: bool| {
+            let mut names = self.cluster.tree.children(&dir).unwrap_or_default();
+            names.sort_by_key(|name| contender_rank(name).map(str::to_string));
+            let name = if last { names.pop() } else { names.into_iter().next() };
+            name.map(|name| format!("{dir}/{name}"))
+        };
+        let group = below(layout.groups(), false).and_then(|dir| below(dir, false));
+        vec![
+            ("status", Some(layout.status())),
+            ("master", Some(layout.master())),
+            ("the leader's contender", below(layout.master(), false)),
+            ("the standby's contender", below(layout.master(), true)),
+            ("workers", Some(layout.workers())),
+            ("a registration", below(layout.workers(), false)),
+            ("assign", Some(layout.assign())),
+            ("an assignment", below(layout.assign(), false)),
+            ("leases", Some(layout.leases())),
+            ("a lease", below(layout.leases(), false)),
+            ("submitters", Some(layout.submitters())),
+            ("batches", Some(layout.batches())),
+            ("groups", Some(layout.groups())),
+            ("a place in groups", group),
+            ("elections", Some(format!("{}/elections", self.cluster.root))),
+            ("the contender of elections' leader", below(self.election(), false)),
+            ("the contender of elections' follower", below(self.election(), true)),
+            ("a job", below(layout.tasks(), false)),
+            ("tasks", Some(layout.tasks())),
+            ("the root", Some(self.cluster.root.clone())),
+        ]
+    }
+
+    /// Nothing is logged for ever.
+    #[track_caller]
+    fn comes_to_rest(&self) {
+        let lines = || self.daemons.iter().map(|daemon| daemon.stderr().lines().count()).sum::<usize>();
+        let mut since = (Instant::now(), lines());
+        eventually(LIMIT, "the daemons have nothing more to log", || {
+            let now = lines();
+            if now != since.1 {
+                since = (Instant::now(), now);
+            }
+            (since.0.elapsed() > Duration::from_secs(2)).then_some(())
+        });
+    }
+}
+
+/// Deletes a znode and all below it, as far as those who make it again let it.
+fn vanish(tree: &Tree, path: &str) {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        let found = tree.dump(path);
+        for path in found.keys().rev() {
+            match tree.delete(path) {
+                Ok(_) | Err(CallError::Refused(Refusal::NoNode | Refusal::NotEmpty)) => {}
+                other => panic!("delete {path}: {other:?}"),
+            }
+        }
+        if tree.exists(path).is_none() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn g12_whatever_vanishes_is_made_again_while_nothing_happens() {
+    let mut service = Service::start("vanish-idle");
+    for at in 0..service.victims().len() {
+        for _ in 0..3 {
+            let (what, path) = service.victims().swap_remove(at);
+            let Some(path) = path else { continue };
+            vanish(&service.cluster.tree, &path);
+            service.goes_on(what);
+        }
+    }
+    service.comes_to_rest();
+}
+
+#[test]
+fn g12_whatever_vanishes_is_made_again_under_load() {
+    let mut service = Service::start("vanish-load");
+    let lines = service.cluster.dir().join("lines");
+    fs::write(&lines, "sleep .05\n".repeat(400)).expect("a file");
+    let lines = lines.display().to_string();
+    let start = |service: &Service| service.cluster.submit(&["--from-file", &lines]);
+    let mut load = start(&service);
+    for at in 0..service.victims().len() {
+        for _ in 0..3 {
+            if !load.is_running() {
+                load = start(&service);
+            }
+            eventually(LIMIT, "the load is there", || {
+                let leases = service.cluster.tree.children(&service.cluster.layout.leases());
+                (!load.is_running() || leases.is_some_and(|leases| !leases.is_empty())).then_some(())
+            });
+            let (what, path) = service.victims().swap_remove(at);
+            let Some(path) = path else { continue };
+            vanish(&service.cluster.tree, &path);
+            service.goes_on(what);
+        }
+    }
+    // What was deleted under it counts as failed; it ends all the same.
+    let exit = load.wait_exit(LIMIT);
+    assert!([0, 1].contains(&exit.code), "{exit:?}");
+    service.comes_to_rest();
+}
