@@ -1,6 +1,6 @@
 //! How a child is started: the command, what it does between fork and exec, and why a start failed.
 //!
-//! Between fork and exec the child dies with us (`PR_SET_PDEATHSIG`), writes its group id into the roll's pipe
+//! Between fork and exec the child dies with us (`PR_SET_PDEATHSIG`), leads a session of its own, writes its group id into the roll's pipe
 //! and waits at its gate until the roll is written and the guard is told, so no group ever runs that is not on
 //! record. What comes through the gate is the time by which it must begin.
 
@@ -15,11 +15,11 @@ use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, FdFlags, fcntl_setfd, read, retry_on_intr};
-use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal, setsid};
 
 use super::NotStartedKind;
 use super::mark::{OWNER_VAR, RUN_VAR};
-use super::proc::{SERVICE_VARS, boottime_nanos};
+use super::proc::boottime_nanos;
 use super::roll::Announcer;
 use crate::machine::{RunId, RunOutput, RunSpec};
 
@@ -33,6 +33,36 @@ const LAST_SIGNAL: libc::c_int = 31;
 const FAILED_BEFORE_EXEC: Errno = Errno::CANCELED;
 /// What it reports if it came too late to begin; exec itself never does.
 const TOO_LATE: Errno = Errno::TIME;
+
+/// What a service manager tells a service of itself, its sockets, its run files and its credentials. None of it is for what
+/// the service starts: a task that speaks to the watchdog would speak for us. Folders that the unit gives to tasks
+/// (`STATE_DIRECTORY`, `CACHE_DIRECTORY`, `LOGS_DIRECTORY`, `CONFIGURATION_DIRECTORY`) are.
+const SERVICE_VARS: [&str; 15] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "FDSTORE",
+    "INVOCATION_ID",
+    "SYSTEMD_EXEC_PID",
+    "MANAGERPID",
+    "RUNTIME_DIRECTORY",
+    "CREDENTIALS_DIRECTORY",
+    "MEMORY_PRESSURE_WATCH",
+    "MEMORY_PRESSURE_WRITE",
+];
+/// Says that standard error is the journal. That is true of what has ours.
+const JOURNAL_VAR: &str = "JOURNAL_STREAM";
+
+/// Takes out of the environment of what we start what only we are told.
+pub(super) fn forget_service(command: &mut Command) {
+    for name in SERVICE_VARS {
+        command.env_remove(name);
+    }
+}
 
 /// Why there is no child.
 #[derive(Debug)]
@@ -60,12 +90,14 @@ pub(super) fn spawn(
     };
     refuse_nul(spec)?;
     let mut command = Command::new(program);
-    for name in SERVICE_VARS {
-        command.env_remove(name);
+    forget_service(&mut command);
+    let has_our_stderr = spec.request.is_some() || spec.output == RunOutput::Inherit;
+    if !has_our_stderr {
+        command.env_remove(JOURNAL_VAR);
     }
     command.args(arguments).envs(spec.env.iter().map(|(name, value)| (name, value))).env(OWNER_VAR, token);
     command.env(RUN_VAR, mark);
-    command.stdin(Stdio::null()).process_group(0);
+    command.stdin(Stdio::null());
     if spec.request.is_some() {
         // A handler. What it says to its standard error is about itself, and for whoever reads our log.
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -92,6 +124,8 @@ fn prepare(run: RunId, parent: Pid, roll: &Announcer, gate: &OwnedFd) -> Result<
     if getppid() != Some(parent) {
         return Err(Errno::SRCH);
     }
+    // A session of its own is a group of its own, and has no terminal: who reads from one in the background is stopped.
+    setsid()?;
     keep_descriptors_private()?;
     heed_all_signals();
     roll.announce(run)?;

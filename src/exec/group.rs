@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     fn process(pid: u32, group: u32, start_ticks: u64) -> Stat {
-        Stat { pid, parent: 1, group, start_ticks, dead: false, exiting: false }
+        Stat { pid, parent: 1, group, start_ticks, dead: false, stopped: false, exiting: false }
     }
 
     fn suspect(leader_start_ticks: Option<u64>) -> Suspect<'static> {

@@ -23,6 +23,7 @@ pub(super) mod voice;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,11 +37,14 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::ExecEvent;
+use super::child;
 use super::mark::{OWNER_VAR, RUN_VAR};
-use super::proc::{SERVICE_VARS, boottime_nanos, to_pid};
+use super::proc::{boottime_nanos, to_pid};
 use super::table::Table;
 use message::Message;
 
+/// What a guard calls itself before the word `guard`.
+const GUARD_NAME: &str = "zkmw";
 /// The pause before another guard is started, after one that lived shorter than [`LONG_LIFE`] or could not be
 /// started; each is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -241,10 +245,10 @@ impl Link {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
         fcntl_setfl(&writer, OFlags::NONBLOCK).context("cannot set up a pipe")?;
         let mut command = Command::new(&self.program);
-        for name in SERVICE_VARS {
-            command.env_remove(name);
-        }
+        child::forget_service(&mut command);
         let child = command
+            // So that lists of processes show what it is, and not where its program was found.
+            .arg0(GUARD_NAME)
             .args(["guard", &self.token])
             .args(&self.cgroups)
             // It must not be taken for a run: of ours, or of somebody's whose run we are.

@@ -1,7 +1,7 @@
 //! Process groups: started, watched, signalled, and surely dead before their end is told.
 //!
-//! Owns every process that zkmw runs for its user. Each run is a process group of its own and has a thread of
-//! its own (`run`); one `table` knows them all and guards signals against recycled numbers; the `roll`
+//! Owns every process that zkmw runs for its user. Each run is a session, and so a process group, of its own, and has
+//! a thread of its own (`run`); one `table` knows them all and guards signals against recycled numbers; the `roll`
 //! writes every group into the run file (`runfile`) before its program runs; and the `guard`, a process of its own, kills them all when this process cannot.
 //! Runs with a request share long-lived processes (`handler`), each a group of its own as well.
 //!
@@ -20,6 +20,7 @@ mod proc;
 mod roll;
 mod run;
 mod runfile;
+mod stopped;
 mod sweep;
 mod table;
 

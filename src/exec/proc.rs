@@ -15,11 +15,6 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::time::{ClockId, clock_gettime};
 
-/// What a service manager tells a service of itself. It is not for what the service starts: a task that speaks to the
-/// watchdog would speak for us.
-pub(super) const SERVICE_VARS: [&str; 6] =
-    ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
-
 /// Ticks a second of the times in `/proc/PID/stat`. `sysconf(_SC_CLK_TCK)`, which is 100 wherever zkmw runs.
 const TICKS_PER_SECOND: u64 = 100;
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
@@ -36,6 +31,8 @@ pub(super) struct Stat {
     pub(super) start_ticks: u64,
     /// A zombie, all its threads: it will never run again.
     pub(super) dead: bool,
+    /// It was stopped by a signal. (By a debugger it may be for a moment at each of its system calls.)
+    pub(super) stopped: bool,
     /// Its first thread at least is on its way out.
     pub(super) exiting: bool,
 }
@@ -63,6 +60,7 @@ impl Stat {
             group: id(5)?,
             start_ticks: field(22)?.parse().ok()?,
             dead,
+            stopped: field(3)? == "T",
             exiting: dead || number(9)? & PF_EXITING != 0,
         })
     }
@@ -197,7 +195,15 @@ mod tests {
     fn a_name_with_brackets_and_spaces_is_no_trouble() {
         let line = b"42 (a) S 1 (b) c) Z 7 8 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 12345 0 0";
         let stat = Stat::parse(line).unwrap();
-        let expected = Stat { pid: 42, parent: 7, group: 8, start_ticks: 12345, dead: true, exiting: true };
+        let expected = Stat {
+            pid: 42,
+            parent: 7,
+            group: 8,
+            start_ticks: 12345,
+            dead: true,
+            stopped: false,
+            exiting: true,
+        };
         assert_eq!(stat, expected);
         let threads_left = b"42 (x) Z 7 8 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 3 0 12345 0 0";
         assert!(!Stat::parse(threads_left).unwrap().dead);
@@ -209,7 +215,15 @@ mod tests {
     #[test]
     fn a_process_that_is_being_removed_is_dead_and_no_trouble() {
         let line = b"1494 (sh) X 0 -1 -1 0 -1 4227084 50 0 0 0 0 0 0 0 20 0 0 0 98765 0 0";
-        let stat = Stat { pid: 1494, parent: 0, group: 0, start_ticks: 98765, dead: true, exiting: true };
+        let stat = Stat {
+            pid: 1494,
+            parent: 0,
+            group: 0,
+            start_ticks: 98765,
+            dead: true,
+            stopped: false,
+            exiting: true,
+        };
         assert_eq!(Stat::parse(line), Some(stat));
         // The letter may have been read a moment before the rest.
         let line = b"1494 (sh) R 0 -1 -1 0 -1 4227084 50 0 0 0 0 0 0 0 20 0 0 0 98765 0 0";

@@ -11,7 +11,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Sender;
 use rustix::buffer::spare_capacity;
@@ -28,6 +28,7 @@ use super::guard::Guard;
 use super::mark::run_mark;
 use super::proc;
 use super::roll::Announcer;
+use super::stopped::{LOOK_EVERY, StopWatch};
 use super::sweep::RunStrays;
 use super::table::{Signalled, Table};
 use super::{ExecEvent, NotStartedKind};
@@ -42,6 +43,9 @@ const DRAIN_BYTES: u64 = 4 << 20;
 const LOOK_WITHOUT_PIDFD: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// The pause after a `poll` that failed for want of memory.
 pub(super) const POLL_FAILED_PAUSE: Duration = Duration::from_millis(20);
+
+/// The variable that names a task to its program.
+const TASK_VAR: &str = "ZKMW_TASK";
 
 /// What the threads of all runs share.
 #[derive(Debug)]
@@ -103,7 +107,7 @@ impl Shared {
         let mut stdout = Stream::new(child.stdout.take().map(OwnedFd::from), spec.output);
         let mut stderr = Stream::new(child.stderr.take().map(OwnedFd::from), spec.output);
 
-        watch(leader, open_pidfd(leader), &mut stdout, &mut stderr);
+        watch(leader, open_pidfd(leader), &mut stdout, &mut stderr, || name_of(spec));
         let ended_ms = now_ms();
         let (ended, signalled) = self.bury(run, leader, &strays, true);
         stdout.drain();
@@ -212,12 +216,26 @@ pub(super) fn open_pidfd(leader: u32) -> Option<OwnedFd> {
         .ok()
 }
 
+/// What is run, for the log.
+fn name_of(spec: &RunSpec) -> String {
+    let task = spec.env.iter().find(|(name, _)| name == TASK_VAR);
+    task.map_or_else(|| "the command".to_owned(), |(_, task)| format!("task {task}"))
+}
+
 /// Reads both streams until the leader is a zombie.
-fn watch(leader: u32, pidfd: Option<OwnedFd>, stdout: &mut Stream, stderr: &mut Stream) {
-    let timeout = if pidfd.is_some() { None } else { Some(&LOOK_WITHOUT_PIDFD) };
+fn watch(
+    leader: u32,
+    pidfd: Option<OwnedFd>,
+    stdout: &mut Stream,
+    stderr: &mut Stream,
+    name: impl Fn() -> String,
+) {
+    let (mut stopped, mut looked) = (StopWatch::default(), Instant::now());
+    let look_every = timespec(LOOK_EVERY);
+    let timeout = if pidfd.is_some() { &look_every } else { &LOOK_WITHOUT_PIDFD };
     loop {
         let sources = [pidfd.as_ref(), stdout.pipe.as_ref(), stderr.pipe.as_ref()];
-        let ready = match wait_for(sources, timeout) {
+        let ready = match wait_for(sources, Some(timeout)) {
             Ok(ready) => ready,
             Err(Errno::INTR) => continue,
             Err(error) => {
@@ -235,6 +253,10 @@ fn watch(leader: u32, pidfd: Option<OwnedFd>, stdout: &mut Stream, stderr: &mut 
         }
         if (leader_ready || pidfd.is_none()) && is_over(leader) {
             return;
+        }
+        if looked.elapsed() >= LOOK_EVERY {
+            looked = Instant::now();
+            stopped.look(leader, &name);
         }
     }
 }
@@ -273,6 +295,10 @@ fn decode(status: &WaitIdStatus) -> Option<Ended> {
     exit.or_else(|| status.terminating_signal().map(Ended::Signal))
 }
 
+pub(super) fn timespec(time: Duration) -> Timespec {
+    Timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos().into() }
+}
+
 /// Milliseconds since 1970.
 pub(super) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -303,7 +329,8 @@ mod tests {
             .unwrap();
         let output = RunOutput::Capture { limit: 10 };
         let mut stdout = Stream::new(child.stdout.take().map(OwnedFd::from), output);
-        watch(child.id(), None, &mut stdout, &mut Stream::new(None, output));
+        let name = || "it".to_owned();
+        watch(child.id(), None, &mut stdout, &mut Stream::new(None, output), name);
         assert_eq!(stdout.capture.finish().head, b"out\n");
         assert_eq!(child.wait().unwrap().code(), Some(3));
     }

@@ -224,8 +224,15 @@ mod tests {
 
     #[test]
     fn children_of_children_are_found_in_any_order() {
-        let process =
-            |pid, parent| Stat { pid, parent, group: pid, start_ticks: 1, dead: false, exiting: false };
+        let process = |pid, parent| Stat {
+            pid,
+            parent,
+            group: pid,
+            start_ticks: 1,
+            dead: false,
+            stopped: false,
+            exiting: false,
+        };
         let all = [process(9, 8), process(8, 7), process(7, 5), process(6, 1), process(5, 1)];
         let mut doomed = BTreeSet::from([5]);
         add_descendants(&all, &mut doomed);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr, write};
 use rustix::process::{
-    Signal, WaitId, WaitIdOptions, WaitIdStatus, getpgid, kill_process, kill_process_group, waitid,
+    Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, kill_process_group, waitid,
 };
 
 use super::proc::to_pid;
@@ -310,22 +310,18 @@ fn deliver(leader: u32, signal: GroupSignal) {
     }
 }
 
-/// To the group that the leader was started with, and to the leader itself if it has moved to another.
+/// To the leader's group, which it cannot leave: it leads the session, too.
 fn send(leader: u32, signal: Signal) {
-    let pid = to_pid(leader);
-    // ESRCH: the leader has moved and left nobody behind.
-    let to_group = kill_process_group(pid, signal);
-    let moved = getpgid(Some(pid)).is_ok_and(|group| group != pid);
-    let to_leader = if moved { kill_process(pid, signal) } else { Ok(()) };
-    for error in [to_group, to_leader].into_iter().filter_map(Result::err) {
-        if error != Errno::SRCH {
-            log::warn!("cannot send {signal:?} to process group {leader}: {error}");
-        }
+    if let Err(error) = kill_process_group(to_pid(leader), signal)
+        && error != Errno::SRCH
+    {
+        log::warn!("cannot send {signal:?} to process group {leader}: {error}");
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt;
     use std::process::Command;
 
     use super::*;
@@ -336,7 +332,7 @@ mod tests {
         let table = Table::default();
         let (_, gate) = std::io::pipe().expect("pipe");
         table.add(run, Arc::new(gate.into()));
-        let leader = Command::new(program).arg("1000").spawn().expect("spawn").id();
+        let leader = Command::new(program).arg("1000").process_group(0).spawn().expect("spawn").id();
         if dead {
             let until_dead = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
             waitid(WaitId::Pid(to_pid(leader)), until_dead).expect("wait");

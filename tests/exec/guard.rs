@@ -71,6 +71,9 @@ pub fn guard() -> u32 {
 
 fn no_lease() {
     let mut rig = guarded();
+    let of_guard = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", guard())).unwrap();
+    assert!(of_guard("cmdline").starts_with("zkmw\0guard\0"), "{:?}", of_guard("cmdline"));
+    super::until("it has its name", || of_guard("comm") == "zkmw-guard\n");
     let (kind, why) = rig.not_started(sh("exit 0"));
     assert!(kind == NotStartedKind::Transient && why.contains("lease"), "{kind:?} {why}");
     let known = "it is known that what was refused does not run";

@@ -25,6 +25,7 @@ mod runs;
 mod signals;
 mod starts;
 mod strays;
+mod terminal;
 
 use crowd::{blind, shield, shielded};
 use ended::{bad_parent, big, wide_pipe};
@@ -32,6 +33,7 @@ use runfile::claim;
 use runs::{gibibyte, service_vars};
 use signals::mover;
 use starts::starved;
+use terminal::{at_terminal, stops};
 
 /// No single step of a test takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -222,6 +224,7 @@ fn helper() {
         "gibibyte" => gibibyte(),
         "big" => big(dir),
         "wide_pipe" => wide_pipe(),
+        "at_terminal" => at_terminal(),
         "bad_parent" => bad_parent(dir),
         "blind" => blind(dir),
         "shield" => shield(),
@@ -229,6 +232,7 @@ fn helper() {
         "mover" => mover(dir),
         "starved" => starved(),
         "service_vars" => service_vars(),
+        "stops" => stops(),
         "worker" => worker(dir),
         "reports" => reports(dir),
         other => panic!("no role {other}"),

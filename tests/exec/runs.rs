@@ -145,7 +145,7 @@ fn a_run_that_has_closed_its_output_lives_on_and_costs_nothing() {
 /// What the helper plays, with a service manager's variables about it.
 pub fn service_vars() {
     assert!(std::env::var_os("NOTIFY_SOCKET").is_some());
-    let report = Rig::new().run(sh("env | grep -E '^(NOTIFY_SOCKET|WATCHDOG_|LISTEN_)'; echo $KEPT"));
+    let report = Rig::new().run(sh("env | grep _OF_SERVICE; echo $KEPT"));
     assert_eq!(text(&report.stdout), "kept\n");
 }
 
@@ -154,7 +154,18 @@ fn what_a_service_manager_tells_us_is_not_told_to_tasks() {
     let dir = tempfile::tempdir().unwrap();
     let mut helper = Command::new(std::env::current_exe().unwrap());
     helper.args(["--exact", "helper", "--nocapture"]).env(ROLE, "service_vars").env(DIR, dir.path());
-    helper.env("NOTIFY_SOCKET", "/nowhere").env("WATCHDOG_USEC", "1000").env("LISTEN_FDS", "1");
+    for name in [
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "LISTEN_FDS",
+        "JOURNAL_STREAM",
+        "INVOCATION_ID",
+        "SYSTEMD_EXEC_PID",
+        "RUNTIME_DIRECTORY",
+        "CREDENTIALS_DIRECTORY",
+    ] {
+        helper.env(name, "A_VALUE_OF_SERVICE");
+    }
     let output = helper.env("KEPT", "kept").output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }

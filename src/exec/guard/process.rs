@@ -5,7 +5,7 @@
 //! that holds.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -18,6 +18,7 @@ use rustix::fs::{FileType, OFlags, fcntl_setfl, fstat};
 use rustix::io::{Errno, read};
 use rustix::process::{setpriority_process, setsid};
 use rustix::stdio::stdin;
+use rustix::thread::set_name;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
@@ -38,6 +39,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const LOOKS_FOR_PROOF: u32 = 3;
 /// What does not die within this is told.
 const WARN_AFTER: Duration = Duration::from_secs(10);
+/// Its name in short lists of processes, which is `exe` for whoever was started as `/proc/self/exe`.
+const THREAD_NAME: &CStr = c"zkmw-guard";
 /// A guard comes before most others: it acts seldom, and then at once. Only root may have that.
 const NICE: i32 = -10;
 
@@ -84,6 +87,7 @@ fn settle() {
         let _ = signal_hook::flag::register(signal, Arc::default());
     }
     let _ = setsid();
+    let _ = set_name(THREAD_NAME);
     let _ = std::env::set_current_dir("/");
     let _ = setpriority_process(None, NICE);
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");

@@ -34,6 +34,7 @@ pub(super) struct Busy {
     pub(super) run: RunId,
     pub(super) limit: usize,
     pub(super) started_ms: i64,
+    request: String,
     /// What is not written yet of the line.
     pub(super) rest: Vec<u8>,
     /// Something of it was written.
@@ -115,11 +116,10 @@ impl Desk {
                 return Handed::Refused(job);
             }
         };
-        let Job { run, request, limit } = job;
-        let mut busy = Busy { run, limit, started_ms, rest: Vec::new(), handed: written > 0, told: false };
-        if written <= request.len() {
-            busy.rest = request.into_bytes().split_off(written);
-            busy.rest.push(b'\n');
+        let mut busy = Busy::new(job, started_ms);
+        busy.handed = written > 0;
+        if written <= busy.request.len() {
+            busy.rest = [&busy.request.as_bytes()[written..], b"\n"].concat();
             self.wake();
         } else if *proven {
             busy.tell_started(self.pid, shared);
@@ -148,6 +148,19 @@ impl Desk {
 }
 
 impl Busy {
+    /// A request of which nothing is written yet.
+    pub(super) fn new(job: Job, started_ms: i64) -> Busy {
+        let Job { run, request, limit } = job;
+        Busy { run, limit, started_ms, request, rest: Vec::new(), handed: false, told: false }
+    }
+
+    /// What the request is about, for messages.
+    pub(super) fn task(&self) -> String {
+        let request: Option<serde_json::Value> = serde_json::from_str(&self.request).ok();
+        let task = request.as_ref().and_then(|request| request.get("task")?.as_str());
+        task.map_or_else(|| format!("run {}", self.run.0), |task| format!("task {task}"))
+    }
+
     /// Tells that it runs, once.
     pub(super) fn tell_started(&mut self, pid: u32, shared: &Shared) {
         if !std::mem::replace(&mut self.told, true) {

@@ -12,7 +12,7 @@ use std::process::Child;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, read, write};
 
@@ -26,6 +26,7 @@ use crate::exec::guard::LINGER;
 use crate::exec::mark::run_mark;
 use crate::exec::proc;
 use crate::exec::run::{self, POLL_FAILED_PAUSE, now_ms};
+use crate::exec::stopped::{LOOK_EVERY, StopWatch};
 use crate::machine::{RunId, RunReport, RunSpec};
 
 /// When the first request of a handler is told to have started, if it has neither answered nor ended by then. A shell
@@ -95,6 +96,8 @@ pub(super) struct Handler<'a> {
     untold: bool,
     /// There is a rest of a line to be written.
     writing: bool,
+    stopped: StopWatch,
+    looked: Instant,
 }
 
 /// What there is to be looked at.
@@ -138,6 +141,8 @@ impl<'a> Handler<'a> {
             lingering: false,
             untold: false,
             writing: false,
+            stopped: StopWatch::default(),
+            looked: Instant::now(),
         }
     }
 
@@ -164,9 +169,8 @@ impl<'a> Handler<'a> {
                 self.pool.idles(&self.desk);
                 None
             }
-            Handed::Refused(Job { run, limit, .. }) => {
-                let busy =
-                    Busy { run, limit, started_ms: now_ms(), rest: Vec::new(), handed: false, told: false };
+            Handed::Refused(job) => {
+                let busy = Busy::new(job, now_ms());
                 self.desk.lock().work = Work::Busy(busy);
                 Some(self.closed("it takes no request"))
             }
@@ -209,6 +213,17 @@ impl<'a> Handler<'a> {
             {
                 return end;
             }
+            if self.looked.elapsed() >= LOOK_EVERY {
+                self.look_if_stopped();
+            }
+        }
+    }
+
+    /// Whether it is stopped while it has a request.
+    fn look_if_stopped(&mut self) {
+        self.looked = Instant::now();
+        if let Work::Busy(busy) = &self.desk.lock().work {
+            self.stopped.look(self.desk.pid, || format!("the handler of {}", busy.task()));
         }
     }
 
@@ -217,10 +232,10 @@ impl<'a> Handler<'a> {
         let pause = match (self.lingering, self.untold, &self.pidfd) {
             (true, ..) => Some(LINGER),
             (false, true, _) => Some(STARTED_AFTER),
-            (false, false, Some(_)) => None,
+            (false, false, Some(_)) => Some(LOOK_EVERY),
             (false, false, None) => Some(LOOK_WITHOUT_PIDFD),
         };
-        let pause = pause.map(timespec);
+        let pause = pause.map(run::timespec);
         let stdin = if self.writing { self.desk.lock().stdin.clone() } else { None };
         // What is not there is looked at twice in place of it, and its answer is not used.
         let leader = self.pidfd.as_ref().unwrap_or(&self.stdout);
@@ -343,6 +358,7 @@ impl<'a> Handler<'a> {
             self.pool.works();
         }
         self.untold = false;
+        self.stopped = StopWatch::default();
         let mut report = Some(Box::new(verdict.report(started_ms)));
         let (mut lingering, pid) = (false, self.desk.pid);
         let over = shared.table.answered(run, self.desk.id, || {
@@ -379,7 +395,7 @@ impl<'a> Handler<'a> {
     pub(super) fn await_leader(&self, longest: Option<Duration>) {
         let Some(pidfd) = &self.pidfd else { return std::thread::sleep(POLL_FAILED_PAUSE) };
         let mut source = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
-        match poll(&mut source, longest.map(timespec).as_ref()) {
+        match poll(&mut source, longest.map(run::timespec).as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(_) => std::thread::sleep(POLL_FAILED_PAUSE),
         }
@@ -394,8 +410,4 @@ fn nonblocking(pipe: OwnedFd) -> Arc<OwnedFd> {
         log::error!("a handler may keep its thread waiting: {error}");
     }
     Arc::new(pipe)
-}
-
-fn timespec(time: Duration) -> Timespec {
-    Timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos().into() }
 }

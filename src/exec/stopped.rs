@@ -1,0 +1,76 @@
+//! Whether something of a run is stopped (`SIGSTOP`, `SIGTSTP`, `SIGTTIN`), so that it may never end: it is logged.
+//!
+//! Nobody tells us: we look now and then, at the leader and at what it has started. It must not do anything about it, for a
+//! task may have stopped itself on purpose.
+
+use std::fs;
+use std::time::Duration;
+
+use super::proc::{Stat, stat};
+
+/// How often it is looked. A task that is stopped for less is nobody's concern.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// So many looks in a row must find the same process stopped.
+const LOOKS_FOR_PROOF: u32 = 2;
+/// Most processes of a run that are looked at; a look must stay cheap.
+const MOST_PROCESSES: usize = 64;
+
+/// What the looks at one run, or at one handler's, have come to.
+#[derive(Debug, Default)]
+pub(super) struct StopWatch {
+    /// The process that was found stopped last, by pid and birth, and in how many looks in a row.
+    found: Option<((u32, u64), u32)>,
+    /// It was logged.
+    warned: bool,
+}
+
+impl StopWatch {
+    /// Looks, and logs once what is stopped; `task` names whose it is.
+    pub(super) fn look(&mut self, leader: u32, task: impl FnOnce() -> String) {
+        if self.warned {
+            return;
+        }
+        let Some(process) = first_stopped(leader) else {
+            self.found = None;
+            return;
+        };
+        let identity = (process.pid, process.start_ticks);
+        let before = self.found.filter(|(found, _)| *found == identity).map_or(0, |(_, looks)| looks);
+        self.found = Some((identity, before + 1));
+        if before + 1 < LOOKS_FOR_PROOF {
+            return;
+        }
+        self.warned = true;
+        let target = if process.group == leader { format!("-{leader}") } else { process.pid.to_string() };
+        log::warn!(
+            "{}: process {} is stopped, by a signal such as SIGSTOP; it takes up its slot until it goes on \
+             (kill -CONT {target}) or is ended",
+            task(),
+            process.pid
+        );
+    }
+}
+
+/// Of the leader and its descendants the first that is stopped.
+fn first_stopped(leader: u32) -> Option<Stat> {
+    let mut family = vec![leader];
+    let mut next = 0;
+    while let Some(&pid) = family.get(next) {
+        next += 1;
+        if let Ok(Some(process)) = stat(pid)
+            && process.stopped
+        {
+            return Some(process);
+        }
+        let room = MOST_PROCESSES.saturating_sub(family.len());
+        family.extend(children(pid).into_iter().take(room));
+    }
+    None
+}
+
+/// What a process has started, as far as the kernel tells.
+fn children(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    lists.flat_map(|list| list.split_ascii_whitespace().flat_map(str::parse).collect::<Vec<u32>>()).collect()
+}
