@@ -28,6 +28,7 @@ pub mod config;
 pub mod contract;
 pub mod exec;
 pub mod exit;
+pub mod limits;
 #[cfg_attr(not(test), deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types))]
 pub mod machine;
 #[cfg_attr(not(test), deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types))]
@@ -37,4 +38,5 @@ pub mod report;
 pub mod roles;
 pub mod shell;
 pub mod start;
+pub mod threads;
 pub mod zk;

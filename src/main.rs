@@ -10,7 +10,7 @@ use log::LevelFilter;
 use zkmw::config::{self, Config};
 use zkmw::report::StderrAboveBar;
 use zkmw::shell::NOTICES;
-use zkmw::{exec, exit};
+use zkmw::{exec, exit, limits};
 
 /// The subcommand of the guard process, which only we start: no help tells of it.
 const GUARD: &str = "guard";
@@ -65,10 +65,16 @@ fn line(text: &str) -> String {
 fn run(config: Config) -> i32 {
     match catch_unwind(|| zkmw::start::start(config)) {
         Ok(Ok(code)) => code,
-        Ok(Err(error)) => {
-            log::error!("{error:#}");
-            exit::BUG
-        }
+        Ok(Err(error)) => match limits::explain(&error) {
+            Some(shortage) => {
+                log::error!("{shortage}");
+                exit::TRY_AGAIN
+            }
+            None => {
+                log::error!("{error:#}");
+                exit::BUG
+            }
+        },
         Err(_) => {
             log::error!("this is a bug in zkmw; please report it with what stands above");
             exit::BUG

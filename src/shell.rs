@@ -20,6 +20,7 @@ use self::outage::Outage;
 use crate::exec::{ExecEvent, Executor, Means, NotStartedKind, OWN_PROGRAM, RunFile};
 use crate::exit;
 use crate::machine::{Action, Actions, BatchLine, CallError, CallId, Event, Instant, Level, Role, turn};
+use crate::threads;
 use crate::zk::{self, Failure, Session, SessionEvent};
 
 /// Session events that may wait for the loop; further ones wait in the session layer, which has a limit too.
@@ -449,7 +450,7 @@ fn listen(daemon: bool) -> anyhow::Result<Receiver<i32>> {
             }
         }
     };
-    std::thread::Builder::new().name("signals".into()).spawn(forward)?;
+    threads::spawn_small("signals", forward)?;
     Ok(receiver)
 }
 

@@ -10,7 +10,6 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -22,9 +21,16 @@ use super::meter;
 use super::request::{self, LargeWrite};
 use super::{Failure, Settings};
 use crate::machine::{Call, ChangeKind, Instant, WatchMode};
+use crate::{limits, threads};
 
 /// Requests of the session layer itself that may wait for the keeper: a heartbeat and the closing.
 const ERRANDS_MAX: usize = 4;
+
+/// What one connection needs of descriptors: the crate's epoll instance, its socket, and two pipes that wake it; the killer's
+/// duplicates of the first two, and its own pipe; and one directory in `/proc` that is read.
+pub const DESCRIPTORS: usize = 10;
+/// And of threads: three of the crate's, the keeper, and the meter.
+pub const THREADS: usize = 5;
 
 /// Clients are made one at a time in a process, so that each finds its own descriptors.
 static MAKING: Mutex<()> = Mutex::new(());
@@ -226,10 +232,9 @@ impl Drop for Client {
     fn drop(&mut self) {
         self.kill();
         let doomed = (self.zookeeper.take(), self.killer.take());
-        let reaper = thread::Builder::new().name("zk-reaper".to_owned()).stack_size(super::SMALL_STACK);
         // In this order: the killer's pipe must hang in the epoll instance until the I/O thread is gone. If
         // there is no thread to be had, it is done here.
-        let _ = reaper.spawn(move || {
+        let _ = threads::spawn_small("zk-reaper", move || {
             let (zookeeper, killer) = doomed;
             drop(zookeeper);
             drop(killer);
@@ -446,6 +451,8 @@ impl Drop for Lane {
 fn make_client(plan: &Plan<'_>) -> anyhow::Result<Client> {
     // A client that panicked while it was made poisons nothing that we use.
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    // Where it gets none the crate panics, partly on threads of its own.
+    limits::check(DESCRIPTORS, THREADS)?;
     let before = open_sockets()?;
     let target = format!("{}{}", plan.server, plan.settings.chroot.as_deref().unwrap_or(""));
     let handed_over = Arc::default();
@@ -506,17 +513,15 @@ fn ask_first(zookeeper: &ZooKeeper, auth: Vec<(String, Vec<u8>)>) -> First {
 
 fn start_keeper(client: Arc<Client>) -> anyhow::Result<Sender<Errand>> {
     let (errands, received) = bounded::<Errand>(ERRANDS_MAX);
-    let thread = thread::Builder::new().name("zk-keeper".to_owned()).stack_size(super::SMALL_STACK);
-    thread
-        .spawn(move || {
-            for errand in received {
-                // The crate panics on a malformed answer. The errand's receiver sees that no answer came.
-                if catch_unwind(AssertUnwindSafe(|| errand(client.zookeeper()))).is_err() {
-                    client.life.end(End::Lost("malformed answer".to_owned()));
-                }
-                client.came_back();
+    let keep = move || {
+        for errand in received {
+            // The crate panics on a malformed answer. The errand's receiver sees that no answer came.
+            if catch_unwind(AssertUnwindSafe(|| errand(client.zookeeper()))).is_err() {
+                client.life.end(End::Lost("malformed answer".to_owned()));
             }
-        })
-        .context("no thread for the heartbeat")?;
+            client.came_back();
+        }
+    };
+    threads::spawn_small("zk-keeper", keep).context("no thread for the heartbeat")?;
     Ok(errands)
 }

@@ -16,8 +16,8 @@ use std::time::Duration;
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::SMALL_STACK;
 use super::connection::Client;
+use crate::threads;
 
 /// The most that one reply may have. The longest that zkmw has use for is a list of 5,000 names, or a znode's data, and both
 /// have a megabyte at most, unless others were told to make more.
@@ -30,9 +30,7 @@ const WAIT_MAX: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 /// Starts to watch a client. The thread ends with it.
 pub fn watch(client: &Arc<Client>) -> anyhow::Result<()> {
     let client = Arc::downgrade(client);
-    let thread = thread::Builder::new().name("zk-meter".to_owned()).stack_size(SMALL_STACK);
-    thread.spawn(move || measure(&client)).context("no thread for measuring replies")?;
-    Ok(())
+    threads::spawn_small("zk-meter", move || measure(&client)).context("no thread for measuring replies")
 }
 
 fn measure(client: &Weak<Client>) {

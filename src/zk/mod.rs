@@ -24,7 +24,6 @@ use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -32,16 +31,18 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 pub use courtesy::yield_to_others;
 
+use crate::limits;
 use crate::machine::{Call, CallId, CallResult, ChangeKind};
+use crate::threads;
 use pool::Pool;
 use supervisor::Supervisor;
-
-/// Enough for a thread that does nothing but call the crate.
-const SMALL_STACK: usize = 256 * 1024;
 
 /// Requests over one connection before it is made anew. The crate numbers them with 32 bits, and from 2³¹ on
 /// the numbers run towards those that ZooKeeper reserves; the session layer's own are not counted.
 pub const REQUESTS_MAX: u64 = (1 << 31) - 10_000_000;
+
+/// Threads of a session besides those of its connection: the supervisor, the deliverer, one for calls.
+const THREADS: usize = 3;
 
 /// Beyond what `stop` may take by its limit: for answering the outstanding calls.
 const STOP_SLACK: Duration = Duration::from_millis(100);
@@ -178,12 +179,14 @@ impl Session {
         requests_max: u64,
     ) -> anyhow::Result<Session> {
         validate(&settings)?;
+        // Without them there would never be a connection.
+        limits::check(connection::DESCRIPTORS, connection::THREADS + THREADS)?;
         let pool = Pool::start(events, settings.threads, requests_max).context("cannot start a thread")?;
         let (pulse, pulses) = bounded(1);
         let seed = RandomState::new().build_hasher().finish();
         let supervisor = Supervisor::new(settings, Arc::clone(&pool), (pulse.clone(), pulses), seed);
         let (end, ended) = bounded(1);
-        let started = thread::Builder::new().name("zk-session".to_owned()).spawn(move || {
+        let started = threads::spawn("zk-session", move || {
             let _ = end.send(supervisor.run());
         });
         if started.is_err() {

@@ -9,17 +9,18 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError};
 
 use super::connection::{Connection, End, now};
 use super::request::{self, LargeWrite, Outcome};
-use super::{SMALL_STACK, SessionEvent, courtesy};
+use super::{SessionEvent, courtesy};
 use crate::machine::{Call, CallError, CallId, CallResult, ChangeKind, Instant, Refusal};
+use crate::threads;
 
 /// Watch events that may wait for the consumer. Past that the connection is given up: what was missed is read
 /// again after the next one.
@@ -67,6 +68,8 @@ struct State {
     /// Threads for calls, and how many of them wait for one.
     threads: usize,
     idle: usize,
+    /// The last one that was wanted could not be had.
+    short: bool,
     /// Threads whose call was answered in their stead, and which have not come back yet.
     astray: usize,
     /// Events that did not fit into the consumer's channel, in order.
@@ -111,8 +114,12 @@ impl Pool {
             requests: AtomicU64::new(0),
         });
         let deliverer = Arc::clone(&pool);
-        let thread = thread::Builder::new().name("zk-events".to_owned()).stack_size(SMALL_STACK);
-        thread.spawn(move || deliverer.deliver())?;
+        let started = threads::spawn_small("zk-events", move || deliverer.deliver());
+        // The first thread for calls is there from the start: with it alone a role gets on.
+        if let Err(error) = started.and_then(|()| pool.hire(&mut pool.lock())) {
+            pool.over();
+            return Err(error.into());
+        }
         Ok(pool)
     }
 
@@ -138,10 +145,12 @@ impl Pool {
         let number = state.next_number;
         state.next_number += 1;
         if state.idle <= state.queue.len() && state.threads < self.threads_max && state.astray < ASTRAY_MAX {
-            self.hire(&mut state);
+            let hired = self.hire(&mut state);
+            self.make_do(&mut state, hired);
         }
         if state.threads == 0 {
-            // Not even one thread is to be had. Who is told that a call was not sent waits for the loss.
+            // Not even one thread is to be had: those that there were have not come back from a connection that was
+            // killed. Who is told that a call was not sent waits for the loss.
             if let Some(up) = &state.up {
                 up.life().end(End::Lost("no thread for calls is to be had".to_owned()));
             }
@@ -156,14 +165,26 @@ impl Pool {
         }
     }
 
-    fn hire(self: &Arc<Pool>, state: &mut State) {
-        let pool = Arc::clone(self);
-        let thread = thread::Builder::new().name("zk-call".to_owned()).stack_size(SMALL_STACK);
-        match thread.spawn(move || pool.work()) {
-            Ok(_) => state.threads += 1,
-            Err(error) if state.threads == 0 => log::error!("cannot start a thread for calls: {error}"),
+    /// With fewer threads fewer calls are made at a time. That is said once, until one more can be had again.
+    fn make_do(&self, state: &mut State, hired: io::Result<()>) {
+        match hired {
+            Ok(()) => state.short = false,
+            Err(error) if !state.short => {
+                state.short = true;
+                let (threads, max) = (state.threads, self.threads_max);
+                log::warn!(
+                    "{threads} of {max} threads for calls can be had, so fewer calls are made at a time: {error}; see ulimit -u"
+                );
+            }
             Err(_) => {}
         }
+    }
+
+    fn hire(self: &Arc<Pool>, state: &mut State) -> io::Result<()> {
+        let pool = Arc::clone(self);
+        threads::spawn_small("zk-call", move || pool.work())?;
+        state.threads += 1;
+        Ok(())
     }
 
     /// The life of a thread for calls.

@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
+
+use crate::threads;
 
 /// How long a round waits for names when it has no address at all.
 const WAIT_FOR_ANY: Duration = Duration::from_secs(2);
@@ -67,7 +68,7 @@ impl Resolver {
         }
         let (answer, receiver) = bounded(1);
         let host = host.to_owned();
-        let started = thread::Builder::new().name("zk-resolve".to_owned()).spawn(move || {
+        let started = threads::spawn("zk-resolve", move || {
             let found = (host.as_str(), port).to_socket_addrs();
             let found = found.map(|found| found.take(ADDRESSES_MAX).collect());
             let _ = answer.send(found.map_err(|error| error.to_string()));

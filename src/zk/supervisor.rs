@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
@@ -18,6 +17,7 @@ use super::resolve::Resolver;
 use super::suspects::Suspects;
 use super::{Attempt, Failure, Settings, courtesy};
 use crate::machine::{Instant, Prng};
+use crate::threads;
 
 /// The pause after a failed round doubles from here…
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -211,8 +211,7 @@ impl Supervisor {
     fn ask(&self, server: SocketAddr, answer: Sender<(SocketAddr, Result<Grant, String>)>) {
         let (timeout, suspect) = (self.settings.session_timeout, self.suspects.length());
         let told = answer.clone();
-        let thread = thread::Builder::new().name("zk-probe".to_owned()).stack_size(super::SMALL_STACK);
-        let started = thread.spawn(move || {
+        let started = threads::spawn_small("zk-probe", move || {
             let _ = answer.try_send((server, probe(server, timeout, ANSWER_WITHIN, suspect)));
         });
         if let Err(error) = started {

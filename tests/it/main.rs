@@ -11,6 +11,7 @@ mod guard;
 // A helper that no test needs today is part of the harness all the same.
 #[allow(dead_code)]
 mod harness;
+mod limits;
 mod operations;
 mod plain;
 mod rolling;

@@ -192,6 +192,14 @@ fn only_the_session_layer_names_the_crate() {
 }
 
 #[test]
+fn threads_are_started_in_one_place() {
+    refused("src/zk/pool.rs", "fn f() { std::thread::spawn(g); }", "only src/threads.rs");
+    refused("src/start.rs", "use std::thread; fn f() { thread::Builder::new(); }", "only src/threads.rs");
+    accepted("src/threads.rs", "fn f() { std::thread::Builder::new(); }");
+    accepted("src/start.rs", "fn f() { crate::threads::spawn(g); std::thread::sleep(d); }");
+}
+
+#[test]
 fn there_is_one_select() {
     refused("src/exec/mod.rs", "fn f() { select! {} }", "select!");
     refused("src/exec/mod.rs", "fn f() { crossbeam_channel::select_biased! {} }", "select!");

@@ -103,6 +103,7 @@ pub fn offences(files: &[(String, String)], dependencies: &[String]) -> Vec<Stri
             }
         }
     }
+    check_threads(&files, &mut found);
     check_select(&files, &mut found);
     check_step(&files, &mut found);
     found
@@ -191,6 +192,21 @@ fn inner_path(name: &str, path: &Named) -> Option<Vec<String>> {
             Some(at)
         }
         _ => None,
+    }
+}
+
+/// A thread that panics unseen leaves a process that does nothing.
+fn check_threads(files: &[File<'_>], found: &mut Vec<String>) {
+    // What a run's thread may do to the others is looked after there.
+    let own_way = |name: &str| name == "src/threads.rs" || name.starts_with("src/exec/");
+    for file in files.iter().filter(|file| !own_way(file.name)) {
+        for window in file.tokens.windows(3) {
+            let [module, sign, word] = window else { continue };
+            let starts = matches!(word.text.as_str(), "Builder" | "spawn" | "scope");
+            if module.text == "thread" && sign.text == "::" && starts {
+                found.push(file.at(word.line, "only src/threads.rs starts threads"));
+            }
+        }
     }
 }
 

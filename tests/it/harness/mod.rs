@@ -39,7 +39,8 @@ pub mod process;
 pub mod proxy;
 pub mod tree;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -165,12 +166,23 @@ impl Cluster {
 
     /// Starts the binary: `args` begin with the command. `label` names its output files.
     pub fn start(&self, label: &str, args: &[&str]) -> Proc {
+        self.start_program(Path::new(env!("CARGO_BIN_EXE_zkmw")), label, args, |_| {})
+    }
+
+    /// Starts a copy of the binary; `prepare` has the last word on how.
+    pub fn start_program(
+        &self,
+        program: &Path,
+        label: &str,
+        args: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Proc {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let mut all: Vec<String> = vec!["--zk".into(), self.zk.clone(), "--root".into(), self.root.clone()];
         all.extend(["--config".into(), self.dir.join("empty.toml").display().to_string()]);
         all.extend(self.common.clone());
         all.extend(args.iter().map(ToString::to_string));
-        Proc::start(label, &self.dir.join(format!("{number}-{label}")), &all)
+        Proc::start_program(program, label, &self.dir.join(format!("{number}-{label}")), &all, prepare)
     }
 
     /// A master.

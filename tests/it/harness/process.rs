@@ -41,8 +41,19 @@ impl Proc {
 
     /// Starts the binary; `prepare` has the last word on how.
     pub fn start_as(label: &str, files: &Path, args: &[String], prepare: impl FnOnce(&mut Command)) -> Proc {
+        Proc::start_program(Path::new(env!("CARGO_BIN_EXE_zkmw")), label, files, args, prepare)
+    }
+
+    /// The same of a copy of the binary.
+    pub fn start_program(
+        program: &Path,
+        label: &str,
+        files: &Path,
+        args: &[String],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Proc {
         let create = |name: &str| File::create(files.with_extension(name)).expect("an output file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_zkmw"));
+        let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null()).stdout(create("out")).stderr(create("err"));
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
