@@ -9,6 +9,7 @@ pub mod ensure;
 pub mod groups;
 pub mod lease;
 pub mod mirror;
+pub mod past;
 pub mod queue;
 pub mod registration;
 pub mod retry;

@@ -130,6 +130,14 @@ impl Election {
         }
     }
 
+    /// The transaction that made the own contender, once its place is known: a write of our own on this connection.
+    pub fn made_by(&self) -> Option<i64> {
+        match self.state {
+            State::Following { epoch, .. } | State::Leading { epoch, .. } => Some(epoch),
+            State::Out | State::Entering | State::Placing { .. } | State::Leaving => None,
+        }
+    }
+
     /// Whether the place is known and it is not the first.
     pub fn is_following(&self) -> bool {
         matches!(self.state, State::Following { .. })

@@ -62,6 +62,8 @@ pub struct Registrar {
     incarnation: Incarnation,
     /// Number of the newest registration that was tried.
     n: u64,
+    /// The transaction that made it, once that is known.
+    made_by: Option<i64>,
     /// The one up to which there was no gap: the first whose creation was acknowledged, then each that was
     /// acknowledged while the one before was still there to be deleted.
     proven: Option<u64>,
@@ -163,6 +165,7 @@ impl Registrar {
             ensure: Ensure::new(directories),
             incarnation,
             n: 0,
+            made_by: None,
             proven: None,
             looked: false,
             created: body.clone(),
@@ -184,6 +187,11 @@ impl Registrar {
     /// Whether the present incarnation is registered on the present connection.
     pub fn is_standing(&self) -> bool {
         matches!(self.state, State::Standing { .. })
+    }
+
+    /// The transaction that made the newest registration: a write of our own on this connection.
+    pub fn made_by(&self) -> Option<i64> {
+        self.made_by
     }
 
     /// Whether the present incarnation was registered before, and is about to be on the present connection.
@@ -218,6 +226,9 @@ impl Registrar {
         self.calls.clear();
         self.ensure.reset();
         self.retry.on_lost();
+        // What was said of an assignment is said again when that was read again.
+        self.body.revoked_through = None;
+        self.made_by = None;
         if !matches!(self.state, State::Dead | State::Yielded) {
             self.state = State::Off;
         }
@@ -472,6 +483,7 @@ impl Registrar {
             }
             (Purpose::Own, Ok(Reply::Stat(stat))) => {
                 self.body.since.get_or_insert(stat.czxid);
+                self.made_by = Some(stat.czxid);
                 match replaces {
                     None => self.look(true, out),
                     Some(old) => {

@@ -22,6 +22,7 @@
 //! What it can't know: a command that ended by itself in the same moment in which it was told to stop, because
 //! leadership was lost, counts as interrupted and is run again. So `once` means at least once.
 
+mod mend;
 mod report;
 mod state;
 
@@ -36,8 +37,9 @@ use crate::machine::{
     Action, Actions, Ended, Event, GroupSignal, Instant, Level, Role, RunId, RunOutput, RunSpec, earlier,
 };
 use crate::recipes::election::Election;
-use crate::recipes::ensure::{self, Ensure};
+use crate::recipes::ensure::Ensure;
 use crate::recipes::lease::Lease;
+use crate::recipes::past::Past;
 use crate::recipes::retry::Retry;
 
 /// A run that was shorter than this is followed by a pause without leadership.
@@ -90,6 +92,7 @@ pub struct Elector {
     retry: Retry,
     /// It may not make the directory of leases.
     directory: Retry,
+    past: Past,
     session: Session,
     state: State,
     /// How it stands, as last told; `None` before it ever stood.
@@ -114,6 +117,7 @@ impl Elector {
             lease: Lease::new(&params.layout, &holder),
             retry: Retry::default(),
             directory: Retry::default(),
+            past: Past::default(),
             session: Session::Down,
             state: State::Standing,
             told: None,
@@ -306,42 +310,6 @@ impl Elector {
         self.state = State::Over;
     }
 
-    fn on_ensured(&mut self, step: &ensure::Step, now: Instant, out: &mut Actions<Report>) {
-        match step {
-            ensure::Step::Pending => {}
-            ensure::Step::Done => {
-                self.directory.done(out);
-                if let State::Acquiring { ticket, .. } = &mut self.state {
-                    *ticket = Some(self.lease.fresh(now, out));
-                }
-            }
-            ensure::Step::Refused(path, refusal) => {
-                let what = format!("cannot make the directory {path} for leases");
-                self.directory.refused(&what, *refusal, now, out);
-            }
-        }
-    }
-
-    /// Tries again what was refused.
-    fn mend(&mut self, now: Instant, out: &mut Actions<Report>) {
-        if let Some((path, refusal)) = self.election.take_refused() {
-            self.retry.refused(&format!("cannot stand for election in {path}"), refusal, now, out);
-            if let Some(trouble) = self.retry.trouble() {
-                out.push(Action::Status(trouble.to_string()));
-            }
-        }
-        let is_out = matches!(self.session, Session::Entered { .. }) && self.election.is_out();
-        if self.retry.is_due(now) && is_out && matches!(self.state, State::Standing) {
-            self.election.stand(out);
-        }
-        if self.directory.is_due(now) && matches!(self.state, State::Acquiring { ticket: None, .. }) {
-            self.ensure.start(out);
-        }
-        if self.election.is_following() || self.election.leading().is_some() {
-            self.retry.done(out);
-        }
-    }
-
     /// Nothing may go on that the lease does not cover.
     fn check_lease(&mut self, now: Instant, out: &mut Actions<Report>) {
         if let State::Running(run) = self.state
@@ -495,6 +463,7 @@ impl Role for Elector {
         if let State::Over = self.state {
             return;
         }
+        self.past.observe(&event);
         // First of all: if we, or the machine, stood still, the guard has killed the command at the end of the lease.
         // That is no end of its own.
         self.check_lease(now, out);

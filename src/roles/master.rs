@@ -40,6 +40,7 @@ use crate::recipes::assignment::Haste;
 use crate::recipes::election::Election;
 use crate::recipes::ensure::{self, Ensure};
 use crate::recipes::mirror::{Change, Mirror};
+use crate::recipes::past::Past;
 use crate::recipes::queue::{Needs, Place, Queue};
 use crate::recipes::retry::{Condition, Retry};
 use fleet::Fleet;
@@ -108,6 +109,7 @@ pub struct Master {
     catch_up_at: Option<Instant>,
     /// What it cannot do without was refused, or is gone.
     retry: Retry,
+    past: Past,
     condition: Condition,
 }
 
@@ -140,6 +142,7 @@ impl Master {
             catch_up_at: None,
             just_read: None,
             retry: Retry::default(),
+            past: Past::default(),
             condition: Condition::default(),
             params,
         }
@@ -446,6 +449,7 @@ impl Role for Master {
     type Report = Report;
 
     fn step(&mut self, now: Instant, event: Event, out: &mut Out) {
+        self.past.observe(&event);
         match event {
             Event::Connected { timeout } => {
                 self.connected = Some(timeout);
@@ -472,6 +476,10 @@ impl Role for Master {
             | Event::Lines(_) => {}
         }
         self.mend(now, out);
+        if let Some(own) = self.election.made_by() {
+            // All that it knew was forgotten with the connection.
+            self.past.went_back(own, out);
+        }
         self.follow_election(now, out);
         self.catch_up(now, out);
         self.act(now, out);

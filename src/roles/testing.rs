@@ -97,6 +97,19 @@ impl World {
         self.last_session
     }
 
+    /// A copy of all data, for [`World::restore`].
+    pub fn copy(&self) -> (BTreeMap<String, Node>, i64) {
+        (self.znodes.clone(), self.zxid)
+    }
+
+    /// An older copy is put in place of the data; every connection was lost before. Transactions go on from those of the
+    /// copy, or in a new epoch, as those of an ensemble of several servers do.
+    pub fn restore(&mut self, (znodes, zxid): (BTreeMap<String, Node>, i64), new_epoch: bool) {
+        self.zxid = if new_epoch { self.zxid + 1_000 } else { zxid };
+        self.znodes = znodes;
+        self.sessions.clear();
+    }
+
     /// The session's time is up.
     pub fn expire(&mut self, session: i64) {
         self.sessions.remove(&session);

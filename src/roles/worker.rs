@@ -29,10 +29,11 @@ use crate::contract::{Labels, Layout, TaskId};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Event, Instant, Level, Refusal,
-    Reply, Role, RunId, WatchMode, earlier,
+    Reply, Role, RunId, Stat, WatchMode, earlier,
 };
 use crate::recipes::groups::Groups;
 use crate::recipes::lease::Lease;
+use crate::recipes::past::Past;
 use crate::recipes::registration::{Registrar, Step};
 use crate::recipes::retry::{Condition, Retry};
 use reports::Reports;
@@ -141,8 +142,10 @@ pub struct Worker {
     registrar: Registrar,
     lease: Lease,
     mode: Mode,
-    /// The newest version of the own assignment that was seen.
+    /// The newest version of the own assignment that was seen on this connection.
     version: Option<i32>,
+    /// The version that was seen last, on whatever connection, and the transaction that wrote it.
+    last_seen: Option<(i32, i64)>,
     /// A read of it is on its way, so something may be to start.
     expecting: bool,
     /// Its entries, and what became of them.
@@ -169,6 +172,7 @@ pub struct Worker {
     calls: Calls<Purpose>,
     /// Its assignment may not be read.
     retry: Retry,
+    past: Past,
     condition: Condition,
 }
 
@@ -185,6 +189,7 @@ impl Worker {
             registrar,
             mode: Mode::Working,
             version: None,
+            last_seen: None,
             expecting: false,
             slots: BTreeMap::new(),
             line: BTreeMap::new(),
@@ -202,6 +207,7 @@ impl Worker {
             vouching: false,
             calls: Calls::default(),
             retry: Retry::default(),
+            past: Past::default(),
             condition: Condition::default(),
             params,
         }
@@ -214,6 +220,7 @@ impl Worker {
     fn on_lost(&mut self, out: &mut Out) {
         self.connected = false;
         self.calls.clear();
+        self.version = None;
         self.retry.on_lost();
         self.registrar.on_lost();
         self.lease.on_lost();
@@ -231,6 +238,10 @@ impl Worker {
     }
 
     fn on_registrar(&mut self, step: Step, out: &mut Out) {
+        let went_back = self.registrar.made_by().is_some_and(|own| self.past.went_back(own, out));
+        if went_back && step == Step::Standing {
+            return self.die("its incarnation is of the time before", out);
+        }
         match step {
             Step::Pending => {}
             Step::Standing => {
@@ -285,6 +296,7 @@ impl Worker {
         self.calls.clear();
         self.jobs.retain(|_, options| options.is_some());
         self.version = None;
+        self.last_seen = None;
         self.tell_all_alone(out);
         self.kill_all(out);
     }
@@ -300,6 +312,7 @@ impl Worker {
             Some(Dying::Over) => {
                 self.dying = None;
                 self.version = None;
+                self.last_seen = None;
                 self.slots.clear();
                 self.line.clear();
                 match self.mode {
@@ -347,7 +360,7 @@ impl Worker {
             (Purpose::ReadAssignment, Ok(Reply::Data { data, stat })) => {
                 self.expecting = false;
                 self.retry.done(out);
-                self.on_assignment(data, stat.version, now, out);
+                self.on_assignment(data, stat, now, out);
             }
             (Purpose::ReadAssignment, Err(Refusal::NoNode)) if self.dying.is_some() => {
                 self.on_unassigned(out)
@@ -406,11 +419,18 @@ impl Worker {
         self.calls.issue(out, call, Purpose::ReadAssignment);
     }
 
-    fn on_assignment(&mut self, data: &[u8], version: i32, now: Instant, out: &mut Out) {
+    fn on_assignment(&mut self, data: &[u8], stat: &Stat, now: Instant, out: &mut Out) {
+        let version = stat.version;
         if self.version.is_some_and(|seen| seen > version) {
             return;
         }
-        self.version = Some(version);
+        let is_first = self.version.replace(version).is_none();
+        let newest = (version, stat.mzxid);
+        let last = self.last_seen.replace(newest).unwrap_or(newest);
+        // The first is read after a write of our own: it is the present.
+        if is_first && self.dying.is_none() && (version < last.0 || stat.mzxid < last.1) {
+            return self.die("an older copy of its assignment was restored", out);
+        }
         if self.dying.is_some() || matches!(self.mode, Mode::Leaving { .. }) {
             // An absent assignment says that nothing is owed; when the last report is settled it is read again.
             if self.reports.is_empty() {
@@ -420,7 +440,7 @@ impl Worker {
             return;
         }
         match Assignment::decode(data) {
-            Ok(assignment) => self.merge(assignment.entries, now, out),
+            Ok(assignment) => self.merge(assignment.entries, is_first, now, out),
             // Whoever wrote that, nobody can say any more what this incarnation has to do.
             Err(malformed) => self.die(&format!("its assignment cannot be read ({malformed})"), out),
         }
@@ -504,6 +524,7 @@ impl Role for Worker {
     fn step(&mut self, now: Instant, event: Event, out: &mut Out) {
         // First of all: what ended after the lease may have been killed for that, even by others, since this
         // process, or its machine, may have stood still. That is no failure of the task's.
+        self.past.observe(&event);
         self.check_lease(now, out);
         match event {
             Event::Connected { timeout } => {

@@ -14,6 +14,7 @@ mod harness;
 mod limits;
 mod operations;
 mod plain;
+mod rewind;
 mod rolling;
 mod scenarios;
 mod vanish;

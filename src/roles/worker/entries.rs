@@ -16,13 +16,17 @@ use crate::machine::{Action, Call, GroupSignal, Instant, Level, Refusal, Reply, 
 const VOUCH_PACE: Duration = Duration::from_secs(1);
 
 impl Worker {
-    /// Takes in a new version of the assignment.
-    pub(super) fn merge(&mut self, entries: Vec<Entry>, now: Instant, out: &mut Out) {
+    /// Takes in a new version of the assignment, or the first that is read on a connection.
+    pub(super) fn merge(&mut self, entries: Vec<Entry>, is_first: bool, now: Instant, out: &mut Out) {
         for slot in self.slots.values_mut() {
             slot.orphaned = true;
         }
         let mut another = Vec::new();
-        for entry in entries {
+        for mut entry in entries {
+            if is_first {
+                // It may have been given out, and have ended, on an earlier connection.
+                entry.seen = None;
+            }
             match self.slots.get_mut(&entry.task) {
                 None => self.take_up(entry, now, out),
                 Some(slot) if slot.attempt == entry.attempt => {
@@ -148,8 +152,10 @@ impl Worker {
         }
     }
 
-    /// A new session is up: what was being read when the last one ended is read again.
+    /// A new session is up: what was being read when the last one ended is read again. So is what had ended, if it still has
+    /// an entry: the ensemble may have gone back to where it had not.
     pub(super) fn restart_reads(&mut self, out: &mut Out) {
+        self.slots.retain(|_, slot| !matches!(slot.state, State::Closed { .. }));
         let open = |(task, slot): (&TaskId, &mut Slot)| {
             let reads = matches!(slot.state, State::Reading { .. } | State::Verifying { .. });
             if reads {

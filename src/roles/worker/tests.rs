@@ -8,6 +8,7 @@ use crate::roles::testing::{Desk, World};
 
 mod chunks;
 mod groups;
+mod past;
 
 fn worker(change: impl FnOnce(&mut Params)) -> Desk<Worker> {
     let process = ProcessIdentity { host: "h".into(), pid: 7, ..ProcessIdentity::default() };

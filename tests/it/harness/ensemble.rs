@@ -158,6 +158,38 @@ impl Ensemble {
         script(&self.dir, &self.places, &["start", "--no-wait", &id.to_string()]);
     }
 
+    fn ids(&self) -> Vec<u32> {
+        (1..=u32::try_from(self.ports().len()).expect("few servers")).collect()
+    }
+
+    /// Copies the data of all servers, as it is, for [`Ensemble::rewind`].
+    pub fn copy_data(&self) -> PathBuf {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let copy =
+            self.dir.join(format!("copy-{}", COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)));
+        for id in self.ids() {
+            let to = copy.join(id.to_string());
+            std::fs::create_dir_all(&to).expect("a folder");
+            copy_dir(&self.dir.join(id.to_string()).join("data"), &to);
+        }
+        copy
+    }
+
+    /// SIGKILL to all servers, then an older copy in place of their data, or nothing at all; they serve again.
+    pub fn rewind(&self, copy: Option<&Path>) {
+        for id in self.ids() {
+            self.kill(id);
+        }
+        for id in self.ids() {
+            let data = self.dir.join(id.to_string()).join("data");
+            std::fs::remove_dir_all(data.join("version-2")).expect("the data of a server");
+            if let Some(copy) = copy {
+                copy_dir(&copy.join(id.to_string()).join("data"), &data.join(".."));
+            }
+        }
+        self.start_again(&self.ids());
+    }
+
     /// What a server answers to a four letter word (those in the script's whitelist).
     pub fn four_letters(&self, id: u32, word: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.connect_to(id)).ok()?;
@@ -182,6 +214,11 @@ impl Drop for Ensemble {
             tell_reaper(&format!("down {}", self.dir.display()));
         }
     }
+}
+
+fn copy_dir(from: &Path, into: &Path) {
+    let copied = Command::new("cp").args(["-a", "--"]).args([from, into]).status();
+    assert!(copied.is_ok_and(|status| status.success()), "cp {from:?} {into:?}");
 }
 
 fn command(dir: &Path, places: &Places, args: &[&str]) -> Command {
