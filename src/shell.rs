@@ -5,6 +5,7 @@
 //! too long, and that the end is bounded.
 
 mod outage;
+mod pacing;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -17,6 +18,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use self::outage::Outage;
+use self::pacing::Pacing;
 use crate::exec::{ExecEvent, Executor, Means, NotStartedKind, OWN_PROGRAM, RunFile};
 use crate::exit;
 use crate::machine::{Action, Actions, BatchLine, CallError, CallId, Event, Instant, Level, Role, turn};
@@ -99,6 +101,7 @@ struct Shell<'a, T: Role> {
     daemon: bool,
     watchdog: Option<Duration>,
     petted: Instant,
+    pacing: Pacing,
     /// How many session events were taken in without a look at anything else.
     streak: u32,
 }
@@ -166,6 +169,7 @@ pub fn run<T: Role>(
         daemon: surroundings.daemon,
         watchdog: if surroundings.daemon { sd_notify::watchdog_enabled() } else { None },
         petted: Instant::default(),
+        pacing: Pacing::default(),
         streak: 0,
     };
     Ok(shell.run(surroundings.close_timeout))
@@ -214,7 +218,8 @@ impl<T: Role> Shell<'_, T> {
         let time = now();
         let outage = self.outage.as_ref().and_then(|outage| outage.next_wake(&self.why_offline()));
         let connect_by = self.connect_by.filter(|_| !self.ever_connected);
-        let wake = [self.role.next_wake(), connect_by, self.next_pet(), outage];
+        let role = self.role.next_wake().map(|wish| self.pacing.wake_at(wish));
+        let wake = [role, connect_by, self.next_pet(), outage];
         let wake = wake.into_iter().flatten().min();
         let wait = wake.map_or(MAX_WAIT, |at| at.since(time).min(MAX_WAIT));
         select! {
@@ -247,14 +252,20 @@ impl<T: Role> Shell<'_, T> {
                 if !self.ever_connected && self.connect_by.is_some_and(|at| at <= time) {
                     return Some(self.no_ensemble());
                 }
-                if self.role.next_wake().is_none_or(|at| at > time) {
+                if self.role.next_wake().is_none_or(|wish| self.pacing.wake_at(wish) > time) {
                     return None;
                 }
                 Event::Wake
             }
         };
+        let woken = event == Event::Wake;
         turn(&mut self.role, time, event, &mut self.out);
-        self.carry_out()
+        let code = self.carry_out();
+        if woken && code.is_none() && self.pacing.woken(time, self.role.next_wake()) {
+            log::error!(target: "zkmw", "this process was woken for something that it did not do, and goes on with \
+                delays. This is a bug in zkmw: please report it, with the log before this line");
+        }
+        code
     }
 
     /// What a session event is to the role, if anything; or the exit code if there is no going on.

@@ -4,18 +4,20 @@
 //! as there are in one write, one write a page at a time. A new leader rewrites every page with its own epoch
 //! before it changes any; from then on a deposed leader's writes fail on the version.
 
+mod answers;
 mod page;
+mod schedule;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use self::page::{Held, Load};
-use self::page::{Page, PageState, Revoked};
-use crate::contract::worker::{Assignment, Entry, MAX_ENTRIES, Seen};
+use self::page::{Page, PageState};
+use self::schedule::Schedule;
+use crate::contract::worker::{MAX_ENTRIES, Seen};
 use crate::contract::{Incarnation, Layout, TaskId, name_of};
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Level, Refusal, Reply,
-    WatchMode,
+    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Refusal, Reply, WatchMode,
 };
 
 /// Calls of the book that may be in flight at once.
@@ -58,8 +60,42 @@ pub enum Step {
         /// The other's.
         epoch: i64,
     },
-    /// The directory, or a page, may not be read or written.
+    /// A page was refused for the first time since it last passed. It is tried again with a growing pause, and is
+    /// not added to until it passes.
+    PageRefused {
+        /// Whose it is.
+        incarnation: Incarnation,
+        /// What was refused.
+        deed: Deed,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// A page that was refused passes again.
+    PageAccepted(Incarnation),
+    /// These were on a page in memory only, and are on it no more: it was refused.
+    Returned(Vec<TaskId>),
+    /// The directory may not be read.
     Refused(String, Refusal),
+}
+
+/// What is done with a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Deed {
+    Read,
+    Write,
+    Delete,
+}
+
+/// Why a page may say what we do not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// It may not be read.
+    Unread,
+    /// It is no assignment.
+    Malformed,
+    /// It does not carry our epoch: somebody who led before us might write to it.
+    Unwritten,
 }
 
 #[derive(Debug)]
@@ -78,13 +114,12 @@ pub struct Book {
     epoch: i64,
     pages: BTreeMap<Incarnation, Page>,
     holders: BTreeMap<TaskId, Incarnation>,
-    /// Pages to be read or written as soon as the window allows.
-    to_do: BTreeSet<Incarnation>,
-    /// Pages to be written when their time has come, and after how long; the time is set at the next flush.
-    waiting: BTreeMap<Incarnation, (Duration, Option<Instant>)>,
+    schedule: Schedule,
     /// Pages of which the load, or whether they are open, may have changed since somebody asked.
     touched: BTreeSet<Incarnation>,
-    unreadable: BTreeSet<Incarnation>,
+    /// Pages that may say what we do not know: they could not be read, or stood at the takeover and do not carry
+    /// our epoch, so that a deposed leader might write to them.
+    unclaimed: BTreeSet<Incarnation>,
     calls: Calls<Purpose>,
     state: State,
 }
@@ -104,10 +139,9 @@ impl Book {
             epoch: 0,
             pages: BTreeMap::new(),
             holders: BTreeMap::new(),
-            to_do: BTreeSet::new(),
-            waiting: BTreeMap::new(),
+            schedule: Schedule::default(),
             touched: BTreeSet::new(),
-            unreadable: BTreeSet::new(),
+            unclaimed: BTreeSet::new(),
             calls: Calls::default(),
             state: State::Shut,
         }
@@ -130,10 +164,9 @@ impl Book {
     pub fn shut(&mut self) {
         self.pages.clear();
         self.holders.clear();
-        self.to_do.clear();
-        self.waiting.clear();
+        self.schedule.clear();
         self.touched.clear();
-        self.unreadable.clear();
+        self.unclaimed.clear();
         self.calls.clear();
         self.state = State::Shut;
     }
@@ -160,9 +193,18 @@ impl Book {
         self.pages.get(incarnation).is_some_and(Page::is_open)
     }
 
-    /// The pages whose content is unknown.
-    pub fn unreadable(&self) -> impl Iterator<Item = &Incarnation> {
-        self.unreadable.iter()
+    /// The pages that may say what we do not know, and why.
+    pub fn unclaimed(&self) -> impl Iterator<Item = (&Incarnation, Doubt)> {
+        let doubt = |page: &Page| match page.state {
+            PageState::Reading | PageState::Unreadable if page.was_refused() => Doubt::Unread,
+            PageState::Reading | PageState::Unreadable => Doubt::Malformed,
+            PageState::Idle | PageState::Writing | PageState::Closing | PageState::Refused => {
+                Doubt::Unwritten
+            }
+        };
+        self.unclaimed
+            .iter()
+            .filter_map(move |incarnation| Some((incarnation, doubt(self.pages.get(incarnation)?))))
     }
 
     /// Whether the incarnation has a page.
@@ -233,15 +275,12 @@ impl Book {
     fn mark(&mut self, incarnation: &Incarnation, haste: Haste) {
         let Some(page) = self.pages.get_mut(incarnation) else { return };
         page.dirty = true;
-        if haste == Haste::Now {
-            page.urgent = true;
-            self.to_do.insert(incarnation.clone());
-        } else {
-            let lag = haste.lag();
-            let wait = self.waiting.entry(incarnation.clone()).or_insert((lag, None));
-            if lag < wait.0 {
-                *wait = (lag, None);
-            }
+        page.urgent |= haste == Haste::Now;
+        match page.state {
+            PageState::Idle | PageState::Writing if haste == Haste::Now => self.schedule.at_once(incarnation),
+            PageState::Idle | PageState::Writing => self.schedule.within(incarnation, haste.lag()),
+            // Goes along with what follows the answer, or the pause.
+            PageState::Reading | PageState::Closing | PageState::Refused | PageState::Unreadable => {}
         }
     }
 
@@ -301,7 +340,7 @@ impl Book {
 
     /// When [`Book::flush`] has something to write if nothing happens before.
     pub fn next_wake(&self) -> Option<Instant> {
-        self.waiting.values().filter_map(|(_, at)| *at).min()
+        self.schedule.next_wake()
     }
 
     /// The incarnation says that what was revoked up to this version of its page is dead. Gives those tasks,
@@ -319,9 +358,12 @@ impl Book {
     /// Deletes the page of a dead incarnation, once nothing is on it.
     pub fn close<R>(&mut self, incarnation: &Incarnation, out: &mut Actions<R>) {
         let Some(page) = self.pages.get_mut(incarnation) else { return };
-        if page.state == PageState::Idle && page.is_empty() {
+        // What may not be deleted is clean, and waits for its time.
+        let may = page.state == PageState::Idle || (page.state == PageState::Refused && page.dirty);
+        if may && page.is_empty() {
             page.state = PageState::Closing;
             self.touched.insert(incarnation.clone());
+            self.schedule.forget(incarnation);
             page.dirty = false;
             let call =
                 Call::Delete { path: self.layout.assignment(incarnation), version: Some(page.version) };
@@ -331,31 +373,29 @@ impl Book {
 
     /// Writes what is due, as far as the window allows.
     pub fn flush<R>(&mut self, now: Instant, out: &mut Actions<R>) {
-        for (incarnation, (lag, at)) in &mut self.waiting {
-            if *at.get_or_insert(now + *lag) <= now {
-                self.to_do.insert(incarnation.clone());
-            }
-        }
+        self.schedule.advance(now);
         self.pump(out);
     }
 
     fn pump<R>(&mut self, out: &mut Actions<R>) {
         while self.calls.len() < WINDOW {
-            let Some(incarnation) = self.to_do.pop_first() else { break };
+            let Some(incarnation) = self.schedule.pop() else { break };
             let path = self.layout.assignment(&incarnation);
             let Some(page) = self.pages.get_mut(&incarnation) else { continue };
             match page.state {
-                PageState::Reading => {
-                    self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Read(incarnation));
-                }
-                PageState::Idle if page.dirty => {
-                    self.waiting.remove(&incarnation);
+                PageState::Idle | PageState::Refused if page.dirty => {
+                    self.schedule.stop_waiting(&incarnation);
                     let data = page.write(self.epoch);
                     let call = Call::Set { path, data, version: page.version };
                     self.calls.issue(out, call, Purpose::Write(incarnation));
                 }
-                // Idle and clean, or flushed again when the call that is under way is answered.
-                PageState::Idle | PageState::Writing | PageState::Closing | PageState::Unreadable => {}
+                PageState::Reading | PageState::Unreadable | PageState::Refused => {
+                    page.state = PageState::Reading;
+                    self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Read(incarnation));
+                }
+                PageState::Writing => page.urgent = page.dirty,
+                // Clean, or it is seen to when the call that is under way is answered.
+                PageState::Idle | PageState::Closing => {}
             }
         }
     }
@@ -379,7 +419,7 @@ impl Book {
             ChangeKind::Created => self.open(incarnation),
             ChangeKind::Deleted => self.drop_page(&incarnation, steps),
             // Mostly the echo of our own writes; a stranger's is met by the version check of the next.
-            ChangeKind::Data if self.unreadable.contains(&incarnation) => self.read(&incarnation),
+            ChangeKind::Data if self.is_unreadable(&incarnation) => self.read(&incarnation),
             ChangeKind::Data | ChangeKind::Children => {}
         }
         self.pump(out);
@@ -417,7 +457,8 @@ impl Book {
             (Purpose::Write(incarnation), result) => self.on_written(&incarnation, result, steps),
             (Purpose::Close(incarnation), result) => match result {
                 Ok(_) | Err(Refusal::NoNode) => self.drop_page(&incarnation, steps),
-                Err(_) => self.read(&incarnation),
+                Err(Refusal::BadVersion) => self.read(&incarnation),
+                Err(refusal) => self.refuse(&incarnation, Deed::Delete, refusal, steps),
             },
             (Purpose::List, Ok(_)) => {}
         }
@@ -433,16 +474,19 @@ impl Book {
     fn open(&mut self, incarnation: Incarnation) {
         if !self.pages.contains_key(&incarnation) {
             self.pages.insert(incarnation.clone(), Page::new());
-            self.to_do.insert(incarnation);
+            self.schedule.at_once(&incarnation);
         }
+    }
+
+    fn is_unreadable(&self, incarnation: &Incarnation) -> bool {
+        self.pages.get(incarnation).is_some_and(|page| page.state == PageState::Unreadable)
     }
 
     fn read(&mut self, incarnation: &Incarnation) {
         if let Some(page) = self.pages.get_mut(incarnation) {
             page.state = PageState::Reading;
-            self.unreadable.remove(incarnation);
             self.touched.insert(incarnation.clone());
-            self.to_do.insert(incarnation.clone());
+            self.schedule.at_once(incarnation);
         }
     }
 
@@ -450,9 +494,8 @@ impl Book {
         let Some(mut page) = self.pages.remove(incarnation) else { return };
         let tasks = page.take_all();
         self.forget_holder(incarnation, &tasks);
-        self.to_do.remove(incarnation);
-        self.waiting.remove(incarnation);
-        self.unreadable.remove(incarnation);
+        self.schedule.forget(incarnation);
+        self.unclaimed.remove(incarnation);
         self.touched.insert(incarnation.clone());
         steps.push(Step::Closed(incarnation.clone(), tasks));
     }
@@ -461,8 +504,18 @@ impl Book {
     fn lose(&mut self, incarnation: &Incarnation) {
         if let Some(page) = self.pages.get_mut(incarnation) {
             page.state = PageState::Unreadable;
-            self.unreadable.insert(incarnation.clone());
+            self.schedule.forget(incarnation);
             self.touched.insert(incarnation.clone());
+        }
+        self.note_unclaimed(incarnation);
+    }
+
+    /// What stood at the takeover and is not ours yet may say what we do not know. (On a page that was made since
+    /// then is nothing but what we wrote.)
+    fn note_unclaimed(&mut self, incarnation: &Incarnation) {
+        let is_ours = self.pages.get(incarnation).is_none_or(|page| page.ours);
+        if self.state == State::TakingOver && !is_ours {
+            self.unclaimed.insert(incarnation.clone());
         }
     }
 
@@ -470,114 +523,6 @@ impl Book {
         for task in tasks {
             if self.holders.get(task) == Some(incarnation) {
                 self.holders.remove(task);
-            }
-        }
-    }
-
-    fn on_read<R>(
-        &mut self,
-        incarnation: &Incarnation,
-        result: Result<&Reply, Refusal>,
-        steps: &mut Vec<Step>,
-        out: &mut Actions<R>,
-    ) {
-        let path = self.layout.assignment(incarnation);
-        let (data, version, mzxid) = match result {
-            Ok(Reply::Data { data, stat }) => (data, stat.version, stat.mzxid),
-            Err(Refusal::NoNode) => return self.drop_page(incarnation, steps),
-            Ok(_) => return,
-            Err(refusal) => {
-                self.lose(incarnation);
-                return steps.push(Step::Refused(path, refusal));
-            }
-        };
-        let Some(page) = self.pages.get_mut(incarnation) else { return };
-        page.version = version;
-        page.state = PageState::Idle;
-        let read = Assignment::decode(data);
-        // Whoever wrote it had been made a leader before: an epoch after its own page's is from another ensemble.
-        if let Ok(read) = &read
-            && read.epoch > self.epoch
-            && read.epoch < mzxid
-        {
-            return steps.push(Step::Deposed { epoch: read.epoch });
-        }
-        self.to_do.insert(incarnation.clone());
-        self.touched.insert(incarnation.clone());
-        if page.ours {
-            // A stranger wrote over what we know better.
-            page.dirty = true;
-            return;
-        }
-        // An earlier read of the page, if there was one, is void: a deposed leader's write came in between.
-        page.dirty = self.state == State::TakingOver;
-        let earlier = page.take_all();
-        self.forget_holder(incarnation, &earlier);
-        if !earlier.is_empty() {
-            steps.push(Step::Closed(incarnation.clone(), earlier));
-        }
-        match read {
-            Ok(read) => self.take_in(incarnation, read.entries),
-            Err(malformed) => {
-                self.lose(incarnation);
-                return out
-                    .log(Level::Error, format!("{path} is no assignment ({malformed}): it is left alone"));
-            }
-        }
-        // What is on the page must leave the queue now: a standby's queue holds all that is pending.
-        steps.push(Step::Opened(incarnation.clone()));
-    }
-
-    /// Takes over what is on a page. A task may be on two, if a leader that died had written only one half of its
-    /// move from one to the other. Then the later attempt's holder has it; the other entry is void, and is revoked,
-    /// so that it goes when its worker has vouched for it.
-    fn take_in(&mut self, incarnation: &Incarnation, entries: Vec<Entry>) {
-        for entry in entries {
-            let mut revoked = if entry.revoked { Revoked::Wanted } else { Revoked::No };
-            let elsewhere = self.holder(&entry.task).map(|(other, held)| (other.clone(), held.attempt));
-            match elsewhere {
-                Some((other, attempt)) if other != *incarnation && attempt >= entry.attempt => {
-                    revoked = Revoked::Wanted;
-                }
-                Some(_) | None => {
-                    self.revoke(&entry.task, Haste::Now);
-                    self.holders.insert(entry.task.clone(), incarnation.clone());
-                }
-            }
-            if let Some(page) = self.pages.get_mut(incarnation) {
-                page.dirty |= revoked == Revoked::Wanted && !entry.revoked;
-                let mut held = Held::new(entry.attempt, 1, false);
-                (held.inherited, held.revoked, held.recalled) = (true, revoked, entry.recalled);
-                page.push(entry.task, held);
-            }
-        }
-    }
-
-    fn on_written(
-        &mut self,
-        incarnation: &Incarnation,
-        result: Result<&Reply, Refusal>,
-        steps: &mut Vec<Step>,
-    ) {
-        let Some(page) = self.pages.get_mut(incarnation) else { return };
-        match result {
-            Ok(Reply::Stat(stat)) => {
-                page.sent(stat.version);
-                if page.urgent {
-                    self.to_do.insert(incarnation.clone());
-                }
-                steps.push(Step::Written(incarnation.clone()));
-            }
-            Err(Refusal::NoNode) => self.drop_page(incarnation, steps),
-            Err(Refusal::BadVersion) => {
-                page.unsend();
-                self.read(incarnation);
-            }
-            Ok(_) => {}
-            Err(refusal) => {
-                page.unsend();
-                self.lose(incarnation);
-                steps.push(Step::Refused(self.layout.assignment(incarnation), refusal));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Unit tests of the recipes, through what they offer to roles; and what these tests share.
 
+mod assignment;
 mod election;
 mod ensure;
 mod explore;

@@ -23,6 +23,7 @@ mod groups;
 mod janitor;
 mod leading;
 mod looks;
+mod refusals;
 mod stand;
 mod summary;
 mod table;

@@ -40,6 +40,8 @@ pub struct World {
     pub sessions: BTreeMap<i64, Session>,
     /// Paths that may not be touched.
     pub refused: BTreeMap<String, Refusal>,
+    /// Paths that may be read alone.
+    pub writes_refused: BTreeMap<String, Refusal>,
     zxid: i64,
     sequence: i64,
     last_session: i64,
@@ -121,6 +123,11 @@ impl World {
 
     pub fn apply(&mut self, session: i64, call: &Call) -> Result<Reply, Refusal> {
         if let Some(refusal) = self.refused.get(call.path()) {
+            return Err(*refusal);
+        }
+        if let Some(refusal) = self.writes_refused.get(call.path())
+            && call.is_write()
+        {
             return Err(*refusal);
         }
         let found = self.znodes.get(call.path()).map(|node| node.stat);

@@ -1,5 +1,7 @@
 //! What goes wrong, and how it is made good again.
 
+use zkmw::machine::Call;
+
 use super::life::ROOT;
 use super::member::{Kind, Who};
 use super::swarm::{Fault, MS, SECOND, SERVERS};
@@ -110,6 +112,7 @@ impl World {
                 }
             }
             Fault::Garbage => self.garbage(),
+            Fault::Refuse => self.refuse(),
         }
     }
 
@@ -221,10 +224,31 @@ impl World {
         self.ens.put(&path, what);
     }
 
+    /// An assignment is closed to masters.
+    fn refuse(&mut self) {
+        let pages = format!("{ROOT}/assign/");
+        let tree = self.ens.tree();
+        let pages: Vec<String> = tree.keys().filter(|path| path.starts_with(&pages)).cloned().collect();
+        let Some(page) = self.dice.pick(&pages).cloned() else { return };
+        let reads = self.dice.per_mille(300);
+        let until = self.spell(4 * SECOND);
+        self.trace("server", || format!("** refuses {page} (to be read: {reads}) **"));
+        self.refused = Some((page, reads, until));
+    }
+
+    /// Whether a master may not do this now.
+    pub fn is_refused(&self, who: Who, call: &Call) -> bool {
+        let is = |(page, reads, until): &(String, bool, u64)| {
+            call.path() == page && *until > self.now && (*reads || call.is_write())
+        };
+        matches!(self.members[who.m].kind, Kind::Master) && self.refused.as_ref().is_some_and(is)
+    }
+
     /// All faults are over: whoever is gone comes back, whoever stands still goes on, everybody hears everybody.
     pub fn heal(&mut self) {
         self.trace("-", || "==== everything is healed ====".into());
         self.healed = true;
+        self.refused = None;
         for cut in &mut self.cuts {
             *cut = [(0, 0); SERVERS];
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use zkmw::contract::worker::ProcessIdentity;
 use zkmw::contract::{Labels, Layout, uuid};
-use zkmw::machine::{Action, CallError, Event};
+use zkmw::machine::{Action, CallError, Event, Instant};
 use zkmw::roles::{elector, master, worker};
 
 use super::member::{Kind, Playing, Program, Shown, Told, Who};
@@ -153,11 +153,15 @@ impl World {
         };
         if let Some(event) = event {
             self.trace(&self.members[m].name, || format!("<- {event:?}"));
+            let woken = event == Event::Wake;
             if let Some(program) = &mut self.members[m].program {
                 program.turn(now, event);
             }
             if !self.carry_out(who) {
                 return;
+            }
+            if woken {
+                self.check_served(m, now);
             }
         }
         if self.members[m].has_input() {
@@ -166,11 +170,21 @@ impl World {
         self.look_at_clock(m);
     }
 
+    /// What a role wants to be woken for and then leaves undone would have the shell's loop spin.
+    fn check_served(&self, m: usize, now: Instant) {
+        let wish = self.members[m].program.as_ref().and_then(|program| program.next_wake());
+        assert!(
+            wish.is_none_or(|at| at > now),
+            "{} was woken at {now:?} and wants to be woken again at {wish:?}: it did not serve what was due",
+            self.members[m].name
+        );
+    }
+
     /// Sees to it that the role is woken when it wants to be.
     fn look_at_clock(&mut self, m: usize) {
         let member = &self.members[m];
         let Some(wish) = member.program.as_ref().and_then(|program| program.next_wake()) else { return };
-        let at = member.clock.when(wish).max(self.now + 20_000);
+        let at = member.clock.when(wish).max(self.now);
         if at < member.wake {
             self.members[m].wake = at;
             self.at(at, Ev::Time(self.who(m)));

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use zkmw::machine::{Call, CallError, CallId, CallResult, Instant};
+use zkmw::machine::{Call, CallError, CallId, CallResult, Instant, Refusal};
 
 use super::ensemble::{Output, SessionId};
 use super::member::{Told, Who};
@@ -20,6 +20,8 @@ const PAUSE_MIN: u64 = 50 * MS;
 const PAUSE_MAX: u64 = 500 * MS;
 /// A connection that lived for less counts as a failed round.
 const FLAPPING: u64 = SECOND;
+/// ZooKeeper's code for a quota that is used up.
+const QUOTA_EXCEEDED: i32 = -125;
 /// How long a server that does not answer costs.
 const STAGGER: u64 = 150 * MS;
 
@@ -248,6 +250,11 @@ impl World {
         let Some(server) = self.lines.get(&session).map(|line| line.server) else { return };
         let is_write = call.is_write();
         self.touch(session);
+        if self.is_refused(who, &call) {
+            let travel = self.travel();
+            let refused = Err(CallError::Refused(Refusal::Other(QUOTA_EXCEEDED)));
+            return self.after(travel, Ev::Answer(who, generation, id, refused));
+        }
         let request = self.ens.request(session, call);
         self.requests.insert(request, (who, generation, id));
         if is_write {

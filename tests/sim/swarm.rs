@@ -94,6 +94,8 @@ pub enum Fault {
     LoseGuard,
     /// Somebody writes what nobody can read.
     Garbage,
+    /// No master may write an assignment, or not even read it, for a while: an ACL, a quota, a server that throttles.
+    Refuse,
 }
 
 const FAULTS: &[Fault] = &[
@@ -115,6 +117,7 @@ const FAULTS: &[Fault] = &[
     Fault::Double,
     Fault::LoseGuard,
     Fault::Garbage,
+    Fault::Refuse,
 ];
 
 /// The numbers of a seed.

@@ -68,6 +68,8 @@ pub struct World {
     pub members: Vec<Member>,
     /// Until when a member does not reach a server, and a server not it.
     pub cuts: Vec<[(u64, u64); SERVERS]>,
+    /// An assignment that masters may not write, whether they may not read it either, and until when.
+    pub refused: Option<(String, bool, u64)>,
     pub runs: Vec<Run>,
     pub history: History,
     pub lives: u64,
@@ -96,6 +98,7 @@ impl World {
             requests: BTreeMap::new(),
             members: Vec::new(),
             cuts: Vec::new(),
+            refused: None,
             runs: Vec::new(),
             history: History::default(),
             lives: 0,

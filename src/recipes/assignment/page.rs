@@ -2,9 +2,17 @@
 //! revoked since which version, and how much all of it is to do. It makes no calls.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::contract::TaskId;
 use crate::contract::worker::{Assignment, Entry, MAX_SEEN_IN_ALL, Seen};
+
+/// The pause before a page that was refused is tried again: a server that throttles passes soon, an ACL or a quota
+/// when somebody has changed it. It doubles with each refusal, up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+
+/// The longest pause: short for whoever has just mended the cause, and one call each is no load.
+const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// A task on a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +80,9 @@ pub(super) enum PageState {
     Idle,
     Writing,
     Closing,
-    /// It is no assignment; nobody knows what its incarnation runs.
+    /// It may not be written (if it is dirty) or deleted; that is tried again later.
+    Refused,
+    /// It is no assignment, or may not be read; nobody knows what its incarnation runs.
     Unreadable,
 }
 
@@ -100,6 +110,14 @@ pub(super) struct Page {
     /// How much that is, with what was taken off again.
     seen_bytes: usize,
     last_place: u64,
+    /// The last place in the version that stands, and in the one that is being written.
+    written_place: u64,
+    sent_place: u64,
+    /// Whether something in the latter is not in the former.
+    grows: bool,
+    /// How often it was refused since it last passed, and whether it was to grow then.
+    refusals: u32,
+    refused_growth: bool,
     load: Load,
     /// Some entry was, or is about to be, revoked since this was last looked at.
     revoking: bool,
@@ -122,6 +140,11 @@ impl Page {
             seen: BTreeMap::new(),
             seen_bytes: 0,
             last_place: 0,
+            written_place: 0,
+            sent_place: 0,
+            grows: false,
+            refusals: 0,
+            refused_growth: false,
             load: Load::default(),
             revoking: false,
             state: PageState::Reading,
@@ -137,7 +160,12 @@ impl Page {
 
     /// Whether entries may be added now.
     pub fn is_open(&self) -> bool {
-        matches!(self.state, PageState::Idle | PageState::Writing)
+        match self.state {
+            PageState::Idle => true,
+            // What was refused has to pass first.
+            PageState::Writing => !self.was_refused(),
+            PageState::Reading | PageState::Closing | PageState::Refused | PageState::Unreadable => false,
+        }
     }
 
     pub fn get(&self, task: &TaskId) -> Option<&Held> {
@@ -166,6 +194,12 @@ impl Page {
         self.order.insert(held.place, task.clone());
         self.count(&held, true);
         self.entries.insert(task, held);
+    }
+
+    /// Puts an entry at the end that stands in the ensemble.
+    pub fn push_written(&mut self, task: TaskId, held: Held) {
+        self.push(task, held);
+        self.written_place = self.last_place;
     }
 
     /// The next version carries along what was read of the task of an entry, if there is room for it.
@@ -288,6 +322,8 @@ impl Page {
     pub fn write(&mut self, epoch: i64) -> Vec<u8> {
         (self.dirty, self.urgent) = (false, false);
         self.state = PageState::Writing;
+        self.sent_place = self.last_place;
+        self.grows = self.order.range(self.written_place + 1..).next().is_some();
         let mut seen = std::mem::take(&mut self.seen);
         self.seen_bytes = 0;
         self.restate(Revoked::Wanted, Revoked::InFlight);
@@ -301,19 +337,56 @@ impl Page {
         Assignment::new(epoch, self.entries().map(entry).collect()).encode()
     }
 
-    /// The last write was applied.
-    pub fn sent(&mut self, version: i32) {
+    /// The last write was applied; whether that ends a time in which it was refused. A page that was refused when it
+    /// was to grow may pass as it is, and be refused again: only one that grows tells.
+    pub fn sent(&mut self, version: i32) -> bool {
         self.state = PageState::Idle;
         self.version = version;
         self.ours = true;
         self.restate(Revoked::InFlight, Revoked::Since(version));
         self.revoking = self.revoking && self.entries.values().any(|held| held.revoked == Revoked::Wanted);
+        self.written_place = self.sent_place;
+        let is_over = self.refusals > 0 && (self.grows || !self.refused_growth);
+        if is_over {
+            (self.refusals, self.refused_growth) = (0, false);
+        }
+        is_over
     }
 
     /// The last write was not applied.
-    pub fn unsend(&mut self) {
+    pub fn set_unsent(&mut self) {
         (self.dirty, self.urgent) = (true, true);
         self.restate(Revoked::InFlight, Revoked::Wanted);
+    }
+
+    /// The last write was refused. What was never written is taken off, so that others can have it.
+    pub fn unsend(&mut self) -> Vec<TaskId> {
+        self.set_unsent();
+        self.refused_growth |= self.grows;
+        let unsent: Vec<TaskId> =
+            self.order.range(self.written_place + 1..).map(|(_, task)| task.clone()).collect();
+        for task in &unsent {
+            self.remove(task);
+        }
+        unsent
+    }
+
+    /// Something was refused; for how long it is to be left alone.
+    pub fn refuse(&mut self, state: PageState) -> Duration {
+        self.state = state;
+        self.refusals = self.refusals.saturating_add(1);
+        let factor = 1_u32.checked_shl(self.refusals - 1).unwrap_or(u32::MAX);
+        RETRY_FIRST.saturating_mul(factor).min(RETRY_MAX)
+    }
+
+    /// Whether it was refused once since it last passed.
+    pub fn is_refused_anew(&self) -> bool {
+        self.refusals == 1
+    }
+
+    /// Whether it was refused since it last passed.
+    pub fn was_refused(&self) -> bool {
+        self.refusals > 0
     }
 }
 
@@ -381,7 +454,7 @@ mod tests {
         assert_eq!(page.dead_through(4), []);
         assert_eq!(page.dead_through(9), [(id("a"), 1)]);
         page.write(7);
-        page.unsend();
+        page.set_unsent();
         page.write(7);
         page.sent(9);
         assert_eq!(page.dead_through(9), [(id("a"), 1), (id("b"), 2)]);

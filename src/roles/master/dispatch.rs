@@ -14,7 +14,7 @@ use super::leading::{Term, UNREAD};
 use super::{Master, Out};
 use crate::contract::worker::{MAX_ENTRIES, START_AHEAD};
 use crate::contract::{Incarnation, TaskId};
-use crate::machine::{Instant, Level};
+use crate::machine::Instant;
 use crate::recipes::assignment::{Book, Haste, Held, Load};
 use crate::recipes::queue::{Need, Needs};
 
@@ -260,7 +260,7 @@ impl Master {
             return;
         }
         self.refresh();
-        if self.queue.is_empty() || self.is_blind(out) {
+        if self.queue.is_empty() || self.is_blind(now, out) {
             return;
         }
         // Where all are full nobody is looked for: a turn must not cost more with every job.
@@ -285,19 +285,6 @@ impl Master {
             term.summary.touch();
             self.refresh();
         }
-    }
-
-    /// Whether a living worker's assignment cannot be read: nobody knows what it runs.
-    fn is_blind(&mut self, out: &mut Out) -> bool {
-        let Some(term) = &self.term else { return false };
-        let Some(blind) = term.book.unreadable().find(|incarnation| self.fleet.lives(incarnation)) else {
-            return false;
-        };
-        if self.table.report(&format!("unreadable {blind}")) {
-            let why = "no task is given out until that worker is gone, for nobody knows what it runs";
-            out.log(Level::Error, format!("the assignment of {blind} cannot be read: {why}"));
-        }
-        true
     }
 
     /// Recalls what waits at one worker when another has a free slot and the queue nothing for it: what is stuck there,

@@ -85,6 +85,8 @@ pub struct Term {
     pub(super) looked: BTreeMap<TaskId, bool>,
     /// Tasks on such pages that went before all that stands was known.
     gone: BTreeSet<TaskId>,
+    /// Since when tasks are given out.
+    pub(super) leads_since: Option<Instant>,
     calls: Calls<Purpose>,
 }
 
@@ -116,6 +118,7 @@ impl Term {
             unread: VecDeque::new(),
             looked: BTreeMap::new(),
             gone: BTreeSet::new(),
+            leads_since: None,
             calls: Calls::default(),
         }
     }
@@ -263,23 +266,20 @@ impl Master {
                     self.check_workers(out);
                 }
                 Step::Opened(incarnation) => {
-                    for (task, _) in term.book.entries(&incarnation) {
+                    let held: Vec<_> =
+                        term.book.entries(&incarnation).map(|(task, _)| task.clone()).collect();
+                    for task in &held {
                         self.queue.remove(task);
                     }
-                    if self.fleet.lives(&incarnation) {
-                        self.on_registration(&incarnation, now, out);
-                    } else if term.stage == Stage::Leading {
-                        self.on_unregistered(&incarnation, now, out);
+                    // It was refused when the others were read.
+                    let late = term.stage == Stage::Leading;
+                    self.on_page(&incarnation, now, out);
+                    if late {
+                        self.settle_held(held, now, out);
                     }
                 }
                 // Its worker may have read the page, and answered, before we heard that it is written.
-                Step::Written(incarnation) => {
-                    if self.fleet.lives(&incarnation) {
-                        self.on_registration(&incarnation, now, out);
-                    } else if term.stage == Stage::Leading {
-                        self.on_unregistered(&incarnation, now, out);
-                    }
-                }
+                Step::Written(incarnation) => self.on_page(&incarnation, now, out),
                 Step::Closed(incarnation, tasks) => {
                     // It may have been read as somebody's page, and not be closed at all.
                     if !term.book.has(&incarnation) {
@@ -289,9 +289,7 @@ impl Master {
                     if !self.fleet.lives(&incarnation) {
                         term.roster.forget(&incarnation);
                     }
-                    for task in tasks {
-                        self.settle(&task, now, out);
-                    }
+                    self.settle_all(&tasks, now, out);
                 }
                 Step::Deposed { epoch } => {
                     // Our contender must be gone as well; whoever is told first stands again.
@@ -299,25 +297,14 @@ impl Master {
                     self.election.stand(out);
                     self.follow_election(now, out);
                 }
-                Step::Refused(path, refusal) => {
-                    if path == self.params.layout.assign() {
-                        self.retry.refused(&path, refusal, now, out);
-                    } else {
-                        out.log(Level::Error, format!("{path}: {refusal}; its worker gets no tasks"));
-                    }
+                Step::PageRefused { incarnation, deed, refusal } => {
+                    self.on_page_refused(&incarnation, deed, refusal, out);
                 }
+                Step::PageAccepted(incarnation) => self.on_page_accepted(&incarnation, out),
+                Step::Returned(tasks) => self.settle_all(&tasks, now, out),
+                Step::Refused(path, refusal) => self.retry.refused(&path, refusal, now, out),
             }
         }
-    }
-
-    /// Goes on with a takeover of which something was refused.
-    pub(super) fn restart_term(&mut self, out: &mut Out) {
-        if let Some(term) = &mut self.term
-            && term.book.is_stuck()
-        {
-            term.book.take_over(term.epoch, out);
-        }
-        self.check_workers(out);
     }
 
     /// Lists the registrations as soon as the mirror would tell of the end of each. (What the mirror knows by then
@@ -346,6 +333,7 @@ impl Master {
         self.hear_of_groups(out);
         let Some(term) = &mut self.term else { return };
         term.stage = Stage::Leading;
+        term.leads_since = Some(now);
         let pages: Vec<_> = term.book.incarnations().cloned().collect();
         let held: Vec<_> =
             pages.iter().flat_map(|page| term.book.entries(page)).map(|(t, _)| t.clone()).collect();
@@ -361,12 +349,10 @@ impl Master {
             self.on_registration(incarnation, now, out);
         }
         let cancelling: Vec<_> = self.table.cancelling.iter().cloned().collect();
-        for task in held.iter().chain(&cancelling) {
+        for task in &cancelling {
             self.settle(task, now, out);
         }
-        if let Some(term) = &mut self.term {
-            term.unread.extend(held.into_iter().map(|task| (now + UNREAD, task)));
-        }
+        self.settle_held(held, now, out);
     }
 
     /// A task went, perhaps before it was ever read.
@@ -387,6 +373,15 @@ impl Master {
             pages.flat_map(|page| term.book.entries(page)).map(|(task, _)| task.clone()).collect();
         for task in held {
             self.settle(&task, now, out);
+        }
+    }
+
+    /// A page was read or written.
+    fn on_page(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
+        if self.fleet.lives(incarnation) {
+            self.on_registration(incarnation, now, out);
+        } else if self.term.as_ref().is_some_and(Term::is_leading) {
+            self.on_unregistered(incarnation, now, out);
         }
     }
 

@@ -2,6 +2,7 @@
 //! way than answers, so a page may name a task that the mirror has yet to hear of; only a read tells whether it is gone.
 
 use super::editor::{Edit, Edited};
+use super::leading::UNREAD;
 use super::table::Known;
 use super::{Master, Out};
 use crate::contract::TaskId;
@@ -39,6 +40,21 @@ impl Master {
     pub(super) fn forget_look(&mut self, task: &TaskId) {
         if let Some(term) = &mut self.term {
             term.looked.remove(task);
+        }
+    }
+
+    /// Settles each of these tasks.
+    pub(super) fn settle_all(&mut self, tasks: &[TaskId], now: Instant, out: &mut Out) {
+        for task in tasks {
+            self.settle(task, now, out);
+        }
+    }
+
+    /// Settles tasks that an earlier leader gave out.
+    pub(super) fn settle_held(&mut self, held: Vec<TaskId>, now: Instant, out: &mut Out) {
+        self.settle_all(&held, now, out);
+        if let Some(term) = &mut self.term {
+            term.unread.extend(held.into_iter().map(|task| (now + UNREAD, task)));
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::roles::testing::{Desk, T, World};
 mod copies;
 mod dispatch;
 mod groups;
+mod refusals;
 mod stand;
 mod vanish;
 
@@ -275,6 +276,10 @@ fn a_page_that_may_not_be_read_stops_no_takeover() {
     world.refused.insert("/z/assign/alien~1".into(), Refusal::NoAuth);
     let mut master = master("m");
     master.connect(&mut world);
+    assert!(master.logs.iter().any(|line| line.starts_with("leading")), "{:?}", master.logs);
+    assert_eq!(world.page("/z/assign/w~1"), [], "it may name the task");
+    world.pass(Duration::from_secs(61));
+    master.go(&mut world);
     assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
 }
 

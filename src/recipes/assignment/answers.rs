@@ -1,0 +1,144 @@
+//! What becomes of a page when the ensemble has answered: it was read, written, or refused.
+
+use super::page::{Held, PageState, Revoked};
+use super::{Book, Deed, Haste, State, Step};
+use crate::contract::Incarnation;
+use crate::contract::worker::{Assignment, Entry};
+use crate::machine::{Actions, Level, Refusal, Reply};
+
+impl Book {
+    pub(super) fn on_read<R>(
+        &mut self,
+        incarnation: &Incarnation,
+        result: Result<&Reply, Refusal>,
+        steps: &mut Vec<Step>,
+        out: &mut Actions<R>,
+    ) {
+        let (data, version, mzxid) = match result {
+            Ok(Reply::Data { data, stat }) => (data, stat.version, stat.mzxid),
+            Err(Refusal::NoNode) => return self.drop_page(incarnation, steps),
+            Ok(_) => return,
+            Err(refusal) => return self.refuse(incarnation, Deed::Read, refusal, steps),
+        };
+        let Some(page) = self.pages.get_mut(incarnation) else { return };
+        page.version = version;
+        page.state = PageState::Idle;
+        let read = Assignment::decode(data);
+        // Whoever wrote it had been made a leader before: an epoch after its own page's is from another ensemble.
+        if let Ok(read) = &read
+            && read.epoch > self.epoch
+            && read.epoch < mzxid
+        {
+            return steps.push(Step::Deposed { epoch: read.epoch });
+        }
+        self.schedule.at_once(incarnation);
+        self.touched.insert(incarnation.clone());
+        if page.ours {
+            // A stranger wrote over what we know better.
+            page.dirty = true;
+            return;
+        }
+        // An earlier read of the page, if there was one, is void: a deposed leader's write came in between.
+        page.dirty = self.state == State::TakingOver || self.unclaimed.contains(incarnation);
+        let earlier = page.take_all();
+        self.forget_holder(incarnation, &earlier);
+        if !earlier.is_empty() {
+            steps.push(Step::Closed(incarnation.clone(), earlier));
+        }
+        match read {
+            Ok(read) => self.take_in(incarnation, read.entries),
+            Err(malformed) => {
+                self.lose(incarnation);
+                let path = self.layout.assignment(incarnation);
+                return out
+                    .log(Level::Error, format!("{path} is no assignment ({malformed}): it is left alone"));
+            }
+        }
+        // What is on the page must leave the queue now: a standby's queue holds all that is pending.
+        steps.push(Step::Opened(incarnation.clone()));
+    }
+
+    /// Takes over what is on a page. A task may be on two, if a leader that died had written only one half of its
+    /// move from one to the other. Then the later attempt's holder has it; the other entry is void, and is revoked,
+    /// so that it goes when its worker has vouched for it.
+    fn take_in(&mut self, incarnation: &Incarnation, entries: Vec<Entry>) {
+        for entry in entries {
+            let mut revoked = if entry.revoked { Revoked::Wanted } else { Revoked::No };
+            let elsewhere = self.holder(&entry.task).map(|(other, held)| (other.clone(), held.attempt));
+            match elsewhere {
+                Some((other, attempt)) if other != *incarnation && attempt >= entry.attempt => {
+                    revoked = Revoked::Wanted;
+                }
+                Some(_) | None => {
+                    self.revoke(&entry.task, Haste::Now);
+                    self.holders.insert(entry.task.clone(), incarnation.clone());
+                }
+            }
+            if let Some(page) = self.pages.get_mut(incarnation) {
+                page.dirty |= revoked == Revoked::Wanted && !entry.revoked;
+                let mut held = Held::new(entry.attempt, 1, false);
+                (held.inherited, held.revoked, held.recalled) = (true, revoked, entry.recalled);
+                page.push_written(entry.task, held);
+            }
+        }
+    }
+
+    pub(super) fn on_written(
+        &mut self,
+        incarnation: &Incarnation,
+        result: Result<&Reply, Refusal>,
+        steps: &mut Vec<Step>,
+    ) {
+        let Some(page) = self.pages.get_mut(incarnation) else { return };
+        match result {
+            Ok(Reply::Stat(stat)) => {
+                if page.was_refused() {
+                    self.touched.insert(incarnation.clone());
+                }
+                if page.sent(stat.version) {
+                    steps.push(Step::PageAccepted(incarnation.clone()));
+                }
+                if page.urgent {
+                    self.schedule.at_once(incarnation);
+                }
+                self.unclaimed.remove(incarnation);
+                steps.push(Step::Written(incarnation.clone()));
+            }
+            Err(Refusal::NoNode) => self.drop_page(incarnation, steps),
+            Err(Refusal::BadVersion) => {
+                page.set_unsent();
+                self.read(incarnation);
+            }
+            Ok(_) => {}
+            Err(refusal) => self.refuse(incarnation, Deed::Write, refusal, steps),
+        }
+    }
+
+    /// The ensemble refused something of a page. It is tried again after a pause.
+    pub(super) fn refuse(
+        &mut self,
+        incarnation: &Incarnation,
+        deed: Deed,
+        refusal: Refusal,
+        steps: &mut Vec<Step>,
+    ) {
+        let Some(page) = self.pages.get_mut(incarnation) else { return };
+        let (unsent, pause) = match deed {
+            Deed::Read => (Vec::new(), page.refuse(PageState::Unreadable)),
+            Deed::Write => (page.unsend(), page.refuse(PageState::Refused)),
+            Deed::Delete => (Vec::new(), page.refuse(PageState::Refused)),
+        };
+        if page.is_refused_anew() {
+            steps.push(Step::PageRefused { incarnation: incarnation.clone(), deed, refusal });
+        }
+        self.note_unclaimed(incarnation);
+        self.touched.insert(incarnation.clone());
+        self.schedule.forget(incarnation);
+        self.schedule.within(incarnation, pause);
+        // Another worker can have what this one never heard of.
+        if !unsent.is_empty() {
+            self.forget_holder(incarnation, &unsent);
+            steps.push(Step::Returned(unsent));
+        }
+    }
+}

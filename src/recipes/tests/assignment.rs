@@ -1,0 +1,261 @@
+//! The leader's book: no page that cannot be served keeps it awake, and one that is refused holds up no other.
+
+use super::{Asked, at_ms, refused};
+use crate::contract::worker::{Assignment, Entry};
+use crate::contract::{Incarnation, Layout, TaskId};
+use crate::machine::{Actions, Call, CallId, CallResult, ChangeKind, Instant, Refusal, Reply, Stat};
+use crate::recipes::assignment::{Book, Deed, Doubt, Haste, Held, Step};
+
+struct Desk {
+    book: Book,
+    out: Actions<()>,
+    steps: Vec<Step>,
+    now: Instant,
+}
+
+fn incarnation(name: &str) -> Incarnation {
+    Incarnation::new(name, 1)
+}
+
+fn task(name: &str) -> TaskId {
+    TaskId::new("_00", name)
+}
+
+fn written(version: i32) -> CallResult {
+    Ok(Reply::Stat(Stat { version, mzxid: 1_000, ..Stat::default() }))
+}
+
+fn data(page: &Assignment) -> CallResult {
+    Ok(Reply::Data { data: page.encode(), stat: Stat { version: 3, mzxid: 900, ..Stat::default() } })
+}
+
+fn entry(name: &str) -> Entry {
+    Entry { task: task(name), attempt: 1, revoked: false, recalled: false, seen: None }
+}
+
+impl Desk {
+    /// A book that has read these pages and is to write them, with the calls that do it.
+    fn taking_over(pages: &[(&str, Assignment)]) -> (Desk, Vec<(CallId, Call)>) {
+        let (mut desk, reads) = Desk::reading(pages);
+        for ((id, _), (_, page)) in reads.into_iter().zip(pages) {
+            desk.answer(id, data(page));
+        }
+        let writes = Asked::of(&mut desk.out).calls;
+        (desk, writes)
+    }
+
+    /// A book that is to read these pages, with the calls that do it.
+    fn reading(pages: &[(&str, Assignment)]) -> (Desk, Vec<(CallId, Call)>) {
+        let book = Book::new(&Layout::new("/z"));
+        let mut desk = Desk { book, out: Actions::default(), steps: Vec::new(), now: at_ms(1_000) };
+        desk.book.take_over(50, &mut desk.out);
+        let watch = Asked::one(&mut desk.out).0;
+        desk.answer(watch, Ok(Reply::Watching));
+        let list = Asked::one(&mut desk.out).0;
+        let names = pages.iter().map(|(name, _)| incarnation(name).to_string()).collect();
+        desk.answer(list, Ok(Reply::Children(names)));
+        let reads = Asked::of(&mut desk.out).calls;
+        (desk, reads)
+    }
+
+    /// A book that is ready, with an empty page for each of these.
+    fn ready(names: &[&str]) -> Desk {
+        let pages: Vec<_> = names.iter().map(|name| (*name, Assignment::new(0, Vec::new()))).collect();
+        let (mut desk, writes) = Desk::taking_over(&pages);
+        let mut writes = writes;
+        while !writes.is_empty() {
+            for (id, call) in writes {
+                let read = matches!(call, Call::Get { .. });
+                desk.answer(id, if read { data(&Assignment::new(0, Vec::new())) } else { written(4) });
+            }
+            writes = Asked::of(&mut desk.out).calls;
+        }
+        assert!(desk.book.is_ready());
+        desk.steps.clear();
+        desk
+    }
+
+    fn answer(&mut self, id: CallId, result: CallResult) {
+        assert!(self.book.on_reply(id, &result, &mut self.steps, &mut self.out));
+    }
+
+    fn assign(&mut self, worker: &str, name: &str, haste: Haste) {
+        self.book.assign(&incarnation(worker), &task(name), Held::new(1, 1, false), haste);
+    }
+
+    /// Flushes at this time. What is due then and stays undone would have the leader's loop spin.
+    #[track_caller]
+    fn flush(&mut self, ms: u64) -> Vec<(CallId, Call)> {
+        self.now = at_ms(ms);
+        self.book.flush(self.now, &mut self.out);
+        let wish = self.book.next_wake();
+        assert!(wish.is_none_or(|at| at > self.now), "to be woken at {wish:?}, and it is {:?}", self.now);
+        Asked::of(&mut self.out).calls
+    }
+
+    /// Goes on to when the book wants to be woken next.
+    #[track_caller]
+    fn flush_next(&mut self) -> Vec<(CallId, Call)> {
+        let next = self.book.next_wake().expect("it wants to be woken");
+        self.flush(u64::try_from(next.since(at_ms(0)).as_millis()).expect("small") + 1)
+    }
+
+    fn refuse(&mut self, calls: Vec<(CallId, Call)>) {
+        for (id, _) in calls {
+            self.answer(id, refused(Refusal::Other(-125)));
+        }
+    }
+}
+
+#[test]
+fn what_is_due_while_its_page_is_being_written_wakes_nobody_until_it_can_be_served() {
+    let mut desk = Desk::ready(&["w"]);
+    desk.assign("w", "a", Haste::Now);
+    let (write, _) = desk.flush(2_000).remove(0);
+    desk.assign("w", "b", Haste::Soon);
+    assert_eq!(desk.flush(2_001), []);
+    assert_eq!(desk.flush(2_100), [], "it is due, and the page is being written");
+    desk.answer(write, written(5));
+    let asked = Asked::of(&mut desk.out).calls;
+    assert!(matches!(&asked[..], [(_, Call::Set { version: 5, .. })]), "{asked:?}");
+}
+
+#[test]
+fn what_is_due_while_its_page_is_deleted_or_cannot_be_read_wakes_nobody() {
+    let mut desk = Desk::ready(&["w", "x"]);
+    desk.assign("w", "a", Haste::Now);
+    let (write, _) = desk.flush(2_000).remove(0);
+    desk.answer(write, written(5));
+    desk.book.strip(&task("a"), Haste::Later);
+    assert_eq!(desk.flush(2_001), []);
+    desk.book.close(&incarnation("w"), &mut desk.out);
+    assert!(matches!(Asked::one(&mut desk.out), (_, Call::Delete { .. })));
+    assert_eq!(desk.flush(3_000), []);
+
+    desk.assign("x", "b", Haste::Now);
+    let (write, _) = desk.flush(3_001).remove(0);
+    desk.assign("x", "c", Haste::Soon);
+    desk.flush(3_002);
+    desk.answer(write, refused(Refusal::BadVersion));
+    let (read, _) = Asked::one(&mut desk.out);
+    desk.answer(read, refused(Refusal::NoAuth));
+    assert_eq!(desk.flush(3_100), []);
+}
+
+#[test]
+fn what_is_due_beyond_the_window_wakes_nobody() {
+    let names: Vec<String> = (0..200).map(|n| format!("w{n:03}")).collect();
+    let mut desk = Desk::ready(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    for (n, name) in names.iter().enumerate() {
+        desk.assign(name, &format!("t{n}"), Haste::Soon);
+    }
+    desk.flush(2_000);
+    let asked = desk.flush(2_100).len();
+    assert!(asked > 100 && asked < 200, "{asked}");
+}
+
+#[test]
+fn a_page_that_is_refused_gives_back_what_its_worker_never_heard_of_and_is_tried_again_ever_later() {
+    let mut desk = Desk::ready(&["w", "x"]);
+    desk.assign("w", "a", Haste::Now);
+    let (write, _) = desk.flush(2_000).remove(0);
+    desk.answer(write, written(5));
+    desk.assign("w", "b", Haste::Now);
+    let writes = desk.flush(2_001);
+    desk.assign("w", "c", Haste::Soon);
+    desk.steps.clear();
+    desk.refuse(writes);
+    let first =
+        Step::PageRefused { incarnation: incarnation("w"), deed: Deed::Write, refusal: Refusal::Other(-125) };
+    assert_eq!(desk.steps, [first, Step::Returned(vec![task("b"), task("c")])]);
+    assert_eq!(desk.book.unclaimed().count(), 0, "what stands there is known");
+    assert!(!desk.book.is_open(&incarnation("w")) && desk.book.is_open(&incarnation("x")));
+    desk.assign("x", "b", Haste::Now);
+    assert_eq!(desk.flush(2_002).len(), 1, "others are served");
+
+    desk.steps.clear();
+    let mut last = at_ms(2_002);
+    let mut pauses = Vec::new();
+    for _ in 0..9 {
+        let again = desk.flush_next();
+        pauses.push(desk.now.since(last).as_millis());
+        last = desk.now;
+        desk.refuse(again);
+        assert_eq!(desk.flush(u64::try_from(last.since(at_ms(0)).as_millis()).expect("small")), []);
+    }
+    assert!(pauses[0] <= 510 && pauses[8] <= 30_010 && pauses.is_sorted(), "{pauses:?}");
+    assert_eq!(desk.steps, [], "it is said once");
+
+    // It passes as it stood, which tells nothing; then with one more entry.
+    let again = desk.flush_next();
+    desk.answer(again[0].0, written(6));
+    assert_eq!(desk.steps, [Step::Written(incarnation("w"))]);
+    desk.assign("w", "c", Haste::Now);
+    let ms = u64::try_from(desk.now.since(at_ms(0)).as_millis()).expect("small");
+    let more = desk.flush(ms + 1);
+    desk.answer(more[0].0, written(7));
+    assert!(desk.steps.contains(&Step::PageAccepted(incarnation("w"))), "{:?}", desk.steps);
+}
+
+#[test]
+fn a_page_that_may_not_be_deleted_is_not_asked_for_again_at_once() {
+    let mut desk = Desk::ready(&["w"]);
+    desk.book.close(&incarnation("w"), &mut desk.out);
+    let (delete, _) = Asked::one(&mut desk.out);
+    desk.answer(delete, refused(Refusal::NoAuth));
+    desk.book.close(&incarnation("w"), &mut desk.out);
+    assert_eq!(desk.flush(2_000), [], "not before its time");
+    let again = desk.flush_next();
+    assert!(matches!(&again[..], [(_, Call::Get { .. })]), "{again:?}");
+    desk.answer(again[0].0, data(&Assignment::new(50, Vec::new())));
+    let (write, _) = Asked::one(&mut desk.out);
+    desk.answer(write, written(5));
+    desk.book.close(&incarnation("w"), &mut desk.out);
+    assert!(matches!(Asked::one(&mut desk.out), (_, Call::Delete { .. })));
+}
+
+#[test]
+fn a_page_that_could_not_be_rewritten_at_the_takeover_is_not_relied_upon_until_it_is() {
+    let stood = Assignment::new(7, vec![entry("a")]);
+    let (mut desk, writes) =
+        Desk::taking_over(&[("w", stood.clone()), ("x", Assignment::new(7, Vec::new()))]);
+    desk.answer(writes[1].0, written(4));
+    desk.refuse(writes[..1].to_vec());
+    assert!(desk.book.is_ready(), "the takeover goes on");
+    let w = incarnation("w");
+    assert_eq!(desk.book.unclaimed().collect::<Vec<_>>(), [(&w, Doubt::Unwritten)]);
+    assert_eq!(desk.book.holder(&task("a")).map(|(holder, _)| holder), Some(&w), "it stands there");
+    desk.flush(2_000);
+    let again = desk.flush_next();
+    desk.answer(again[0].0, written(4));
+    assert_eq!(desk.book.unclaimed().count(), 0);
+    assert!(desk.steps.contains(&Step::PageAccepted(w)), "{:?}", desk.steps);
+}
+
+#[test]
+fn a_page_that_could_not_be_read_at_the_takeover_is_read_again_and_then_claimed() {
+    let (mut desk, reads) = Desk::reading(&[("w", Assignment::new(7, Vec::new()))]);
+    desk.answer(reads[0].0, refused(Refusal::NoAuth));
+    let w = incarnation("w");
+    assert!(desk.book.is_ready(), "the takeover goes on");
+    assert_eq!(desk.book.unclaimed().collect::<Vec<_>>(), [(&w, Doubt::Unread)]);
+    assert_eq!(desk.flush(2_000), []);
+    let again = desk.flush_next();
+    desk.answer(again[0].0, data(&Assignment::new(7, vec![entry("a")])));
+    assert_eq!(desk.book.holder(&task("a")).map(|(holder, _)| holder), Some(&w));
+    let (write, _) = Asked::one(&mut desk.out);
+    desk.answer(write, written(4));
+    assert_eq!(desk.book.unclaimed().count(), 0);
+}
+
+#[test]
+fn a_page_that_was_made_after_the_takeover_hides_nothing_if_it_cannot_be_read() {
+    let mut desk = Desk::ready(&["w"]);
+    let path = format!("/z/assign/{}", incarnation("x"));
+    desk.book.on_changed(&path, ChangeKind::Created, &mut desk.steps, &mut desk.out);
+    let (read, _) = Asked::one(&mut desk.out);
+    desk.answer(read, refused(Refusal::NoAuth));
+    assert_eq!(desk.book.unclaimed().count(), 0);
+    assert_eq!(desk.flush(2_000), []);
+    assert!(matches!(&desk.flush_next()[..], [(_, Call::Get { .. })]));
+}
