@@ -11,6 +11,7 @@ mod file;
 mod layers;
 mod parse;
 mod settings;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -25,6 +26,8 @@ pub use parse::{
     DEFAULT_PORT, MAX_COMMAND_BYTES, MAX_ENV_BYTES, MAX_ENV_VARS, MAX_LABELS, MAX_OUTPUT_BYTES,
     check_command_line, is_set_by_worker,
 };
+
+pub use variables::unknown_variables;
 
 /// Where the file is looked for if nobody names one.
 pub const DEFAULT_FILE: &str = "/etc/zkmw/zkmw.toml";

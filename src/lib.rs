@@ -36,6 +36,7 @@ pub mod recipes;
 pub mod report;
 #[cfg_attr(not(test), deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types))]
 pub mod roles;
+pub mod service;
 pub mod shell;
 pub mod start;
 pub mod threads;

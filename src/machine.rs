@@ -403,8 +403,6 @@ pub enum Action<R> {
     Log(Level, String),
     /// One line for the service manager.
     Status(String),
-    /// The role does its work from now on.
-    Ready,
     /// Send up to so many further lines of the batch.
     ReadLines(usize),
     /// Close the session, then end the process with this code.

@@ -6,11 +6,13 @@ use std::panic::catch_unwind;
 use std::process::ExitCode;
 
 use env_logger::Target;
-use log::LevelFilter;
+use env_logger::fmt::Formatter;
+use log::{Level, LevelFilter, Record};
 use zkmw::config::{self, Config};
+use zkmw::machine::Instant;
 use zkmw::report::StderrAboveBar;
 use zkmw::shell::NOTICES;
-use zkmw::{exec, exit, limits};
+use zkmw::{exec, exit, limits, service, shell};
 
 /// The subcommand of the guard process, which only we start: no help tells of it.
 const GUARD: &str = "guard";
@@ -24,18 +26,38 @@ fn main() -> ExitCode {
     let code = match config::load(std::env::args_os(), variable, config::DEFAULT_FILE.as_ref()) {
         Ok(config) => {
             log_to_stderr(&config);
-            run(config)
+            obey(config)
         }
         Err(error) => {
             // Who closed the pipe does not want to read it.
             let _ = match error.to_stdout {
                 true => std::io::stdout().write_all(line(&error.message).as_bytes()),
+                false if service::logs_to_journal() => std::io::stderr()
+                    .write_all(service::journal_lines(Level::Error, &error.message).as_bytes()),
                 false => std::io::stderr().write_all(line(&error.message).as_bytes()),
             };
             error.exit_code
         }
     };
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// Does what the configuration says. A daemon refuses variables that nothing reads, as it does keys of the file; a client
+/// runs in other people's environments, such as a task's, and only warns.
+fn obey(config: Config) -> i32 {
+    let unknown = config::unknown_variables(std::env::vars_os());
+    if !config.command.is_daemon() {
+        unknown.iter().for_each(|text| log::warn!("{text}"));
+        return run(config);
+    }
+    if !unknown.is_empty() {
+        unknown.iter().for_each(|text| log::error!("{text}"));
+        return exit::CONFIG;
+    }
+    let began = shell::now();
+    let code = run(config);
+    back_off(code, began);
+    code
 }
 
 /// Kills what a worker or an elector runs, when that cannot.
@@ -45,7 +67,12 @@ fn guard(args: impl Iterator<Item = OsString>) -> ExitCode {
         Err(_) => return ExitCode::from(u8::try_from(exit::TRY_AGAIN).unwrap_or(u8::MAX)),
     };
     let target = Target::Pipe(Box::new(voice.clone()));
-    env_logger::Builder::new().filter_level(LevelFilter::Info).target(target).parse_default_env().init();
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(LevelFilter::Info).target(target).parse_default_env();
+    if service::logs_to_journal() {
+        builder.format(for_journal);
+    }
+    builder.init();
     let code = match exec::guard(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -82,6 +109,30 @@ fn run(config: Config) -> i32 {
     }
 }
 
+/// Waits before the end of a daemon that failed soon, if a service manager restarts it.
+fn back_off(code: i32, began: Instant) {
+    match shell::listen(true) {
+        Ok(signals) => service::back_off(code, shell::now().since(began), &signals),
+        Err(error) => log::debug!("no pause before a restart: {error:#}"),
+    }
+}
+
+/// The journal has times of its own.
+fn for_journal(out: &mut Formatter, record: &Record<'_>) -> std::io::Result<()> {
+    let text = match record.target() {
+        "zkmw" => record.args().to_string(),
+        module => format!("{module}: {}", record.args()),
+    };
+    out.write_all(service::journal_lines(record.level(), &text).as_bytes())
+}
+
+/// A panic is an error in the journal, too. Whoever asked for a backtrace gets it as it is.
+fn report_panics() {
+    if std::env::var_os("RUST_BACKTRACE").is_none() {
+        std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
+    }
+}
+
 /// Logs go to standard error: what a service does, and what of a client's work its user must know. The client
 /// library's own log is left out, for it writes 100,000 lines a second when no server answers.
 fn log_to_stderr(config: &Config) {
@@ -107,7 +158,10 @@ fn log_to_stderr(config: &Config) {
     }
     builder.target(Target::Pipe(Box::new(StderrAboveBar)));
     builder.parse_default_env();
-    if !daemon {
+    if daemon && service::logs_to_journal() {
+        builder.format(for_journal);
+        report_panics();
+    } else if !daemon {
         builder.format(|out, record| match record.level() {
             log::Level::Error => writeln!(out, "zkmw: {}", record.args()),
             level => writeln!(out, "zkmw: {}: {}", level.as_str().to_lowercase(), record.args()),

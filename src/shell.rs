@@ -22,6 +22,7 @@ use self::pacing::Pacing;
 use crate::exec::{ExecEvent, Executor, Means, NotStartedKind, OWN_PROGRAM, RunFile};
 use crate::exit;
 use crate::machine::{Action, Actions, BatchLine, CallError, CallId, Event, Instant, Level, Role, turn};
+use crate::service::Service;
 use crate::threads;
 use crate::zk::{self, Failure, Session, SessionEvent};
 
@@ -99,8 +100,7 @@ struct Shell<'a, T: Role> {
     ever_connected: bool,
     signalled: Option<i32>,
     daemon: bool,
-    watchdog: Option<Duration>,
-    petted: Instant,
+    service: Service,
     pacing: Pacing,
     /// How many session events were taken in without a look at anything else.
     streak: u32,
@@ -167,8 +167,7 @@ pub fn run<T: Role>(
         ever_connected: false,
         signalled: None,
         daemon: surroundings.daemon,
-        watchdog: if surroundings.daemon { sd_notify::watchdog_enabled() } else { None },
-        petted: Instant::default(),
+        service: Service::new(surroundings.daemon),
         pacing: Pacing::default(),
         streak: 0,
     };
@@ -178,8 +177,9 @@ pub fn run<T: Role>(
 impl<T: Role> Shell<'_, T> {
     fn run(mut self, close_timeout: Duration) -> i32 {
         let mut code = None;
+        self.service.ready(&format!("waiting for the ensemble at {}", self.servers));
         while code.is_none() {
-            self.pet();
+            self.service.tick(now());
             let incoming = self.next_event();
             let start = now();
             code = self.turn(incoming, start);
@@ -188,7 +188,7 @@ impl<T: Role> Shell<'_, T> {
                 log::warn!("a turn took {} ms", took.as_millis());
             }
         }
-        self.notify(sd_notify::NotifyState::Stopping);
+        self.service.ending(close_timeout);
         // What still runs is killed before the session ends, so that nobody else starts it meanwhile.
         drop(self.executor.take());
         let stopped = self.session.stop(close_timeout);
@@ -219,7 +219,7 @@ impl<T: Role> Shell<'_, T> {
         let outage = self.outage.as_ref().and_then(|outage| outage.next_wake(&self.why_offline()));
         let connect_by = self.connect_by.filter(|_| !self.ever_connected);
         let role = self.role.next_wake().map(|wish| self.pacing.wake_at(wish));
-        let wake = [role, connect_by, self.next_pet(), outage];
+        let wake = [role, connect_by, self.service.next_tick(), outage];
         let wake = wake.into_iter().flatten().min();
         let wait = wake.map_or(MAX_WAIT, |at| at.since(time).min(MAX_WAIT));
         select! {
@@ -245,6 +245,7 @@ impl<T: Role> Shell<'_, T> {
             Incoming::Exec(ExecEvent::Unguarded { why }) => Event::Unguarded { why },
             Incoming::Signal(signal) => {
                 let again = self.signalled.replace(signal).is_some();
+                self.service.stopping(time);
                 Event::Stop { again }
             }
             Incoming::Time => {
@@ -301,6 +302,9 @@ impl<T: Role> Shell<'_, T> {
                     log::warn!(target: "zkmw", "{why}; trying on");
                 } else {
                     log::info!("{why}; trying on");
+                }
+                if !self.ever_connected {
+                    self.service.status(&format!("waiting for the ensemble: {why}"));
                 }
                 self.last_failure = Some(why);
                 None
@@ -379,8 +383,7 @@ impl<T: Role> Shell<'_, T> {
                         let target = if level == Level::Notice { NOTICES } else { "zkmw" };
                         log::log!(target: target, level_of(level), "{text}");
                     }
-                    Action::Status(text) => self.notify(sd_notify::NotifyState::Status(&text)),
-                    Action::Ready => self.notify(sd_notify::NotifyState::Ready),
+                    Action::Status(text) => self.service.status(&text),
                     Action::ReadLines(count) => {
                         let lines = match self.batch.as_mut().map(|next| next(count)) {
                             Some(Ok(lines)) => lines,
@@ -397,26 +400,6 @@ impl<T: Role> Shell<'_, T> {
             }
         }
         None
-    }
-
-    fn notify(&self, state: sd_notify::NotifyState<'_>) {
-        if self.daemon
-            && let Err(error) = sd_notify::notify(&[state])
-        {
-            log::debug!("cannot tell the service manager: {error}");
-        }
-    }
-
-    /// Tells the watchdog, from within the loop, that the loop goes round.
-    fn pet(&mut self) {
-        if self.next_pet().is_some_and(|at| at <= now()) {
-            self.petted = now();
-            self.notify(sd_notify::NotifyState::Watchdog);
-        }
-    }
-
-    fn next_pet(&self) -> Option<Instant> {
-        self.watchdog.map(|limit| self.petted + limit / 3)
     }
 }
 
@@ -450,7 +433,7 @@ fn level_of(level: Level) -> log::Level {
 
 /// TERM, INT and HUP, as they come. A closed terminal does not end a daemon, nor a client under `nohup`, which has HUP
 /// ignored when it starts; any other client says how to come back, as it does at TERM.
-fn listen(daemon: bool) -> anyhow::Result<Receiver<i32>> {
+pub fn listen(daemon: bool) -> anyhow::Result<Receiver<i32>> {
     let ignores_hup = daemon || ignored_at_start(SIGHUP);
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let (sender, receiver): (Sender<i32>, _) = unbounded();

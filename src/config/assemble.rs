@@ -139,6 +139,15 @@ fn elector(
     if command.first().is_some_and(|program| program.is_empty()) {
         return Err(ConfigError::usage("the COMMAND after -- is empty"));
     }
+    // It would end at once, and be run again for ever.
+    if let [.., option, line] = command.as_slice()
+        && option == "-c"
+        && line.as_encoded_bytes().trim_ascii().is_empty()
+    {
+        let message = "the COMMAND after -- is a shell with an empty command line; in a unit, set \
+                       ZKMW_ELECTOR_COMMAND in /etc/zkmw/elector-ELECTION.env";
+        return Err(ConfigError::new(exit::CONFIG, message));
+    }
     Ok(ElectorConfig {
         id: layers.get_or_default(&settings::DAEMON_ID)?.unwrap_or_else(|| daemon_id(host)),
         path: path.unwrap_or_else(|| format!("{root}/elections/default")),

@@ -193,7 +193,7 @@ fn unusable(path: &Path, what: &str) -> ConfigError {
 }
 
 /// Levenshtein's distance: how many letters must change.
-fn distance(a: &str, b: &str) -> usize {
+pub fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().take(64).collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.chars().enumerate() {

@@ -154,6 +154,7 @@ impl Elector {
             self.session = Session::Waiting { timeout };
             out.log(Level::Info, "connected; standing again when the command is dead");
         } else {
+            out.push(Action::Status("looking for its place in the election".into()));
             self.enter(timeout, out);
         }
     }
@@ -420,9 +421,6 @@ impl Elector {
         if let Some(report) = &standing {
             out.log(Level::Info, report.to_string());
             out.push(Action::Status(report.to_string()));
-            if self.told.is_none() {
-                out.push(Action::Ready);
-            }
             if self.params.command.is_none() {
                 out.push(Action::Report(report.clone()));
             }
@@ -472,6 +470,9 @@ impl Role for Elector {
             Event::Connected { timeout } => self.on_connected(timeout, out),
             Event::Lost { why: reason } => {
                 why = format!("the connection was lost: {reason}");
+                if self.run().is_none() {
+                    out.push(Action::Status("no connection to the ensemble".into()));
+                }
                 self.on_lost();
             }
             Event::Changed { path, kind } => self.election.on_changed(&path, kind, out),

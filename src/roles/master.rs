@@ -455,7 +455,6 @@ impl Role for Master {
             Event::Connected { timeout } => {
                 self.connected = Some(timeout);
                 self.ensure.start(out);
-                out.push(Action::Ready);
             }
             Event::Lost { why } => {
                 out.log(Level::Warn, format!("connection lost: {why}"));

@@ -280,11 +280,7 @@ impl<R: Role> Desk<R> {
                 Action::Signal { run, signal } => self.signals.push((run, signal)),
                 Action::Log(_, text) => self.logs.push(text),
                 Action::Exit(code) => self.exit = self.exit.or(Some(code)),
-                Action::Lease(_)
-                | Action::Report(_)
-                | Action::Status(_)
-                | Action::Ready
-                | Action::ReadLines(_) => {}
+                Action::Lease(_) | Action::Report(_) | Action::Status(_) | Action::ReadLines(_) => {}
             }
         }
     }

@@ -251,7 +251,6 @@ impl Worker {
                 self.watch_assignment(out);
                 self.restart_reads(out);
                 self.vouching = true;
-                out.push(Action::Ready);
             }
             Step::Dead(why) => self.die(&why, out),
             Step::Taken { host, pid } => {

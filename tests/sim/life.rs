@@ -214,7 +214,7 @@ impl World {
                         self.trace(&self.members[m].name, || format!("reports {report:?}"));
                         self.history.report(m, self.now, report);
                     }
-                    Action::Report(Shown::Elector) | Action::Status(_) | Action::Ready => {}
+                    Action::Report(Shown::Elector) | Action::Status(_) => {}
                     Action::Log(_, text) => {
                         self.trace(&self.members[m].name, || format!("\"{text}\""));
                         let seconds = self.now as f64 / SECOND as f64 - 1.0;

@@ -92,7 +92,6 @@ impl<R: Role<Report: Show>> Program for Playing<R> {
             Action::Report(report) => Action::Report(report.show()),
             Action::Log(level, text) => Action::Log(level, text),
             Action::Status(text) => Action::Status(text),
-            Action::Ready => Action::Ready,
             Action::ReadLines(count) => Action::ReadLines(count),
             Action::Exit(code) => Action::Exit(code),
         };

@@ -249,3 +249,12 @@ fn load_takes_the_real_host() {
     assert!(!worker.id.is_empty() && worker.slots >= 1);
     parse::id(&worker.id).expect("the host's name is made fit");
 }
+
+#[test]
+fn an_elector_refuses_a_shell_with_nothing_to_run() {
+    for line in ["", "  "] {
+        let world = zkmw("elector -- /bin/sh -c").arg(line);
+        world.fails_with(exit::CONFIG, "set ZKMW_ELECTOR_COMMAND");
+    }
+    assert_eq!(zkmw("elector -- /bin/sh -c true").elector().command.len(), 3);
+}

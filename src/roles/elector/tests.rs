@@ -82,7 +82,6 @@ impl Bench {
                     self.did.push(format!("{signal:?}"));
                 }
                 Action::Report(report) => self.did.push(report.to_string()),
-                Action::Ready => self.did.push("ready".into()),
                 Action::Exit(code) => self.did.push(format!("exit {code}")),
                 Action::Log(..) | Action::Status(_) | Action::Lease(_) => {}
                 Action::ReadLines(_) => panic!("an elector reads no batch"),
@@ -190,7 +189,7 @@ impl Bench {
         let mut bench = Bench::new(change);
         bench.connect();
         bench.answer();
-        assert_eq!(bench.did(), ["ready", "run"]);
+        assert_eq!(bench.did(), ["run"]);
         let run = bench.runs[0].0;
         bench.step(Event::Started { run, pid: 7 });
         bench

@@ -23,3 +23,13 @@ id=$(zkmw submit --detach 'trap "echo asked to end" TERM; sleep 3 & while ! wait
 within '[[ $(zkmw list --state running) == *$id* ]]'
 systemctl restart $w
 check 'a restart waits for what runs, and asks only the worker to end' '[[ $(timeout 30 zkmw wait $id) == "done 1" ]]'
+
+# A unit's limit below what the tasks need: the worker asks for more time.
+dropin $w TimeoutStopSec=3
+systemctl restart $w
+id=$(zkmw submit --detach 'sleep 8; echo done $ZKMW_ATTEMPT')
+within '[[ $(zkmw list --state running) == *$id* ]]'
+systemctl restart $w
+check 'a short TimeoutStopSec= does not cut the grace' \
+    '[[ $(timeout 30 zkmw wait $id) == "done 1" ]] && ! journalctl -u $w | grep -q "timed out"'
+undo $w

@@ -158,7 +158,6 @@ impl Sim {
                 | Action::Report(_)
                 | Action::Log(..)
                 | Action::Status(_)
-                | Action::Ready
                 | Action::ReadLines(_) => {}
             }
         }

@@ -130,7 +130,7 @@ fn without_a_run_a_failure_ends_at_once_and_once() {
     bench.answer_but(|call| call.path() == "/z/leases");
     let (id, _) = bench.calls.pop().expect("the look at the directory");
     bench.step(Event::Reply { id, result: Err(CallError::Refused(Refusal::NoAuth)) });
-    assert_eq!(bench.did(), ["ready", "exit 77"]);
+    assert_eq!(bench.did(), ["exit 77"]);
     bench.step(Event::Stop { again: false });
     assert_eq!(bench.did(), [""; 0]);
 }
