@@ -1,4 +1,4 @@
-//! Every thread of ours is started here, so that none can panic unseen.
+//! Every thread of ours is started here, or does what it does through [`or_end`], so that none can panic unseen.
 //!
 //! A process that goes on without one of its threads is worse than one that ends: it holds its session or its tasks,
 //! its watchdog is fed, and it does nothing. When it ends, others take over, and the service manager starts it again.
@@ -32,15 +32,17 @@ pub fn spawn_small(name: &str, body: impl FnOnce() + Send + 'static) -> io::Resu
 
 fn start(builder: thread::Builder, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let title = name.to_owned();
-    let guarded = move || {
-        if catch_unwind(AssertUnwindSafe(body)).is_err() {
-            log::error!(
-                "thread {title} panicked, so the process ends: this is a bug in zkmw; please report it with what stands above"
-            );
-            std::process::exit(exit::BUG);
-        }
-    };
-    builder.name(name.to_owned()).spawn(guarded).map(drop)
+    builder.name(name.to_owned()).spawn(move || or_end(&title, body)).map(drop)
+}
+
+/// What a thread of ours does. If it panics, the process ends.
+pub fn or_end(title: &str, body: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(body)).is_err() {
+        log::error!(
+            "thread {title} panicked, so the process ends: this is a bug in zkmw; please report it with what stands above"
+        );
+        std::process::exit(exit::BUG);
+    }
 }
 
 /// Has so many further threads for a moment.

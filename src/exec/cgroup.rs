@@ -40,6 +40,16 @@ struct Slots {
     warned: bool,
 }
 
+/// What became of a process that was to have a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entered {
+    Own,
+    /// There can be none.
+    None,
+    /// Not now.
+    NoRoom,
+}
+
 impl Cgroups {
     /// Makes a cgroup for the runs of this process's executor with this number; the error tells why there can be none.
     pub(super) fn make(own: &Identity, number: u32) -> io::Result<Cgroups> {
@@ -65,26 +75,35 @@ impl Cgroups {
         self.base.join(slot.to_string())
     }
 
-    /// Puts a process that has not run its program yet into a cgroup of the run's own. Where that fails the run does
-    /// without.
-    pub(super) fn enter(&self, run: RunId, pid: u32) {
+    /// Puts a process that has not run its program yet into a cgroup of the run's own. Where there can be none the run does
+    /// without; where it is for want of descriptors or memory, it could not be killed later either.
+    pub(super) fn enter(&self, run: RunId, pid: u32) -> Entered {
         let mut slots = self.lock();
         let used_before = slots.free.pop();
         let slot = used_before.unwrap_or_else(|| slots.next());
-        if self.try_enter(&mut slots, run, slot, pid).is_ok() {
-            return;
+        match self.try_enter(&mut slots, run, slot, pid) {
+            Ok(()) => return Entered::Own,
+            Err(error) if is_want(&error) => {
+                slots.free.push(slot);
+                return Entered::NoRoom;
+            }
+            Err(_) => {}
         }
         // Whatever a task has made of it, or the kernel against us: another one tells which.
         self.discard(slot);
         let slot = slots.next();
-        let Err(error) = self.try_enter(&mut slots, run, slot, pid) else { return };
+        let Err(error) = self.try_enter(&mut slots, run, slot, pid) else { return Entered::Own };
         self.discard(slot);
+        if is_want(&error) {
+            return Entered::NoRoom;
+        }
         if !std::mem::replace(&mut slots.warned, true) {
             log::warn!(
                 "cannot use {}: {error}; a task that leaves its process group may live on",
                 self.path(slot).display()
             );
         }
+        Entered::None
     }
 
     fn try_enter(&self, slots: &mut Slots, run: RunId, slot: u32, pid: u32) -> io::Result<()> {
@@ -190,6 +209,12 @@ pub(super) fn members(base: &Path) -> io::Result<Vec<u32>> {
     Ok(members)
 }
 
+/// Whether something is wanting that may be there later.
+fn is_want(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(code, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
+}
+
 /// There is no such cgroup, or no more.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
@@ -229,7 +254,7 @@ fn is_populated(path: &Path) -> io::Result<bool> {
 }
 
 /// Our own cgroup of version 2.
-fn own_cgroup() -> io::Result<PathBuf> {
+pub(super) fn own_cgroup() -> io::Result<PathBuf> {
     let membership = fs::read_to_string("/proc/self/cgroup")?;
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     locate(&membership, &mounts).ok_or_else(|| io::Error::other("no cgroup of version 2 that we can see"))

@@ -18,9 +18,13 @@ use rustix::io::{Errno, FdFlags, fcntl_setfd, read, retry_on_intr};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal, setsid};
 
 use super::NotStartedKind;
+use super::descriptors::{restore_limit, too_few};
+use super::guard::NO_ROOM;
 use super::mark::{OWNER_VAR, RUN_VAR};
+use super::memory::go_sooner;
 use super::proc::boottime_nanos;
 use super::roll::Announcer;
+use super::run::Shared;
 use crate::machine::{RunId, RunOutput, RunSpec};
 
 /// Bytes of `/proc/self/status` in which the number of descriptors stands; it is the tenth line or so.
@@ -64,6 +68,9 @@ pub(super) fn forget_service(command: &mut Command) {
     }
 }
 
+/// What it reports if something was wanting that its end needs; exec itself never does.
+const NO_ROOM_LEFT: Errno = Errno::NOSR;
+
 /// Why there is no child.
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -79,7 +86,7 @@ pub(super) fn spawn(
     run: RunId,
     spec: &RunSpec,
     (token, mark): (&str, &str),
-    roll: &Announcer,
+    shared: &Shared,
     gate: &Arc<OwnedFd>,
 ) -> Result<Child, Failure> {
     let Some((program, arguments)) = spec.argv.split_first() else {
@@ -104,11 +111,12 @@ pub(super) fn spawn(
     } else if let RunOutput::Capture { .. } = spec.output {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
     }
-    let (roll, gate, parent) = (roll.clone(), Arc::clone(gate), getpid());
+    let (roll, gate, parent) = (shared.roll.clone(), Arc::clone(gate), getpid());
+    let score = shared.memory.score();
     // An errno of its own, so that a failure here isn't taken for one of exec's.
-    let before_exec = move || match prepare(run, parent, &roll, &gate) {
+    let before_exec = move || match prepare(run, parent, &score, &roll, &gate) {
         Ok(()) => Ok(()),
-        Err(TOO_LATE) => Err(io::Error::from(TOO_LATE)),
+        Err(known @ (TOO_LATE | NO_ROOM_LEFT)) => Err(io::Error::from(known)),
         Err(_) => Err(io::Error::from(FAILED_BEFORE_EXEC)),
     };
     // SAFETY: after fork in a process with threads only async-signal-safe calls are allowed. The closure makes
@@ -118,7 +126,7 @@ pub(super) fn spawn(
 }
 
 /// What the child does between fork and exec. Makes bare system calls only.
-fn prepare(run: RunId, parent: Pid, roll: &Announcer, gate: &OwnedFd) -> Result<(), Errno> {
+fn prepare(run: RunId, parent: Pid, score: &str, roll: &Announcer, gate: &OwnedFd) -> Result<(), Errno> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // If our parent died before that call, the signal never comes.
     if getppid() != Some(parent) {
@@ -126,13 +134,21 @@ fn prepare(run: RunId, parent: Pid, roll: &Announcer, gate: &OwnedFd) -> Result<
     }
     // A session of its own is a group of its own, and has no terminal: who reads from one in the background is stopped.
     setsid()?;
+    // Without it, it has our chances when memory runs out, and runs all the same.
+    let _ = go_sooner(score);
     keep_descriptors_private()?;
     heed_all_signals();
     roll.announce(run)?;
     let mut not_after = [0; 8];
     retry_on_intr(|| read(gate, &mut not_after))?;
+    let not_after = u64::from_ne_bytes(not_after);
+    if not_after == NO_ROOM {
+        return Err(NO_ROOM_LEFT);
+    }
+    // Nothing more is opened here. The program needs not know that we may have more.
+    restore_limit();
     // We, or the machine, may have stood still since the run was decided on. The guard kills us from then on.
-    if boottime_nanos() < u64::from_ne_bytes(not_after) { Ok(()) } else { Err(TOO_LATE) }
+    if boottime_nanos() < not_after { Ok(()) } else { Err(TOO_LATE) }
 }
 
 /// Marks every descriptor but 0, 1 and 2 as close-on-exec, whoever forgot to. Runs in the child.
@@ -222,8 +238,13 @@ fn explain(spec: &RunSpec, program: &str, error: &io::Error) -> Failure {
             | Errno::ISDIR
             | Errno::LIBBAD,
         ) => permanent(format!("cannot start {program:?}: {error}")),
-        Some(Errno::AGAIN | Errno::NOMEM) => transient("no room for another process"),
-        Some(Errno::MFILE | Errno::NFILE) => transient("too many open files"),
+        Some(Errno::AGAIN | Errno::NOMEM) => {
+            transient("no room for another process; raise the limit (ulimit -u, TasksMax=, memory)")
+        }
+        Some(Errno::MFILE | Errno::NFILE | NO_ROOM_LEFT) => Failure {
+            kind: NotStartedKind::Transient,
+            why: format!("cannot start {program:?} now: {}", too_few()),
+        },
         Some(Errno::TXTBSY) => transient("the program is being written"),
         Some(TOO_LATE) => transient("the lease had ended before it began, or there was no guard"),
         Some(FAILED_BEFORE_EXEC) => transient("the child could not be prepared"),

@@ -41,6 +41,7 @@ use super::child;
 use super::mark::{OWNER_VAR, RUN_VAR};
 use super::proc::{boottime_nanos, to_pid};
 use super::table::Table;
+use crate::threads;
 use message::Message;
 
 /// What a guard calls itself before the word `guard`.
@@ -62,6 +63,8 @@ const SHORT_LEASE: Duration = Duration::from_millis(300);
 pub(super) const WHENEVER: u64 = u64::MAX - 1;
 /// For a child that may not begin: long ago. An eventfd takes no 0.
 pub(super) const NEVER: u64 = 1;
+/// For one that may not, since its end could not be brought about.
+pub(super) const NO_ROOM: u64 = 2;
 
 /// Keeps a guard alive, and tells it what it must know.
 #[derive(Debug)]
@@ -112,10 +115,7 @@ impl Guard {
         let link = Arc::new(Link { program, token, cgroups, table, events, inner: Mutex::default() });
         let child = link.spawn().context("cannot start the guard process")?;
         let watched = Arc::clone(&link);
-        std::thread::Builder::new()
-            .name("exec-guard".to_owned())
-            .spawn(move || watched.keep(child))
-            .context("cannot start a thread")?;
+        threads::spawn("exec-guard", move || watched.keep(child)).context("cannot start a thread")?;
         Ok(Guard { link })
     }
 

@@ -20,10 +20,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::descriptors::too_few;
 use super::run::Shared;
 use super::table::FIRST_HANDLER;
-use super::{ExecEvent, NotStartedKind, STACK_BYTES};
+use super::{ExecEvent, NotStartedKind, STACK_BYTES, no_thread};
 use crate::machine::{RunId, RunOutput, RunSpec};
+use crate::threads;
 use desk::{Desk, Handed, Job};
 use pauses::{Death, Pauses};
 
@@ -100,9 +102,10 @@ impl Pool {
 
     fn start_handler(self: &Arc<Self>, job: Job, spec: RunSpec) {
         let run = job.run;
+        let Some(reserve) = self.shared.stock.take() else { return self.not_started(run, too_few()) };
         let gate = match eventfd(0, EventfdFlags::CLOEXEC) {
             Ok(gate) => Arc::new(gate),
-            Err(error) => return self.not_started(run, format!("too many open files ({error})")),
+            Err(_) => return self.not_started(run, too_few()),
         };
         let id = {
             let mut inner = self.lock();
@@ -112,12 +115,13 @@ impl Pool {
         self.shared.table.add(id, Arc::clone(&gate));
         self.shared.table.hand(run, id);
         let pool = Arc::clone(self);
+        let name = format!("handler-{}", id.0 - FIRST_HANDLER);
         let spawned = std::thread::Builder::new()
-            .name(format!("handler-{}", id.0 - FIRST_HANDLER))
+            .name(name.clone())
             .stack_size(STACK_BYTES)
-            .spawn(move || life::live(&pool, id, &gate, job, &spec));
+            .spawn(move || threads::or_end(&name, || life::live(&pool, id, gate, reserve, job, &spec)));
         if let Err(error) = spawned {
-            self.not_started(run, format!("no room for another thread ({error})"));
+            self.not_started(run, no_thread(&error));
             self.shared.table.remove(id);
         }
     }

@@ -12,10 +12,12 @@
 mod capture;
 mod cgroup;
 mod child;
+mod descriptors;
 mod group;
 mod guard;
 mod handler;
 mod mark;
+mod memory;
 mod proc;
 mod roll;
 mod run;
@@ -36,10 +38,13 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::contract::worker::ProcessIdentity;
 use crate::machine::{GroupSignal, Instant, RunId, RunReport, RunSpec};
+use crate::threads;
 use cgroup::Cgroups;
+use descriptors::{Stock, too_few};
 use guard::Guard;
 pub use guard::voice::Voice;
 use handler::Pool;
+use memory::Memory;
 use roll::Roll;
 use run::Shared;
 pub use runfile::{Claim, Predecessor, RunFile};
@@ -152,6 +157,7 @@ impl Executor {
     /// If `/proc` cannot be read, or there is no room for a pipe and a thread.
     pub fn new(events: Sender<ExecEvent>, means: Means) -> anyhow::Result<Executor> {
         keep_zombies()?;
+        descriptors::raise_limit();
         static EXECUTORS: AtomicU32 = AtomicU32::new(0);
         let number = EXECUTORS.fetch_add(1, Ordering::Relaxed);
         let own = proc::Identity::own().context("cannot learn who we are from /proc")?;
@@ -165,6 +171,8 @@ impl Executor {
         let guard = means.guard.map(start).transpose()?.map(Arc::new);
         let roll = Roll::start(Arc::clone(&table), means.run_file, guard.clone(), cgroups.clone())?;
         let shared = Shared {
+            stock: Stock::new().context("cannot make an eventfd")?,
+            memory: Memory::new(),
             table,
             events,
             roll: roll.announcer().clone(),
@@ -189,18 +197,20 @@ impl Executor {
             return self.handlers.start(run, spec);
         }
         let no_room = |why: String| self.shared.not_started(run, NotStartedKind::Transient, why);
+        let Some(reserve) = self.shared.stock.take() else { return no_room(too_few()) };
         let gate = match eventfd(0, EventfdFlags::CLOEXEC) {
             Ok(gate) => Arc::new(gate),
-            Err(error) => return no_room(format!("too many open files ({error})")),
+            Err(_) => return no_room(too_few()),
         };
         self.shared.table.add(run, Arc::clone(&gate));
         let shared = Arc::clone(&self.shared);
+        let name = format!("run-{}", run.0);
         let spawned = std::thread::Builder::new()
-            .name(format!("run-{}", run.0))
+            .name(name.clone())
             .stack_size(STACK_BYTES)
-            .spawn(move || shared.live(run, &spec, &gate));
+            .spawn(move || threads::or_end(&name, || shared.live(run, &spec, gate, reserve)));
         if let Err(error) = spawned {
-            no_room(format!("no room for another thread ({error})"));
+            no_room(no_thread(&error));
         }
     }
 
@@ -257,6 +267,13 @@ impl Drop for Executor {
             _ => log::error!("process groups outlive us that cannot be killed now"),
         }
     }
+}
+
+/// Why nothing can be started, in words.
+fn no_thread(error: &std::io::Error) -> String {
+    format!(
+        "no room for another thread ({error}); raise the limit (ulimit -u, TasksMax=), or have fewer slots"
+    )
 }
 
 /// If SIGCHLD is ignored, as a careless parent may have left it, the kernel reaps our children at once: their

@@ -13,12 +13,13 @@ use rustix::io::{Errno, read, retry_on_intr, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::getpid;
 
-use super::cgroup::Cgroups;
-use super::guard::{Guard, WHENEVER};
+use super::cgroup::{Cgroups, Entered};
+use super::guard::{Guard, NO_ROOM, WHENEVER};
 use super::proc;
 use super::runfile::{Group, RunFile};
 use super::table::Table;
 use crate::machine::RunId;
+use crate::threads;
 
 /// Bytes of a message. Far below `PIPE_BUF`, so that messages of many writers never mix.
 const MESSAGE_BYTES: usize = 16;
@@ -108,9 +109,10 @@ impl Roll {
             file.write(&[]);
         }
         let keeper = Keeper { reader, table, run_file, guard, cgroups, live: Vec::new() };
+        let name = "exec-roll";
         let thread = std::thread::Builder::new()
-            .name("exec-roll".to_owned())
-            .spawn(move || keeper.keep())
+            .name(name.to_owned())
+            .spawn(move || threads::or_end(name, || keeper.keep()))
             .context("cannot start a thread")?;
         Ok(Roll { announcer: Announcer(Arc::new(writer)), thread })
     }
@@ -159,13 +161,21 @@ impl Keeper {
 
     /// Whether to go on.
     fn take_in(&mut self, messages: &[[u8; MESSAGE_BYTES]]) -> bool {
-        let mut at_gate = Vec::new();
+        let (mut at_gate, mut refused) = (Vec::new(), Vec::new());
         let mut go_on = true;
         for message in messages {
             match Message::decode(message) {
                 Message::Here { run, pid } => {
                     // The child stands at its gate, so it is there to be looked up.
-                    let start_ticks = proc::stat(pid).ok().flatten().map_or(0, |stat| stat.start_ticks);
+                    let start_ticks = match proc::stat(pid) {
+                        Ok(stat) => stat.map_or(0, |stat| stat.start_ticks),
+                        Err(error) => {
+                            // It could not be named to anybody who has to kill it.
+                            log::error!("cannot look at process {pid}: {error}; it does not start");
+                            refused.push((run, pid));
+                            continue;
+                        }
+                    };
                     self.live.push((run, Group { pgid: pid, start_ticks }));
                     at_gate.push((run, pid, start_ticks));
                 }
@@ -180,9 +190,13 @@ impl Keeper {
             let groups: Vec<Group> = self.live.iter().map(|(_, group)| *group).collect();
             file.write(&groups);
         }
+        for (run, pid) in refused {
+            self.table.open_gate(run, pid, NO_ROOM);
+        }
         for (run, pid, start_ticks) in at_gate {
-            if let Some(cgroups) = &self.cgroups {
-                cgroups.enter(run, pid);
+            if self.cgroups.as_ref().is_some_and(|cgroups| cgroups.enter(run, pid) == Entered::NoRoom) {
+                self.table.open_gate(run, pid, NO_ROOM);
+                continue;
             }
             let not_after = self.guard.as_ref().map_or(WHENEVER, |guard| guard.here(pid, start_ticks));
             self.table.open_gate(run, pid, not_after);

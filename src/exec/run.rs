@@ -23,9 +23,11 @@ use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, p
 use super::capture::Capture;
 use super::cgroup::Cgroups;
 use super::child::{self, Failure};
+use super::descriptors::{Reserve, Stock};
 use super::group::Suspect;
 use super::guard::Guard;
 use super::mark::run_mark;
+use super::memory::Memory;
 use super::proc;
 use super::roll::Announcer;
 use super::stopped::{LOOK_EVERY, StopWatch};
@@ -50,6 +52,8 @@ const TASK_VAR: &str = "ZKMW_TASK";
 /// What the threads of all runs share.
 #[derive(Debug)]
 pub(super) struct Shared {
+    pub(super) stock: Stock,
+    pub(super) memory: Memory,
     pub(super) table: Arc<Table>,
     pub(super) events: Sender<ExecEvent>,
     pub(super) roll: Announcer,
@@ -89,17 +93,21 @@ impl Shared {
     }
 
     /// From the fork to the end. Runs on the run's own thread.
-    pub(super) fn live(&self, run: RunId, spec: &RunSpec, gate: &Arc<OwnedFd>) {
+    pub(super) fn live(&self, run: RunId, spec: &RunSpec, gate: Arc<OwnedFd>, mut reserve: Reserve) {
         let mark = run_mark(&self.token, self.number, run);
         let strays = RunStrays { mark: &mark, since: proc::now_ticks() };
-        let mut child = match child::spawn(run, spec, (&self.token, &mark), &self.roll, gate) {
+        let kills = self.memory.kills();
+        reserve.start();
+        let mut child = match child::spawn(run, spec, (&self.token, &mark), self, &gate) {
             Ok(child) => child,
             Err(Failure { kind, why }) => {
+                drop(reserve);
                 // It may have got as far as into its cgroup.
                 self.cgroups.iter().for_each(|cgroups| cgroups.empty(run));
                 return self.not_started(run, kind, why);
             }
         };
+        drop(gate);
         let started_ms = now_ms();
         let leader = child.id();
         self.table.running(run, leader, None);
@@ -109,9 +117,11 @@ impl Shared {
 
         watch(leader, open_pidfd(leader), &mut stdout, &mut stderr, || name_of(spec));
         let ended_ms = now_ms();
+        reserve.end();
         let (ended, signalled) = self.bury(run, leader, &strays, true);
         stdout.drain();
         stderr.drain();
+        let detail = if signalled.in_life { None } else { self.memory.explain(ended, kills) };
 
         let (stdout, stderr) = (stdout.capture.finish(), stderr.capture.finish());
         self.over(
@@ -120,7 +130,7 @@ impl Shared {
                 run,
                 report: RunReport {
                     ended,
-                    detail: None,
+                    detail,
                     stdout,
                     stderr,
                     started_ms,

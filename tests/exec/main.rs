@@ -32,7 +32,7 @@ use ended::{bad_parent, big, wide_pipe};
 use runfile::claim;
 use runs::{gibibyte, service_vars};
 use signals::mover;
-use starts::starved;
+use starts::{crowded, raised, starved};
 use terminal::{at_terminal, stops};
 
 /// No single step of a test takes longer.
@@ -230,6 +230,8 @@ fn helper() {
         "shield" => shield(),
         "shielded" => shielded(dir),
         "mover" => mover(dir),
+        "crowded" => crowded(),
+        "raised" => raised(),
         "starved" => starved(),
         "service_vars" => service_vars(),
         "stops" => stops(),

@@ -59,6 +59,21 @@ fn a_run_is_a_group_of_its_own_with_default_signals() {
     assert_eq!(pid, group);
 }
 
+#[test]
+fn memory_is_taken_from_tasks_before_their_worker_and_a_kill_by_nobody_of_ours_is_told() {
+    let mut rig = Rig::new();
+    let own: i32 = fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim().parse().unwrap();
+    let out = text(&rig.run(sh("cat /proc/self/oom_score_adj")).stdout);
+    assert_eq!(out.trim(), (own + 500).clamp(0, 1000).to_string());
+    let report = rig.run(sh("kill -9 $$"));
+    let detail = report.detail.unwrap_or_default();
+    assert!(detail.starts_with("killed by SIGKILL, which the worker did not send"), "{detail}");
+    let (run, _) = rig.started(sh("sleep 600"));
+    rig.executor.signal(run, GroupSignal::Kill);
+    assert_eq!(rig.ended(run).detail, None);
+    assert_eq!(rig.run(sh("exit 137")).detail, None);
+}
+
 // What is kept of the output.
 
 #[test]

@@ -49,7 +49,7 @@ pub fn starved() {
     let used = fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
     let mut ended = 0;
     // With none to spare, and so that they run out at every stage of a start.
-    for spare in 0..16 {
+    for spare in 0..40 {
         let limit = Rlimit { current: Some(used + spare), maximum: Some(4096) };
         setrlimit(Resource::Nofile, limit).unwrap();
         let run = rig.start(sh("exit 5"));
@@ -67,6 +67,66 @@ pub fn starved() {
         }
     }
     assert!(ended > 3);
+}
+
+#[test]
+fn nothing_is_started_whose_end_could_not_be_brought_about() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(spawn_helper("crowded", dir.path()).wait().unwrap().success());
+}
+
+/// The helper: starts more than it may have descriptors for.
+pub fn crowded() {
+    let complaints = crate::terminal::Lines::default();
+    log::set_boxed_logger(Box::new(complaints.clone())).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(128), maximum: Some(128) }).unwrap();
+    let mut rig = Rig::by(Means { cgroups: true, ..Means::default() });
+    let runs: Vec<RunId> = (0..60).map(|_| rig.start(sh("setsid sleep 600 & sleep 600"))).collect();
+    let mut started = 0;
+    until("each has started, or has not", || {
+        while let Ok(event) = rig.events.try_recv() {
+            match event {
+                ExecEvent::Started { .. } => started += 1,
+                ExecEvent::NotStarted { run, kind, why } => {
+                    assert!(kind == NotStartedKind::Transient && why.contains("LimitNOFILE"), "{why}");
+                    rig.over.insert(run, ExecEvent::NotStarted { run, kind, why });
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        started + rig.over.len() == runs.len()
+    });
+    assert!(started > 3 && !rig.over.is_empty(), "{started} started");
+    assert!(rig.executor.kill_all());
+    for run in runs {
+        rig.over(run);
+    }
+    assert_eq!(complaints.all(), Vec::<String>::new());
+    assert_eq!(rig.run(sh("exit 7")).ended, Ended::Exit(7));
+}
+
+#[test]
+fn a_worker_has_all_descriptors_that_it_may_and_its_tasks_have_what_it_was_given() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(spawn_helper("raised", dir.path()).wait().unwrap().success());
+}
+
+/// The helper: has a low soft limit, and runs more than that allows for.
+pub fn raised() {
+    setrlimit(Resource::Nofile, Rlimit { current: Some(100), maximum: Some(4096) }).unwrap();
+    let mut rig = Rig::new();
+    let runs: Vec<RunId> = (0..100).map(|_| rig.start(sh("ulimit -n; exec sleep 600"))).collect();
+    for _ in &runs {
+        let event = rig.events.recv_timeout(PATIENCE).unwrap();
+        assert!(matches!(event, ExecEvent::Started { .. }), "{event:?}");
+    }
+    // Each has said so by the time at which it sleeps.
+    until("all sleep", || children().iter().filter(|name| *name == "sleep").count() == runs.len());
+    assert!(rig.executor.kill_all());
+    for run in runs {
+        assert_eq!(text(&rig.ended(run).stdout), "100\n");
+    }
 }
 
 // Many, all, and the end of the executor.
@@ -104,4 +164,14 @@ fn dropping_the_executor_kills() {
     let inner = pid_in(&marker);
     drop(rig);
     assert!(!is_alive(pid) && !is_alive(inner));
+}
+
+/// The names of our children's programs.
+fn children() -> Vec<String> {
+    let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    let pids: Vec<String> =
+        lists.flat_map(|list| list.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
+    let name = |pid: &String| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    pids.iter().map(|pid| name(pid).trim().to_owned()).collect()
 }

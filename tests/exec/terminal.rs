@@ -85,13 +85,19 @@ pub fn stops() {
 
 /// The log, a line each.
 #[derive(Clone, Default)]
-struct Lines(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+pub struct Lines(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
 
 impl Lines {
+    pub fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+
     /// Does what the oldest line says that wasn't heeded yet, if there is one.
     fn continue_one(&self) -> bool {
         let Some(line) = self.0.lock().unwrap().pop() else { return false };
-        let command = line.split(['(', ')']).nth(1).unwrap();
+        let Some(command) = line.split(['(', ')']).find(|part| part.starts_with("kill")) else {
+            return false;
+        };
         Command::new("/bin/sh").args(["-c", command]).status().unwrap().success()
     }
 }
@@ -104,9 +110,7 @@ impl log::Log for Lines {
     fn log(&self, record: &log::Record<'_>) {
         let line = record.args().to_string();
         eprintln!("{line}");
-        if line.contains("is stopped") {
-            self.0.lock().unwrap().push(line);
-        }
+        self.0.lock().unwrap().push(line);
     }
 
     fn flush(&self) {}

@@ -16,7 +16,7 @@ const MISSING: [i32; 2] = [126, 127];
 
 impl Handler<'_> {
     /// It is used no more.
-    pub(super) fn retire(self, end: End) {
+    pub(super) fn retire(mut self, end: End) {
         let (id, pid) = (self.desk.id, self.desk.pid);
         let shared = &self.pool.shared;
         self.pool.retire(id);
@@ -37,6 +37,7 @@ impl Handler<'_> {
             self.await_leader(None);
         }
         let ended_ms = now_ms();
+        self.reserve.end();
         let strays = RunStrays { mark: &self.birth.mark, since: self.birth.since };
         let (how, signalled) = shared.bury(id, pid, &strays, !at_fault);
         let cause = match (signalled.in_life, at_fault) {

@@ -22,6 +22,7 @@ use super::pauses::{Cause, Death};
 use super::{Gate, NO_LEASE, Pool};
 use crate::exec::ExecEvent;
 use crate::exec::child::{self, Failure};
+use crate::exec::descriptors::{Reserve, too_few};
 use crate::exec::guard::LINGER;
 use crate::exec::mark::run_mark;
 use crate::exec::proc;
@@ -38,7 +39,7 @@ const DEAD_AFTER_CLOSE: Duration = Duration::from_millis(200);
 const LOOK_WITHOUT_PIDFD: Duration = Duration::from_millis(20);
 
 /// From its start to its end, with the request that it was started for.
-pub(super) fn live(pool: &Arc<Pool>, id: RunId, gate: &Gate, job: Job, spec: &RunSpec) {
+pub(super) fn live(pool: &Arc<Pool>, id: RunId, gate: Gate, mut reserve: Reserve, job: Job, spec: &RunSpec) {
     let shared = &pool.shared;
     let never = |run: RunId, why: String| {
         shared.table.dead(id);
@@ -50,14 +51,16 @@ pub(super) fn live(pool: &Arc<Pool>, id: RunId, gate: &Gate, job: Job, spec: &Ru
     }
     let wake = match eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK) {
         Ok(wake) => wake,
-        Err(error) => return never(job.run, format!("too many open files ({error})")),
+        Err(_) => return never(job.run, too_few()),
     };
+    reserve.start();
     let mark = run_mark(&shared.token, shared.number, id);
     let since = proc::now_ticks();
     let born = Instant::now();
-    let child = match child::spawn(id, spec, (&shared.token, &mark), &shared.roll, gate) {
+    let child = match child::spawn(id, spec, (&shared.token, &mark), shared, &gate) {
         Ok(child) => child,
         Err(Failure { why, .. }) => {
+            drop(reserve);
             // It may have got as far as into its cgroup.
             shared.cgroups.iter().for_each(|cgroups| cgroups.empty(id));
             pool.died(Death { born, answered: false, cause: Cause::Fault });
@@ -66,7 +69,8 @@ pub(super) fn live(pool: &Arc<Pool>, id: RunId, gate: &Gate, job: Job, spec: &Ru
         }
     };
     let program = spec.argv.last().cloned().unwrap_or_default();
-    Handler::new(pool, id, child, wake, Birth { born, since, mark, program }).live(job);
+    drop(gate);
+    Handler::new(pool, id, child, wake, reserve, Birth { born, since, mark, program }).live(job);
 }
 
 /// What is kept of its start.
@@ -88,6 +92,8 @@ pub(super) struct Handler<'a> {
     pidfd: Option<OwnedFd>,
     pub(super) lines: Lines,
     pub(super) birth: Birth,
+    /// For its end.
+    pub(super) reserve: Reserve,
     /// It has answered before.
     pub(super) answered: bool,
     /// The guard has still to be told that it has nothing to do.
@@ -121,7 +127,14 @@ pub(super) enum End {
 }
 
 impl<'a> Handler<'a> {
-    fn new(pool: &'a Arc<Pool>, id: RunId, mut child: Child, wake: OwnedFd, birth: Birth) -> Handler<'a> {
+    fn new(
+        pool: &'a Arc<Pool>,
+        id: RunId,
+        mut child: Child,
+        wake: OwnedFd,
+        reserve: Reserve,
+        birth: Birth,
+    ) -> Handler<'a> {
         let pid = child.id();
         let piped = "a handler is started with pipes";
         let stdin = nonblocking(child.stdin.take().expect(piped).into());
@@ -137,6 +150,7 @@ impl<'a> Handler<'a> {
             pidfd,
             lines: Lines::default(),
             birth,
+            reserve,
             answered: false,
             lingering: false,
             untold: false,

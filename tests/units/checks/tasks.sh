@@ -6,6 +6,12 @@ check 'its home can be written, /var and /home can not' \
     'task "echo > \$HOME/x && ! echo > /var/x && ! echo > /home/x" 2>/dev/null'
 check 'it has /dev/null, Python, threads, forks' \
     '[[ $(task "python3 -c \"import multiprocessing as m; print(sum(m.Pool(2).map(abs,[1,2])))\"") == 3 ]]'
+check 'it goes before its worker when memory runs out' \
+    '(($(task "cat /proc/self/oom_score_adj") == $(cat "/proc/$(prop $w MainPID)/oom_score_adj") + 500))'
+check 'it has the usual limit of open files, and its worker the highest' \
+    '[[ $(task "ulimit -n") == 1024 ]] && grep -Eq "^Max open files +([0-9]+) +\1 " "/proc/$(prop $w MainPID)/limits"'
+check 'it is not told what systemd tells the worker' \
+    '[[ -z $(task "env | grep -E \"^(INVOCATION_ID|JOURNAL_STREAM|SYSTEMD_EXEC_PID|RUNTIME_DIRECTORY|CREDENTIALS_DIRECTORY)=\"; true") ]]'
 task 'setsid env -i sleep 881 & exit 0'
 check 'a daemon that left its group and cleared its environment is dead' '! pgrep -f "^sleep 881"'
 
