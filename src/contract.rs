@@ -7,6 +7,7 @@
 //! Data is JSON with `"v":1` (absent means 1). Fields that are not known here are kept and ignored.
 
 pub mod chunk;
+pub mod contender;
 pub mod copies;
 pub mod handler;
 pub mod outcome;
@@ -282,16 +283,11 @@ pub fn parse_registration(name: &str) -> Option<(Incarnation, u64)> {
     (number.to_string() == text).then_some((Incarnation::parse(incarnation)?, number))
 }
 
-/// What decides the order of contenders: the text after the last `latch-`, compared as text, as Curator's
-/// `StandardLockInternalsDriver.standardFixForSorting` does. A sequence number that overflowed is negative and
+/// What decides the order of contenders (unless one [inherited](contender) a rank): the text after the last `latch-`,
+/// compared as text, as Curator's `StandardLockInternalsDriver.standardFixForSorting` does. A sequence number that overflowed is negative and
 /// so comes first, there as here. `None` is a contender of another library.
 pub fn contender_rank(name: &str) -> Option<&str> {
     name.rfind(LATCH).map(|at| &name[at + LATCH.len()..])
-}
-
-/// The name, without its sequence number, of a contender with this uuid.
-pub fn contender_prefix(uuid: &str) -> String {
-    format!("_c_{uuid}-{LATCH}")
 }
 
 /// A random (version 4) UUID from 128 random bits.
@@ -487,7 +483,7 @@ mod tests {
     fn contenders_sort_as_curators_do() {
         let uuid = uuid(u64::MAX, u64::MAX);
         assert_eq!(uuid, "ffffffff-ffff-4fff-bfff-ffffffffffff");
-        let name = format!("{}0000000007", contender_prefix(&uuid));
+        let name = format!("{}0000000007", contender::prefix(&uuid));
         assert_eq!(contender_rank(&name), Some("0000000007"));
         assert!(contender_rank("x-latch--2147483648") < contender_rank("x-latch-0000000001"));
         assert_eq!(contender_rank("a__lock__0000000001"), None);

@@ -7,9 +7,16 @@
 //!
 //! Only a contender whose creation was acknowledged on the present connection counts as ours, and a connection
 //! is a session; so the contender's `ephemeralOwner` is the present session by construction.
+//!
+//! A leader whose work outlives its connection may *hand its term over* to its next session instead: see
+//! `election/term.rs`.
 
+mod term;
+
+use self::term::Term;
 use super::ensure::{self, Ensure};
-use crate::contract::{contender_prefix, contender_rank, name_of};
+use crate::contract::contender::{self, Contender};
+use crate::contract::{contender_rank, name_of};
 use crate::exit;
 use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, Reply,
@@ -49,9 +56,14 @@ enum State {
     /// The contender stands; its place is not known yet.
     Placing { name: String },
     /// The contender stands behind `before`.
-    Following { name: String, epoch: i64, before: String },
-    /// First.
-    Leading { name: String, epoch: i64 },
+    Following { name: String, czxid: i64, before: String },
+    /// First, or in the place of the own contender that was.
+    Leading { name: String, czxid: i64, term: Term },
+    /// It led, and has no connection. What it led by stands as long as its session lives.
+    Suspended(Term),
+    /// It led in the session before. The contender that inherits that place is created, then read, then looked for in
+    /// a list.
+    Inheriting { name: Option<String>, term: Term },
     /// The contender is being deleted, or will be as soon as its creation is answered.
     Leaving,
 }
@@ -59,10 +71,12 @@ enum State {
 #[derive(Debug)]
 enum Purpose {
     Create,
+    /// Creates a contender that inherits a rank.
+    Inherit,
     /// Reads the own contender and watches it.
     Own,
     List {
-        epoch: i64,
+        czxid: i64,
     },
     WatchBefore {
         name: String,
@@ -103,13 +117,22 @@ impl Election {
     pub fn withdraw<R>(&mut self, out: &mut Actions<R>) {
         match &self.state {
             State::Out | State::Leaving => {}
-            State::Entering => {
+            State::Suspended(_) => self.state = State::Out,
+            State::Entering | State::Inheriting { name: None, .. } => {
                 self.ensure.reset();
                 // A creation can't be called back. When it is answered, what it made is deleted.
                 self.state = if self.is_creating() { State::Leaving } else { State::Out };
             }
-            State::Placing { name } | State::Following { name, .. } | State::Leading { name, .. } => {
+            // What it was to take the place of stands on: it may still protect something.
+            State::Placing { name }
+            | State::Following { name, .. }
+            | State::Inheriting { name: Some(name), .. } => {
                 let name = name.clone();
+                self.delete_own(&name, out);
+            }
+            State::Leading { name, .. } => {
+                let name = name.clone();
+                self.delete_replaced(out);
                 self.delete_own(&name, out);
             }
         }
@@ -122,10 +145,11 @@ impl Election {
         self.state = State::Out;
     }
 
-    /// The epoch, if this candidate leads: the czxid of its contender, which only grows from leader to leader.
+    /// The epoch, if this candidate leads: the czxid of the contender with which its term began. It only grows from
+    /// leader to leader.
     pub fn leading(&self) -> Option<i64> {
-        match self.state {
-            State::Leading { epoch, .. } => Some(epoch),
+        match &self.state {
+            State::Leading { term, .. } => Some(term.epoch),
             _ => None,
         }
     }
@@ -133,8 +157,13 @@ impl Election {
     /// The transaction that made the own contender, once its place is known: a write of our own on this connection.
     pub fn made_by(&self) -> Option<i64> {
         match self.state {
-            State::Following { epoch, .. } | State::Leading { epoch, .. } => Some(epoch),
-            State::Out | State::Entering | State::Placing { .. } | State::Leaving => None,
+            State::Following { czxid, .. } | State::Leading { czxid, .. } => Some(czxid),
+            State::Out
+            | State::Entering
+            | State::Placing { .. }
+            | State::Suspended(_)
+            | State::Inheriting { .. }
+            | State::Leaving => None,
         }
     }
 
@@ -159,7 +188,8 @@ impl Election {
     /// The name of the own contender, if it stands.
     pub fn own_name(&self) -> Option<&str> {
         match &self.state {
-            State::Out | State::Entering | State::Leaving => None,
+            State::Out | State::Entering | State::Suspended(_) | State::Leaving => None,
+            State::Inheriting { name, .. } => name.as_deref(),
             State::Placing { name } | State::Following { name, .. } | State::Leading { name, .. } => {
                 Some(name)
             }
@@ -178,7 +208,14 @@ impl Election {
         }
         let name = name_of(path);
         match &self.state {
-            State::Out | State::Entering | State::Leaving => {}
+            State::Out | State::Entering | State::Suspended(_) | State::Leaving => {}
+            State::Inheriting { name: own, .. } => {
+                if own.as_deref() == Some(name) && kind == ChangeKind::Deleted {
+                    self.state = State::Out;
+                } else if own.as_deref() == Some(name) {
+                    self.read_own(out);
+                }
+            }
             State::Placing { name: own }
             | State::Following { name: own, .. }
             | State::Leading { name: own, .. }
@@ -194,10 +231,10 @@ impl Election {
                     self.read_own(out);
                 }
             }
-            State::Following { name: own, epoch, before } if before == name => {
-                let (own, epoch) = (own.clone(), *epoch);
+            State::Following { name: own, czxid, before } if before == name => {
+                let (own, czxid) = (own.clone(), *czxid);
                 self.state = State::Placing { name: own };
-                self.list(epoch, out);
+                self.list(czxid, out);
             }
             State::Placing { .. } | State::Following { .. } | State::Leading { .. } => {}
         }
@@ -226,10 +263,12 @@ impl Election {
             Err(CallError::NotSent | CallError::MaybeApplied) => return true,
         };
         match (purpose, result) {
-            (Purpose::Create, Ok(Reply::Created { path })) if self.state == State::Leaving => {
+            (Purpose::Create | Purpose::Inherit, Ok(Reply::Created { path }))
+                if self.state == State::Leaving =>
+            {
                 self.delete_own(name_of(path), out);
             }
-            (Purpose::Create, Err(Refusal::NoNode)) if self.state == State::Leaving => {
+            (Purpose::Create | Purpose::Inherit, Err(Refusal::NoNode)) if self.state == State::Leaving => {
                 self.state = State::Out;
             }
             (Purpose::Create, Ok(Reply::Created { path })) => {
@@ -237,29 +276,22 @@ impl Election {
                 self.read_own(out);
             }
             (Purpose::Create, Err(Refusal::NoNode)) => self.stand(out),
-            (Purpose::Own, Ok(Reply::Stat(stat))) => {
-                match self.state {
-                    State::Placing { .. } => self.list(stat.czxid, out),
-                    // A change of its data had used up the watch, and what stands there now is not what we made.
-                    State::Following { epoch, .. } | State::Leading { epoch, .. } if epoch != stat.czxid => {
-                        self.stand(out);
-                    }
-                    State::Out
-                    | State::Entering
-                    | State::Following { .. }
-                    | State::Leading { .. }
-                    | State::Leaving => {}
-                }
+            (Purpose::Inherit, Ok(Reply::Created { path })) => self.on_heir(name_of(path), out),
+            (Purpose::Inherit, Err(Refusal::NoNode)) => self.on_no_heir(out),
+            (Purpose::Own, Ok(Reply::Stat(stat))) => self.on_own(stat.czxid, out),
+            // The directory may have been deleted with all that was in it.
+            (Purpose::Own | Purpose::List { .. }, Err(Refusal::NoNode)) => self.on_gone(out),
+            (Purpose::List { czxid }, Ok(Reply::Children(names))) => {
+                // Each of them looks whether it is its list.
+                self.prove(czxid, names, out);
+                self.place(czxid, names, out);
             }
-            (Purpose::Own, Err(Refusal::NoNode)) => self.stand(out),
-            (Purpose::List { epoch }, Ok(Reply::Children(names))) => self.place(epoch, names, out),
-            // The directory was deleted with all that was in it, our contender too.
-            (Purpose::List { .. }, Err(Refusal::NoNode)) => self.stand(out),
             (Purpose::WatchBefore { .. }, Ok(_)) => {}
             (Purpose::WatchBefore { name }, Err(Refusal::NoNode)) => {
                 self.on_changed(&self.path(&name), ChangeKind::Deleted, out);
             }
-            (Purpose::DeleteOld, Ok(_) | Err(Refusal::NoNode)) => {}
+            // What can't be deleted goes with its session.
+            (Purpose::DeleteOld, Ok(_) | Err(_)) => {}
             (Purpose::DeleteOwn, Ok(_) | Err(Refusal::NoNode)) => self.state = State::Out,
             (_, Err(refusal)) => self.refuse(self.dir.clone(), refusal),
             (purpose, Ok(reply)) => {
@@ -275,8 +307,34 @@ impl Election {
         self.refused = Some((path, refusal));
     }
 
+    /// The own contender is gone.
+    fn on_gone<R>(&mut self, out: &mut Actions<R>) {
+        if let State::Inheriting { .. } = self.state {
+            self.state = State::Out;
+        } else {
+            self.stand(out);
+        }
+    }
+
+    /// The own contender was read.
+    fn on_own<R>(&mut self, czxid: i64, out: &mut Actions<R>) {
+        match &self.state {
+            State::Placing { .. } | State::Inheriting { .. } => self.list(czxid, out),
+            // A change of its data had used up the watch, and what stands there now is not what we made.
+            State::Following { czxid: own, .. } | State::Leading { czxid: own, .. } if *own != czxid => {
+                self.stand(out);
+            }
+            State::Out
+            | State::Entering
+            | State::Following { .. }
+            | State::Leading { .. }
+            | State::Suspended(_)
+            | State::Leaving => {}
+        }
+    }
+
     fn is_creating(&self) -> bool {
-        self.calls.purposes().any(|purpose| matches!(purpose, Purpose::Create))
+        self.calls.purposes().any(|purpose| matches!(purpose, Purpose::Create | Purpose::Inherit))
     }
 
     fn delete_own<R>(&mut self, name: &str, out: &mut Actions<R>) {
@@ -288,7 +346,7 @@ impl Election {
 
     fn create<R>(&mut self, out: &mut Actions<R>) {
         let call = Call::Create {
-            path: self.path(&contender_prefix(&self.uuid)),
+            path: self.path(&contender::prefix(&self.uuid)),
             data: self.data.clone(),
             mode: CreateMode::EphemeralSequential,
         };
@@ -302,36 +360,37 @@ impl Election {
         }
     }
 
-    fn list<R>(&mut self, epoch: i64, out: &mut Actions<R>) {
-        self.calls.issue(out, Call::Children { path: self.dir.clone() }, Purpose::List { epoch });
+    fn list<R>(&mut self, czxid: i64, out: &mut Actions<R>) {
+        self.calls.issue(out, Call::Children { path: self.dir.clone() }, Purpose::List { czxid });
+    }
+
+    /// Deletes a contender of ours that is of no use any more.
+    fn delete_old<R>(&mut self, name: &str, out: &mut Actions<R>) {
+        let call = Call::Delete { path: self.path(name), version: None };
+        self.calls.issue(out, call, Purpose::DeleteOld);
     }
 
     /// Finds the own place in a list of all contenders. The list is no older than our own creation, because it
     /// was read on the connection that made it.
-    fn place<R>(&mut self, epoch: i64, names: &[String], out: &mut Actions<R>) {
+    fn place<R>(&mut self, czxid: i64, names: &[String], out: &mut Actions<R>) {
         let State::Placing { name: own } = &self.state else { return };
         let own = own.clone();
-        let prefix = contender_prefix(&self.uuid);
-        // Two of one rank can only be made by hand; their names decide, so that not both lead.
-        let place = |name: &str| contender_rank(name).map(|rank| (rank.to_string(), name.to_string()));
-        let own_place = place(&own);
-        let mut before: Option<((String, String), &str)> = None;
+        let prefix = contender::prefix_of_all(&self.uuid);
+        let own_place = Contender::parse(&own);
+        let mut before: Option<Contender<'_>> = None;
         let mut foreign = Vec::new();
         let mut found = false;
         for name in names {
-            let Some(place) = place(name) else {
+            let Some(place) = Contender::parse(name) else {
                 foreign.push(name.as_str());
                 continue;
             };
             if *name == own {
                 found = true;
             } else if name.starts_with(&prefix) {
-                let call = Call::Delete { path: self.path(name), version: None };
-                self.calls.issue(out, call, Purpose::DeleteOld);
-            } else if Some(&place) < own_place.as_ref()
-                && before.as_ref().is_none_or(|(best, _)| place > *best)
-            {
-                before = Some((place, name));
+                self.delete_old(name, out);
+            } else if Some(place) < own_place && before.is_none_or(|best| place > best) {
+                before = Some(place);
             }
         }
         self.report_foreign(&foreign, out);
@@ -340,11 +399,14 @@ impl Election {
             return self.stand(out);
         }
         self.state = match before {
-            None => State::Leading { name: own, epoch },
-            Some((_, name)) => {
+            None => {
+                let term = Term::begin(czxid, &own);
+                State::Leading { name: own, czxid, term }
+            }
+            Some(Contender { name, .. }) => {
                 let call = Call::Exists { path: self.path(name), watch: true };
                 self.calls.issue(out, call, Purpose::WatchBefore { name: name.to_string() });
-                State::Following { name: own, epoch, before: name.to_string() }
+                State::Following { name: own, czxid, before: name.to_string() }
             }
         };
     }

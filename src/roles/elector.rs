@@ -7,10 +7,13 @@
 //!   lease write that was *sent after* it began to lead was acknowledged. Each run has an epoch of its own: when
 //!   it is over, however it ended, its contender is withdrawn or already gone.
 //! - While it leads, a run lives under a lease that is renewed. A lease that lapses is SIGKILL at once.
+//! - A lost connection ends nothing as long as the lease holds, for our contender stands so long, and nobody else leads.
+//!   The next session takes the lead over if it can (see `recipes::election::term`), and renews the lease from then on.
+//!   The old contender is deleted only when the lease of the new session ends later than that of the old one.
 //! - Without leadership nothing is renewed, so a run that is being stopped is killed at the end of its grace or
 //!   of the lease, whichever comes first: before our old session can end and another can lead.
-//! - The old contender is deleted only when the run's whole group is dead: a new session stands, and thereby
-//!   deletes what the old one left, not before that.
+//! - If the lead was not handed over, the old contender is deleted only when the run's whole group is dead: a new session
+//!   stands, and thereby deletes what the old one left, not before that.
 //! - The process does not end, and its session is not closed, while the run's group lives. An end that a recipe
 //!   asks for waits as well.
 //!
@@ -24,6 +27,7 @@
 
 mod mend;
 mod report;
+mod session;
 mod state;
 
 use std::time::Duration;
@@ -138,36 +142,6 @@ impl Elector {
         }
     }
 
-    /// Begins a session's part: only when nothing of an earlier one goes on.
-    fn enter(&mut self, timeout: Duration, out: &mut Actions<Report>) {
-        self.session = Session::Entered { timeout };
-        // What an earlier session proved is no proof for this one.
-        self.lease.rename(&self.holder());
-        self.lease.on_session(timeout);
-        if let State::Standing = self.state {
-            self.election.stand(out);
-        }
-    }
-
-    fn on_connected(&mut self, timeout: Duration, out: &mut Actions<Report>) {
-        if self.run().is_some() {
-            self.session = Session::Waiting { timeout };
-            out.log(Level::Info, "connected; standing again when the command is dead");
-        } else {
-            out.push(Action::Status("looking for its place in the election".into()));
-            self.enter(timeout, out);
-        }
-    }
-
-    fn on_lost(&mut self) {
-        self.session = Session::Down;
-        self.election.on_lost();
-        self.retry.on_lost();
-        self.directory.on_lost();
-        self.lease.on_lost();
-        self.ensure.reset();
-    }
-
     fn on_stop(&mut self, again: bool, now: Instant, out: &mut Actions<Report>) {
         match &mut self.state {
             State::Standing | State::Acquiring { .. } | State::Pausing { .. } => {
@@ -221,6 +195,8 @@ impl Elector {
         {
             out.push(Action::Signal { run: run.id, signal: GroupSignal::Kill });
             *kill = Kill::Sent;
+            // It needs no lead any more, and none may be handed over when the lease was over for a moment.
+            self.election.abandon(out);
         }
     }
 
@@ -291,14 +267,14 @@ impl Elector {
 
     /// The run is dead: makes way for others, then stands at the end of the queue.
     fn stand_again(&mut self, run: Run, pause: Duration, now: Instant, out: &mut Actions<Report>) {
-        if pause > Duration::ZERO || self.election.leading() == Some(run.epoch) {
+        if pause > Duration::ZERO || self.election.term() == Some(run.epoch) {
             self.election.withdraw(out);
             self.state = State::Pausing { until: now + pause };
         } else {
             // Its contender was deleted, and the election stands again by itself; or there is no session.
             self.state = State::Standing;
         }
-        if let Session::Waiting { timeout } = self.session {
+        if let Session::Waiting { timeout } | Session::Inheriting { timeout } = self.session {
             self.enter(timeout, out);
         }
     }
@@ -339,7 +315,7 @@ impl Elector {
             self.ensure.reset();
             self.state = State::Standing;
         }
-        if let (State::Standing, Some(epoch), Session::Entered { timeout }, true) =
+        if let (State::Standing, Some(epoch), Session::Entered { timeout, .. }, true) =
             (&self.state, self.election.leading(), self.session, self.params.command.is_some())
         {
             let patience_ends = now + timeout * LEASE_PATIENCE_TIMEOUTS;
@@ -358,7 +334,7 @@ impl Elector {
                     self.state = State::Pausing { until: now + pause };
                 }
             }
-            State::Running(run) if self.election.leading() != Some(run.epoch) => {
+            State::Running(run) if self.election.term() != Some(run.epoch) => {
                 out.log(Level::Warn, format!("no longer leading ({why}): the command is told to end"));
                 self.stop_run(run, now, Then::Stand, out);
             }
@@ -374,6 +350,7 @@ impl Elector {
             out.log(Level::Warn, "the command is killed");
             self.kill(out);
         }
+        self.hand_over(out);
     }
 
     fn start(&mut self, epoch: i64, now: Instant, out: &mut Actions<Report>) {
@@ -407,7 +384,7 @@ impl Elector {
             (Some(epoch), _) => Some(Report::Leading { epoch }),
             (None, Some(behind)) => Some(Report::Following { behind: behind.to_string() }),
             // Its place is being looked up, and its contender stands: nothing is lost yet.
-            (None, None) if self.election.own_name().is_some() => return,
+            (None, None) if self.election.own_name().is_some() || self.election.term().is_some() => return,
             (None, None) => match self.told {
                 None | Some(Report::Lost { .. }) => return,
                 Some(Report::Leading { .. } | Report::Following { .. }) => {
@@ -469,11 +446,11 @@ impl Role for Elector {
         match event {
             Event::Connected { timeout } => self.on_connected(timeout, out),
             Event::Lost { why: reason } => {
+                self.on_lost(&reason, now, out);
                 why = format!("the connection was lost: {reason}");
                 if self.run().is_none() {
                     out.push(Action::Status("no connection to the ensemble".into()));
                 }
-                self.on_lost();
             }
             Event::Changed { path, kind } => self.election.on_changed(&path, kind, out),
             Event::Reply { id, result } => {
@@ -536,8 +513,9 @@ impl Role for Elector {
     fn assert_invariants(&self) {
         match &self.state {
             State::Running(run) => {
-                assert_eq!(self.election.leading(), Some(run.epoch), "a run is its leader's");
-                assert!(matches!(self.session, Session::Entered { .. }), "a run is its session's");
+                assert_eq!(self.election.term(), Some(run.epoch), "a run is its leader's");
+                let leads = self.election.leading().is_some();
+                assert_eq!(matches!(self.session, Session::Entered { .. }), leads, "a run is its session's");
                 assert!(self.lease.expires().is_some(), "a run has a lease");
             }
             State::Acquiring { epoch, .. } => {
@@ -549,10 +527,17 @@ impl Role for Elector {
             let idle = matches!(self.state, State::Standing | State::Over);
             assert!(idle, "without a command there is nothing to run: {:?}", self.state);
         }
+        let follows = self.run().is_some() && self.election.term() == self.run().map(|run| run.epoch);
         match self.session {
-            Session::Down => assert!(self.election.is_out(), "no connection, no contender"),
+            Session::Down => assert!(self.election.is_out() || follows, "no connection, no contender"),
+            Session::Inheriting { .. } => {
+                assert!(
+                    follows || matches!(self.state, State::Over),
+                    "only the lead of a run is handed over"
+                );
+            }
             Session::Waiting { .. } => {
-                assert!(self.election.is_out(), "nobody stands whose command is not dead");
+                assert!(self.election.own_name().is_none(), "nobody stands whose command is not dead");
                 let waits = self.run().is_some() || matches!(self.state, State::Over);
                 assert!(waits, "nothing to wait for");
             }

@@ -56,6 +56,8 @@ fn seeds(target: &Target) -> Vec<Vec<u8>> {
             "/zkmw/tasks/_00/a",
             "_c_3f6c9a52-7d0e-4b7e-9c61-5a2f0d1e8b44-latch-0000000007",
             "_c_x-latch--2147483648",
+            "_c_x-ranked-latch-0000000007",
+            "_c_x-rank-0000000007-latch-0000000012",
             "a__lock__0000000001",
         ],
         "config" => &[

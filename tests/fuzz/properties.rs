@@ -13,7 +13,7 @@ use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State
 use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration, Seen};
 use zkmw::contract::{
     Incarnation, LATCH, Layout, MAX_BATCH_LINES, MAX_DATA_BYTES, MAX_TASK_ID_BYTES, TaskId, batch_task,
-    batch_unit, contender_prefix, contender_rank, is_user_id, name_of, parse_registration, uuid,
+    batch_unit, contender, contender_rank, is_user_id, name_of, parse_registration, uuid,
 };
 use zkmw::machine::Captured;
 
@@ -326,7 +326,7 @@ proptest! {
         prop_assert!(incarnation.as_str().starts_with(incarnation.worker()));
         prop_assert!(id.as_str().len() <= MAX_TASK_ID_BYTES);
         prop_assert_eq!(TaskId::parse(id.as_str()), Some(id.clone()));
-        let contender = format!("/r/o/master/{}0000000000", contender_prefix(&uuid(bits.0, bits.1)));
+        let contender = format!("/r/o/master/{}0000000000", contender::prefix(&uuid(bits.0, bits.1)));
         let lease = layout.lease(incarnation.as_str(), n);
         for path in [registration, assignment, layout.task(&id), contender, lease] {
             prop_assert!(is_path(&path), "{:?}", path);
@@ -361,7 +361,7 @@ proptest! {
         let sequential = numbers.iter().chain(&more).enumerate();
         let mut names: Vec<String> = sequential
             // As ZooKeeper appends it: ten digits, or the sign and ten digits.
-            .map(|(at, n)| format!("{}{n:010}", contender_prefix(&uuid(bits, at as u64))))
+            .map(|(at, n)| format!("{}{n:010}", contender::prefix(&uuid(bits, at as u64))))
             .collect();
         names.extend(odd.iter().map(ToString::to_string));
         let mut theirs = names.clone();

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use zkmw::batch::{BatchReader, MAX_LINE_BYTES};
 use zkmw::contract::chunk::MAX_CHUNK_COMMANDS;
+use zkmw::contract::contender::Contender;
 use zkmw::contract::copies::Copies;
 use zkmw::contract::status::Status;
 use zkmw::contract::task::{Job, Task};
@@ -290,6 +291,12 @@ pub fn names(data: &[u8]) {
     assert!(!is_user_id(text) || is_component(text));
     if let Some(rank) = contender_rank(text) {
         assert!(text.ends_with(rank) && !rank.contains("latch-"));
+        let read = Contender::parse(text).expect("a contender");
+        assert_eq!((read.name, read.sequence), (text, rank));
+        assert!(
+            read.rank <= read.sequence && (read.respects_ranks || read.rank == read.sequence),
+            "{read:?}"
+        );
     }
 }
 

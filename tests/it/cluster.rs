@@ -11,7 +11,7 @@ use crate::harness::history::BAD_VERSION;
 use crate::harness::{Cluster, DEATH, Ensemble, LIMIT, Op, Proc, SESSION, eventually, wall_clock_ms};
 
 /// The server that a service of ours was connected to last, by what it logged.
-fn server_of(ensemble: &Ensemble, process: &Proc) -> u32 {
+pub fn server_of(ensemble: &Ensemble, process: &Proc) -> u32 {
     eventually(LIMIT, "it is connected", || {
         let log = process.stderr();
         let last = log.lines().rev().find_map(|line| line.split_once("connected to 127.0.0.1:"))?;

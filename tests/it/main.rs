@@ -8,6 +8,7 @@ mod conformance;
 mod election;
 mod foreign;
 mod guard;
+mod handover;
 // A helper that no test needs today is part of the harness all the same.
 #[allow(dead_code)]
 mod harness;

@@ -76,7 +76,7 @@ fn submit_until(cluster: &Cluster, over: &AtomicBool, count: &AtomicU32) {
 }
 
 /// Restarts every server so often. Gives when each restart began, and which it was of.
-fn roll(cluster: &Cluster, rolls: u32) -> Vec<(i64, u32, bool)> {
+pub fn roll(cluster: &Cluster, rolls: u32) -> Vec<(i64, u32, bool)> {
     let mut restarts = Vec::new();
     for _ in 0..rolls {
         for server in 1..=3 {

@@ -72,6 +72,13 @@ impl World {
                 self.hurt_clients(server);
                 self.crash_server(server, back);
             }
+            Fault::RestartNext => {
+                if self.servers.iter().all(|server| server.serves(self.now)) {
+                    let back = self.dice.between(200 * MS, 2 * SECOND);
+                    self.crash_server(self.restarts % SERVERS, back);
+                    self.restarts += 1;
+                }
+            }
             Fault::LoseQuorum => {
                 let spared = self.dice.below(SERVERS as u64) as usize;
                 let back = self.dice.around(6 * SECOND);

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use play::{Outcome, play};
-use swarm::{MS, Swarm};
+use swarm::{Fault, MS, SECOND, Swarm};
 
 /// What is played when nothing is asked for; without optimisation a few have to do.
 const SEEDS: Range<u64> = if cfg!(debug_assertions) { 0..100 } else { 0..2_000 };
@@ -127,6 +127,30 @@ fn without_faults_all_is_well() {
         assert!(outcome.complaints.is_empty(), "seed {seed}: {:#?}", outcome.complaints);
         assert!(outcome.runs > 0, "seed {seed} ran nothing");
     }
+}
+
+/// Commands that never end by themselves, and servers that are restarted one after the other, each when the last serves.
+#[test]
+fn a_rolling_restart_moves_no_elector() {
+    let mut restarts = 0;
+    for seed in 0..40 {
+        let swarm = Swarm {
+            electors: 3,
+            timeout: 10 * SECOND,
+            safety: 90 * SECOND,
+            tasks: 0,
+            apply: 5 * MS,
+            spikes: 0,
+            run_for: 9_000 * SECOND,
+            faults: vec![(Fault::RestartNext, 4 * SECOND)],
+            ..Swarm::calm(seed)
+        };
+        let outcome = play(seed, swarm, false);
+        assert!(outcome.complaints.is_empty(), "seed {seed}: {:#?}", outcome.complaints);
+        assert_eq!(outcome.elected, 1, "seed {seed}: a command was moved, or none ran");
+        restarts += outcome.restarts;
+    }
+    assert!(restarts > 400, "only {restarts} servers were restarted");
 }
 
 #[test]

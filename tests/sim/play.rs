@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::checkers::chunks::{self, Tally};
-use super::checkers::{self, leftovers};
+use super::checkers::{self, elections, leftovers};
 use super::member::Kind;
 use super::swarm::{SECOND, Swarm};
 use super::world::{Ev, World};
@@ -29,6 +29,10 @@ pub struct Outcome {
     pub chunks: Tally,
     /// Outcomes that workers wrote in groups.
     pub told: usize,
+    /// Commands of electors that began before all was healed.
+    pub elected: usize,
+    /// Servers that were restarted in their turn.
+    pub restarts: usize,
 }
 
 /// Plays a seed.
@@ -51,7 +55,15 @@ pub fn play(seed: u64, swarm: Swarm, tracing: bool) -> Outcome {
     let log = world.ens.log().iter();
     let digest =
         log.fold(world.digest, |digest, txn| (digest ^ txn.zxid as u64).wrapping_mul(0x100_0000_01b3));
-    Outcome { complaints, digest, runs: world.runs.len(), chunks: chunks::tally(&world), told }
+    Outcome {
+        complaints,
+        digest,
+        runs: world.runs.len(),
+        chunks: chunks::tally(&world),
+        told,
+        elected: elections::begun_before(&world, world.heals_at),
+        restarts: world.restarts,
+    }
 }
 
 fn go(world: &mut World) -> Vec<String> {

@@ -78,6 +78,8 @@ pub enum Fault {
     CutServer,
     /// A server dies, and comes back.
     CrashServer,
+    /// The next server in turn is restarted, if all others serve. Not drawn: a fault for a test of its own.
+    RestartNext,
     /// So many servers die that no quorum is left.
     LoseQuorum,
     /// A server learns late of what was committed.

@@ -74,6 +74,8 @@ pub struct World {
     pub history: History,
     pub lives: u64,
     pub asked: u64,
+    /// Servers that were restarted in their turn.
+    pub restarts: usize,
     pub healed: bool,
     pub heals_at: u64,
     pub digest: u64,
@@ -103,6 +105,7 @@ impl World {
             history: History::default(),
             lives: 0,
             asked: 0,
+            restarts: 0,
             healed: false,
             heals_at: SECOND + swarm.safety,
             digest: 0,

@@ -1,5 +1,7 @@
 //! Election, one contender at a time: every state, every loss, and replies that come late or not at all.
 
+mod term;
+
 use super::{Asked, LOST, NO_NODE, refused, stat};
 use crate::contract::contender_rank;
 use crate::exit;
@@ -9,7 +11,7 @@ use crate::machine::{
 use crate::recipes::election::Election;
 
 const DIR: &str = "/e";
-const OWN: &str = "_c_u-latch-0000000005";
+const OWN: &str = "_c_u-ranked-latch-0000000005";
 const A: &str = "_c_a-latch-0000000001";
 const B: &str = "_c_b-latch-0000000003";
 
@@ -87,7 +89,7 @@ impl Bench {
     #[track_caller]
     fn create_call(&mut self) -> CallId {
         let (id, call) = Asked::one(&mut self.out);
-        let path = format!("{DIR}/_c_u-latch-");
+        let path = format!("{DIR}/_c_u-ranked-latch-");
         assert_eq!(call, Call::Create { path, data: b"me".to_vec(), mode: CreateMode::EphemeralSequential });
         id
     }
@@ -232,7 +234,7 @@ fn a_directory_deleted_under_our_hands_is_made_again() {
 
 #[test]
 fn contenders_of_earlier_sessions_are_deleted_and_do_not_count() {
-    let old = "_c_u-latch-0000000002";
+    let old = "_c_u-ranked-latch-0000000002";
     let (mut bench, list) = Bench::listing();
     bench.reply(list, children(&[old, OWN]));
     let delete = bench.delete_call(old);
@@ -302,7 +304,7 @@ fn sequence_numbers_that_wrapped_come_first_and_are_told() {
     assert_eq!(logged(&mut bench), Vec::<String>::new(), "who wrapped tells it");
 
     let (mut bench, create) = Bench::creating();
-    let own = "_c_u-latch-2000000000";
+    let own = "_c_u-ranked-latch-2000000000";
     bench.reply(create, created(own));
     let read = bench.exists_call(own);
     bench.reply(read, exists(9));

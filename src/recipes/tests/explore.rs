@@ -1,17 +1,22 @@
 //! Elections by chance: contenders, one directory, and every fault at every moment, from a seed.
 //!
 //! The model is one directory on one ensemble. A contender's calls reach it in any order; its replies and its
-//! watch events come back over two queues that overtake each other. Checked after every move:
+//! watch events come back over two queues that overtake each other. Who leads and loses its connection gives up, or
+//! suspends its term and tries to hand it over to its next session, however long it took to connect. Contenders of
+//! Curator's come and go between ours. Checked after every move:
 //!
 //! - of the contenders that lead, at most one still has its contender znode;
-//! - who leads, and still has its znode, is before everyone whose znode stands too, but for its own old ones.
+//! - who leads, and still has its znode, is before everyone whose znode stands too, but for its own others and for
+//!   those with an inherited rank by which nobody leads;
+//! - no term goes on after another has begun: the epochs of those that lead never fall;
+//! - no peer of Curator's is the first by sequence numbers while one of ours leads.
 //!
 //! And when the faults end: exactly one leads, nobody is stuck, and a death wakes one other contender at most.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{Asked, stat};
-use crate::contract::contender_rank;
+use crate::contract::contender::{Contender as Name, prefix_of_all};
 use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, ChangeKind, CreateMode, Prng, Refusal, Reply,
 };
@@ -20,7 +25,7 @@ use crate::recipes::election::Election;
 const DIR: &str = "/e";
 const CONTENDERS: usize = 3;
 const SEEDS: u64 = 3_000;
-const MOVES: u64 = 300;
+const MOVES: u64 = 400;
 
 struct Znode {
     owner: i64,
@@ -109,6 +114,14 @@ struct World {
     /// Writes in doubt: they may be applied for as long as their session lives.
     late: Vec<(i64, Call)>,
     prng: Prng,
+    /// How many moves in which something gets on come for 40 in which anything may happen.
+    calm: usize,
+    /// Whether peers of Curator's stand as well.
+    peers: bool,
+    /// The highest epoch with which one led whose contender stood.
+    epoch: i64,
+    /// Contenders to which a term was handed over.
+    heirs: BTreeSet<String>,
 }
 
 impl World {
@@ -127,6 +140,10 @@ impl World {
             contenders: (0..CONTENDERS).map(contender).collect(),
             late: Vec::new(),
             prng: Prng::new(seed),
+            calm: [0, 60, 200][(seed % 3) as usize],
+            peers: seed.is_multiple_of(4),
+            epoch: 0,
+            heirs: BTreeSet::new(),
         }
     }
 
@@ -140,7 +157,11 @@ impl World {
         self.server.sessions.insert(session, BTreeSet::new());
         let contender = &mut self.contenders[who];
         contender.session = Some(session);
-        contender.election.stand(&mut contender.out);
+        if contender.election.term().is_some() {
+            contender.election.inherit(&mut contender.out);
+        } else {
+            contender.election.stand(&mut contender.out);
+        }
     }
 
     /// The connection breaks: what was on its way is in doubt, what had been answered may still arrive.
@@ -166,9 +187,10 @@ impl World {
                 self.contenders[who].replies.push_back((id, Err(CallError::NotSent)));
             }
         }
+        let suspends = self.below(4) > 0;
         let contender = &mut self.contenders[who];
         contender.events.clear();
-        contender.election.on_lost();
+        if suspends { contender.election.suspend() } else { contender.election.on_lost() }
     }
 
     fn receive_reply(&mut self, who: usize) {
@@ -181,8 +203,9 @@ impl World {
     fn receive_event(&mut self, who: usize) {
         let contender = &mut self.contenders[who];
         if let Some((name, kind)) = contender.events.pop_front() {
-            contender.woken += 1;
             contender.election.on_changed(&format!("{DIR}/{name}"), kind, &mut contender.out);
+            // A watch may be left of an earlier place in the same session; nobody acts on what that sees.
+            contender.woken += usize::from(!contender.out.is_empty());
         }
     }
 
@@ -207,7 +230,7 @@ impl World {
 
     fn a_move(&mut self) {
         let who = self.below(CONTENDERS);
-        match self.below(40) {
+        match self.below(40 + self.calm) {
             0 => self.disconnect(who),
             1 => {
                 // A session expires: of one that is connected, or what an earlier one left.
@@ -230,9 +253,12 @@ impl World {
                 }
             }
             4 => {
+                let abandons = self.below(2) == 0;
                 let contender = &mut self.contenders[who];
-                contender.election.withdraw(&mut contender.out);
+                let (election, out) = (&mut contender.election, &mut contender.out);
+                if abandons { election.abandon(out) } else { election.withdraw(out) }
             }
+            5 if self.peers && self.below(12) == 0 => self.peer(),
             5 | 6 if self.contenders[who].session.is_none() => self.connect(who),
             5 | 6 if self.contenders[who].election.is_out() => {
                 let contender = &mut self.contenders[who];
@@ -245,11 +271,28 @@ impl World {
                     let _ = self.server.apply(session, &call);
                 }
             }
-            8..=20 => self.deliver(who),
+            8 => {
+                let contender = &mut self.contenders[who];
+                contender.election.delete_replaced(&mut contender.out);
+            }
+            9..=20 => self.deliver(who),
             21..=32 => self.receive_reply(who),
-            _ => self.receive_event(who),
+            33..=39 => self.receive_event(who),
+            _ if self.contenders[who].session.is_none() => self.connect(who),
+            kind if kind % 3 == 0 => self.receive_event(who),
+            kind if kind % 3 == 1 => self.receive_reply(who),
+            _ => self.deliver(who),
         }
         self.settle();
+    }
+
+    /// A peer of Curator's stands.
+    fn peer(&mut self) {
+        self.server.zxid += 1;
+        let (session, name) = (self.server.zxid, format!("_c_peer-latch-{:010}", self.server.sequence));
+        self.server.sequence += 1;
+        self.server.sessions.insert(session, BTreeSet::new());
+        self.server.znodes.insert(name, Znode { owner: session, czxid: session });
     }
 
     /// Hands on what the last move caused, and checks what must always hold.
@@ -266,14 +309,35 @@ impl World {
         let leaders: Vec<_> = (0..CONTENDERS).filter(|who| self.leads(*who)).collect();
         assert!(leaders.len() <= 1, "{leaders:?} lead");
         for who in leaders {
-            let election = &self.contenders[who].election;
-            let own = election.own_name().expect("a leader stands");
-            assert_eq!(election.leading(), Some(self.server.znodes[own].czxid));
-            let before = self.server.znodes.keys().find(|name| {
-                contender_rank(name) < contender_rank(own) && !name.starts_with(&format!("_c_u{who}-"))
-            });
-            assert_eq!(before, None, "{own} leads");
+            self.check_leader(who);
         }
+    }
+
+    fn check_leader(&mut self, who: usize) {
+        let election = &self.contenders[who].election;
+        let own = election.own_name().expect("a leader stands");
+        let place = Name::parse(own).expect("a contender");
+        let epoch = election.leading().expect("it leads");
+        let fresh = place.rank == place.sequence;
+        assert!(!fresh || epoch == self.server.znodes[own].czxid, "the epoch of a new term");
+        assert!(fresh || epoch < self.server.znodes[own].czxid, "the epoch of a term that goes on");
+        assert!(self.epoch <= epoch, "the term {epoch} goes on after {} began", self.epoch);
+        if !fresh {
+            self.heirs.insert(own.to_string());
+        }
+        self.epoch = epoch;
+        let mine = prefix_of_all(&format!("u{who}"));
+        let others = self.server.znodes.keys().filter(|name| !name.starts_with(&mine));
+        let others = others.filter_map(|name| Name::parse(name));
+        let before = others.filter(|other| {
+            if other.respects_ranks {
+                // One that inherited its rank leads only if that was proved.
+                other.rank == other.sequence && *other < place
+            } else {
+                other.sequence < place.sequence
+            }
+        });
+        assert_eq!(before.map(|other| other.name).next(), None, "{own} leads");
     }
 
     /// Whether it believes to lead and its contender still stands.
@@ -301,8 +365,12 @@ impl World {
         for who in 0..CONTENDERS {
             if self.contenders[who].session.is_none() {
                 self.connect(who);
-            } else if self.contenders[who].election.is_out() {
-                let contender = &mut self.contenders[who];
+            }
+        }
+        self.quiesce();
+        // Whose term could not be handed over is out, too.
+        for contender in &mut self.contenders {
+            if contender.election.is_out() {
                 contender.election.stand(&mut contender.out);
             }
         }
@@ -338,7 +406,7 @@ impl World {
     }
 }
 
-fn run(seed: u64) {
+fn run(seed: u64) -> usize {
     let mut world = World::new(seed);
     for who in 0..CONTENDERS {
         world.connect(who);
@@ -355,8 +423,8 @@ fn run(seed: u64) {
     }
     let dead = world.below(CONTENDERS);
     let own = world.contenders[dead].election.own_name().map(str::to_string);
-    let rank = |name: &str| contender_rank(name).map(str::to_string);
-    let was_last = world.server.znodes.keys().all(|name| rank(name) <= own.as_deref().and_then(rank));
+    let place = own.as_deref().and_then(Name::parse);
+    let was_last = world.server.znodes.keys().all(|name| Name::parse(name) <= place);
     let session = world.contenders[dead].session.expect("it is connected");
     world.disconnect(dead);
     world.server.expire(session);
@@ -364,14 +432,20 @@ fn run(seed: u64) {
     let woken: usize = world.contenders.iter().map(|c| c.woken).sum();
     assert_eq!(woken, usize::from(!was_last), "a death wakes the one behind it and nobody else");
     world.assert_settled(CONTENDERS - 1);
+    world.heirs.len()
 }
 
 #[test]
 fn one_leads_whatever_happens_and_one_wakes_at_a_death() {
+    let mut handed_over = 0;
     for seed in 0..SEEDS {
-        if let Err(panic) = std::panic::catch_unwind(|| run(seed)) {
-            eprintln!("the seed was {seed}");
-            std::panic::resume_unwind(panic);
+        match std::panic::catch_unwind(|| run(seed)) {
+            Ok(count) => handed_over += count,
+            Err(panic) => {
+                eprintln!("the seed was {seed}");
+                std::panic::resume_unwind(panic);
+            }
         }
     }
+    assert!(handed_over > 200, "only {handed_over} terms were handed over");
 }

@@ -41,7 +41,7 @@ impl Elector {
             self.retry.done(out);
         }
         if let Some(own) = self.election.made_by() {
-            // The command of an earlier session is dead: nobody stands before it is.
+            // The command of an earlier session is dead, or its contender stands in the older copy as well.
             self.past.went_back(own, out);
         }
     }

@@ -1,6 +1,7 @@
 //! The elector by itself: every state meets every loss, stop and late reply.
 
 mod explore;
+mod reconnecting;
 mod running;
 mod standing;
 mod stopping;
@@ -36,11 +37,16 @@ struct Bench {
     calls: Vec<(CallId, Call)>,
     /// Other contenders.
     others: Vec<&'static str>,
-    /// Its contenders so far; the last is the present one.
+    /// How many contenders it has made so far.
     contenders: u64,
+    /// Names and czxids of those that stand; the last is the present one.
+    standing: Vec<(String, i64)>,
     /// What was done, in order, in words.
     did: Vec<String>,
     runs: Vec<(RunId, RunSpec)>,
+    /// What the service manager was told last, and the guard.
+    status: String,
+    guarded_until: Option<Instant>,
 }
 
 impl Bench {
@@ -63,8 +69,11 @@ impl Bench {
             calls: Vec::new(),
             others: Vec::new(),
             contenders: 0,
+            standing: Vec::new(),
             did: Vec::new(),
             runs: Vec::new(),
+            status: String::new(),
+            guarded_until: None,
         }
     }
 
@@ -83,34 +92,62 @@ impl Bench {
                 }
                 Action::Report(report) => self.did.push(report.to_string()),
                 Action::Exit(code) => self.did.push(format!("exit {code}")),
-                Action::Log(..) | Action::Status(_) | Action::Lease(_) => {}
+                Action::Status(status) => self.status = status,
+                Action::Lease(until) => self.guarded_until = Some(until),
+                Action::Log(..) => {}
                 Action::ReadLines(_) => panic!("an elector reads no batch"),
             }
         }
     }
 
     fn own(&self) -> String {
-        format!("_c_u-latch-{:010}", self.contenders)
+        self.standing.last().map(|(name, _)| name.clone()).unwrap_or_default()
     }
 
+    /// The czxid of its newest contender.
     fn epoch(&self) -> i64 {
         100 + i64::try_from(self.contenders).expect("few")
+    }
+
+    /// The names of the contenders that stand, shortened.
+    fn standing(&self) -> Vec<&str> {
+        self.standing.iter().map(|(name, _)| name.trim_start_matches("_c_u-")).collect()
+    }
+
+    /// The old session ends, and its contender goes: all but the newest if there is one of a new session.
+    fn expire(&mut self, name: &str) {
+        self.standing.retain(|(standing, _)| !standing.ends_with(name));
     }
 
     /// What the ensemble says to a call.
     fn answer_to(&mut self, call: &Call) -> CallResult {
         let stat = |czxid| Ok(Reply::Stat(Stat { czxid, ephemeral_owner: 1, ..Stat::default() }));
+        let missing = Err(CallError::Refused(Refusal::NoNode));
         match call {
-            Call::Create { mode: CreateMode::EphemeralSequential, .. } => {
+            Call::Create { path, mode: CreateMode::EphemeralSequential, .. } => {
                 self.contenders += 1;
-                Ok(Reply::Created { path: format!("/z/elections/e/{}", self.own()) })
+                let path = format!("{path}{:010}", self.contenders);
+                let name = path.trim_start_matches("/z/elections/e/").to_string();
+                self.standing.push((name, self.epoch()));
+                Ok(Reply::Created { path })
             }
             Call::Create { path, .. } => Ok(Reply::Created { path: path.clone() }),
-            Call::Exists { path, .. } if path.ends_with(&self.own()) => stat(self.epoch()),
+            Call::Exists { path, .. } | Call::Delete { path, .. } if path.contains("/_c_u-") => {
+                let at = self.standing.iter().position(|(name, _)| path.ends_with(name.as_str()));
+                match (at, call) {
+                    (None, _) => missing,
+                    (Some(at), Call::Exists { .. }) => stat(self.standing[at].1),
+                    (Some(at), _) => {
+                        self.standing.remove(at);
+                        Ok(Reply::Deleted)
+                    }
+                }
+            }
             Call::Exists { .. } => stat(1),
             Call::Children { .. } => {
                 let others = self.others.iter().map(|name| name.to_string());
-                Ok(Reply::Children(others.chain([self.own()]).collect()))
+                let own = self.standing.iter().map(|(name, _)| name.clone());
+                Ok(Reply::Children(others.chain(own).collect()))
             }
             Call::Set { version, .. } => {
                 Ok(Reply::Stat(Stat { version: version + 1, ephemeral_owner: 1, ..Stat::default() }))
@@ -176,7 +213,8 @@ impl Bench {
     }
 
     fn deposed(&mut self) {
-        let path = format!("/z/elections/e/{}", self.own());
+        let (name, _) = self.standing.pop().expect("it stands");
+        let path = format!("/z/elections/e/{name}");
         self.step(Event::Changed { path, kind: ChangeKind::Deleted });
     }
 

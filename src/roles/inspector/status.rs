@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::contract::Layout;
+use crate::contract::contender::Contender;
 use crate::contract::status::Status;
-use crate::contract::{Layout, contender_rank};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
@@ -111,10 +112,9 @@ impl StatusOf {
 
     fn on_contenders(&mut self, names: &[String], out: &mut Actions<ClientReport>) {
         // Names of other libraries have no place in this election.
-        let mut ranked: Vec<(&str, &String)> =
-            names.iter().filter_map(|name| contender_rank(name).map(|rank| (rank, name))).collect();
-        ranked.sort_unstable();
-        self.names = ranked.into_iter().map(|(_, name)| name.clone()).collect();
+        let mut placed: Vec<Contender<'_>> = names.iter().filter_map(|name| Contender::parse(name)).collect();
+        placed.sort_unstable();
+        self.names = placed.into_iter().map(|contender| contender.name.to_string()).collect();
         for (place, name) in self.names.iter().take(MAX_CONTENDERS_READ).enumerate() {
             let path = format!("{}/{name}", self.layout.master());
             self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Contender(place));

@@ -45,9 +45,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use zkmw::contract::contender::Contender as Name;
 use zkmw::contract::task::Task;
 use zkmw::contract::worker::{Assignment, Registration};
-use zkmw::contract::{Layout, TaskId, contender_rank, name_of};
+use zkmw::contract::{Layout, TaskId, name_of};
 use zkmw::machine::Stat;
 
 pub use ensemble::Ensemble;
@@ -244,7 +245,7 @@ impl Cluster {
                 found.push(Contender { path, id, epoch: stat.czxid, session: stat.ephemeral_owner });
             }
         }
-        found.sort_by_key(|contender| contender_rank(&contender.path).map(str::to_string));
+        found.sort_by(|a, b| Name::parse(name_of(&a.path)).cmp(&Name::parse(name_of(&b.path))));
         found
     }
 

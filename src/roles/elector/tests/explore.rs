@@ -7,6 +7,8 @@
 //! was cut off for longer than T/3, is back for less than a ping, and commits the first write of an idle session
 //! before its leader hears of that session again.)
 //!
+//! Sessions have one of two timeouts, as servers may grant them, and contenders of the old ones stand until those end.
+//!
 //! Checked always: two commands never run at once, and epochs only grow. And when the
 //! faults end, one command runs.
 
@@ -17,7 +19,8 @@ use crate::machine::Prng;
 
 const ELECTORS: usize = 3;
 const SEEDS: u64 = 60;
-const T_MS: u64 = 12_000;
+/// What servers grant.
+const TIMEOUTS_MS: [u64; 3] = [12_000, 12_000, 4_000];
 const HALF_TICK_MS: u64 = 1_000;
 const FAULTS_UNTIL_MS: u64 = 600_000;
 const END_MS: u64 = 720_000;
@@ -51,6 +54,7 @@ struct Member {
 
 struct Session {
     who: usize,
+    timeout_ms: u64,
     ends_ms: u64,
     /// Its server has heard of it since the last ping.
     heard: bool,
@@ -69,6 +73,8 @@ struct Sim {
     members: Vec<Member>,
     last_epoch: i64,
     starts: u64,
+    /// Contenders by which one led on that had led before them.
+    heirs: BTreeSet<String>,
 }
 
 impl Sim {
@@ -103,6 +109,7 @@ impl Sim {
             members: (0..ELECTORS).map(member).collect(),
             last_epoch: 0,
             starts: 0,
+            heirs: BTreeSet::new(),
         };
         (0..ELECTORS).for_each(|who| sim.after(1, Happens::Connect { who }));
         sim.after(1, Happens::Ping);
@@ -161,6 +168,9 @@ impl Sim {
                 | Action::ReadLines(_) => {}
             }
         }
+        let election = &self.members[who].role.election;
+        let heir = election.own_name().filter(|name| name.contains("-rank-") && election.leading().is_some());
+        self.heirs.extend(heir.map(str::to_string));
         if let Some(wake) = self.members[who].role.next_wake() {
             let delay = wake.since(at_ms(self.now_ms)).as_millis();
             let late = self.below(5) + 1;
@@ -251,7 +261,7 @@ impl Sim {
             let member = &self.members[session.who];
             if session.heard && !(member.cut && member.session == Some(*id)) {
                 session.heard = false;
-                session.ends_ms = self.now_ms + T_MS;
+                session.ends_ms = self.now_ms + session.timeout_ms;
             }
         }
     }
@@ -262,12 +272,18 @@ impl Sim {
                 self.members[who].cut = false;
                 self.turn += 1;
                 let session = self.turn;
-                let ends_ms = self.now_ms + T_MS;
-                self.sessions.insert(session, Session { who, ends_ms, heard: false });
-                self.after(T_MS, Happens::Expire { session });
-                self.after(T_MS / 3, Happens::Beat { who, session });
+                let timeout_ms = TIMEOUTS_MS[self.below(3) as usize];
+                if self.now_ms < FAULTS_UNTIL_MS && self.below(3) == 0 {
+                    // In the midst of a handover.
+                    let delay = 1 + self.below(60);
+                    self.after(delay, Happens::Break { who });
+                }
+                let ends_ms = self.now_ms + timeout_ms;
+                self.sessions.insert(session, Session { who, timeout_ms, ends_ms, heard: false });
+                self.after(timeout_ms, Happens::Expire { session });
+                self.after(timeout_ms / 3, Happens::Beat { who, session });
                 self.members[who].session = Some(session);
-                self.step(who, Event::Connected { timeout: Duration::from_millis(T_MS) });
+                self.step(who, Event::Connected { timeout: Duration::from_millis(timeout_ms) });
             }
             Happens::Break { who } => self.lose(who),
             Happens::Mend { who } => {
@@ -297,10 +313,10 @@ impl Sim {
             }
             Happens::Beat { who, session } => {
                 if self.members[who].session == Some(session) {
-                    if let Some(session) = self.sessions.get_mut(&session) {
-                        session.heard = true;
-                    }
-                    self.after(T_MS / 3, Happens::Beat { who, session });
+                    let Some(open) = self.sessions.get_mut(&session) else { return };
+                    open.heard = true;
+                    let timeout_ms = open.timeout_ms;
+                    self.after(timeout_ms / 3, Happens::Beat { who, session });
                 }
             }
             Happens::Ping => {
@@ -371,7 +387,7 @@ impl Sim {
     }
 }
 
-fn run(seed: u64) -> u64 {
+fn run(seed: u64) -> (u64, usize) {
     let mut sim = Sim::new(seed);
     while let Some(((at_ms, _), what)) = sim.queue.pop_first() {
         sim.now_ms = at_ms;
@@ -383,15 +399,15 @@ fn run(seed: u64) -> u64 {
     let alive = sim.members.iter().filter(|member| member.run.is_some()).count();
     let states = || sim.members.iter().map(|m| format!("\n{:?}", m.role)).collect::<String>();
     assert_eq!(alive, 1, "nothing runs: {}", states());
-    sim.starts
+    (sim.starts, sim.heirs.len())
 }
 
 #[test]
 fn two_commands_never_run_at_once_and_one_runs_in_the_end() {
-    let mut starts = 0;
+    let (mut starts, mut heirs) = (0, 0);
     for seed in 0..SEEDS {
         match std::panic::catch_unwind(|| run(seed)) {
-            Ok(started) => starts += started,
+            Ok((started, inherited)) => (starts, heirs) = (starts + started, heirs + inherited),
             Err(panic) => {
                 eprintln!("the seed was {seed}");
                 std::panic::resume_unwind(panic);
@@ -399,4 +415,5 @@ fn two_commands_never_run_at_once_and_one_runs_in_the_end() {
         }
     }
     assert!(starts > 10 * SEEDS, "only {starts} runs: the faults leave no room");
+    assert!(heirs > 300, "only {heirs} leads were handed over");
 }

@@ -42,58 +42,39 @@ fn who_slept_past_the_lease_kills_whatever_it_sees_first() {
 }
 
 #[test]
-fn a_lost_connection_stops_within_the_grace() {
-    let mut bench = Bench::running(|_| {});
-    bench.lose();
+fn the_grace_is_cut_to_the_lease() {
+    let mut bench = Bench::running(|params| params.grace = Duration::from_secs(3_600));
+    bench.pass(1_000);
+    bench.deposed();
+    bench.answer();
     assert_eq!(bench.did(), ["Term"]);
-    bench.pass(2_999);
+    bench.pass(LEASE_MS - 1_001);
     assert_eq!(bench.did(), [""; 0]);
     bench.pass(1);
     assert_eq!(bench.did(), ["Kill"]);
-    bench.pass(60_000);
-    assert_eq!(bench.did(), [""; 0], "once");
 }
 
 #[test]
-fn the_grace_is_cut_to_the_lease() {
-    for lose in [Bench::lose as fn(&mut Bench), Bench::deposed] {
-        let mut bench = Bench::running(|params| params.grace = Duration::from_secs(3_600));
-        bench.pass(1_000);
-        lose(&mut bench);
-        bench.answer();
-        assert_eq!(bench.did(), ["Term"]);
-        bench.pass(LEASE_MS - 1_001);
-        assert_eq!(bench.did(), [""; 0]);
-        bench.pass(1);
-        assert_eq!(bench.did(), ["Kill"]);
-    }
-}
-
-/// Its old contender keeps the others out for as long as the old session may live.
-#[test]
-fn who_reconnects_stands_again_only_when_the_group_is_dead() {
+fn the_deposed_stands_over_a_new_session_only_when_its_group_is_dead() {
     let mut bench = Bench::running(|_| {});
-    bench.lose();
-    bench.connect();
-    bench.pass(1_000);
-    assert!(bench.calls.is_empty(), "neither stands nor renews: {:?}", bench.calls);
-    bench.lose();
-    bench.connect();
+    bench.deposed();
+    for _ in 0..2 {
+        bench.lose();
+        bench.connect();
+        bench.pass(500);
+        assert!(bench.calls.is_empty(), "neither stands nor renews: {:?}", bench.calls);
+    }
     bench.ended(Ended::Signal(15));
     assert_eq!(bench.paths(), ["/z", "/z/elections", "/z/elections/e"]);
     bench.answer();
     assert_eq!(bench.did(), ["Term", "run"], "an interruption is no short run");
-    assert_eq!(bench.epoch(), 102);
 }
 
 #[test]
-fn who_is_dead_before_the_reconnect_stands_with_it() {
-    let mut bench = Bench::running(|_| {});
-    bench.lose();
+fn once_is_not_over_when_leadership_was_lost() {
+    let mut bench = Bench::running(|params| params.once = true);
+    bench.deposed();
     bench.ended(Ended::Exit(0));
-    bench.pass(60_000);
-    assert!(bench.calls.is_empty());
-    bench.connect();
     bench.answer();
     assert_eq!(bench.did(), ["Term", "run"]);
 }
@@ -195,16 +176,6 @@ fn once_ends_as_the_command_did() {
         assert!(bench.calls.iter().any(|(_, call)| is_contender_delete(call)));
         assert_eq!(bench.did(), [format!("exit {code}")]);
     }
-}
-
-#[test]
-fn once_is_not_over_when_leadership_was_lost() {
-    let mut bench = Bench::running(|params| params.once = true);
-    bench.lose();
-    bench.ended(Ended::Exit(0));
-    bench.connect();
-    bench.answer();
-    assert_eq!(bench.did(), ["Term", "run"]);
 }
 
 #[test]

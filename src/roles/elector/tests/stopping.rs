@@ -78,6 +78,7 @@ fn a_second_stop_kills_once() {
 #[test]
 fn a_stop_while_leadership_is_lost_ends_instead_of_standing_again() {
     let mut bench = Bench::running(|_| {});
+    bench.deposed();
     bench.lose();
     bench.step(Event::Stop { again: false });
     bench.connect();
