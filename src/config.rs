@@ -289,6 +289,7 @@ pub struct ListConfig {
 pub enum TaskState {
     Pending,
     Running,
+    Cancelling,
     Done,
     Failed,
     Cancelled,
@@ -297,9 +298,10 @@ pub enum TaskState {
 
 impl TaskState {
     /// All of them, in the order of a task's life.
-    pub const ALL: [TaskState; 6] = [
+    pub const ALL: [TaskState; 7] = [
         TaskState::Pending,
         TaskState::Running,
+        TaskState::Cancelling,
         TaskState::Done,
         TaskState::Failed,
         TaskState::Cancelled,
@@ -311,6 +313,7 @@ impl TaskState {
         match self {
             TaskState::Pending => "pending",
             TaskState::Running => "running",
+            TaskState::Cancelling => "cancelling",
             TaskState::Done => "done",
             TaskState::Failed => "failed",
             TaskState::Cancelled => "cancelled",

@@ -42,8 +42,8 @@ fn main() -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-/// Does what the configuration says. A daemon refuses variables that nothing reads, as it does keys of the file; a client
-/// runs in other people's environments, such as a task's, and only warns.
+/// Does what the configuration says. A daemon refuses variables that nothing reads, as it does keys of the file; a
+/// client runs in other people's environments, such as a task's, and only warns.
 fn obey(config: Config) -> i32 {
     let unknown = config::unknown_variables(std::env::vars_os());
     if !config.command.is_daemon() {

@@ -99,6 +99,7 @@ fn list(ensemble: &Ensemble, layout: Layout, settings: ListConfig) -> anyhow::Re
     let shade = |state: TaskState| match state {
         TaskState::Pending => Shade::Pending,
         TaskState::Running => Shade::Running,
+        TaskState::Cancelling => Shade::Cancelling,
         TaskState::Done => Shade::Ended(State::Done),
         TaskState::Failed => Shade::Ended(State::Failed),
         TaskState::Cancelled => Shade::Ended(State::Cancelled),

@@ -104,7 +104,7 @@ fn status(report: &StatusReport) -> Value {
     })
 }
 
-/// `id`, `state` (`"pending"`, `"running"` or that of its outcome), `attempt`, `priority`, `command` (its start);
+/// `id`, `state` (`"pending"`, `"running"`, `"cancelling"` or that of its outcome), `attempt`, `priority`, `command` (its start);
 /// of what is no task `id`, `state` (`"malformed"`) and `detail`.
 fn row(row: &Row) -> Value {
     match &row.task {

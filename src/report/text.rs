@@ -150,15 +150,15 @@ fn names(ids: &[String]) -> String {
 fn row(row: &Row, headed: &mut bool, out: &mut dyn Write) -> io::Result<()> {
     if !*headed {
         *headed = true;
-        writeln!(out, "{:<32} {:<9} {:>7} {:>8} COMMAND", "ID", "STATE", "ATTEMPT", "PRIORITY")?;
+        writeln!(out, "{:<32} {:<10} {:>7} {:>8} COMMAND", "ID", "STATE", "ATTEMPT", "PRIORITY")?;
     }
     let id = row.id.as_str();
     match &row.task {
         Ok(task) => {
             let (state, attempt, priority) = (task.shade.as_str(), task.attempt, task.priority);
-            writeln!(out, "{id:<32} {state:<9} {attempt:>7} {priority:>8} {}", task.command)
+            writeln!(out, "{id:<32} {state:<10} {attempt:>7} {priority:>8} {}", task.command)
         }
-        Err(why) => writeln!(out, "{id:<32} {:<9} {:>7} {:>8} {why}", "malformed", "-", "-"),
+        Err(why) => writeln!(out, "{id:<32} {:<10} {:>7} {:>8} {why}", "malformed", "-", "-"),
     }
 }
 
@@ -180,7 +180,7 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
         Some(worker) => writeln!(out, " on {worker}")?,
         None => writeln!(out)?,
     }
-    if task.cancel && task.outcome.is_none() {
+    if task.cancel && shown.shade() == Shade::Pending {
         writeln!(out, "          it is to be cancelled")?;
     }
     writeln!(out, "attempt   {} ({} of {} charged)", task.attempt, task.charged, shown.options.attempts())?;

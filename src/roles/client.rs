@@ -153,16 +153,29 @@ pub enum Shade {
     Pending,
     /// It is in a living worker's assignment.
     Running,
+    /// It is in a living worker's assignment, and is to be cancelled: it may run until its grace is over.
+    Cancelling,
     /// It has this outcome.
     Ended(State),
 }
 
 impl Shade {
+    /// Of a task that this worker has, if any.
+    pub fn of(task: &Task, worker: Option<&Incarnation>) -> Shade {
+        match (&task.outcome, worker) {
+            (Some(outcome), _) => Shade::Ended(outcome.state),
+            (None, Some(_)) if task.cancel => Shade::Cancelling,
+            (None, Some(_)) => Shade::Running,
+            (None, None) => Shade::Pending,
+        }
+    }
+
     /// The word for it.
     pub fn as_str(self) -> &'static str {
         match self {
             Shade::Pending => "pending",
             Shade::Running => "running",
+            Shade::Cancelling => "cancelling",
             Shade::Ended(state) => state.as_str(),
         }
     }
@@ -207,11 +220,7 @@ pub struct Shown {
 impl Shown {
     /// Its state.
     pub fn shade(&self) -> Shade {
-        match (&self.task.outcome, &self.worker) {
-            (Some(outcome), _) => Shade::Ended(outcome.state),
-            (None, Some(_)) => Shade::Running,
-            (None, None) => Shade::Pending,
-        }
+        Shade::of(&self.task, self.worker.as_ref())
     }
 }
 

@@ -72,9 +72,7 @@ impl List {
             running: Running::new(&params.layout),
             layout: params.layout,
             // What runs matters only to tell it from what is pending.
-            pictured: !states.is_empty()
-                && !states.contains(&Shade::Pending)
-                && !states.contains(&Shade::Running),
+            pictured: !states.is_empty() && states.iter().all(|state| matches!(state, Shade::Ended(_))),
             states,
             left: params.limit,
             online: false,
@@ -173,11 +171,7 @@ impl List {
             }
             Err(_) => return None,
         };
-        let shade = match &task.outcome {
-            Some(outcome) => Shade::Ended(outcome.state),
-            None if self.running.worker_of(&id, &task).is_some() => Shade::Running,
-            None => Shade::Pending,
-        };
+        let shade = Shade::of(&task, self.running.worker_of(&id, &task));
         if !self.states.is_empty() && !self.states.contains(&shade) {
             return None;
         }

@@ -1,11 +1,12 @@
-//! Which tasks are with a worker: those that a living incarnation's assignment names, and does not revoke.
+//! Which tasks are with a worker: those that a living incarnation's assignment names, and does not revoke. One that is
+//! revoked because the task is cancelled stays there until its processes are dead, so the worker has that, too.
 //!
 //! A picture, not a mirror: it is as old as the reads that made it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::contract::task::Task;
-use crate::contract::worker::Assignment;
+use crate::contract::worker::{Assignment, Entry};
 use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
 use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Level, Refusal, Reply};
 
@@ -19,8 +20,16 @@ pub struct Running {
     /// Incarnations with a registration.
     living: BTreeSet<Incarnation>,
     to_read: Vec<Incarnation>,
-    tasks: BTreeMap<TaskId, (u32, Incarnation)>,
+    tasks: BTreeMap<TaskId, Held>,
     calls: Calls<Purpose>,
+}
+
+/// An entry of an assignment.
+#[derive(Debug)]
+struct Held {
+    attempt: u32,
+    revoked: bool,
+    worker: Incarnation,
 }
 
 #[derive(Debug)]
@@ -66,7 +75,8 @@ impl Running {
 
     /// Who has this task, at the attempt that it is at.
     pub fn worker_of(&self, id: &TaskId, task: &Task) -> Option<&Incarnation> {
-        self.tasks.get(id).filter(|(attempt, _)| *attempt == task.attempt).map(|(_, worker)| worker)
+        let held = self.tasks.get(id).filter(|held| held.attempt == task.attempt)?;
+        (!held.revoked || task.cancel).then_some(&held.worker)
     }
 
     /// Takes in a reply; `None` if it is somebody else's.
@@ -102,9 +112,13 @@ impl Running {
             (Purpose::Assignment(incarnation), Some(Reply::Data { data, .. })) => {
                 match Assignment::decode(data) {
                     Ok(assignment) => {
-                        let entries = assignment.entries.into_iter().filter(|entry| !entry.revoked);
-                        let named = entries.map(|entry| (entry.task, (entry.attempt, incarnation.clone())));
-                        self.tasks.extend(named);
+                        for Entry { task, attempt, revoked, .. } in assignment.entries {
+                            // The entry of a task that was moved may still be on the other page.
+                            if !revoked || !self.tasks.contains_key(&task) {
+                                self.tasks
+                                    .insert(task, Held { attempt, revoked, worker: incarnation.clone() });
+                            }
+                        }
                     }
                     Err(malformed) => {
                         let path = self.layout.assignment(&incarnation);

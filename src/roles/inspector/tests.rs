@@ -112,7 +112,8 @@ fn a_question_survives_its_connection_and_ends_on_refusal() {
     assert_eq!(desk.exit, Some(INTERRUPTED));
 }
 
-/// Tasks in all states; `J/run` is with a living worker, `J/dead` with a dead one, `J/old` at an old attempt.
+/// Tasks in all states; `J/run` is with a living worker, `J/dead` with a dead one, `J/old` at an old attempt. `J/moved` and
+/// `J/ending` are revoked, and one of them is to be cancelled.
 fn fill<T: Role<Report = ClientReport>>(desk: &mut Desk<T>) {
     let defaults = Options { priority: Some(5), ..Options::default() };
     for path in ["/z", "/z/tasks", "/z/workers", "/z/assign"] {
@@ -123,12 +124,15 @@ fn fill<T: Role<Report = ClientReport>>(desk: &mut Desk<T>) {
         ("run", None, 1),
         ("dead", None, 1),
         ("old", None, 2),
+        ("moved", None, 1),
+        ("ending", None, 1),
         ("good", Some(done()), 1),
         ("bad", Some(failed(1)), 1),
     ] {
         let mut task = Task::new(Payload::Shell(format!("echo\n{}", "x".repeat(100))), Options::default());
         task.outcome = outcome;
         task.attempt = attempt;
+        task.cancel = name == "ending";
         desk.put(&format!("/z/tasks/J/{name}"), &task.encode());
     }
     desk.put("/z/tasks/J/zz", b"garbage");
@@ -141,8 +145,10 @@ fn fill<T: Role<Report = ClientReport>>(desk: &mut Desk<T>) {
         recalled: false,
         seen: None,
     };
+    let revoked = |name: &str| Entry { revoked: true, ..entry(name) };
+    let entries = vec![entry("run"), entry("old"), revoked("moved"), revoked("ending")];
     desk.put(&layout.registration(&living, 1), b"");
-    desk.put(&layout.assignment(&living), &Assignment::new(1, vec![entry("run"), entry("old")]).encode());
+    desk.put(&layout.assignment(&living), &Assignment::new(1, entries).encode());
     desk.put(&layout.assignment(&dead), &Assignment::new(1, vec![entry("dead")]).encode());
 }
 
@@ -177,7 +183,9 @@ fn a_list_is_in_order_and_tells_what_runs() {
     let expected = [
         ("J/bad", Some(Shade::Ended(State::Failed))),
         ("J/dead", Some(Shade::Pending)),
+        ("J/ending", Some(Shade::Cancelling)),
         ("J/good", Some(Shade::Ended(State::Done))),
+        ("J/moved", Some(Shade::Pending)),
         ("J/old", Some(Shade::Pending)),
         ("J/run", Some(Shade::Running)),
         ("J/zz", None),
@@ -192,7 +200,7 @@ fn a_list_is_filtered_and_limited() {
     let mut desk = list(&[Shade::Pending], 100, Some("J"));
     desk.connect();
     desk.settle();
-    assert_eq!(rows(&desk).len(), 2);
+    assert_eq!(rows(&desk).len(), 3);
 
     let mut desk = list(&[Shade::Ended(State::Failed)], 100, None);
     desk.connect();
@@ -248,7 +256,7 @@ fn a_list_goes_on_after_every_loss() {
             desk.connect();
             desk.settle();
         }
-        assert_eq!((desk.exit, rows(&desk).len()), (Some(0), 6), "lost at call {at}");
+        assert_eq!((desk.exit, rows(&desk).len()), (Some(0), 8), "lost at call {at}");
     }
 }
 
@@ -268,7 +276,7 @@ fn g08_a_long_list_is_read_through_a_window() {
         assert!(desk.play(Fate::Answered), "it neither goes on nor ends");
     }
     let ids: Vec<&str> = rows(&desk).into_iter().map(|(id, _)| id).collect();
-    assert!(ids.is_sorted() && ids.len() == 2_006 && most <= 128, "{most}");
+    assert!(ids.is_sorted() && ids.len() == 2_008 && most <= 128, "{most}");
 }
 
 fn show(name: &str) -> Desk<Show> {

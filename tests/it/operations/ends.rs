@@ -40,6 +40,36 @@ fn a_queued_task_is_cancelled_without_running() {
     out.says(1, &["3 tasks", "3 failed"]);
 }
 
+/// What ignores SIGTERM goes on for the whole grace, and is shown all the time as what it is.
+#[test]
+fn a_running_task_that_is_being_cancelled_is_shown_as_such() {
+    let service = Service::new("cancelling", &["--slots", "1", "--grace", "4s"]);
+    let cluster = &service.cluster;
+    let ready = cluster.dir().join("ready");
+    let id =
+        cluster.submit_detached(&[&format!("trap '' TERM; echo yes >{}; sleep 100; :", ready.display())]);
+    file_says(&ready);
+    assert_eq!(Plain::on(cluster, &["cancel", id.as_str()]).run().code, 0);
+    let list = |state: &str| Plain::on(cluster, &["list", "--json", "--state", state]).run().text();
+    eventually(LIMIT, "the leader has told the worker", || {
+        let shown = Plain::on(cluster, &["show", "--json", id.as_str()]).run();
+        let shown = json_lines(&shown.text()).remove(0);
+        assert!(shown["outcome"].is_null(), "{shown}");
+        assert_eq!(shown["state"], "cancelling", "{shown}");
+        assert!(shown["assigned_to"].is_string(), "{shown}");
+        let pages = cluster.assignments();
+        let mut entries = pages.iter().flat_map(|(_, page, _)| &page.entries);
+        entries.any(|entry| entry.revoked).then_some(())
+    });
+    let row = json_lines(&list("cancelling")).remove(0);
+    assert_eq!((row["id"].as_str(), row["state"].as_str()), (Some(id.as_str()), Some("cancelling")));
+    assert_eq!((list("pending"), list("running")), (String::new(), String::new()));
+    let text = Plain::on(cluster, &["show", id.as_str()]).run().text();
+    assert!(text.contains("state     cancelling on w1~"), "{text}");
+    let outcome = cluster.ended(&id, LIMIT).outcome.expect("ended");
+    assert_eq!(outcome.state, State::Cancelled);
+}
+
 #[test]
 fn a_running_task_is_dead_before_its_cancellation_is_written() {
     let mut service = Service::new("cancel-running", &["--slots", "1"]);
