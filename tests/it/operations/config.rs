@@ -112,3 +112,18 @@ fn idle_roles_write_nothing() {
     }
     service.is_unharmed();
 }
+
+/// A slip in a variable's name is not passed over. A client, which may be a task's, only warns.
+#[test]
+fn a_variable_that_is_no_setting_is_refused_by_daemons() {
+    let cluster = Cluster::new("unknown-variable");
+    for daemon in ["master", "worker", "elector"] {
+        let out = Plain::on(&cluster, &[daemon]).env("ZKMW_SLOT", "3").run();
+        out.says(78, &["the variable ZKMW_SLOT is no setting; did you mean ZKMW_SLOTS?"]);
+    }
+    let out = Plain::on(&cluster, &["status"]).env("ZKMW_SLOT", "3").run();
+    out.says(0, &["warn: the variable ZKMW_SLOT is no setting"]);
+    // What tasks have in their environment, and settings of others, are no slips.
+    let out = Plain::on(&cluster, &["status"]).env("ZKMW_EPOCH", "3").env("ZKMW_SLOTS", "3").run();
+    assert_eq!((out.code, out.stderr.as_str()), (0, ""), "{out:?}");
+}
