@@ -51,6 +51,10 @@ pub const MAX_ID_BYTES: usize = 128;
 /// What stands before the sequence number in a contender's name, as in Curator's `LeaderLatch`.
 pub const LATCH: &str = "latch-";
 
+/// Most bytes that words have which zkmw writes into a task (why it failed, why an attempt was not the last), as encoded. They
+/// may quote anything, such as a program's name of 120 KiB. The names of the workers that had the last attempts are as long in all.
+pub const MAX_WORDS_BYTES: usize = 1_024;
+
 /// Longest reason that is given for a refusal, in bytes. Reasons quote what was found, which may be anything.
 const MAX_REASON_BYTES: usize = 512;
 
@@ -407,6 +411,22 @@ impl Layout {
     pub fn submitter(&self, id: &str, n: u64) -> String {
         format!("{}/submitters/{id}~{n}", self.root)
     }
+}
+
+/// The beginning of a text, if it would take more than `limit` bytes as a JSON string without its quotes.
+pub fn shortened(text: &str, limit: usize) -> String {
+    const CUT: char = '…';
+    if outcome::escaped_len(text) <= limit + 2 {
+        return text.to_string();
+    }
+    let mut left = limit.saturating_sub(CUT.len_utf8());
+    let fits = |char: &char| {
+        let bytes = outcome::escaped_len(char.encode_utf8(&mut [0; 4])) - 2;
+        left.checked_sub(bytes).inspect(|rest| left = *rest).is_some()
+    };
+    let mut short: String = text.chars().take_while(fits).collect();
+    short.push(CUT);
+    short
 }
 
 /// The last component of a path.

@@ -17,10 +17,15 @@
 //!
 //! Calls in one turn run concurrently, so no two calls may be in flight whose order matters.
 
+mod prng;
+mod short;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Add;
 use std::time::Duration;
+
+pub use self::prng::Prng;
 
 /// A point in time on a clock that goes on while the machine is suspended (`CLOCK_BOOTTIME`), in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,8 +86,9 @@ pub enum WatchMode {
 
 /// One request to the ensemble. Every write is create-only or checked against a version.
 ///
-/// Paths are absolute within the connect string's chroot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Paths are absolute within the connect string's chroot. Of data `Debug` shows no more than its size: it may be large, and
+/// users have secrets in it.
+#[derive(Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Call {
     /// Answered by [`Reply::Created`].
@@ -149,8 +155,8 @@ pub struct Stat {
     pub pzxid: i64,
 }
 
-/// The good answer to a [`Call`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The good answer to a [`Call`]. Of data and children `Debug` shows no more than their size.
+#[derive(Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Reply {
     /// The path as created, with the sequence number if one was asked for.
@@ -290,6 +296,17 @@ pub struct Captured {
     pub tail: Vec<u8>,
 }
 
+/// Why a start failed, as far as it matters to what is to be done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotStartedKind {
+    /// The program or its arguments are at fault: it would fail again.
+    Permanent,
+    /// Something that passes by itself: the program is being written, there was no guard for a moment.
+    Transient,
+    /// This process, or its machine, is short of descriptors, processes or memory: whatever is started next may fail as well.
+    Shortage,
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -352,9 +369,8 @@ pub enum Event {
     Stop { again: bool },
     /// The process group runs; `pid` is its leader.
     Started { run: RunId, pid: u32 },
-    /// The program could not be started, for this reason. If it is `transient` (the machine is short of something),
-    /// another try may do better.
-    NotStarted { run: RunId, transient: bool, why: String },
+    /// The program could not be started, for this reason.
+    NotStarted { run: RunId, kind: NotStartedKind, why: String },
     /// The run is over, and every process of its group is dead.
     Ended { run: RunId, report: RunReport },
     /// The process that would kill the runs in our place is gone, for this reason: every group gets SIGKILL, and
@@ -542,27 +558,6 @@ pub fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     }
 }
 
-/// Deterministic pseudo-random numbers: SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
-/// generators", OOPSLA 2014). The seed comes from the system, or from a test.
-#[derive(Clone, Debug)]
-pub struct Prng(u64);
-
-impl Prng {
-    /// A generator that gives the same numbers for the same seed, for ever.
-    pub fn new(seed: u64) -> Prng {
-        Prng(seed)
-    }
-
-    /// 64 bits, each as likely as not.
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -583,13 +578,5 @@ mod tests {
         assert_eq!(other.take(id), None);
         assert_eq!(calls.take(id), Some("why"));
         assert_eq!(calls.take(id), None);
-    }
-
-    /// The published test vector of SplitMix64 for seed 1234567.
-    #[test]
-    fn splitmix64_matches_its_published_vector() {
-        let mut prng = Prng::new(1_234_567);
-        let first: Vec<u64> = (0..3).map(|_| prng.next_u64()).collect();
-        assert_eq!(first, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
     }
 }

@@ -1,8 +1,9 @@
 //! The `zkmw` binary: reads the configuration, starts the role, and ends with its exit code.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
-use std::panic::catch_unwind;
+use std::panic::{PanicHookInfo, catch_unwind};
 use std::process::ExitCode;
 
 use env_logger::Target;
@@ -14,10 +15,14 @@ use zkmw::report::StderrAboveBar;
 use zkmw::shell::NOTICES;
 use zkmw::{exec, exit, limits, service, shell};
 
+/// Most bytes of a panic's message that are shown: what it quotes may be as large as all that the process holds.
+const MAX_PANIC_BYTES: usize = 2_000;
+
 /// The subcommand of the guard process, which only we start: no help tells of it.
 const GUARD: &str = "guard";
 
 fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(say_panic));
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|word| word == GUARD) {
         return guard(args);
@@ -58,6 +63,22 @@ fn obey(config: Config) -> i32 {
     let code = run(config);
     back_off(code, began);
     code
+}
+
+/// Says where a thread of ours panicked and why, in few words; with a backtrace if `RUST_BACKTRACE` asks for one.
+fn say_panic(panic: &PanicHookInfo<'_>) {
+    let text = panic.payload_as_str().unwrap_or("no message");
+    let short = &text[..text.floor_char_boundary(MAX_PANIC_BYTES)];
+    let more = if short.len() < text.len() { "…" } else { "" };
+    let at = panic.location().map(ToString::to_string).unwrap_or_default();
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("unnamed");
+    let mut words = format!("zkmw: thread {name} panicked at {at}: {short}{more}\n");
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        words.push_str(&format!("{backtrace}\n"));
+    }
+    let _ = std::io::stderr().write_all(words.as_bytes());
 }
 
 /// Kills what a worker or an elector runs, when that cannot.

@@ -19,7 +19,7 @@ use signal_hook::iterator::Signals;
 
 use self::outage::Outage;
 use self::pacing::Pacing;
-use crate::exec::{ExecEvent, Executor, Means, NotStartedKind, OWN_PROGRAM, RunFile};
+use crate::exec::{ExecEvent, Executor, Means, OWN_PROGRAM, RunFile};
 use crate::exit;
 use crate::machine::{Action, Actions, BatchLine, CallError, CallId, Event, Instant, Level, Role, turn};
 use crate::service::Service;
@@ -238,9 +238,7 @@ impl<T: Role> Shell<'_, T> {
                 Err(code) => return Some(code),
             },
             Incoming::Exec(ExecEvent::Started { run, pid }) => Event::Started { run, pid },
-            Incoming::Exec(ExecEvent::NotStarted { run, kind, why }) => {
-                Event::NotStarted { run, transient: kind == NotStartedKind::Transient, why }
-            }
+            Incoming::Exec(ExecEvent::NotStarted { run, kind, why }) => Event::NotStarted { run, kind, why },
             Incoming::Exec(ExecEvent::Ended { run, report }) => Event::Ended { run, report },
             Incoming::Exec(ExecEvent::Unguarded { why }) => Event::Unguarded { why },
             Incoming::Signal(signal) => {

@@ -329,6 +329,8 @@ fn registration_later() -> Vec<u8> {
     let registration = registration(|registration| {
         registration.labels = labels();
         registration.draining = true;
+        registration.usable = Some(1);
+        registration.unhealthy = Some("cannot start \"/bin/sh\" now: too many open files".into());
         registration.revoked_through = Some(17);
         registration.aside = vec![TaskId::new("_3f", "nightly")];
         registration.since = Some(4_294_967_338);
@@ -363,6 +365,8 @@ fn status() -> Vec<u8> {
         slots: 8,
         assigned: 2,
         draining: false,
+        usable: Some(1),
+        unhealthy: Some("cannot start \"/bin/sh\" now: too many open files".into()),
         labels: labels(),
     };
     let tasks = Counts {

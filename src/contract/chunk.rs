@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::outcome::{Outcome, Output, Reason, State};
 use super::task::Task;
-use super::{Incarnation, MAX_DATA_BYTES};
+use super::{Incarnation, MAX_DATA_BYTES, shortened};
 
 /// Most commands of one chunk.
 pub const MAX_CHUNK_COMMANDS: usize = 1_000;
@@ -17,7 +17,7 @@ pub const MAX_CHUNK_COMMANDS: usize = 1_000;
 /// With the commands and all else it fits a znode most of the time; [`Task::encode_to_fit`] sees to the rest.
 pub const CHUNK_OUTPUT_BYTES: usize = 192 * 1024;
 
-/// Most bytes of a result's detail.
+/// Most bytes of a result's detail, as encoded.
 const MAX_DETAIL_BYTES: usize = 200;
 
 /// What became of one command of a chunk. `{}` is one that exited with 0 and printed nothing.
@@ -63,10 +63,7 @@ impl CommandResult {
     /// The result of a command that ended as a task of its own would have ended with this outcome.
     pub fn of(outcome: Outcome) -> CommandResult {
         let done = outcome.state == State::Done;
-        let mut detail = outcome.detail;
-        if let Some(text) = &mut detail {
-            text.truncate(text.floor_char_boundary(MAX_DETAIL_BYTES));
-        }
+        let detail = outcome.detail.map(|detail| shortened(&detail, MAX_DETAIL_BYTES));
         CommandResult {
             reason: outcome.reason,
             exit_code: outcome.exit_code.filter(|code| !done || *code != 0),
@@ -79,6 +76,13 @@ impl CommandResult {
             stdout: outcome.stdout,
             stderr: outcome.stderr,
         }
+    }
+
+    /// Leaves out who ran it, and when; false if that is not known anyway.
+    fn forget_run(&mut self) -> bool {
+        let known = self.worker.is_some() || self.started_ms.is_some() || self.ended_ms.is_some();
+        (self.worker, self.started_ms, self.ended_ms) = (None, None, None);
+        known
     }
 
     /// Whether it ended well.
@@ -183,9 +187,12 @@ impl Task {
                 shorten_outputs(results, kept / 2);
                 shortened = true;
             } else {
-                // Words are the last to go: codes and signals say the same.
-                let worded = results.iter_mut().flatten().filter_map(|result| result.detail.take());
-                shortened |= worded.count() > 0;
+                // Words are the last to go, for codes and signals say the same; and then who ran it, and when.
+                let worded =
+                    results.iter_mut().flatten().filter_map(|result| result.detail.take()).count() > 0;
+                let mut forget =
+                    || results.iter_mut().flatten().fold(false, |any, result| result.forget_run() | any);
+                shortened |= worded || forget();
             }
         }
         shortened
@@ -282,7 +289,9 @@ mod tests {
         let mut task = chunk(&vec![line.as_str(); MAX_CHUNK_COMMANDS]);
         let failed = Outcome::unrun(State::Failed, Some(Reason::NotStarted), &"\"".repeat(400), 1);
         let mut outcome = Outcome::unrun(State::Failed, Some(Reason::Exit), "all failed", 1);
-        outcome.results = vec![Some(CommandResult::of(failed)); MAX_CHUNK_COMMANDS];
+        let by = Some(Incarnation::new(&"w".repeat(128), 1));
+        let result = CommandResult { worker: by, started_ms: Some(i64::MAX), ..CommandResult::of(failed) };
+        outcome.results = vec![Some(result); MAX_CHUNK_COMMANDS];
         task.outcome = Some(outcome);
         assert!(task.encode().len() > MAX_DATA_BYTES);
         assert!(task.encode_to_fit().len() <= MAX_DATA_BYTES);

@@ -32,6 +32,12 @@ pub struct WorkerRow {
     pub assigned: u32,
     #[serde(default)]
     pub draining: bool,
+    /// Tasks that it can run at a time for now, if fewer than `slots`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usable: Option<u32>,
+    /// Why it could not start a task, until it can again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unhealthy: Option<String>,
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::chunk::{MAX_CHUNK_COMMANDS, Results};
 pub use super::outcome::{Outcome, Output, Reason, State};
 use super::{
-    Extra, Incarnation, Labels, MAX_DATA_BYTES, MAX_TASK_BYTES, Malformed, VERSION, is_false, is_zero, one,
-    version,
+    Extra, Incarnation, Labels, MAX_DATA_BYTES, MAX_TASK_BYTES, MAX_WORDS_BYTES, Malformed, VERSION,
+    is_false, is_zero, one, shortened, version,
 };
 
 /// Charged attempts that a task has when its submitter names no number.
@@ -23,8 +23,24 @@ pub const MAX_RETRY_BACKOFF_MS: u64 = 3_600_000;
 /// What a task may grow by, beyond [`MAX_TASK_BYTES`], before it has an outcome: by its history.
 const HISTORY_BYTES: usize = 16 * 1024;
 
+/// What a task may grow by while it is at its first attempt: somebody wants it cancelled.
+const MARKS_BYTES: usize = 1024;
+
+/// A number may have up to so many times its bytes when it is written again: `1e15` becomes `1000000000000000.0`.
+const MOST_GROWTH: usize = 5;
+
 /// How many remarks on earlier attempts a task keeps.
 pub const MAX_HISTORY: usize = 8;
+
+/// How many workers a task names that could not start it.
+const MAX_AVOID: usize = 4;
+
+/// Most bytes of a worker's name as encoded, and of some numbers beside it.
+const NAME_BYTES: usize = 512;
+
+const _: () = assert!(
+    MAX_HISTORY * (MAX_WORDS_BYTES + NAME_BYTES) + MAX_AVOID * NAME_BYTES + MARKS_BYTES <= HISTORY_BYTES
+);
 
 /// The `expire_ms` of a task that has been retried: what it had, or its job has, counts from its creation and is over. A
 /// century, so that it can be added to any time.
@@ -186,6 +202,9 @@ pub struct Task {
     /// The incarnation that vouches that its attempt, the one before this, is dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released_by: Option<Incarnation>,
+    /// Workers that could not start it, the last few. Others are preferred.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub avoid: Vec<Incarnation>,
     /// What became of the last few attempts before this one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<Remark>,
@@ -246,6 +265,7 @@ impl Task {
             delay_ms: None,
             cancel: false,
             released_by: None,
+            avoid: Vec::new(),
             history: Vec::new(),
             outcome: None,
             extra: Extra::new(),
@@ -259,19 +279,27 @@ impl Task {
     pub fn decode(data: &[u8]) -> Result<Task, Malformed> {
         let task: Task = super::decode(data)?;
         task.check_payload()?;
-        // What results take is room that the outcome will have: they move there.
-        let bare = task.outcome.is_none() && task.results.is_empty();
-        if bare && data.len() > MAX_TASK_BYTES + HISTORY_BYTES {
-            let most = MAX_TASK_BYTES + HISTORY_BYTES;
-            return Err(Malformed(format!(
-                "it has {} bytes, more than {most}: its outcome might not fit",
-                data.len()
-            )));
-        }
+        task.check_room(data.len())?;
         if task.attempt == 0 {
             return Err(Malformed("its attempt is 0: the first is 1".into()));
         }
         Ok(task)
+    }
+
+    /// Whether there is room for whatever will be written into it. It was read from so many bytes.
+    fn check_room(&self, read: usize) -> Result<(), Malformed> {
+        if self.outcome.is_some() || read <= MAX_TASK_BYTES / MOST_GROWTH {
+            return Ok(());
+        }
+        // What results take is room that the outcome will have: they move there.
+        let bytes = Task { results: Results::new(), ..self.clone() }.encode().len();
+        let is_new = self.attempt == 1 && self.history.is_empty();
+        let most = MAX_TASK_BYTES + if is_new { MARKS_BYTES } else { HISTORY_BYTES };
+        if bytes > most {
+            let why = format!("it has {bytes} bytes, more than {most}: its outcome might not fit");
+            return Err(Malformed(why));
+        }
+        Ok(())
     }
 
     fn check_payload(&self) -> Result<(), Malformed> {
@@ -307,16 +335,28 @@ impl Task {
 
     /// Writes a task whose outcome, or results, may have to be cut: the outputs are shortened until it fits a znode.
     pub fn encode_to_fit(&mut self) -> Vec<u8> {
+        self.encode_within(MAX_DATA_BYTES)
+    }
+
+    /// Writes a task that is to have no more than so many bytes. What it has beside its payload is shortened until it has, or
+    /// until nothing is left that can go: first outputs, then words, then what became of earlier attempts.
+    pub fn encode_within(&mut self, limit: usize) -> Vec<u8> {
         loop {
             let data = self.encode();
-            if data.len() <= MAX_DATA_BYTES {
-                return data;
-            }
-            let shorten = |outcome: &mut Outcome| outcome.stdout.shorten() | outcome.stderr.shorten();
-            if !(self.outcome.as_mut().is_some_and(shorten) | self.shorten_results()) {
+            if data.len() <= limit || !self.shorten() {
                 return data;
             }
         }
+    }
+
+    /// Leaves out something of what is left to leave out; false if there is nothing.
+    fn shorten(&mut self) -> bool {
+        let outputs = |outcome: &mut Outcome| outcome.stdout.shorten() | outcome.stderr.shorten();
+        if self.outcome.as_mut().is_some_and(outputs) | self.shorten_results() {
+            return true;
+        }
+        let detail = self.outcome.as_mut().and_then(|outcome| outcome.detail.take());
+        detail.is_some() || !std::mem::take(&mut self.history).is_empty()
     }
 
     /// What it runs. A decoded task has exactly one of the forms.
@@ -343,12 +383,22 @@ impl Task {
         if outcome.results.is_empty() {
             outcome.results = results;
         }
+        outcome.detail = outcome.detail.map(|detail| shortened(&detail, MAX_WORDS_BYTES));
         self.outcome = Some(outcome);
+    }
+
+    /// Notes that this worker could not start it.
+    pub fn avoid(&mut self, by: &Incarnation) {
+        self.avoid.retain(|other| other != by);
+        if self.avoid.len() >= MAX_AVOID {
+            self.avoid.remove(0);
+        }
+        self.avoid.push(by.clone());
     }
 
     /// Moves the task on to its next attempt, which voids this one.
     pub fn next_attempt(&mut self, worker: Option<Incarnation>, why: &str) {
-        let why = why.to_string();
+        let why = shortened(why, MAX_WORDS_BYTES);
         self.history.push(Remark { attempt: self.attempt, worker, why, extra: Extra::new() });
         if self.history.len() > MAX_HISTORY {
             self.history.remove(0);

@@ -21,6 +21,9 @@ pub const MAX_SEEN_BYTES: usize = 1_000;
 /// Most data of tasks that one version of an assignment carries along.
 pub const MAX_SEEN_IN_ALL: usize = 10_000;
 
+/// Most bytes of what a registration says of a worker's health, as encoded.
+pub const MAX_UNHEALTHY_BYTES: usize = 300;
+
 /// Most slots of one worker.
 pub const MAX_SLOTS: u32 = 1_000;
 
@@ -47,6 +50,12 @@ pub struct Registration {
     /// It takes no more tasks.
     #[serde(default, skip_serializing_if = "is_false")]
     pub draining: bool,
+    /// Tasks that it can run at a time for now, if fewer than `slots`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usable: Option<u32>,
+    /// Why it could not start a task, until it can again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unhealthy: Option<String>,
     /// All entries that were revoked in this version of its assignment, or an earlier one, are dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_through: Option<i32>,
@@ -91,12 +100,19 @@ impl Registration {
             slots,
             labels,
             draining: false,
+            usable: None,
+            unhealthy: None,
             revoked_through: None,
             aside: Vec::new(),
             since: None,
             session_timeout_ms,
             extra: Extra::new(),
         }
+    }
+
+    /// Tasks that it can run at a time now.
+    pub fn usable_slots(&self) -> u32 {
+        self.usable.map_or(self.slots, |usable| usable.min(self.slots))
     }
 
     /// The process that wrote it.

@@ -214,10 +214,12 @@ fn refuse_nul(spec: &RunSpec) -> Result<(), Failure> {
 /// What the errno of a failed start means to the user.
 fn explain(spec: &RunSpec, program: &str, error: &io::Error) -> Failure {
     let permanent = |why: String| Failure { kind: NotStartedKind::Permanent, why };
-    let transient = |why: &str| Failure {
-        kind: NotStartedKind::Transient,
+    let now = |kind: NotStartedKind, why: &str| Failure {
+        kind,
         why: format!("cannot start {program:?} now: {why} ({error})"),
     };
+    let (transient, short) =
+        (|why: &str| now(NotStartedKind::Transient, why), |why: &str| now(NotStartedKind::Shortage, why));
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::NOENT) => permanent(explain_missing(program)),
         Some(Errno::ACCESS) => permanent(explain_forbidden(program)),
@@ -239,16 +241,16 @@ fn explain(spec: &RunSpec, program: &str, error: &io::Error) -> Failure {
             | Errno::LIBBAD,
         ) => permanent(format!("cannot start {program:?}: {error}")),
         Some(Errno::AGAIN | Errno::NOMEM) => {
-            transient("no room for another process; raise the limit (ulimit -u, TasksMax=, memory)")
+            short("no room for another process; raise the limit (ulimit -u, TasksMax=, memory)")
         }
         Some(Errno::MFILE | Errno::NFILE | NO_ROOM_LEFT) => Failure {
-            kind: NotStartedKind::Transient,
+            kind: NotStartedKind::Shortage,
             why: format!("cannot start {program:?} now: {}", too_few()),
         },
         Some(Errno::TXTBSY) => transient("the program is being written"),
         Some(TOO_LATE) => transient("the lease had ended before it began, or there was no guard"),
-        Some(FAILED_BEFORE_EXEC) => transient("the child could not be prepared"),
-        _ => transient("the system refused"),
+        Some(FAILED_BEFORE_EXEC) => short("the child could not be prepared"),
+        _ => short("the system refused"),
     }
 }
 

@@ -85,7 +85,7 @@ impl Pool {
             match desk.hand_over(job, &self.shared) {
                 Handed::Done => return,
                 Handed::NoLease => {
-                    self.not_started(run, NO_LEASE.to_owned());
+                    self.not_started(run, NotStartedKind::Transient, NO_LEASE.to_owned());
                     self.idles(&desk);
                     return;
                 }
@@ -102,10 +102,12 @@ impl Pool {
 
     fn start_handler(self: &Arc<Self>, job: Job, spec: RunSpec) {
         let run = job.run;
-        let Some(reserve) = self.shared.stock.take() else { return self.not_started(run, too_few()) };
+        let Some(reserve) = self.shared.stock.take() else {
+            return self.not_started(run, NotStartedKind::Shortage, too_few());
+        };
         let gate = match eventfd(0, EventfdFlags::CLOEXEC) {
             Ok(gate) => Arc::new(gate),
-            Err(_) => return self.not_started(run, too_few()),
+            Err(_) => return self.not_started(run, NotStartedKind::Shortage, too_few()),
         };
         let id = {
             let mut inner = self.lock();
@@ -121,14 +123,14 @@ impl Pool {
             .stack_size(STACK_BYTES)
             .spawn(move || threads::or_end(&name, || life::live(&pool, id, gate, reserve, job, &spec)));
         if let Err(error) = spawned {
-            self.not_started(run, no_thread(&error));
+            self.not_started(run, NotStartedKind::Shortage, no_thread(&error));
             self.shared.table.remove(id);
         }
     }
 
     /// Nothing of the run was handed to anybody: tells so and forgets it. It is never the run's own fault.
-    fn not_started(&self, run: RunId, why: String) {
-        let _ = self.shared.events.send(ExecEvent::NotStarted { run, kind: NotStartedKind::Transient, why });
+    fn not_started(&self, run: RunId, kind: NotStartedKind, why: String) {
+        let _ = self.shared.events.send(ExecEvent::NotStarted { run, kind, why });
         self.shared.table.remove(run);
     }
 

@@ -37,6 +37,7 @@ use crossbeam_channel::Sender;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::contract::worker::ProcessIdentity;
+pub use crate::machine::NotStartedKind;
 use crate::machine::{GroupSignal, Instant, RunId, RunReport, RunSpec};
 use crate::threads;
 use cgroup::Cgroups;
@@ -93,7 +94,7 @@ pub enum ExecEvent {
     NotStarted {
         /// The run.
         run: RunId,
-        /// Whether another try could do better.
+        /// Whose fault it is, and so whether another try could do better.
         kind: NotStartedKind,
         /// The reason, for the user.
         why: String,
@@ -110,15 +111,6 @@ pub enum ExecEvent {
         /// What became of it.
         why: String,
     },
-}
-
-/// Whether a start that failed would fail again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotStartedKind {
-    /// It would, on this host: the program or its arguments are at fault.
-    Permanent,
-    /// It may not: the machine is short of something.
-    Transient,
 }
 
 /// What an executor has besides processes, so that they end when they must.
@@ -196,7 +188,7 @@ impl Executor {
         if spec.request.is_some() {
             return self.handlers.start(run, spec);
         }
-        let no_room = |why: String| self.shared.not_started(run, NotStartedKind::Transient, why);
+        let no_room = |why: String| self.shared.not_started(run, NotStartedKind::Shortage, why);
         let Some(reserve) = self.shared.stock.take() else { return no_room(too_few()) };
         let gate = match eventfd(0, EventfdFlags::CLOEXEC) {
             Ok(gate) => Arc::new(gate),

@@ -134,7 +134,14 @@ fn status(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
             worker.labels.iter().map(|(key, value)| format!(" {key}={value}")).collect();
         let (host, pid, assigned, slots) = (&worker.host, worker.pid, worker.assigned, worker.slots);
         let (id, labels) = (&worker.id, labels.concat());
-        writeln!(out, "  {id} (host {host}, pid {pid}) {assigned} tasks on {slots} slots{draining}{labels}")?;
+        let usable = worker.usable.map(|usable| format!(" ({usable} usable now)")).unwrap_or_default();
+        writeln!(
+            out,
+            "  {id} (host {host}, pid {pid}) {assigned} tasks on {slots} slots{usable}{draining}{labels}"
+        )?;
+        if let Some(why) = &worker.unhealthy {
+            writeln!(out, "    unhealthy: {why}")?;
+        }
     }
     let listed = u32::try_from(status.worker_list.len()).unwrap_or(u32::MAX);
     match status.workers.saturating_sub(listed) {

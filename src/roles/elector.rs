@@ -38,7 +38,8 @@ use state::{Kill, Run, Session, State, Then};
 use crate::contract::{Layout, is_component};
 use crate::exit;
 use crate::machine::{
-    Action, Actions, Ended, Event, GroupSignal, Instant, Level, Role, RunId, RunOutput, RunSpec, earlier,
+    Action, Actions, Ended, Event, GroupSignal, Instant, Level, NotStartedKind, Role, RunId, RunOutput,
+    RunSpec, earlier,
 };
 use crate::recipes::election::Election;
 use crate::recipes::ensure::Ensure;
@@ -232,7 +233,7 @@ impl Elector {
     fn on_not_started(
         &mut self,
         id: RunId,
-        transient: bool,
+        kind: NotStartedKind,
         why: &str,
         now: Instant,
         out: &mut Actions<Report>,
@@ -242,7 +243,9 @@ impl Elector {
         out.log(Level::Error, format!("the command {program:?} could not be started: {why}"));
         match &self.state {
             State::Stopping { then: Then::Fail(code), .. } => self.end(*code, out),
-            State::Running(_) | State::Stopping { .. } if self.params.once && !transient => {
+            State::Running(_) | State::Stopping { .. }
+                if self.params.once && kind == NotStartedKind::Permanent =>
+            {
                 self.end(NOT_STARTED, out);
             }
             State::Stopping { then: Then::Stop, .. } => self.end(self.code_without_run(), out),
@@ -466,8 +469,8 @@ impl Role for Elector {
                     out.log(Level::Info, format!("the command runs as process {pid}"));
                 }
             }
-            Event::NotStarted { run, transient, why } => {
-                self.on_not_started(run, transient, &why, now, out);
+            Event::NotStarted { run, kind, why } => {
+                self.on_not_started(run, kind, &why, now, out);
             }
             Event::Ended { run, report } => {
                 self.on_ended(run, report.ended, now, out);

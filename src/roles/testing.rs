@@ -42,6 +42,8 @@ pub struct World {
     pub refused: BTreeMap<String, Refusal>,
     /// Paths that may be read alone.
     pub writes_refused: BTreeMap<String, Refusal>,
+    /// Most bytes of data that the servers take.
+    pub limit: Option<usize>,
     zxid: i64,
     sequence: i64,
     last_session: i64,
@@ -129,6 +131,11 @@ impl World {
             && call.is_write()
         {
             return Err(*refusal);
+        }
+        if let Call::Create { data, .. } | Call::Set { data, .. } = call
+            && self.limit.is_some_and(|limit| data.len() > limit)
+        {
+            return Err(Refusal::TooLarge);
         }
         let found = self.znodes.get(call.path()).map(|node| node.stat);
         match call {

@@ -14,11 +14,13 @@
 //! does the next incarnation begin. A drain is the same for what outlasts its grace, and ends the process.
 
 mod course;
+mod drain;
 mod entries;
 mod groups;
 mod reports;
 mod runs;
 mod slot;
+mod starts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -37,7 +39,8 @@ use crate::recipes::past::Past;
 use crate::recipes::registration::{Registrar, Step};
 use crate::recipes::retry::{Condition, Retry};
 use reports::Reports;
-use slot::{Slot, Stop, Why};
+use slot::{Slot, Stop};
+use starts::Starts;
 
 /// What a worker is started with.
 #[derive(Clone, Debug)]
@@ -132,6 +135,8 @@ struct Run {
     /// When it is to be stopped, or killed.
     timer: Option<Instant>,
     stop: Option<Stop>,
+    /// Its program runs.
+    begun: bool,
 }
 
 /// The role.
@@ -156,6 +161,7 @@ pub struct Worker {
     /// How many were started and are not over.
     started: usize,
     runs: BTreeMap<RunId, Run>,
+    starts: Starts,
     timers: BTreeSet<(Instant, RunId)>,
     checkpoints: BTreeSet<(Instant, TaskId)>,
     reports: Reports,
@@ -196,6 +202,7 @@ impl Worker {
             last_order: 0,
             started: 0,
             runs: BTreeMap::new(),
+            starts: Starts::new(params.slots, params.seed),
             timers: BTreeSet::new(),
             checkpoints: BTreeSet::new(),
             reports: Reports::new(&params.layout),
@@ -339,7 +346,7 @@ impl Worker {
         if self.lease.on_reply(id, result, now, out) {
             return self.after_own_write(out);
         }
-        if let Some(settled) = self.reports.on_reply(id, result, out) {
+        if let Some(settled) = self.reports.on_reply(id, result, now, out) {
             if let Some((task, settled)) = settled {
                 self.on_settled(&task, settled, out);
             }
@@ -445,65 +452,6 @@ impl Worker {
         }
     }
 
-    fn on_stop(&mut self, again: bool, now: Instant, out: &mut Out) {
-        out.push(Action::Status("draining".into()));
-        let term_before = (self.params.grace / 2).min(runs::TERM_BEFORE_KILL);
-        let (term, kill) = match (self.mode, again) {
-            (Mode::Leaving { .. }, true) => return out.push(Action::Exit(exit::OK)),
-            (Mode::Leaving { .. }, false) => return,
-            (Mode::Draining { .. }, false) => return,
-            (_, true) => (now, now),
-            (Mode::Working, false) => (now + (self.params.grace - term_before), now + self.params.grace),
-        };
-        let running = self.runs.len();
-        out.log(
-            Level::Info,
-            format!("stopping; {running} tasks run, and have {} s", kill.since(now).as_secs()),
-        );
-        self.mode = Mode::Draining { term, kill };
-        self.tell_all_alone(out);
-        self.halt_all(Why::Drain, out);
-        self.registrar.publish(|body| body.draining = true, out);
-    }
-
-    /// Goes on with the end, once the user wished for it.
-    fn drain(&mut self, now: Instant, out: &mut Out) {
-        match self.mode {
-            Mode::Working => {}
-            Mode::Draining { term, kill } => {
-                self.stop_running(term, kill, now, out);
-                if self.runs.is_empty() && (self.reports.is_empty() || !self.connected) {
-                    self.mode = Mode::Leaving { until: now + self.params.close_timeout };
-                    self.leave(out);
-                }
-            }
-            Mode::Leaving { until } if until <= now => {
-                if !self.reports.is_empty() {
-                    let owed = self.reports.len();
-                    out.log(
-                        Level::Error,
-                        format!("{owed} tasks ended, and the ensemble did not take it down: they run again"),
-                    );
-                }
-                out.push(Action::Exit(exit::OK));
-            }
-            Mode::Leaving { .. } => {}
-        }
-    }
-
-    fn leave(&mut self, out: &mut Out) {
-        if !self.reports.is_empty() || !self.connected || self.dying.is_some() {
-            return;
-        }
-        if self.registrar.is_standing() && self.version.is_some() {
-            self.read_assignment(out);
-        } else if self.registrar.is_returning() {
-            // Once it stands, the assignment is watched and read, and that goes on with the end.
-        } else if self.calls.is_empty() {
-            out.push(Action::Exit(exit::OK));
-        }
-    }
-
     fn tell(&mut self, out: &mut Out) {
         let incarnation = self.registrar.incarnation();
         let text = match self.mode {
@@ -543,8 +491,8 @@ impl Role for Worker {
             Event::Reply { id, result } => self.on_reply(id, &result, now, out),
             Event::Wake => self.registrar.on_wake(now, out),
             Event::Stop { again } => self.on_stop(again, now, out),
-            Event::Started { run, .. } => self.on_started(run, now),
-            Event::NotStarted { run, transient, why } => self.on_not_started(run, transient, &why, out),
+            Event::Started { run, .. } => self.on_started(run, now, out),
+            Event::NotStarted { run, kind, why } => self.on_not_started(run, kind, &why, now, out),
             Event::Ended { run, report } => self.on_ended(run, &report, out),
             Event::Unguarded { why } => self.on_unguarded(&why, out),
             Event::Lines(_) => {}
@@ -557,6 +505,9 @@ impl Role for Worker {
         self.lease.need(needed && self.registrar.is_standing(), now, out);
         self.stop_late(now, out);
         self.save(now, out);
+        self.reports.wake(now, out);
+        self.starts.wake(now);
+        self.show_starts(out);
         self.start_ready(now, out);
         self.drain(now, out);
         self.vouch(now, out);
@@ -567,6 +518,7 @@ impl Role for Worker {
     fn next_wake(&self) -> Option<Instant> {
         let mode = match self.mode {
             Mode::Working => None,
+            Mode::Draining { kill, .. } if self.runs.is_empty() => Some(kill),
             Mode::Draining { term, kill } => self.next_stop(term, kill),
             Mode::Leaving { until } => Some(until),
         };
@@ -574,7 +526,8 @@ impl Role for Worker {
         let refused = earlier(self.registrar.next_wake(), self.retry.next_wake());
         let own = earlier(mode, earlier(refused, self.lease.next_wake()));
         let owed = earlier(self.vouch_at, self.groups.next_wake().filter(|_| self.connected));
-        earlier(earlier(own, owed), earlier(lapse, self.next_deadline()))
+        let pause = earlier(self.starts.next_wake(), self.reports.next_wake());
+        earlier(earlier(own, owed), earlier(pause, earlier(lapse, self.next_deadline())))
     }
 
     fn assert_invariants(&self) {

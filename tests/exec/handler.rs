@@ -256,10 +256,10 @@ fn a_handler_that_is_not_there_is_the_workers_fault() {
     let mut rig = Rig::new();
     for handler in ["/no/such/handler --flag", "/dev/null"] {
         let (kind, why) = rig.not_started(ask(&rig, handler, ""));
-        assert!(kind == NotStartedKind::Transient && why.contains(handler), "{kind:?} {why}");
+        assert!(kind == NotStartedKind::Shortage && why.contains(handler), "{kind:?} {why}");
     }
     let (kind, why) = rig.not_started(RunSpec { request: Some("1".into()), ..argv(&["/no/such/shell"]) });
-    assert!(kind == NotStartedKind::Transient && why.contains("/no/such/shell"), "{kind:?} {why}");
+    assert!(kind == NotStartedKind::Shortage && why.contains("/no/such/shell"), "{kind:?} {why}");
     // It may be there again.
     assert_eq!(asked(&mut rig, "ok").ended, Ended::Exit(0));
 }

@@ -56,7 +56,7 @@ pub fn starved() {
         match rig.over(run) {
             ExecEvent::NotStarted { kind, why, .. } => {
                 assert!(ended == 0 && why.contains("open files"), "{why}");
-                assert_eq!(kind, NotStartedKind::Transient);
+                assert_eq!(kind, NotStartedKind::Shortage);
             }
             ExecEvent::Ended { report, .. } => {
                 ended += 1;
@@ -89,7 +89,7 @@ pub fn crowded() {
             match event {
                 ExecEvent::Started { .. } => started += 1,
                 ExecEvent::NotStarted { run, kind, why } => {
-                    assert!(kind == NotStartedKind::Transient && why.contains("LimitNOFILE"), "{why}");
+                    assert!(kind == NotStartedKind::Shortage && why.contains("LimitNOFILE"), "{why}");
                     rig.over.insert(run, ExecEvent::NotStarted { run, kind, why });
                 }
                 other => panic!("{other:?}"),

@@ -7,13 +7,13 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::RngSeed;
-use zkmw::contract::chunk::{CommandResult, Results};
+use zkmw::contract::chunk::{CommandResult, MAX_CHUNK_COMMANDS, Results};
 use zkmw::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
 use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration, Seen};
 use zkmw::contract::{
-    Incarnation, LATCH, Layout, MAX_BATCH_LINES, MAX_DATA_BYTES, MAX_TASK_ID_BYTES, TaskId, batch_task,
-    batch_unit, contender, contender_rank, is_user_id, name_of, parse_registration, uuid,
+    Incarnation, LATCH, Layout, MAX_BATCH_LINES, MAX_DATA_BYTES, MAX_TASK_BYTES, MAX_TASK_ID_BYTES, TaskId,
+    batch_task, batch_unit, contender, contender_rank, is_user_id, name_of, parse_registration, uuid,
 };
 use zkmw::machine::Captured;
 
@@ -248,6 +248,7 @@ proptest! {
         let process = ProcessIdentity { host, boot_id: boot, pid_ns, pid, start_time };
         let mut registration = Registration::new(&process, slots, labels, timeout);
         (registration.draining, registration.revoked_through) = (draining, through);
+        (registration.usable, registration.unhealthy) = (draining.then_some(slots / 2), draining.then(|| "\u{1}".repeat(40)));
         (registration.aside, registration.since) = (aside, since);
         prop_assert_eq!(Registration::decode(&registration.encode()), Ok(registration));
     }
@@ -276,7 +277,10 @@ proptest! {
     ) {
         let row = |(id, labels, n, draining): (String, _, u16, bool)| {
             let n = u32::from(n);
-            WorkerRow { host: id.clone(), id, pid: n, slots: n, assigned: n, draining, labels }
+            let (usable, unhealthy) = (draining.then_some(n), draining.then(|| id.clone()));
+            WorkerRow {
+                host: id.clone(), id, pid: n, slots: n, assigned: n, draining, usable, unhealthy, labels,
+            }
         };
         let [pending, assigned, done, failed, cancelled, expired, malformed, aside] = counts;
         let counts = Counts { pending, assigned, done, failed, cancelled, expired, malformed, aside };
@@ -312,6 +316,46 @@ proptest! {
         let data = task.encode_to_fit();
         prop_assert!(data.len() <= MAX_DATA_BYTES);
         prop_assert_eq!(Task::decode(&data), Ok(task));
+    }
+
+    /// Whatever becomes of a task of the largest size, what stands in the end can be read, and so can all that stood before.
+    #[test]
+    fn whatever_happens_to_a_task_it_can_still_be_read(
+        fill in 0..=100_usize, what in select(&["x", "\"", "\\", "\u{1}", "ä", "🦓"][..]), is_chunk in any::<bool>(),
+        moves in vec((select(NASTY), 0..200_000_usize, 1..=128_usize), 0..12), end in any::<Option<[u16; 2]>>(),
+        limit in proptest::option::of(0..MAX_DATA_BYTES),
+    ) {
+        let mut task = largest(what, fill, is_chunk);
+        for (at, (nasty, times, name)) in moves.iter().enumerate() {
+            let by = Incarnation::new(&"\"".repeat(*name), u64::MAX);
+            let mut failed = Outcome::unrun(State::Failed, Some(Reason::NotStarted), &nasty.repeat(*times), 1);
+            (failed.worker, failed.started_ms, failed.ended_ms) = (Some(by.clone()), Some(i64::MAX), Some(i64::MAX));
+            if is_chunk && at + 1 == moves.len() {
+                task.results = vec![Some(CommandResult::of(failed)); task.commands.as_ref().map_or(0, Vec::len)];
+            }
+            task.next_attempt(Some(by.clone()), &nasty.repeat(*times));
+            task.avoid(&by);
+            (task.released_by, task.delay_ms, task.cancel) = (Some(by), Some(u64::MAX), at % 2 == 0);
+            let data = task.encode_to_fit();
+            prop_assert!(data.len() <= MAX_DATA_BYTES, "{} bytes", data.len());
+            prop_assert_eq!(Task::decode(&data), Ok(task.clone()));
+        }
+        if let Some([out, err]) = end {
+            let (nasty, times, _) = moves.first().copied().unwrap_or((what, 1, 1));
+            let mut outcome = Outcome::unrun(State::Failed, Some(Reason::NotStarted), &nasty.repeat(times), u32::MAX);
+            let output = |bytes: u16| {
+                let head = vec![nasty.as_bytes()[0]; usize::from(bytes) * 2];
+                Output::new(&Captured { head, omitted: u64::MAX / 2, tail: Vec::new() })
+            };
+            (outcome.stdout, outcome.stderr) = (output(out), output(err));
+            task.end(outcome);
+            let data = task.encode_to_fit();
+            prop_assert!(data.len() <= MAX_DATA_BYTES, "{} bytes", data.len());
+            prop_assert_eq!(Task::decode(&data), Ok(task.clone()));
+        }
+        // A server that takes less gets as little as is possible, and that can be read as well.
+        let smaller = limit.map(|limit| task.encode_within(limit));
+        prop_assert!(smaller.is_none_or(|data| Task::decode(&data).is_ok()));
     }
 
     #[test]
@@ -370,6 +414,23 @@ proptest! {
         let ranks = |names: &[String]| names.iter().map(|n| curator_fix(n).to_string()).collect::<Vec<_>>();
         prop_assert_eq!(ranks(&names), ranks(&theirs));
     }
+}
+
+/// What takes more bytes in JSON than by itself, and what does not.
+const NASTY: &[&str] = &["\"", "\\", "\u{1}", "\n", "ä", "x", "🦓\u{7f}"];
+
+/// A task of nothing but this, which takes so many percent of what a task may have as it is submitted.
+fn largest(what: &str, percent: usize, is_chunk: bool) -> Task {
+    let bytes = |text: &str| serde_json::to_string(text).expect("JSON").len() - 2;
+    let times = (MAX_TASK_BYTES - 200) * percent / 100 / bytes(what);
+    let payload = if is_chunk {
+        let lines = MAX_CHUNK_COMMANDS;
+        let line = what.repeat((times.saturating_sub(3 * lines) / lines).max(1));
+        Payload::Chunk { first_line: 0, commands: vec![line; lines] }
+    } else {
+        Payload::Shell(what.repeat(times))
+    };
+    Task::new(payload, Options::default())
 }
 
 /// Where sequence numbers begin, wrap, and come back.

@@ -1,7 +1,9 @@
 //! What workers and electors run: process groups that take some time and end in some way, and the guard, which lives
 //! on the worker's machine and by its clock, and kills when the worker is dead or its lease is over.
 
-use zkmw::machine::{Captured, Ended, Event, GroupSignal, Instant, RunId, RunReport, RunSpec};
+use zkmw::machine::{
+    Captured, Ended, Event, GroupSignal, Instant, NotStartedKind, RunId, RunReport, RunSpec,
+};
 
 use super::life::ELECTION;
 use super::member::Who;
@@ -102,7 +104,11 @@ impl World {
         if !covered || !guarded {
             self.runs[index].stage = Stage::Never;
             let why = if guarded { "the lease is over" } else { "there is no guard" };
-            let event = Event::NotStarted { run: self.runs[index].id, transient: true, why: why.into() };
+            let event = Event::NotStarted {
+                run: self.runs[index].id,
+                kind: NotStartedKind::Transient,
+                why: why.into(),
+            };
             self.members[who.m].runs.remove(&self.runs[index].id);
             return self.after(MS, Ev::Exec(who, event));
         }

@@ -5,10 +5,10 @@
 use super::desk::{Busy, Work};
 use super::life::{End, Handler};
 use super::pauses::{Cause, Death};
-use crate::exec::ExecEvent;
 use crate::exec::run::{self, now_ms};
 use crate::exec::sweep::RunStrays;
 use crate::exec::table::Signalled;
+use crate::exec::{ExecEvent, NotStartedKind};
 use crate::machine::{Captured, Ended, RunReport};
 
 /// What a shell exits with if the program is there and cannot be run, and if it is not there.
@@ -84,7 +84,7 @@ impl Handler<'_> {
         if !busy.handed || (missing && !busy.told) {
             let why =
                 format!("the worker's handler, {program:?}, {} before it took any request", in_words(how));
-            return self.pool.not_started(busy.run, why);
+            return self.pool.not_started(busy.run, NotStartedKind::Shortage, why);
         }
         busy.tell_started(pid, shared);
         let (ended, detail) = match (end, how) {

@@ -20,7 +20,6 @@ use super::answer::{self, Lines, Said};
 use super::desk::{Busy, Desk, Handed, Job, Seat, Work};
 use super::pauses::{Cause, Death};
 use super::{Gate, NO_LEASE, Pool};
-use crate::exec::ExecEvent;
 use crate::exec::child::{self, Failure};
 use crate::exec::descriptors::{Reserve, too_few};
 use crate::exec::guard::LINGER;
@@ -28,6 +27,7 @@ use crate::exec::mark::run_mark;
 use crate::exec::proc;
 use crate::exec::run::{self, POLL_FAILED_PAUSE, now_ms};
 use crate::exec::stopped::{LOOK_EVERY, StopWatch};
+use crate::exec::{ExecEvent, NotStartedKind};
 use crate::machine::{RunId, RunReport, RunSpec};
 
 /// When the first request of a handler is told to have started, if it has neither answered nor ended by then. A shell
@@ -41,17 +41,18 @@ const LOOK_WITHOUT_PIDFD: Duration = Duration::from_millis(20);
 /// From its start to its end, with the request that it was started for.
 pub(super) fn live(pool: &Arc<Pool>, id: RunId, gate: Gate, mut reserve: Reserve, job: Job, spec: &RunSpec) {
     let shared = &pool.shared;
-    let never = |run: RunId, why: String| {
+    let never = |run: RunId, kind: NotStartedKind, why: String| {
         shared.table.dead(id);
-        pool.not_started(run, why);
+        pool.not_started(run, kind, why);
         shared.table.remove(id);
     };
     if pool.pause(id) {
-        return never(job.run, "it was told to end while it waited for a handler".to_owned());
+        let why = "it was told to end while it waited for a handler".to_owned();
+        return never(job.run, NotStartedKind::Transient, why);
     }
     let wake = match eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK) {
         Ok(wake) => wake,
-        Err(_) => return never(job.run, too_few()),
+        Err(_) => return never(job.run, NotStartedKind::Shortage, too_few()),
     };
     reserve.start();
     let mark = run_mark(&shared.token, shared.number, id);
@@ -59,13 +60,18 @@ pub(super) fn live(pool: &Arc<Pool>, id: RunId, gate: Gate, mut reserve: Reserve
     let born = Instant::now();
     let child = match child::spawn(id, spec, (&shared.token, &mark), shared, &gate) {
         Ok(child) => child,
-        Err(Failure { why, .. }) => {
+        Err(Failure { kind, why }) => {
             drop(reserve);
             // It may have got as far as into its cgroup.
             shared.cgroups.iter().for_each(|cgroups| cgroups.empty(id));
             pool.died(Death { born, answered: false, cause: Cause::Fault });
             shared.roll.gone(id);
-            return never(job.run, format!("there is no handler for it: {why}"));
+            let kind = match kind {
+                NotStartedKind::Transient => NotStartedKind::Transient,
+                // A handler is the worker's, whatever is wrong with it.
+                NotStartedKind::Shortage | NotStartedKind::Permanent => NotStartedKind::Shortage,
+            };
+            return never(job.run, kind, format!("there is no handler for it: {why}"));
         }
     };
     let program = spec.argv.last().cloned().unwrap_or_default();
@@ -179,7 +185,7 @@ impl<'a> Handler<'a> {
         match handed {
             Handed::Done => None,
             Handed::NoLease => {
-                self.pool.not_started(run, NO_LEASE.to_owned());
+                self.pool.not_started(run, NotStartedKind::Transient, NO_LEASE.to_owned());
                 self.pool.idles(&self.desk);
                 None
             }

@@ -213,7 +213,9 @@ mod tests {
 
     fn worker(gpu: Option<&str>, draining: bool) -> WorkerRow {
         let labels = gpu.map(|value| ("gpu".to_string(), value.to_string())).into_iter().collect();
-        WorkerRow { id: "w".into(), host: "h".into(), pid: 1, slots: 2, assigned: 0, draining, labels }
+        let (usable, unhealthy) = (None, None);
+        let (id, host) = ("w".into(), "h".into());
+        WorkerRow { id, host, pid: 1, slots: 2, assigned: 0, draining, usable, unhealthy, labels }
     }
 
     /// A client that waits, and what it finds.

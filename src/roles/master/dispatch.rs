@@ -62,7 +62,10 @@ struct Rank {
 /// What is known of a living worker.
 #[derive(Clone, Copy, Debug)]
 struct Known {
+    /// Those that it can use now: all of them, if its starts work.
     slots: u32,
+    /// How many it has, so that so many may have been started before.
+    all_slots: u32,
     /// Its place among those that can take more, if it can.
     rank: Option<Rank>,
     /// How long a command keeps a slot, in µs, once one was seen.
@@ -109,7 +112,14 @@ pub struct Roster {
 impl Roster {
     /// How many slots the incarnation had when it was last seen alive.
     pub fn slots(&self, incarnation: &Incarnation) -> Option<u32> {
-        self.known.get(incarnation).map(|known| known.slots)
+        self.known.get(incarnation).map(|known| known.all_slots)
+    }
+
+    /// It has so many slots, whether it can use them or not.
+    fn note_slots(&mut self, incarnation: &Incarnation, all_slots: u32) {
+        if let Some(known) = self.known.get_mut(incarnation) {
+            known.all_slots = all_slots;
+        }
     }
 
     /// The incarnation is dead.
@@ -133,10 +143,11 @@ impl Roster {
         }
     }
 
-    /// The incarnation lives with so many slots, and has so much to do; `None` if it takes nothing now.
+    /// The incarnation lives, can use so many slots, and has so much to do; `None` if it takes nothing now.
     fn update(&mut self, incarnation: &Incarnation, slots: u32, load: Option<Load>) {
         let known = self.known.entry(incarnation.clone()).or_insert(Known {
             slots,
+            all_slots: slots,
             rank: None,
             cost_us: None,
             filling: false,
@@ -147,7 +158,8 @@ impl Roster {
         if let Some(load) = load {
             known.fill(load);
         }
-        let filling = known.filling;
+        // Where starts fail nothing is to wait: it would have to be moved.
+        let filling = known.filling && slots >= known.all_slots;
         let takes = |load: &Load| load.width < u64::from(slots) || filling;
         let share = |load: Load| load.width.saturating_mul(FULL) / u64::from(slots.max(1));
         let rank = load.filter(takes).map(|load| Rank { share: share(load), slots: Reverse(slots) });
@@ -195,8 +207,15 @@ impl Roster {
         self.order.first().is_some_and(|(rank, _)| rank.share < FULL)
     }
 
-    /// The one with the least to do that can take a task with this need.
-    fn find(&self, need: Need, needs: &Needs, fleet: &Fleet, book: &Book) -> Option<&Incarnation> {
+    /// The one with the least to do that can take a task with this need, and is none of these.
+    fn find(
+        &self,
+        need: Need,
+        needs: &Needs,
+        fleet: &Fleet,
+        book: &Book,
+        avoid: &[Incarnation],
+    ) -> Option<&Incarnation> {
         let fits = |(rank, incarnation): &&(Rank, Incarnation)| {
             let free = rank.share < FULL;
             let Some(registration) = fleet.get(incarnation) else { return false };
@@ -204,6 +223,7 @@ impl Roster {
             (free || !(need.suspect || need.prompt))
                 && !(need.suspect && suspects())
                 && needs.fits(need, &registration.labels)
+                && !avoid.contains(incarnation)
         };
         self.order.iter().find(fits).map(|(_, incarnation)| incarnation)
     }
@@ -235,7 +255,8 @@ impl Master {
             // A dead incarnation may seem to rise for a moment: its worker registers anew before it finds out.
             let takes = !registration.draining && !term.is_burying(&incarnation);
             let load = term.book.load(&incarnation).filter(|_| takes);
-            term.roster.update(&incarnation, registration.slots, load);
+            term.roster.update(&incarnation, registration.usable_slots(), load);
+            term.roster.note_slots(&incarnation, registration.slots);
         }
     }
 
@@ -265,10 +286,12 @@ impl Master {
         }
         // Where all are full nobody is looked for: a turn must not cost more with every job.
         while let Some(term) = self.term.as_mut().filter(|term| !term.roster.order.is_empty()) {
-            let find = |need| term.roster.find(need, &self.needs, &self.fleet, &term.book);
-            let Some((task, need)) = self.queue.pop(|need| find(need).is_some()) else { break };
+            let find = |need, avoid| term.roster.find(need, &self.needs, &self.fleet, &term.book, avoid);
+            let Some((task, need)) = self.queue.pop(|need| find(need, &[]).is_some()) else { break };
             let Some(pending) = self.table.pending(&task) else { continue };
-            let Some(incarnation) = find(need).cloned() else { continue };
+            // Who could not start it gets it again only if nobody else could take it now.
+            let another = find(need, self.table.avoid(&task));
+            let Some(incarnation) = another.or_else(|| find(need, &[])).cloned() else { continue };
             let held = Held::new(pending.attempt, pending.width, pending.charged > 0);
             let haste = term.roster.haste(&incarnation, &term.book);
             term.book.assign(&incarnation, &task, held, haste);

@@ -13,7 +13,8 @@ use super::summary::{self, Summary};
 use super::table::Phase;
 use super::{Master, Out};
 use crate::contract::status::{Admission, Leader, Status, WorkerRow};
-use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
+use crate::contract::worker::MAX_UNHEALTHY_BYTES;
+use crate::contract::{Incarnation, Layout, TaskId, parse_registration, shortened};
 use crate::machine::{
     Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, Stat, earlier,
 };
@@ -571,6 +572,8 @@ impl Master {
             slots: registration.slots,
             assigned: u32::try_from(assigned(incarnation)).unwrap_or(u32::MAX),
             draining: registration.draining,
+            usable: registration.usable,
+            unhealthy: registration.unhealthy.as_ref().map(|why| shortened(why, MAX_UNHEALTHY_BYTES)),
             labels: registration.labels.clone(),
         });
         let mut counts = self.table.counts();

@@ -125,6 +125,8 @@ pub struct Table {
     pub cancelling: BTreeSet<TaskId>,
     /// Tasks that go with their submitter.
     pub orphanable: BTreeMap<TaskId, Box<str>>,
+    /// Workers that could not start a pending task, of those few where there are any.
+    avoid: BTreeMap<TaskId, Vec<Incarnation>>,
     counts: Counts,
     /// The newest transaction that was seen.
     latest_zxid: i64,
@@ -271,14 +273,20 @@ impl Table {
             }
             _ => Task::decode(data),
         };
+        self.avoid.remove(task);
         let phase = match decoded {
-            Ok(read) => match read.outcome {
+            Ok(mut read) => match read.outcome {
                 Some(outcome) => {
                     let (attempt, ran_ms) = (outcome.attempt, outcome.ran_ms());
                     Phase::Ended { state: outcome.state, attempt, by: outcome.worker, ran_ms }
                 }
                 None => match self.pending_of(task, &read, stat, needs) {
-                    Some(Some(pending)) => Phase::Pending(pending),
+                    Some(Some(pending)) => {
+                        if !read.avoid.is_empty() {
+                            self.avoid.insert(task.clone(), std::mem::take(&mut read.avoid));
+                        }
+                        Phase::Pending(pending)
+                    }
                     Some(None) => {
                         trouble =
                             Some(Malformed("too many different sets of required labels are in use".into()));
@@ -342,6 +350,7 @@ impl Table {
         }
         let Some(known) = self.tasks.remove(task) else { return false };
         self.unindex(task, &known);
+        self.avoid.remove(task);
         if let Some(dir) = self.dirs.get_mut(task.dir()) {
             dir.tasks -= 1;
             if dir.tasks == 0 {
@@ -349,6 +358,11 @@ impl Table {
             }
         }
         true
+    }
+
+    /// The workers that could not start the task: others are preferred.
+    pub fn avoid(&self, task: &TaskId) -> &[Incarnation] {
+        self.avoid.get(task).map_or(&[], Vec::as_slice)
     }
 
     /// The task cannot be written; it is left alone from now on.

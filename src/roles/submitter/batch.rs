@@ -567,7 +567,10 @@ impl Role for Batch {
             "{} deletes pile up",
             self.deleting.len()
         );
-        assert!(self.detach || submitted == pending + done + failed, "a task was lost: {self:?}");
+        assert!(
+            self.detach || submitted == pending + done + failed,
+            "a task was lost: {submitted} submitted, {pending} pending, {done} done, {failed} failed"
+        );
     }
 }
 

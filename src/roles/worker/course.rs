@@ -35,6 +35,7 @@ enum Halt {
     Released {
         why: String,
         delay_ms: Option<u64>,
+        avoid: bool,
     },
 }
 
@@ -122,7 +123,7 @@ impl Course {
 
     /// Nothing more is started of it. What is said first counts.
     pub fn halt(&mut self, why: Why) {
-        let released = |why: &str| Halt::Released { why: why.to_string(), delay_ms: None };
+        let released = |why: &str| Halt::Released { why: why.to_string(), delay_ms: None, avoid: false };
         let halt = match why {
             Why::Revoked => Halt::Revoked,
             Why::Drain => released("its worker was stopped"),
@@ -148,12 +149,14 @@ impl Course {
         }
     }
 
-    /// A command could not even be started.
-    pub fn not_started(&mut self, command: usize, transient: Option<u64>, why: &str, by: &Incarnation) {
-        if transient.is_some() {
-            self.halt.get_or_insert(Halt::Released { why: why.to_string(), delay_ms: transient });
-            return;
-        }
+    /// A command could not be started, and that is not its own fault: another attempt may, after this many ms. With `avoid` it
+    /// had better be on another worker.
+    pub fn put_off(&mut self, why: &str, delay_ms: Option<u64>, avoid: bool) {
+        self.halt.get_or_insert(Halt::Released { why: why.to_string(), delay_ms, avoid });
+    }
+
+    /// A command cannot be started, here or elsewhere.
+    pub fn not_started(&mut self, command: usize, why: &str, by: &Incarnation) {
         let attempt = self.work.task.attempt;
         let mut outcome = Outcome::unrun(OutcomeState::Failed, Some(Reason::NotStarted), why, attempt);
         outcome.worker = Some(by.clone());
@@ -180,7 +183,7 @@ impl Course {
                 // It has no result, and is run again or cancelled with all else.
                 Verdict::Revoked => self.halt(Why::Revoked),
                 Verdict::Cut(why) => {
-                    self.halt.get_or_insert(Halt::Released { why, delay_ms: None });
+                    self.halt.get_or_insert(Halt::Released { why, delay_ms: None, avoid: false });
                 }
             }
             return;
@@ -188,7 +191,7 @@ impl Course {
         self.end = Some(match verdict {
             Verdict::Success => Want::Outcome(Box::new(outcome)),
             Verdict::Revoked => Want::Cancelled(Box::new(outcome)),
-            Verdict::Cut(why) => Want::Release { why, delay_ms: None, results: Results::new() },
+            Verdict::Cut(why) => Want::Release { why, delay_ms: None, avoid: false, results: Results::new() },
             Verdict::Failed(_, why) => match self.retry_ms() {
                 Some(delay_ms) => Want::Retry { why, delay_ms, results: Results::new() },
                 None => Want::Outcome(Box::new(outcome)),
@@ -220,13 +223,13 @@ impl Course {
     /// What is to be written down, now that it is over.
     pub fn want(&mut self, by: &Incarnation) -> Want {
         let released = |halt: Option<Halt>| match halt {
-            Some(Halt::Released { why, delay_ms }) => (why, delay_ms),
-            Some(Halt::Revoked) | None => ("it was taken back".to_string(), None),
+            Some(Halt::Released { why, delay_ms, avoid }) => (why, delay_ms, avoid),
+            Some(Halt::Revoked) | None => ("it was taken back".to_string(), None, false),
         };
         if !self.is_chunk() {
             return self.end.take().unwrap_or_else(|| {
-                let (why, delay_ms) = released(self.halt.take());
-                Want::Release { why, delay_ms, results: Results::new() }
+                let (why, delay_ms, avoid) = released(self.halt.take());
+                Want::Release { why, delay_ms, avoid, results: Results::new() }
             });
         }
         let commands = self.work.task.commands.as_deref().unwrap_or_default();
@@ -236,8 +239,8 @@ impl Course {
             if self.halt == Some(Halt::Revoked) {
                 return Want::Cancelled(Box::new(self.whole(OutcomeState::Cancelled, None, None, by)));
             }
-            let (why, delay_ms) = released(self.halt.take());
-            return Want::Release { why, delay_ms, results: std::mem::take(&mut self.results) };
+            let (why, delay_ms, avoid) = released(self.halt.take());
+            return Want::Release { why, delay_ms, avoid, results: std::mem::take(&mut self.results) };
         }
         let failed = self.results.iter().flatten().filter(|result| !result.succeeded()).count();
         if failed == 0 {
@@ -301,6 +304,15 @@ impl Course {
     pub fn saved(&mut self, version: i32) {
         self.saving = false;
         self.work.version = version;
+    }
+
+    /// The servers take no checkpoint as large: the next has less of the outputs, if there is any to leave out.
+    pub fn save_less(&mut self) {
+        if self.output_bytes > 0 {
+            shorten_outputs(&mut self.results, self.output_bytes / 2);
+            self.output_bytes = self.results.iter().flatten().map(CommandResult::output_bytes).sum();
+            self.unsaved();
+        }
     }
 
     /// Nobody knows whether the checkpoint stands. The next will find out.

@@ -120,8 +120,8 @@ impl Worker {
         }
     }
 
-    /// The leader has another worker for it: it goes back if it was not started, uncharged.
-    fn give_back(&mut self, id: &TaskId, out: &mut Out) {
+    /// The leader has another worker for it, or this one cannot start it now: it goes back if it was not started, uncharged.
+    pub(super) fn give_back(&mut self, id: &TaskId, out: &mut Out) {
         let Some(slot) = self.slots.get_mut(id) else { return };
         if !matches!(slot.state, State::Ready(_)) {
             // What is being read is given back when it was read; what was started stays.
@@ -129,7 +129,9 @@ impl Worker {
         }
         let State::Ready(work) = std::mem::replace(&mut slot.state, State::Reporting) else { return };
         let results: Results = work.task.results.clone();
-        let want = Want::Release { why: "taken back before it was started".into(), delay_ms: None, results };
+        let avoid = self.starts.why().is_some();
+        let why = if avoid { "its worker could not start tasks" } else { "taken back before it was started" };
+        let want = Want::Release { why: why.into(), delay_ms: None, avoid, results };
         self.owe(id, &work, want, out);
     }
 

@@ -3,16 +3,33 @@
 //! Every report is a compare-and-set with the version that was read before the attempt started. Whenever that
 //! fails, or its reply is lost, the task is read back and decided upon anew: the same attempt without an outcome
 //! means that the report is still owed; anything else means that it is settled, by us or by somebody else.
+//!
+//! What the servers take no such large write of is shortened until they do. What they refuse for a reason that may pass (a quota, too many
+//! requests) is owed until it does: it is tried again after a growing pause, and after a while with less output.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use crate::contract::chunk::{self, Results};
 use crate::contract::task::{Outcome, State, Task};
-use crate::contract::{Incarnation, Layout, TaskId};
-use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Refusal, Reply};
+use crate::contract::{Incarnation, Layout, MAX_DATA_BYTES, TaskId};
+use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply};
 
 /// How often a report is tried anew because the task changed in between.
 const MAX_TRIES: u32 = 20;
+
+/// The pause after a refusal that may pass; it doubles with each that follows without a success.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest pause: so late, at most, is an outcome once the quota was raised.
+const MAX_PAUSE: Duration = Duration::from_secs(15);
+
+/// Reports that are tried again together.
+const TRIED_TOGETHER: usize = 64;
+
+/// What is refused for so long is tried with half the output each time. A quota may be large enough for the rest: then at least
+/// its end is known.
+const WHOLE_FOR: Duration = Duration::from_secs(60);
 
 /// What is to be written.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +44,8 @@ pub enum Want {
         why: String,
         /// How long the next attempt is to wait, if at all.
         delay_ms: Option<u64>,
+        /// It had better be on another worker: this one could not start it.
+        avoid: bool,
         /// Of a chunk: what is over.
         results: Results,
     },
@@ -58,6 +77,12 @@ struct Report {
     attempt: u32,
     want: Want,
     tries: u32,
+    /// Most bytes that the task may have with it: what has more was refused.
+    limit: usize,
+    /// Bytes that the last write had.
+    tried: usize,
+    /// Since when it has been refused for a reason that may pass.
+    refused: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -73,12 +98,27 @@ pub struct Reports {
     owed: BTreeMap<TaskId, Report>,
     connected: bool,
     calls: Calls<Purpose>,
+    /// Those that were refused for a reason that may pass, and are not being tried.
+    refused: VecDeque<TaskId>,
+    pause: Duration,
+    try_at: Option<Instant>,
+    /// That some are refused was said, and that none are any more was not.
+    told: bool,
 }
 
 impl Reports {
     /// No reports.
     pub fn new(layout: &Layout) -> Reports {
-        Reports { layout: layout.clone(), owed: BTreeMap::new(), connected: false, calls: Calls::default() }
+        Reports {
+            layout: layout.clone(),
+            owed: BTreeMap::new(),
+            connected: false,
+            calls: Calls::default(),
+            refused: VecDeque::new(),
+            pause: Duration::ZERO,
+            try_at: None,
+            told: false,
+        }
     }
 
     /// Whether anything is owed.
@@ -101,7 +141,8 @@ impl Reports {
         want: Want,
         out: &mut Actions<R>,
     ) {
-        let report = Report { by: by.clone(), attempt: task.attempt, want, tries: 0 };
+        let (by, attempt) = (by.clone(), task.attempt);
+        let report = Report { by, attempt, want, tries: 0, limit: MAX_DATA_BYTES, tried: 0, refused: None };
         // Whether it was cancelled only the task itself can tell.
         let look_first = matches!(report.want, Want::Cancelled(_));
         let mut written = task.clone();
@@ -121,6 +162,7 @@ impl Reports {
     pub fn on_connected<R>(&mut self, out: &mut Actions<R>) {
         self.calls.clear();
         self.connected = true;
+        self.refused.clear();
         let tasks: Vec<_> = self.owed.keys().cloned().collect();
         for task in tasks {
             self.read(&task, out);
@@ -138,6 +180,7 @@ impl Reports {
         &mut self,
         id: CallId,
         result: &CallResult,
+        now: Instant,
         out: &mut Actions<R>,
     ) -> Option<Option<(TaskId, Settled)>> {
         let purpose = self.calls.take(id)?;
@@ -147,7 +190,18 @@ impl Reports {
                 let settled = self.on_read(&task, data, stat.version, out);
                 (task, settled)
             }
-            (Purpose::Write(task), Ok(Reply::Stat(_))) => (task, Some(Settled::Written)),
+            (Purpose::Write(task), Ok(Reply::Stat(_))) => {
+                self.on_written(&task, out);
+                (task, Some(Settled::Written))
+            }
+            (Purpose::Write(task), Err(CallError::Refused(Refusal::TooLarge))) => {
+                let settled = self.on_too_large(&task, out);
+                (task, settled)
+            }
+            (Purpose::Read(task) | Purpose::Write(task), Err(CallError::Refused(Refusal::Other(code)))) => {
+                self.on_refused(&task, Refusal::Other(*code), now, out);
+                (task, None)
+            }
             (Purpose::Read(task) | Purpose::Write(task), Err(CallError::Refused(Refusal::NoNode))) => {
                 (task, Some(Settled::Void))
             }
@@ -176,14 +230,91 @@ impl Reports {
         }))
     }
 
+    /// When [`Reports::wake`] has something to do.
+    pub fn next_wake(&self) -> Option<Instant> {
+        self.try_at.filter(|_| self.connected && !self.refused.is_empty())
+    }
+
+    /// Tries again what was refused, when its time has come.
+    pub fn wake<R>(&mut self, now: Instant, out: &mut Actions<R>) {
+        if self.next_wake().is_some_and(|at| at <= now) {
+            self.try_at = None;
+            for task in self.refused.drain(..self.refused.len().min(TRIED_TOGETHER)).collect::<Vec<_>>() {
+                self.read(&task, out);
+            }
+        }
+    }
+
+    /// One was written: what was refused is worth another try soon.
+    fn on_written<R>(&mut self, task: &TaskId, out: &mut Actions<R>) {
+        self.pause = Duration::ZERO;
+        let is_refused = |(other, report): (&TaskId, &Report)| other != task && report.refused.is_some();
+        if self.told && !self.owed.iter().any(is_refused) {
+            self.told = false;
+            out.log(Level::Info, "the ensemble takes all outcomes again");
+        }
+    }
+
+    /// The servers take no request as large as that: the task is read, and written with less output. Asking costs them
+    /// nothing.
+    fn on_too_large<R>(&mut self, id: &TaskId, out: &mut Actions<R>) -> Option<Settled> {
+        let report = self.owed.get_mut(id)?;
+        if report.tried > report.limit {
+            let why = format!(
+                "the servers take no {} bytes (jute.maxbuffer), and it cannot be shortened",
+                report.tried
+            );
+            return Some(Settled::Impossible(why));
+        }
+        if report.limit == MAX_DATA_BYTES {
+            let (path, bytes) = (self.layout.task(id), report.tried);
+            let why = "the servers take no request as large (jute.maxbuffer)";
+            out.log(Level::Warn, format!("{path}: {why}: {bytes} bytes; its output is cut"));
+        }
+        report.limit = report.tried / 4 * 3;
+        self.read(id, out);
+        None
+    }
+
+    fn on_refused<R>(&mut self, id: &TaskId, refusal: Refusal, now: Instant, out: &mut Actions<R>) {
+        let Some(report) = self.owed.get_mut(id) else { return };
+        if *report.refused.get_or_insert(now) + WHOLE_FOR <= now {
+            report.limit = report.limit.min(report.tried) / 2;
+        }
+        self.refused.push_back(id.clone());
+        if !std::mem::replace(&mut self.told, true) {
+            let path = self.layout.task(id);
+            out.log(
+                Level::Error,
+                format!(
+                    "{path}: {refusal} (a quota that is exceeded, too many requests): its outcome is kept here, and \
+                     written when the ensemble takes it. Look at the quotas above it; nothing is lost while this worker \
+                     lives"
+                ),
+            );
+        }
+        if self.try_at.is_none() {
+            self.pause = (self.pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE);
+            self.try_at = Some(now + self.pause);
+        }
+    }
+
     fn read<R>(&mut self, task: &TaskId, out: &mut Actions<R>) {
         let call = Call::Get { path: self.layout.task(task), watch: false };
         self.calls.issue(out, call, Purpose::Read(task.clone()));
     }
 
     fn write<R>(&mut self, id: &TaskId, task: &mut Task, version: i32, out: &mut Actions<R>) {
-        let call = Call::Set { path: self.layout.task(id), data: task.encode_to_fit(), version };
-        self.calls.issue(out, call, Purpose::Write(id.clone()));
+        let limit = self.owed.get(id).map_or(MAX_DATA_BYTES, |report| report.limit);
+        let data = task.encode_within(limit);
+        if let Some(report) = self.owed.get_mut(id) {
+            report.tried = data.len();
+        }
+        self.calls.issue(
+            out,
+            Call::Set { path: self.layout.task(id), data, version },
+            Purpose::Write(id.clone()),
+        );
     }
 
     fn on_read<R>(
@@ -232,8 +363,11 @@ fn apply(report: &Report, task: &mut Task) -> bool {
             task.results.clone_from(results);
             task.end(unrun(why));
         }
-        Want::Release { why, delay_ms, results } => {
+        Want::Release { why, delay_ms, avoid, results } => {
             task.results.clone_from(results);
+            if *avoid {
+                task.avoid(by);
+            }
             task.next_attempt(Some(by.clone()), why);
             task.released_by = Some(by.clone());
             task.delay_ms = *delay_ms;
@@ -286,7 +420,10 @@ mod tests {
         }
 
         fn answer(&mut self, id: CallId, result: CallResult) -> Option<Settled> {
-            self.reports.on_reply(id, &result, &mut self.out).expect("ours").map(|(_, settled)| settled)
+            self.reports
+                .on_reply(id, &result, Instant::default(), &mut self.out)
+                .expect("ours")
+                .map(|(_, settled)| settled)
         }
 
         /// Loses the reply to the write under way, and reads this back afterwards.
@@ -367,7 +504,16 @@ mod tests {
     #[test]
     fn a_release_is_not_charged_and_a_retry_is() {
         for (want, charged, delay) in [
-            (Want::Release { why: "drained".into(), delay_ms: None, results: Results::new() }, 0, None),
+            (
+                Want::Release {
+                    why: "drained".into(),
+                    delay_ms: None,
+                    avoid: false,
+                    results: Results::new(),
+                },
+                0,
+                None,
+            ),
             (Want::Retry { why: "exit 1".into(), delay_ms: 70, results: Results::new() }, 1, Some(70)),
         ] {
             let mut bench = Bench::new(want);

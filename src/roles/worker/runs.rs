@@ -7,21 +7,23 @@ use std::time::Duration;
 
 use super::course::Course;
 use super::reports::Want;
-use super::slot::{State, Stop, Why, Work};
+use super::slot::{Slot, State, Stop, Why, Work};
+use super::starts::Failed;
 use super::{Mode, Out, Purpose, Run, Worker};
 use crate::contract::handler::Request;
 use crate::contract::task::{Options, Payload, Task};
-use crate::contract::worker::START_AHEAD;
-use crate::contract::{TaskId, is_shared};
+use crate::contract::worker::{MAX_UNHEALTHY_BYTES, START_AHEAD};
+use crate::contract::{TaskId, is_shared, shortened};
 use crate::machine::{
-    Action, Call, GroupSignal, Instant, Refusal, Reply, RunId, RunOutput, RunReport, RunSpec, earlier,
+    Action, Call, GroupSignal, Instant, Level, NotStartedKind, Refusal, Reply, RunId, RunOutput, RunReport,
+    RunSpec, earlier,
 };
 
 /// A task that outlasts a drain's grace gets SIGTERM so long before SIGKILL, but not before half of the grace is
 /// over: a short one would otherwise leave no time to end in peace.
 pub const TERM_BEFORE_KILL: Duration = Duration::from_secs(5);
 
-/// A task that could not be started because the machine is short of something waits so long, in ms.
+/// A task that could not be started for something that passes by itself waits so long, in ms.
 const TRANSIENT_DELAY_MS: u64 = 1_000;
 
 /// What comes next in the line.
@@ -49,7 +51,7 @@ impl Worker {
         if !may {
             return;
         }
-        while self.runs.len() < self.params.slots as usize && self.is_room() {
+        while self.runs.len() < self.starts.allowed() && self.is_room() {
             let Some((order, task)) = self.line.first_key_value().map(|(order, task)| (*order, task.clone()))
             else {
                 return;
@@ -111,16 +113,25 @@ impl Worker {
         };
         out.push(Action::Run { run, spec });
         course.runs.insert(run);
-        self.runs.insert(run, Run { task: id.clone(), command, timeout, timer: None, stop: None });
+        self.runs
+            .insert(run, Run { task: id.clone(), command, timeout, timer: None, stop: None, begun: false });
     }
 
     /// The program runs: its time begins, however long it took to get there.
-    pub(super) fn on_started(&mut self, run: RunId, now: Instant) {
-        let Some(timeout) = self.runs.get(&run).filter(|run| run.stop.is_none()).and_then(|run| run.timeout)
-        else {
-            return;
-        };
-        self.set_timer(run, Some(now + timeout));
+    pub(super) fn on_started(&mut self, id: RunId, now: Instant, out: &mut Out) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        run.begun = true;
+        if let Some(timeout) = run.timeout.filter(|_| run.stop.is_none()) {
+            self.set_timer(id, Some(now + timeout));
+        }
+        if self.starts.is_limited() && self.starts.worked(self.begun()) {
+            out.log(Level::Info, "tasks can be started here again");
+        }
+    }
+
+    /// How many programs run.
+    fn begun(&self) -> usize {
+        self.runs.values().filter(|run| run.begun).count()
     }
 
     /// When something is to be done to a run.
@@ -223,13 +234,68 @@ impl Worker {
     }
 
     /// A run could not even be started.
-    pub(super) fn on_not_started(&mut self, run: RunId, transient: bool, why: &str, out: &mut Out) {
+    pub(super) fn on_not_started(
+        &mut self,
+        run: RunId,
+        kind: NotStartedKind,
+        why: &str,
+        now: Instant,
+        out: &mut Out,
+    ) {
         let Some(run) = self.take_run(run) else { return };
         let by = self.registrar.incarnation().clone();
         if let Some(course) = self.slots.get_mut(&run.task).and_then(|slot| slot.course_mut()) {
-            course.not_started(run.command, transient.then_some(TRANSIENT_DELAY_MS), why, &by);
+            match kind {
+                NotStartedKind::Permanent => course.not_started(run.command, why, &by),
+                NotStartedKind::Transient => course.put_off(why, Some(TRANSIENT_DELAY_MS), false),
+                NotStartedKind::Shortage => course.put_off(why, None, true),
+            }
         }
         self.finish_if_over(&run.task, out);
+        if kind == NotStartedKind::Shortage && run.stop.is_none() {
+            self.on_shortage(&run.task, why, now, out);
+        }
+    }
+
+    /// A start failed because something is short here: what waits goes to others, and fewer runs are started for a while.
+    fn on_shortage(&mut self, task: &TaskId, why: &str, now: Instant, out: &mut Out) {
+        let why = shortened(why, MAX_UNHEALTHY_BYTES);
+        let (level, pause) = match self.starts.failed(self.begun(), &why, now) {
+            Failed::Known => return,
+            Failed::First(pause) => (Level::Warn, pause),
+            Failed::Again(pause) => (Level::Debug, pause),
+        };
+        let (allowed, seconds) = (self.starts.allowed(), pause.as_secs_f32());
+        out.log(
+            level,
+            format!(
+                "the task {task} was not started: {why}. It goes to another worker. This one runs {allowed} tasks at a \
+                 time for now, and tries one more in {seconds:.1} s. Raise its limits (descriptors, processes, memory), or \
+                 give it fewer --slots"
+            ),
+        );
+        self.show_starts(out);
+        let open = |(task, slot): (&TaskId, &mut Slot)| {
+            let is_open = slot.is_open();
+            slot.recalled |= is_open;
+            is_open.then(|| task.clone())
+        };
+        let open: Vec<TaskId> = self.slots.iter_mut().filter_map(open).collect();
+        for task in open {
+            self.give_back(&task, out);
+        }
+    }
+
+    /// The registration says how many tasks may run at a time, if fewer than there are slots, and why.
+    pub(super) fn show_starts(&mut self, out: &mut Out) {
+        let usable = Some(self.starts.allowed()).filter(|_| self.starts.is_limited());
+        let usable = usable.and_then(|usable| u32::try_from(usable).ok());
+        let unhealthy = self.starts.why();
+        let body = self.registrar.body();
+        if body.usable != usable || body.unhealthy.as_deref() != unhealthy {
+            let unhealthy = unhealthy.map(str::to_string);
+            self.registrar.publish(|body| (body.usable, body.unhealthy) = (usable, unhealthy), out);
+        }
     }
 
     /// A run is over, and its group dead.
@@ -310,8 +376,19 @@ impl Worker {
                 let call = Call::Get { path, watch: false };
                 self.calls.issue(out, call, Purpose::RereadTask { task: id.clone(), attempt });
             }
+            Err(Refusal::TooLarge) => course.save_less(),
+            Err(Refusal::Other(_)) => course.unsaved(),
             // It is gone, or may not be written: its end will tell.
-            Ok(_) | Err(_) => {}
+            Ok(_)
+            | Err(
+                Refusal::NoNode
+                | Refusal::NodeExists
+                | Refusal::NotEmpty
+                | Refusal::NoAuth
+                | Refusal::NoChildrenForEphemerals
+                | Refusal::BadArguments
+                | Refusal::Unimplemented,
+            ) => {}
         }
     }
 

@@ -9,6 +9,8 @@ use crate::roles::testing::{Desk, World};
 mod chunks;
 mod groups;
 mod past;
+mod refused;
+mod starts;
 
 fn worker(change: impl FnOnce(&mut Params)) -> Desk<Worker> {
     let process = ProcessIdentity { host: "h".into(), pid: 7, ..ProcessIdentity::default() };

@@ -96,7 +96,7 @@ fn events_of_another_run_are_not_its_own() {
     let mut bench = Bench::running(|_| {});
     let run = RunId(9_999);
     bench.step(Event::Ended { run, report: report(Ended::Exit(0)) });
-    bench.step(Event::NotStarted { run, transient: false, why: "no".into() });
+    bench.step(Event::NotStarted { run, kind: NotStartedKind::Permanent, why: "no".into() });
     bench.step(Event::Started { run, pid: 1 });
     assert_eq!(bench.did(), [""; 0]);
     bench.pass(10_000);
@@ -182,14 +182,14 @@ fn once_ends_as_the_command_did() {
 fn what_cannot_be_started_is_tried_again_after_a_pause_or_ends_with_127() {
     let mut bench = Bench::running(|_| {});
     let run = bench.runs[0].0;
-    bench.step(Event::NotStarted { run, transient: false, why: "no such file".into() });
+    bench.step(Event::NotStarted { run, kind: NotStartedKind::Permanent, why: "no such file".into() });
     bench.answer();
     assert!(bench.role.election.is_out());
     bench.pass(1_000);
     assert_eq!(bench.did(), ["run"]);
     let mut bench = Bench::running(|params| params.once = true);
     let run = bench.runs[0].0;
-    bench.step(Event::NotStarted { run, transient: false, why: "no such file".into() });
+    bench.step(Event::NotStarted { run, kind: NotStartedKind::Permanent, why: "no such file".into() });
     assert_eq!(bench.did(), ["exit 127"]);
 }
 
@@ -198,13 +198,13 @@ fn what_cannot_be_started_is_tried_again_after_a_pause_or_ends_with_127() {
 fn what_cannot_be_started_for_now_is_tried_again() {
     let mut bench = Bench::running(|params| params.once = true);
     let run = bench.runs[0].0;
-    bench.step(Event::NotStarted { run, transient: true, why: "no more processes".into() });
+    bench.step(Event::NotStarted { run, kind: NotStartedKind::Shortage, why: "no more processes".into() });
     bench.answer();
     bench.pass(1_000);
     assert_eq!(bench.did(), ["run"]);
     let run = bench.runs[1].0;
     bench.step(Event::Stop { again: false });
-    bench.step(Event::NotStarted { run, transient: true, why: "no more processes".into() });
+    bench.step(Event::NotStarted { run, kind: NotStartedKind::Shortage, why: "no more processes".into() });
     assert_eq!(bench.did(), ["Term", "exit 143"]);
 }
 
@@ -214,7 +214,7 @@ fn what_cannot_be_started_after_it_was_deposed_pauses_as_well() {
     bench.deposed();
     bench.answer();
     let run = bench.runs[0].0;
-    bench.step(Event::NotStarted { run, transient: false, why: "no such file".into() });
+    bench.step(Event::NotStarted { run, kind: NotStartedKind::Permanent, why: "no such file".into() });
     bench.answer();
     assert!(bench.role.election.is_out());
     bench.pass(1_000);

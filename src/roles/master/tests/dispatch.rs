@@ -1,6 +1,7 @@
 //! Who gets how much, what is taken back, and who is charged.
 
 use super::*;
+use crate::contract::status::Status;
 use crate::roles::master::dispatch::SAMPLE_PACE;
 
 /// The worker's tasks so far end, after so long each.
@@ -67,6 +68,43 @@ fn what_could_not_bear_to_be_charged_does_not_wait_at_a_worker() {
     end_all(&mut world, "w~1", 1);
     master.go(&mut world);
     assert_eq!(held(&world, "w~1"), 1);
+}
+
+/// What a worker says of itself changes.
+fn says(world: &mut World, incarnation: &str, change: impl FnOnce(&mut Registration)) {
+    let path = format!("/z/workers/{incarnation}~0");
+    let mut registration = Registration::decode(&world.znodes[&path].data).expect("a registration");
+    change(&mut registration);
+    world.put(&path, &registration.encode());
+}
+
+#[test]
+fn who_cannot_start_tasks_gets_as_many_as_it_says_and_a_task_that_it_could_not_start_goes_elsewhere() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 4);
+    worker(&mut world, "w~2", 1);
+    page(&mut world, "w~1", &[]);
+    page(&mut world, "w~2", &[]);
+    says(&mut world, "w~1", |registration| registration.usable = Some(1));
+    for name in ["_00/a", "_00/b", "_00/c"] {
+        task(&mut world, name, |task| task.avoid(&Incarnation::parse("w~1").expect("a name")));
+    }
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert_eq!((held(&world, "w~1"), held(&world, "w~2")), (1, 1));
+    assert_eq!(world.page("/z/assign/w~2"), [entry("_00/a", 1, false)], "who could start it comes first");
+    says(&mut world, "w~1", |registration| registration.usable = Some(0));
+    let mut status = |world: &mut World| {
+        for _ in 0..2 {
+            master.go(world);
+            world.pass(Duration::from_secs(2));
+        }
+        let status = Status::decode(&world.znodes["/z/status"].data).expect("a summary");
+        status.worker_list.into_iter().next().map(|row| (row.slots, row.usable, row.unhealthy))
+    };
+    assert_eq!(status(&mut world), Some((4, Some(0), None)));
+    says(&mut world, "w~1", |registration| registration.unhealthy = Some("no room".into()));
+    assert_eq!(status(&mut world), Some((4, Some(0), Some("no room".into()))));
 }
 
 /// What the worker is to give back if it was not started.

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use super::*;
 use crate::contract::status::Status;
 use crate::contract::task::{Outcome, State};
-use crate::machine::{BatchLine, CallError, Prng, Refusal};
+use crate::machine::{BatchLine, CallError, CreateMode, Prng, Refusal, Reply};
 use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set, status};
 
 const STATUS: &str = "/z/status";
@@ -55,6 +55,24 @@ fn waiting(params: BatchParams) -> Desk<Batch> {
 fn tasks(desk: &Desk<Batch>) -> Vec<String> {
     let is_task = |path: &&String| path.matches('/').count() == 4 && !is_copies(name_of(path));
     desk.znodes.keys().filter(is_task).cloned().collect()
+}
+
+/// What users have in commands and variables is nobody's to read in a log, and a batch has megabytes of it.
+#[test]
+fn a_broken_invariant_is_told_in_few_words_and_without_what_users_wrote() {
+    let env = Some([("PASSWORD".to_string(), "hunter2".to_string())].into());
+    let mut desk = waiting(BatchParams { options: Options { env, ..Options::default() }, ..params(50) });
+    desk.role.progress.submitted += 1;
+    let check = std::panic::AssertUnwindSafe(|| desk.role.assert_invariants());
+    let panic = std::panic::catch_unwind(check).expect_err("it does not hold");
+    let text = panic.downcast_ref::<String>().expect("words");
+    assert!(text.contains("a task was lost: 51 submitted") && text.len() < 200, "{text}");
+    let (call, reply) = (
+        Call::Create { path: "/z".into(), data: b"hunter2".to_vec(), mode: CreateMode::Persistent },
+        Reply::Data { data: b"hunter2".to_vec(), stat: crate::machine::Stat::default() },
+    );
+    let text = format!("{call:?} {reply:?}");
+    assert!(text.contains("7 bytes") && !text.contains("hunter2") && !text.contains("104"), "{text}");
 }
 
 fn end_all(desk: &mut Desk<Batch>) {

@@ -1,0 +1,70 @@
+//! A worker's end, once its user wished for it: nothing new is started, what runs has its time, and what is owed is written.
+
+use super::runs::TERM_BEFORE_KILL;
+use super::slot::Why;
+use super::{Mode, Out, Worker};
+use crate::exit;
+use crate::machine::{Action, Instant, Level};
+
+impl Worker {
+    pub(super) fn on_stop(&mut self, again: bool, now: Instant, out: &mut Out) {
+        out.push(Action::Status("draining".into()));
+        let term_before = (self.params.grace / 2).min(TERM_BEFORE_KILL);
+        let (term, kill) = match (self.mode, again) {
+            (Mode::Leaving { .. }, true) => return out.push(Action::Exit(exit::OK)),
+            (Mode::Leaving { .. }, false) => return,
+            (Mode::Draining { .. }, false) => return,
+            (_, true) => (now, now),
+            (Mode::Working, false) => (now + (self.params.grace - term_before), now + self.params.grace),
+        };
+        let running = self.runs.len();
+        out.log(
+            Level::Info,
+            format!("stopping; {running} tasks run, and have {} s", kill.since(now).as_secs()),
+        );
+        self.mode = Mode::Draining { term, kill };
+        self.tell_all_alone(out);
+        self.halt_all(Why::Drain, out);
+        self.registrar.publish(|body| body.draining = true, out);
+    }
+
+    /// Goes on with the end, once the user wished for it.
+    pub(super) fn drain(&mut self, now: Instant, out: &mut Out) {
+        match self.mode {
+            Mode::Working => {}
+            Mode::Draining { term, kill } => {
+                self.stop_running(term, kill, now, out);
+                // What the ensemble does not take now it may take until the very end.
+                let is_owed = self.connected && now < kill && !self.reports.is_empty();
+                if self.runs.is_empty() && !is_owed {
+                    self.mode = Mode::Leaving { until: now + self.params.close_timeout };
+                    self.leave(out);
+                }
+            }
+            Mode::Leaving { until } if until <= now => {
+                if !self.reports.is_empty() {
+                    let owed = self.reports.len();
+                    out.log(
+                        Level::Error,
+                        format!("{owed} tasks ended, and the ensemble did not take it down: they run again"),
+                    );
+                }
+                out.push(Action::Exit(exit::OK));
+            }
+            Mode::Leaving { .. } => {}
+        }
+    }
+
+    pub(super) fn leave(&mut self, out: &mut Out) {
+        if !self.reports.is_empty() || !self.connected || self.dying.is_some() {
+            return;
+        }
+        if self.registrar.is_standing() && self.version.is_some() {
+            self.read_assignment(out);
+        } else if self.registrar.is_returning() {
+            // Once it stands, the assignment is watched and read, and that goes on with the end.
+        } else if self.calls.is_empty() {
+            out.push(Action::Exit(exit::OK));
+        }
+    }
+}
