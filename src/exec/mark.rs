@@ -2,8 +2,9 @@
 //!
 //! A process that cannot be looked at is not taken for somebody else's, unless something else proves that it is.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
 use rustix::process::getuid;
 
@@ -15,6 +16,9 @@ pub(super) const OWNER_VAR: &str = "ZKMW_OWNER";
 
 /// The variable that marks what belongs to one run; its value is [`run_mark`].
 pub(super) const RUN_VAR: &str = "ZKMW_RUN";
+
+/// More than the kernel gives to any program, arguments included (6 MiB).
+const LONGEST_ENVIRONMENT_BYTES: u64 = 8 << 20;
 
 /// Names a run as no other on this machine: of the process with this token, its executor with this number.
 pub(super) fn run_mark(token: &str, executor: u32, run: RunId) -> String {
@@ -78,14 +82,25 @@ impl Mark<'_> {
     }
 }
 
+/// Reads a file of `/proc` that holds an environment. A process may say of itself that its environment is all of its memory.
+fn read_environment(path: &Path) -> io::Result<Vec<u8>> {
+    let mut environ = Vec::new();
+    File::open(path)?.take(LONGEST_ENVIRONMENT_BYTES + 1).read_to_end(&mut environ)?;
+    if environ.len() as u64 > LONGEST_ENVIRONMENT_BYTES {
+        return Err(io::Error::other("its environment is too long"));
+    }
+    Ok(environ)
+}
+
 /// The environment of a process, of which one thread may have ended before the others, even the first.
 fn environment(pid: u32) -> io::Result<Vec<u8>> {
-    let environ = fs::read(format!("/proc/{pid}/environ"))?;
+    let folder = PathBuf::from(format!("/proc/{pid}"));
+    let environ = read_environment(&folder.join("environ"))?;
     if !environ.is_empty() {
         return Ok(environ);
     }
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        match fs::read(thread?.path().join("environ")) {
+    for thread in fs::read_dir(folder.join("task"))? {
+        match read_environment(&thread?.path().join("environ")) {
             Ok(environ) if environ.is_empty() => {}
             Err(error) if is_gone(&error) => {}
             other => return other,
@@ -118,8 +133,8 @@ fn real_user(status: &str) -> Option<u32> {
 
 /// Whether, by the texts of two `cgroup` files, the other process may be in our control group or below it.
 fn is_within(own: &str, other: &str) -> bool {
-    fn path(text: &str) -> Option<&std::path::Path> {
-        text.lines().find_map(|line| line.strip_prefix("0::")).map(std::path::Path::new)
+    fn path(text: &str) -> Option<&Path> {
+        text.lines().find_map(|line| line.strip_prefix("0::")).map(Path::new)
     }
     match (path(own), path(other)) {
         (Some(own), Some(other)) => other.starts_with(own),
@@ -140,6 +155,12 @@ mod tests {
         assert!(is_within("5:cpu:/a\n", "5:cpu:/b\n"), "without version 2 nothing is known");
         assert!(is_elsewhere(u32::MAX), "there is none");
         assert!(!is_elsewhere(std::process::id()));
+    }
+
+    #[test]
+    fn an_endless_environment_is_not_read_to_its_end() {
+        assert!(read_environment("/dev/zero".as_ref()).is_err());
+        assert!(!read_environment("/proc/self/environ".as_ref()).unwrap().is_empty());
     }
 
     #[test]

@@ -92,17 +92,21 @@ pub fn blind(dir: &Path) {
 #[test]
 fn a_run_that_may_have_left_a_process_that_cannot_be_looked_at_has_not_ended() {
     let dir = tempfile::tempdir().unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let program = dir.path().join("exec");
+    let output = as_nobody("shielded", dir.path());
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// Plays a role as an ordinary user, which root is not.
+pub fn as_nobody(role: &str, dir: &Path) -> std::process::Output {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
+    let program = dir.join("exec");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let mut helper = Command::new(program);
-    helper.args(["--exact", "helper", "--nocapture"]).env(ROLE, "shielded").env(DIR, dir.path());
+    helper.args(["--exact", "helper", "--nocapture"]).env(ROLE, role).env(DIR, dir);
     if rustix::process::geteuid().is_root() {
-        // Root looks at everything.
         helper.uid(NOBODY).gid(NOBODY).current_dir("/");
     }
-    let output = helper.output().unwrap();
-    assert!(output.status.success(), "{output:?}");
+    helper.output().unwrap()
 }
 
 /// A user who may do nothing.

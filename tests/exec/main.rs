@@ -32,7 +32,7 @@ use ended::{bad_parent, big, wide_pipe};
 use runfile::claim;
 use runs::{gibibyte, service_vars};
 use signals::mover;
-use starts::{crowded, raised, starved};
+use starts::{crowded, raised, starved, threadless};
 use terminal::{at_terminal, stops};
 
 /// No single step of a test takes longer.
@@ -233,6 +233,7 @@ fn helper() {
         "crowded" => crowded(),
         "raised" => raised(),
         "starved" => starved(),
+        "threadless" => threadless(),
         "service_vars" => service_vars(),
         "stops" => stops(),
         "worker" => worker(dir),

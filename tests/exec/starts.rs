@@ -70,6 +70,28 @@ pub fn starved() {
 }
 
 #[test]
+fn want_of_threads_is_transient_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = crate::crowd::as_nobody("threadless", dir.path());
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// The helper: an ordinary user with too many threads already.
+pub fn threadless() {
+    let mut rig = Rig::new();
+    let limit = rustix::process::getrlimit(Resource::Nproc);
+    setrlimit(Resource::Nproc, Rlimit { current: Some(1), ..limit }).unwrap();
+    for handler in [false, true] {
+        let request = handler.then(|| "{}".to_owned());
+        let (kind, why) = rig.not_started(RunSpec { request, ..sh("exit 0") });
+        assert!(kind == NotStartedKind::Transient && why.contains("ulimit -u"), "{why}");
+    }
+    setrlimit(Resource::Nproc, limit).unwrap();
+    assert!(rig.executor.is_idle());
+    assert_eq!(rig.run(sh("exit 5")).ended, Ended::Exit(5));
+}
+
+#[test]
 fn nothing_is_started_whose_end_could_not_be_brought_about() {
     let dir = tempfile::tempdir().unwrap();
     assert!(spawn_helper("crowded", dir.path()).wait().unwrap().success());
