@@ -177,7 +177,9 @@ pub struct Member {
     pub outstanding: BTreeSet<CallId>,
     pub generation: u64,
     pub net: Option<Net>,
+    /// The next pause after a failed round, and after a connection that lived for a short time.
     pub pause: u64,
+    pub flapped: u64,
     /// It stands still until then.
     pub stopped: u64,
     /// Every turn takes up to so long, until then.
@@ -214,6 +216,7 @@ impl Member {
             generation: 0,
             net: None,
             pause: 0,
+            flapped: 0,
             stopped: 0,
             slow: (0, 0),
             turning: false,
@@ -239,6 +242,7 @@ impl Member {
         self.outstanding.clear();
         self.net = None;
         self.pause = 0;
+        self.flapped = 0;
         self.stopped = 0;
         self.slow = (0, 0);
         self.turning = false;

@@ -18,8 +18,9 @@ use super::world::{Ev, World};
 /// The pauses between rounds of connecting.
 const PAUSE_MIN: u64 = 50 * MS;
 const PAUSE_MAX: u64 = 500 * MS;
-/// A connection that lived for less counts as a failed round.
-const FLAPPING: u64 = SECOND;
+/// A connection that lived for less is followed by a pause that doubles each time, too.
+const FLAPPING: u64 = 5 * SECOND;
+const FLAPPING_PAUSE_MAX: u64 = SECOND;
 /// ZooKeeper's code for a quota that is used up.
 const QUOTA_EXCEEDED: i32 = -125;
 /// How long a server that does not answer costs.
@@ -91,6 +92,11 @@ impl World {
     fn connect_later(&mut self, who: Who, more: u64) {
         let pause = self.members[who.m].pause.clamp(PAUSE_MIN, PAUSE_MAX);
         self.members[who.m].pause = pause * 2;
+        self.connect_after(who, pause, more);
+    }
+
+    /// Between half of the pause and all of it.
+    fn connect_after(&mut self, who: Who, pause: u64, more: u64) {
         let pause = pause / 2 + self.dice.below(pause / 2);
         self.after(pause + more, Ev::Connect(who));
     }
@@ -114,6 +120,7 @@ impl World {
         let now = self.local(who.m);
         let timeout = Duration::from_nanos(self.swarm.timeout);
         let member = &mut self.members[who.m];
+        member.pause = 0;
         member.generation += 1;
         let generation = member.generation;
         member.net = Some(Net {
@@ -367,10 +374,12 @@ impl World {
             self.after(fin, Ev::Fin(net.session));
         }
         if self.now.saturating_sub(net.since) >= FLAPPING {
-            self.members[who.m].pause = 0;
+            self.members[who.m].flapped = 0;
             self.after(MS, Ev::Connect(who));
         } else {
-            self.connect_later(who, 0);
+            let pause = self.members[who.m].flapped.clamp(PAUSE_MIN, FLAPPING_PAUSE_MAX);
+            self.members[who.m].flapped = pause * 2;
+            self.connect_after(who, pause, 0);
         }
     }
 }
