@@ -15,6 +15,7 @@
 //! apart (`stand.rs`).
 
 mod burial;
+mod closed;
 mod copies;
 mod dispatch;
 mod editor;
@@ -364,7 +365,7 @@ impl Master {
                         );
                     }
                     if let Some(incarnation) = self.fleet.gone(&path) {
-                        self.on_death(&incarnation, out);
+                        self.on_death(&incarnation, now, out);
                     }
                 }
                 Change::Seen { path, data, .. } => {
@@ -384,7 +385,7 @@ impl Master {
                 }
                 Change::Gone { path } => {
                     if let Some(incarnation) = self.fleet.gone(name_of(&path)) {
-                        self.on_death(&incarnation, out);
+                        self.on_death(&incarnation, now, out);
                     }
                 }
                 Change::Refused { path, refusal } => self.on_unreadable(&path, refusal, now, out),

@@ -120,6 +120,7 @@ impl World {
             }
             Fault::Garbage => self.garbage(),
             Fault::Refuse => self.refuse(),
+            Fault::Vanish => self.vanish(),
         }
     }
 
@@ -249,6 +250,28 @@ impl World {
             call.path() == page && *until > self.now && (*reads || call.is_write())
         };
         matches!(self.members[who.m].kind, Kind::Master) && self.refused.as_ref().is_some_and(is)
+    }
+
+    /// Somebody deletes the summary, a lease, or a directory in which nothing stands. (With a registration, an assignment or
+    /// a contender goes the proof that its holder is dead, and what it runs overlaps with what others start: nobody can help
+    /// that, so the checkers could not stay as they are.)
+    fn vanish(&mut self) {
+        let tree = self.ens.tree();
+        let is_ours = |path: &str| {
+            path == format!("{ROOT}/status") || path.starts_with(&format!("{ROOT}/leases/")) || {
+                let name = path.strip_prefix(ROOT).and_then(|below| below.strip_prefix('/'));
+                name.is_some_and(|name| !name.contains('/'))
+            }
+        };
+        let has_children = |path: &str| {
+            let below = format!("{path}/");
+            tree.range(below.clone()..).next().is_some_and(|(child, _)| child.starts_with(&below))
+        };
+        let all: Vec<String> =
+            tree.keys().filter(|path| is_ours(path) && !has_children(path)).cloned().collect();
+        let Some(path) = self.dice.pick(&all).cloned() else { return };
+        self.trace("outsider", || format!("deletes {path}"));
+        self.ens.remove(&path);
     }
 
     /// All faults are over: whoever is gone comes back, whoever stands still goes on, everybody hears everybody.

@@ -98,6 +98,8 @@ pub enum Fault {
     Garbage,
     /// No master may write an assignment, or not even read it, for a while: an ACL, a quota, a server that throttles.
     Refuse,
+    /// Somebody deletes what is ours: what no life hangs on.
+    Vanish,
 }
 
 const FAULTS: &[Fault] = &[
@@ -187,7 +189,7 @@ impl Swarm {
         let latency = one_of(&mut dice, &[200, 500, 2_000, 10_000]) * US;
         let faulty = !faults.is_empty();
         let lines = one_of(&mut dice, &[6, 6, 6, 6, 24, 100]);
-        Swarm {
+        let mut swarm = Swarm {
             masters: dice.between(1, 3),
             workers: dice.between(1, 3),
             electors: one_of(&mut dice, &[0, 0, 2, 3]),
@@ -212,7 +214,12 @@ impl Swarm {
             grace: one_of(&mut dice, &[500, 2_000, 8_000]) * MS,
             max_pending: one_of(&mut dice, &[2, 1_000, 1_000, 1_000]),
             faults,
+        };
+        // Last, so that what a seed is about besides stays what it was.
+        if dice.below(10) < part {
+            swarm.faults.push((Fault::Vanish, dice.between(1_000, 10_000) * MS));
         }
+        swarm
     }
 
     /// The same cluster and users, with no fault at all.

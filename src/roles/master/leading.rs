@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::burial::Burial;
+use super::closed::is_held_back;
 use super::copies::Copybook;
 use super::dispatch::Roster;
 use super::editor::{Edit, Edited, Editor};
@@ -75,6 +76,8 @@ pub struct Term {
     pub(super) roster: Roster,
     pub(super) groups: Groups,
     pub(super) burials: BTreeMap<Incarnation, Burial>,
+    /// Tasks of pages that are gone while their workers live.
+    pub(super) held_back: BTreeMap<Incarnation, BTreeSet<TaskId>>,
     /// Empty assignments of incarnations that are not registered, since when they are known.
     newborn: BTreeMap<Incarnation, Instant>,
     /// Those that died before the list of workers came; it may be older than their deaths.
@@ -114,6 +117,7 @@ impl Term {
             roster: Roster::default(),
             groups: Groups::new(layout),
             burials: BTreeMap::new(),
+            held_back: BTreeMap::new(),
             newborn: BTreeMap::new(),
             died: BTreeSet::new(),
             unread: VecDeque::new(),
@@ -142,6 +146,11 @@ impl Term {
     /// Whether a znode was made in this term, so that nobody else ever gave it out.
     pub fn has_seen_made(&self, stat: &Stat) -> bool {
         self.announced.is_some_and(|announced| stat.czxid > announced)
+    }
+
+    /// The incarnation's assignment is gone.
+    pub(super) fn forget_newborn(&mut self, incarnation: &Incarnation) {
+        self.newborn.remove(incarnation);
     }
 
     /// Who has the task.
@@ -281,17 +290,7 @@ impl Master {
                 }
                 // Its worker may have read the page, and answered, before we heard that it is written.
                 Step::Written(incarnation) => self.on_page(&incarnation, now, out),
-                Step::Closed(incarnation, tasks) => {
-                    // It may have been read as somebody's page, and not be closed at all.
-                    if !term.book.has(&incarnation) {
-                        term.groups.conclude(&incarnation);
-                    }
-                    term.newborn.remove(&incarnation);
-                    if !self.fleet.lives(&incarnation) {
-                        term.roster.forget(&incarnation);
-                    }
-                    self.settle_all(&tasks, now, out);
-                }
+                Step::Closed(incarnation, tasks) => self.on_closed(&incarnation, tasks, now, out),
                 Step::Deposed { epoch } => {
                     // Our contender must be gone as well; whoever is told first stands again.
                     out.log(Level::Warn, format!("deposed by the leader of epoch {epoch}; standing again"));
@@ -419,7 +418,8 @@ impl Master {
         self.touch();
     }
 
-    pub(super) fn on_death(&mut self, incarnation: &Incarnation, out: &mut Out) {
+    pub(super) fn on_death(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
+        self.give_back(incarnation, now, out);
         let Some(term) = &mut self.term else { return };
         term.groups.touch();
         if term.stage == Stage::Leading {
@@ -538,6 +538,7 @@ impl Master {
                 term.book.revoke(task, Haste::Now);
             }
             (Some(Phase::Aside), Some(_)) => {}
+            (Some(_), None) if is_held_back(task, term.held_back.values()) => {}
             (Some(_), None) if self.tasks.is_behind_on(task.as_str()) => {
                 self.tasks.read_again(task.as_str(), out);
             }

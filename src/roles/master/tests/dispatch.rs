@@ -402,6 +402,9 @@ fn what_changed_is_read_before_it_is_given_out_again() {
     let mut master = quick(&mut world, &["a"]);
     worker(&mut world, "x~1", 1);
     world.change("/z/tasks/u/a", |task| task.attempt = 2);
+    let mut said = registration(1);
+    said.draining = true;
+    world.put("/z/workers/w~1~0", &said.encode());
     master.go(&mut world);
     world.remove("/z/assign/w~1");
     master.go(&mut world);

@@ -33,6 +33,33 @@ fn what_is_deleted_under_a_leader_is_made_again() {
     assert_eq!(master.logs.len(), lines, "{:?}", master.logs);
 }
 
+/// Its worker runs on until it hears of that, so nobody else gets what stood there before its registration is gone.
+#[test]
+fn what_stood_on_a_page_that_was_deleted_waits_for_its_worker() {
+    let mut world = World::new();
+    let session = worker(&mut world, "w~1", 1);
+    let mut master = master("m");
+    master.connect(&mut world);
+    task(&mut world, "_00/a", |_| {});
+    master.go(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+    worker(&mut world, "v~2", 1);
+    master.go(&mut world);
+    world.remove("/z/assign/w~1");
+    pass(&mut world, &mut master, 1_000);
+    assert_eq!(world.page("/z/assign/v~2"), [], "it may still run");
+    // The worker has killed it, and handed it back.
+    world.change("/z/tasks/_00/a", |task| {
+        task.next_attempt(None, "test");
+        task.released_by = Some(Incarnation::parse("w~1").expect("an incarnation"));
+    });
+    pass(&mut world, &mut master, 1_000);
+    assert_eq!(world.page("/z/assign/v~2"), []);
+    world.expire(session);
+    pass(&mut world, &mut master, 1_000);
+    assert_eq!(world.page("/z/assign/v~2"), [entry("_00/a", 2, false)]);
+}
+
 /// With a quota, an ACL, or a server that has too much to do. It is said once or twice (by whoever meets it), not for ever.
 #[test]
 fn what_is_refused_to_a_master_is_waited_for() {
