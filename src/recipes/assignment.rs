@@ -385,6 +385,8 @@ impl Book {
             match page.state {
                 PageState::Idle | PageState::Refused if page.dirty => {
                     self.schedule.stop_waiting(&incarnation);
+                    // One that was refused, and then read, is closed from here until it passes.
+                    self.touched.insert(incarnation.clone());
                     let data = page.write(self.epoch);
                     let call = Call::Set { path, data, version: page.version };
                     self.calls.issue(out, call, Purpose::Write(incarnation));
