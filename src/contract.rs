@@ -407,8 +407,8 @@ impl Layout {
         format!("{}/leases/{holder}~{n}", self.root)
     }
 
-    /// The `n`th mark of a waiting submitter.
-    pub fn submitter(&self, id: &str, n: u64) -> String {
+    /// A mark of a waiting submitter; `n` is used once.
+    pub fn submitter(&self, id: &str, n: &str) -> String {
         format!("{}/submitters/{id}~{n}", self.root)
     }
 }

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::contract::TaskId;
+
 mod access;
 mod admission;
 mod batch;
@@ -13,6 +15,17 @@ mod single;
 
 pub use batch::{Batch, BatchParams};
 pub use single::{Single, SingleParams};
+
+/// The id of the submitter of a task with a key, in all of its lives. No id that a user gives has `~` in it, and no batch's
+/// name two of them, so it is nobody else's.
+fn keyed_submitter(id: &TaskId) -> String {
+    id.as_str().replace('/', "~~")
+}
+
+/// Likewise of a batch, by its name.
+fn keyed_batch_submitter(name: &str) -> String {
+    format!("{name}~~")
+}
 
 /// How long an outage may keep us from deleting a task whose outcome was shown; then the leader will do it.
 const DELETE_PATIENCE: Duration = Duration::from_secs(5);

@@ -5,6 +5,7 @@ use zkmw::machine::Call;
 use super::life::ROOT;
 use super::member::{Kind, Who};
 use super::swarm::{Fault, MS, SECOND, SERVERS};
+use super::users::ClientSpec;
 use super::world::{Ev, World};
 
 impl World {
@@ -44,7 +45,7 @@ impl World {
             Fault::CrashMaster => self.crash_one(|kind| matches!(kind, Kind::Master)),
             Fault::CrashWorker => self.crash_one(|kind| matches!(kind, Kind::Worker { .. })),
             Fault::CrashElector => self.crash_one(|kind| matches!(kind, Kind::Elector { .. })),
-            Fault::CrashClient => self.crash_one(Kind::is_client),
+            Fault::CrashClient => self.crash_client(),
             Fault::Stop => {
                 if let Some(who) = self.victim(|_| true) {
                     let mean = if self.dice.per_mille(500) { SECOND } else { 2 * self.swarm.timeout };
@@ -128,6 +129,26 @@ impl World {
         if let Some(who) = self.victim(is) {
             self.hurt(who);
             self.crash(who.m, "is killed");
+        }
+    }
+
+    /// Who brought a key mostly comes again, and means what was left.
+    fn crash_client(&mut self) {
+        let Some(who) = self.victim(Kind::is_client) else { return };
+        self.hurt(who);
+        self.crash(who.m, "is killed");
+        let comes_again = matches!(&self.members[who.m].kind, Kind::Client(spec) if spec.key.is_some());
+        if comes_again && self.dice.per_mille(700) {
+            let pause = self.dice.around(2 * SECOND);
+            self.after(pause, Ev::Again(who.m));
+        }
+    }
+
+    /// A user does once more what it did.
+    pub fn on_again(&mut self, m: usize) {
+        if let (false, Kind::Client(spec)) = (self.healed, &self.members[m].kind) {
+            let spec = ClientSpec::clone(spec);
+            self.send("again", spec);
         }
     }
 

@@ -225,7 +225,7 @@ impl World {
             job: self.dice.per_mille(350).then_some(job),
             chunk,
             detach,
-            orphan: self.dice.per_mille(200),
+            orphan: self.dice.per_mille(if keyed { 500 } else { 200 }),
             cancel: self.dice.per_mille(400),
         })
     }

@@ -51,6 +51,7 @@ pub enum Ev {
     Guard(Who),
     Reguard(Who),
     User,
+    Again(usize),
     Fault(Fault),
     Signal(Who),
     Kill(Who),
@@ -252,6 +253,7 @@ impl World {
             Ev::Guard(who) => self.on_guard(who),
             Ev::Reguard(who) => self.trace(&self.members[who.m].name, || "has a guard again".into()),
             Ev::User => self.on_user(),
+            Ev::Again(m) => self.on_again(m),
             Ev::Fault(fault) => self.on_fault(fault),
             Ev::Signal(who) => self.on_signal(who),
             Ev::Kill(who) => {

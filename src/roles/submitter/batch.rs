@@ -23,10 +23,10 @@ use self::made::Stage;
 use self::parts::Parts;
 use self::units::Units;
 use self::windows::{MAX_CREATES, MAX_UNDELETED, READ_AHEAD};
-use super::DELETE_PATIENCE;
 use super::access::Access;
 use super::admission::{Demand, Pace};
 use super::mark::Mark;
+use super::{DELETE_PATIENCE, keyed_batch_submitter};
 use crate::contract::chunk::MAX_CHUNK_COMMANDS;
 use crate::contract::copies::is_copies;
 use crate::contract::task::{Job, Options, Payload, Task};
@@ -126,6 +126,8 @@ pub struct Batch {
     deleting: BTreeMap<u64, Deleting>,
     /// Those of them that wait for their turn.
     shown: VecDeque<u64>,
+    /// Tasks whose outcome was shown and that we do not delete.
+    left: u64,
     cancelling: bool,
     complaints: u32,
     /// Only deletes are left, and there is no connection.
@@ -169,8 +171,8 @@ struct Open {
     payload: Payload,
     commands: u16,
     bytes: usize,
-    /// A creation was in doubt.
-    doubt: bool,
+    /// Creations that were in doubt.
+    doubts: u32,
     /// It changed before its creation was acknowledged.
     changed: bool,
     /// A group told of it before its creation was acknowledged.
@@ -211,6 +213,11 @@ enum Purpose {
     Delete(u64),
 }
 
+/// The name of a batch in a job, or of one that is a job itself.
+fn name_in(job: Option<&str>, batch: &str) -> String {
+    job.map_or_else(|| batch.to_string(), |job| format!("{job}~{batch}"))
+}
+
 impl Batch {
     /// A submitter of the batch that `params` describe.
     ///
@@ -232,12 +239,14 @@ impl Batch {
             let why = format!("the options take {bytes} bytes; at most {MAX_TASK_BYTES} are allowed");
             return Err(Unfit { code: exit::DATA, why });
         }
-        let mark = (params.orphan_cancel && !params.detach).then(|| params.ulid.clone());
+        let name = name_in(params.job.as_deref(), params.key.as_ref().unwrap_or(&params.ulid));
+        let key = params.key.as_ref().filter(|_| !params.detach).map(|_| keyed_batch_submitter(&name));
+        let mark = Mark::new(&params.layout, &params.ulid, key, params.orphan_cancel && !params.detach);
         let mut batch = Batch {
             pace: Pace::new(&params.layout, Demand { tasks: 0, bytes: 0 }),
             access: Access::new(&params.layout, params.credentials),
             notice: Notice::new(&params.layout),
-            mark: Mark::new(&params.layout, mark),
+            mark,
             ensure: Ensure::new([params.layout.tasks(), params.layout.batches(), params.layout.groups()]),
             layout: params.layout,
             job: params.job,
@@ -270,6 +279,7 @@ impl Batch {
             early_groups: BTreeSet::new(),
             deleting: BTreeMap::new(),
             shown: VecDeque::new(),
+            left: 0,
             cancelling: false,
             complaints: 0,
             give_up: None,
@@ -295,10 +305,7 @@ impl Batch {
 
     /// What to tell `wait`, `list` or `cancel` to mean this batch.
     pub fn name(&self) -> String {
-        match &self.job {
-            Some(job) => format!("{job}~{}", self.batch),
-            None => self.batch.clone(),
-        }
+        name_in(self.job.as_deref(), &self.batch)
     }
 
     /// How many tasks it will delete, if all goes well.
@@ -417,6 +424,13 @@ impl Batch {
 
     fn end(&mut self, out: &mut Actions<ClientReport>) {
         self.over = true;
+        let left = self.left + self.deleting.len() as u64;
+        if left > 0 {
+            let why = "a connection was lost while they were made or deleted";
+            let words =
+                "outcomes that were shown still stand, and the leader deletes them after its --result-ttl";
+            out.log(Level::Warn, format!("{left} {words}: {why}"));
+        }
         if self.progress.total == 0 {
             out.log(Level::Warn, "the batch has no lines: nothing was submitted");
         } else if self.detach {
@@ -479,7 +493,7 @@ impl Batch {
 
     fn on_stop(&mut self, again: bool, out: &mut Actions<ClientReport>) {
         let Progress { submitted, total, .. } = self.progress;
-        let creating = self.open.iter().any(|(unit, open)| open.doubt || !self.unsent.contains(unit));
+        let creating = self.open.iter().any(|(unit, open)| open.doubts > 0 || !self.unsent.contains(unit));
         if self.is_waited_for() && !self.detach {
             self.end(out);
         } else if submitted == 0 && !creating {
@@ -497,7 +511,7 @@ impl Batch {
             self.source = Source::Dry;
             // What is certain not to stand is not created any more.
             let unsent = &self.unsent;
-            self.open.retain(|unit, open| open.doubt || !unsent.contains(unit));
+            self.open.retain(|unit, open| open.doubts > 0 || !unsent.contains(unit));
             self.unsent.retain(|unit| self.open.contains_key(unit));
             self.open_bytes = self.open.values().map(|open| open.bytes).sum();
             self.progress.total =
@@ -535,8 +549,6 @@ impl Role for Batch {
             Event::Stop { again } => self.on_stop(again, out),
             Event::Wake => {
                 if self.give_up.is_some_and(|give_up| give_up <= now) {
-                    let left = self.deleting.len();
-                    out.log(Level::Info, format!("{left} tasks are left for the leader to delete"));
                     self.end(out);
                 }
             }

@@ -3,6 +3,9 @@
 //! Each session makes a mark of its own, under a number that was never used, before it does anything else; the
 //! mark of the session before may still stand then, so there is no gap that only the leader's patience covers. A mark that
 //! somebody deletes is made again, under a new number.
+//!
+//! Who brings a key is the same submitter in each life: its id follows from the key. So whoever submits the same again
+//! takes over what an earlier life has left, and as long as one of them waits nothing is orphaned.
 
 use crate::contract::Layout;
 use crate::machine::{
@@ -14,8 +17,15 @@ use crate::recipes::ensure::{self, Ensure};
 #[derive(Debug)]
 pub struct Mark {
     layout: Layout,
+    /// Who we are, if we may have a mark.
     id: Option<String>,
+    /// What makes the numbers of this life differ from those of any other with the same id.
+    life: String,
     n: u64,
+    /// Our own tasks name it.
+    asked_for: bool,
+    /// It is made, at once and on each session.
+    wanted: bool,
     ensure: Ensure,
     calls: Calls<Purpose>,
     /// Whether a mark stood in this session: then its submitter waits for none.
@@ -40,26 +50,45 @@ pub enum Step {
 }
 
 impl Mark {
-    /// The mark of the submitter with this id; without one there is none.
-    pub fn new(layout: &Layout, id: Option<String>) -> Mark {
-        let ensure = Ensure::new([layout.submitters()]);
-        Mark { layout: layout.clone(), id, n: 0, ensure, calls: Calls::default(), stood: false }
+    /// The mark of a submitter in the life of this ULID. What follows from its key, if it has one, is its id. It is made
+    /// if it is asked for, or if a task that was submitted before turns out to name it.
+    pub fn new(layout: &Layout, ulid: &str, key: Option<String>, asked_for: bool) -> Mark {
+        let life = if key.is_some() { format!("{ulid}.") } else { String::new() };
+        Mark {
+            layout: layout.clone(),
+            id: key.or_else(|| asked_for.then(|| ulid.to_string())),
+            life,
+            n: 0,
+            asked_for,
+            wanted: asked_for,
+            ensure: Ensure::new([layout.submitters()]),
+            calls: Calls::default(),
+            stood: false,
+        }
     }
 
-    /// What tasks have to name, if there is a mark.
+    /// What our tasks have to name, if they are to be cancelled when we are gone.
     pub fn id(&self) -> Option<&str> {
-        self.id.as_deref()
+        self.id.as_deref().filter(|_| self.asked_for)
+    }
+
+    /// A task that we wait for names this submitter: if it is an earlier life of ours, it must not count as gone.
+    pub fn stand_for<R>(&mut self, submitter: Option<&String>, out: &mut Actions<R>) {
+        if !self.wanted && submitter.is_some() && submitter == self.id.as_ref() {
+            self.wanted = true;
+            self.n += 1;
+            self.create(out);
+        }
     }
 
     /// A new session is up: makes its mark. True if there is none to make.
     pub fn on_connected<R>(&mut self, out: &mut Actions<R>) -> bool {
         self.on_lost();
-        if self.id.is_none() {
-            return true;
+        if self.wanted {
+            self.n += 1;
+            self.create(out);
         }
-        self.n += 1;
-        self.create(out);
-        false
+        !self.wanted
     }
 
     /// The session is gone.
@@ -128,6 +157,6 @@ impl Mark {
     }
 
     fn path(&self) -> Option<String> {
-        Some(self.layout.submitter(self.id.as_ref()?, self.n))
+        Some(self.layout.submitter(self.id.as_ref()?, &format!("{}{}", self.life, self.n)))
     }
 }

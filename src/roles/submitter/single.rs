@@ -9,7 +9,7 @@ mod end;
 use super::access::{self, Access};
 use super::admission::{Answer, Demand, Gate};
 use super::mark::{self, Mark};
-use super::{DELETE_PATIENCE, MAX_DELETES};
+use super::{DELETE_PATIENCE, MAX_DELETES, keyed_submitter};
 use crate::contract::task::{Options, Payload, Task};
 use crate::contract::{Labels, Layout, MAX_CHILDREN, MAX_TASK_BYTES, TaskId, is_shared, shared_job};
 use crate::exit;
@@ -61,8 +61,8 @@ pub struct Single {
     cancel_on_interrupt: bool,
     online: bool,
     phase: Phase,
-    /// A creation was in doubt at any time.
-    doubt: bool,
+    /// Creations that were in doubt, and may be carried out yet for all that is known.
+    doubts: u32,
     /// The task was there before us.
     attached: bool,
     /// We were interrupted, and the task is to be cancelled.
@@ -119,9 +119,10 @@ impl Single {
         let name = params.key.as_ref().unwrap_or(&params.ulid);
         let job = params.job.unwrap_or_else(|| shared_job(name));
         let id = TaskId::new(&job, name);
-        let mark = (params.orphan_cancel && !params.detach).then_some(params.ulid);
+        let key = params.key.as_ref().filter(|_| !params.detach).map(|_| keyed_submitter(&id));
+        let mark = Mark::new(&params.layout, &params.ulid, key, params.orphan_cancel && !params.detach);
         let required = params.options.require.clone().unwrap_or_default();
-        let options = Options { orphan_of: mark.clone(), ..params.options };
+        let options = Options { orphan_of: mark.id().map(str::to_string), ..params.options };
         let mut task = Task::new(params.payload, options);
         task.keyed = params.key.is_some();
         let bytes = task.encode().len();
@@ -133,7 +134,7 @@ impl Single {
         Ok(Single {
             access: Access::new(&params.layout, params.credentials),
             gate: Gate::new(&params.layout, demand),
-            mark: Mark::new(&params.layout, mark),
+            mark,
             ensure: Ensure::new([params.layout.job(&job)]),
             notice: Notice::new(&params.layout),
             layout: params.layout,
@@ -144,7 +145,7 @@ impl Single {
             cancel_on_interrupt: params.cancel_on_interrupt,
             online: false,
             phase: Phase::Submitting,
-            doubt: false,
+            doubts: 0,
             attached: false,
             cancelling: false,
             conflicts: 0,
@@ -187,7 +188,7 @@ impl Single {
     fn resume(&mut self, out: &mut Actions<ClientReport>) {
         match &mut self.phase {
             // If the task is there already, it doesn't matter how full its job is.
-            Phase::Submitting if self.doubt => self.create(out),
+            Phase::Submitting if self.doubts > 0 => self.create(out),
             Phase::Submitting => {
                 (self.found, self.denied) = (None, None);
                 self.gate.ask(out);
@@ -300,7 +301,7 @@ impl Single {
 
     fn on_doubt(&mut self, purpose: Purpose, out: &mut Actions<ClientReport>) {
         match (purpose, &mut self.phase) {
-            (Purpose::Create, _) => self.doubt = true,
+            (Purpose::Create, _) => self.doubts += 1,
             (Purpose::Delete, Phase::Deleting { tries, code, .. }) => {
                 *tries += 1;
                 let (tries, code) = (*tries, *code);
@@ -362,8 +363,11 @@ impl Single {
     fn on_created(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
         match result {
             Ok(_) => self.confirmed(out),
-            // The name is ours alone, so it can only be the request that was in doubt.
-            Err(Refusal::NodeExists) if self.doubt && !self.task.keyed => self.confirmed(out),
+            // The name is ours alone, so it can only be a request that was in doubt. If there was one, it is so no more.
+            Err(Refusal::NodeExists) if self.doubts > 0 && !self.task.keyed => {
+                self.doubts -= 1;
+                self.confirmed(out);
+            }
             Err(Refusal::NodeExists) => self.compare(out),
             // The leader deletes empty jobs.
             Err(Refusal::NoNode) => self.ensure.start(out),
@@ -390,6 +394,7 @@ impl Single {
         match Task::decode(data) {
             Ok(task) if task.same_request(&self.task) => {
                 self.attached = true;
+                self.mark.stand_for(task.options.orphan_of.as_ref(), out);
                 out.log(Level::Info, format!("the task {id} exists already"));
                 let was_over = self.report_submitted(out);
                 if !was_over {
@@ -550,7 +555,10 @@ impl Role for Single {
     fn assert_invariants(&self) {
         assert!(self.calls.len() <= 2, "calls pile up: {:?}", self.calls);
         if let Phase::Deleting { .. } = self.phase {
-            assert!(!self.task.keyed && !self.attached && !self.doubt, "deleting what is not ours to delete");
+            assert!(
+                !self.task.keyed && !self.attached && self.doubts == 0,
+                "deleting what is not ours to delete"
+            );
         }
     }
 }

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use zkmw::contract::{TaskId, is_shared};
 
-use crate::harness::{Cluster, DEATH, LIMIT, Op, eventually};
-use crate::plain::{Plain, file_says};
+use zkmw::contract::task::State;
+
+use crate::harness::{Cluster, DEATH, Ensemble, LIMIT, Op, eventually};
+use crate::plain::{Plain, Service, file_says};
 
 /// The zxids of the deletes of this path, and who made them.
 fn deletes(cluster: &Cluster, path: &str) -> Vec<(i64, i64)> {
@@ -84,4 +86,65 @@ fn the_assignment_of_a_dead_worker_is_deleted_when_all_its_tasks_have_moved() {
         assert_eq!(cluster.ended(id, LIMIT).outcome.expect("ended").exit_code, Some(0));
     }
     assert_eq!(cluster.assignments().len(), 1);
+}
+
+/// Of whom nobody takes over what it left, as a measure of time, all is cancelled. Who comes again gets all done.
+#[test]
+fn who_submits_a_batch_again_under_its_key_takes_it_over() {
+    let service = Service::new("again", &["--slots", "4"]);
+    let cluster = &service.cluster;
+    let gate = cluster.dir().join("gate");
+    let line = format!("until [ -e {} ]; do sleep .05; done\n", gate.display());
+    let lines = line.repeat(60);
+    let submit = |key: &str| {
+        let args = ["submit", "--id", key, "--orphan", "cancel", "--from-file", "-"];
+        Plain::on(cluster, &args).stdin(lines.as_bytes()).spawn()
+    };
+    let (mut first, mut other) = (submit("kept"), submit("left"));
+    let tasks_of = |key: &str| {
+        let all = cluster.tasks().into_iter();
+        all.filter(|(id, ..)| id.dir().starts_with(key)).map(|(_, task, _)| task).collect::<Vec<_>>()
+    };
+    for key in ["kept", "left"] {
+        eventually(LIMIT, "all stand", || (tasks_of(key).len() == 60).then_some(()));
+    }
+    first.signal(rustix::process::Signal::KILL);
+    other.signal(rustix::process::Signal::KILL);
+    let mut again = submit("kept");
+    let cancelled = |key: &str| {
+        let is_cancelled = |task: &zkmw::contract::task::Task| {
+            task.cancel || task.outcome.as_ref().is_some_and(|outcome| outcome.state == State::Cancelled)
+        };
+        tasks_of(key).iter().filter(|task| is_cancelled(task)).count()
+    };
+    eventually(LIMIT * 2, "what nobody takes over is cancelled", || (cancelled("left") == 60).then_some(()));
+    assert_eq!(cancelled("kept"), 0);
+    std::fs::write(&gate, "").expect("opened");
+    again.end(LIMIT * 2).says(0, &["60 tasks: 60 succeeded, 0 failed"]);
+}
+
+/// What it made or deleted when a connection was lost may be made anew, or stand: it is the leader's, and that is said.
+#[test]
+fn what_a_batch_leaves_for_the_leader_when_servers_are_killed_is_told() {
+    const LINES: usize = 3_000;
+    let ensemble = Ensemble::start(3);
+    let service = Service::on(Cluster::on(&ensemble, "left-outcomes"), &["--slots", "8"]);
+    let cluster = &service.cluster;
+    let args = ["submit", "--from-file", "-"];
+    let mut batch = Plain::on(cluster, &args).stdin("true\n".repeat(LINES).as_bytes()).spawn();
+    eventually(LIMIT, "it has begun", || (!cluster.jobs().is_empty()).then_some(()));
+    for server in [1, 2, 3] {
+        ensemble.kill(server);
+        ensemble.start_again(&[server]);
+    }
+    let out = batch.end(LIMIT * 4);
+    out.says(0, &["3000 tasks: 3000 succeeded, 0 failed"]);
+    let told = out.stderr.lines().find_map(|line| line.split_once(" outcomes that were shown still stand"));
+    let told: usize = told.map_or(0, |(words, _)| {
+        words.rsplit(' ').next().and_then(|number| number.parse().ok()).expect("a number")
+    });
+    let left = cluster.tasks().len();
+    println!("{left} left, {told} told: {}", out.stderr);
+    // Of those in doubt some are gone.
+    assert!(left <= told, "{left} are left: {out:?}");
 }

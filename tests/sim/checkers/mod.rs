@@ -6,6 +6,7 @@ pub mod clients;
 pub mod copies;
 pub mod elections;
 pub mod leftovers;
+pub mod orphans;
 pub mod pages;
 pub mod runs;
 pub mod tasks;
@@ -155,6 +156,7 @@ pub fn all(world: &World) -> (Vec<String>, usize) {
     pages::check(world, &mut told);
     elections::check(world, &mut told);
     clients::check(world, &mut told);
+    orphans::check(world, &mut told);
     let in_groups = copies::check(world, &mut told);
     (told.all, in_groups)
 }

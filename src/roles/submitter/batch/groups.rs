@@ -114,8 +114,7 @@ impl Batch {
         let Some(deleting) = self.deleting.get_mut(&unit) else { return };
         deleting.looks += 1;
         if deleting.looks > MAX_LOOKS {
-            self.deleting.remove(&unit);
-            return;
+            return self.leave(unit);
         }
         self.calls.issue(out, Call::Get { path: self.path(unit), watch: false }, Purpose::Recheck(unit));
         self.collects += 1;

@@ -109,7 +109,7 @@ impl Batch {
         match purpose {
             Purpose::Create(unit) => {
                 if let Some(open) = self.open.get_mut(&unit) {
-                    open.doubt = true;
+                    open.doubts += 1;
                 }
             }
             Purpose::ReadGroup(path) => self.queue_group(path),
@@ -117,12 +117,17 @@ impl Batch {
                 if let Some(deleting) = self.deleting.get_mut(&unit) {
                     deleting.tries += 1;
                     if deleting.tries >= MAX_DELETES {
-                        self.deleting.remove(&unit);
+                        self.leave(unit);
                     }
                 }
             }
             _ => {}
         }
+    }
+
+    /// The leader is left to delete the task.
+    pub(super) fn leave(&mut self, unit: u64) {
+        self.left += u64::from(self.deleting.remove(&unit).is_some());
     }
 
     /// What concerns a part, or all, and can't be helped.
@@ -257,7 +262,10 @@ impl Batch {
         let (id, lines) = (self.id(unit), self.lines_of(unit));
         let Some(open) = self.open.get(&unit) else { return };
         match Task::decode(data) {
-            Ok(task) if task.same_request(&self.task(&open.payload)) => self.stands(unit, true, out),
+            Ok(task) if task.same_request(&self.task(&open.payload)) => {
+                self.mark.stand_for(task.options.orphan_of.as_ref(), out);
+                self.stands(unit, true, out);
+            }
             Ok(_) => {
                 let why = format!("the task {id} ({lines}) exists already and asks for something else");
                 self.fail(exit::DATA, why, out);
@@ -288,7 +296,9 @@ impl Batch {
             out.push(Action::Report(ClientReport::Submitted { id, detached: true }));
             return;
         }
-        self.parts.stands(unit, open.doubt || before, open.commands);
+        // What was made by the only request in doubt is not made once more by it.
+        let doubt = if before { open.doubts != 1 } else { open.doubts > 0 };
+        self.parts.stands(unit, doubt, open.commands);
         // Once for all of them.
         if open.told && !self.open.values().any(|open| open.told) {
             self.read_early_groups();
@@ -354,7 +364,13 @@ impl Batch {
             self.tally.wrong(exit::FAILED);
         }
         out.push(Action::Report(ClientReport::ended(ended)));
-        if !self.keyed && !doubt {
+        if self.keyed {
+            return;
+        }
+        if doubt {
+            // The request in doubt might make it anew.
+            self.left += 1;
+        } else {
             self.deleting.insert(unit, Deleting { version, attempt, tries: 0, looks: 0 });
             self.shown.push_back(unit);
         }

@@ -555,6 +555,28 @@ fn a_batch_survives_whatever_happens_to_its_connections() {
     }
 }
 
+/// What was made by the one request that was in doubt is collected; what such a request may make anew is told.
+#[test]
+fn what_is_left_for_the_leader_is_told() {
+    for (fate, deletes) in [(Fate::AppliedUnanswered, 2), (Fate::DroppedUnanswered, 1)] {
+        let mut desk = desk(params(2));
+        desk.connect();
+        // The last: others on their way would be in doubt as well.
+        desk.settle_until(|call| is_create(call) && call.path().contains("q0000/0000001"));
+        desk.play(fate);
+        desk.connect();
+        desk.settle();
+        for path in tasks(&desk) {
+            desk.end(&path, done());
+        }
+        desk.now = desk.now + std::time::Duration::from_secs(10);
+        desk.event(Event::Wake);
+        desk.settle();
+        assert_eq!((desk.exit, desk.count(is_delete)), (Some(0), deletes), "{fate:?}: {:?}", desk.made);
+        assert_eq!(desk.logged("1 outcomes that were shown still stand"), deletes == 1, "{:?}", desk.logs);
+    }
+}
+
 #[test]
 fn an_outcome_that_is_told_before_its_tasks_creation_is_acknowledged_is_not_missed() {
     let mut desk = desk(params(1));

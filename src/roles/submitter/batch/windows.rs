@@ -64,8 +64,7 @@ impl Batch {
         let Unit { number, payload, commands, bytes } = unit;
         self.read_to = self.read_to.max(number + 1);
         self.parts.open(part_of(number));
-        self.open
-            .insert(number, Open { payload, commands, bytes, doubt: false, changed: false, told: false });
+        self.open.insert(number, Open { payload, commands, bytes, doubts: 0, changed: false, told: false });
         self.open_bytes += bytes;
         self.unsent.insert(number);
     }

@@ -11,7 +11,7 @@ impl Single {
         let code = exit_code(&outcome);
         let ended = Ended { id: self.id.clone(), line: None, outcome, alone: true };
         out.push(Action::Report(ClientReport::Ended(Box::new(ended))));
-        if self.task.keyed || self.attached || self.doubt {
+        if self.task.keyed || self.attached || self.doubts > 0 {
             return self.over(code, out);
         }
         self.phase = Phase::Deleting { version, code, tries: 0, give_up: None };
@@ -52,7 +52,7 @@ impl Single {
 
     /// The user wants an end.
     pub(super) fn on_stop(&mut self, again: bool, out: &mut Actions<ClientReport>) {
-        let creating = self.doubt || self.calls.purposes().any(|purpose| *purpose == Purpose::Create);
+        let creating = self.doubts > 0 || self.calls.purposes().any(|purpose| *purpose == Purpose::Create);
         match self.phase {
             Phase::Over => {}
             // The outcome was shown, so nothing is left that the user waits for.
