@@ -22,7 +22,7 @@ const THREADS: std::ops::RangeInclusive<u64> = 1..=16;
 const TRY_AGAIN: i32 = 75;
 
 /// Starts the binary with a limit of one resource; `user` is who it runs as.
-fn limited(
+pub fn limited(
     cluster: &Cluster,
     program: &Path,
     (resource, limit): (Resource, u64),

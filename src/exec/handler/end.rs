@@ -84,7 +84,11 @@ impl Handler<'_> {
         if !busy.handed || (missing && !busy.told) {
             let why =
                 format!("the worker's handler, {program:?}, {} before it took any request", in_words(how));
-            return self.pool.not_started(busy.run, NotStartedKind::Shortage, why);
+            let kind = match signalled.in_life {
+                true => NotStartedKind::Transient,
+                false => NotStartedKind::Shortage,
+            };
+            return self.pool.not_started(busy.run, kind, why);
         }
         busy.tell_started(pid, shared);
         let (ended, detail) = match (end, how) {

@@ -269,9 +269,8 @@ impl Worker {
         out.log(
             level,
             format!(
-                "the task {task} was not started: {why}. It goes to another worker. This one runs {allowed} tasks at a \
-                 time for now, and tries one more in {seconds:.1} s. Raise its limits (descriptors, processes, memory), or \
-                 give it fewer --slots"
+                "the task {task} was not started: {why}. It goes to another worker. This one runs {allowed} tasks at a time \
+                 for now, and tries one more in {seconds:.1} s"
             ),
         );
         self.show_starts(out);
