@@ -78,6 +78,20 @@ pub enum Step {
     Refused(String, Refusal),
 }
 
+impl Step {
+    /// Whose page it is about.
+    pub fn incarnation(&self) -> Option<&Incarnation> {
+        match self {
+            Step::Opened(incarnation)
+            | Step::Written(incarnation)
+            | Step::Closed(incarnation, _)
+            | Step::PageRefused { incarnation, .. }
+            | Step::PageAccepted(incarnation) => Some(incarnation),
+            Step::Ready | Step::Deposed { .. } | Step::Returned(_) | Step::Refused(..) => None,
+        }
+    }
+}
+
 /// What is done with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]

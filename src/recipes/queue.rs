@@ -20,38 +20,64 @@ pub struct Need {
     pub prompt: bool,
 }
 
-/// The sets of labels that tasks require, each held once.
+/// The sets of labels that tasks require, each held once, and for as long as a task requires it.
 #[derive(Debug, Default)]
 pub struct Needs {
-    sets: Vec<Labels>,
+    sets: BTreeMap<u32, (Labels, usize)>,
     numbers: BTreeMap<Labels, u32>,
+    /// Never used twice, so that what is known of a number never is of another set.
+    last: u32,
 }
 
-/// Most different sets of required labels that are told apart. Tasks with further ones wait for a restart of
-/// the leader; the roles report them.
+/// Most different sets of required labels that are told apart at a time. Tasks with further ones wait until one is
+/// required no more; the roles report them.
 pub const MAX_LABEL_SETS: usize = 10_000;
 
 impl Needs {
-    /// The number of this set of labels; `None` if there are too many different ones.
+    /// The number of this set of labels; `None` if there are too many different ones. To be held by [`Needs::hold`]
+    /// before anything else is done here.
     pub fn number(&mut self, labels: Option<&Labels>, suspect: bool, prompt: bool) -> Option<Need> {
         let none = Labels::new();
         let labels = labels.unwrap_or(&none);
         if let Some(&number) = self.numbers.get(labels) {
             return Some(Need { labels: number, suspect, prompt });
         }
-        if self.sets.len() >= MAX_LABEL_SETS {
+        if !self.has_room() {
             return None;
         }
-        let number = u32::try_from(self.sets.len()).ok()?;
-        self.sets.push(labels.clone());
-        self.numbers.insert(labels.clone(), number);
-        Some(Need { labels: number, suspect, prompt })
+        self.last = self.last.checked_add(1)?;
+        self.sets.insert(self.last, (labels.clone(), 0));
+        self.numbers.insert(labels.clone(), self.last);
+        Some(Need { labels: self.last, suspect, prompt })
+    }
+
+    /// Whether there is room for one more set.
+    pub fn has_room(&self) -> bool {
+        self.sets.len() < MAX_LABEL_SETS
+    }
+
+    /// One more task requires it.
+    pub fn hold(&mut self, need: Need) {
+        if let Some((_, tasks)) = self.sets.get_mut(&need.labels) {
+            *tasks += 1;
+        }
+    }
+
+    /// One task less requires it.
+    pub fn release(&mut self, need: Need) {
+        let Some((labels, tasks)) = self.sets.get_mut(&need.labels) else { return };
+        *tasks = tasks.saturating_sub(1);
+        if *tasks == 0 {
+            self.numbers.remove(labels);
+            self.sets.remove(&need.labels);
+        }
     }
 
     /// Whether a worker with these labels will do.
     pub fn fits(&self, need: Need, offered: &Labels) -> bool {
-        let required = self.sets.get(need.labels as usize);
-        required.is_some_and(|required| required.iter().all(|(key, value)| offered.get(key) == Some(value)))
+        let required = self.sets.get(&need.labels);
+        required
+            .is_some_and(|(required, _)| required.iter().all(|(key, value)| offered.get(key) == Some(value)))
     }
 }
 
@@ -71,12 +97,44 @@ pub struct Place {
 
 type Line = BTreeSet<(i64, TaskId)>;
 
+/// The tasks with one need, by job.
+type Jobs = BTreeMap<String, Line>;
+
 /// The tasks of one priority. A lane stays when it is empty, for it knows whose turn it is.
 #[derive(Debug, Default)]
 struct Lane {
-    jobs: BTreeMap<String, BTreeMap<Need, Line>>,
+    open: BTreeMap<Need, Jobs>,
+    /// Those whose need nobody can meet for now.
+    blocked: BTreeMap<Need, Jobs>,
     /// The job that was served last.
     last: String,
+}
+
+impl Lane {
+    fn side(&mut self, blocked: bool) -> &mut BTreeMap<Need, Jobs> {
+        if blocked { &mut self.blocked } else { &mut self.open }
+    }
+
+    fn shift(&mut self, need: Need, block: bool) {
+        if let Some(jobs) = self.side(!block).remove(&need) {
+            self.side(block).insert(need, jobs);
+        }
+    }
+
+    /// The first task of each need that is not blocked, in the order of their turns; with its job.
+    fn firsts(&self) -> Vec<(bool, &String, &(i64, TaskId), Need)> {
+        let firsts = self.open.iter().filter_map(|(need, jobs)| {
+            let after = jobs.range::<str, _>((Bound::Excluded(self.last.as_str()), Bound::Unbounded)).next();
+            let (again, (job, line)) = match after {
+                Some(next) => (false, next),
+                None => (true, jobs.first_key_value()?),
+            };
+            Some((again, job, line.first()?, *need))
+        });
+        let mut firsts: Vec<_> = firsts.collect();
+        firsts.sort_unstable();
+        firsts
+    }
 }
 
 /// Tasks that could be started now.
@@ -84,6 +142,10 @@ struct Lane {
 pub struct Queue {
     lanes: BTreeMap<Reverse<i32>, Lane>,
     places: BTreeMap<TaskId, Place>,
+    /// How many tasks have each need.
+    needs: BTreeMap<Need, usize>,
+    /// Those of the needs that nobody could meet when they were last asked for.
+    blocked: BTreeSet<Need>,
 }
 
 impl Queue {
@@ -94,34 +156,58 @@ impl Queue {
             return;
         }
         self.remove(task);
+        let blocked = self.blocked.contains(&place.need);
         let lane = self.lanes.entry(Reverse(place.priority)).or_default();
+        let jobs = lane.side(blocked).entry(place.need).or_default();
         let job = job_of(task.dir());
-        if !lane.jobs.contains_key(job) {
-            lane.jobs.insert(job.to_string(), BTreeMap::new());
+        if !jobs.contains_key(job) {
+            jobs.insert(job.to_string(), Line::new());
         }
-        if let Some(lines) = lane.jobs.get_mut(job) {
-            lines.entry(place.need).or_default().insert((place.czxid, task.clone()));
+        if let Some(line) = jobs.get_mut(job) {
+            line.insert((place.czxid, task.clone()));
         }
+        *self.needs.entry(place.need).or_insert(0) += 1;
         self.places.insert(task.clone(), place);
     }
 
     /// Takes a task out; false if it is not queued.
     pub fn remove(&mut self, task: &TaskId) -> bool {
         let Some(place) = self.places.remove(task) else { return false };
-        let Some(lane) = self.lanes.get_mut(&Reverse(place.priority)) else { return false };
-        let job = job_of(task.dir());
-        if let Some(lines) = lane.jobs.get_mut(job) {
-            if let Some(line) = lines.get_mut(&place.need) {
+        let blocked = self.blocked.contains(&place.need);
+        if let Some(lane) = self.lanes.get_mut(&Reverse(place.priority))
+            && let Some(jobs) = lane.side(blocked).get_mut(&place.need)
+        {
+            let job = job_of(task.dir());
+            if let Some(line) = jobs.get_mut(job) {
                 line.remove(&(place.czxid, task.clone()));
                 if line.is_empty() {
-                    lines.remove(&place.need);
+                    jobs.remove(job);
                 }
             }
-            if lines.is_empty() {
-                lane.jobs.remove(job);
+            if jobs.is_empty() {
+                lane.side(blocked).remove(&place.need);
+            }
+        }
+        if let Some(tasks) = self.needs.get_mut(&place.need) {
+            *tasks -= 1;
+            if *tasks == 0 {
+                self.needs.remove(&place.need);
+                self.blocked.remove(&place.need);
             }
         }
         true
+    }
+
+    fn block(&mut self, need: Need) {
+        self.blocked.insert(need);
+        self.lanes.values_mut().for_each(|lane| lane.shift(need, true));
+    }
+
+    /// Somebody came who can meet such needs. [`Queue::pop`] asks again only for those.
+    pub fn unblock(&mut self, can: impl Fn(Need) -> bool) {
+        for need in self.blocked.extract_if(.., |need| can(*need)) {
+            self.lanes.values_mut().for_each(|lane| lane.shift(need, false));
+        }
     }
 
     /// How many tasks are queued.
@@ -149,28 +235,22 @@ impl Queue {
         *self = Queue::default();
     }
 
-    /// Takes out the task that is next among those whose need `can` be met.
+    /// Takes out the task that is next among those whose need `can` be met. What cannot be met is not asked for again
+    /// until [`Queue::unblock`]: a turn must not cost more with every job and every set of labels.
     pub fn pop(&mut self, mut can: impl FnMut(Need) -> bool) -> Option<(TaskId, Need)> {
+        let mut refused = BTreeSet::new();
         let mut next = None;
         for lane in self.lanes.values_mut() {
-            let after = lane.jobs.range::<str, _>((Bound::Excluded(lane.last.as_str()), Bound::Unbounded));
-            let found = after
-                .chain(lane.jobs.range::<str, _>((Bound::Unbounded, Bound::Included(lane.last.as_str()))))
-                .find_map(|(job, lines)| {
-                    let firsts = lines
-                        .iter()
-                        .filter(|(need, _)| can(**need))
-                        .filter_map(|(need, l)| Some((l.first()?, *need)));
-                    firsts
-                        .min_by_key(|(first, _)| *first)
-                        .map(|(first, need)| (job.clone(), first.1.clone(), need))
-                });
+            let mut meets = |need| !refused.contains(&need) && (can(need) || !refused.insert(need));
+            let found = lane.firsts().into_iter().find(|(_, _, _, need)| meets(*need));
+            let found = found.map(|(_, job, (_, task), need)| (job.clone(), task.clone(), need));
             if let Some((job, task, need)) = found {
                 lane.last = job;
                 next = Some((task, need));
                 break;
             }
         }
+        refused.into_iter().for_each(|need| self.block(need));
         let (task, need) = next?;
         self.remove(&task);
         Some((task, need))
@@ -216,6 +296,7 @@ mod tests {
         let popped = queue.pop(|need| needs.fits(need, &plain_worker)).map(|(task, _)| task.to_string());
         assert_eq!(popped.as_deref(), Some("a/plain"));
         assert_eq!(queue.pop(|need| needs.fits(need, &plain_worker)), None);
+        queue.unblock(|need| needs.fits(need, &gpu));
         assert!(queue.pop(|need| needs.fits(need, &gpu)).is_some());
     }
 
@@ -226,5 +307,60 @@ mod tests {
         queue.insert(&task, place(&mut needs, 0, 1));
         queue.insert(&task, place(&mut needs, 7, 1));
         assert_eq!((queue.len(), drain(&mut queue).len(), queue.remove(&task)), (1, 1, false));
+    }
+
+    /// It was 100,000 times in each turn, and each time every worker was looked at.
+    #[test]
+    fn a_need_that_nobody_can_meet_is_asked_for_once_however_many_jobs_have_it() {
+        let (mut queue, mut needs) = (Queue::default(), Needs::default());
+        let set = |n: usize| Labels::from([("rack".to_string(), format!("r{n}"))]);
+        for n in 0..100 {
+            let need = needs.number(Some(&set(n)), false, false).expect("room");
+            needs.hold(need);
+            for job in 0..1_000 {
+                let place = Place { priority: job % 3, need, czxid: 1 };
+                queue.insert(&TaskId::new(&format!("j{job}"), &format!("t{n}")), place);
+            }
+        }
+        let mut asked = 0;
+        let mut pop = |queue: &mut Queue, can: &dyn Fn(Need) -> bool| {
+            let popped = queue.pop(|need| {
+                asked += 1;
+                can(need)
+            });
+            (std::mem::take(&mut asked), popped.map(|(task, _)| task.to_string()))
+        };
+        assert_eq!(pop(&mut queue, &|_| false), (100, None));
+        assert_eq!(pop(&mut queue, &|_| false), (0, None), "nothing has changed");
+        queue.insert(
+            &TaskId::new("new", "t"),
+            Place { priority: 9, need: needs.number(Some(&set(7)), false, false).expect("room"), czxid: 9 },
+        );
+        assert_eq!(pop(&mut queue, &|_| false), (0, None), "nobody can take it either");
+        queue.unblock(|need| needs.fits(need, &set(7)));
+        assert_eq!(pop(&mut queue, &|_| true), (1, Some("new/t".into())));
+        assert_eq!(pop(&mut queue, &|_| true), (1, Some("j101/t7".into())));
+        assert_eq!(pop(&mut queue, &|_| true), (1, Some("j104/t7".into())), "jobs in turn");
+        assert_eq!(pop(&mut queue, &|_| false), (1, None));
+    }
+
+    #[test]
+    fn a_set_of_labels_that_no_task_requires_any_more_makes_room_for_another() {
+        let mut needs = Needs::default();
+        let set = |n: usize| Labels::from([("rack".to_string(), format!("r{n}"))]);
+        let held: Vec<Need> = (0..MAX_LABEL_SETS)
+            .map(|n| {
+                let need = needs.number(Some(&set(n)), false, false).expect("room");
+                needs.hold(need);
+                need
+            })
+            .collect();
+        assert!(!needs.has_room() && needs.number(Some(&set(99_999)), false, false).is_none());
+        needs.hold(held[0]);
+        needs.release(held[0]);
+        assert!(!needs.has_room(), "one task requires it still");
+        needs.release(held[0]);
+        let new = needs.number(Some(&set(99_999)), false, false).expect("room");
+        assert!(new != held[0] && !needs.fits(held[0], &set(0)) && needs.fits(new, &set(99_999)));
     }
 }

@@ -43,7 +43,7 @@ use crate::recipes::election::Election;
 use crate::recipes::ensure::{self, Ensure};
 use crate::recipes::mirror::{Change, Mirror};
 use crate::recipes::past::Past;
-use crate::recipes::queue::{Needs, Place, Queue};
+use crate::recipes::queue::{Place, Queue};
 use crate::recipes::retry::{Condition, Retry};
 use fleet::Fleet;
 use leading::Term;
@@ -100,7 +100,6 @@ pub struct Master {
     workers: Mirror,
     table: Table,
     fleet: Fleet,
-    needs: Needs,
     /// The groups that stand, by who wrote them.
     groups: BTreeMap<Incarnation, BTreeSet<String>>,
     queue: Queue,
@@ -137,7 +136,6 @@ impl Master {
             workers: Mirror::new(layout.workers(), 1, WORKER_READS),
             table: Table::default(),
             fleet: Fleet::default(),
-            needs: Needs::default(),
             groups: BTreeMap::new(),
             queue: Queue::default(),
             term: None,
@@ -253,6 +251,9 @@ impl Master {
                         for task in waiting {
                             self.tasks.read_again(task.as_str(), out);
                         }
+                        if let Some(term) = &mut self.term {
+                            term.burials.unpark(Some(&path));
+                        }
                         if self.table.is_uniform(&path) {
                             for path in self.tasks.believe(&path) {
                                 self.on_born(&path, now, out);
@@ -289,7 +290,7 @@ impl Master {
     /// A task was made in a job that says what there is to know of it.
     fn on_born(&mut self, path: &str, now: Instant, out: &mut Out) {
         let task = TaskId::parse(path);
-        match task.filter(|task| self.table.believe(task, &mut self.needs)) {
+        match task.filter(|task| self.table.believe(task)) {
             Some(task) => {
                 if let Some(term) = &mut self.term {
                     term.copies.on_born(&task);
@@ -312,7 +313,7 @@ impl Master {
         // What was given out under this name was another task, of which the worker may know the end already.
         let differs = |known: &table::Known| !known.is_believed() && known.czxid != stat.czxid;
         let is_another = self.table.get(task).is_some_and(differs);
-        match self.table.see(task, data, stat, &mut self.needs) {
+        match self.table.see(task, data, stat) {
             // Whoever waited for the look may go on.
             Update::Stale => return self.settle(task, now, out),
             Update::DirUnknown => {

@@ -5,7 +5,7 @@
 //! been charged before, only those are, since they are the suspects. What stood too far behind on the page to have been
 //! started is neither.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::dispatch::{Roster, charge_window, entries_of};
 use super::editor::{Edit, Edited};
@@ -15,7 +15,8 @@ use crate::contract::{Incarnation, TaskId};
 use crate::machine::{Instant, Refusal};
 use crate::recipes::assignment::Book;
 
-/// The tasks of one dead incarnation.
+/// The tasks of one dead incarnation. No step looks through all of them but the one decision: a thousand workers may
+/// die at once.
 #[derive(Debug)]
 pub struct Burial {
     incarnation: Incarnation,
@@ -24,6 +25,16 @@ pub struct Burial {
     order: Vec<TaskId>,
     /// How many of those without an outcome can have been started, if that is known.
     window: Option<usize>,
+    /// How many are not known yet, and those of them that a look has to be begun at.
+    unknown: usize,
+    unlooked: Vec<TaskId>,
+    decided: bool,
+    /// Those whose edit has to be begun.
+    ready: Vec<TaskId>,
+    /// Those of whom it is not known how many attempts they have, by their directories.
+    parked: BTreeMap<String, Vec<TaskId>>,
+    /// Those that are dealt with.
+    done: Vec<TaskId>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -46,35 +57,64 @@ impl Burial {
     /// The burial of an incarnation that had these tasks, in this order, at these attempts, revoked or not. Of those
     /// that have no outcome, only so many can have been started; if that is not known, all.
     pub fn new(incarnation: &Incarnation, tasks: Vec<(TaskId, u32, bool)>, window: Option<usize>) -> Burial {
-        let order = tasks.iter().map(|(task, _, _)| task.clone()).collect();
+        let order: Vec<TaskId> = tasks.iter().map(|(task, _, _)| task.clone()).collect();
         let stage = |(task, attempt, revoked)| (task, Stage::Looking { attempt, revoked });
-        let tasks = tasks.into_iter().map(stage).collect();
-        Burial { incarnation: incarnation.clone(), tasks, order, window }
+        let tasks: BTreeMap<_, _> = tasks.into_iter().map(stage).collect();
+        Burial {
+            incarnation: incarnation.clone(),
+            unknown: tasks.len(),
+            unlooked: tasks.keys().cloned().collect(),
+            tasks,
+            order,
+            window,
+            decided: false,
+            ready: Vec::new(),
+            parked: BTreeMap::new(),
+            done: Vec::new(),
+        }
     }
 
-    /// The tasks that must be looked at, whether now or when they were edited for another reason.
-    pub fn to_look_at(&self) -> impl Iterator<Item = &TaskId> {
-        self.tasks.iter().filter(|(_, stage)| matches!(stage, Stage::Looking { .. })).map(|(task, _)| task)
+    /// The tasks that a look has to be begun at. Where another edit is under way, its end brings the task here again.
+    pub fn take_unlooked(&mut self) -> Vec<TaskId> {
+        std::mem::take(&mut self.unlooked)
     }
 
     /// Takes in what came of an edit; false if the task has no part in this burial.
     pub fn on_edited(&mut self, task: &TaskId, edit: &Edit, edited: &Edited) -> bool {
         let Some(stage) = self.tasks.get_mut(task) else { return false };
-        *stage = match (stage.clone(), edit, edited) {
+        match (&*stage, edit, edited) {
             (Stage::Looking { attempt, revoked }, Edit::Peek, Edited::Pending { attempt: now, charged })
-                if attempt == *now =>
+                if attempt == now =>
             {
-                Stage::Known { attempt, revoked, charged: *charged }
+                *stage = Stage::Known { attempt: *attempt, revoked: *revoked, charged: *charged };
+                self.unknown -= 1;
             }
             // It has an outcome, or is at another attempt, or cannot be read: the entry is void.
-            (Stage::Looking { .. }, Edit::Peek, _) => Stage::Done,
-            (Stage::Moving, Edit::Tell(outcome), Edited::Refused(Refusal::BadVersion)) => {
-                Stage::Ended(outcome.clone())
+            (Stage::Looking { .. }, Edit::Peek, _) => {
+                *stage = Stage::Done;
+                self.unknown -= 1;
+                self.done.push(task.clone());
             }
-            (Stage::Moving, Edit::Move { .. } | Edit::Tell(_), _) => Stage::Done,
-            (stage, _, _) => stage,
-        };
+            (Stage::Looking { .. }, _, _) => self.unlooked.push(task.clone()),
+            (Stage::Moving, Edit::Tell(outcome), Edited::Refused(Refusal::BadVersion)) => {
+                *stage = Stage::Ended(outcome.clone());
+                self.ready.push(task.clone());
+            }
+            (Stage::Moving, Edit::Move { .. } | Edit::Tell(_), _) => {
+                *stage = Stage::Done;
+                self.done.push(task.clone());
+            }
+            // Its own edit could not be begun while this one was under way.
+            (Stage::Ended(_) | Stage::Decided { .. }, _, _) => self.ready.push(task.clone()),
+            (Stage::Known { .. } | Stage::Done, _, _)
+            | (Stage::Moving, Edit::Peek | Edit::Cancel | Edit::Expire | Edit::Orphan, _) => {}
+        }
         true
+    }
+
+    /// Whether everything is known, and nothing decided.
+    fn is_to_be_decided(&self) -> bool {
+        self.unknown == 0 && !self.decided
     }
 
     /// What the dead wrote elsewhere, before anything is decided: `outcome` gives how a task ended at an attempt.
@@ -84,33 +124,49 @@ impl Burial {
                 && let Some(outcome) = outcome(task, attempt)
             {
                 *stage = Stage::Ended(Box::new(outcome));
+                self.ready.push(task.clone());
             }
         }
     }
 
-    /// The moves to begin, when everything is known. `attempts` gives how many charged attempts a task has whose
-    /// own options don't say, if that is known already. A move counts as begun only by [`Burial::begun`].
+    /// The edits to begin, when everything is known, each once. `attempts` gives how many charged attempts a task has
+    /// whose own options don't say, if that is known already. An edit counts as begun only by [`Burial::begun`]; one
+    /// that could not be begun comes again when the other edit of its task is over.
     pub fn moves(&mut self, attempts: impl Fn(&TaskId) -> Option<u32>) -> Vec<(TaskId, Edit)> {
-        if self.to_look_at().next().is_some() {
+        if self.unknown > 0 {
             return Vec::new();
         }
-        self.decide();
+        if !self.decided {
+            self.decided = true;
+            self.decide();
+        }
         let mut moves = Vec::new();
-        for (task, stage) in &self.tasks {
-            if let Stage::Ended(outcome) = stage {
-                moves.push((task.clone(), Edit::Tell(outcome.clone())));
+        for task in std::mem::take(&mut self.ready) {
+            match self.tasks.get(&task) {
+                Some(Stage::Ended(outcome)) => moves.push((task, Edit::Tell(outcome.clone()))),
+                Some(&Stage::Decided { attempt: from, charge }) => {
+                    let charge = if charge { attempts(&task).map(Some) } else { Some(None) };
+                    let Some(charge) = charge else {
+                        self.parked.entry(task.dir().to_string()).or_default().push(task);
+                        continue;
+                    };
+                    let worker = self.incarnation.clone();
+                    moves.push((task, Edit::Move { from, worker, charge }));
+                }
+                Some(Stage::Looking { .. } | Stage::Known { .. } | Stage::Moving | Stage::Done) | None => {}
             }
-            let Stage::Decided { attempt, charge } = *stage else { continue };
-            let charge = if charge {
-                let Some(attempts) = attempts(task) else { continue };
-                Some(attempts)
-            } else {
-                None
-            };
-            moves
-                .push((task.clone(), Edit::Move { from: attempt, worker: self.incarnation.clone(), charge }));
         }
         moves
+    }
+
+    /// How many attempts tasks of this directory have may be known now; or of all directories. Whether any waited for it.
+    fn unpark(&mut self, dir: Option<&str>) -> bool {
+        let unparked: Vec<TaskId> = match dir {
+            Some(dir) => self.parked.remove(dir).unwrap_or_default(),
+            None => std::mem::take(&mut self.parked).into_values().flatten().collect(),
+        };
+        self.ready.extend_from_slice(&unparked);
+        !unparked.is_empty()
     }
 
     /// Decides who is charged, once everything is known.
@@ -129,8 +185,10 @@ impl Burial {
         let suspects = known.iter().take(window).any(|(_, _, revoked, charged)| !revoked && *charged > 0);
         for (place, (task, attempt, revoked, charged)) in known.into_iter().enumerate() {
             let charge = place < window && !revoked && (!suspects || charged > 0);
+            self.ready.push(task.clone());
             self.tasks.insert(task, Stage::Decided { attempt, charge });
         }
+        self.ready.sort();
     }
 
     /// The task's move is under way.
@@ -142,10 +200,10 @@ impl Burial {
 
     /// The tasks whose entries are dealt with; each is given once.
     pub fn take_done(&mut self) -> Vec<TaskId> {
-        let is_done = |stage: &Stage| matches!(stage, Stage::Done);
-        let done: Vec<_> =
-            self.tasks.iter().filter(|(_, s)| is_done(s)).map(|(task, _)| task.clone()).collect();
-        self.tasks.retain(|_, stage| !is_done(stage));
+        let done = std::mem::take(&mut self.done);
+        for task in &done {
+            self.tasks.remove(task);
+        }
         done
     }
 
@@ -155,19 +213,82 @@ impl Burial {
     }
 }
 
+/// All burials of a term, and which of them may go on.
+#[derive(Debug, Default)]
+pub struct Burials {
+    all: BTreeMap<Incarnation, Burial>,
+    /// Something happened with them since they were last looked at.
+    due: BTreeSet<Incarnation>,
+    /// Whose burials a task is part of: mostly one, and two if it stood on two pages.
+    of_task: BTreeMap<TaskId, Vec<Incarnation>>,
+}
+
+impl Burials {
+    /// Whether what the incarnation had is being moved on.
+    pub fn contains(&self, incarnation: &Incarnation) -> bool {
+        self.all.contains_key(incarnation)
+    }
+
+    /// Something happened that may let a burial go on.
+    pub fn wake(&mut self, incarnation: &Incarnation) {
+        if self.all.contains_key(incarnation) {
+            self.due.insert(incarnation.clone());
+        }
+    }
+
+    fn put(&mut self, burial: Burial) {
+        self.drop(&burial.incarnation.clone());
+        for task in burial.tasks.keys() {
+            self.of_task.entry(task.clone()).or_default().push(burial.incarnation.clone());
+        }
+        self.due.insert(burial.incarnation.clone());
+        self.all.insert(burial.incarnation.clone(), burial);
+    }
+
+    fn drop(&mut self, incarnation: &Incarnation) {
+        if let Some(burial) = self.all.remove(incarnation) {
+            burial.tasks.keys().for_each(|task| self.forget(task, incarnation));
+        }
+    }
+
+    fn forget(&mut self, task: &TaskId, incarnation: &Incarnation) {
+        if let Some(whose) = self.of_task.get_mut(task) {
+            whose.retain(|other| other != incarnation);
+            if whose.is_empty() {
+                self.of_task.remove(task);
+            }
+        }
+    }
+
+    /// Takes in what came of an edit.
+    pub fn on_edited(&mut self, task: &TaskId, edit: &Edit, edited: &Edited) {
+        for incarnation in self.of_task.get(task).into_iter().flatten() {
+            if let Some(burial) = self.all.get_mut(incarnation) {
+                burial.on_edited(task, edit, edited);
+                self.due.insert(incarnation.clone());
+            }
+        }
+    }
+
+    /// How many attempts tasks of this directory have may be known now; or of all directories.
+    pub fn unpark(&mut self, dir: Option<&str>) {
+        for (incarnation, burial) in &mut self.all {
+            if burial.unpark(dir) {
+                self.due.insert(incarnation.clone());
+            }
+        }
+    }
+}
+
 impl Master {
     /// Begins the burial of an incarnation that is dead.
     pub(super) fn bury(&mut self, incarnation: &Incarnation, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
-        if term.burials.contains_key(incarnation) || !term.book.has(incarnation) {
+        if term.burials.contains(incarnation) || !term.book.has(incarnation) {
             return;
         }
-        let burial = burial_of(incarnation, &term.book, &term.roster);
+        term.burials.put(burial_of(incarnation, &term.book, &term.roster));
         term.book.touch(incarnation);
-        for task in burial.to_look_at() {
-            term.editor.begin(task, Edit::Peek, out);
-        }
-        term.burials.insert(incarnation.clone(), burial);
         self.inquire(incarnation, out);
     }
 
@@ -176,37 +297,50 @@ impl Master {
         let Some(term) = &mut self.term else { return };
         let mut settled = Vec::new();
         let mut again = Vec::new();
-        for (incarnation, burial) in &mut term.burials {
-            // The page may have been read, or read again, after the death was known.
-            if burial.is_over() && term.book.entries(incarnation).next().is_some() {
-                *burial = burial_of(incarnation, &term.book, &term.roster);
-                again.push(incarnation.clone());
-            }
-            // An edit for another reason may have been under way when this one was wished for.
-            for task in burial.to_look_at() {
-                term.editor.begin(task, Edit::Peek, out);
-            }
-            if again.contains(incarnation) || !term.groups.is_known(incarnation) {
+        for incarnation in std::mem::take(&mut term.burials.due) {
+            if !term.book.has(&incarnation) {
+                term.burials.drop(&incarnation);
                 continue;
             }
-            let groups = &term.groups;
-            burial.hear(|task, attempt| groups.outcome(incarnation, task, attempt).cloned());
+            let is_empty = term.book.entries(&incarnation).next().is_none();
+            // The page may have been read, or read again, after the death was known.
+            if !is_empty && term.burials.all.get(&incarnation).is_some_and(Burial::is_over) {
+                term.burials.put(burial_of(&incarnation, &term.book, &term.roster));
+                again.push(incarnation);
+                continue;
+            }
+            let Some(burial) = term.burials.all.get_mut(&incarnation) else { continue };
+            for task in burial.take_unlooked() {
+                term.editor.begin(&task, Edit::Peek, out);
+            }
+            if !term.groups.is_known(&incarnation) {
+                continue;
+            }
+            if burial.is_to_be_decided() {
+                let groups = &term.groups;
+                burial.hear(|task, attempt| groups.outcome(&incarnation, task, attempt).cloned());
+            }
             let (table, complete) = (&self.table, self.tasks.is_complete());
             for (task, edit) in burial.moves(|task| table.attempts_in(task.dir(), complete)) {
                 if term.editor.begin(&task, edit, out) {
                     burial.begun(&task);
                 }
             }
-            for task in burial.take_done() {
-                term.book.release(incarnation, &task);
+            let done = burial.take_done();
+            let is_over = burial.is_over();
+            for task in done {
+                term.book.release(&incarnation, &task);
+                term.burials.forget(&task, &incarnation);
                 settled.push(task);
             }
-            if burial.is_over() {
-                term.book.close(incarnation, out);
+            if is_over {
+                term.book.close(&incarnation, out);
+                // Should there be more on the page, the next turn sees to it.
+                if term.book.entries(&incarnation).next().is_some() {
+                    term.burials.wake(&incarnation);
+                }
             }
         }
-        let book = &term.book;
-        term.burials.retain(|incarnation, _| book.has(incarnation));
         for incarnation in again {
             self.inquire(&incarnation, out);
         }
@@ -286,5 +420,47 @@ mod tests {
         assert!(burial.moves(|_| Some(3)).is_empty());
         assert_eq!(burial.take_done(), [task]);
         assert!(burial.is_over());
+    }
+
+    #[test]
+    fn an_edit_wakes_the_burials_of_its_task_and_no_other_and_no_step_gives_a_task_twice() {
+        let mut burials = Burials::default();
+        let whose = |n: usize| Incarnation::new("w", n as u64 + 1);
+        for n in 0..50 {
+            let tasks = (0..20).map(|k| (TaskId::new("j", &format!("{n}-{k}")), 1, false)).collect();
+            burials.put(Burial::new(&whose(n), tasks, None));
+        }
+        for incarnation in std::mem::take(&mut burials.due) {
+            let burial = burials.all.get_mut(&incarnation).expect("there");
+            assert_eq!((burial.take_unlooked().len(), burial.take_unlooked().len()), (20, 0));
+        }
+        let pending = Edited::Pending { attempt: 1, charged: 0 };
+        for k in 0..20 {
+            burials.on_edited(&TaskId::new("j", &format!("7-{k}")), &Edit::Peek, &pending);
+            assert_eq!(burials.due.iter().collect::<Vec<_>>(), [&whose(7)]);
+        }
+        let burial = burials.all.get_mut(&whose(7)).expect("there");
+        assert!(burial.moves(|_| None).is_empty(), "nobody knows how many attempts they have");
+        assert!(burial.moves(|_| Some(3)).is_empty(), "nobody said that this is known now");
+        burials.due.clear();
+        burials.unpark(Some("k"));
+        assert!(burials.due.is_empty());
+        burials.unpark(Some("j"));
+        assert_eq!(burials.due.len(), 1);
+        let burial = burials.all.get_mut(&whose(7)).expect("there");
+        let moves = burial.moves(|_| Some(3));
+        assert_eq!((moves.len(), burial.moves(|_| Some(3)).len()), (20, 0));
+        // One could not be begun: another edit of its task was under way, and is over now.
+        for (task, _) in &moves[1..] {
+            burial.begun(task);
+        }
+        burials.on_edited(&moves[0].0, &Edit::Cancel, &Edited::Done);
+        let burial = burials.all.get_mut(&whose(7)).expect("there");
+        assert_eq!(burial.moves(|_| Some(3)), moves[..1]);
+        for (task, edit) in &moves {
+            burial.begun(task);
+            burial.on_edited(task, edit, &Edited::Done);
+        }
+        assert!(burial.take_done().len() == 20 && burial.is_over());
     }
 }

@@ -217,16 +217,40 @@ impl Roster {
         avoid: &[Incarnation],
     ) -> Option<&Incarnation> {
         let fits = |(rank, incarnation): &&(Rank, Incarnation)| {
-            let free = rank.share < FULL;
-            let Some(registration) = fleet.get(incarnation) else { return false };
-            let suspects = || book.load(incarnation).is_none_or(|load| load.suspects > 0);
-            (free || !(need.suspect || need.prompt))
-                && !(need.suspect && suspects())
-                && needs.fits(need, &registration.labels)
-                && !avoid.contains(incarnation)
+            fits(*rank, incarnation, need, needs, fleet, book) && !avoid.contains(incarnation)
         };
         self.order.iter().find(fits).map(|(_, incarnation)| incarnation)
     }
+
+    /// Whether this one can take a task with this need.
+    fn takes(
+        &self,
+        incarnation: &Incarnation,
+        need: Need,
+        needs: &Needs,
+        fleet: &Fleet,
+        book: &Book,
+    ) -> bool {
+        let rank = self.known.get(incarnation).and_then(|known| known.rank);
+        rank.is_some_and(|rank| fits(rank, incarnation, need, needs, fleet, book))
+    }
+}
+
+/// Whether a worker of this rank can take a task with this need.
+fn fits(
+    rank: Rank,
+    incarnation: &Incarnation,
+    need: Need,
+    needs: &Needs,
+    fleet: &Fleet,
+    book: &Book,
+) -> bool {
+    let free = rank.share < FULL;
+    let Some(registration) = fleet.get(incarnation) else { return false };
+    let suspects = || book.load(incarnation).is_none_or(|load| load.suspects > 0);
+    (free || !(need.suspect || need.prompt))
+        && !(need.suspect && suspects())
+        && needs.fits(need, &registration.labels)
 }
 
 /// How many commands may wait at a worker, beyond its slots.
@@ -242,21 +266,32 @@ pub fn charge_window(roster: &Roster, incarnation: &Incarnation) -> Option<usize
 }
 
 impl Master {
-    /// Takes in what changed of workers and their pages.
-    fn refresh(&mut self) {
-        let Some(term) = &mut self.term else { return };
-        for incarnation in term.book.take_touched() {
-            let Some(registration) = self.fleet.get(&incarnation) else {
+    /// Takes in what changed of workers and their pages. Gives whose did.
+    fn refresh(&mut self) -> BTreeSet<Incarnation> {
+        let Some(term) = &mut self.term else { return BTreeSet::new() };
+        let touched = term.book.take_touched();
+        for incarnation in &touched {
+            let Some(registration) = self.fleet.get(incarnation) else {
                 // Its slots are still asked for if it was not buried yet.
-                term.roster.rank(&incarnation, None);
-                term.roster.overfull.remove(&incarnation);
+                term.roster.rank(incarnation, None);
+                term.roster.overfull.remove(incarnation);
                 continue;
             };
             // A dead incarnation may seem to rise for a moment: its worker registers anew before it finds out.
-            let takes = !registration.draining && !term.is_burying(&incarnation);
-            let load = term.book.load(&incarnation).filter(|_| takes);
-            term.roster.update(&incarnation, registration.usable_slots(), load);
-            term.roster.note_slots(&incarnation, registration.slots);
+            let takes = !registration.draining && !term.is_burying(incarnation);
+            let load = term.book.load(incarnation).filter(|_| takes);
+            term.roster.update(incarnation, registration.usable_slots(), load);
+            term.roster.note_slots(incarnation, registration.slots);
+        }
+        touched
+    }
+
+    /// What nobody could take may be taken by those of whom something has changed.
+    fn unblock(&mut self, changed: &BTreeSet<Incarnation>) {
+        let Some(Term { roster, book, .. }) = &self.term else { return };
+        let (needs, fleet) = (&self.table.needs, &self.fleet);
+        for incarnation in changed {
+            self.queue.unblock(|need| roster.takes(incarnation, need, needs, fleet, book));
         }
     }
 
@@ -280,13 +315,15 @@ impl Master {
         if !self.workers.is_complete() || !self.term.as_ref().is_some_and(|term| term.is_leading()) {
             return;
         }
-        self.refresh();
+        let changed = self.refresh();
+        self.unblock(&changed);
         if self.queue.is_empty() || self.is_blind(now, out) {
             return;
         }
         // Where all are full nobody is looked for: a turn must not cost more with every job.
         while let Some(term) = self.term.as_mut().filter(|term| !term.roster.order.is_empty()) {
-            let find = |need, avoid| term.roster.find(need, &self.needs, &self.fleet, &term.book, avoid);
+            let find =
+                |need, avoid| term.roster.find(need, &self.table.needs, &self.fleet, &term.book, avoid);
             let Some((task, need)) = self.queue.pop(|need| find(need, &[]).is_some()) else { break };
             let Some(pending) = self.table.pending(&task) else { continue };
             // Who could not start it gets it again only if nobody else could take it now.
@@ -306,6 +343,7 @@ impl Master {
                 term.unread.push_back((now + UNREAD, task));
             }
             term.summary.touch();
+            // Who has more to do than before takes nothing that it did not take before.
             self.refresh();
         }
     }
@@ -342,11 +380,14 @@ impl Master {
         };
         let unused: u64 = roster.order.iter().take_while(free).map(unused).sum();
         let mut room = usize::try_from(unused).unwrap_or(usize::MAX);
-        let goes = |need: Need| {
+        let fits = |need: Need| {
             let labels = |other| self.fleet.get(other).map(|registration| &registration.labels);
-            let fits = |other| labels(other).is_some_and(|labels| self.needs.fits(need, labels));
+            let fits = |other| labels(other).is_some_and(|labels| self.table.needs.fits(need, labels));
             roster.order.iter().take_while(free).any(|(_, other)| fits(other))
         };
+        // Each need is asked for once, however many tasks have it.
+        let mut asked = BTreeMap::new();
+        let mut goes = |need: Need| *asked.entry(need).or_insert_with(|| fits(need));
         let mut surplus = Vec::new();
         for incarnation in &roster.overfull {
             let (Some(known), Some(load)) = (roster.known.get(incarnation), book.load(incarnation)) else {
@@ -364,7 +405,7 @@ impl Master {
             room -= room.min(may);
             for (task, held) in book.entries(incarnation).rev().take(may) {
                 let need = self.table.pending(task).map(|pending| pending.need);
-                if !held.recalled && !held.is_revoked() && !held.is_ghost() && need.is_some_and(goes) {
+                if !held.recalled && !held.is_revoked() && !held.is_ghost() && need.is_some_and(&mut goes) {
                     surplus.push(task.clone());
                 }
             }

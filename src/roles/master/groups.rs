@@ -280,7 +280,7 @@ impl Master {
     }
 
     fn on_inquest_reply(&mut self, purpose: Purpose, result: &CallResult, out: &mut Out) {
-        let Some(Term { groups, .. }) = &mut self.term else { return };
+        let Some(Term { groups, burials, .. }) = &mut self.term else { return };
         let (Purpose::List { by, .. } | Purpose::Read { by, .. } | Purpose::Fence { by, .. }) = &purpose
         else {
             return;
@@ -322,6 +322,7 @@ impl Master {
             inquest.open = inquest.open.saturating_sub(1);
         }
         groups.pump(out);
+        burials.wake(&by);
     }
 
     /// These tasks of a living worker are over, and take up no slots from now on. Whether they are gone is told by their

@@ -122,6 +122,9 @@ impl Master {
             }
             self.settle(&task, now, out);
         }
+        while let Some(task) = self.table.take_numberable() {
+            self.tasks.read_again(task.as_str(), out);
+        }
         self.ask_for_time(ensemble_ms, now);
         self.delete_empty_jobs(now, out);
         self.look_for_orphans(now);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use super::burial::Burial;
+use super::burial::Burials;
 use super::closed::is_held_back;
 use super::copies::Copybook;
 use super::dispatch::Roster;
@@ -75,7 +75,7 @@ pub struct Term {
     pub(super) janitor: Janitor,
     pub(super) roster: Roster,
     pub(super) groups: Groups,
-    pub(super) burials: BTreeMap<Incarnation, Burial>,
+    pub(super) burials: Burials,
     /// Tasks of pages that are gone while their workers live.
     pub(super) held_back: BTreeMap<Incarnation, BTreeSet<TaskId>>,
     /// Empty assignments of incarnations that are not registered, since when they are known.
@@ -116,7 +116,7 @@ impl Term {
             janitor: Janitor::new(layout),
             roster: Roster::default(),
             groups: Groups::new(layout),
-            burials: BTreeMap::new(),
+            burials: Burials::default(),
             held_back: BTreeMap::new(),
             newborn: BTreeMap::new(),
             died: BTreeSet::new(),
@@ -140,7 +140,7 @@ impl Term {
 
     /// Whether what the incarnation had is being moved on.
     pub fn is_burying(&self, incarnation: &Incarnation) -> bool {
-        self.burials.contains_key(incarnation)
+        self.burials.contains(incarnation)
     }
 
     /// Whether a znode was made in this term, so that nobody else ever gave it out.
@@ -186,6 +186,8 @@ impl Master {
         }
         self.term = leading.map(|epoch| Term::new(&self.params.layout, epoch));
         self.tasks.hurry(self.term.is_some(), out);
+        // What nobody could take in the last term, somebody may in this one.
+        self.queue.unblock(|_| true);
         if self.term.is_none() {
             // The queue left out what was assigned; a standby's holds all.
             let tasks: Vec<_> = self.table.ids().cloned().collect();
@@ -270,6 +272,7 @@ impl Master {
         for step in steps {
             let Some(term) = &mut self.term else { return };
             term.summary.touch();
+            step.incarnation().into_iter().for_each(|incarnation| term.burials.wake(incarnation));
             match step {
                 Step::Ready => {
                     term.stage = Stage::Checking;
@@ -367,6 +370,7 @@ impl Master {
 
     pub(super) fn on_tasks_complete(&mut self, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
+        term.burials.unpark(None);
         term.gone.clear();
         let pages = term.book.incarnations();
         let held: Vec<_> =
@@ -376,7 +380,6 @@ impl Master {
         }
     }
 
-    /// A page was read or written.
     fn on_page(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
         if self.fleet.lives(incarnation) {
             self.on_registration(incarnation, now, out);
@@ -396,7 +399,7 @@ impl Master {
 
     pub(super) fn on_registration(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
-        if term.burials.contains_key(incarnation) {
+        if term.burials.contains(incarnation) {
             return;
         }
         term.newborn.remove(incarnation);
@@ -442,9 +445,7 @@ impl Master {
         {
             term.groups.spare(by);
         }
-        for burial in term.burials.values_mut() {
-            burial.on_edited(task, edit, &edited);
-        }
+        term.burials.on_edited(task, edit, &edited);
         // The mirror will read it too, but later: until then the task would be given out as it was before. But if
         // the mirror has seen it go, this answer is the older news, and nobody would ever correct it.
         if let Edited::Written { data, stat } = &edited
@@ -485,7 +486,7 @@ impl Master {
         match (phase, holder) {
             // What is on a dead incarnation's page is up to its burial.
             (_, Some((incarnation, _)))
-                if !self.fleet.lives(&incarnation) || term.burials.contains_key(&incarnation) => {}
+                if !self.fleet.lives(&incarnation) || term.burials.contains(&incarnation) => {}
             // It may be one that is yet to be read. (What this leader gave out it knew, so that is gone.)
             (None, Some((_, held)))
                 if held.inherited && !self.tasks.is_complete() && !term.gone.contains(task) => {}

@@ -127,6 +127,10 @@ pub struct Table {
     pub orphanable: BTreeMap<TaskId, Box<str>>,
     /// Workers that could not start a pending task, of those few where there are any.
     avoid: BTreeMap<TaskId, Vec<Incarnation>>,
+    /// The sets of labels that tasks without an outcome require.
+    pub needs: Needs,
+    /// Tasks that wait until one set less is required.
+    unnumbered: BTreeSet<TaskId>,
     counts: Counts,
     /// The newest transaction that was seen.
     latest_zxid: i64,
@@ -214,7 +218,7 @@ impl Table {
     }
 
     /// Takes in a task that was made just now in such a directory; false if it has to be read all the same.
-    pub fn believe(&mut self, task: &TaskId, needs: &mut Needs) -> bool {
+    pub fn believe(&mut self, task: &TaskId) -> bool {
         if self.tasks.contains_key(task) || task.as_str().len() > MAX_TASK_ID_BYTES {
             return false;
         }
@@ -223,7 +227,7 @@ impl Table {
         else {
             return false;
         };
-        let Some(need) = needs.number(options.require.as_ref(), false, options.attempts() == 1) else {
+        let Some(need) = self.needs.number(options.require.as_ref(), false, options.attempts() == 1) else {
             return false;
         };
         let phase = Phase::Pending(Pending {
@@ -261,8 +265,8 @@ impl Table {
         self.waiting.remove(name);
     }
 
-    /// Takes in a task. `None` for `needs` would be a task with more label sets than can be told apart.
-    pub fn see(&mut self, task: &TaskId, data: &[u8], stat: &Stat, needs: &mut Needs) -> Update {
+    /// Takes in a task.
+    pub fn see(&mut self, task: &TaskId, data: &[u8], stat: &Stat) -> Update {
         if self.tasks.get(task).is_some_and(|known| known.mzxid >= stat.mzxid) {
             return Update::Stale;
         }
@@ -280,7 +284,7 @@ impl Table {
                     let (attempt, ran_ms) = (outcome.attempt, outcome.ran_ms());
                     Phase::Ended { state: outcome.state, attempt, by: outcome.worker, ran_ms }
                 }
-                None => match self.pending_of(task, &read, stat, needs) {
+                None => match self.pending_of(task, &read, stat) {
                     Some(Some(pending)) => {
                         if !read.avoid.is_empty() {
                             self.avoid.insert(task.clone(), std::mem::take(&mut read.avoid));
@@ -289,7 +293,7 @@ impl Table {
                     }
                     Some(None) => {
                         trouble =
-                            Some(Malformed("too many different sets of required labels are in use".into()));
+                            Some(Malformed("too many different sets of required labels are in use; it waits until one is not".into()));
                         Phase::Aside
                     }
                     None => {
@@ -306,7 +310,11 @@ impl Table {
         self.latest_zxid = self.latest_zxid.max(stat.mzxid);
         let (czxid, mzxid, mtime_ms, version) = (stat.czxid, stat.mzxid, stat.mtime_ms, stat.version);
         let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let waits = matches!((&phase, &trouble), (Phase::Aside, Some(_)));
         self.put(task, Known { czxid, mzxid, mtime_ms, version, bytes, phase });
+        if waits {
+            self.unnumbered.insert(task.clone());
+        }
         match trouble.filter(|_| self.report(task.as_str())) {
             Some(malformed) => Update::Malformed(malformed),
             None => Update::Changed,
@@ -314,18 +322,12 @@ impl Table {
     }
 
     /// `None` if the directory is not known yet; `Some(None)` if there are too many sets of labels.
-    fn pending_of(
-        &self,
-        id: &TaskId,
-        task: &Task,
-        stat: &Stat,
-        needs: &mut Needs,
-    ) -> Option<Option<Pending>> {
+    fn pending_of(&mut self, id: &TaskId, task: &Task, stat: &Stat) -> Option<Option<Pending>> {
         let none = Options::default();
         let job = if is_shared(id.dir()) { &none } else { self.options(id.dir())? };
         let options = task.options.or(job);
         let last = task.charged.saturating_add(1) >= options.attempts();
-        let Some(need) = needs.number(options.require.as_ref(), task.charged > 0, last) else {
+        let Some(need) = self.needs.number(options.require.as_ref(), task.charged > 0, last) else {
             return Some(None);
         };
         let expires_ms = options.expire_ms.map_or(0, |ms| stat.ctime_ms.saturating_add_unsigned(ms));
@@ -392,7 +394,21 @@ impl Table {
         Some(dir.tasks)
     }
 
+    /// Some tasks that waited for a set of labels less, if there is room now: they are to be read again.
+    pub fn take_numberable(&mut self) -> Option<TaskId> {
+        let task = self.needs.has_room().then(|| self.unnumbered.pop_first()).flatten()?;
+        if let Some(known) = self.tasks.get_mut(&task) {
+            // So that the read is news.
+            known.mzxid -= 1;
+        }
+        Some(task)
+    }
+
     fn put(&mut self, task: &TaskId, known: Known) {
+        // Before the last look is forgotten, which may hold the same.
+        if let Phase::Pending(pending) = &known.phase {
+            self.needs.hold(pending.need);
+        }
         if let Some(old) = self.tasks.remove(task) {
             self.unindex(task, &old);
         } else {
@@ -429,11 +445,14 @@ impl Table {
                 self.delayed.remove(&(pending.not_before_ms, task.clone()));
                 self.cancelling.remove(task);
                 self.orphanable.remove(task);
+                self.needs.release(pending.need);
             }
             Phase::Ended { .. } => {
                 self.ended.remove(&(known.mtime_ms, task.clone()));
             }
-            Phase::Malformed | Phase::Aside => {}
+            Phase::Malformed | Phase::Aside => {
+                self.unnumbered.remove(task);
+            }
         }
         *counter(&mut self.counts, &known.phase) -= 1;
         self.bytes -= u64::from(known.bytes);
@@ -455,6 +474,7 @@ fn counter<'a>(counts: &'a mut Counts, phase: &Phase) -> &'a mut u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipes::queue::MAX_LABEL_SETS;
 
     fn stat(mzxid: i64) -> Stat {
         Stat { czxid: 1, mzxid, mtime_ms: mzxid * 10, ..Stat::default() }
@@ -462,19 +482,16 @@ mod tests {
 
     #[test]
     fn the_newest_look_wins_whatever_the_order() {
-        let (mut table, mut needs) = (Table::default(), Needs::default());
+        let mut table = Table::default();
         let task = TaskId::new("j", "t");
         let now = Instant::default();
-        assert_eq!(table.see(&task, br#"{"command":"x"}"#, &stat(5), &mut needs), Update::DirUnknown);
+        assert_eq!(table.see(&task, br#"{"command":"x"}"#, &stat(5)), Update::DirUnknown);
         assert_eq!(table.see_dir("j", b"", &stat(1), now), (vec![task.clone()], None));
-        assert_eq!(
-            table.see(&task, br#"{"command":"x","attempt":2}"#, &stat(7), &mut needs),
-            Update::Changed
-        );
-        assert_eq!(table.see(&task, br#"{"command":"x"}"#, &stat(5), &mut needs), Update::Stale);
+        assert_eq!(table.see(&task, br#"{"command":"x","attempt":2}"#, &stat(7)), Update::Changed);
+        assert_eq!(table.see(&task, br#"{"command":"x"}"#, &stat(5)), Update::Stale);
         assert_eq!(table.pending(&task).map(|p| p.attempt), Some(2));
         let ended = br#"{"command":"x","outcome":{"state":"done","attempt":2}}"#;
-        assert_eq!(table.see(&task, ended, &stat(8), &mut needs), Update::Changed);
+        assert_eq!(table.see(&task, ended, &stat(8)), Update::Changed);
         assert_eq!((table.counts().pending, table.counts().done, table.ended.len()), (0, 1, 1));
         assert!(table.remove(&task, now) && !table.remove(&task, now));
         assert_eq!((table.counts(), table.ended.len(), table.len()), (Counts::default(), 0, 0));
@@ -482,24 +499,24 @@ mod tests {
 
     #[test]
     fn garbage_is_counted_and_told_once() {
-        let (mut table, mut needs) = (Table::default(), Needs::default());
+        let mut table = Table::default();
         let task = TaskId::new("_00", "t");
-        assert!(matches!(table.see(&task, b"garbage", &stat(1), &mut needs), Update::Malformed(_)));
-        assert_eq!(table.see(&task, b"garbage2", &stat(2), &mut needs), Update::Changed);
+        assert!(matches!(table.see(&task, b"garbage", &stat(1)), Update::Malformed(_)));
+        assert_eq!(table.see(&task, b"garbage2", &stat(2)), Update::Changed);
         assert_eq!(table.counts().malformed, 1);
     }
 
     #[test]
     fn the_bytes_are_those_that_stand_after_every_change() {
-        let (mut table, mut needs) = (Table::default(), Needs::default());
+        let mut table = Table::default();
         let (a, b) = (TaskId::new("_00", "a"), TaskId::new("_00", "b"));
         let (short, long) =
             (br#"{"command":"x"}"#, br#"{"command":"x","outcome":{"state":"done","attempt":1}}"#);
-        table.see(&a, short, &stat(1), &mut needs);
-        table.see(&b, b"garbage", &stat(2), &mut needs);
+        table.see(&a, short, &stat(1));
+        table.see(&b, b"garbage", &stat(2));
         assert_eq!(table.bytes(), short.len() as u64 + 7);
-        table.see(&a, long, &stat(3), &mut needs);
-        table.see(&a, short, &stat(1), &mut needs);
+        table.see(&a, long, &stat(3));
+        table.see(&a, short, &stat(1));
         assert_eq!(table.bytes(), long.len() as u64 + 7, "an old look changes nothing");
         table.set_aside(&a);
         table.remove(&b, Instant::default());
@@ -511,13 +528,33 @@ mod tests {
 
     #[test]
     fn a_jobs_defaults_count_where_the_task_says_nothing() {
-        let (mut table, mut needs) = (Table::default(), Needs::default());
+        let mut table = Table::default();
         table.see_dir("j", br#"{"v":1,"priority":7,"expire_ms":5}"#, &stat(1), Instant::default());
         let task = TaskId::new("j", "t");
-        table.see(&task, br#"{"command":"x","priority":-2}"#, &Stat { ctime_ms: 100, ..stat(2) }, &mut needs);
+        table.see(&task, br#"{"command":"x","priority":-2}"#, &Stat { ctime_ms: 100, ..stat(2) });
         let pending = table.pending(&task).map(|p| (p.priority, p.expires_ms));
         assert_eq!(pending, Some((-2, 105)));
         assert_eq!((table.attempts_in("j", false), table.attempts_in("k", false)), (Some(3), None));
         assert_eq!(table.expiring.first(), Some(&(105, task)));
+    }
+
+    #[test]
+    fn a_task_whose_labels_are_one_set_too_many_waits_until_one_is_required_no_more() {
+        let mut table = Table::default();
+        let task = |n: usize| TaskId::new("_00", &format!("t{n}"));
+        let data = |n: usize| format!(r#"{{"command":"x","require":{{"k":"{n}"}}}}"#).into_bytes();
+        for n in 0..=MAX_LABEL_SETS {
+            table.see(&task(n), &data(n), &stat(n as i64 + 1));
+        }
+        let last = task(MAX_LABEL_SETS);
+        assert!(table.pending(&last).is_none() && table.take_numberable().is_none());
+        table.see(&task(5), &data(6), &stat(20_000));
+        assert_eq!((table.take_numberable(), table.take_numberable()), (Some(last.clone()), None));
+        let read = table.see(&last, &data(MAX_LABEL_SETS), &stat(MAX_LABEL_SETS as i64 + 1));
+        assert!(read == Update::Changed && table.pending(&last).is_some());
+        table.remove(&task(6), Instant::default());
+        assert!(!table.needs.has_room(), "another task requires the same");
+        table.remove(&task(5), Instant::default());
+        assert!(table.needs.has_room());
     }
 }
