@@ -84,7 +84,7 @@ pub fn threadless() {
     for handler in [false, true] {
         let request = handler.then(|| "{}".to_owned());
         let (kind, why) = rig.not_started(RunSpec { request, ..sh("exit 0") });
-        assert!(kind == NotStartedKind::Transient && why.contains("ulimit -u"), "{why}");
+        assert!(kind == NotStartedKind::Shortage && why.contains("ulimit -u"), "{why}");
     }
     setrlimit(Resource::Nproc, limit).unwrap();
     assert!(rig.executor.is_idle());
