@@ -13,13 +13,11 @@ use super::janitor::Janitor;
 use super::summary::{self, Summary};
 use super::table::Phase;
 use super::{Master, Out};
-use crate::contract::status::{Admission, Leader, Status, WorkerRow};
-use crate::contract::worker::MAX_UNHEALTHY_BYTES;
-use crate::contract::{Incarnation, Layout, TaskId, parse_registration, shortened};
+use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
 use crate::machine::{
     Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, Stat, earlier,
 };
-use crate::recipes::assignment::{Book, Haste, Held, Step};
+use crate::recipes::assignment::{Book, Haste, Step};
 
 /// An assignment without entries whose worker is not registered is taken for one that is about to register, for
 /// so long.
@@ -78,6 +76,8 @@ pub struct Term {
     pub(super) burials: Burials,
     /// Tasks of pages that are gone while their workers live.
     pub(super) held_back: BTreeMap<Incarnation, BTreeSet<TaskId>>,
+    /// Tasks that are cancelled or have expired, and may run by an assignment that was never read.
+    pub(super) undecided: BTreeSet<TaskId>,
     /// Empty assignments of incarnations that are not registered, since when they are known.
     newborn: BTreeMap<Incarnation, Instant>,
     /// Those that died before the list of workers came; it may be older than their deaths.
@@ -118,6 +118,7 @@ impl Term {
             groups: Groups::new(layout),
             burials: Burials::default(),
             held_back: BTreeMap::new(),
+            undecided: BTreeSet::new(),
             newborn: BTreeMap::new(),
             died: BTreeSet::new(),
             unread: VecDeque::new(),
@@ -208,6 +209,7 @@ impl Master {
     pub(super) fn act(&mut self, now: Instant, out: &mut Out) {
         self.housekeep(now, out);
         self.tidy_groups(out);
+        self.decide(now, out);
         self.dispatch(now, out);
         self.balance(now);
         let Some(mut term) = self.term.take() else { return };
@@ -547,54 +549,14 @@ impl Master {
                 let expired =
                     pending.expires_ms != 0 && ensemble_ms.is_some_and(|now| now >= pending.expires_ms);
                 if pending.cancel {
-                    term.editor.begin(task, Edit::Cancel, out);
+                    self.end_unstarted(task, Edit::Cancel, now, out);
                 } else if expired {
-                    term.editor.begin(task, Edit::Expire, out);
+                    self.end_unstarted(task, Edit::Expire, now, out);
                 } else {
                     self.enqueue(task, ensemble_ms);
                 }
             }
             (None | Some(Phase::Ended { .. } | Phase::Malformed | Phase::Aside), None) => {}
         }
-    }
-
-    fn summarize(&self, term: &Term) -> Status {
-        let leader = Leader {
-            id: self.params.id.clone(),
-            host: self.params.host.clone(),
-            pid: self.params.pid,
-            epoch: term.epoch,
-        };
-        let pending = |(task, _): &(&TaskId, &Held)| self.table.pending(task).is_some();
-        let assigned = |incarnation| term.book.entries(incarnation).filter(pending).count();
-        let rows = self.fleet.iter().map(|(incarnation, registration)| WorkerRow {
-            id: incarnation.worker().to_string(),
-            host: registration.host.clone(),
-            pid: registration.pid,
-            slots: registration.slots,
-            assigned: u32::try_from(assigned(incarnation)).unwrap_or(u32::MAX),
-            draining: registration.draining,
-            usable: registration.usable,
-            unhealthy: registration.unhealthy.as_ref().map(|why| shortened(why, MAX_UNHEALTHY_BYTES)),
-            labels: registration.labels.clone(),
-        });
-        let mut counts = self.table.counts();
-        for incarnation in term.book.incarnations() {
-            let aside = self.fleet.get(incarnation).map_or(&[][..], |registration| &registration.aside);
-            for (task, _) in term.book.entries(incarnation) {
-                if self.table.pending(task).is_some() {
-                    counts.pending = counts.pending.saturating_sub(1);
-                    *(if aside.contains(task) { &mut counts.aside } else { &mut counts.assigned }) += 1;
-                }
-            }
-        }
-        let loading = !self.tasks.is_complete() || term.stage != Stage::Leading;
-        let mut status = Status::new(leader, rows.collect(), counts, loading);
-        status.admission = Some(Admission {
-            bytes: self.table.bytes(),
-            max_pending: self.params.max_pending,
-            max_pending_bytes: self.params.max_pending_bytes,
-        });
-        status
     }
 }

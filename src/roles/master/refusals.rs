@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use super::editor::Edit;
 use super::{Master, Out};
-use crate::contract::Incarnation;
+use crate::contract::{Incarnation, TaskId};
 use crate::machine::{Instant, Level, Refusal};
 use crate::recipes::assignment::{Deed, Doubt};
 
@@ -50,6 +51,29 @@ impl Master {
     pub(super) fn on_page_accepted(&mut self, incarnation: &Incarnation, out: &mut Out) {
         let path = self.params.layout.assignment(incarnation);
         out.log(Level::Info, format!("{path} can be written again: its worker gets tasks again"));
+    }
+
+    /// Ends a task that is on no assignment, unless it may be on one that this leader has not read: then it may run.
+    pub(super) fn end_unstarted(&mut self, task: &TaskId, edit: Edit, now: Instant, out: &mut Out) {
+        let is_blind = self.is_blind(now, out);
+        let Some(term) = &mut self.term else { return };
+        if is_blind {
+            term.undecided.insert(task.clone());
+        } else {
+            term.editor.begin(task, edit, out);
+        }
+    }
+
+    /// Takes up again what had to wait until every assignment is known. Each of those that are refused is tried again
+    /// after a pause, and each answer leads here.
+    pub(super) fn decide(&mut self, now: Instant, out: &mut Out) {
+        if self.term.as_ref().is_none_or(|term| term.undecided.is_empty()) || self.is_blind(now, out) {
+            return;
+        }
+        let undecided = self.term.as_mut().map(|term| std::mem::take(&mut term.undecided));
+        for task in undecided.unwrap_or_default() {
+            self.settle(&task, now, out);
+        }
     }
 
     /// Whether nobody may get a task, for some earlier leader may have given it out: on an assignment that was never

@@ -5,10 +5,16 @@
 
 use std::time::Duration;
 
+use super::Master;
+use super::leading::Term;
+use crate::contract::status::{Admission, Leader, Status, WorkerRow};
+use crate::contract::worker::MAX_UNHEALTHY_BYTES;
+use crate::contract::{TaskId, shortened};
 use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Refusal, Reply,
     WatchMode,
 };
+use crate::recipes::assignment::Held;
 use crate::recipes::retry::Retry;
 
 /// The least time between two writes that nothing but the summary's content asks for.
@@ -188,5 +194,48 @@ impl Summary {
             }
             (Purpose::Look | Purpose::Watch, Ok(_)) => Step::Pending,
         })
+    }
+}
+
+impl Master {
+    /// What the leader knows, in short.
+    pub(super) fn summarize(&self, term: &Term) -> Status {
+        let leader = Leader {
+            id: self.params.id.clone(),
+            host: self.params.host.clone(),
+            pid: self.params.pid,
+            epoch: term.epoch(),
+        };
+        let pending = |(task, _): &(&TaskId, &Held)| self.table.pending(task).is_some();
+        let assigned = |incarnation| term.book.entries(incarnation).filter(pending).count();
+        let rows = self.fleet.iter().map(|(incarnation, registration)| WorkerRow {
+            id: incarnation.worker().to_string(),
+            host: registration.host.clone(),
+            pid: registration.pid,
+            slots: registration.slots,
+            assigned: u32::try_from(assigned(incarnation)).unwrap_or(u32::MAX),
+            draining: registration.draining,
+            usable: registration.usable,
+            unhealthy: registration.unhealthy.as_ref().map(|why| shortened(why, MAX_UNHEALTHY_BYTES)),
+            labels: registration.labels.clone(),
+        });
+        let mut counts = self.table.counts();
+        for incarnation in term.book.incarnations() {
+            let aside = self.fleet.get(incarnation).map_or(&[][..], |registration| &registration.aside);
+            for (task, _) in term.book.entries(incarnation) {
+                if self.table.pending(task).is_some() {
+                    counts.pending = counts.pending.saturating_sub(1);
+                    *(if aside.contains(task) { &mut counts.aside } else { &mut counts.assigned }) += 1;
+                }
+            }
+        }
+        let loading = !self.tasks.is_complete() || !term.is_leading();
+        let mut status = Status::new(leader, rows.collect(), counts, loading);
+        status.admission = Some(Admission {
+            bytes: self.table.bytes(),
+            max_pending: self.params.max_pending,
+            max_pending_bytes: self.params.max_pending_bytes,
+        });
+        status
     }
 }
