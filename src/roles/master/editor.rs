@@ -2,17 +2,30 @@
 //!
 //! Each is correct whoever makes it: what is decided is decided on the very version that is replaced.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use crate::contract::task::{Outcome, Reason, State, Task};
 use crate::contract::{Incarnation, Layout, TaskId};
-use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Refusal, Reply, Stat};
+use crate::machine::{
+    Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Stat,
+};
 
 /// Edits under way at once; further ones wait.
 const WINDOW: usize = 128;
 
 /// How often an edit is begun anew because the task changed in between.
 const MAX_TRIES: u32 = 20;
+
+/// The pause before an edit that was refused is tried again. It doubles with each refusal, up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+
+/// The longest pause: short for a person who has just mended the cause, and one call each is no load.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// A task that may not be changed by its ACL is set aside after so many refusals, in about a minute: its owner made it
+/// so. Quotas and throttling are the service's, and are waited for.
+const MAX_FORBIDDEN: u32 = 8;
 
 /// What is to become of a task.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,6 +78,7 @@ pub enum Edited {
 struct Work {
     edit: Edit,
     tries: u32,
+    refusals: u32,
 }
 
 /// The edits of one leader.
@@ -73,6 +87,10 @@ pub struct Editor {
     layout: Layout,
     works: BTreeMap<TaskId, Work>,
     queue: VecDeque<TaskId>,
+    /// Edits that were refused, and when they are tried again.
+    paused: BTreeSet<(Instant, TaskId)>,
+    /// A refusal was logged, and no edit has passed since.
+    told: bool,
     calls: Calls<Purpose>,
 }
 
@@ -89,6 +107,8 @@ impl Editor {
             layout: layout.clone(),
             works: BTreeMap::new(),
             queue: VecDeque::new(),
+            paused: BTreeSet::new(),
+            told: false,
             calls: Calls::default(),
         }
     }
@@ -103,10 +123,23 @@ impl Editor {
         if self.works.contains_key(task) {
             return false;
         }
-        self.works.insert(task.clone(), Work { edit, tries: 0 });
+        self.works.insert(task.clone(), Work { edit, tries: 0, refusals: 0 });
         self.queue.push_back(task.clone());
         self.pump(out);
         true
+    }
+
+    /// When [`Editor::resume`] has something to do.
+    pub fn next_wake(&self) -> Option<Instant> {
+        self.paused.first().map(|(at, _)| *at)
+    }
+
+    /// Tries again what was refused, and whose pause is over.
+    pub fn resume<R>(&mut self, now: Instant, out: &mut Actions<R>) {
+        while self.paused.first().is_some_and(|(at, _)| *at <= now) {
+            self.queue.extend(self.paused.pop_first().map(|(_, task)| task));
+        }
+        self.pump(out);
     }
 
     /// Takes in a reply; `None` if it is somebody else's, `Some(None)` if the edit goes on.
@@ -115,6 +148,7 @@ impl Editor {
         &mut self,
         id: CallId,
         result: &CallResult,
+        now: Instant,
         out: &mut Actions<R>,
     ) -> Option<Option<(TaskId, Edit, Edited)>> {
         let purpose = self.calls.take(id)?;
@@ -125,6 +159,7 @@ impl Editor {
                 (task, edited)
             }
             (Purpose::Write(task, data), Ok(Reply::Stat(stat))) => {
+                self.told = false;
                 (task, Some(Edited::Written { data, stat: *stat }))
             }
             (Purpose::Read(task) | Purpose::Write(task, _), Err(CallError::Refused(Refusal::NoNode))) => {
@@ -135,7 +170,8 @@ impl Editor {
                 (task, edited)
             }
             (Purpose::Read(task) | Purpose::Write(task, _), Err(CallError::Refused(refusal))) => {
-                (task, Some(Edited::Refused(*refusal)))
+                let edited = self.refused(&task, *refusal, now, out);
+                (task, edited)
             }
             (Purpose::Read(task) | Purpose::Write(task, _), Ok(_)) => {
                 (task, Some(Edited::Refused(Refusal::Other(0))))
@@ -156,6 +192,32 @@ impl Editor {
             return Some(Edited::Refused(Refusal::BadVersion));
         }
         self.queue.push_back(task.clone());
+        None
+    }
+
+    /// Tries again after a pause, unless the refusal is for good.
+    fn refused<R>(
+        &mut self,
+        task: &TaskId,
+        refusal: Refusal,
+        now: Instant,
+        out: &mut Actions<R>,
+    ) -> Option<Edited> {
+        let work = self.works.get_mut(task)?;
+        work.refusals = work.refusals.saturating_add(1);
+        if !passes(refusal, work.refusals) {
+            return Some(Edited::Refused(refusal));
+        }
+        if !std::mem::replace(&mut self.told, true) {
+            let path = self.layout.task(task);
+            let text = format!(
+                "{path} cannot be changed ({refusal}): it is tried again; look at its ACL and at quotas"
+            );
+            out.log(Level::Warn, text);
+        }
+        let factor = 1_u32.checked_shl(work.refusals - 1).unwrap_or(u32::MAX);
+        let pause = RETRY_FIRST.saturating_mul(factor).min(RETRY_MAX);
+        self.paused.insert((now + pause, task.clone()));
         None
     }
 
@@ -183,6 +245,23 @@ impl Editor {
         let call = Call::Set { path: self.layout.task(id), data: data.clone(), version };
         self.calls.issue(out, call, Purpose::Write(id.clone(), data));
         None
+    }
+}
+
+/// Whether the same may not be refused later, after so many refusals.
+fn passes(refusal: Refusal, refusals: u32) -> bool {
+    match refusal {
+        // Quotas, throttling, and whatever the client crate has no name for.
+        Refusal::Other(_) => true,
+        Refusal::NoAuth => refusals < MAX_FORBIDDEN,
+        Refusal::NoNode
+        | Refusal::NodeExists
+        | Refusal::BadVersion
+        | Refusal::NotEmpty
+        | Refusal::NoChildrenForEphemerals
+        | Refusal::TooLarge
+        | Refusal::BadArguments
+        | Refusal::Unimplemented => false,
     }
 }
 

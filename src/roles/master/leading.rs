@@ -173,7 +173,8 @@ impl Term {
     pub fn next_wake(&self) -> Option<Instant> {
         let newborn = self.newborn.values().min().map(|since| *since + NEWBORN_GRACE);
         let unread = self.unread.front().map(|(at, _)| *at);
-        let own = earlier(earlier(self.roster.balance_at, unread), self.book.next_wake());
+        let retry = earlier(self.book.next_wake(), self.editor.next_wake());
+        let own = earlier(earlier(self.roster.balance_at, unread), retry);
         earlier(earlier(self.summary.next_wake(), newborn), own)
     }
 }
@@ -210,6 +211,9 @@ impl Master {
         self.housekeep(now, out);
         self.tidy_groups(out);
         self.decide(now, out);
+        if let Some(term) = &mut self.term {
+            term.editor.resume(now, out);
+        }
         self.dispatch(now, out);
         self.balance(now);
         let Some(mut term) = self.term.take() else { return };
@@ -243,7 +247,7 @@ impl Master {
         let mut steps = Vec::new();
         if term.book.on_reply(id, result, &mut steps, out) {
             self.on_book(steps, now, out);
-        } else if let Some(finished) = term.editor.on_reply(id, result, out) {
+        } else if let Some(finished) = term.editor.on_reply(id, result, now, out) {
             if let Some((task, edit, edited)) = finished {
                 self.on_edited(&task, &edit, edited, now, out);
             }

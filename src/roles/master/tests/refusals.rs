@@ -54,3 +54,58 @@ fn a_page_that_cannot_be_claimed_at_the_takeover_holds_up_all_only_while_its_las
     master.go(&mut world);
     assert_eq!(world.page("/z/assign/w~2"), [entry("_00/a", 1, false)]);
 }
+
+/// It ran there, and its outcome would have been written while it did.
+#[test]
+fn what_may_run_where_nobody_can_read_is_not_cancelled_before_that_is_known() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 1);
+    task(&mut world, "_00/a", |task| task.cancel = true);
+    page(&mut world, "w~1", &[("_00/a", 1, false)]);
+    world.refused.insert("/z/assign/w~1".into(), Refusal::NoAuth);
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert!(world.task("/z/tasks/_00/a").outcome.is_none(), "it may run");
+    world.refused.clear();
+    world.pass(Duration::from_secs(31));
+    master.go(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, true)], "its worker kills it");
+    assert!(world.task("/z/tasks/_00/a").outcome.is_none());
+}
+
+/// It used to be set aside for the whole term, whatever it was.
+#[test]
+fn a_change_of_a_task_that_a_quota_refuses_is_made_when_it_is_raised() {
+    let mut world = World::new();
+    task(&mut world, "_00/a", |task| task.cancel = true);
+    world.writes_refused.insert("/z/tasks/_00/a".into(), Refusal::Other(-6));
+    let mut master = master("m");
+    master.connect(&mut world);
+    for _ in 0..20 {
+        world.pass(Duration::from_secs(31));
+        master.go(&mut world);
+    }
+    let said = master.logs.iter().filter(|line| line.contains("/z/tasks/_00/a cannot be changed")).count();
+    assert_eq!(said, 1, "{:?}", master.logs);
+    world.writes_refused.clear();
+    world.pass(Duration::from_secs(31));
+    master.go(&mut world);
+    assert!(world.task("/z/tasks/_00/a").outcome.is_some(), "{:?}", master.logs);
+}
+
+/// Its owner made it so, and the others of a dead worker wait for the end of this.
+#[test]
+fn a_task_that_may_never_be_changed_is_set_aside_after_some_tries() {
+    let mut world = World::new();
+    task(&mut world, "_00/a", |task| task.cancel = true);
+    world.writes_refused.insert("/z/tasks/_00/a".into(), Refusal::NoAuth);
+    let mut master = master("m");
+    master.connect(&mut world);
+    let aside = |master: &Desk<Master>| master.logs.iter().any(|line| line.contains("is set aside"));
+    assert!(!aside(&master), "{:?}", master.logs);
+    for _ in 0..8 {
+        world.pass(Duration::from_secs(31));
+        master.go(&mut world);
+    }
+    assert!(aside(&master), "{:?}", master.logs);
+}
