@@ -14,14 +14,17 @@ use std::time::Duration;
 pub use self::page::{Held, Load};
 use self::page::{Page, PageState};
 use self::schedule::Schedule;
-use crate::contract::worker::{MAX_ENTRIES, Seen};
-use crate::contract::{Incarnation, Layout, TaskId, name_of};
+use crate::contract::worker::{MAX_SEEN_IN_ALL, Seen};
+use crate::contract::{Incarnation, Layout, MAX_DATA_BYTES, TaskId, name_of};
 use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Refusal, Reply, WatchMode,
 };
 
 /// Calls of the book that may be in flight at once.
 const WINDOW: usize = 128;
+
+/// The most that the entries of a page may have. What is carried along beside them may double when it is encoded.
+const MAX_PAGE_BYTES: usize = MAX_DATA_BYTES - 4 * MAX_SEEN_IN_ALL;
 
 /// How soon a change of a page has to be written. Whatever is written takes all changes along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +137,8 @@ pub struct Book {
     /// Pages that may say what we do not know: they could not be read, or stood at the takeover and do not carry
     /// our epoch, so that a deposed leader might write to them.
     unclaimed: BTreeSet<Incarnation>,
+    /// The most that the entries of a page may have: less than [`MAX_PAGE_BYTES`] if the servers did not take a page.
+    max_bytes: usize,
     calls: Calls<Purpose>,
     state: State,
 }
@@ -156,6 +161,7 @@ impl Book {
             schedule: Schedule::default(),
             touched: BTreeSet::new(),
             unclaimed: BTreeSet::new(),
+            max_bytes: MAX_PAGE_BYTES,
             calls: Calls::default(),
             state: State::Shut,
         }
@@ -238,7 +244,8 @@ impl Book {
 
     /// How much is on a page that may be added to now, and has room.
     pub fn load(&self, incarnation: &Incarnation) -> Option<Load> {
-        let page = self.pages.get(incarnation).filter(|page| page.is_open() && page.len() < MAX_ENTRIES)?;
+        let page =
+            self.pages.get(incarnation).filter(|page| page.is_open() && page.has_room(self.max_bytes))?;
         Some(page.load())
     }
 
@@ -317,7 +324,10 @@ impl Book {
 
     /// What was just read of a task that was just given out goes along, so that its worker need not read it.
     pub fn carry(&mut self, task: &TaskId, seen: Seen) {
-        if let Some(page) = self.holders.get(task).and_then(|holder| self.pages.get_mut(holder)) {
+        // Servers that take only short pages get what has to be there, and no more.
+        if self.max_bytes == MAX_PAGE_BYTES
+            && let Some(page) = self.holders.get(task).and_then(|holder| self.pages.get_mut(holder))
+        {
             page.carry(task, seen);
         }
     }

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::contract::TaskId;
-use crate::contract::worker::{Assignment, Entry, MAX_SEEN_IN_ALL, Seen};
+use crate::contract::worker::{Assignment, Entry, MAX_ENTRIES, MAX_SEEN_IN_ALL, Seen};
+use crate::contract::{MAX_TASK_ID_BYTES, TaskId};
 
 /// The pause before a page that was refused is tried again: a server that throttles passes soon, an ACL or a quota
 /// when somebody has changed it. It doubles with each refusal, up to [`RETRY_MAX`].
@@ -13,6 +13,17 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 
 /// The longest pause: short for whoever has just mended the cause, and one call each is no load.
 const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// What an entry has besides its task's id: names of fields, two numbers, two words.
+const ENTRY_OVERHEAD: usize = 128;
+
+/// The most that an entry can have: the longest id, each byte of it escaped.
+const ENTRY_BYTES: usize = 2 * MAX_TASK_ID_BYTES + ENTRY_OVERHEAD;
+
+/// The most that an entry of this task can have when it is encoded.
+fn encoded_bytes(task: &TaskId) -> usize {
+    2 * task.as_str().len() + ENTRY_OVERHEAD
+}
 
 /// A task on a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +120,8 @@ pub(super) struct Page {
     seen: BTreeMap<TaskId, Seen>,
     /// How much that is, with what was taken off again.
     seen_bytes: usize,
+    /// The most that the entries can have when they are encoded, without what is carried along.
+    bytes: usize,
     last_place: u64,
     /// The last place in the version that stands, and in the one that is being written.
     written_place: u64,
@@ -139,6 +152,7 @@ impl Page {
             order: BTreeMap::new(),
             seen: BTreeMap::new(),
             seen_bytes: 0,
+            bytes: 0,
             last_place: 0,
             written_place: 0,
             sent_place: 0,
@@ -180,6 +194,16 @@ impl Page {
         self.entries.len()
     }
 
+    /// The most that it can have when it is encoded, without what is carried along.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether one more entry would leave it within this many bytes, or it is the only one.
+    pub fn has_room(&self, max_bytes: usize) -> bool {
+        self.is_empty() || (self.len() < MAX_ENTRIES && self.bytes + ENTRY_BYTES <= max_bytes)
+    }
+
     /// The entries in the order in which they are started.
     pub fn entries(&self) -> impl DoubleEndedIterator<Item = (&TaskId, &Held)> {
         self.order.values().filter_map(|task| self.entries.get_key_value(task))
@@ -193,6 +217,7 @@ impl Page {
         self.revoking |= held.is_revoked();
         self.order.insert(held.place, task.clone());
         self.count(&held, true);
+        self.bytes += encoded_bytes(&task);
         self.entries.insert(task, held);
     }
 
@@ -215,6 +240,7 @@ impl Page {
         let held = self.entries.remove(task)?;
         self.order.remove(&held.place);
         self.seen.remove(task);
+        self.bytes -= encoded_bytes(task);
         self.count(&held, false);
         self.load.struck += u64::from(!held.ghost);
         Some(held)
@@ -226,6 +252,7 @@ impl Page {
         self.load = Load { struck, ..Load::default() };
         self.entries.clear();
         self.seen.clear();
+        self.bytes = 0;
         std::mem::take(&mut self.order).into_values().collect()
     }
 

@@ -5,7 +5,7 @@ use crate::contract::status::Status;
 use crate::roles::master::dispatch::SAMPLE_PACE;
 
 /// The worker's tasks so far end, after so long each.
-fn end_all(world: &mut World, incarnation: &str, ms: i64) {
+pub(super) fn end_all(world: &mut World, incarnation: &str, ms: i64) {
     for (task, attempt, _) in world.page(&format!("/z/assign/{incarnation}")) {
         world.change(&format!("/z/tasks/{task}"), |task| {
             let mut outcome = Outcome::unrun(State::Done, None, "", attempt);

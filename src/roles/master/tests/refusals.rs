@@ -1,5 +1,6 @@
 //! Assignments that the ensemble refuses: the other workers are served.
 
+use super::dispatch::end_all;
 use super::*;
 
 /// A quota, an ACL, or a server that throttles: whatever it is, it is one worker's.
@@ -108,4 +109,27 @@ fn a_task_that_may_never_be_changed_is_set_aside_after_some_tries() {
         master.go(&mut world);
     }
     assert!(aside(&master), "{:?}", master.logs);
+}
+
+/// A server hangs up on a longer request; what was on the page in memory only would go there again and again.
+#[test]
+fn a_page_that_the_servers_find_too_long_is_given_in_parts() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 64);
+    for n in 0..64 {
+        task(&mut world, &format!("_00/{n:0>100}"), |_| {});
+    }
+    world.limit = Some(3_000);
+    let mut master = master("m");
+    master.connect(&mut world);
+    let mut rounds = 0;
+    while (0..64).any(|n| world.task(&format!("/z/tasks/_00/{n:0>100}")).outcome.is_none()) {
+        rounds += 1;
+        assert!(rounds < 64, "{:?}", master.logs);
+        end_all(&mut world, "w~1", 1);
+        master.go(&mut world);
+        world.pass(Duration::from_secs(31));
+        master.go(&mut world);
+    }
+    assert!(rounds > 4, "the limit was not felt");
 }
