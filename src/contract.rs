@@ -51,8 +51,9 @@ pub const MAX_ID_BYTES: usize = 128;
 /// What stands before the sequence number in a contender's name, as in Curator's `LeaderLatch`.
 pub const LATCH: &str = "latch-";
 
-/// Most bytes that words have which zkmw writes into a task (why it failed, why an attempt was not the last), as encoded. They
-/// may quote anything, such as a program's name of 120 KiB. The names of the workers that had the last attempts are as long in all.
+/// Most bytes that words have which zkmw writes into a task (why it failed, why an attempt was not the last), as
+/// encoded. They may quote anything, such as a program's name of 120 KiB. The names of the workers that had the last
+/// attempts are as long in all.
 pub const MAX_WORDS_BYTES: usize = 1_024;
 
 /// Longest reason that is given for a refusal, in bytes. Reasons quote what was found, which may be anything.
@@ -288,8 +289,8 @@ pub fn parse_registration(name: &str) -> Option<(Incarnation, u64)> {
 }
 
 /// What decides the order of contenders (unless one [inherited](contender) a rank): the text after the last `latch-`,
-/// compared as text, as Curator's `StandardLockInternalsDriver.standardFixForSorting` does. A sequence number that overflowed is negative and
-/// so comes first, there as here. `None` is a contender of another library.
+/// compared as text, as Curator's `StandardLockInternalsDriver.standardFixForSorting` does. A sequence number that
+/// overflowed is negative and so comes first, there as here. `None` is a contender of another library.
 pub fn contender_rank(name: &str) -> Option<&str> {
     name.rfind(LATCH).map(|at| &name[at + LATCH.len()..])
 }

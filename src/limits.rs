@@ -1,7 +1,8 @@
 //! Whether the process may have the descriptors and threads that it needs: found out by having them for a moment.
 //!
-//! The limits come from many places (`ulimit`, control groups, the whole system), and only trying knows them all. The client
-//! library panics where it gets none, in threads that nobody hears of; so it is not called before there is enough.
+//! The limits come from many places (`ulimit`, control groups, the whole system), and only trying knows them all. The
+//! client library panics where it gets none, in threads that nobody hears of; so it is not called before there is
+//! enough.
 
 use std::fmt;
 use std::io;
@@ -58,7 +59,8 @@ impl What {
                 )
             }
             What::Threads => format!(
-                "raise the limit of threads (ulimit -u, LimitNPROC=; now {}; or TasksMax=, pids.max of the control group)",
+                "raise the limit of threads (ulimit -u, LimitNPROC=; now {}; or TasksMax=, pids.max of \
+                 the control group)",
                 now(Resource::Nproc)
             ),
             What::Memory => format!("give it more memory (ulimit -v now {}, MemoryMax=)", now(Resource::As)),

@@ -86,8 +86,8 @@ pub enum WatchMode {
 
 /// One request to the ensemble. Every write is create-only or checked against a version.
 ///
-/// Paths are absolute within the connect string's chroot. Of data `Debug` shows no more than its size: it may be large, and
-/// users have secrets in it.
+/// Paths are absolute within the connect string's chroot. Of data `Debug` shows no more than its size: it may be
+/// large, and users have secrets in it.
 #[derive(Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Call {
@@ -303,7 +303,8 @@ pub enum NotStartedKind {
     Permanent,
     /// Something that passes by itself: the program is being written, there was no guard for a moment.
     Transient,
-    /// This process, or its machine, is short of descriptors, processes or memory: whatever is started next may fail as well.
+    /// This process, or its machine, is short of descriptors, processes or memory: whatever is started next may fail
+    /// as well.
     Shortage,
 }
 

@@ -39,7 +39,8 @@ fn start(builder: thread::Builder, name: &str, body: impl FnOnce() + Send + 'sta
 pub fn or_end(title: &str, body: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(body)).is_err() {
         log::error!(
-            "thread {title} panicked, so the process ends: this is a bug in zkmw; please report it with what stands above"
+            "thread {title} panicked, so the process ends: this is a bug in zkmw; please report it with \
+             what stands above"
         );
         std::process::exit(exit::BUG);
     }

@@ -338,8 +338,8 @@ impl Task {
         self.encode_within(MAX_DATA_BYTES)
     }
 
-    /// Writes a task that is to have no more than so many bytes. What it has beside its payload is shortened until it has, or
-    /// until nothing is left that can go: first outputs, then words, then what became of earlier attempts.
+    /// Writes a task that is to have no more than so many bytes. What it has beside its payload is shortened until it
+    /// has, or until nothing is left that can go: first outputs, then words, then what became of earlier attempts.
     pub fn encode_within(&mut self, limit: usize) -> Vec<u8> {
         loop {
             let data = self.encode();

@@ -75,8 +75,8 @@ impl Cgroups {
         self.base.join(slot.to_string())
     }
 
-    /// Puts a process that has not run its program yet into a cgroup of the run's own. Where there can be none the run does
-    /// without; where it is for want of descriptors or memory, it could not be killed later either.
+    /// Puts a process that has not run its program yet into a cgroup of the run's own. Where there can be none the
+    /// run does without; where it is for want of descriptors or memory, it could not be killed later either.
     pub(super) fn enter(&self, run: RunId, pid: u32) -> Entered {
         let mut slots = self.lock();
         let used_before = slots.free.pop();

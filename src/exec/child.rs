@@ -1,8 +1,8 @@
 //! How a child is started: the command, what it does between fork and exec, and why a start failed.
 //!
-//! Between fork and exec the child dies with us (`PR_SET_PDEATHSIG`), leads a session of its own, writes its group id into the roll's pipe
-//! and waits at its gate until the roll is written and the guard is told, so no group ever runs that is not on
-//! record. What comes through the gate is the time by which it must begin.
+//! Between fork and exec the child dies with us (`PR_SET_PDEATHSIG`), leads a session of its own, writes its group id
+//! into the roll's pipe and waits at its gate until the roll is written and the guard is told, so no group ever runs
+//! that is not on record. What comes through the gate is the time by which it must begin.
 
 use std::ffi::CStr;
 use std::fs;
@@ -38,9 +38,9 @@ const FAILED_BEFORE_EXEC: Errno = Errno::CANCELED;
 /// What it reports if it came too late to begin; exec itself never does.
 const TOO_LATE: Errno = Errno::TIME;
 
-/// What a service manager tells a service of itself, its sockets, its run files and its credentials. None of it is for what
-/// the service starts: a task that speaks to the watchdog would speak for us. Folders that the unit gives to tasks
-/// (`STATE_DIRECTORY`, `CACHE_DIRECTORY`, `LOGS_DIRECTORY`, `CONFIGURATION_DIRECTORY`) are.
+/// What a service manager tells a service of itself, its sockets, its run files and its credentials. None of it is
+/// for what the service starts: a task that speaks to the watchdog would speak for us. Folders that the unit gives to
+/// tasks (`STATE_DIRECTORY`, `CACHE_DIRECTORY`, `LOGS_DIRECTORY`, `CONFIGURATION_DIRECTORY`) are.
 const SERVICE_VARS: [&str; 15] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",

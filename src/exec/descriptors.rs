@@ -1,7 +1,7 @@
 //! Descriptors: as many as we may have, and enough for a run before it starts.
 //!
-//! A run that was started with the last descriptor could not be watched, nor its strays be looked for, nor its control group
-//! be killed. So each has in reserve what it will need, and leaves some for everybody else.
+//! A run that was started with the last descriptor could not be watched, nor its strays be looked for, nor its
+//! control group be killed. So each has in reserve what it will need, and leaves some for everybody else.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,8 +13,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Most descriptors that we ask for. Far more than any worker needs, and few enough for whoever counts up to the limit.
 const MOST: u64 = 1 << 20;
-/// What a start takes at its worst: a gate, three pipes, the null device, the pipe through which `exec` fails, a pidfd, and
-/// what wakes a handler's thread.
+/// What a start takes at its worst: a gate, three pipes, the null device, the pipe through which `exec` fails, a
+/// pidfd, and what wakes a handler's thread.
 const FOR_START: usize = 12;
 /// What the end takes: a list of processes, and what is read of one of them, or a pidfd of it.
 const FOR_END: usize = 2;

@@ -82,7 +82,8 @@ impl Mark<'_> {
     }
 }
 
-/// Reads a file of `/proc` that holds an environment. A process may say of itself that its environment is all of its memory.
+/// Reads a file of `/proc` that holds an environment. A process may say of itself that its environment is all of its
+/// memory.
 fn read_environment(path: &Path) -> io::Result<Vec<u8>> {
     let mut environ = Vec::new();
     File::open(path)?.take(LONGEST_ENVIRONMENT_BYTES + 1).read_to_end(&mut environ)?;

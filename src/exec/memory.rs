@@ -1,7 +1,7 @@
 //! When memory runs out: tasks go before their worker, and an outcome says what is known of it.
 //!
-//! The kernel tells nobody whom it has killed. It counts how many, in the control group of the worker or, where that is not
-//! told, on the whole machine. So nothing is said for certain that is not.
+//! The kernel tells nobody whom it has killed. It counts how many, in the control group of the worker or, where that
+//! is not told, on the whole machine. So nothing is said for certain that is not.
 
 use std::ffi::CStr;
 use std::fs;

@@ -96,7 +96,8 @@ pub(super) struct Look {
     /// Every process that we may see. Another user's are not there where `/proc` is mounted so that one sees no more
     /// (`hidepid`, `ProtectProc`).
     pub(super) all: Vec<Stat>,
-    /// One that is there, and of which nothing could be learnt: as long as there is such a one, the look proves nothing.
+    /// One that is there, and of which nothing could be learnt: as long as there is such a one, the look proves
+    /// nothing.
     pub(super) unseen: Option<String>,
 }
 

@@ -1,7 +1,7 @@
 //! Whether something of a run is stopped (`SIGSTOP`, `SIGTSTP`, `SIGTTIN`), so that it may never end: it is logged.
 //!
-//! Nobody tells us: we look now and then, at the leader and at what it has started. It must not do anything about it, for a
-//! task may have stopped itself on purpose.
+//! Nobody tells us: we look now and then, at the leader and at what it has started. It must not do anything about it,
+//! for a task may have stopped itself on purpose.
 
 use std::fs;
 use std::time::Duration;

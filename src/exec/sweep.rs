@@ -124,8 +124,9 @@ pub(super) struct RunStrays<'a> {
 }
 
 impl RunStrays<'_> {
-    /// Kills what bears the mark, and what such processes have started, until nothing is found: for ever, if need be. What
-    /// cannot be looked at is waited for, unless it belongs to one of the groups that `others` tells: those of other runs.
+    /// Kills what bears the mark, and what such processes have started, until nothing is found: for ever, if need be.
+    /// What cannot be looked at is waited for, unless it belongs to one of the groups that `others` tells: those of
+    /// other runs.
     pub(super) fn end(&self, others: impl Fn() -> BTreeSet<u32>) {
         let begun = Instant::now();
         let (mut pause, mut warned, mut clean) = (FIRST_PAUSE, false, 0);

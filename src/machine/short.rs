@@ -1,5 +1,5 @@
-//! Calls and replies as `Debug` shows them: in a line, without their data. It may be large, and users have secrets in it; and
-//! what is shown when something is broken is read by more people than may read those.
+//! Calls and replies as `Debug` shows them: in a line, without their data. It may be large, and users have secrets in
+//! it; and what is shown when something is broken is read by more people than may read those.
 
 use std::fmt;
 

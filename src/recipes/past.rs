@@ -1,11 +1,11 @@
 //! Past: whether the ensemble's data went back, because an older copy of it was restored, or all of it was lost.
 //!
-//! Transactions have numbers that only grow. A write of one's own is later than all that one has seen before it was made,
-//! whatever server answered; a lagging one changes nothing about that. So if its number is smaller than one that was seen on an
-//! earlier connection, the ensemble has forgotten that one. This proves it, and may miss it: a restored ensemble of several
-//! servers begins a new epoch, whose numbers are larger. So no role relies on it. What a role remembers beyond a connection it
-//! compares with what it reads after a write of its own; this recipe warns of what cannot be seen there: fencing tokens are
-//! such numbers, and may be given out a second time.
+//! Transactions have numbers that only grow. A write of one's own is later than all that one has seen before it was
+//! made, whatever server answered; a lagging one changes nothing about that. So if its number is smaller than one
+//! that was seen on an earlier connection, the ensemble has forgotten that one. This proves it, and may miss it: a
+//! restored ensemble of several servers begins a new epoch, whose numbers are larger. So no role relies on it. What a
+//! role remembers beyond a connection it compares with what it reads after a write of its own; this recipe warns of
+//! what cannot be seen there: fencing tokens are such numbers, and may be given out a second time.
 
 use crate::machine::{Actions, Event, Level, Reply};
 
@@ -30,7 +30,8 @@ impl Past {
         }
     }
 
-    /// Takes the number of a write of one's own on the present connection. True if the ensemble went back; it is told once.
+    /// Takes the number of a write of one's own on the present connection. True if the ensemble went back; it is told
+    /// once.
     pub fn went_back<R>(&mut self, own: i64, out: &mut Actions<R>) -> bool {
         if own >= self.before {
             return false;
@@ -38,7 +39,8 @@ impl Past {
         out.log(
             Level::Warn,
             format!(
-                "the ensemble's data went back: transaction {} was seen, and now a write has number {own}. An older copy was \
+                "the ensemble's data went back: transaction {} was seen, and now a write has number \
+                 {own}. An older copy was \
                  restored, or data was lost. Tasks may run again, and fencing tokens (ZKMW_EPOCH) may repeat: see \
                  \"When the ensemble's data goes back\" in operations.md",
                 self.before

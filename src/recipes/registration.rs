@@ -292,8 +292,8 @@ impl Registrar {
         if self.retry.is_due(now) {
             match self.state {
                 State::Refused => {
-                    // Without a registration nobody knows the incarnation; its assignment may stand already, and none is
-                    // made twice.
+                    // Without a registration nobody knows the incarnation; its assignment may stand already, and none
+                    // is made twice.
                     if self.proven.is_none() {
                         self.renew_life();
                     }

@@ -1,9 +1,9 @@
 //! Retry: what a daemon cannot do without was refused. It goes on by itself when that passes.
 //!
-//! Almost every refusal passes: a quota is raised, an ACL repaired, a directory made again, a server less busy. So a daemon
-//! says once what is refused, tries again after a growing pause, and says when it is over. One refusal ends it: if it may not
-//! do at its start what it needs, its credentials are wrong, or the ensemble's ACLs. Its service manager tells that to a
-//! person, and starts it again.
+//! Almost every refusal passes: a quota is raised, an ACL repaired, a directory made again, a server less busy. So a
+//! daemon says once what is refused, tries again after a growing pause, and says when it is over. One refusal ends
+//! it: if it may not do at its start what it needs, its credentials are wrong, or the ensemble's ACLs. Its service
+//! manager tells that to a person, and starts it again.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use crate::machine::{Action, Actions, Instant, Level, Refusal};
 /// The pause after the first refusal: what was deleted by hand is gone as a whole by then, and service goes on soon.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
-/// The longest pause. It bounds how long a daemon idles after the cause has passed, and what it asks of the ensemble until
-/// then.
+/// The longest pause. It bounds how long a daemon idles after the cause has passed, and what it asks of the ensemble
+/// until then.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 
 /// One thing that has to be done, and may be refused.

@@ -104,8 +104,8 @@ fn status(report: &StatusReport) -> Value {
     })
 }
 
-/// `id`, `state` (`"pending"`, `"running"`, `"cancelling"` or that of its outcome), `attempt`, `priority`, `command` (its start);
-/// of what is no task `id`, `state` (`"malformed"`) and `detail`.
+/// `id`, `state` (`"pending"`, `"running"`, `"cancelling"` or that of its outcome), `attempt`, `priority`, `command`
+/// (its start); of what is no task `id`, `state` (`"malformed"`) and `detail`.
 fn row(row: &Row) -> Value {
     match &row.task {
         Ok(task) => json!({

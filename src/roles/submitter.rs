@@ -16,8 +16,8 @@ mod single;
 pub use batch::{Batch, BatchParams};
 pub use single::{Single, SingleParams};
 
-/// The id of the submitter of a task with a key, in all of its lives. No id that a user gives has `~` in it, and no batch's
-/// name two of them, so it is nobody else's.
+/// The id of the submitter of a task with a key, in all of its lives. No id that a user gives has `~` in it, and no
+/// batch's name two of them, so it is nobody else's.
 fn keyed_submitter(id: &TaskId) -> String {
     id.as_str().replace('/', "~~")
 }

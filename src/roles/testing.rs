@@ -106,8 +106,8 @@ impl World {
         (self.znodes.clone(), self.zxid)
     }
 
-    /// An older copy is put in place of the data; every connection was lost before. Transactions go on from those of the
-    /// copy, or in a new epoch, as those of an ensemble of several servers do.
+    /// An older copy is put in place of the data; every connection was lost before. Transactions go on from those of
+    /// the copy, or in a new epoch, as those of an ensemble of several servers do.
     pub fn restore(&mut self, (znodes, zxid): (BTreeMap<String, Node>, i64), new_epoch: bool) {
         self.zxid = if new_epoch { self.zxid + 1_000 } else { zxid };
         self.znodes = znodes;

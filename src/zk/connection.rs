@@ -26,8 +26,8 @@ use crate::{limits, threads};
 /// Requests of the session layer itself that may wait for the keeper: a heartbeat and the closing.
 const ERRANDS_MAX: usize = 4;
 
-/// What one connection needs of descriptors: the crate's epoll instance, its socket, and two pipes that wake it; the killer's
-/// duplicates of the first two, and its own pipe; and one directory in `/proc` that is read.
+/// What one connection needs of descriptors: the crate's epoll instance, its socket, and two pipes that wake it; the
+/// killer's duplicates of the first two, and its own pipe; and one directory in `/proc` that is read.
 pub const DESCRIPTORS: usize = 10;
 /// And of threads: three of the crate's, the keeper, and the meter.
 pub const THREADS: usize = 5;
@@ -504,8 +504,9 @@ fn ask_first(zookeeper: &ZooKeeper, auth: Vec<(String, Vec<u8>)>) -> First {
         // A chroot that we may not look at is there.
         Ok(Some(_)) | Err(ZkError::NoAuth) => First::Good,
         Ok(None) => First::NoChroot,
-        // The crate says so for each code that it does not know. One of them is of a server that serves nobody without
-        // credentials (`enforce.auth.enabled`), and it ends the session with that; after any other the next is answered.
+        // The crate says so for each code that it does not know. One of them is of a server that serves nobody
+        // without credentials (`enforce.auth.enabled`), and it ends the session with that; after any other the next
+        // is answered.
         Err(ZkError::Unimplemented) if zookeeper.exists("/", false).is_err() => First::AuthNeeded,
         Err(error) => First::Failed(format!("no answer to the first request: {error:?}")),
     }

@@ -19,10 +19,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::connection::Client;
 use crate::threads;
 
-/// The most that one reply may have. The longest that zkmw has use for is a list of 5,000 names, or a znode's data, and both
-/// have a megabyte at most, unless others were told to make more.
+/// The most that one reply may have. The longest that zkmw has use for is a list of 5,000 names, or a znode's data,
+/// and both have a megabyte at most, unless others were told to make more.
 const REPLY_MAX: u64 = 64 * 1024 * 1024;
-/// While data comes, the socket is looked at no more often. A server on the same machine sends some 30 MiB in this time.
+/// While data comes, the socket is looked at no more often. A server on the same machine sends some 30 MiB in this
+/// time.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The longest wait for data. It needs no end, for the end of the connection is one; but every wait here has a limit.
 const WAIT_MAX: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };

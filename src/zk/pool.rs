@@ -173,7 +173,8 @@ impl Pool {
                 state.short = true;
                 let (threads, max) = (state.threads, self.threads_max);
                 log::warn!(
-                    "{threads} of {max} threads for calls can be had, so fewer calls are made at a time: {error}; see ulimit -u"
+                    "{threads} of {max} threads for calls can be had, so fewer calls are made at a time: \
+                     {error}; see ulimit -u"
                 );
             }
             Err(_) => {}

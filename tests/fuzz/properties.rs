@@ -318,7 +318,8 @@ proptest! {
         prop_assert_eq!(Task::decode(&data), Ok(task));
     }
 
-    /// Whatever becomes of a task of the largest size, what stands in the end can be read, and so can all that stood before.
+    /// Whatever becomes of a task of the largest size, what stands in the end can be read, and so can all that stood
+    /// before.
     #[test]
     fn whatever_happens_to_a_task_it_can_still_be_read(
         fill in 0..=100_usize, what in select(&["x", "\"", "\\", "\u{1}", "ä", "🦓"][..]), is_chunk in any::<bool>(),

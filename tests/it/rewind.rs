@@ -73,7 +73,8 @@ impl Service {
     }
 }
 
-/// A service that is idle when the copy is taken, works on, and finds itself back there; and then once more, without data.
+/// A service that is idle when the copy is taken, works on, and finds itself back there; and then once more, without
+/// data.
 #[track_caller]
 fn goes_back(servers: u32, name: &str) {
     let ensemble = Ensemble::start(servers);

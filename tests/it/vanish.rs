@@ -1,5 +1,5 @@
-//! Directories and znodes of ours that somebody deletes while the service runs: each one, three times in a row, idle and
-//! under load. It is made again, service goes on within seconds, nothing exits, and nothing fills the log.
+//! Directories and znodes of ours that somebody deletes while the service runs: each one, three times in a row, idle
+//! and under load. It is made again, service goes on within seconds, nothing exits, and nothing fills the log.
 
 use std::fs;
 use std::time::{Duration, Instant};

@@ -273,9 +273,9 @@ impl World {
         matches!(self.members[who.m].kind, Kind::Master) && self.refused.as_ref().is_some_and(is)
     }
 
-    /// Somebody deletes the summary, a lease, or a directory in which nothing stands. (With a registration, an assignment or
-    /// a contender goes the proof that its holder is dead, and what it runs overlaps with what others start: nobody can help
-    /// that, so the checkers could not stay as they are.)
+    /// Somebody deletes the summary, a lease, or a directory in which nothing stands. (With a registration, an
+    /// assignment or a contender goes the proof that its holder is dead, and what it runs overlaps with what others
+    /// start: nobody can help that, so the checkers could not stay as they are.)
     fn vanish(&mut self) {
         let tree = self.ens.tree();
         let is_ours = |path: &str| {

@@ -129,7 +129,8 @@ fn without_faults_all_is_well() {
     }
 }
 
-/// Commands that never end by themselves, and servers that are restarted one after the other, each when the last serves.
+/// Commands that never end by themselves, and servers that are restarted one after the other, each when the last
+/// serves.
 #[test]
 fn a_rolling_restart_moves_no_elector() {
     let mut restarts = 0;

@@ -486,7 +486,8 @@ fn twenty_connections_leave_nothing_behind() {
         (now.0.len() <= threads.len() && now.1 <= descriptors + 2).then_some(now)
     });
     println!(
-        "20 cycles in {cycles:?}; threads {}, descriptors {descriptors} to {descriptors_now}, {memory} to {memory_now} KiB",
+        "20 cycles in {cycles:?}; threads {}, descriptors {descriptors} to {descriptors_now}, {memory} to \
+         {memory_now} KiB",
         threads_now.len()
     );
     assert!(memory_now < memory + 6_000, "{memory} KiB grew to {memory_now}");

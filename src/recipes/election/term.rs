@@ -42,8 +42,8 @@ impl Term {
 }
 
 impl Election {
-    /// The epoch of a term that may go on: it leads, or leads again if its term can be handed over. Between two sessions
-    /// nothing but the lease of the lost one says that nobody else leads.
+    /// The epoch of a term that may go on: it leads, or leads again if its term can be handed over. Between two
+    /// sessions nothing but the lease of the lost one says that nobody else leads.
     pub fn term(&self) -> Option<i64> {
         match &self.state {
             State::Leading { term, .. } | State::Suspended(term) | State::Inheriting { term, .. } => {
@@ -66,8 +66,8 @@ impl Election {
         }
     }
 
-    /// A session is up: tries to hand a suspended term over to it. In the end [`Election::leading`] has the epoch of the
-    /// term, or [`Election::term`] has none any more.
+    /// A session is up: tries to hand a suspended term over to it. In the end [`Election::leading`] has the epoch of
+    /// the term, or [`Election::term`] has none any more.
     pub fn inherit<R>(&mut self, out: &mut Actions<R>) {
         let State::Suspended(term) = &self.state else { return };
         let term = term.clone();

@@ -43,7 +43,10 @@ impl Elector {
                 let (epoch, left) = (run.epoch, left.as_secs_f64());
                 out.log(
                     Level::Warn,
-                    format!("the connection was lost: {why}. The command runs on as long as the lease holds, {left:.1} s"),
+                    format!(
+                        "the connection was lost: {why}. The command runs on as long as the lease \
+                         holds, {left:.1} s"
+                    ),
                 );
                 let status = format!("leading, epoch {epoch}; connection lost, lease for {left:.1} s more");
                 out.push(Action::Status(status));

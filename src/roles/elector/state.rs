@@ -13,16 +13,16 @@ pub(super) enum Session {
     Waiting {
         timeout: Duration,
     },
-    /// It is up, and the lead is being handed over to it. The run goes on under the lease of an earlier one: a write over
-    /// this one proves nothing for it before its contender stands in the place of the old one.
+    /// It is up, and the lead is being handed over to it. The run goes on under the lease of an earlier one: a write
+    /// over this one proves nothing for it before its contender stands in the place of the old one.
     Inheriting {
         timeout: Duration,
     },
     /// The election and the lease are this session's.
     Entered {
         timeout: Duration,
-        /// The end of the lease of the session that the lead was handed over from, as long as that protects more than the
-        /// lease of this one. So long the contender of that session has to stand.
+        /// The end of the lease of the session that the lead was handed over from, as long as that protects more than
+        /// the lease of this one. So long the contender of that session has to stand.
         inherited: Option<Instant>,
     },
 }

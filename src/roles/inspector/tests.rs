@@ -112,8 +112,8 @@ fn a_question_survives_its_connection_and_ends_on_refusal() {
     assert_eq!(desk.exit, Some(INTERRUPTED));
 }
 
-/// Tasks in all states; `J/run` is with a living worker, `J/dead` with a dead one, `J/old` at an old attempt. `J/moved` and
-/// `J/ending` are revoked, and one of them is to be cancelled.
+/// Tasks in all states; `J/run` is with a living worker, `J/dead` with a dead one, `J/old` at an old attempt.
+/// `J/moved` and `J/ending` are revoked, and one of them is to be cancelled.
 fn fill<T: Role<Report = ClientReport>>(desk: &mut Desk<T>) {
     let defaults = Options { priority: Some(5), ..Options::default() };
     for path in ["/z", "/z/tasks", "/z/workers", "/z/assign"] {

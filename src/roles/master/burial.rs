@@ -159,7 +159,8 @@ impl Burial {
         moves
     }
 
-    /// How many attempts tasks of this directory have may be known now; or of all directories. Whether any waited for it.
+    /// How many attempts tasks of this directory have may be known now; or of all directories. Whether any waited for
+    /// it.
     fn unpark(&mut self, dir: Option<&str>) -> bool {
         let unparked: Vec<TaskId> = match dir {
             Some(dir) => self.parked.remove(dir).unwrap_or_default(),

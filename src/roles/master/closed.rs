@@ -1,8 +1,8 @@
 //! What a leader makes of a page that is gone while its worker lives.
 //!
-//! A worker that drains, or gave its incarnation up, deletes its page when all that it ran is dead. But somebody else may
-//! have deleted it, and then its worker runs on until it hears of that. It kills what it runs, hands it back, and only then takes
-//! its registration away. So nobody else gets those tasks before that is gone.
+//! A worker that drains, or gave its incarnation up, deletes its page when all that it ran is dead. But somebody else
+//! may have deleted it, and then its worker runs on until it hears of that. It kills what it runs, hands it back, and
+//! only then takes its registration away. So nobody else gets those tasks before that is gone.
 
 use std::collections::BTreeSet;
 

@@ -292,8 +292,11 @@ impl Table {
                         Phase::Pending(pending)
                     }
                     Some(None) => {
-                        trouble =
-                            Some(Malformed("too many different sets of required labels are in use; it waits until one is not".into()));
+                        trouble = Some(Malformed(
+                            "too many different sets of required labels are in use; it \
+                             waits until one is not"
+                                .into(),
+                        ));
                         Phase::Aside
                     }
                     None => {

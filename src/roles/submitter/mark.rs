@@ -1,7 +1,7 @@
 //! The mark of a waiting submitter: an ephemeral by which the leader can tell that its tasks are orphaned.
 //!
-//! Each session makes a mark of its own, under a number that was never used, before it does anything else; the
-//! mark of the session before may still stand then, so there is no gap that only the leader's patience covers. A mark that
+//! Each session makes a mark of its own, under a number that was never used, before it does anything else; the mark
+//! of the session before may still stand then, so there is no gap that only the leader's patience covers. A mark that
 //! somebody deletes is made again, under a new number.
 //!
 //! Who brings a key is the same submitter in each life: its id follows from the key. So whoever submits the same again
@@ -50,8 +50,8 @@ pub enum Step {
 }
 
 impl Mark {
-    /// The mark of a submitter in the life of this ULID. What follows from its key, if it has one, is its id. It is made
-    /// if it is asked for, or if a task that was submitted before turns out to name it.
+    /// The mark of a submitter in the life of this ULID. What follows from its key, if it has one, is its id. It is
+    /// made if it is asked for, or if a task that was submitted before turns out to name it.
     pub fn new(layout: &Layout, ulid: &str, key: Option<String>, asked_for: bool) -> Mark {
         let life = if key.is_some() { format!("{ulid}.") } else { String::new() };
         Mark {

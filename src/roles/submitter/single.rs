@@ -363,7 +363,8 @@ impl Single {
     fn on_created(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
         match result {
             Ok(_) => self.confirmed(out),
-            // The name is ours alone, so it can only be a request that was in doubt. If there was one, it is so no more.
+            // The name is ours alone, so it can only be a request that was in doubt. If there was one, it is so no
+            // more.
             Err(Refusal::NodeExists) if self.doubts > 0 && !self.task.keyed => {
                 self.doubts -= 1;
                 self.confirmed(out);

@@ -149,8 +149,8 @@ impl Course {
         }
     }
 
-    /// A command could not be started, and that is not its own fault: another attempt may, after this many ms. With `avoid` it
-    /// had better be on another worker.
+    /// A command could not be started, and that is not its own fault: another attempt may, after this many ms. With
+    /// `avoid` it had better be on another worker.
     pub fn put_off(&mut self, why: &str, delay_ms: Option<u64>, avoid: bool) {
         self.halt.get_or_insert(Halt::Released { why: why.to_string(), delay_ms, avoid });
     }

@@ -1,4 +1,5 @@
-//! A worker's end, once its user wished for it: nothing new is started, what runs has its time, and what is owed is written.
+//! A worker's end, once its user wished for it: nothing new is started, what runs has its time, and what is owed is
+//! written.
 
 use super::runs::TERM_BEFORE_KILL;
 use super::slot::Why;

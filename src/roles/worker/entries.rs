@@ -120,7 +120,8 @@ impl Worker {
         }
     }
 
-    /// The leader has another worker for it, or this one cannot start it now: it goes back if it was not started, uncharged.
+    /// The leader has another worker for it, or this one cannot start it now: it goes back if it was not started,
+    /// uncharged.
     pub(super) fn give_back(&mut self, id: &TaskId, out: &mut Out) {
         let Some(slot) = self.slots.get_mut(id) else { return };
         if !matches!(slot.state, State::Ready(_)) {
@@ -154,8 +155,8 @@ impl Worker {
         }
     }
 
-    /// A new session is up: what was being read when the last one ended is read again. So is what had ended, if it still has
-    /// an entry: the ensemble may have gone back to where it had not.
+    /// A new session is up: what was being read when the last one ended is read again. So is what had ended, if it
+    /// still has an entry: the ensemble may have gone back to where it had not.
     pub(super) fn restart_reads(&mut self, out: &mut Out) {
         self.slots.retain(|_, slot| !matches!(slot.state, State::Closed { .. }));
         let open = |(task, slot): (&TaskId, &mut Slot)| {

@@ -4,8 +4,9 @@
 //! fails, or its reply is lost, the task is read back and decided upon anew: the same attempt without an outcome
 //! means that the report is still owed; anything else means that it is settled, by us or by somebody else.
 //!
-//! What the servers take no such large write of is shortened until they do. What they refuse for a reason that may pass (a quota, too many
-//! requests) is owed until it does: it is tried again after a growing pause, and after a while with less output.
+//! What the servers take no such large write of is shortened until they do. What they refuse for a reason that may
+//! pass (a quota, too many requests) is owed until it does: it is tried again after a growing pause, and after a
+//! while with less output.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -27,8 +28,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(15);
 /// Reports that are tried again together.
 const TRIED_TOGETHER: usize = 64;
 
-/// What is refused for so long is tried with half the output each time. A quota may be large enough for the rest: then at least
-/// its end is known.
+/// What is refused for so long is tried with half the output each time. A quota may be large enough for the rest:
+/// then at least its end is known.
 const WHOLE_FOR: Duration = Duration::from_secs(60);
 
 /// What is to be written.
@@ -288,7 +289,8 @@ impl Reports {
                 Level::Error,
                 format!(
                     "{path}: {refusal} (a quota that is exceeded, too many requests): its outcome is kept here, and \
-                     written when the ensemble takes it. Look at the quotas above it; nothing is lost while this worker \
+                     written when the ensemble takes it. Look at the quotas above it; nothing is lost \
+                     while this worker \
                      lives"
                 ),
             );

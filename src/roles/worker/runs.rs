@@ -257,7 +257,8 @@ impl Worker {
         }
     }
 
-    /// A start failed because something is short here: what waits goes to others, and fewer runs are started for a while.
+    /// A start failed because something is short here: what waits goes to others, and fewer runs are started for a
+    /// while.
     fn on_shortage(&mut self, task: &TaskId, why: &str, now: Instant, out: &mut Out) {
         let why = shortened(why, MAX_UNHEALTHY_BYTES);
         let (level, pause) = match self.starts.failed(self.begun(), &why, now) {
@@ -269,7 +270,8 @@ impl Worker {
         out.log(
             level,
             format!(
-                "the task {task} was not started: {why}. It goes to another worker. This one runs {allowed} tasks at a time \
+                "the task {task} was not started: {why}. It goes to another worker. This one runs \
+                 {allowed} tasks at a time \
                  for now, and tries one more in {seconds:.1} s"
             ),
         );

@@ -1,8 +1,9 @@
-//! Starts that fail because this process, or its machine, is short of something: how many runs there may be at a time until
-//! that is over, and when another is tried.
+//! Starts that fail because this process, or its machine, is short of something: how many runs there may be at a time
+//! until that is over, and when another is tried.
 //!
-//! As TCP finds out what a network takes (slow start, congestion avoidance): what runs when a start fails is what there is room for.
-//! One more is tried after a pause, which grows as long as that fails; when it works, twice as many may run. It makes no calls.
+//! As TCP finds out what a network takes (slow start, congestion avoidance): what runs when a start fails is what
+//! there is room for. One more is tried after a pause, which grows as long as that fails; when it works, twice as
+//! many may run. It makes no calls.
 
 use std::time::Duration;
 

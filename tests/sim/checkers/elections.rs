@@ -1,5 +1,6 @@
 //! Elections: G7 (a contender's death is told to one other at most), and an elected command runs only while the
-//! contender that its epoch names stands, or one to which that one's place was handed over: at every instant one of them.
+//! contender that its epoch names stands, or one to which that one's place was handed over: at every instant one of
+//! them.
 
 use std::collections::BTreeMap;
 

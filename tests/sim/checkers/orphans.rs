@@ -12,7 +12,8 @@ use crate::users::{ClientSpec, Wish};
 use crate::world::World;
 
 pub fn check(world: &World, told: &mut Complaints) {
-    // A leader that looked before the mark stood may be late with what follows, but not for longer than its session lives.
+    // A leader that looked before the mark stood may be late with what follows, but not for longer than its session
+    // lives.
     let late = world.swarm.timeout + 2 * SECOND;
     // Since when each member has had a mark, and how many it has.
     let mut marked: BTreeMap<usize, (u64, usize)> = BTreeMap::new();

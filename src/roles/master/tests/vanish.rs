@@ -60,7 +60,8 @@ fn what_stood_on_a_page_that_was_deleted_waits_for_its_worker() {
     assert_eq!(world.page("/z/assign/v~2"), [entry("_00/a", 2, false)]);
 }
 
-/// With a quota, an ACL, or a server that has too much to do. It is said once or twice (by whoever meets it), not for ever.
+/// With a quota, an ACL, or a server that has too much to do. It is said once or twice (by whoever meets it), not for
+/// ever.
 #[test]
 fn what_is_refused_to_a_master_is_waited_for() {
     for path in ["/z/status", "/z/tasks", "/z/workers", "/z/assign", "/z/groups", "/z/master"] {
