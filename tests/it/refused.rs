@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::ensemble::Places;
-use crate::harness::{Cluster, Ensemble, LIMIT};
+use crate::harness::{Cluster, Ensemble, LIMIT, eventually};
 use crate::plain::Plain;
 
 /// The servers' limit. A task that prints more than this has an outcome that they hang up on.
@@ -35,4 +35,38 @@ fn an_outcome_that_the_servers_hang_up_on_is_cut_and_others_run_meanwhile() {
     let out = Plain::on(&cluster, &["submit", &long]).run_within(Duration::from_secs(30));
     assert_eq!(out.code, 73, "{}", out.stderr);
     assert!(out.stderr.contains("jute.maxbuffer"), "{}", out.stderr);
+}
+
+/// The leader's summary grows and shrinks by less than this.
+const SLACK: u64 = 2_000;
+
+/// The outcome used to be lost, and whoever waited for it waited for ever, even after the quota was raised.
+#[test]
+fn an_outcome_that_a_quota_refuses_is_written_when_the_quota_is_raised() {
+    let java_options = "-Dzookeeper.enforceQuota=true".to_string();
+    let ensemble = Ensemble::start_at(1, Places { java_options, ..Places::default() });
+    let cluster = Cluster::on(&ensemble, "quota");
+    let _master = cluster.master("m");
+    let worker = cluster.worker("w", &[]);
+    cluster.registered(&["w"]);
+    assert_eq!(cluster.run(&["submit", "true"]).code, 0);
+    let quota = format!("/zookeeper/quota{}", cluster.root);
+    let limit =
+        |bytes: u64| format!("count=-1,bytes=-1=;byteHardLimit={bytes};countHardLimit=-1").into_bytes();
+    let used: usize = cluster.tree.dump(&cluster.root).values().map(|(data, _)| data.len()).sum();
+    cluster.tree.create(&quota, b"").expect("a quota's directory");
+    let stats = format!("count={},bytes={used}", cluster.tree.dump(&cluster.root).len());
+    cluster.tree.create(&format!("{quota}/zookeeper_stats"), stats.as_bytes()).expect("its figures");
+    let limits = format!("{quota}/zookeeper_limits");
+    cluster.tree.create(&limits, &limit(used as u64 + SLACK)).expect("its limits");
+    let mut waits = cluster.submit(&["head -c 20000 /dev/zero | tr '\\0' x; exit 7"]);
+    eventually(LIMIT, "the worker says that the outcome is refused", || {
+        worker.stderr().contains("its outcome is kept here").then_some(())
+    });
+    assert!(waits.is_running(), "{}", waits.stderr());
+    cluster.tree.set(&limits, &limit(1_000_000), 0).expect("a raised quota");
+    let exit = waits.wait_exit(LIMIT);
+    assert_eq!((exit.code, exit.stdout.len()), (7, 20_000), "{}", worker.stderr());
+    let said = worker.stderr().matches("its outcome is kept here").count();
+    assert_eq!(said, 1, "{}", worker.stderr());
 }

@@ -290,8 +290,7 @@ impl Reports {
                 format!(
                     "{path}: {refusal} (a quota that is exceeded, too many requests): its outcome is kept here, and \
                      written when the ensemble takes it. Look at the quotas above it; nothing is lost \
-                     while this worker \
-                     lives"
+                     while this worker lives"
                 ),
             );
         }
