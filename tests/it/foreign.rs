@@ -37,8 +37,15 @@ impl Foreign {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let files = cluster.dir().join(format!("foreign-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
         let file = |name: &str| File::create(files.with_extension(name)).expect("an output file");
-        let mut command = Command::new(python());
-        command.args(args).stdin(Stdio::null()).stdout(file("out")).stderr(file("err"));
+        // A shell that starts the tests in the background has SIGINT ignored, and Python would heed that.
+        let mut command = Command::new("env");
+        command
+            .arg("--default-signal=INT")
+            .arg(python())
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(file("out"))
+            .stderr(file("err"));
         let child = command.spawn().expect("Python starts");
         process::tell_reaper(&format!("pid {}", child.id()));
         Foreign { child, files }

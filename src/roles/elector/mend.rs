@@ -1,8 +1,8 @@
 //! What was refused to an elector, and is tried again; and whether the ensemble went back.
 
-use super::state::{Session, State};
+use super::state::{Kill, Session, State, Then};
 use super::{Elector, Report};
-use crate::machine::{Action, Actions, Instant};
+use crate::machine::{Action, Actions, Instant, Level};
 use crate::recipes::ensure;
 
 impl Elector {
@@ -40,9 +40,14 @@ impl Elector {
         if self.election.is_following() || self.election.leading().is_some() {
             self.retry.done(out);
         }
-        if let Some(own) = self.election.made_by() {
-            // The command of an earlier session is dead, or its contender stands in the older copy as well.
-            self.past.went_back(own, out);
+        let went_back = self.election.made_by().is_some_and(|own| self.past.went_back(own, out));
+        if let State::Running(run) = self.state
+            && went_back
+        {
+            // Its contender stands in the older copy as well, but perhaps not all who came before it are known there.
+            out.log(Level::Warn, "the command is killed: its lead is of the time before");
+            self.state = State::Stopping { run, kill: Kill::At(now), then: Then::Stand };
+            self.kill(out);
         }
     }
 }
