@@ -39,7 +39,10 @@ impl Service {
             let leader = cluster.leader()?;
             let contenders = cluster.contenders_below(&election);
             let token = fs::read_to_string(&self.token).ok()?;
-            let elected = contenders.len() == 2 && token.trim() == contenders[0].epoch.to_string();
+            // Who could hand its lead over within the lease has the token of the contender before.
+            let newest = contenders.iter().map(|contender| contender.epoch).max()?;
+            let elected =
+                contenders.len() == 2 && token.trim().parse::<i64>().is_ok_and(|token| token <= newest);
             let all = cluster.contenders().len() == 2 && cluster.registrations().len() == 2;
             (elected && all && status["workers"] == 2 && status["leader"]["id"] == leader.id).then_some(())
         });
