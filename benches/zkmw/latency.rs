@@ -27,7 +27,7 @@ const WARM_UP: usize = 20;
 
 /// A pause in which what a task leaves to be done comes to its end: without, no system is idle. Processors come to rest as
 /// well, so that everything takes longer.
-const CALM: Duration = Duration::from_millis(10);
+pub const CALM: Duration = Duration::from_millis(10);
 
 /// Runs of the whole command, in each repeat.
 const COMMANDS: usize = 4;
@@ -122,7 +122,7 @@ fn one(bench: &mut Bench, executor: &Executor, with_write: bool) -> Vec<Curve> {
 }
 
 /// Tasks and single writes in turn, with a pause before each, over one session: where it is, both are.
-fn stretch(bench: &Bench, service: &Service, count: usize, pause: Duration) -> (Samples, Samples) {
+pub fn stretch(bench: &Bench, service: &Service, count: usize, pause: Duration) -> (Samples, Samples) {
     let mut user = Client::connect(&bench.ensemble.connect, THREADS);
     let path = format!("{}-write", service.cluster.root);
     user.ensure(&path, b"");
@@ -167,7 +167,7 @@ fn one_task(user: &mut Client, service: &Service, number: usize) -> f64 {
 }
 
 /// The whole command, from start to exit, for information.
-fn commands(service: &Service) -> Samples {
+pub fn commands(service: &Service) -> Samples {
     let one = |_| {
         let from = Instant::now();
         let exit = service.cluster.submit(&["true"]).wait_exit(LIMIT);

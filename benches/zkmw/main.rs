@@ -3,11 +3,12 @@
 //!
 //! - `options`: what a run is to do. `limit`: W, the ensemble's own limit. `client`: a connection of our own.
 //! - `service`: the processes that are measured. `handler`: the executor that does nothing.
-//! - `throughput`, `latency`, `backlog`, `idle`, `million`: the cases.
+//! - `throughput`, `latency`, `backlog`, `idle`, `million`, `against`: the cases.
 //! - `report`, `stats`, `plot`: how it is told.
 //!
 //! Must not need anything of the service that users do not have, and not compare figures of different runs.
 
+mod against;
 mod backlog;
 mod client;
 mod handler;
@@ -87,7 +88,7 @@ fn run(options: Options) -> ExitCode {
     let out = options.out.canonicalize().expect("a folder for the report");
     let mut bench = Bench::start(options);
     type Case = fn(&mut Bench);
-    let cases: [Case; 8] = [
+    let cases: [Case; 9] = [
         throughput::empty,
         throughput::process,
         latency::run,
@@ -95,6 +96,7 @@ fn run(options: Options) -> ExitCode {
         idle::run,
         throughput::chunks,
         backlog::run,
+        against::run,
         million::run,
     ];
     for ((name, what), case) in CASES.iter().zip(cases) {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Names of the cases, with what each measures; those that fill the servers' memory come last.
-pub const CASES: [(&str, &str); 8] = [
+pub const CASES: [(&str, &str); 9] = [
     ("empty", "tasks that do nothing, by the cheapest executor"),
     ("process", "`true` as a process"),
     ("latency", "one submit at a time on an idle system"),
@@ -12,6 +12,7 @@ pub const CASES: [(&str, &str); 8] = [
     ("idle", "what a role does when there is nothing to do"),
     ("chunks", "many commands in one znode"),
     ("pending", "throughput, memory and takeover with many tasks pending"),
+    ("against", "another build of zkmw in turn with this one; needs --against"),
     ("million", "as many tasks as fit, with the peak of everything"),
 ];
 
@@ -41,6 +42,8 @@ pub struct Options {
     pub million: (usize, usize),
     /// Commands in a chunk.
     pub chunk: usize,
+    /// Another build of the binary.
+    pub against: Option<PathBuf>,
     /// A server's heap.
     pub heap: String,
     /// Where the report goes.
@@ -65,6 +68,7 @@ impl Options {
             idle: Duration::from_secs(60),
             million: (1_000_000, 200_000),
             chunk: 100,
+            against: None,
             heap: "2g".to_string(),
             out: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("../bench"),
             called: String::new(),
@@ -153,6 +157,7 @@ impl Options {
                 self.million = (chunked, single);
             }
             "--chunk" => self.chunk = number(value)?,
+            "--against" => self.against = Some(PathBuf::from(value)),
             "--heap" => self.heap = value.to_string(),
             "--out" => self.out = PathBuf::from(value),
             _ => return Err(format!("unknown option {name}")),

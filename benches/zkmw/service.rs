@@ -101,7 +101,12 @@ impl Service {
         fleet: (usize, usize),
         executor: &Executor,
     ) -> Service {
-        let cluster = Cluster::on(ensemble, name).with(&["--session-timeout", SESSION]);
+        Service::start_on(Cluster::on(ensemble, name), fleet, executor)
+    }
+
+    /// The same on a root that the caller made, of a binary that it chose.
+    pub fn start_on(cluster: Cluster, fleet: (usize, usize), executor: &Executor) -> Service {
+        let cluster = cluster.with(&["--session-timeout", SESSION]);
         let mut service = Service {
             cluster,
             masters: vec![],

@@ -117,6 +117,7 @@ pub struct Cluster {
     pub tree: Tree,
     dir: PathBuf,
     zk: String,
+    program: PathBuf,
     common: Vec<String>,
     started: AtomicU32,
 }
@@ -141,6 +142,7 @@ impl Cluster {
             layout: Layout::new(&root),
             tree: Tree::connect(&ensemble.connect),
             zk: ensemble.connect.clone(),
+            program: env!("CARGO_BIN_EXE_zkmw").into(),
             root,
             dir,
             common: vec!["--session-timeout".into(), format!("{}s", SESSION.as_secs())],
@@ -160,6 +162,12 @@ impl Cluster {
         self
     }
 
+    /// Another build of the binary, which all processes come of.
+    pub fn with_program(mut self, program: &Path) -> Cluster {
+        self.program = program.to_path_buf();
+        self
+    }
+
     /// A folder of the test's own.
     pub fn dir(&self) -> &PathBuf {
         &self.dir
@@ -167,7 +175,7 @@ impl Cluster {
 
     /// Starts the binary: `args` begin with the command. `label` names its output files.
     pub fn start(&self, label: &str, args: &[&str]) -> Proc {
-        self.start_program(Path::new(env!("CARGO_BIN_EXE_zkmw")), label, args, |_| {})
+        self.start_program(&self.program, label, args, |_| {})
     }
 
     /// Starts a copy of the binary; `prepare` has the last word on how.
