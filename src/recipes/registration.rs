@@ -385,9 +385,7 @@ impl Registrar {
             Purpose::Assign => {
                 match result {
                     Ok(_) => self.register(out),
-                    Err(refusal) => {
-                        self.refused(&self.layout.assignment(&self.incarnation), refusal, now, out);
-                    }
+                    Err(refusal) => self.refused(&self.layout.assign(), refusal, now, out),
                 }
                 Step::Pending
             }
@@ -463,7 +461,7 @@ impl Registrar {
                 self.n += 1;
                 self.create(out);
             }
-            Err(refusal) => self.refused(&self.path(self.n), refusal, now, out),
+            Err(refusal) => self.refused(&self.layout.workers(), refusal, now, out),
         }
         Step::Pending
     }
@@ -503,7 +501,7 @@ impl Registrar {
             (Purpose::Replace | Purpose::Own, Err(Refusal::NoNode)) => {
                 return self.die("its session had ended before it was back");
             }
-            (_, Err(refusal)) => self.refused(&self.path(self.n), refusal, now, out),
+            (_, Err(refusal)) => self.refused(&self.layout.workers(), refusal, now, out),
             (purpose, Ok(reply)) => {
                 out.fail(exit::BUG, format!("registration: {reply:?} answers {purpose:?}"));
             }
@@ -584,11 +582,12 @@ impl Registrar {
         Step::Dead(why.to_string())
     }
 
-    fn refused<R>(&mut self, path: &str, refusal: Refusal, now: Instant, out: &mut Actions<R>) {
+    /// Something in this directory was refused. Its own name would be another with each try, and each be logged.
+    fn refused<R>(&mut self, dir: &str, refusal: Refusal, now: Instant, out: &mut Actions<R>) {
         self.calls.clear();
         self.ensure.reset();
         self.state = State::Refused;
-        let what = format!("cannot register worker {}: {path}", self.worker);
+        let what = format!("cannot register worker {} in {dir}", self.worker);
         self.retry.refused(&what, refusal, now, out);
     }
 }

@@ -42,6 +42,8 @@ pub struct World {
     pub refused: BTreeMap<String, Refusal>,
     /// Paths that may be read alone.
     pub writes_refused: BTreeMap<String, Refusal>,
+    /// Nothing that begins like this may be written.
+    pub below_refused: Option<(String, Refusal)>,
     /// Most bytes of data that the servers take.
     pub limit: Option<usize>,
     zxid: i64,
@@ -129,6 +131,12 @@ impl World {
         }
         if let Some(refusal) = self.writes_refused.get(call.path())
             && call.is_write()
+        {
+            return Err(*refusal);
+        }
+        if let Some((below, refusal)) = &self.below_refused
+            && call.is_write()
+            && call.path().starts_with(below)
         {
             return Err(*refusal);
         }

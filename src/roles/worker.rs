@@ -300,6 +300,8 @@ impl Worker {
         self.dying = Some(Dying::Settling);
         self.registrar.abandon();
         self.calls.clear();
+        // What was refused is not read again before all that it ran is dead, for what is read then is deleted.
+        self.retry.on_lost();
         self.jobs.retain(|_, options| options.is_some());
         self.version = None;
         self.last_seen = None;

@@ -199,8 +199,13 @@ impl Reports {
                 let settled = self.on_too_large(&task, out);
                 (task, settled)
             }
-            (Purpose::Read(task) | Purpose::Write(task), Err(CallError::Refused(Refusal::Other(code)))) => {
-                self.on_refused(&task, Refusal::Other(*code), now, out);
+            (Purpose::Read(task), Err(CallError::Refused(refusal @ Refusal::Other(_)))) => {
+                self.on_refused(&task, *refusal, now, out);
+                (task, None)
+            }
+            (Purpose::Write(task), Err(CallError::Refused(refusal @ Refusal::Other(_)))) => {
+                self.on_refused(&task, *refusal, now, out);
+                self.shorten_in_time(&task, now);
                 (task, None)
             }
             (Purpose::Read(task) | Purpose::Write(task), Err(CallError::Refused(Refusal::NoNode))) => {
@@ -226,7 +231,11 @@ impl Reports {
             }
         };
         Some(settled.map(|settled| {
-            self.owed.remove(&task);
+            let was_refused = self.owed.remove(&task).is_some_and(|report| report.refused.is_some());
+            if was_refused && !self.refused.is_empty() {
+                // So may the others be, of which only some are tried at a time.
+                self.try_at = Some(now);
+            }
             (task, settled)
         }))
     }
@@ -279,9 +288,7 @@ impl Reports {
 
     fn on_refused<R>(&mut self, id: &TaskId, refusal: Refusal, now: Instant, out: &mut Actions<R>) {
         let Some(report) = self.owed.get_mut(id) else { return };
-        if *report.refused.get_or_insert(now) + WHOLE_FOR <= now {
-            report.limit = report.limit.min(report.tried) / 2;
-        }
+        report.refused.get_or_insert(now);
         self.refused.push_back(id.clone());
         if !std::mem::replace(&mut self.told, true) {
             let path = self.layout.task(id);
@@ -297,6 +304,15 @@ impl Reports {
         if self.try_at.is_none() {
             self.pause = (self.pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE);
             self.try_at = Some(now + self.pause);
+        }
+    }
+
+    /// A write was refused: if that goes on for long, the next has less output.
+    fn shorten_in_time(&mut self, id: &TaskId, now: Instant) {
+        if let Some(report) = self.owed.get_mut(id)
+            && report.refused.is_some_and(|since| since + WHOLE_FOR <= now)
+        {
+            report.limit = report.limit.min(report.tried) / 2;
         }
     }
 

@@ -98,3 +98,98 @@ fn who_is_to_end_waits_for_a_quota_no_longer_than_it_may() {
     assert_eq!(desk.exit, Some(0));
     assert!(desk.logs.iter().any(|line| line.contains("did not take it down")), "{:?}", desk.logs);
 }
+
+/// Some were tried, and passed; the others had no time set, and waited for the next connection.
+#[test]
+fn however_many_outcomes_were_refused_all_are_written_when_the_quota_was_raised() {
+    const TASKS: usize = 100;
+    let mut world = World::new();
+    let mut desk = worker(|params| params.slots = 200);
+    desk.connect(&mut world);
+    let ids: Vec<String> = (0..TASKS).map(|n| format!("_00/{n:03}")).collect();
+    for id in &ids {
+        task(&mut world, id);
+        world.writes_refused.insert(format!("/z/tasks/{id}"), QUOTA);
+    }
+    let entries: Vec<_> = ids.iter().map(|id| (id.as_str(), 1, false)).collect();
+    assign(&mut world, &desk, &entries);
+    desk.go(&mut world);
+    while !desk.runs.is_empty() {
+        end(&world, &mut desk, Ended::Exit(0));
+    }
+    desk.go(&mut world);
+    world.writes_refused.clear();
+    for _ in 0..20 {
+        world.pass(Duration::from_secs(15));
+        desk.go(&mut world);
+    }
+    let owed = ids.iter().filter(|id| world.task(&format!("/z/tasks/{id}")).outcome.is_none()).count();
+    assert_eq!(owed, 0, "of {TASKS}: {:?}", desk.logs);
+}
+
+/// How much output there is has nothing to do with it.
+#[test]
+fn a_task_that_may_not_be_read_for_a_while_keeps_its_output() {
+    let mut world = World::new();
+    let mut desk = printed(&mut world, 1_000);
+    let session = desk.lose(&mut world, |_| false);
+    world.expire(session);
+    world.refused.insert("/z/tasks/_00/a".into(), QUOTA);
+    desk.connect(&mut world);
+    for _ in 0..200 {
+        world.pass(Duration::from_secs(1));
+        desk.go(&mut world);
+    }
+    world.refused.clear();
+    world.pass(Duration::from_secs(15));
+    desk.go(&mut world);
+    let outcome = world.task("/z/tasks/_00/a").outcome.expect("an outcome");
+    assert_eq!((outcome.exit_code, outcome.stdout.kept_bytes()), (Some(3), 1_000), "{:?}", desk.logs);
+}
+
+/// The assignment was read and deleted while they lived, for its read had been refused and was due again.
+#[test]
+fn a_read_that_is_due_again_ends_no_incarnation_whose_runs_live() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    assign(&mut world, &desk, &[("_00/a", 1, false)]);
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 1);
+    let page = desk.role.assignment();
+    desk.hold = |call| matches!(call, Call::Get { path, .. } if path.contains("/assign/"));
+    assign(&mut world, &desk, &[("_00/a", 1, false)]);
+    desk.go(&mut world);
+    let (read, _) = desk.calls.pop_front().expect("it reads its assignment");
+    desk.event(&world, Event::Reply { id: read, result: Err(CallError::Refused(QUOTA)) });
+    desk.hold = |_| false;
+    world.remove(&registration(&desk, 0));
+    desk.go(&mut world);
+    world.pass(Duration::from_secs(1));
+    desk.go(&mut world);
+    assert!(world.znodes.contains_key(&page), "a run of it lives: {:?}", desk.logs);
+    end(&world, &mut desk, Ended::Signal(9));
+    desk.go(&mut world);
+    assert!(!world.znodes.contains_key(&page), "{:?}", desk.logs);
+}
+
+/// Each try has an incarnation of its own, and each was told of.
+#[test]
+fn a_name_that_may_not_be_registered_is_told_of_once() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    world.below_refused = Some(("/z/workers/".into(), QUOTA));
+    desk.connect(&mut world);
+    for _ in 0..60 {
+        world.pass(Duration::from_secs(2));
+        desk.go(&mut world);
+    }
+    let told = |desk: &Desk<Worker>, what: &str| desk.logs.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(told(&desk, "cannot register"), 1, "{:?}", desk.logs);
+    world.below_refused = None;
+    world.pass(Duration::from_secs(2));
+    desk.go(&mut world);
+    assert_eq!(told(&desk, "this is over"), 1, "{:?}", desk.logs);
+    assert!(desk.role.registrar.is_standing());
+}
