@@ -278,6 +278,10 @@ impl Elector {
         } else {
             // Its contender was deleted, and the election stands again by itself; or there is no session.
             self.state = State::Standing;
+            // Or it was refused something, and could not stand again while the command lived.
+            if self.election.is_out() && matches!(self.session, Session::Entered { .. }) {
+                self.election.stand(out);
+            }
         }
         if let Session::Waiting { timeout } | Session::Inheriting { timeout } = self.session {
             self.enter(timeout, out);

@@ -244,3 +244,19 @@ fn without_a_guard_the_command_is_killed_and_run_again() {
     bench.pass(0);
     assert_eq!((bench.did(), bench.epoch()), (vec!["run".to_string()], 102), "under a new epoch");
 }
+
+/// The time for another try had come while the command lived, and nobody thought of it afterwards.
+#[test]
+fn who_may_not_look_at_its_contender_stands_again_when_the_command_is_dead() {
+    let mut bench = Bench::running(|_| {});
+    let path = format!("/z/elections/e/{}", bench.own());
+    bench.step(Event::Changed { path, kind: ChangeKind::Data });
+    let (look, _) = bench.calls.pop().expect("it looks");
+    bench.step(Event::Reply { id: look, result: Err(CallError::Refused(Refusal::Other(-127))) });
+    assert_eq!(bench.did(), ["Term"]);
+    bench.pass(1_000);
+    bench.ended(Ended::Signal(15));
+    bench.answer();
+    bench.pass(60_000);
+    assert_eq!(bench.did(), ["run"], "{:?}", bench.role.state);
+}
