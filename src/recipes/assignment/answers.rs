@@ -130,7 +130,7 @@ impl Book {
         let (unsent, pause) = match deed {
             Deed::Read => (Vec::new(), page.refuse(PageState::Unreadable)),
             Deed::Write => (page.unsend(), page.refuse(PageState::Refused)),
-            Deed::Delete => (Vec::new(), page.refuse(PageState::Refused)),
+            Deed::Delete => (Vec::new(), page.refuse_deletion()),
         };
         if page.is_refused_anew() {
             steps.push(Step::PageRefused { incarnation: incarnation.clone(), deed, refusal });

@@ -128,9 +128,10 @@ pub(super) struct Page {
     sent_place: u64,
     /// Whether something in the latter is not in the former.
     grows: bool,
-    /// How often it was refused since it last passed, and whether it was to grow then.
+    /// How often it was refused since it last passed, and whether it was to grow then, or to be deleted.
     refusals: u32,
     refused_growth: bool,
+    refused_deletion: bool,
     load: Load,
     /// Some entry was, or is about to be, revoked since this was last looked at.
     revoking: bool,
@@ -159,6 +160,7 @@ impl Page {
             grows: false,
             refusals: 0,
             refused_growth: false,
+            refused_deletion: false,
             load: Load::default(),
             revoking: false,
             state: PageState::Reading,
@@ -365,7 +367,8 @@ impl Page {
     }
 
     /// The last write was applied; whether that ends a time in which it was refused. A page that was refused when it
-    /// was to grow may pass as it is, and be refused again: only one that grows tells.
+    /// was to grow may pass as it is, and be refused again: only one that grows tells. Of one that was to be deleted no
+    /// write tells.
     pub fn sent(&mut self, version: i32) -> bool {
         self.state = PageState::Idle;
         self.version = version;
@@ -373,7 +376,7 @@ impl Page {
         self.restate(Revoked::InFlight, Revoked::Since(version));
         self.revoking = self.revoking && self.entries.values().any(|held| held.revoked == Revoked::Wanted);
         self.written_place = self.sent_place;
-        let is_over = self.refusals > 0 && (self.grows || !self.refused_growth);
+        let is_over = self.refusals > 0 && !self.refused_deletion && (self.grows || !self.refused_growth);
         if is_over {
             (self.refusals, self.refused_growth) = (0, false);
         }
@@ -396,6 +399,12 @@ impl Page {
             self.remove(task);
         }
         unsent
+    }
+
+    /// It may not be deleted; for how long it is to be left alone.
+    pub fn refuse_deletion(&mut self) -> Duration {
+        self.refused_deletion = true;
+        self.refuse(PageState::Refused)
     }
 
     /// Something was refused; for how long it is to be left alone.

@@ -259,3 +259,29 @@ fn a_page_that_was_made_after_the_takeover_hides_nothing_if_it_cannot_be_read() 
     assert_eq!(desk.flush(2_000), []);
     assert!(matches!(&desk.flush_next()[..], [(_, Call::Get { .. })]));
 }
+
+/// Between two tries it is read and written, which passes and tells nothing.
+#[test]
+fn a_page_that_may_never_be_deleted_is_told_of_once_and_tried_ever_later() {
+    let mut desk = Desk::ready(&["w"]);
+    let w = incarnation("w");
+    let mut last = at_ms(2_000);
+    let mut pauses = Vec::new();
+    desk.flush(2_000);
+    for _ in 0..9 {
+        desk.book.close(&w, &mut desk.out);
+        let (delete, call) = Asked::one(&mut desk.out);
+        assert!(matches!(call, Call::Delete { .. }), "{call:?}");
+        desk.answer(delete, refused(Refusal::NoAuth));
+        desk.flush(u64::try_from(last.since(at_ms(0)).as_millis()).expect("small"));
+        let again = desk.flush_next();
+        pauses.push(desk.now.since(last).as_millis());
+        last = desk.now;
+        desk.answer(again[0].0, data(&Assignment::new(50, Vec::new())));
+        let (write, _) = Asked::one(&mut desk.out);
+        desk.answer(write, written(5));
+    }
+    let is_told = |step: &&Step| matches!(step, Step::PageRefused { .. } | Step::PageAccepted(_));
+    assert_eq!(desk.steps.iter().filter(is_told).count(), 1, "{:?}", desk.steps);
+    assert!(pauses[8] >= 30_000 && pauses.is_sorted(), "{pauses:?}");
+}
