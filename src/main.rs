@@ -78,6 +78,10 @@ fn say_panic(panic: &PanicHookInfo<'_>) {
     if backtrace.status() == BacktraceStatus::Captured {
         words.push_str(&format!("{backtrace}\n"));
     }
+    if service::logs_to_journal() {
+        words = service::journal_lines(Level::Error, &words);
+    }
+    // Not by way of the logger, which may be what panicked.
     let _ = std::io::stderr().write_all(words.as_bytes());
 }
 
@@ -147,13 +151,6 @@ fn for_journal(out: &mut Formatter, record: &Record<'_>) -> std::io::Result<()> 
     out.write_all(service::journal_lines(record.level(), &text).as_bytes())
 }
 
-/// A panic is an error in the journal, too. Whoever asked for a backtrace gets it as it is.
-fn report_panics() {
-    if std::env::var_os("RUST_BACKTRACE").is_none() {
-        std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
-    }
-}
-
 /// Logs go to standard error: what a service does, and what of a client's work its user must know. The client
 /// library's own log is left out, for it writes 100,000 lines a second when no server answers.
 fn log_to_stderr(config: &Config) {
@@ -181,7 +178,6 @@ fn log_to_stderr(config: &Config) {
     builder.parse_default_env();
     if daemon && service::logs_to_journal() {
         builder.format(for_journal);
-        report_panics();
     } else if !daemon {
         builder.format(|out, record| match record.level() {
             log::Level::Error => writeln!(out, "zkmw: {}", record.args()),
@@ -189,4 +185,49 @@ fn log_to_stderr(config: &Config) {
         });
     }
     builder.init();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read as _, Seek as _};
+    use std::os::unix::fs::MetadataExt as _;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Not a test by itself: a daemon that panics with a message of 100 KB.
+    #[test]
+    fn a_daemon_that_panics() {
+        if std::env::var_os("ZKMW_TEST_PANIC").is_some() {
+            std::panic::set_hook(Box::new(say_panic));
+            let args = ["zkmw", "master", "--zk", "h:1"].into_iter().map(OsString::from);
+            let config = config::load(args, |_| None, "/nowhere".as_ref()).expect("a configuration");
+            log_to_stderr(&config);
+            panic!("one\ntwo {}", "x".repeat(100_000));
+        }
+    }
+
+    #[test]
+    fn a_panic_is_told_in_few_words_and_has_the_priority_of_an_error_in_the_journal() {
+        for is_journal in [true, false] {
+            let mut told: File = tempfile::tempfile().expect("a file");
+            let meta = told.metadata().expect("metadata");
+            let mut command = Command::new(std::env::current_exe().expect("it runs"));
+            command.args(["--exact", "tests::a_daemon_that_panics", "--nocapture"]);
+            command.env("ZKMW_TEST_PANIC", "1").env_remove("RUST_BACKTRACE").env_remove("RUST_LOG");
+            if is_journal {
+                command.env("JOURNAL_STREAM", format!("{}:{}", meta.dev(), meta.ino()));
+            }
+            let stderr = Stdio::from(told.try_clone().expect("a duplicate"));
+            command.stdout(Stdio::null()).stderr(stderr).status().expect("it ends");
+            told.rewind().expect("rewind");
+            let mut text = String::new();
+            told.read_to_string(&mut text).expect("text");
+            let short: String = text.chars().take(300).collect();
+            assert!(text.len() < MAX_PANIC_BYTES + 1_000, "{} bytes: {short}", text.len());
+            assert!(text.contains("panicked at src/main.rs") && text.contains("one\n"), "{short}");
+            assert_eq!(text.contains("<3>two"), is_journal, "{short}");
+        }
+    }
 }
