@@ -124,7 +124,7 @@ impl Worker {
         if let Some(timeout) = run.timeout.filter(|_| run.stop.is_none()) {
             self.set_timer(id, Some(now + timeout));
         }
-        if self.starts.is_limited() && self.starts.worked(self.begun()) {
+        if self.starts.is_limited() && self.starts.worked(self.begun(), now) {
             out.log(Level::Info, "tasks can be started here again");
         }
     }

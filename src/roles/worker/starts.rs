@@ -114,7 +114,11 @@ impl Starts {
     }
 
     /// A start worked, and so many run now; true if that ends a state in which starts had failed.
-    pub fn worked(&mut self, running: usize) -> bool {
+    pub fn worked(&mut self, running: usize, now: Instant) -> bool {
+        if self.failed.is_some_and(|last| last + FORGET <= now) {
+            // Where no more tasks come than had run then, nothing would ever prove that it is over.
+            return self.limit.take().is_some_and(|limit| limit.why.is_some());
+        }
         let Some(limit) = self.limit.as_mut().filter(|limit| running > limit.proven) else { return false };
         limit.proven = running;
         if limit.pause_until.is_some() {
@@ -148,7 +152,7 @@ mod tests {
         let mut now = Instant::default();
         assert!(matches!(starts.failed(0, "no room", now), Failed::First(_)));
         // Of eight that were begun together six fail, in any order.
-        assert!(!starts.worked(1) && starts.failed(1, "no room", now) == Failed::Known && !starts.worked(2));
+        assert!(!starts.worked(1, Instant::default()) && starts.failed(1, "no room", now) == Failed::Known && !starts.worked(2, Instant::default()));
         assert_eq!((starts.allowed(), starts.why()), (2, Some("no room")));
         let mut pauses = Vec::new();
         for _ in 0..9 {
@@ -168,10 +172,21 @@ mod tests {
         let mut starts = Starts::new(8, 1);
         starts.failed(0, "no room", Instant::default());
         starts.wake(starts.next_wake().expect("a pause"));
-        assert!(starts.worked(1) && starts.why().is_none());
-        assert!(!starts.worked(1) && starts.allowed() == 2);
-        assert!(!starts.worked(2) && starts.allowed() == 4 && !starts.worked(4));
+        assert!(starts.worked(1, Instant::default()) && starts.why().is_none());
+        assert!(!starts.worked(1, Instant::default()) && starts.allowed() == 2);
+        assert!(!starts.worked(2, Instant::default()) && starts.allowed() == 4 && !starts.worked(4, Instant::default()));
         assert!(!starts.is_limited() && starts.allowed() == 8);
+    }
+
+    /// It was told for ever where no more tasks came than had run when a start failed.
+    #[test]
+    fn what_was_short_is_forgotten_when_starts_work_long_after_it() {
+        let mut starts = Starts::new(8, 1);
+        let at = |seconds| Instant::default() + Duration::from_secs(seconds);
+        starts.failed(3, "no room", at(0));
+        starts.wake(at(60));
+        assert!(!starts.worked(1, at(61)) && starts.why().is_some(), "so much was known");
+        assert!(starts.worked(2, at(120)) && !starts.is_limited());
     }
 
     #[test]
@@ -181,7 +196,7 @@ mod tests {
             let now = Instant::default() + FORGET * n;
             assert!(pause(&starts.failed(0, "no room", now)) <= FIRST_PAUSE);
             starts.wake(now + MAX_PAUSE);
-            assert!(starts.worked(1));
+            assert!(starts.worked(1, Instant::default()));
         }
     }
 }
