@@ -1,11 +1,11 @@
-//! Every thread of ours is started here, or does what it does through [`or_end`], so that none can panic unseen.
+//! Every thread of ours is started here, so that none can panic unseen.
 //!
 //! A process that goes on without one of its threads is worse than one that ends: it holds its session or its tasks,
 //! its watchdog is fed, and it does nothing. When it ends, others take over, and the service manager starts it again.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::bounded;
 
@@ -19,6 +19,14 @@ const SMALL_STACK: usize = 256 * 1024;
 /// # Errors
 /// If there is no thread to be had.
 pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    spawn_to_join(name, body).map(drop)
+}
+
+/// The same of one whose end is waited for.
+///
+/// # Errors
+/// If there is no thread to be had.
+pub fn spawn_to_join(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     start(thread::Builder::new(), name, body)
 }
 
@@ -27,16 +35,28 @@ pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()>
 /// # Errors
 /// If there is no thread to be had.
 pub fn spawn_small(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    start(thread::Builder::new().stack_size(SMALL_STACK), name, body)
+    spawn_sized(name, SMALL_STACK, body)
 }
 
-fn start(builder: thread::Builder, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+/// The same with a stack of so many bytes.
+///
+/// # Errors
+/// If there is no thread to be had.
+pub fn spawn_sized(name: &str, stack: usize, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    start(thread::Builder::new().stack_size(stack), name, body).map(drop)
+}
+
+fn start(
+    builder: thread::Builder,
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
     let title = name.to_owned();
-    builder.name(name.to_owned()).spawn(move || or_end(&title, body)).map(drop)
+    builder.name(name.to_owned()).spawn(move || or_end(&title, body))
 }
 
 /// What a thread of ours does. If it panics, the process ends.
-pub fn or_end(title: &str, body: impl FnOnce()) {
+fn or_end(title: &str, body: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(body)).is_err() {
         log::error!(
             "thread {title} panicked, so the process ends: this is a bug in zkmw; please report it with \

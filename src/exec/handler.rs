@@ -118,11 +118,8 @@ impl Pool {
         self.shared.table.hand(run, id);
         let pool = Arc::clone(self);
         let name = format!("handler-{}", id.0 - FIRST_HANDLER);
-        let spawned = std::thread::Builder::new()
-            .name(name.clone())
-            .stack_size(STACK_BYTES)
-            .spawn(move || threads::or_end(&name, || life::live(&pool, id, gate, reserve, job, &spec)));
-        if let Err(error) = spawned {
+        let live = move || life::live(&pool, id, gate, reserve, job, &spec);
+        if let Err(error) = threads::spawn_sized(&name, STACK_BYTES, live) {
             self.not_started(run, NotStartedKind::Shortage, no_thread(&error));
             self.shared.table.remove(id);
         }

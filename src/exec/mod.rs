@@ -196,12 +196,8 @@ impl Executor {
         };
         self.shared.table.add(run, Arc::clone(&gate));
         let shared = Arc::clone(&self.shared);
-        let name = format!("run-{}", run.0);
-        let spawned = std::thread::Builder::new()
-            .name(name.clone())
-            .stack_size(STACK_BYTES)
-            .spawn(move || threads::or_end(&name, || shared.live(run, &spec, gate, reserve)));
-        if let Err(error) = spawned {
+        let live = move || shared.live(run, &spec, gate, reserve);
+        if let Err(error) = threads::spawn_sized(&format!("run-{}", run.0), STACK_BYTES, live) {
             no_room(no_thread(&error));
         }
     }

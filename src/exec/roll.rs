@@ -109,11 +109,8 @@ impl Roll {
             file.write(&[]);
         }
         let keeper = Keeper { reader, table, run_file, guard, cgroups, live: Vec::new() };
-        let name = "exec-roll";
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || threads::or_end(name, || keeper.keep()))
-            .context("cannot start a thread")?;
+        let thread =
+            threads::spawn_to_join("exec-roll", move || keeper.keep()).context("cannot start a thread")?;
         Ok(Roll { announcer: Announcer(Arc::new(writer)), thread })
     }
 
@@ -123,8 +120,9 @@ impl Roll {
 
     /// Ends the thread, and so gives up the run file. Only when no run is left.
     pub(super) fn stop(self) {
-        if self.announcer.send(Message::Stop).is_ok() && self.thread.join().is_err() {
-            log::error!("the thread that keeps the roll of process groups panicked");
+        if self.announcer.send(Message::Stop).is_ok() {
+            // If it panicked, the process is ending.
+            let _ = self.thread.join();
         }
     }
 }

@@ -195,6 +195,16 @@ fn only_the_session_layer_names_the_crate() {
 fn threads_are_started_in_one_place() {
     refused("src/zk/pool.rs", "fn f() { std::thread::spawn(g); }", "only src/threads.rs");
     refused("src/start.rs", "use std::thread; fn f() { thread::Builder::new(); }", "only src/threads.rs");
+    refused("src/exec/run.rs", "fn f() { std::thread::Builder::new(); }", "only src/threads.rs");
+    refused(
+        "src/exec/run.rs",
+        "use std::thread::{JoinHandle, spawn}; fn f() { spawn(g); }",
+        "only src/threads.rs",
+    );
+    refused("src/start.rs", "use std::thread as t; fn f() { t::scope(g); }", "only src/threads.rs");
+    refused("src/start.rs", "use std::thread::{self as t}; fn f() { t::spawn(g); }", "only src/threads.rs");
+    refused("src/start.rs", "use std::thread::*; fn f() { spawn(g); }", "only src/threads.rs");
+    refused("src/start.rs", "fn f() { unsafe { libc::pthread_create(a, b, c, d) } }", "only src/threads.rs");
     accepted("src/threads.rs", "fn f() { std::thread::Builder::new(); }");
     accepted("src/start.rs", "fn f() { crate::threads::spawn(g); std::thread::sleep(d); }");
 }

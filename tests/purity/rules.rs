@@ -197,16 +197,18 @@ fn inner_path(name: &str, path: &Named) -> Option<Vec<String>> {
 
 /// A thread that panics unseen leaves a process that does nothing.
 fn check_threads(files: &[File<'_>], found: &mut Vec<String>) {
-    // What a run's thread may do to the others is looked after there.
-    let own_way = |name: &str| name == "src/threads.rs" || name.starts_with("src/exec/");
-    for file in files.iter().filter(|file| !own_way(file.name)) {
-        for window in file.tokens.windows(3) {
-            let [module, sign, word] = window else { continue };
-            let starts = matches!(word.text.as_str(), "Builder" | "spawn" | "scope");
-            if module.text == "thread" && sign.text == "::" && starts {
-                found.push(file.at(word.line, "only src/threads.rs starts threads"));
-            }
-        }
+    let starts = |word: &str| matches!(word, "Builder" | "spawn" | "spawn_unchecked" | "scope");
+    let is_start = |path: &&Named| {
+        let pairs = || path.segments.windows(2).filter(|pair| pair[0] == "thread");
+        let is_module = path.segments == ["std", "thread"];
+        // As part of the file, or under another name, it would not be known again.
+        pairs().any(|pair| starts(&pair[1])) || (is_module && (path.is_glob || path.is_renamed))
+    };
+    for file in files.iter().filter(|file| file.name != "src/threads.rs") {
+        let named = file.paths.iter().filter(is_start).map(|path| path.line);
+        let bare = file.tokens.iter().filter(|token| token.text == "pthread_create");
+        let lines = named.chain(bare.map(|token| token.line));
+        found.extend(lines.map(|line| file.at(line, "only src/threads.rs starts threads")));
     }
 }
 

@@ -24,6 +24,14 @@ pub struct Named {
     pub is_use: bool,
     /// It ends in `::*`.
     pub is_glob: bool,
+    /// It goes by another name in the file.
+    pub is_renamed: bool,
+}
+
+impl Named {
+    fn new(segments: Vec<String>, line: usize, is_use: bool) -> Named {
+        Named { segments, line, is_use, is_glob: false, is_renamed: false }
+    }
 }
 
 /// The tokens of the source, without comments and literals.
@@ -185,7 +193,7 @@ pub fn paths(tokens: &[Token]) -> Vec<Named> {
         } else if tokens[at].text == "extern" && tokens.get(at + 1).is_some_and(|t| t.text == "crate") {
             let line = tokens[at].line;
             let segments = tokens.get(at + 2).map(|name| name.text.clone()).into_iter().collect();
-            found.push(Named { segments, line, is_use: true, is_glob: false });
+            found.push(Named::new(segments, line, true));
             at += 3;
         } else if tokens[at].is_word() && before != Some(".") && before != Some("::") {
             at = plain(tokens, at, &mut found);
@@ -206,7 +214,7 @@ fn plain(tokens: &[Token], start: usize, found: &mut Vec<Named>) -> usize {
         segments.push(tokens[at + 1].text.clone());
         at += 2;
     }
-    found.push(Named { segments, line: tokens[start].line, is_use: false, is_glob: false });
+    found.push(Named::new(segments, tokens[start].line, false));
     at
 }
 
@@ -219,7 +227,7 @@ fn tree(tokens: &[Token], start: usize, above: &[String], found: &mut Vec<Named>
         match token.text.as_str() {
             "::" => at += 1,
             "*" => {
-                found.push(Named { segments, line, is_use: true, is_glob: true });
+                found.push(Named { is_glob: true, ..Named::new(segments, line, true) });
                 return at + 1;
             }
             "{" => {
@@ -230,7 +238,7 @@ fn tree(tokens: &[Token], start: usize, above: &[String], found: &mut Vec<Named>
                 return at + 1;
             }
             "as" => {
-                found.push(Named { segments, line, is_use: true, is_glob: false });
+                found.push(Named { is_renamed: true, ..Named::new(segments, line, true) });
                 return at + 2;
             }
             "self" if !segments.is_empty() => at += 1,
@@ -241,7 +249,7 @@ fn tree(tokens: &[Token], start: usize, above: &[String], found: &mut Vec<Named>
             _ => break,
         }
     }
-    found.push(Named { segments, line, is_use: true, is_glob: false });
+    found.push(Named::new(segments, line, true));
     // Never stand still, whatever stands there.
     at.max(start + 1)
 }

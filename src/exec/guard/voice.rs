@@ -2,11 +2,12 @@
 //! still, and that must not keep the guard from killing. It is often the very reason why the worker hangs.
 
 use std::io::{self, Write};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::threads;
 
 /// Lines that may wait; further ones are lost.
 const WAITING_LINES: usize = 64;
@@ -35,10 +36,7 @@ impl Voice {
     /// If there is no room for it.
     pub fn start() -> anyhow::Result<Voice> {
         let (lines, waiting) = bounded(WAITING_LINES);
-        thread::Builder::new()
-            .name("guard-voice".to_owned())
-            .spawn(move || say(&waiting))
-            .context("cannot start a thread")?;
+        threads::spawn("guard-voice", move || say(&waiting)).context("cannot start a thread")?;
         Ok(Voice { lines })
     }
 
