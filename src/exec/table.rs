@@ -27,8 +27,9 @@ pub(super) const FIRST_HANDLER: u64 = 1 << 63;
 #[derive(Debug)]
 enum State {
     /// Not forked yet, or between fork and exec. A signal has to wait: before exec, the child still has our
-    /// handlers, and one of them could make *us* believe that we were signalled.
-    Starting { gate: Arc<OwnedFd>, wanted: Option<GroupSignal> },
+    /// handlers, and one of them could make *us* believe that we were signalled. `killed` if it got SIGKILL at its
+    /// gate, which is a signal of ours as well.
+    Starting { gate: Arc<OwnedFd>, wanted: Option<GroupSignal>, killed: bool },
     /// The leader is our child and not reaped; `signalled` if a signal of ours came while it lived.
     Running { leader: u32, signalled: bool, answers: Option<Answers> },
     /// A request: this handler has it, or will get it first of all.
@@ -75,23 +76,24 @@ impl Table {
     ///
     /// If the name is taken: run ids are never used twice.
     pub(super) fn add(&self, run: RunId, gate: Arc<OwnedFd>) {
-        let before = self.lock().insert(run, State::Starting { gate, wanted: None });
+        let before = self.lock().insert(run, State::Starting { gate, wanted: None, killed: false });
         assert!(before.is_none(), "run {} was started twice", run.0);
     }
 
     /// Lets the child go on to exec, if it does so before `not_after` (nanoseconds of `CLOCK_BOOTTIME`, not 0); or
     /// kills it if that was asked for meanwhile.
     pub(super) fn open_gate(&self, run: RunId, pid: u32, not_after: u64) {
-        let runs = self.lock();
-        let Some(State::Starting { gate, wanted }) = runs.get(&run) else {
+        let mut runs = self.lock();
+        let Some(State::Starting { gate, wanted, killed }) = runs.get_mut(&run) else {
             // The child was killed at the gate by somebody else.
             return;
         };
         let result = if *wanted == Some(GroupSignal::Kill) {
+            *killed = true;
             // It waits for us, so it is still there, even if only as a zombie.
             kill_process(to_pid(pid), Signal::KILL)
         } else {
-            retry_on_intr(|| write(gate, &not_after.to_ne_bytes())).map(|_| ())
+            retry_on_intr(|| write(&*gate, &not_after.to_ne_bytes())).map(|_| ())
         };
         if let Err(error) = result {
             log::error!("cannot let go run {}: {error}", run.0);
@@ -102,12 +104,15 @@ impl Table {
     pub(super) fn running(&self, run: RunId, leader: u32, answers: Option<Arc<OwnedFd>>) {
         let mut runs = self.lock();
         let answers = answers.map(|pipe| Answers { pipe, before_signal: false });
-        let before = runs.insert(run, State::Running { leader, signalled: false, answers });
-        if let Some(State::Starting { wanted: Some(signal), .. }) = before
-            && let Some(state) = runs.get_mut(&run)
-        {
-            signal_one(state, signal);
+        let (wanted, killed) = match runs.get(&run) {
+            Some(State::Starting { wanted, killed, .. }) => (*wanted, *killed),
+            _ => (None, false),
+        };
+        let mut state = State::Running { leader, signalled: killed, answers };
+        if let Some(signal) = wanted {
+            signal_one(&mut state, signal);
         }
+        runs.insert(run, state);
     }
 
     /// To the whole group, if its leader is not reaped yet.
@@ -340,6 +345,21 @@ mod tests {
         table.running(run, leader, None);
         table.signal(run, GroupSignal::Term);
         table.reap(run, leader).1.in_life
+    }
+
+    /// It is dead by the time its run is told to be running, and it was we who killed it.
+    #[test]
+    fn who_was_killed_at_its_gate_got_a_signal_of_ours() {
+        let run = RunId(1);
+        let table = Table::default();
+        let (_, gate) = std::io::pipe().expect("pipe");
+        table.add(run, Arc::new(gate.into()));
+        let leader = Command::new("sleep").arg("1000").process_group(0).spawn().expect("spawn").id();
+        table.signal(run, GroupSignal::Kill);
+        table.open_gate(run, leader, u64::MAX);
+        waitid(WaitId::Pid(to_pid(leader)), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).expect("wait");
+        table.running(run, leader, None);
+        assert!(table.reap(run, leader).1.in_life);
     }
 
     #[test]

@@ -109,7 +109,9 @@ fn a_signal_right_after_the_start_is_not_lost() {
         rig.executor.signal(run, GroupSignal::Term);
         rig.executor.signal(run, GroupSignal::Kill);
         rig.executor.signal(run, GroupSignal::Term);
-        assert!(matches!(rig.ended(run).ended, Ended::Signal(9 | 15)));
+        let report = rig.ended(run);
+        assert!(matches!(report.ended, Ended::Signal(9 | 15)), "{report:?}");
+        assert!(report.signalled && report.detail.is_none(), "it was we who killed it: {report:?}");
         // One that may be caught has to wait until there is a program to catch it.
         let run = rig.start(argv(&["sleep", "30"]));
         rig.executor.signal(run, GroupSignal::Term);
