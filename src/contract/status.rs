@@ -122,9 +122,14 @@ impl Status {
 
     /// Writes a summary; with fewer workers listed if it would not fit a znode.
     pub fn encode(&self) -> Vec<u8> {
+        self.encode_within(MAX_DATA_BYTES)
+    }
+
+    /// The same with so few workers listed that it takes no more than this, if that is enough.
+    pub fn encode_within(&self, max_bytes: usize) -> Vec<u8> {
         let mut data = super::encode(self);
         let mut shorter = self.clone();
-        while data.len() > MAX_DATA_BYTES && !shorter.worker_list.is_empty() {
+        while data.len() > max_bytes && !shorter.worker_list.is_empty() {
             shorter.worker_list.truncate(shorter.worker_list.len() / 2);
             data = super::encode(&shorter);
         }

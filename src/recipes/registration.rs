@@ -10,6 +10,7 @@
 //! again: of two, the one whose incarnation registered first keeps the name.
 
 mod contest;
+mod publish;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -20,8 +21,8 @@ use crate::contract::worker::{ProcessIdentity, Registration};
 use crate::contract::{Incarnation, Layout};
 use crate::exit;
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Level, Prng,
-    Refusal, Reply, WatchMode, earlier,
+    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Prng, Refusal,
+    Reply, WatchMode, earlier,
 };
 
 /// A registration whose process died stands for its session timeout and up to a tick more; this much longer we
@@ -461,6 +462,7 @@ impl Registrar {
                 self.n += 1;
                 self.create(out);
             }
+            Err(Refusal::TooLarge) if self.shorten() => self.create(out),
             Err(refusal) => self.refused(&self.layout.workers(), refusal, now, out),
         }
         Step::Pending
@@ -517,66 +519,6 @@ impl Registrar {
         Step::Standing
     }
 
-    fn flush<R>(&mut self, out: &mut Actions<R>) {
-        let path = self.path(self.n);
-        let State::Standing { version, written, writing } = &mut self.state else { return };
-        // `since` alone is not worth a write: a first registration's own czxid says the same.
-        let mut like_written = self.body.clone();
-        like_written.since = written.since;
-        let same = **written == like_written;
-        if *writing || same {
-            return;
-        }
-        *writing = true;
-        let call = Call::Set { path, data: self.body.encode(), version: *version };
-        self.calls.issue(out, call, Purpose::Publish(Box::new(self.body.clone())));
-    }
-
-    /// The own registration was seen at this version. What somebody else wrote into it is nothing to us, but a
-    /// leader that cannot read it gives out no tasks.
-    fn mend<R>(&mut self, seen: i32, out: &mut Actions<R>) {
-        let path = self.path(self.n);
-        let State::Standing { version, writing, .. } = &mut self.state else { return };
-        // A write of ours that is under way meets the change by itself.
-        if *writing || seen <= *version {
-            return;
-        }
-        out.log(Level::Warn, format!("{path} was changed by someone else: writing it again"));
-        *version = seen;
-        *writing = true;
-        let call = Call::Set { path, data: self.body.encode(), version: seen };
-        self.calls.issue(out, call, Purpose::Publish(Box::new(self.body.clone())));
-    }
-
-    fn on_published<R>(
-        &mut self,
-        body: Box<Registration>,
-        result: Result<&Reply, Refusal>,
-        now: Instant,
-        out: &mut Actions<R>,
-    ) -> Step {
-        let State::Standing { version, written, writing } = &mut self.state else { return Step::Pending };
-        match result {
-            Ok(Reply::Stat(stat)) => {
-                *version = stat.version;
-                *written = body;
-                *writing = false;
-                self.retry.done(out);
-                self.flush(out);
-                Step::Pending
-            }
-            Err(Refusal::NoNode) => self.die("its registration was deleted"),
-            Err(Refusal::BadVersion) => self.die("its registration was changed by someone else"),
-            // It stands, and says what it said before.
-            Ok(_) | Err(_) => {
-                *writing = false;
-                let path = self.path(self.n);
-                self.retry.refused(&path, result.err().unwrap_or(Refusal::Other(0)), now, out);
-                Step::Pending
-            }
-        }
-    }
-
     fn die(&mut self, why: &str) -> Step {
         self.abandon();
         Step::Dead(why.to_string())
@@ -587,7 +529,7 @@ impl Registrar {
         self.calls.clear();
         self.ensure.reset();
         self.state = State::Refused;
-        let what = format!("cannot register worker {} in {dir}", self.worker);
+        let what = self.with_size(format!("cannot register worker {} in {dir}", self.worker), refusal);
         self.retry.refused(&what, refusal, now, out);
     }
 }

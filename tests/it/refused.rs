@@ -1,9 +1,10 @@
 //! What servers do not take: larger requests than `jute.maxbuffer`.
 
+use std::fs;
 use std::time::Duration;
 
 use crate::harness::ensemble::Places;
-use crate::harness::{Cluster, Ensemble, LIMIT, eventually};
+use crate::harness::{Cluster, Ensemble, LIMIT, Proc, eventually};
 use crate::plain::Plain;
 
 /// The servers' limit. A task that prints more than this has an outcome that they hang up on.
@@ -35,6 +36,84 @@ fn an_outcome_that_the_servers_hang_up_on_is_cut_and_others_run_meanwhile() {
     let out = Plain::on(&cluster, &["submit", &long]).run_within(Duration::from_secs(30));
     assert_eq!(out.code, 73, "{}", out.stderr);
     assert!(out.stderr.contains("jute.maxbuffer"), "{}", out.stderr);
+}
+
+/// What a batch says for how many of its tasks are certain to stand.
+fn certain(words: &str) -> u64 {
+    let (before, _) = words.split_once(" tasks were submitted for certain").expect("it says what stands");
+    let figures = before.rsplit_once("; ").expect("figures").1;
+    figures.split(' ').next().expect("a figure").parse().expect("a number")
+}
+
+#[test]
+fn a_batch_with_a_line_that_the_servers_hang_up_on_ends_and_says_what_stands_of_it() {
+    let java_options = format!("-Djute.maxbuffer={MAX_BUFFER}");
+    let ensemble = Ensemble::start_at(1, Places { java_options, ..Places::default() });
+    let cluster = Cluster::on(&ensemble, "long-lines");
+    let _master = cluster.master("m");
+    let _worker = cluster.worker("w", &["--slots", "8"]);
+    cluster.registered(&["w"]);
+    let batch = |name: &str, lines: &str, args: &[&str]| {
+        let file = cluster.dir().join(name);
+        fs::write(&file, lines).expect("a file");
+        let file = file.display().to_string();
+        let args = [&["submit", "--id", name, "--from-file", &file], args].concat();
+        Plain::on(&cluster, &args).run_within(Duration::from_secs(40))
+    };
+    let long = format!("true {}\n", "x".repeat(110_000));
+    let out = batch("all", &long.repeat(3), &[]);
+    out.says(73, &["jute.maxbuffer", "cannot create the task"]);
+    let (name, before) = ("last", 1_500);
+    let out = batch(name, &("true\n".repeat(before) + &long), &[]);
+    out.says(73, &["jute.maxbuffer", "(line 1501)", "go on: zkmw wait last comes back to them"]);
+    let certain = certain(&out.stderr);
+    assert!((1..=before as u64).contains(&certain), "{}", out.stderr);
+    // They do go on, and the others may stand as well.
+    let out = Plain::on(&cluster, &["wait", "--json", name]).run_within(LIMIT);
+    let done = out.text().matches("\"done\"").count();
+    assert!(out.code == 0 && done as u64 >= certain, "{certain} for certain, {done} done: {out:?}");
+    // Each line passes, but not a hundred together.
+    let lines = format!("true {}\n", "x".repeat(1_500)).repeat(200);
+    batch("chunks", &lines, &["--chunk", "100"]).says(73, &["jute.maxbuffer", "a smaller --chunk may pass"]);
+    let out = batch("smaller", &lines, &["--chunk", "10"]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+}
+
+/// So small that the labels of one worker are too long for it.
+const TINY_BUFFER: usize = 4_400;
+
+/// A takeover waits for the summary to be written; no worker is served if there is none.
+#[test]
+fn labels_that_the_servers_hang_up_on_hold_up_their_own_worker_and_nobody_else() {
+    let java_options = format!("-Djute.maxbuffer={TINY_BUFFER}");
+    let ensemble = Ensemble::start_at(1, Places { java_options, ..Places::default() });
+    let cluster = Cluster::on(&ensemble, "labels");
+    let labels = |count: usize| -> Vec<String> {
+        let label = |n| ["--label".to_string(), format!("{}{n:02}={}", "k".repeat(61), "v".repeat(63))];
+        (0..count).flat_map(label).collect()
+    };
+    let start = |id: &str, count: usize| {
+        let labels = labels(count);
+        cluster.worker(id, &labels.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let workers: Vec<Proc> = ["w1", "w2", "w3", "w4"].iter().map(|id| start(id, 12)).collect();
+    let mut long = start("w5", 32);
+    cluster.registered(&["w1", "w2", "w3", "w4"]);
+    let master = cluster.master("m");
+    let out = Plain::on(&cluster, &["submit", "echo hello"]).run_within(LIMIT);
+    assert_eq!((out.code, out.text().as_str()), (0, "hello\n"), "{out:?}\n{}", master.stderr());
+    let status = cluster.status().expect("a summary");
+    let listed = status["worker_list"].as_array().map_or(0, Vec::len);
+    assert!(status["workers"] == 4 && (1..4).contains(&listed), "{status}");
+    eventually(LIMIT, "it says what is too long", || {
+        long.stderr().contains("fewer or shorter labels take less").then_some(())
+    });
+    assert!(long.is_running(), "{}", long.stderr());
+    for process in workers.iter().chain([&master, &long]) {
+        let log = process.stderr();
+        assert!(log.matches("connected to 127").count() <= 4, "{}: {log}", process.label());
+        assert!(log.lines().count() < FEW_LINES, "{}: {log}", process.label());
+    }
 }
 
 /// The leader's summary grows and shrinks by less than this.

@@ -220,8 +220,8 @@ impl Master {
         term.book.flush(now, out);
         let offer = term.summary.next_wake().is_some_and(|at| at <= now);
         if offer {
-            let text = self.summarize(&term).encode();
-            term.summary.offer(now, || text, out);
+            let summary = self.summarize(&term);
+            term.summary.offer(now, &summary, out);
         }
         self.term = Some(term);
     }

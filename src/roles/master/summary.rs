@@ -9,7 +9,7 @@ use super::Master;
 use super::leading::Term;
 use crate::contract::status::{Admission, Leader, Status, WorkerRow};
 use crate::contract::worker::MAX_UNHEALTHY_BYTES;
-use crate::contract::{TaskId, shortened};
+use crate::contract::{MAX_DATA_BYTES, TaskId, shortened};
 use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Refusal, Reply,
     WatchMode,
@@ -43,6 +43,8 @@ pub struct Summary {
     state: State,
     calls: Calls<Purpose>,
     written: Vec<u8>,
+    /// Most bytes that it may take, as far as the servers have shown.
+    max_bytes: usize,
     sent: Option<Instant>,
     dirty: bool,
     forced: bool,
@@ -73,6 +75,7 @@ impl Summary {
             state: State::Unknown,
             calls: Calls::default(),
             written: Vec::new(),
+            max_bytes: MAX_DATA_BYTES,
             sent: None,
             dirty: true,
             forced: false,
@@ -119,8 +122,8 @@ impl Summary {
         }
     }
 
-    /// Writes what `text` gives, if it is time and something changed.
-    pub fn offer<R>(&mut self, now: Instant, text: impl FnOnce() -> Vec<u8>, out: &mut Actions<R>) {
+    /// Writes the summary, if it is time and something changed.
+    pub fn offer<R>(&mut self, now: Instant, summary: &Status, out: &mut Actions<R>) {
         if self.next_wake().is_none_or(|at| at > now) {
             return;
         }
@@ -133,7 +136,7 @@ impl Summary {
             self.calls.issue(out, Call::Exists { path: self.path.clone(), watch: false }, Purpose::Look);
             return;
         }
-        let data = text();
+        let data = summary.encode_within(self.max_bytes);
         self.dirty = false;
         if data == self.written && !self.forced {
             return;
@@ -176,6 +179,14 @@ impl Summary {
             // A create's reply carries no time: write once more. So does whoever met another's write.
             (Purpose::Write, Ok(_) | Err(CallError::Refused(Refusal::BadVersion | Refusal::NodeExists))) => {
                 self.state = State::Unknown;
+                self.forced = true;
+                Step::Pending
+            }
+            // A takeover waits for this write. It is refused for good only if nothing can be left out any more.
+            (Purpose::Write, Err(CallError::Refused(Refusal::TooLarge)))
+                if self.written.len() <= self.max_bytes =>
+            {
+                self.max_bytes = self.written.len() / 2;
                 self.forced = true;
                 Step::Pending
             }

@@ -8,6 +8,7 @@
 //! waits for its outcome; lines are never read twice. A unit is `open` from the moment
 //! its lines were read until its task is known to stand, whatever happens to connections in between.
 
+mod end;
 mod groups;
 mod listen;
 mod made;
@@ -37,7 +38,7 @@ use crate::exit;
 use crate::machine::{Action, Actions, Call, Calls, ChangeKind, Event, Instant, Level, Role, earlier};
 use crate::recipes::ensure::Ensure;
 use crate::roles::client::notice::Notice;
-use crate::roles::client::{ClientReport, INTERRUPTED, Progress, Tally, Unfit, breaks_connection};
+use crate::roles::client::{ClientReport, Progress, Tally, Unfit, breaks_connection};
 
 /// Parts that are made or watched at a time.
 const MAX_WARMING: usize = 16;
@@ -363,11 +364,6 @@ impl Batch {
         task
     }
 
-    fn fail(&mut self, code: i32, why: String, out: &mut Actions<ClientReport>) {
-        self.over = true;
-        out.fail(code, why);
-    }
-
     /// Logs something about one task, unless there was too much of it.
     fn complain(&mut self, why: String, out: &mut Actions<ClientReport>) {
         self.complaints += 1;
@@ -409,37 +405,6 @@ impl Batch {
                 self.end_if_done(out);
             }
         }
-    }
-
-    /// Whether only deletes can be left to do.
-    fn is_waited_for(&self) -> bool {
-        self.source == Source::Dry && self.open.is_empty() && self.parts.pending_count() == 0
-    }
-
-    fn end_if_done(&mut self, out: &mut Actions<ClientReport>) {
-        if self.is_waited_for() && self.deleting.is_empty() {
-            self.end(out);
-        }
-    }
-
-    fn end(&mut self, out: &mut Actions<ClientReport>) {
-        self.over = true;
-        let left = self.left + self.deleting.len() as u64;
-        if left > 0 {
-            let why = "a connection was lost while they were made or deleted";
-            let words =
-                "outcomes that were shown still stand, and the leader deletes them after its --result-ttl";
-            out.log(Level::Warn, format!("{left} {words}: {why}"));
-        }
-        if self.progress.total == 0 {
-            out.log(Level::Warn, "the batch has no lines: nothing was submitted");
-        } else if self.detach {
-            let (name, submitted) = (self.name(), self.progress.submitted);
-            out.push(Action::Report(ClientReport::Detached { name, submitted }));
-        } else {
-            out.push(Action::Report(ClientReport::Summary(self.progress)));
-        }
-        out.push(Action::Exit(self.tally.code()));
     }
 
     fn on_connected(&mut self, out: &mut Actions<ClientReport>) {
@@ -488,35 +453,6 @@ impl Batch {
         match self.open.get_mut(&unit) {
             Some(open) => open.changed = true,
             None => self.parts.mark_unread(unit),
-        }
-    }
-
-    fn on_stop(&mut self, again: bool, out: &mut Actions<ClientReport>) {
-        let Progress { submitted, total, .. } = self.progress;
-        let creating = self.open.iter().any(|(unit, open)| open.doubts > 0 || !self.unsent.contains(unit));
-        if self.is_waited_for() && !self.detach {
-            self.end(out);
-        } else if submitted == 0 && !creating {
-            self.fail(INTERRUPTED, "interrupted; nothing was submitted".to_string(), out);
-        } else if again || !self.cancel_on_interrupt {
-            let mut why = format!("interrupted; {submitted} of {total} tasks were submitted for certain");
-            why += &format!(" and go on: zkmw wait {} comes back to them", self.name());
-            if self.keyed && submitted < total {
-                why += "; the same submit again goes on";
-            }
-            self.fail(INTERRUPTED, why, out);
-        } else {
-            out.log(Level::Warn, format!("cancelling {}; interrupt again to leave it alone", self.name()));
-            self.cancelling = true;
-            self.source = Source::Dry;
-            // What is certain not to stand is not created any more.
-            let unsent = &self.unsent;
-            self.open.retain(|unit, open| open.doubts > 0 || !unsent.contains(unit));
-            self.unsent.retain(|unit| self.open.contains_key(unit));
-            self.open_bytes = self.open.values().map(|open| open.bytes).sum();
-            self.progress.total =
-                submitted + self.open.values().map(|open| u64::from(open.commands)).sum::<u64>();
-            self.parts.mark_all_unread();
         }
     }
 

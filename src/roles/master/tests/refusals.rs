@@ -2,6 +2,7 @@
 
 use super::dispatch::end_all;
 use super::*;
+use crate::contract::status::Status;
 
 /// A quota, an ACL, or a server that throttles: whatever it is, it is one worker's.
 #[test]
@@ -132,4 +133,35 @@ fn a_page_that_the_servers_find_too_long_is_given_in_parts() {
         master.go(&mut world);
     }
     assert!(rounds > 4, "the limit was not felt");
+}
+
+/// A takeover waits for it.
+#[test]
+fn a_summary_that_the_servers_find_too_long_lists_fewer_workers() {
+    const LIMIT: usize = 4_000;
+    let mut world = World::new();
+    for number in 1..=40 {
+        let mut registration = registration(1);
+        registration.labels.insert("zone".into(), "x".repeat(100));
+        register(&mut world, &format!("w{number:02}~1~0"), &registration);
+        page(&mut world, &format!("w{number:02}~1"), &[]);
+    }
+    world.limit = Some(LIMIT);
+    task(&mut world, "_00/a", |_| {});
+    let mut master = master("m");
+    master.connect(&mut world);
+    master.go(&mut world);
+    let data = &world.znodes["/z/status"].data;
+    let status = Status::decode(data).expect("a summary");
+    assert!(data.len() <= LIMIT && status.workers == 40, "{} bytes: {status:?}", data.len());
+    assert!((5..40).contains(&status.worker_list.len()), "{}", status.worker_list.len());
+    let given = (1..=40).filter(|number| !world.page(&format!("/z/assign/w{number:02}~1")).is_empty());
+    assert_eq!(given.count(), 1, "it leads: {:?}", master.logs);
+    // Nothing can be left out of it any more: it says so, and tries again.
+    world.writes_refused.insert("/z/status".into(), Refusal::TooLarge);
+    world.pass(Duration::from_secs(2));
+    task(&mut world, "_00/b", |_| {});
+    master.go(&mut world);
+    let said = master.logs.iter().filter(|line| line.contains("jute.maxbuffer")).count();
+    assert_eq!((said, master.exit), (1, None), "{:?}", master.logs);
 }

@@ -239,11 +239,19 @@ impl Batch {
                 self.unsent.insert(unit);
                 self.parts.unmade(part_of(unit));
             }
-            Err(refusal) => {
-                let why = format!("cannot create the task {}: {refusal}", self.path(unit));
-                self.fail(refusal_code(refusal), why, out);
-            }
+            Err(refusal) => self.on_create_refused(unit, refusal, out),
         }
+    }
+
+    /// A line, or a chunk, can't be made. The batch ends.
+    fn on_create_refused(&mut self, unit: u64, refusal: Refusal, out: &mut Out) {
+        let is_too_large = refusal == Refusal::TooLarge;
+        let hint = if is_too_large && self.units.are_chunks() { "; a smaller --chunk may pass" } else { "" };
+        let (path, lines) = (self.path(unit), self.lines_of(unit));
+        // No earlier request for it was carried out, either: the servers would have refused that as well.
+        self.open.remove(&unit);
+        let why = format!("cannot create the task {path} ({lines}): {refusal}{hint}");
+        self.fail(refusal_code(refusal), why, out);
     }
 
     fn on_compared(&mut self, unit: u64, result: Result<&Reply, Refusal>, out: &mut Out) {

@@ -3,6 +3,7 @@
 mod chunks;
 mod groups;
 mod listen;
+mod refused;
 
 use std::collections::VecDeque;
 
@@ -10,6 +11,7 @@ use super::*;
 use crate::contract::status::Status;
 use crate::contract::task::{Outcome, State};
 use crate::machine::{BatchLine, CallError, CreateMode, Prng, Refusal, Reply};
+use crate::roles::client::INTERRUPTED;
 use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set, status};
 
 const STATUS: &str = "/z/status";

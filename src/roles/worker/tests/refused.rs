@@ -193,3 +193,51 @@ fn a_name_that_may_not_be_registered_is_told_of_once() {
     assert_eq!(told(&desk, "this is over"), 1, "{:?}", desk.logs);
     assert!(desk.role.registrar.is_standing());
 }
+
+/// Neither ends it: the servers' limit can be raised.
+#[test]
+fn a_registration_that_the_servers_find_too_long_is_told_with_its_length_and_made_when_it_fits() {
+    let mut world = World::new();
+    let mut desk = worker(|params| params.labels = [("zone".to_string(), "x".repeat(2_000))].into());
+    world.limit = Some(1_000);
+    desk.connect(&mut world);
+    for _ in 0..20 {
+        world.pass(Duration::from_secs(1));
+        desk.event(&world, Event::Wake);
+        desk.go(&mut world);
+    }
+    let said: Vec<_> = desk.logs.iter().filter(|line| line.contains("jute.maxbuffer")).collect();
+    assert!(said.len() == 1 && said[0].contains("shorter labels"), "{:?}", desk.logs);
+    assert_eq!((desk.exit, desk.role.registrar.is_standing()), (None, false));
+    world.limit = None;
+    world.pass(Duration::from_secs(2));
+    desk.event(&world, Event::Wake);
+    desk.go(&mut world);
+    assert!(desk.role.registrar.is_standing(), "{:?}", desk.logs);
+}
+
+/// What it has set aside is named as far as there is room; all else that it has to say is said.
+#[test]
+fn a_registration_names_no_more_tasks_than_the_servers_have_room_for() {
+    let mut world = World::new();
+    let mut desk = worker(|params| params.slots = 2);
+    desk.connect(&mut world);
+    world.limit = Some(1_000);
+    let aside: Vec<TaskId> = (0..100).map(|n| TaskId::new("_00", &format!("task-{n}"))).collect();
+    let mut out: Out = Actions::default();
+    desk.role.registrar.publish(|body| (body.aside, body.draining) = (aside, true), &mut out);
+    desk.calls.extend(out.drain().filter_map(|action| match action {
+        Action::Call { id, call } => Some((id, call)),
+        _ => None,
+    }));
+    desk.go(&mut world);
+    let (path, node) =
+        world.znodes.iter().find(|(path, _)| path.starts_with("/z/workers/")).expect("it stands");
+    let said = Registration::decode(&node.data).expect("a registration");
+    assert!(
+        said.draining && (10..100).contains(&said.aside.len()),
+        "{path}: {} {:?}",
+        said.aside.len(),
+        desk.logs
+    );
+}
