@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -25,6 +26,12 @@ use crate::{limits, threads};
 
 /// Requests of the session layer itself that may wait for the keeper: a heartbeat and the closing.
 const ERRANDS_MAX: usize = 4;
+
+/// So often a new connection's first request is made until it is not refused, as servers refuse when they throttle
+/// requests; then another server may be less busy…
+const FIRST_TRIES: u32 = 10;
+/// …with such pauses. In all that takes less time than a server has for its first answer.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 /// What one connection needs of descriptors: the crate's epoll instance, its socket, and two pipes that wake it; the
 /// killer's duplicates of the first two, and its own pipe; and one directory in `/proc` that is read.
@@ -76,8 +83,13 @@ impl Life {
     /// Ends it; the first reason stays. Never blocks.
     pub fn end(&self, end: End) {
         if self.end.set(end).is_ok() {
-            let _ = self.pulse.try_send(()); // full: the supervisor is about to look anyway
+            self.wake();
         }
+    }
+
+    /// Has the supervisor look what there is to do.
+    pub fn wake(&self) {
+        let _ = self.pulse.try_send(()); // full: it is about to look anyway
     }
 
     /// Why it has ended, if it has.
@@ -355,13 +367,14 @@ impl Connection {
         for lane in self.lanes() {
             let (answer, left, life) = (answer.clone(), Arc::clone(&left), Arc::clone(&self.life));
             let errand: Errand = Box::new(move |zookeeper| {
-                let answered = matches!(zookeeper.exists("/", false), Ok(_) | Err(ZkError::NoAuth));
+                // Whatever it answers, it answers in this session.
+                let answered = zookeeper.exists("/", false).map_or_else(request::is_answer, |_| true);
                 if answered {
                     life.answered();
                 }
                 if left.fetch_sub(1, Ordering::AcqRel) == 1 || !answered {
                     let _ = answer.try_send(answered); // full: another lane's was not answered
-                    let _ = life.pulse.try_send(());
+                    life.wake();
                 }
             });
             let _ = lane.errands.try_send(errand); // full: then there will be no answer
@@ -500,16 +513,20 @@ fn ask_first(zookeeper: &ZooKeeper, auth: Vec<(String, Vec<u8>)>) -> First {
             Err(error) => return First::Failed(format!("no answer to the credentials: {error:?}")),
         }
     }
-    match zookeeper.exists("/", false) {
-        // A chroot that we may not look at is there.
-        Ok(Some(_)) | Err(ZkError::NoAuth) => First::Good,
-        Ok(None) => First::NoChroot,
-        // The crate says so for each code that it does not know. One of them is of a server that serves nobody
-        // without credentials (`enforce.auth.enabled`), and it ends the session with that; after any other the next
-        // is answered.
-        Err(ZkError::Unimplemented) if zookeeper.exists("/", false).is_err() => First::AuthNeeded,
-        Err(error) => First::Failed(format!("no answer to the first request: {error:?}")),
+    for tries in 0..FIRST_TRIES {
+        match zookeeper.exists("/", false) {
+            // A chroot that we may not look at is there.
+            Ok(Some(_)) | Err(ZkError::NoAuth) => return First::Good,
+            Ok(None) => return First::NoChroot,
+            // The crate says so for each code that it does not know. One of them is of a server that serves nobody
+            // without credentials (`enforce.auth.enabled`), and it ends the session with that. After any other, such as
+            // that of a server that throttles requests, the next is answered.
+            Err(ZkError::Unimplemented) => thread::sleep(FIRST_PAUSE),
+            Err(_) if tries == 1 => return First::AuthNeeded,
+            Err(error) => return First::Failed(format!("no answer to the first request: {error:?}")),
+        }
     }
+    First::Failed("it refuses requests, as servers do that throttle them".to_owned())
 }
 
 fn start_keeper(client: Arc<Client>) -> anyhow::Result<Sender<Errand>> {

@@ -14,6 +14,7 @@ mod descriptors;
 mod meter;
 mod pool;
 mod probe;
+mod repeats;
 mod request;
 mod resolve;
 mod supervisor;

@@ -17,6 +17,7 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, TrySendError};
 
 use super::connection::{Connection, End, now};
+use super::repeats::{Refused, Repeats, describe, repeatable};
 use super::request::{self, LargeWrite, Outcome};
 use super::{SessionEvent, courtesy};
 use crate::machine::{Call, CallError, CallId, CallResult, ChangeKind, Instant, Refusal};
@@ -34,7 +35,7 @@ const ASTRAY_MAX: usize = 256;
 
 /// Where an outstanding call is.
 enum Stage {
-    /// Not given to the crate yet.
+    /// Not given to the crate yet, or refused and to be made again.
     Queued,
     /// A thread makes it.
     InFlight,
@@ -46,6 +47,7 @@ struct Outstanding {
     id: CallId,
     stage: Stage,
     large: Option<LargeWrite>,
+    refused: Option<Refused>,
 }
 
 /// A call for a thread to make.
@@ -65,6 +67,7 @@ struct State {
     next_number: u64,
     outstanding: BTreeMap<u64, Outstanding>,
     queue: VecDeque<(u64, Call)>,
+    repeats: Repeats,
     /// Threads for calls, and how many of them wait for one.
     threads: usize,
     idle: usize,
@@ -156,7 +159,7 @@ impl Pool {
             }
             return self.reply(&mut state, id, Err(CallError::NotSent));
         }
-        state.outstanding.insert(number, Outstanding { id, stage: Stage::Queued, large });
+        state.outstanding.insert(number, Outstanding { id, stage: Stage::Queued, large, refused: None });
         state.queue.push_back((number, call));
         let someone_waits = state.idle > 0;
         drop(state);
@@ -192,8 +195,9 @@ impl Pool {
     fn work(&self) {
         courtesy::yield_to_others();
         while let Some(job) = self.next_job() {
+            let again = repeatable(&job.call);
             let outcome = request::make(job.connection.client_for(&job.call), job.call);
-            if !self.finish(job.number, &job.connection, outcome) {
+            if !self.finish(job.number, &job.connection, outcome, again) {
                 return;
             }
         }
@@ -230,8 +234,8 @@ impl Pool {
         Some(Job { number, call, connection })
     }
 
-    /// Answers a call, unless that has been done; whether the thread is still wanted.
-    fn finish(&self, number: u64, connection: &Connection, outcome: Outcome) -> bool {
+    /// Answers a call, unless that has been done, or it is to be made again; whether the thread is still wanted.
+    fn finish(&self, number: u64, connection: &Connection, outcome: Outcome, again: Option<Call>) -> bool {
         let mut state = self.lock();
         let Some(outstanding) = state.outstanding.get_mut(&number) else {
             // The connection ended meanwhile, and this thread's place was given away.
@@ -242,10 +246,21 @@ impl Pool {
         };
         match outcome {
             Outcome::Answered(result) => {
-                let id = outstanding.id;
-                state.outstanding.remove(&number);
                 connection.life().answered();
-                self.reply(&mut state, id, result);
+                if let (Some(call), Err(CallError::Refused(refusal))) = (again, &result)
+                    && !state.draining
+                    && let Some(news) = put_off(&mut state, (number, call), *refusal, connection)
+                {
+                    drop(state);
+                    connection.life().wake();
+                    if let Some(news) = news {
+                        log::warn!("{news}");
+                    }
+                    return true;
+                }
+                if let Some(outstanding) = state.outstanding.remove(&number) {
+                    self.reply(&mut state, outstanding.id, result);
+                }
                 if state.draining {
                     self.landed.notify_all();
                 }
@@ -257,6 +272,21 @@ impl Pool {
             }
         }
         true
+    }
+
+    /// Has the calls made again whose pause is over; when that is to be asked again.
+    pub fn repeat(&self, now: Instant) -> Option<Instant> {
+        let mut state = self.lock();
+        while let Some(due) = state.repeats.due(now) {
+            state.queue.push_back(due);
+            self.work.notify_one();
+        }
+        let (next, is_over) = (state.repeats.next_due(), state.repeats.is_over(now));
+        drop(state);
+        if is_over {
+            log::info!("the ZooKeeper servers answer again what they refused");
+        }
+        next
     }
 
     fn reply(&self, state: &mut State, id: CallId, result: CallResult) {
@@ -283,6 +313,7 @@ impl Pool {
         let mut state = self.lock();
         state.up = None;
         state.queue.clear();
+        state.repeats.clear();
         let mut longest: Option<LargeWrite> = None;
         for (_, outstanding) in std::mem::take(&mut state.outstanding) {
             if let (Some(large), Stage::InFlight | Stage::InDoubt) = (outstanding.large, &outstanding.stage) {
@@ -299,7 +330,8 @@ impl Pool {
                     CallError::MaybeApplied
                 }
             };
-            self.reply(&mut state, outstanding.id, Err(error));
+            let verdict = outstanding.refused.and_then(|refused| refused.verdict());
+            self.reply(&mut state, outstanding.id, Err(verdict.map_or(error, CallError::Refused)));
         }
         self.tell(&mut state, SessionEvent::Down { generation, why });
         longest
@@ -309,10 +341,12 @@ impl Pool {
     /// gets time to be answered.
     pub fn drain(&self, limit: Duration) {
         let mut state = self.lock();
-        for (number, _) in std::mem::take(&mut state.queue) {
-            if let Some(outstanding) = state.outstanding.remove(&number) {
-                self.reply(&mut state, outstanding.id, Err(CallError::NotSent));
-            }
+        state.queue.clear();
+        state.repeats.clear();
+        let queued = |_: &u64, outstanding: &mut Outstanding| matches!(outstanding.stage, Stage::Queued);
+        let queued: Vec<_> = state.outstanding.extract_if(.., queued).collect();
+        for (_, outstanding) in queued {
+            self.reply(&mut state, outstanding.id, Err(CallError::NotSent));
         }
         state.draining = true;
         let until = now() + limit;
@@ -408,4 +442,27 @@ impl Pool {
             }
         }
     }
+}
+
+/// Sees to it that a refused call is made again, if it may be; then gives what is to be logged, if anything is.
+#[allow(clippy::option_option)]
+fn put_off(
+    state: &mut State,
+    (number, call): (u64, Call),
+    refusal: Refusal,
+    connection: &Connection,
+) -> Option<Option<String>> {
+    let now = now();
+    let outstanding = state.outstanding.get_mut(&number)?;
+    let text = describe(&call);
+    let in_doubt = connection.timeout();
+    let refused = state.repeats.put_off((number, call), refusal, outstanding.refused, in_doubt, now)?;
+    (outstanding.stage, outstanding.refused) = (Stage::Queued, Some(refused));
+    let server = connection.server();
+    Some(state.repeats.is_news(now).then(|| {
+        format!(
+            "the ZooKeeper server {server} refuses for now to {text} ({refusal}), as servers do that throttle requests: \
+             it is asked again until it answers; so is what else it refuses (see throttled_op_wait_time)"
+        )
+    }))
 }

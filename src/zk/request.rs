@@ -160,6 +160,11 @@ fn stat_from(stat: &zookeeper::Stat) -> Stat {
     }
 }
 
+/// Whether it is an answer of the server's, and no sign that the connection is broken.
+pub fn is_answer(error: ZkError) -> bool {
+    refusal(error, false).is_some()
+}
+
 /// What the server refused; `None` if the error says nothing about the call, but that the connection is broken.
 fn refusal(error: ZkError, is_watch: bool) -> Option<Refusal> {
     Some(match error {

@@ -323,9 +323,11 @@ impl Supervisor {
             if self.pool.stop_by().is_some() {
                 return None;
             }
-            match pulse.look(connection, now()) {
+            let now = now();
+            let repeat = self.pool.repeat(now).map_or(LOOK_EVERY, |at| at.since(now));
+            match pulse.look(connection, now) {
                 Ok(sleep) => {
-                    let _ = self.pulse.1.recv_timeout(sleep.min(LOOK_EVERY));
+                    let _ = self.pulse.1.recv_timeout(sleep.min(repeat).min(LOOK_EVERY));
                 }
                 Err(why) => life.end(End::Lost(why)),
             }

@@ -20,4 +20,5 @@ mod rewind;
 mod rolling;
 mod scenarios;
 mod shortage;
+mod throttled;
 mod vanish;

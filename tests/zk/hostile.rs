@@ -56,7 +56,7 @@ impl Fake {
     }
 }
 
-fn frame(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+pub fn frame(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
     let mut body = vec![0; u32::from_be_bytes(length) as usize];
@@ -64,7 +64,7 @@ fn frame(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     Ok(body)
 }
 
-fn send(stream: &mut TcpStream, body: &[u8]) -> std::io::Result<()> {
+pub fn send(stream: &mut TcpStream, body: &[u8]) -> std::io::Result<()> {
     let length = u32::try_from(body.len()).unwrap().to_be_bytes();
     stream.write_all(&[&length[..], body].concat())
 }
@@ -79,15 +79,15 @@ fn send_giant(stream: &mut TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-fn header(xid: i32) -> Vec<u8> {
-    [&xid.to_be_bytes()[..], &0_i64.to_be_bytes(), &0_i32.to_be_bytes()].concat()
+pub fn header(xid: i32, error: i32) -> Vec<u8> {
+    [&xid.to_be_bytes()[..], &0_i64.to_be_bytes(), &error.to_be_bytes()].concat()
 }
 
 /// That a znode's data changed.
 fn event(path: &str) -> Vec<u8> {
     let length = i32::try_from(path.len()).unwrap();
     let numbers = [3_i32, 3, length].map(i32::to_be_bytes).concat();
-    [header(-1), numbers, path.as_bytes().to_vec()].concat()
+    [header(-1, 0), numbers, path.as_bytes().to_vec()].concat()
 }
 
 /// A probe is every connection with an even number: it is followed by the client.
@@ -110,10 +110,10 @@ fn serve(mut stream: TcpStream, fault: Fault, number: u64) -> std::io::Result<()
         let xid = i32::from_be_bytes(request[..4].try_into().unwrap());
         let is_close = request[4..8] == (-11_i32).to_be_bytes();
         match fault {
-            _ if is_close => return send(&mut stream, &header(xid)),
+            _ if is_close => return send(&mut stream, &header(xid, 0)),
             Fault::ClosesAtFirstRequest => return Ok(()),
             Fault::GiantReply => return send_giant(&mut stream),
-            _ => send(&mut stream, &[&header(xid)[..], &[0; 68]].concat())?,
+            _ => send(&mut stream, &[&header(xid, 0)[..], &[0; 68]].concat())?,
         }
         match fault {
             Fault::GiantEvent => return send_giant(&mut stream),

@@ -4,6 +4,7 @@ mod hostile;
 mod limits;
 mod process;
 mod support;
+mod throttled;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
