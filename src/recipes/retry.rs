@@ -18,6 +18,19 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// until then.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 
+/// The pause after something of one znode of many was refused: a server that throttles passes soon, an ACL or a quota
+/// when somebody has changed it, and others are served meanwhile.
+const FIRST_PAUSE_OF_ONE: Duration = Duration::from_millis(500);
+
+/// The longest such pause: short for a person who has just mended the cause, and one call each is no load.
+const MAX_PAUSE_OF_ONE: Duration = Duration::from_secs(30);
+
+/// How long one znode of many is left alone of which something was refused so often.
+pub fn pause_of_one(refusals: u32) -> Duration {
+    let factor = 1_u32.checked_shl(refusals.saturating_sub(1)).unwrap_or(u32::MAX);
+    FIRST_PAUSE_OF_ONE.saturating_mul(factor).min(MAX_PAUSE_OF_ONE)
+}
+
 /// One thing that has to be done, and may be refused.
 #[derive(Debug, Default)]
 pub struct Retry {

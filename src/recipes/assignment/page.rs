@@ -6,13 +6,7 @@ use std::time::Duration;
 
 use crate::contract::worker::{Assignment, Entry, MAX_ENTRIES, MAX_SEEN_IN_ALL, Seen};
 use crate::contract::{MAX_TASK_ID_BYTES, TaskId};
-
-/// The pause before a page that was refused is tried again: a server that throttles passes soon, an ACL or a quota
-/// when somebody has changed it. It doubles with each refusal, up to [`RETRY_MAX`].
-const RETRY_FIRST: Duration = Duration::from_millis(500);
-
-/// The longest pause: short for whoever has just mended the cause, and one call each is no load.
-const RETRY_MAX: Duration = Duration::from_secs(30);
+use crate::recipes::retry::pause_of_one;
 
 /// What an entry has besides its task's id: names of fields, two numbers, two words.
 const ENTRY_OVERHEAD: usize = 128;
@@ -411,8 +405,7 @@ impl Page {
     pub fn refuse(&mut self, state: PageState) -> Duration {
         self.state = state;
         self.refusals = self.refusals.saturating_add(1);
-        let factor = 1_u32.checked_shl(self.refusals - 1).unwrap_or(u32::MAX);
-        RETRY_FIRST.saturating_mul(factor).min(RETRY_MAX)
+        pause_of_one(self.refusals)
     }
 
     /// Whether it was refused once since it last passed.

@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
+use crate::contract::contender::Contender;
 use crate::contract::status::{Status, WorkerRow};
-use crate::contract::{Labels, Layout, contender_rank};
+use crate::contract::{Labels, Layout};
 use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply};
 
 /// The longest that a user waits without a word. The shell has the same patience with servers.
@@ -116,10 +117,9 @@ impl Notice {
         };
         let (why, reason) = match (purpose, reply) {
             (Purpose::Contenders, Some(Reply::Children(names))) => {
-                let ranked = names.iter().filter_map(|name| contender_rank(name).map(|rank| (rank, name)));
-                match ranked.min() {
-                    Some((_, first)) => {
-                        let path = format!("{}/{first}", self.layout.master());
+                match names.iter().filter_map(|name| Contender::parse(name)).min() {
+                    Some(first) => {
+                        let path = format!("{}/{}", self.layout.master(), first.name);
                         self.calls.issue(out, Call::Exists { path, watch: false }, Purpose::First);
                         return Some(None);
                     }

@@ -3,25 +3,19 @@
 //! Each is correct whoever makes it: what is decided is decided on the very version that is replaced.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
 
 use crate::contract::task::{Outcome, Reason, State, Task};
 use crate::contract::{Incarnation, Layout, TaskId};
 use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Stat,
 };
+use crate::recipes::retry::pause_of_one;
 
 /// Edits under way at once; further ones wait.
 const WINDOW: usize = 128;
 
 /// How often an edit is begun anew because the task changed in between.
 const MAX_TRIES: u32 = 20;
-
-/// The pause before an edit that was refused is tried again. It doubles with each refusal, up to [`RETRY_MAX`].
-const RETRY_FIRST: Duration = Duration::from_millis(500);
-
-/// The longest pause: short for a person who has just mended the cause, and one call each is no load.
-const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// A task that may not be changed by its ACL is set aside after so many refusals, in about a minute: its owner made it
 /// so. Quotas and throttling are the service's, and are waited for.
@@ -215,9 +209,7 @@ impl Editor {
             );
             out.log(Level::Warn, text);
         }
-        let factor = 1_u32.checked_shl(work.refusals - 1).unwrap_or(u32::MAX);
-        let pause = RETRY_FIRST.saturating_mul(factor).min(RETRY_MAX);
-        self.paused.insert((now + pause, task.clone()));
+        self.paused.insert((now + pause_of_one(work.refusals), task.clone()));
         None
     }
 
