@@ -392,6 +392,11 @@ impl Worker {
             (Purpose::DeleteAssignment, Ok(_) | Err(Refusal::NoNode)) => self.on_unassigned(out),
             // The leader was faster with one more write: what it added was not started.
             (Purpose::DeleteAssignment, Err(Refusal::BadVersion)) => self.read_assignment(out),
+            // Were it given up as it stands, what is on it and did not start would be charged.
+            (Purpose::DeleteAssignment, Err(refusal @ Refusal::Other(_))) => {
+                let what = format!("cannot delete {}", self.assignment());
+                self.retry.refused(&what, refusal, now, out);
+            }
             (Purpose::DeleteAssignment, Err(refusal)) => {
                 out.log(Level::Error, format!("{}: {refusal}", self.assignment()));
                 self.on_unassigned(out);

@@ -241,3 +241,32 @@ fn a_registration_names_no_more_tasks_than_the_servers_have_room_for() {
         desk.logs
     );
 }
+
+/// The next life began all the same, and removed the registration of the last: what had not started was charged.
+#[test]
+fn an_assignment_that_may_not_be_deleted_now_keeps_its_incarnation() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    assign(&mut world, &desk, &[("_00/a", 1, false)]);
+    desk.go(&mut world);
+    let page = desk.role.assignment();
+    world.writes_refused.insert(page.clone(), QUOTA);
+    desk.event(&world, Event::Unguarded { why: "test".into() });
+    end(&world, &mut desk, Ended::Signal(9));
+    let before = registration(&desk, 0);
+    for _ in 0..3 {
+        desk.go(&mut world);
+        world.pass(Duration::from_secs(1));
+    }
+    assert_eq!(world.task("/z/tasks/_00/a").attempt, 2, "{:?}", desk.logs);
+    assert!(world.znodes.contains_key(&before), "its page stands: {:?}", desk.logs);
+    world.writes_refused.clear();
+    for _ in 0..3 {
+        world.pass(Duration::from_secs(2));
+        desk.go(&mut world);
+    }
+    assert!(!world.znodes.contains_key(&page) && !world.znodes.contains_key(&before), "{:?}", desk.logs);
+    assert!(desk.role.registrar.is_standing(), "the next life has begun");
+}
