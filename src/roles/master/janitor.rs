@@ -91,7 +91,8 @@ impl Master {
         let old = old.filter(|_| term.janitor.calls.is_empty() && !term.summary.is_writing());
         let due = earlier(earlier(delayed, expiring), old);
         let orphans = term.janitor.next_orphans.filter(|_| !self.table.orphanable.is_empty());
-        earlier(due, earlier(term.janitor.next_jobs, orphans))
+        let jobs = term.janitor.next_jobs.filter(|_| self.tasks.is_complete());
+        earlier(due, earlier(jobs, orphans))
     }
 
     /// Does what is due.

@@ -5,7 +5,7 @@ use crate::contract::Incarnation;
 use crate::contract::status::Admission;
 use crate::contract::task::{Options, Outcome, Payload, State, Task};
 use crate::contract::worker::{Assignment, Entry, ProcessIdentity};
-use crate::machine::{Call, CreateMode};
+use crate::machine::{Call, CallError, CreateMode};
 use crate::roles::testing::{Desk, T, World};
 
 mod copies;

@@ -80,3 +80,21 @@ fn what_is_refused_to_a_master_is_waited_for() {
         assert!(leads && over, "{path}: {:?}", master.logs);
     }
 }
+
+/// The simulator found it (seed 701008): between the last answers of a connection and its end nothing is known of
+/// what stands, and empty jobs were to be looked for.
+#[test]
+fn who_cannot_know_which_jobs_are_empty_wants_no_wake_to_look_for_them() {
+    let mut world = World::new();
+    let mut master = master("m");
+    master.connect(&mut world);
+    pass(&mut world, &mut master, 2_000);
+    master.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/_00/a");
+    task(&mut world, "_00/a", |_| {});
+    master.go(&mut world);
+    let (read, _) = master.calls.pop_front().expect("it reads the task");
+    master.event(&world, Event::Reply { id: read, result: Err(CallError::MaybeApplied) });
+    world.pass(Duration::from_secs(120));
+    // It asserts that it is not woken again and again.
+    master.go(&mut world);
+}
