@@ -39,10 +39,9 @@ impl Past {
         out.log(
             Level::Warn,
             format!(
-                "the ensemble's data went back: transaction {} was seen, and now a write has number \
-                 {own}. An older copy was \
-                 restored, or data was lost. Tasks may run again, and fencing tokens (ZKMW_EPOCH) may repeat: see \
-                 \"When the ensemble's data goes back\" in operations.md",
+                "the ensemble's data went back: transaction {} was seen, and now a write has number {own}. An older \
+                 copy was restored, or data was lost. Tasks may run again, and fencing tokens (ZKMW_EPOCH) may \
+                 repeat: see \"When the ensemble's data goes back\" in operations.md",
                 self.before
             ),
         );

@@ -8,14 +8,12 @@
 //!   it is over, however it ended, its contender is withdrawn or already gone.
 //! - While it leads, a run lives under a lease that is renewed. A lease that lapses is SIGKILL at once.
 //! - A lost connection ends nothing as long as the lease holds, for our contender stands so long, and nobody else
-//!   leads.
-//!   The next session takes the lead over if it can (see `recipes::election::term`), and renews the lease from then on.
-//!   The old contender is deleted only when the lease of the new session ends later than that of the old one.
+//!   leads. The next session takes the lead over if it can (see `recipes::election::term`), and renews the lease from
+//!   then on. The old contender is deleted only when the lease of the new session ends later than that of the old one.
 //! - Without leadership nothing is renewed, so a run that is being stopped is killed at the end of its grace or
 //!   of the lease, whichever comes first: before our old session can end and another can lead.
 //! - If the lead was not handed over, the old contender is deleted only when the run's whole group is dead: a new
-//!   session
-//!   stands, and thereby deletes what the old one left, not before that.
+//!   session stands, and thereby deletes what the old one left, not before that.
 //! - The process does not end, and its session is not closed, while the run's group lives. An end that a recipe
 //!   asks for waits as well.
 //!

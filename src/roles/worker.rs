@@ -476,9 +476,9 @@ impl Role for Worker {
     type Report = Report;
 
     fn step(&mut self, now: Instant, event: Event, out: &mut Out) {
+        self.past.observe(&event);
         // First of all: what ended after the lease may have been killed for that, even by others, since this
         // process, or its machine, may have stood still. That is no failure of the task's.
-        self.past.observe(&event);
         self.check_lease(now, out);
         match event {
             Event::Connected { timeout } => {

@@ -47,7 +47,7 @@ impl Worker {
                     let owed = self.reports.len();
                     out.log(
                         Level::Error,
-                        format!("{owed} tasks ended, and the ensemble did not take it down: they run again"),
+                        format!("the ensemble took no outcome of {owed} tasks that ended: they run again"),
                     );
                 }
                 out.push(Action::Exit(exit::OK));

@@ -270,9 +270,8 @@ impl Worker {
         out.log(
             level,
             format!(
-                "the task {task} was not started: {why}. It goes to another worker. This one runs \
-                 {allowed} tasks at a time \
-                 for now, and tries one more in {seconds:.1} s"
+                "the task {task} was not started: {why}. It goes to another worker. This one runs {allowed} tasks \
+                 at a time for now, and tries one more in {seconds:.1} s"
             ),
         );
         self.show_starts(out);

@@ -96,7 +96,7 @@ fn who_is_to_end_waits_for_a_quota_no_longer_than_it_may() {
         desk.go(&mut world);
     }
     assert_eq!(desk.exit, Some(0));
-    assert!(desk.logs.iter().any(|line| line.contains("did not take it down")), "{:?}", desk.logs);
+    assert!(desk.logs.iter().any(|line| line.contains("took no outcome")), "{:?}", desk.logs);
 }
 
 /// Some were tried, and passed; the others had no time set, and waited for the next connection.
