@@ -1,12 +1,15 @@
 //! What goes wrong, and how it is made good again.
 
-use zkmw::machine::Call;
+use zkmw::machine::{Call, Refusal};
 
 use super::life::ROOT;
 use super::member::{Kind, Who};
 use super::swarm::{Fault, MS, SECOND, SERVERS};
 use super::users::ClientSpec;
 use super::world::{Ev, World};
+
+/// ZooKeeper's code for a quota that is used up.
+const QUOTA_EXCEEDED: i32 = -125;
 
 impl World {
     /// The lives of members that go on and are of this kind.
@@ -121,6 +124,7 @@ impl World {
             }
             Fault::Garbage => self.garbage(),
             Fault::Refuse => self.refuse(),
+            Fault::Throttle => self.throttle(),
             Fault::Vanish => self.vanish(),
         }
     }
@@ -259,18 +263,38 @@ impl World {
         let tree = self.ens.tree();
         let pages: Vec<String> = tree.keys().filter(|path| path.starts_with(&pages)).cloned().collect();
         let Some(page) = self.dice.pick(&pages).cloned() else { return };
-        let reads = self.dice.per_mille(300);
+        let forbidden = self.dice.per_mille(300);
         let until = self.spell(4 * SECOND);
-        self.trace("server", || format!("** refuses {page} (to be read: {reads}) **"));
-        self.refused = Some((page, reads, until));
+        self.trace("server", || format!("** refuses {page} (by an ACL: {forbidden}) **"));
+        self.refused = Some((page, forbidden, until));
     }
 
-    /// Whether a master may not do this now.
-    pub fn is_refused(&self, who: Who, call: &Call) -> bool {
-        let is = |(page, reads, until): &(String, bool, u64)| {
-            call.path() == page && *until > self.now && (*reads || call.is_write())
-        };
-        matches!(self.members[who.m].kind, Kind::Master) && self.refused.as_ref().is_some_and(is)
+    /// What a master may not do now, and why. An ACL forbids all; a quota is there for writes alone.
+    pub fn refusal(&self, who: Who, call: &Call) -> Option<Refusal> {
+        let (page, forbidden, until) = self.refused.as_ref()?;
+        let is_master = matches!(self.members[who.m].kind, Kind::Master);
+        if !is_master || call.path() != page || *until <= self.now {
+            return None;
+        }
+        let grows = matches!(call, Call::Create { .. } | Call::Set { .. });
+        if *forbidden { Some(Refusal::NoAuth) } else { grows.then_some(Refusal::Other(QUOTA_EXCEEDED)) }
+    }
+
+    /// A server refuses requests.
+    fn throttle(&mut self) {
+        let server = self.dice.below(SERVERS as u64) as usize;
+        let part = self.dice.between(50, 900);
+        let until = self.spell(4 * SECOND);
+        self.trace("server", || format!("** {server} refuses {part} in a thousand reads and deletes **"));
+        self.throttled = Some((server, part, until));
+        self.hurt_clients(server);
+    }
+
+    /// Whether a server refuses a call now, which its client then makes again.
+    pub fn is_throttled(&mut self, server: usize, call: &Call) -> bool {
+        let Some((throttled, part, until)) = self.throttled else { return false };
+        let may = !matches!(call, Call::Create { .. } | Call::Set { .. });
+        may && throttled == server && until > self.now && self.dice.per_mille(part)
     }
 
     /// Somebody deletes the summary, a lease, or a directory in which nothing stands. (With a registration, an
@@ -299,7 +323,7 @@ impl World {
     pub fn heal(&mut self) {
         self.trace("-", || "==== everything is healed ====".into());
         self.healed = true;
-        self.refused = None;
+        (self.refused, self.throttled) = (None, None);
         for cut in &mut self.cuts {
             *cut = [(0, 0); SERVERS];
         }

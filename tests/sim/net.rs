@@ -21,8 +21,11 @@ const PAUSE_MAX: u64 = 500 * MS;
 /// A connection that lived for less is followed by a pause that doubles each time, too.
 const FLAPPING: u64 = 5 * SECOND;
 const FLAPPING_PAUSE_MAX: u64 = SECOND;
-/// ZooKeeper's code for a quota that is used up.
-const QUOTA_EXCEEDED: i32 = -125;
+/// The pauses before a call that was throttled is made again.
+const REPEAT_MIN: u64 = 50 * MS;
+const REPEAT_MAX: u64 = 2 * SECOND;
+/// ZooKeeper's code for a request that it throttles.
+const THROTTLED_OP: i32 = -127;
 /// How long a server that does not answer costs.
 const STAGGER: u64 = 150 * MS;
 
@@ -35,6 +38,8 @@ pub struct Net {
     pub since: u64,
     /// Calls without an answer; true if they were sent.
     pub inflight: BTreeMap<CallId, bool>,
+    /// Calls that were throttled: since when, and how often.
+    throttled: BTreeMap<CallId, (u64, u32)>,
     /// When the heartbeat was sent that was answered last, and the one that was not answered yet.
     proved: Instant,
     beating: Option<Instant>,
@@ -129,6 +134,7 @@ impl World {
             server,
             since: self.now,
             inflight: BTreeMap::new(),
+            throttled: BTreeMap::new(),
             proved: now,
             beating: None,
             last_answer: now,
@@ -257,10 +263,13 @@ impl World {
         let Some(server) = self.lines.get(&session).map(|line| line.server) else { return };
         let is_write = call.is_write();
         self.touch(session);
-        if self.is_refused(who, &call) {
+        if let Some(refusal) = self.refusal(who, &call) {
             let travel = self.travel();
-            let refused = Err(CallError::Refused(Refusal::Other(QUOTA_EXCEEDED)));
+            let refused = Err(CallError::Refused(refusal));
             return self.after(travel, Ev::Answer(who, generation, id, refused));
+        }
+        if self.is_throttled(server, &call) {
+            return self.repeat(who, generation, id, call);
         }
         let request = self.ens.request(session, call);
         self.requests.insert(request, (who, generation, id));
@@ -268,6 +277,22 @@ impl World {
             self.forward_soon(server);
         }
         self.poll(session);
+    }
+
+    /// A call was throttled: the session layer makes it again after a pause, a delete only for as long as a session lives.
+    fn repeat(&mut self, who: Who, generation: u64, id: CallId, call: Call) {
+        let (travel, now, timeout) = (self.travel(), self.now, self.swarm.timeout);
+        let Some(net) = self.net(who, generation) else { return };
+        let (since, times) = net.throttled.entry(id).or_insert((now, 0));
+        let pause = (REPEAT_MIN << (*times).min(10)).min(REPEAT_MAX);
+        *times += 1;
+        if call.is_write() && now + pause - *since >= timeout {
+            let refused = Err(CallError::Refused(Refusal::Other(THROTTLED_OP)));
+            return self.after(travel, Ev::Answer(who, generation, id, refused));
+        }
+        // It was not applied, so it counts as not sent.
+        net.inflight.entry(id).and_modify(|sent| *sent = false);
+        self.after(travel + pause, Ev::Depart(who, generation, id, call));
     }
 
     /// Everything that the server has for this session goes on its way.
@@ -310,6 +335,7 @@ impl World {
         let now = self.local(who.m);
         let Some(net) = self.net(who, generation) else { return };
         if net.inflight.remove(&id).is_some() {
+            net.throttled.remove(&id);
             net.last_answer = now;
             self.tell(who.m, Told::Reply { id, result });
         }

@@ -96,8 +96,10 @@ pub enum Fault {
     LoseGuard,
     /// Somebody writes what nobody can read.
     Garbage,
-    /// No master may write an assignment, or not even read it, for a while: an ACL, a quota, a server that throttles.
+    /// No master may write an assignment, for a while (a quota), or not even read or delete it (an ACL).
     Refuse,
+    /// A server throttles requests: it refuses some reads and deletes for a moment.
+    Throttle,
     /// Somebody deletes what is ours: what no life hangs on.
     Vanish,
 }
@@ -218,6 +220,9 @@ impl Swarm {
         // Last, so that what a seed is about besides stays what it was.
         if dice.below(10) < part {
             swarm.faults.push((Fault::Vanish, dice.between(1_000, 10_000) * MS));
+        }
+        if dice.below(10) < part {
+            swarm.faults.push((Fault::Throttle, dice.between(2_000, 15_000) * MS));
         }
         swarm
     }

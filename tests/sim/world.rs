@@ -69,8 +69,10 @@ pub struct World {
     pub members: Vec<Member>,
     /// Until when a member does not reach a server, and a server not it.
     pub cuts: Vec<[(u64, u64); SERVERS]>,
-    /// An assignment that masters may not write, whether they may not read it either, and until when.
+    /// An assignment that masters may not write, whether an ACL forbids them all else too, and until when.
     pub refused: Option<(String, bool, u64)>,
+    /// A server that refuses reads and deletes, how many of a thousand, and until when.
+    pub throttled: Option<(usize, u64, u64)>,
     pub runs: Vec<Run>,
     pub history: History,
     pub lives: u64,
@@ -102,6 +104,7 @@ impl World {
             members: Vec::new(),
             cuts: Vec::new(),
             refused: None,
+            throttled: None,
             runs: Vec::new(),
             history: History::default(),
             lives: 0,
