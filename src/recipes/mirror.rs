@@ -21,6 +21,9 @@ const MAX_LISTINGS: usize = 4;
 /// No further directory is listed while so many znodes of earlier listings are still to be read.
 const MAX_BACKLOG: usize = 20_000;
 
+/// So many znodes that were refused are remembered, to be tried again: each costs a call a time.
+const MAX_REFUSED: usize = 1_000;
+
 /// What became known of a znode, by its path below the mirrored directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -39,7 +42,7 @@ pub enum Change {
     /// It stands beside those that its directory is for, or does no longer; it is not read.
     Beside { path: String, how: Beside },
     /// It, or the list of its children, may not be read. This is its whole path: if it is the mirrored directory itself,
-    /// nothing will be told until the mirror is started again.
+    /// nothing will be told until the mirror is started again. Others are read again with [`Mirror::try_refused`].
     Refused { path: String, refusal: Refusal },
     /// Everything that stood when the mirror started has been told.
     Complete,
@@ -86,6 +89,8 @@ pub struct Mirror {
     initial: BTreeSet<String>,
     /// What was told as gone while lists were on their way, which may be older and still name it.
     gone: BTreeSet<String>,
+    /// What was refused; true if its children are to be listed as well.
+    refused: BTreeMap<String, bool>,
     state: State,
 }
 
@@ -133,6 +138,7 @@ impl Mirror {
             to_list: Vec::new(),
             initial: BTreeSet::new(),
             gone: BTreeSet::new(),
+            refused: BTreeMap::new(),
             state: State::Off,
         }
     }
@@ -157,6 +163,7 @@ impl Mirror {
         self.to_list.clear();
         self.initial.clear();
         self.gone.clear();
+        self.refused.clear();
         self.state = State::Off;
     }
 
@@ -203,7 +210,7 @@ impl Mirror {
                     vec![Change::Beside { path, how: Beside::Made }]
                 }
                 ChangeKind::Deleted => {
-                    if self.state != State::Complete {
+                    if self.lists() {
                         self.gone.insert(path.clone());
                     }
                     vec![Change::Beside { path, how: Beside::Gone }]
@@ -231,9 +238,10 @@ impl Mirror {
                 if let Some(overtaken) = self.reading.get_mut(below) {
                     *overtaken = Overtaken::Gone;
                 }
-                if self.state != State::Complete {
+                if self.lists() {
                     self.gone.insert(below.to_string());
                 }
+                self.refused.remove(below);
                 changes.push(Change::Gone { path: below.to_string() });
             }
             ChangeKind::Created | ChangeKind::Data => {
@@ -352,6 +360,35 @@ impl Mirror {
         }
     }
 
+    /// Whether something was refused, and is to be tried again.
+    pub fn has_refused(&self) -> bool {
+        !self.refused.is_empty()
+    }
+
+    /// Tries again what was refused. No watch tells that an ACL was repaired, so somebody has to ask now and then.
+    pub fn try_refused<R>(&mut self, out: &mut Actions<R>) {
+        for (below, lists) in std::mem::take(&mut self.refused) {
+            if lists {
+                self.to_list.push(below.clone());
+            }
+            if !self.reading.contains_key(&below) {
+                self.enlist([below]);
+            }
+        }
+        self.pump(out);
+    }
+
+    fn note_refused(&mut self, below: &str, lists: bool) {
+        if self.refused.len() < MAX_REFUSED || self.refused.contains_key(below) {
+            *self.refused.entry(below.to_string()).or_default() |= lists;
+        }
+    }
+
+    /// Whether lists are on their way, or about to be.
+    fn lists(&self) -> bool {
+        self.state != State::Complete || !self.to_list.is_empty() || self.calls.len() > self.reading.len()
+    }
+
     /// Takes in a reply; `None` if it is somebody else's.
     pub fn on_reply<R>(
         &mut self,
@@ -389,6 +426,8 @@ impl Mirror {
                     let refusal = refusal.unwrap_or(Refusal::Other(0));
                     if dir.is_empty() {
                         self.reset();
+                    } else {
+                        self.note_refused(&dir, true);
                     }
                     changes.push(Change::Refused { path: self.whole(&dir), refusal });
                 }
@@ -415,6 +454,7 @@ impl Mirror {
                     (_, Some(Refusal::NoNode)) => {}
                     (_, refusal) => {
                         self.enlist_unsure(&path);
+                        self.note_refused(&path, false);
                         let refusal = refusal.unwrap_or(Refusal::Other(0));
                         changes.push(Change::Refused { path: self.whole(&path), refusal });
                     }
@@ -424,8 +464,10 @@ impl Mirror {
         self.pump(out);
         if self.state == State::Loading && self.is_loaded() {
             self.state = State::Complete;
-            self.gone.clear();
             changes.push(Change::Complete);
+        }
+        if !self.lists() {
+            self.gone.clear();
         }
         Some(changes)
     }

@@ -59,6 +59,9 @@ const LEADER_PACE: Duration = Duration::from_millis(600);
 /// Reads of registrations, likewise.
 const WORKER_READS: usize = 32;
 
+/// What an ACL forbids to read is tried again so often. Nothing tells that it was repaired, and who repaired it can wait.
+const FORBIDDEN_PACE: Duration = Duration::from_secs(60);
+
 /// What a master is started with.
 #[derive(Clone, Debug)]
 pub struct Params {
@@ -108,6 +111,8 @@ pub struct Master {
     just_read: Option<(TaskId, Seen)>,
     /// When to read what changed and was left for later.
     catch_up_at: Option<Instant>,
+    /// When to try again what may not be read.
+    forbidden_at: Option<Instant>,
     /// What it cannot do without was refused, or is gone.
     retry: Retry,
     past: Past,
@@ -140,6 +145,7 @@ impl Master {
             queue: Queue::default(),
             term: None,
             catch_up_at: None,
+            forbidden_at: None,
             just_read: None,
             retry: Retry::default(),
             past: Past::default(),
@@ -161,6 +167,7 @@ impl Master {
         self.groups.clear();
         self.term = None;
         self.catch_up_at = None;
+        self.forbidden_at = None;
     }
 
     fn on_reply(&mut self, id: CallId, result: &CallResult, now: Instant, out: &mut Out) {
@@ -401,7 +408,21 @@ impl Master {
         if self.ensure.has(path) {
             self.retry.refused(path, refusal, now, out);
         } else if self.table.report(path) {
-            out.log(Level::Error, format!("{path}: {refusal}"));
+            let pace = FORBIDDEN_PACE.as_secs();
+            out.log(Level::Error, format!("{path}: {refusal}; it is looked at again every {pace} s"));
+        }
+    }
+
+    /// Somebody may have repaired an ACL.
+    fn try_forbidden(&mut self, now: Instant, out: &mut Out) {
+        if !self.tasks.has_refused() && !self.workers.has_refused() {
+            self.forbidden_at = None;
+            return;
+        }
+        if *self.forbidden_at.get_or_insert(now + FORBIDDEN_PACE) <= now {
+            self.forbidden_at = None;
+            self.tasks.try_refused(out);
+            self.workers.try_refused(out);
         }
     }
 
@@ -484,13 +505,14 @@ impl Role for Master {
         }
         self.follow_election(now, out);
         self.catch_up(now, out);
+        self.try_forbidden(now, out);
         self.act(now, out);
         self.just_read = None;
         self.tell(out);
     }
 
     fn next_wake(&self) -> Option<Instant> {
-        let own = earlier(self.catch_up_at, self.retry.next_wake());
+        let own = earlier(earlier(self.catch_up_at, self.forbidden_at), self.retry.next_wake());
         let Some(term) = &self.term else { return own };
         earlier(own, earlier(term.next_wake(), self.housekeeping_wake(term)))
     }

@@ -23,6 +23,10 @@ const MIN_TTL_TIMEOUTS: u32 = 2;
 /// doubt, must have been applied or be dead before a key can be used again.
 const RELUCTANCE_TIMEOUTS: u32 = 2;
 
+/// An outcome whose delete was refused is kept for so long before the next try. Mostly it is an ACL, and who repaired
+/// that can wait.
+const KEPT_FOR: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 enum Purpose {
     DeleteTask(TaskId),
@@ -46,6 +50,9 @@ pub struct Janitor {
     missing: BTreeMap<Box<str>, Instant>,
     /// From when on outcomes are deleted.
     deletes_from: Option<Instant>,
+    /// Outcomes whose delete was refused, and when to try again.
+    kept: Vec<TaskId>,
+    kept_until: Option<Instant>,
 }
 
 impl Janitor {
@@ -59,6 +66,8 @@ impl Janitor {
             suspects: None,
             missing: BTreeMap::new(),
             deletes_from: None,
+            kept: Vec::new(),
+            kept_until: None,
         }
     }
 
@@ -92,7 +101,7 @@ impl Master {
         let due = earlier(earlier(delayed, expiring), old);
         let orphans = term.janitor.next_orphans.filter(|_| !self.table.orphanable.is_empty());
         let jobs = term.janitor.next_jobs.filter(|_| self.tasks.is_complete());
-        earlier(due, earlier(jobs, orphans))
+        earlier(earlier(due, term.janitor.kept_until), earlier(jobs, orphans))
     }
 
     /// Does what is due.
@@ -126,9 +135,20 @@ impl Master {
         while let Some(task) = self.table.take_numberable() {
             self.tasks.read_again(task.as_str(), out);
         }
+        self.try_kept(now);
         self.ask_for_time(ensemble_ms, now);
         self.delete_empty_jobs(now, out);
         self.look_for_orphans(now);
+    }
+
+    /// What could not be deleted is old enough again.
+    fn try_kept(&mut self, now: Instant) {
+        let Some(term) = &mut self.term else { return };
+        if term.janitor.kept_until.take_if(|at| *at <= now).is_some() {
+            for task in std::mem::take(&mut term.janitor.kept) {
+                self.table.keep_outcome(&task);
+            }
+        }
     }
 
     /// An outcome seems to be old enough: only an own write tells for certain.
@@ -233,7 +253,15 @@ impl Master {
             (_, _, None | Some(Refusal::NoNode | Refusal::BadVersion | Refusal::NotEmpty)) => {}
             (Purpose::DeleteTask(task), _, Some(refusal)) => {
                 let path = self.params.layout.task(&task);
-                out.log(Level::Error, format!("{path}: {refusal}; its outcome is kept"));
+                if self.table.report(&path) {
+                    let every = KEPT_FOR.as_secs();
+                    let text = format!(
+                        "{path}: {refusal}; its outcome is kept, and deleting it is tried every {every} s"
+                    );
+                    out.log(Level::Error, text);
+                }
+                term.janitor.kept.push(task);
+                term.janitor.kept_until.get_or_insert(now + KEPT_FOR);
             }
             (Purpose::DeleteGroups(name, _) | Purpose::DeleteJob(name), _, Some(refusal)) => {
                 let path = self.params.layout.job(&name);

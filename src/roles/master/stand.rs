@@ -157,6 +157,18 @@ impl Stand {
         self.shared.is_behind() || self.apart.is_behind()
     }
 
+    /// See [`Mirror::has_refused`].
+    pub fn has_refused(&self) -> bool {
+        [&self.shared, &self.apart, &self.groups].into_iter().any(Mirror::has_refused)
+    }
+
+    /// See [`Mirror::try_refused`].
+    pub fn try_refused(&mut self, out: &mut Out) {
+        for mirror in [&mut self.shared, &mut self.apart, &mut self.groups] {
+            mirror.try_refused(out);
+        }
+    }
+
     /// See [`Mirror::catch_up`].
     pub fn catch_up(&mut self, out: &mut Out) {
         self.shared.catch_up(out);

@@ -382,6 +382,15 @@ impl Table {
         }
     }
 
+    /// An outcome that was to be deleted, and was not: it is to be deleted in its turn.
+    pub fn keep_outcome(&mut self, task: &TaskId) {
+        if let Some(known) = self.tasks.get(task)
+            && matches!(known.phase, Phase::Ended { .. })
+        {
+            self.ended.insert((known.mtime_ms, task.clone()));
+        }
+    }
+
     /// Whether the trouble with this znode is to be told: once, and not of too many.
     pub fn report(&mut self, name: &str) -> bool {
         self.reported.len() < MAX_REPORTED && self.reported.insert(name.to_string())

@@ -231,10 +231,21 @@ impl Worker {
                     Options::default()
                 }
             },
-            Ok(_) | Err(_) => Options::default(),
+            Ok(_) | Err(Refusal::NoNode) => Options::default(),
+            Err(refusal) => return self.on_forbidden_job(&dir, refusal, out),
         };
         self.jobs.insert(dir, Some(options));
         self.forget_jobs();
+    }
+
+    /// Without its job's defaults a task would run with no timeout, say. The next entry asks again.
+    fn on_forbidden_job(&mut self, dir: &str, refusal: Refusal, out: &mut Out) {
+        self.jobs.remove(dir);
+        let open = self.slots.iter().filter(|(task, slot)| task.dir() == dir && slot.is_open());
+        let open: Vec<TaskId> = open.map(|(task, _)| task.clone()).collect();
+        for task in open {
+            self.set_aside(&task, &format!("{}: {refusal}", self.params.layout.job(dir)), out);
+        }
     }
 
     pub(super) fn on_settled(&mut self, task: &TaskId, settled: Settled, out: &mut Out) {

@@ -165,3 +165,53 @@ fn a_summary_that_the_servers_find_too_long_lists_fewer_workers() {
     let said = master.logs.iter().filter(|line| line.contains("jute.maxbuffer")).count();
     assert_eq!((said, master.exit), (1, None), "{:?}", master.logs);
 }
+
+/// Nothing tells that an ACL was repaired: what was forbidden once was not looked at until it changed.
+#[test]
+fn what_an_acl_forbade_to_read_is_looked_at_again() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 4);
+    task(&mut world, "_00/a", |_| {});
+    task(&mut world, "_01/b", |_| {});
+    for path in ["/z/workers/w~1~0", "/z/tasks/_00/a", "/z/tasks/_01"] {
+        world.refused.insert(path.into(), Refusal::NoAuth);
+    }
+    let mut master = master("m");
+    master.connect(&mut world);
+    for _ in 0..3 {
+        world.pass(Duration::from_secs(61));
+        master.go(&mut world);
+    }
+    assert_eq!(world.page("/z/assign/w~1"), []);
+    let said = |path: &str| master.logs.iter().filter(|line| line.starts_with(path)).count();
+    assert_eq!([said("/z/workers/w~1~0: "), said("/z/tasks/_01: ")], [1, 1], "{:?}", master.logs);
+    world.refused.clear();
+    world.pass(Duration::from_secs(61));
+    master.go(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false), entry("_01/b", 1, false)]);
+}
+
+/// It was kept for as long as that leader led.
+#[test]
+fn an_outcome_that_may_not_be_deleted_is_deleted_when_it_may_be() {
+    let mut world = World::new();
+    let mut master = master("m");
+    master.connect(&mut world);
+    task(&mut world, "_00/a", |task| task.cancel = true);
+    let ended = Outcome::unrun(State::Done, None, "", 1);
+    task(&mut world, "_00/b", |task| task.outcome = Some(ended));
+    world.writes_refused.insert("/z/tasks/_00/b".into(), Refusal::NoAuth);
+    for _ in 0..3 {
+        world.pass(Duration::from_secs(3_601));
+        master.go(&mut world);
+    }
+    assert!(!world.znodes.contains_key("/z/tasks/_00/a"), "it may be deleted: {:?}", master.logs);
+    let kept = master.logs.iter().filter(|line| line.starts_with("/z/tasks/_00/b: ")).count();
+    assert_eq!(kept, 1, "{:?}", master.logs);
+    world.writes_refused.clear();
+    for _ in 0..3 {
+        world.pass(Duration::from_secs(61));
+        master.go(&mut world);
+    }
+    assert!(!world.znodes.contains_key("/z/tasks/_00/b"), "{:?}", master.logs);
+}

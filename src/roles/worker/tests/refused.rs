@@ -270,3 +270,23 @@ fn an_assignment_that_may_not_be_deleted_now_keeps_its_incarnation() {
     assert!(!world.znodes.contains_key(&page) && !world.znodes.contains_key(&before), "{:?}", desk.logs);
     assert!(desk.role.registrar.is_standing(), "the next life has begun");
 }
+
+/// It ran with no timeout, no environment, and on whatever the job's defaults say else.
+#[test]
+fn a_task_whose_job_may_not_be_read_does_not_run_without_its_defaults() {
+    let mut world = World::new();
+    let mut desk = worker(|params| params.slots = 4);
+    desk.connect(&mut world);
+    for id in ["j/a", "j/b", "_00/c"] {
+        task(&mut world, id);
+    }
+    world.refused.insert("/z/tasks/j".into(), Refusal::NoAuth);
+    assign(&mut world, &desk, &[("j/a", 1, false), ("_00/c", 1, false)]);
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 1, "{:?}", desk.logs);
+    assert!(desk.logs.iter().any(|line| line.starts_with("/z/tasks/j/a: ")), "{:?}", desk.logs);
+    world.refused.clear();
+    assign(&mut world, &desk, &[("j/a", 1, false), ("_00/c", 1, false), ("j/b", 1, false)]);
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 2, "the next one asks again");
+}
