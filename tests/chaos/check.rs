@@ -51,8 +51,9 @@ fn plain(what: impl Into<String>) -> Violation {
 type Check = fn(&Evidence) -> Vec<Violation>;
 
 /// All checks, with what each shows when nothing broke.
-pub const CHECKS: [(&str, Check); 11] = [
+pub const CHECKS: [(&str, Check); 12] = [
     ("the servers' log is complete", log_is_complete),
+    ("the servers forgot nothing: every write follows on the one before", nothing_forgotten),
     (
         "nothing was lost: every task that stood has an outcome, and every id that was told stood",
         nothing_lost,
@@ -75,6 +76,32 @@ fn log_is_complete(evidence: &Evidence) -> Vec<Violation> {
     }
     for (id, life) in evidence.lives.iter().filter(|(_, life)| life.unreadable > 0) {
         found.push(about(id, format!("{} times it was no task", life.unreadable)));
+    }
+    found
+}
+
+/// A server that came to lead without all that had been written went on from what it had: a version is written twice,
+/// or a znode that was deleted. Whatever else broke may follow from that, and no client can mend it.
+fn nothing_forgotten(evidence: &Evidence) -> Vec<Violation> {
+    // With the version, unless it was deleted.
+    let mut last: BTreeMap<&str, (i64, Option<i32>)> = BTreeMap::new();
+    let mut found = Vec::new();
+    for txn in &evidence.log {
+        let (path, version) = match &txn.op {
+            Op::Create { path, .. } => (path, Some(0)),
+            Op::Set { path, version, .. } => (path, Some(*version)),
+            Op::Delete { path } => (path, None),
+            Op::SessionBegins | Op::SessionEnds | Op::Refused { .. } | Op::Other { .. } => continue,
+        };
+        let before = last.insert(path, (txn.zxid, version));
+        if let (Op::Set { version, .. }, Some((earlier, before))) = (&txn.op, before)
+            && before.is_none_or(|before| before + 1 != *version)
+        {
+            let was = before.map_or("deleted it".into(), |before| format!("wrote version {before}"));
+            let zxid = txn.zxid;
+            let what = format!("{path}: {zxid:#x} wrote version {version} after {earlier:#x} {was}");
+            found.push(Violation { what, task: evidence.layout.task_at(path) });
+        }
     }
     found
 }

@@ -88,7 +88,24 @@ fn good() -> Evidence {
     )
 }
 
-fn with_log(mut evidence: Evidence, ops: Vec<Op>) -> Evidence {
+/// With the versions that servers would give.
+fn with_log(evidence: Evidence, mut ops: Vec<Op>) -> Evidence {
+    let mut versions = BTreeMap::new();
+    for op in &mut ops {
+        match op {
+            Op::Create { path, .. } => drop(versions.insert(path.clone(), 0)),
+            Op::Set { path, version, .. } => {
+                let next = versions.entry(path.clone()).or_insert(0);
+                *next += 1;
+                *version = *next;
+            }
+            _ => {}
+        }
+    }
+    as_it_is(evidence, ops)
+}
+
+fn as_it_is(mut evidence: Evidence, ops: Vec<Op>) -> Evidence {
     evidence.log = (1..).zip(ops).map(|(zxid, op)| txn(zxid, op)).collect();
     evidence.lives = lives(&evidence.log, &Layout::new("/t"), Clock::start());
     evidence
@@ -96,10 +113,13 @@ fn with_log(mut evidence: Evidence, ops: Vec<Op>) -> Evidence {
 
 /// The good run, with its log changed.
 fn with(change: impl FnOnce(&mut Vec<Op>)) -> Evidence {
-    let good = good();
-    let mut ops: Vec<Op> = good.log.iter().map(|txn| txn.op.clone()).collect();
+    let mut ops = good_ops();
     change(&mut ops);
-    with_log(good, ops)
+    with_log(good(), ops)
+}
+
+fn good_ops() -> Vec<Op> {
+    good().log.into_iter().map(|txn| txn.op).collect()
 }
 
 /// Checks that just this check complains.
@@ -128,6 +148,20 @@ fn a_good_run_is_accepted() {
 fn a_log_with_a_gap_or_with_what_is_no_task_is_seen() {
     only(&Evidence { gap: true, ..good() }, log_is_complete);
     only(&with(|ops| ops.insert(1, set(TASK, &json!([1])))), log_is_complete);
+}
+
+#[test]
+fn servers_that_forgot_a_write_are_seen() {
+    let forgot = |path: &str, ops: &[Op]| {
+        let all = [vec![create(path, &json!({}))], ops.to_vec()].concat();
+        nothing_forgotten(&as_it_is(good(), all)).len()
+    };
+    let set = |version| Op::Set { path: "/t/x".into(), data: Vec::new(), version };
+    let gone = Op::Delete { path: "/t/x".into() };
+    assert_eq!(forgot("/t/x", &[set(1), set(2), gone.clone(), create("/t/x", &json!({})), set(1)]), 0);
+    assert_eq!(forgot("/t/x", &[set(1), set(2), set(2)]), 1, "a version twice");
+    assert_eq!(forgot("/t/x", &[set(1), gone, set(2)]), 1, "it was deleted");
+    only(&as_it_is(good(), [good_ops(), vec![set(3), set(5)]].concat()), nothing_forgotten);
 }
 
 #[test]

@@ -24,12 +24,12 @@ mod report;
 mod svg;
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use check::{CHECKS, Evidence};
-use harness::ensemble::Places;
+use harness::ensemble::{Places, copy_dir};
 use harness::{Cluster, Ensemble};
 use history::{Clock, History};
 use hosts::{ELECTORS, HOSTS, MASTERS, OBSERVER, SERVERS, Services, Setting, WORKERS};
@@ -172,7 +172,7 @@ fn run(options: &Options, net: &Arc<Net>) -> Run {
     leftovers.extend(remains(&cluster));
     complaints.append(&mut services.complaints);
     let (log, gap) = history::log(&ensemble, &cluster.tree, 3);
-    let log: Vec<_> = log.into_iter().collect();
+    keep_servers(&ensemble, &dir.join("servers"));
     let evidence = Evidence {
         layout: cluster.layout.clone(),
         gap,
@@ -217,6 +217,16 @@ fn servers(net: &Net) -> Arc<Ensemble> {
         places.enter = format!("nsenter --net={}/%", folder.display());
     }
     Ensemble::start_at(3, places)
+}
+
+/// What the servers logged, and their data: who looks for a write that is missing needs both.
+fn keep_servers(ensemble: &Ensemble, into: &Path) {
+    for server in 1..=3_u32 {
+        let (from, to) = (ensemble.dir.join(server.to_string()), into.join(server.to_string()));
+        std::fs::create_dir_all(&to).expect("a folder");
+        copy_dir(&from.join("log"), &to);
+        copy_dir(&from.join("data"), &to);
+    }
 }
 
 /// Waits until all users have what they wait for, and all is at rest.

@@ -216,7 +216,7 @@ impl Drop for Ensemble {
     }
 }
 
-fn copy_dir(from: &Path, into: &Path) {
+pub fn copy_dir(from: &Path, into: &Path) {
     let copied = Command::new("cp").args(["-a", "--"]).args([from, into]).status();
     assert!(copied.is_ok_and(|status| status.success()), "cp {from:?} {into:?}");
 }
