@@ -191,7 +191,7 @@ impl Worker {
             }
         } else if verified {
             // Even the present does not fit: the entry is void.
-            slot.state = State::Closed { vouch: false };
+            self.close(id, false, out);
         } else {
             slot.state = State::Verifying { ticket: self.lease.fresh(now, out) };
         }
@@ -266,6 +266,7 @@ impl Worker {
         if let Some(slot) = self.slots.get_mut(task) {
             slot.state = State::Aside;
         }
+        self.take_up_next(task, out);
         self.vouching = true;
         let aside: Vec<_> = self.slots.iter().filter(|(_, s)| matches!(s.state, State::Aside)).collect();
         let aside: Vec<TaskId> = aside.into_iter().map(|(task, _)| task.clone()).take(MAX_ASIDE).collect();
@@ -280,15 +281,22 @@ impl Worker {
         self.vouching = true;
         if slot.orphaned || self.dying.is_some() {
             self.slots.remove(task);
-        } else if let Some((attempt, revoked)) = slot.next.take() {
-            self.last_order += 1;
-            *slot = Slot::new(attempt, revoked, self.last_order);
-            self.line.insert(slot.order, task.clone());
-            if revoked {
-                slot.state = State::Closed { vouch: true };
-            } else {
-                self.read_task(task, out);
-            }
+        } else {
+            self.take_up_next(task, out);
+        }
+    }
+
+    /// Takes up what was given out to us of the same task before this attempt was over.
+    fn take_up_next(&mut self, task: &TaskId, out: &mut Out) {
+        let Some(slot) = self.slots.get_mut(task) else { return };
+        let Some((attempt, revoked)) = slot.next.take() else { return };
+        self.last_order += 1;
+        *slot = Slot::new(attempt, revoked, self.last_order);
+        self.line.insert(slot.order, task.clone());
+        if revoked {
+            slot.state = State::Closed { vouch: true };
+        } else {
+            self.read_task(task, out);
         }
     }
 

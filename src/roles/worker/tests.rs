@@ -445,3 +445,22 @@ fn a_registration_on_its_way_when_its_life_ends_is_taken_away_by_the_next() {
     let left: Vec<_> = world.znodes.keys().filter(|path| path.starts_with("/z/workers/")).collect();
     assert_eq!(left, [&registration(&desk, 0)], "{late} is nobody's");
 }
+
+/// It was closed for good, and what the leader gave out in its place was never started.
+#[test]
+fn an_attempt_that_is_given_out_while_the_one_before_is_found_void_is_started() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    world.change("/z/tasks/_00/a", |task| task.next_attempt(None, "test"));
+    desk.hold = |call| call.path().contains("/leases/");
+    assign(&mut world, &desk, &[("_00/a", 1, false)]);
+    desk.go(&mut world);
+    assign(&mut world, &desk, &[("_00/a", 2, false)]);
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 0, "nothing is certain yet");
+    desk.hold = |_| false;
+    desk.go(&mut world);
+    assert_eq!(desk.runs.len(), 1, "{:?}", desk.logs);
+}
