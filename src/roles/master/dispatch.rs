@@ -208,49 +208,37 @@ impl Roster {
     }
 
     /// The one with the least to do that can take a task with this need, and is none of these.
-    fn find(
-        &self,
-        need: Need,
-        needs: &Needs,
-        fleet: &Fleet,
-        book: &Book,
-        avoid: &[Incarnation],
-    ) -> Option<&Incarnation> {
+    fn find(&self, need: Need, facts: &Facts<'_>, avoid: &[Incarnation]) -> Option<&Incarnation> {
         let fits = |(rank, incarnation): &&(Rank, Incarnation)| {
-            fits(*rank, incarnation, need, needs, fleet, book) && !avoid.contains(incarnation)
+            facts.fits(*rank, incarnation, need) && !avoid.contains(incarnation)
         };
         self.order.iter().find(fits).map(|(_, incarnation)| incarnation)
     }
 
     /// Whether this one can take a task with this need.
-    fn takes(
-        &self,
-        incarnation: &Incarnation,
-        need: Need,
-        needs: &Needs,
-        fleet: &Fleet,
-        book: &Book,
-    ) -> bool {
+    fn takes(&self, incarnation: &Incarnation, need: Need, facts: &Facts<'_>) -> bool {
         let rank = self.known.get(incarnation).and_then(|known| known.rank);
-        rank.is_some_and(|rank| fits(rank, incarnation, need, needs, fleet, book))
+        rank.is_some_and(|rank| facts.fits(rank, incarnation, need))
     }
 }
 
-/// Whether a worker of this rank can take a task with this need.
-fn fits(
-    rank: Rank,
-    incarnation: &Incarnation,
-    need: Need,
-    needs: &Needs,
-    fleet: &Fleet,
-    book: &Book,
-) -> bool {
-    let free = rank.share < FULL;
-    let Some(registration) = fleet.get(incarnation) else { return false };
-    let suspects = || book.load(incarnation).is_none_or(|load| load.suspects > 0);
-    (free || !(need.suspect || need.prompt))
-        && !(need.suspect && suspects())
-        && needs.fits(need, &registration.labels)
+/// What says, besides its rank, which tasks a worker can take.
+struct Facts<'a> {
+    needs: &'a Needs,
+    fleet: &'a Fleet,
+    book: &'a Book,
+}
+
+impl Facts<'_> {
+    /// Whether a worker of this rank can take a task with this need.
+    fn fits(&self, rank: Rank, incarnation: &Incarnation, need: Need) -> bool {
+        let free = rank.share < FULL;
+        let Some(registration) = self.fleet.get(incarnation) else { return false };
+        let suspects = || self.book.load(incarnation).is_none_or(|load| load.suspects > 0);
+        (free || !(need.suspect || need.prompt))
+            && !(need.suspect && suspects())
+            && self.needs.fits(need, &registration.labels)
+    }
 }
 
 /// How many commands may wait at a worker, beyond its slots.
@@ -289,9 +277,9 @@ impl Master {
     /// What nobody could take may be taken by those of whom something has changed.
     fn unblock(&mut self, changed: &BTreeSet<Incarnation>) {
         let Some(Term { roster, book, .. }) = &self.term else { return };
-        let (needs, fleet) = (&self.table.needs, &self.fleet);
+        let facts = Facts { needs: &self.table.needs, fleet: &self.fleet, book };
         for incarnation in changed {
-            self.queue.unblock(|need| roster.takes(incarnation, need, needs, fleet, book));
+            self.queue.unblock(|need| roster.takes(incarnation, need, &facts));
         }
     }
 
@@ -322,8 +310,8 @@ impl Master {
         }
         // Where all are full nobody is looked for: a turn must not cost more with every job.
         while let Some(term) = self.term.as_mut().filter(|term| !term.roster.order.is_empty()) {
-            let find =
-                |need, avoid| term.roster.find(need, &self.table.needs, &self.fleet, &term.book, avoid);
+            let facts = Facts { needs: &self.table.needs, fleet: &self.fleet, book: &term.book };
+            let find = |need, avoid| term.roster.find(need, &facts, avoid);
             let Some((task, need)) = self.queue.pop(|need| find(need, &[]).is_some()) else { break };
             let Some(pending) = self.table.pending(&task) else { continue };
             // Who could not start it gets it again only if nobody else could take it now.
