@@ -2,6 +2,7 @@
 //! and under load. It is made again, service goes on within seconds, nothing exits, and nothing fills the log.
 
 use std::fs;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use zkmw::contract::contender_rank;
@@ -14,6 +15,9 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// How long a deletion is tried against processes that make again what it deletes.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Services side by side: a deletion is mostly waited for. More of them would be too much for two processors.
+const SERVICES: usize = 2;
 
 /// A service with all its roles.
 struct Service {
@@ -137,45 +141,59 @@ fn vanish(tree: &Tree, path: &str) {
     }
 }
 
+/// Several services, each with another share of what is to vanish: its places in the list.
+fn side_by_side(name: &str, play: fn(&mut Service, Vec<usize>)) {
+    thread::scope(|scope| {
+        for share in 0..SERVICES {
+            scope.spawn(move || {
+                let mut service = Service::start(&format!("{name}-{share}"));
+                let places = (share..service.victims().len()).step_by(SERVICES).collect();
+                play(&mut service, places);
+                service.comes_to_rest();
+            });
+        }
+    });
+}
+
 #[test]
 fn g12_whatever_vanishes_is_made_again_while_nothing_happens() {
-    let mut service = Service::start("vanish-idle");
-    for at in 0..service.victims().len() {
-        for _ in 0..3 {
-            let (what, path) = service.victims().swap_remove(at);
-            let Some(path) = path else { continue };
-            vanish(&service.cluster.tree, &path);
-            service.goes_on(what);
+    side_by_side("vanish-idle", |service, places| {
+        for at in places {
+            for _ in 0..3 {
+                let (what, path) = service.victims().swap_remove(at);
+                let Some(path) = path else { continue };
+                vanish(&service.cluster.tree, &path);
+                service.goes_on(what);
+            }
         }
-    }
-    service.comes_to_rest();
+    });
 }
 
 #[test]
 fn g12_whatever_vanishes_is_made_again_under_load() {
-    let mut service = Service::start("vanish-load");
-    let lines = service.cluster.dir().join("lines");
-    fs::write(&lines, "sleep .05\n".repeat(400)).expect("a file");
-    let lines = lines.display().to_string();
-    let start = |service: &Service| service.cluster.submit(&["--from-file", &lines]);
-    let mut load = start(&service);
-    for at in 0..service.victims().len() {
-        for _ in 0..3 {
-            if !load.is_running() {
-                load = start(&service);
+    side_by_side("vanish-load", |service, places| {
+        let lines = service.cluster.dir().join("lines");
+        fs::write(&lines, "sleep .05\n".repeat(400)).expect("a file");
+        let lines = lines.display().to_string();
+        let start = |service: &Service| service.cluster.submit(&["--from-file", &lines]);
+        let mut load = start(service);
+        for at in places {
+            for _ in 0..3 {
+                if !load.is_running() {
+                    load = start(service);
+                }
+                eventually(LIMIT, "the load is there", || {
+                    let leases = service.cluster.tree.children(&service.cluster.layout.leases());
+                    (!load.is_running() || leases.is_some_and(|leases| !leases.is_empty())).then_some(())
+                });
+                let (what, path) = service.victims().swap_remove(at);
+                let Some(path) = path else { continue };
+                vanish(&service.cluster.tree, &path);
+                service.goes_on(what);
             }
-            eventually(LIMIT, "the load is there", || {
-                let leases = service.cluster.tree.children(&service.cluster.layout.leases());
-                (!load.is_running() || leases.is_some_and(|leases| !leases.is_empty())).then_some(())
-            });
-            let (what, path) = service.victims().swap_remove(at);
-            let Some(path) = path else { continue };
-            vanish(&service.cluster.tree, &path);
-            service.goes_on(what);
         }
-    }
-    // What was deleted under it counts as failed; it ends all the same.
-    let exit = load.wait_exit(LIMIT);
-    assert!([0, 1].contains(&exit.code), "{exit:?}");
-    service.comes_to_rest();
+        // What was deleted under it counts as failed; it ends all the same.
+        let exit = load.wait_exit(LIMIT);
+        assert!([0, 1].contains(&exit.code), "{exit:?}");
+    });
 }
