@@ -1,18 +1,27 @@
 //! A worker's end, once its user wished for it: nothing new is started, what runs has its time, and what is owed is
 //! written.
 
+use std::time::Duration;
+
 use super::runs::TERM_BEFORE_KILL;
 use super::slot::Why;
 use super::{Mode, Out, Worker};
 use crate::exit;
 use crate::machine::{Action, Instant, Level};
 
+/// How long a second signal leaves to what is being handed back: whatever has not arrived is charged. Some round trips
+/// fit into it, and whoever is in a hurry hardly notices.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
+
 impl Worker {
     pub(super) fn on_stop(&mut self, again: bool, now: Instant, out: &mut Out) {
         out.push(Action::Status("draining".into()));
         let term_before = (self.params.grace / 2).min(TERM_BEFORE_KILL);
         let (term, kill) = match (self.mode, again) {
-            (Mode::Leaving { .. }, true) => return out.push(Action::Exit(exit::OK)),
+            (Mode::Leaving { until }, true) => {
+                self.mode = Mode::Leaving { until: until.min(now + LAST_MOMENT) };
+                return;
+            }
             (Mode::Leaving { .. }, false) => return,
             (Mode::Draining { .. }, false) => return,
             (_, true) => (now, now),

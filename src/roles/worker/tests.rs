@@ -464,3 +464,30 @@ fn an_attempt_that_is_given_out_while_the_one_before_is_found_void_is_started() 
     desk.go(&mut world);
     assert_eq!(desk.runs.len(), 1, "{:?}", desk.logs);
 }
+
+/// The simulator found it (seed 901447): what is handed back was on its way, and was charged.
+#[test]
+fn a_second_signal_leaves_a_moment_for_what_is_being_handed_back() {
+    for answered in [true, false] {
+        let mut world = World::new();
+        let mut desk = worker(|params| params.grace = Duration::ZERO);
+        desk.connect(&mut world);
+        task(&mut world, "j/a");
+        assign(&mut world, &desk, &[("j/a", 1, false)]);
+        desk.go(&mut world);
+        desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/a");
+        desk.event(&world, Event::Stop { again: false });
+        end_after(&world, &mut desk, Ended::Signal(9), true);
+        desk.go(&mut world);
+        desk.event(&world, Event::Stop { again: true });
+        assert_eq!(desk.exit, None, "it is on its way");
+        if answered {
+            desk.hold = |_| false;
+        } else {
+            world.pass(Duration::from_secs(1));
+        }
+        desk.go(&mut world);
+        assert_eq!(desk.exit, Some(0), "{:?}", desk.logs);
+        assert_eq!(world.task("/z/tasks/j/a").attempt, if answered { 2 } else { 1 });
+    }
+}
