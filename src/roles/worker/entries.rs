@@ -259,10 +259,12 @@ impl Worker {
         }
     }
 
-    /// Nothing can be written into the task: it is told and left alone, and takes up no slot.
+    /// The task cannot be read, or nothing can be written into it: it is told and left alone, and takes up no slot.
     pub(super) fn set_aside(&mut self, task: &TaskId, why: &str, out: &mut Out) {
         let path = self.params.layout.task(task);
-        out.log(Level::Error, format!("{path}: {why}; the task is set aside, and its outcome is lost"));
+        let was_started = self.slots.get(task).is_none_or(|slot| !slot.is_open());
+        let so = if was_started { "its outcome is lost" } else { "this worker does not run it" };
+        out.log(Level::Error, format!("{path}: {why}; the task is set aside, and {so}"));
         if let Some(slot) = self.slots.get_mut(task) {
             slot.state = State::Aside;
         }
