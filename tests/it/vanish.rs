@@ -2,6 +2,7 @@
 //! and under load. It is made again, service goes on within seconds, nothing exits, and nothing fills the log.
 
 use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ const SERVICES: usize = 2;
 struct Service {
     cluster: Cluster,
     daemons: Vec<Proc>,
-    /// Where the elected command writes its fencing token.
+    /// Where elected commands write their fencing tokens and processes, a line each.
     token: String,
 }
 
@@ -31,7 +32,8 @@ impl Service {
     fn start(name: &str) -> Service {
         let cluster = Cluster::new(name);
         let token = cluster.dir().join("token").display().to_string();
-        let command = format!("echo $ZKMW_EPOCH >{token}.new; mv {token}.new {token}; exec sleep 1000");
+        // Where a contender is deleted its command ends only when that is told, so another's may begin before.
+        let command = format!("echo $ZKMW_EPOCH $$ >>{token}; exec sleep 1000");
         let mut daemons = vec![cluster.master("m1"), cluster.master("m2")];
         daemons.extend(["w1", "w2"].map(|id| cluster.worker(id, &["--slots", "4"])));
         daemons.extend(["e1", "e2"].map(|id| cluster.elector(id, &["--", "sh", "-c", &command])));
@@ -50,8 +52,12 @@ impl Service {
     fn elects(&self, limit: Duration) {
         eventually(limit, "the command of the leading elector runs", || {
             let contenders = self.cluster.contenders_below(&self.election());
-            let token = fs::read_to_string(&self.token).ok()?;
-            (contenders.len() == 2 && token.trim() == contenders[0].epoch.to_string()).then_some(())
+            let begun = fs::read_to_string(&self.token).ok()?;
+            let epoch = contenders.first()?.epoch.to_string();
+            let of_leader =
+                |(token, pid): (&str, &str)| token == epoch && Path::new("/proc").join(pid).exists();
+            let runs = begun.lines().filter_map(|line| line.split_once(' ')).any(of_leader);
+            (contenders.len() == 2 && runs).then_some(())
         });
     }
 
