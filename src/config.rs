@@ -207,8 +207,6 @@ pub struct SubmitConfig {
     pub task: TaskSource,
     /// How many lines of a batch go into one task; none if not given, and for what is no batch.
     pub chunk: Option<Chunk>,
-    /// How often what is over of a chunk is written down; none without `chunk`.
-    pub checkpoint: Option<Duration>,
     /// The job to put it into, if the user names one.
     pub job: Option<String>,
     /// The user's own key.

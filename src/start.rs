@@ -343,15 +343,12 @@ fn submit_batch(
         Ok(chunk) => chunk,
         Err(unfit) => return Ok(tell(&unfit)),
     };
-    let mut options = options(settings);
-    // Where each task has one command nothing is over before its end.
-    options.checkpoint_ms = options.checkpoint_ms.filter(|_| chunk > 1);
     let batch = Batch::new(BatchParams {
         layout,
         ulid: ulid::Ulid::generate().to_string(),
         key: settings.id.clone(),
         job: settings.job.clone(),
-        options,
+        options: options(settings),
         lines: reader.lines(),
         bytes: reader.bytes(),
         end: reader.end(),
@@ -387,7 +384,6 @@ fn options(settings: &SubmitConfig) -> Options {
         retry_backoff_ms: settings.retry_backoff.map(ms),
         require: Some(settings.require.clone()).filter(|require| !require.is_empty()),
         env: Some(settings.env.clone()).filter(|env| !env.is_empty()),
-        checkpoint_ms: settings.checkpoint.map(ms),
         orphan_of: None,
     }
 }

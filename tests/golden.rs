@@ -70,7 +70,7 @@ const GOLDEN: &[Golden] = &[
     golden("task-cancelled.json", Kind::Task, task_cancelled),
     golden("task-expired.json", Kind::Task, task_expired),
     golden("task-chunk-new.json", Kind::Task, || chunk().encode()),
-    golden("task-chunk-checkpoint.json", Kind::Task, task_chunk_checkpoint),
+    golden("task-chunk-running.json", Kind::Task, task_chunk_running),
     golden("task-chunk-failed.json", Kind::Task, task_chunk_failed),
     golden("job-part.json", Kind::Job, job_part),
     golden("job-uniform.json", Kind::Job, job_uniform),
@@ -113,7 +113,6 @@ fn all_options() -> Options {
         retry_backoff_ms: Some(2_000),
         require: Some(labels()),
         env: Some(BTreeMap::from([("LANG".to_string(), "C".to_string())])),
-        checkpoint_ms: None,
         orphan_of: Some("01JD2M8Q3T5V7X9Z1B3D5F7H9K".into()),
     }
 }
@@ -252,7 +251,7 @@ fn good(text: &str) -> CommandResult {
 }
 
 /// The first command was over when its worker died; the third ended in the second attempt, as was written down.
-fn task_chunk_checkpoint() -> Vec<u8> {
+fn task_chunk_running() -> Vec<u8> {
     let mut task = chunk();
     task.next_attempt(Some(incarnation()), "its worker died");
     task.charged = 1;
@@ -285,9 +284,9 @@ fn successor() -> Incarnation {
     Incarnation::new("w8", 0x02d3_c0ff_ee00_beef)
 }
 
-/// A directory of a batch that was submitted with `--chunk 100 --checkpoint 5s`.
+/// A directory of a batch that was submitted with `--chunk 100`.
 fn job_part() -> Vec<u8> {
-    let mut job = Job::new(Options { checkpoint_ms: Some(5_000), ..Options::default() });
+    let mut job = Job::new(Options::default());
     job.chunk = Some(100);
     job.encode()
 }

@@ -213,15 +213,9 @@ fn submit(
         let reason = "only the lines of a batch can be put together; say --from-file FILE";
         return Err(layers.refuse(&settings::CHUNK.spec, reason.to_owned()));
     }
-    let checkpoint = layers.get(&settings::CHECKPOINT)?;
-    if checkpoint.is_some() && chunk.is_none() {
-        let reason = "only of a chunk something is over before its end; say --chunk N too";
-        return Err(layers.refuse(&settings::CHECKPOINT.spec, reason.to_owned()));
-    }
     Ok(SubmitConfig {
         task,
         chunk,
-        checkpoint,
         job: layers.get_or_default(&settings::JOB)?,
         id: layers.get_or_default(&settings::TASK_KEY)?,
         detach,

@@ -252,7 +252,7 @@ Examples:
   zkmw submit --timeout 5m --max-attempts 3 --require gpu=yes -- ./train --epochs 3
   zkmw submit --detach --id nightly-2026-01-31 ./nightly.sh
   seq 1000 | sed 's/^/.\\/import /' | zkmw submit --from-file - --job import
-  zkmw submit --from-file million.txt --chunk auto --checkpoint 30s
+  zkmw submit --from-file million.txt --chunk auto
 
 The task finds ZKMW_TASK, ZKMW_ATTEMPT, ZKMW_EPOCH (its fencing token) and ZKMW_WORKER in its
 environment; its standard input is empty. Exit code: the task's own; for a batch 0 if all succeeded,
@@ -308,8 +308,7 @@ Where settings come from, the strongest first:
      switches true or false; for lists several with spaces between (ZKMW_AUTH, ZKMW_ENV: one a line)
   3. the file given by --config or ZKMW_CONFIG, else /etc/zkmw/zkmw.toml if there is one
   4. the defaults shown here
-  Not from variables and the file: submit's --id, --from-file, --chunk and --checkpoint, which are
-  about one call.
+  Not from variables and the file: submit's --id, --from-file and --chunk, which are about one call.
 
 The file is TOML. Keys are the flags' names; those in a command's table are for it alone:
   zk = \"zk1:2181,zk2:2181,zk3:2181/prod\"

@@ -214,11 +214,6 @@ pub fn retry_backoff(text: &str) -> Parsed<Duration> {
     duration(text, Duration::ZERO, Duration::from_millis(MAX_RETRY_BACKOFF_MS))
 }
 
-/// More often would cost the ensemble what chunks save it.
-pub fn checkpoint(text: &str) -> Parsed<Duration> {
-    duration(text, SECOND, YEAR)
-}
-
 pub fn time_to_live(text: &str) -> Parsed<Duration> {
     duration(text, SECOND, 10 * YEAR)
 }

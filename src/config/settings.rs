@@ -321,9 +321,6 @@ settings! {
     CHUNK: Chunk = ("chunk", &[Submit], Value("N|auto"), Described("1"), Flag)
         One(parse::chunk), "Put the lines of a batch into tasks of N lines each, 1 to 1000: the ensemble's work is \
         that of one task for them all. 'auto' takes up to 100, as the file allows. Each line is told as without it";
-    CHECKPOINT: Duration = ("checkpoint", &[Submit], Value("TIME"),
-        Described("none: what is over of a chunk runs again if its worker dies"), Flag)
-        One(parse::checkpoint), "With --chunk: how often the worker writes down what is over of a chunk, 1s to 365d";
     JOB: Option<String> = ("job", &[Submit], Value("NAME"), Described("a shared one; for a batch a new one"),
         Anywhere)
         One(parse::job), "The job to put the task into";

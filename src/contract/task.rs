@@ -70,9 +70,6 @@ pub struct Options {
     /// Added to the environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub env: Option<BTreeMap<String, String>>,
-    /// How often the worker writes down what is over of a chunk, at most. Without it only the outcome is written.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub checkpoint_ms: Option<u64>,
     /// The submitter's mark (a name below `submitters`, without its number) if the task is to be cancelled when
     /// that submitter is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -90,7 +87,6 @@ impl Options {
             retry_backoff_ms: self.retry_backoff_ms.or(job.retry_backoff_ms),
             require: self.require.clone().or_else(|| job.require.clone()),
             env: self.env.clone().or_else(|| job.env.clone()),
-            checkpoint_ms: self.checkpoint_ms.or(job.checkpoint_ms),
             orphan_of: self.orphan_of.clone().or_else(|| job.orphan_of.clone()),
         }
     }

@@ -32,7 +32,7 @@ pub enum Change {
     Appeared { path: String },
     /// It was made just now in a directory of which [`Mirror::believe`] was said; it is not read.
     Born { path: String },
-    /// It was changed in such a directory; it is read with the next [`Mirror::catch_up`] but one, or when
+    /// It was changed after everything was told; it is read with the next [`Mirror::catch_up`] but one, or when
     /// [`Mirror::read_again`] asks for it, if it is still there.
     Touched { path: String },
     /// It was read. This may come again for the same state, or for an older one after a newer.
@@ -271,12 +271,15 @@ impl Mirror {
             };
         } else if kind == ChangeKind::Created && complete && self.is_reading(dir) {
             self.unsure.entry(dir.to_string()).or_default().insert(below.to_string());
-        } else if complete && (believed || self.in_no_hurry) && !self.is_dir(below) && !self.is_reading(below)
+        } else if complete
+            && (believed || self.in_no_hurry || kind == ChangeKind::Data)
+            && !self.is_dir(below)
+            && !self.is_reading(below)
         {
             if !self.lately[1].contains(below) {
                 self.lately[0].insert(below.to_string());
             }
-            return believed.then(|| Change::Touched { path: below.to_string() });
+            return (believed || !self.in_no_hurry).then(|| Change::Touched { path: below.to_string() });
         } else {
             self.enlist([below.to_string()]);
         }

@@ -15,6 +15,7 @@
 //! apart (`stand.rs`).
 
 mod burial;
+mod chunks;
 mod closed;
 mod copies;
 mod dispatch;
@@ -327,7 +328,7 @@ impl Master {
                 self.tasks.read_again(task.dir(), out);
                 return;
             }
-            Update::Changed => {}
+            Update::Changed => self.note_read(task, now),
             Update::Malformed(malformed) => {
                 let path = self.params.layout.task(task);
                 out.log(Level::Error, format!("{path} is no task ({malformed}): it is left alone"));
@@ -360,7 +361,8 @@ impl Master {
                     }
                 }
                 // Registrations are always read at once.
-                Change::Born { .. } | Change::Touched { .. } | Change::Beside { .. } => {}
+                Change::Touched { path } => self.workers.read_again(&path, out),
+                Change::Born { .. } | Change::Beside { .. } => {}
                 // No worker's life hangs on it, so nobody is to wait for its end.
                 Change::Seen { path, stat, .. } if stat.ephemeral_owner == 0 => {
                     if self.table.report(&path) {

@@ -112,8 +112,8 @@ enum Purpose {
         verified: bool,
     },
     ReadJob(String),
-    /// What is over of a chunk is being written down.
-    Checkpoint {
+    /// The results of a chunk are being written.
+    SaveResults {
         task: TaskId,
         attempt: u32,
     },
@@ -163,7 +163,10 @@ pub struct Worker {
     runs: BTreeMap<RunId, Run>,
     starts: Starts,
     timers: BTreeSet<(Instant, RunId)>,
-    checkpoints: BTreeSet<(Instant, TaskId)>,
+    /// Chunks of which results are to be written, by time.
+    saves: BTreeSet<(Instant, TaskId)>,
+    /// How long such a write takes, on average.
+    write_time: Duration,
     reports: Reports,
     groups: Groups,
     /// Defaults of the jobs of all entries; `None` while they are being read.
@@ -204,7 +207,8 @@ impl Worker {
             runs: BTreeMap::new(),
             starts: Starts::new(params.slots, params.seed),
             timers: BTreeSet::new(),
-            checkpoints: BTreeSet::new(),
+            saves: BTreeSet::new(),
+            write_time: Duration::ZERO,
             reports: Reports::new(&params.layout),
             groups,
             jobs: BTreeMap::new(),
@@ -235,8 +239,12 @@ impl Worker {
         let alone = self.groups.on_lost();
         self.jobs.retain(|_, options| options.is_some());
         self.expecting = false;
-        for course in self.slots.values_mut().filter_map(Slot::course_mut) {
-            course.unsaved();
+        // Whatever was on its way is written again when there is a connection.
+        for (task, slot) in &mut self.slots {
+            if let Some(course) = slot.course_mut() {
+                course.on_lost();
+                self.saves.extend(course.plan_save(Instant::default()).map(|at| (at, task.clone())));
+            }
         }
         self.tell_alone(&alone, out);
         if self.dying == Some(Dying::Unassigning) {
@@ -385,10 +393,10 @@ impl Worker {
                 self.set_aside(&task, &refusal.to_string(), out);
             }
             (Purpose::ReadJob(dir), result) => self.on_job(dir, result, out),
-            (Purpose::Checkpoint { task, attempt }, result) => {
-                self.on_checkpoint(&task, attempt, result, out);
+            (Purpose::SaveResults { task, attempt }, result) => {
+                self.on_results_saved(&task, attempt, result, now, out);
             }
-            (Purpose::RereadTask { task, attempt }, result) => self.on_reread(&task, attempt, result),
+            (Purpose::RereadTask { task, attempt }, result) => self.on_reread(&task, attempt, result, now),
             (Purpose::DeleteAssignment, Ok(_) | Err(Refusal::NoNode)) => self.on_unassigned(out),
             // The leader was faster with one more write: what it added was not started.
             (Purpose::DeleteAssignment, Err(Refusal::BadVersion)) => self.read_assignment(out),
@@ -500,7 +508,7 @@ impl Role for Worker {
             Event::Stop { again } => self.on_stop(again, now, out),
             Event::Started { run, .. } => self.on_started(run, now, out),
             Event::NotStarted { run, kind, why } => self.on_not_started(run, kind, &why, now, out),
-            Event::Ended { run, report } => self.on_ended(run, &report, out),
+            Event::Ended { run, report } => self.on_ended(run, &report, now, out),
             Event::Unguarded { why } => self.on_unguarded(&why, out),
             Event::Lines(_) => {}
         }

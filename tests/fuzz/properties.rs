@@ -70,7 +70,7 @@ fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
 }
 
 fn options() -> impl Strategy<Value = Options> {
-    let numbers = (any::<Option<i32>>(), any::<[Option<u64>; 4]>(), any::<Option<u32>>());
+    let numbers = (any::<Option<i32>>(), any::<[Option<u64>; 3]>(), any::<Option<u32>>());
     let texts = (
         proptest::option::of(labels()),
         proptest::option::of(labels()),
@@ -84,7 +84,6 @@ fn options() -> impl Strategy<Value = Options> {
         retry_backoff_ms: ms[2],
         require,
         env,
-        checkpoint_ms: ms[3],
         orphan_of,
     })
 }

@@ -124,6 +124,11 @@ impl Background {
         rustix::process::kill_process(pid.expect("a pid"), signal).expect("a signal can be sent");
     }
 
+    /// What it has printed so far.
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.out.path()).unwrap_or_default()).into_owned()
+    }
+
     pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.err.path()).unwrap_or_default()).into_owned()
     }

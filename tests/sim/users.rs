@@ -192,7 +192,7 @@ impl World {
         let detach = self.dice.per_mille(250);
         let batch = self.dice.per_mille(200);
         let mut chunk = 1;
-        let (wish, mut options) = if keyed && self.dice.per_mille(700) {
+        let (wish, options) = if keyed && self.dice.per_mille(700) {
             // Who comes with a key mostly means the same by it.
             let wish = if batch {
                 Wish::Batch(vec!["ok".into(), "flaky".into(), "ok".into()])
@@ -209,9 +209,6 @@ impl World {
         } else {
             (Wish::Single(self.command()), self.options())
         };
-        if chunk > 1 && self.dice.per_mille(500) {
-            options.checkpoint_ms = Some(self.dice.between(100, 2_000));
-        }
         self.asked += match &wish {
             Wish::Batch(lines) => lines.len() as u64,
             _ => 1,

@@ -187,13 +187,10 @@ fn only_lines_of_a_batch_make_chunks() {
     let chunk = |call: &str| zkmw(call).submit().chunk;
     assert_eq!(chunk("submit --from-file f"), None);
     assert_eq!(chunk("submit --from-file f --chunk 1000"), Some(Chunk::Lines(1000)));
-    let both = zkmw("submit --from-file - --chunk auto --checkpoint 5s").submit();
-    assert_eq!((both.chunk, both.checkpoint), (Some(Chunk::Auto), Some(Duration::from_secs(5))));
+    assert_eq!(chunk("submit --from-file - --chunk auto"), Some(Chunk::Auto));
     for (bad, words) in [
         ("submit x --chunk 5", "chunk: '5' (from --chunk) is not valid: only the lines of a batch"),
         ("submit --chunk auto -- x", "only the lines of a batch"),
-        ("submit --from-file f --checkpoint 5s", "say --chunk N too"),
-        ("submit --from-file f --chunk 5 --checkpoint 500ms", "must be between 1s and 365d"),
         ("submit --from-file f --chunk 0", "must be between 1 and 1000, or auto"),
         ("submit --from-file f --chunk 1001", "must be between 1 and 1000, or auto"),
         ("submit --from-file f --chunk many", "must be a whole number between 1 and 1000, or auto"),

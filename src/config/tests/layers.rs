@@ -56,7 +56,6 @@ fn defaults_of_every_command() {
         SubmitConfig {
             task: TaskSource::Line("true".to_owned()),
             chunk: None,
-            checkpoint: None,
             job: None,
             id: None,
             detach: false,

@@ -122,6 +122,15 @@ impl Roster {
         }
     }
 
+    /// How many slots the incarnation can use, and how long a command keeps one, once one was seen.
+    pub fn pace_of(&self, incarnation: &Incarnation) -> (u32, Option<Duration>) {
+        let known = self.known.get(incarnation);
+        (
+            known.map_or(1, |known| known.slots),
+            known.and_then(|known| known.cost_us).map(Duration::from_micros),
+        )
+    }
+
     /// The incarnation is dead.
     pub fn forget(&mut self, incarnation: &Incarnation) {
         self.rank(incarnation, None);
@@ -291,6 +300,13 @@ impl Master {
         let Some(incarnation) = holder.filter(|_| term.is_leading()) else {
             return self.tasks.read_again(task.as_str(), out);
         };
+        if !self.table.is_uniform(task.dir()) {
+            // Its worker writes results several times a second.
+            if term.looks.is_due(task, now) {
+                self.tasks.read_again(task.as_str(), out);
+            }
+            return;
+        }
         if term.roster.takes_sample(&incarnation, now) {
             self.tasks.read_again(task.as_str(), out);
         } else {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::burial::Burials;
+use super::chunks::Looks;
 use super::closed::is_held_back;
 use super::copies::Copybook;
 use super::dispatch::Roster;
@@ -66,6 +67,7 @@ pub struct Term {
     pub(super) book: Book,
     pub(super) copies: Copybook,
     pub(super) editor: Editor,
+    pub(super) looks: Looks,
     pub(super) summary: Summary,
     pub(super) clock: Option<Clock>,
     /// The transaction with which the term was announced: what was made after it nobody gave out before.
@@ -110,6 +112,7 @@ impl Term {
             book: Book::new(layout),
             copies: Copybook::default(),
             editor: Editor::new(layout),
+            looks: Looks::default(),
             summary,
             clock: None,
             announced: None,

@@ -40,6 +40,7 @@ impl Master {
     pub(super) fn forget_look(&mut self, task: &TaskId) {
         if let Some(term) = &mut self.term {
             term.looked.remove(task);
+            term.looks.forget(task);
         }
     }
 

@@ -8,6 +8,7 @@
 //! waits for its outcome; lines are never read twice. A unit is `open` from the moment
 //! its lines were read until its task is known to stand, whatever happens to connections in between.
 
+mod early;
 mod end;
 mod groups;
 mod listen;
@@ -19,6 +20,7 @@ mod windows;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use self::early::Early;
 use self::listen::Ears;
 use self::made::Stage;
 use self::parts::Parts;
@@ -92,6 +94,7 @@ pub struct Batch {
     cancel_on_interrupt: bool,
     online: bool,
     over: bool,
+    early: Early,
     /// The mark, if one is needed, stands on this connection.
     marked: bool,
     room: Room,
@@ -260,6 +263,7 @@ impl Batch {
             cancel_on_interrupt: params.cancel_on_interrupt && !params.detach,
             online: false,
             over: false,
+            early: Early::default(),
             marked: false,
             room: Room::Unknown,
             denied: None,
@@ -431,6 +435,7 @@ impl Batch {
     fn forget_calls(&mut self) {
         self.forget_group_reads();
         self.ears = Ears::default();
+        self.early.on_lost();
         self.calls.clear();
         self.ensure.reset();
         self.access.on_lost();
@@ -507,7 +512,7 @@ impl Role for Batch {
 
     fn assert_invariants(&self) {
         let Progress { submitted, done, failed, .. } = self.progress;
-        let pending = self.parts.pending_commands();
+        let pending = self.parts.pending_commands() - self.early.count();
         assert!(self.open.len() < 2 * READ_AHEAD, "{} tasks are open", self.open.len());
         assert!(self.creates <= MAX_CREATES && self.warming <= MAX_WARMING, "too many calls in flight");
         assert!(

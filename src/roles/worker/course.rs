@@ -16,6 +16,22 @@ use crate::machine::{Ended, Instant, RunId, RunReport};
 /// A command of a chunk that is to be started.
 pub const PLAIN: usize = 0;
 
+/// Results of a chunk are first written so long after its start at the soonest: a quick chunk is written once, at its
+/// end.
+const FIRST_SAVE: Duration = Duration::from_millis(100);
+
+/// The least time between two writes of results that are no end.
+const SAVE_PACE: Duration = Duration::from_millis(200);
+
+/// The most. It bounds how much runs again if the worker dies, and how late a result is seen.
+const MAX_SAVE_PACE: Duration = Duration::from_secs(2);
+
+/// Bytes a second that one chunk writes at most before its end: each write has all results so far.
+const SAVED_BYTES_A_SECOND: u32 = 256 * 1024;
+
+/// Writes of results take one in so many parts of the time at most: servers that are slow are written to less often.
+const SAVE_SHARE: u32 = 20;
+
 /// How a run ended, as far as it matters to the task.
 #[derive(Clone, Debug, PartialEq)]
 enum Verdict {
@@ -55,17 +71,20 @@ pub struct Course {
     /// Of a chunk: what is over.
     results: Results,
     output_bytes: usize,
-    /// Results that came since the last checkpoint was written.
+    /// Results that came since the last write of results.
     unsaved: usize,
-    /// A checkpoint is being written, or none can be.
+    /// Results are being written, or can't be.
     saving: bool,
-    /// When the next is due.
+    /// When the next write is due.
     pub save_at: Option<Instant>,
+    started: Instant,
+    /// When results were last sent to the servers, and how long these have a rest from them.
+    saved: Option<(Instant, Duration)>,
 }
 
 impl Course {
     /// The course of a task of which nothing was started yet.
-    pub fn new(mut work: Work, job: &Options) -> Course {
+    pub fn new(mut work: Work, job: &Options, now: Instant) -> Course {
         let results = std::mem::take(&mut work.task.results);
         Course {
             options: work.task.options.or(job),
@@ -78,6 +97,8 @@ impl Course {
             unsaved: 0,
             saving: false,
             save_at: None,
+            started: now,
+            saved: None,
             work,
         }
     }
@@ -283,13 +304,20 @@ impl Course {
         outcome
     }
 
-    /// The pause between checkpoints, if any are wanted.
-    pub fn checkpoint_pause(&self) -> Option<Duration> {
-        self.options.checkpoint_ms.filter(|_| self.is_chunk()).map(Duration::from_millis)
+    /// When its results are to be written, if there are any, nothing is being written, and that was not planned yet.
+    pub fn plan_save(&mut self, now: Instant) -> Option<Instant> {
+        let wanted = self.is_chunk() && !self.saving && self.unsaved > 0 && self.halt.is_none();
+        if !wanted || self.save_at.is_some() {
+            return None;
+        }
+        let due = self.saved.map_or(self.started + FIRST_SAVE, |(sent, rest)| sent + rest);
+        self.save_at = Some(due.max(now));
+        self.save_at
     }
 
-    /// The task with what is over by now, if that is to be written down now.
-    pub fn checkpoint(&mut self) -> Option<Task> {
+    /// The task with the results so far, if they are to be written now.
+    pub fn save(&mut self) -> Option<Task> {
+        self.save_at = None;
         if self.saving || self.unsaved == 0 || self.halt.is_some() {
             return None;
         }
@@ -300,13 +328,21 @@ impl Course {
         Some(task)
     }
 
-    /// The checkpoint stands, in this version.
-    pub fn saved(&mut self, version: i32) {
-        self.saving = false;
-        self.work.version = version;
+    /// So many bytes were sent now. A write takes so long on average.
+    pub fn sent(&mut self, bytes: usize, write_time: Duration, now: Instant) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let rest = (Duration::from_secs(1) * bytes / SAVED_BYTES_A_SECOND).max(write_time * SAVE_SHARE);
+        self.saved = Some((now, rest.clamp(SAVE_PACE, MAX_SAVE_PACE)));
     }
 
-    /// The servers take no checkpoint as large: the next has less of the outputs, if there is any to leave out.
+    /// The results stand, in this version. Gives when they were sent.
+    pub fn saved(&mut self, version: i32) -> Option<Instant> {
+        self.saving = false;
+        self.work.version = version;
+        self.saved.map(|(sent, _)| sent)
+    }
+
+    /// The servers take no write as large: the next has less of the outputs, if there is any to leave out.
     pub fn save_less(&mut self) {
         if self.output_bytes > 0 {
             shorten_outputs(&mut self.results, self.output_bytes / 2);
@@ -315,7 +351,20 @@ impl Course {
         }
     }
 
-    /// Nobody knows whether the checkpoint stands. The next will find out.
+    /// The results may not be written now: a while later they may.
+    pub fn save_later(&mut self) {
+        self.saved = self.saved.map(|(sent, _)| (sent, MAX_SAVE_PACE));
+        self.unsaved();
+    }
+
+    /// The connection is gone: what was on its way is written again.
+    pub fn on_lost(&mut self) {
+        if self.saving {
+            self.unsaved();
+        }
+    }
+
+    /// Nobody knows whether the results stand. The next write will find out.
     pub fn unsaved(&mut self) {
         self.saving = false;
         self.unsaved += 1;

@@ -26,6 +26,9 @@ pub const TERM_BEFORE_KILL: Duration = Duration::from_secs(5);
 /// A task that could not be started for something that passes by itself waits so long, in ms.
 const TRANSIENT_DELAY_MS: u64 = 1_000;
 
+/// How much the last write counts in what is known of how long writes take: 1 in so many.
+const WRITES: u32 = 8;
+
 /// What comes next in the line.
 enum Head {
     /// It is not there any more, or all of it was started.
@@ -90,12 +93,8 @@ impl Worker {
         let State::Ready(work) = std::mem::replace(&mut slot.state, State::Closed { vouch: false }) else {
             return Head::Gone;
         };
-        let mut course = Box::new(Course::new(*work, job));
+        let mut course = Box::new(Course::new(*work, job, now));
         let first = course.start_next();
-        if let Some(pause) = course.checkpoint_pause() {
-            course.save_at = Some(now + pause);
-            self.checkpoints.insert((now + pause, task.clone()));
-        }
         slot.state = State::Running(course);
         self.started += 1;
         first.map_or(Head::Gone, Head::Start)
@@ -222,8 +221,8 @@ impl Worker {
 
     /// The next time at which a run wants something done to it.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let checkpoint = self.checkpoints.first().map(|(at, _)| *at).filter(|_| self.connected);
-        earlier(self.timers.first().map(|(at, _)| *at), checkpoint)
+        let save = self.saves.first().map(|(at, _)| *at).filter(|_| self.connected);
+        earlier(self.timers.first().map(|(at, _)| *at), save)
     }
 
     /// The next step of a drain.
@@ -252,6 +251,7 @@ impl Worker {
             }
         }
         self.finish_if_over(&run.task, out);
+        self.plan_save(&run.task, now);
         if kind == NotStartedKind::Shortage && run.stop.is_none() {
             self.on_shortage(&run.task, why, now, out);
         }
@@ -299,7 +299,7 @@ impl Worker {
     }
 
     /// A run is over, and its group dead.
-    pub(super) fn on_ended(&mut self, run: RunId, report: &RunReport, out: &mut Out) {
+    pub(super) fn on_ended(&mut self, run: RunId, report: &RunReport, now: Instant, out: &mut Out) {
         let Some(run) = self.take_run(run) else { return };
         let by = self.registrar.incarnation().clone();
         // If we stood still it may have ended in time, and we looked at the clock before we heard of that.
@@ -308,6 +308,7 @@ impl Worker {
             course.ended(run.command, why, report, &by);
         }
         self.finish_if_over(&run.task, out);
+        self.plan_save(&run.task, now);
     }
 
     fn take_run(&mut self, id: RunId) -> Option<Run> {
@@ -327,7 +328,7 @@ impl Worker {
         }
         let State::Running(mut course) = std::mem::replace(&mut slot.state, State::Reporting) else { return };
         if let Some(at) = course.save_at {
-            self.checkpoints.remove(&(at, id.clone()));
+            self.saves.remove(&(at, id.clone()));
         }
         self.started -= 1;
         let want = course.want(self.registrar.incarnation());
@@ -339,45 +340,60 @@ impl Worker {
         self.reports.add(id, &by, &work.task, work.version, want, out);
     }
 
-    /// Writes down what is over of the chunks for which that is due.
+    /// Sees to it that the results of a chunk are written.
+    fn plan_save(&mut self, id: &TaskId, now: Instant) {
+        let course = self.slots.get_mut(id).and_then(Slot::course_mut);
+        if let Some(at) = course.and_then(|course| course.plan_save(now)) {
+            self.saves.insert((at, id.clone()));
+        }
+    }
+
+    /// Writes the results of the chunks for which that is due.
     pub(super) fn save(&mut self, now: Instant, out: &mut Out) {
         if !self.connected {
             return;
         }
-        while let Some((at, id)) = self.checkpoints.first().filter(|(at, _)| *at <= now).cloned() {
-            self.checkpoints.remove(&(at, id.clone()));
+        while self.saves.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, id)) = self.saves.pop_first() else { return };
             let Some(slot) = self.slots.get_mut(&id) else { continue };
             let attempt = slot.attempt;
             let Some(course) = slot.course_mut() else { continue };
-            let Some(pause) = course.checkpoint_pause() else { continue };
-            course.save_at = Some(now + pause);
-            self.checkpoints.insert((now + pause, id.clone()));
-            if let Some(mut task) = course.checkpoint() {
+            if let Some(mut task) = course.save() {
                 let (path, version) = (self.params.layout.task(&id), course.work.version);
-                let call = Call::Set { path, data: task.encode_to_fit(), version };
-                self.calls.issue(out, call, Purpose::Checkpoint { task: id, attempt });
+                let data = task.encode_to_fit();
+                course.sent(data.len(), self.write_time, now);
+                self.calls.issue(
+                    out,
+                    Call::Set { path, data, version },
+                    Purpose::SaveResults { task: id, attempt },
+                );
             }
         }
     }
 
-    /// A checkpoint was written, or not. If somebody changed the task, it is read, and the next one is set on that.
-    pub(super) fn on_checkpoint(
+    /// Results were written, or not. If somebody changed the task, it is read, and the next write is set on that.
+    pub(super) fn on_results_saved(
         &mut self,
         id: &TaskId,
         attempt: u32,
         result: Result<&Reply, Refusal>,
+        now: Instant,
         out: &mut Out,
     ) {
         let path = self.params.layout.task(id);
         let Some(course) = self.course_at(id, attempt) else { return };
         match result {
-            Ok(Reply::Stat(stat)) => course.saved(stat.version),
+            Ok(Reply::Stat(stat)) => {
+                if let Some(sent) = course.saved(stat.version) {
+                    self.write_time = (self.write_time * (WRITES - 1) + now.since(sent)) / WRITES;
+                }
+            }
             Err(Refusal::BadVersion) => {
                 let call = Call::Get { path, watch: false };
                 self.calls.issue(out, call, Purpose::RereadTask { task: id.clone(), attempt });
             }
             Err(Refusal::TooLarge) => course.save_less(),
-            Err(Refusal::Other(_)) => course.unsaved(),
+            Err(Refusal::Other(_)) => course.save_later(),
             // It is gone, or may not be written: its end will tell.
             Ok(_)
             | Err(
@@ -390,10 +406,17 @@ impl Worker {
                 | Refusal::Unimplemented,
             ) => {}
         }
+        self.plan_save(id, now);
     }
 
     /// The task that somebody changed while it runs.
-    pub(super) fn on_reread(&mut self, id: &TaskId, attempt: u32, result: Result<&Reply, Refusal>) {
+    pub(super) fn on_reread(
+        &mut self,
+        id: &TaskId,
+        attempt: u32,
+        result: Result<&Reply, Refusal>,
+        now: Instant,
+    ) {
         let Some(course) = self.course_at(id, attempt) else { return };
         if let Ok(Reply::Data { data, stat }) = result
             && let Ok(mut task) = Task::decode(data)
@@ -405,6 +428,7 @@ impl Worker {
             course.work.task = task;
             course.work.version = stat.version;
             course.unsaved();
+            self.plan_save(id, now);
         }
     }
 

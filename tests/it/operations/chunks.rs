@@ -7,7 +7,7 @@ use serde_json::Value;
 use zkmw::contract::TaskId;
 use zkmw::contract::task::State;
 
-use crate::harness::{Cluster, LIMIT, eventually};
+use crate::harness::{Cluster, LIMIT, eventually, wall_clock_ms};
 use crate::plain::{Out, Plain, Service, json_lines};
 
 fn submit(cluster: &Cluster, args: &[&str], lines: &str) -> Out {
@@ -179,17 +179,46 @@ fn outputs_too_large_for_one_znode_are_cut_but_every_command_is_told() {
     assert!(cut >= 17, "no more than three of them fit whole: {cut}");
 }
 
-/// What was written down of a chunk survives the worker, and only the rest runs again.
+/// Each result is shown soon after its command has ended, whatever the others of its chunk do, and once.
 #[test]
-fn g04_of_a_checkpointed_chunk_only_the_rest_runs_again() {
-    let cluster = Cluster::new("chunks-checkpoint");
+fn what_commands_print_is_shown_while_others_of_their_chunk_run() {
+    let service = Service::new("chunks-early", &["--slots", "2"]);
+    let gate = service.cluster.dir().join("gate");
+    let slow = format!("until [ -e {} ]; do sleep .05; done; echo slow\n", gate.display());
+    let quick = "sleep .1; date +%s%3N\n".repeat(20);
+    let args = ["submit", "--from-file", "-", "--chunk", "21"];
+    let mut batch = Plain::on(&service.cluster, &args).stdin((slow + &quick).as_bytes()).spawn();
+    let mut delays = Vec::new();
+    eventually(LIMIT, "the quick ones are shown", || {
+        let (now, text) = (wall_clock_ms(), batch.stdout());
+        for line in text.lines().skip(delays.len()).filter(|_| text.ends_with('\n')) {
+            delays.push(now - line.parse::<i64>().expect("when it ended"));
+        }
+        (delays.len() == 20).then_some(())
+    });
+    assert!(batch.is_running(), "the slow one runs");
+    delays.sort_unstable();
+    assert!(delays[10] < 1_000, "results come every 200 ms: {delays:?}");
+    fs::write(&gate, "").expect("opened");
+    let out = batch.end(LIMIT);
+    assert_eq!(
+        (out.code, out.text().lines().count(), out.text().ends_with("slow\n")),
+        (0, 21, true),
+        "{out:?}"
+    );
+}
+
+/// What was written of a chunk survives the worker, and only the rest runs again.
+#[test]
+fn g04_of_a_chunk_whose_worker_dies_only_the_rest_runs_again() {
+    let cluster = Cluster::new("chunks-death");
     let _master = cluster.master("m1");
     let w1 = cluster.worker("w1", &["--slots", "2"]);
     cluster.registered(&["w1"]);
     let (runs, gate) = (cluster.dir().join("runs"), cluster.dir().join("gate"));
     let quick: String = (1..=6).map(|n| format!("echo {n} >>{0}; echo out {n}\n", runs.display())).collect();
     let slow = format!("until [ -e {} ]; do sleep .05; done; echo came\n", gate.display());
-    let args = ["submit", "--from-file", "-", "--json", "--chunk", "7", "--checkpoint", "1s"];
+    let args = ["submit", "--from-file", "-", "--json", "--chunk", "7"];
     let mut batch = Plain::on(&cluster, &args).stdin((quick + &slow).as_bytes()).spawn();
     let saved = || {
         let tasks = cluster.tasks();

@@ -17,7 +17,7 @@ use crate::world::World;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
     /// Results were written down within an attempt.
-    pub checkpoints: usize,
+    pub saves: usize,
     /// An attempt began with some commands over.
     pub resumed: usize,
     /// Chunks that ended with every command run.
@@ -138,7 +138,7 @@ pub fn tally(world: &World) -> Tally {
         } else if task.outcome.is_some() {
             tally.complete += usize::from(is_complete(task).is_some());
         } else if by_worker && some(task) > some(before) {
-            tally.checkpoints += 1;
+            tally.saves += 1;
         }
     });
     tally

@@ -2,7 +2,7 @@
 
 use super::parts::{Over, part_of};
 use super::{Batch, Deleting, Purpose, Room};
-use crate::contract::task::{Job, State, Task};
+use crate::contract::task::{Job, Task};
 use crate::contract::{Labels, MAX_CHILDREN};
 use crate::exit;
 use crate::machine::{Action, Actions, Call, CallError, CallId, CallResult, Refusal, Reply};
@@ -48,7 +48,8 @@ impl Batch {
         let required = self.options.require.as_ref().unwrap_or(const { &Labels::new() });
         if let Some(word) = self.notice.on_reply(id, result, required, out) {
             if let Some(Word { level, reason }) = word {
-                let (pending, name) = (self.parts.pending_commands(), self.name());
+                let pending = self.parts.pending_commands() - self.early.count();
+                let name = self.name();
                 out.log(level, format!("waiting for {pending} tasks of {name}: {reason}"));
             }
             return;
@@ -56,7 +57,12 @@ impl Batch {
         let Some(purpose) = self.calls.take(id) else { return };
         match purpose {
             Purpose::Create(_) | Purpose::Compare(_) | Purpose::MakeCopies(..) => self.creates -= 1,
-            Purpose::Read(_) => (self.collects, self.reads) = (self.collects - 1, self.reads - 1),
+            Purpose::Read(unit) => {
+                (self.collects, self.reads) = (self.collects - 1, self.reads - 1);
+                if self.early.end_read(unit) {
+                    self.parts.mark_unread(unit);
+                }
+            }
             Purpose::ReadGroup(_) => {
                 (self.collects, self.group_reads) = (self.collects - 1, self.group_reads - 1);
             }
@@ -330,7 +336,7 @@ impl Batch {
                     self.calls.issue(out, call, Purpose::Cancel(unit));
                     self.collects += 1;
                 }
-                Ok(_) => {}
+                Ok(task) => self.results_came(unit, &task, out),
                 Err(malformed) => {
                     let why = format!("the task {} can no longer be read: {malformed}", self.path(unit));
                     self.lost(unit, why, out);
@@ -353,7 +359,7 @@ impl Batch {
     pub(super) fn ended(&mut self, unit: u64, task: Task, version: i32, out: &mut Out) {
         let (attempt, first_line) = (task.attempt, unit.saturating_mul(self.units.size()));
         let is_ours = !self.units.are_chunks() || task.first_line == first_line;
-        let ended = if self.units.are_chunks() {
+        let mut ended = if self.units.are_chunks() {
             commands_ended(&self.id(unit), &task)
         } else {
             let whole = |outcome| Ended { id: self.id(unit), line: Some(unit), outcome, alone: false };
@@ -365,13 +371,8 @@ impl Batch {
             return self.lost(unit, why, out);
         }
         let Some(Over { doubt, .. }) = self.over(unit) else { return };
-        let done = ended.iter().filter(|command| command.outcome.state == State::Done).count();
-        self.progress.done += done as u64;
-        if done < ended.len() {
-            self.progress.failed += (ended.len() - done) as u64;
-            self.tally.wrong(exit::FAILED);
-        }
-        out.push(Action::Report(ClientReport::ended(ended)));
+        self.early.finish(unit, &mut ended);
+        self.show(ended, out);
         if self.keyed {
             return;
         }
@@ -387,7 +388,7 @@ impl Batch {
     /// The task's outcome will never be seen.
     fn lost(&mut self, unit: u64, why: String, out: &mut Out) {
         if let Some(Over { commands, .. }) = self.over(unit) {
-            self.progress.failed += u64::from(commands);
+            self.progress.failed += u64::from(commands) - self.early.finish(unit, &mut Vec::new());
             self.tally.wrong(exit::FAILED);
             self.complain(why, out);
         }

@@ -108,6 +108,9 @@ impl Batch {
             && self.deleting.len() + self.awaited() < MAX_UNDELETED
         {
             let Some(unit) = self.parts.next_unread() else { break };
+            if !self.early.begin_read(unit) {
+                continue;
+            }
             self.calls.issue(out, Call::Get { path: self.path(unit), watch: false }, Purpose::Read(unit));
             self.collects += 1;
             self.reads += 1;

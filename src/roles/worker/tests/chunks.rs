@@ -1,4 +1,4 @@
-//! Chunks, checkpoints, the order of starts, and what is taken back.
+//! Chunks, their results as they come, the order of starts, and what is taken back.
 
 use super::*;
 use crate::contract::chunk::CommandResult;
@@ -85,18 +85,38 @@ fn a_chunk_with_nothing_to_run_ends_at_once() {
     assert_eq!((outcome.state, codes(&outcome.results)), (OutcomeState::Failed, vec![Some(4)]));
 }
 
+/// The oldest run ends well, and has printed so much.
+fn end_printing(world: &World, desk: &mut Desk<Worker>, bytes: usize) {
+    let (run, _) = desk.runs.pop_first().expect("a run");
+    let stdout = Captured { head: vec![b'x'; bytes], ..Captured::default() };
+    let report = RunReport {
+        ended: Ended::Exit(0),
+        detail: None,
+        stdout,
+        stderr: Captured::default(),
+        started_ms: 0,
+        ended_ms: 0,
+        signalled: false,
+    };
+    desk.event(world, Event::Ended { run, report });
+}
+
+fn version(world: &World) -> i32 {
+    world.znodes["/z/tasks/j/c"].stat.version
+}
+
 #[test]
-fn a_checkpoint_is_written_and_the_outcome_is_set_on_it() {
-    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |task| task.options.checkpoint_ms = Some(1_000));
+fn results_are_written_as_they_come_and_the_outcome_is_set_on_them() {
+    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |_| {});
     end(&world, &mut desk, Ended::Exit(0));
-    assert!(world.task("/z/tasks/j/c").results.is_empty());
+    desk.go(&mut world);
+    assert_eq!(version(&world), 0, "it may be over soon");
+    world.pass(Duration::from_millis(100));
+    desk.go(&mut world);
+    assert_eq!((version(&world), codes(&world.task("/z/tasks/j/c").results)), (1, vec![Some(0)]));
     world.pass(Duration::from_secs(1));
     desk.go(&mut world);
-    assert_eq!(codes(&world.task("/z/tasks/j/c").results), [Some(0)]);
-    let version = world.znodes["/z/tasks/j/c"].stat.version;
-    world.pass(Duration::from_secs(1));
-    desk.go(&mut world);
-    assert_eq!(world.znodes["/z/tasks/j/c"].stat.version, version, "nothing new, nothing written");
+    assert_eq!(version(&world), 1, "nothing new, nothing written");
     desk.hold = |call| matches!(call, Call::Get { .. });
     end(&world, &mut desk, Ended::Exit(0));
     desk.go(&mut world);
@@ -105,8 +125,67 @@ fn a_checkpoint_is_written_and_the_outcome_is_set_on_it() {
 }
 
 #[test]
-fn a_checkpoint_keeps_what_somebody_changed_meanwhile() {
-    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |task| task.options.checkpoint_ms = Some(1_000));
+fn results_that_come_quickly_are_written_together() {
+    let (mut world, mut desk) = with_chunk(1, &["true"; 60], |_| {});
+    let mut writes = Vec::new();
+    for ms in (0..1_000).step_by(20) {
+        let before = version(&world);
+        world.pass(Duration::from_millis(20));
+        end(&world, &mut desk, Ended::Exit(0));
+        desk.go(&mut world);
+        if version(&world) != before {
+            writes.push(ms + 20);
+        }
+    }
+    assert_eq!(writes, [100, 300, 500, 700, 900]);
+}
+
+#[test]
+fn large_results_are_written_less_often() {
+    let (mut world, mut desk) = with_chunk(1, &["true"; 60], |_| {});
+    let mut writes = 0;
+    for _ in 0..100 {
+        let before = version(&world);
+        world.pass(Duration::from_millis(50));
+        end_printing(&world, &mut desk, 60_000);
+        desk.go(&mut world);
+        writes += usize::from(version(&world) != before);
+        if desk.runs.is_empty() {
+            break;
+        }
+    }
+    assert!((4..=9).contains(&writes), "some 100 KB each, in three seconds: {writes}");
+}
+
+#[test]
+fn results_that_are_refused_or_lost_with_a_connection_are_written_again_after_a_pause() {
+    let (mut world, mut desk) = with_chunk(1, &["a", "b", "c"], |_| {});
+    end(&world, &mut desk, Ended::Exit(0));
+    world.writes_refused.insert("/z/tasks/j/c".into(), Refusal::Other(-125));
+    world.pass(Duration::from_millis(100));
+    desk.go(&mut world);
+    world.writes_refused.clear();
+    world.pass(Duration::from_millis(1_900));
+    desk.go(&mut world);
+    assert_eq!(version(&world), 0);
+    world.pass(Duration::from_millis(100));
+    desk.go(&mut world);
+    assert_eq!((version(&world), codes(&world.task("/z/tasks/j/c").results)), (1, vec![Some(0)]));
+    end(&world, &mut desk, Ended::Exit(0));
+    world.pass(Duration::from_millis(200));
+    desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/c");
+    desk.go(&mut world);
+    desk.lose(&mut world, |call| !matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/c"));
+    desk.hold = |_| false;
+    desk.connect(&mut world);
+    world.pass(Duration::from_millis(200));
+    desk.go(&mut world);
+    assert_eq!(codes(&world.task("/z/tasks/j/c").results), [Some(0), Some(0)]);
+}
+
+#[test]
+fn results_keep_what_somebody_changed_meanwhile() {
+    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |_| {});
     world.change("/z/tasks/j/c", |task| task.options.priority = Some(7));
     end(&world, &mut desk, Ended::Exit(0));
     for _ in 0..2 {
@@ -118,8 +197,8 @@ fn a_checkpoint_keeps_what_somebody_changed_meanwhile() {
 }
 
 #[test]
-fn a_checkpoint_of_an_attempt_that_was_given_up_changes_nothing() {
-    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |task| task.options.checkpoint_ms = Some(1_000));
+fn results_of_an_attempt_that_was_given_up_change_nothing() {
+    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |_| {});
     world.change("/z/tasks/j/c", |task| task.next_attempt(None, "its worker died"));
     end(&world, &mut desk, Ended::Exit(0));
     end(&world, &mut desk, Ended::Exit(0));

@@ -30,6 +30,17 @@ fn end_chunk(desk: &mut Desk<Batch>, path: &str, bad: &[(u64, i32)]) {
     desk.end(path, whole);
 }
 
+/// A worker writes that these lines of a chunk, and those before, are over; lines in `bad` failed with that code.
+fn save(desk: &mut Desk<Batch>, path: &str, lines: &[u64], bad: &[(u64, i32)]) {
+    let mut task = desk.task(path);
+    for (at, line) in task.places().filter(|(_, line)| lines.contains(line)).collect::<Vec<_>>() {
+        let code = bad.iter().find(|(number, _)| *number == line).map_or(0, |(_, code)| *code);
+        task.results.resize(task.results.len().max(at + 1), None);
+        task.results[at] = result(code);
+    }
+    desk.put(path, &task.encode());
+}
+
 fn commands(desk: &Desk<Batch>, path: &str) -> Vec<String> {
     desk.task(path).commands.expect("a chunk")
 }
@@ -67,6 +78,65 @@ fn lines_go_into_chunks_and_come_back_as_lines() {
     desk.settle();
     assert_eq!((desk.exit, tasks(&desk).len(), desk.count(is_get)), (Some(1), 0, 4));
     assert_eq!(summary(&desk), Progress { submitted: 25, done: 23, failed: 2, total: 25 });
+}
+
+#[test]
+fn results_are_shown_as_they_come_and_each_once() {
+    let mut desk = waiting(chunked(5, 5));
+    let path = "/z/tasks/B~0000/0000000";
+    save(&mut desk, path, &[1, 3], &[(3, 9)]);
+    desk.settle();
+    assert_eq!(told(&desk), [(1, Some(0)), (3, Some(9))]);
+    save(&mut desk, path, &[2], &[]);
+    desk.settle();
+    assert_eq!(told(&desk), [(1, Some(0)), (3, Some(9)), (2, Some(0))]);
+    let Some(ClientReport::Progress(progress)) = desk.reports.last() else { panic!("no progress") };
+    assert_eq!((progress.done, progress.failed, desk.exit), (2, 1, None));
+    end_chunk(&mut desk, path, &[(3, 9)]);
+    desk.settle();
+    assert_eq!(told(&desk)[3..], [(0, Some(0)), (4, Some(0))]);
+    assert_eq!((desk.exit, tasks(&desk).len()), (Some(1), 0));
+    assert_eq!(summary(&desk), Progress { submitted: 5, done: 4, failed: 1, total: 5 });
+}
+
+#[test]
+fn what_failed_and_is_tried_again_is_shown_at_the_end() {
+    let mut batch = chunked(3, 3);
+    batch.options.max_attempts = Some(2);
+    let mut desk = waiting(batch);
+    let path = "/z/tasks/B~0000/0000000";
+    save(&mut desk, path, &[0, 1], &[(0, 9)]);
+    desk.settle();
+    assert_eq!(told(&desk), [(1, Some(0))]);
+    end_chunk(&mut desk, path, &[]);
+    desk.settle();
+    assert_eq!(told(&desk)[1..], [(0, Some(0)), (2, Some(0))]);
+    assert_eq!(desk.exit, Some(0));
+}
+
+#[test]
+fn a_chunk_that_goes_before_its_end_was_seen_counts_for_what_was_not_shown() {
+    let mut desk = waiting(chunked(3, 3));
+    let path = "/z/tasks/B~0000/0000000";
+    save(&mut desk, path, &[0], &[]);
+    desk.settle();
+    desk.remove(path);
+    desk.settle();
+    assert_eq!(summary(&desk), Progress { submitted: 3, done: 1, failed: 2, total: 3 });
+}
+
+#[test]
+fn of_a_chunk_one_read_is_under_way_at_a_time() {
+    let mut desk = waiting(chunked(9, 9));
+    let path = "/z/tasks/B~0000/0000000";
+    let before = desk.count(is_get);
+    for line in 0..5 {
+        save(&mut desk, path, &[line], &[]);
+        desk.tell();
+    }
+    assert_eq!(desk.count(is_get), before + 1);
+    desk.settle();
+    assert_eq!((desk.count(is_get), told(&desk).len()), (before + 2, 5));
 }
 
 #[test]
@@ -244,8 +314,10 @@ fn chunks_survive_whatever_happens_to_connections() {
     for seed in 0..40 {
         let desk = through_losses(seed, chunked(LINES, 7), |desk, line| {
             let path = format!("/z/tasks/B~0000/{:07}", line / 7 * 7);
-            if is_to_end(desk, &path) {
+            if is_to_end(desk, &path) && desk.task(&path).results.len() >= 3 {
                 end_chunk(desk, &path, &[(8, 1)]);
+            } else if is_to_end(desk, &path) {
+                save(desk, &path, &[line], &[(8, 1)]);
             }
         });
         assert_eq!(desk.exit, Some(1), "seed {seed}: {:?}", desk.role);
