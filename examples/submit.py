@@ -208,7 +208,8 @@ class Tasks:
         """By the leader's figures; where there are none, nothing is limited."""
         try:
             status = json.loads(self.client.get(self.status)[0])
-            pending = status["tasks"]["pending"] + status["tasks"]["assigned"]
+            tasks = status["tasks"]
+            pending = tasks["pending"] + tasks["assigned"] + tasks.get("running", 0)
             stands, limits = status["admission"]["bytes"], status["admission"]
             full = pending + 1 > limits["max_pending"] or stands + size > limits["max_pending_bytes"]
         except (NoNodeError, NoAuthError, ValueError, KeyError, TypeError):

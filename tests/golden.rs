@@ -362,6 +362,7 @@ fn status() -> Vec<u8> {
         host: "node7".into(),
         pid: 4_711,
         slots: 8,
+        running: 1,
         assigned: 2,
         draining: false,
         usable: Some(1),
@@ -370,6 +371,7 @@ fn status() -> Vec<u8> {
     };
     let tasks = Counts {
         pending: 10,
+        running: 1,
         assigned: 2,
         done: 3,
         failed: 1,

@@ -28,7 +28,10 @@ pub struct WorkerRow {
     pub host: String,
     pub pid: u32,
     pub slots: u32,
-    /// Tasks that it has.
+    /// Tasks that have slots of it.
+    #[serde(default)]
+    pub running: u32,
+    /// Tasks that wait there for a slot.
     pub assigned: u32,
     #[serde(default)]
     pub draining: bool,
@@ -48,7 +51,10 @@ pub struct WorkerRow {
 pub struct Counts {
     /// Waiting for a worker (those that wait for their time included).
     pub pending: u64,
-    /// With a worker.
+    /// With a worker, and with slots of it.
+    #[serde(default)]
+    pub running: u64,
+    /// With a worker, and waiting there for a slot.
     pub assigned: u64,
     /// Ended, and not collected yet.
     pub done: u64,
@@ -112,7 +118,7 @@ impl Status {
 
     /// Tasks without an outcome, whoever has them; those that are set aside are for a person to look after.
     pub fn pending(&self) -> u64 {
-        self.tasks.pending.saturating_add(self.tasks.assigned)
+        self.tasks.pending.saturating_add(self.tasks.running).saturating_add(self.tasks.assigned)
     }
 
     /// Reads a summary.

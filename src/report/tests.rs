@@ -244,7 +244,7 @@ fn a_summary_is_no_result() {
 
 fn status(current: bool, contenders: &[&str]) -> ClientReport {
     let leader = Leader { id: "m1".into(), host: "h".into(), pid: 7, epoch: 42 };
-    let counts = Counts { pending: 3, assigned: 2, ..Counts::default() };
+    let counts = Counts { pending: 3, assigned: 1, running: 1, ..Counts::default() };
     let mut status = Status::new(leader, Vec::new(), counts, false);
     status.admission = Some(Admission { bytes: 3_300_000, max_pending: 9, max_pending_bytes: 1 << 30 });
     let contenders = contenders.iter().map(|id| (*id).to_string()).collect();

@@ -116,8 +116,14 @@ fn status(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
     let tasks = &status.tasks;
     writeln!(
         out,
-        "tasks    {} pending, {} running, {} done, {} failed, {} cancelled, {} expired",
-        tasks.pending, tasks.assigned, tasks.done, tasks.failed, tasks.cancelled, tasks.expired
+        "tasks    {} pending, {} assigned, {} running, {} done, {} failed, {} cancelled, {} expired",
+        tasks.pending,
+        tasks.assigned,
+        tasks.running,
+        tasks.done,
+        tasks.failed,
+        tasks.cancelled,
+        tasks.expired
     )?;
     if tasks.malformed + tasks.aside > 0 {
         writeln!(out, "         {} malformed, {} set aside", tasks.malformed, tasks.aside)?;
@@ -132,12 +138,13 @@ fn status(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
         let draining = if worker.draining { ", draining" } else { "" };
         let labels: Vec<String> =
             worker.labels.iter().map(|(key, value)| format!(" {key}={value}")).collect();
-        let (host, pid, assigned, slots) = (&worker.host, worker.pid, worker.assigned, worker.slots);
+        let (host, pid, running, slots) = (&worker.host, worker.pid, worker.running, worker.slots);
+        let waits = if worker.assigned > 0 { format!(", {} wait", worker.assigned) } else { String::new() };
         let (id, labels) = (&worker.id, labels.concat());
         let usable = worker.usable.map(|usable| format!(" ({usable} usable now)")).unwrap_or_default();
         writeln!(
             out,
-            "  {id} (host {host}, pid {pid}) {assigned} tasks on {slots} slots{usable}{draining}{labels}"
+            "  {id} (host {host}, pid {pid}) {running} tasks on {slots} slots{usable}{waits}{draining}{labels}"
         )?;
         if let Some(why) = &worker.unhealthy {
             writeln!(out, "    unhealthy: {why}")?;

@@ -271,18 +271,18 @@ proptest! {
     #[test]
     fn every_summary_is_read_back(
         id in any::<String>(), host in any::<String>(), pid in any::<u32>(), epoch in any::<i64>(),
-        rows in vec((user_id(), labels(), any::<u16>(), any::<bool>()), 0..4), counts in any::<[u64; 8]>(),
+        rows in vec((user_id(), labels(), any::<u16>(), any::<bool>()), 0..4), counts in any::<[u64; 9]>(),
         loading in any::<bool>(), admission in any::<Option<[u64; 3]>>(),
     ) {
         let row = |(id, labels, n, draining): (String, _, u16, bool)| {
             let n = u32::from(n);
             let (usable, unhealthy) = (draining.then_some(n), draining.then(|| id.clone()));
             WorkerRow {
-                host: id.clone(), id, pid: n, slots: n, assigned: n, draining, usable, unhealthy, labels,
+                host: id.clone(), id, pid: n, slots: n, running: n, assigned: n, draining, usable, unhealthy, labels,
             }
         };
-        let [pending, assigned, done, failed, cancelled, expired, malformed, aside] = counts;
-        let counts = Counts { pending, assigned, done, failed, cancelled, expired, malformed, aside };
+        let [pending, running, assigned, done, failed, cancelled, expired, malformed, aside] = counts;
+        let counts = Counts { pending, running, assigned, done, failed, cancelled, expired, malformed, aside };
         let leader = Leader { id, host, pid, epoch };
         let mut status = Status::new(leader, rows.into_iter().map(row).collect(), counts, loading);
         status.admission = admission.map(|[bytes, max_pending, max_pending_bytes]| {

@@ -173,7 +173,7 @@ fn at_rest(cluster: &Cluster) {
     });
     eventually(LIMIT, "the summary says that nothing is left", || {
         let tasks = cluster.status()?["tasks"].clone();
-        let left = ["pending", "assigned", "done", "failed"].iter().any(|state| tasks[state] != 0);
+        let left = ["pending", "assigned", "running", "done", "failed"].iter().any(|state| tasks[state] != 0);
         (!left).then_some(())
     });
     eventually(LIMIT, "no copies and no groups stand", || {

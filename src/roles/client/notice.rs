@@ -192,9 +192,8 @@ fn judge(status: &Status, required: &Labels) -> (Why, String) {
         return (Why::Loading, format!("the leader {leader} is still reading what stands"));
     }
     let (slots, tasks) = (status.slots, &status.tasks);
-    let (with, pending) = (tasks.assigned, tasks.pending);
-    let reason =
-        format!("the service is at work ({with} tasks with workers, {pending} pending, {slots} slots)");
+    let (running, waiting) = (tasks.running, tasks.pending + tasks.assigned);
+    let reason = format!("the service is at work ({running} tasks run on {slots} slots, {waiting} wait)");
     (Why::AtWork, reason)
 }
 
@@ -215,7 +214,7 @@ mod tests {
         let labels = gpu.map(|value| ("gpu".to_string(), value.to_string())).into_iter().collect();
         let (usable, unhealthy) = (None, None);
         let (id, host) = ("w".into(), "h".into());
-        WorkerRow { id, host, pid: 1, slots: 2, assigned: 0, draining, usable, unhealthy, labels }
+        WorkerRow { id, host, pid: 1, slots: 2, running: 0, assigned: 0, draining, usable, unhealthy, labels }
     }
 
     /// A client that waits, and what it finds.

@@ -3,13 +3,14 @@
 //! Written when something changed, at most once a second; and when the leader needs a write of its own, after
 //! which its reads are not stale, or the ensemble's time, which the reply carries.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Master;
 use super::leading::Term;
-use crate::contract::status::{Admission, Leader, Status, WorkerRow};
-use crate::contract::worker::MAX_UNHEALTHY_BYTES;
-use crate::contract::{MAX_DATA_BYTES, TaskId, shortened};
+use crate::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
+use crate::contract::worker::{MAX_UNHEALTHY_BYTES, Registration};
+use crate::contract::{Incarnation, MAX_DATA_BYTES, TaskId, shortened};
 use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Refusal, Reply,
     WatchMode,
@@ -208,6 +209,13 @@ impl Summary {
     }
 }
 
+/// How many pending tasks a worker has.
+#[derive(Clone, Copy, Default)]
+struct Share {
+    running: u32,
+    assigned: u32,
+}
+
 impl Master {
     /// What the leader knows, in short.
     pub(super) fn summarize(&self, term: &Term) -> Status {
@@ -217,29 +225,26 @@ impl Master {
             pid: self.params.pid,
             epoch: term.epoch(),
         };
-        let pending = |(task, _): &(&TaskId, &Held)| self.table.pending(task).is_some();
-        let assigned = |incarnation| term.book.entries(incarnation).filter(pending).count();
-        let rows = self.fleet.iter().map(|(incarnation, registration)| WorkerRow {
-            id: incarnation.worker().to_string(),
-            host: registration.host.clone(),
-            pid: registration.pid,
-            slots: registration.slots,
-            assigned: u32::try_from(assigned(incarnation)).unwrap_or(u32::MAX),
-            draining: registration.draining,
-            usable: registration.usable,
-            unhealthy: registration.unhealthy.as_ref().map(|why| shortened(why, MAX_UNHEALTHY_BYTES)),
-            labels: registration.labels.clone(),
-        });
         let mut counts = self.table.counts();
+        let mut shares = BTreeMap::new();
         for incarnation in term.book.incarnations() {
-            let aside = self.fleet.get(incarnation).map_or(&[][..], |registration| &registration.aside);
-            for (task, _) in term.book.entries(incarnation) {
-                if self.table.pending(task).is_some() {
-                    counts.pending = counts.pending.saturating_sub(1);
-                    *(if aside.contains(task) { &mut counts.aside } else { &mut counts.assigned }) += 1;
-                }
-            }
+            shares.insert(incarnation, self.share_of(term, incarnation, &mut counts));
         }
+        let rows = self.fleet.iter().map(|(incarnation, registration)| {
+            let Share { running, assigned } = shares.get(incarnation).copied().unwrap_or_default();
+            WorkerRow {
+                id: incarnation.worker().to_string(),
+                host: registration.host.clone(),
+                pid: registration.pid,
+                slots: registration.slots,
+                running,
+                assigned,
+                draining: registration.draining,
+                usable: registration.usable,
+                unhealthy: registration.unhealthy.as_ref().map(|why| shortened(why, MAX_UNHEALTHY_BYTES)),
+                labels: registration.labels.clone(),
+            }
+        });
         let loading = !self.tasks.is_complete() || !term.is_leading();
         let mut status = Status::new(leader, rows.collect(), counts, loading);
         status.admission = Some(Admission {
@@ -248,5 +253,29 @@ impl Master {
             max_pending_bytes: self.params.max_pending_bytes,
         });
         status
+    }
+
+    /// How many of the pending tasks an incarnation has; they are counted there, and no longer as waiting for a worker.
+    /// Entries are started in their order, so the first of them run, as many as there are slots for their commands.
+    fn share_of(&self, term: &Term, incarnation: &Incarnation, counts: &mut Counts) -> Share {
+        let registration = self.fleet.get(incarnation);
+        let aside = registration.map_or(&[][..], |registration| &registration.aside);
+        let mut free = registration.map_or(0, Registration::usable_slots);
+        let mut share = Share::default();
+        let is_pending = |(task, _): &(&TaskId, &Held)| self.table.pending(task).is_some();
+        for (task, held) in term.book.entries(incarnation).filter(is_pending) {
+            counts.pending = counts.pending.saturating_sub(1);
+            if aside.contains(task) {
+                counts.aside += 1;
+            } else if free > 0 && !held.is_ghost() {
+                free = free.saturating_sub(held.width.max(1));
+                share.running += 1;
+            } else {
+                share.assigned += 1;
+            }
+        }
+        counts.running += u64::from(share.running);
+        counts.assigned += u64::from(share.assigned);
+        share
     }
 }

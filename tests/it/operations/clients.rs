@@ -45,7 +45,10 @@ fn status_tells_the_truth_with_a_leader_and_without() {
     let status = eventually(LIMIT, "the summary is complete", || {
         let status = one(&cluster, &["status", "--json"]);
         let tasks = &status["tasks"];
-        let all = tasks["assigned"] == 2 && tasks["pending"] == 2 && tasks["cancelled"] == 1;
+        let all = tasks["running"] == 2
+            && tasks["pending"] == 2
+            && tasks["assigned"] == 0
+            && tasks["cancelled"] == 1;
         (all && status["standbys"] == serde_json::json!(["m2"])).then_some(status)
     });
     let mut expected = [
@@ -71,12 +74,13 @@ fn status_tells_the_truth_with_a_leader_and_without() {
     );
     let worker = &status["worker_list"][0];
     assert_eq!(
-        (&worker["id"], &worker["pid"], &worker["assigned"]),
+        (&worker["id"], &worker["pid"], &worker["running"]),
         (&"w1".into(), &w1.pid().into(), &2.into())
     );
     assert_eq!(worker["labels"]["gpu"], "yes");
     let text = Plain::on(&cluster, &["status"]).run().text();
-    for words in ["m1 (host ", "standbys m2", "2 pending, 2 running", "1 with 2 slots", "gpu=yes"] {
+    for words in ["m1 (host ", "standbys m2", "2 pending, 0 assigned, 2 running", "1 with 2 slots", "gpu=yes"]
+    {
         assert!(text.contains(words), "{words}: {text}");
     }
 

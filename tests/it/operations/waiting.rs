@@ -52,7 +52,7 @@ fn a_task_that_takes_its_time_is_news_to_whoever_asks_and_to_no_log() {
     let line = format!("until [ -e {} ]; do sleep .05; done", gate.display());
     let mut quiet = Plain::on(&service.cluster, &["submit", &line]).spawn();
     let mut asking = Plain::on(&service.cluster, &["-v", "submit", &line]).spawn();
-    says(&asking, SOON, "the service is at work (2 tasks with workers");
+    says(&asking, SOON, "the service is at work (2 tasks run on 2 slots, 0 wait");
     std::fs::write(&gate, "").expect("opened");
     assert_eq!(asking.end(LIMIT).code, 0);
     let out = quiet.end(LIMIT);

@@ -1,7 +1,7 @@
 //! Who gets how much, what is taken back, and who is charged.
 
 use super::*;
-use crate::contract::status::Status;
+use crate::contract::status::{Counts, Status};
 use crate::roles::master::dispatch::SAMPLE_PACE;
 
 /// The worker's tasks so far end, after so long each.
@@ -237,6 +237,30 @@ fn a_chunk_fills_a_worker() {
     let mut master = master("m");
     master.connect(&mut world);
     assert_eq!((held(&world, "w~1"), held(&world, "w~2")), (1, 1), "the third waits for who is done first");
+}
+
+#[test]
+fn no_more_tasks_are_said_to_run_than_there_are_slots() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 3);
+    for name in ["_00/a", "_00/b", "_00/c", "_00/d", "_00/e"] {
+        task(&mut world, name, |_| {});
+    }
+    task(&mut world, "_00/f", |task| {
+        *task =
+            Task::new(Payload::Chunk { first_line: 0, commands: vec!["x".into(); 9] }, Options::default());
+    });
+    task(&mut world, "_00/g", |_| {});
+    page(&mut world, "w~1", &[("_00/a", 1, false), ("_00/f", 1, false), ("_00/b", 1, false)]);
+    let mut master = master("m");
+    master.connect(&mut world);
+    world.pass(Duration::from_secs(2));
+    master.go(&mut world);
+    let status = Status::decode(&world.znodes["/z/status"].data).expect("a summary");
+    let Counts { pending, assigned, running, .. } = status.tasks;
+    assert_eq!((pending, assigned, running, status.pending()), (4, 1, 2, 7), "the chunk has two slots");
+    let row = &status.worker_list[0];
+    assert_eq!((row.running, row.assigned), (2, 1));
 }
 
 /// A job of which no task need be read, with these tasks.
