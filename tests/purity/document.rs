@@ -1,4 +1,4 @@
-//! `ARCHITECTURE.md` names files and tests: each must exist, and the code map must be complete.
+//! `ARCHITECTURE.md`, and what it is continued in, name files and tests: each must exist, and the code map must be complete.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,9 @@ fn root() -> PathBuf {
 
 /// What stands between backticks, outside of blocks.
 fn quoted() -> BTreeSet<String> {
-    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
+    let read = |name: &str| fs::read_to_string(root().join(name)).expect("a document");
+    let continued = ["docs/design/handover.md", "docs/design/testing.md"].map(read).concat();
+    let text = read("ARCHITECTURE.md") + &continued;
     let prose: String = text.split("```").step_by(2).collect();
     prose.split('`').skip(1).step_by(2).map(str::to_string).collect()
 }
