@@ -13,11 +13,16 @@ const MAX_BUFFER: usize = 100_000;
 /// Lines that a worker may log meanwhile; it logged 30 to 80 a second.
 const FEW_LINES: usize = 60;
 
+/// A root on a server that hangs up on requests of more bytes.
+fn with_limit(name: &str, bytes: usize) -> Cluster {
+    let java_options = format!("-Djute.maxbuffer={bytes}");
+    let ensemble = Ensemble::start_at(1, Places { java_options, ..Places::default() });
+    Cluster::on(&ensemble, name)
+}
+
 #[test]
 fn an_outcome_that_the_servers_hang_up_on_is_cut_and_others_run_meanwhile() {
-    let java_options = format!("-Djute.maxbuffer={MAX_BUFFER}");
-    let ensemble = Ensemble::start_at(1, Places { java_options, ..Places::default() });
-    let cluster = Cluster::on(&ensemble, "hangs-up");
+    let cluster = with_limit("hangs-up", MAX_BUFFER);
     let _master = cluster.master("m");
     let worker = cluster.worker("w", &["--slots", "2", "--output-limit", "98304"]);
     cluster.registered(&["w"]);
@@ -47,9 +52,7 @@ fn certain(words: &str) -> u64 {
 
 #[test]
 fn a_batch_with_a_line_that_the_servers_hang_up_on_ends_and_says_what_stands_of_it() {
-    let java_options = format!("-Djute.maxbuffer={MAX_BUFFER}");
-    let ensemble = Ensemble::start_at(1, Places { java_options, ..Places::default() });
-    let cluster = Cluster::on(&ensemble, "long-lines");
+    let cluster = with_limit("long-lines", MAX_BUFFER);
     let _master = cluster.master("m");
     let _worker = cluster.worker("w", &["--slots", "8"]);
     cluster.registered(&["w"]);
@@ -85,9 +88,7 @@ const TINY_BUFFER: usize = 4_400;
 /// A takeover waits for the summary to be written; no worker is served if there is none.
 #[test]
 fn labels_that_the_servers_hang_up_on_hold_up_their_own_worker_and_nobody_else() {
-    let java_options = format!("-Djute.maxbuffer={TINY_BUFFER}");
-    let ensemble = Ensemble::start_at(1, Places { java_options, ..Places::default() });
-    let cluster = Cluster::on(&ensemble, "labels");
+    let cluster = with_limit("labels", TINY_BUFFER);
     let labels = |count: usize| -> Vec<String> {
         let label = |n| ["--label".to_string(), format!("{}{n:02}={}", "k".repeat(61), "v".repeat(63))];
         (0..count).flat_map(label).collect()

@@ -60,17 +60,31 @@ fn end(world: &World, desk: &mut Desk<Worker>, ended: Ended) {
 
 /// The oldest run ends, after a signal of ours or without one.
 fn end_after(world: &World, desk: &mut Desk<Worker>, ended: Ended, signalled: bool) {
+    end_run(world, desk, ended, Captured::default(), signalled);
+}
+
+/// The oldest run ends by itself, and has printed so many bytes.
+fn end_printing(world: &World, desk: &mut Desk<Worker>, ended: Ended, bytes: usize) {
+    let stdout = Captured { head: vec![b'x'; bytes], ..Captured::default() };
+    end_run(world, desk, ended, stdout, false);
+}
+
+fn end_run(world: &World, desk: &mut Desk<Worker>, ended: Ended, stdout: Captured, signalled: bool) {
     let (run, _) = desk.runs.pop_first().expect("a run");
-    let report = RunReport {
-        ended,
-        detail: None,
-        stdout: Captured::default(),
-        stderr: Captured::default(),
-        started_ms: 0,
-        ended_ms: 0,
-        signalled,
-    };
+    let stderr = Captured::default();
+    let report = RunReport { ended, detail: None, stdout, stderr, started_ms: 0, ended_ms: 0, signalled };
     desk.event(world, Event::Ended { run, report });
+}
+
+/// A worker that runs this task and nothing else.
+fn with_task(change: impl FnOnce(&mut Params), id: &str) -> (World, Desk<Worker>) {
+    let mut world = World::new();
+    let mut desk = worker(change);
+    desk.connect(&mut world);
+    task(&mut world, id);
+    assign(&mut world, &desk, &[(id, 1, false)]);
+    desk.go(&mut world);
+    (world, desk)
 }
 
 fn registration(desk: &Desk<Worker>, n: u64) -> String {
@@ -79,12 +93,7 @@ fn registration(desk: &Desk<Worker>, n: u64) -> String {
 
 #[test]
 fn a_task_runs_and_its_outcome_is_written() {
-    let mut world = World::new();
-    let mut desk = worker(|_| {});
-    desk.connect(&mut world);
-    task(&mut world, "j/a");
-    assign(&mut world, &desk, &[("j/a", 1, false)]);
-    desk.go(&mut world);
+    let (mut world, mut desk) = with_task(|_| {}, "j/a");
     end(&world, &mut desk, Ended::Exit(0));
     desk.go(&mut world);
     let outcome = world.task("/z/tasks/j/a").outcome;
@@ -206,12 +215,7 @@ fn tasks_of_many_jobs_all_run() {
 /// A process that sleeps in the kernel dies only when it wakes up.
 #[test]
 fn nothing_is_done_again_and_again_while_the_dead_take_their_time_to_die() {
-    let mut world = World::new();
-    let mut desk = worker(|_| {});
-    desk.connect(&mut world);
-    task(&mut world, "_00/a");
-    assign(&mut world, &desk, &[("_00/a", 1, false)]);
-    desk.go(&mut world);
+    let (mut world, mut desk) = with_task(|_| {}, "_00/a");
     assert_eq!(desk.runs.len(), 1);
     desk.hold = |call| call.path().starts_with("/z/leases/");
     world.pass(Duration::from_secs(20));
@@ -223,12 +227,7 @@ fn nothing_is_done_again_and_again_while_the_dead_take_their_time_to_die() {
 /// The machine slept for an hour, and whoever guards the lease has killed what ran.
 #[test]
 fn what_was_killed_because_the_lease_was_over_has_not_failed() {
-    let mut world = World::new();
-    let mut desk = worker(|_| {});
-    desk.connect(&mut world);
-    task(&mut world, "_00/a");
-    assign(&mut world, &desk, &[("_00/a", 1, false)]);
-    desk.go(&mut world);
+    let (mut world, mut desk) = with_task(|_| {}, "_00/a");
     world.pass(Duration::from_secs(3_600));
     end(&world, &mut desk, Ended::Signal(9));
     desk.go(&mut world);
@@ -318,12 +317,7 @@ fn a_predecessor_that_may_not_be_removed_is_not_removed_for_ever() {
 /// A report that is owed by one life does not end what the next one was given.
 #[test]
 fn a_report_of_the_last_life_is_written_and_the_next_attempt_runs() {
-    let mut world = World::new();
-    let mut desk = worker(|_| {});
-    desk.connect(&mut world);
-    task(&mut world, "_00/a");
-    assign(&mut world, &desk, &[("_00/a", 1, false)]);
-    desk.go(&mut world);
+    let (mut world, mut desk) = with_task(|_| {}, "_00/a");
     let session = desk.lose(&mut world, |_| false);
     world.pass(Duration::from_secs(20));
     desk.go(&mut world);
@@ -369,12 +363,7 @@ fn what_was_killed_for_want_of_a_guard_has_not_failed() {
 
 #[test]
 fn a_drained_worker_that_is_back_keeps_its_assignment_until_what_it_owes_is_written() {
-    let mut world = World::new();
-    let mut desk = worker(|_| {});
-    desk.connect(&mut world);
-    task(&mut world, "j/a");
-    assign(&mut world, &desk, &[("j/a", 1, false)]);
-    desk.go(&mut world);
+    let (mut world, mut desk) = with_task(|_| {}, "j/a");
     desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/a");
     desk.event(&world, Event::Stop { again: false });
     desk.go(&mut world);
@@ -422,12 +411,7 @@ fn what_ended_before_it_was_stopped_did_not_run_past_its_timeout() {
 /// all of them away, and would have stood as long as the session.
 #[test]
 fn a_registration_on_its_way_when_its_life_ends_is_taken_away_by_the_next() {
-    let mut world = World::new();
-    let mut desk = worker(|_| {});
-    desk.connect(&mut world);
-    task(&mut world, "j/a");
-    assign(&mut world, &desk, &[("j/a", 1, false)]);
-    desk.go(&mut world);
+    let (mut world, mut desk) = with_task(|_| {}, "j/a");
     desk.lose(&mut world, |_| false);
     desk.hold = |call| matches!(call, Call::Create { path, .. } if path.ends_with("~1"));
     desk.connect(&mut world);
@@ -469,12 +453,7 @@ fn an_attempt_that_is_given_out_while_the_one_before_is_found_void_is_started() 
 #[test]
 fn a_second_signal_leaves_a_moment_for_what_is_being_handed_back() {
     for answered in [true, false] {
-        let mut world = World::new();
-        let mut desk = worker(|params| params.grace = Duration::ZERO);
-        desk.connect(&mut world);
-        task(&mut world, "j/a");
-        assign(&mut world, &desk, &[("j/a", 1, false)]);
-        desk.go(&mut world);
+        let (mut world, mut desk) = with_task(|params| params.grace = Duration::ZERO, "j/a");
         desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/a");
         desk.event(&world, Event::Stop { again: false });
         end_after(&world, &mut desk, Ended::Signal(9), true);

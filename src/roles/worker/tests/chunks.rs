@@ -85,22 +85,6 @@ fn a_chunk_with_nothing_to_run_ends_at_once() {
     assert_eq!((outcome.state, codes(&outcome.results)), (OutcomeState::Failed, vec![Some(4)]));
 }
 
-/// The oldest run ends well, and has printed so much.
-fn end_printing(world: &World, desk: &mut Desk<Worker>, bytes: usize) {
-    let (run, _) = desk.runs.pop_first().expect("a run");
-    let stdout = Captured { head: vec![b'x'; bytes], ..Captured::default() };
-    let report = RunReport {
-        ended: Ended::Exit(0),
-        detail: None,
-        stdout,
-        stderr: Captured::default(),
-        started_ms: 0,
-        ended_ms: 0,
-        signalled: false,
-    };
-    desk.event(world, Event::Ended { run, report });
-}
-
 fn version(world: &World) -> i32 {
     world.znodes["/z/tasks/j/c"].stat.version
 }
@@ -147,7 +131,7 @@ fn large_results_are_written_less_often() {
     for _ in 0..100 {
         let before = version(&world);
         world.pass(Duration::from_millis(50));
-        end_printing(&world, &mut desk, 60_000);
+        end_printing(&world, &mut desk, Ended::Exit(0), 60_000);
         desk.go(&mut world);
         writes += usize::from(version(&world) != before);
         if desk.runs.is_empty() {

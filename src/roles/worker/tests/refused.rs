@@ -3,31 +3,15 @@
 use super::*;
 
 /// A worker whose only task has printed so many bytes.
-fn printed(world: &mut World, bytes: usize) -> Desk<Worker> {
-    let mut desk = worker(|params| params.slots = 2);
-    desk.connect(world);
-    task(world, "_00/a");
-    assign(world, &desk, &[("_00/a", 1, false)]);
-    desk.go(world);
-    let (run, _) = desk.runs.pop_first().expect("a run");
-    let stdout = Captured { head: vec![b'x'; bytes], ..Captured::default() };
-    let report = RunReport {
-        ended: Ended::Exit(3),
-        detail: None,
-        stdout,
-        stderr: Captured::default(),
-        started_ms: 0,
-        ended_ms: 0,
-        signalled: false,
-    };
-    desk.event(world, Event::Ended { run, report });
-    desk
+fn printed(bytes: usize) -> (World, Desk<Worker>) {
+    let (world, mut desk) = with_task(|params| params.slots = 2, "_00/a");
+    end_printing(&world, &mut desk, Ended::Exit(3), bytes);
+    (world, desk)
 }
 
 #[test]
 fn what_the_servers_do_not_take_is_shortened_until_they_do() {
-    let mut world = World::new();
-    let mut desk = printed(&mut world, 110_000);
+    let (mut world, mut desk) = printed(110_000);
     world.limit = Some(100_000);
     desk.go(&mut world);
     let outcome = world.task("/z/tasks/_00/a").outcome.expect("an outcome");
@@ -43,8 +27,7 @@ fn what_the_servers_do_not_take_is_shortened_until_they_do() {
 
 #[test]
 fn what_not_even_the_shortest_fits_of_is_set_aside() {
-    let mut world = World::new();
-    let mut desk = printed(&mut world, 1_000);
+    let (mut world, mut desk) = printed(1_000);
     world.limit = Some(60);
     desk.go(&mut world);
     world.limit = None;
@@ -59,8 +42,7 @@ const QUOTA: Refusal = Refusal::Other(-6);
 
 #[test]
 fn what_a_quota_refuses_is_kept_and_written_when_it_was_raised() {
-    let mut world = World::new();
-    let mut desk = printed(&mut world, 100);
+    let (mut world, mut desk) = printed(100);
     world.refused.insert("/z/tasks/_00/a".into(), QUOTA);
     desk.go(&mut world);
     for _ in 0..40 {
@@ -85,8 +67,7 @@ fn what_a_quota_refuses_is_kept_and_written_when_it_was_raised() {
 
 #[test]
 fn who_is_to_end_waits_for_a_quota_no_longer_than_it_may() {
-    let mut world = World::new();
-    let mut desk = printed(&mut world, 100);
+    let (mut world, mut desk) = printed(100);
     world.refused.insert("/z/tasks/_00/a".into(), QUOTA);
     desk.go(&mut world);
     desk.event(&world, Event::Stop { again: false });
@@ -130,8 +111,7 @@ fn however_many_outcomes_were_refused_all_are_written_when_the_quota_was_raised(
 /// How much output there is has nothing to do with it.
 #[test]
 fn a_task_that_may_not_be_read_for_a_while_keeps_its_output() {
-    let mut world = World::new();
-    let mut desk = printed(&mut world, 1_000);
+    let (mut world, mut desk) = printed(1_000);
     let session = desk.lose(&mut world, |_| false);
     world.expire(session);
     world.refused.insert("/z/tasks/_00/a".into(), QUOTA);
@@ -150,12 +130,7 @@ fn a_task_that_may_not_be_read_for_a_while_keeps_its_output() {
 /// The assignment was read and deleted while they lived, for its read had been refused and was due again.
 #[test]
 fn a_read_that_is_due_again_ends_no_incarnation_whose_runs_live() {
-    let mut world = World::new();
-    let mut desk = worker(|_| {});
-    desk.connect(&mut world);
-    task(&mut world, "_00/a");
-    assign(&mut world, &desk, &[("_00/a", 1, false)]);
-    desk.go(&mut world);
+    let (mut world, mut desk) = with_task(|_| {}, "_00/a");
     assert_eq!(desk.runs.len(), 1);
     let page = desk.role.assignment();
     desk.hold = |call| matches!(call, Call::Get { path, .. } if path.contains("/assign/"));
@@ -245,12 +220,7 @@ fn a_registration_names_no_more_tasks_than_the_servers_have_room_for() {
 /// The next life began all the same, and removed the registration of the last: what had not started was charged.
 #[test]
 fn an_assignment_that_may_not_be_deleted_now_keeps_its_incarnation() {
-    let mut world = World::new();
-    let mut desk = worker(|_| {});
-    desk.connect(&mut world);
-    task(&mut world, "_00/a");
-    assign(&mut world, &desk, &[("_00/a", 1, false)]);
-    desk.go(&mut world);
+    let (mut world, mut desk) = with_task(|_| {}, "_00/a");
     let page = desk.role.assignment();
     world.writes_refused.insert(page.clone(), QUOTA);
     desk.event(&world, Event::Unguarded { why: "test".into() });
