@@ -7,13 +7,11 @@ use crate::harness::Cluster;
 use crate::latency::{CALM, commands, stretch};
 use crate::service::{Executor, Service};
 use crate::stats::{Samples, human};
+use crate::throughput::WARM_UP;
 use crate::{Bench, say};
 
 /// A batch of processes is this much smaller than one of tasks that do nothing.
 const PROCESSES: usize = 5;
-
-/// A service's batch before the one that counts is this much smaller.
-const WARM_UP: usize = 10;
 
 /// What of one build is measured in each repeat.
 struct Build {

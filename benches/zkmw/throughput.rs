@@ -11,7 +11,7 @@ use crate::{Bench, say};
 const SLOTS_IN_ALL: usize = 64;
 
 /// A service's batch before the first that counts is this much smaller.
-const WARM_UP: usize = 10;
+pub const WARM_UP: usize = 10;
 
 /// Rates of batches, and W beside each.
 pub struct Rates {

@@ -60,7 +60,8 @@ const LEADER_PACE: Duration = Duration::from_millis(600);
 /// Reads of registrations, likewise.
 const WORKER_READS: usize = 32;
 
-/// What an ACL forbids to read is tried again so often. Nothing tells that it was repaired, and who repaired it can wait.
+/// What an ACL forbids to read is tried again so often. Nothing tells that it was repaired, and who repaired it can
+/// wait.
 const FORBIDDEN_PACE: Duration = Duration::from_secs(60);
 
 /// What a master is started with.

@@ -461,8 +461,8 @@ fn put_off(
     let server = connection.server();
     Some(state.repeats.is_news(now).then(|| {
         format!(
-            "the ZooKeeper server {server} refuses for now to {text} ({refusal}), as servers do that throttle requests: \
-             it is asked again until it answers; so is what else it refuses (see throttled_op_wait_time)"
+            "the ZooKeeper server {server} refuses for now to {text} ({refusal}), as servers do that throttle \
+             requests: it is asked again until it answers; so is what else it refuses (see throttled_op_wait_time)"
         )
     }))
 }

@@ -28,7 +28,8 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// What is to be said when the connection ended. A server that does not know a kind of call refuses it and hangs up.
+    /// What is to be said when the connection ended. A server that does not know a kind of call refuses it and hangs
+    /// up.
     pub fn verdict(&self) -> Option<Refusal> {
         (self.refusal == Refusal::Unimplemented && self.times == 1).then_some(self.refusal)
     }
@@ -61,8 +62,8 @@ pub struct Repeats {
 }
 
 impl Repeats {
-    /// A call was refused, after it had been refused like that before. If it is to be made again, gives how it was refused
-    /// so far. `in_doubt` is how long a call over this connection may be in doubt.
+    /// A call was refused, after it had been refused like that before. If it is to be made again, gives how it was
+    /// refused so far. `in_doubt` is how long a call over this connection may be in doubt.
     pub fn put_off(
         &mut self,
         (number, call): (u64, Call),

@@ -1,4 +1,5 @@
-//! `ARCHITECTURE.md`, and what it is continued in, name files and tests: each must exist, and the code map must be complete.
+//! `ARCHITECTURE.md`, and what it is continued in, name files and tests: each must exist, and the code map
+//! must be complete.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -279,7 +279,8 @@ impl World {
         self.poll(session);
     }
 
-    /// A call was throttled: the session layer makes it again after a pause, a delete only for as long as a session lives.
+    /// A call was throttled: the session layer makes it again after a pause, a delete only for as long as a session
+    /// lives.
     fn repeat(&mut self, who: Who, generation: u64, id: CallId, call: Call) {
         let (travel, now, timeout) = (self.travel(), self.now, self.swarm.timeout);
         let Some(net) = self.net(who, generation) else { return };

@@ -25,7 +25,8 @@ impl Looks {
         self.0.get(task).is_none_or(|from| *from <= now)
     }
 
-    /// The task was read, with so many commands left; each keeps one of the worker's slots for so long, if that is known.
+    /// The task was read, with so many commands left; each keeps one of the worker's slots for so long, if that is
+    /// known.
     fn note(&mut self, task: &TaskId, left: u32, slots: u32, cost: Option<Duration>, now: Instant) {
         if left > 1 {
             let half = cost.map_or(UNKNOWN, |cost| cost * left / slots.max(1) / 2);

@@ -306,8 +306,7 @@ impl Course {
 
     /// When its results are to be written, if there are any, nothing is being written, and that was not planned yet.
     pub fn plan_save(&mut self, now: Instant) -> Option<Instant> {
-        let wanted = self.is_chunk() && !self.saving && self.unsaved > 0 && self.halt.is_none();
-        if !wanted || self.save_at.is_some() {
+        if !self.wants_save() || self.save_at.is_some() {
             return None;
         }
         let due = self.saved.map_or(self.started + FIRST_SAVE, |(sent, rest)| sent + rest);
@@ -315,10 +314,14 @@ impl Course {
         self.save_at
     }
 
+    fn wants_save(&self) -> bool {
+        self.is_chunk() && !self.saving && self.unsaved > 0 && self.halt.is_none()
+    }
+
     /// The task with the results so far, if they are to be written now.
     pub fn save(&mut self) -> Option<Task> {
         self.save_at = None;
-        if self.saving || self.unsaved == 0 || self.halt.is_some() {
+        if !self.wants_save() {
             return None;
         }
         self.saving = true;

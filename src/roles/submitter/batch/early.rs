@@ -70,8 +70,7 @@ impl Early {
 impl Batch {
     /// Shows the results that a chunk has so far. What failed, and is tried again, is not known to have failed.
     pub(super) fn results_came(&mut self, unit: u64, task: &Task, out: &mut Actions<ClientReport>) {
-        let is_ours = task.first_line == unit.saturating_mul(self.units.size());
-        if !is_ours || !self.units.are_chunks() {
+        if !self.units.are_chunks() || !self.has_our_lines(unit, task) {
             return;
         }
         let is_final = self.options.max_attempts.is_none();
@@ -79,6 +78,11 @@ impl Batch {
         ended.retain(|command| is_final || command.outcome.state == State::Done);
         let ended = self.early.take_new(unit, ended);
         self.show(ended, out);
+    }
+
+    /// Whether nobody put other lines into the task.
+    pub(super) fn has_our_lines(&self, unit: u64, task: &Task) -> bool {
+        !self.units.are_chunks() || task.first_line == unit.saturating_mul(self.units.size())
     }
 
     /// Shows and counts what became of these commands.

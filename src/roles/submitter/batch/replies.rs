@@ -357,8 +357,7 @@ impl Batch {
 
     /// Shows what became of each command. What follows happens only if that succeeded.
     pub(super) fn ended(&mut self, unit: u64, task: Task, version: i32, out: &mut Out) {
-        let (attempt, first_line) = (task.attempt, unit.saturating_mul(self.units.size()));
-        let is_ours = !self.units.are_chunks() || task.first_line == first_line;
+        let (attempt, is_ours) = (task.attempt, self.has_our_lines(unit, &task));
         let mut ended = if self.units.are_chunks() {
             commands_ended(&self.id(unit), &task)
         } else {
