@@ -1,6 +1,6 @@
 //! How often a leader reads a chunk that runs. Its worker writes results several times a second; read are the first of
 //! them, and then when half of what was left should be over. What comes in between is read with what else was put off,
-//! a second later at the most, so that the end of a chunk is never missed for longer.
+//! about a second later, so that the end of a chunk is never missed for longer.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,7 +29,7 @@ impl Looks {
     /// known.
     fn note(&mut self, task: &TaskId, left: u32, slots: u32, cost: Option<Duration>, now: Instant) {
         if left > 1 {
-            let half = cost.map_or(UNKNOWN, |cost| cost * left / slots.max(1) / 2);
+            let half = cost.map_or(UNKNOWN, |cost| cost.saturating_mul(left) / slots.max(1) / 2);
             self.0.insert(task.clone(), now + half.min(LONGEST));
         } else {
             self.0.remove(task);
