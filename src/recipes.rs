@@ -6,7 +6,6 @@
 pub mod assignment;
 pub mod election;
 pub mod ensure;
-pub mod groups;
 pub mod lease;
 pub mod mirror;
 pub mod past;

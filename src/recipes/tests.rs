@@ -4,7 +4,6 @@ mod assignment;
 mod election;
 mod ensure;
 mod explore;
-mod groups;
 mod lease;
 mod mirror;
 

@@ -16,7 +16,6 @@
 mod course;
 mod drain;
 mod entries;
-mod groups;
 mod reports;
 mod runs;
 mod slot;
@@ -33,7 +32,6 @@ use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Event, Instant, Level, Refusal,
     Reply, Role, RunId, Stat, WatchMode, earlier,
 };
-use crate::recipes::groups::Groups;
 use crate::recipes::lease::Lease;
 use crate::recipes::past::Past;
 use crate::recipes::registration::{Registrar, Step};
@@ -168,7 +166,6 @@ pub struct Worker {
     /// How long such a write takes, on average.
     write_time: Duration,
     reports: Reports,
-    groups: Groups,
     /// Defaults of the jobs of all entries; `None` while they are being read.
     jobs: BTreeMap<String, Option<Options>>,
     /// The incarnation is dead, and so far is its end.
@@ -191,7 +188,6 @@ impl Worker {
         let body = Registration::new(&params.process, params.slots, params.labels.clone(), 0);
         let predecessor = params.predecessor.clone();
         let registrar = Registrar::new(&params.layout, &params.id, body, predecessor, params.seed);
-        let groups = Groups::new(&params.layout, registrar.incarnation());
         Worker {
             connected: false,
             lease: Lease::new(&params.layout, registrar.incarnation().as_str()),
@@ -210,7 +206,6 @@ impl Worker {
             saves: BTreeSet::new(),
             write_time: Duration::ZERO,
             reports: Reports::new(&params.layout),
-            groups,
             jobs: BTreeMap::new(),
             dying: None,
             vouched: None,
@@ -228,7 +223,7 @@ impl Worker {
         self.params.layout.assignment(self.registrar.incarnation())
     }
 
-    fn on_lost(&mut self, out: &mut Out) {
+    fn on_lost(&mut self) {
         self.connected = false;
         self.calls.clear();
         self.version = None;
@@ -236,7 +231,6 @@ impl Worker {
         self.registrar.on_lost();
         self.lease.on_lost();
         self.reports.on_lost();
-        let alone = self.groups.on_lost();
         self.jobs.retain(|_, options| options.is_some());
         self.expecting = false;
         // Whatever was on its way is written again when there is a connection.
@@ -246,7 +240,6 @@ impl Worker {
                 self.saves.extend(course.plan_save(Instant::default()).map(|at| (at, task.clone())));
             }
         }
-        self.tell_alone(&alone, out);
         if self.dying == Some(Dying::Unassigning) {
             self.dying = Some(Dying::Settling);
         }
@@ -262,7 +255,6 @@ impl Worker {
             Step::Standing => {
                 self.lease.rename_if_new(self.registrar.incarnation().as_str());
                 self.lease.on_session(self.registrar.session_timeout());
-                self.groups.rename(self.registrar.incarnation());
                 self.watch_assignment(out);
                 self.restart_reads(out);
                 self.vouching = true;
@@ -313,7 +305,6 @@ impl Worker {
         self.jobs.retain(|_, options| options.is_some());
         self.version = None;
         self.last_seen = None;
-        self.tell_all_alone(out);
         self.kill_all(out);
     }
 
@@ -361,9 +352,6 @@ impl Worker {
                 self.on_settled(&task, settled, out);
             }
             return;
-        }
-        if let Some(step) = self.groups.on_reply(id, result, now, out) {
-            return self.on_group(step, out);
         }
         let Some(purpose) = self.calls.take(id) else { return };
         let result = match result {
@@ -492,7 +480,6 @@ impl Role for Worker {
             Event::Connected { timeout } => {
                 self.connected = true;
                 self.reports.on_connected(out);
-                self.groups.on_connected(timeout, out);
                 self.registrar.on_connected(timeout, out);
                 if let Mode::Leaving { .. } = self.mode {
                     self.leave(out);
@@ -500,7 +487,7 @@ impl Role for Worker {
             }
             Event::Lost { why } => {
                 out.log(Level::Warn, format!("connection lost: {why}"));
-                self.on_lost(out);
+                self.on_lost();
             }
             Event::Changed { path, kind } => self.on_changed(&path, kind, out),
             Event::Reply { id, result } => self.on_reply(id, &result, now, out),
@@ -526,7 +513,6 @@ impl Role for Worker {
         self.start_ready(now, out);
         self.drain(now, out);
         self.vouch(now, out);
-        self.pump_groups(now, out);
         self.tell(out);
     }
 
@@ -540,9 +526,8 @@ impl Role for Worker {
         let lapse = self.lease.expires().filter(|_| !self.runs.is_empty() && self.dying.is_none());
         let refused = earlier(self.registrar.next_wake(), self.retry.next_wake());
         let own = earlier(mode, earlier(refused, self.lease.next_wake()));
-        let owed = earlier(self.vouch_at, self.groups.next_wake().filter(|_| self.connected));
         let pause = earlier(self.starts.next_wake(), self.reports.next_wake());
-        earlier(earlier(own, owed), earlier(pause, earlier(lapse, self.next_deadline())))
+        earlier(earlier(own, self.vouch_at), earlier(pause, earlier(lapse, self.next_deadline())))
     }
 
     fn assert_invariants(&self) {

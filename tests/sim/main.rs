@@ -54,16 +54,6 @@ fn wanted() -> (Range<u64>, bool) {
     }
 }
 
-/// What a seed is played with: as it says, or with large batches of short tasks if `ZKMW_LINES` asks for them.
-fn swarm(seed: u64) -> Swarm {
-    std::env::var("ZKMW_LINES").map_or_else(|_| Swarm::new(seed), |lines| large_batches(seed, number(&lines)))
-}
-
-/// Batches of so many lines and less, of tasks so short that workers write their outcomes as groups.
-fn large_batches(seed: u64, lines: u64) -> Swarm {
-    Swarm { chunked: 0, lines, tasks: 2 * lines, run_for: 2 * MS, ..Swarm::new(seed) }
-}
-
 /// Plays all of them on so many threads; the failures, by seed.
 fn play_all(seeds: Range<u64>, jobs: usize, tracing: bool) -> Vec<(u64, Outcome)> {
     let next = AtomicU64::new(seeds.start);
@@ -76,7 +66,7 @@ fn play_all(seeds: Range<u64>, jobs: usize, tracing: bool) -> Vec<(u64, Outcome)
                     if seed >= seeds.end {
                         return;
                     }
-                    let outcome = play(seed, swarm(seed), tracing);
+                    let outcome = play(seed, Swarm::new(seed), tracing);
                     if !outcome.complaints.is_empty() {
                         let mut failed = failed.lock().expect("no panic while it is held");
                         failed.push((seed, outcome));
@@ -152,17 +142,6 @@ fn a_rolling_restart_moves_no_elector() {
         restarts += outcome.restarts;
     }
     assert!(restarts > 400, "only {restarts} servers were restarted");
-}
-
-#[test]
-fn outcomes_in_groups_are_true_and_none_is_lost_whatever_happens() {
-    let mut told = 0;
-    for seed in 0..16 {
-        let outcome = play(seed, large_batches(seed, 400), false);
-        assert!(outcome.complaints.is_empty(), "seed {seed}: {:#?}", outcome.complaints);
-        told += outcome.told;
-    }
-    assert!(told > 200, "{told} outcomes in groups");
 }
 
 #[test]

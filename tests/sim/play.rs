@@ -27,8 +27,6 @@ pub struct Outcome {
     pub digest: u64,
     pub runs: usize,
     pub chunks: Tally,
-    /// Outcomes that workers wrote in groups.
-    pub told: usize,
     /// Commands of electors that began before all was healed.
     pub elected: usize,
     /// Servers that were restarted in their turn.
@@ -50,8 +48,7 @@ pub fn play(seed: u64, swarm: Swarm, tracing: bool) -> Outcome {
             vec![format!("panic: {}", text.unwrap_or_default())]
         }
     };
-    let (found, told) = checkers::all(&world);
-    complaints.extend(found);
+    complaints.extend(checkers::all(&world));
     let log = world.ens.log().iter();
     let digest =
         log.fold(world.digest, |digest, txn| (digest ^ txn.zxid as u64).wrapping_mul(0x100_0000_01b3));
@@ -60,7 +57,6 @@ pub fn play(seed: u64, swarm: Swarm, tracing: bool) -> Outcome {
         digest,
         runs: world.runs.len(),
         chunks: chunks::tally(&world),
-        told,
         elected: elections::begun_before(&world, world.heals_at),
         restarts: world.restarts,
     }

@@ -33,7 +33,6 @@ impl Worker {
             format!("stopping; {running} tasks run, and have {} s", kill.since(now).as_secs()),
         );
         self.mode = Mode::Draining { term, kill };
-        self.tell_all_alone(out);
         self.halt_all(Why::Drain, out);
         self.registrar.publish(|body| body.draining = true, out);
     }

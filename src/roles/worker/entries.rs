@@ -9,7 +9,7 @@ use super::{Mode, Out, Purpose, Worker};
 use crate::contract::chunk::Results;
 use crate::contract::task::{Job, Options, Task};
 use crate::contract::worker::{Entry, MAX_ASIDE};
-use crate::contract::{TaskId, is_apart, is_shared};
+use crate::contract::{TaskId, is_shared};
 use crate::machine::{Action, Call, GroupSignal, Instant, Level, Refusal, Reply, Stat};
 
 /// The least time between two writes that only say that something revoked, and written down as ended, is dead.
@@ -21,7 +21,6 @@ impl Worker {
         for slot in self.slots.values_mut() {
             slot.orphaned = true;
         }
-        let mut another = Vec::new();
         for mut entry in entries {
             if is_first {
                 // It may have been given out, and have ended, on an earlier connection.
@@ -34,27 +33,14 @@ impl Worker {
                     slot.revoked |= entry.revoked;
                     slot.recalled |= entry.recalled;
                 }
-                Some(slot) if slot.is_dead() => {
-                    self.groups.settled(&entry.task, out);
-                    self.take_up(entry, now, out);
-                }
+                Some(slot) if slot.is_dead() => self.take_up(entry, now, out),
                 Some(slot) => {
                     slot.orphaned = false;
                     slot.next = Some((entry.attempt, entry.revoked));
-                    another.push(entry.task);
                 }
             }
         }
-        // Whatever that is, what we told of the attempt before is not the last word on it.
-        self.tell_alone(&another, out);
-        let groups = &mut self.groups;
-        self.slots.retain(|task, slot| {
-            let stays = !slot.orphaned || slot.is_busy();
-            if !stays {
-                groups.settled(task, out);
-            }
-            stays
-        });
+        self.slots.retain(|_, slot| !slot.orphaned || slot.is_busy());
         self.forget_jobs();
         let unwanted = |(task, slot): (&TaskId, &Slot)| {
             (slot.revoked || slot.orphaned || slot.recalled)
@@ -76,7 +62,6 @@ impl Worker {
     pub(super) fn forget_jobs(&mut self) {
         let needed: BTreeSet<&str> = self.slots.keys().map(TaskId::dir).collect();
         self.jobs.retain(|dir, options| options.is_none() || needed.contains(dir.as_str()));
-        self.groups.retain(|dir| needed.contains(dir));
     }
 
     /// A new entry, at the end of the line.
@@ -87,7 +72,7 @@ impl Worker {
         self.line.insert(slot.order, entry.task.clone());
         self.slots.insert(entry.task.clone(), slot);
         match entry.seen.filter(|_| !entry.revoked) {
-            // The leader read it, or knew of it, before it gave it out. Whatever became of it since is met as if we had read it then.
+            // The leader read it before it gave it out. Whatever became of it since is met as if we had read it then.
             Some(seen) => {
                 self.read_job(&entry.task, out);
                 let stat = Stat { version: seen.version, mzxid: seen.mzxid, ..Stat::default() };
@@ -114,8 +99,6 @@ impl Worker {
                 }
                 self.finish_if_over(task, out);
             }
-            // The leader must see the outcome in the task itself before it hears that this is dead.
-            State::Telling(_) | State::Told(_) => self.tell_alone(std::slice::from_ref(task), out),
             State::Reporting | State::Closed { .. } | State::Aside => {}
         }
     }
@@ -216,12 +199,7 @@ impl Worker {
     pub(super) fn on_job(&mut self, dir: String, result: Result<&Reply, Refusal>, out: &mut Out) {
         let options = match result {
             Ok(Reply::Data { data, .. }) => match Job::decode(data) {
-                Ok(job) => {
-                    if job.copies && is_apart(&dir) {
-                        self.groups.want(&dir);
-                    }
-                    job.options
-                }
+                Ok(job) => job.options,
                 Err(malformed) => {
                     let path = self.params.layout.job(&dir);
                     out.log(
@@ -279,7 +257,6 @@ impl Worker {
     pub(super) fn close(&mut self, task: &TaskId, vouch: bool, out: &mut Out) {
         let Some(slot) = self.slots.get_mut(task) else { return };
         slot.state = State::Closed { vouch };
-        self.groups.settled(task, out);
         self.vouching = true;
         if slot.orphaned || self.dying.is_some() {
             self.slots.remove(task);

@@ -42,7 +42,7 @@ enum Head {
 impl Worker {
     /// Whether one more entry may be started and without an outcome.
     fn is_room(&self) -> bool {
-        self.started + self.reports.len() + self.groups.unwritten() < self.params.slots as usize + START_AHEAD
+        self.started + self.reports.len() < self.params.slots as usize + START_AHEAD
     }
 
     /// Starts what may be started.
@@ -77,7 +77,7 @@ impl Worker {
         };
         match &mut slot.state {
             State::Reading { .. } | State::Verifying { .. } => return Head::Waits,
-            State::Reporting | State::Telling(_) | State::Told(_) | State::Closed { .. } | State::Aside => {
+            State::Reporting | State::Closed { .. } | State::Aside => {
                 return Head::Gone;
             }
             State::Running(course) => return course.start_next().map_or(Head::Gone, Head::Start),
@@ -332,7 +332,7 @@ impl Worker {
         }
         self.started -= 1;
         let want = course.want(self.registrar.incarnation());
-        self.tell_or_owe(id, course.work, want, out);
+        self.owe(id, &course.work, want, out);
     }
 
     pub(super) fn owe(&mut self, id: &TaskId, work: &Work, want: Want, out: &mut Out) {

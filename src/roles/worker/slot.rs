@@ -1,7 +1,7 @@
 //! One entry of a worker's assignment, from being read to being written down. A state, and questions about it.
 
 use super::course::Course;
-use crate::contract::task::{Outcome, Task};
+use crate::contract::task::Task;
 use crate::machine::Instant;
 use crate::recipes::lease::Ticket;
 
@@ -37,10 +37,6 @@ pub enum State {
     Running(Box<Course>),
     /// It ended, and that is being written into the task.
     Reporting,
-    /// It ended, and that is being written with others as a group.
-    Telling(Box<Told>),
-    /// Its outcome stands in a group.
-    Told(Box<Told>),
     /// There is nothing to do; with `vouch`, the leader must be told that it is dead.
     Closed { vouch: bool },
     /// There is nothing that could be done.
@@ -55,13 +51,6 @@ pub struct Work {
     pub version: i32,
     /// The transaction that wrote it: its fencing token.
     pub mzxid: i64,
-}
-
-/// An outcome that has a place in a group, and what is needed to write it into the task after all.
-#[derive(Debug)]
-pub struct Told {
-    pub work: Work,
-    pub outcome: Box<Outcome>,
 }
 
 /// Why and until when a run is being stopped.
@@ -122,7 +111,7 @@ impl Slot {
 
     /// Whether it was started, and is not written down yet.
     pub fn is_busy(&self) -> bool {
-        matches!(self.state, State::Running(_) | State::Reporting | State::Telling(_))
+        matches!(self.state, State::Running(_) | State::Reporting)
     }
 
     /// Whether it is still to be started.

@@ -7,7 +7,6 @@ use crate::machine::{Captured, CreateMode, Ended, GroupSignal, RunReport};
 use crate::roles::testing::{Desk, World};
 
 mod chunks;
-mod groups;
 mod past;
 mod refused;
 mod starts;

@@ -4,13 +4,12 @@
 use std::collections::BTreeMap;
 
 use zkmw::contract::TaskId;
-use zkmw::contract::copies::Copies;
 use zkmw::contract::task::{Outcome, State, Task};
 use zkmw::exit;
 use zkmw::roles::client::{ClientReport, Ended, INTERRUPTED, commands_ended, exit_code};
 use zkmw::roles::operator::Verb;
 
-use super::{Complaints, group_of, kind, replay, task_of};
+use super::{Complaints, kind, replay, task_of};
 use crate::history::Client;
 use crate::member::Kind;
 use crate::users::{ClientSpec, Wish};
@@ -30,13 +29,6 @@ struct Known {
 pub fn check(world: &World, told: &mut Complaints) {
     let mut tasks: BTreeMap<String, Known> = BTreeMap::new();
     replay(world, |step, _| {
-        if let (Some(dir), Some(group)) = (group_of(step.path), step.after) {
-            for (name, seen) in Copies::decode(&group.data).map(|group| group.tasks).unwrap_or_default() {
-                let outcome = Task::decode(seen.data.as_bytes()).ok().and_then(|task| task.outcome);
-                let known = tasks.entry(format!("{dir}/{name}")).or_default();
-                known.outcomes.extend(outcome.map(|outcome| (step.at, None, outcome)));
-            }
-        }
         let Some(id) = task_of(step.path) else { return };
         let known = tasks.entry(id.to_string()).or_default();
         match (step.before, step.after) {

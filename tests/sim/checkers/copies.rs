@@ -8,11 +8,10 @@ use zkmw::contract::{name_of, parent_of};
 use super::{Complaints, child, path_of, replay, task_of};
 use crate::world::World;
 
-/// Goes through all copies; gives how many outcomes stood in groups.
-pub fn check(world: &World, told: &mut Complaints) -> usize {
+/// Goes through all copies.
+pub fn check(world: &World, told: &mut Complaints) {
     let mut stood: BTreeMap<(String, i32), Vec<u8>> = BTreeMap::new();
     let mut made: BTreeMap<String, (i64, Vec<u8>)> = BTreeMap::new();
-    let mut count = 0;
     replay(world, |step, _| {
         let Some(znode) = step.after else { return };
         if task_of(step.path).is_some() {
@@ -36,26 +35,15 @@ pub fn check(world: &World, told: &mut Complaints) -> usize {
                     }
                 }
             }
-            Ok(copies) => {
-                let before = step.before.and_then(|znode| Copies::decode(&znode.data).ok());
-                let is_new = |name: &String| before.as_ref().is_none_or(|b| !b.tasks.contains_key(name));
-                for (name, seen) in copies.tasks.iter().filter(|(name, _)| is_new(name)) {
-                    count += 1;
-                    // The outcome comes on top of what was read before.
-                    if !stood.contains_key(&(path_of(&format!("{dir}/{name}")), seen.version)) {
-                        told.add(step.at, format!("{} tells of {name} at a version it never had", step.path));
-                    }
-                }
-            }
+            Ok(_) => {}
             Err(why) => told.add(step.at, format!("{} has no copies: {why}", step.path)),
         }
     });
-    count
 }
 
-/// The directory of the tasks of which a znode has copies, or is a group.
+/// The directory of the tasks of which a znode has copies.
 fn dir_of_copies(path: &str) -> Option<&str> {
     // What an outsider wrote is nobody's word.
     let dir = parent_of(path).filter(|_| is_copies(name_of(path)) && !path.contains("garbage"))?;
-    child(dir, "batches").or_else(|| child(dir, "groups"))
+    child(dir, "batches")
 }

@@ -14,7 +14,7 @@ pub mod tasks;
 use std::collections::BTreeMap;
 
 use zkmw::contract::Layout;
-use zkmw::contract::copies::{is_copies, is_of_ended};
+use zkmw::contract::copies::is_copies;
 
 use super::ensemble::{Op, SessionId, Txn};
 use super::life::ROOT;
@@ -141,14 +141,8 @@ pub fn task_of(path: &str) -> Option<&str> {
     (!name.contains('/') && !is_copies(name)).then_some(id)
 }
 
-/// The directory of the tasks of which a path is a group.
-pub fn group_of(path: &str) -> Option<&str> {
-    let (dir, name) = path.strip_prefix(ROOT)?.strip_prefix("/groups/")?.split_once('/')?;
-    is_of_ended(name).then_some(dir)
-}
-
-/// All complaints about a simulation, and how many outcomes stood in groups.
-pub fn all(world: &World) -> (Vec<String>, usize) {
+/// All complaints about a simulation.
+pub fn all(world: &World) -> Vec<String> {
     let mut told = Complaints { all: Vec::new() };
     runs::check(world, &mut told);
     tasks::check(world, &mut told);
@@ -157,6 +151,6 @@ pub fn all(world: &World) -> (Vec<String>, usize) {
     elections::check(world, &mut told);
     clients::check(world, &mut told);
     orphans::check(world, &mut told);
-    let in_groups = copies::check(world, &mut told);
-    (told.all, in_groups)
+    copies::check(world, &mut told);
+    told.all
 }

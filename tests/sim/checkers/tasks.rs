@@ -4,14 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use zkmw::contract::copies::Copies;
 use zkmw::contract::task::{Job, Options, Outcome, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, START_AHEAD};
 use zkmw::contract::{Incarnation, TaskId, parse_registration};
 use zkmw::machine::Ended;
 
 use super::chunks;
-use super::{Complaints, Step, Tree, Znode, group_of, kind, path_of, replay, task_of};
+use super::{Complaints, Step, Tree, kind, path_of, replay, task_of};
 use crate::life::ROOT;
 use crate::member::Kind;
 use crate::processes::{Run, Stage};
@@ -35,8 +34,6 @@ struct Book<'a> {
     /// What ever stood on each page, or was moved from it: the leader knows of an entry before it is written, and the
     /// write may be late, or lost.
     given: BTreeMap<String, BTreeSet<TaskId>>,
-    /// Outcomes that were written in groups, by task.
-    told: BTreeMap<String, Outcome>,
 }
 
 pub fn check(world: &World, told: &mut Complaints) {
@@ -52,7 +49,6 @@ pub fn check(world: &World, told: &mut Complaints) {
         dead: BTreeMap::new(),
         aged: BTreeSet::new(),
         given: BTreeMap::new(),
-        told: BTreeMap::new(),
     };
     replay(world, |step, _| {
         let page = step.after.and_then(|znode| Assignment::decode(&znode.data).ok());
@@ -76,9 +72,6 @@ pub fn check(world: &World, told: &mut Complaints) {
         {
             book.dead.entry(incarnation.to_string()).or_insert(step.at);
         }
-        if let Some(dir) = group_of(step.path) {
-            return book.group(dir, step, tree, told);
-        }
         let Some(id) = task_of(step.path) else { return };
         if id.contains("garbage") {
             return;
@@ -88,52 +81,10 @@ pub fn check(world: &World, told: &mut Complaints) {
 }
 
 impl Book<'_> {
-    /// A group is written, over one that was settled, or goes. What is in it is judged as if each outcome were written
-    /// into its task.
-    fn group(&mut self, dir: &str, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
-        let (before, after) = (outcomes_of(step.before), outcomes_of(step.after));
-        let task = |name: &str| {
-            let znode = tree.get(&path_of(&format!("{dir}/{name}")));
-            znode.and_then(|znode| Task::decode(&znode.data).ok())
-        };
-        for (name, (_, outcome)) in before.iter().filter(|(name, was)| after.get(*name) != Some(was)) {
-            let needed = |old: &Task| old.outcome.is_none() && old.attempt == outcome.attempt;
-            if task(name).is_some_and(|old| needed(&old)) {
-                told.add(step.at, format!("G1: {} goes, and with it the outcome of {name}", step.path));
-            }
-        }
-        for (name, (new, outcome)) in after.iter().filter(|(name, is)| before.get(*name) != Some(is)) {
-            let id = format!("{dir}/{name}");
-            match task(name) {
-                Some(old) if old.outcome.is_none() && old.attempt == outcome.attempt => {
-                    let options = self.options(&id, &old, tree);
-                    if let Err(what) = self.outcome(&id, &old, new, outcome, &options, step) {
-                        told.add(step.at, format!("{id}: told of in {}, and {what}", step.path));
-                    }
-                }
-                // It was in doubt, and so written into the task as well.
-                Some(old) if old.outcome.as_ref() == Some(outcome) => {}
-                Some(old) => told.add(step.at, format!("G2: {id}: {} tells of {old:?}", step.path)),
-                None => {}
-            }
-            // An attempt that failed may have been tried again by somebody.
-            let before = self.told.insert(id.clone(), outcome.clone());
-            if before.is_some_and(|before| before.attempt >= outcome.attempt) {
-                told.add(step.at, format!("G2: attempt {} of {id} is told of twice", outcome.attempt));
-            }
-        }
-    }
-
-    /// How an attempt ended that a group told of.
-    fn told(&self, id: &str, attempt: u32) -> Option<&Outcome> {
-        self.told.get(id).filter(|outcome| outcome.attempt == attempt)
-    }
-
     fn look(&mut self, id: &str, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
         let decode = |data: &[u8]| Task::decode(data);
         match (step.before, step.after) {
             (None, Some(znode)) => {
-                self.told.remove(id);
                 // Who sleeps through the outcome's whole life, with its creation in doubt, finds nothing of it.
                 if id.contains("01S") && !self.made.insert(id.to_string()) && !self.aged.contains(id) {
                     told.add(step.at, format!("{id} is made once more"));
@@ -152,8 +103,7 @@ impl Book<'_> {
             (Some(before), None) => {
                 let Ok(old) = decode(&before.data) else { return };
                 let age = step.at.saturating_sub(before.changed);
-                let is_shown = matches!(kind(self.world, step.by), Some(Kind::Client(_)));
-                if old.outcome.is_none() && !(is_shown && self.told(id, old.attempt).is_some()) {
+                if old.outcome.is_none() {
                     told.add(step.at, format!("G1: {id} vanishes without an outcome"));
                 }
                 let ttl = self.world.swarm.result_ttl.max(2 * self.world.swarm.timeout);
@@ -207,11 +157,6 @@ impl Book<'_> {
                     wrong("G2: the outcome is taken away, and that is no retry");
                 }
             }
-            (None, Some(outcome)) if self.told(id, old.attempt).is_some() => {
-                if self.told(id, old.attempt) != Some(outcome) || matches!(by, Some(Kind::Client(_)) | None) {
-                    wrong("G2: the outcome is another than a group told");
-                }
-            }
             (None, Some(outcome)) => {
                 if let Err(what) = self.outcome(id, old, new, outcome, &options, step) {
                     wrong(&what);
@@ -221,9 +166,6 @@ impl Book<'_> {
                 if new.charged != old.charged {
                     wrong("charged within an attempt");
                 }
-            }
-            (None, None) if self.told(id, old.attempt).is_some() => {
-                wrong("G2: goes on although it has ended")
             }
             (None, None) if new.attempt != old.attempt + 1 => wrong("the attempt does not rise by one"),
             (None, None) => {
@@ -411,17 +353,6 @@ impl Book<'_> {
         }
         Ok(())
     }
-}
-
-/// The tasks, as they are with their outcomes, and those, in a group.
-fn outcomes_of(group: Option<&Znode>) -> BTreeMap<String, (Task, Outcome)> {
-    let tasks = group.and_then(|znode| Copies::decode(&znode.data).ok()).map(|group| group.tasks);
-    let ended = tasks.unwrap_or_default().into_iter().filter_map(|(name, seen)| {
-        let task = Task::decode(seen.data.as_bytes()).ok()?;
-        let outcome = task.outcome.clone()?;
-        Some((name, (task, outcome)))
-    });
-    ended.collect()
 }
 
 /// Whether its worker may have taken it for one that was past its timeout, by a clock that is a little fast and that
