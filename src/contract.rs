@@ -11,6 +11,7 @@ pub mod contender;
 pub mod copies;
 pub mod handler;
 pub mod outcome;
+pub mod share;
 pub mod status;
 pub mod task;
 pub mod worker;

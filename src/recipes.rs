@@ -6,6 +6,7 @@
 pub mod assignment;
 pub mod election;
 pub mod ensure;
+pub mod holder;
 pub mod lease;
 pub mod mirror;
 pub mod past;

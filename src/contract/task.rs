@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chunk::{MAX_CHUNK_COMMANDS, Results};
 pub use super::outcome::{Outcome, Output, Reason, State};
+use super::share::Share;
 use super::{
     Extra, Incarnation, Labels, MAX_DATA_BYTES, MAX_TASK_BYTES, MAX_WORDS_BYTES, Malformed, VERSION,
     is_false, is_zero, one, shortened, version,
@@ -176,6 +177,9 @@ pub struct Task {
     /// What is over of them, from attempts before this one, and from this one as far as it was written down.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub results: Results,
+    /// Which of its lines are whose; absent if all are one share, with the number `attempt`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<Share>,
     /// What was set for it.
     #[serde(flatten)]
     pub options: Options,
@@ -254,6 +258,7 @@ impl Task {
             commands: None,
             first_line: 0,
             results: Results::new(),
+            shares: Vec::new(),
             options,
             keyed: false,
             attempt: 1,

@@ -6,6 +6,7 @@ mod ensure;
 mod explore;
 mod lease;
 mod mirror;
+mod shares;
 
 use std::time::Duration;
 

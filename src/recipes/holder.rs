@@ -1,0 +1,185 @@
+//! Holder: what the worker that has a share of a chunk may start, and what it writes of it.
+//!
+//! It starts lines in their order and only within the window that the newest version that it knows of allows. Two rules make
+//! that safe against lost replies and late writes. A window that is made smaller counts from the *sending* of the write, one
+//! that is made larger or moves on from its *acknowledgement*. And after a doubt the smaller of both counts, until a later
+//! version is known: the write may still be on its way. `src/recipes/tests/shares.rs` searches what breaks otherwise.
+//!
+//! Bookkeeping alone: it makes no calls.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::contract::chunk::CommandResult;
+use crate::contract::share::Share;
+use crate::contract::task::Task;
+
+/// How a write of a holder is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Write {
+    /// None is under way.
+    None,
+    /// One is.
+    Sent,
+    /// One was, and nobody knows whether it is applied, or will be: the chunk has to be read.
+    InDoubt,
+}
+
+/// What a version of the chunk is for a holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Its number has open lines there.
+    Held,
+    /// It is older than one that was known.
+    Older,
+    /// The number is gone: there is nothing to do any more.
+    Void,
+}
+
+/// A worker's part in a chunk.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    number: u32,
+    /// The newest version that is known to have stood, and what it said.
+    known: Option<(i32, Task)>,
+    /// Lines that were started and have no result in that version.
+    started: BTreeSet<usize>,
+    /// Those of them that are over.
+    over: BTreeMap<usize, CommandResult>,
+    /// Lines that may be started, or were.
+    bound: BTreeSet<usize>,
+    write: Write,
+}
+
+impl Holder {
+    /// A holder of this number, which has read nothing yet.
+    pub fn new(number: u32) -> Holder {
+        Holder {
+            number,
+            known: None,
+            started: BTreeSet::new(),
+            over: BTreeMap::new(),
+            bound: BTreeSet::new(),
+            write: Write::None,
+        }
+    }
+
+    fn share(&self) -> Option<(&Task, Share)> {
+        let (_, task) = self.known.as_ref()?;
+        Some((task, task.share(self.number)?))
+    }
+
+    /// The next line to start, if one may be; it counts as started.
+    pub fn start_next(&mut self) -> Option<usize> {
+        let (task, share) = self.share()?;
+        let mut open = task.open_lines(&share).into_iter();
+        let next = open.find(|place| self.bound.contains(place) && !self.started.contains(place))?;
+        self.started.insert(next);
+        Some(next)
+    }
+
+    /// A line that was started is over, and its process group dead.
+    pub fn ended(&mut self, place: usize, result: CommandResult) {
+        self.over.insert(place, result);
+    }
+
+    /// Lines that were started and are not over.
+    pub fn running(&self) -> impl Iterator<Item = usize> + '_ {
+        self.started.iter().copied().filter(|place| !self.over.contains_key(place))
+    }
+
+    /// Whether lines are over that have no result yet.
+    pub fn has_results(&self) -> bool {
+        !self.over.is_empty()
+    }
+
+    /// Whether a chunk has to be read before anything can be started or written.
+    pub fn is_to_be_read(&self) -> bool {
+        self.known.is_none() || self.write == Write::InDoubt
+    }
+
+    /// Whether a write may be begun.
+    pub fn may_write(&self) -> bool {
+        self.known.is_some() && self.write == Write::None
+    }
+
+    /// The version to set, and the chunk with all results and a window of so many lines, or of as many more as were
+    /// started; `None` if that would change nothing, or none may be begun.
+    pub fn send(&mut self, ahead: u32) -> Option<(i32, Task)> {
+        if !self.may_write() {
+            return None;
+        }
+        let (version, task) = self.known.as_ref()?;
+        let (version, mut next) = (*version, task.clone());
+        let share = task.share(self.number)?;
+        let is_open = |place: &usize| task.is_open(*place) && !self.over.contains_key(place);
+        let open: Vec<usize> = share.lines.iter().filter(is_open).collect();
+        let last = open.iter().rposition(|place| self.started.contains(place));
+        let ahead = u32::try_from(last.map_or(1, |last| last + 1)).unwrap_or(u32::MAX).max(ahead);
+        next.flush(self.number, &self.over, ahead);
+        if next == *task {
+            return None;
+        }
+        let window: BTreeSet<usize> = open.iter().copied().take(ahead as usize).collect();
+        self.bound.retain(|place| window.contains(place) || self.started.contains(place));
+        self.write = Write::Sent;
+        Some((version, next))
+    }
+
+    /// What was sent stands, in this version.
+    pub fn written(&mut self, version: i32, task: Task) -> Seen {
+        self.write = Write::None;
+        self.adopt(version, task)
+    }
+
+    /// What was sent was refused, since the chunk had changed, or nobody knows what became of it.
+    pub fn doubt(&mut self) {
+        self.write = Write::InDoubt;
+    }
+
+    /// The chunk was read.
+    pub fn read(&mut self, version: i32, task: Task) -> Seen {
+        let known = self.known.as_ref().map(|(version, _)| *version);
+        if known.is_some_and(|known| version < known) {
+            return Seen::Older;
+        }
+        // The write that is in doubt may come yet, so what it took away stays away.
+        let before = (known == Some(version)).then(|| self.bound.clone());
+        let seen = self.adopt(version, task);
+        if seen == Seen::Held {
+            self.write = Write::None;
+            if let Some(before) = before {
+                self.bound.retain(|place| before.contains(place) || self.started.contains(place));
+            }
+        }
+        seen
+    }
+
+    fn adopt(&mut self, version: i32, task: Task) -> Seen {
+        let Some(share) = task.share(self.number) else { return Seen::Void };
+        let is_ours = |place: &usize| share.lines.has(*place) && task.is_open(*place);
+        self.started.retain(|place| is_ours(place));
+        self.over.retain(|place, _| is_ours(place));
+        self.bound = task.window(&share).into_iter().collect();
+        self.known = Some((version, task));
+        Seen::Held
+    }
+
+    /// What tells it from another, for the search.
+    #[cfg(test)]
+    pub fn key(&self, key: &mut Vec<u8>, of_task: impl Fn(&Task, &mut Vec<u8>)) {
+        key.extend([self.number as u8, self.write as u8]);
+        if let Some((version, task)) = &self.known {
+            key.push(*version as u8);
+            of_task(task, key);
+        }
+        for set in [&self.started, &self.over.keys().copied().collect(), &self.bound] {
+            key.extend(set.iter().map(|place| *place as u8));
+            key.push(252);
+        }
+    }
+
+    /// The number of the share.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+}
