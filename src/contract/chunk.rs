@@ -35,7 +35,7 @@ pub struct CommandResult {
     /// More about it, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// The attempt in which it ended, if not that of the outcome.
+    /// Its own attempt, the one that ended so; absent if that was its first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
     /// Who ran it, if not who is named in the outcome.
@@ -69,13 +69,18 @@ impl CommandResult {
             exit_code: outcome.exit_code.filter(|code| !done || *code != 0),
             signal: outcome.signal,
             detail,
-            attempt: Some(outcome.attempt),
+            attempt: Some(outcome.attempt).filter(|attempt| *attempt != 1),
             worker: outcome.worker,
             started_ms: outcome.started_ms,
             ended_ms: outcome.ended_ms,
             stdout: outcome.stdout,
             stderr: outcome.stderr,
         }
+    }
+
+    /// The result of a command that nobody ran to its end.
+    pub fn unrun(reason: Reason, why: &str) -> CommandResult {
+        CommandResult { reason: Some(reason), detail: Some(why.to_string()), ..CommandResult::default() }
     }
 
     /// Leaves out who ran it, and when; false if that is not known anyway.
@@ -90,16 +95,33 @@ impl CommandResult {
         self.reason.is_none()
     }
 
-    /// The outcome that the command would have as a task of its own; `attempt` and `worker` are those of the chunk.
-    pub fn outcome(&self, attempt: u32, worker: Option<&Incarnation>) -> Outcome {
-        let state = if self.succeeded() { State::Done } else { State::Failed };
+    /// In which way it ended.
+    pub fn state(&self) -> State {
+        match self.reason {
+            None => State::Done,
+            Some(Reason::Cancelled) => State::Cancelled,
+            Some(Reason::Expired) => State::Expired,
+            Some(
+                Reason::Exit
+                | Reason::Signal
+                | Reason::Timeout
+                | Reason::Poison
+                | Reason::NotStarted
+                | Reason::Handler,
+            ) => State::Failed,
+        }
+    }
+
+    /// The outcome that the command would have as a task of its own; `worker` is that of the chunk.
+    pub fn outcome(&self, worker: Option<&Incarnation>) -> Outcome {
+        let state = self.state();
         Outcome {
             state,
-            reason: self.reason,
+            reason: self.reason.filter(|_| state == State::Failed),
             exit_code: self.exit_code.or(if state == State::Done { Some(0) } else { None }),
             signal: self.signal,
             detail: self.detail.clone(),
-            attempt: self.attempt.unwrap_or(attempt),
+            attempt: self.attempt.unwrap_or(1),
             worker: self.worker.clone().or_else(|| worker.cloned()),
             started_ms: self.started_ms,
             ended_ms: self.ended_ms,
@@ -147,9 +169,9 @@ impl Task {
         }
         let of = |results: &Results| results.get(at).cloned().flatten();
         match &self.outcome {
-            None => of(&self.results).map(|result| result.outcome(self.attempt, None)),
+            None => of(&self.results).map(|result| result.outcome(None)),
             Some(whole) => Some(match of(&whole.results) {
-                Some(result) => result.outcome(whole.attempt, whole.worker.as_ref()),
+                Some(result) => result.outcome(whole.worker.as_ref()),
                 None => Outcome {
                     stdout: Output::default(),
                     stderr: Output::default(),
@@ -240,7 +262,7 @@ mod tests {
         let mut outcome = Outcome::unrun(State::Done, None, "", 3);
         (outcome.detail, outcome.exit_code) = (None, Some(0));
         let mut result = CommandResult::of(outcome.clone());
-        assert_eq!(result.outcome(9, None), outcome);
+        assert_eq!(result.outcome(None), outcome);
         result.attempt = None;
         assert_eq!(serde_json::to_string(&result).expect("json"), "{}");
     }

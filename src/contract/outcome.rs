@@ -50,6 +50,10 @@ pub enum Reason {
     NotStarted,
     /// The worker's handler gave no answer that could be understood.
     Handler,
+    /// Only of a line of a chunk: it was cancelled. A task says so by its state.
+    Cancelled,
+    /// Likewise: its deadline passed before it was started.
+    Expired,
 }
 
 /// How a task ended, for good.

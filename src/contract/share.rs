@@ -2,12 +2,12 @@
 //! lines is one write of that znode, and no name is ever made.
 //!
 //! A line is *open* while it has no result. Each open line is in exactly one share, and a chunk has an outcome if and only
-//! if none is open. A share has a *number*, which is given to one incarnation, ever: so an entry that names chunk and number
+//! if none is open. A share has a *number*, which is given to one incarnation: so an entry that names chunk and number
 //! is void as soon as the number is gone. Numbers only grow, and the lines of a number only get fewer.
 //!
 //! The *window* of a share are its first `ahead` open lines, or all. Its holder starts lines in their order, and only those
 //! in the window. Lines behind it can be given to others without asking anybody, even if the holder stands still. That this
-//! holds however replies are lost and writes come late was searched: `src/recipes/tests/shares.rs`.
+//! holds however replies are lost and writes come late was searched: `tests/sim/shares.rs`.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use super::outcome::{Outcome, Reason, State};
 use super::task::Task;
 use super::{Incarnation, is_zero};
 
-/// Most shares of one chunk.
+/// Most shares that a chunk is cut into. Deaths may make more of them, one each, but never more than it has lines.
 pub const MAX_SHARES: usize = 16;
 
 /// Places of lines in a chunk, as ranges without their ends, in order, none touching the next.
@@ -27,7 +27,7 @@ pub const MAX_SHARES: usize = 16;
 pub struct Lines(Vec<(u32, u32)>);
 
 /// A part of a chunk's open lines.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Share {
     /// Its number.
     pub attempt: u32,
@@ -39,6 +39,18 @@ pub struct Share {
     /// Workers that died while these lines may have run there.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub deaths: u32,
+    /// How often the lines failed and are to run again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failures: u32,
+    /// How often the lines were given out before, whatever became of that.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub earlier: u32,
+    /// Not to be started until so long after `since_ms`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<u64>,
+    /// The `mtime` of the version that the write replaced which set `delay_ms`. (The chunk's own moves with every write.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<i64>,
     /// The incarnation that vouches that nothing of it runs there any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released_by: Option<Incarnation>,
@@ -60,9 +72,9 @@ impl Lines {
         Lines(ranges)
     }
 
-    /// The places, in order.
-    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        self.0.iter().flat_map(|(from, to)| *from as usize..*to as usize)
+    /// The places below `end`, in order.
+    pub fn below(&self, end: usize) -> impl Iterator<Item = usize> + '_ {
+        self.0.iter().flat_map(move |(from, to)| *from as usize..(*to as usize).min(end))
     }
 
     /// Whether the place is one of them.
@@ -70,33 +82,79 @@ impl Lines {
         self.0.iter().any(|(from, to)| (*from as usize..*to as usize).contains(&place))
     }
 
-    /// Without these.
-    fn without(&self, gone: &[usize]) -> Lines {
-        Lines::of(self.iter().filter(|place| !gone.contains(place)))
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|(from, to)| from >= to)
     }
-}
 
-impl Share {
-    fn new(attempt: u32, places: &[usize], deaths: u32) -> Share {
-        Share { attempt, lines: Lines::of(places.iter().copied()), ahead: None, deaths, released_by: None }
+    /// Whether they are in order, do not touch, and end at `end` at the latest.
+    fn is_sound(&self, end: usize) -> bool {
+        let in_order = self.0.windows(2).all(|two| two[0].1 < two[1].0);
+        in_order && self.0.iter().all(|(from, to)| from < to && *to as usize <= end)
     }
 }
 
 /// Who gives the lines of a share to others, and what that says of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Move<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Move {
     /// Its holder has died: what it may have started is suspected.
     Death {
         /// So many deaths end a line.
         limit: u32,
     },
-    /// Its holder vouches that it runs nothing of it.
-    Release {
-        /// The holder.
-        by: &'a Incarnation,
-    },
-    /// It was taken back, and is known to be dead.
+    /// It was taken back, or not even started, and nothing of it runs.
     Revoked,
+}
+
+/// What becomes of the lines of a share that have no result, now that nothing of it runs at its holder any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Others get them.
+    Release {
+        /// Why.
+        why: String,
+        /// How long they are to wait, if at all.
+        delay_ms: Option<u64>,
+    },
+    /// They end as cancelled if somebody wishes that, and stay where they are if not.
+    Cancel,
+}
+
+/// How the work on a share ended at its holder.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ending {
+    /// Results of its lines.
+    pub results: BTreeMap<usize, CommandResult>,
+    /// Lines that failed and are to run again, and how long they are to wait, in ms.
+    pub again: Vec<usize>,
+    /// See `again`.
+    pub again_ms: u64,
+    /// What becomes of the others; `None` if there are none.
+    pub rest: Option<Rest>,
+}
+
+impl Share {
+    /// A share of these lines of another, with a number of its own, as if nothing had been.
+    fn of(number: u32, places: &[usize], from: &Share) -> Share {
+        Share {
+            attempt: number,
+            lines: Lines::of(places.iter().copied()),
+            // What is suspected runs one at a time wherever it is.
+            ahead: (from.deaths > 0).then_some(1),
+            deaths: from.deaths,
+            failures: from.failures,
+            earlier: from.earlier,
+            ..Share::default()
+        }
+    }
+
+    /// When it may be started, by the ensemble's clock in ms; 0 if at once.
+    pub fn not_before_ms(&self) -> i64 {
+        match (self.delay_ms, self.since_ms) {
+            (Some(delay), Some(since)) => since.saturating_add_unsigned(delay),
+            _ => 0,
+        }
+    }
 }
 
 impl Task {
@@ -107,16 +165,19 @@ impl Task {
         self.outcome.is_none() && !over && line.is_some_and(|line| !line.trim().is_empty())
     }
 
-    /// The shares of a chunk; none if it has an outcome.
+    fn line_count(&self) -> usize {
+        self.commands.as_ref().map_or(0, Vec::len)
+    }
+
+    /// The shares of a chunk; none if it has an outcome, or is no chunk.
     pub fn all_shares(&self) -> Vec<Share> {
-        if self.outcome.is_some() {
+        if self.outcome.is_some() || self.commands.is_none() {
             return Vec::new();
         }
         if !self.shares.is_empty() {
             return self.shares.clone();
         }
-        let places = 0..self.commands.as_ref().map_or(0, Vec::len);
-        vec![Share::new(self.attempt, &places.collect::<Vec<_>>(), 0)]
+        vec![Share { attempt: self.attempt, lines: Lines::of(0..self.line_count()), ..Share::default() }]
     }
 
     /// The share of this number.
@@ -126,7 +187,7 @@ impl Task {
 
     /// The open lines of a share, in their order.
     pub fn open_lines(&self, share: &Share) -> Vec<usize> {
-        share.lines.iter().filter(|place| self.is_open(*place)).collect()
+        share.lines.below(self.line_count()).filter(|place| self.is_open(*place)).collect()
     }
 
     /// Those of them that its holder may start.
@@ -136,6 +197,40 @@ impl Task {
             open.truncate(ahead as usize);
         }
         open
+    }
+
+    /// Whether somebody wants this line cancelled.
+    pub fn is_cancelled(&self, place: usize) -> bool {
+        self.cancel || self.cancel_lines.has(place)
+    }
+
+    /// Whether each open line is in exactly one share, and the shares are no more than that.
+    pub(super) fn check_shares(&self) -> Result<(), &'static str> {
+        let lines = self.line_count();
+        if !self.cancel_lines.is_sound(lines) {
+            return Err("its cancel_lines are no ranges of its lines");
+        }
+        if self.shares.is_empty() {
+            return Ok(());
+        }
+        if self.outcome.is_some() || self.shares.len() > lines {
+            return Err("it has more shares than it has open lines");
+        }
+        let mut owners = vec![0_u32; lines];
+        let mut numbers = Vec::new();
+        for share in &self.shares {
+            if !share.lines.is_sound(lines) || share.attempt == 0 || share.attempt > self.attempt {
+                return Err("one of its shares has lines or a number that cannot be");
+            }
+            numbers.push(share.attempt);
+            share.lines.below(lines).for_each(|place| owners[place] += u32::from(self.is_open(place)));
+        }
+        numbers.sort_unstable();
+        if numbers.windows(2).any(|two| two[0] == two[1]) {
+            return Err("two of its shares have one number");
+        }
+        let is_one = |(place, owners): (usize, &u32)| *owners == u32::from(self.is_open(place));
+        if owners.iter().enumerate().all(is_one) { Ok(()) } else { Err("an open line is not in one share") }
     }
 
     /// Gives the last lines of a share that are behind its window, at most so many, a number of their own. False if
@@ -148,15 +243,15 @@ impl Task {
         let Some(share) = shares.iter_mut().find(|share| share.attempt == number) else { return false };
         let Some(ahead) = share.ahead else { return false };
         let open = self.open_lines(share);
-        let behind = open.get(ahead as usize..).unwrap_or_default();
-        let gone = &behind[behind.len() - most.min(behind.len())..];
-        if gone.is_empty() {
+        let behind = open.len().saturating_sub(ahead as usize).min(most);
+        if behind == 0 {
             return false;
         }
-        share.lines = share.lines.without(gone);
-        let deaths = share.deaths;
+        let (stays, gone) = open.split_at(open.len() - behind);
+        share.lines = Lines::of(stays.iter().copied());
         self.attempt = self.attempt.saturating_add(1);
-        shares.push(Share::new(self.attempt, gone, deaths));
+        let cut = Share::of(self.attempt, gone, share);
+        shares.push(cut);
         self.shares = shares;
         true
     }
@@ -167,64 +262,159 @@ impl Task {
         let mut shares = self.all_shares();
         let Some(share) = shares.iter_mut().find(|share| share.attempt == number) else { return };
         share.ahead = Some(ahead);
+        let share = share.clone();
+        self.put_results(&share, results);
+        self.close(shares);
+    }
+
+    fn put_results(&mut self, share: &Share, results: &BTreeMap<usize, CommandResult>) {
         for (place, result) in results {
             if share.lines.has(*place) && self.is_open(*place) {
                 self.put_result(*place, Some(result.clone()));
             }
         }
+    }
+
+    /// Its holder runs nothing of a share any more. `mtime_ms` is that of the version that is replaced. False if that
+    /// changes nothing.
+    pub fn end_share(&mut self, number: u32, ending: &Ending, by: &Incarnation, mtime_ms: i64) -> bool {
+        let mut shares = self.all_shares();
+        let Some(at) = shares.iter().position(|share| share.attempt == number) else { return false };
+        let ended = |task: &Task| task.results.iter().flatten().count();
+        let before = (ended(self), self.attempt);
+        let mut share = shares.remove(at);
+        self.put_results(&share, &ending.results);
+        for place in self.open_lines(&share) {
+            if self.is_cancelled(place) {
+                self.put_result(place, Some(CommandResult::unrun(Reason::Cancelled, "it was cancelled")));
+            }
+        }
+        let is_again = |place: &usize| ending.again.contains(place);
+        let (again, rest): (Vec<usize>, Vec<usize>) = self.open_lines(&share).into_iter().partition(is_again);
+        if !again.is_empty() {
+            self.attempt = self.attempt.saturating_add(1);
+            self.remark(number, Some(by.clone()), &format!("{} of its lines failed", again.len()));
+            let moved = Share::of(self.attempt, &again, &share);
+            shares.push(Share {
+                failures: share.failures.saturating_add(1),
+                earlier: share.earlier.saturating_add(1),
+                delay_ms: Some(ending.again_ms),
+                since_ms: Some(mtime_ms),
+                released_by: Some(by.clone()),
+                ..moved
+            });
+        }
+        let is_left = !rest.is_empty();
+        match &ending.rest {
+            Some(Rest::Release { why, delay_ms }) if is_left => {
+                self.attempt = self.attempt.saturating_add(1);
+                self.remark(number, Some(by.clone()), why);
+                let moved = Share::of(self.attempt, &rest, &share);
+                shares.push(Share {
+                    earlier: share.earlier.saturating_add(1),
+                    delay_ms: *delay_ms,
+                    since_ms: delay_ms.map(|_| mtime_ms),
+                    released_by: Some(by.clone()),
+                    ..moved
+                });
+            }
+            _ if is_left => {
+                share.lines = Lines::of(rest);
+                shares.push(share);
+            }
+            _ => {}
+        }
+        let after = (ended(self), self.attempt);
         self.close(shares);
+        before != after || self.outcome.is_some()
     }
 
     /// Gives all lines of a share new numbers. What it may have started is suspected after a death: it gets a share of its
-    /// own, whose lines run one at a time. A line that is suspected for the last time ends as poison.
-    pub fn move_on(&mut self, number: u32, how: Move<'_>) -> bool {
+    /// own, whose lines run one at a time. A line that is suspected for the last time ends as poison. False if there is no
+    /// such share.
+    pub fn move_on(&mut self, number: u32, by: &Incarnation, how: &Move) -> bool {
         let mut shares = self.all_shares();
         let Some(at) = shares.iter().position(|share| share.attempt == number) else { return false };
         let share = shares.remove(at);
         let open = self.open_lines(&share);
         let (suspects, rest) = match how {
             Move::Death { .. } => open.split_at(self.window(&share).len()),
-            Move::Release { .. } | Move::Revoked => (&open[..0], &open[..]),
+            Move::Revoked => (&open[..0], &open[..]),
         };
-        let poisoned = matches!(how, Move::Death { limit } if share.deaths + 1 >= limit);
-        if poisoned {
+        let deaths = share.deaths.saturating_add(1);
+        let why = if suspects.is_empty() { "handed back" } else { "its worker died" };
+        self.remark(number, Some(by.clone()), why);
+        if matches!(how, Move::Death { limit } if deaths >= *limit) {
             for place in suspects {
-                self.put_result(*place, Some(poison(share.deaths + 1)));
+                let why = format!("its worker died {deaths} times while it had this line");
+                let result = CommandResult::unrun(Reason::Poison, &why);
+                self.put_result(*place, Some(CommandResult { worker: Some(by.clone()), ..result }));
             }
         } else if !suspects.is_empty() {
             self.attempt = self.attempt.saturating_add(1);
-            let alone = Share::new(self.attempt, suspects, share.deaths + 1);
-            shares.push(Share { ahead: Some(1), ..alone });
+            let earlier = share.earlier.saturating_add(1);
+            let alone = Share::of(self.attempt, suspects, &share);
+            shares.push(Share { ahead: Some(1), deaths, earlier, ..alone });
         }
         if !rest.is_empty() {
             self.attempt = self.attempt.saturating_add(1);
-            let mut moved = Share::new(self.attempt, rest, share.deaths);
-            if let Move::Release { by } = how {
-                moved.released_by = Some(by.clone());
-            }
-            shares.push(moved);
+            shares.push(Share::of(self.attempt, rest, &share));
         }
         self.close(shares);
         true
     }
 
-    /// Has the line at this place run once more, whatever became of it. False if it is open, or blank.
-    pub fn rerun(&mut self, place: usize) -> bool {
-        let line = self.commands.as_ref().and_then(|commands| commands.get(place));
-        if self.is_open(place) || line.is_none_or(|line| line.trim().is_empty()) {
+    /// Ends lines that nobody runs: those of all shares but these numbers; of a cancel only those that somebody wants
+    /// cancelled. False if there are none.
+    pub fn end_unheld(&mut self, held: &[u32], reason: Reason, why: &str) -> bool {
+        let shares = self.all_shares();
+        let unheld = shares.iter().filter(|share| !held.contains(&share.attempt));
+        let places: Vec<usize> = unheld.flat_map(|share| self.open_lines(share)).collect();
+        let ends = |place: &usize| reason != Reason::Cancelled || self.is_cancelled(*place);
+        let places: Vec<usize> = places.into_iter().filter(ends).collect();
+        for place in &places {
+            self.put_result(*place, Some(CommandResult::unrun(reason, why)));
+        }
+        self.close(shares);
+        !places.is_empty()
+    }
+
+    /// Notes that the line at this place is to be cancelled. False if it is over, or blank, or that is known.
+    pub fn cancel_line(&mut self, place: usize) -> bool {
+        if !self.is_open(place) || self.is_cancelled(place) {
             return false;
         }
+        self.cancel_lines = Lines::of(self.cancel_lines.below(self.line_count()).chain([place]));
+        true
+    }
+
+    /// Has the lines at these places run once more, whatever became of them. False if none of them is over.
+    pub fn rerun(&mut self, places: &[usize]) -> bool {
+        let was_cancelled = self.cancel && self.outcome.is_some();
         let mut shares = self.all_shares();
+        let results = self.outcome.as_ref().map_or(&self.results, |outcome| &outcome.results);
+        let is_over = |place: &usize| results.get(*place).is_some_and(Option::is_some);
+        let places: Vec<usize> = places.iter().copied().filter(is_over).collect();
+        if places.is_empty() {
+            return false;
+        }
         if let Some(outcome) = self.outcome.take() {
             self.results = outcome.results;
+            for result in self.results.iter_mut().flatten() {
+                result.worker = result.worker.take().or_else(|| outcome.worker.clone());
+            }
         }
-        self.put_result(place, None);
+        self.cancel &= !was_cancelled;
+        for place in &places {
+            self.put_result(*place, None);
+        }
         trim(&mut self.results);
         for share in &mut shares {
-            share.lines = share.lines.without(&[place]);
+            let stays = |place: &usize| !places.contains(place);
+            share.lines = Lines::of(share.lines.below(self.line_count()).filter(stays));
         }
         self.attempt = self.attempt.saturating_add(1);
-        shares.push(Share::new(self.attempt, &[place], 0));
+        shares.push(Share { attempt: self.attempt, lines: Lines::of(places), ..Share::default() });
         self.close(shares);
         true
     }
@@ -240,6 +430,8 @@ impl Task {
     fn close(&mut self, mut shares: Vec<Share>) {
         shares.retain(|share| !self.open_lines(share).is_empty());
         self.shares = shares;
+        let wanted = self.cancel_lines.below(self.line_count()).filter(|place| self.is_open(*place));
+        self.cancel_lines = Lines::of(wanted.collect::<Vec<_>>());
         if self.shares.is_empty() {
             let results = std::mem::take(&mut self.results);
             self.outcome = Some(whole(results, self.attempt));
@@ -247,27 +439,32 @@ impl Task {
     }
 }
 
-/// What became of a line with which as many workers died as may.
-fn poison(deaths: u32) -> CommandResult {
-    CommandResult {
-        reason: Some(Reason::Poison),
-        detail: Some(format!("{deaths} workers died while it ran")),
-        ..CommandResult::default()
-    }
-}
-
 /// The outcome of a chunk of which every line has a result.
-fn whole(results: Results, attempt: u32) -> Outcome {
-    let failed = results.iter().flatten().filter(|result| !result.succeeded()).count();
+fn whole(mut results: Results, attempt: u32) -> Outcome {
     let all = results.iter().flatten().count();
-    let state = if failed == 0 { State::Done } else { State::Failed };
-    let reason = (failed > 0).then_some(Reason::Exit);
-    let detail = if failed == 0 { String::new() } else { format!("{failed} of {all} commands failed") };
-    let mut outcome = Outcome::unrun(state, reason, &detail, attempt);
-    outcome.detail = Some(detail).filter(|detail| !detail.is_empty());
-    outcome.exit_code = Some(i32::from(failed > 0));
+    let ended = |state: State| results.iter().flatten().filter(|result| result.state() == state).count();
+    let states = [
+        (State::Failed, "failed", Some(Reason::Exit), Some(1)),
+        (State::Expired, "expired", None, None),
+        (State::Cancelled, "were cancelled", None, None),
+    ];
+    let worst = states.into_iter().map(|state| (ended(state.0), state)).find(|(count, _)| *count > 0);
+    let mut outcome = match worst {
+        Some((count, (state, word, reason, exit_code))) => {
+            let detail = format!("{count} of {all} commands {word}");
+            Outcome { exit_code, ..Outcome::unrun(state, reason, &detail, attempt) }
+        }
+        None => {
+            Outcome { exit_code: Some(0), detail: None, ..Outcome::unrun(State::Done, None, "", attempt) }
+        }
+    };
     outcome.started_ms = results.iter().flatten().filter_map(|result| result.started_ms).min();
     outcome.ended_ms = results.iter().flatten().filter_map(|result| result.ended_ms).max();
+    // Mostly one worker has run all of it.
+    outcome.worker = results.iter().flatten().rev().find_map(|result| result.worker.clone());
+    for result in results.iter_mut().flatten() {
+        result.worker = result.worker.take().filter(|by| Some(by) != outcome.worker.as_ref());
+    }
     outcome.results = results;
     outcome
 }
@@ -290,6 +487,15 @@ mod tests {
     fn shares(task: &Task) -> Vec<(u32, Vec<usize>, Option<u32>, u32)> {
         let share = |share: &Share| (share.attempt, task.open_lines(share), share.ahead, share.deaths);
         task.all_shares().iter().map(share).collect()
+    }
+
+    fn died(task: &mut Task, number: u32, limit: u32) -> bool {
+        task.move_on(number, &Incarnation::new("w", 1), &Move::Death { limit })
+    }
+
+    /// It ends so at its holder; whether that changes anything.
+    fn ends(task: &mut Task, number: u32, ending: &Ending) -> bool {
+        task.end_share(number, ending, &Incarnation::new("w", 1), 70)
     }
 
     #[test]
@@ -328,41 +534,93 @@ mod tests {
     fn after_a_death_what_may_have_run_is_suspected_and_the_rest_is_not() {
         let mut task = chunk(4);
         task.flush(1, &good(&[0]), 1);
-        assert!(task.move_on(1, Move::Death { limit: 3 }) && !task.move_on(1, Move::Death { limit: 3 }));
+        assert!(died(&mut task, 1, 3) && !died(&mut task, 1, 3));
         assert_eq!(shares(&task), [(2, vec![1], Some(1), 1), (3, vec![2, 3], None, 0)]);
-        assert!(task.move_on(2, Move::Death { limit: 3 }));
-        assert!(task.move_on(4, Move::Death { limit: 3 }));
+        assert!(died(&mut task, 2, 3));
+        assert!(died(&mut task, 4, 3));
         assert_eq!(task.results[1].as_ref().and_then(|result| result.reason), Some(Reason::Poison));
         assert_eq!(shares(&task), [(3, vec![2, 3], None, 0)], "its neighbours ended as if nothing had been");
         let mut unknown = chunk(2);
-        unknown.move_on(1, Move::Death { limit: 1 });
+        died(&mut unknown, 1, 1);
         assert!(unknown.outcome.is_some(), "none may run twice, and any may have been started");
     }
 
     #[test]
     fn what_is_released_or_taken_back_is_not_suspected() {
-        let (mut task, by) = (chunk(2), Incarnation::new("w", 1));
+        let mut task = chunk(3);
         task.flush(1, &good(&[]), 2);
-        task.move_on(1, Move::Release { by: &by });
-        assert_eq!(shares(&task), [(2, vec![0, 1], None, 0)]);
-        assert_eq!(task.shares[0].released_by, Some(by));
-        task.move_on(2, Move::Revoked);
+        let rest = Rest::Release { why: "its worker was stopped".into(), delay_ms: Some(5) };
+        let ending = Ending { results: good(&[1]), rest: Some(rest), ..Ending::default() };
+        assert!(ends(&mut task, 1, &ending) && !ends(&mut task, 1, &ending));
+        assert_eq!(shares(&task), [(2, vec![0, 2], None, 0)]);
+        let share = &task.shares[0];
+        assert_eq!((share.earlier, share.not_before_ms()), (1, 75));
+        assert_eq!(share.released_by, Some(Incarnation::new("w", 1)));
+        assert!(task.move_on(2, &Incarnation::new("w", 1), &Move::Revoked));
         assert_eq!(
             (shares(&task), task.shares[0].released_by.clone()),
-            (vec![(3, vec![0, 1], None, 0)], None)
+            (vec![(3, vec![0, 2], None, 0)], None)
         );
+    }
+
+    #[test]
+    fn what_failed_and_is_to_run_again_waits_in_a_share_of_its_own() {
+        let mut task = chunk(3);
+        let ending = Ending { results: good(&[0, 2]), again: vec![1], again_ms: 30, rest: None };
+        assert!(ends(&mut task, 1, &ending));
+        assert_eq!(shares(&task), [(2, vec![1], None, 0)]);
+        assert_eq!((task.shares[0].failures, task.shares[0].not_before_ms()), (1, 100));
+    }
+
+    #[test]
+    fn lines_that_somebody_wants_cancelled_end_so_whoever_has_them() {
+        let mut task = chunk(4);
+        task.flush(1, &good(&[0]), 1);
+        assert!(task.cut(1, 1) && task.cancel_line(3) && !task.cancel_line(3) && !task.cancel_line(0));
+        assert!(task.cancel_line(1));
+        assert!(!task.end_unheld(&[1, 2], Reason::Cancelled, "x"), "both are held");
+        assert!(task.end_unheld(&[1], Reason::Cancelled, "x"));
+        assert_eq!(task.cancel_lines, Lines::of([1]));
+        let ending = Ending { results: good(&[2]), rest: Some(Rest::Cancel), ..Ending::default() };
+        assert!(ends(&mut task, 1, &ending));
+        let outcome = task.outcome.clone().expect("it is over");
+        assert_eq!((outcome.state, outcome.results.len()), (State::Cancelled, 4));
+        assert_eq!(task.command_outcome(3).map(|outcome| outcome.state), Some(State::Cancelled));
+        let mut kept = chunk(1);
+        assert!(!ends(&mut kept, 1, &Ending { rest: Some(Rest::Cancel), ..Ending::default() }));
+        assert_eq!(shares(&kept), [(1, vec![0], None, 0)], "nobody wants that");
+    }
+
+    #[test]
+    fn shares_that_cannot_be_are_no_task() {
+        let mut task = chunk(3);
+        task.flush(1, &good(&[0]), 1);
+        assert!(task.cut(1, 1) && Task::decode(&task.encode()).is_ok());
+        let breaks: [(&str, fn(&mut Task)); 5] = [
+            ("not in one share", |task| task.shares[1].lines = Lines::of([1, 2])),
+            ("not in one share", |task| task.shares.truncate(1)),
+            ("one number", |task| task.shares[1].attempt = 1),
+            ("cannot be", |task| task.shares[1].attempt = 9),
+            ("cannot be", |task| task.shares[1].lines = Lines(vec![(2, u32::MAX)])),
+        ];
+        for (word, break_it) in breaks {
+            let mut broken = task.clone();
+            break_it(&mut broken);
+            let why = Task::decode(&broken.encode()).expect_err("refused").to_string();
+            assert!(why.contains(word), "{why}");
+        }
     }
 
     #[test]
     fn a_line_that_is_run_once_more_leaves_its_old_share() {
         let mut task = chunk(2);
         task.flush(1, &good(&[0]), 1);
-        assert!(task.rerun(0) && !task.rerun(0) && !task.rerun(7));
+        assert!(task.rerun(&[0, 1, 7]) && !task.rerun(&[0, 7]));
         assert_eq!(shares(&task), [(1, vec![1], Some(1), 0), (2, vec![0], None, 0)]);
         assert!(!task.shares[0].lines.has(0), "or two would have it");
         task.flush(1, &good(&[1]), 1);
         task.flush(2, &good(&[0]), 1);
-        assert!(task.outcome.is_some() && task.rerun(1));
+        assert!(task.outcome.is_some() && task.rerun(&[1]));
         assert_eq!((shares(&task), task.results.len()), (vec![(3, vec![1], None, 0)], 1));
     }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chunk::{MAX_CHUNK_COMMANDS, Results};
 pub use super::outcome::{Outcome, Output, Reason, State};
-use super::share::Share;
+use super::share::{Lines, Share};
 use super::{
     Extra, Incarnation, Labels, MAX_DATA_BYTES, MAX_TASK_BYTES, MAX_WORDS_BYTES, Malformed, VERSION,
     is_false, is_zero, one, shortened, version,
@@ -180,6 +180,9 @@ pub struct Task {
     /// Which of its lines are whose; absent if all are one share, with the number `attempt`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shares: Vec<Share>,
+    /// Which of its lines somebody wants cancelled.
+    #[serde(default, skip_serializing_if = "Lines::is_empty")]
+    pub cancel_lines: Lines,
     /// What was set for it.
     #[serde(flatten)]
     pub options: Options,
@@ -259,6 +262,7 @@ impl Task {
             first_line: 0,
             results: Results::new(),
             shares: Vec::new(),
+            cancel_lines: Lines::default(),
             options,
             keyed: false,
             attempt: 1,
@@ -326,7 +330,7 @@ impl Task {
         if results.into_iter().any(|results| results.len() > commands) {
             return Err(Malformed("it has more results than commands".into()));
         }
-        Ok(())
+        self.check_shares().map_err(|why| Malformed(why.into()))
     }
 
     /// Writes a task.
@@ -399,14 +403,19 @@ impl Task {
 
     /// Moves the task on to its next attempt, which voids this one.
     pub fn next_attempt(&mut self, worker: Option<Incarnation>, why: &str) {
-        let why = shortened(why, MAX_WORDS_BYTES);
-        self.history.push(Remark { attempt: self.attempt, worker, why, extra: Extra::new() });
-        if self.history.len() > MAX_HISTORY {
-            self.history.remove(0);
-        }
+        self.remark(self.attempt, worker, why);
         self.attempt = self.attempt.saturating_add(1);
         self.delay_ms = None;
         self.released_by = None;
+    }
+
+    /// Notes what became of an attempt that was not the last.
+    pub(super) fn remark(&mut self, attempt: u32, worker: Option<Incarnation>, why: &str) {
+        let why = shortened(why, MAX_WORDS_BYTES);
+        self.history.push(Remark { attempt, worker, why, extra: Extra::new() });
+        if self.history.len() > MAX_HISTORY {
+            self.history.remove(0);
+        }
     }
 }
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! It starts lines in their order and only within the window that the newest version that it knows of allows. Two rules make
 //! that safe against lost replies and late writes. A window that is made smaller counts from the *sending* of the write, one
 //! that is made larger or moves on from its *acknowledgement*. And after a doubt the smaller of both counts, until a later
-//! version is known: the write may still be on its way. `src/recipes/tests/shares.rs` searches what breaks otherwise.
+//! version is known: the write may still be on its way. `tests/sim/shares.rs` searches what breaks otherwise.
 //!
 //! Bookkeeping alone: it makes no calls.
 
@@ -112,7 +112,7 @@ impl Holder {
         let (version, mut next) = (*version, task.clone());
         let share = task.share(self.number)?;
         let is_open = |place: &usize| task.is_open(*place) && !self.over.contains_key(place);
-        let open: Vec<usize> = share.lines.iter().filter(is_open).collect();
+        let open: Vec<usize> = share.lines.below(usize::MAX).filter(is_open).collect();
         let last = open.iter().rposition(|place| self.started.contains(place));
         let ahead = u32::try_from(last.map_or(1, |last| last + 1)).unwrap_or(u32::MAX).max(ahead);
         next.flush(self.number, &self.over, ahead);
@@ -164,18 +164,14 @@ impl Holder {
         Seen::Held
     }
 
-    /// What tells it from another, for the search.
-    #[cfg(test)]
-    pub fn key(&self, key: &mut Vec<u8>, of_task: impl Fn(&Task, &mut Vec<u8>)) {
-        key.extend([self.number as u8, self.write as u8]);
-        if let Some((version, task)) = &self.known {
-            key.push(*version as u8);
-            of_task(task, key);
-        }
-        for set in [&self.started, &self.over.keys().copied().collect(), &self.bound] {
-            key.extend(set.iter().map(|place| *place as u8));
-            key.push(252);
-        }
+    /// All that tells it from another, beside its number: the newest version, the lines that were started, are over, and
+    /// may be started, and how its write is.
+    pub fn state(&self) -> (Option<&(i32, Task)>, [Vec<usize>; 3], [bool; 2]) {
+        let started = self.started.iter().copied().collect();
+        let over = self.over.keys().copied().collect();
+        let bound = self.bound.iter().copied().collect();
+        let write = [self.write == Write::Sent, self.write == Write::InDoubt];
+        (self.known.as_ref(), [started, over, bound], write)
     }
 
     /// The number of the share.

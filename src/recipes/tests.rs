@@ -6,7 +6,6 @@ mod ensure;
 mod explore;
 mod lease;
 mod mirror;
-mod shares;
 
 use std::time::Duration;
 

@@ -244,7 +244,8 @@ pub fn exit_code(outcome: &Outcome) -> i32 {
     let by_signal = |signal: Option<i32>| failing(signal.and_then(|n| n.checked_add(exit::SIGNAL_BASE)));
     match (outcome.state, outcome.reason) {
         (State::Done, _) => exit::OK,
-        (State::Cancelled | State::Expired, _) | (State::Failed, Some(Reason::Poison)) => exit::FAILED,
+        (State::Cancelled | State::Expired, _)
+        | (State::Failed, Some(Reason::Poison | Reason::Cancelled | Reason::Expired)) => exit::FAILED,
         (State::Failed, Some(Reason::Exit)) => failing(outcome.exit_code),
         (State::Failed, Some(Reason::Signal)) => by_signal(outcome.signal),
         (State::Failed, Some(Reason::Timeout)) => exit::TIMEOUT,

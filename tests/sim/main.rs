@@ -17,6 +17,7 @@ mod net;
 mod play;
 mod processes;
 mod servers;
+mod shares;
 mod swarm;
 mod users;
 mod world;

@@ -239,6 +239,7 @@ impl Book<'_> {
                 old.cancel || new.cancel || old.options.orphan_of.is_some() || options.orphan_of.is_some()
             }
             (State::Expired, _) => options.expire_ms.is_some(),
+            (State::Failed, Some(Reason::Cancelled | Reason::Expired)) => false,
         };
         if !ok {
             return Err("G2: the outcome is not what happened".into());
