@@ -10,7 +10,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::contract::copies::is_copies;
 use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Refusal, Reply, Stat, WatchMode,
 };
@@ -30,8 +29,6 @@ const MAX_REFUSED: usize = 1_000;
 pub enum Change {
     /// It exists; it is being read.
     Appeared { path: String },
-    /// It was made just now in a directory of which [`Mirror::believe`] was said; it is not read.
-    Born { path: String },
     /// It was changed after everything was told; it is read with the next [`Mirror::catch_up`] but one, or when
     /// [`Mirror::read_again`] asks for it, if it is still there.
     Touched { path: String },
@@ -39,26 +36,11 @@ pub enum Change {
     Seen { path: String, data: Vec<u8>, stat: Stat },
     /// It is gone.
     Gone { path: String },
-    /// It stands beside those that its directory is for, or does no longer; it is not read.
-    Beside { path: String, how: Beside },
     /// It, or the list of its children, may not be read. This is its whole path: if it is the mirrored directory itself,
     /// nothing will be told until the mirror is started again. Others are read again with [`Mirror::try_refused`].
     Refused { path: String, refusal: Refusal },
     /// Everything that stood when the mirror started has been told.
     Complete,
-}
-
-/// What became known of a znode beside others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beside {
-    /// It was made just now.
-    Made,
-    /// It was written over.
-    Changed,
-    /// It was there when its directory was listed.
-    Found,
-    /// It is gone.
-    Gone,
 }
 
 /// Follows everything below a directory.
@@ -70,17 +52,12 @@ pub struct Mirror {
     calls: Calls<Purpose>,
     /// Being read, and what happened to it meanwhile.
     reading: BTreeMap<String, Overtaken>,
-    /// To be read because it changed, by its level: goes first, and directories before what is in them, for what they
-    /// say may spare other reads.
+    /// To be read because it changed, by its level: goes first, and directories before what is in them.
     changed: BTreeSet<(usize, String)>,
     /// Those that changed lately, and are to be read when they still are there later: since the last
     /// [`Mirror::catch_up`], and before it.
     lately: [BTreeSet<String>; 2],
     in_no_hurry: bool,
-    /// Directories in which what is made need not be read.
-    believed: BTreeSet<String>,
-    /// What was made in directories that are being read: they will tell whether it has to be read as well.
-    unsure: BTreeMap<String, BTreeSet<String>>,
     /// To be read because a listing named it.
     listed: Vec<String>,
     /// Directories to be listed.
@@ -132,8 +109,6 @@ impl Mirror {
             changed: BTreeSet::new(),
             lately: Default::default(),
             in_no_hurry: false,
-            believed: BTreeSet::new(),
-            unsure: BTreeMap::new(),
             listed: Vec::new(),
             to_list: Vec::new(),
             initial: BTreeSet::new(),
@@ -157,8 +132,6 @@ impl Mirror {
         self.reading.clear();
         self.changed.clear();
         self.lately = Default::default();
-        self.believed.clear();
-        self.unsure.clear();
         self.listed.clear();
         self.to_list.clear();
         self.initial.clear();
@@ -170,11 +143,6 @@ impl Mirror {
     /// Whether it was started on this connection.
     pub fn is_started(&self) -> bool {
         self.state != State::Off
-    }
-
-    /// Whether every change from now on will be told, for its watch stands.
-    pub fn hears(&self) -> bool {
-        matches!(self.state, State::Loading | State::Complete)
     }
 
     /// The path of what is there below the mirrored directory.
@@ -202,28 +170,6 @@ impl Mirror {
         if self.state == State::Off || level(below) > self.depth {
             return Some(Vec::new());
         }
-        if is_beside_tasks(below) {
-            let path = below.to_string();
-            return Some(match kind {
-                ChangeKind::Created => {
-                    self.gone.remove(below);
-                    vec![Change::Beside { path, how: Beside::Made }]
-                }
-                ChangeKind::Deleted => {
-                    if self.lists() {
-                        self.gone.insert(path.clone());
-                    }
-                    vec![Change::Beside { path, how: Beside::Gone }]
-                }
-                ChangeKind::Data => vec![Change::Beside { path, how: Beside::Changed }],
-                ChangeKind::Children => Vec::new(),
-            });
-        }
-        let dir = below.rsplit_once('/').map_or("", |(dir, _)| dir);
-        // Whatever happens to it now, it is no longer just made.
-        if let Some(made) = self.unsure.get_mut(dir) {
-            made.remove(below);
-        }
         let mut changes = Vec::new();
         match kind {
             ChangeKind::Children => {}
@@ -234,7 +180,6 @@ impl Mirror {
                     self.initial.remove(below);
                 }
                 self.forget_lately(below);
-                self.unsure.remove(below);
                 if let Some(overtaken) = self.reading.get_mut(below) {
                     *overtaken = Overtaken::Gone;
                 }
@@ -246,14 +191,10 @@ impl Mirror {
             }
             ChangeKind::Created | ChangeKind::Data => {
                 self.gone.remove(below);
-                let believed = self.believed.contains(dir);
-                if kind == ChangeKind::Created && believed && !self.reading.contains_key(below) {
-                    return Some(vec![Change::Born { path: below.to_string() }]);
-                }
                 if kind == ChangeKind::Created {
                     changes.push(Change::Appeared { path: below.to_string() });
                 }
-                changes.extend(self.note_change(below, dir, kind));
+                changes.extend(self.note_change(below, kind));
             }
         }
         self.pump(out);
@@ -261,25 +202,22 @@ impl Mirror {
     }
 
     /// Sees to it that it is read again, at once or later; a change of which the reading is put off is told.
-    fn note_change(&mut self, below: &str, dir: &str, kind: ChangeKind) -> Option<Change> {
+    fn note_change(&mut self, below: &str, kind: ChangeKind) -> Option<Change> {
         let complete = self.state == State::Complete;
-        let believed = self.believed.contains(dir);
         if let Some(overtaken) = self.reading.get_mut(below) {
             *overtaken = match *overtaken {
                 Overtaken::No | Overtaken::Changed => Overtaken::Changed,
                 Overtaken::Gone | Overtaken::Back => Overtaken::Back,
             };
-        } else if kind == ChangeKind::Created && complete && self.is_reading(dir) {
-            self.unsure.entry(dir.to_string()).or_default().insert(below.to_string());
         } else if complete
-            && (believed || self.in_no_hurry || kind == ChangeKind::Data)
+            && (self.in_no_hurry || kind == ChangeKind::Data)
             && !self.is_dir(below)
             && !self.is_reading(below)
         {
             if !self.lately[1].contains(below) {
                 self.lately[0].insert(below.to_string());
             }
-            return (believed || !self.in_no_hurry).then(|| Change::Touched { path: below.to_string() });
+            return (!self.in_no_hurry).then(|| Change::Touched { path: below.to_string() });
         } else {
             self.enlist([below.to_string()]);
         }
@@ -299,30 +237,10 @@ impl Mirror {
         self.changed.extend(znodes.into_iter().map(|below| (level(&below), below)));
     }
 
-    /// What was made in this directory while it was being read has to be read itself.
-    fn enlist_unsure(&mut self, dir: &str) {
-        let made = self.unsure.remove(dir).unwrap_or_default();
-        self.enlist(made);
-    }
-
     fn forget_lately(&mut self, below: &str) {
         for set in &mut self.lately {
             set.remove(below);
         }
-    }
-
-    /// The directory was read: what is made in it from now on need not be read, as long as it does not change; and what
-    /// changes there mostly goes soon after, so that may be read later. Gives what was made while it was being read.
-    pub fn believe(&mut self, dir: &str) -> BTreeSet<String> {
-        self.believed.insert(dir.to_string());
-        self.unsure.remove(dir).unwrap_or_default()
-    }
-
-    /// The directory was read, or is gone: what is made in it has to be read.
-    pub fn doubt<R>(&mut self, dir: &str, out: &mut Actions<R>) {
-        self.believed.remove(dir);
-        self.enlist_unsure(dir);
-        self.pump(out);
     }
 
     /// Whether all changed znodes may be read later: not before the next [`Mirror::catch_up`] but one. What is gone by
@@ -456,7 +374,6 @@ impl Mirror {
                     // makes a new registration before it deletes the old one, and answers come another way.
                     (_, Some(Refusal::NoNode)) => {}
                     (_, refusal) => {
-                        self.enlist_unsure(&path);
                         self.note_refused(&path, false);
                         let refusal = refusal.unwrap_or(Refusal::Other(0));
                         changes.push(Change::Refused { path: self.whole(&path), refusal });
@@ -485,10 +402,6 @@ impl Mirror {
         for name in names {
             let path = if dir.is_empty() { name.clone() } else { format!("{dir}/{name}") };
             if self.gone.contains(&path) {
-                continue;
-            }
-            if is_beside_tasks(&path) {
-                changes.push(Change::Beside { path, how: Beside::Found });
                 continue;
             }
             changes.push(Change::Appeared { path: path.clone() });
@@ -534,11 +447,6 @@ impl Mirror {
             self.calls.issue(out, Call::Children { path: self.whole(&dir) }, Purpose::List(dir));
         }
     }
-}
-
-/// Whether it is none of the znodes that its directory is for, and says nothing that those do not.
-fn is_beside_tasks(below: &str) -> bool {
-    below.split_once('/').is_some_and(|(_, name)| is_copies(name))
 }
 
 /// How far below the mirrored directory it is: 1 for its children.

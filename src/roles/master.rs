@@ -11,30 +11,25 @@
 //! out, whether or not all of them are loaded yet.
 //!
 //! A standby keeps the same table and queue; it only does not act. What it knows of tasks and workers comes from
-//! mirrors; assignments are read at the takeover alone, since nobody but a leader changes them, and so are the tasks that stand
-//! apart (`stand.rs`).
+//! mirrors; assignments are read at the takeover alone, since nobody but a leader changes them.
 
 mod burial;
 mod chunks;
 mod closed;
-mod copies;
 mod dispatch;
 mod editor;
 mod fleet;
-mod groups;
 mod janitor;
 mod leading;
 mod looks;
 mod refusals;
-mod stand;
 mod summary;
 mod table;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::contract::worker::{Registration, Seen};
-use crate::contract::{Incarnation, Layout, TaskId, name_of};
+use crate::contract::{Layout, TaskId, name_of};
 use crate::exit;
 use crate::machine::{
     Action, Actions, CallId, CallResult, ChangeKind, Event, Instant, Level, Refusal, Role, earlier,
@@ -48,14 +43,16 @@ use crate::recipes::queue::{Place, Queue};
 use crate::recipes::retry::{Condition, Retry};
 use fleet::Fleet;
 use leading::Term;
-use stand::Stand;
 use table::{Phase, Table, Update};
 
 /// A standby reads what changed once, or at most twice this time later: most tasks are gone by then.
 const STANDBY_PACE: Duration = Duration::from_secs(1);
 
-/// The same of a leader, for what it takes for over.
+/// The same of a leader, for chunks that run.
 const LEADER_PACE: Duration = Duration::from_millis(600);
+
+/// Reads of tasks under way at once.
+const TASK_READS: usize = 128;
 
 /// Reads of registrations, likewise.
 const WORKER_READS: usize = 32;
@@ -101,12 +98,10 @@ pub struct Master {
     connected: Option<Duration>,
     ensure: Ensure,
     election: Election,
-    tasks: Stand,
+    tasks: Mirror,
     workers: Mirror,
     table: Table,
     fleet: Fleet,
-    /// The groups that stand, by who wrote them.
-    groups: BTreeMap<Incarnation, BTreeSet<String>>,
     queue: Queue,
     term: Option<Term>,
     /// What was read in this turn, until something else is.
@@ -130,8 +125,6 @@ impl Master {
             layout.workers(),
             layout.assign(),
             layout.tasks(),
-            layout.batches(),
-            layout.groups(),
             layout.submitters(),
             layout.leases(),
         ];
@@ -139,11 +132,10 @@ impl Master {
             connected: None,
             ensure: Ensure::new(directories),
             election: Election::new(&layout.master(), &params.uuid, params.id.clone().into_bytes()),
-            tasks: Stand::new(layout),
+            tasks: Mirror::new(layout.tasks(), 2, TASK_READS),
             workers: Mirror::new(layout.workers(), 1, WORKER_READS),
             table: Table::default(),
             fleet: Fleet::default(),
-            groups: BTreeMap::new(),
             queue: Queue::default(),
             term: None,
             catch_up_at: None,
@@ -166,7 +158,6 @@ impl Master {
         self.table = Table::default();
         self.fleet.clear();
         self.queue.clear();
-        self.groups.clear();
         self.term = None;
         self.catch_up_at = None;
         self.forbidden_at = None;
@@ -180,7 +171,6 @@ impl Master {
                 ensure::Step::Refused(path, refusal) => self.retry.refused(&path, refusal, now, out),
             }
         } else if let Some(changes) = self.tasks.on_reply(id, result, out) {
-            self.hear_of_groups(out);
             self.on_tasks(changes, now, out);
         } else if let Some(changes) = self.workers.on_reply(id, result, out) {
             self.on_workers(changes, now, out);
@@ -191,7 +181,10 @@ impl Master {
 
     /// All directories are there: starts what does not run, at first all of it.
     fn start_missing(&mut self, out: &mut Out) {
-        self.tasks.start_missing(self.term.is_some(), out);
+        if !self.tasks.is_started() {
+            self.tasks.start(out);
+            self.tasks.take_time(self.term.is_none(), out);
+        }
         if !self.workers.is_started() {
             self.workers.start(out);
         }
@@ -213,7 +206,7 @@ impl Master {
             Some(term) => term.is_leading(),
             None => self.election.is_following(),
         };
-        let hears = self.tasks.is_whole() && self.workers.is_complete();
+        let hears = self.tasks.is_complete() && self.workers.is_complete();
         if stands && hears && self.ensure.is_done() && self.retry.next_wake().is_none() {
             self.retry.done(out);
         }
@@ -237,13 +230,8 @@ impl Master {
         for change in changes {
             match change {
                 Change::Appeared { .. } => {}
-                Change::Beside { path, how } => self.on_beside(&path, how, out),
-                Change::Born { path } => self.on_born(&path, now, out),
                 Change::Touched { path } => match TaskId::parse(&path) {
-                    Some(task) => {
-                        self.void_copy(&task);
-                        self.on_touched(&task, now, out);
-                    }
+                    Some(task) => self.on_touched(&task, now, out),
                     None => self.tasks.read_again(&path, out),
                 },
                 Change::Seen { path, data, stat } => match TaskId::parse(&path) {
@@ -263,28 +251,16 @@ impl Master {
                         if let Some(term) = &mut self.term {
                             term.burials.unpark(Some(&path));
                         }
-                        if self.table.is_uniform(&path) {
-                            for path in self.tasks.believe(&path) {
-                                self.on_born(&path, now, out);
-                            }
-                        } else {
-                            self.tasks.doubt(&path, out);
-                        }
                     }
                 },
                 Change::Gone { path } => match TaskId::parse(&path) {
                     Some(task) => {
-                        self.void_copy(&task);
-                        self.expect_ended(&task);
                         self.table.remove(&task, now);
                         self.forget_look(&task);
                         self.note_gone(&task);
                         self.settle(&task, now, out);
                     }
-                    None => {
-                        self.table.drop_dir(&path);
-                        self.tasks.doubt(&path, out);
-                    }
+                    None => self.table.drop_dir(&path),
                 },
                 Change::Refused { path, refusal } => self.on_unreadable(&path, refusal, now, out),
                 Change::Complete => {
@@ -296,20 +272,6 @@ impl Master {
         }
     }
 
-    /// A task was made in a job that says what there is to know of it.
-    fn on_born(&mut self, path: &str, now: Instant, out: &mut Out) {
-        let task = TaskId::parse(path);
-        match task.filter(|task| self.table.believe(task)) {
-            Some(task) => {
-                if let Some(term) = &mut self.term {
-                    term.copies.on_born(&task);
-                }
-                self.settle(&task, now, out);
-            }
-            None => self.tasks.read_again(path, out),
-        }
-    }
-
     fn on_task(
         &mut self,
         task: &TaskId,
@@ -318,10 +280,8 @@ impl Master {
         now: Instant,
         out: &mut Out,
     ) {
-        self.void_copy(task);
         // What was given out under this name was another task, of which the worker may know the end already.
-        let differs = |known: &table::Known| !known.is_believed() && known.czxid != stat.czxid;
-        let is_another = self.table.get(task).is_some_and(differs);
+        let is_another = self.table.get(task).is_some_and(|known| known.czxid != stat.czxid);
         match self.table.see(task, data, stat) {
             // Whoever waited for the look may go on.
             Update::Stale => return self.settle(task, now, out),
@@ -363,7 +323,6 @@ impl Master {
                 }
                 // Registrations are always read at once.
                 Change::Touched { path } => self.workers.read_again(&path, out),
-                Change::Born { .. } | Change::Beside { .. } => {}
                 // No worker's life hangs on it, so nobody is to wait for its end.
                 Change::Seen { path, stat, .. } if stat.ephemeral_owner == 0 => {
                     if self.table.report(&path) {

@@ -238,19 +238,15 @@ impl World {
         ];
         let what = WHAT[self.dice.below(WHAT.len() as u64) as usize];
         let n = self.dice.below(6);
-        let path = match self.dice.below(13) {
+        let path = match self.dice.below(9) {
             0 => format!("{ROOT}/tasks/garbage{n}"),
             1 => format!("{ROOT}/tasks/garbage{n}/x{n}"),
             2 => format!("{ROOT}/tasks/_0{n}/garbage{n}"),
-            8 => format!("{ROOT}/batches/garbage~q{n}"),
-            9 => format!("{ROOT}/batches/garbage~q{n}/x{n}"),
-            10 => format!("{ROOT}/tasks/garbage~q{n}"),
-            11 => format!("{ROOT}/groups/garbage~q{n}"),
-            12 => format!("{ROOT}/groups/garbage~q{n}/~ended~garbage~{n}~1"),
             3 => format!("{ROOT}/workers/garbage{n}"),
             4 => format!("{ROOT}/workers/garbage~{n}~0"),
             5 => format!("{ROOT}/assign/garbage{n}"),
             6 => format!("{ROOT}/master/garbage{n}"),
+            7 => format!("{ROOT}/tasks/garbage~000{n}"),
             _ => format!("{ROOT}/status"),
         };
         self.trace("outsider", || format!("writes {path}"));

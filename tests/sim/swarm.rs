@@ -140,7 +140,7 @@ pub struct Swarm {
     pub user_every: u64,
     /// Most tasks that users ask for.
     pub tasks: u64,
-    /// Most lines of a batch. Where there are many, what is short waits at workers, and is taken for over unread.
+    /// Most lines of a batch. Where there are many, what is short waits at workers.
     pub lines: u64,
     /// How many batches are in chunks, in thousandths.
     pub chunked: u64,

@@ -202,12 +202,12 @@ fn events_that_arrive_before_the_watch_is_acknowledged_count() {
     let (watch, _) = Asked::one(&mut out);
     assert_eq!(mirror.on_changed("/r/a", ChangeKind::Created, &mut out), Some(vec![appeared("a")]));
     Asked::none(&mut out);
-    assert!(!mirror.hears() && mirror.is_reading("a"));
+    assert!(mirror.is_reading("a"));
     mirror.on_reply(watch, &Ok(Reply::Watching), &mut out);
     let calls = Asked::of(&mut out).calls;
     let id = |path: &str| calls.iter().find(|(_, call)| call.path() == path).expect("asked").0;
     mirror.on_reply(id("/r/a"), &data("A"), &mut out);
-    assert!(mirror.hears() && !mirror.is_complete(), "the listing is still to come");
+    assert!(!mirror.is_complete(), "the listing is still to come");
     mirror.on_reply(id("/r"), &children(&[]), &mut out);
     assert!(mirror.is_complete());
 }
@@ -280,10 +280,6 @@ fn nothing_is_read_before_the_watch_stands() {
     assert_eq!(bench.reply(read, data("new")), [seen("a", "new")]);
 }
 
-fn born(path: &str) -> Change {
-    Change::Born { path: path.into() }
-}
-
 fn touched(path: &str) -> Change {
     Change::Touched { path: path.into() }
 }
@@ -298,40 +294,10 @@ fn reading_d() -> (Bench, CallId) {
 }
 
 #[test]
-fn what_is_made_in_a_directory_that_is_being_read_waits_for_what_that_says() {
-    for believed in [true, false] {
-        let (mut bench, read) = reading_d();
-        for name in ["a", "b", "c"] {
-            assert_eq!(
-                bench.changed(&format!("/r/d/{name}"), ChangeKind::Created),
-                [appeared(&format!("d/{name}"))]
-            );
-        }
-        assert_eq!(bench.changed("/r/d/b", ChangeKind::Data), [touched("d/b")]);
-        bench.mirror.read_again("d/b", &mut bench.out);
-        bench.calls.extend(Asked::of(&mut bench.out).calls);
-        bench.changed("/r/d/c", ChangeKind::Deleted);
-        let asked: Vec<_> = bench.calls.drain(..).map(|(_, call)| call.path().to_string()).collect();
-        assert_eq!(asked, ["/r/d/b"], "what has changed is read, and nothing else");
-        assert_eq!(bench.reply(read, data("D")), [seen("d", "D")]);
-        if believed {
-            assert_eq!(bench.mirror.believe("d").into_iter().collect::<Vec<_>>(), ["d/a"]);
-            assert_eq!(bench.changed("/r/d/e", ChangeKind::Created), [born("d/e")]);
-            assert!(bench.calls.is_empty());
-        } else {
-            bench.mirror.doubt("d", &mut bench.out);
-            bench.next("/r/d/a");
-        }
-    }
-}
-
-#[test]
-fn what_changes_where_all_is_believed_is_read_only_if_it_stays() {
+fn what_changes_is_read_only_if_it_stays_or_is_asked_for() {
     let (mut bench, read) = reading_d();
     bench.reply(read, data("D"));
-    bench.mirror.believe("d");
     for name in ["a", "b", "c"] {
-        bench.changed(&format!("/r/d/{name}"), ChangeKind::Created);
         assert_eq!(bench.changed(&format!("/r/d/{name}"), ChangeKind::Data), [touched(&format!("d/{name}"))]);
     }
     assert!(bench.calls.is_empty() && bench.mirror.is_behind_on("d/a"));
@@ -351,7 +317,6 @@ fn what_changes_where_all_is_believed_is_read_only_if_it_stays() {
 fn directories_are_read_before_what_is_in_them() {
     let (mut bench, read) = reading_d();
     bench.reply(read, data("D"));
-    bench.mirror.doubt("d", &mut bench.out);
     for name in ["a", "b", "c"] {
         bench.changed(&format!("/r/d/{name}"), ChangeKind::Created);
     }

@@ -10,9 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::dispatch::{Roster, charge_window, entries_of};
 use super::editor::{Edit, Edited};
 use super::{Master, Out};
-use crate::contract::task::Outcome;
 use crate::contract::{Incarnation, TaskId};
-use crate::machine::{Instant, Refusal};
+use crate::machine::Instant;
 use crate::recipes::assignment::Book;
 
 /// The tasks of one dead incarnation. No step looks through all of them but the one decision: a thousand workers may
@@ -43,8 +42,6 @@ enum Stage {
     Looking { attempt: u32, revoked: bool },
     /// It is to be moved on.
     Known { attempt: u32, revoked: bool, charged: u32 },
-    /// It ended, and that stands in a group. It is to be written into the task.
-    Ended(Box<Outcome>),
     /// It is to be moved on, and it is decided whether that is charged.
     Decided { attempt: u32, charge: bool },
     /// It is being moved on.
@@ -96,37 +93,16 @@ impl Burial {
                 self.done.push(task.clone());
             }
             (Stage::Looking { .. }, _, _) => self.unlooked.push(task.clone()),
-            (Stage::Moving, Edit::Tell(outcome), Edited::Refused(Refusal::BadVersion)) => {
-                *stage = Stage::Ended(outcome.clone());
-                self.ready.push(task.clone());
-            }
-            (Stage::Moving, Edit::Move { .. } | Edit::Tell(_), _) => {
+            (Stage::Moving, Edit::Move { .. }, _) => {
                 *stage = Stage::Done;
                 self.done.push(task.clone());
             }
             // Its own edit could not be begun while this one was under way.
-            (Stage::Ended(_) | Stage::Decided { .. }, _, _) => self.ready.push(task.clone()),
+            (Stage::Decided { .. }, _, _) => self.ready.push(task.clone()),
             (Stage::Known { .. } | Stage::Done, _, _)
             | (Stage::Moving, Edit::Peek | Edit::Cancel | Edit::Expire | Edit::Orphan, _) => {}
         }
         true
-    }
-
-    /// Whether everything is known, and nothing decided.
-    fn is_to_be_decided(&self) -> bool {
-        self.unknown == 0 && !self.decided
-    }
-
-    /// What the dead wrote elsewhere, before anything is decided: `outcome` gives how a task ended at an attempt.
-    pub fn hear(&mut self, outcome: impl Fn(&TaskId, u32) -> Option<Outcome>) {
-        for (task, stage) in &mut self.tasks {
-            if let Stage::Known { attempt, .. } = *stage
-                && let Some(outcome) = outcome(task, attempt)
-            {
-                *stage = Stage::Ended(Box::new(outcome));
-                self.ready.push(task.clone());
-            }
-        }
     }
 
     /// The edits to begin, when everything is known, each once. `attempts` gives how many charged attempts a task has
@@ -143,7 +119,6 @@ impl Burial {
         let mut moves = Vec::new();
         for task in std::mem::take(&mut self.ready) {
             match self.tasks.get(&task) {
-                Some(Stage::Ended(outcome)) => moves.push((task, Edit::Tell(outcome.clone()))),
                 Some(&Stage::Decided { attempt: from, charge }) => {
                     let charge = if charge { attempts(&task).map(Some) } else { Some(None) };
                     let Some(charge) = charge else {
@@ -283,21 +258,19 @@ impl Burials {
 
 impl Master {
     /// Begins the burial of an incarnation that is dead.
-    pub(super) fn bury(&mut self, incarnation: &Incarnation, out: &mut Out) {
+    pub(super) fn bury(&mut self, incarnation: &Incarnation) {
         let Some(term) = &mut self.term else { return };
         if term.burials.contains(incarnation) || !term.book.has(incarnation) {
             return;
         }
         term.burials.put(burial_of(incarnation, &term.book, &term.roster));
         term.book.touch(incarnation);
-        self.inquire(incarnation, out);
     }
 
     /// Goes on with burials; those that are over end with the deletion of the assignment.
     pub(super) fn continue_burials(&mut self, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
         let mut settled = Vec::new();
-        let mut again = Vec::new();
         for incarnation in std::mem::take(&mut term.burials.due) {
             if !term.book.has(&incarnation) {
                 term.burials.drop(&incarnation);
@@ -307,19 +280,11 @@ impl Master {
             // The page may have been read, or read again, after the death was known.
             if !is_empty && term.burials.all.get(&incarnation).is_some_and(Burial::is_over) {
                 term.burials.put(burial_of(&incarnation, &term.book, &term.roster));
-                again.push(incarnation);
                 continue;
             }
             let Some(burial) = term.burials.all.get_mut(&incarnation) else { continue };
             for task in burial.take_unlooked() {
                 term.editor.begin(&task, Edit::Peek, out);
-            }
-            if !term.groups.is_known(&incarnation) {
-                continue;
-            }
-            if burial.is_to_be_decided() {
-                let groups = &term.groups;
-                burial.hear(|task, attempt| groups.outcome(&incarnation, task, attempt).cloned());
             }
             let (table, complete) = (&self.table, self.tasks.is_complete());
             for (task, edit) in burial.moves(|task| table.attempts_in(task.dir(), complete)) {
@@ -341,9 +306,6 @@ impl Master {
                     term.burials.wake(&incarnation);
                 }
             }
-        }
-        for incarnation in again {
-            self.inquire(&incarnation, out);
         }
         for task in settled {
             self.settle(&task, now, out);

@@ -22,9 +22,6 @@ impl Master {
         let Some(term) = &mut self.term else { return };
         // It may have been read as somebody's page, and not be closed at all.
         let is_gone = !term.book.has(incarnation);
-        if is_gone {
-            term.groups.conclude(incarnation);
-        }
         term.forget_newborn(incarnation);
         match self.fleet.get(incarnation) {
             None => term.roster.forget(incarnation),

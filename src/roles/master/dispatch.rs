@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::fleet::Fleet;
-use super::leading::{Term, UNREAD};
+use super::leading::Term;
 use super::{Master, Out};
 use crate::contract::worker::{MAX_ENTRIES, START_AHEAD};
 use crate::contract::{Incarnation, TaskId};
@@ -37,12 +37,6 @@ const OVERHEAD_US: u64 = 200;
 
 /// How much the last run counts in what is known of how long runs take: 1 in so many.
 const MEMORY: u64 = 8;
-
-/// Of a worker whose runs are as short as this the leader need not read every outcome: most are collected at once.
-const QUICK: Duration = Duration::from_millis(100);
-
-/// But one in such a time, to know how long runs take.
-pub(super) const SAMPLE_PACE: Duration = Duration::from_millis(50);
 
 /// The pause between two looks whether what waits at one worker should go to another.
 const BALANCE_PACE: Duration = Duration::from_millis(150);
@@ -74,8 +68,6 @@ struct Known {
     filling: bool,
     /// [`Load::struck`] at the last look.
     struck: u64,
-    /// When the next outcome is to be read at once.
-    sample_at: Instant,
 }
 
 impl Known {
@@ -161,7 +153,6 @@ impl Roster {
             cost_us: None,
             filling: false,
             struck: 0,
-            sample_at: Instant::default(),
         });
         known.slots = slots;
         if let Some(load) = load {
@@ -190,17 +181,6 @@ impl Roster {
             None => cost,
             Some(before) => (before * (MEMORY - 1)).saturating_add(cost) / MEMORY,
         });
-    }
-
-    /// Whether what this worker wrote into a task has to be read at once; if so, the next need not be for a while.
-    fn takes_sample(&mut self, incarnation: &Incarnation, now: Instant) -> bool {
-        let Some(known) = self.known.get_mut(incarnation) else { return true };
-        let quick = known.cost_us.is_some_and(|us| Duration::from_micros(us) <= QUICK);
-        if quick && known.sample_at > now {
-            return false;
-        }
-        known.sample_at = now + SAMPLE_PACE;
-        true
     }
 
     /// How soon a worker has to hear of one more task.
@@ -292,25 +272,13 @@ impl Master {
         }
     }
 
-    /// A task was changed in a job whose tasks are mostly collected as soon as they have ended. If its holder is quick
-    /// it is taken for over until it is read, which it need not be if it goes before that.
+    /// A task was changed. It is read at once, unless it is a chunk that is not due: its worker writes results several
+    /// times a second.
     pub(super) fn on_touched(&mut self, task: &TaskId, now: Instant, out: &mut Out) {
-        let Some(term) = &mut self.term else { return };
-        let holder = term.book.holder(task).map(|(incarnation, _)| incarnation.clone());
-        let Some(incarnation) = holder.filter(|_| term.is_leading()) else {
-            return self.tasks.read_again(task.as_str(), out);
-        };
-        if !self.table.is_uniform(task.dir()) {
-            // Its worker writes results several times a second.
-            if term.looks.is_due(task, now) {
-                self.tasks.read_again(task.as_str(), out);
-            }
-            return;
-        }
-        if term.roster.takes_sample(&incarnation, now) {
+        let Some(term) = &self.term else { return };
+        let is_running = term.is_leading() && term.book.holder(task).is_some();
+        if !is_running || term.looks.is_due(task, now) {
             self.tasks.read_again(task.as_str(), out);
-        } else {
-            term.book.make_ghost(task);
         }
     }
 
@@ -338,13 +306,8 @@ impl Master {
             term.book.assign(&incarnation, &task, held, haste);
             // Who has a free slot waits for it; who has not would mostly read a later version of the page.
             let read = self.just_read.take_if(|(read, _)| haste == Haste::Now && *read == task);
-            let copy = term.copies.take(&task);
-            let believed = self.table.get(&task).is_some_and(|known| known.is_believed());
-            if let Some(seen) = read.map(|(_, seen)| seen).or(copy.filter(|_| believed)) {
+            if let Some((_, seen)) = read {
                 term.book.carry(&task, seen);
-            }
-            if believed {
-                term.unread.push_back((now + UNREAD, task));
             }
             term.summary.touch();
             // Who has more to do than before takes nothing that it did not take before.

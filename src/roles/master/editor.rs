@@ -32,8 +32,6 @@ pub enum Edit {
     Expire,
     /// It is marked to be cancelled, because its submitter is gone.
     Orphan,
-    /// This is how it ended, as its worker wrote elsewhere before it died.
-    Tell(Box<Outcome>),
     /// It goes on from an attempt that is dead to the next, or fails if that was its last.
     Move {
         /// The attempt that is dead.
@@ -272,14 +270,6 @@ fn apply(edit: &Edit, task: &mut Task) -> bool {
             let why = "its deadline passed before it was started";
             task.end(Outcome::unrun(State::Expired, None, why, task.attempt));
             true
-        }
-        // What happened stands, whoever wished to cancel it meanwhile.
-        Edit::Tell(outcome) => {
-            let is_open = task.attempt == outcome.attempt;
-            if is_open {
-                task.end((**outcome).clone());
-            }
-            is_open
         }
         Edit::Orphan => !std::mem::replace(&mut task.cancel, true),
         Edit::Move { from, worker, charge } => {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::editor::Edit;
 use super::leading::Term;
 use super::{Master, Out};
-use crate::contract::{Layout, TaskId, is_apart};
+use crate::contract::{Layout, TaskId};
 use crate::machine::{Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, earlier};
 
 /// Deletions under way at once.
@@ -30,8 +30,6 @@ const KEPT_FOR: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 enum Purpose {
     DeleteTask(TaskId),
-    /// The directory of a job's groups goes before the job, or nobody would know of it. The version is the job's.
-    DeleteGroups(String, i32),
     DeleteJob(String),
     /// Who waits: asked after an own write, for the tasks that were known before it.
     ListSubmitters(BTreeMap<TaskId, Box<str>>),
@@ -69,11 +67,6 @@ impl Janitor {
             kept: Vec::new(),
             kept_until: None,
         }
-    }
-
-    fn delete_job(&mut self, name: String, version: i32, out: &mut Out) {
-        let call = Call::Delete { path: self.layout.job(&name), version: Some(version) };
-        self.calls.issue(out, call, Purpose::DeleteJob(name));
     }
 
     fn may_delete(&self, now: Instant) -> bool {
@@ -117,7 +110,6 @@ impl Master {
         }
         self.continue_burials(now, out);
         self.close_newborn(now, out);
-        self.read_what_is_held(now, out);
         while let Some((ms, task)) = self.table.delayed.pop_first() {
             if ms > ensemble_ms {
                 self.table.delayed.insert((ms, task));
@@ -204,13 +196,8 @@ impl Master {
             let Some((name, version)) = self.table.take_empty_dir(Instant::from_nanos(before), now) else {
                 break;
             };
-            if is_apart(&name) {
-                // Without a version: nobody sets it.
-                let call = Call::Delete { path: janitor.layout.below_groups(&name), version: None };
-                janitor.calls.issue(out, call, Purpose::DeleteGroups(name, version));
-            } else {
-                janitor.delete_job(name, version, out);
-            }
+            let call = Call::Delete { path: janitor.layout.job(&name), version: Some(version) };
+            janitor.calls.issue(out, call, Purpose::DeleteJob(name));
         }
     }
 
@@ -247,9 +234,6 @@ impl Master {
                 self.cancel_orphans(&suspects, &[], now, out);
             }
             (Purpose::ListSubmitters(_), _, _) => {}
-            (Purpose::DeleteGroups(name, version), _, None | Some(Refusal::NoNode)) => {
-                term.janitor.delete_job(name, version, out);
-            }
             (_, _, None | Some(Refusal::NoNode | Refusal::BadVersion | Refusal::NotEmpty)) => {}
             (Purpose::DeleteTask(task), _, Some(refusal)) => {
                 let path = self.params.layout.task(&task);
@@ -263,7 +247,7 @@ impl Master {
                 term.janitor.kept.push(task);
                 term.janitor.kept_until.get_or_insert(now + KEPT_FOR);
             }
-            (Purpose::DeleteGroups(name, _) | Purpose::DeleteJob(name), _, Some(refusal)) => {
+            (Purpose::DeleteJob(name), _, Some(refusal)) => {
                 let path = self.params.layout.job(&name);
                 if self.table.report(&path) {
                     out.log(Level::Error, format!("{path}: {refusal}; the empty job is kept"));

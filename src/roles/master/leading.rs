@@ -1,15 +1,13 @@
 //! What a master does while it leads: takes over, gives tasks out, takes back what the dead had.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::burial::Burials;
 use super::chunks::Looks;
 use super::closed::is_held_back;
-use super::copies::Copybook;
 use super::dispatch::Roster;
 use super::editor::{Edit, Edited, Editor};
-use super::groups::Groups;
 use super::janitor::Janitor;
 use super::summary::{self, Summary};
 use super::table::Phase;
@@ -23,9 +21,6 @@ use crate::recipes::assignment::{Book, Haste, Step};
 /// An assignment without entries whose worker is not registered is taken for one that is about to register, for
 /// so long.
 const NEWBORN_GRACE: Duration = Duration::from_secs(60);
-
-/// A task that was given out without having been read is read if it is held for longer than this.
-pub(super) const UNREAD: Duration = Duration::from_secs(10);
 
 /// The ensemble's clock, as the last acknowledged own write showed it.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +60,6 @@ pub struct Term {
     epoch: i64,
     stage: Stage,
     pub(super) book: Book,
-    pub(super) copies: Copybook,
     pub(super) editor: Editor,
     pub(super) looks: Looks,
     pub(super) summary: Summary,
@@ -74,7 +68,6 @@ pub struct Term {
     announced: Option<i64>,
     pub(super) janitor: Janitor,
     pub(super) roster: Roster,
-    pub(super) groups: Groups,
     pub(super) burials: Burials,
     /// Tasks of pages that are gone while their workers live.
     pub(super) held_back: BTreeMap<Incarnation, BTreeSet<TaskId>>,
@@ -84,8 +77,6 @@ pub struct Term {
     newborn: BTreeMap<Incarnation, Instant>,
     /// Those that died before the list of workers came; it may be older than their deaths.
     died: BTreeSet<Incarnation>,
-    /// Tasks that were given out without having been read, and when to read those that are still held.
-    pub(super) unread: VecDeque<(Instant, TaskId)>,
     /// Tasks on pages of earlier leaders that the mirror does not have, or of which it knows an earlier attempt; and
     /// whether they were seen to stand.
     pub(super) looked: BTreeMap<TaskId, bool>,
@@ -110,7 +101,6 @@ impl Term {
             epoch,
             stage: Stage::Announcing,
             book: Book::new(layout),
-            copies: Copybook::default(),
             editor: Editor::new(layout),
             looks: Looks::default(),
             summary,
@@ -118,13 +108,11 @@ impl Term {
             announced: None,
             janitor: Janitor::new(layout),
             roster: Roster::default(),
-            groups: Groups::new(layout),
             burials: Burials::default(),
             held_back: BTreeMap::new(),
             undecided: BTreeSet::new(),
             newborn: BTreeMap::new(),
             died: BTreeSet::new(),
-            unread: VecDeque::new(),
             looked: BTreeMap::new(),
             gone: BTreeSet::new(),
             leads_since: None,
@@ -175,9 +163,8 @@ impl Term {
     /// When it wants to be woken.
     pub fn next_wake(&self) -> Option<Instant> {
         let newborn = self.newborn.values().min().map(|since| *since + NEWBORN_GRACE);
-        let unread = self.unread.front().map(|(at, _)| *at);
         let retry = earlier(self.book.next_wake(), self.editor.next_wake());
-        let own = earlier(earlier(self.roster.balance_at, unread), retry);
+        let own = earlier(self.roster.balance_at, retry);
         earlier(earlier(self.summary.next_wake(), newborn), own)
     }
 }
@@ -190,7 +177,7 @@ impl Master {
             return;
         }
         self.term = leading.map(|epoch| Term::new(&self.params.layout, epoch));
-        self.tasks.hurry(self.term.is_some(), out);
+        self.tasks.take_time(self.term.is_none(), out);
         // What nobody could take in the last term, somebody may in this one.
         self.queue.unblock(|_| true);
         if self.term.is_none() {
@@ -212,7 +199,6 @@ impl Master {
     /// Does what is due: housekeeping, giving out, writing.
     pub(super) fn act(&mut self, now: Instant, out: &mut Out) {
         self.housekeep(now, out);
-        self.tidy_groups(out);
         self.decide(now, out);
         if let Some(term) = &mut self.term {
             term.editor.resume(now, out);
@@ -239,13 +225,6 @@ impl Master {
     }
 
     pub(super) fn on_term_reply(&mut self, id: CallId, result: &CallResult, now: Instant, out: &mut Out) {
-        let Some(term) = &mut self.term else { return };
-        if term.copies.on_reply(id, result, term.announced) {
-            return;
-        }
-        if self.on_groups_reply(id, result, out) {
-            return;
-        }
         let Some(term) = &mut self.term else { return };
         let mut steps = Vec::new();
         if term.book.on_reply(id, result, &mut steps, out) {
@@ -297,7 +276,7 @@ impl Master {
                     let late = term.stage == Stage::Leading;
                     self.on_page(&incarnation, now, out);
                     if late {
-                        self.settle_held(held, now, out);
+                        self.settle_all(&held, now, out);
                     }
                 }
                 // Its worker may have read the page, and answered, before we heard that it is written.
@@ -340,9 +319,6 @@ impl Master {
             }
         };
         let alive: BTreeSet<_> = names.iter().filter_map(|name| Some(parse_registration(name)?.0)).collect();
-        // Not before, for it may take long, and would have taken the takeover's time.
-        self.tasks.follow_all(out);
-        self.hear_of_groups(out);
         let Some(term) = &mut self.term else { return };
         term.stage = Stage::Leading;
         term.leads_since = Some(now);
@@ -351,10 +327,10 @@ impl Master {
             pages.iter().flat_map(|page| term.book.entries(page)).map(|(t, _)| t.clone()).collect();
         let died = std::mem::take(&mut term.died);
         for incarnation in pages.iter().filter(|incarnation| !alive.contains(incarnation)) {
-            self.on_unregistered(incarnation, now, out);
+            self.on_unregistered(incarnation, now);
         }
         for incarnation in &died {
-            self.bury(incarnation, out);
+            self.bury(incarnation);
         }
         let living: Vec<_> = self.fleet.incarnations().cloned().collect();
         for incarnation in &living {
@@ -364,7 +340,7 @@ impl Master {
         for task in &cancelling {
             self.settle(task, now, out);
         }
-        self.settle_held(held, now, out);
+        self.settle_all(&held, now, out);
     }
 
     /// A task went, perhaps before it was ever read.
@@ -393,14 +369,14 @@ impl Master {
         if self.fleet.lives(incarnation) {
             self.on_registration(incarnation, now, out);
         } else if self.term.as_ref().is_some_and(Term::is_leading) {
-            self.on_unregistered(incarnation, now, out);
+            self.on_unregistered(incarnation, now);
         }
     }
 
-    fn on_unregistered(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
+    fn on_unregistered(&mut self, incarnation: &Incarnation, now: Instant) {
         let Some(term) = &mut self.term else { return };
         if term.book.entries(incarnation).next().is_some() {
-            self.bury(incarnation, out);
+            self.bury(incarnation);
         } else {
             term.newborn.entry(incarnation.clone()).or_insert(now);
         }
@@ -433,10 +409,9 @@ impl Master {
     pub(super) fn on_death(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
         self.give_back(incarnation, now, out);
         let Some(term) = &mut self.term else { return };
-        term.groups.touch();
         if term.stage == Stage::Leading {
             out.log(Level::Info, format!("worker {incarnation} is gone"));
-            self.bury(incarnation, out);
+            self.bury(incarnation);
         } else {
             term.died.insert(incarnation.clone());
         }
@@ -449,11 +424,6 @@ impl Master {
             self.table.set_aside(task);
         }
         let Some(term) = &mut self.term else { return };
-        if let (Edit::Tell(outcome), Edited::Refused(_)) = (edit, &edited)
-            && let Some(by) = &outcome.worker
-        {
-            term.groups.spare(by);
-        }
         term.burials.on_edited(task, edit, &edited);
         // The mirror will read it too, but later: until then the task would be given out as it was before. But if
         // the mirror has seen it go, this answer is the older news, and nobody would ever correct it.
@@ -504,10 +474,6 @@ impl Master {
                 if !term.looked.contains_key(task) {
                     term.editor.begin(task, Edit::Peek, out);
                 }
-            }
-            // It was changed and then went, in a job whose names are never used again: it ended, and was collected.
-            (None, Some((_, held))) if held.is_ghost() && !held.is_revoked() => {
-                term.book.strip(task, Haste::Later);
             }
             (Some(Phase::Pending(pending)), Some((incarnation, held))) => {
                 if pending.attempt > held.attempt && pending.released_by.as_ref() == Some(&incarnation) {

@@ -11,9 +11,6 @@ use crate::recipes::queue::{Need, Needs};
 /// Znodes whose trouble is told one by one; of further ones only the number is.
 const MAX_REPORTED: usize = 1_000;
 
-/// The `mzxid` of a task that was never read: of its znode nothing is known but that it was made.
-const BELIEVED: i64 = 0;
-
 /// A task, as far as a master needs it.
 #[derive(Debug)]
 pub struct Known {
@@ -29,13 +26,6 @@ pub struct Known {
     pub bytes: u32,
     /// What it said then.
     pub phase: Phase,
-}
-
-impl Known {
-    /// Whether it was never read, for all there is to know of it followed from where it was made.
-    pub fn is_believed(&self) -> bool {
-        self.mzxid == BELIEVED
-    }
 }
 
 /// How far a task is.
@@ -84,8 +74,6 @@ pub struct Pending {
 pub struct Dir {
     /// Its defaults, once they were read.
     pub options: Option<Options>,
-    /// What is made in it is known without being read, and has so many bytes.
-    uniform_bytes: Option<u32>,
     /// Its version then.
     pub version: i32,
     /// Tasks known in it.
@@ -132,8 +120,6 @@ pub struct Table {
     /// Tasks that wait until one set less is required.
     unnumbered: BTreeSet<TaskId>,
     counts: Counts,
-    /// The newest transaction that was seen.
-    latest_zxid: i64,
     /// Of all tasks in sum.
     bytes: u64,
     reported: BTreeSet<String>,
@@ -198,54 +184,14 @@ impl Table {
             Ok(job) => (job, None),
             Err(malformed) => (Job::new(Options::default()), Some(malformed)),
         };
-        let Job { options, uniform_bytes, .. } = job;
         let dir = self.dirs.entry(name.to_string()).or_default();
-        // What counts from a task's creation is told by a read alone; a shared job has no defaults.
-        let known = options.expire_ms.is_none() && options.orphan_of.is_none() && !is_shared(name);
-        dir.uniform_bytes = uniform_bytes.filter(|_| known);
-        dir.options = Some(options);
+        dir.options = Some(job.options);
         dir.version = stat.version;
         if dir.tasks == 0 {
             dir.empty_since.get_or_insert(now);
         }
         let waiting = self.waiting.remove(name).map(|tasks| tasks.into_iter().collect()).unwrap_or_default();
         (waiting, malformed.filter(|_| self.report(name)))
-    }
-
-    /// Whether what is made in this directory need not be read.
-    pub fn is_uniform(&self, dir: &str) -> bool {
-        self.dirs.get(dir).is_some_and(|dir| dir.uniform_bytes.is_some())
-    }
-
-    /// Takes in a task that was made just now in such a directory; false if it has to be read all the same.
-    pub fn believe(&mut self, task: &TaskId) -> bool {
-        if self.tasks.contains_key(task) || task.as_str().len() > MAX_TASK_ID_BYTES {
-            return false;
-        }
-        let dir = self.dirs.get(task.dir());
-        let Some((bytes, options)) = dir.and_then(|dir| Some((dir.uniform_bytes?, dir.options.as_ref()?)))
-        else {
-            return false;
-        };
-        let Some(need) = self.needs.number(options.require.as_ref(), false, options.attempts() == 1) else {
-            return false;
-        };
-        let phase = Phase::Pending(Pending {
-            attempt: 1,
-            charged: 0,
-            width: 1,
-            priority: options.priority.unwrap_or(0),
-            need,
-            not_before_ms: 0,
-            expires_ms: 0,
-            cancel: false,
-            released_by: None,
-            orphan_of: None,
-        });
-        // Nothing that was read is newer, and what is made later is not older.
-        let czxid = self.latest_zxid;
-        self.put(task, Known { czxid, mzxid: BELIEVED, mtime_ms: 0, version: 0, bytes, phase });
-        true
     }
 
     /// A directory that has been empty since before `before` is going to be deleted; it is not named again until
@@ -310,7 +256,6 @@ impl Table {
                 Phase::Malformed
             }
         };
-        self.latest_zxid = self.latest_zxid.max(stat.mzxid);
         let (czxid, mzxid, mtime_ms, version) = (stat.czxid, stat.mzxid, stat.mtime_ms, stat.version);
         let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let waits = matches!((&phase, &trouble), (Phase::Aside, Some(_)));

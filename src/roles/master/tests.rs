@@ -8,11 +8,8 @@ use crate::contract::worker::{Assignment, Entry, ProcessIdentity};
 use crate::machine::{Call, CallError, CreateMode};
 use crate::roles::testing::{Desk, T, World};
 
-mod copies;
 mod dispatch;
-mod groups;
 mod refusals;
-mod stand;
 mod vanish;
 
 fn master(id: &str) -> Desk<Master> {
@@ -553,4 +550,38 @@ fn a_new_leader_deletes_no_outcome_while_a_delete_of_the_last_one_may_still_come
     world.pass(T / 5);
     master.go(&mut world);
     assert!(!world.znodes.contains_key("/z/tasks/_00/a"), "it was old long ago");
+}
+
+/// What this leader gave out it knew, so it is gone if it is not known any more; of what an earlier one gave out its end is
+/// told.
+#[test]
+fn what_ends_while_others_are_being_read_makes_room_at_once() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 2);
+    for id in ["_01/1", "_01/2"] {
+        task(&mut world, id, |_| {});
+    }
+    page(&mut world, "w~1", &[("_01/1", 1, false)]);
+    let mut leader = master("m");
+    leader.hold = |call| matches!(call, Call::Children { path } if path == "/z/tasks");
+    leader.connect(&mut world);
+    for id in ["_00/a", "_00/b", "_00/c"] {
+        task(&mut world, id, |_| {});
+    }
+    leader.go(&mut world);
+    let given = |world: &World| {
+        let page = world.page("/z/assign/w~1").into_iter();
+        page.filter(|(_, _, revoked)| !revoked).map(|(task, ..)| task).collect::<Vec<_>>()
+    };
+    assert_eq!(given(&world), ["_01/1", "_00/a"]);
+    world.remove("/z/tasks/_00/a");
+    leader.go(&mut world);
+    assert_eq!(given(&world), ["_01/1", "_00/b"]);
+    world.remove("/z/tasks/_01/1");
+    leader.go(&mut world);
+    assert_eq!(given(&world), ["_00/b", "_00/c"]);
+    assert!(!leader.role.tasks.is_complete());
+    leader.hold = |_| false;
+    leader.go(&mut world);
+    assert!(leader.role.tasks.is_complete() && leader.role.table.len() == 3);
 }

@@ -298,7 +298,6 @@ impl Batch {
             group_reads: 0,
             warming: 0,
         };
-        batch.is_apart = batch.is_uniform() && !batch.detach;
         // About: what JSON escapes in a line takes more.
         let empty = batch.task(&Payload::Shell(String::new())).encode().len() as u64;
         let tasks = params.lines.min(params.end.div_ceil(batch.units.size()));
@@ -345,17 +344,10 @@ impl Batch {
         (line < MAX_BATCH_LINES && self.path(unit) == path).then_some(unit)
     }
 
-    /// Whether no task has options of its own. Who submits again under a key may have others.
-    fn is_uniform(&self) -> bool {
-        !self.keyed && self.mark.id().is_none() && !self.units.are_chunks()
-    }
-
     /// What stands in a part: the options, and how lines are put together.
     fn part_data(&self) -> Job {
         let mut job = Job::new(self.options.clone());
         job.chunk = self.units.are_chunks().then_some(self.units.size() as u32);
-        job.uniform_bytes = self.is_uniform().then_some(self.mean_bytes);
-        job.copies = self.is_apart;
         job
     }
 

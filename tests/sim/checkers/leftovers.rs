@@ -25,12 +25,8 @@ pub fn unsettled(world: &World) -> Vec<String> {
         let Some(below) = path.strip_prefix(ROOT) else { continue };
         let parts: Vec<&str> = below.split('/').skip(1).collect();
         match parts.as_slice() {
-            ["tasks" | "batches" | "groups", dir] if !zkmw::contract::is_shared(dir) => {
-                found.push(format!("{path} stands"))
-            }
-            ["tasks" | "batches" | "groups", _, _] => {
-                found.push(format!("{path} stands: {}", String::from_utf8_lossy(&node.data)))
-            }
+            ["tasks", dir] if !zkmw::contract::is_shared(dir) => found.push(format!("{path} stands")),
+            ["tasks", _, _] => found.push(format!("{path} stands: {}", String::from_utf8_lossy(&node.data))),
             ["master", _] => count[0] += 1,
             ["workers", _] => count[1] += 1,
             ["assign", name] => {

@@ -3,7 +3,6 @@
 
 pub mod chunks;
 pub mod clients;
-pub mod copies;
 pub mod elections;
 pub mod leftovers;
 pub mod orphans;
@@ -14,7 +13,6 @@ pub mod tasks;
 use std::collections::BTreeMap;
 
 use zkmw::contract::Layout;
-use zkmw::contract::copies::is_copies;
 
 use super::ensemble::{Op, SessionId, Txn};
 use super::life::ROOT;
@@ -123,10 +121,9 @@ pub fn child<'a>(path: &'a str, dir: &str) -> Option<&'a str> {
     (!name.contains('/')).then_some(name)
 }
 
-/// What stands below the directory of jobs that its name says.
+/// What stands below the directory of jobs.
 fn below(path: &str) -> Option<&str> {
-    let (_, below) = path.strip_prefix(ROOT)?.strip_prefix('/')?.split_once('/')?;
-    (path_of(below) == path).then_some(below)
+    path.strip_prefix(ROOT)?.strip_prefix("/tasks/")
 }
 
 /// Where a job, or what is in it, stands.
@@ -138,7 +135,7 @@ pub fn path_of(below: &str) -> String {
 pub fn task_of(path: &str) -> Option<&str> {
     let id = below(path)?;
     let (_, name) = id.split_once('/')?;
-    (!name.contains('/') && !is_copies(name)).then_some(id)
+    (!name.contains('/')).then_some(id)
 }
 
 /// All complaints about a simulation.
@@ -151,6 +148,5 @@ pub fn all(world: &World) -> Vec<String> {
     elections::check(world, &mut told);
     clients::check(world, &mut told);
     orphans::check(world, &mut told);
-    copies::check(world, &mut told);
     told.all
 }

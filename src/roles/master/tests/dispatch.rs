@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::contract::status::{Counts, Status};
-use crate::roles::master::dispatch::SAMPLE_PACE;
 
 /// The worker's tasks so far end, after so long each.
 pub(super) fn end_all(world: &mut World, incarnation: &str, ms: i64) {
@@ -263,78 +262,6 @@ fn no_more_tasks_are_said_to_run_than_there_are_slots() {
     assert_eq!((row.running, row.assigned), (2, 1));
 }
 
-/// A job of which no task need be read, with these tasks.
-fn uniform(world: &mut World, tasks: &[(&str, &[u8])]) -> Desk<Master> {
-    let mut master = master("m");
-    master.connect(world);
-    world.put("/z/tasks/u", br#"{"v":1,"priority":3,"uniform_bytes":40}"#);
-    master.go(world);
-    for (name, data) in tasks {
-        world.put(&format!("/z/tasks/u/{name}"), data);
-    }
-    master.hold = |call| matches!(call, Call::Get { path, .. } if path.starts_with("/z/tasks/u/"));
-    master.go(world);
-    master
-}
-
-#[test]
-fn a_task_of_a_uniform_job_is_given_out_without_being_read() {
-    let mut world = World::new();
-    worker(&mut world, "w~1", 1);
-    let data = Task::new(Payload::Shell("x".into()), Options::default()).encode();
-    let mut master = uniform(&mut world, &[("b", &data), ("a", &data)]);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("u/b", 1, false)], "it was made first");
-    assert!(master.calls.is_empty(), "{:?}", master.calls);
-    master.hold = |_| false;
-    end_all(&mut world, "w~1", 60_000);
-    master.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("u/a", 1, false)]);
-    let standing = world.znodes.keys().filter(|path| path.starts_with("/z/tasks/u/")).count();
-    assert_eq!((standing, master.role.table.counts().done, master.role.table.counts().pending), (2, 1, 1));
-}
-
-#[test]
-fn what_is_no_task_in_a_uniform_job_is_found_when_it_is_held_for_long() {
-    let mut world = World::new();
-    worker(&mut world, "w~1", 1);
-    let mut master = uniform(&mut world, &[("x", b"garbage")]);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("u/x", 1, false)]);
-    master.hold = |_| false;
-    world.pass(Duration::from_secs(11));
-    master.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("u/x", 1, true)]);
-    assert!(master.logs.iter().any(|line| line.contains("u/x is no task")), "{:?}", master.logs);
-}
-
-#[test]
-fn a_job_whose_tasks_expire_is_not_believed() {
-    let mut world = World::new();
-    worker(&mut world, "w~1", 1);
-    let mut master = master("m");
-    master.connect(&mut world);
-    world.put("/z/tasks/u", br#"{"v":1,"expire_ms":5000,"uniform_bytes":40}"#);
-    master.go(&mut world);
-    task(&mut world, "u/a", |_| {});
-    master.hold = |call| matches!(call, Call::Get { path, .. } if path.starts_with("/z/tasks/u/"));
-    master.go(&mut world);
-    assert_eq!((world.page("/z/assign/w~1").len(), master.calls.len()), (0, 1));
-}
-
-/// How much w~1 has to do, as its leader sees it.
-fn width(master: &Desk<Master>) -> u64 {
-    let term = master.role.term.as_ref().expect("it leads");
-    term.book.load(&Incarnation::parse("w~1").expect("id")).expect("an open page").width
-}
-
-/// Time passes until what was put off has been read, and what follows from it is written.
-fn catch_up(world: &mut World, master: &mut Desk<Master>) {
-    master.hold = |_| false;
-    for _ in 0..3 {
-        world.pass(LEADER_PACE);
-        master.go(world);
-    }
-}
-
 /// What its entry carries along of a task that w~1 has.
 fn carried(world: &World, task: &str) -> Option<Seen> {
     let page = Assignment::decode(&world.znodes["/z/assign/w~1"].data).expect("a page");
@@ -342,100 +269,32 @@ fn carried(world: &World, task: &str) -> Option<Seen> {
     entry.expect("it was given out").seen
 }
 
-/// A leader whose worker is known to be quick, and has these tasks of a uniform job; no reads of tasks are answered.
-fn quick(world: &mut World, names: &[&str]) -> Desk<Master> {
-    worker(world, "w~1", 1);
-    let data = Task::new(Payload::Shell("x".into()), Options::default()).encode();
-    let mut master = uniform(world, &[("first", &data)]);
-    master.hold = |_| false;
-    end_all(world, "w~1", 1);
-    master.go(world);
-    world.remove("/z/tasks/u/first");
-    for name in names {
-        world.put(&format!("/z/tasks/u/{name}"), &data);
-    }
-    master.hold = |call| matches!(call, Call::Get { path, .. } if path.starts_with("/z/tasks/u/"));
-    world.pass(Duration::from_millis(20));
-    master.go(world);
-    master
-}
-
-#[test]
-fn an_outcome_that_is_collected_at_once_is_not_read() {
-    let mut world = World::new();
-    let mut master = quick(&mut world, &["a", "b"]);
-    assert_eq!(held(&world, "w~1"), 2);
-    end_all(&mut world, "w~1", 1);
-    master.go(&mut world);
-    assert_eq!((width(&master), master.calls.len()), (0, 0), "they take up no slots");
-    for name in ["a", "b"] {
-        world.remove(&format!("/z/tasks/u/{name}"));
-    }
-    master.go(&mut world);
-    world.pass(Duration::from_secs(1));
-    master.go(&mut world);
-    assert_eq!((held(&world, "w~1"), master.calls.len()), (0, 0), "nothing is revoked, and nothing is read");
-}
-
-#[test]
-fn an_outcome_that_is_not_collected_is_read_after_a_while() {
-    let mut world = World::new();
-    let mut master = quick(&mut world, &["a"]);
-    end_all(&mut world, "w~1", 1);
-    master.go(&mut world);
-    assert_eq!(master.role.table.counts().done, 0);
-    catch_up(&mut world, &mut master);
-    world.pass(Duration::from_secs(1));
-    master.go(&mut world);
-    assert_eq!((master.role.table.counts().done, held(&world, "w~1")), (1, 0));
-}
-
-#[test]
-fn what_did_not_end_after_all_takes_up_its_slot_again() {
-    let mut world = World::new();
-    let mut master = quick(&mut world, &["a"]);
-    world.change("/z/tasks/u/a", |_| {});
-    master.go(&mut world);
-    assert_eq!(width(&master), 0);
-    catch_up(&mut world, &mut master);
-    assert_eq!(width(&master), 1);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("u/a", 1, false)]);
-}
-
-#[test]
-fn what_slow_workers_write_is_read_at_once() {
-    let mut world = World::new();
-    let mut master = quick(&mut world, &["a"]);
-    master.hold = |_| false;
-    end_all(&mut world, "w~1", 60_000);
-    world.pass(SAMPLE_PACE);
-    master.go(&mut world);
-    let data = Task::new(Payload::Shell("x".into()), Options::default()).encode();
-    world.put("/z/tasks/u/b", &data);
-    master.go(&mut world);
-    world.change("/z/tasks/u/b", |task| task.cancel = true);
-    master.go(&mut world);
-    let page = world.page("/z/assign/w~1");
-    assert!(page.contains(&entry("u/b", 1, true)), "{page:?}");
-}
-
-/// A worker that is quick moves a task on, and then drains: its page goes before the leader has read the task.
+/// A worker moves a chunk on, and then drains: its page goes before the leader has read the chunk, which changed not long
+/// before.
 #[test]
 fn what_changed_is_read_before_it_is_given_out_again() {
     let mut world = World::new();
-    let mut master = quick(&mut world, &["a"]);
+    worker(&mut world, "w~1", 1);
+    let mut master = master("m");
+    master.connect(&mut world);
+    task(&mut world, "_00/a", |task| (task.command, task.commands) = (None, Some(vec!["x".into(); 40])));
+    master.go(&mut world);
+    world.change("/z/tasks/_00/a", |_| {});
+    master.go(&mut world);
     worker(&mut world, "x~1", 1);
-    world.change("/z/tasks/u/a", |task| task.attempt = 2);
+    world.change("/z/tasks/_00/a", |task| task.attempt = 2);
     let mut said = registration(1);
     said.draining = true;
     world.put("/z/workers/w~1~0", &said.encode());
+    master.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/_00/a");
     master.go(&mut world);
+    assert!(master.calls.is_empty(), "it is not read at once");
     world.remove("/z/assign/w~1");
     master.go(&mut world);
     assert_eq!(held(&world, "x~1"), 0, "at which attempt is not known");
     master.hold = |_| false;
     master.go(&mut world);
-    assert_eq!(world.page("/z/assign/x~1"), [entry("u/a", 2, false)]);
+    assert_eq!(world.page("/z/assign/x~1"), [entry("_00/a", 2, false)]);
 }
 
 #[test]

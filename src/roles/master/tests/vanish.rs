@@ -15,7 +15,7 @@ fn what_is_deleted_under_a_leader_is_made_again() {
     let mut world = World::new();
     let mut master = master("m");
     master.connect(&mut world);
-    for path in ["/z/status", "/z/workers", "/z/assign", "/z/tasks", "/z/batches", "/z/groups"] {
+    for path in ["/z/status", "/z/workers", "/z/assign", "/z/tasks"] {
         for _ in 0..3 {
             world.remove(path);
             pass(&mut world, &mut master, 2_000);
@@ -64,7 +64,7 @@ fn what_stood_on_a_page_that_was_deleted_waits_for_its_worker() {
 /// ever.
 #[test]
 fn what_is_refused_to_a_master_is_waited_for() {
-    for path in ["/z/status", "/z/tasks", "/z/workers", "/z/assign", "/z/groups", "/z/master"] {
+    for path in ["/z/status", "/z/tasks", "/z/workers", "/z/assign", "/z/master"] {
         let mut world = World::new();
         let mut master = master("m");
         world.refused.insert(path.into(), Refusal::Other(-6));

@@ -1,8 +1,6 @@
 //! Batches: the common way, keys, interrupts, and then a thousand disasters from seeds.
 
 mod chunks;
-mod groups;
-mod listen;
 mod refused;
 
 use std::collections::VecDeque;
@@ -96,23 +94,23 @@ fn a_batch_is_created_collected_and_deleted() {
     let lines = LINES_PER_PART + 10;
     let mut desk = waiting(params(lines));
     assert_eq!((desk.exit, tasks(&desk).len() as u64), (None, lines));
-    assert_eq!(Job::decode(&desk.znodes["/z/batches/B~q0001"].0).expect("job").options.priority, Some(3));
-    assert_eq!(desk.task("/z/batches/B~q0000/0000000").options, Options::default());
+    assert_eq!(Job::decode(&desk.znodes["/z/tasks/B~0001"].0).expect("job").options.priority, Some(3));
+    assert_eq!(desk.task("/z/tasks/B~0000/0000000").options, Options::default());
     let is_read = |call: &Call| is_get(call) && call.path() != STATUS;
     assert_eq!(desk.count(is_read), 0, "a task costs no read before its outcome");
-    desk.end("/z/batches/B~q0000/0000007", failed(2));
+    desk.end("/z/tasks/B~0000/0000007", failed(2));
     pass(&mut desk, 3_000);
     assert_eq!((desk.exit, tasks(&desk).len() as u64), (None, lines - 1));
     end_all(&mut desk);
     assert_eq!((desk.exit, tasks(&desk).len()), (Some(1), 0));
     assert_eq!(summary(&desk), Progress { submitted: lines, done: lines - 1, failed: 1, total: lines });
-    assert_eq!(desk.count(is_read) as u64, lines + lines - 1, "one look at each when no group told of any");
+    assert_eq!(desk.count(is_read) as u64, lines, "one look at each");
 }
 
 #[test]
 fn every_part_is_watched_before_its_first_task() {
     for (params, watched, parts) in [
-        (params(LINES_PER_PART + 1), "/z/groups/B~q000", "/z/batches/B~q000"),
+        (params(LINES_PER_PART + 1), "/z/tasks/B~000", "/z/tasks/B~000"),
         (keyed(LINES_PER_PART + 1), "/z/tasks/K~000", "/z/tasks/K~000"),
     ] {
         let desk = waiting(params);
@@ -132,7 +130,7 @@ fn lines_keep_their_numbers_where_blank_ones_were_skipped() {
     desk.lines[1].number = 9_999;
     desk.connect();
     desk.settle();
-    assert_eq!(tasks(&desk), ["/z/batches/B~q0000/0000000", "/z/batches/B~q0002/0009999"]);
+    assert_eq!(tasks(&desk), ["/z/tasks/B~0000/0000000", "/z/tasks/B~0002/0009999"]);
     end_all(&mut desk);
     assert_eq!(desk.exit, Some(0));
 }
@@ -544,7 +542,7 @@ fn a_batch_survives_whatever_happens_to_its_connections() {
     const LINES: u64 = 300;
     for seed in 0..100 {
         let desk = through_losses(seed, params(LINES), |desk, line| {
-            let path = format!("/z/batches/B~q0000/{line:07}");
+            let path = format!("/z/tasks/B~0000/{line:07}");
             if is_to_end(desk, &path) {
                 desk.end(&path, done());
             }
@@ -564,7 +562,7 @@ fn what_is_left_for_the_leader_is_told() {
         let mut desk = desk(params(2));
         desk.connect();
         // The last: others on their way would be in doubt as well.
-        desk.settle_until(|call| is_create(call) && call.path().contains("q0000/0000001"));
+        desk.settle_until(|call| is_create(call) && call.path().contains("0000/0000001"));
         desk.play(fate);
         desk.connect();
         desk.settle();

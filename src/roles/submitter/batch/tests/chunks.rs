@@ -143,7 +143,7 @@ fn of_a_chunk_one_read_is_under_way_at_a_time() {
 fn chunks_of_one_line_are_no_chunks() {
     let (one, none) = (waiting(chunked(5, 1)), waiting(params(5)));
     assert_eq!(one.znodes, none.znodes);
-    assert_eq!(one.task("/z/batches/B~q0000/0000004").payload(), Payload::Shell("echo 4".into()));
+    assert_eq!(one.task("/z/tasks/B~0000/0000004").payload(), Payload::Shell("echo 4".into()));
 }
 
 #[test]

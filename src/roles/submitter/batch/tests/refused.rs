@@ -48,13 +48,13 @@ fn of_a_single_line_that_is_too_long_nothing_is_said_to_stand() {
     let mut desk = desk(params(1));
     desk.connect();
     desk.settle_until(is_create);
-    while desk.pending.front().is_some_and(|(_, call)| !call.path().contains("~q0000/")) {
+    while desk.pending.front().is_some_and(|(_, call)| !call.path().contains("~0000/")) {
         desk.play(Fate::Answered);
         desk.tell();
     }
     desk.play(Fate::DroppedUnanswered);
     desk.connect();
-    desk.settle_until(|call| is_create(call) && call.path().contains("~q0000/"));
+    desk.settle_until(|call| is_create(call) && call.path().contains("~0000/"));
     desk.play(Fate::Refused(Refusal::TooLarge));
     assert_eq!(desk.exit, Some(exit::TOO_MUCH), "{:?}", desk.logs);
     assert!(desk.logged("(line 1)") && !desk.logged("for certain"), "{:?}", desk.logs);
