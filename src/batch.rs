@@ -16,6 +16,7 @@ use crate::contract::{MAX_BATCH_LINES, MAX_TASK_BYTES};
 use crate::exit;
 use crate::machine::BatchLine;
 use crate::roles::client::Unfit;
+use crate::roles::submitter::Outline;
 
 /// Longest line: Linux takes no single argument over 128 KiB, and `/bin/sh -c` gets the whole line as one.
 pub const MAX_LINE_BYTES: usize = 120 * 1024;
@@ -34,14 +35,10 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 pub struct BatchReader {
     name: String,
     reader: BufReader<File>,
-    /// Lines with something on them.
-    lines: u64,
-    /// Bytes of them in sum.
-    bytes: u64,
+    /// Of the lines with something on them.
+    outline: Outline,
     /// Bytes that the longest of them takes as JSON.
     longest: usize,
-    /// One more than the number of the last of them.
-    end: u64,
     /// The number of the next line.
     at: u64,
     /// Lines handed out.
@@ -104,10 +101,8 @@ impl BatchReader {
         let mut batch = BatchReader {
             name,
             reader,
-            lines: 0,
-            bytes: 0,
+            outline: Outline::default(),
             longest: 0,
-            end: 0,
             at: 0,
             given: 0,
             max_lines,
@@ -115,12 +110,11 @@ impl BatchReader {
         };
         batch.rewind()?;
         while let Some(line) = batch.read_line()? {
-            batch.lines += 1;
-            batch.bytes += line.text.len() as u64;
+            batch.outline.count(line.number, line.text.len());
             batch.longest = batch.longest.max(escaped_len(&line.text));
-            batch.end = line.number + 1;
         }
         batch.rewind()?;
+        batch.measure_sizes()?;
         Ok(batch)
     }
 
@@ -130,19 +124,9 @@ impl BatchReader {
         Ok(())
     }
 
-    /// How many lines have something on them.
-    pub fn lines(&self) -> u64 {
-        self.lines
-    }
-
-    /// How many bytes these have in sum, without their ends.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// One more than the (0-based) number of the last line that has something on it.
-    pub fn end(&self) -> u64 {
-        self.end
+    /// What is known of its lines.
+    pub fn outline(&self) -> &Outline {
+        &self.outline
     }
 
     /// The next `n` lines; fewer only at the end.
@@ -151,9 +135,9 @@ impl BatchReader {
     /// If the file is no longer what was checked.
     pub fn next(&mut self, n: usize) -> Result<Vec<BatchLine>, Unfit> {
         let mut lines = Vec::new();
-        while lines.len() < n && self.given < self.lines {
+        while lines.len() < n && self.given < self.outline.lines {
             match self.read_line()? {
-                Some(line) if line.number < self.end => lines.push(line),
+                Some(line) if line.number < self.outline.end => lines.push(line),
                 _ => return Err(self.was_changed()),
             }
             self.given += 1;
@@ -239,7 +223,7 @@ mod tests {
     fn all(bytes: &[u8]) -> Vec<(u64, String)> {
         let mut batch = read(bytes).expect("valid");
         let lines = batch.next(1_000).expect("unchanged");
-        assert_eq!(lines.len() as u64, batch.lines());
+        assert_eq!(lines.len() as u64, batch.outline().lines);
         assert_eq!(batch.next(1), Ok(Vec::new()));
         lines.into_iter().map(|line| (line.number, line.text)).collect()
     }
@@ -249,7 +233,8 @@ mod tests {
         let lines = all(b"a\n\n  \t\nb \r\n\r\nc");
         assert_eq!(lines, [(0, "a".into()), (3, "b ".into()), (5, "c".into())]);
         let batch = read(b"a\n\n\nb \r\n\n").expect("valid");
-        assert_eq!((batch.end(), batch.lines(), batch.bytes()), (4, 2, 3));
+        let Outline { lines, bytes, end, .. } = *batch.outline();
+        assert_eq!((end, lines, bytes), (4, 2, 3));
         assert_eq!(all(b""), []);
         assert_eq!(all(b"\n\n"), []);
     }
@@ -323,7 +308,7 @@ mod tests {
             file.write_all(bytes).expect("written");
             BatchReader::check(file, "test".into(), 3)
         };
-        assert_eq!(check(b"a\nb\nc\n\n\n").expect("blank lines do no harm").lines(), 3);
+        assert_eq!(check(b"a\nb\nc\n\n\n").expect("blank lines do no harm").outline().lines, 3);
         assert_eq!(check(b"a\n\n\nb").expect_err("one too many").code, exit::TOO_MUCH);
     }
 

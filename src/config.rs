@@ -205,8 +205,8 @@ pub struct WorkerConfig {
 pub struct SubmitConfig {
     /// What to run.
     pub task: TaskSource,
-    /// How many lines of a batch go into one task; none if not given, and for what is no batch.
-    pub chunk: Option<Chunk>,
+    /// How many lines of a batch go into one znode; none if not given, and for what is no batch.
+    pub chunk: Option<u32>,
     /// The job to put it into, if the user names one.
     pub job: Option<String>,
     /// The user's own key.
@@ -248,15 +248,6 @@ pub enum TaskSource {
     File(PathBuf),
     /// A batch from standard input.
     Stdin,
-}
-
-/// How many lines of a batch go into one task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Chunk {
-    /// As many as suit the file.
-    Auto,
-    /// So many, at least one.
-    Lines(u32),
 }
 
 /// What happens to a task whose submitter is gone.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::batch::BatchReader;
 use crate::config::{
-    Chunk, Command, Config, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig, MasterConfig, Orphan,
+    Command, Config, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig, MasterConfig, Orphan,
     SubmitConfig, TaskSource, TaskState, WorkerConfig,
 };
 use crate::contract::task::{Options, Payload, State};
@@ -44,9 +44,6 @@ const MAX_WORKER_THREADS: usize = 256;
 
 /// Calls of everyone else.
 const CLIENT_THREADS: usize = 640;
-
-/// A batch of more tasks than this deletes them over a second connection.
-const MANY_DELETES: u64 = 1_000;
 
 /// Does what the configuration says, and gives the exit code.
 ///
@@ -159,7 +156,6 @@ fn surroundings(ensemble: &Ensemble, threads: usize) -> Surroundings {
             session_timeout: ensemble.session_timeout,
             auth: auth.collect(),
             threads,
-            deletes_aside: false,
         },
         connect_timeout: ensemble.connect_timeout,
         close_timeout: ensemble.close_timeout,
@@ -275,12 +271,11 @@ fn run_client<T: Role<Report = ClientReport>>(
     role: T,
     ensemble: &Ensemble,
     (json, progress): (bool, bool),
-    batch: Option<(shell::BatchLines, u64)>,
+    batch: Option<shell::BatchLines>,
 ) -> anyhow::Result<i32> {
     let mut view = View::of_process(json, progress);
     let mut around = surroundings(ensemble, CLIENT_THREADS);
-    around.zk.deletes_aside = batch.as_ref().is_some_and(|(_, deletes)| *deletes > MANY_DELETES);
-    around.batch = batch.map(|(lines, _)| lines);
+    around.batch = batch;
     shell::run(role, around, &mut |report| view.show(report))
 }
 
@@ -334,25 +329,17 @@ fn submit_batch(
         Ok(reader) => reader,
         Err(unfit) => return Ok(tell(&unfit)),
     };
-    let chunk = match settings.chunk {
-        None => Ok(1),
-        Some(Chunk::Auto) => reader.choose_chunk(),
-        Some(Chunk::Lines(size)) => reader.check_chunk(size).map(|()| size),
-    };
-    let chunk = match chunk {
-        Ok(chunk) => chunk,
-        Err(unfit) => return Ok(tell(&unfit)),
-    };
+    if let Some(Err(unfit)) = settings.chunk.map(|size| reader.check_chunk(size)) {
+        return Ok(tell(&unfit));
+    }
     let batch = Batch::new(BatchParams {
         layout,
         ulid: ulid::Ulid::generate().to_string(),
         key: settings.id.clone(),
         job: settings.job.clone(),
         options: options(settings),
-        lines: reader.lines(),
-        bytes: reader.bytes(),
-        end: reader.end(),
-        chunk,
+        outline: reader.outline().clone(),
+        chunk: settings.chunk,
         credentials: !ensemble.auth.is_empty(),
         detach: settings.detach,
         orphan_cancel: settings.orphan == Orphan::Cancel,
@@ -361,10 +348,7 @@ fn submit_batch(
     let lines: shell::BatchLines =
         Box::new(move |count| reader.next(count).map_err(|unfit| anyhow::anyhow!("{unfit}")));
     match batch {
-        Ok(role) => {
-            let (look, deletes) = ((settings.json, settings.progress), role.deletes());
-            run_client(role, ensemble, look, Some((lines, deletes)))
-        }
+        Ok(role) => run_client(role, ensemble, (settings.json, settings.progress), Some(lines)),
         Err(unfit) => Ok(tell(&unfit)),
     }
 }

@@ -284,10 +284,10 @@ fn successor() -> Incarnation {
     Incarnation::new("w8", 0x02d3_c0ff_ee00_beef)
 }
 
-/// A directory of a batch that was submitted with `--chunk 100`.
+/// The last part of a batch of 1,000,250 lines that was submitted with `--chunk 100`: all its chunks stood.
 fn job_part() -> Vec<u8> {
     let mut job = Job::new(Options::default());
-    job.chunk = Some(100);
+    (job.chunk, job.lines, job.made) = (Some(100), Some(200_250), true);
     job.encode()
 }
 

@@ -39,7 +39,6 @@ impl Client {
             session_timeout: SESSION,
             auth: Vec::new(),
             threads,
-            deletes_aside: false,
         };
         let (sender, events) = bounded(EVENTS);
         let session = Session::start(settings, sender).expect("a session");

@@ -1,17 +1,20 @@
-//! How many lines of a batch fit into one task. It follows from the file alone, so that a batch that is submitted
-//! again is cut as it was cut before.
+//! How many lines of a batch fit into one chunk, and how many suit one.
 
 use super::{BatchReader, TASK_OVERHEAD, unfit};
 use crate::contract::MAX_TASK_BYTES;
 use crate::contract::outcome::escaped_len;
 use crate::exit;
 use crate::roles::client::Unfit;
+use crate::roles::submitter::{MAX_CHOSEN, Sizes};
 
-/// Most lines of a chunk where the user leaves it to us: the ensemble's share of a command is small enough then.
-const AUTO_LINES: u64 = 100;
+/// Bytes that a chunk may grow to with its results and still suit: it is read and written again and again.
+const SUITABLE_BYTES: usize = 64 * 1024;
 
-/// Chunks that a small batch is cut into at least, so that there is something for every worker.
-const AUTO_CHUNKS: u64 = 64;
+/// What the result of a line takes, about.
+const RESULT_BYTES: usize = 450;
+
+/// A line counts for no more, so that one long line does not leave all others alone in their chunks.
+const MOST_COUNTED: usize = SUITABLE_BYTES / 2;
 
 /// Bytes of JSON for a blank line between others, `"",`, which a chunk may have instead of any line.
 const BLANK_BYTES: usize = 3;
@@ -24,23 +27,28 @@ struct Candidate {
     bytes: usize,
     /// The chunk, if there was one, that was too large.
     burst: Option<u64>,
+    /// Bytes with results.
+    grown: usize,
+    suits: bool,
 }
 
 impl Candidate {
     fn new(size: u64) -> Candidate {
-        Candidate { size, chunk: 0, bytes: 0, burst: None }
+        Candidate { size, chunk: 0, bytes: 0, burst: None, grown: 0, suits: true }
     }
 
     fn add(&mut self, number: u64, bytes: usize) {
         let chunk = number / self.size;
         if chunk != self.chunk {
-            (self.chunk, self.bytes) = (chunk, 0);
+            (self.chunk, self.bytes, self.grown) = (chunk, 0, 0);
         }
         self.bytes += bytes;
-        // What a task of one line may have was checked, by other words, when the line was read.
+        self.grown += (bytes + RESULT_BYTES).min(MOST_COUNTED);
+        // What a chunk of one line may have was checked, by other words, when the line was read.
         if self.size > 1 && self.bytes > room(self.size) {
             self.burst.get_or_insert(chunk);
         }
+        self.suits &= self.grown <= SUITABLE_BYTES && self.burst.is_none();
     }
 }
 
@@ -51,17 +59,22 @@ fn room(size: u64) -> usize {
 }
 
 impl BatchReader {
-    /// How many lines each task shall have where the user leaves that to us.
+    /// Measures which sizes of chunks suit the file.
     ///
     /// # Errors
     /// If the file is no longer what was checked.
-    pub fn choose_chunk(&mut self) -> Result<u32, Unfit> {
-        let most = AUTO_LINES.min(self.lines / AUTO_CHUNKS).max(1);
-        let size = if self.fits_for_certain(most) { most } else { self.largest(most)? };
-        Ok(u32::try_from(size).unwrap_or(1))
+    pub fn measure_sizes(&mut self) -> Result<(), Unfit> {
+        if (self.longest + 1 + RESULT_BYTES) * MAX_CHOSEN as usize <= SUITABLE_BYTES {
+            return Ok(());
+        }
+        let mut candidates: Vec<Candidate> = (1..=u64::from(MAX_CHOSEN)).map(Candidate::new).collect();
+        self.measure(&mut candidates, |candidate| candidate.suits)?;
+        let sizes = candidates.iter().filter(|candidate| candidate.suits).map(|candidate| candidate.size);
+        self.outline.sizes = Sizes::of(sizes.filter_map(|size| u32::try_from(size).ok()));
+        Ok(())
     }
 
-    /// Checks that tasks can have so many lines.
+    /// Checks that chunks can have so many lines.
     ///
     /// # Errors
     /// If one of them would be too large, or the file is no longer what was checked.
@@ -71,12 +84,12 @@ impl BatchReader {
             return Ok(());
         }
         let mut candidates = [Candidate::new(size)];
-        self.measure(&mut candidates)?;
+        self.measure(&mut candidates, |candidate| candidate.burst.is_none())?;
         let [Candidate { burst: Some(chunk), .. }] = candidates else { return Ok(()) };
-        let (first, last) = (chunk * size + 1, ((chunk + 1) * size).min(self.end));
+        let (first, last) = (chunk * size + 1, ((chunk + 1) * size).min(self.outline.end));
         let largest = self.largest(size - 1)?;
         let why = format!(
-            "{}, lines {first} to {last}: together they take more than {} bytes as JSON, too much for one task; \
+            "{}, lines {first} to {last}: together they take more than {} bytes as JSON, too much for one chunk; \
              nothing was submitted. The largest --chunk for this file is {largest}",
             self.name,
             room(size)
@@ -94,22 +107,22 @@ impl BatchReader {
     /// at other lines.
     fn largest(&mut self, most: u64) -> Result<u64, Unfit> {
         let mut candidates: Vec<Candidate> = (1..=most).map(Candidate::new).collect();
-        self.measure(&mut candidates)?;
+        self.measure(&mut candidates, |candidate| candidate.burst.is_none())?;
         Ok(candidates.iter().rev().find(|candidate| candidate.burst.is_none()).map_or(1, |fits| fits.size))
     }
 
-    /// Reads the whole file once more.
-    fn measure(&mut self, candidates: &mut [Candidate]) -> Result<(), Unfit> {
+    /// Reads the whole file once more, and shows each line to the candidates that are still in.
+    fn measure(&mut self, candidates: &mut [Candidate], is_in: fn(&Candidate) -> bool) -> Result<(), Unfit> {
         self.rewind()?;
         let mut lines = 0;
         while let Some(line) = self.read_line()? {
             lines += 1;
             let bytes = escaped_len(&line.text) + 1;
-            for candidate in candidates.iter_mut().filter(|candidate| candidate.burst.is_none()) {
+            for candidate in candidates.iter_mut().filter(|candidate| is_in(candidate)) {
                 candidate.add(line.number, bytes);
             }
         }
-        if lines != self.lines {
+        if lines != self.outline.lines {
             return Err(self.was_changed());
         }
         self.rewind()
@@ -125,6 +138,10 @@ mod tests {
         BatchReader::spool(lines.join("\n").as_bytes(), "test").expect("valid")
     }
 
+    fn sizes(reader: &BatchReader) -> Sizes {
+        reader.outline().sizes
+    }
+
     /// The bytes of the largest task if each has so many lines.
     fn largest_task(lines: &[String], size: usize) -> usize {
         let task = |(at, chunk): (usize, &[String])| {
@@ -136,10 +153,17 @@ mod tests {
     }
 
     #[test]
-    fn left_to_us_a_small_batch_is_cut_into_many_and_a_large_one_into_hundreds_of_lines() {
-        let of = |lines: usize| read(&vec!["echo x".to_string(); lines]).choose_chunk().expect("fits");
-        assert_eq!((of(0), of(1), of(127), of(128), of(640)), (1, 1, 1, 2, 10));
-        assert_eq!((of(6_400), of(50_000)), (100, 100));
+    fn of_short_lines_a_hundred_suit_a_chunk_and_of_long_ones_fewer() {
+        let of = |bytes: usize| sizes(&read(&vec!["x".repeat(bytes); 300])).largest(100);
+        assert_eq!((of(6), of(202), of(203), of(1_000)), (100, 100, 99, 45));
+        assert_eq!((of(60_000), of(110_000)), (2, 2));
+    }
+
+    #[test]
+    fn one_long_line_does_not_leave_all_others_alone() {
+        let mut lines = vec!["echo x".to_string(); 6_400];
+        lines[3_250] = "x".repeat(100_000);
+        assert!(sizes(&read(&lines)).largest(100) > 50);
     }
 
     #[test]
@@ -147,12 +171,11 @@ mod tests {
         for line in ["x".repeat(10_000), "\u{1}".repeat(3_000), "\"\\".repeat(30_000)] {
             let mut lines = vec!["echo x".to_string(); 6_400];
             lines[3_250..3_270].fill(line.clone());
-            let size = read(&lines).choose_chunk().expect("fits") as usize;
-            let bytes = largest_task(&lines, size);
-            assert!(bytes <= MAX_TASK_BYTES, "{size}: {bytes}");
-            let larger =
-                (size + 1..=100).find(|larger| largest_task(&lines, *larger) + 2_000 < MAX_TASK_BYTES);
-            assert_eq!(larger, None, "{size} for {} bytes", line.len());
+            let sizes = sizes(&read(&lines));
+            for most in 1..=100 {
+                let bytes = largest_task(&lines, sizes.largest(most) as usize);
+                assert!(bytes <= MAX_TASK_BYTES, "{most}: {bytes}");
+            }
         }
     }
 

@@ -252,7 +252,7 @@ Examples:
   zkmw submit --timeout 5m --max-attempts 3 --require gpu=yes -- ./train --epochs 3
   zkmw submit --detach --id nightly-2026-01-31 ./nightly.sh
   seq 1000 | sed 's/^/.\\/import /' | zkmw submit --from-file - --job import
-  zkmw submit --from-file million.txt --chunk auto
+  zkmw submit --from-file million.txt --job import
 
 The task finds ZKMW_TASK, ZKMW_ATTEMPT, ZKMW_EPOCH (its fencing token) and ZKMW_WORKER in its
 environment; its standard input is empty. Exit code: the task's own; for a batch 0 if all succeeded,

@@ -13,7 +13,7 @@ use crate::contract::task::MAX_RETRY_BACKOFF_MS;
 use crate::contract::worker::MAX_SLOTS;
 use crate::contract::{Labels, MAX_ID_BYTES, is_component};
 
-use super::{Auth, Chunk, ItemRef, Orphan, Secret, TaskState, ZkAddress};
+use super::{Auth, ItemRef, Orphan, Secret, TaskState, ZkAddress};
 
 /// The most bytes a task's command may have: Linux takes no single argument over 128 KiB, and `/bin/sh -c` gets
 /// the whole line as one. Of a program and its arguments it is the sum, with one more byte for each.
@@ -93,13 +93,8 @@ pub fn slots(text: &str) -> Parsed<u32> {
     number(text, 1, MAX_SLOTS)
 }
 
-pub fn chunk(text: &str) -> Parsed<Chunk> {
-    if text == "auto" {
-        return Ok(Chunk::Auto);
-    }
+pub fn chunk(text: &str) -> Parsed<u32> {
     number(text, 1, MAX_CHUNK_COMMANDS as u32)
-        .map(Chunk::Lines)
-        .map_err(|reason| format!("{reason}, or auto"))
 }
 
 pub fn max_attempts(text: &str) -> Parsed<u32> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::parse::{self, BadItem};
 use crate::contract::Labels;
 
-use super::{Auth, Chunk, Orphan, TaskState, ZkAddress};
+use super::{Auth, Orphan, TaskState, ZkAddress};
 
 /// The commands of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -318,9 +318,9 @@ settings! {
     FROM_FILE: PathBuf = ("from-file", &[Submit], Value("FILE"), Nothing, Flag)
         Path(parse::any_path), "Submit a batch: every line of FILE is a shell command line of its own; - reads \
         standard input";
-    CHUNK: Chunk = ("chunk", &[Submit], Value("N|auto"), Described("1"), Flag)
-        One(parse::chunk), "Put the lines of a batch into tasks of N lines each, 1 to 1000: the ensemble's work is \
-        that of one task for them all. 'auto' takes up to 100, as the file allows. Each line is told as without it";
+    CHUNK: u32 = ("chunk", &[Submit], Value("N"), Described("up to 100, by the lines and the slots"), Flag)
+        One(parse::chunk), "Store the lines of a batch N to a znode, 1 to 1000. Each line is told by itself, at most \
+        half a second after it ended as long as the results of N lines take less than 100 KiB";
     JOB: Option<String> = ("job", &[Submit], Value("NAME"), Described("a shared one; for a batch a new one"),
         Anywhere)
         One(parse::job), "The job to put the task into";

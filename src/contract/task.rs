@@ -112,9 +112,15 @@ pub struct Job {
     /// The defaults.
     #[serde(flatten)]
     pub options: Options,
-    /// Of a part of a batch: how many lines each of its tasks has, if that is not one.
+    /// Of a part of a batch: how many lines of the file each of its chunks has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunk: Option<u32>,
+    /// Of a part of a batch: how many lines it has, blank ones left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<u64>,
+    /// Of a part of a batch: all its chunks stood. What is missing has succeeded and was collected.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub made: bool,
     /// No task in it has options of its own when it is made, and each is at its first attempt: so a leader knows all that
     /// it needs of it without reading it. The number is the bytes that a task has on average.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -129,7 +135,16 @@ pub struct Job {
 impl Job {
     /// A job with these defaults.
     pub fn new(options: Options) -> Job {
-        Job { v: VERSION, options, chunk: None, uniform_bytes: None, copies: false, extra: Extra::new() }
+        Job {
+            v: VERSION,
+            options,
+            chunk: None,
+            lines: None,
+            made: false,
+            uniform_bytes: None,
+            copies: false,
+            extra: Extra::new(),
+        }
     }
 
     /// Reads a job. One made by hand may be empty: it has no defaults.

@@ -13,7 +13,7 @@ mod batch;
 mod mark;
 mod single;
 
-pub use batch::{Batch, BatchParams};
+pub use batch::{Batch, BatchParams, MAX_CHOSEN, Outline, Sizes};
 pub use single::{Single, SingleParams};
 
 /// The id of the submitter of a task with a key, in all of its lives. No id that a user gives has `~` in it, and no

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -256,21 +256,11 @@ impl Drop for Client {
 
 type Errand = Box<dyn FnOnce(&ZooKeeper) + Send>;
 
-/// One TCP connection to a server, with a session of its own.
-struct Lane {
+/// A connection that works, or did.
+pub struct Connection {
     client: Arc<Client>,
     /// To the keeper: a thread for the session layer's own requests, whatever else is in flight.
     errands: Sender<Errand>,
-}
-
-/// A connection that works, or did.
-///
-/// It may have a second lane, to the same server, which lives and dies with the first. Only deletes go over it: nobody reads
-/// what he has deleted, so no answer is older for it than it would be, even if the lanes should end at different servers behind
-/// one address. (Who was refused a delete looks again, and may see the past there.) The first lane's session alone has watches and ephemerals.
-pub struct Connection {
-    main: Lane,
-    deletes: Option<Lane>,
     life: Arc<Life>,
     server: SocketAddr,
     timeout: Duration,
@@ -300,8 +290,6 @@ pub struct Plan<'a> {
 pub enum NotMade {
     /// Because of this server; another one may do.
     ThisServer(String),
-    /// There was a first lane, and the server gave no second one (`maxClientCnxns`): one has to do.
-    NoSecond(String),
     /// Every server would say the same.
     Verdict(Failure),
 }
@@ -309,30 +297,24 @@ pub enum NotMade {
 impl Connection {
     /// Connects to one server, and proves that the session works and that the chroot is there.
     pub fn make(plan: Plan<'_>) -> Result<Connection, NotMade> {
-        let main = Lane::make(&plan)?;
-        let deletes = match plan.settings.deletes_aside.then(|| Lane::make(&plan)) {
-            None => None,
-            Some(Ok(lane)) => Some(lane),
-            Some(Err(NotMade::ThisServer(why))) => {
-                main.close(plan.answer_within);
-                return Err(NotMade::NoSecond(why));
-            }
-            Some(Err(other)) => return Err(other),
-        };
-        let Plan { life, server, timeout, request_max, .. } = plan;
-        let chroot_length = plan.settings.chroot.as_ref().map_or(0, String::len);
-        life.answered();
-        Ok(Connection { main, deletes, life, server, timeout, request_max, chroot_length })
+        let this_server = |error: anyhow::Error| NotMade::ThisServer(format!("{error:#}"));
+        let client = Arc::new(make_client(&plan).map_err(this_server)?);
+        meter::watch(&client).map_err(this_server)?;
+        let errands = start_keeper(Arc::clone(&client)).map_err(this_server)?;
+        let Plan { settings, server, timeout, request_max, answer_within, life, .. } = plan;
+        let chroot_length = settings.chroot.as_ref().map_or(0, String::len);
+        let connection = Connection { client, errands, life, server, timeout, request_max, chroot_length };
+        connection.prove(settings, answer_within)?;
+        if let Some(killer) = &connection.client.killer {
+            killer.take_socket(server).map_err(this_server)?;
+        }
+        connection.life.answered();
+        Ok(connection)
     }
 
-    fn lanes(&self) -> impl Iterator<Item = &Lane> {
-        std::iter::once(&self.main).chain(&self.deletes)
-    }
-
-    /// The client that is to make the call.
-    pub fn client_for(&self, call: &Call) -> &Client {
-        let lane = self.deletes.as_ref().filter(|_| matches!(call, Call::Delete { .. }));
-        &lane.unwrap_or(&self.main).client
+    /// The client.
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Whether it lives.
@@ -360,52 +342,31 @@ impl Connection {
         self.timeout
     }
 
-    /// Starts a heartbeat on every lane. Whether all were answered comes through the receiver, announced by a pulse.
+    /// Starts a heartbeat. Whether it was answered comes through the receiver, announced by a pulse.
     pub fn beat(&self) -> Receiver<bool> {
         let (answer, receiver) = bounded(1);
-        let left = Arc::new(AtomicUsize::new(self.lanes().count()));
-        for lane in self.lanes() {
-            let (answer, left, life) = (answer.clone(), Arc::clone(&left), Arc::clone(&self.life));
-            let errand: Errand = Box::new(move |zookeeper| {
-                // Whatever it answers, it answers in this session.
-                let answered = zookeeper.exists("/", false).map_or_else(request::is_answer, |_| true);
-                if answered {
-                    life.answered();
-                }
-                if left.fetch_sub(1, Ordering::AcqRel) == 1 || !answered {
-                    let _ = answer.try_send(answered); // full: another lane's was not answered
-                    life.wake();
-                }
-            });
-            let _ = lane.errands.try_send(errand); // full: then there will be no answer
-        }
+        let life = Arc::clone(&self.life);
+        let errand: Errand = Box::new(move |zookeeper| {
+            // Whatever it answers, it answers in this session.
+            let answered = zookeeper.exists("/", false).map_or_else(request::is_answer, |_| true);
+            if answered {
+                life.answered();
+            }
+            let _ = answer.send(answered);
+            life.wake();
+        });
+        let _ = self.errands.try_send(errand); // full: then there will be no answer
         receiver
     }
 
     /// Closes the session; whether the server confirmed it within the limit.
     pub fn close(&self, limit: Duration) -> bool {
-        let until = now() + limit;
-        self.lanes().filter(|lane| !lane.close(until.since(now()))).count() == 0
+        self.ask(limit, |zookeeper| zookeeper.close().is_ok()).unwrap_or(false)
     }
 
     /// Ends the connection, and frees whoever waits for an answer. Never blocks.
     pub fn kill(&self) {
-        self.lanes().for_each(|lane| lane.client.kill());
-    }
-}
-
-impl Lane {
-    fn make(plan: &Plan<'_>) -> Result<Lane, NotMade> {
-        let this_server = |error: anyhow::Error| NotMade::ThisServer(format!("{error:#}"));
-        let client = Arc::new(make_client(plan).map_err(this_server)?);
-        meter::watch(&client).map_err(this_server)?;
-        let errands = start_keeper(Arc::clone(&client)).map_err(this_server)?;
-        let lane = Lane { client, errands };
-        lane.prove(plan.settings, plan.answer_within)?;
-        if let Some(killer) = &lane.client.killer {
-            killer.take_socket(plan.server).map_err(this_server)?;
-        }
-        Ok(lane)
+        self.client.kill();
     }
 
     /// The first requests: credentials, since a server may insist on them before all else, then a look at the
@@ -414,13 +375,13 @@ impl Lane {
         let auth = settings.auth.clone();
         let limit = within * u32::try_from(auth.len() + 1).unwrap_or(u32::MAX);
         let verdict = match self.ask(limit, move |zookeeper| ask_first(zookeeper, auth)) {
-            Some(First::Good) if self.client.life.ended().is_none() => return Ok(()),
+            Some(First::Good) if self.life.ended().is_none() => return Ok(()),
             Some(First::Good) => return Err(NotMade::ThisServer("the connection broke at once".to_owned())),
             Some(First::NoChroot) => Failure::NoChroot { path: settings.chroot.clone().unwrap_or_default() },
             Some(First::AuthFailed(scheme)) => Failure::AuthFailed { scheme },
             Some(First::AuthNeeded) => Failure::AuthNeeded,
             Some(First::Failed(why)) => {
-                let why = match self.client.life.ended() {
+                let why = match self.life.ended() {
                     Some(End::Lost(end)) => format!("{why}: {end}"),
                     Some(End::Worn) | None => why,
                 };
@@ -448,16 +409,12 @@ impl Lane {
         self.errands.try_send(errand).ok()?;
         receiver.recv_timeout(limit).ok()
     }
-
-    fn close(&self, limit: Duration) -> bool {
-        self.ask(limit, |zookeeper| zookeeper.close().is_ok()).unwrap_or(false)
-    }
 }
 
-impl Drop for Lane {
+impl Drop for Connection {
     /// The keeper may be blocked in a request, and holds the client until it is freed.
     fn drop(&mut self) {
-        self.client.kill();
+        self.kill();
     }
 }
 

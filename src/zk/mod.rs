@@ -2,7 +2,7 @@
 //!
 //! A connection is a session here: it is made (`supervisor`: probe, connect, prove), used (`pool`), and
 //! ended for ever at the first doubt (`connection`, `descriptors`); then another one is made. The crate
-//! never reconnects by itself. (With [`Settings::deletes_aside`] a connection is two; they live and die together.) What it does wrong, and why this is the remedy, is told in `ARCHITECTURE.md`.
+//! never reconnects by itself. What it does wrong, and why this is the remedy, is told in `ARCHITECTURE.md`.
 //!
 //! Keeps the promises at the top of `machine.rs`: each call is answered exactly once, and before the
 //! [`SessionEvent::Down`] of the connection on which it was made. Answers and watch events come over different
@@ -64,9 +64,6 @@ pub struct Settings {
     pub auth: Vec<(String, Vec<u8>)>,
     /// How many calls may be in flight at once.
     pub threads: usize,
-    /// Whether what is deleted goes over a second connection to the same server, with a session of its own. A server takes
-    /// one request at a time from each, so it does more with two, where there is much to delete.
-    pub deletes_aside: bool,
 }
 
 /// What a session tells, in order.

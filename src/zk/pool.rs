@@ -196,7 +196,7 @@ impl Pool {
         courtesy::yield_to_others();
         while let Some(job) = self.next_job() {
             let again = repeatable(&job.call);
-            let outcome = request::make(job.connection.client_for(&job.call), job.call);
+            let outcome = request::make(job.connection.client(), job.call);
             if !self.finish(job.number, &job.connection, outcome, again) {
                 return;
             }

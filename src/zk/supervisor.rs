@@ -196,7 +196,7 @@ impl Supervisor {
                     return Ok(Arc::new(connection));
                 }
                 Err(NotMade::Verdict(failure)) => return Err(failure),
-                Err(NotMade::ThisServer(why) | NotMade::NoSecond(why)) => {
+                Err(NotMade::ThisServer(why)) => {
                     log::debug!("{server}: {why}");
                     self.shunned.insert(server, now());
                     tried.push(Attempt { server, why });
@@ -231,19 +231,7 @@ impl Supervisor {
         addresses
     }
 
-    /// A second lane saves time, no more: where none can be had it is done without, from then on.
     fn connect(&mut self, server: SocketAddr, grant: Grant) -> Result<Connection, NotMade> {
-        match self.make(server, grant) {
-            Err(NotMade::NoSecond(why)) => {
-                log::info!("{server} gave no second connection ({why}; see maxClientCnxns): one has to do");
-                self.settings.deletes_aside = false;
-                self.make(server, grant)
-            }
-            other => other,
-        }
-    }
-
-    fn make(&mut self, server: SocketAddr, grant: Grant) -> Result<Connection, NotMade> {
         self.generation += 1;
         let generation = self.generation;
         let pool = Arc::clone(&self.pool);

@@ -231,9 +231,11 @@ proptest! {
     }
 
     #[test]
-    fn every_job_is_read_back(options in options(), chunk in any::<Option<u32>>()) {
+    fn every_job_is_read_back(
+        options in options(), chunk in any::<Option<u32>>(), lines in any::<Option<u64>>(), made in any::<bool>(),
+    ) {
         let mut job = Job::new(options);
-        job.chunk = chunk;
+        (job.chunk, job.lines, job.made) = (chunk, lines, made);
         prop_assert_eq!(Job::decode(&job.encode()), Ok(job));
     }
 

@@ -115,6 +115,8 @@ znode!(
         "env",
         "orphan_of",
         "chunk",
+        "lines",
+        "made",
         "uniform_bytes",
         "copies",
     ],
@@ -323,9 +325,11 @@ fn config(data: &[u8]) {
 
 /// The chunks that are chosen fit; what is refused is refused with a size that does.
 fn chunked(batch: &mut BatchReader) {
-    let chosen = batch.choose_chunk().expect("it did not change");
-    assert!((1..=100).contains(&chosen));
-    assert_eq!(batch.check_chunk(chosen), Ok(()));
+    for slots in [0, 1, 1_000] {
+        let chosen = batch.outline().choose(slots);
+        assert!((1..=100).contains(&chosen));
+        assert_eq!(batch.check_chunk(chosen), Ok(()));
+    }
     if let Err(unfit) = batch.check_chunk(MAX_CHUNK_COMMANDS as u32) {
         let fits = unfit.why.rsplit(' ').next().and_then(|size| size.parse().ok()).expect("a size");
         assert_eq!(batch.check_chunk(fits), Ok(()), "{unfit}");

@@ -127,13 +127,16 @@ fn measure(name: &str, executor: &[&str], command: &str) -> Figures {
     eventually(LIMIT, "the leader knows its workers", || {
         (outside.status()?["workers"] == WORKERS).then_some(())
     });
-    let warm_up = outside.submit(&["--from-file", &batch_file(&outside, WARM_UP, command)]).wait_exit(BATCH);
+    let warm_up = outside
+        .submit(&["--chunk", "1", "--from-file", &batch_file(&outside, WARM_UP, command)])
+        .wait_exit(BATCH);
     assert_eq!(warm_up.code, 0, "{}", warm_up.stderr);
     at_rest(&outside);
     let before: Vec<Counts> = all.iter().map(|one| one.proxy.counts()).collect();
     let from = outside.tree.sync();
     let file = batch_file(&outside, TASKS, command);
-    let mut submitter = behind(&outside, "submitter", |cluster| cluster.submit(&["--from-file", &file]));
+    let mut submitter =
+        behind(&outside, "submitter", |cluster| cluster.submit(&["--chunk", "1", "--from-file", &file]));
     let exit = submitter.proc.wait_exit(BATCH);
     assert_eq!(exit.code, 0, "{}", exit.stderr);
     at_rest(&outside);
@@ -239,9 +242,9 @@ fn at_most(figure: f64, bound: f64, what: &str) {
 #[test]
 fn budget_is_counted_alike_by_proxies_and_log() {
     let figures = figures();
-    let writes = |role: &RoleFigures| role.batch.at("batches").writes();
+    let writes = |role: &RoleFigures| role.batch.at("tasks").writes();
     let asked: u64 = figures.roles.iter().map(writes).sum();
-    let committed = figures.written["batches"];
+    let committed = figures.written["tasks"];
     // What was refused is in one count only.
     assert!(committed <= asked && asked <= committed + committed / 100, "{}", told(figures));
 }
@@ -301,7 +304,7 @@ fn budget_memory_per_pending_task() {
     let mut make = |count: u32| {
         known += count;
         let file = batch_file(&cluster, count, "true");
-        let args = ["--detach", "--require", "nobody=has-this", "--from-file", &file];
+        let args = ["--detach", "--chunk", "1", "--require", "nobody=has-this", "--from-file", &file];
         let exit = cluster.submit(&args).wait_exit(BATCH);
         assert_eq!(exit.code, 0, "{}", exit.stderr);
         eventually(BATCH, "the leader knows them", || {

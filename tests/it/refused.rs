@@ -67,7 +67,7 @@ fn a_batch_with_a_line_that_the_servers_hang_up_on_ends_and_says_what_stands_of_
     let out = batch("all", &long.repeat(3), &[]);
     out.says(73, &["jute.maxbuffer", "cannot create the task"]);
     let (name, before) = ("last", 1_500);
-    let out = batch(name, &("true\n".repeat(before) + &long), &[]);
+    let out = batch(name, &("true\n".repeat(before) + &long), &["--chunk", "1"]);
     out.says(73, &["jute.maxbuffer", "(line 1501)", "go on: zkmw wait last comes back to them"]);
     let certain = certain(&out.stderr);
     assert!((1..=before as u64).contains(&certain), "{}", out.stderr);

@@ -58,8 +58,11 @@ fn under_a_server_that_throttles_every_task_ends_and_none_is_set_aside() {
         let lines = cluster.dir().join(job);
         std::fs::write(&lines, "true\n".repeat(TASKS / 2)).expect("a batch");
         let lines = lines.display().to_string();
-        let args =
-            ["submit", "--detach", "--job", job, "--id", job, "--max-attempts", "2", "--from-file", &lines];
+        let args = [
+            &["submit", "--detach", "--job", job, "--id", job, "--chunk", "1"][..],
+            &["--max-attempts", "2", "--from-file", &lines],
+        ]
+        .concat();
         // A batch is a flood itself, and a create that is refused may exceed a quota. Then it says: try again.
         eventually(ENDED_WITHIN, "a batch is made", || (cluster.run(&args).code == 0).then_some(()));
     }

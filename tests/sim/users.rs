@@ -6,7 +6,7 @@ use zkmw::contract::{Labels, Layout, TaskId, is_shared};
 use zkmw::machine::BatchLine;
 use zkmw::roles::client::walk::Target;
 use zkmw::roles::operator::{Operator, OperatorParams, Verb};
-use zkmw::roles::submitter::{Batch, BatchParams, Single, SingleParams};
+use zkmw::roles::submitter::{Batch, BatchParams, Outline, Single, SingleParams};
 use zkmw::roles::waiter::{WaitParams, Waiter};
 
 use super::member::{Kind, Playing, Program};
@@ -20,8 +20,8 @@ pub struct ClientSpec {
     pub options: Options,
     pub key: Option<String>,
     pub job: Option<String>,
-    /// Lines of a batch that make one task.
-    pub chunk: u32,
+    /// Lines of a batch that make one chunk, if the user says so.
+    pub chunk: Option<u32>,
     pub detach: bool,
     pub orphan: bool,
     pub cancel: bool,
@@ -63,9 +63,7 @@ impl ClientSpec {
                     key: self.key.clone(),
                     job: self.job.clone(),
                     options: self.options.clone(),
-                    lines: lines.len() as u64,
-                    bytes: lines.iter().map(|line| line.len() as u64).sum(),
-                    end: lines.len() as u64,
+                    outline: outline(lines),
                     chunk: self.chunk,
                     credentials: false,
                     detach: self.detach,
@@ -93,6 +91,14 @@ impl ClientSpec {
             _ => Vec::new(),
         }
     }
+}
+
+fn outline(lines: &[String]) -> Outline {
+    let mut outline = Outline::default();
+    for (line, number) in lines.iter().zip(0..) {
+        outline.count(number, line.len());
+    }
+    outline
 }
 
 impl World {
@@ -132,7 +138,7 @@ impl World {
             _ => Wish::Wait(targets),
         };
         let options = Options::default();
-        let (key, job, chunk) = (None, None, 1);
+        let (key, job, chunk) = (None, None, None);
         Some(ClientSpec { wish, options, key, job, chunk, detach: false, orphan: false, cancel: false })
     }
 
@@ -191,7 +197,11 @@ impl World {
         let keyed = self.dice.per_mille(self.swarm.keyed);
         let detach = self.dice.per_mille(250);
         let batch = self.dice.per_mille(200);
-        let mut chunk = 1;
+        let mut chunk = None;
+        if batch && self.dice.per_mille(self.swarm.chunked) {
+            // The same number for most of those who come with a key.
+            chunk = Some(if keyed { 2 } else { self.dice.between(1, 8) as u32 });
+        }
         let (wish, options) = if keyed && self.dice.per_mille(700) {
             // Who comes with a key mostly means the same by it.
             let wish = if batch {
@@ -202,9 +212,6 @@ impl World {
             (wish, Options::default())
         } else if batch {
             let lines = self.dice.between(2, self.swarm.lines);
-            if self.dice.per_mille(self.swarm.chunked) {
-                chunk = self.dice.between(2, 8) as u32;
-            }
             (Wish::Batch((0..lines).map(|_| self.command()).collect()), self.options())
         } else {
             (Wish::Single(self.command()), self.options())

@@ -153,7 +153,6 @@ pub fn settings(servers: &[(String, u16)]) -> Settings {
         session_timeout: Duration::from_secs(6),
         auth: Vec::new(),
         threads: 16,
-        deletes_aside: false,
     }
 }
 
@@ -304,13 +303,10 @@ pub fn fresh(name: &str) -> String {
     format!("/t-{name}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A connection that is passed on, and whether what it says is swallowed.
-type Passage = (TcpStream, Arc<AtomicBool>);
-
 /// Passes connections on to a server, and can cut them.
 pub struct Forwarder {
     pub address: SocketAddr,
-    open: Arc<Mutex<Vec<Passage>>>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
     /// One more connection is passed on, which is a probe; every later one is refused.
     pub only_probes: Arc<AtomicBool>,
 }
@@ -327,10 +323,9 @@ impl Forwarder {
             for near in listener.incoming().flatten() {
                 let Ok(far) = TcpStream::connect(to) else { continue };
                 let _ = (near.set_nodelay(true), far.set_nodelay(true));
-                let held = Arc::new(AtomicBool::new(false));
-                pump(near.try_clone().unwrap(), far.try_clone().unwrap(), &held);
-                pump(far, near.try_clone().unwrap(), &held);
-                shared.lock().unwrap().push((near, held));
+                pump(near.try_clone().unwrap(), far.try_clone().unwrap());
+                pump(far, near.try_clone().unwrap());
+                shared.lock().unwrap().push(near);
                 if picky.load(Ordering::SeqCst) {
                     break; // from now on connections are refused
                 }
@@ -340,20 +335,9 @@ impl Forwarder {
     }
 
     pub fn cut(&self) {
-        for (stream, _) in self.open.lock().unwrap().drain(..) {
+        for stream in self.open.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
-    }
-
-    /// The same of the connection that was made last, alone.
-    pub fn cut_last(&self) {
-        let last = self.open.lock().unwrap().pop();
-        let _ = last.expect("a connection").0.shutdown(Shutdown::Both);
-    }
-
-    /// From now on nothing passes over the connection that was made last.
-    pub fn hold_last(&self) {
-        self.open.lock().unwrap().last().expect("a connection").1.store(true, Ordering::SeqCst);
     }
 
     pub fn server(&self) -> (String, u16) {
@@ -361,14 +345,10 @@ impl Forwarder {
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, held: &Arc<AtomicBool>) {
-    let held = Arc::clone(held);
+fn pump(mut from: TcpStream, mut to: TcpStream) {
     thread::spawn(move || {
         let mut buffer = [0; 16 * 1024];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
-            if held.load(Ordering::SeqCst) {
-                continue; // as if the network had swallowed it
-            }
             if to.write_all(&buffer[..count]).is_err() {
                 break;
             }

@@ -186,14 +186,13 @@ fn a_task_that_cannot_be_stored_is_65() {
 fn only_lines_of_a_batch_make_chunks() {
     let chunk = |call: &str| zkmw(call).submit().chunk;
     assert_eq!(chunk("submit --from-file f"), None);
-    assert_eq!(chunk("submit --from-file f --chunk 1000"), Some(Chunk::Lines(1000)));
-    assert_eq!(chunk("submit --from-file - --chunk auto"), Some(Chunk::Auto));
+    assert_eq!(chunk("submit --from-file f --chunk 1000"), Some(1000));
     for (bad, words) in [
         ("submit x --chunk 5", "chunk: '5' (from --chunk) is not valid: only the lines of a batch"),
-        ("submit --chunk auto -- x", "only the lines of a batch"),
-        ("submit --from-file f --chunk 0", "must be between 1 and 1000, or auto"),
-        ("submit --from-file f --chunk 1001", "must be between 1 and 1000, or auto"),
-        ("submit --from-file f --chunk many", "must be a whole number between 1 and 1000, or auto"),
+        ("submit --chunk 7 -- x", "only the lines of a batch"),
+        ("submit --from-file f --chunk 0", "must be between 1 and 1000"),
+        ("submit --from-file f --chunk 1001", "must be between 1 and 1000"),
+        ("submit --from-file f --chunk many", "must be a whole number between 1 and 1000"),
     ] {
         zkmw(bad).fails_with(64, words);
     }

@@ -65,12 +65,14 @@ pub struct Gate {
     path: String,
     demand: Demand,
     calls: Calls<()>,
+    /// What was read last, if it could be understood.
+    status: Option<Status>,
 }
 
 impl Gate {
     /// A gate for this demand.
     pub fn new(layout: &Layout, demand: Demand) -> Gate {
-        Gate { path: layout.status(), demand, calls: Calls::default() }
+        Gate { path: layout.status(), demand, calls: Calls::default(), status: None }
     }
 
     /// Looks, on a new session or once more.
@@ -92,20 +94,25 @@ impl Gate {
     /// Takes in a reply; `None` if it is somebody else's.
     pub fn on_reply(&mut self, id: CallId, result: &CallResult) -> Option<Answer> {
         self.calls.take(id)?;
-        Some(match result {
-            Err(CallError::NotSent | CallError::MaybeApplied) => Answer::Nothing,
-            // A leader that can't be understood, or none that ever led, is no reason to refuse.
-            Err(CallError::Refused(_)) => Answer::Admitted,
-            Ok(Reply::Data { data, .. }) => match Status::decode(data) {
-                Ok(status) => match excess(&status, self.demand) {
-                    Some(why) => Answer::Refused(why),
-                    None if status.loading => Answer::Unsure,
-                    None => Answer::Admitted,
-                },
-                Err(_) => Answer::Admitted,
-            },
-            Ok(_) => Answer::Admitted,
-        })
+        if matches!(result, Err(CallError::NotSent | CallError::MaybeApplied)) {
+            return Some(Answer::Nothing);
+        }
+        // A leader that can't be understood, or none that ever led, is no reason to refuse.
+        self.status = match result {
+            Ok(Reply::Data { data, .. }) => Status::decode(data).ok(),
+            _ => None,
+        };
+        Some(self.judge())
+    }
+
+    /// Whether there was room, by what was read last.
+    fn judge(&self) -> Answer {
+        let Some(status) = &self.status else { return Answer::Admitted };
+        match excess(status, self.demand) {
+            Some(why) => Answer::Refused(why),
+            None if status.loading => Answer::Unsure,
+            None => Answer::Admitted,
+        }
     }
 
     /// What to tell the user whose demand was refused for this reason.
@@ -125,6 +132,8 @@ pub struct Pace {
     gate: Gate,
     /// When it last looked.
     asked: Instant,
+    /// It has looked for all of the batch.
+    looked: bool,
     /// The batch was admitted as a whole, or has begun earlier.
     inside: bool,
     /// The service is full.
@@ -135,16 +144,16 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// The gate for a batch that would add this.
-    pub fn new(layout: &Layout, demand: Demand) -> Pace {
-        let gate = Gate::new(layout, demand);
-        let asked = Instant::default();
-        Pace { gate, asked, inside: false, closed: false, missed: false, told: false }
+    /// The gate for a batch.
+    pub fn new(layout: &Layout) -> Pace {
+        let (gate, asked) = (Gate::new(layout, ANY), Instant::default());
+        Pace { gate, asked, looked: false, inside: false, closed: false, missed: false, told: false }
     }
 
     /// Looks whether all of the batch may come in.
     pub fn enter<R>(&mut self, now: Instant, out: &mut Actions<R>) {
         self.asked = now;
+        self.looked = false;
         self.gate.ask(out);
     }
 
@@ -158,9 +167,23 @@ impl Pace {
         }
     }
 
-    /// Whether an answer is still to come.
-    pub fn is_asking(&self) -> bool {
-        self.gate.is_asking()
+    /// Whether it has looked for all of the batch.
+    pub fn has_looked(&self) -> bool {
+        self.looked
+    }
+
+    /// How many slots the service has; 0 if nobody says.
+    pub fn slots(&self) -> u32 {
+        self.gate.status.as_ref().map_or(0, |status| status.slots)
+    }
+
+    /// What to tell the user whose batch would add so much, if that is too much.
+    pub fn refuses(&mut self, demand: Demand) -> Option<String> {
+        self.gate.demand = demand;
+        match self.gate.judge() {
+            Answer::Refused(why) => Some(self.gate.advice(&why)),
+            Answer::Nothing | Answer::Unsure | Answer::Admitted => None,
+        }
     }
 
     /// Whether nothing more is to be created for now.
@@ -188,27 +211,24 @@ impl Pace {
         (self.closed && !self.gate.is_asking()).then(|| self.asked + PACE)
     }
 
-    /// Takes in a reply; `None` if it is somebody else's. `Some(Some(…))` is why the batch may not come in.
-    pub fn on_reply<R>(
-        &mut self,
-        id: CallId,
-        result: &CallResult,
-        out: &mut Actions<R>,
-    ) -> Option<Option<String>> {
-        match self.gate.on_reply(id, result)? {
+    /// Takes in a reply; false if it is somebody else's.
+    pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> bool {
+        let Some(answer) = self.gate.on_reply(id, result) else { return false };
+        self.looked |= answer != Answer::Nothing;
+        match answer {
             // Who waits for room goes on waiting until a leader knows that there is some.
             Answer::Nothing | Answer::Unsure => {}
             Answer::Admitted => self.closed = false,
-            Answer::Refused(why) if !self.inside => return Some(Some(self.gate.advice(&why))),
-            Answer::Refused(why) => {
+            Answer::Refused(why) if self.inside => {
                 self.closed = true;
                 if !self.told {
                     self.told = true;
                     out.log(Level::Warn, format!("{why}; what is left of the batch waits for room"));
                 }
             }
+            Answer::Refused(_) => {}
         }
-        Some(None)
+        true
     }
 }
 

@@ -1,43 +1,40 @@
-//! A batch: the lines of a file, each a task or many of them one, created through a window and collected as they end.
+//! A batch: the lines of a file, stored as chunks, created through a window and collected as they end.
 //!
-//! What one task is made of is a *unit*: a line, or a chunk of lines. Windows and bits are counted in units, but what the
-//! user is told in lines, so that chunks change nothing of that.
+//! A chunk that is not made yet is a *unit*. Windows and bits are counted in units, but what the user is told in lines.
+//! How many lines a chunk has is decided once, when the number of slots is known, and for a key by who came first.
 //!
-//! Every part (one directory) is watched as a whole before its first task is created, so a task costs no watch
-//! and no read until its outcome is there. What is held is the window's lines and a few bits for each task that
+//! Every part (one directory) is watched as a whole before its first chunk is created, so a chunk costs no watch
+//! and no read until it has results. What is held is the window's lines and a few bits for each chunk that
 //! waits for its outcome; lines are never read twice. A unit is `open` from the moment
-//! its lines were read until its task is known to stand, whatever happens to connections in between.
+//! its lines were read until its chunk is known to stand, whatever happens to connections in between. When all chunks
+//! of a part stood, the part says so.
 
 mod early;
 mod end;
-mod groups;
-mod listen;
-mod made;
+mod entrance;
+mod outline;
 mod parts;
 mod replies;
 mod units;
+mod warm;
 mod windows;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use self::early::Early;
-use self::listen::Ears;
-use self::made::Stage;
+pub use self::outline::{MAX_CHOSEN, Outline, Sizes};
 use self::parts::Parts;
 use self::units::Units;
 use self::windows::{MAX_CREATES, MAX_UNDELETED, READ_AHEAD};
 use super::access::Access;
-use super::admission::{Demand, Pace};
+use super::admission::Pace;
 use super::mark::Mark;
 use super::{DELETE_PATIENCE, keyed_batch_submitter};
 use crate::contract::chunk::MAX_CHUNK_COMMANDS;
-use crate::contract::copies::is_copies;
 use crate::contract::task::{Job, Options, Payload, Task};
-use crate::contract::{
-    LINES_PER_PART, Layout, MAX_BATCH_LINES, MAX_TASK_BYTES, TaskId, apart_task, batch_unit, name_of,
-};
+use crate::contract::{LINES_PER_PART, Layout, MAX_BATCH_LINES, MAX_TASK_BYTES, TaskId, batch_unit, name_of};
 use crate::exit;
-use crate::machine::{Action, Actions, Call, Calls, ChangeKind, Event, Instant, Level, Role, earlier};
+use crate::machine::{Action, Actions, Calls, ChangeKind, Event, Instant, Level, Role, earlier};
 use crate::recipes::ensure::Ensure;
 use crate::roles::client::notice::Notice;
 use crate::roles::client::{ClientReport, Progress, Tally, Unfit, breaks_connection};
@@ -61,14 +58,10 @@ pub struct BatchParams {
     pub job: Option<String>,
     /// What was set for all its tasks.
     pub options: Options,
-    /// How many lines there are to submit.
-    pub lines: u64,
-    /// How many bytes they have in sum.
-    pub bytes: u64,
-    /// One more than the number of the last of them.
-    pub end: u64,
-    /// How many lines of the file each task has; 1 is no chunk.
-    pub chunk: u32,
+    /// What its file is like.
+    pub outline: Outline,
+    /// How many lines each chunk has, if the user says so.
+    pub chunk: Option<u32>,
     /// What we make is for our credentials alone.
     pub credentials: bool,
     /// Don't wait.
@@ -87,9 +80,8 @@ pub struct Batch {
     batch: String,
     keyed: bool,
     options: Options,
-    /// Bytes of a task on average.
-    mean_bytes: u32,
-    part_count: u64,
+    outline: Outline,
+    chunk: Option<u32>,
     detach: bool,
     cancel_on_interrupt: bool,
     online: bool,
@@ -98,12 +90,14 @@ pub struct Batch {
     /// The mark, if one is needed, stands on this connection.
     marked: bool,
     room: Room,
-    /// Why the batch can't come in on this session, if it can't; it may have begun earlier all the same.
-    denied: Option<String>,
+    first_part: FirstPart,
+    /// Directories that there are in `tasks`.
+    children: Option<u64>,
     pace: Pace,
     /// `tasks` is being made.
     ensuring: bool,
     source: Source,
+    /// Without a size until it has been decided.
     units: Units,
     /// Units that were read and whose tasks are not known to stand.
     open: BTreeMap<u64, Open>,
@@ -111,21 +105,6 @@ pub struct Batch {
     /// Those of them that are not being created.
     unsent: BTreeSet<u64>,
     parts: Parts,
-    /// Its tasks stand apart, copies are made of them before they are made, and their outcomes may stand in groups.
-    is_apart: bool,
-    ears: Ears,
-    /// Copies that were made, by their group of units.
-    made: BTreeMap<u64, Stage>,
-    /// Groups of which a unit was over since they were last looked at.
-    over_groups: BTreeSet<u64>,
-    /// Copies of which all tasks are over.
-    copies_left: VecDeque<String>,
-    /// One more than the last unit that was read.
-    read_to: u64,
-    /// Groups that are to be read.
-    groups: VecDeque<String>,
-    /// Those that told of tasks which were not known to stand.
-    early_groups: BTreeSet<String>,
     /// Tasks whose outcome was shown and that are being deleted, or are to be.
     deleting: BTreeMap<u64, Deleting>,
     /// Those of them that wait for their turn.
@@ -147,10 +126,8 @@ pub struct Batch {
     creates: usize,
     /// Reads, cancels and deletes in flight.
     collects: usize,
-    /// Reads among them, each of copies as many as it may tell of.
+    /// Reads among them.
     reads: usize,
-    /// Reads of copies among them.
-    group_reads: usize,
     warming: usize,
 }
 
@@ -160,6 +137,17 @@ enum Room {
     Unknown,
     Looking,
     Found,
+}
+
+/// The first part of a keyed batch, as it stood when this connection was new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FirstPart {
+    Unknown,
+    Missing,
+    /// With so many lines a chunk, if it says so.
+    Stands {
+        chunk: Option<u32>,
+    },
 }
 
 /// Where lines come from.
@@ -179,40 +167,30 @@ struct Open {
     doubts: u32,
     /// It changed before its creation was acknowledged.
     changed: bool,
-    /// A group told of it before its creation was acknowledged.
-    told: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Deleting {
     version: i32,
-    /// The attempt whose outcome was shown.
-    attempt: u32,
     tries: u32,
-    looks: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     /// Looks how many parts there are already.
     Room,
-    /// Looks whether the first part of a keyed batch stands already.
+    /// Looks whether the first part of a keyed batch stands already, and how its chunks were made.
     FirstPart,
     MakePart(u64),
     ComparePart(u64),
     WatchPart(u64),
-    /// Makes the directory of a part's groups.
-    MakeGroups(u64),
-    WatchGroups(u64),
+    /// Reads a part of which all chunks stood, to say so in it.
+    ReadPart(u64),
+    CompletePart(u64),
     Create(u64),
-    /// Looks whether the task that has the key and number is ours.
+    /// Looks whether the chunk that has the key and number is ours.
     Compare(u64),
     Read(u64),
-    ReadGroup(String),
-    /// Looks at a task that was shown, and then changed.
-    Recheck(u64),
-    MakeCopies(u64, String),
-    DropCopies,
     Cancel(u64),
     Delete(u64),
 }
@@ -228,15 +206,15 @@ impl Batch {
     /// # Errors
     /// If that can't be a batch.
     pub fn new(params: BatchParams) -> Result<Batch, Unfit> {
-        if params.end > MAX_BATCH_LINES {
-            let why = format!("the batch has {} lines; at most {MAX_BATCH_LINES} are allowed", params.end);
+        let BatchParams { outline, chunk, .. } = &params;
+        if outline.end > MAX_BATCH_LINES {
+            let why = format!("the batch has {} lines; at most {MAX_BATCH_LINES} are allowed", outline.end);
             return Err(Unfit { code: exit::TOO_MUCH, why });
         }
-        if params.chunk > MAX_CHUNK_COMMANDS as u32 {
-            let why = format!("chunks of {} lines; at most {MAX_CHUNK_COMMANDS} are allowed", params.chunk);
+        if let Some(chunk) = chunk.filter(|chunk| *chunk > MAX_CHUNK_COMMANDS as u32) {
+            let why = format!("chunks of {chunk} lines; at most {MAX_CHUNK_COMMANDS} are allowed");
             return Err(Unfit { code: exit::TOO_MUCH, why });
         }
-        let units = Units::new(params.chunk);
         let options = Options { orphan_of: None, ..params.options };
         let bytes = Job::new(options.clone()).encode().len();
         if bytes > MAX_TASK_BYTES {
@@ -246,19 +224,20 @@ impl Batch {
         let name = name_in(params.job.as_deref(), params.key.as_ref().unwrap_or(&params.ulid));
         let key = params.key.as_ref().filter(|_| !params.detach).map(|_| keyed_batch_submitter(&name));
         let mark = Mark::new(&params.layout, &params.ulid, key, params.orphan_cancel && !params.detach);
-        let mut batch = Batch {
-            pace: Pace::new(&params.layout, Demand { tasks: 0, bytes: 0 }),
+        Ok(Batch {
+            pace: Pace::new(&params.layout),
             access: Access::new(&params.layout, params.credentials),
             notice: Notice::new(&params.layout),
             mark,
-            ensure: Ensure::new([params.layout.tasks(), params.layout.batches(), params.layout.groups()]),
+            ensure: Ensure::new([params.layout.tasks()]),
             layout: params.layout,
             job: params.job,
             keyed: params.key.is_some(),
             batch: params.key.unwrap_or(params.ulid),
             options,
-            mean_bytes: 0,
-            part_count: params.end.div_ceil(units.size()).div_ceil(LINES_PER_PART),
+            progress: Progress { total: params.outline.lines, ..Progress::default() },
+            outline: params.outline,
+            chunk: params.chunk,
             detach: params.detach,
             cancel_on_interrupt: params.cancel_on_interrupt && !params.detach,
             online: false,
@@ -266,45 +245,29 @@ impl Batch {
             early: Early::default(),
             marked: false,
             room: Room::Unknown,
-            denied: None,
+            first_part: FirstPart::Unknown,
+            children: None,
             ensuring: false,
             source: Source::Idle,
-            units,
+            units: Units::default(),
             open: BTreeMap::new(),
             open_bytes: 0,
             unsent: BTreeSet::new(),
             parts: Parts::default(),
-            is_apart: false,
-            ears: Ears::default(),
-            made: BTreeMap::new(),
-            over_groups: BTreeSet::new(),
-            copies_left: VecDeque::new(),
-            read_to: 0,
-            groups: VecDeque::new(),
-            early_groups: BTreeSet::new(),
             deleting: BTreeMap::new(),
             shown: VecDeque::new(),
             left: 0,
             cancelling: false,
             complaints: 0,
             give_up: None,
-            progress: Progress { total: params.lines, ..Progress::default() },
             reported: Progress::default(),
             tally: Tally::default(),
             calls: Calls::default(),
             creates: 0,
             collects: 0,
             reads: 0,
-            group_reads: 0,
             warming: 0,
-        };
-        // About: what JSON escapes in a line takes more.
-        let empty = batch.task(&Payload::Shell(String::new())).encode().len() as u64;
-        let tasks = params.lines.min(params.end.div_ceil(batch.units.size()));
-        let bytes = params.bytes.saturating_add(tasks.saturating_mul(empty));
-        batch.mean_bytes = u32::try_from(bytes / tasks.max(1)).unwrap_or(u32::MAX);
-        batch.pace = Pace::new(&batch.layout, Demand { tasks, bytes });
-        Ok(batch)
+        })
     }
 
     /// What to tell `wait`, `list` or `cancel` to mean this batch.
@@ -312,25 +275,12 @@ impl Batch {
         name_in(self.job.as_deref(), &self.batch)
     }
 
-    /// How many tasks it will delete, if all goes well.
-    pub fn deletes(&self) -> u64 {
-        if self.detach || self.keyed { 0 } else { self.progress.total.div_ceil(self.units.size()) }
-    }
-
     fn id(&self, unit: u64) -> TaskId {
-        if self.is_apart {
-            return apart_task(self.job.as_deref(), &self.batch, unit);
-        }
         batch_unit(self.job.as_deref(), &self.batch, unit, self.units.size())
     }
 
     fn path(&self, unit: u64) -> String {
         self.layout.task(&self.id(unit))
-    }
-
-    /// Where the parts stand.
-    fn above(&self) -> String {
-        if self.is_apart { self.layout.batches() } else { self.layout.tasks() }
     }
 
     fn part_path(&self, part: u64) -> String {
@@ -339,16 +289,21 @@ impl Batch {
 
     /// The unit that has its task at this path.
     fn unit_at(&self, path: &str) -> Option<u64> {
-        let line: u64 = crate::contract::name_of(path).parse().ok()?;
+        let line: u64 = name_of(path).parse().ok()?;
         let unit = line / self.units.size();
         (line < MAX_BATCH_LINES && self.path(unit) == path).then_some(unit)
     }
 
-    /// What stands in a part: the options, and how lines are put together.
-    fn part_data(&self) -> Job {
+    /// What stands in a part: the options, how lines are put together, and how many there are.
+    fn part_data(&self, part: u64) -> Job {
         let mut job = Job::new(self.options.clone());
-        job.chunk = self.units.are_chunks().then_some(self.units.size() as u32);
+        job.chunk = Some(self.units.size() as u32);
+        job.lines = Some(self.part_lines(part));
         job
+    }
+
+    fn part_lines(&self, part: u64) -> u64 {
+        self.outline.lines_of_part(part, self.units.size())
     }
 
     /// The task for a unit. Its options are the part's, but for the mark: a batch that is submitted again under
@@ -377,13 +332,7 @@ impl Batch {
             return;
         }
         match self.room {
-            Room::Unknown => {
-                self.room = Room::Looking;
-                self.denied = None;
-                self.pace.enter(now, out);
-                let call = Call::Exists { path: self.above(), watch: false };
-                self.calls.issue(out, call, Purpose::Room);
-            }
+            Room::Unknown => self.look_for_room(now, out),
             Room::Looking => {}
             Room::Found => {
                 let Progress { submitted, total, .. } = self.progress;
@@ -391,13 +340,10 @@ impl Batch {
                 self.pace.keep(now, left, out);
                 self.read_lines(out);
                 self.warm_parts(out);
-                self.listen(now, out);
                 self.clean_up(out);
-                self.read_groups(out);
                 self.collect(out);
-                self.make_copies(out);
+                self.complete_parts(out);
                 self.create(out);
-                self.drop_copies(out);
                 self.end_if_done(out);
             }
         }
@@ -425,23 +371,17 @@ impl Batch {
     }
 
     fn forget_calls(&mut self) {
-        self.forget_group_reads();
-        self.ears = Ears::default();
         self.early.on_lost();
         self.calls.clear();
         self.ensure.reset();
         self.access.on_lost();
         self.mark.on_lost();
         self.pace.on_lost();
-        self.forget_copies();
         self.ensuring = false;
         (self.creates, self.collects, self.reads, self.warming) = (0, 0, 0, 0);
     }
 
     fn on_changed(&mut self, path: &str, kind: ChangeKind) {
-        if is_copies(name_of(path)) {
-            return self.on_beside(path, kind);
-        }
         // A creation is our own. A deletion is read too, to be sure.
         if kind == ChangeKind::Created || kind == ChangeKind::Children {
             return;
@@ -498,8 +438,7 @@ impl Role for Batch {
 
     fn next_wake(&self) -> Option<Instant> {
         let look = self.pace.next_wake().filter(|_| self.online && self.marked && !self.over);
-        let listen = self.ears.look_at.filter(|_| self.online && !self.over);
-        earlier(earlier(self.give_up, look), earlier(listen, self.notice.next_wake()))
+        earlier(earlier(self.give_up, look), self.notice.next_wake())
     }
 
     fn assert_invariants(&self) {
@@ -507,11 +446,7 @@ impl Role for Batch {
         let pending = self.parts.pending_commands() - self.early.count();
         assert!(self.open.len() < 2 * READ_AHEAD, "{} tasks are open", self.open.len());
         assert!(self.creates <= MAX_CREATES && self.warming <= MAX_WARMING, "too many calls in flight");
-        assert!(
-            self.deleting.len() + self.awaited() <= MAX_UNDELETED,
-            "{} deletes pile up",
-            self.deleting.len()
-        );
+        assert!(self.deleting.len() + self.reads <= MAX_UNDELETED, "{} deletes pile up", self.deleting.len());
         assert!(
             self.detach || submitted == pending + done + failed,
             "a task was lost: {submitted} submitted, {pending} pending, {done} done, {failed} failed"

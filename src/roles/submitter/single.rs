@@ -88,8 +88,8 @@ enum Phase {
     Submitting,
     /// It stands, and its outcome was not seen yet.
     Waiting,
-    /// The outcome was shown; `tries` deletes were answered with doubt.
-    Deleting { version: i32, code: i32, tries: u32, give_up: Option<Instant> },
+    /// It succeeded, which was shown; `tries` deletes were answered with doubt.
+    Deleting { version: i32, tries: u32, give_up: Option<Instant> },
     /// The end was asked for.
     Over,
 }
@@ -106,8 +106,6 @@ enum Purpose {
     Read,
     Cancel,
     Delete,
-    /// Somebody changed the task after its outcome was shown.
-    ReadLast,
 }
 
 impl Single {
@@ -295,18 +293,16 @@ impl Single {
             Purpose::Read => self.on_read(result, out),
             Purpose::Cancel => self.on_cancelled(result, out),
             Purpose::Delete => self.on_deleted(result, out),
-            Purpose::ReadLast => self.on_read_last(result, out),
         }
     }
 
     fn on_doubt(&mut self, purpose: Purpose, out: &mut Actions<ClientReport>) {
         match (purpose, &mut self.phase) {
             (Purpose::Create, _) => self.doubts += 1,
-            (Purpose::Delete, Phase::Deleting { tries, code, .. }) => {
+            (Purpose::Delete, Phase::Deleting { tries, .. }) => {
                 *tries += 1;
-                let (tries, code) = (*tries, *code);
-                if tries >= MAX_DELETES {
-                    self.leave_to_leader(code, out);
+                if *tries >= MAX_DELETES {
+                    self.leave_to_leader(out);
                 }
             }
             // Reads are made again on the next session, and that tells whether a cancel was applied.
@@ -530,10 +526,10 @@ impl Role for Single {
             Event::Changed { path, .. } => self.on_changed(&path, out),
             Event::Reply { id, result } => self.on_reply(id, &result, out),
             Event::Wake => {
-                if let Phase::Deleting { code, give_up: Some(give_up), .. } = self.phase
+                if let Phase::Deleting { give_up: Some(give_up), .. } = self.phase
                     && give_up <= now
                 {
-                    self.leave_to_leader(code, out);
+                    self.leave_to_leader(out);
                 }
             }
             Event::Stop { again } => self.on_stop(again, out),

@@ -56,9 +56,10 @@ fn a_hundred_thousand_lines_keep_every_directory_small() {
     let cluster = Cluster::on(&ensemble, "long-batch");
 
     let lines = "true\n".repeat(LINES);
-    let out = Plain::on(&cluster, &["submit", "--detach", "--job", "big", "--from-file", "-"])
-        .stdin(lines.as_bytes())
-        .run_within(Duration::from_secs(120));
+    let out =
+        Plain::on(&cluster, &["submit", "--detach", "--job", "big", "--chunk", "1", "--from-file", "-"])
+            .stdin(lines.as_bytes())
+            .run_within(Duration::from_secs(120));
     assert_eq!(out.code, 0, "{}", out.stderr);
     assert_eq!(out.text().lines().count(), LINES, "an id a line");
     out.says(0, &["100001 tasks submitted", "zkmw wait big~"]);

@@ -84,7 +84,6 @@ fn open(port: u16) -> (Session, Receiver<SessionEvent>) {
         session_timeout: T,
         auth: Vec::new(),
         threads: 1,
-        deletes_aside: false,
     };
     let (sender, events) = bounded(1_000);
     (Session::start(settings, sender).expect("a session"), events)

@@ -36,7 +36,6 @@ impl Tree {
             session_timeout: Duration::from_secs(8),
             auth: Vec::new(),
             threads: 16,
-            deletes_aside: false,
         };
         let (sender, events) = bounded(1_000);
         let session = Session::start(settings, sender).expect("a session");

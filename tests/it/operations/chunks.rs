@@ -1,4 +1,4 @@
-//! Batches whose tasks have many lines: what the user is told is what he would be told without.
+//! Batches of which a znode has many lines: what the user is told is what he would be told if each had one.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -56,7 +56,7 @@ fn a_thousand_lines_in_chunks_give_what_they_give_one_by_one() {
         out.stderr.lines().filter_map(line).collect()
     };
     let (one, many) =
-        (submit(&service.cluster, &[], lines), submit(&service.cluster, &["--chunk", "auto"], lines));
+        (submit(&service.cluster, &[], lines), submit(&service.cluster, &["--chunk", "3"], lines));
     assert_eq!((told(&one).len(), &told(&many)), (2, &told(&one)), "{many:?}");
 }
 
@@ -92,7 +92,7 @@ fn a_keyed_batch_of_chunks_runs_once_and_keeps_its_chunks() {
         keyed("10", &lines).says(0, &["25 tasks: 25 succeeded"]);
     }
     assert_eq!(fs::read_to_string(&file).expect("written").lines().count(), 25);
-    keyed("5", &lines).says(65, &["exists already, with other options", "say --chunk 10"]);
+    keyed("5", &lines).says(65, &["exists already with other options", "say --chunk 10"]);
     keyed("10", &lines.replace("echo 25", "echo 26")).says(65, &["(lines 21 to 30)", "something else"]);
 }
 

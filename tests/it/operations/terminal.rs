@@ -2,8 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::harness::ensemble::Places;
-use crate::harness::{Cluster, Ensemble, LIMIT, eventually};
+use crate::harness::{LIMIT, eventually};
 use crate::plain::{Plain, Service};
 
 /// 74: the task ran, so whoever takes the code for *try again* would run it twice.
@@ -48,19 +47,4 @@ fn a_terminal_that_is_closed_is_a_sigterm_to_who_waits_unless_nohup_says_otherwi
     std::fs::write(&gate, "").expect("opened");
     let out = kept.end(LIMIT);
     assert_eq!((out.code, out.text().as_str()), (0, "came\n"), "{out:?}");
-}
-
-/// A batch that deletes much has a second connection. One is left here: below `maxClientCnxns`, as it were (a limit by
-/// host can't be set from outside).
-#[test]
-fn a_long_batch_makes_do_with_the_one_connection_that_is_left() {
-    // The test's own, the master's, the worker's, and one.
-    let java_options = "-Dzookeeper.maxCnxns=4".to_string();
-    let ensemble = Ensemble::start_at(1, Places { java_options, ..Places::default() });
-    let service = Service::on(Cluster::on(&ensemble, "few-connections"), &["--slots", "8"]);
-    let lines = "true\n".repeat(1_001);
-    let args = ["-v", "submit", "--from-file", "-"];
-    let out = Plain::on(&service.cluster, &args).stdin(lines.as_bytes()).run_within(LIMIT * 2);
-    out.says(0, &["1001 tasks: 1001 succeeded", "one has to do"]);
-    assert!(service.cluster.tasks().is_empty(), "it collected them");
 }

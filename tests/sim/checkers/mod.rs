@@ -7,6 +7,7 @@ pub mod elections;
 pub mod leftovers;
 pub mod orphans;
 pub mod pages;
+pub mod parts;
 pub mod runs;
 pub mod tasks;
 
@@ -145,6 +146,7 @@ pub fn all(world: &World) -> Vec<String> {
     tasks::check(world, &mut told);
     chunks::check(world, &mut told);
     pages::check(world, &mut told);
+    parts::check(world, &mut told);
     elections::check(world, &mut told);
     clients::check(world, &mut told);
     orphans::check(world, &mut told);

@@ -114,6 +114,9 @@ impl Book<'_> {
                     Some(Kind::Client(_)) if old.keyed => {
                         told.add(step.at, format!("{id} has a key and is deleted by a client"));
                     }
+                    Some(Kind::Client(_)) if !has_succeeded(&old) => {
+                        told.add(step.at, format!("{id} ended badly and is deleted by a client"));
+                    }
                     Some(Kind::Master) => drop(self.aged.insert(id.to_string())),
                     _ => {}
                 }
@@ -374,4 +377,10 @@ fn registrations(tree: &Tree, incarnation: &Incarnation) -> usize {
     let prefix = format!("{ROOT}/workers/{incarnation}~");
     let own = tree.range(prefix.clone()..).take_while(|(path, _)| path.starts_with(&prefix));
     own.filter(|(_, znode)| znode.owner.0 != 0).count()
+}
+
+/// Whether all that it runs ended well.
+fn has_succeeded(task: &Task) -> bool {
+    let is_done = |outcome: Option<Outcome>| outcome.is_some_and(|outcome| outcome.state == State::Done);
+    is_done(task.outcome.clone()) && task.places().all(|(at, _)| is_done(task.command_outcome(at)))
 }

@@ -70,7 +70,7 @@ impl Early {
 impl Batch {
     /// Shows the results that a chunk has so far. What failed, and is tried again, is not known to have failed.
     pub(super) fn results_came(&mut self, unit: u64, task: &Task, out: &mut Actions<ClientReport>) {
-        if !self.units.are_chunks() || !self.has_our_lines(unit, task) {
+        if !self.has_our_lines(unit, task) {
             return;
         }
         let is_final = self.options.max_attempts.is_none();
@@ -82,7 +82,7 @@ impl Batch {
 
     /// Whether nobody put other lines into the task.
     pub(super) fn has_our_lines(&self, unit: u64, task: &Task) -> bool {
-        !self.units.are_chunks() || task.first_line == unit.saturating_mul(self.units.size())
+        task.first_line == unit.saturating_mul(self.units.size())
     }
 
     /// Shows and counts what became of these commands.

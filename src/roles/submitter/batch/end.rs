@@ -11,7 +11,8 @@ impl Batch {
     }
 
     pub(super) fn end_if_done(&mut self, out: &mut Actions<ClientReport>) {
-        if self.is_waited_for() && self.deleting.is_empty() {
+        let is_done = self.is_waited_for() && self.deleting.is_empty() && self.parts.are_complete();
+        if is_done && !self.over {
             self.end(out);
         }
     }

@@ -1,16 +1,12 @@
-//! The parts of a batch: which of their tasks stand without an outcome, in three bits a task, and two bytes where
-//! tasks have several commands.
+//! The parts of a batch: which of their chunks stand without an outcome, in three bits a chunk and two bytes for its
+//! commands.
 //!
-//! Bookkeeping alone: it makes no calls. A part is *warm* on a connection when it was made and we will be told of its
-//! outcomes; only then are tasks created in it. It *hears* when every change of its tasks is told; only then are they read, so
-//! that no change falls between a read and the watch. One that is warm and does not hear is *deaf*: groups alone are
-//! told.
+//! Bookkeeping alone: it makes no calls. A part is *warm* on a connection when it was made and every change in it will
+//! be told; only then are chunks created and read in it, so that no change falls between a read and the watch.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 
 use crate::contract::LINES_PER_PART;
-use crate::machine::Instant;
 
 const WORDS: usize = LINES_PER_PART.div_ceil(64) as usize;
 
@@ -55,15 +51,14 @@ impl Bits {
 #[derive(Debug)]
 struct Part {
     stage: Stage,
-    hears: bool,
-    /// When a group first told of one of its tasks, or of those of a later part.
-    told_since: Option<Instant>,
     /// It was seen to stand with our defaults.
     made: bool,
+    /// How many lines stood in it for certain, each counted once.
+    stood: u64,
     /// Tasks that stand and whose outcome was not seen.
     pending: Bits,
     pending_count: u64,
-    /// How many commands each task has; none where each has one.
+    /// How many commands each chunk has; none where each has one.
     commands: Vec<u16>,
     /// Those of them whose creation was in doubt.
     doubt: Bits,
@@ -84,8 +79,10 @@ enum Stage {
 pub struct Parts {
     parts: BTreeMap<u64, Part>,
     cold: BTreeSet<u64>,
-    /// Parts that are warm, do not hear, and are not about to.
-    deaf: BTreeSet<u64>,
+    /// Parts of which all chunks stood, and that do not say so yet.
+    stood: BTreeSet<u64>,
+    /// Those of them that are about to.
+    completing: BTreeSet<u64>,
     /// Parts that may have tasks to read.
     dirty: BTreeSet<u64>,
     /// Parts that may have nothing pending.
@@ -119,9 +116,8 @@ impl Parts {
             self.cold.insert(part);
             Part {
                 stage: Stage::Cold,
-                hears: false,
-                told_since: None,
                 made: false,
+                stood: 0,
                 pending: Bits::new(),
                 pending_count: 0,
                 commands: Vec::new(),
@@ -133,10 +129,9 @@ impl Parts {
 
     /// A new connection: no watch stands.
     pub fn all_cold(&mut self) {
-        self.deaf.clear();
+        self.stood.append(&mut self.completing);
         for (number, part) in &mut self.parts {
             part.stage = Stage::Cold;
-            part.hears = false;
             self.cold.insert(*number);
         }
     }
@@ -161,55 +156,53 @@ impl Parts {
         if let Some(part) = self.parts.get_mut(&number) {
             part.made = false;
             part.stage = Stage::Cold;
-            part.hears = false;
-            self.deaf.remove(&number);
             self.cold.insert(number);
         }
     }
 
-    /// We will be told of the part's groups, and not yet of all that happens in it.
+    /// We will be told of all that happens in the part: what was not told before has to be read.
     pub fn warmed(&mut self, number: u64) {
         if let Some(part) = self.parts.get_mut(&number) {
             part.stage = Stage::Warm;
-            self.deaf.insert(number);
-            self.idle.insert(number);
-        }
-    }
-
-    /// We will be told of all that happens in the part: what was not told before has to be read.
-    pub fn hears(&mut self, number: u64) {
-        if let Some(part) = self.parts.get_mut(&number) {
-            part.stage = Stage::Warm;
-            part.hears = true;
             part.unread = part.pending.clone();
-            self.deaf.remove(&number);
             self.dirty.insert(number);
             self.idle.insert(number);
         }
     }
 
-    /// A group told of a task of the part, or of a later one.
-    pub fn told(&mut self, part: u64, now: Instant) {
-        if let Some(part) = self.parts.get_mut(&part) {
-            part.told_since.get_or_insert(now);
+    /// So many lines more are known to have stood in the unit's part, which has so many in all.
+    pub fn stood(&mut self, unit: u64, commands: u16, lines: u64) {
+        let number = part_of(unit);
+        if let Some(part) = self.parts.get_mut(&number) {
+            part.stood += u64::from(commands);
+            if part.stood == lines {
+                self.stood.insert(number);
+            }
         }
     }
 
-    /// Deaf parts with something pending, and since when groups tell of each.
-    pub fn deaf(&self) -> impl Iterator<Item = (u64, Option<Instant>)> {
-        let with = |number: &u64| Some((*number, self.parts.get(number)?));
-        let pending = self.deaf.iter().filter_map(with).filter(|(_, part)| part.pending_count > 0);
-        pending.map(|(number, part)| (number, part.told_since))
+    /// The next part that shall say that all its chunks stood.
+    pub fn next_stood(&mut self) -> Option<u64> {
+        let part = self.stood.pop_first()?;
+        self.completing.insert(part);
+        Some(part)
     }
 
-    /// We are about to hear of what happens in a deaf part.
-    pub fn will_hear(&mut self, part: u64) {
-        self.deaf.remove(&part);
+    /// It does not say so yet.
+    pub fn stood_again(&mut self, part: u64) {
+        self.completing.remove(&part);
+        self.stood.insert(part);
     }
 
-    /// Whether anything stands there whose outcome was not seen.
-    pub fn has_pending(&self, part: u64) -> bool {
-        self.parts.get(&part).is_some_and(|part| part.pending_count > 0)
+    /// It says so, or never will.
+    pub fn completed(&mut self, part: u64) {
+        self.completing.remove(&part);
+        self.idle.insert(part);
+    }
+
+    /// Whether no part is left that has to say so.
+    pub fn are_complete(&self) -> bool {
+        self.stood.is_empty() && self.completing.is_empty()
     }
 
     /// Whether tasks may be created and read in the part.
@@ -279,8 +272,8 @@ impl Parts {
     /// The next task to read.
     pub fn next_unread(&mut self) -> Option<u64> {
         while let Some(number) = self.dirty.first().copied() {
-            // A part that does not hear comes in again, with all its pending tasks, when it does.
-            let part = self.parts.get_mut(&number).filter(|part| part.hears);
+            // A part that is not warm comes in again, with all its pending chunks, when it is.
+            let part = self.parts.get_mut(&number).filter(|part| part.stage == Stage::Warm);
             if let Some(part) = part
                 && let Some(place) = part.unread.first()
             {
@@ -297,18 +290,14 @@ impl Parts {
         while let Some(number) = self.idle.first().copied().filter(|number| *number < before) {
             self.idle.remove(&number);
             let part = self.parts.get(&number);
-            // A part that is not warm, or has something pending again, comes in again when that has changed.
-            if part.is_some_and(|part| part.pending_count == 0 && part.stage == Stage::Warm) {
+            // A part that is not warm, has something pending again, or has to say that it is complete, comes in again
+            // when that has changed.
+            let is_completing = self.stood.contains(&number) || self.completing.contains(&number);
+            let is_over = part.is_some_and(|part| part.pending_count == 0 && part.stage == Stage::Warm);
+            if is_over && !is_completing {
                 self.parts.remove(&number);
-                self.deaf.remove(&number);
             }
         }
-    }
-
-    /// Whether the outcome of any of these units, all of one part, was not seen.
-    pub fn is_any_pending(&self, mut units: Range<u64>) -> bool {
-        let part = self.parts.get(&part_of(units.start));
-        part.is_some_and(|part| units.any(|unit| part.pending.contains(unit)))
     }
 
     /// Tasks that stand and whose outcome was not seen.
@@ -338,10 +327,6 @@ mod tests {
         parts.mark_unread(last);
         assert_eq!(parts.next_unread(), None, "not warm");
         parts.warmed(1);
-        assert_eq!(parts.next_unread(), None, "deaf");
-        assert_eq!(parts.deaf().collect::<Vec<_>>(), [(1, None)]);
-        parts.hears(1);
-        assert_eq!(parts.deaf().count(), 0);
         let mut read: Vec<_> = std::iter::from_fn(|| parts.next_unread()).collect();
         read.sort_unstable();
         assert_eq!(read, [LINES_PER_PART, last]);
@@ -357,6 +342,30 @@ mod tests {
         assert_eq!(parts.over(LINES_PER_PART), Some(Over { doubt: false, commands: 1 }));
         parts.retire(2);
         assert!(!parts.is_warm(1));
+    }
+
+    #[test]
+    fn a_part_says_that_it_is_complete_before_it_is_forgotten_and_again_after_a_doubt() {
+        let mut parts = Parts::default();
+        parts.open(0);
+        parts.next_cold();
+        parts.made(0);
+        parts.warmed(0);
+        parts.stood(0, 3, 5);
+        assert_eq!((parts.next_stood(), parts.are_complete()), (None, true));
+        parts.stood(1, 2, 5);
+        assert_eq!((parts.are_complete(), parts.next_stood(), parts.next_stood()), (false, Some(0), None));
+        parts.retire(1);
+        parts.all_cold();
+        assert_eq!((parts.next_stood(), parts.next_cold()), (Some(0), Some((0, true))));
+        parts.warmed(0);
+        parts.stood_again(0);
+        assert_eq!(parts.next_stood(), Some(0));
+        parts.retire(1);
+        assert!(parts.is_warm(0) && !parts.are_complete());
+        parts.completed(0);
+        parts.retire(1);
+        assert!(!parts.is_warm(0) && parts.are_complete());
     }
 
     #[test]

@@ -1,18 +1,30 @@
 //! Batches: the common way, keys, interrupts, and then a thousand disasters from seeds.
 
+mod admission;
 mod chunks;
+mod parts;
 mod refused;
 
 use std::collections::VecDeque;
 
+use self::admission::{overtaken, pass};
 use super::*;
 use crate::contract::status::Status;
 use crate::contract::task::{Outcome, State};
-use crate::machine::{BatchLine, CallError, CreateMode, Prng, Refusal, Reply};
+use crate::machine::{BatchLine, Call, CallError, CreateMode, Prng, Refusal, Reply};
 use crate::roles::client::INTERRUPTED;
 use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set, status};
 
 const STATUS: &str = "/z/status";
+
+/// Of a file with ten bytes on each of these lines.
+fn outline(numbers: impl IntoIterator<Item = u64>) -> Outline {
+    let mut outline = Outline::default();
+    for number in numbers {
+        outline.count(number, 10);
+    }
+    outline
+}
 
 fn params(lines: u64) -> BatchParams {
     BatchParams {
@@ -21,10 +33,8 @@ fn params(lines: u64) -> BatchParams {
         key: None,
         job: None,
         options: Options { priority: Some(3), ..Options::default() },
-        lines,
-        bytes: 10 * lines,
-        end: lines,
-        chunk: 1,
+        outline: outline(0..lines),
+        chunk: Some(1),
         credentials: false,
         detach: false,
         orphan_cancel: false,
@@ -37,9 +47,8 @@ fn keyed(lines: u64) -> BatchParams {
 }
 
 fn desk(params: BatchParams) -> Desk<Batch> {
-    let lines = params.lines;
-    let mut desk =
-        Desk::new(Batch::new(params).expect("fit"), &["/z", "/z/tasks", "/z/batches", "/z/groups"]);
+    let lines = params.outline.lines;
+    let mut desk = Desk::new(Batch::new(params).expect("fit"), &["/z", "/z/tasks"]);
     desk.lines = (0..lines).map(|number| BatchLine { number, text: format!("echo {number}") }).collect();
     desk
 }
@@ -53,7 +62,7 @@ fn waiting(params: BatchParams) -> Desk<Batch> {
 }
 
 fn tasks(desk: &Desk<Batch>) -> Vec<String> {
-    let is_task = |path: &&String| path.matches('/').count() == 4 && !is_copies(name_of(path));
+    let is_task = |path: &&String| path.matches('/').count() == 4;
     desk.znodes.keys().filter(is_task).cloned().collect()
 }
 
@@ -77,7 +86,9 @@ fn a_broken_invariant_is_told_in_few_words_and_without_what_users_wrote() {
 
 fn end_all(desk: &mut Desk<Batch>) {
     for path in tasks(desk) {
-        desk.end(&path, done());
+        if desk.task(&path).outcome.is_none() {
+            desk.end(&path, done());
+        }
     }
     desk.settle();
 }
@@ -96,37 +107,30 @@ fn a_batch_is_created_collected_and_deleted() {
     assert_eq!((desk.exit, tasks(&desk).len() as u64), (None, lines));
     assert_eq!(Job::decode(&desk.znodes["/z/tasks/B~0001"].0).expect("job").options.priority, Some(3));
     assert_eq!(desk.task("/z/tasks/B~0000/0000000").options, Options::default());
-    let is_read = |call: &Call| is_get(call) && call.path() != STATUS;
-    assert_eq!(desk.count(is_read), 0, "a task costs no read before its outcome");
+    let is_read = |call: &Call| is_get(call) && call.path().matches('/').count() == 4;
+    assert_eq!(desk.count(is_read), 0, "a chunk costs no read before its outcome");
     desk.end("/z/tasks/B~0000/0000007", failed(2));
-    pass(&mut desk, 3_000);
-    assert_eq!((desk.exit, tasks(&desk).len() as u64), (None, lines - 1));
     end_all(&mut desk);
-    assert_eq!((desk.exit, tasks(&desk).len()), (Some(1), 0));
+    assert_eq!((desk.exit, tasks(&desk)), (Some(1), vec!["/z/tasks/B~0000/0000007".to_string()]));
     assert_eq!(summary(&desk), Progress { submitted: lines, done: lines - 1, failed: 1, total: lines });
     assert_eq!(desk.count(is_read) as u64, lines, "one look at each");
 }
 
 #[test]
 fn every_part_is_watched_before_its_first_task() {
-    for (params, watched, parts) in [
-        (params(LINES_PER_PART + 1), "/z/tasks/B~000", "/z/tasks/B~000"),
-        (keyed(LINES_PER_PART + 1), "/z/tasks/K~000", "/z/tasks/K~000"),
-    ] {
-        let desk = waiting(params);
-        for part in 0..2 {
-            let (watched, tasks) = (format!("{watched}{part}"), format!("{parts}{part}/"));
-            let watch = |call: &Call| matches!(call, Call::Watch { path, .. } if *path == watched);
-            let watch = desk.made.iter().position(watch);
-            let first = desk.made.iter().position(|call| call.path().starts_with(&tasks));
-            assert!(watch.expect("watched") < first.expect("created"));
-        }
+    let desk = waiting(params(LINES_PER_PART + 1));
+    for part in 0..2 {
+        let path = format!("/z/tasks/B~000{part}");
+        let watch = |call: &Call| matches!(call, Call::Watch { path: watched, .. } if *watched == path);
+        let watch = desk.made.iter().position(watch);
+        let first = desk.made.iter().position(|call| call.path().starts_with(&format!("{path}/")));
+        assert!(watch.expect("watched") < first.expect("created"));
     }
 }
 
 #[test]
 fn lines_keep_their_numbers_where_blank_ones_were_skipped() {
-    let mut desk = desk(BatchParams { end: 10_000, ..params(2) });
+    let mut desk = desk(BatchParams { outline: outline([0, 9_999]), ..params(2) });
     desk.lines[1].number = 9_999;
     desk.connect();
     desk.settle();
@@ -201,182 +205,6 @@ fn a_key_of_another_batch_is_refused() {
     other_line.settle();
     assert_eq!(other_line.exit, Some(exit::DATA));
     assert!(other_line.logged("K~0000/0000001 (line 2)"));
-}
-
-#[test]
-fn g08_a_batch_that_finds_no_room_is_refused_before_anything_is_made() {
-    let fill = |desk: &mut Desk<Batch>| {
-        for n in 0..MAX_CHILDREN_FOR_TEST {
-            for above in ["tasks", "batches"] {
-                desk.put(&format!("/z/{above}/{n:05}"), b"");
-            }
-        }
-        desk.connect();
-        desk.settle();
-    };
-    for params in [params(1), keyed(1)] {
-        let mut desk = desk(params);
-        fill(&mut desk);
-        assert_eq!((desk.exit, desk.count(Call::is_write)), (Some(exit::TOO_MUCH), 0));
-    }
-    let mut again = desk(keyed(1));
-    again.znodes = waiting(keyed(1)).znodes;
-    fill(&mut again);
-    assert_eq!(again.exit, None, "a key works where there is no room for others");
-    let too_long = BatchParams { end: MAX_BATCH_LINES + 1, ..params(1) };
-    assert_eq!(Batch::new(too_long).expect_err("unfit").code, exit::TOO_MUCH);
-}
-
-const MAX_CHILDREN_FOR_TEST: i32 = crate::contract::MAX_CHILDREN;
-
-#[test]
-fn a_batch_that_the_service_has_no_room_for_is_refused_as_a_whole() {
-    for params in [params(10), keyed(10)] {
-        let per_task =
-            desk(params.clone()).role.task(&Payload::Shell(String::new())).encode().len() as u64 + 10;
-        let in_bytes = |left: u64| status(0, 50, 99, 50 + left);
-        let mut loading = Status::decode(&status(3, 0, 13, 1 << 20)).expect("status");
-        loading.loading = true;
-        for (data, exit, made) in [
-            (loading.encode(), None, 10),
-            (status(3, 0, 13, 1 << 20), None, 10),
-            (in_bytes(10 * per_task), None, 10),
-            (status(4, 0, 13, 1 << 20), Some(exit::TOO_MUCH), 0),
-            (in_bytes(10 * per_task - 1), Some(exit::TOO_MUCH), 0),
-        ] {
-            let mut desk = desk(params.clone());
-            desk.put(STATUS, &data);
-            desk.connect();
-            desk.settle();
-            assert_eq!((desk.exit, tasks(&desk).len()), (exit, made), "{}", String::from_utf8_lossy(&data));
-            assert_eq!(desk.count(|call| call.path() == STATUS), 1, "a small one looks once");
-            if exit.is_some() {
-                assert_eq!(desk.count(Call::is_write), 0);
-                assert!(desk.logged("10 more") || desk.logged("--max-pending-bytes"), "{:?}", desk.logs);
-                assert!(desk.logged("nothing was submitted") && desk.logged("fewer"), "{:?}", desk.logs);
-            }
-        }
-    }
-}
-
-#[test]
-fn a_keyed_batch_goes_on_however_full_the_service_is() {
-    let mut again = desk(keyed(10));
-    again.znodes = waiting(keyed(10)).znodes;
-    again.remove("/z/tasks/K~0000/0000009");
-    again.put(STATUS, &status(9, 0, 10, 1 << 20));
-    again.connect();
-    again.settle();
-    assert_eq!((again.exit, tasks(&again).len()), (None, 10));
-}
-
-/// Time passes, and the batch is woken as often as it wishes.
-fn pass(desk: &mut Desk<Batch>, ms: u64) {
-    let until = desk.now + std::time::Duration::from_millis(ms);
-    for _ in 0..100 {
-        desk.settle();
-        let Some(at) = desk.role.next_wake().filter(|at| *at <= until) else { break };
-        desk.now = desk.now.max(at);
-        desk.event(Event::Wake);
-    }
-    desk.now = until;
-}
-
-/// A batch of so many lines that is under way when the service becomes full.
-fn overtaken(params: BatchParams) -> Desk<Batch> {
-    let mut desk = desk(params);
-    desk.put(STATUS, &status(0, 0, 10_000, 1 << 30));
-    desk.connect();
-    desk.settle_until(|call| is_create(call) && call.path().ends_with("0000300"));
-    desk.put(STATUS, &status(10_000, 0, 10_000, 1 << 30));
-    desk.now = desk.now + std::time::Duration::from_secs(1);
-    desk
-}
-
-#[test]
-fn g08_a_batch_under_way_waits_while_the_service_is_full_and_says_so_once() {
-    let mut desk = overtaken(params(2_000));
-    pass(&mut desk, 5_000);
-    let made = tasks(&desk).len();
-    assert!((300..=300 + 2 * MAX_CREATES).contains(&made), "it stops: {made}");
-    let looks = desk.count(|call| call.path() == STATUS);
-    assert!((5..=7).contains(&looks), "once a second: {looks}");
-    let told = desk.logs.iter().filter(|(_, text)| text.contains("waits for room")).count();
-    assert_eq!((desk.exit, told), (None, 1), "{:?}", desk.logs);
-    desk.lose();
-    assert_eq!(desk.role.next_wake(), None, "there is nobody to ask");
-    desk.connect();
-    pass(&mut desk, 2_000);
-    assert!(tasks(&desk).len() <= 300 + 2 * MAX_CREATES, "nor does a new session let it pass");
-    // A new leader does not know all yet.
-    let mut loading = Status::decode(&status(1, 0, 10_000, 1 << 30)).expect("status");
-    loading.loading = true;
-    desk.put(STATUS, &loading.encode());
-    pass(&mut desk, 2_000);
-    assert!(tasks(&desk).len() <= 300 + 2 * MAX_CREATES, "nor does a leader that is loading");
-    // Room for one is room: how many come meanwhile is known a second later.
-    desk.put(STATUS, &status(9_999, 0, 10_000, 1 << 30));
-    pass(&mut desk, 2_000);
-    assert_eq!(tasks(&desk).len(), 2_000, "it goes on by itself");
-}
-
-#[test]
-fn a_look_that_was_lost_with_its_session_is_made_again() {
-    let mut desk = overtaken(params(2_000));
-    pass(&mut desk, 1_500);
-    desk.now = desk.role.next_wake().expect("it looks again");
-    desk.event(Event::Wake);
-    assert!(desk.pending.iter().any(|(_, call)| call.path() == STATUS));
-    desk.pending.clear();
-    desk.lose();
-    desk.connect();
-    desk.put(STATUS, &status(0, 0, 10_000, 1 << 30));
-    pass(&mut desk, 2_000);
-    assert_eq!(tasks(&desk).len(), 2_000);
-}
-
-#[test]
-fn a_batch_waits_for_both_looks_in_whatever_order() {
-    let mut desk = desk(params(10));
-    desk.put(STATUS, &status(4, 0, 13, 1 << 20));
-    desk.connect();
-    assert_eq!(desk.pending.len(), 2);
-    desk.pending.rotate_left(1);
-    desk.settle();
-    assert_eq!((desk.exit, desk.count(Call::is_write)), (Some(exit::TOO_MUCH), 0));
-}
-
-#[test]
-fn a_batch_that_is_nearly_done_looks_no_more() {
-    let mut desk = overtaken(params(1_200));
-    pass(&mut desk, 5_000);
-    assert_eq!((tasks(&desk).len(), desk.count(|call| call.path() == STATUS)), (1_200, 1));
-}
-
-/// A keyed one still finds what it made earlier: that adds nothing.
-#[test]
-fn a_keyed_batch_that_waits_meets_its_own_tasks() {
-    let mut first = waiting(keyed(2_000));
-    first.event(Event::Stop { again: false });
-    for line in 1_500..2_000 {
-        first.remove(&format!("/z/tasks/K~0000/{line:07}"));
-    }
-    for line in 0..1_500 {
-        first.end(&format!("/z/tasks/K~0000/{line:07}"), done());
-    }
-    let mut again = desk(keyed(2_000));
-    again.znodes = first.znodes;
-    again.put(STATUS, &status(0, 1 << 30, 10_000, 1 << 30));
-    again.connect();
-    again.settle_until(|call| is_create(call) && call.path().ends_with("0000100"));
-    again.now = again.now + std::time::Duration::from_secs(1);
-    pass(&mut again, 5_000);
-    assert_eq!((again.exit, again.ended().len(), tasks(&again).len()), (None, 1_500, 1_500));
-    let looked = again.count(|call| is_get(call) && call.path().starts_with("/z/tasks/K~0000/"));
-    assert!(looked <= 3_000 + 2 * MAX_CREATES, "none is looked for again and again: {looked}");
-    again.put(STATUS, &status(0, 0, 10_000, 1 << 30));
-    pass(&mut again, 2_000);
-    assert_eq!(tasks(&again).len(), 2_000);
 }
 
 /// What is in doubt is made certain, full or not: else it could not be cancelled.
@@ -497,7 +325,7 @@ fn lose_at_random(desk: &mut Desk<Batch>, prng: &mut Prng, late: &mut VecDeque<C
 /// Plays a batch to its end, with events, answers and losses in an order that the seed draws; `end` ends the task of
 /// some line. Late writes may come when all is over: no task may run again because of them.
 fn through_losses(seed: u64, params: BatchParams, end: impl Fn(&mut Desk<Batch>, u64)) -> Desk<Batch> {
-    let (mut prng, lines) = (Prng::new(seed), params.lines);
+    let (mut prng, lines) = (Prng::new(seed), params.outline.lines);
     let mut desk = desk(params);
     let mut late = VecDeque::new();
     let mut losses = 0;
@@ -562,7 +390,7 @@ fn what_is_left_for_the_leader_is_told() {
         let mut desk = desk(params(2));
         desk.connect();
         // The last: others on their way would be in doubt as well.
-        desk.settle_until(|call| is_create(call) && call.path().contains("0000/0000001"));
+        desk.settle_until(|call| is_create(call) && call.path().contains("~0000/0000001"));
         desk.play(fate);
         desk.connect();
         desk.settle();

@@ -1,15 +1,15 @@
-//! The units of a batch: which lines make which task. A unit is a line, or so many lines of the file, blank ones
-//! included; which line is in which follows from its number alone. Bookkeeping alone: it makes no calls.
+//! The units of a batch: which lines make which chunk. A unit is so many lines of the file, blank ones included;
+//! which line is in which follows from its number alone. Bookkeeping alone: it makes no calls.
 
 use crate::contract::task::Payload;
 use crate::machine::BatchLine;
 
-/// What one task is made of.
+/// What one chunk is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
     /// Which one, from 0.
     pub number: u64,
-    /// What its task runs.
+    /// What its chunk runs.
     pub payload: Payload,
     /// How many lines of it have something on them.
     pub commands: u16,
@@ -17,12 +17,18 @@ pub struct Unit {
     pub bytes: usize,
 }
 
-/// Puts lines together.
+/// Puts lines together; of one line, until a size was decided.
 #[derive(Debug)]
 pub struct Units {
     size: u64,
     /// The unit whose lines come at present.
     filling: Option<Unit>,
+}
+
+impl Default for Units {
+    fn default() -> Units {
+        Units::new(1)
+    }
 }
 
 impl Units {
@@ -36,20 +42,11 @@ impl Units {
         self.size
     }
 
-    /// Whether tasks are chunks.
-    pub fn are_chunks(&self) -> bool {
-        self.size > 1
-    }
-
     /// Takes in the next line with something on it; gives the unit that is complete, if one is. Those without any
     /// such line don't occur.
     pub fn add(&mut self, line: BatchLine) -> Option<Unit> {
         let BatchLine { number, text } = line;
         let (unit, place) = (number / self.size, number % self.size);
-        if !self.are_chunks() {
-            let bytes = text.len();
-            return Some(Unit { number: unit, payload: Payload::Shell(text), commands: 1, bytes });
-        }
         let complete = self.filling.take_if(|filling| filling.number != unit);
         let first_line = unit * self.size;
         let filling = self.filling.get_or_insert_with(|| Unit {
@@ -80,14 +77,6 @@ mod tests {
 
     fn line(number: u64) -> BatchLine {
         BatchLine { number, text: format!("echo {number}") }
-    }
-
-    #[test]
-    fn one_line_is_a_unit_at_once() {
-        let mut units = Units::new(1);
-        let unit = units.add(line(7)).expect("complete");
-        assert_eq!((unit.number, unit.payload, unit.commands), (7, Payload::Shell("echo 7".into()), 1));
-        assert_eq!(units.finish(), None);
     }
 
     #[test]

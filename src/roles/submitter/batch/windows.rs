@@ -3,6 +3,8 @@
 use super::parts::part_of;
 use super::units::Unit;
 use super::{Batch, Deleting, Open, Purpose, Source};
+use crate::contract::MAX_TASK_BYTES;
+use crate::exit;
 use crate::machine::{Action, Actions, BatchLine, Call, CreateMode};
 use crate::roles::client::ClientReport;
 
@@ -22,8 +24,8 @@ pub(super) const RUSH: usize = 64;
 /// Reads and deletes in flight.
 pub(super) const MAX_COLLECTS: usize = 1_024;
 
-/// Reads of chunks in flight: each answer may be a whole znode.
-pub(super) const MAX_CHUNK_READS: usize = 32;
+/// Reads in flight: each answer may be a whole znode.
+pub(super) const MAX_READS: usize = 32;
 
 /// Tasks whose outcome was shown and that stand still; beyond that no further outcome is read.
 pub(super) const MAX_UNDELETED: usize = 2 * MAX_COLLECTS;
@@ -62,9 +64,8 @@ impl Batch {
 
     fn open(&mut self, unit: Unit) {
         let Unit { number, payload, commands, bytes } = unit;
-        self.read_to = self.read_to.max(number + 1);
         self.parts.open(part_of(number));
-        self.open.insert(number, Open { payload, commands, bytes, doubts: 0, changed: false, told: false });
+        self.open.insert(number, Open { payload, commands, bytes, doubts: 0, changed: false });
         self.open_bytes += bytes;
         self.unsent.insert(number);
     }
@@ -77,7 +78,7 @@ impl Batch {
         let most = if self.collects < MAX_COLLECTS { MAX_CREATES } else { MIN_CREATES };
         while self.creates < most {
             // In order; what cannot be created yet holds up only what comes after it.
-            let is_ready = |unit: &u64| self.parts.is_warm(part_of(*unit)) && self.is_copied(*unit);
+            let is_ready = |unit: &u64| self.parts.is_warm(part_of(*unit));
             let Some(unit) = self.unsent.first().copied().filter(is_ready) else { break };
             // Before a task can be cancelled for certain it has to stand.
             let closed = self.pace.is_closed() && !self.cancelling;
@@ -91,6 +92,9 @@ impl Batch {
                 self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Compare(unit));
             } else {
                 let data = self.task(payload).encode();
+                if data.len() > MAX_TASK_BYTES {
+                    return self.too_large(unit, data.len(), out);
+                }
                 self.calls.issue(
                     out,
                     Call::Create { path, data, mode: CreateMode::Persistent },
@@ -101,11 +105,20 @@ impl Batch {
         }
     }
 
+    /// The size of the chunks was set by who came first with the key.
+    fn too_large(&mut self, unit: u64, bytes: usize, out: &mut Actions<ClientReport>) {
+        let (path, lines) = (self.path(unit), self.lines_of(unit));
+        self.open.remove(&unit);
+        let why = format!(
+            "cannot create {path} ({lines}): the chunk has {bytes} bytes; at most {MAX_TASK_BYTES} are allowed"
+        );
+        self.fail(exit::DATA, why, out);
+    }
+
     pub(super) fn collect(&mut self, out: &mut Actions<ClientReport>) {
-        let most = if self.units.are_chunks() { MAX_CHUNK_READS } else { MAX_COLLECTS };
         while self.collects < MAX_COLLECTS
-            && self.awaited() < most
-            && self.deleting.len() + self.awaited() < MAX_UNDELETED
+            && self.reads < MAX_READS
+            && self.deleting.len() + self.reads < MAX_UNDELETED
         {
             let Some(unit) = self.parts.next_unread() else { break };
             if !self.early.begin_read(unit) {

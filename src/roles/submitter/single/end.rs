@@ -1,53 +1,48 @@
-//! The end of a single submit: the outcome is shown, and the task deleted; or its user wants an end before.
+//! The end of a single submit: the outcome is shown, and a task that succeeded deleted; or its user wants an end before.
 
 use super::{Phase, Purpose, Single};
-use crate::contract::task::{Outcome, Task};
-use crate::machine::{Action, Actions, Call, Level, Refusal, Reply};
+use crate::contract::task::{Outcome, State};
+use crate::exit;
+use crate::machine::{Action, Actions, Level, Refusal, Reply};
 use crate::roles::client::{ClientReport, Ended, INTERRUPTED, exit_code};
 
 impl Single {
     /// Shows the outcome. What follows happens only if that succeeded.
     pub(super) fn ended(&mut self, outcome: Outcome, version: i32, out: &mut Actions<ClientReport>) {
-        let code = exit_code(&outcome);
+        let (code, succeeded) = (exit_code(&outcome), outcome.state == State::Done);
         let ended = Ended { id: self.id.clone(), line: None, outcome, alone: true };
         out.push(Action::Report(ClientReport::Ended(Box::new(ended))));
-        if self.task.keyed || self.attached || self.doubts > 0 {
+        // What ended badly stays, to be looked at and to be run again.
+        if self.task.keyed || self.attached || self.doubts > 0 || !succeeded {
             return self.over(code, out);
         }
-        self.phase = Phase::Deleting { version, code, tries: 0, give_up: None };
+        self.phase = Phase::Deleting { version, tries: 0, give_up: None };
         self.delete(out);
     }
 
     pub(super) fn on_deleted(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
-        let Phase::Deleting { code, .. } = self.phase else { return };
+        if !matches!(self.phase, Phase::Deleting { .. }) {
+            return;
+        }
         match result {
-            Ok(_) | Err(Refusal::NoNode) => self.over(code, out),
+            Ok(_) | Err(Refusal::NoNode) => {}
             Err(Refusal::BadVersion) => {
-                self.call(Call::Get { path: self.path(), watch: false }, Purpose::ReadLast, out);
+                let id = &self.id;
+                out.log(
+                    Level::Warn,
+                    format!("the task {id} was changed by someone after this outcome: it stays"),
+                );
             }
             Err(refusal) => {
                 out.log(Level::Warn, format!("cannot delete the task {}: {refusal}", self.path()));
-                self.over(code, out);
             }
         }
+        self.over(exit::OK, out);
     }
 
-    pub(super) fn on_read_last(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
-        let Phase::Deleting { code, .. } = self.phase else { return };
-        if let Ok(Reply::Data { data, .. }) = result {
-            let what = match Task::decode(data) {
-                Ok(task) if task.outcome.is_none() => "was retried by someone",
-                _ => "was changed by someone",
-            };
-            let id = &self.id;
-            out.log(Level::Warn, format!("the task {id} {what} after this outcome: see zkmw wait {id}"));
-        }
-        self.over(code, out);
-    }
-
-    pub(super) fn leave_to_leader(&mut self, code: i32, out: &mut Actions<ClientReport>) {
+    pub(super) fn leave_to_leader(&mut self, out: &mut Actions<ClientReport>) {
         out.log(Level::Info, format!("the task {} is left for the leader to delete", self.id));
-        self.over(code, out);
+        self.over(exit::OK, out);
     }
 
     /// The user wants an end.
@@ -56,7 +51,7 @@ impl Single {
         match self.phase {
             Phase::Over => {}
             // The outcome was shown, so nothing is left that the user waits for.
-            Phase::Deleting { code, .. } => self.leave_to_leader(code, out),
+            Phase::Deleting { .. } => self.leave_to_leader(out),
             Phase::Submitting if !creating => {
                 self.fail(INTERRUPTED, "interrupted; nothing was submitted".to_string(), out);
             }

@@ -3,7 +3,7 @@
 mod marks;
 
 use super::*;
-use crate::contract::task::Outcome;
+use crate::contract::task::{Outcome, State};
 use crate::roles::client::INTERRUPTED;
 use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set, status};
 
@@ -52,14 +52,27 @@ fn a_task_is_created_waited_for_shown_and_deleted() {
     let mut desk = waiting(params());
     assert_eq!(submitted(&desk), 1);
     assert_eq!(desk.count(|call| call.is_write()), 1);
-    desk.end(TASK, failed(7));
+    desk.end(TASK, done());
     desk.tell();
     desk.settle_until(is_delete);
-    assert_eq!(desk.ended(), [("J/U".to_string(), crate::contract::task::State::Failed)]);
+    assert_eq!(desk.ended(), [("J/U".to_string(), State::Done)]);
     assert!(desk.znodes.contains_key(TASK), "shown before it is deleted");
     desk.settle();
-    assert_eq!(desk.exit, Some(7));
+    assert_eq!(desk.exit, Some(0));
     assert!(!desk.znodes.contains_key(TASK));
+}
+
+/// It can be listed, shown and run again the day after.
+#[test]
+fn what_ended_badly_stays() {
+    let unrun = |state| Outcome::unrun(state, None, "", 1);
+    for (outcome, code) in [(failed(7), 7), (unrun(State::Cancelled), 1), (unrun(State::Expired), 1)] {
+        let mut desk = waiting(params());
+        desk.end(TASK, outcome);
+        desk.settle();
+        assert_eq!((desk.exit, desk.ended().len(), desk.count(is_delete)), (Some(code), 1, 0));
+        assert!(desk.znodes.contains_key(TASK));
+    }
 }
 
 #[test]
@@ -150,51 +163,51 @@ fn a_change_that_is_told_before_the_read_it_follows_is_not_missed() {
 fn a_delete_in_doubt_is_tried_once_more() {
     for fate in [Fate::AppliedUnanswered, Fate::DroppedUnanswered] {
         let mut desk = waiting(params());
-        desk.end(TASK, failed(3));
+        desk.end(TASK, done());
         desk.tell();
         desk.settle_until(is_delete);
         desk.play(fate);
         assert_eq!(desk.exit, None);
         desk.connect();
         desk.settle();
-        assert_eq!((desk.exit, desk.ended().len()), (Some(3), 1), "{fate:?}");
+        assert_eq!((desk.exit, desk.ended().len()), (Some(0), 1), "{fate:?}");
         assert!(!desk.znodes.contains_key(TASK));
     }
     let mut desk = waiting(params());
-    desk.end(TASK, failed(3));
+    desk.end(TASK, done());
     desk.tell();
     desk.settle_until(is_delete);
     desk.play(Fate::DroppedUnanswered);
     desk.connect();
     desk.play(Fate::DroppedUnanswered);
-    assert_eq!(desk.exit, Some(3), "left to the leader");
+    assert_eq!(desk.exit, Some(0), "left to the leader");
 }
 
 #[test]
 fn an_outage_does_not_keep_us_once_the_outcome_was_shown() {
     let mut desk = waiting(params());
-    desk.end(TASK, failed(3));
+    desk.end(TASK, done());
     desk.tell();
     desk.settle_until(is_delete);
     desk.lose();
     let wake = desk.role.next_wake().expect("patience ends");
     desk.now = wake;
     desk.event(Event::Wake);
-    assert_eq!(desk.exit, Some(3));
+    assert_eq!(desk.exit, Some(0));
 }
 
 #[test]
-fn a_retry_by_somebody_else_is_not_deleted() {
+fn what_somebody_else_changed_is_not_deleted() {
     let mut desk = waiting(params());
-    desk.end(TASK, failed(3));
+    desk.end(TASK, done());
     desk.tell();
     desk.settle_until(is_delete);
     let mut task = desk.task(TASK);
     task.outcome = None;
     desk.put(TASK, &task.encode());
     desk.settle();
-    assert_eq!(desk.exit, Some(3));
-    assert!(desk.znodes.contains_key(TASK) && desk.logged("was retried by someone"));
+    assert_eq!(desk.exit, Some(0));
+    assert!(desk.znodes.contains_key(TASK) && desk.logged("was changed by someone"));
 }
 
 #[test]

@@ -21,7 +21,7 @@ fn data_of(call: &Call) -> &[u8] {
 }
 
 fn is_second(task: &Task) -> bool {
-    task.payload() == Payload::Shell("echo 1".into())
+    task.first_line == 1
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn of_a_single_line_that_is_too_long_nothing_is_said_to_stand() {
 
 #[test]
 fn a_chunk_that_the_servers_find_too_long_is_named_with_what_may_help() {
-    let mut desk = desk(BatchParams { chunk: 2, ..params(4) });
+    let mut desk = desk(BatchParams { chunk: Some(2), ..params(4) });
     desk.connect();
     desk.settle_until(|call| is_create(call) && call.path().contains("B~0000/"));
     desk.play(Fate::Refused(Refusal::TooLarge));

@@ -1,0 +1,149 @@
+//! The parts of a batch are made, watched, and in the end marked as complete.
+
+use super::{Batch, MAX_WARMING, Purpose};
+use crate::contract::LINES_PER_PART;
+use crate::contract::task::Job;
+use crate::exit;
+use crate::machine::{Actions, Call, CreateMode, Level, Refusal, Reply, WatchMode};
+use crate::roles::client::ClientReport;
+
+type Out = Actions<ClientReport>;
+
+impl Batch {
+    /// Makes the parts, and sets their watches.
+    pub(super) fn warm_parts(&mut self, out: &mut Out) {
+        while !self.ensuring && self.warming < MAX_WARMING {
+            let Some((part, made)) = self.parts.next_cold() else { break };
+            if made {
+                self.watch_part(part, out);
+            } else {
+                let (path, data) = (self.part_path(part), self.part_data(part).encode());
+                let call = Call::Create { path, data, mode: CreateMode::Persistent };
+                self.issue_for_part(call, Purpose::MakePart(part), out);
+            }
+        }
+    }
+
+    fn issue_for_part(&mut self, call: Call, purpose: Purpose, out: &mut Out) {
+        self.calls.issue(out, call, purpose);
+        self.warming += 1;
+    }
+
+    pub(super) fn on_part_made(&mut self, part: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+        match result {
+            Err(Refusal::NodeExists) if self.keyed => {
+                let call = Call::Get { path: self.part_path(part), watch: false };
+                self.issue_for_part(call, Purpose::ComparePart(part), out);
+            }
+            // The name is ours alone.
+            Ok(_) | Err(Refusal::NodeExists) => self.on_part_stands(part, out),
+            Err(Refusal::NoNode) => self.on_part_missing(part, out),
+            Err(refusal) => self.refused("make", Some(part), refusal, out),
+        }
+    }
+
+    /// A directory above is not there.
+    fn on_part_missing(&mut self, part: u64, out: &mut Out) {
+        self.parts.unmade(part);
+        if !self.ensuring {
+            self.ensuring = true;
+            self.ensure.start(out);
+        }
+    }
+
+    pub(super) fn on_part_compared(&mut self, part: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+        let data = match result {
+            Ok(Reply::Data { data, .. }) => data,
+            Err(Refusal::NoNode) => return self.parts.unmade(part),
+            Err(refusal) => return self.refused("read", Some(part), refusal, out),
+            Ok(reply) => return self.bug(reply, out),
+        };
+        let ours = self.part_data(part);
+        let why = match Job::decode(data) {
+            Ok(job) if job.chunk != ours.chunk => match job.chunk {
+                Some(theirs) => format!(
+                    "with other options: it has chunks of {theirs} lines, not of {}; say --chunk {theirs}, or take \
+                     another --id",
+                    self.units.size()
+                ),
+                None => "and was not made for chunks of lines; take another --id".to_string(),
+            },
+            Ok(job) if job.options != ours.options => "with other options".to_string(),
+            Ok(job) if job.lines.is_some_and(|lines| Some(lines) != ours.lines) => {
+                let (theirs, ours) = (job.lines.unwrap_or(0), ours.lines.unwrap_or(0));
+                format!("and asks for something else: it has {theirs} lines, not {ours}; take another --id")
+            }
+            Ok(_) => return self.on_part_stands(part, out),
+            Err(malformed) => format!("and is no job: {malformed}"),
+        };
+        self.fail(exit::DATA, format!("{} exists already {why}", self.part_path(part)), out);
+    }
+
+    fn on_part_stands(&mut self, part: u64, out: &mut Out) {
+        self.parts.made(part);
+        self.watch_part(part, out);
+    }
+
+    /// Nobody waits for a detached batch, so it needs no watch.
+    fn watch_part(&mut self, part: u64, out: &mut Out) {
+        if self.detach {
+            return self.parts.warmed(part);
+        }
+        let call = Call::Watch { path: self.part_path(part), mode: WatchMode::Tree };
+        self.issue_for_part(call, Purpose::WatchPart(part), out);
+    }
+
+    /// We are told of all that happens in the part from now on. What is being created may stand by now, and have
+    /// results before that.
+    pub(super) fn on_part_watched(&mut self, part: u64) {
+        let units = part * LINES_PER_PART..(part + 1) * LINES_PER_PART;
+        for (_, open) in self.open.range_mut(units).filter(|(unit, _)| !self.unsent.contains(unit)) {
+            open.changed = true;
+        }
+        self.parts.warmed(part);
+    }
+
+    /// Says in parts that all their chunks stood: who waits for them takes what is missing there for collected.
+    pub(super) fn complete_parts(&mut self, out: &mut Out) {
+        while self.warming < MAX_WARMING {
+            let Some(part) = self.parts.next_stood() else { break };
+            let call = Call::Get { path: self.part_path(part), watch: false };
+            self.issue_for_part(call, Purpose::ReadPart(part), out);
+        }
+    }
+
+    pub(super) fn on_part_read(&mut self, part: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+        match result {
+            Ok(Reply::Data { data, stat }) => match Job::decode(data) {
+                Ok(mut job) if !job.made => {
+                    job.made = true;
+                    job.lines = Some(self.part_lines(part));
+                    let call =
+                        Call::Set { path: self.part_path(part), data: job.encode(), version: stat.version };
+                    self.issue_for_part(call, Purpose::CompletePart(part), out);
+                }
+                _ => self.parts.completed(part),
+            },
+            Ok(reply) => self.bug(reply, out),
+            Err(refusal) => self.on_not_completed(part, refusal, out),
+        }
+    }
+
+    pub(super) fn on_part_completed(&mut self, part: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
+        match result {
+            Ok(_) => self.parts.completed(part),
+            Err(Refusal::BadVersion) => self.parts.stood_again(part),
+            Err(refusal) => self.on_not_completed(part, refusal, out),
+        }
+    }
+
+    fn on_not_completed(&mut self, part: u64, refusal: Refusal, out: &mut Out) {
+        self.parts.completed(part);
+        // All that was in it was collected, and the leader has deleted it.
+        if refusal != Refusal::NoNode {
+            let path = self.part_path(part);
+            let words = "zkmw wait will not know what of it has succeeded and was collected";
+            out.log(Level::Warn, format!("cannot mark {path} as complete: {refusal}; {words}"));
+        }
+    }
+}
