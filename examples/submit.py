@@ -122,10 +122,11 @@ class Tasks:
         client.add_listener(self._on_state)
 
     def run(self, command: str, job: Optional[str] = None, **options: Any) -> dict:
-        """Submits, waits, cleans up, and gives the outcome."""
+        """Submits, waits, gives the outcome, and deletes a task that succeeded: any other stays for a while."""
         submitted = self.submit(command, job, **options)
         outcome, version = self.wait(submitted.id)
-        self.clean_up(submitted, version)
+        if outcome["state"] == "done":
+            self.clean_up(submitted, version)
         return outcome
 
     def submit(self, command: str, job: Optional[str] = None, **options: Any) -> Submitted:
@@ -289,7 +290,7 @@ def work(given: argparse.Namespace, tasks: Tasks) -> int:
         outcome, version = tasks.wait(task)
         code = show(task, outcome)
         # After the outcome was shown: it is the only copy.
-        if submitted is not None:
+        if submitted is not None and outcome["state"] == "done":
             tasks.clean_up(submitted, version)
         return code
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use zkmw::contract::task::{Outcome, Reason, State};
+use zkmw::contract::task::{Outcome, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, Entry};
 use zkmw::contract::{Layout, TaskId, name_of};
 
@@ -232,13 +232,18 @@ fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(3)..].join(" | ")
 }
 
+/// What became of what the task runs: of the only line that each chunk has here, its batches being small.
+fn outcome_of(task: &Task) -> Option<Outcome> {
+    if task.commands.is_some() { task.command_outcome(0) } else { task.outcome.clone() }
+}
+
 /// What was told of a task must be an outcome that it had; a lone one's exit code goes with it.
 fn outcome_told(evidence: &Evidence, label: &str, line: &Value, code: Option<i32>) -> Option<Violation> {
     let Some(id) = line["id"].as_str().and_then(TaskId::parse) else {
         return Some(plain(format!("{label} told of no task: {line}")));
     };
     let Some(life) = evidence.lives.get(&id) else { return Some(about(&id, format!("{label} told of it"))) };
-    let as_told = |outcome: &&Outcome| {
+    let as_told = |outcome: &Outcome| {
         line["state"] == outcome.state.as_str()
             && line["attempt"] == outcome.attempt
             && line["exit_code"].as_i64() == outcome.exit_code.map(i64::from)
@@ -247,10 +252,17 @@ fn outcome_told(evidence: &Evidence, label: &str, line: &Value, code: Option<i32
             && serde_json::to_value(&outcome.worker).is_ok_and(|worker| worker == line["worker"])
             && line["started_ms"].as_i64() == outcome.started_ms
     };
-    let had = life.written.iter().filter_map(|written| written.task.outcome.as_ref()).find(as_told);
+    let is_line = life.written.first().is_some_and(|written| written.task.commands.is_some());
+    let had = life.written.iter().filter_map(|written| outcome_of(&written.task)).find(as_told);
     match had {
         None => Some(about(&id, format!("{label} told an outcome that is not in the servers' logs: {line}"))),
-        Some(outcome) if code.is_some() && code != code_of(outcome) => {
+        // Who waits for lines says whether all of them succeeded.
+        Some(outcome)
+            if is_line && code.is_some_and(|code| (code == 0) != (outcome.state == State::Done)) =>
+        {
+            Some(about(&id, format!("{label} exited with {code:?} for {outcome:?}")))
+        }
+        Some(outcome) if !is_line && code.is_some() && code != code_of(&outcome) => {
             Some(about(&id, format!("{label} exited with {code:?} for {outcome:?}")))
         }
         Some(_) => None,
@@ -259,7 +271,8 @@ fn outcome_told(evidence: &Evidence, label: &str, line: &Value, code: Option<i32
 
 /// The name that the task's command carries.
 pub fn name_in(life: &Life) -> Option<&str> {
-    life.written.first()?.task.command.as_ref()?.split(' ').nth(4)
+    let task = &life.written.first()?.task;
+    task.command.as_ref().or_else(|| task.commands.as_ref()?.first())?.split(' ').nth(4)
 }
 
 fn right_result(evidence: &Evidence) -> Vec<Violation> {
@@ -272,8 +285,8 @@ fn right_result(evidence: &Evidence) -> Vec<Violation> {
     let mut found = Vec::new();
     for (id, life) in &evidence.lives {
         let (Some(name), Some(last)) = (name_in(life), life.written.last()) else { continue };
-        let (Some(asked), Some(outcome)) = (asked.get(name), &last.task.outcome) else { continue };
-        if let Some(why) = wrong(asked, outcome, last.task.cancel, last.task.charged) {
+        let (Some(asked), Some(outcome)) = (asked.get(name), outcome_of(&last.task)) else { continue };
+        if let Some(why) = wrong(asked, &outcome, last.task.cancel, last.task.charged) {
             found.push(about(id, format!("{why}: {outcome:?}")));
         }
         let ran_out = matches!(outcome.reason, None | Some(Reason::Exit)) && outcome.exit_code.is_some();
