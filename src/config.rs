@@ -277,6 +277,7 @@ pub struct ListConfig {
 #[allow(missing_docs)]
 pub enum TaskState {
     Pending,
+    Assigned,
     Running,
     Cancelling,
     Done,
@@ -287,8 +288,9 @@ pub enum TaskState {
 
 impl TaskState {
     /// All of them, in the order of a task's life.
-    pub const ALL: [TaskState; 7] = [
+    pub const ALL: [TaskState; 8] = [
         TaskState::Pending,
+        TaskState::Assigned,
         TaskState::Running,
         TaskState::Cancelling,
         TaskState::Done,
@@ -301,6 +303,7 @@ impl TaskState {
     pub fn name(self) -> &'static str {
         match self {
             TaskState::Pending => "pending",
+            TaskState::Assigned => "assigned",
             TaskState::Running => "running",
             TaskState::Cancelling => "cancelling",
             TaskState::Done => "done",

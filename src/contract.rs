@@ -10,6 +10,7 @@ pub mod chunk;
 pub mod contender;
 pub mod copies;
 pub mod handler;
+pub mod line;
 pub mod outcome;
 pub mod share;
 pub mod status;

@@ -95,6 +95,7 @@ fn operate(verb: Verb, ensemble: &Ensemble, layout: Layout, settings: IdsConfig)
 fn list(ensemble: &Ensemble, layout: Layout, settings: ListConfig) -> anyhow::Result<i32> {
     let shade = |state: TaskState| match state {
         TaskState::Pending => Shade::Pending,
+        TaskState::Assigned => Shade::Assigned,
         TaskState::Running => Shade::Running,
         TaskState::Cancelling => Shade::Cancelling,
         TaskState::Done => Shade::Ended(State::Done),

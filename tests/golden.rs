@@ -71,6 +71,7 @@ const GOLDEN: &[Golden] = &[
     golden("task-expired.json", Kind::Task, task_expired),
     golden("task-chunk-new.json", Kind::Task, || chunk().encode()),
     golden("task-chunk-running.json", Kind::Task, task_chunk_running),
+    golden("task-chunk-cancelling.json", Kind::Task, task_chunk_cancelling),
     golden("task-chunk-failed.json", Kind::Task, task_chunk_failed),
     golden("job-part.json", Kind::Job, job_part),
     golden("job-uniform.json", Kind::Job, job_uniform),
@@ -258,6 +259,13 @@ fn task_chunk_running() -> Vec<u8> {
     let first = CommandResult { attempt: Some(1), worker: Some(incarnation()), ..good("42 rows\n") };
     let third = CommandResult { attempt: Some(2), worker: Some(successor()), ..good("43 rows\n") };
     task.results = vec![Some(first), None, Some(third)];
+    task.encode()
+}
+
+/// Somebody wants the last two commands cancelled.
+fn task_chunk_cancelling() -> Vec<u8> {
+    let mut task = chunk();
+    assert!(task.cancel_line(2) && task.cancel_line(3));
     task.encode()
 }
 

@@ -192,7 +192,7 @@ fn about(verb: Verb) -> &'static str {
 }
 
 fn usage(verb: Verb) -> String {
-    const ID: &str = "ID is JOB/TASK, as printed by submit and list";
+    const ID: &str = "ID is JOB/TASK or BATCH/LINE, as printed by list";
     let (forms, note): (&[&str], _) = match verb {
         Verb::Elector => {
             (&["[-- COMMAND [ARG]…]"], "Without a COMMAND it only stands in the election.".to_owned())
@@ -208,7 +208,7 @@ fn usage(verb: Verb) -> String {
         Verb::Master | Verb::Worker | Verb::Status | Verb::List => (&[""], String::new()),
         Verb::Show => (&["ID"], format!("{ID}.")),
         Verb::Wait | Verb::Cancel | Verb::Retry => {
-            (&["ID…"], format!("{ID}; or a JOB, for all of its tasks."))
+            (&["ID…"], format!("{ID}; or a JOB or BATCH, for all of its tasks."))
         }
     };
     let lines =
@@ -273,25 +273,27 @@ Examples:
         Verb::Show => {
             "\
 Examples:
-  zkmw show import~2026-01-31~0000/0000042
+  zkmw show import~2026-01-31/42
   zkmw show --json _3f/01J9ZS1Y0M8T6X4W2V7R5Q3P1N"
         }
         Verb::Wait => {
             "\
 Examples:
   id=$(zkmw submit --detach ./slow.sh); zkmw wait \"$id\"
+  zkmw wait import~2026-01-31/42
   zkmw wait import"
         }
         Verb::Cancel => {
             "\
 Examples:
   zkmw cancel _3f/01J9ZS1Y0M8T6X4W2V7R5Q3P1N
+  zkmw cancel import~2026-01-31/42
   zkmw cancel import"
         }
         Verb::Retry => {
             "\
 Examples:
-  zkmw retry import~2026-01-31~0000/0000042
+  zkmw retry import~2026-01-31/42
   zkmw retry import"
         }
     }

@@ -300,7 +300,8 @@ pub fn states(items: &[String]) -> ParsedList<Vec<TaskState>> {
     for (index, item) in items.iter().enumerate() {
         let state = TaskState::ALL.into_iter().find(|s| s.name() == item).ok_or_else(|| BadItem {
             index,
-            reason: "must be pending, running, cancelling, done, failed, cancelled or expired".to_owned(),
+            reason: "must be pending, assigned, running, cancelling, done, failed, cancelled or expired"
+                .to_owned(),
         })?;
         if !states.contains(&state) {
             states.push(state);

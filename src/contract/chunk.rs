@@ -63,9 +63,14 @@ impl CommandResult {
     /// The result of a command that ended as a task of its own would have ended with this outcome.
     pub fn of(outcome: Outcome) -> CommandResult {
         let done = outcome.state == State::Done;
+        let reason = match outcome.state {
+            State::Done | State::Failed => outcome.reason,
+            State::Cancelled => Some(Reason::Cancelled),
+            State::Expired => Some(Reason::Expired),
+        };
         let detail = outcome.detail.map(|detail| shortened(&detail, MAX_DETAIL_BYTES));
         CommandResult {
-            reason: outcome.reason,
+            reason,
             exit_code: outcome.exit_code.filter(|code| !done || *code != 0),
             signal: outcome.signal,
             detail,
@@ -172,12 +177,7 @@ impl Task {
             None => of(&self.results).map(|result| result.outcome(None)),
             Some(whole) => Some(match of(&whole.results) {
                 Some(result) => result.outcome(whole.worker.as_ref()),
-                None => Outcome {
-                    stdout: Output::default(),
-                    stderr: Output::default(),
-                    results: Results::new(),
-                    ..whole.clone()
-                },
+                None => whole.bare(),
             }),
         }
     }
@@ -189,6 +189,43 @@ impl Task {
         commands
             .filter(|(_, command)| !command.trim().is_empty())
             .map(move |(at, _)| (at, first.saturating_add(at as u64)))
+    }
+
+    /// How command `at` of a chunk ended; `None` if it is blank, or not over.
+    pub fn command_state(&self, at: usize) -> Option<State> {
+        let line = self.commands.as_ref()?.get(at)?;
+        let results = self.outcome.as_ref().map_or(&self.results, |whole| &whole.results);
+        let result = results.get(at).and_then(Option::as_ref).map(CommandResult::state);
+        let whole = self.outcome.as_ref().map(|whole| whole.state);
+        result.or(whole).filter(|_| !line.trim().is_empty())
+    }
+
+    /// How many lines of a chunk are how far; any other task counts as one.
+    pub fn line_counts(&self) -> LineCounts {
+        let mut counts = LineCounts::default();
+        if self.commands.is_none() {
+            counts.add(self.outcome.as_ref().map(|outcome| outcome.state));
+        }
+        for (at, _) in self.places() {
+            counts.add(self.command_state(at));
+        }
+        counts
+    }
+
+    /// Takes the outcome of the whole away. Each line has a result that says all that it said in the outcome: one
+    /// without a result ended as the whole did.
+    pub(super) fn reopen(&mut self) {
+        let lines: Vec<usize> = self.places().map(|(place, _)| place).collect();
+        let Some(mut whole) = self.outcome.take() else { return };
+        let mut results = std::mem::take(&mut whole.results);
+        results.resize(self.commands.as_ref().map_or(0, Vec::len), None);
+        for place in lines {
+            results[place].get_or_insert_with(|| CommandResult::of(whole.bare()));
+        }
+        for result in results.iter_mut().flatten() {
+            result.worker = result.worker.take().or_else(|| whole.worker.clone());
+        }
+        self.results = results;
     }
 
     /// How many commands it has to run: 1 for a task that is no chunk.
@@ -218,6 +255,39 @@ impl Task {
             }
         }
         shortened
+    }
+}
+
+/// How many lines are how far: a few numbers for each task, so that a master can count a million lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LineCounts {
+    /// They are to be run, or run.
+    pub open: u16,
+    /// They ended as done.
+    pub done: u16,
+    /// They failed.
+    pub failed: u16,
+    /// They were cancelled.
+    pub cancelled: u16,
+    /// They expired.
+    pub expired: u16,
+}
+
+impl LineCounts {
+    /// One more of what ended so; `None` has not ended.
+    pub fn add(&mut self, state: Option<State>) {
+        *match state {
+            None => &mut self.open,
+            Some(State::Done) => &mut self.done,
+            Some(State::Failed) => &mut self.failed,
+            Some(State::Cancelled) => &mut self.cancelled,
+            Some(State::Expired) => &mut self.expired,
+        } += 1;
+    }
+
+    /// Those that ended otherwise than as done.
+    pub fn ended_badly(&self) -> u64 {
+        u64::from(self.failed) + u64::from(self.cancelled) + u64::from(self.expired)
     }
 }
 
@@ -282,6 +352,22 @@ mod tests {
         let states: Vec<_> = (0..5).map(|at| task.command_outcome(at).map(|o| o.state)).collect();
         let expected = [Some(State::Failed), None, Some(State::Cancelled), Some(State::Cancelled), None];
         assert_eq!(states, expected);
+    }
+
+    #[test]
+    fn lines_without_results_ended_as_the_whole_did_also_when_others_run_again() {
+        let mut task = chunk(&["a", " ", "b", "c"]);
+        task.flush(1, &[(0, CommandResult::default())].into(), 1);
+        task.end(Outcome::unrun(State::Expired, None, "it was late", 1));
+        assert!(task.rerun(&[3]) && task.all_shares().len() == 1, "the other is in no share");
+        let states: Vec<_> = (0..4).map(|place| task.command_state(place)).collect();
+        assert_eq!(states, [Some(State::Done), None, Some(State::Expired), None]);
+        assert!(Task::decode(&task.encode()).is_ok());
+        task.flush(2, &[(3, CommandResult::default())].into(), 1);
+        assert_eq!(task.outcome.as_ref().map(|outcome| outcome.state), Some(State::Expired));
+        assert_eq!(task.command_outcome(2).and_then(|line| line.detail).as_deref(), Some("it was late"));
+        let counts = LineCounts { done: 2, expired: 1, ..LineCounts::default() };
+        assert_eq!((task.line_counts(), counts.ended_badly()), (counts, 1));
     }
 
     #[test]

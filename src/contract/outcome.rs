@@ -114,6 +114,14 @@ impl Outcome {
         }
     }
 
+    /// How it ended, without what it printed, and without what became of the commands of a chunk.
+    pub fn bare(&self) -> Outcome {
+        let Outcome { state, reason, exit_code, signal, attempt, started_ms, ended_ms, .. } = *self;
+        let (detail, worker) = (self.detail.clone(), self.worker.clone());
+        let unrun = Outcome::unrun(state, reason, "", attempt);
+        Outcome { exit_code, signal, detail, worker, started_ms, ended_ms, ..unrun }
+    }
+
     /// How long the attempt ran, in ms by the worker's clock; 0 if that is not known.
     pub fn ran_ms(&self) -> u64 {
         let times = self.started_ms.zip(self.ended_ms);

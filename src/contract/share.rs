@@ -392,19 +392,15 @@ impl Task {
     pub fn rerun(&mut self, places: &[usize]) -> bool {
         let was_cancelled = self.cancel && self.outcome.is_some();
         let mut shares = self.all_shares();
-        let results = self.outcome.as_ref().map_or(&self.results, |outcome| &outcome.results);
-        let is_over = |place: &usize| results.get(*place).is_some_and(Option::is_some);
+        let is_over = |place: &usize| self.command_state(*place).is_some();
         let places: Vec<usize> = places.iter().copied().filter(is_over).collect();
         if places.is_empty() {
             return false;
         }
-        if let Some(outcome) = self.outcome.take() {
-            self.results = outcome.results;
-            for result in self.results.iter_mut().flatten() {
-                result.worker = result.worker.take().or_else(|| outcome.worker.clone());
-            }
-        }
+        self.reopen();
         self.cancel &= !was_cancelled;
+        let runs = |place: &usize| self.results[*place].as_ref().map_or(0, |over| over.attempt.unwrap_or(1));
+        let earlier = places.iter().map(runs).max().unwrap_or(0);
         for place in &places {
             self.put_result(*place, None);
         }
@@ -414,7 +410,7 @@ impl Task {
             share.lines = Lines::of(share.lines.below(self.line_count()).filter(stays));
         }
         self.attempt = self.attempt.saturating_add(1);
-        shares.push(Share { attempt: self.attempt, lines: Lines::of(places), ..Share::default() });
+        shares.push(Share { attempt: self.attempt, lines: Lines::of(places), earlier, ..Share::default() });
         self.close(shares);
         true
     }

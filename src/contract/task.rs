@@ -311,8 +311,9 @@ impl Task {
         if self.outcome.is_some() || read <= MAX_TASK_BYTES / MOST_GROWTH {
             return Ok(());
         }
-        // What results take is room that the outcome will have: they move there.
-        let bytes = Task { results: Results::new(), ..self.clone() }.encode().len();
+        // What results take is room that the outcome will have: they move there. The others go when it comes.
+        let (results, shares, cancel_lines) = (Results::new(), Vec::new(), Lines::default());
+        let bytes = Task { results, shares, cancel_lines, ..self.clone() }.encode().len();
         let is_new = self.attempt == 1 && self.history.is_empty();
         let most = MAX_TASK_BYTES + if is_new { MARKS_BYTES } else { HISTORY_BYTES };
         if bytes > most {
@@ -399,6 +400,7 @@ impl Task {
 
     /// Ends the task. What is over of a chunk stands in its outcome from now on.
     pub fn end(&mut self, mut outcome: Outcome) {
+        (self.shares, self.cancel_lines) = (Vec::new(), Lines::default());
         let results = std::mem::take(&mut self.results);
         if outcome.results.is_empty() {
             outcome.results = results;
@@ -425,7 +427,7 @@ impl Task {
     }
 
     /// Notes what became of an attempt that was not the last.
-    pub(super) fn remark(&mut self, attempt: u32, worker: Option<Incarnation>, why: &str) {
+    pub fn remark(&mut self, attempt: u32, worker: Option<Incarnation>, why: &str) {
         let why = shortened(why, MAX_WORDS_BYTES);
         self.history.push(Remark { attempt, worker, why, extra: Extra::new() });
         if self.history.len() > MAX_HISTORY {

@@ -9,14 +9,15 @@
 //! `stdout` and `stderr`, each a string, or `{"base64"}`, or, where the middle was not kept,
 //! `{"head","omitted","tail"}` with the former two forms for head and tail.
 //!
-//! The outcome of a chunk: one such object for each command that is not blank, with its `line`; the `id`, the chunk's,
-//! is the same in all.
+//! The `id` of a line of a batch is `BATCH/LINE`, in whatever task it stands. Of a chunk that is in no batch the `id` is
+//! the same in all its lines.
 
 use std::io::{self, Write};
 
 use serde_json::{Map, Value, json};
 
 use super::text;
+use crate::contract::line::LineName;
 use crate::contract::status::Leader;
 use crate::contract::task::{Outcome, State};
 use crate::roles::client::{ClientReport, Ended, Noted, Row, Shade, Shown, StatusReport};
@@ -49,7 +50,8 @@ fn object(value: &Value, out: &mut dyn Write) -> io::Result<()> {
 
 fn ended(task: &Ended) -> Value {
     let mut object = Map::new();
-    object.insert("id".into(), json!(task.id));
+    let name = task.line.and_then(|line| LineName::in_task(&task.id, line));
+    object.insert("id".into(), name.map_or_else(|| json!(task.id), |name| json!(name.to_string())));
     if let Some(line) = task.line {
         object.insert("line".into(), json!(line.saturating_add(1)));
     }
@@ -104,18 +106,23 @@ fn status(report: &StatusReport) -> Value {
     })
 }
 
-/// `id`, `state` (`"pending"`, `"running"`, `"cancelling"` or that of its outcome), `attempt`, `priority`, `command`
-/// (its start); of what is no task `id`, `state` (`"malformed"`) and `detail`.
+/// `id`, `state` (`"pending"`, `"assigned"`, `"running"`, `"cancelling"` or that of its outcome), `attempt` (null of a
+/// line that is not over), `priority`, `worker` (who has it, or had it to its end), `reason`, `exit_code`, `signal` (as of
+/// an outcome), `command` (its start); of what is no task `id`, `state` (`"malformed"`) and `detail`.
 fn row(row: &Row) -> Value {
     match &row.task {
         Ok(task) => json!({
-            "id": row.id,
+            "id": row.name,
             "state": task.shade.as_str(),
             "attempt": task.attempt,
             "priority": task.priority,
+            "worker": task.worker,
+            "reason": task.outcome.as_ref().and_then(|outcome| outcome.reason),
+            "exit_code": task.outcome.as_ref().and_then(|outcome| outcome.exit_code),
+            "signal": task.outcome.as_ref().and_then(|outcome| outcome.signal),
             "command": task.command,
         }),
-        Err(why) => json!({"id": row.id, "state": "malformed", "detail": why}),
+        Err(why) => json!({"id": row.name, "state": "malformed", "detail": why}),
     }
 }
 
@@ -124,6 +131,8 @@ fn row(row: &Row) -> Value {
 /// (the ensemble's clock), `version`, and `outcome`: null or an object as for an outcome, without `id`. Of a chunk
 /// also `commands`, `first_line` (from 0, as in the contract) and `results`: an object as for an outcome for each
 /// command that is not blank; of one that is not over `state` is `"pending"`, the outputs are empty, and all else is null.
+/// Of a line of a batch `id` is `BATCH/LINE`, `line` says which, `command`, `state`, `cancel` and `outcome` are its own, and
+/// `attempt`, `charged` and `history` are left out.
 fn shown(shown: &Shown) -> Value {
     let task = &shown.task;
     let ended = task.outcome.as_ref().map(|ended| {
@@ -150,7 +159,23 @@ fn shown(shown: &Shown) -> Value {
         "version": shown.stat.version,
         "outcome": ended,
     });
-    if task.commands.is_some() {
+    if let Some(line) = &shown.line {
+        let command = task.commands.as_ref().and_then(|commands| commands.get(line.place));
+        let ended = task.command_outcome(line.place).map(|ended| {
+            let mut object = Map::new();
+            outcome(&ended, &mut object);
+            object
+        });
+        value["id"] = json!(line.name.to_string());
+        value["line"] = json!(line.name.line.saturating_add(1));
+        value["command"] = json!(command);
+        value["cancel"] = json!(task.is_cancelled(line.place));
+        value["outcome"] = json!(ended);
+        if let Some(object) = value.as_object_mut() {
+            // They are the whole's.
+            object.retain(|name, _| !["attempt", "charged", "history"].contains(&name.as_str()));
+        }
+    } else if task.commands.is_some() {
         value["commands"] = json!(task.commands);
         value["first_line"] = json!(task.first_line);
         value["results"] = results(shown);

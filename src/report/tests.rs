@@ -4,11 +4,14 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::contract::chunk::CommandResult;
+use crate::contract::line::LineName;
 use crate::contract::status::{Admission, Counts, Leader, Status};
 use crate::contract::task::{Options, Outcome, Output, Payload, Reason, State, Task};
 use crate::contract::{Incarnation, TaskId};
 use crate::machine::{Captured, Stat};
-use crate::roles::client::{Ended, Noted, Row, RowTask, Shade, Shown, StatusReport, commands_ended};
+use crate::roles::client::{
+    Ended, Noted, Row, RowTask, Shade, Shown, ShownLine, StatusReport, commands_ended,
+};
 
 fn look(json: bool) -> Look {
     Look { json, progress: false }
@@ -117,7 +120,7 @@ fn a_chunk_is_shown_command_by_command() {
     let stat = Stat::default();
     let show = |task: Task| {
         let (id, options) = (TaskId::new("J", "t"), Options::default());
-        ClientReport::Shown(Box::new(Shown { id, task, stat, options, worker: None }))
+        ClientReport::Shown(Box::new(Shown { id, task, stat, options, line: None, worker: None }))
     };
     let (out, _) = text(vec![show(chunk())]);
     for words in [
@@ -281,18 +284,65 @@ fn a_status_says_who_leads_only_if_that_is_certain() {
 
 #[test]
 fn a_list_has_one_heading_and_a_line_for_each() {
-    let row = |task| ClientReport::Row(Row { id: TaskId::new("J", "t"), task });
-    let task = RowTask { shade: Shade::Running, attempt: 2, priority: -1, command: "echo hi".into() };
+    let row = |task| ClientReport::Row(Box::new(Row { name: "J/t".into(), task }));
+    let (worker, command) = (Some(Incarnation::new("w", 1)), "echo hi".into());
+    let (shade, attempt, outcome) = (Shade::Running, Some(2), None);
+    let task = RowTask { shade, attempt, priority: -1, worker: worker.clone(), outcome, command };
     let rows = || vec![row(Ok(task.clone())), row(Err("it is empty".into()))];
     let (out, _) = text(rows());
     assert_eq!(out.lines().count(), 3);
     assert!(out.starts_with("ID ") && out.contains(" running ") && out.ends_with("it is empty\n"), "{out}");
-    let expected =
-        json!({"id": "J/t", "state": "running", "attempt": 2, "priority": -1, "command": "echo hi"});
+    let expected = json!({
+        "id": "J/t", "state": "running", "attempt": 2, "priority": -1, "worker": worker, "reason": null,
+        "exit_code": null, "signal": null, "command": "echo hi",
+    });
     assert_eq!(
         lines(rows()),
         [expected, json!({"id": "J/t", "state": "malformed", "detail": "it is empty"})]
     );
+}
+
+#[test]
+fn a_line_of_a_batch_is_told_under_its_own_name() {
+    let id = || TaskId::new("J~b~0000", "0000004");
+    let ended = |line| Ended { id: id(), line: Some(line), outcome: full(), alone: false };
+    let report = || vec![ClientReport::Ended(Box::new(ended(6)))];
+    assert_eq!(text(report()).1, "err\nzkmw: the task J~b/7 failed with exit code 3\n");
+    let line = lines(report()).remove(0);
+    assert_eq!((&line["id"], &line["line"]), (&json!("J~b/7"), &json!(7)));
+    let stays = ClientReport::Ended(Box::new(ended(6))).what_stays().expect("words");
+    assert!(stays.contains("zkmw wait J~b/7;") && stays.contains("zkmw wait J~b comes"), "{stays}");
+
+    let show = |place: usize, shade| {
+        let line =
+            Some(ShownLine { name: LineName { batch: "J~b".into(), line: 4 + place as u64 }, place, shade });
+        let (stat, options) = (Stat::default(), Options::default());
+        vec![ClientReport::Shown(Box::new(Shown {
+            id: id(),
+            line,
+            task: chunk(),
+            stat,
+            options,
+            worker: None,
+        }))]
+    };
+    let (out, _) = text(show(2, Shade::Ended(State::Failed)));
+    for words in [
+        "id        J~b/7\ncommand   exit 3\nstate     failed\npriority",
+        "outcome   attempt 2 failed with exit code 3 (exit code 3)\n",
+        "--- stdout\nout\n--- stderr\nerr\n",
+    ] {
+        assert!(out.contains(words), "{words} in {out}");
+    }
+    assert!(!out.contains("echo a") && !out.contains("sleep 9"), "others are not shown: {out}");
+    let line = lines(show(2, Shade::Ended(State::Failed))).remove(0);
+    assert_eq!(
+        (&line["id"], &line["line"], &line["command"]),
+        (&json!("J~b/7"), &json!(7), &json!("exit 3"))
+    );
+    assert_eq!((&line["outcome"]["exit_code"], line.get("commands")), (&json!(3), None));
+    let line = lines(show(3, Shade::Pending)).remove(0);
+    assert_eq!((&line["state"], &line["outcome"]), (&json!("pending"), &json!(null)));
 }
 
 #[test]
@@ -303,7 +353,7 @@ fn a_task_is_shown_whole_whatever_is_in_it() {
     task.delay_ms = Some(u64::MAX);
     task.outcome = Some(Outcome { started_ms: Some(i64::MIN), ended_ms: Some(i64::MAX), ..full() });
     let (id, stat) = (TaskId::new("J", "t"), Stat { ctime_ms: 1_700_000_000_000, ..Stat::default() });
-    let whole = Shown { id, task, stat, options, worker: None };
+    let whole = Shown { id, line: None, task, stat, options, worker: None };
     let (out, _) = text(vec![ClientReport::Shown(Box::new(whole.clone()))]);
     for words in ["2023-11-14T22:13:20", "attempt 1 by nobody: its worker died", "--- stdout\nout\n", "5 ms"]
     {

@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 
-use crate::contract::task::{NO_DEADLINE_MS, Options, Output, Payload, State, Task};
+use crate::contract::Incarnation;
+use crate::contract::task::{NO_DEADLINE_MS, Options, Outcome, Output, Payload, State, Task};
 use crate::machine::Captured;
 use crate::roles::client::{
     ClientReport, Ended, Noted, Progress, Row, Shade, Shown, StatusReport, exit_code, is_plain, sized,
@@ -51,13 +52,9 @@ fn ended(task: &Ended, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<(
     omission(task, omitted, "error output", err)?;
     err.write_all(&tail)?;
     if needs_words {
-        writeln!(err, "zkmw: the task {}{} {}", task.id, line(task), clean(&verdict(&task.outcome)))?;
+        writeln!(err, "zkmw: the task {} {}", task.name(), clean(&verdict(&task.outcome)))?;
     }
     err.flush()
-}
-
-fn line(task: &Ended) -> String {
-    task.line.map_or_else(String::new, |line| format!(" (line {})", line.saturating_add(1)))
 }
 
 /// What is missing in between is told on standard error, never among the results.
@@ -65,7 +62,7 @@ fn omission(task: &Ended, omitted: u64, name: &str, err: &mut dyn Write) -> io::
     if omitted == 0 {
         return Ok(());
     }
-    writeln!(err, "zkmw: the task {}{}: {omitted} bytes of its {name} were not kept", task.id, line(task))
+    writeln!(err, "zkmw: the task {}: {omitted} bytes of its {name} were not kept", task.name())
 }
 
 fn summary(progress: &Progress, err: &mut dyn Write) -> io::Result<()> {
@@ -164,40 +161,53 @@ fn names(ids: &[String]) -> String {
 fn row(row: &Row, headed: &mut bool, out: &mut dyn Write) -> io::Result<()> {
     if !*headed {
         *headed = true;
-        writeln!(out, "{:<32} {:<10} {:>7} {:>8} COMMAND", "ID", "STATE", "ATTEMPT", "PRIORITY")?;
+        let (id, state) = ("ID", "STATE");
+        writeln!(
+            out,
+            "{id:<32} {state:<10} {:>4} {:>7} {:>8} {:<12} COMMAND",
+            "EXIT", "ATTEMPT", "PRIORITY", "WORKER"
+        )?;
     }
-    let id = row.id.as_str();
+    let name = &row.name;
     match &row.task {
         Ok(task) => {
-            let (state, attempt, priority) = (task.shade.as_str(), task.attempt, task.priority);
-            writeln!(out, "{id:<32} {state:<10} {attempt:>7} {priority:>8} {}", task.command)
+            let (state, priority) = (task.shade.as_str(), task.priority);
+            let dash = || "-".to_string();
+            let attempt = task.attempt.map_or_else(dash, |attempt| attempt.to_string());
+            let code = task.outcome.as_ref().map_or_else(dash, |outcome| exit_code(outcome).to_string());
+            let worker = task.worker.as_ref().map_or("-", Incarnation::worker);
+            writeln!(
+                out,
+                "{name:<32} {state:<10} {code:>4} {attempt:>7} {priority:>8} {worker:<12} {}",
+                task.command
+            )
         }
-        Err(why) => writeln!(out, "{id:<32} {:<10} {:>7} {:>8} {why}", "malformed", "-", "-"),
+        Err(why) => {
+            writeln!(out, "{name:<32} {:<10} {:>4} {:>7} {:>8} {:<12} {why}", "malformed", "-", "-", "-", "-")
+        }
     }
 }
 
 fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     let task = &shown.task;
-    writeln!(out, "id        {}", shown.id)?;
-    match task.payload() {
-        Payload::Shell(line) => writeln!(out, "command   {}", clean(&line))?,
-        Payload::Program(argv) => writeln!(out, "program   {argv:?}")?,
-        Payload::Chunk { first_line, .. } => {
-            let (commands, last) =
-                (task.places().count(), task.places().last().map_or(first_line, |place| place.1));
-            let (first, last) = (first_line.saturating_add(1), last.saturating_add(1));
-            writeln!(out, "commands  {commands}, of lines {first} to {last}")?;
-        }
+    match &shown.line {
+        Some(line) => writeln!(out, "id        {}", line.name)?,
+        None => writeln!(out, "id        {}", shown.id)?,
     }
+    payload(shown, out)?;
     write!(out, "state     {}", shown.shade().as_str())?;
     match &shown.worker {
         Some(worker) => writeln!(out, " on {worker}")?,
         None => writeln!(out)?,
     }
-    if task.cancel && shown.shade() == Shade::Pending {
+    let is_wished = shown.line.as_ref().map_or(task.cancel, |line| task.is_cancelled(line.place));
+    if is_wished && shown.shade() == Shade::Pending {
         writeln!(out, "          it is to be cancelled")?;
     }
-    writeln!(out, "attempt   {} ({} of {} charged)", task.attempt, task.charged, shown.options.attempts())?;
+    if shown.line.is_none() {
+        let (attempt, charged, all) = (task.attempt, task.charged, shown.options.attempts());
+        writeln!(out, "attempt   {attempt} ({charged} of {all} charged)")?;
+    }
     options(&shown.options, out)?;
     if task.keyed {
         writeln!(out, "keyed     only the leader deletes it")?;
@@ -208,11 +218,37 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
         let at = shown.stat.mtime_ms.saturating_add_unsigned(delay);
         writeln!(out, "not before {}", time(at))?;
     }
+    if let Some(line) = &shown.line {
+        return task.command_outcome(line.place).map_or(Ok(()), |line| outcome(&line, out));
+    }
     for remark in &task.history {
         let worker = remark.worker.as_ref().map_or("nobody", |worker| worker.as_str());
         writeln!(out, "earlier   attempt {} by {worker}: {}", remark.attempt, clean(&remark.why))?;
     }
-    let Some(outcome) = &task.outcome else { return commands(task, out) };
+    if let Some(whole) = &task.outcome {
+        outcome(whole, out)?;
+    }
+    commands(task, out)
+}
+
+fn payload(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
+    let task = &shown.task;
+    match (task.payload(), &shown.line) {
+        (Payload::Chunk { commands, .. }, Some(line)) => {
+            writeln!(out, "command   {}", clean(commands.get(line.place).map_or("", String::as_str)))
+        }
+        (Payload::Shell(line), _) => writeln!(out, "command   {}", clean(&line)),
+        (Payload::Program(argv), _) => writeln!(out, "program   {argv:?}"),
+        (Payload::Chunk { first_line, .. }, None) => {
+            let (commands, last) =
+                (task.places().count(), task.places().last().map_or(first_line, |place| place.1));
+            let (first, last) = (first_line.saturating_add(1), last.saturating_add(1));
+            writeln!(out, "commands  {commands}, of lines {first} to {last}")
+        }
+    }
+}
+
+fn outcome(outcome: &Outcome, out: &mut dyn Write) -> io::Result<()> {
     let (attempt, code) = (outcome.attempt, exit_code(outcome));
     writeln!(out, "outcome   attempt {attempt} {} (exit code {code})", clean(&verdict(outcome)))?;
     if let Some(worker) = &outcome.worker {
@@ -223,8 +259,7 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "ran       {} to {} ({took} ms, worker's clock)", time(started), time(ended))?;
     }
     kept("stdout", &outcome.stdout, out)?;
-    kept("stderr", &outcome.stderr, out)?;
-    commands(task, out)
+    kept("stderr", &outcome.stderr, out)
 }
 
 /// The commands of a chunk, each with what became of it.

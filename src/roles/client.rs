@@ -2,6 +2,7 @@
 //! refusal means as an exit code. It holds no state and makes no calls; how a report looks is the view's.
 
 pub mod notice;
+mod seek;
 pub mod walk;
 
 #[cfg(test)]
@@ -9,6 +10,7 @@ pub(crate) mod testing;
 
 use std::fmt;
 
+use crate::contract::line::{LineName, batch_of, line_name};
 use crate::contract::status::Status;
 use crate::contract::task::{Options, Outcome, Reason, State, Task};
 use crate::contract::{Incarnation, TaskId};
@@ -49,7 +51,7 @@ pub enum ClientReport {
     /// How the service is.
     Status(Box<StatusReport>),
     /// One task of a list.
-    Row(Row),
+    Row(Box<Row>),
     /// All about one task.
     Shown(Box<Shown>),
     /// What became of a wish to cancel or retry a task.
@@ -74,9 +76,9 @@ impl ClientReport {
     /// it again, and how to come back to it.
     pub fn what_stays(&self) -> Option<String> {
         let ended = |ended: &Ended| {
-            let id = &ended.id;
-            let mut words = format!("the task {id} has ended, and its outcome stays: see zkmw wait {id}");
-            if let Some((batch, _)) = id.dir().rsplit_once('~') {
+            let name = ended.name();
+            let mut words = format!("the task {name} has ended, and its outcome stays: see zkmw wait {name}");
+            if let Some(batch) = batch_of(ended.id.dir()) {
                 words += &format!("; the others of the batch go on: zkmw wait {batch} comes back to them");
             }
             Some(words)
@@ -122,6 +124,13 @@ pub struct Ended {
     pub alone: bool,
 }
 
+impl Ended {
+    /// What its user calls it.
+    pub fn name(&self) -> String {
+        self.line.map_or_else(|| self.id.to_string(), |line| line_name(&self.id, line))
+    }
+}
+
 /// How many tasks of several are how far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -151,7 +160,9 @@ pub struct StatusReport {
 pub enum Shade {
     /// It waits for a worker, or for its time.
     Pending,
-    /// It is in a living worker's assignment.
+    /// It is a line of a chunk that a living worker has, and is not to be started there yet.
+    Assigned,
+    /// It is in a living worker's assignment, and may run.
     Running,
     /// It is in a living worker's assignment, and is to be cancelled: it may run until its grace is over.
     Cancelling,
@@ -174,6 +185,7 @@ impl Shade {
     pub fn as_str(self) -> &'static str {
         match self {
             Shade::Pending => "pending",
+            Shade::Assigned => "assigned",
             Shade::Running => "running",
             Shade::Cancelling => "cancelling",
             Shade::Ended(state) => state.as_str(),
@@ -184,8 +196,8 @@ impl Shade {
 /// One task of a list.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// The task.
-    pub id: TaskId,
+    /// The task, or the line of a batch.
+    pub name: String,
     /// What it is, or why it can't be read.
     pub task: Result<RowTask, String>,
 }
@@ -195,18 +207,25 @@ pub struct Row {
 #[allow(missing_docs)]
 pub struct RowTask {
     pub shade: Shade,
-    pub attempt: u32,
+    /// Of a line that is not over nobody knows.
+    pub attempt: Option<u32>,
     /// Its own priority; the job's default is not read.
     pub priority: i32,
+    /// Who has it, or had it to its end.
+    pub worker: Option<Incarnation>,
+    /// How it ended, without its outputs.
+    pub outcome: Option<Outcome>,
     /// The start of its command, on one line.
     pub command: String,
 }
 
-/// All about one task.
+/// All about one task, or one line of a batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shown {
     /// The task.
     pub id: TaskId,
+    /// The line that was asked for, if one was.
+    pub line: Option<ShownLine>,
     /// What stands in its znode.
     pub task: Task,
     /// Of its znode.
@@ -217,10 +236,21 @@ pub struct Shown {
     pub worker: Option<Incarnation>,
 }
 
+/// A line of a batch that is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShownLine {
+    /// Its name.
+    pub name: LineName,
+    /// Its place in its task.
+    pub place: usize,
+    /// Its state.
+    pub shade: Shade,
+}
+
 impl Shown {
     /// Its state.
     pub fn shade(&self) -> Shade {
-        Shade::of(&self.task, self.worker.as_ref())
+        self.line.as_ref().map_or_else(|| Shade::of(&self.task, self.worker.as_ref()), |line| line.shade)
     }
 }
 

@@ -4,13 +4,16 @@
 //! A retry never starts beside an attempt that still runs: an outcome is written only when its attempt is dead,
 //! so the outcome's writer is named as who vouches for that.
 
+mod decide;
+
 use std::collections::BTreeMap;
 
+use self::decide::{Decision, Left, Lines};
 use super::client::walk::{self, Found, Target, Walk};
-use super::client::{ClientReport, INTERRUPTED, Noted, Tally, breaks_connection, refusal_code, verdict};
-use crate::contract::chunk::{self, Results};
-use crate::contract::task::{NO_DEADLINE_MS, Outcome, State, Task};
-use crate::contract::{Layout, TaskId, is_shared, name_of};
+use super::client::{ClientReport, INTERRUPTED, Noted, Tally, breaks_connection, refusal_code};
+use crate::contract::line::LineName;
+use crate::contract::task::Task;
+use crate::contract::{Layout, TaskId, name_of};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
@@ -61,36 +64,52 @@ pub struct Operator {
     over: bool,
     open: BTreeMap<TaskId, Open>,
     calls: Calls<(TaskId, Step)>,
-    /// Tasks of whole jobs that the wish does not concern.
+    /// Tasks and lines of whole jobs that the wish does not concern.
     passed_over: u64,
     tally: Tally,
 }
 
+/// What is wished of a task.
 #[derive(Debug)]
-struct Open {
+struct Wish {
     /// The user named it; otherwise it is one of a job, and need not be fit for the wish.
     named: bool,
+    /// The lines that are meant; none if the whole is.
+    lines: Lines,
+}
+
+impl Wish {
+    fn of(found: Found) -> Wish {
+        Wish { named: found.named, lines: found.line.into_iter().collect() }
+    }
+
+    /// Both at once.
+    fn join(&mut self, other: Wish) {
+        self.named |= other.named;
+        if self.lines.is_empty() || other.lines.is_empty() {
+            self.lines.clear();
+        } else {
+            self.lines.extend(other.lines);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Open {
+    wish: Wish,
+    /// What else is wished, after that.
+    more: Option<Wish>,
     conflicts: u32,
-    /// The attempt that our write, whose answer was lost, was to leave the task at.
-    doubt: Option<u32>,
+    /// What was sent, and is not answered.
+    sent: Option<Decision>,
+    /// What was sent, and may have been applied: the answer was lost.
+    doubt: Option<Decision>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Read,
-    /// Leaves the task at this attempt.
-    Write(u32),
-}
-
-/// What is to be done about a task as it stands.
-#[derive(Debug, PartialEq)]
-enum Decision {
-    Write(Box<Task>),
-    /// Nothing: it is as wished for, or that does not concern it.
-    Leave {
-        ok: bool,
-        message: String,
-    },
+    Write,
 }
 
 impl Operator {
@@ -124,9 +143,13 @@ impl Operator {
 
     fn pump(&mut self, out: &mut Actions<ClientReport>) {
         while self.online && self.open.len() < MAX_OPEN {
-            let Some(Found { id, named }) = self.walk.next(out) else { break };
-            self.open.insert(id.clone(), Open { named, conflicts: 0, doubt: None });
-            self.read(id, out);
+            let Some(found) = self.walk.next(out) else { break };
+            let (id, wish) = (found.id.clone(), Wish::of(found));
+            match self.open.get_mut(&id) {
+                Some(Open { more: Some(more), .. }) => more.join(wish),
+                Some(open) => open.more = Some(wish),
+                None => self.begin(id, wish, out),
+            }
         }
         if self.open.is_empty() && self.walk.is_over() {
             self.over = true;
@@ -135,6 +158,43 @@ impl Operator {
                 out.log(Level::Warn, format!("{n} other tasks of the jobs named were left as they are"));
             }
             out.push(Action::Exit(self.tally.code()));
+        }
+    }
+
+    fn begin(&mut self, id: TaskId, wish: Wish, out: &mut Actions<ClientReport>) {
+        self.open.insert(id.clone(), Open { wish, more: None, conflicts: 0, sent: None, doubt: None });
+        self.read(id, out);
+    }
+
+    /// The wish is dealt with. Gives it, and begins with what else is wished of the task.
+    fn close(&mut self, id: &TaskId, out: &mut Actions<ClientReport>) -> Option<Wish> {
+        let Open { wish, more, .. } = self.open.remove(id)?;
+        if let Some(more) = more {
+            self.begin(id.clone(), more, out);
+        }
+        Some(wish)
+    }
+
+    /// What came of a wish.
+    fn tell(&mut self, wish: &Wish, decision: Decision, out: &mut Actions<ClientReport>) {
+        let only = decision.changed.is_empty();
+        for (name, message) in decision.changed {
+            self.note(&name, None, message, out);
+        }
+        for Left { name, problem, message } in decision.left {
+            if wish.named && (only || !wish.lines.is_empty()) {
+                self.note(&name, problem, message, out);
+            } else {
+                self.passed_over += 1;
+            }
+        }
+    }
+
+    /// The wish cannot be fulfilled, for this reason.
+    fn refuse(&mut self, id: &TaskId, code: i32, message: &str, out: &mut Actions<ClientReport>) {
+        let Some(wish) = self.close(id, out) else { return };
+        for name in names(id, &wish.lines) {
+            self.note(&name, Some(code), message.to_string(), out);
         }
     }
 
@@ -161,32 +221,27 @@ impl Operator {
         let Some(open) = self.open.get_mut(&id) else { return };
         match (step, result) {
             (Step::Read, Ok(Reply::Data { data, stat })) => self.on_task(id, data, stat.version, out),
-            (Step::Write(attempt), Ok(_)) => {
-                self.open.remove(&id);
-                let message = match self.verb {
-                    Verb::Cancel => "is being cancelled".to_string(),
-                    Verb::Retry => format!("will run again, as attempt {attempt}"),
-                };
-                self.note(id.as_str(), None, message, out);
+            (Step::Write, Ok(_)) => {
+                let sent = open.sent.take().unwrap_or_default();
+                if let Some(wish) = self.close(&id, out) {
+                    self.tell(&wish, sent, out);
+                }
             }
-            (Step::Write(_), Err(CallError::Refused(Refusal::BadVersion))) => {
+            (Step::Write, Err(CallError::Refused(Refusal::BadVersion))) => {
                 open.conflicts += 1;
                 if open.conflicts > MAX_CONFLICTS {
-                    self.open.remove(&id);
-                    let message = "keeps changing; try again".to_string();
-                    self.note(id.as_str(), Some(exit::TRY_AGAIN), message, out);
+                    self.refuse(&id, exit::TRY_AGAIN, "keeps changing; try again", out);
                 } else {
                     self.read(id, out);
                 }
             }
             (_, Err(CallError::Refused(Refusal::NoNode))) => self.on_gone(&id, out),
             (_, Err(CallError::Refused(refusal))) => {
-                self.open.remove(&id);
-                self.note(id.as_str(), Some(refusal_code(*refusal)), refusal.to_string(), out);
+                self.refuse(&id, refusal_code(*refusal), &refusal.to_string(), out);
             }
             // It is read again on the next connection, and that tells whether the write was applied.
-            (Step::Write(attempt), Err(CallError::MaybeApplied)) => open.doubt = Some(attempt),
-            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => {}
+            (Step::Write, Err(CallError::MaybeApplied)) => open.doubt = open.sent.take(),
+            (Step::Read, Err(CallError::MaybeApplied)) | (_, Err(CallError::NotSent)) => {}
             (Step::Read, Ok(reply)) => {
                 self.fail(exit::BUG, format!("the read of {id} was answered with {reply:?}"), out);
             }
@@ -194,98 +249,56 @@ impl Operator {
     }
 
     fn on_gone(&mut self, id: &TaskId, out: &mut Actions<ClientReport>) {
-        match self.open.remove(id) {
-            Some(Open { named: true, .. }) => {
-                self.note(id.as_str(), Some(exit::DATA), "no such task".into(), out);
+        match self.open.get(id) {
+            Some(Open { wish, .. }) if wish.named => {
+                let message = match wish.lines.is_empty() {
+                    true => "no such task",
+                    false => "there is no such line, or it has succeeded and was collected",
+                };
+                self.refuse(id, exit::DATA, message, out);
             }
             // It was collected since its job was listed.
-            Some(Open { named: false, .. }) | None => self.passed_over += 1,
+            Some(_) | None => {
+                self.passed_over += 1;
+                self.close(id, out);
+            }
         }
     }
 
     fn on_task(&mut self, id: TaskId, data: &[u8], version: i32, out: &mut Actions<ClientReport>) {
-        let Some(Open { named, doubt, .. }) = self.open.get(&id) else { return };
-        let (named, doubt) = (*named, *doubt);
+        let Some(open) = self.open.get_mut(&id) else { return };
         let task = match Task::decode(data) {
             Ok(task) => task,
             Err(malformed) => {
-                self.open.remove(&id);
-                return self.note(id.as_str(), Some(exit::DATA), format!("is no task: {malformed}"), out);
+                return self.refuse(&id, exit::DATA, &format!("is no task: {malformed}"), out);
             }
         };
-        let decision = match self.verb {
-            Verb::Cancel => cancel(task),
-            Verb::Retry => retry(&id, task, doubt),
+        let applied = open.doubt.take_if(|sent| sent.stands_in(&task));
+        let mut decision = match applied {
+            Some(sent) => Decision { write: None, ..sent },
+            None => match self.verb {
+                Verb::Cancel => decide::cancel(&id, task, &open.wish.lines),
+                Verb::Retry => decide::retry(&id, task, &open.wish.lines),
+            },
         };
-        match decision {
-            Decision::Write(task) => {
-                let path = self.layout.task(&id);
-                let attempt = task.attempt;
-                let mut task = task;
-                // Results say who ran them when they are kept for another attempt, and so may have outgrown the znode.
-                let call = Call::Set { path, data: task.encode_to_fit(), version };
-                self.calls.issue(out, call, (id, Step::Write(attempt)));
-            }
-            Decision::Leave { ok, message } => {
-                self.open.remove(&id);
-                if named || (ok && doubt.is_some()) {
-                    self.note(id.as_str(), (!ok).then_some(exit::FAILED), message, out);
-                } else {
-                    self.passed_over += 1;
-                }
-            }
+        if let Some(task) = &mut decision.write {
+            // Results say who ran them when they are kept for another attempt, and so may have outgrown the znode.
+            let data = task.encode_to_fit();
+            open.sent = Some(decision);
+            let call = Call::Set { path: self.layout.task(&id), data, version };
+            self.calls.issue(out, call, (id, Step::Write));
+        } else if let Some(wish) = self.close(&id, out) {
+            self.tell(&wish, decision, out);
         }
     }
 }
 
-fn leave(ok: bool, message: impl Into<String>) -> Decision {
-    Decision::Leave { ok, message: message.into() }
-}
-
-fn cancel(mut task: Task) -> Decision {
-    match &task.outcome {
-        Some(outcome) if outcome.state == State::Cancelled => leave(true, "was cancelled already"),
-        Some(outcome) => leave(true, format!("has ended already: it {}", verdict(outcome))),
-        None if task.cancel => leave(true, "is being cancelled"),
-        None => {
-            task.cancel = true;
-            Decision::Write(Box::new(task))
-        }
+/// What those are called whom a wish is about.
+fn names(id: &TaskId, lines: &Lines) -> Vec<String> {
+    match lines.is_empty() {
+        true => vec![id.to_string()],
+        false => lines.values().map(LineName::to_string).collect(),
     }
-}
-
-/// `doubt`: a write of ours that was to leave the task at that attempt may have been applied.
-fn retry(id: &TaskId, mut task: Task, doubt: Option<u32>) -> Decision {
-    if let Some(attempt) = doubt.filter(|attempt| task.attempt >= *attempt) {
-        return leave(true, format!("will run again, as attempt {attempt}"));
-    }
-    let Some(outcome) = task.outcome.take() else {
-        return leave(false, "has not ended yet: there is nothing to retry");
-    };
-    if outcome.state == State::Done {
-        return leave(false, "has succeeded: only what failed, expired or was cancelled can be retried");
-    }
-    let why = format!("retried by a user; it had ended as {}", outcome.state.as_str());
-    task.results = succeeded(&outcome);
-    task.next_attempt(outcome.worker.clone(), &why);
-    task.released_by = outcome.worker;
-    task.charged = 0;
-    task.cancel = false;
-    // The deadline may also be its job's, which counts from the task's creation, as its own does.
-    if !is_shared(id.dir()) || task.options.expire_ms.is_some() {
-        task.options.expire_ms = Some(NO_DEADLINE_MS);
-    }
-    Decision::Write(Box::new(task))
-}
-
-/// What need not run again of a chunk. Who ran it, and when, is said by each result itself from now on.
-fn succeeded(outcome: &Outcome) -> Results {
-    let mut results = chunk::succeeded(&outcome.results);
-    for result in results.iter_mut().flatten() {
-        result.attempt.get_or_insert(outcome.attempt);
-        result.worker = result.worker.take().or_else(|| outcome.worker.clone());
-    }
-    results
 }
 
 impl Role for Operator {

@@ -1,15 +1,19 @@
 //! Waiter: waits for tasks that somebody submitted, and shows their outcomes. It never writes.
 //!
 //! It watches so many tasks at a time and takes up another whenever one has ended, so its memory and its watches
-//! don't grow with what it waits for. Of a job it waits for what stands when it comes by.
+//! don't grow with what it waits for. Of a job it waits for what stands when it comes by. A line of a batch is shown when
+//! its result stands, whatever the others do that stand beside it.
+
+mod lines;
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use self::lines::Watched;
 
 use super::client::notice::{Notice, Word};
 use super::client::walk::{Found, Target, Walk};
 use super::client::{
-    ClientReport, Ended, INTERRUPTED, Progress, Tally, breaks_connection, commands_ended, exit_code,
-    refusal_code,
+    ClientReport, Ended, INTERRUPTED, Progress, Tally, breaks_connection, exit_code, refusal_code,
 };
 use crate::contract::task::{State, Task};
 use crate::contract::{Labels, Layout, TaskId};
@@ -52,14 +56,6 @@ pub struct Waiter {
     tally: Tally,
 }
 
-#[derive(Debug)]
-struct Watched {
-    /// The user named it, and it was not seen at all yet.
-    doubtful: bool,
-    /// How many commands it counts for: 1 until it was read.
-    commands: u64,
-}
-
 impl Waiter {
     /// A waiter for these.
     pub fn new(params: WaitParams) -> Waiter {
@@ -86,14 +82,17 @@ impl Waiter {
     /// Takes up more tasks, reads what has to be read, and ends when nothing is left.
     fn pump(&mut self, out: &mut Actions<ClientReport>) {
         while self.online && self.watched.len() < MAX_WATCHED {
-            let Some(Found { id, named }) = self.walk.next(out) else { break };
-            self.progress.submitted += 1;
-            self.watched.insert(id.clone(), Watched { doubtful: named, commands: 1 });
+            let Some(Found { id, named, line }) = self.walk.next(out) else { break };
+            let watched = self.watched.entry(id.clone()).or_insert_with(|| Watched::new(named));
+            let before = watched.commands();
+            watched.take_up(line);
+            self.progress.submitted = self.progress.submitted + watched.commands() - before;
             self.unread.insert(id);
         }
         while self.online && self.calls.len() < MAX_READS {
             let Some(id) = self.unread.pop_first() else { break };
-            self.calls.issue(out, Call::Get { path: self.layout.task(&id), watch: true }, id);
+            let call = Call::Get { path: self.layout.task(&id), watch: true };
+            self.calls.issue(out, call, id);
         }
         if !self.over && self.watched.is_empty() && self.walk.is_over() {
             self.end(out);
@@ -126,11 +125,16 @@ impl Waiter {
             }
             return;
         }
-        let Some(task) = self.calls.take(id) else { return };
-        let Some(Watched { doubtful, .. }) = self.watched.get_mut(&task) else { return };
+        if let Some(task) = self.calls.take(id) {
+            self.on_read(task, result, out);
+        }
+    }
+
+    fn on_read(&mut self, task: TaskId, result: &CallResult, out: &mut Actions<ClientReport>) {
+        let Some(watched) = self.watched.get_mut(&task) else { return };
         match result {
             Ok(Reply::Data { data, .. }) => {
-                *doubtful = false;
+                watched.doubtful = false;
                 match Task::decode(data) {
                     Ok(found) => self.found(task, found, out),
                     Err(malformed) => {
@@ -140,11 +144,16 @@ impl Waiter {
                 }
             }
             Ok(reply) => self.fail(exit::BUG, format!("the read of {task} was answered with {reply:?}"), out),
-            Err(CallError::Refused(Refusal::NoNode)) if *doubtful => {
-                self.lost(&task, exit::DATA, format!("there is no task {task}"), out);
+            Err(CallError::Refused(Refusal::NoNode)) if watched.doubtful => {
+                let why = match watched.names().join(", ").as_str() {
+                    "" => format!("there is no task {task}"),
+                    names => format!("there is no line {names}, or it has succeeded and was collected"),
+                };
+                self.lost(&task, exit::DATA, why, out);
             }
             Err(CallError::Refused(Refusal::NoNode)) => {
-                let why = format!("the task {task} was deleted by someone before its outcome was seen");
+                let name = watched.name(&task);
+                let why = format!("the task {name} was deleted by someone before its outcome was seen");
                 self.lost(&task, exit::FAILED, why, out);
             }
             Err(CallError::Refused(refusal)) => {
@@ -158,38 +167,44 @@ impl Waiter {
 
     /// What is waited for, in words.
     fn awaited(&self) -> String {
-        match self.watched.keys().next() {
-            Some(id) if self.watched.len() == 1 => format!("the task {id}"),
-            _ => format!("{} tasks", self.watched.len()),
+        let open: u64 = self.watched.values().map(Watched::open).sum();
+        match self.watched.iter().next() {
+            Some((id, watched)) if open == 1 => format!("the task {}", watched.name(id)),
+            _ => format!("{open} tasks"),
         }
     }
 
     /// A chunk counts for its commands from when it was first read, and is waited for as a batch is.
     fn found(&mut self, id: TaskId, task: Task, out: &mut Actions<ClientReport>) {
-        let is_chunk = task.commands.is_some();
-        if let Some(watched) = self.watched.get_mut(&id)
-            && is_chunk
-        {
-            let commands = task.places().count() as u64;
-            self.progress.submitted = self.progress.submitted - watched.commands + commands;
-            watched.commands = commands;
-            self.alone = false;
-        }
-        if task.outcome.is_none() {
+        if task.commands.is_none() {
+            let Some(outcome) = task.outcome else { return };
+            let alone = self.alone;
+            self.show(vec![Ended { id: id.clone(), line: None, outcome, alone }], out);
+            self.forget(&id);
             return;
         }
-        let alone = self.alone;
-        let ended = if is_chunk {
-            commands_ended(&id, &task)
-        } else {
-            let whole = |outcome| Ended { id: id.clone(), line: None, outcome, alone };
-            task.outcome.into_iter().map(whole).collect()
-        };
-        self.ended(&id, ended, out);
+        let is_over = task.outcome.is_some();
+        let Some(watched) = self.watched.get_mut(&id) else { return };
+        let before = watched.commands();
+        let (ended, unknown) = watched.take_new(&id, &task);
+        self.progress.submitted = self.progress.submitted + watched.commands() - before;
+        self.alone &= watched.is_one_line();
+        let (alone, is_settled) = (self.alone, is_over || watched.open() == 0);
+        self.show(ended.into_iter().map(|one| Ended { alone, ..one }).collect(), out);
+        for name in unknown {
+            out.log(Level::Error, format!("there is no line {name}"));
+            self.progress.failed += 1;
+            self.tally.wrong(exit::DATA);
+        }
+        if is_settled {
+            self.forget(&id);
+        }
     }
 
-    fn ended(&mut self, id: &TaskId, ended: Vec<Ended>, out: &mut Actions<ClientReport>) {
-        self.forget(id);
+    fn show(&mut self, ended: Vec<Ended>, out: &mut Actions<ClientReport>) {
+        if ended.is_empty() {
+            return;
+        }
         self.notice.on_progress();
         for Ended { outcome, .. } in &ended {
             if outcome.state == State::Done {
@@ -205,17 +220,17 @@ impl Waiter {
 
     /// The task's outcome will never be seen.
     fn lost(&mut self, id: &TaskId, code: i32, why: String, out: &mut Actions<ClientReport>) {
-        let commands = self.forget(id);
+        let open = self.forget(id);
         out.log(Level::Error, why);
-        self.progress.failed += commands;
+        self.progress.failed += open;
         self.tally.wrong(code);
         self.report_progress(out);
     }
 
-    /// How many commands the task counted for.
+    /// How many commands of the task were waited for still.
     fn forget(&mut self, id: &TaskId) -> u64 {
         self.unread.remove(id);
-        self.watched.remove(id).map_or(0, |watched| watched.commands)
+        self.watched.remove(id).map_or(0, |watched| watched.open())
     }
 
     fn report_progress(&self, out: &mut Actions<ClientReport>) {

@@ -167,13 +167,17 @@ fn chunk() -> impl Strategy<Value = Task> {
             options(),
             results(all),
             proptest::option::of((outcome().boxed(), results(all))).boxed(),
+            vec(0..all, 0..3).boxed(),
         )
     });
-    whole.prop_map(|(commands, first_line, options, results, ended)| {
+    whole.prop_map(|(commands, first_line, options, results, ended, cancelled)| {
         let mut task = Task::new(Payload::Chunk { first_line, commands }, options);
         task.results = results;
+        for place in cancelled {
+            task.cancel_line(place);
+        }
         if let Some((outcome, results)) = ended {
-            task.outcome = Some(Outcome { results, ..outcome });
+            task.end(Outcome { results, ..outcome });
         }
         task
     })

@@ -82,6 +82,8 @@ znode!(
         "commands",
         "first_line",
         "results",
+        "shares",
+        "cancel_lines",
         "priority",
         "timeout_ms",
         "expire_ms",

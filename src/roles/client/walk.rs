@@ -5,8 +5,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use super::seek::{Seek, Sizes};
 use super::{Tally, refusal_code};
 use crate::contract::copies::is_copies;
+use crate::contract::line::LineName;
 use crate::contract::{Layout, TaskId, is_apart, is_component};
 use crate::exit;
 use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Level, Refusal, Reply};
@@ -14,7 +16,7 @@ use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Level,
 /// What a user names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// One task.
+    /// One task, or one line of a batch.
     Task(TaskId),
     /// All tasks in the directory of this name, and in those whose names go on with `~` after it.
     Job(String),
@@ -40,8 +42,10 @@ impl Target {
 pub struct Found {
     /// The task.
     pub id: TaskId,
-    /// The user named the task itself, so it should be there.
+    /// The user named the task itself, or a line of it, so it should be there.
     pub named: bool,
+    /// The place in it of the line that is meant, and the name by which the user knows it; else the whole is meant.
+    pub line: Option<(usize, LineName)>,
 }
 
 /// A walk over what a user named.
@@ -49,6 +53,11 @@ pub struct Found {
 pub struct Walk {
     layout: Layout,
     todo: VecDeque<Target>,
+    /// What the first target means is being looked for.
+    seek: Option<Seek>,
+    /// What it means, if that had to be looked for.
+    found: Option<Found>,
+    sizes: Sizes,
     /// The tasks that the user named, so that they are not met again in their jobs.
     named: BTreeSet<TaskId>,
     /// What `tasks` has, if `batches` is to be listed next.
@@ -68,6 +77,7 @@ enum Purpose {
     /// Those that stand apart, with the others.
     Batches(Vec<String>),
     Tasks(String),
+    Seek,
 }
 
 /// What a reply meant for [`Walk`] led to.
@@ -122,6 +132,9 @@ impl Walk {
         Walk {
             layout: layout.clone(),
             todo: todo.collect(),
+            seek: None,
+            found: None,
+            sizes: Sizes::new(),
             named,
             listed: None,
             dirs: VecDeque::new(),
@@ -150,13 +163,13 @@ impl Walk {
         while let Some(name) = self.names.pop_front() {
             let id = TaskId::new(&self.dir, &name);
             if !self.named.contains(&id) {
-                return Some(Found { id, named: false });
+                return Some(Found { id, named: false, line: None });
             }
         }
-        if let (true, Some(Target::Task(_))) = (self.dirs.is_empty(), self.todo.front())
-            && let Some(Target::Task(id)) = self.todo.pop_front()
-        {
-            return Some(Found { id, named: true });
+        if let (true, Some(Target::Task(id))) = (self.dirs.is_empty(), self.todo.front()) {
+            let as_task = Found { id: id.clone(), named: true, line: None };
+            self.seek = self.seek.take().or_else(|| Seek::new(id));
+            return self.settle_seek(as_task, out);
         }
         if self.online && self.calls.is_empty() {
             if let Some(dir) = self.dirs.front() {
@@ -172,6 +185,39 @@ impl Walk {
         None
     }
 
+    /// The first target, if what it means need not be looked for, or was found; else asks.
+    fn settle_seek<R>(&mut self, as_task: Found, out: &mut Actions<R>) -> Option<Found> {
+        let found = match (&self.seek, self.found.take()) {
+            (_, Some(found)) => found,
+            (None, None) => as_task,
+            (Some(seek), None) => {
+                if self.online && self.calls.is_empty() {
+                    self.calls.issue(out, seek.call(&self.layout), Purpose::Seek);
+                }
+                return None;
+            }
+        };
+        self.seek = None;
+        self.todo.pop_front();
+        Some(found)
+    }
+
+    fn on_sought(&mut self, result: &CallResult) -> Step {
+        let Some(seek) = &mut self.seek else { return Step::Pending };
+        match seek.on_reply(result, &mut self.sizes) {
+            Ok(found) => {
+                self.found = found;
+                Step::Pending
+            }
+            Err(refusal) => {
+                let path = seek.call(&self.layout).path().to_string();
+                self.seek = None;
+                self.todo.pop_front();
+                if refusal == Refusal::NoAuth { Step::PassedOver(path) } else { Step::Refused(path, refusal) }
+            }
+        }
+    }
+
     /// Whether every task was handed out.
     pub fn is_over(&self) -> bool {
         self.todo.is_empty() && self.dirs.is_empty() && self.names.is_empty()
@@ -180,6 +226,9 @@ impl Walk {
     /// Takes in a reply; `None` if it is somebody else's.
     pub fn on_reply(&mut self, id: CallId, result: &CallResult) -> Option<Step> {
         let purpose = self.calls.take(id)?;
+        if matches!(purpose, Purpose::Seek) {
+            return Some(self.on_sought(result));
+        }
         let nothing = Vec::new();
         let names = match result {
             Ok(Reply::Children(names)) => names,
@@ -194,6 +243,7 @@ impl Walk {
                         Step::PassedOver(self.layout.job(&dir))
                     }
                     Purpose::Tasks(dir) => Step::Refused(self.layout.job(&dir), *refusal),
+                    Purpose::Seek => Step::Pending,
                 });
             }
         };
@@ -222,6 +272,7 @@ impl Walk {
                 self.dir = dir;
                 self.names = names.into();
             }
+            Purpose::Seek => {}
         }
         Some(Step::Pending)
     }

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 
 use super::running::{self, Running};
-use crate::contract::task::{Payload, Task};
+use crate::contract::line::line_name;
+use crate::contract::task::{Outcome, Task};
 use crate::contract::{Layout, TaskId};
 use crate::exit;
 use crate::machine::{
@@ -57,8 +58,8 @@ pub struct List {
 #[derive(Debug)]
 enum Slot {
     Reading(TaskId),
-    /// `None`: it is not listed.
-    Read(Option<Row>),
+    /// What is listed of it.
+    Read(Vec<Row>),
 }
 
 impl List {
@@ -119,13 +120,15 @@ impl List {
         while let Some(first) = self.window.first_entry()
             && matches!(first.get(), Slot::Read(_))
         {
-            let Slot::Read(Some(row)) = first.remove() else { continue };
-            if self.left == 0 {
-                out.log(Level::Warn, "there are more tasks than the limit: see --limit");
-                return self.end(out);
+            let Slot::Read(rows) = first.remove() else { continue };
+            for row in rows {
+                if self.left == 0 {
+                    out.log(Level::Warn, "there are more tasks than the limit: see --limit");
+                    return self.end(out);
+                }
+                self.left -= 1;
+                out.push(Action::Report(ClientReport::Row(Box::new(row))));
             }
-            self.left -= 1;
-            out.push(Action::Report(ClientReport::Row(row)));
         }
     }
 
@@ -149,49 +152,63 @@ impl List {
         let Some(place) = self.calls.take(id) else { return };
         let Some(Slot::Reading(id)) = self.window.get(&place) else { return };
         let id = id.clone();
-        let row = match result {
-            Ok(Reply::Data { data, .. }) => self.row(id, data),
+        let rows = match result {
+            Ok(Reply::Data { data, .. }) => self.rows(&id, data),
             // It was collected since its job was listed.
-            Err(CallError::Refused(Refusal::NoNode)) => None,
+            Err(CallError::Refused(Refusal::NoNode)) => Vec::new(),
             Err(CallError::NotSent | CallError::MaybeApplied) => return,
-            Err(CallError::Refused(refusal)) => Some(Row { id, task: Err(refusal.to_string()) }),
+            Err(CallError::Refused(refusal)) => {
+                vec![Row { name: id.to_string(), task: Err(refusal.to_string()) }]
+            }
             Ok(reply) => {
                 return self.fail(exit::BUG, format!("the read of {id} was answered with {reply:?}"), out);
             }
         };
-        self.window.insert(place, Slot::Read(row));
+        self.window.insert(place, Slot::Read(rows));
     }
 
-    fn row(&self, id: TaskId, data: &[u8]) -> Option<Row> {
+    /// A task, or the lines of a chunk.
+    fn rows(&self, id: &TaskId, data: &[u8]) -> Vec<Row> {
         let task = match Task::decode(data) {
             Ok(task) => task,
             // Whoever asks for certain states doesn't ask for what has none.
             Err(malformed) if self.states.is_empty() => {
-                return Some(Row { id, task: Err(malformed.to_string()) });
+                return vec![Row { name: id.to_string(), task: Err(malformed.to_string()) }];
             }
-            Err(_) => return None,
+            Err(_) => return Vec::new(),
         };
-        let shade = Shade::of(&task, self.running.worker_of(&id, &task));
-        if !self.states.is_empty() && !self.states.contains(&shade) {
-            return None;
+        let is_listed = |shade: &Shade| self.states.is_empty() || self.states.contains(shade);
+        let priority = task.options.priority.unwrap_or(0);
+        if let Some(commands) = &task.commands {
+            let lines = self.running.lines(id, &task).into_iter().filter(|line| is_listed(&line.shade));
+            let row = |line: running::Line| {
+                let outcome = task.command_outcome(line.place).map(|outcome| outcome.bare());
+                let worker = outcome.as_ref().and_then(|outcome| outcome.worker.clone()).or(line.holder);
+                let (attempt, shade) = (outcome.as_ref().map(|outcome| outcome.attempt), line.shade);
+                let command = commands.get(line.place).map_or(String::new(), |line| start_of(line));
+                let name = line_name(id, line.line);
+                Row { name, task: Ok(RowTask { shade, attempt, priority, worker, outcome, command }) }
+            };
+            return lines.map(row).collect();
         }
-        let (attempt, priority) = (task.attempt, task.options.priority.unwrap_or(0));
-        let command = start_of(&task.payload());
-        Some(Row { id, task: Ok(RowTask { shade, attempt, priority, command }) })
+        let holder = self.running.worker_of(id, &task);
+        let shade = Shade::of(&task, holder);
+        if !is_listed(&shade) {
+            return Vec::new();
+        }
+        let outcome = task.outcome.as_ref().map(Outcome::bare);
+        let worker = outcome.as_ref().map_or(holder, |outcome| outcome.worker.as_ref()).cloned();
+        let command = start_of(&task.command.unwrap_or_else(|| task.argv.unwrap_or_default().join(" ")));
+        let attempt = Some(task.attempt);
+        vec![Row {
+            name: id.to_string(),
+            task: Ok(RowTask { shade, attempt, priority, worker, outcome, command }),
+        }]
     }
 }
 
 /// The start of a command, without anything that a terminal would obey.
-fn start_of(payload: &Payload) -> String {
-    let whole = match payload {
-        Payload::Shell(line) => line.clone(),
-        Payload::Program(argv) => argv.join(" "),
-        Payload::Chunk { commands, .. } => {
-            let mut commands = commands.iter().filter(|command| !command.trim().is_empty());
-            let first = commands.next().map_or("", String::as_str);
-            format!("({} commands) {first}", commands.count() + usize::from(!first.is_empty()))
-        }
-    };
+fn start_of(whole: &str) -> String {
     let mut shown: String = whole.chars().take(MAX_COMMAND_CHARS).flat_map(visible).collect();
     if whole.chars().nth(MAX_COMMAND_CHARS).is_some() {
         shown.push('…');

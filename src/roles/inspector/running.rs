@@ -9,6 +9,7 @@ use crate::contract::task::Task;
 use crate::contract::worker::{Assignment, Entry};
 use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
 use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Level, Refusal, Reply};
+use crate::roles::client::Shade;
 
 /// Assignments that are read at a time.
 const MAX_READS: usize = 64;
@@ -20,16 +21,29 @@ pub struct Running {
     /// Incarnations with a registration.
     living: BTreeSet<Incarnation>,
     to_read: Vec<Incarnation>,
-    tasks: BTreeMap<TaskId, Held>,
+    /// By task and attempt, which of a chunk is the number of a share.
+    tasks: BTreeMap<(TaskId, u32), Held>,
     calls: Calls<Purpose>,
 }
 
 /// An entry of an assignment.
 #[derive(Debug)]
 struct Held {
-    attempt: u32,
     revoked: bool,
     worker: Incarnation,
+}
+
+/// A line of a chunk.
+#[derive(Debug)]
+pub struct Line {
+    /// Its place there.
+    pub place: usize,
+    /// Its number in the batch, from 0.
+    pub line: u64,
+    /// Its state.
+    pub shade: Shade,
+    /// Who has it.
+    pub holder: Option<Incarnation>,
 }
 
 #[derive(Debug)]
@@ -73,10 +87,43 @@ impl Running {
         self.calls.clear();
     }
 
-    /// Who has this task, at the attempt that it is at.
+    /// Who has this task, at the attempt that it is at; of a chunk who has a share of it.
     pub fn worker_of(&self, id: &TaskId, task: &Task) -> Option<&Incarnation> {
-        let held = self.tasks.get(id).filter(|held| held.attempt == task.attempt)?;
+        let numbers = match task.commands {
+            Some(_) => task.all_shares().iter().map(|share| share.attempt).collect(),
+            None => vec![task.attempt],
+        };
+        numbers.into_iter().find_map(|number| self.holder(id, number, task))
+    }
+
+    fn holder(&self, id: &TaskId, number: u32, task: &Task) -> Option<&Incarnation> {
+        let held = self.tasks.get(&(id.clone(), number))?;
         (!held.revoked || task.cancel).then_some(&held.worker)
+    }
+
+    /// The lines of a chunk, each with its state and who has it, or had it to its end.
+    pub fn lines(&self, id: &TaskId, task: &Task) -> Vec<Line> {
+        let mut held = BTreeMap::new();
+        for share in task.all_shares() {
+            if let Some(worker) = self.holder(id, share.attempt, task) {
+                let window: BTreeSet<usize> = task.window(&share).into_iter().collect();
+                for place in task.open_lines(&share) {
+                    held.insert(place, (worker, window.contains(&place)));
+                }
+            }
+        }
+        let line = |(place, line)| {
+            let holder = held.get(&place);
+            let shade = match (task.command_state(place), holder) {
+                (Some(state), _) => Shade::Ended(state),
+                (None, None) => Shade::Pending,
+                (None, Some(_)) if task.is_cancelled(place) => Shade::Cancelling,
+                (None, Some((_, true))) => Shade::Running,
+                (None, Some((_, false))) => Shade::Assigned,
+            };
+            Line { place, line, shade, holder: holder.map(|(worker, _)| (*worker).clone()) }
+        };
+        task.places().map(line).collect()
     }
 
     /// Takes in a reply; `None` if it is somebody else's.
@@ -114,9 +161,9 @@ impl Running {
                     Ok(assignment) => {
                         for Entry { task, attempt, revoked, .. } in assignment.entries {
                             // The entry of a task that was moved may still be on the other page.
-                            if !revoked || !self.tasks.contains_key(&task) {
-                                self.tasks
-                                    .insert(task, Held { attempt, revoked, worker: incarnation.clone() });
+                            let key = (task, attempt);
+                            if !revoked || !self.tasks.contains_key(&key) {
+                                self.tasks.insert(key, Held { revoked, worker: incarnation.clone() });
                             }
                         }
                     }

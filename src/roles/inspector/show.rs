@@ -8,14 +8,17 @@ use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
     Stat,
 };
-use crate::roles::client::{ClientReport, INTERRUPTED, Shown, refusal_code};
+use crate::roles::client::walk::{Found, Target, Walk};
+use crate::roles::client::{
+    ClientReport, INTERRUPTED, Shown, ShownLine, Tally, breaks_connection, refusal_code,
+};
 
 /// What a show is told.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ShowParams {
     /// Where everything stands.
     pub layout: Layout,
-    /// The task.
+    /// The task, or the line of a batch.
     pub id: TaskId,
 }
 
@@ -23,7 +26,9 @@ pub struct ShowParams {
 #[derive(Debug)]
 pub struct Show {
     layout: Layout,
-    id: TaskId,
+    walk: Walk,
+    /// What the user's words mean.
+    target: Option<Found>,
     over: bool,
     running: Running,
     found: Option<(Task, Stat)>,
@@ -42,8 +47,9 @@ impl Show {
     pub fn new(params: ShowParams) -> Show {
         Show {
             running: Running::new(&params.layout),
+            walk: Walk::new(&params.layout, [Target::Task(params.id)]),
             layout: params.layout,
-            id: params.id,
+            target: None,
             over: false,
             found: None,
             defaults: Options::default(),
@@ -56,7 +62,22 @@ impl Show {
         out.fail(code, why);
     }
 
+    fn read(&mut self, out: &mut Actions<ClientReport>) {
+        let Some(Found { id, .. }) = &self.target else { return };
+        self.calls.issue(out, Call::Get { path: self.layout.task(id), watch: false }, Purpose::Task);
+    }
+
     fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
+        if let Some(step) = self.walk.on_reply(id, result) {
+            if let Some((code, why)) = step.settle(&mut Tally::default(), out) {
+                self.fail(code, why, out);
+            } else if self.walk.is_over() && self.target.is_none() {
+                // It may not be looked for, as was said.
+                self.over = true;
+                out.push(Action::Exit(exit::NOT_PERMITTED));
+            }
+            return;
+        }
         match self.running.on_reply(id, result, out) {
             None => {}
             Some(running::Step::Pending) => return,
@@ -66,26 +87,33 @@ impl Show {
             }
         }
         let Some(purpose) = self.calls.take(id) else { return };
+        let Some(Found { id, line, .. }) = self.target.clone() else { return };
         match (purpose, result) {
             (Purpose::Task, Ok(Reply::Data { data, stat })) => match Task::decode(data) {
                 Ok(task) => {
                     self.found = Some((task, *stat));
-                    let call = Call::Get { path: self.layout.job(self.id.dir()), watch: false };
+                    let call = Call::Get { path: self.layout.job(id.dir()), watch: false };
                     self.calls.issue(out, call, Purpose::Job);
                 }
                 Err(malformed) => {
-                    let why = format!("the znode {} is no task: {malformed}", self.layout.task(&self.id));
+                    let why = format!("the znode {} is no task: {malformed}", self.layout.task(&id));
                     self.fail(exit::DATA, why, out);
                 }
             },
             (Purpose::Task, Err(CallError::Refused(Refusal::NoNode))) => {
-                self.fail(exit::DATA, format!("there is no task {}", self.id), out);
+                let why = match line {
+                    None => format!("there is no task {id}"),
+                    Some((_, name)) => {
+                        format!("there is no line {name}, or it has succeeded and was collected")
+                    }
+                };
+                self.fail(exit::DATA, why, out);
             }
             (Purpose::Job, Ok(Reply::Data { data, .. })) => {
                 match Job::decode(data) {
                     Ok(job) => self.defaults = job.options,
                     Err(malformed) => {
-                        let path = self.layout.job(self.id.dir());
+                        let path = self.layout.job(id.dir());
                         out.log(Level::Warn, format!("the znode {path} is no job: {malformed}"));
                     }
                 }
@@ -93,13 +121,13 @@ impl Show {
             }
             (Purpose::Job, Err(CallError::Refused(Refusal::NoNode))) => self.running.start(out),
             (_, Err(CallError::Refused(refusal))) => {
-                let why = format!("cannot read the task {}: {refusal}", self.layout.task(&self.id));
+                let why = format!("cannot read the task {}: {refusal}", self.layout.task(&id));
                 self.fail(refusal_code(*refusal), why, out);
             }
             // The connection is gone; everything is read again on the next.
             (_, Err(CallError::NotSent | CallError::MaybeApplied)) => {}
             (purpose, Ok(reply)) => {
-                let why = format!("{purpose:?} of {} was answered with {reply:?}", self.id);
+                let why = format!("{purpose:?} of {id} was answered with {reply:?}");
                 self.fail(exit::BUG, why, out);
             }
         }
@@ -107,9 +135,21 @@ impl Show {
 
     fn answer(&mut self, out: &mut Actions<ClientReport>) {
         let Some((task, stat)) = self.found.take() else { return };
-        let worker = self.running.worker_of(&self.id, &task).filter(|_| task.outcome.is_none()).cloned();
+        let Some(Found { id, line, .. }) = self.target.take() else { return };
         let options = task.options.or(&self.defaults);
-        let shown = Shown { id: self.id.clone(), task, stat, options, worker };
+        let mut worker = self.running.worker_of(&id, &task).filter(|_| task.outcome.is_none()).cloned();
+        let line = match line.filter(|_| task.commands.is_some()) {
+            None => None,
+            Some((place, name)) => {
+                let lines = self.running.lines(&id, &task);
+                let Some(line) = lines.into_iter().find(|line| line.place == place) else {
+                    return self.fail(exit::DATA, format!("there is no line {name}"), out);
+                };
+                worker = line.holder;
+                Some(ShownLine { name, place, shade: line.shade })
+            }
+        };
+        let shown = Shown { id, line, task, stat, options, worker };
         self.over = true;
         out.push(Action::Report(ClientReport::Shown(Box::new(shown))));
         out.push(Action::Exit(exit::OK));
@@ -123,16 +163,20 @@ impl Role for Show {
         if self.over {
             return;
         }
+        let broken = breaks_connection(&event);
         match event {
             Event::Connected { .. } => {
                 self.calls.clear();
                 self.running.on_lost();
-                let call = Call::Get { path: self.layout.task(&self.id), watch: false };
-                self.calls.issue(out, call, Purpose::Task);
+                self.walk.on_connected();
+                if self.target.is_some() {
+                    self.read(out);
+                }
             }
             Event::Lost { .. } => {
                 self.calls.clear();
                 self.running.on_lost();
+                self.walk.on_lost();
             }
             Event::Reply { id, result } => self.on_reply(id, &result, out),
             Event::Stop { .. } => self.fail(INTERRUPTED, "interrupted".to_string(), out),
@@ -143,6 +187,14 @@ impl Role for Show {
             | Event::Ended { .. }
             | Event::Unguarded { .. }
             | Event::Lines(_) => {}
+        }
+        if !self.over
+            && !broken
+            && self.target.is_none()
+            && let Some(found) = self.walk.next(out)
+        {
+            self.target = Some(found);
+            self.read(out);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Status, list and show, over what stands and what does not.
 
 use super::*;
+use crate::contract::chunk::CommandResult;
 use crate::contract::status::{Counts, Leader, Status};
 use crate::contract::task::{Job, Options, Payload, State, Task};
 use crate::contract::worker::{Assignment, Entry};
@@ -164,14 +165,15 @@ fn list(states: &[Shade], limit: u64, job: Option<&str>) -> Desk<List> {
     desk
 }
 
-fn rows(desk: &Desk<List>) -> Vec<(&str, Option<Shade>)> {
-    let row = |report| match report {
-        &ClientReport::Row(Row { ref id, ref task }) => {
-            (id.as_str(), task.as_ref().ok().map(|task| task.shade))
-        }
+fn listed(desk: &Desk<List>) -> impl Iterator<Item = &Row> {
+    desk.reports.iter().map(|report| match report {
+        ClientReport::Row(row) => row.as_ref(),
         other => panic!("{other:?}"),
-    };
-    desk.reports.iter().map(row).collect()
+    })
+}
+
+fn rows(desk: &Desk<List>) -> Vec<(&str, Option<Shade>)> {
+    listed(desk).map(|row| (row.name.as_str(), row.task.as_ref().ok().map(|task| task.shade))).collect()
 }
 
 #[test]
@@ -191,7 +193,7 @@ fn a_list_is_in_order_and_tells_what_runs() {
         ("J/zz", None),
     ];
     assert_eq!(rows(&desk), expected);
-    let Some(ClientReport::Row(Row { task: Ok(task), .. })) = desk.reports.first() else { panic!("a row") };
+    let Some(Row { task: Ok(task), .. }) = listed(&desk).next() else { panic!("a row") };
     assert!(task.command.starts_with("echo\\n") && task.command.ends_with('…'), "{}", task.command);
 }
 
@@ -220,21 +222,87 @@ fn a_list_is_filtered_and_limited() {
     assert_eq!(desk.exit, Some(exit::DATA));
 }
 
+/// Lines 11 to 16 of a batch, of which the second is blank. One failed, one is being cancelled; a living worker has all
+/// but the last, and may have started one.
+fn put_chunk<T: Role<Report = ClientReport>>(desk: &mut Desk<T>) {
+    let commands = ["exit 3", "", "echo c", "echo d", "echo e", "echo f"].map(str::to_string).to_vec();
+    let mut task = Task::new(Payload::Chunk { first_line: 10, commands }, Options::default());
+    task.flush(1, &[(0, CommandResult::of(failed(3)))].into(), 1);
+    assert!(task.cut(1, 1) && task.cancel_line(4));
+    let mut part = Job::new(Options::default());
+    part.chunk = Some(10);
+    for (path, data) in [("", part.encode()), ("/0000010", task.encode())] {
+        desk.put(&format!("/z/tasks/J~b~0000{path}"), &data);
+    }
+    let living = Incarnation::new("w2", 7);
+    let entry = |attempt| Entry {
+        task: TaskId::new("J~b~0000", "0000010"),
+        attempt,
+        revoked: false,
+        recalled: false,
+        seen: None,
+    };
+    let layout = Layout::new("/z");
+    desk.put(&layout.registration(&living, 1), b"");
+    desk.put(&layout.assignment(&living), &Assignment::new(1, vec![entry(1)]).encode());
+}
+
 #[test]
-fn a_chunk_is_one_row() {
-    let mut desk = list(&[], 100, Some("J"));
-    let commands = ["", "echo 1", " ", "echo 2", "echo 3"].map(str::to_string).to_vec();
-    let task = Task::new(Payload::Chunk { first_line: 0, commands }, Options::default());
-    desk.put("/z/tasks/J/0chunk", &task.encode());
+fn every_line_of_a_batch_is_a_row() {
+    let mut desk = list(&[], 100, Some("J~b"));
+    put_chunk(&mut desk);
     desk.connect();
     desk.settle();
-    let chunk = desk.reports.iter().find_map(|report| match report {
-        ClientReport::Row(Row { id, task: Ok(task) }) if id.as_str() == "J/0chunk" => {
-            Some(task.command.clone())
-        }
-        _ => None,
-    });
-    assert_eq!(chunk.as_deref(), Some("(3 commands) echo 1"));
+    let expected = [
+        ("J~b/11", Some(Shade::Ended(State::Failed))),
+        ("J~b/13", Some(Shade::Running)),
+        ("J~b/14", Some(Shade::Assigned)),
+        ("J~b/15", Some(Shade::Cancelling)),
+        ("J~b/16", Some(Shade::Pending)),
+    ];
+    assert_eq!(rows(&desk), expected);
+    let task = |at: usize| listed(&desk).nth(at).and_then(|row| row.task.clone().ok()).expect("a line");
+    assert_eq!(task(0).outcome.and_then(|outcome| outcome.exit_code), Some(3));
+    assert_eq!((task(1).worker, task(4).worker), (Some(Incarnation::new("w2", 7)), None));
+    assert_eq!((task(1).command.as_str(), task(1).attempt), ("echo c", None));
+
+    let mut desk = list(&[Shade::Ended(State::Failed)], 100, None);
+    put_chunk(&mut desk);
+    desk.connect();
+    desk.settle();
+    assert_eq!(rows(&desk).iter().map(|row| row.0).collect::<Vec<_>>(), ["J/bad", "J~b/11"]);
+
+    let mut desk = list(&[], 2, Some("J~b"));
+    put_chunk(&mut desk);
+    desk.connect();
+    desk.settle();
+    assert!(rows(&desk).len() == 2 && desk.logged("--limit"), "the limit counts lines");
+}
+
+#[test]
+fn a_line_is_shown_by_its_name() {
+    let look = |name: &str| {
+        let params = ShowParams { layout: Layout::new("/z"), id: TaskId::parse(name).expect("an id") };
+        let mut desk = Desk::new(Show::new(params), &[]);
+        fill(&mut desk);
+        put_chunk(&mut desk);
+        desk.connect();
+        desk.play(Fate::Answered);
+        desk.play(Fate::DroppedUnanswered);
+        desk.connect();
+        desk.settle();
+        desk
+    };
+    let desk = look("J~b/13");
+    let [ClientReport::Shown(shown)] = desk.reports.as_slice() else { panic!("{:?}", desk.reports) };
+    assert_eq!((shown.shade(), shown.worker.clone()), (Shade::Running, Some(Incarnation::new("w2", 7))));
+    assert_eq!(shown.line.as_ref().map(|line| line.place), Some(2));
+    for (name, words) in
+        [("J~b/12", "there is no line J~b/12"), ("J~b/9", "was collected"), ("K/1", "there is no task K/1")]
+    {
+        let desk = look(name);
+        assert!(desk.exit == Some(exit::DATA) && desk.logged(words), "{name}: {:?}", desk.logs);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::*;
 use crate::contract::Incarnation;
 use crate::contract::chunk::CommandResult;
+use crate::contract::task::{Job, NO_DEADLINE_MS, State};
 use crate::contract::task::{Options, Outcome, Payload};
 use crate::roles::client::testing::{Desk, Fate, done, failed, is_set};
 
@@ -65,8 +66,121 @@ fn what_succeeded_of_a_chunk_does_not_run_again() {
     let task = desk.task(TASK);
     assert_eq!((desk.exit, task.attempt, task.width(), task.results.len()), (Some(0), 4, 2, 3));
     let told = |at: usize| task.results[at].clone().map(|result| (result.attempt, result.worker));
-    assert_eq!(told(0), Some((Some(3), Some(Incarnation::new("w", 1)))));
+    assert_eq!(told(0), Some((None, Some(Incarnation::new("w", 1)))));
     assert_eq!((told(1), told(2)), (None, Some((Some(1), Some(Incarnation::new("old", 1))))));
+}
+
+/// Operates on lines of a batch of five, of which the second is blank: the first failed, the third succeeded, and the
+/// others are open.
+fn lines_desk(verb: Verb, targets: &[&str]) -> Desk<Operator> {
+    let target = |name: &&str| TaskId::parse(name).map_or_else(|| Target::Job((*name).into()), Target::Task);
+    let targets = targets.iter().map(target).collect();
+    let params = OperatorParams { layout: Layout::new("/z"), verb, targets };
+    let mut desk = Desk::new(Operator::new(params), &["/z", "/z/tasks"]);
+    let mut part = Job::new(Options::default());
+    part.chunk = Some(5);
+    desk.put("/z/tasks/b~0000", &part.encode());
+    let commands = ["a", " ", "c", "d", "e"].map(str::to_string).to_vec();
+    let mut task = Task::new(Payload::Chunk { first_line: 5, commands }, Options::default());
+    let results = [(0, CommandResult::of(failed(3))), (2, CommandResult::of(done()))];
+    task.flush(1, &results.into(), 1);
+    desk.put(CHUNK, &task.encode());
+    desk.connect();
+    desk
+}
+
+const CHUNK: &str = "/z/tasks/b~0000/0000005";
+
+/// What was told of whom, and whether it was as wished.
+fn notes(desk: &Desk<Operator>) -> Vec<(&str, bool, &str)> {
+    let note = |report| match report {
+        &ClientReport::Noted(Noted { ref id, ok, ref message, .. }) => (id.as_str(), ok, message.as_str()),
+        other => panic!("{other:?}"),
+    };
+    desk.reports.iter().map(note).collect()
+}
+
+#[test]
+fn a_line_is_cancelled_by_its_name_and_the_others_are_left_alone() {
+    let mut desk = lines_desk(Verb::Cancel, &["b/9", "b/10", "b/6", "b/7", "b/9", "b/99"]);
+    desk.settle();
+    let task = desk.task(CHUNK);
+    let cancelling: Vec<bool> = (0..5).map(|place| task.is_cancelled(place)).collect();
+    assert_eq!((cancelling, task.cancel), (vec![false, false, false, true, true], false));
+    let mut told = notes(&desk);
+    told.sort_unstable();
+    let expected = [
+        ("b/10", true, "is being cancelled"),
+        ("b/6", true, "has ended already: it failed with exit code 3"),
+        ("b/7", false, "there is no such line"),
+        ("b/9", true, "is being cancelled"),
+        ("b/99", false, "there is no such line, or it has succeeded and was collected"),
+    ];
+    assert_eq!((told, desk.exit), (expected.to_vec(), Some(exit::DATA)));
+}
+
+#[test]
+fn a_batch_that_is_cancelled_is_told_line_by_line() {
+    let mut desk = lines_desk(Verb::Cancel, &["b"]);
+    desk.settle();
+    assert!(desk.task(CHUNK).cancel && desk.exit == Some(0));
+    assert_eq!(notes(&desk), [("b/9", true, "is being cancelled"), ("b/10", true, "is being cancelled")]);
+    assert!(desk.logged("2 other tasks"));
+}
+
+#[test]
+fn a_retry_of_a_batch_runs_what_ended_badly_and_leaves_what_runs_alone() {
+    for target in ["b", "b/6"] {
+        let mut desk = lines_desk(Verb::Retry, &[target]);
+        desk.settle();
+        let task = desk.task(CHUNK);
+        assert_eq!((notes(&desk), desk.exit), (vec![("b/6", true, "will run again")], Some(0)));
+        let shares: Vec<_> =
+            task.shares.iter().map(|share| (share.attempt, task.open_lines(share))).collect();
+        assert_eq!(shares, [(1, vec![3, 4]), (2, vec![0])]);
+        assert_eq!((task.attempt, task.command_state(2)), (2, Some(State::Done)));
+    }
+    let mut desk = lines_desk(Verb::Retry, &["b/8", "b/9"]);
+    desk.settle();
+    assert_eq!((desk.exit, desk.count(is_set)), (Some(exit::FAILED), 0));
+    assert!(notes(&desk)[0].2.contains("has succeeded") && notes(&desk)[1].2.contains("has not ended yet"));
+}
+
+#[test]
+fn lines_of_a_batch_that_was_cancelled_run_again_one_by_one() {
+    let mut desk = lines_desk(Verb::Retry, &["b/9"]);
+    let mut task = desk.task(CHUNK);
+    (task.cancel, task.charged) = (true, 2);
+    task.end(Outcome::unrun(State::Cancelled, None, "so it was wished", 1));
+    desk.put(CHUNK, &task.encode());
+    desk.settle();
+    let task = desk.task(CHUNK);
+    let states: Vec<_> = (0..5).map(|place| task.command_state(place)).collect();
+    let expected = [Some(State::Failed), None, Some(State::Done), None, Some(State::Cancelled)];
+    assert_eq!((states.as_slice(), task.is_open(3), task.cancel), (&expected[..], true, false));
+    assert_eq!((task.charged, task.options.expire_ms), (0, Some(NO_DEADLINE_MS)));
+}
+
+#[test]
+fn a_retry_of_lines_in_doubt_is_made_once() {
+    for fate in [Fate::AppliedUnanswered, Fate::DroppedUnanswered, Fate::NotSent] {
+        for failed_again in [false, true] {
+            let mut desk = lines_desk(Verb::Retry, &["b"]);
+            desk.settle_until(is_set);
+            desk.play(fate);
+            let applied = fate == Fate::AppliedUnanswered;
+            if failed_again && applied {
+                let mut task = desk.task(CHUNK);
+                task.flush(2, &[(0, CommandResult::of(failed(3)))].into(), 1);
+                desk.put(CHUNK, &task.encode());
+            }
+            desk.connect();
+            desk.settle();
+            let task = desk.task(CHUNK);
+            assert_eq!((desk.exit, task.attempt, task.is_open(0)), (Some(0), 2, !(failed_again && applied)));
+            assert_eq!(notes(&desk), [("b/6", true, "will run again")], "{fate:?}");
+        }
+    }
 }
 
 #[test]
@@ -91,10 +205,8 @@ fn a_task_that_had_a_deadline_has_none_after_a_retry() {
     let after = |dir: &str, expire_ms: Option<u64>| {
         let mut task = Task::new(Payload::Shell("x".into()), Options { expire_ms, ..Options::default() });
         task.outcome = Some(failed(2));
-        match retry(&TaskId::new(dir, "1"), task, None) {
-            Decision::Write(task) => task.options.expire_ms,
-            Decision::Leave { message, .. } => panic!("{message}"),
-        }
+        let write = decide::retry(&TaskId::new(dir, "1"), task, &Lines::new()).write;
+        write.expect("it runs again").options.expire_ms
     };
     assert_eq!(after("_05", None), None);
     assert_eq!(after("_05", Some(5)), Some(NO_DEADLINE_MS));

@@ -3,7 +3,7 @@
 use super::*;
 use crate::contract::chunk::CommandResult;
 use crate::contract::task::Outcome;
-use crate::contract::task::{Options, Payload};
+use crate::contract::task::{Job, Options, Payload};
 use crate::roles::client::testing::{Desk, Fate, done, failed};
 
 fn desk(targets: Vec<Target>) -> Desk<Waiter> {
@@ -87,6 +87,73 @@ fn a_chunk_among_others_counts_for_its_commands() {
         desk.settle();
         let summary = if is_gone { gone } else { ended };
         assert_eq!((desk.exit, desk.reports.last()), (Some(1), Some(&ClientReport::Summary(summary))));
+    }
+}
+
+/// A batch with one task of three lines, 4 to 6.
+fn batch_desk(targets: &[&str]) -> Desk<Waiter> {
+    let target = |name: &&str| TaskId::parse(name).map_or_else(|| Target::Job((*name).into()), Target::Task);
+    let targets = targets.iter().map(target).collect();
+    let params = WaitParams { layout: Layout::new("/z"), targets };
+    let mut desk = Desk::new(Waiter::new(params), &["/z", "/z/tasks"]);
+    let mut part = Job::new(Options::default());
+    part.chunk = Some(3);
+    desk.put("/z/tasks/b~0000", &part.encode());
+    let commands = ["a", "b", "c"].map(str::to_string).to_vec();
+    desk.put(CHUNK, &Task::new(Payload::Chunk { first_line: 3, commands }, Options::default()).encode());
+    desk.connect();
+    desk
+}
+
+const CHUNK: &str = "/z/tasks/b~0000/0000003";
+
+/// These lines end so.
+fn end_lines(desk: &mut Desk<Waiter>, results: &[(usize, Outcome)]) {
+    let mut task = desk.task(CHUNK);
+    let results = results.iter().map(|(place, outcome)| (*place, CommandResult::of(outcome.clone())));
+    task.flush(1, &results.collect(), 1);
+    desk.put(CHUNK, &task.encode());
+    desk.settle();
+}
+
+#[test]
+fn a_line_is_waited_for_whatever_the_others_do_and_passes_on_its_code() {
+    let mut desk = batch_desk(&["b/5"]);
+    desk.settle();
+    end_lines(&mut desk, &[(0, done())]);
+    assert_eq!((desk.exit, desk.reports.len()), (None, 0));
+    end_lines(&mut desk, &[(1, failed(7))]);
+    assert_eq!((desk.exit, desk.count(Call::is_write)), (Some(7), 0));
+    let told: Vec<_> = desk.all_ended().map(|one| (one.name(), one.alone)).collect();
+    assert_eq!(told, [("b/5".to_string(), true)]);
+}
+
+#[test]
+fn lines_of_a_batch_are_shown_when_they_end_each_once() {
+    for targets in [&["b"][..], &["b/6", "b/4", "b/5"]] {
+        let mut desk = batch_desk(targets);
+        desk.settle();
+        end_lines(&mut desk, &[(2, failed(1))]);
+        desk.lose();
+        desk.connect();
+        desk.settle();
+        let names = |desk: &Desk<Waiter>| desk.all_ended().map(|one| one.name()).collect::<Vec<_>>();
+        assert_eq!(names(&desk), ["b/6"]);
+        end_lines(&mut desk, &[(0, done()), (1, done())]);
+        assert_eq!((desk.exit, names(&desk).join(" ")), (Some(1), "b/6 b/4 b/5".into()));
+        let summary = Progress { submitted: 3, done: 2, failed: 1, total: 3 };
+        assert_eq!(desk.reports.last(), Some(&ClientReport::Summary(summary)));
+    }
+}
+
+#[test]
+fn a_line_that_is_not_there_is_told() {
+    for (name, words) in
+        [("b/7", "was collected"), ("b/2", "there is no line b/2, or"), ("c/1", "there is no task c/1")]
+    {
+        let mut desk = batch_desk(&[name]);
+        desk.settle();
+        assert!(desk.exit == Some(exit::DATA) && desk.logged(words), "{name}: {:?}", desk.logs);
     }
 }
 

@@ -26,7 +26,7 @@ fn a_batch_prints_each_output_whole_and_exits_1_if_any_failed() {
         Plain::on(&service.cluster, &[&["submit", "--from-file", "-"], args].concat()).stdin(lines).run()
     };
     let out = batch(&[], lines);
-    out.says(1, &["4 tasks: 3 succeeded, 1 failed", "(line 3)", "exit code 3", "err\n"]);
+    out.says(1, &["4 tasks: 3 succeeded, 1 failed", "/3 failed with exit code 3", "err\n"]);
     for whole in ["one\nuno\n", "two\n", "1\n2\n3\n"] {
         assert!(out.text().contains(whole), "{whole:?} in {:?}", out.text());
     }

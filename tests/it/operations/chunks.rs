@@ -52,7 +52,9 @@ fn a_thousand_lines_in_chunks_give_what_they_give_one_by_one() {
     assert_eq!((one.code, many.code), (1, 1), "{many:?}");
     assert_eq!(by_line(&one), by_line(&many));
     let told = |out: &Out| -> BTreeSet<String> {
-        let line = |text: &str| text.split_once("(line ").map(|(_, rest)| rest.to_string());
+        let line = |text: &str| {
+            text.strip_prefix("zkmw: the task ")?.split_once('/').map(|(_, line)| line.to_string())
+        };
         out.stderr.lines().filter_map(line).collect()
     };
     let (one, many) =
@@ -75,9 +77,12 @@ fn failing_lines_have_their_numbers_and_codes() {
     assert_eq!(failed, [(7, 8), (107, 9), (207, 1)]);
     let ids: BTreeSet<String> =
         json_lines(&out.text()).iter().map(|row| row["id"].as_str().expect("an id").to_string()).collect();
-    let names: Vec<&str> = ids.iter().map(|id| id.rsplit('/').next().expect("a name")).collect();
-    assert_eq!(names, ["0000000", "0000100", "0000200"]);
-    assert!(ids.iter().all(|id| id.starts_with("named~")), "{ids:?}");
+    assert_eq!(ids.len(), 250, "each line has a name of its own");
+    let is_line = |id: &String| {
+        let (batch, line) = id.split_once('/').expect("a batch and a line");
+        batch.starts_with("named~") && batch.matches('~').count() == 1 && line.parse::<u64>().is_ok()
+    };
+    assert!(ids.iter().all(is_line), "{ids:?}");
 }
 
 #[test]
@@ -117,7 +122,26 @@ fn list_show_and_wait_tell_of_the_commands_of_a_chunk() {
     let (first, second) = detached(&service);
     let run = |args: &[&str]| Plain::on(&service.cluster, args).run();
     let list = run(&["list", "--job", "J"]).text();
-    assert!(list.contains("(2 commands) echo a") && list.contains("(3 commands) true"), "{list}");
+    let rows: Vec<&str> = list.lines().skip(1).collect();
+    assert_eq!(rows.len(), 5, "a row for each line: {list}");
+    let failed = run(&["list", "--job", "J", "--state", "failed", "--json"]);
+    let failed = json_lines(&failed.text());
+    assert_eq!((failed.len(), &failed[0]["exit_code"]), (1, &1.into()), "{failed:?}");
+    let name = failed[0]["id"].as_str().expect("a name").to_string();
+    let batch = name.strip_suffix("/5").expect("the fifth line").to_string();
+    let show = run(&["show", &name]);
+    for words in ["state     failed", "command   echo once; [ -e", "--- stdout\nonce\n"] {
+        assert!(show.text().contains(words), "{words} in {}", show.text());
+    }
+    let show = json_lines(&run(&["show", "--json", &format!("{batch}/6")]).text()).remove(0);
+    assert_eq!(
+        (&show["command"], &show["line"], &show["state"]),
+        (&"echo c".into(), &6.into(), &"done".into())
+    );
+    let wait = run(&["wait", &name]);
+    assert_eq!((wait.code, wait.text().as_str()), (1, "once\n"), "as a task of its own");
+    assert_eq!(run(&["wait", &format!("{batch}/1")]).text(), "a\n");
+    run(&["show", &format!("{batch}/2")]).says(65, &["there is no line"]);
 
     let show = run(&["show", second.as_str()]);
     for words in [
@@ -135,7 +159,7 @@ fn list_show_and_wait_tell_of_the_commands_of_a_chunk() {
     assert_eq!((wait.code, &Value::from(json_lines(&wait.text()))), (0, &show["results"]));
 
     let wait = run(&["wait", second.as_str()]);
-    wait.says(1, &["3 tasks: 2 succeeded, 1 failed", "(line 5) failed with exit code 1"]);
+    wait.says(1, &["3 tasks: 2 succeeded, 1 failed", "/5 failed with exit code 1"]);
     assert_eq!(wait.text(), "once\nc\n");
     let wait = run(&["wait", "J"]);
     wait.says(1, &["5 tasks: 4 succeeded, 1 failed"]);
@@ -149,7 +173,9 @@ fn a_retry_runs_only_what_failed_of_a_chunk() {
     let run = |args: &[&str]| Plain::on(&service.cluster, args).run();
     run(&["retry", first.as_str()]).says(1, &["has succeeded"]);
     fs::write(service.cluster.dir().join("gate"), "").expect("opened");
-    assert_eq!(run(&["retry", second.as_str()]).text(), format!("{second}: will run again, as attempt 2\n"));
+    // A batch or a line of it: nothing else runs again.
+    let batch = second.dir().rsplit_once('~').expect("a part").0;
+    assert_eq!(run(&["retry", batch]).text(), format!("{batch}/5: will run again\n"));
     let wait = run(&["wait", "--json", second.as_str()]);
     let attempts: Vec<Value> = json_lines(&wait.text()).iter().map(|row| row["attempt"].clone()).collect();
     assert_eq!((wait.code, attempts), (0, vec![1.into(), 2.into(), 1.into()]), "{wait:?}");

@@ -137,7 +137,10 @@ fn list_filters_and_show_tells_all() {
     let (rows, all) = list(&[]);
     assert_eq!(all, [running.as_str(), waiting.as_str(), cancelled.as_str()]);
     for row in &rows {
-        assert_eq!(fields(row), ["attempt", "command", "id", "priority", "state"]);
+        assert_eq!(
+            fields(row),
+            ["attempt", "command", "exit_code", "id", "priority", "reason", "signal", "state", "worker"]
+        );
     }
     let row = rows.iter().find(|row| row["id"] == waiting.as_str()).expect("listed");
     assert_eq!(

@@ -1,0 +1,139 @@
+//! Seek: what a name like `BATCH/7` means. It is a task's if that stands, else that of a line: in which task that is
+//! follows from how many lines each task of the batch has, which every part of the batch says.
+
+use std::collections::BTreeMap;
+
+use super::walk::Found;
+use crate::contract::line::{LineName, batch_of};
+use crate::contract::task::Job;
+use crate::contract::{Layout, TaskId};
+use crate::machine::{Call, CallError, CallResult, Refusal, Reply};
+
+/// How many lines each task of a batch has, of the batches that were met.
+pub type Sizes = BTreeMap<String, u32>;
+
+/// A name whose meaning is looked for.
+#[derive(Debug)]
+pub struct Seek {
+    id: TaskId,
+    name: LineName,
+    ask: Ask,
+}
+
+/// What is asked next.
+#[derive(Debug)]
+enum Ask {
+    /// Whether there is a task of that name.
+    Task,
+    /// What this part of the batch says.
+    Part(String),
+    /// Which parts there are: the first may be gone, for all of it was collected.
+    Parts,
+}
+
+impl Seek {
+    /// What this name means; `None` if it can only be a task's.
+    pub fn new(id: &TaskId) -> Option<Seek> {
+        let name = LineName::of(id)?;
+        Some(Seek { id: id.clone(), name, ask: Ask::Task })
+    }
+
+    /// The next question.
+    pub fn call(&self, layout: &Layout) -> Call {
+        match &self.ask {
+            Ask::Task => Call::Exists { path: layout.task(&self.id), watch: false },
+            Ask::Part(dir) => Call::Get { path: layout.job(dir), watch: false },
+            Ask::Parts => Call::Children { path: layout.tasks() },
+        }
+    }
+
+    /// Takes in the answer: what was found, if that is known now; else the next question, or the same, is to be asked.
+    ///
+    /// # Errors
+    /// Another refusal than that nothing is there.
+    pub fn on_reply(&mut self, result: &CallResult, sizes: &mut Sizes) -> Result<Option<Found>, Refusal> {
+        let reply = match result {
+            Ok(reply) => Some(reply),
+            Err(CallError::Refused(Refusal::NoNode)) => None,
+            Err(CallError::Refused(refusal)) => return Err(*refusal),
+            Err(CallError::NotSent | CallError::MaybeApplied) => return Ok(None),
+        };
+        let as_task = Found { id: self.id.clone(), named: true, line: None };
+        self.ask = match (&self.ask, reply) {
+            (Ask::Task, Some(_)) => return Ok(Some(as_task)),
+            (Ask::Task, None) if sizes.contains_key(&self.name.batch) => return Ok(self.line(sizes)),
+            (Ask::Task, None) => Ask::Part(format!("{}~0000", self.name.batch)),
+            (Ask::Part(_), Some(Reply::Data { data, .. })) => {
+                let size = Job::decode(data).ok().and_then(|job| job.chunk).unwrap_or(1);
+                sizes.insert(self.name.batch.clone(), size);
+                return Ok(self.line(sizes));
+            }
+            (Ask::Part(_), _) => Ask::Parts,
+            (Ask::Parts, Some(Reply::Children(names))) => {
+                match names.iter().find(|dir| batch_of(dir) == Some(&*self.name.batch)) {
+                    Some(dir) => Ask::Part(dir.clone()),
+                    None => return Ok(Some(as_task)),
+                }
+            }
+            (Ask::Parts, _) => return Ok(Some(as_task)),
+        };
+        Ok(None)
+    }
+
+    fn line(&self, sizes: &Sizes) -> Option<Found> {
+        let (id, place) = self.name.task(*sizes.get(&self.name.batch)?);
+        Some(Found { id, named: true, line: Some((place, self.name.clone())) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::task::Options;
+    use crate::machine::Stat;
+
+    /// Asks until it is known, of a service with these directories and no tasks but this one.
+    fn seek(name: &str, parts: &[&str], task: Option<&str>) -> (Found, Vec<String>) {
+        let (layout, mut sizes, mut asked) = (Layout::new("/z"), Sizes::new(), Vec::new());
+        let mut seek = Seek::new(&TaskId::parse(name).expect("an id")).expect("a line's");
+        loop {
+            let call = seek.call(&layout);
+            asked.push(call.path().to_string());
+            let below = call.path().strip_prefix("/z/tasks/");
+            let reply = match below {
+                None => Reply::Children(parts.iter().map(|part| (*part).to_string()).collect()),
+                Some(id) if task == Some(id) => Reply::Stat(Stat::default()),
+                Some(dir) if parts.contains(&dir) => {
+                    let mut job = Job::new(Options::default());
+                    job.chunk = Some(10);
+                    Reply::Data { data: job.encode(), stat: Stat::default() }
+                }
+                Some(_) => {
+                    let none = Err(CallError::Refused(Refusal::NoNode));
+                    assert_eq!(seek.on_reply(&none, &mut sizes), Ok(None));
+                    continue;
+                }
+            };
+            if let Some(found) = seek.on_reply(&Ok(reply), &mut sizes).expect("no refusal") {
+                return (found, asked);
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_is_found_by_what_a_part_says() {
+        let (found, asked) = seek("J~b/24", &["J~b~0000"], None);
+        assert_eq!((found.id.as_str(), found.line.map(|line| line.0)), ("J~b~0000/0000020", Some(3)));
+        assert_eq!(asked, ["/z/tasks/J~b/24", "/z/tasks/J~b~0000"]);
+        let (found, _) = seek("b/40001", &["_00", "b~x~0000", "b~0007"], None);
+        assert_eq!(found.id.as_str(), "b~0001/0040000", "the first part is gone");
+    }
+
+    #[test]
+    fn a_task_of_that_name_goes_first_and_what_is_nothing_is_taken_for_a_task() {
+        for (parts, task) in [(&["b~0000"][..], Some("b/7")), (&["c~0000"], None)] {
+            let (found, _) = seek("b/7", parts, task);
+            assert_eq!((found.id.as_str(), found.line), ("b/7", None));
+        }
+    }
+}

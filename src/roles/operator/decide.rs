@@ -1,0 +1,198 @@
+//! What a wish means for a task as it stands: what to write, and what to say of whom. Decided anew on each version.
+
+use std::collections::BTreeMap;
+
+use crate::contract::TaskId;
+use crate::contract::is_shared;
+use crate::contract::line::{LineName, line_name};
+use crate::contract::task::{NO_DEADLINE_MS, State, Task};
+use crate::exit;
+use crate::roles::client::verdict;
+
+/// The lines of a task that a wish is about, by their places; none if it is about the whole.
+pub type Lines = BTreeMap<usize, LineName>;
+
+/// Whom a wish does not change, and why.
+#[derive(Debug, PartialEq)]
+pub struct Left {
+    /// The task, or the line.
+    pub name: String,
+    /// The exit code, if that is not what the user wished.
+    pub problem: Option<i32>,
+    /// What follows the name.
+    pub message: String,
+}
+
+/// What is to be done about a task as it stands.
+#[derive(Debug, Default, PartialEq)]
+pub struct Decision {
+    /// What is to stand in its place, if anything changes.
+    pub write: Option<Box<Task>>,
+    /// Whom that changes, with what follows the name.
+    pub changed: Vec<(String, String)>,
+    /// Whom it does not.
+    pub left: Vec<Left>,
+}
+
+impl Decision {
+    fn leave(&mut self, name: impl Into<String>, problem: Option<i32>, message: impl Into<String>) {
+        self.left.push(Left { name: name.into(), problem, message: message.into() });
+    }
+
+    /// Whether what was to be written, and may have been, is what this came from. Of a retry the history tells, for
+    /// more may have happened since.
+    pub fn stands_in(&self, task: &Task) -> bool {
+        let Some(write) = &self.write else { return false };
+        if write.cancel || !write.cancel_lines.is_empty() {
+            // It is plain to see, and to wish it twice does no harm.
+            return false;
+        }
+        match &task.commands {
+            None => task.attempt >= write.attempt,
+            Some(_) => write.history.last().is_some_and(|ours| task.history.contains(ours)),
+        }
+    }
+}
+
+/// The places that are meant, with their names: those that were named, or all.
+fn meant(id: &TaskId, task: &Task, lines: &Lines) -> Vec<(usize, String)> {
+    match lines.is_empty() {
+        true => task.places().map(|(place, line)| (place, line_name(id, line))).collect(),
+        false => lines.iter().map(|(place, name)| (*place, name.to_string())).collect(),
+    }
+}
+
+/// Whether there is a command at the place.
+fn is_line(task: &Task, place: usize) -> bool {
+    let command = task.commands.as_ref().and_then(|commands| commands.get(place));
+    command.is_some_and(|command| !command.trim().is_empty())
+}
+
+/// The name of a task that is no chunk: that of the line, if a batch has one line in each task.
+fn name_of_whole(id: &TaskId, lines: &Lines) -> String {
+    lines.values().next().map_or_else(|| id.to_string(), LineName::to_string)
+}
+
+/// Cancels the task, or lines of it.
+pub fn cancel(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
+    let mut decision = Decision::default();
+    if task.commands.is_none() {
+        let name = name_of_whole(id, lines);
+        match &task.outcome {
+            Some(outcome) if outcome.state == State::Cancelled => {
+                decision.leave(name, None, "was cancelled already");
+            }
+            Some(outcome) => {
+                decision.leave(name, None, format!("has ended already: it {}", verdict(outcome)))
+            }
+            None if task.cancel => decision.leave(name, None, "is being cancelled"),
+            None => decision.changed.push((name, "is being cancelled".to_string())),
+        }
+        task.cancel = true;
+    } else {
+        for (place, name) in meant(id, &task, lines) {
+            match task.command_outcome(place) {
+                _ if !is_line(&task, place) => {
+                    decision.leave(name, Some(exit::DATA), "there is no such line")
+                }
+                Some(outcome) if outcome.state == State::Cancelled => {
+                    decision.leave(name, None, "was cancelled already");
+                }
+                Some(outcome) => {
+                    decision.leave(name, None, format!("has ended already: it {}", verdict(&outcome)));
+                }
+                None if task.is_cancelled(place) => decision.leave(name, None, "is being cancelled"),
+                None if lines.is_empty() || task.cancel_line(place) => {
+                    decision.changed.push((name, "is being cancelled".to_string()));
+                }
+                None => {}
+            }
+        }
+        task.cancel |= lines.is_empty();
+    }
+    decision.write = (!decision.changed.is_empty()).then(|| Box::new(task));
+    decision
+}
+
+/// Has run again what ended badly of the task, or of these lines of it.
+pub fn retry(id: &TaskId, task: Task, lines: &Lines) -> Decision {
+    if task.commands.is_some() { retry_lines(id, task, lines) } else { retry_task(id, task, lines) }
+}
+
+const SUCCEEDED: &str = "has succeeded: only what failed, expired or was cancelled can be retried";
+
+const NOT_ENDED: &str = "has not ended yet: there is nothing to retry";
+
+fn retry_task(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
+    let (mut decision, name) = (Decision::default(), name_of_whole(id, lines));
+    match task.outcome.take() {
+        None => decision.leave(name, Some(exit::FAILED), NOT_ENDED),
+        Some(outcome) if outcome.state == State::Done => {
+            decision.leave(name, Some(exit::FAILED), SUCCEEDED);
+        }
+        Some(outcome) => {
+            let why = format!("retried by a user; it had ended as {}", outcome.state.as_str());
+            task.next_attempt(outcome.worker.clone(), &why);
+            task.released_by = outcome.worker;
+            renew(id, &mut task);
+            decision.changed.push((name, format!("will run again, as attempt {}", task.attempt)));
+            decision.write = Some(Box::new(task));
+        }
+    }
+    decision
+}
+
+/// What counted against a task that had ended counts no more.
+fn renew(id: &TaskId, task: &mut Task) {
+    task.charged = 0;
+    task.cancel = false;
+    // The deadline may also be its job's, which counts from the task's creation, as its own does.
+    if !is_shared(id.dir()) || task.options.expire_ms.is_some() {
+        task.options.expire_ms = Some(NO_DEADLINE_MS);
+    }
+}
+
+/// Others of its lines may run meanwhile: nothing happens to them.
+fn retry_lines(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
+    let (mut decision, mut again) = (Decision::default(), Vec::new());
+    for (place, name) in meant(id, &task, lines) {
+        match task.command_state(place) {
+            _ if !is_line(&task, place) => decision.leave(name, Some(exit::DATA), "there is no such line"),
+            Some(State::Done) => decision.leave(name, Some(exit::FAILED), SUCCEEDED),
+            None => decision.leave(name, Some(exit::FAILED), NOT_ENDED),
+            Some(State::Failed | State::Cancelled | State::Expired) => again.push((place, name)),
+        }
+    }
+    if again.is_empty() {
+        return decision;
+    }
+    let places: Vec<usize> = again.iter().map(|(place, _)| *place).collect();
+    let had_ended = task.outcome.is_some();
+    let numbers: Vec<String> = task
+        .places()
+        .filter(|(place, _)| places.contains(place))
+        .map(|(_, line)| (line + 1).to_string())
+        .collect();
+    let why = match task.cancel && !had_ended {
+        true => Some("is being cancelled with the others: wait for that, and retry it then"),
+        false => {
+            task.remark(task.attempt, None, &format!("retried by a user: lines {}", numbers.join(", ")));
+            let full = "cannot run again yet, for its neighbours are spread over too many workers: try again when \
+                        some of them have ended";
+            (!task.rerun(&places)).then_some(full)
+        }
+    };
+    for (_, name) in again {
+        match why {
+            Some(why) => decision.leave(name, Some(exit::TRY_AGAIN), why),
+            None => decision.changed.push((name, "will run again".to_string())),
+        }
+    }
+    if why.is_none() {
+        if had_ended {
+            renew(id, &mut task);
+        }
+        decision.write = Some(Box::new(task));
+    }
+    decision
+}
