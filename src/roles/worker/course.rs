@@ -286,7 +286,7 @@ impl Course {
     ) -> Outcome {
         let attempt = self.work.task.attempt;
         let mut outcome = Outcome::unrun(state, reason, "", attempt);
-        let own = |result: &&CommandResult| result.attempt == Some(attempt);
+        let own = |result: &&CommandResult| result.attempt.unwrap_or(1) == attempt;
         outcome.started_ms = self.results.iter().flatten().filter(own).filter_map(|r| r.started_ms).min();
         outcome.ended_ms = self.results.iter().flatten().filter(own).filter_map(|r| r.ended_ms).max();
         outcome.exit_code = match state {
@@ -298,7 +298,6 @@ impl Course {
         outcome.worker = Some(by.clone());
         outcome.results = std::mem::take(&mut self.results);
         for result in outcome.results.iter_mut().flatten() {
-            result.attempt = result.attempt.filter(|own| *own != attempt);
             result.worker = result.worker.take().filter(|worker| worker != by);
         }
         outcome
