@@ -8,7 +8,6 @@
 
 pub mod chunk;
 pub mod contender;
-pub mod copies;
 pub mod handler;
 pub mod line;
 pub mod outcome;
@@ -143,7 +142,7 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// A task's place below `tasks` or `batches`, and its id for users: `job/task`.
+/// A task's place below `tasks`, and its id for users: `job/task`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct TaskId(Box<str>);
@@ -182,15 +181,6 @@ pub fn job_of(dir: &str) -> &str {
     dir.split_once('~').map_or(dir, |(job, _)| job)
 }
 
-/// What stands before the part's number in the name of a directory that stands in `batches`.
-const APART: char = 'q';
-
-/// Whether the directory stands in `batches`, apart from those of which every master hears: `…~q<part>`.
-pub fn is_apart(dir: &str) -> bool {
-    let number = dir.rsplit_once('~').and_then(|(_, part)| part.strip_prefix(APART));
-    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
-}
-
 /// Whether the directory is one of the shared jobs `_00` … `_ff`, which are never deleted.
 pub fn is_shared(dir: &str) -> bool {
     dir.len() == 3
@@ -216,20 +206,15 @@ pub fn batch_task(job: Option<&str>, batch: &str, line: u64) -> TaskId {
 
 /// Where unit `unit` (from 0) of a batch goes that has `size` lines in each task. It is named after the first of them.
 pub fn batch_unit(job: Option<&str>, batch: &str, unit: u64, size: u64) -> TaskId {
-    TaskId::new(&part_dir(job, batch, unit, ""), &format!("{:07}", unit.saturating_mul(size)))
-}
-
-/// Where line `line` (from 0) of a batch goes that stands apart ([`is_apart`]).
-pub fn apart_task(job: Option<&str>, batch: &str, line: u64) -> TaskId {
-    TaskId::new(&part_dir(job, batch, line, APART.encode_utf8(&mut [0; 1])), &format!("{line:07}"))
+    TaskId::new(&part_dir(job, batch, unit), &format!("{:07}", unit.saturating_mul(size)))
 }
 
 /// The directory of a unit of a batch.
-fn part_dir(job: Option<&str>, batch: &str, unit: u64, mark: &str) -> String {
+fn part_dir(job: Option<&str>, batch: &str, unit: u64) -> String {
     let part = unit / LINES_PER_PART;
     match job {
-        Some(job) => format!("{job}~{batch}~{mark}{part:04}"),
-        None => format!("{batch}~{mark}{part:04}"),
+        Some(job) => format!("{job}~{batch}~{part:04}"),
+        None => format!("{batch}~{part:04}"),
     }
 }
 
@@ -342,22 +327,6 @@ impl Layout {
         format!("{}/tasks", self.root)
     }
 
-    /// The directory of the jobs of which the leader alone hears.
-    pub fn batches(&self) -> String {
-        format!("{}/batches", self.root)
-    }
-
-    /// The directory of groups of outcomes.
-    pub fn groups(&self) -> String {
-        format!("{}/groups", self.root)
-    }
-
-    /// What stands at this path, `dir` or `dir/name`, below [`Layout::groups`]: the groups of outcomes of the tasks in `dir`,
-    /// or one of their places.
-    pub fn below_groups(&self, path: &str) -> String {
-        format!("{}/groups/{path}", self.root)
-    }
-
     /// The directory of waiting submitters.
     pub fn submitters(&self) -> String {
         format!("{}/submitters", self.root)
@@ -373,16 +342,14 @@ impl Layout {
         format!("{}/status", self.root)
     }
 
-    /// What stands at this path, `dir` or `dir/name`, below [`Layout::tasks`] or [`Layout::batches`].
+    /// What stands at this path, `dir` or `dir/name`, below [`Layout::tasks`].
     pub fn below_tasks(&self, path: &str) -> String {
-        format!("{}/{}/{path}", self.root, tree_of(dir_of(path)))
+        format!("{}/tasks/{path}", self.root)
     }
 
     /// The task that stands at a path, if one can.
     pub fn task_at(&self, path: &str) -> Option<TaskId> {
-        let (above, id) = path.strip_prefix(self.root.as_str())?.strip_prefix('/')?.split_once('/')?;
-        let id = TaskId::parse(id)?;
-        (above == tree_of(id.dir())).then_some(id)
+        TaskId::parse(path.strip_prefix(self.root.as_str())?.strip_prefix("/tasks/")?)
     }
 
     /// The directory of jobs' directory `dir`.
@@ -437,16 +404,6 @@ pub fn name_of(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
 
-/// In which directory below the root a directory of tasks stands.
-fn tree_of(dir: &str) -> &'static str {
-    if is_apart(dir) { "batches" } else { "tasks" }
-}
-
-/// The directory of a path `dir` or `dir/name`.
-pub fn dir_of(path: &str) -> &str {
-    path.split_once('/').map_or(path, |(dir, _)| dir)
-}
-
 /// The path without its last component; `None` for `/` and for what is directly below it.
 pub fn parent_of(path: &str) -> Option<&str> {
     path.rsplit_once('/').map(|(parent, _)| parent).filter(|parent| !parent.is_empty())
@@ -464,27 +421,14 @@ mod tests {
         assert_eq!(batch_unit(None, "B", 3_999, 100).as_str(), "B~0000/0399900");
         assert_eq!(batch_unit(Some("J"), "B", 4_000, 100).as_str(), "J~B~0001/0400000");
         assert_eq!(job_of("J~B~0001"), "J");
-        assert_eq!(apart_task(None, "B", 3_999).as_str(), "B~q0000/0003999");
-        assert_eq!(apart_task(Some("J"), "B", 4_000).as_str(), "J~B~q0001/0004000");
     }
 
     #[test]
-    fn what_stands_apart_is_told_by_its_name() {
-        assert!(is_apart("B~q0000") && is_apart("J~B~q1234"));
-        for dir in ["B~0000", "q0000", "B~q", "B~q00x0", "B~q0000~1", "_00", ""] {
-            assert!(!is_apart(dir), "{dir}");
-        }
+    fn only_what_is_two_levels_below_tasks_is_a_task() {
         let layout = Layout::new("/z");
-        for (id, path) in
-            [("B~q0000/0000007", "/z/batches/B~q0000/0000007"), ("B~0000/1", "/z/tasks/B~0000/1")]
-        {
-            let id = TaskId::parse(id).expect("an id");
-            assert_eq!(layout.task(&id), path);
-            assert_eq!(layout.task_at(path), Some(id));
-        }
-        for path in
-            ["/z/tasks/B~q0000/1", "/z/batches/B~0000/1", "/z/workers/a/b", "/y/tasks/a/b", "/z/tasks/a"]
-        {
+        let id = TaskId::new("B~0000", "1");
+        assert_eq!((layout.task(&id).as_str(), layout.task_at("/z/tasks/B~0000/1")), ("/z/tasks/B~0000/1", Some(id)));
+        for path in ["/z/workers/a/b", "/y/tasks/a/b", "/z/tasks/a", "/z/tasks/a/b/c"] {
             assert_eq!(layout.task_at(path), None, "{path}");
         }
     }

@@ -11,7 +11,6 @@ use std::fs;
 use std::path::PathBuf;
 
 use zkmw::contract::chunk::CommandResult;
-use zkmw::contract::copies::Copies;
 use zkmw::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
 use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration, Seen};
@@ -26,7 +25,6 @@ enum Kind {
     Registration,
     Assignment,
     Status,
-    Copies,
 }
 
 impl Kind {
@@ -39,7 +37,6 @@ impl Kind {
             Kind::Registration => Registration::decode(data).map(|read| read.encode()).map_err(text),
             Kind::Assignment => Assignment::decode(data).map(|read| read.encode()).map_err(text),
             Kind::Status => Status::decode(data).map(|read| read.encode()).map_err(text),
-            Kind::Copies => Copies::decode(data).map(|read| read.encode()).map_err(text),
         }
     }
 }
@@ -74,8 +71,6 @@ const GOLDEN: &[Golden] = &[
     golden("task-chunk-cancelling.json", Kind::Task, task_chunk_cancelling),
     golden("task-chunk-failed.json", Kind::Task, task_chunk_failed),
     golden("job-part.json", Kind::Job, job_part),
-    golden("job-uniform.json", Kind::Job, job_uniform),
-    golden("job-copies.json", Kind::Job, job_copies),
     golden("job.json", Kind::Job, || Job::new(all_options()).encode()),
     golden("job-without-defaults.json", Kind::Job, || Job::new(Options::default()).encode()),
     golden("registration-first.json", Kind::Registration, || registration(|_| {}).encode()),
@@ -83,7 +78,6 @@ const GOLDEN: &[Golden] = &[
     golden("assignment-new.json", Kind::Assignment, || Assignment::new(0, Vec::new()).encode()),
     golden("assignment.json", Kind::Assignment, assignment),
     golden("status.json", Kind::Status, status),
-    golden("copies.json", Kind::Copies, copies),
 ];
 
 /// What people and foreign programs may write, and what this version makes of it.
@@ -296,25 +290,6 @@ fn successor() -> Incarnation {
 fn job_part() -> Vec<u8> {
     let mut job = Job::new(Options::default());
     (job.chunk, job.lines, job.made) = (Some(100), Some(200_250), true);
-    job.encode()
-}
-
-fn job_copies() -> Vec<u8> {
-    let mut job = Job::new(Options::default());
-    job.uniform_bytes = Some(48);
-    job.copies = true;
-    job.encode()
-}
-
-fn copies() -> Vec<u8> {
-    let data = String::from_utf8(task_failed_exit()).expect("text");
-    let seen = Seen { data, version: 1, mzxid: 4_294_967_300 };
-    Copies::new(BTreeMap::from([("0000017".to_string(), seen)])).encode()
-}
-
-fn job_uniform() -> Vec<u8> {
-    let mut job = Job::new(Options { priority: Some(-5), ..Options::default() });
-    job.uniform_bytes = Some(48);
     job.encode()
 }
 

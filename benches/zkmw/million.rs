@@ -127,18 +127,12 @@ fn look(
     let assign = layout.assign();
     let mut looked: Vec<(String, &str)> = vec![(layout.status(), "status")];
     looked.extend(client.children(&assign).iter().map(|page| (format!("{assign}/{page}"), "a page")));
-    for (jobs, kind) in [
-        (layout.tasks(), "a directory of tasks"),
-        (layout.batches(), "a directory of tasks"),
-        (layout.groups(), "a directory of groups"),
-    ] {
-        let parts = client.children(&jobs);
-        for place in 0..DIRECTORIES.min(parts.len()) {
-            let part = &parts[(turn * DIRECTORIES + place) % parts.len()];
-            looked.push((format!("{jobs}/{part}"), kind));
-        }
-        looked.push((jobs, "a directory of jobs"));
+    let parts = client.children(&layout.tasks());
+    for place in 0..DIRECTORIES.min(parts.len()) {
+        let part = &parts[(turn * DIRECTORIES + place) % parts.len()];
+        looked.push((layout.job(part), "a directory of tasks"));
     }
+    looked.push((layout.tasks(), "a directory of jobs"));
     for (path, kind) in looked {
         if let Some(stat) = client.stat(&path) {
             // What has no data is a directory, what has no children is none.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use zkmw::contract::task::{Job, Options as TaskOptions, Payload, Task};
 use zkmw::contract::worker::Assignment;
-use zkmw::contract::{LINES_PER_PART, Layout, TaskId, apart_task, batch_task};
+use zkmw::contract::{LINES_PER_PART, Layout, batch_task};
 use zkmw::machine::Call;
 
 use crate::client::{Client, create};
@@ -228,7 +228,7 @@ impl Service {
         self.masters.push(standby);
         self.loaded(1);
         let limit = START + LEARN * u32::try_from(self.number("/tasks/pending").unwrap_or(0)).unwrap_or(0);
-        eventually(limit + BATCH, "the leader has read what stands apart", || {
+        eventually(limit + BATCH, "the leader has read what stands", || {
             self.cluster.leader()?;
             (self.cluster.status()?["loading"] == false).then_some(())
         });
@@ -262,36 +262,19 @@ pub fn last_lines(text: &str) -> String {
     lines[lines.len().saturating_sub(5)..].join("\n")
 }
 
-/// Where the tasks of a batch stand, by their lines.
-type Kind = fn(u64) -> TaskId;
-
-/// A backlog's two batches: one that stands apart, as a plain one does, and one of which every master hears.
-fn kinds(count: u64) -> [(Kind, std::ops::Range<u64>); 2] {
-    let half = count / 2;
-    [
-        (|line| apart_task(None, "plain", line), 0..half),
-        (|line| batch_task(None, "other", line), 0..count - half),
-    ]
-}
-
-/// Batches as submitters would make them, of jobs whose tasks require what nobody has.
+/// Tasks of jobs that require what nobody has.
 fn make_backlog(connect: &str, layout: &Layout, count: usize) {
     let mut client = Client::connect(connect, BACKLOG_IN_FLIGHT);
     let require = [(NOBODY.0.to_string(), NOBODY.1.to_string())].into_iter().collect();
-    let mut job = Job::new(TaskOptions { require: Some(require), ..TaskOptions::default() });
+    let job = Job::new(TaskOptions { require: Some(require), ..TaskOptions::default() }).encode();
     let task = Task::new(Payload::Shell("true".into()), TaskOptions::default()).encode();
     let count = u64::try_from(count).expect("a sane number");
-    job.uniform_bytes = u32::try_from(task.len()).ok();
-    let job = job.encode();
     client.ensure(&layout.tasks(), b"");
-    client.ensure(&layout.batches(), b"");
-    for (kind, lines) in kinds(count) {
-        for first in lines.clone().step_by(usize::try_from(LINES_PER_PART).expect("a small number")) {
-            client.ensure(&layout.job(kind(first).dir()), &job);
-            let last = (first + LINES_PER_PART).min(lines.end);
-            let create = |line| create(&layout.task(&kind(line)), &task);
-            client.pipeline(BACKLOG_IN_FLIGHT, (first..last).map(create));
-        }
+    for first in (0..count).step_by(usize::try_from(LINES_PER_PART).expect("a small number")) {
+        client.ensure(&layout.job(batch_task(None, "backlog", first).dir()), &job);
+        let last = (first + LINES_PER_PART).min(count);
+        let create = |line| create(&layout.task(&batch_task(None, "backlog", line)), &task);
+        client.pipeline(BACKLOG_IN_FLIGHT, (first..last).map(create));
     }
 }
 
@@ -310,8 +293,7 @@ pub fn largest(client: &mut Client, layout: &Layout) -> ((i32, String), (i32, St
         }
         if stat.num_children > 0 {
             // The tasks of one part are alike.
-            let jobs = [layout.tasks(), layout.batches()];
-            let is_part = jobs.iter().any(|jobs| path.starts_with(&format!("{jobs}/")));
+            let is_part = path.starts_with(&layout.job(""));
             let most = if is_part { 10 } else { usize::MAX };
             let names = client.children(&path);
             open.extend(names.iter().take(most).map(|name| format!("{path}/{name}")));

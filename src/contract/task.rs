@@ -121,13 +121,6 @@ pub struct Job {
     /// Of a part of a batch: all its chunks stood. What is missing has succeeded and was collected.
     #[serde(default, skip_serializing_if = "is_false")]
     pub made: bool,
-    /// No task in it has options of its own when it is made, and each is at its first attempt: so a leader knows all that
-    /// it needs of it without reading it. The number is the bytes that a task has on average.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uniform_bytes: Option<u32>,
-    /// Who waits for its tasks reads [copies](super::copies) of what they became.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub copies: bool,
     #[serde(flatten)]
     extra: Extra,
 }
@@ -135,16 +128,7 @@ pub struct Job {
 impl Job {
     /// A job with these defaults.
     pub fn new(options: Options) -> Job {
-        Job {
-            v: VERSION,
-            options,
-            chunk: None,
-            lines: None,
-            made: false,
-            uniform_bytes: None,
-            copies: false,
-            extra: Extra::new(),
-        }
+        Job { v: VERSION, options, chunk: None, lines: None, made: false, extra: Extra::new() }
     }
 
     /// Reads a job. One made by hand may be empty: it has no defaults.

@@ -155,8 +155,8 @@ pub struct Entry {
     /// Another worker could run it now: it is to be released, unless it was started.
     #[serde(default, skip_serializing_if = "is_false")]
     pub recalled: bool,
-    /// The task as the leader knows it for certain to have been made, so that its worker need not read it. It is there in
-    /// one version of the assignment at most, and only of small tasks.
+    /// The task as the leader had just read it, so that its worker need not. It is there in one version of the assignment
+    /// at most, and only of small tasks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<Seen>,
 }
@@ -168,7 +168,7 @@ pub struct Seen {
     pub data: String,
     /// Its version then.
     pub version: i32,
-    /// The transaction that had written it; in a copy that was made before the task one that came earlier, or 0.
+    /// The transaction that had written it.
     #[serde(default)]
     pub mzxid: i64,
 }

@@ -154,8 +154,6 @@ impl Registrar {
             layout.assign(),
             layout.leases(),
             layout.tasks(),
-            layout.batches(),
-            layout.groups(),
             layout.submitters(),
         ];
         Registrar {

@@ -6,10 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use rustix::time::{ClockId, clock_gettime};
-use zkmw::contract::copies::{Copies, is_of_ended};
 use zkmw::contract::task::Task;
-use zkmw::contract::worker::Seen;
-use zkmw::contract::{Layout, TaskId, name_of};
+use zkmw::contract::{Layout, TaskId};
 
 use crate::harness::history::read_folder;
 use crate::harness::{Ensemble, LIMIT, Op, Tree, Txn, eventually, wall_clock_ms};
@@ -194,27 +192,10 @@ pub struct Life {
     pub unreadable: u32,
 }
 
-/// What is told of tasks in a group, if this is the writing of one.
-fn grouped(txn: &Txn, layout: &Layout) -> Option<Vec<(TaskId, Task)>> {
-    let (Op::Create { path, data, .. } | Op::Set { path, data, .. }) = &txn.op else { return None };
-    let (dir, _) = path.strip_prefix(&layout.below_groups(""))?.split_once('/')?;
-    let group = is_of_ended(name_of(path)).then(|| Copies::decode(data).ok())??;
-    let told = |(name, seen): (String, Seen)| {
-        Some((TaskId::parse(&format!("{dir}/{name}"))?, Task::decode(seen.data.as_bytes()).ok()?))
-    };
-    Some(group.tasks.into_iter().filter_map(told).collect())
-}
-
-/// The lives of all tasks, by id. What a group tells of one counts as if it were written into it, as long as that stands.
+/// The lives of all tasks, by id.
 pub fn lives(log: &[Txn], layout: &Layout, clock: Clock) -> BTreeMap<TaskId, Life> {
     let mut all: BTreeMap<TaskId, Life> = BTreeMap::new();
     for txn in log {
-        for (id, task) in grouped(txn, layout).into_iter().flatten() {
-            let life = all.entry(id).or_default();
-            if life.created > 0 && life.deleted.is_none() {
-                life.written.push(Written { zxid: txn.zxid, at: clock.of_wall(txn.time_ms), task });
-            }
-        }
         let Some(id) = txn.path().and_then(|path| layout.task_at(path)) else { continue };
         let life = all.entry(id).or_default();
         let at = clock.of_wall(txn.time_ms);
@@ -242,27 +223,6 @@ mod tests {
 
     fn at(zxid: i64) -> Txn {
         Txn { zxid, session: 1, time_ms: 0, op: Op::SessionBegins }
-    }
-
-    #[test]
-    fn what_a_group_tells_of_a_task_that_stands_is_a_part_of_its_life() {
-        let layout = Layout::new("/r");
-        let id = TaskId::new("b~q0000", "0000003");
-        let task = Task::new(Payload::Shell("true".to_string()), Options::default());
-        let mut ended = task.clone();
-        ended.attempt = 2;
-        let seen = Seen { data: String::from_utf8(ended.encode()).unwrap(), version: 0, mzxid: 0 };
-        let group = Copies::new(BTreeMap::from([("0000003".to_string(), seen)])).encode();
-        let place = layout.below_groups("b~q0000/~ended~w1~0~1");
-        let write = |zxid, op| Txn { zxid, session: 1, time_ms: 0, op };
-        let made = Op::Create { path: layout.task(&id), data: task.encode(), ephemeral: false };
-        let told = || Op::Set { path: place.clone(), data: group.clone(), version: 1 };
-        let gone = Op::Delete { path: layout.task(&id) };
-        let log = [write(1, made), write(2, told()), write(3, gone), write(4, told())];
-        let lives = lives(&log, &layout, Clock::start());
-        let written: Vec<(i64, u32)> =
-            lives[&id].written.iter().map(|written| (written.zxid, written.task.attempt)).collect();
-        assert_eq!(written, [(1, task.attempt), (2, 2)]);
     }
 
     #[test]

@@ -8,7 +8,6 @@ use serde_json::{Map, Value};
 use zkmw::batch::{BatchReader, MAX_LINE_BYTES};
 use zkmw::contract::chunk::MAX_CHUNK_COMMANDS;
 use zkmw::contract::contender::Contender;
-use zkmw::contract::copies::Copies;
 use zkmw::contract::status::Status;
 use zkmw::contract::task::{Job, Task};
 use zkmw::contract::worker::{Assignment, Registration};
@@ -40,7 +39,6 @@ pub const TARGETS: &[Target] = &[
     Target { name: "registration", check: json::<Registration> },
     Target { name: "assignment", check: json::<Assignment> },
     Target { name: "status", check: json::<Status> },
-    Target { name: "copies", check: json::<Copies> },
     Target { name: "names", check: names },
     Target { name: "config", check: config },
     Target { name: "batch", check: batch },
@@ -119,8 +117,6 @@ znode!(
         "chunk",
         "lines",
         "made",
-        "uniform_bytes",
-        "copies",
     ],
     |_| ()
 );
@@ -146,7 +142,6 @@ znode!(
     |_| ()
 );
 znode!(Assignment, &["v", "epoch", "entries"], |_| ());
-znode!(Copies, &["v", "tasks"], |_| ());
 znode!(Status, &["v", "leader", "workers", "slots", "worker_list", "tasks", "loading", "admission"], |_| ());
 
 fn use_task(mut task: Task) {

@@ -90,7 +90,6 @@ impl Service {
             let name = if last { names.pop() } else { names.into_iter().next() };
             name.map(|name| format!("{dir}/{name}"))
         };
-        let group = below(layout.groups(), false).and_then(|dir| below(dir, false));
         vec![
             ("status", Some(layout.status())),
             ("master", Some(layout.master())),
@@ -103,9 +102,6 @@ impl Service {
             ("leases", Some(layout.leases())),
             ("a lease", below(layout.leases(), false)),
             ("submitters", Some(layout.submitters())),
-            ("batches", Some(layout.batches())),
-            ("groups", Some(layout.groups())),
-            ("a place in groups", group),
             ("elections", Some(format!("{}/elections", self.cluster.root))),
             ("the contender of elections' leader", below(self.election(), false)),
             ("the contender of elections' follower", below(self.election(), true)),

@@ -7,9 +7,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::seek::{Seek, Sizes};
 use super::{Tally, refusal_code};
-use crate::contract::copies::is_copies;
 use crate::contract::line::LineName;
-use crate::contract::{Layout, TaskId, is_apart, is_component};
+use crate::contract::{Layout, TaskId, is_component};
 use crate::exit;
 use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Level, Refusal, Reply};
 
@@ -60,8 +59,6 @@ pub struct Walk {
     sizes: Sizes,
     /// The tasks that the user named, so that they are not met again in their jobs.
     named: BTreeSet<TaskId>,
-    /// What `tasks` has, if `batches` is to be listed next.
-    listed: Option<Vec<String>>,
     /// Directories of the present target that are still to be listed.
     dirs: VecDeque<String>,
     /// Names in the present directory that were not handed out yet.
@@ -74,8 +71,6 @@ pub struct Walk {
 #[derive(Debug)]
 enum Purpose {
     Jobs,
-    /// Those that stand apart, with the others.
-    Batches(Vec<String>),
     Tasks(String),
     Seek,
 }
@@ -136,7 +131,6 @@ impl Walk {
             found: None,
             sizes: Sizes::new(),
             named,
-            listed: None,
             dirs: VecDeque::new(),
             dir: String::new(),
             names: VecDeque::new(),
@@ -154,7 +148,6 @@ impl Walk {
     /// The connection is gone; what was being listed will be listed again.
     pub fn on_lost(&mut self) {
         self.calls.clear();
-        self.listed = None;
         self.online = false;
     }
 
@@ -175,9 +168,6 @@ impl Walk {
             if let Some(dir) = self.dirs.front() {
                 let (path, dir) = (self.layout.job(dir), dir.clone());
                 self.calls.issue(out, Call::Children { path }, Purpose::Tasks(dir));
-            } else if let Some(others) = self.listed.take() {
-                let call = Call::Children { path: self.layout.batches() };
-                self.calls.issue(out, call, Purpose::Batches(others));
             } else if !self.todo.is_empty() {
                 self.calls.issue(out, Call::Children { path: self.layout.tasks() }, Purpose::Jobs);
             }
@@ -237,7 +227,6 @@ impl Walk {
             Err(CallError::Refused(refusal)) => {
                 return Some(match purpose {
                     Purpose::Jobs => Step::Refused(self.layout.tasks(), *refusal),
-                    Purpose::Batches(_) => Step::Refused(self.layout.batches(), *refusal),
                     Purpose::Tasks(dir) if *refusal == Refusal::NoAuth => {
                         self.dirs.pop_front();
                         Step::PassedOver(self.layout.job(&dir))
@@ -248,18 +237,10 @@ impl Walk {
             }
         };
         // A name that can't be told to users as part of an id is nothing that we could act on.
-        let is_task = |name: &&String| is_component(name) && !is_copies(name);
-        let mut names: Vec<String> = names.iter().filter(is_task).cloned().collect();
+        let mut names: Vec<String> = names.iter().filter(|name| is_component(name)).cloned().collect();
         names.sort_unstable();
         match purpose {
             Purpose::Jobs => {
-                names.retain(|dir| !is_apart(dir));
-                self.listed = Some(names);
-            }
-            Purpose::Batches(others) => {
-                names.retain(|dir| is_apart(dir));
-                names.extend(others);
-                names.sort_unstable();
                 let target = self.todo.pop_front();
                 names.retain(|dir| target.as_ref().is_some_and(|target| target.has_dir(dir)));
                 self.dirs = names.into();
@@ -295,16 +276,10 @@ mod tests {
             }
             for action in out.drain().collect::<Vec<_>>() {
                 let Action::Call { id, call } = action else { panic!("{action:?}") };
-                let below = |above: &str| {
-                    let is_here = |dir: &str| is_apart(dir) == (above == "batches");
-                    let names = dirs.iter().map(|(dir, _)| (*dir).to_string());
-                    names.filter(|dir| is_here(dir)).collect::<Vec<_>>()
-                };
-                let names = match call.path().strip_prefix("/z/").expect("below the root") {
-                    above @ ("tasks" | "batches") => below(above),
+                let names = match call.path().strip_prefix("/z/tasks").expect("below the root") {
+                    "" => dirs.iter().map(|(dir, _)| (*dir).to_string()).collect(),
                     path => {
                         let dir = path.split_once('/').expect("a directory").1;
-                        assert!(below(path.split_once('/').expect("one").0).contains(&dir.to_string()));
                         let names = dirs.iter().find(|(name, _)| dir == *name).expect("listed").1;
                         names.iter().map(|name| (*name).to_string()).collect()
                     }
@@ -324,11 +299,11 @@ mod tests {
             ("J~b~0000", &["2", "1"]),
             ("J", &["k"]),
             ("J2", &["no"]),
-            ("J~c~q0000", &["4"]),
+            ("J~c~0000", &["4"]),
             ("_00", &["x"]),
         ];
         let job = |name: &str| vec![Target::Job(name.into())];
-        assert_eq!(walk(job("J"), dirs).0, ["J/k", "J~b~0000/1", "J~b~0000/2", "J~b~0001/3", "J~c~q0000/4"]);
+        assert_eq!(walk(job("J"), dirs).0, ["J/k", "J~b~0000/1", "J~b~0000/2", "J~b~0001/3", "J~c~0000/4"]);
         assert_eq!(walk(job("J~b"), dirs).0, ["J~b~0000/1", "J~b~0000/2", "J~b~0001/3"]);
         assert_eq!(walk(job("nope"), dirs), (vec![], vec!["nope".to_string()]));
         let both = vec![Target::Task(TaskId::new("a", "b")), Target::Job("_00".into())];

@@ -345,8 +345,7 @@ impl Cluster {
 
     /// The directories of all tasks.
     pub fn jobs(&self) -> Vec<String> {
-        let below = |path: String| self.tree.children(&path).unwrap_or_default();
-        [below(self.layout.tasks()), below(self.layout.batches())].concat()
+        self.tree.children(&self.layout.tasks()).unwrap_or_default()
     }
 
     /// All tasks that stand.
