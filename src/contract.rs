@@ -427,7 +427,10 @@ mod tests {
     fn only_what_is_two_levels_below_tasks_is_a_task() {
         let layout = Layout::new("/z");
         let id = TaskId::new("B~0000", "1");
-        assert_eq!((layout.task(&id).as_str(), layout.task_at("/z/tasks/B~0000/1")), ("/z/tasks/B~0000/1", Some(id)));
+        assert_eq!(
+            (layout.task(&id).as_str(), layout.task_at("/z/tasks/B~0000/1")),
+            ("/z/tasks/B~0000/1", Some(id))
+        );
         for path in ["/z/workers/a/b", "/y/tasks/a/b", "/z/tasks/a", "/z/tasks/a/b/c"] {
             assert_eq!(layout.task_at(path), None, "{path}");
         }

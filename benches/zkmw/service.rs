@@ -197,10 +197,9 @@ impl Service {
     pub fn delete_backlog(connect: &str, layout: &Layout, count: usize) {
         let mut client = Client::connect(connect, BACKLOG_IN_FLIGHT);
         let count = u64::try_from(count).expect("a sane number");
-        for (kind, lines) in kinds(count) {
-            let delete = |line| Call::Delete { path: layout.task(&kind(line)), version: None };
-            client.pipeline(BACKLOG_IN_FLIGHT, lines.map(delete));
-        }
+        let path = |line| layout.task(&batch_task(None, "backlog", line));
+        let delete = |line| Call::Delete { path: path(line), version: None };
+        client.pipeline(BACKLOG_IN_FLIGHT, (0..count).map(delete));
     }
 
     /// Stops the leader, and gives the seconds from the signal until every worker's page carries the new leader's

@@ -149,13 +149,8 @@ impl Registrar {
     ) -> Registrar {
         let mut prng = Prng::new(seed);
         let incarnation = Incarnation::new(worker, prng.next_u64());
-        let directories = [
-            layout.workers(),
-            layout.assign(),
-            layout.leases(),
-            layout.tasks(),
-            layout.submitters(),
-        ];
+        let directories =
+            [layout.workers(), layout.assign(), layout.leases(), layout.tasks(), layout.submitters()];
         Registrar {
             layout: layout.clone(),
             worker: worker.to_string(),

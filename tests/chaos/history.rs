@@ -219,7 +219,6 @@ pub fn lives(log: &[Txn], layout: &Layout, clock: Clock) -> BTreeMap<TaskId, Lif
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zkmw::contract::task::{Options, Payload};
 
     fn at(zxid: i64) -> Txn {
         Txn { zxid, session: 1, time_ms: 0, op: Op::SessionBegins }

@@ -145,10 +145,8 @@ impl World {
     /// A task, or a whole job, that stands.
     fn target(&mut self) -> Option<Target> {
         let tree = self.ens.tree();
-        let below = |above: &'static str| {
-            tree.range(above.to_string()..).map_while(move |(path, _)| path.strip_prefix(above))
-        };
-        let names: Vec<&str> = below("/z/batches/").chain(below("/z/tasks/")).collect();
+        let jobs = tree.range("/z/tasks/".to_string()..);
+        let names: Vec<&str> = jobs.map_while(|(path, _)| path.strip_prefix("/z/tasks/")).collect();
         let tasks: Vec<TaskId> = names.iter().filter_map(|name| TaskId::parse(name)).collect();
         let jobs: Vec<&str> =
             names.iter().filter(|name| !name.contains('/') && !is_shared(name)).copied().collect();
