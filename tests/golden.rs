@@ -326,6 +326,7 @@ fn assignment() -> Vec<u8> {
         attempt,
         revoked,
         recalled: false,
+        look: None,
         seen: None,
     };
     let mut entries = vec![

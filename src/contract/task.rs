@@ -194,6 +194,9 @@ pub struct Task {
     /// Attempts that count against `max_attempts`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub charged: u32,
+    /// How many of them its worker died in. (Of a chunk, its shares tell.)
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub deaths: u32,
     /// Not to be started until so long after this was written, that is, after the znode's mtime. Being relative,
     /// it needs nobody's clock but the ensemble's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -266,6 +269,7 @@ impl Task {
             keyed: false,
             attempt: 1,
             charged: 0,
+            deaths: 0,
             delay_ms: None,
             cancel: false,
             released_by: None,

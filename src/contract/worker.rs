@@ -1,5 +1,8 @@
 //! What workers and the leader tell each other: registrations and assignments.
 
+use std::fmt;
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Extra, Labels, Malformed, TaskId, VERSION, is_false, one, version};
@@ -14,6 +17,9 @@ pub const MAX_ASIDE: usize = 100;
 /// Entries that a worker may have started beyond its slots, whose outcomes are being written down. It starts entries in
 /// their order: of those without an outcome only the first `slots` + this many can have been started.
 pub const START_AHEAD: usize = 192;
+
+/// Likewise in commands, of which a share of a chunk has many.
+pub const START_AHEAD_LINES: usize = 512;
 
 /// Most data of a task that an entry carries along.
 pub const MAX_SEEN_BYTES: usize = 1_000;
@@ -141,12 +147,40 @@ impl Registration {
     }
 }
 
+/// What an entry names: a task at an attempt, or a share of a chunk, whose number stands in the place of the attempt.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EntryId {
+    /// The task.
+    pub task: TaskId,
+    /// Its attempt, or the number of the share.
+    pub attempt: u32,
+}
+
+impl EntryId {
+    /// This attempt of a task, or share of a chunk.
+    pub fn new(task: &TaskId, attempt: u32) -> EntryId {
+        EntryId { task: task.clone(), attempt }
+    }
+
+    /// Where all of a task are among others.
+    pub fn all_of(task: &TaskId) -> RangeInclusive<EntryId> {
+        EntryId::new(task, 0)..=EntryId::new(task, u32::MAX)
+    }
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (attempt {})", self.task, self.attempt)
+    }
+}
+
 /// One task in an assignment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The task.
     pub task: TaskId,
-    /// The attempt that it is at; an entry with an old one is void.
+    /// The attempt that it is at, or the number of the share of a chunk; an entry with an old one is void. Of a chunk there
+    /// may be several entries.
     #[serde(default = "one")]
     pub attempt: u32,
     /// To be killed, or not to be started.
@@ -155,6 +189,10 @@ pub struct Entry {
     /// Another worker could run it now: it is to be released, unless it was started.
     #[serde(default, skip_serializing_if = "is_false")]
     pub recalled: bool,
+    /// Of a share: in this version of the chunk stands something that the worker should know. Who knows only an earlier
+    /// one reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub look: Option<i32>,
     /// The task as the leader had just read it, so that its worker need not. It is there in one version of the assignment
     /// at most, and only of small tasks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -171,6 +209,13 @@ pub struct Seen {
     /// The transaction that had written it.
     #[serde(default)]
     pub mzxid: i64,
+}
+
+impl Entry {
+    /// What it names.
+    pub fn id(&self) -> EntryId {
+        EntryId::new(&self.task, self.attempt)
+    }
 }
 
 impl Seen {
@@ -221,7 +266,7 @@ mod tests {
     #[test]
     fn a_full_assignment_fits_a_znode() {
         let task = TaskId::new(&"j".repeat(128 + 1 + 128 + 5), &"t".repeat(128));
-        let entry = Entry { task, attempt: u32::MAX, revoked: true, recalled: true, seen: None };
+        let entry = Entry { task, attempt: u32::MAX, revoked: true, recalled: true, look: None, seen: None };
         let mut entries = vec![entry; MAX_ENTRIES];
         // What takes most bytes when it is a string in a string.
         let data = "\u{1}".repeat(MAX_SEEN_BYTES);

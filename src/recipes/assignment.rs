@@ -14,7 +14,7 @@ use std::time::Duration;
 pub use self::page::{Held, Load};
 use self::page::{Page, PageState};
 use self::schedule::Schedule;
-use crate::contract::worker::{MAX_SEEN_IN_ALL, Seen};
+use crate::contract::worker::{EntryId, MAX_SEEN_IN_ALL, Seen};
 use crate::contract::{Incarnation, Layout, MAX_DATA_BYTES, TaskId, name_of};
 use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Refusal, Reply, WatchMode,
@@ -57,7 +57,7 @@ pub enum Step {
     /// A page was written.
     Written(Incarnation),
     /// A page is gone; these tasks stood on it.
-    Closed(Incarnation, Vec<TaskId>),
+    Closed(Incarnation, Vec<EntryId>),
     /// Another leader of a higher epoch wrote a page.
     Deposed {
         /// The other's.
@@ -76,7 +76,7 @@ pub enum Step {
     /// A page that was refused passes again.
     PageAccepted(Incarnation),
     /// These were on a page in memory only, and are on it no more: it was refused.
-    Returned(Vec<TaskId>),
+    Returned(Vec<EntryId>),
     /// The directory may not be read.
     Refused(String, Refusal),
 }
@@ -130,7 +130,7 @@ pub struct Book {
     layout: Layout,
     epoch: i64,
     pages: BTreeMap<Incarnation, Page>,
-    holders: BTreeMap<TaskId, Incarnation>,
+    holders: BTreeMap<EntryId, Incarnation>,
     schedule: Schedule,
     /// Pages of which the load, or whether they are open, may have changed since somebody asked.
     touched: BTreeSet<Incarnation>,
@@ -201,8 +201,22 @@ impl Book {
         self.state == State::Ready
     }
 
-    /// Who has the task, and how.
-    pub fn holder(&self, task: &TaskId) -> Option<(&Incarnation, Held)> {
+    /// All entries of a task, and whose they are.
+    pub fn entries_of(&self, task: &TaskId) -> Vec<(EntryId, Incarnation, Held)> {
+        let held = |(id, incarnation): (&EntryId, &Incarnation)| {
+            let held = self.pages.get(incarnation)?.get(id)?;
+            Some((id.clone(), incarnation.clone(), *held))
+        };
+        self.holders.range(EntryId::all_of(task)).filter_map(held).collect()
+    }
+
+    /// Whether somebody has the task, or a share of it.
+    pub fn is_held(&self, task: &TaskId) -> bool {
+        self.holders.range(EntryId::all_of(task)).next().is_some()
+    }
+
+    /// Who has what an entry names, and how.
+    pub fn holder(&self, task: &EntryId) -> Option<(&Incarnation, Held)> {
         let incarnation = self.holders.get(task)?;
         let held = self.pages.get(incarnation)?.get(task)?;
         Some((incarnation, *held))
@@ -238,7 +252,7 @@ impl Book {
     }
 
     /// The tasks on a page, in the order in which they are started.
-    pub fn entries(&self, incarnation: &Incarnation) -> impl DoubleEndedIterator<Item = (&TaskId, &Held)> {
+    pub fn entries(&self, incarnation: &Incarnation) -> impl DoubleEndedIterator<Item = (&EntryId, &Held)> {
         self.pages.get(incarnation).into_iter().flat_map(Page::entries)
     }
 
@@ -260,17 +274,24 @@ impl Book {
     }
 
     /// What a task that is held is like, as far as the load goes.
-    pub fn describe(&mut self, task: &TaskId, width: u32, suspect: bool) {
-        self.change(task, |page| page.describe(task, width, suspect));
+    pub fn describe(&mut self, task: &EntryId, like: Held) {
+        self.change(task, |page| page.describe(task, like));
     }
 
     /// A task that is held is over, as far as anybody can tell: it takes up no slot any more.
-    pub fn make_ghost(&mut self, task: &TaskId) {
+    pub fn make_ghost(&mut self, task: &EntryId) {
         self.change(task, |page| page.make_ghost(task));
     }
 
+    /// The holder of a share is to know what stands in this version of its chunk.
+    pub fn look(&mut self, id: &EntryId, version: i32) {
+        if self.change(id, |page| page.look(id, version)) {
+            self.mark_holder(id, Haste::Now);
+        }
+    }
+
     /// Asks the incarnation that has the task to release it, if it was not started.
-    pub fn recall(&mut self, task: &TaskId) {
+    pub fn recall(&mut self, task: &EntryId) {
         if self.change(task, |page| page.recall(task)) {
             self.mark_holder(task, Haste::Now);
         }
@@ -283,7 +304,7 @@ impl Book {
         }
     }
 
-    fn change(&mut self, task: &TaskId, change: impl FnOnce(&mut Page) -> bool) -> bool {
+    fn change(&mut self, task: &EntryId, change: impl FnOnce(&mut Page) -> bool) -> bool {
         let Some(incarnation) = self.holders.get(task) else { return false };
         let changed = self.pages.get_mut(incarnation).is_some_and(change);
         if changed {
@@ -305,14 +326,14 @@ impl Book {
         }
     }
 
-    fn mark_holder(&mut self, task: &TaskId, haste: Haste) {
+    fn mark_holder(&mut self, task: &EntryId, haste: Haste) {
         if let Some(incarnation) = self.holders.get(task).cloned() {
             self.mark(&incarnation, haste);
         }
     }
 
     /// Gives a task that nobody has to an incarnation whose page is open.
-    pub fn assign(&mut self, incarnation: &Incarnation, task: &TaskId, held: Held, haste: Haste) {
+    pub fn assign(&mut self, incarnation: &Incarnation, task: &EntryId, held: Held, haste: Haste) {
         debug_assert!(self.is_ready() && self.is_open(incarnation) && !self.holders.contains_key(task));
         if let Some(page) = self.pages.get_mut(incarnation) {
             page.push(task.clone(), held);
@@ -323,7 +344,7 @@ impl Book {
     }
 
     /// What was just read of a task that was just given out goes along, so that its worker need not read it.
-    pub fn carry(&mut self, task: &TaskId, seen: Seen) {
+    pub fn carry(&mut self, task: &EntryId, seen: Seen) {
         // Servers that take only short pages get what has to be there, and no more.
         if self.max_bytes == MAX_PAGE_BYTES
             && let Some(page) = self.holders.get(task).and_then(|holder| self.pages.get_mut(holder))
@@ -333,19 +354,19 @@ impl Book {
     }
 
     /// Takes a task off its living holder's page: its attempt is known to be dead. Who may get it again is in a hurry.
-    pub fn strip(&mut self, task: &TaskId, haste: Haste) {
+    pub fn strip(&mut self, task: &EntryId, haste: Haste) {
         if let Some(incarnation) = self.holders.get(task).cloned() {
             self.strike(&incarnation, task, haste);
         }
     }
 
-    fn strike(&mut self, incarnation: &Incarnation, task: &TaskId, haste: Haste) {
+    fn strike(&mut self, incarnation: &Incarnation, task: &EntryId, haste: Haste) {
         self.release(incarnation, task);
         self.mark(incarnation, haste);
     }
 
     /// Forgets that a task is on a dead incarnation's page; the page itself will go.
-    pub fn release(&mut self, incarnation: &Incarnation, task: &TaskId) {
+    pub fn release(&mut self, incarnation: &Incarnation, task: &EntryId) {
         if let Some(page) = self.pages.get_mut(incarnation) {
             page.remove(task);
             self.touched.insert(incarnation.clone());
@@ -356,7 +377,7 @@ impl Book {
     }
 
     /// Asks the incarnation that has the task to kill it.
-    pub fn revoke(&mut self, task: &TaskId, haste: Haste) {
+    pub fn revoke(&mut self, task: &EntryId, haste: Haste) {
         if self.change(task, |page| page.revoke(task)) {
             self.mark_holder(task, haste);
         }
@@ -367,13 +388,13 @@ impl Book {
         self.schedule.next_wake()
     }
 
-    /// The incarnation says that what was revoked up to this version of its page is dead. Gives those tasks,
-    /// which are on the page no more, with the attempts they were given out as.
-    pub fn acknowledge(&mut self, incarnation: &Incarnation, through: i32) -> Vec<(TaskId, u32)> {
+    /// The incarnation says that what was revoked up to this version of its page is dead. Gives those entries, which are
+    /// on the page no more.
+    pub fn acknowledge(&mut self, incarnation: &Incarnation, through: i32) -> Vec<EntryId> {
         let Some(page) = self.pages.get(incarnation) else { return Vec::new() };
         let dead = page.dead_through(through);
         // Not off its holder's page: that may be another, where the next attempt runs.
-        for (task, _) in &dead {
+        for task in &dead {
             self.strike(incarnation, task, Haste::Now);
         }
         dead
@@ -545,7 +566,7 @@ impl Book {
         }
     }
 
-    fn forget_holder(&mut self, incarnation: &Incarnation, tasks: &[TaskId]) {
+    fn forget_holder(&mut self, incarnation: &Incarnation, tasks: &[EntryId]) {
         for task in tasks {
             if self.holders.get(task) == Some(incarnation) {
                 self.holders.remove(task);

@@ -41,11 +41,15 @@ pub struct Holder {
     number: u32,
     /// The newest version that is known to have stood, and what it said.
     known: Option<(i32, Task)>,
+    /// Its share there.
+    share: Option<Share>,
     /// Lines that were started and have no result in that version.
     started: BTreeSet<usize>,
     /// Those of them that are over.
     over: BTreeMap<usize, CommandResult>,
-    /// Lines that may be started, or were.
+    /// Those of them that ended, and are to have no result.
+    stopped: BTreeSet<usize>,
+    /// Lines that may be started.
     bound: BTreeSet<usize>,
     write: Write,
 }
@@ -56,35 +60,83 @@ impl Holder {
         Holder {
             number,
             known: None,
+            share: None,
             started: BTreeSet::new(),
             over: BTreeMap::new(),
+            stopped: BTreeSet::new(),
             bound: BTreeSet::new(),
             write: Write::None,
         }
     }
 
-    fn share(&self) -> Option<(&Task, Share)> {
-        let (_, task) = self.known.as_ref()?;
-        Some((task, task.share(self.number)?))
+    /// The number of the share.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// The newest version of the chunk that is known.
+    pub fn version(&self) -> Option<i32> {
+        self.known.as_ref().map(|(version, _)| *version)
+    }
+
+    /// The chunk in that version.
+    pub fn known(&self) -> Option<&Task> {
+        self.known.as_ref().map(|(_, task)| task)
+    }
+
+    /// Whether it was ever said how far it may be.
+    pub fn has_window(&self) -> bool {
+        self.share.as_ref().is_some_and(|share| share.ahead.is_some())
+    }
+
+    /// Whether the line is one of its own, and has no result yet.
+    pub fn has(&self, place: usize) -> bool {
+        let is_ours = self.share.as_ref().is_some_and(|share| share.lines.has(place));
+        is_ours && self.known().is_some_and(|task| task.is_open(place))
+    }
+
+    /// Its lines that were not started, in the window or not.
+    pub fn unstarted(&self) -> impl Iterator<Item = usize> + '_ {
+        let both = self.known().zip(self.share.as_ref());
+        let open = both.into_iter().flat_map(|(task, share)| task.open_lines(share));
+        open.filter(|place| !self.started.contains(place))
     }
 
     /// The next line to start, if one may be; it counts as started.
     pub fn start_next(&mut self) -> Option<usize> {
-        let (task, share) = self.share()?;
-        let mut open = task.open_lines(&share).into_iter();
-        let next = open.find(|place| self.bound.contains(place) && !self.started.contains(place))?;
+        let next = self.bound.pop_first()?;
         self.started.insert(next);
         Some(next)
     }
 
+    /// A line that was not started is over, without having run.
+    pub fn skip(&mut self, place: usize, result: CommandResult) {
+        self.bound.remove(&place);
+        self.started.insert(place);
+        self.over.insert(place, result);
+    }
+
     /// A line that was started is over, and its process group dead.
     pub fn ended(&mut self, place: usize, result: CommandResult) {
-        self.over.insert(place, result);
+        if self.started.contains(&place) {
+            self.over.insert(place, result);
+        }
+    }
+
+    /// A line that was started ended, its process group is dead, and it has no result.
+    pub fn stopped(&mut self, place: usize) {
+        self.stopped.insert(place);
     }
 
     /// Lines that were started and are not over.
     pub fn running(&self) -> impl Iterator<Item = usize> + '_ {
-        self.started.iter().copied().filter(|place| !self.over.contains_key(place))
+        let runs = |place: &usize| !self.over.contains_key(place) && !self.stopped.contains(place);
+        self.started.iter().copied().filter(runs)
+    }
+
+    /// How many lines were started, and have no result in the ensemble as far as is known.
+    pub fn unwritten(&self) -> usize {
+        self.started.len()
     }
 
     /// Whether lines are over that have no result yet.
@@ -92,7 +144,12 @@ impl Holder {
         !self.over.is_empty()
     }
 
-    /// Whether a chunk has to be read before anything can be started or written.
+    /// The results of lines that have none yet.
+    pub fn take_results(&mut self) -> BTreeMap<usize, CommandResult> {
+        std::mem::take(&mut self.over)
+    }
+
+    /// Whether the chunk has to be read before anything can be written.
     pub fn is_to_be_read(&self) -> bool {
         self.known.is_none() || self.write == Write::InDoubt
     }
@@ -110,9 +167,9 @@ impl Holder {
         }
         let (version, task) = self.known.as_ref()?;
         let (version, mut next) = (*version, task.clone());
-        let share = task.share(self.number)?;
-        let is_open = |place: &usize| task.is_open(*place) && !self.over.contains_key(place);
-        let open: Vec<usize> = share.lines.below(usize::MAX).filter(is_open).collect();
+        let is_over = |place: &usize| self.over.contains_key(place);
+        let open: Vec<usize> =
+            task.open_lines(self.share.as_ref()?).into_iter().filter(|place| !is_over(place)).collect();
         let last = open.iter().rposition(|place| self.started.contains(place));
         let ahead = u32::try_from(last.map_or(1, |last| last + 1)).unwrap_or(u32::MAX).max(ahead);
         next.flush(self.number, &self.over, ahead);
@@ -120,7 +177,7 @@ impl Holder {
             return None;
         }
         let window: BTreeSet<usize> = open.iter().copied().take(ahead as usize).collect();
-        self.bound.retain(|place| window.contains(place) || self.started.contains(place));
+        self.bound.retain(|place| window.contains(place));
         self.write = Write::Sent;
         Some((version, next))
     }
@@ -136,9 +193,14 @@ impl Holder {
         self.write = Write::InDoubt;
     }
 
+    /// What was sent was refused for what it is, so it will not come late.
+    pub fn refused(&mut self) {
+        self.write = Write::None;
+    }
+
     /// The chunk was read.
     pub fn read(&mut self, version: i32, task: Task) -> Seen {
-        let known = self.known.as_ref().map(|(version, _)| *version);
+        let known = self.version();
         if known.is_some_and(|known| version < known) {
             return Seen::Older;
         }
@@ -148,7 +210,7 @@ impl Holder {
         if seen == Seen::Held {
             self.write = Write::None;
             if let Some(before) = before {
-                self.bound.retain(|place| before.contains(place) || self.started.contains(place));
+                self.bound.retain(|place| before.contains(place));
             }
         }
         seen
@@ -159,23 +221,21 @@ impl Holder {
         let is_ours = |place: &usize| share.lines.has(*place) && task.is_open(*place);
         self.started.retain(|place| is_ours(place));
         self.over.retain(|place, _| is_ours(place));
-        self.bound = task.window(&share).into_iter().collect();
+        self.stopped.retain(|place| is_ours(place));
+        let window = task.window(&share).into_iter();
+        self.bound = window.filter(|place| !self.started.contains(place)).collect();
         self.known = Some((version, task));
+        self.share = Some(share);
         Seen::Held
     }
 
-    /// All that tells it from another, beside its number: the newest version, the lines that were started, are over, and
-    /// may be started, and how its write is.
-    pub fn state(&self) -> (Option<&(i32, Task)>, [Vec<usize>; 3], [bool; 2]) {
+    /// All that tells it from another, beside its number and what it knows: the lines that were started, are over, and may
+    /// be started; and whether its write is under way, or in doubt.
+    pub fn state(&self) -> ([Vec<usize>; 3], [bool; 2]) {
         let started = self.started.iter().copied().collect();
         let over = self.over.keys().copied().collect();
         let bound = self.bound.iter().copied().collect();
         let write = [self.write == Write::Sent, self.write == Write::InDoubt];
-        (self.known.as_ref(), [started, over, bound], write)
-    }
-
-    /// The number of the share.
-    pub fn number(&self) -> u32 {
-        self.number
+        ([started, over, bound], write)
     }
 }

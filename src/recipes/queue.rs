@@ -8,16 +8,30 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+use crate::contract::worker::EntryId;
 use crate::contract::{Labels, TaskId, job_of};
 
 /// What a task needs of a worker, as a small number; see [`Needs`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Need {
     labels: u32,
-    /// It was charged before, so it goes only where no other such task is: the poison convicts itself.
+    /// A worker died while it may have run there, so it goes only where no other such task is.
     pub suspect: bool,
     /// It may not be charged any more, so it does not wait at a worker, where it might be for what another one did.
     pub prompt: bool,
+}
+
+impl Need {
+    /// Whether one more death ends what was suspected before: it runs alone, so that nobody is convicted for what another
+    /// one did.
+    pub fn is_alone(self) -> bool {
+        self.suspect && self.prompt
+    }
+
+    /// The same labels, of something else of the same task.
+    pub fn of(self, suspect: bool, prompt: bool) -> Need {
+        Need { suspect, prompt, ..self }
+    }
 }
 
 /// The sets of labels that tasks require, each held once, and for as long as a task requires it.
@@ -95,7 +109,7 @@ pub struct Place {
     pub czxid: i64,
 }
 
-type Line = BTreeSet<(i64, TaskId)>;
+type Line = BTreeSet<(i64, EntryId)>;
 
 /// The tasks with one need, by job.
 type Jobs = BTreeMap<String, Line>;
@@ -122,7 +136,7 @@ impl Lane {
     }
 
     /// The first task of each need that is not blocked, in the order of their turns; with its job.
-    fn firsts(&self) -> Vec<(bool, &String, &(i64, TaskId), Need)> {
+    fn firsts(&self) -> Vec<(bool, &String, &(i64, EntryId), Need)> {
         let firsts = self.open.iter().filter_map(|(need, jobs)| {
             let after = jobs.range::<str, _>((Bound::Excluded(self.last.as_str()), Bound::Unbounded)).next();
             let (again, (job, line)) = match after {
@@ -141,7 +155,7 @@ impl Lane {
 #[derive(Debug, Default)]
 pub struct Queue {
     lanes: BTreeMap<Reverse<i32>, Lane>,
-    places: BTreeMap<TaskId, Place>,
+    places: BTreeMap<EntryId, Place>,
     /// How many tasks have each need.
     needs: BTreeMap<Need, usize>,
     /// Those of the needs that nobody could meet when they were last asked for.
@@ -150,7 +164,7 @@ pub struct Queue {
 
 impl Queue {
     /// Puts a task in, or moves it to another place.
-    pub fn insert(&mut self, task: &TaskId, mut place: Place) {
+    pub fn insert(&mut self, task: &EntryId, mut place: Place) {
         place.priority = place.priority.clamp(-MAX_PRIORITY, MAX_PRIORITY);
         if self.places.get(task) == Some(&place) {
             return;
@@ -159,7 +173,7 @@ impl Queue {
         let blocked = self.blocked.contains(&place.need);
         let lane = self.lanes.entry(Reverse(place.priority)).or_default();
         let jobs = lane.side(blocked).entry(place.need).or_default();
-        let job = job_of(task.dir());
+        let job = job_of(task.task.dir());
         if !jobs.contains_key(job) {
             jobs.insert(job.to_string(), Line::new());
         }
@@ -171,13 +185,13 @@ impl Queue {
     }
 
     /// Takes a task out; false if it is not queued.
-    pub fn remove(&mut self, task: &TaskId) -> bool {
+    pub fn remove(&mut self, task: &EntryId) -> bool {
         let Some(place) = self.places.remove(task) else { return false };
         let blocked = self.blocked.contains(&place.need);
         if let Some(lane) = self.lanes.get_mut(&Reverse(place.priority))
             && let Some(jobs) = lane.side(blocked).get_mut(&place.need)
         {
-            let job = job_of(task.dir());
+            let job = job_of(task.task.dir());
             if let Some(line) = jobs.get_mut(job) {
                 line.remove(&(place.czxid, task.clone()));
                 if line.is_empty() {
@@ -198,6 +212,14 @@ impl Queue {
         true
     }
 
+    /// Takes out whatever is queued of a task.
+    pub fn remove_all(&mut self, task: &TaskId) {
+        let all: Vec<EntryId> = self.places.range(EntryId::all_of(task)).map(|(id, _)| id.clone()).collect();
+        for id in all {
+            self.remove(&id);
+        }
+    }
+
     fn block(&mut self, need: Need) {
         self.blocked.insert(need);
         self.lanes.values_mut().for_each(|lane| lane.shift(need, true));
@@ -215,18 +237,23 @@ impl Queue {
         self.places.len()
     }
 
+    /// What is to run alone, and nobody could take when it was last asked for.
+    pub fn waits_alone(&self) -> impl Iterator<Item = Need> + '_ {
+        self.blocked.iter().copied().filter(|need| need.is_alone())
+    }
+
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
     }
 
     /// Whether this one is.
-    pub fn contains(&self, task: &TaskId) -> bool {
+    pub fn contains(&self, task: &EntryId) -> bool {
         self.places.contains_key(task)
     }
 
     /// Some queued task, for checks.
-    pub fn sample(&self) -> Option<&TaskId> {
+    pub fn sample(&self) -> Option<&EntryId> {
         self.places.keys().next()
     }
 
@@ -237,7 +264,7 @@ impl Queue {
 
     /// Takes out the task that is next among those whose need `can` be met. What cannot be met is not asked for again
     /// until [`Queue::unblock`]: a turn must not cost more with every job and every set of labels.
-    pub fn pop(&mut self, mut can: impl FnMut(Need) -> bool) -> Option<(TaskId, Need)> {
+    pub fn pop(&mut self, mut can: impl FnMut(Need) -> bool) -> Option<(EntryId, Need)> {
         let mut refused = BTreeSet::new();
         let mut next = None;
         for lane in self.lanes.values_mut() {
@@ -261,22 +288,26 @@ impl Queue {
 mod tests {
     use super::*;
 
+    fn id(job: &str, name: &str) -> EntryId {
+        EntryId::new(&TaskId::new(job, name), 1)
+    }
+
     fn place(needs: &mut Needs, priority: i32, czxid: i64) -> Place {
         Place { priority, need: needs.number(None, false, false).expect("room"), czxid }
     }
 
     fn drain(queue: &mut Queue) -> Vec<String> {
-        std::iter::from_fn(|| queue.pop(|_| true)).map(|(task, _)| task.to_string()).collect()
+        std::iter::from_fn(|| queue.pop(|_| true)).map(|(id, _)| id.task.to_string()).collect()
     }
 
     #[test]
     fn priority_then_jobs_in_turn_then_order_of_creation() {
         let (mut queue, mut needs) = (Queue::default(), Needs::default());
         for (n, job) in ["a~0000", "a~0001", "a~0000", "b", "c", "c"].iter().enumerate() {
-            queue.insert(&TaskId::new(job, &format!("t{n}")), place(&mut needs, 0, 100 - n as i64));
+            queue.insert(&id(job, &format!("t{n}")), place(&mut needs, 0, 100 - n as i64));
         }
-        queue.insert(&TaskId::new("z", "urgent"), place(&mut needs, 5, 999));
-        queue.insert(&TaskId::new("z", "late"), place(&mut needs, -5, 1));
+        queue.insert(&id("z", "urgent"), place(&mut needs, 5, 999));
+        queue.insert(&id("z", "late"), place(&mut needs, -5, 1));
         let order = drain(&mut queue);
         assert_eq!(
             order,
@@ -290,10 +321,10 @@ mod tests {
         let (mut queue, mut needs) = (Queue::default(), Needs::default());
         let gpu: Labels = [("gpu".to_string(), "yes".to_string())].into();
         let picky = needs.number(Some(&gpu), false, false).expect("room");
-        queue.insert(&TaskId::new("a", "picky"), Place { priority: 9, need: picky, czxid: 1 });
-        queue.insert(&TaskId::new("a", "plain"), place(&mut needs, 0, 2));
+        queue.insert(&id("a", "picky"), Place { priority: 9, need: picky, czxid: 1 });
+        queue.insert(&id("a", "plain"), place(&mut needs, 0, 2));
         let plain_worker = Labels::new();
-        let popped = queue.pop(|need| needs.fits(need, &plain_worker)).map(|(task, _)| task.to_string());
+        let popped = queue.pop(|need| needs.fits(need, &plain_worker)).map(|(id, _)| id.task.to_string());
         assert_eq!(popped.as_deref(), Some("a/plain"));
         assert_eq!(queue.pop(|need| needs.fits(need, &plain_worker)), None);
         queue.unblock(|need| needs.fits(need, &gpu));
@@ -303,7 +334,7 @@ mod tests {
     #[test]
     fn inserting_again_moves() {
         let (mut queue, mut needs) = (Queue::default(), Needs::default());
-        let task = TaskId::new("a", "t");
+        let task = id("a", "t");
         queue.insert(&task, place(&mut needs, 0, 1));
         queue.insert(&task, place(&mut needs, 7, 1));
         assert_eq!((queue.len(), drain(&mut queue).len(), queue.remove(&task)), (1, 1, false));
@@ -319,7 +350,7 @@ mod tests {
             needs.hold(need);
             for job in 0..1_000 {
                 let place = Place { priority: job % 3, need, czxid: 1 };
-                queue.insert(&TaskId::new(&format!("j{job}"), &format!("t{n}")), place);
+                queue.insert(&id(&format!("j{job}"), &format!("t{n}")), place);
             }
         }
         let mut asked = 0;
@@ -328,12 +359,12 @@ mod tests {
                 asked += 1;
                 can(need)
             });
-            (std::mem::take(&mut asked), popped.map(|(task, _)| task.to_string()))
+            (std::mem::take(&mut asked), popped.map(|(id, _)| id.task.to_string()))
         };
         assert_eq!(pop(&mut queue, &|_| false), (100, None));
         assert_eq!(pop(&mut queue, &|_| false), (0, None), "nothing has changed");
         queue.insert(
-            &TaskId::new("new", "t"),
+            &id("new", "t"),
             Place { priority: 9, need: needs.number(Some(&set(7)), false, false).expect("room"), czxid: 9 },
         );
         assert_eq!(pop(&mut queue, &|_| false), (0, None), "nobody can take it either");

@@ -13,6 +13,7 @@
 //! A standby keeps the same table and queue; it only does not act. What it knows of tasks and workers comes from
 //! mirrors; assignments are read at the takeover alone, since nobody but a leader changes them.
 
+mod balance;
 mod burial;
 mod chunks;
 mod closed;
@@ -23,6 +24,7 @@ mod janitor;
 mod leading;
 mod looks;
 mod refusals;
+mod settle;
 mod summary;
 mod table;
 
@@ -39,11 +41,11 @@ use crate::recipes::election::Election;
 use crate::recipes::ensure::{self, Ensure};
 use crate::recipes::mirror::{Change, Mirror};
 use crate::recipes::past::Past;
-use crate::recipes::queue::{Place, Queue};
+use crate::recipes::queue::Queue;
 use crate::recipes::retry::{Condition, Retry};
 use fleet::Fleet;
 use leading::Term;
-use table::{Phase, Table, Update};
+use table::{Table, Update};
 
 /// A standby reads what changed once, or at most twice this time later: most tasks are gone by then.
 const STANDBY_PACE: Duration = Duration::from_secs(1);
@@ -300,7 +302,9 @@ impl Master {
         let is_new = is_ours && self.table.pending(task).is_some();
         self.just_read = is_new.then(|| Seen::of(data, stat)).flatten().map(|seen| (task.clone(), seen));
         if is_another && let Some(term) = &mut self.term {
-            term.book.revoke(task, Haste::Now);
+            for (id, _, _) in term.book.entries_of(task) {
+                term.book.revoke(&id, Haste::Now);
+            }
         }
         if let Some(children) = self.table.overfull(task.dir()) {
             let path = self.params.layout.job(task.dir());
@@ -388,22 +392,6 @@ impl Master {
         }
     }
 
-    /// Puts a pending task that nobody has where it belongs: in the queue, or among those that wait.
-    fn enqueue(&mut self, task: &TaskId, ensemble_ms: Option<i64>) {
-        self.queue.remove(task);
-        let Some(known) = self.table.get(task) else { return };
-        let Phase::Pending(pending) = &known.phase else { return };
-        if pending.cancel {
-            return;
-        }
-        if pending.not_before_ms != 0 && ensemble_ms.is_none_or(|now| now < pending.not_before_ms) {
-            let wait = (pending.not_before_ms, task.clone());
-            self.table.delayed.insert(wait);
-            return;
-        }
-        self.queue.insert(task, Place { priority: pending.priority, need: pending.need, czxid: known.czxid });
-    }
-
     /// Nobody is in a hurry to read what is most probably gone before it could matter.
     fn catch_up(&mut self, now: Instant, out: &mut Out) {
         if !self.tasks.is_behind() {
@@ -484,7 +472,7 @@ impl Role for Master {
         assert!(self.connected.is_some(), "a term without a connection");
         assert_eq!(self.election.leading(), Some(term.epoch()), "a term that the election does not know");
         if let Some(task) = self.queue.sample() {
-            assert!(term.holder_of(task).is_none(), "task {task} is queued and assigned at once");
+            assert!(term.book.holder(task).is_none(), "task {task} is queued and assigned at once");
         }
     }
 }

@@ -16,8 +16,10 @@
 mod course;
 mod drain;
 mod entries;
+mod portion;
 mod reports;
 mod runs;
+mod saves;
 mod slot;
 mod starts;
 
@@ -25,8 +27,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::contract::task::Options;
-use crate::contract::worker::{Assignment, ProcessIdentity, Registration};
-use crate::contract::{Labels, Layout, TaskId};
+use crate::contract::worker::{Assignment, EntryId, ProcessIdentity, Registration};
+use crate::contract::{Labels, Layout};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Event, Instant, Level, Refusal,
@@ -103,22 +105,18 @@ enum Dying {
 enum Purpose {
     WatchAssignment,
     ReadAssignment,
-    /// For an entry at this attempt; `verified` if an own write was made before.
+    /// For an entry; `verified` if an own write was made before.
     ReadTask {
-        task: TaskId,
-        attempt: u32,
+        id: EntryId,
         verified: bool,
     },
     ReadJob(String),
-    /// The results of a chunk are being written.
-    SaveResults {
-        task: TaskId,
-        attempt: u32,
-    },
-    /// Somebody changed a chunk that runs.
-    RereadTask {
-        task: TaskId,
-        attempt: u32,
+    /// What is known of a share is being written.
+    Save(EntryId),
+    /// Somebody changed a chunk of which something runs; `verified` if an own write was made before.
+    Reread {
+        id: EntryId,
+        verified: bool,
     },
     DeleteAssignment,
 }
@@ -126,7 +124,7 @@ enum Purpose {
 /// One run.
 #[derive(Debug)]
 struct Run {
-    task: TaskId,
+    id: EntryId,
     /// Which of the task's commands.
     command: usize,
     timeout: Option<Duration>,
@@ -152,9 +150,9 @@ pub struct Worker {
     /// A read of it is on its way, so something may be to start.
     expecting: bool,
     /// Its entries, and what became of them.
-    slots: BTreeMap<TaskId, Slot>,
+    slots: BTreeMap<EntryId, Slot>,
     /// Those of which something is to be started, in this order; some may be gone already.
-    line: BTreeMap<u64, TaskId>,
+    line: BTreeMap<u64, EntryId>,
     last_order: u64,
     /// How many were started and are not over.
     started: usize,
@@ -162,9 +160,11 @@ pub struct Worker {
     starts: Starts,
     timers: BTreeSet<(Instant, RunId)>,
     /// Chunks of which results are to be written, by time.
-    saves: BTreeSet<(Instant, TaskId)>,
+    saves: BTreeSet<(Instant, EntryId)>,
     /// How long such a write takes, on average.
     write_time: Duration,
+    /// How long a command runs, on average.
+    run_time: Option<Duration>,
     reports: Reports,
     /// Defaults of the jobs of all entries; `None` while they are being read.
     jobs: BTreeMap<String, Option<Options>>,
@@ -205,6 +205,7 @@ impl Worker {
             timers: BTreeSet::new(),
             saves: BTreeSet::new(),
             write_time: Duration::ZERO,
+            run_time: None,
             reports: Reports::new(&params.layout),
             jobs: BTreeMap::new(),
             dying: None,
@@ -223,7 +224,7 @@ impl Worker {
         self.params.layout.assignment(self.registrar.incarnation())
     }
 
-    fn on_lost(&mut self) {
+    fn on_lost(&mut self, out: &mut Out) {
         self.connected = false;
         self.calls.clear();
         self.version = None;
@@ -233,12 +234,14 @@ impl Worker {
         self.reports.on_lost();
         self.jobs.retain(|_, options| options.is_some());
         self.expecting = false;
-        // Whatever was on its way is written again when there is a connection.
-        for (task, slot) in &mut self.slots {
-            if let Some(course) = slot.course_mut() {
-                course.on_lost();
-                self.saves.extend(course.plan_save(Instant::default()).map(|at| (at, task.clone())));
+        // Nobody knows what became of what was on its way.
+        let doubted: Vec<EntryId> = self.slots.keys().cloned().collect();
+        for id in doubted {
+            if let Some(portion) = self.portion_mut(&id) {
+                portion.doubt();
+                portion.verifying = None;
             }
+            self.finish_if_over(&id, out);
         }
         if self.dying == Some(Dying::Unassigning) {
             self.dying = Some(Dying::Settling);
@@ -257,6 +260,7 @@ impl Worker {
                 self.lease.on_session(self.registrar.session_timeout());
                 self.watch_assignment(out);
                 self.restart_reads(out);
+                self.reread_doubted(out);
                 self.vouching = true;
             }
             Step::Dead(why) => self.die(&why, out),
@@ -371,20 +375,18 @@ impl Worker {
             }
             (Purpose::ReadAssignment, Err(Refusal::NoNode)) => self.die("its assignment was deleted", out),
             // The entry is another by now, or another answer is awaited: this one may be older.
-            (Purpose::ReadTask { task, attempt, verified }, _)
-                if !self.slots.get(&task).is_some_and(|slot| slot.awaits(attempt, verified)) => {}
-            (Purpose::ReadTask { task, .. }, Ok(Reply::Data { data, stat })) => {
-                self.on_task(&task, Some((data, stat)), now, out);
+            (Purpose::ReadTask { id, verified }, _)
+                if !self.slots.get(&id).is_some_and(|slot| slot.awaits(verified)) => {}
+            (Purpose::ReadTask { id, .. }, Ok(Reply::Data { data, stat })) => {
+                self.on_task(&id, Some((data, stat)), now, out);
             }
-            (Purpose::ReadTask { task, .. }, Err(Refusal::NoNode)) => self.on_task(&task, None, now, out),
-            (Purpose::ReadTask { task, .. }, Err(refusal)) => {
-                self.set_aside(&task, &refusal.to_string(), out);
+            (Purpose::ReadTask { id, .. }, Err(Refusal::NoNode)) => self.on_task(&id, None, now, out),
+            (Purpose::ReadTask { id, .. }, Err(refusal)) => {
+                self.set_aside(&id, &refusal.to_string(), out);
             }
             (Purpose::ReadJob(dir), result) => self.on_job(dir, result, out),
-            (Purpose::SaveResults { task, attempt }, result) => {
-                self.on_results_saved(&task, attempt, result, now, out);
-            }
-            (Purpose::RereadTask { task, attempt }, result) => self.on_reread(&task, attempt, result, now),
+            (Purpose::Save(id), result) => self.on_saved(&id, result, now, out),
+            (Purpose::Reread { id, verified }, result) => self.on_reread(&id, verified, result, now, out),
             (Purpose::DeleteAssignment, Ok(_) | Err(Refusal::NoNode)) => self.on_unassigned(out),
             // The leader was faster with one more write: what it added was not started.
             (Purpose::DeleteAssignment, Err(Refusal::BadVersion)) => self.read_assignment(out),
@@ -487,7 +489,7 @@ impl Role for Worker {
             }
             Event::Lost { why } => {
                 out.log(Level::Warn, format!("connection lost: {why}"));
-                self.on_lost();
+                self.on_lost(out);
             }
             Event::Changed { path, kind } => self.on_changed(&path, kind, out),
             Event::Reply { id, result } => self.on_reply(id, &result, now, out),
@@ -506,11 +508,11 @@ impl Role for Worker {
         let needed = !self.runs.is_empty() || self.expecting || !self.line.is_empty();
         self.lease.need(needed && self.registrar.is_standing(), now, out);
         self.stop_late(now, out);
-        self.save(now, out);
         self.reports.wake(now, out);
         self.starts.wake(now);
         self.show_starts(out);
         self.start_ready(now, out);
+        self.save(now, out);
         self.drain(now, out);
         self.vouch(now, out);
         self.tell(out);
@@ -535,10 +537,10 @@ impl Role for Worker {
         assert!(running <= self.params.slots as usize, "{running} of {} slots in use", self.params.slots);
         assert!(self.timers.len() <= running, "more timers than runs");
         // One is looked at every time, or a turn would cost more with every slot.
-        if let Some((run, Run { task, .. })) = self.runs.first_key_value() {
-            let course = self.slots.get(task).and_then(Slot::course);
+        if let Some((run, Run { id, .. })) = self.runs.first_key_value() {
+            let course = self.slots.get(id).and_then(Slot::course);
             let known = course.is_some_and(|course| course.runs.contains(run));
-            assert!(known, "run {run:?} of task {task} has no slot");
+            assert!(known, "run {run:?} of task {id} has no slot");
         }
     }
 }

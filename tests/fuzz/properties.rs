@@ -268,6 +268,7 @@ proptest! {
             attempt,
             revoked,
             recalled: revoked,
+            look: None,
             seen: read.map(seen),
         };
         let assignment = Assignment::new(epoch, entries.into_iter().map(entry).collect());

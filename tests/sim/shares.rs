@@ -76,10 +76,10 @@ fn task_key(task: &Task, key: &mut Vec<u8>) {
 }
 
 fn holder_key(holder: &Holder, key: &mut Vec<u8>) {
-    let (known, sets, write) = holder.state();
+    let (sets, write) = holder.state();
     key.extend([holder.number() as u8, u8::from(write[0]), u8::from(write[1])]);
-    if let Some((version, task)) = known {
-        key.push(*version as u8);
+    if let (Some(version), Some(task)) = (holder.version(), holder.known()) {
+        key.push(version as u8);
         task_key(task, key);
     }
     for set in sets {
@@ -202,7 +202,7 @@ fn leader(state: &State, scope: Scope, next: &mut Vec<State>) {
         }
         let is_dead = state.given.get(&share.attempt).is_some_and(|by| !state.workers[*by].lives);
         let mut moved = state.task.clone();
-        if is_dead && moved.move_on(share.attempt, &by(), &Move::Death { limit: 9 }) {
+        if is_dead && moved.move_on(share.attempt, Some(&by()), &Move::Death { limit: 9 }) {
             next.push(state.with(|state| state.set(moved)));
         }
     }

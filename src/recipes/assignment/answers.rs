@@ -1,7 +1,7 @@
 //! What becomes of a page when the ensemble has answered: it was read, written, or refused.
 
 use super::page::{Held, PageState, Revoked};
-use super::{Book, Deed, Haste, State, Step};
+use super::{Book, Deed, State, Step};
 use crate::contract::Incarnation;
 use crate::contract::worker::{Assignment, Entry};
 use crate::machine::{Actions, Level, Refusal, Reply};
@@ -58,27 +58,23 @@ impl Book {
         steps.push(Step::Opened(incarnation.clone()));
     }
 
-    /// Takes over what is on a page. A task may be on two, if a leader that died had written only one half of its
-    /// move from one to the other. Then the later attempt's holder has it; the other entry is void, and is revoked,
-    /// so that it goes when its worker has vouched for it.
+    /// Takes over what is on a page. The same may be on two, if a leader that died had written only one half of its move
+    /// from one to the other. Then the entry that is read later is void, and is revoked, so that it goes when its worker
+    /// has vouched for it.
     fn take_in(&mut self, incarnation: &Incarnation, entries: Vec<Entry>) {
         for entry in entries {
-            let mut revoked = if entry.revoked { Revoked::Wanted } else { Revoked::No };
-            let elsewhere = self.holder(&entry.task).map(|(other, held)| (other.clone(), held.attempt));
-            match elsewhere {
-                Some((other, attempt)) if other != *incarnation && attempt >= entry.attempt => {
-                    revoked = Revoked::Wanted;
-                }
-                Some(_) | None => {
-                    self.revoke(&entry.task, Haste::Now);
-                    self.holders.insert(entry.task.clone(), incarnation.clone());
-                }
+            let id = entry.id();
+            let is_elsewhere = self.holders.get(&id).is_some_and(|other| other != incarnation);
+            let revoked = if entry.revoked || is_elsewhere { Revoked::Wanted } else { Revoked::No };
+            if !is_elsewhere {
+                self.holders.insert(id.clone(), incarnation.clone());
             }
             if let Some(page) = self.pages.get_mut(incarnation) {
                 page.dirty |= revoked == Revoked::Wanted && !entry.revoked;
-                let mut held = Held::new(entry.attempt, 1, false);
+                let mut held = Held::new(1, false);
                 (held.inherited, held.revoked, held.recalled) = (true, revoked, entry.recalled);
-                page.push_written(entry.task, held);
+                held.look = entry.look;
+                page.push_written(id, held);
             }
         }
     }

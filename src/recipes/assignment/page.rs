@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::contract::worker::{Assignment, Entry, MAX_ENTRIES, MAX_SEEN_IN_ALL, Seen};
+use crate::contract::worker::{Assignment, Entry, EntryId, MAX_ENTRIES, MAX_SEEN_IN_ALL, Seen};
 use crate::contract::{MAX_TASK_ID_BYTES, TaskId};
 use crate::recipes::retry::pause_of_one;
 
@@ -15,23 +15,25 @@ const ENTRY_OVERHEAD: usize = 128;
 const ENTRY_BYTES: usize = 2 * MAX_TASK_ID_BYTES + ENTRY_OVERHEAD;
 
 /// The most that an entry of this task can have when it is encoded.
-fn encoded_bytes(task: &TaskId) -> usize {
-    2 * task.as_str().len() + ENTRY_OVERHEAD
+fn encoded_bytes(id: &EntryId) -> usize {
+    2 * id.task.as_str().len() + ENTRY_OVERHEAD
 }
 
 /// A task on a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
-    /// The attempt that it was given out as.
-    pub attempt: u32,
     /// Somebody who led before gave it out.
     pub inherited: bool,
     /// How many commands it has to run.
     pub width: u32,
-    /// It was charged before.
+    /// A worker died while it may have run there.
     pub suspect: bool,
+    /// Its worker is to run nothing else meanwhile.
+    pub alone: bool,
     /// Its worker is to release it, unless it was started.
     pub recalled: bool,
+    /// What stands in this version of its chunk its worker should know.
+    pub look: Option<i32>,
     pub(super) revoked: Revoked,
     /// It takes up no slot, for one of these reasons.
     ghost: bool,
@@ -40,14 +42,15 @@ pub struct Held {
 }
 
 impl Held {
-    /// An entry of a task that is given out as this attempt.
-    pub fn new(attempt: u32, width: u32, suspect: bool) -> Held {
+    /// An entry of a task that is given out now.
+    pub fn new(width: u32, suspect: bool) -> Held {
         Held {
-            attempt,
             inherited: false,
             width,
             suspect,
+            alone: false,
             recalled: false,
+            look: None,
             revoked: Revoked::No,
             ghost: false,
             aside: false,
@@ -98,8 +101,10 @@ pub struct Load {
     pub width: u64,
     /// Entries that are not over, as far as anybody can tell.
     pub entries: usize,
-    /// Those that were charged before.
+    /// Those that are suspected of a worker's death.
     pub suspects: usize,
+    /// Those beside which nothing else is to run.
+    pub alone: usize,
     /// How many were ever taken off, or taken for over: it stands still if nothing gets on.
     pub struck: u64,
 }
@@ -108,10 +113,10 @@ pub struct Load {
 #[derive(Debug)]
 pub(super) struct Page {
     pub version: i32,
-    entries: BTreeMap<TaskId, Held>,
-    order: BTreeMap<u64, TaskId>,
+    entries: BTreeMap<EntryId, Held>,
+    order: BTreeMap<u64, EntryId>,
     /// What the next version carries along of tasks, and no later one.
-    seen: BTreeMap<TaskId, Seen>,
+    seen: BTreeMap<EntryId, Seen>,
     /// How much that is, with what was taken off again.
     seen_bytes: usize,
     /// The most that the entries can have when they are encoded, without what is carried along.
@@ -178,7 +183,7 @@ impl Page {
         }
     }
 
-    pub fn get(&self, task: &TaskId) -> Option<&Held> {
+    pub fn get(&self, task: &EntryId) -> Option<&Held> {
         self.entries.get(task)
     }
 
@@ -201,12 +206,12 @@ impl Page {
     }
 
     /// The entries in the order in which they are started.
-    pub fn entries(&self) -> impl DoubleEndedIterator<Item = (&TaskId, &Held)> {
+    pub fn entries(&self) -> impl DoubleEndedIterator<Item = (&EntryId, &Held)> {
         self.order.values().filter_map(|task| self.entries.get_key_value(task))
     }
 
     /// Puts an entry at the end.
-    pub fn push(&mut self, task: TaskId, held: Held) {
+    pub fn push(&mut self, task: EntryId, held: Held) {
         self.remove(&task);
         self.last_place += 1;
         let held = Held { place: self.last_place, ..held };
@@ -218,13 +223,13 @@ impl Page {
     }
 
     /// Puts an entry at the end that stands in the ensemble.
-    pub fn push_written(&mut self, task: TaskId, held: Held) {
+    pub fn push_written(&mut self, task: EntryId, held: Held) {
         self.push(task, held);
         self.written_place = self.last_place;
     }
 
     /// The next version carries along what was read of the task of an entry, if there is room for it.
-    pub fn carry(&mut self, task: &TaskId, seen: Seen) {
+    pub fn carry(&mut self, task: &EntryId, seen: Seen) {
         if self.seen_bytes + seen.data.len() <= MAX_SEEN_IN_ALL {
             self.seen_bytes += seen.data.len();
             self.seen.insert(task.clone(), seen);
@@ -232,7 +237,7 @@ impl Page {
     }
 
     /// Takes an entry off.
-    pub fn remove(&mut self, task: &TaskId) -> Option<Held> {
+    pub fn remove(&mut self, task: &EntryId) -> Option<Held> {
         let held = self.entries.remove(task)?;
         self.order.remove(&held.place);
         self.seen.remove(task);
@@ -243,7 +248,7 @@ impl Page {
     }
 
     /// Takes all off.
-    pub fn take_all(&mut self) -> Vec<TaskId> {
+    pub fn take_all(&mut self) -> Vec<EntryId> {
         let struck = self.load.struck + self.load.entries as u64;
         self.load = Load { struck, ..Load::default() };
         self.entries.clear();
@@ -253,24 +258,26 @@ impl Page {
     }
 
     fn count(&mut self, held: &Held, adds: bool) {
-        let (width, suspects) = match held.takes_slots() {
-            true => (u64::from(held.width), usize::from(held.suspect)),
-            false => (0, 0),
+        let (width, suspects, alone) = match held.takes_slots() {
+            true => (u64::from(held.width), usize::from(held.suspect), usize::from(held.alone)),
+            false => (0, 0, 0),
         };
         let entries = usize::from(!held.ghost);
         if adds {
             self.load.width += width;
             self.load.suspects += suspects;
+            self.load.alone += alone;
             self.load.entries += entries;
         } else {
             self.load.width -= width;
             self.load.suspects -= suspects;
+            self.load.alone -= alone;
             self.load.entries -= entries;
         }
     }
 
     /// Changes an entry; whether that made a difference.
-    fn change(&mut self, task: &TaskId, change: impl FnOnce(&mut Held)) -> bool {
+    fn change(&mut self, task: &EntryId, change: impl FnOnce(&mut Held)) -> bool {
         let Some(before) = self.entries.get(task).copied() else { return false };
         let mut after = before;
         change(&mut after);
@@ -284,12 +291,15 @@ impl Page {
     }
 
     /// What the task is like, once that is known.
-    pub fn describe(&mut self, task: &TaskId, width: u32, suspect: bool) -> bool {
-        self.change(task, |held| (held.width, held.suspect, held.ghost) = (width, suspect, false))
+    pub fn describe(&mut self, task: &EntryId, like: Held) -> bool {
+        self.change(task, |held| {
+            (held.width, held.suspect, held.alone, held.ghost) =
+                (like.width, like.suspect, like.alone, false);
+        })
     }
 
     /// The task has most probably ended, and its end is ours to hear of.
-    pub fn make_ghost(&mut self, task: &TaskId) -> bool {
+    pub fn make_ghost(&mut self, task: &EntryId) -> bool {
         let changed = self.change(task, |held| held.ghost = true);
         self.load.struck += u64::from(changed);
         changed
@@ -297,25 +307,33 @@ impl Page {
 
     /// These tasks, and no others, are set aside by the worker.
     pub fn set_aside(&mut self, aside: &[TaskId]) -> bool {
-        let was: Vec<TaskId> =
-            self.entries.iter().filter(|(_, held)| held.aside).map(|(task, _)| task.clone()).collect();
-        let back = was.iter().filter(|task| !aside.contains(task));
+        let was = self.entries.iter().filter(|(_, held)| held.aside).map(|(id, _)| id.clone());
+        let back: Vec<EntryId> = was.filter(|id| !aside.contains(&id.task)).collect();
         let mut changed = false;
-        for task in back {
-            changed |= self.change(task, |held| held.aside = false);
+        for id in back {
+            changed |= self.change(&id, |held| held.aside = false);
         }
         for task in aside {
-            changed |= self.change(task, |held| held.aside = true);
+            let all: Vec<EntryId> =
+                self.entries.range(EntryId::all_of(task)).map(|(id, _)| id.clone()).collect();
+            for id in all {
+                changed |= self.change(&id, |held| held.aside = true);
+            }
         }
         changed
     }
 
-    pub fn recall(&mut self, task: &TaskId) -> bool {
+    /// Its worker is to know what stands in this version; whether that is new.
+    pub fn look(&mut self, id: &EntryId, version: i32) -> bool {
+        self.change(id, |held| held.look = held.look.max(Some(version)))
+    }
+
+    pub fn recall(&mut self, task: &EntryId) -> bool {
         self.change(task, |held| held.recalled = true)
     }
 
     /// Wishes an entry dead; whether that is new.
-    pub fn revoke(&mut self, task: &TaskId) -> bool {
+    pub fn revoke(&mut self, task: &EntryId) -> bool {
         let changed = self.change(task, |held| {
             if held.revoked == Revoked::No {
                 held.revoked = Revoked::Wanted;
@@ -325,11 +343,11 @@ impl Page {
         changed
     }
 
-    /// What was revoked up to this version is dead: those tasks, with their attempts.
-    pub fn dead_through(&self, through: i32) -> Vec<(TaskId, u32)> {
+    /// What was revoked up to this version is dead: those entries.
+    pub fn dead_through(&self, through: i32) -> Vec<EntryId> {
         let dead = |held: &Held| matches!(held.revoked, Revoked::Since(version) if version <= through);
         let dead = self.entries.iter().filter(|(_, held)| dead(held));
-        dead.map(|(task, held)| (task.clone(), held.attempt)).collect()
+        dead.map(|(id, _)| id.clone()).collect()
     }
 
     fn restate(&mut self, from: Revoked, to: Revoked) {
@@ -350,12 +368,13 @@ impl Page {
         let mut seen = std::mem::take(&mut self.seen);
         self.seen_bytes = 0;
         self.restate(Revoked::Wanted, Revoked::InFlight);
-        let entry = |(task, held): (&TaskId, &Held)| Entry {
-            task: task.clone(),
-            attempt: held.attempt,
+        let entry = |(id, held): (&EntryId, &Held)| Entry {
+            task: id.task.clone(),
+            attempt: id.attempt,
             revoked: held.is_revoked(),
             recalled: held.recalled,
-            seen: seen.remove(task),
+            look: held.look,
+            seen: seen.remove(id),
         };
         Assignment::new(epoch, self.entries().map(entry).collect()).encode()
     }
@@ -384,10 +403,10 @@ impl Page {
     }
 
     /// The last write was refused. What was never written is taken off, so that others can have it.
-    pub fn unsend(&mut self) -> Vec<TaskId> {
+    pub fn unsend(&mut self) -> Vec<EntryId> {
         self.set_unsent();
         self.refused_growth |= self.grows;
-        let unsent: Vec<TaskId> =
+        let unsent: Vec<EntryId> =
             self.order.range(self.written_place + 1..).map(|(_, task)| task.clone()).collect();
         for task in &unsent {
             self.remove(task);
@@ -423,29 +442,29 @@ impl Page {
 mod tests {
     use super::*;
 
-    fn id(name: &str) -> TaskId {
-        TaskId::new("j", name)
+    fn id(name: &str) -> EntryId {
+        EntryId::new(&TaskId::new("j", name), 1)
     }
 
     #[test]
     fn entries_keep_their_order_and_the_load_what_takes_up_slots() {
         let mut page = Page::new();
         for (name, width) in [("z", 1), ("m", 100), ("a", 1)] {
-            page.push(id(name), Held::new(1, width, name == "a"));
+            page.push(id(name), Held::new(width, name == "a"));
         }
-        let order: Vec<_> = page.entries().map(|(task, _)| task.to_string()).collect();
+        let order: Vec<_> = page.entries().map(|(id, _)| id.task.to_string()).collect();
         assert_eq!(order, ["j/z", "j/m", "j/a"]);
-        assert_eq!(page.load(), Load { width: 102, entries: 3, suspects: 1, struck: 0 });
-        assert!(page.set_aside(&[id("m")]) && page.make_ghost(&id("a")) && !page.make_ghost(&id("a")));
-        assert_eq!(page.load(), Load { width: 1, entries: 2, suspects: 0, struck: 1 });
-        assert!(page.set_aside(&[]) && page.describe(&id("m"), 40, true));
-        assert_eq!(page.load(), Load { width: 41, entries: 2, suspects: 1, struck: 1 });
+        assert_eq!(page.load(), Load { width: 102, entries: 3, suspects: 1, struck: 0, alone: 0 });
+        assert!(page.set_aside(&[id("m").task]) && page.make_ghost(&id("a")) && !page.make_ghost(&id("a")));
+        assert_eq!(page.load(), Load { width: 1, entries: 2, suspects: 0, struck: 1, alone: 0 });
+        assert!(page.set_aside(&[]) && page.describe(&id("m"), Held::new(40, true)));
+        assert_eq!(page.load(), Load { width: 41, entries: 2, suspects: 1, struck: 1, alone: 0 });
         page.remove(&id("m"));
-        assert_eq!(page.load(), Load { width: 1, entries: 1, suspects: 0, struck: 2 });
+        assert_eq!(page.load(), Load { width: 1, entries: 1, suspects: 0, struck: 2, alone: 0 });
         page.remove(&id("a"));
         assert_eq!(
             page.load(),
-            Load { width: 1, entries: 1, suspects: 0, struck: 2 },
+            Load { width: 1, entries: 1, suspects: 0, struck: 2, alone: 0 },
             "it was counted before"
         );
         assert_eq!(page.take_all().len(), 1);
@@ -461,11 +480,11 @@ mod tests {
         };
         let data = "x".repeat(MAX_SEEN_IN_ALL / 4);
         for name in ["a", "b", "c", "d", "e"] {
-            page.push(id(name), Held::new(1, 1, false));
+            page.push(id(name), Held::new(1, false));
             page.carry(&id(name), Seen { data: data.clone(), version: 0, mzxid: 1 });
         }
         page.remove(&id("a"));
-        page.push(id("a"), Held::new(1, 1, false));
+        page.push(id("a"), Held::new(1, false));
         assert_eq!((seen(&mut page), seen(&mut page)), (3, 0));
         page.carry(&id("e"), Seen { data, version: 0, mzxid: 1 });
         assert_eq!(seen(&mut page), 1, "there is room again");
@@ -474,18 +493,18 @@ mod tests {
     #[test]
     fn what_was_revoked_while_a_write_is_on_its_way_is_not_in_it() {
         let mut page = Page::new();
-        page.push(id("a"), Held::new(1, 1, false));
-        page.push(id("b"), Held::new(2, 1, false));
+        page.push(id("a"), Held::new(1, false));
+        page.push(id("b"), Held::new(1, false));
         assert!(page.revoke(&id("a")) && !page.revoke(&id("a")));
         page.write(7);
         assert!(page.revoke(&id("b")));
         page.sent(5);
         assert_eq!(page.dead_through(4), []);
-        assert_eq!(page.dead_through(9), [(id("a"), 1)]);
+        assert_eq!(page.dead_through(9), [id("a")]);
         page.write(7);
         page.set_unsent();
         page.write(7);
         page.sent(9);
-        assert_eq!(page.dead_through(9), [(id("a"), 1), (id("b"), 2)]);
+        assert_eq!(page.dead_through(9), [id("a"), id("b")]);
     }
 }

@@ -1,7 +1,7 @@
 //! The leader's book: no page that cannot be served keeps it awake, and one that is refused holds up no other.
 
 use super::{Asked, at_ms, refused};
-use crate::contract::worker::{Assignment, Entry};
+use crate::contract::worker::{Assignment, Entry, EntryId};
 use crate::contract::{Incarnation, Layout, TaskId};
 use crate::machine::{Actions, Call, CallId, CallResult, ChangeKind, Instant, Refusal, Reply, Stat};
 use crate::recipes::assignment::{Book, Deed, Doubt, Haste, Held, Step};
@@ -17,8 +17,8 @@ fn incarnation(name: &str) -> Incarnation {
     Incarnation::new(name, 1)
 }
 
-fn task(name: &str) -> TaskId {
-    TaskId::new("_00", name)
+fn task(name: &str) -> EntryId {
+    EntryId::new(&TaskId::new("_00", name), 1)
 }
 
 fn written(version: i32) -> CallResult {
@@ -30,7 +30,8 @@ fn data(page: &Assignment) -> CallResult {
 }
 
 fn entry(name: &str) -> Entry {
-    Entry { task: task(name), attempt: 1, revoked: false, recalled: false, seen: None }
+    let EntryId { task, attempt } = task(name);
+    Entry { task, attempt, revoked: false, recalled: false, look: None, seen: None }
 }
 
 impl Desk {
@@ -80,7 +81,7 @@ impl Desk {
     }
 
     fn assign(&mut self, worker: &str, name: &str, haste: Haste) {
-        self.book.assign(&incarnation(worker), &task(name), Held::new(1, 1, false), haste);
+        self.book.assign(&incarnation(worker), &task(name), Held::new(1, false), haste);
     }
 
     /// Flushes at this time. What is due then and stays undone would have the leader's loop spin.

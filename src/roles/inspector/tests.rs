@@ -144,6 +144,7 @@ fn fill<T: Role<Report = ClientReport>>(desk: &mut Desk<T>) {
         attempt: 1,
         revoked: false,
         recalled: false,
+        look: None,
         seen: None,
     };
     let revoked = |name: &str| Entry { revoked: true, ..entry(name) };
@@ -240,6 +241,7 @@ fn put_chunk<T: Role<Report = ClientReport>>(desk: &mut Desk<T>) {
         attempt,
         revoked: false,
         recalled: false,
+        look: None,
         seen: None,
     };
     let layout = Layout::new("/z");

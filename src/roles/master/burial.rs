@@ -1,49 +1,50 @@
 //! What follows a worker's death: each of its unfinished tasks goes on to its next attempt, then its assignment
 //! is deleted.
 //!
-//! Whom to charge is decided over all of them together: those that were revoked are not charged; if some had
-//! been charged before, only those are, since they are the suspects. What stood too far behind on the page to have been
-//! started is neither.
+//! What may have been started is suspected, and charged: what was revoked is not, nor what stood too far behind on the
+//! page. What is suspected runs where no other suspect is, and the last time alone, so nobody is convicted for what
+//! another did.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::dispatch::{Roster, charge_window, entries_of};
+use super::dispatch::{Roster, entries_of};
 use super::editor::{Edit, Edited};
 use super::{Master, Out};
+use crate::contract::worker::{EntryId, START_AHEAD, START_AHEAD_LINES};
 use crate::contract::{Incarnation, TaskId};
 use crate::machine::Instant;
 use crate::recipes::assignment::Book;
 
-/// The tasks of one dead incarnation. No step looks through all of them but the one decision: a thousand workers may
+/// The entries of one dead incarnation. No step looks through all of them but the one decision: a thousand workers may
 /// die at once.
 #[derive(Debug)]
 pub struct Burial {
     incarnation: Incarnation,
-    tasks: BTreeMap<TaskId, Stage>,
+    entries: BTreeMap<EntryId, Stage>,
     /// They in the order in which they were to be started.
-    order: Vec<TaskId>,
-    /// How many of those without an outcome can have been started, if that is known.
-    window: Option<usize>,
-    /// How many are not known yet, and those of them that a look has to be begun at.
+    order: Vec<EntryId>,
+    /// How many slots it had, if that is known.
+    slots: Option<usize>,
+    /// How many are not known yet, and the tasks that a look has to be begun at.
     unknown: usize,
     unlooked: Vec<TaskId>,
     decided: bool,
     /// Those whose edit has to be begun.
-    ready: Vec<TaskId>,
+    ready: Vec<EntryId>,
     /// Those of whom it is not known how many attempts they have, by their directories.
-    parked: BTreeMap<String, Vec<TaskId>>,
+    parked: BTreeMap<String, Vec<EntryId>>,
     /// Those that are dealt with.
-    done: Vec<TaskId>,
+    done: Vec<EntryId>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 enum Stage {
-    /// It is not known yet whether it was charged before.
-    Looking { attempt: u32, revoked: bool },
-    /// It is to be moved on.
-    Known { attempt: u32, revoked: bool, charged: u32 },
+    /// It is not known yet how much of it may have been started.
+    Looking { revoked: bool },
+    /// It is to be moved on; so many of its commands may have been started.
+    Known { revoked: bool, window: usize },
     /// It is to be moved on, and it is decided whether that is charged.
-    Decided { attempt: u32, charge: bool },
+    Decided { charge: bool },
     /// It is being moved on.
     Moving,
     /// The entry is dealt with.
@@ -51,19 +52,22 @@ enum Stage {
 }
 
 impl Burial {
-    /// The burial of an incarnation that had these tasks, in this order, at these attempts, revoked or not. Of those
-    /// that have no outcome, only so many can have been started; if that is not known, all.
-    pub fn new(incarnation: &Incarnation, tasks: Vec<(TaskId, u32, bool)>, window: Option<usize>) -> Burial {
-        let order: Vec<TaskId> = tasks.iter().map(|(task, _, _)| task.clone()).collect();
-        let stage = |(task, attempt, revoked)| (task, Stage::Looking { attempt, revoked });
-        let tasks: BTreeMap<_, _> = tasks.into_iter().map(stage).collect();
+    /// The burial of an incarnation that had these entries, in this order, revoked or not. Of those that have no outcome,
+    /// only so many can have been started as its slots allow; if they are not known, all.
+    pub fn new(incarnation: &Incarnation, entries: Vec<(EntryId, bool)>, slots: Option<usize>) -> Burial {
+        let order: Vec<EntryId> = entries.iter().map(|(id, _)| id.clone()).collect();
+        let mut unlooked: Vec<TaskId> = order.iter().map(|id| id.task.clone()).collect();
+        unlooked.sort();
+        unlooked.dedup();
+        let entries: BTreeMap<_, _> =
+            entries.into_iter().map(|(id, revoked)| (id, Stage::Looking { revoked })).collect();
         Burial {
             incarnation: incarnation.clone(),
-            unknown: tasks.len(),
-            unlooked: tasks.keys().cloned().collect(),
-            tasks,
+            unknown: entries.len(),
+            unlooked,
+            entries,
             order,
-            window,
+            slots,
             decided: false,
             ready: Vec::new(),
             parked: BTreeMap::new(),
@@ -76,39 +80,46 @@ impl Burial {
         std::mem::take(&mut self.unlooked)
     }
 
-    /// Takes in what came of an edit; false if the task has no part in this burial.
-    pub fn on_edited(&mut self, task: &TaskId, edit: &Edit, edited: &Edited) -> bool {
-        let Some(stage) = self.tasks.get_mut(task) else { return false };
-        match (&*stage, edit, edited) {
-            (Stage::Looking { attempt, revoked }, Edit::Peek, Edited::Pending { attempt: now, charged })
-                if attempt == now =>
-            {
-                *stage = Stage::Known { attempt: *attempt, revoked: *revoked, charged: *charged };
-                self.unknown -= 1;
+    /// Takes in what came of an edit.
+    pub fn on_edited(&mut self, task: &TaskId, edit: &Edit, edited: &Edited) {
+        let of_task = self.entries.range_mut(EntryId::all_of(task));
+        for (id, stage) in of_task {
+            match (&*stage, edit) {
+                (Stage::Looking { revoked }, Edit::Peek) => {
+                    let windows = match edited {
+                        Edited::Pending { windows } => &windows[..],
+                        Edited::Written { .. } | Edited::Done | Edited::Refused(_) => &[],
+                    };
+                    // Without one it has an outcome, or is at another attempt, or cannot be read: the entry is void.
+                    match windows.iter().find(|(attempt, _)| *attempt == id.attempt) {
+                        Some((_, window)) => *stage = Stage::Known { revoked: *revoked, window: *window },
+                        None => {
+                            *stage = Stage::Done;
+                            self.done.push(id.clone());
+                        }
+                    }
+                    self.unknown -= 1;
+                }
+                (Stage::Looking { .. }, _) => {
+                    if !self.unlooked.contains(task) {
+                        self.unlooked.push(task.clone());
+                    }
+                }
+                (Stage::Moving, Edit::Move { from, .. }) if *from == id.attempt => {
+                    *stage = Stage::Done;
+                    self.done.push(id.clone());
+                }
+                // Its own edit could not be begun while this one was under way.
+                (Stage::Decided { .. }, _) => self.ready.push(id.clone()),
+                (Stage::Known { .. } | Stage::Moving | Stage::Done, _) => {}
             }
-            // It has an outcome, or is at another attempt, or cannot be read: the entry is void.
-            (Stage::Looking { .. }, Edit::Peek, _) => {
-                *stage = Stage::Done;
-                self.unknown -= 1;
-                self.done.push(task.clone());
-            }
-            (Stage::Looking { .. }, _, _) => self.unlooked.push(task.clone()),
-            (Stage::Moving, Edit::Move { .. }, _) => {
-                *stage = Stage::Done;
-                self.done.push(task.clone());
-            }
-            // Its own edit could not be begun while this one was under way.
-            (Stage::Decided { .. }, _, _) => self.ready.push(task.clone()),
-            (Stage::Known { .. } | Stage::Done, _, _)
-            | (Stage::Moving, Edit::Peek | Edit::Cancel | Edit::Expire | Edit::Orphan, _) => {}
         }
-        true
     }
 
     /// The edits to begin, when everything is known, each once. `attempts` gives how many charged attempts a task has
     /// whose own options don't say, if that is known already. An edit counts as begun only by [`Burial::begun`]; one
     /// that could not be begun comes again when the other edit of its task is over.
-    pub fn moves(&mut self, attempts: impl Fn(&TaskId) -> Option<u32>) -> Vec<(TaskId, Edit)> {
+    pub fn moves(&mut self, attempts: impl Fn(&TaskId) -> Option<u32>) -> Vec<(EntryId, Edit)> {
         if self.unknown > 0 {
             return Vec::new();
         }
@@ -117,19 +128,16 @@ impl Burial {
             self.decide();
         }
         let mut moves = Vec::new();
-        for task in std::mem::take(&mut self.ready) {
-            match self.tasks.get(&task) {
-                Some(&Stage::Decided { attempt: from, charge }) => {
-                    let charge = if charge { attempts(&task).map(Some) } else { Some(None) };
-                    let Some(charge) = charge else {
-                        self.parked.entry(task.dir().to_string()).or_default().push(task);
-                        continue;
-                    };
-                    let worker = self.incarnation.clone();
-                    moves.push((task, Edit::Move { from, worker, charge }));
-                }
-                Some(Stage::Looking { .. } | Stage::Known { .. } | Stage::Moving | Stage::Done) | None => {}
-            }
+        for id in std::mem::take(&mut self.ready) {
+            let Some(&Stage::Decided { charge }) = self.entries.get(&id) else { continue };
+            let charge = if charge { attempts(&id.task).map(Some) } else { Some(None) };
+            let Some(charge) = charge else {
+                self.parked.entry(id.task.dir().to_string()).or_default().push(id);
+                continue;
+            };
+            let worker = Some(self.incarnation.clone());
+            let edit = Edit::Move { from: id.attempt, worker, charge };
+            moves.push((id, edit));
         }
         moves
     }
@@ -137,7 +145,7 @@ impl Burial {
     /// How many attempts tasks of this directory have may be known now; or of all directories. Whether any waited for
     /// it.
     fn unpark(&mut self, dir: Option<&str>) -> bool {
-        let unparked: Vec<TaskId> = match dir {
+        let unparked: Vec<EntryId> = match dir {
             Some(dir) => self.parked.remove(dir).unwrap_or_default(),
             None => std::mem::take(&mut self.parked).into_values().flatten().collect(),
         };
@@ -145,47 +153,42 @@ impl Burial {
         !unparked.is_empty()
     }
 
-    /// Decides who is charged, once everything is known.
+    /// Decides who is charged, once everything is known. A worker starts entries in their order, and of each what is in
+    /// its window, so what is before one in that order tells whether it can have been started.
     fn decide(&mut self) {
-        let known: Vec<(TaskId, u32, bool, u32)> = self
-            .order
-            .iter()
-            .filter_map(|task| match self.tasks.get(task) {
-                Some(Stage::Known { attempt, revoked, charged }) => {
-                    Some((task.clone(), *attempt, *revoked, *charged))
-                }
-                _ => None,
-            })
-            .collect();
-        let window = self.window.unwrap_or(usize::MAX);
-        let suspects = known.iter().take(window).any(|(_, _, revoked, charged)| !revoked && *charged > 0);
-        for (place, (task, attempt, revoked, charged)) in known.into_iter().enumerate() {
-            let charge = place < window && !revoked && (!suspects || charged > 0);
-            self.ready.push(task.clone());
-            self.tasks.insert(task, Stage::Decided { attempt, charge });
+        let (mut entries, mut commands) = (0, 0);
+        for id in &self.order {
+            let Some(Stage::Known { revoked, window }) = self.entries.get(id) else { continue };
+            let is_in_reach = self
+                .slots
+                .is_none_or(|slots| entries < slots + START_AHEAD && commands < slots + START_AHEAD_LINES);
+            (entries, commands) = (entries + 1, commands + window);
+            let charge = is_in_reach && !revoked;
+            self.ready.push(id.clone());
+            self.entries.insert(id.clone(), Stage::Decided { charge });
         }
         self.ready.sort();
     }
 
-    /// The task's move is under way.
-    pub fn begun(&mut self, task: &TaskId) {
-        if let Some(stage) = self.tasks.get_mut(task) {
+    /// The entry's move is under way.
+    pub fn begun(&mut self, id: &EntryId) {
+        if let Some(stage) = self.entries.get_mut(id) {
             *stage = Stage::Moving;
         }
     }
 
-    /// The tasks whose entries are dealt with; each is given once.
-    pub fn take_done(&mut self) -> Vec<TaskId> {
+    /// The entries that are dealt with; each is given once.
+    pub fn take_done(&mut self) -> Vec<EntryId> {
         let done = std::mem::take(&mut self.done);
-        for task in &done {
-            self.tasks.remove(task);
+        for id in &done {
+            self.entries.remove(id);
         }
         done
     }
 
     /// Whether every entry is dealt with.
     pub fn is_over(&self) -> bool {
-        self.tasks.is_empty()
+        self.entries.is_empty()
     }
 }
 
@@ -214,8 +217,8 @@ impl Burials {
 
     fn put(&mut self, burial: Burial) {
         self.drop(&burial.incarnation.clone());
-        for task in burial.tasks.keys() {
-            self.of_task.entry(task.clone()).or_default().push(burial.incarnation.clone());
+        for id in burial.entries.keys() {
+            self.of_task.entry(id.task.clone()).or_default().push(burial.incarnation.clone());
         }
         self.due.insert(burial.incarnation.clone());
         self.all.insert(burial.incarnation.clone(), burial);
@@ -223,7 +226,7 @@ impl Burials {
 
     fn drop(&mut self, incarnation: &Incarnation) {
         if let Some(burial) = self.all.remove(incarnation) {
-            burial.tasks.keys().for_each(|task| self.forget(task, incarnation));
+            burial.entries.keys().for_each(|id| self.forget(&id.task, incarnation));
         }
     }
 
@@ -287,17 +290,17 @@ impl Master {
                 term.editor.begin(&task, Edit::Peek, out);
             }
             let (table, complete) = (&self.table, self.tasks.is_complete());
-            for (task, edit) in burial.moves(|task| table.attempts_in(task.dir(), complete)) {
-                if term.editor.begin(&task, edit, out) {
-                    burial.begun(&task);
+            for (id, edit) in burial.moves(|task| table.attempts_in(task.dir(), complete)) {
+                if term.editor.begin(&id.task, edit, out) {
+                    burial.begun(&id);
                 }
             }
             let done = burial.take_done();
             let is_over = burial.is_over();
-            for task in done {
-                term.book.release(&incarnation, &task);
-                term.burials.forget(&task, &incarnation);
-                settled.push(task);
+            for id in done {
+                term.book.release(&incarnation, &id);
+                term.burials.forget(&id.task, &incarnation);
+                settled.push(id.task);
             }
             if is_over {
                 term.book.close(&incarnation, out);
@@ -314,75 +317,64 @@ impl Master {
 }
 
 fn burial_of(incarnation: &Incarnation, book: &Book, roster: &Roster) -> Burial {
-    let window = charge_window(roster, incarnation);
-    Burial::new(incarnation, entries_of(book, incarnation), window)
+    let slots = roster.slots(incarnation).map(|slots| slots as usize);
+    Burial::new(incarnation, entries_of(book, incarnation), slots)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn charged(entries: &[(&str, bool, u32)]) -> Vec<(String, bool)> {
-        charged_of(entries, None)
+    fn id(name: &str) -> EntryId {
+        EntryId::new(&TaskId::new("j", name), 4)
     }
 
-    fn charged_of(entries: &[(&str, bool, u32)], window: Option<usize>) -> Vec<(String, bool)> {
-        let incarnation = Incarnation::new("w", 1);
-        let id = |name: &str| TaskId::new("j", name);
-        let tasks = entries.iter().map(|(name, revoked, _)| (id(name), 4, *revoked)).collect();
-        let mut burial = Burial::new(&incarnation, tasks, window);
-        for (name, _, charged) in entries {
+    /// Whether each of these entries, revoked or not and with so much that may have been started, is charged.
+    fn charged(entries: &[(&str, bool, usize)], slots: Option<usize>) -> Vec<(String, bool)> {
+        let page = entries.iter().map(|(name, revoked, _)| (id(name), *revoked)).collect();
+        let mut burial = Burial::new(&Incarnation::new("w", 1), page, slots);
+        for (name, _, window) in entries {
             assert!(burial.moves(|_| Some(3)).is_empty(), "not before all is known");
-            assert!(burial.on_edited(
-                &id(name),
-                &Edit::Peek,
-                &Edited::Pending { attempt: 4, charged: *charged }
-            ));
+            let windows = vec![(3, 9), (4, *window)];
+            burial.on_edited(&id(name).task, &Edit::Peek, &Edited::Pending { windows });
         }
         let charge = |edit| matches!(edit, Edit::Move { from: 4, charge: Some(3), .. });
-        burial.moves(|_| Some(3)).into_iter().map(|(task, edit)| (task.to_string(), charge(edit))).collect()
+        burial.moves(|_| Some(3)).into_iter().map(|(id, edit)| (id.task.to_string(), charge(edit))).collect()
     }
 
     #[test]
-    fn all_are_charged_if_none_was_before() {
-        assert_eq!(
-            charged(&[("a", false, 0), ("b", false, 0)]),
-            [("j/a".into(), true), ("j/b".into(), true)]
-        );
+    fn what_may_have_been_started_is_charged_and_the_revoked_are_not() {
+        let expected = [("j/a".into(), true), ("j/b".into(), false), ("j/c".into(), true)];
+        assert_eq!(charged(&[("c", false, 1), ("b", true, 1), ("a", false, 1)], Some(1)), expected);
     }
 
     #[test]
-    fn only_the_suspects_are_charged_if_there_are_any() {
-        assert_eq!(
-            charged(&[("a", false, 0), ("b", false, 1)]),
-            [("j/a".into(), false), ("j/b".into(), true)]
-        );
-    }
-
-    #[test]
-    fn the_revoked_are_never_charged_and_no_suspects() {
-        assert_eq!(
-            charged(&[("a", false, 0), ("b", true, 1)]),
-            [("j/a".into(), true), ("j/b".into(), false)]
-        );
-    }
-
-    #[test]
-    fn what_cannot_have_been_started_is_neither_charged_nor_a_suspect() {
-        let entries = [("z", false, 0), ("b", false, 0), ("a", false, 1)];
+    fn what_cannot_have_been_started_is_not_charged() {
+        let entries = [("z", false, START_AHEAD_LINES), ("b", false, 2), ("a", false, 1)];
         let expected = [("j/a".into(), false), ("j/b".into(), true), ("j/z".into(), true)];
-        assert_eq!(charged_of(&entries, Some(2)), expected);
+        assert_eq!(charged(&entries, Some(2)), expected, "in the order of the page");
+        assert!(charged(&entries, None).iter().all(|(_, charge)| *charge), "nobody knows its slots");
+        let names: Vec<String> = (0..START_AHEAD + 3).map(|n| format!("{n:04}")).collect();
+        let entries: Vec<_> = names.iter().map(|name| (name.as_str(), false, 0)).collect();
+        assert_eq!(charged(&entries, Some(2)).iter().filter(|(_, charge)| *charge).count(), START_AHEAD + 2);
     }
 
     #[test]
-    fn a_void_entry_is_dealt_with_at_once() {
-        let incarnation = Incarnation::new("w", 1);
-        let task = TaskId::new("j", "a");
-        let mut burial = Burial::new(&incarnation, vec![(task.clone(), 1, false)], None);
-        burial.on_edited(&task, &Edit::Peek, &Edited::Pending { attempt: 2, charged: 0 });
-        assert!(burial.moves(|_| Some(3)).is_empty());
-        assert_eq!(burial.take_done(), [task]);
-        assert!(burial.is_over());
+    fn a_void_entry_is_dealt_with_at_once_and_shares_of_one_chunk_are_looked_at_once() {
+        let (old, held) = (id("a"), EntryId { attempt: 7, ..id("a") });
+        let page = vec![(old.clone(), false), (held.clone(), false)];
+        let mut burial = Burial::new(&Incarnation::new("w", 1), page, None);
+        assert_eq!(burial.take_unlooked(), std::slice::from_ref(&old.task));
+        burial.on_edited(&old.task, &Edit::Peek, &Edited::Pending { windows: vec![(7, 2)] });
+        let moves = burial.moves(|_| Some(3));
+        assert_eq!(moves.iter().map(|(id, _)| id).collect::<Vec<_>>(), [&held]);
+        assert_eq!(burial.take_done(), [old]);
+        burial.begun(&held);
+        let edit = Edit::Move { from: 4, worker: None, charge: None };
+        burial.on_edited(&held.task, &edit, &Edited::Done);
+        assert!(burial.take_done().is_empty(), "that was another share's");
+        burial.on_edited(&held.task, &moves[0].1, &Edited::Done);
+        assert!(burial.take_done() == [held] && burial.is_over());
     }
 
     #[test]
@@ -390,14 +382,14 @@ mod tests {
         let mut burials = Burials::default();
         let whose = |n: usize| Incarnation::new("w", n as u64 + 1);
         for n in 0..50 {
-            let tasks = (0..20).map(|k| (TaskId::new("j", &format!("{n}-{k}")), 1, false)).collect();
+            let tasks = (0..20).map(|k| (id(&format!("{n}-{k}")), false)).collect();
             burials.put(Burial::new(&whose(n), tasks, None));
         }
         for incarnation in std::mem::take(&mut burials.due) {
             let burial = burials.all.get_mut(&incarnation).expect("there");
             assert_eq!((burial.take_unlooked().len(), burial.take_unlooked().len()), (20, 0));
         }
-        let pending = Edited::Pending { attempt: 1, charged: 0 };
+        let pending = Edited::Pending { windows: vec![(4, 1)] };
         for k in 0..20 {
             burials.on_edited(&TaskId::new("j", &format!("7-{k}")), &Edit::Peek, &pending);
             assert_eq!(burials.due.iter().collect::<Vec<_>>(), [&whose(7)]);
@@ -414,15 +406,15 @@ mod tests {
         let moves = burial.moves(|_| Some(3));
         assert_eq!((moves.len(), burial.moves(|_| Some(3)).len()), (20, 0));
         // One could not be begun: another edit of its task was under way, and is over now.
-        for (task, _) in &moves[1..] {
-            burial.begun(task);
+        for (id, _) in &moves[1..] {
+            burial.begun(id);
         }
-        burials.on_edited(&moves[0].0, &Edit::Cancel, &Edited::Done);
+        burials.on_edited(&moves[0].0.task, &Edit::Orphan, &Edited::Done);
         let burial = burials.all.get_mut(&whose(7)).expect("there");
         assert_eq!(burial.moves(|_| Some(3)), moves[..1]);
-        for (task, edit) in &moves {
-            burial.begun(task);
-            burial.on_edited(task, edit, &Edited::Done);
+        for (id, edit) in &moves {
+            burial.begun(id);
+            burial.on_edited(&id.task, edit, &Edited::Done);
         }
         assert!(burial.take_done().len() == 20 && burial.is_over());
     }

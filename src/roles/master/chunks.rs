@@ -46,11 +46,12 @@ impl Master {
     /// A task was read.
     pub(super) fn note_read(&mut self, task: &TaskId, now: Instant) {
         let Some(term) = &mut self.term else { return };
-        let holder = term.book.holder(task).map(|(incarnation, _)| incarnation);
+        let holder = term.book.entries_of(task).into_iter().next().map(|(_, incarnation, _)| incarnation);
         match (holder, self.table.pending(task)) {
             (Some(holder), Some(pending)) => {
-                let (slots, cost) = term.roster.pace_of(holder);
-                term.looks.note(task, pending.width, slots, cost, now);
+                let (slots, cost) = term.roster.pace_of(&holder);
+                let left = pending.units().iter().map(|unit| unit.width).sum();
+                term.looks.note(task, left, slots, cost, now);
             }
             _ => term.looks.forget(task),
         }

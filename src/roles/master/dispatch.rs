@@ -12,22 +12,14 @@ use std::time::Duration;
 use super::fleet::Fleet;
 use super::leading::Term;
 use super::{Master, Out};
-use crate::contract::worker::{MAX_ENTRIES, START_AHEAD};
+use crate::contract::worker::{EntryId, MAX_ENTRIES};
 use crate::contract::{Incarnation, TaskId};
 use crate::machine::Instant;
-use crate::recipes::assignment::{Book, Haste, Held, Load};
+use crate::recipes::assignment::{Book, Haste, Load};
 use crate::recipes::queue::{Need, Needs};
 
 /// What waits at a worker should be started within this time.
 const PREFETCH: Duration = Duration::from_millis(400);
-
-/// What waits at a worker for less than this is not worth to be given to another.
-const WORTH_IT: Duration = Duration::from_millis(100);
-
-/// What waits at a worker for longer than this is shared out at once, rather than as slots come free elsewhere: its runs
-/// turned out longer than was reckoned with when it got them. Well above [`PREFETCH`], or each end of a batch would have
-/// tasks moved that are nearly there: a move costs a write of each, and takes a while itself.
-const SHARE_OUT: Duration = Duration::from_millis(600);
 
 /// Most entries that wait at a worker, whatever is known of how long its runs take.
 const MAX_PREFETCH: usize = 512;
@@ -38,36 +30,33 @@ const OVERHEAD_US: u64 = 200;
 /// How much the last run counts in what is known of how long runs take: 1 in so many.
 const MEMORY: u64 = 8;
 
-/// The pause between two looks whether what waits at one worker should go to another.
-const BALANCE_PACE: Duration = Duration::from_millis(150);
-
 /// All of a worker's slots are taken: [`Rank::share`] is at least this.
-const FULL: u64 = 1 << 20;
+pub(super) const FULL: u64 = 1 << 20;
 
 /// Where a worker stands among those that could take a task; the least goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
+pub(super) struct Rank {
     /// What it has to do, in parts of its slots.
-    share: u64,
+    pub share: u64,
     /// Of equals, who has more slots.
-    slots: Reverse<u32>,
+    pub slots: Reverse<u32>,
 }
 
 /// What is known of a living worker.
 #[derive(Clone, Copy, Debug)]
-struct Known {
+pub(super) struct Known {
     /// Those that it can use now: all of them, if its starts work.
-    slots: u32,
+    pub slots: u32,
     /// How many it has, so that so many may have been started before.
     all_slots: u32,
     /// Its place among those that can take more, if it can.
     rank: Option<Rank>,
     /// How long a command keeps a slot, in µs, once one was seen.
-    cost_us: Option<u64>,
+    pub cost_us: Option<u64>,
     /// It is being given more than its slots: from half of what may wait to all of it, so that many go in one write.
     filling: bool,
     /// [`Load::struck`] at the last look.
-    struck: u64,
+    pub struck: u64,
 }
 
 impl Known {
@@ -83,7 +72,7 @@ impl Known {
     }
 
     /// How long the last of what waits there will wait, if all goes well.
-    fn wait(&self, load: Load) -> Duration {
+    pub fn wait(&self, load: Load) -> Duration {
         let waiting = load.width.saturating_sub(u64::from(self.slots));
         let us = waiting.saturating_mul(self.cost_us.unwrap_or(0)) / u64::from(self.slots.max(1));
         Duration::from_micros(us)
@@ -93,10 +82,12 @@ impl Known {
 /// The workers that could take more, the least loaded first.
 #[derive(Debug, Default)]
 pub struct Roster {
-    known: BTreeMap<Incarnation, Known>,
-    order: BTreeSet<(Rank, Incarnation)>,
+    pub(super) known: BTreeMap<Incarnation, Known>,
+    pub(super) order: BTreeSet<(Rank, Incarnation)>,
     /// Those that have more than their slots.
-    overfull: BTreeSet<Incarnation>,
+    pub(super) overfull: BTreeSet<Incarnation>,
+    /// It gets nothing but what is to run alone.
+    reserved: Option<Incarnation>,
     /// When to look whether what waits should go elsewhere.
     pub balance_at: Option<Instant>,
 }
@@ -160,7 +151,11 @@ impl Roster {
         }
         // Where starts fail nothing is to wait: it would have to be moved.
         let filling = known.filling && slots >= known.all_slots;
-        let takes = |load: &Load| load.width < u64::from(slots) || filling;
+        let is_reserved = self.reserved.as_ref() == Some(incarnation);
+        let takes = |load: &Load| {
+            let free = load.width < u64::from(slots) || filling;
+            load.alone == 0 && free && (!is_reserved || load.width == 0)
+        };
         let share = |load: Load| load.width.saturating_mul(FULL) / u64::from(slots.max(1));
         let rank = load.filter(takes).map(|load| Rank { share: share(load), slots: Reverse(slots) });
         if load.is_some_and(|load| load.width > u64::from(slots)) {
@@ -191,8 +186,13 @@ impl Roster {
         if load.width > u64::from(known.slots) { Haste::Soon } else { Haste::Now }
     }
 
+    /// Whether the incarnation gets nothing but what is to run alone.
+    pub fn is_reserved(&self, incarnation: &Incarnation) -> bool {
+        self.reserved.as_ref() == Some(incarnation)
+    }
+
     /// Whether somebody has a slot that nothing is planned for.
-    fn is_slot_free(&self) -> bool {
+    pub(super) fn is_slot_free(&self) -> bool {
         self.order.first().is_some_and(|(rank, _)| rank.share < FULL)
     }
 
@@ -213,6 +213,7 @@ impl Roster {
 
 /// What says, besides its rank, which tasks a worker can take.
 struct Facts<'a> {
+    reserved: Option<&'a Incarnation>,
     needs: &'a Needs,
     fleet: &'a Fleet,
     book: &'a Book,
@@ -223,9 +224,10 @@ impl Facts<'_> {
     fn fits(&self, rank: Rank, incarnation: &Incarnation, need: Need) -> bool {
         let free = rank.share < FULL;
         let Some(registration) = self.fleet.get(incarnation) else { return false };
-        let suspects = || self.book.load(incarnation).is_none_or(|load| load.suspects > 0);
+        let load = self.book.load(incarnation).unwrap_or_default();
         (free || !(need.suspect || need.prompt))
-            && !(need.suspect && suspects())
+            && !(need.suspect && load.suspects > 0)
+            && (if need.is_alone() { load.width == 0 } else { self.reserved != Some(incarnation) })
             && self.needs.fits(need, &registration.labels)
     }
 }
@@ -235,11 +237,6 @@ fn ahead(slots: u32, cost_us: Option<u64>) -> u64 {
     let Some(cost) = cost_us else { return 0 };
     let within = u64::try_from(PREFETCH.as_micros()).unwrap_or(u64::MAX);
     u64::from(slots).saturating_mul(within) / cost.max(OVERHEAD_US)
-}
-
-/// How many of a dead worker's entries, from the first, can have been started.
-pub fn charge_window(roster: &Roster, incarnation: &Incarnation) -> Option<usize> {
-    roster.slots(incarnation).map(|slots| slots as usize + START_AHEAD)
 }
 
 impl Master {
@@ -266,7 +263,8 @@ impl Master {
     /// What nobody could take may be taken by those of whom something has changed.
     fn unblock(&mut self, changed: &BTreeSet<Incarnation>) {
         let Some(Term { roster, book, .. }) = &self.term else { return };
-        let facts = Facts { needs: &self.table.needs, fleet: &self.fleet, book };
+        let reserved = roster.reserved.as_ref();
+        let facts = Facts { reserved, needs: &self.table.needs, fleet: &self.fleet, book };
         for incarnation in changed {
             self.queue.unblock(|need| roster.takes(incarnation, need, &facts));
         }
@@ -276,7 +274,7 @@ impl Master {
     /// times a second.
     pub(super) fn on_touched(&mut self, task: &TaskId, now: Instant, out: &mut Out) {
         let Some(term) = &self.term else { return };
-        let is_running = term.is_leading() && term.book.holder(task).is_some();
+        let is_running = term.is_leading() && term.book.is_held(task);
         if !is_running || term.looks.is_due(task, now) {
             self.tasks.read_again(task.as_str(), out);
         }
@@ -294,108 +292,54 @@ impl Master {
         }
         // Where all are full nobody is looked for: a turn must not cost more with every job.
         while let Some(term) = self.term.as_mut().filter(|term| !term.roster.order.is_empty()) {
-            let facts = Facts { needs: &self.table.needs, fleet: &self.fleet, book: &term.book };
+            let reserved = term.roster.reserved.as_ref();
+            let facts = Facts { reserved, needs: &self.table.needs, fleet: &self.fleet, book: &term.book };
             let find = |need, avoid| term.roster.find(need, &facts, avoid);
-            let Some((task, need)) = self.queue.pop(|need| find(need, &[]).is_some()) else { break };
-            let Some(pending) = self.table.pending(&task) else { continue };
+            let Some((id, need)) = self.queue.pop(|need| find(need, &[]).is_some()) else { break };
+            let Some(unit) = self.table.unit(&id) else { continue };
             // Who could not start it gets it again only if nobody else could take it now.
-            let another = find(need, self.table.avoid(&task));
+            let another = find(need, self.table.avoid(&id.task));
             let Some(incarnation) = another.or_else(|| find(need, &[])).cloned() else { continue };
-            let held = Held::new(pending.attempt, pending.width, pending.charged > 0);
             let haste = term.roster.haste(&incarnation, &term.book);
-            term.book.assign(&incarnation, &task, held, haste);
+            term.book.assign(&incarnation, &id, unit.held(), haste);
             // Who has a free slot waits for it; who has not would mostly read a later version of the page.
-            let read = self.just_read.take_if(|(read, _)| haste == Haste::Now && *read == task);
+            let read = self.just_read.take_if(|(read, _)| haste == Haste::Now && *read == id.task);
             if let Some((_, seen)) = read {
-                term.book.carry(&task, seen);
+                term.book.carry(&id, seen);
             }
             term.summary.touch();
             // Who has more to do than before takes nothing that it did not take before.
             self.refresh();
         }
+        self.reserve();
     }
 
-    /// Recalls what waits at one worker when another has a free slot and the queue nothing for it: what is stuck there,
-    /// or would wait for long.
-    pub(super) fn balance(&mut self, now: Instant) {
-        let Some(term) = self.term.as_mut().filter(|term| term.is_leading()) else { return };
-        if !term.roster.is_slot_free() || term.roster.overfull.is_empty() {
-            term.roster.balance_at = None;
+    /// What is to run alone waits for a worker that has nothing else: one is given nothing more until it has.
+    fn reserve(&mut self) {
+        let Some(term) = &mut self.term else { return };
+        let needs: Vec<Need> = self.queue.waits_alone().collect();
+        let fits = |incarnation: &Incarnation| {
+            let registration = self.fleet.get(incarnation).filter(|registration| !registration.draining);
+            let labels = registration.map(|registration| &registration.labels);
+            labels.is_some_and(|labels| needs.iter().any(|need| self.table.needs.fits(*need, labels)))
+        };
+        let width = |incarnation: &Incarnation| term.book.load(incarnation).map(|load| load.width);
+        if term.roster.reserved.as_ref().is_some_and(|reserved| fits(reserved) && width(reserved).is_some()) {
             return;
         }
-        let due = term.roster.balance_at.replace(now + BALANCE_PACE);
-        match due {
-            Some(at) if at > now => term.roster.balance_at = Some(at),
-            Some(_) => {
-                let recalled = self.surplus();
-                let Some(term) = &mut self.term else { return };
-                term.note_progress();
-                for task in recalled {
-                    term.book.recall(&task);
-                }
-            }
-            None => term.note_progress(),
-        }
-    }
-
-    /// What should not wait where it is, the last first.
-    fn surplus(&self) -> Vec<TaskId> {
-        let Some(Term { roster, book, .. }) = &self.term else { return Vec::new() };
-        let free = |(rank, _): &&(Rank, Incarnation)| rank.share < FULL;
-        let unused = |(rank, other): &(Rank, Incarnation)| {
-            u64::from(rank.slots.0).saturating_sub(book.load(other).map_or(0, |load| load.width))
-        };
-        let unused: u64 = roster.order.iter().take_while(free).map(unused).sum();
-        let mut room = usize::try_from(unused).unwrap_or(usize::MAX);
-        let fits = |need: Need| {
-            let labels = |other| self.fleet.get(other).map(|registration| &registration.labels);
-            let fits = |other| labels(other).is_some_and(|labels| self.table.needs.fits(need, labels));
-            roster.order.iter().take_while(free).any(|(_, other)| fits(other))
-        };
-        // Each need is asked for once, however many tasks have it.
-        let mut asked = BTreeMap::new();
-        let mut goes = |need: Need| *asked.entry(need).or_insert_with(|| fits(need));
-        let mut surplus = Vec::new();
-        for incarnation in &roster.overfull {
-            let (Some(known), Some(load)) = (roster.known.get(incarnation), book.load(incarnation)) else {
-                continue;
-            };
-            let waiting = load.entries.saturating_sub(known.slots as usize);
-            let may = match () {
-                () if known.wait(load) >= SHARE_OUT && known.struck != load.struck => {
-                    room.min(waiting).max(waiting / 2)
-                }
-                () if known.wait(load) >= WORTH_IT || known.struck == load.struck => room.min(waiting),
-                () => 0,
-            };
-            // Whatever was recalled before, and is still on its way, has its place there.
-            room -= room.min(may);
-            for (task, held) in book.entries(incarnation).rev().take(may) {
-                let need = self.table.pending(task).map(|pending| pending.need);
-                if !held.recalled && !held.is_revoked() && !held.is_ghost() && need.is_some_and(&mut goes) {
-                    surplus.push(task.clone());
-                }
-            }
-        }
-        surplus
-    }
-}
-
-impl Term {
-    /// How far every overfull page has got by now.
-    fn note_progress(&mut self) {
-        let Roster { known, overfull, .. } = &mut self.roster;
-        for incarnation in overfull.iter() {
-            if let (Some(known), Some(load)) = (known.get_mut(incarnation), self.book.load(incarnation)) {
-                known.struck = load.struck;
-            }
+        let able = self.fleet.incarnations().filter(|incarnation| fits(incarnation));
+        let least = able.filter_map(|incarnation| Some((width(incarnation)?, incarnation.clone()))).min();
+        let reserved = least.map(|(_, incarnation)| incarnation);
+        let before = std::mem::replace(&mut term.roster.reserved, reserved.clone());
+        for changed in [before, reserved].into_iter().flatten() {
+            term.book.touch(&changed);
         }
     }
 }
 
-/// The tasks on a page, as a burial wants them.
-pub fn entries_of(book: &Book, incarnation: &Incarnation) -> Vec<(TaskId, u32, bool)> {
-    book.entries(incarnation).map(|(task, held)| (task.clone(), held.attempt, held.is_revoked())).collect()
+/// The entries of a page, and which are revoked.
+pub fn entries_of(book: &Book, incarnation: &Incarnation) -> Vec<(EntryId, bool)> {
+    book.entries(incarnation).map(|(id, held)| (id.clone(), held.is_revoked())).collect()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use crate::contract::share::Move;
 use crate::contract::task::{Outcome, Reason, State, Task};
 use crate::contract::{Incarnation, Layout, TaskId};
 use crate::machine::{
@@ -26,18 +27,31 @@ const MAX_FORBIDDEN: u32 = 8;
 pub enum Edit {
     /// Only look how it is.
     Peek,
-    /// Its outcome becomes `cancelled`, if that is still wanted.
-    Cancel,
-    /// Its outcome becomes `expired`.
-    Expire,
+    /// Its outcome becomes `cancelled`, if that is still wanted. Of a chunk that ends the lines that nobody has.
+    Cancel {
+        /// Shares that somebody has.
+        held: Vec<u32>,
+    },
+    /// Its outcome becomes `expired`, likewise.
+    Expire {
+        /// Shares that somebody has.
+        held: Vec<u32>,
+    },
+    /// Some of what was not started of a share becomes another.
+    Cut {
+        /// The share.
+        number: u32,
+        /// The slots for which it is, and those that its holder has.
+        slots: (u32, u32),
+    },
     /// It is marked to be cancelled, because its submitter is gone.
     Orphan,
     /// It goes on from an attempt that is dead to the next, or fails if that was its last.
     Move {
-        /// The attempt that is dead.
+        /// The attempt that is dead, or the number of the share.
         from: u32,
-        /// Who had it.
-        worker: Incarnation,
+        /// Who had it, if that is known.
+        worker: Option<Incarnation>,
         /// Whether it counts, and out of how many if the task itself does not say.
         charge: Option<u32>,
     },
@@ -46,7 +60,7 @@ pub enum Edit {
 /// What came of an edit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edited {
-    /// It was made; this is what stands there now.
+    /// It was made, or not called for any more; this is what stands there now.
     Written {
         /// The task.
         data: Vec<u8>,
@@ -55,12 +69,10 @@ pub enum Edited {
     },
     /// It was not called for any more.
     Done,
-    /// The task, without an outcome, as it was seen.
+    /// The task was seen without an outcome.
     Pending {
-        /// Its attempt.
-        attempt: u32,
-        /// How many of its attempts were charged.
-        charged: u32,
+        /// Its attempt, or the numbers of its shares; each with how many commands may have been started of it.
+        windows: Vec<(u32, usize)>,
     },
     /// The task cannot be read or written.
     Refused(Refusal),
@@ -147,7 +159,7 @@ impl Editor {
         let (task, edited) = match (purpose, result) {
             (_, Err(CallError::NotSent | CallError::MaybeApplied)) => return Some(None),
             (Purpose::Read(task), Ok(Reply::Data { data, stat })) => {
-                let edited = self.decide(&task, data, stat.version, out);
+                let edited = self.decide(&task, data, stat, out);
                 (task, edited)
             }
             (Purpose::Write(task, data), Ok(Reply::Stat(stat))) => {
@@ -219,20 +231,26 @@ impl Editor {
         }
     }
 
-    fn decide<R>(&mut self, id: &TaskId, data: &[u8], version: i32, out: &mut Actions<R>) -> Option<Edited> {
+    fn decide<R>(&mut self, id: &TaskId, data: &[u8], stat: &Stat, out: &mut Actions<R>) -> Option<Edited> {
         let Ok(mut task) = Task::decode(data) else { return Some(Edited::Done) };
         let edit = &self.works.get(id)?.edit;
         if task.outcome.is_some() {
             return Some(Edited::Done);
         }
         if *edit == Edit::Peek {
-            return Some(Edited::Pending { attempt: task.attempt, charged: task.charged });
+            return Some(Edited::Pending { windows: windows(&task) });
         }
         if !apply(edit, &mut task) {
-            return Some(Edited::Done);
+            // What was believed of a share is out of date.
+            let is_news = matches!(edit, Edit::Cut { .. });
+            return Some(if is_news {
+                Edited::Written { data: data.to_vec(), stat: *stat }
+            } else {
+                Edited::Done
+            });
         }
         let data = task.encode_to_fit();
-        let call = Call::Set { path: self.layout.task(id), data: data.clone(), version };
+        let call = Call::Set { path: self.layout.task(id), data: data.clone(), version: stat.version };
         self.calls.issue(out, call, Purpose::Write(id.clone(), data));
         None
     }
@@ -255,39 +273,68 @@ fn passes(refusal: Refusal, refusals: u32) -> bool {
     }
 }
 
+/// What of a task may have been started, by attempts or numbers of shares.
+fn windows(task: &Task) -> Vec<(u32, usize)> {
+    match task.commands {
+        Some(_) => task.all_shares().iter().map(|share| (share.attempt, task.window(share).len())).collect(),
+        None => vec![(task.attempt, 1)],
+    }
+}
+
 /// Makes the edit on a task without an outcome; false if it is not called for.
 fn apply(edit: &Edit, task: &mut Task) -> bool {
+    let is_chunk = task.commands.is_some();
     match edit {
         Edit::Peek => false,
-        Edit::Cancel => {
+        Edit::Cancel { held } => {
+            let why = "cancelled before it was started";
+            if is_chunk {
+                return task.end_unheld(held, Reason::Cancelled, why);
+            }
             if task.cancel {
-                let why = "cancelled before it was started";
                 task.end(Outcome::unrun(State::Cancelled, None, why, task.attempt));
             }
             task.cancel
         }
-        Edit::Expire => {
+        Edit::Expire { held } => {
             let why = "its deadline passed before it was started";
+            if is_chunk {
+                return task.end_unheld(held, Reason::Expired, why);
+            }
             task.end(Outcome::unrun(State::Expired, None, why, task.attempt));
             true
         }
+        Edit::Cut { number, slots: (own, others) } => {
+            let Some(share) = task.share(*number) else { return false };
+            let open = task.open_lines(&share).len() as u64;
+            let all = u64::from(*own).saturating_add(u64::from(*others)).max(1);
+            let most = (open * u64::from(*own)).div_ceil(all);
+            task.cut(*number, usize::try_from(most).unwrap_or(usize::MAX))
+        }
         Edit::Orphan => !std::mem::replace(&mut task.cancel, true),
+        Edit::Move { from, worker, charge } if is_chunk => {
+            let default = charge.unwrap_or(0);
+            let max = if task.options.max_attempts.is_some() { task.options.attempts() } else { default };
+            let how = if charge.is_some() { Move::Death { limit: max } } else { Move::Revoked };
+            task.move_on(*from, worker.as_ref(), &how)
+        }
         Edit::Move { from, worker, charge } => {
             if task.attempt != *from {
                 return false;
             }
             let Some(default) = charge else {
-                task.next_attempt(Some(worker.clone()), "handed back");
+                task.next_attempt(worker.clone(), "handed back");
                 return true;
             };
             task.charged = task.charged.saturating_add(1);
+            task.deaths = task.deaths.saturating_add(1);
             let max = if task.options.max_attempts.is_some() { task.options.attempts() } else { *default };
             if task.charged < max {
-                task.next_attempt(Some(worker.clone()), "its worker died");
+                task.next_attempt(worker.clone(), "its worker died");
             } else {
                 let why = format!("its worker died {} times while it had this task", task.charged);
                 let mut outcome = Outcome::unrun(State::Failed, Some(Reason::Poison), &why, task.attempt);
-                outcome.worker = Some(worker.clone());
+                outcome.worker.clone_from(worker);
                 task.end(outcome);
             }
             true
@@ -301,7 +348,7 @@ mod tests {
     use crate::contract::task::{Options, Payload};
 
     fn moved(task: &mut Task, from: u32, charge: Option<u32>) -> bool {
-        apply(&Edit::Move { from, worker: Incarnation::new("w", 1), charge }, task)
+        apply(&Edit::Move { from, worker: Some(Incarnation::new("w", 1)), charge }, task)
     }
 
     #[test]
@@ -328,9 +375,9 @@ mod tests {
     #[test]
     fn a_cancel_that_is_not_wanted_any_more_is_not_made() {
         let mut task = Task::new(Payload::Shell("x".into()), Options::default());
-        assert!(!apply(&Edit::Cancel, &mut task) && task.outcome.is_none());
+        assert!(!apply(&Edit::Cancel { held: Vec::new() }, &mut task) && task.outcome.is_none());
         assert!(apply(&Edit::Orphan, &mut task) && !apply(&Edit::Orphan, &mut task));
-        assert!(apply(&Edit::Cancel, &mut task));
+        assert!(apply(&Edit::Cancel { held: Vec::new() }, &mut task));
         assert_eq!(task.outcome.map(|o| o.state), Some(State::Cancelled));
     }
 }

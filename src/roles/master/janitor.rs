@@ -280,7 +280,7 @@ impl Master {
         for task in orphans {
             if term.editor.begin(&task, Edit::Orphan, out) {
                 out.log(Level::Info, format!("task {task}: its submitter is gone; cancelling it"));
-                self.queue.remove(&task);
+                self.queue.remove_all(&task);
             }
         }
     }

@@ -5,18 +5,17 @@ use std::time::Duration;
 
 use super::burial::Burials;
 use super::chunks::Looks;
-use super::closed::is_held_back;
 use super::dispatch::Roster;
 use super::editor::{Edit, Edited, Editor};
 use super::janitor::Janitor;
 use super::summary::{self, Summary};
-use super::table::Phase;
 use super::{Master, Out};
+use crate::contract::worker::EntryId;
 use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
 use crate::machine::{
     Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, Stat, earlier,
 };
-use crate::recipes::assignment::{Book, Haste, Step};
+use crate::recipes::assignment::{Book, Step};
 
 /// An assignment without entries whose worker is not registered is taken for one that is about to register, for
 /// so long.
@@ -69,6 +68,8 @@ pub struct Term {
     pub(super) janitor: Janitor,
     pub(super) roster: Roster,
     pub(super) burials: Burials,
+    /// Shares of which something could be cut off.
+    pub(super) behind: BTreeSet<EntryId>,
     /// Tasks of pages that are gone while their workers live.
     pub(super) held_back: BTreeMap<Incarnation, BTreeSet<TaskId>>,
     /// Tasks that are cancelled or have expired, and may run by an assignment that was never read.
@@ -81,7 +82,7 @@ pub struct Term {
     /// whether they were seen to stand.
     pub(super) looked: BTreeMap<TaskId, bool>,
     /// Tasks on such pages that went before all that stands was known.
-    gone: BTreeSet<TaskId>,
+    pub(super) gone: BTreeSet<TaskId>,
     /// Since when tasks are given out.
     pub(super) leads_since: Option<Instant>,
     calls: Calls<Purpose>,
@@ -109,6 +110,7 @@ impl Term {
             janitor: Janitor::new(layout),
             roster: Roster::default(),
             burials: Burials::default(),
+            behind: BTreeSet::new(),
             held_back: BTreeMap::new(),
             undecided: BTreeSet::new(),
             newborn: BTreeMap::new(),
@@ -143,11 +145,6 @@ impl Term {
     /// The incarnation's assignment is gone.
     pub(super) fn forget_newborn(&mut self, incarnation: &Incarnation) {
         self.newborn.remove(incarnation);
-    }
-
-    /// Who has the task.
-    pub fn holder_of(&self, task: &TaskId) -> Option<&Incarnation> {
-        self.book.holder(task).map(|(incarnation, _)| incarnation)
     }
 
     /// What it is doing, in words.
@@ -204,7 +201,7 @@ impl Master {
             term.editor.resume(now, out);
         }
         self.dispatch(now, out);
-        self.balance(now);
+        self.balance(now, out);
         let Some(mut term) = self.term.take() else { return };
         term.book.flush(now, out);
         let offer = term.summary.next_wake().is_some_and(|at| at <= now);
@@ -267,10 +264,9 @@ impl Master {
                     self.check_workers(out);
                 }
                 Step::Opened(incarnation) => {
-                    let held: Vec<_> =
-                        term.book.entries(&incarnation).map(|(task, _)| task.clone()).collect();
-                    for task in &held {
-                        self.queue.remove(task);
+                    let held = tasks_on(&term.book, [&incarnation]);
+                    for (id, _) in term.book.entries(&incarnation) {
+                        self.queue.remove(id);
                     }
                     // It was refused when the others were read.
                     let late = term.stage == Stage::Leading;
@@ -281,7 +277,9 @@ impl Master {
                 }
                 // Its worker may have read the page, and answered, before we heard that it is written.
                 Step::Written(incarnation) => self.on_page(&incarnation, now, out),
-                Step::Closed(incarnation, tasks) => self.on_closed(&incarnation, tasks, now, out),
+                Step::Closed(incarnation, entries) => {
+                    self.on_closed(&incarnation, tasks_of(&entries), now, out);
+                }
                 Step::Deposed { epoch } => {
                     // Our contender must be gone as well; whoever is told first stands again.
                     out.log(Level::Warn, format!("deposed by the leader of epoch {epoch}; standing again"));
@@ -292,7 +290,7 @@ impl Master {
                     self.on_page_refused(&incarnation, deed, refusal, out);
                 }
                 Step::PageAccepted(incarnation) => self.on_page_accepted(&incarnation, out),
-                Step::Returned(tasks) => self.settle_all(&tasks, now, out),
+                Step::Returned(entries) => self.settle_all(&tasks_of(&entries), now, out),
                 Step::Refused(path, refusal) => self.retry.refused(&path, refusal, now, out),
             }
         }
@@ -323,8 +321,7 @@ impl Master {
         term.stage = Stage::Leading;
         term.leads_since = Some(now);
         let pages: Vec<_> = term.book.incarnations().cloned().collect();
-        let held: Vec<_> =
-            pages.iter().flat_map(|page| term.book.entries(page)).map(|(t, _)| t.clone()).collect();
+        let held = tasks_on(&term.book, &pages);
         let died = std::mem::take(&mut term.died);
         for incarnation in pages.iter().filter(|incarnation| !alive.contains(incarnation)) {
             self.on_unregistered(incarnation, now);
@@ -347,7 +344,7 @@ impl Master {
     pub(super) fn note_gone(&mut self, task: &TaskId) {
         let complete = self.tasks.is_complete();
         if let Some(term) = self.term.as_mut().filter(|_| !complete)
-            && term.book.holder(task).is_some_and(|(_, held)| held.inherited)
+            && term.book.entries_of(task).iter().any(|(_, _, held)| held.inherited)
         {
             term.gone.insert(task.clone());
         }
@@ -357,12 +354,8 @@ impl Master {
         let Some(term) = &mut self.term else { return };
         term.burials.unpark(None);
         term.gone.clear();
-        let pages = term.book.incarnations();
-        let held: Vec<_> =
-            pages.flat_map(|page| term.book.entries(page)).map(|(task, _)| task.clone()).collect();
-        for task in held {
-            self.settle(&task, now, out);
-        }
+        let held = tasks_on(&term.book, term.book.incarnations());
+        self.settle_all(&held, now, out);
     }
 
     fn on_page(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
@@ -393,15 +386,17 @@ impl Master {
             term.book.set_aside(incarnation, &registration.aside);
         }
         let Some(through) = self.fleet.get(incarnation).and_then(|r| r.revoked_through) else { return };
-        for (task, attempt) in term.book.acknowledge(incarnation, through) {
+        for id in term.book.acknowledge(incarnation, through) {
             // The same attempt is never given out twice: its worker may remember it as refused.
-            let same = self.table.pending(&task).is_some_and(|p| p.attempt == attempt && !p.cancel);
-            let is_free = |term: &&mut Term| same && term.book.holder(&task).is_none();
+            let same = self.table.pending(&id.task).is_some_and(|pending| !pending.cancel)
+                && self.table.unit(&id).is_some();
+            let is_free = |term: &&mut Term| same && term.book.holder(&id).is_none();
             if let Some(term) = self.term.as_mut().filter(is_free) {
-                let edit = Edit::Move { from: attempt, worker: incarnation.clone(), charge: None };
-                term.editor.begin(&task, edit, out);
+                let worker = Some(incarnation.clone());
+                let edit = Edit::Move { from: id.attempt, worker, charge: None };
+                term.editor.begin(&id.task, edit, out);
             }
-            self.settle(&task, now, out);
+            self.settle(&id.task, now, out);
         }
         self.touch();
     }
@@ -445,91 +440,17 @@ impl Master {
             term.book.close(&incarnation, out);
         }
     }
+}
 
-    /// Brings queue, assignments and outcomes into line with what is known of one task. Every change of what is
-    /// known of a task ends here.
-    pub(super) fn settle(&mut self, task: &TaskId, now: Instant, out: &mut Out) {
-        let ensemble_ms = self.term.as_ref().and_then(|term| Some(term.clock?.now_ms(now)));
-        self.queue.remove(task);
-        let Some(term) = self.term.as_mut().filter(|term| term.is_leading()) else {
-            if self.term.as_ref().is_none_or(|term| term.holder_of(task).is_none()) {
-                self.enqueue(task, ensemble_ms);
-            }
-            return;
-        };
-        if term.editor.is_editing(task) {
-            return;
-        }
-        let holder = term.book.holder(task).map(|(incarnation, held)| (incarnation.clone(), held));
-        let phase = self.table.get(task).map(|known| &known.phase);
-        match (phase, holder) {
-            // What is on a dead incarnation's page is up to its burial.
-            (_, Some((incarnation, _)))
-                if !self.fleet.lives(&incarnation) || term.burials.contains(&incarnation) => {}
-            // It may be one that is yet to be read. (What this leader gave out it knew, so that is gone.)
-            (None, Some((_, held)))
-                if held.inherited && !self.tasks.is_complete() && !term.gone.contains(task) => {}
-            // The mirror may be late: the task may have been made and given out just before the takeover.
-            (None, Some((_, held))) if held.inherited && term.looked.get(task) != Some(&false) => {
-                if !term.looked.contains_key(task) {
-                    term.editor.begin(task, Edit::Peek, out);
-                }
-            }
-            (Some(Phase::Pending(pending)), Some((incarnation, held))) => {
-                if pending.attempt > held.attempt && pending.released_by.as_ref() == Some(&incarnation) {
-                    term.book.strip(task, Haste::Now);
-                    self.settle(task, now, out);
-                } else if pending.attempt > held.attempt
-                    || (pending.attempt == held.attempt && pending.cancel)
-                {
-                    term.book.revoke(task, Haste::Now);
-                } else if pending.attempt == held.attempt {
-                    term.book.describe(task, pending.width, pending.charged > 0);
-                }
-            }
-            // Somebody had it run again, and the leader before us gave it out: the mirror is late. It is asked once.
-            (Some(Phase::Ended { attempt, .. }), Some((_, held)))
-                if *attempt < held.attempt
-                    && (!term.looked.contains_key(task) || self.tasks.is_reading(task.as_str())) =>
-            {
-                if term.looked.insert(task.clone(), true).is_none() {
-                    self.tasks.read_again(task.as_str(), out);
-                }
-            }
-            (Some(Phase::Ended { by, ran_ms, .. }), Some((incarnation, held)))
-                if by.as_ref() == Some(&incarnation) =>
-            {
-                term.roster.note_run(&incarnation, *ran_ms, held.width);
-                // Nobody can get it again, so that is written when something else is.
-                term.book.strip(task, Haste::Later);
-            }
-            // A task that is gone ended most probably, and was collected before we saw its outcome. Its entry is
-            // revoked, to be certain; until the worker vouches that it is dead it takes up no slot.
-            (None, Some(_)) => {
-                term.book.revoke(task, Haste::Later);
-                term.book.make_ghost(task);
-            }
-            // Its worker does not know yet that it is over.
-            (Some(Phase::Ended { .. } | Phase::Malformed), Some(_)) => {
-                term.book.revoke(task, Haste::Now);
-            }
-            (Some(Phase::Aside), Some(_)) => {}
-            (Some(_), None) if is_held_back(task, term.held_back.values()) => {}
-            (Some(_), None) if self.tasks.is_behind_on(task.as_str()) => {
-                self.tasks.read_again(task.as_str(), out);
-            }
-            (Some(Phase::Pending(pending)), None) => {
-                let expired =
-                    pending.expires_ms != 0 && ensemble_ms.is_some_and(|now| now >= pending.expires_ms);
-                if pending.cancel {
-                    self.end_unstarted(task, Edit::Cancel, now, out);
-                } else if expired {
-                    self.end_unstarted(task, Edit::Expire, now, out);
-                } else {
-                    self.enqueue(task, ensemble_ms);
-                }
-            }
-            (None | Some(Phase::Ended { .. } | Phase::Malformed | Phase::Aside), None) => {}
-        }
-    }
+/// The tasks that these entries name.
+fn tasks_of(entries: &[EntryId]) -> Vec<TaskId> {
+    let tasks: BTreeSet<&TaskId> = entries.iter().map(|id| &id.task).collect();
+    tasks.into_iter().cloned().collect()
+}
+
+/// The tasks that entries of these pages name.
+fn tasks_on<'a>(book: &Book, pages: impl IntoIterator<Item = &'a Incarnation>) -> Vec<TaskId> {
+    let entries = pages.into_iter().flat_map(|page| book.entries(page));
+    let tasks: BTreeSet<&TaskId> = entries.map(|(id, _)| &id.task).collect();
+    tasks.into_iter().cloned().collect()
 }

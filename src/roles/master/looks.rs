@@ -11,7 +11,7 @@ impl Master {
     /// that stands will be in the mirror soon.
     pub(super) fn note_look(&mut self, task: &TaskId, edit: &Edit, edited: &Edited, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
-        if *edit != Edit::Peek || self.table.get(task).is_some() || term.book.holder(task).is_none() {
+        if *edit != Edit::Peek || self.table.get(task).is_some() || !term.book.is_held(task) {
             return;
         }
         let stands = matches!(edited, Edited::Pending { .. });

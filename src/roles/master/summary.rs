@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::Master;
 use super::leading::Term;
 use crate::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
-use crate::contract::worker::{MAX_UNHEALTHY_BYTES, Registration};
-use crate::contract::{Incarnation, MAX_DATA_BYTES, TaskId, shortened};
+use crate::contract::worker::{EntryId, MAX_UNHEALTHY_BYTES, Registration};
+use crate::contract::{Incarnation, MAX_DATA_BYTES, shortened};
 use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Refusal, Reply,
     WatchMode,
@@ -262,10 +262,10 @@ impl Master {
         let aside = registration.map_or(&[][..], |registration| &registration.aside);
         let mut free = registration.map_or(0, Registration::usable_slots);
         let mut share = Share::default();
-        let is_pending = |(task, _): &(&TaskId, &Held)| self.table.pending(task).is_some();
-        for (task, held) in term.book.entries(incarnation).filter(is_pending) {
+        let is_pending = |(id, _): &(&EntryId, &Held)| self.table.unit(id).is_some();
+        for (id, held) in term.book.entries(incarnation).filter(is_pending) {
             counts.pending = counts.pending.saturating_sub(1);
-            if aside.contains(task) {
+            if aside.contains(&id.task) {
                 counts.aside += 1;
             } else if free > 0 && !held.is_ghost() {
                 free = free.saturating_sub(held.width.max(1));

@@ -2,10 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::contract::chunk::Results;
+use crate::contract::share::Share;
 use crate::contract::status::Counts;
 use crate::contract::task::{Job, Options, State, Task};
+use crate::contract::worker::EntryId;
 use crate::contract::{Incarnation, MAX_CHILDREN_TOLERATED, MAX_TASK_ID_BYTES, Malformed, TaskId, is_shared};
 use crate::machine::{Instant, Stat};
+use crate::recipes::assignment::Held;
 use crate::recipes::queue::{Need, Needs};
 
 /// Znodes whose trouble is told one by one; of further ones only the number is.
@@ -41,8 +45,10 @@ pub enum Phase {
         attempt: u32,
         /// Who ran it to its end.
         by: Option<Incarnation>,
-        /// For how long; 0 if that is not told.
+        /// For how long, or how long a command of it on average; 0 if that is not told.
         ran_ms: u64,
+        /// It is a chunk.
+        is_chunk: bool,
     },
     /// It cannot be read as a task.
     Malformed,
@@ -54,19 +60,62 @@ pub enum Phase {
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct Pending {
-    pub attempt: u32,
-    pub charged: u32,
-    /// How many commands it has to run.
-    pub width: u32,
+    /// What it is if it is no chunk, or one of which everything is one share.
+    pub whole: Unit,
+    /// The shares of a chunk, if there are several, or one that says more than that.
+    pub shares: Vec<Unit>,
+    pub is_chunk: bool,
     pub priority: i32,
-    pub need: Need,
-    /// By the ensemble's clock; 0 if at once.
-    pub not_before_ms: i64,
     /// By the ensemble's clock; 0 if never.
     pub expires_ms: i64,
     pub cancel: bool,
-    pub released_by: Option<Incarnation>,
     pub orphan_of: Option<Box<str>>,
+    /// How long a command of a chunk runs, on average, if some have.
+    pub run_ms: Option<u64>,
+}
+
+/// What an entry of a page can name: a task at its attempt, or a share.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Unit {
+    pub attempt: u32,
+    /// How many commands it has to run.
+    pub width: u32,
+    /// How many of them its holder may have started, if it has said so.
+    pub ahead: Option<u32>,
+    pub need: Need,
+    /// By the ensemble's clock; 0 if at once.
+    pub not_before_ms: i64,
+    pub released_by: Option<Incarnation>,
+    /// Somebody wants some of its lines cancelled.
+    pub cancel_lines: bool,
+}
+
+impl Unit {
+    /// How many of its commands are behind its window, so that others can have them.
+    pub fn behind(&self) -> u32 {
+        self.ahead.map_or(0, |ahead| self.width.saturating_sub(ahead))
+    }
+
+    /// What it is on a page. What is suspected runs one command at a time.
+    pub fn held(&self) -> Held {
+        let width = if self.need.suspect { self.width.min(1) } else { self.width };
+        let mut held = Held::new(width, self.need.suspect);
+        held.alone = self.need.is_alone();
+        held
+    }
+}
+
+impl Pending {
+    /// All that entries can name of it.
+    pub fn units(&self) -> &[Unit] {
+        if self.shares.is_empty() { std::slice::from_ref(&self.whole) } else { &self.shares }
+    }
+
+    /// What an entry with this number names.
+    pub fn unit(&self, attempt: u32) -> Option<&Unit> {
+        self.units().iter().find(|unit| unit.attempt == attempt)
+    }
 }
 
 /// A directory of tasks.
@@ -137,6 +186,11 @@ impl Table {
             Phase::Pending(pending) => Some(pending),
             Phase::Ended { .. } | Phase::Malformed | Phase::Aside => None,
         }
+    }
+
+    /// What an entry names, if it is without a result.
+    pub fn unit(&self, id: &EntryId) -> Option<&Unit> {
+        self.pending(&id.task)?.unit(id.attempt)
     }
 
     /// How many tasks there are in each state; `pending` counts the assigned ones too.
@@ -227,8 +281,11 @@ impl Table {
         let phase = match decoded {
             Ok(mut read) => match read.outcome {
                 Some(outcome) => {
-                    let (attempt, ran_ms) = (outcome.attempt, outcome.ran_ms());
-                    Phase::Ended { state: outcome.state, attempt, by: outcome.worker, ran_ms }
+                    let is_chunk = read.commands.is_some();
+                    let ran_ms =
+                        if is_chunk { run_ms(&outcome.results).unwrap_or(0) } else { outcome.ran_ms() };
+                    let (state, attempt, by) = (outcome.state, outcome.attempt, outcome.worker);
+                    Phase::Ended { state, attempt, by, ran_ms, is_chunk }
                 }
                 None => match self.pending_of(task, &read, stat) {
                     Some(Some(pending)) => {
@@ -274,22 +331,29 @@ impl Table {
         let none = Options::default();
         let job = if is_shared(id.dir()) { &none } else { self.options(id.dir())? };
         let options = task.options.or(job);
-        let last = task.charged.saturating_add(1) >= options.attempts();
-        let Some(need) = self.needs.number(options.require.as_ref(), task.charged > 0, last) else {
+        let attempts = options.attempts();
+        let last = task.charged.saturating_add(1) >= attempts;
+        let Some(need) = self.needs.number(options.require.as_ref(), task.deaths > 0, last) else {
             return Some(None);
         };
         let expires_ms = options.expire_ms.map_or(0, |ms| stat.ctime_ms.saturating_add_unsigned(ms));
         Some(Some(Pending {
-            attempt: task.attempt,
-            charged: task.charged,
-            width: task.width(),
+            whole: Unit {
+                attempt: task.attempt,
+                width: task.width(),
+                ahead: None,
+                need,
+                not_before_ms: task.delay_ms.map_or(0, |ms| stat.mtime_ms.saturating_add_unsigned(ms)),
+                released_by: task.released_by.clone(),
+                cancel_lines: !task.cancel_lines.is_empty(),
+            },
+            shares: task.shares.iter().map(|share| unit_of(task, share, need, attempts)).collect(),
+            is_chunk: task.commands.is_some(),
             priority: options.priority.unwrap_or(0),
-            need,
-            not_before_ms: task.delay_ms.map_or(0, |ms| stat.mtime_ms.saturating_add_unsigned(ms)),
             expires_ms,
             cancel: task.cancel,
-            released_by: task.released_by.clone(),
             orphan_of: options.orphan_of.map(String::into_boxed_str),
+            run_ms: run_ms(&task.results),
         }))
     }
 
@@ -364,7 +428,7 @@ impl Table {
     fn put(&mut self, task: &TaskId, known: Known) {
         // Before the last look is forgotten, which may hold the same.
         if let Phase::Pending(pending) = &known.phase {
-            self.needs.hold(pending.need);
+            self.needs.hold(pending.whole.need);
         }
         if let Some(old) = self.tasks.remove(task) {
             self.unindex(task, &old);
@@ -399,10 +463,12 @@ impl Table {
         match &known.phase {
             Phase::Pending(pending) => {
                 self.expiring.remove(&(pending.expires_ms, task.clone()));
-                self.delayed.remove(&(pending.not_before_ms, task.clone()));
+                for unit in pending.units() {
+                    self.delayed.remove(&(unit.not_before_ms, task.clone()));
+                }
                 self.cancelling.remove(task);
                 self.orphanable.remove(task);
-                self.needs.release(pending.need);
+                self.needs.release(pending.whole.need);
             }
             Phase::Ended { .. } => {
                 self.ended.remove(&(known.mtime_ms, task.clone()));
@@ -414,6 +480,30 @@ impl Table {
         *counter(&mut self.counts, &known.phase) -= 1;
         self.bytes -= u64::from(known.bytes);
     }
+}
+
+/// A share of a chunk whose tasks need this and have so many attempts.
+fn unit_of(task: &Task, share: &Share, need: Need, attempts: u32) -> Unit {
+    let open = task.open_lines(share);
+    Unit {
+        attempt: share.attempt,
+        width: u32::try_from(open.len()).unwrap_or(u32::MAX),
+        ahead: share.ahead,
+        need: need.of(share.deaths > 0, share.deaths.saturating_add(1) >= attempts),
+        not_before_ms: share.not_before_ms(),
+        released_by: share.released_by.clone(),
+        cancel_lines: open.iter().any(|place| task.cancel_lines.has(*place)),
+    }
+}
+
+/// How long a command ran, on average of those that did.
+fn run_ms(results: &Results) -> Option<u64> {
+    let ran = results.iter().flatten().filter_map(|result| {
+        let ran = result.ended_ms?.saturating_sub(result.started_ms?);
+        u64::try_from(ran).ok()
+    });
+    let (count, sum) = ran.fold((0, 0_u64), |(count, sum), ran| (count + 1, sum.saturating_add(ran)));
+    sum.checked_div(count)
 }
 
 fn counter<'a>(counts: &'a mut Counts, phase: &Phase) -> &'a mut u64 {
@@ -446,7 +536,7 @@ mod tests {
         assert_eq!(table.see_dir("j", b"", &stat(1), now), (vec![task.clone()], None));
         assert_eq!(table.see(&task, br#"{"command":"x","attempt":2}"#, &stat(7)), Update::Changed);
         assert_eq!(table.see(&task, br#"{"command":"x"}"#, &stat(5)), Update::Stale);
-        assert_eq!(table.pending(&task).map(|p| p.attempt), Some(2));
+        assert_eq!(table.pending(&task).map(|p| p.whole.attempt), Some(2));
         let ended = br#"{"command":"x","outcome":{"state":"done","attempt":2}}"#;
         assert_eq!(table.see(&task, ended, &stat(8)), Update::Changed);
         assert_eq!((table.counts().pending, table.counts().done, table.ended.len()), (0, 1, 1));

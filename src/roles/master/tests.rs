@@ -55,6 +55,7 @@ fn page(world: &mut World, incarnation: &str, entries: &[(&str, u32, bool)]) {
         attempt: *attempt,
         revoked: *revoked,
         recalled: false,
+        look: None,
         seen: None,
     };
     let data = Assignment::new(1, entries.iter().map(entry).collect()).encode();

@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::reports::{Settled, Want};
 use super::slot::{Slot, State, Stop, Why, Work};
 use super::{Mode, Out, Purpose, Worker};
-use crate::contract::chunk::Results;
+use crate::contract::share::{Ending, Rest};
 use crate::contract::task::{Job, Options, Task};
-use crate::contract::worker::{Entry, MAX_ASIDE};
+use crate::contract::worker::{Entry, EntryId, MAX_ASIDE};
 use crate::contract::{TaskId, is_shared};
 use crate::machine::{Action, Call, GroupSignal, Instant, Level, Refusal, Reply, Stat};
 
@@ -26,23 +26,21 @@ impl Worker {
                 // It may have been given out, and have ended, on an earlier connection.
                 entry.seen = None;
             }
-            match self.slots.get_mut(&entry.task) {
+            match self.slots.get_mut(&entry.id()) {
                 None => self.take_up(entry, now, out),
-                Some(slot) if slot.attempt == entry.attempt => {
+                Some(slot) => {
                     slot.orphaned = false;
                     slot.revoked |= entry.revoked;
                     slot.recalled |= entry.recalled;
-                }
-                Some(slot) if slot.is_dead() => self.take_up(entry, now, out),
-                Some(slot) => {
-                    slot.orphaned = false;
-                    slot.next = Some((entry.attempt, entry.revoked));
+                    if let Some(version) = entry.look {
+                        self.look(&entry.id(), version, out);
+                    }
                 }
             }
         }
         self.slots.retain(|_, slot| !slot.orphaned || slot.is_busy());
         self.forget_jobs();
-        let unwanted = |(task, slot): (&TaskId, &Slot)| {
+        let unwanted = |(task, slot): (&EntryId, &Slot)| {
             (slot.revoked || slot.orphaned || slot.recalled)
                 .then(|| (task.clone(), slot.revoked || slot.orphaned))
         };
@@ -60,33 +58,42 @@ impl Worker {
     /// Forgets the defaults of jobs of which there is no entry: a job that is empty may be deleted, and made anew with
     /// others.
     pub(super) fn forget_jobs(&mut self) {
-        let needed: BTreeSet<&str> = self.slots.keys().map(TaskId::dir).collect();
+        let needed: BTreeSet<&str> = self.slots.keys().map(|id| id.task.dir()).collect();
         self.jobs.retain(|dir, options| options.is_none() || needed.contains(dir.as_str()));
     }
 
     /// A new entry, at the end of the line.
     fn take_up(&mut self, entry: Entry, now: Instant, out: &mut Out) {
+        let id = entry.id();
         self.last_order += 1;
-        let mut slot = Slot::new(entry.attempt, entry.revoked, self.last_order);
+        let mut slot = Slot::new(entry.revoked, self.last_order);
         slot.recalled = entry.recalled;
-        self.line.insert(slot.order, entry.task.clone());
-        self.slots.insert(entry.task.clone(), slot);
-        match entry.seen.filter(|_| !entry.revoked) {
+        // Whatever that is, it does not run before what we have of the same task is dead. Shares of a chunk have no line
+        // in common.
+        let mut others = self.slots.range(EntryId::all_of(&id.task));
+        let waits = others.any(|(_, other)| other.is_busy() && !other.is_share);
+        if waits {
+            slot.state = State::Waiting;
+        } else {
+            self.line.insert(slot.order, id.clone());
+        }
+        self.slots.insert(id.clone(), slot);
+        match entry.seen.filter(|_| !entry.revoked && !waits) {
             // The leader read it before it gave it out. Whatever became of it since is met as if we had read it then.
             Some(seen) => {
-                self.read_job(&entry.task, out);
+                self.read_job(&id.task, out);
                 let stat = Stat { version: seen.version, mzxid: seen.mzxid, ..Stat::default() };
-                self.on_task(&entry.task, Some((seen.data.as_bytes(), &stat)), now, out);
+                self.on_task(&id, Some((seen.data.as_bytes(), &stat)), now, out);
             }
-            None => self.read_task(&entry.task, out),
+            None => self.read_task(&id, out),
         }
     }
 
-    fn revoke(&mut self, task: &TaskId, now: Instant, out: &mut Out) {
+    pub(super) fn revoke(&mut self, task: &EntryId, now: Instant, out: &mut Out) {
         let kill = now + self.params.grace;
         let Some(slot) = self.slots.get_mut(task) else { return };
         match &mut slot.state {
-            State::Reading { .. } | State::Verifying { .. } | State::Ready(_) => {
+            State::Waiting | State::Reading { .. } | State::Verifying { .. } | State::Ready(_) => {
                 slot.state = State::Closed { vouch: true };
             }
             State::Running(course) => {
@@ -105,27 +112,31 @@ impl Worker {
 
     /// The leader has another worker for it, or this one cannot start it now: it goes back if it was not started,
     /// uncharged.
-    pub(super) fn give_back(&mut self, id: &TaskId, out: &mut Out) {
+    pub(super) fn give_back(&mut self, id: &EntryId, out: &mut Out) {
         let Some(slot) = self.slots.get_mut(id) else { return };
         if !matches!(slot.state, State::Ready(_)) {
             // What is being read is given back when it was read; what was started stays.
             return;
         }
         let State::Ready(work) = std::mem::replace(&mut slot.state, State::Reporting) else { return };
-        let results: Results = work.task.results.clone();
         let avoid = self.starts.why().is_some();
         let why = if avoid { "its worker could not start tasks" } else { "taken back before it was started" };
-        let want = Want::Release { why: why.into(), delay_ms: None, avoid, results };
-        self.owe(id, &work, want, out);
+        let (why, delay_ms) = (why.to_string(), None);
+        let want = if work.task.commands.is_some() {
+            let rest = Some(Rest::Release { why, delay_ms, avoid });
+            Want::Share(Box::new(Ending { rest, ..Ending::default() }))
+        } else {
+            Want::Release { why, delay_ms, avoid }
+        };
+        self.owe(id, Some(&work), want, out);
     }
 
-    pub(super) fn read_task(&mut self, task: &TaskId, out: &mut Out) {
-        let Some(slot) = self.slots.get(task) else { return };
+    pub(super) fn read_task(&mut self, id: &EntryId, out: &mut Out) {
+        let Some(slot) = self.slots.get(id) else { return };
         let State::Reading { verified } = slot.state else { return };
-        let call = Call::Get { path: self.params.layout.task(task), watch: false };
-        let purpose = Purpose::ReadTask { task: task.clone(), attempt: slot.attempt, verified };
-        self.calls.issue(out, call, purpose);
-        self.read_job(task, out);
+        let call = Call::Get { path: self.params.layout.task(&id.task), watch: false };
+        self.calls.issue(out, call, Purpose::ReadTask { id: id.clone(), verified });
+        self.read_job(&id.task, out);
     }
 
     /// Reads the defaults that a task may need, once.
@@ -142,12 +153,13 @@ impl Worker {
     /// still has an entry: the ensemble may have gone back to where it had not.
     pub(super) fn restart_reads(&mut self, out: &mut Out) {
         self.slots.retain(|_, slot| !matches!(slot.state, State::Closed { .. }));
-        let open = |(task, slot): (&TaskId, &mut Slot)| {
+        let open = |(task, slot): (&EntryId, &mut Slot)| {
             let reads = matches!(slot.state, State::Reading { .. } | State::Verifying { .. });
             if reads {
                 slot.state = State::Reading { verified: false };
             }
-            (reads || slot.is_open()).then(|| task.clone())
+            let waits = matches!(slot.state, State::Waiting);
+            (reads || (slot.is_open() && !waits)).then(|| task.clone())
         };
         let open: Vec<_> = self.slots.iter_mut().filter_map(open).collect();
         for task in open {
@@ -159,15 +171,21 @@ impl Worker {
     }
 
     /// Takes in a task that was read, or that is not there.
-    pub(super) fn on_task(&mut self, id: &TaskId, read: Option<(&[u8], &Stat)>, now: Instant, out: &mut Out) {
+    pub(super) fn on_task(
+        &mut self,
+        id: &EntryId,
+        read: Option<(&[u8], &Stat)>,
+        now: Instant,
+        out: &mut Out,
+    ) {
         let Some(slot) = self.slots.get_mut(id) else { return };
         let State::Reading { verified } = slot.state else { return };
         if let Some((data, stat)) = read
             && let Ok(task) = Task::decode(data)
-            && task.outcome.is_none()
-            && task.attempt == slot.attempt
+            && is_at(&task, id.attempt)
         {
-            let work = Work { task, version: stat.version, mzxid: stat.mzxid };
+            slot.is_share = task.commands.is_some();
+            let work = Work { task, version: stat.version, mzxid: stat.mzxid, mtime_ms: stat.mtime_ms };
             slot.state = State::Ready(Box::new(work));
             if slot.recalled {
                 self.give_back(id, out);
@@ -183,7 +201,7 @@ impl Worker {
     /// An own write was acknowledged: what did not fit is read again.
     pub(super) fn after_own_write(&mut self, out: &mut Out) {
         let lease = &self.lease;
-        let again = |(task, slot): (&TaskId, &mut Slot)| match slot.state {
+        let again = |(task, slot): (&EntryId, &mut Slot)| match slot.state {
             State::Verifying { ticket } if lease.has(ticket) => {
                 slot.state = State::Reading { verified: true };
                 Some(task.clone())
@@ -194,6 +212,7 @@ impl Worker {
         for task in again {
             self.read_task(&task, out);
         }
+        self.reread_verified(out);
     }
 
     pub(super) fn on_job(&mut self, dir: String, result: Result<&Reply, Refusal>, out: &mut Out) {
@@ -219,14 +238,14 @@ impl Worker {
     /// Without its job's defaults a task would run with no timeout, say. The next entry asks again.
     fn on_forbidden_job(&mut self, dir: &str, refusal: Refusal, out: &mut Out) {
         self.jobs.remove(dir);
-        let open = self.slots.iter().filter(|(task, slot)| task.dir() == dir && slot.is_open());
-        let open: Vec<TaskId> = open.map(|(task, _)| task.clone()).collect();
+        let open = self.slots.iter().filter(|(id, slot)| id.task.dir() == dir && slot.is_open());
+        let open: Vec<EntryId> = open.map(|(id, _)| id.clone()).collect();
         for task in open {
             self.set_aside(&task, &format!("{}: {refusal}", self.params.layout.job(dir)), out);
         }
     }
 
-    pub(super) fn on_settled(&mut self, task: &TaskId, settled: Settled, out: &mut Out) {
+    pub(super) fn on_settled(&mut self, task: &EntryId, settled: Settled, out: &mut Out) {
         match settled {
             Settled::Impossible(why) => return self.set_aside(task, &why, out),
             Settled::Void => self.close(task, true, out),
@@ -238,44 +257,47 @@ impl Worker {
     }
 
     /// The task cannot be read, or nothing can be written into it: it is told and left alone, and takes up no slot.
-    pub(super) fn set_aside(&mut self, task: &TaskId, why: &str, out: &mut Out) {
-        let path = self.params.layout.task(task);
-        let was_started = self.slots.get(task).is_none_or(|slot| !slot.is_open());
+    pub(super) fn set_aside(&mut self, id: &EntryId, why: &str, out: &mut Out) {
+        let path = self.params.layout.task(&id.task);
+        let was_started = self.slots.get(id).is_none_or(|slot| !slot.is_open());
         let so = if was_started { "its outcome is lost" } else { "this worker does not run it" };
         out.log(Level::Error, format!("{path}: {why}; the task is set aside, and {so}"));
-        if let Some(slot) = self.slots.get_mut(task) {
+        if let Some(slot) = self.slots.get_mut(id) {
             slot.state = State::Aside;
         }
-        self.take_up_next(task, out);
+        self.take_up_waiting(id, out);
         self.vouching = true;
-        let aside: Vec<_> = self.slots.iter().filter(|(_, s)| matches!(s.state, State::Aside)).collect();
-        let aside: Vec<TaskId> = aside.into_iter().map(|(task, _)| task.clone()).take(MAX_ASIDE).collect();
+        let aside = self.slots.iter().filter(|(_, slot)| matches!(slot.state, State::Aside));
+        let mut aside: Vec<TaskId> = aside.map(|(id, _)| id.task.clone()).take(MAX_ASIDE).collect();
+        aside.dedup();
         self.registrar.publish(|body| body.aside = aside, out);
     }
 
     /// A report is settled, or there was nothing to do.
-    pub(super) fn close(&mut self, task: &TaskId, vouch: bool, out: &mut Out) {
-        let Some(slot) = self.slots.get_mut(task) else { return };
+    pub(super) fn close(&mut self, id: &EntryId, vouch: bool, out: &mut Out) {
+        let Some(slot) = self.slots.get_mut(id) else { return };
         slot.state = State::Closed { vouch };
         self.vouching = true;
         if slot.orphaned || self.dying.is_some() {
-            self.slots.remove(task);
-        } else {
-            self.take_up_next(task, out);
+            self.slots.remove(id);
+        }
+        if self.dying.is_none() {
+            self.take_up_waiting(id, out);
         }
     }
 
     /// Takes up what was given out to us of the same task before this attempt was over.
-    fn take_up_next(&mut self, task: &TaskId, out: &mut Out) {
-        let Some(slot) = self.slots.get_mut(task) else { return };
-        let Some((attempt, revoked)) = slot.next.take() else { return };
-        self.last_order += 1;
-        *slot = Slot::new(attempt, revoked, self.last_order);
-        self.line.insert(slot.order, task.clone());
-        if revoked {
-            slot.state = State::Closed { vouch: true };
-        } else {
-            self.read_task(task, out);
+    fn take_up_waiting(&mut self, id: &EntryId, out: &mut Out) {
+        let all = self.slots.range(EntryId::all_of(&id.task));
+        let waiting = all.filter(|(_, slot)| matches!(slot.state, State::Waiting));
+        let waiting: Vec<EntryId> = waiting.map(|(id, _)| id.clone()).collect();
+        for id in waiting {
+            let Some(slot) = self.slots.get_mut(&id) else { continue };
+            self.last_order += 1;
+            slot.order = self.last_order;
+            slot.state = State::Reading { verified: false };
+            self.line.insert(slot.order, id.clone());
+            self.read_task(&id, out);
         }
     }
 
@@ -300,5 +322,13 @@ impl Worker {
         } else {
             self.vouch_at = Some(at);
         }
+    }
+}
+
+/// Whether the task is pending at this attempt, or the chunk has a share of this number.
+fn is_at(task: &Task, attempt: u32) -> bool {
+    match task.commands {
+        Some(_) => task.share(attempt).is_some(),
+        None => task.outcome.is_none() && task.attempt == attempt,
     }
 }

@@ -11,10 +11,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::contract::chunk::{self, Results};
+use super::slot::Work;
+use crate::contract::chunk::{CHUNK_OUTPUT_BYTES, CommandResult, shorten_outputs};
+use crate::contract::share::{Ending, Rest};
 use crate::contract::task::{Outcome, State, Task};
-use crate::contract::{Incarnation, Layout, MAX_DATA_BYTES, TaskId};
-use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply};
+use crate::contract::worker::EntryId;
+use crate::contract::{Incarnation, Layout, MAX_DATA_BYTES};
+use crate::machine::{
+    Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Stat,
+};
 
 /// How often a report is tried anew because the task changed in between.
 const MAX_TRIES: u32 = 20;
@@ -47,8 +52,6 @@ pub enum Want {
         delay_ms: Option<u64>,
         /// It had better be on another worker: this one could not start it.
         avoid: bool,
-        /// Of a chunk: what is over.
-        results: Results,
     },
     /// The attempt failed and counts; the next one may start after this many ms.
     Retry {
@@ -56,9 +59,28 @@ pub enum Want {
         why: String,
         /// How long to wait.
         delay_ms: u64,
-        /// Of a chunk: what is over. What failed is to run again.
-        results: Results,
     },
+    /// Of a share of a chunk nothing runs here any more.
+    Share(Box<Ending>),
+}
+
+impl Want {
+    /// Whether only the task itself can tell what is to be written.
+    fn depends(&self) -> bool {
+        match self {
+            Want::Cancelled(_) => true,
+            Want::Share(ending) => ending.rest == Some(Rest::Cancel),
+            Want::Outcome(_) | Want::Release { .. } | Want::Retry { .. } => false,
+        }
+    }
+
+    /// Of how many commands it says how they ended.
+    fn commands(&self) -> usize {
+        match self {
+            Want::Share(ending) => ending.results.len() + ending.again.len(),
+            Want::Outcome(_) | Want::Cancelled(_) | Want::Release { .. } | Want::Retry { .. } => 1,
+        }
+    }
 }
 
 /// What became of a report.
@@ -75,6 +97,7 @@ pub enum Settled {
 #[derive(Debug)]
 struct Report {
     by: Incarnation,
+    /// The attempt, or the number of the share.
     attempt: u32,
     want: Want,
     tries: u32,
@@ -88,19 +111,19 @@ struct Report {
 
 #[derive(Debug)]
 enum Purpose {
-    Read(TaskId),
-    Write(TaskId),
+    Read(EntryId),
+    Write(EntryId),
 }
 
 /// The reports of a worker.
 #[derive(Debug)]
 pub struct Reports {
     layout: Layout,
-    owed: BTreeMap<TaskId, Report>,
+    owed: BTreeMap<EntryId, Report>,
     connected: bool,
     calls: Calls<Purpose>,
     /// Those that were refused for a reason that may pass, and are not being tried.
-    refused: VecDeque<TaskId>,
+    refused: VecDeque<EntryId>,
     pause: Duration,
     try_at: Option<Instant>,
     /// That some are refused was said, and that none are any more was not.
@@ -132,30 +155,35 @@ impl Reports {
         self.owed.len()
     }
 
-    /// Takes on a report on `task`, as it was read before its attempt started, at this version.
+    /// Of how many commands they say how they ended.
+    pub fn commands(&self) -> usize {
+        self.owed.values().map(|report| report.want.commands()).sum()
+    }
+
+    /// Takes on a report on a task as it was last known, if that is certain.
     pub fn add<R>(
         &mut self,
-        id: &TaskId,
+        id: &EntryId,
         by: &Incarnation,
-        task: &Task,
-        version: i32,
+        known: Option<&Work>,
         want: Want,
         out: &mut Actions<R>,
     ) {
-        let (by, attempt) = (by.clone(), task.attempt);
+        let (by, attempt) = (by.clone(), id.attempt);
         let report = Report { by, attempt, want, tries: 0, limit: MAX_DATA_BYTES, tried: 0, refused: None };
-        // Whether it was cancelled only the task itself can tell.
-        let look_first = matches!(report.want, Want::Cancelled(_));
-        let mut written = task.clone();
-        apply(&report, &mut written);
+        let known = known.filter(|_| !report.want.depends());
+        let written = known.map(|work| {
+            let mut task = work.task.clone();
+            apply(&report, &mut task, work.mtime_ms);
+            (task, work.version)
+        });
         self.owed.insert(id.clone(), report);
         if !self.connected {
             return;
         }
-        if look_first {
-            self.read(id, out);
-        } else {
-            self.write(id, &mut written, version, out);
+        match written {
+            Some((mut task, version)) => self.write(id, &mut task, version, out),
+            None => self.read(id, out),
         }
     }
 
@@ -183,12 +211,12 @@ impl Reports {
         result: &CallResult,
         now: Instant,
         out: &mut Actions<R>,
-    ) -> Option<Option<(TaskId, Settled)>> {
+    ) -> Option<Option<(EntryId, Settled)>> {
         let purpose = self.calls.take(id)?;
         let (task, settled) = match (purpose, result) {
             (_, Err(CallError::NotSent | CallError::MaybeApplied)) => return Some(None),
             (Purpose::Read(task), Ok(Reply::Data { data, stat })) => {
-                let settled = self.on_read(&task, data, stat.version, out);
+                let settled = self.on_read(&task, data, stat, out);
                 (task, settled)
             }
             (Purpose::Write(task), Ok(Reply::Stat(_))) => {
@@ -213,7 +241,8 @@ impl Reports {
             }
             (Purpose::Write(task), Err(CallError::Refused(Refusal::BadVersion))) => {
                 let tries = self.owed.get_mut(&task).map_or(u32::MAX, |report| {
-                    report.tries += 1;
+                    // Others write their shares of a chunk into it all the time.
+                    report.tries += u32::from(!matches!(report.want, Want::Share(_)));
                     report.tries
                 });
                 if tries <= MAX_TRIES {
@@ -256,9 +285,9 @@ impl Reports {
     }
 
     /// One was written: what was refused is worth another try soon.
-    fn on_written<R>(&mut self, task: &TaskId, out: &mut Actions<R>) {
+    fn on_written<R>(&mut self, task: &EntryId, out: &mut Actions<R>) {
         self.pause = Duration::ZERO;
-        let is_refused = |(other, report): (&TaskId, &Report)| other != task && report.refused.is_some();
+        let is_refused = |(other, report): (&EntryId, &Report)| other != task && report.refused.is_some();
         if self.told && !self.owed.iter().any(is_refused) {
             self.told = false;
             out.log(Level::Info, "the ensemble takes all outcomes again");
@@ -267,7 +296,7 @@ impl Reports {
 
     /// The servers take no request as large as that: the task is read, and written with less output. Asking costs them
     /// nothing.
-    fn on_too_large<R>(&mut self, id: &TaskId, out: &mut Actions<R>) -> Option<Settled> {
+    fn on_too_large<R>(&mut self, id: &EntryId, out: &mut Actions<R>) -> Option<Settled> {
         let report = self.owed.get_mut(id)?;
         if report.tried > report.limit {
             let why = format!(
@@ -277,7 +306,7 @@ impl Reports {
             return Some(Settled::Impossible(why));
         }
         if report.limit == MAX_DATA_BYTES {
-            let (path, bytes) = (self.layout.task(id), report.tried);
+            let (path, bytes) = (self.layout.task(&id.task), report.tried);
             let why = "the servers take no request as large (jute.maxbuffer)";
             out.log(Level::Warn, format!("{path}: {why}: {bytes} bytes; its output is cut"));
         }
@@ -286,12 +315,12 @@ impl Reports {
         None
     }
 
-    fn on_refused<R>(&mut self, id: &TaskId, refusal: Refusal, now: Instant, out: &mut Actions<R>) {
+    fn on_refused<R>(&mut self, id: &EntryId, refusal: Refusal, now: Instant, out: &mut Actions<R>) {
         let Some(report) = self.owed.get_mut(id) else { return };
         report.refused.get_or_insert(now);
         self.refused.push_back(id.clone());
         if !std::mem::replace(&mut self.told, true) {
-            let path = self.layout.task(id);
+            let path = self.layout.task(&id.task);
             out.log(
                 Level::Error,
                 format!(
@@ -308,7 +337,7 @@ impl Reports {
     }
 
     /// A write was refused: if that goes on for long, the next has less output.
-    fn shorten_in_time(&mut self, id: &TaskId, now: Instant) {
+    fn shorten_in_time(&mut self, id: &EntryId, now: Instant) {
         if let Some(report) = self.owed.get_mut(id)
             && report.refused.is_some_and(|since| since + WHOLE_FOR <= now)
         {
@@ -316,12 +345,12 @@ impl Reports {
         }
     }
 
-    fn read<R>(&mut self, task: &TaskId, out: &mut Actions<R>) {
-        let call = Call::Get { path: self.layout.task(task), watch: false };
+    fn read<R>(&mut self, task: &EntryId, out: &mut Actions<R>) {
+        let call = Call::Get { path: self.layout.task(&task.task), watch: false };
         self.calls.issue(out, call, Purpose::Read(task.clone()));
     }
 
-    fn write<R>(&mut self, id: &TaskId, task: &mut Task, version: i32, out: &mut Actions<R>) {
+    fn write<R>(&mut self, id: &EntryId, task: &mut Task, version: i32, out: &mut Actions<R>) {
         let limit = self.owed.get(id).map_or(MAX_DATA_BYTES, |report| report.limit);
         let data = task.encode_within(limit);
         if let Some(report) = self.owed.get_mut(id) {
@@ -329,20 +358,28 @@ impl Reports {
         }
         self.calls.issue(
             out,
-            Call::Set { path: self.layout.task(id), data, version },
+            Call::Set { path: self.layout.task(&id.task), data, version },
             Purpose::Write(id.clone()),
         );
     }
 
     fn on_read<R>(
         &mut self,
-        id: &TaskId,
+        id: &EntryId,
         data: &[u8],
-        version: i32,
+        stat: &Stat,
         out: &mut Actions<R>,
     ) -> Option<Settled> {
         let report = self.owed.get(id)?;
         let Ok(mut task) = Task::decode(data) else { return Some(Settled::Void) };
+        if let Want::Share(_) = report.want {
+            // A number that is gone never returns: whatever was owed stands, or others have the lines.
+            if task.share(report.attempt).is_none() || !apply(report, &mut task, stat.mtime_ms) {
+                return Some(Settled::Void);
+            }
+            self.write(id, &mut task, stat.version, out);
+            return None;
+        }
         if let Some(outcome) = &task.outcome {
             let ours = outcome.attempt == report.attempt && outcome.worker.as_ref() == Some(&report.by);
             return Some(if ours { Settled::Written } else { Settled::Void });
@@ -351,16 +388,17 @@ impl Reports {
             let ours = task.released_by.as_ref() == Some(&report.by) && task.attempt == report.attempt + 1;
             return Some(if ours { Settled::Written } else { Settled::Void });
         }
-        if !apply(report, &mut task) {
+        if !apply(report, &mut task, stat.mtime_ms) {
             return Some(Settled::Void);
         }
-        self.write(id, &mut task, version, out);
+        self.write(id, &mut task, stat.version, out);
         None
     }
 }
 
-/// Makes the report on a task that is at its attempt and has no outcome; false if there is nothing to write.
-fn apply(report: &Report, task: &mut Task) -> bool {
+/// Makes the report on a task that is at its attempt and has no outcome, and was written at `mtime_ms`; false if there is
+/// nothing to write.
+fn apply(report: &Report, task: &mut Task, mtime_ms: i64) -> bool {
     let by = &report.by;
     let unrun = |why: &str| {
         let mut outcome = Outcome::unrun(State::Cancelled, None, why, report.attempt);
@@ -376,12 +414,8 @@ fn apply(report: &Report, task: &mut Task) -> bool {
             task.end((**outcome).clone());
         }
         // Whoever is cut short, or failed, and was to be cancelled anyway gets no further attempt.
-        Want::Release { why, results, .. } | Want::Retry { why, results, .. } if task.cancel => {
-            task.results.clone_from(results);
-            task.end(unrun(why));
-        }
-        Want::Release { why, delay_ms, avoid, results } => {
-            task.results.clone_from(results);
+        Want::Release { why, .. } | Want::Retry { why, .. } if task.cancel => task.end(unrun(why)),
+        Want::Release { why, delay_ms, avoid } => {
             if *avoid {
                 task.avoid(by);
             }
@@ -389,12 +423,20 @@ fn apply(report: &Report, task: &mut Task) -> bool {
             task.released_by = Some(by.clone());
             task.delay_ms = *delay_ms;
         }
-        Want::Retry { why, delay_ms, results } => {
-            task.results = chunk::succeeded(results);
+        Want::Retry { why, delay_ms } => {
             task.charged = task.charged.saturating_add(1);
             task.next_attempt(Some(by.clone()), why);
             task.released_by = Some(by.clone());
             task.delay_ms = Some(*delay_ms);
+        }
+        Want::Share(ending) => {
+            let changed = task.end_share(report.attempt, ending, by, mtime_ms);
+            let results = task.outcome.as_mut().map_or(&mut task.results, |outcome| &mut outcome.results);
+            let kept: usize = results.iter().flatten().map(CommandResult::output_bytes).sum();
+            if kept > CHUNK_OUTPUT_BYTES {
+                shorten_outputs(results, CHUNK_OUTPUT_BYTES / 2);
+            }
+            return changed;
         }
     }
     true
@@ -403,13 +445,14 @@ fn apply(report: &Report, task: &mut Task) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::TaskId;
     use crate::contract::task::{Options, Payload};
     use crate::machine::{Action, Stat};
 
     struct Bench {
         reports: Reports,
         out: Actions<()>,
-        id: TaskId,
+        id: EntryId,
         by: Incarnation,
         task: Task,
     }
@@ -419,12 +462,13 @@ mod tests {
             let mut bench = Bench {
                 reports: Reports::new(&Layout::new("/z")),
                 out: Actions::default(),
-                id: TaskId::new("_00", "t"),
+                id: EntryId::new(&TaskId::new("_00", "t"), 1),
                 by: Incarnation::new("w", 7),
                 task: Task::new(Payload::Shell("x".into()), Options::default()),
             };
             bench.reports.on_connected(&mut bench.out);
-            bench.reports.add(&bench.id, &bench.by, &bench.task, 5, want, &mut bench.out);
+            let work = Work { task: bench.task.clone(), version: 5, mzxid: 1, mtime_ms: 0 };
+            bench.reports.add(&bench.id, &bench.by, Some(&work), want, &mut bench.out);
             bench
         }
 
@@ -521,17 +565,8 @@ mod tests {
     #[test]
     fn a_release_is_not_charged_and_a_retry_is() {
         for (want, charged, delay) in [
-            (
-                Want::Release {
-                    why: "drained".into(),
-                    delay_ms: None,
-                    avoid: false,
-                    results: Results::new(),
-                },
-                0,
-                None,
-            ),
-            (Want::Retry { why: "exit 1".into(), delay_ms: 70, results: Results::new() }, 1, Some(70)),
+            (Want::Release { why: "drained".into(), delay_ms: None, avoid: false }, 0, None),
+            (Want::Retry { why: "exit 1".into(), delay_ms: 70 }, 1, Some(70)),
         ] {
             let mut bench = Bench::new(want);
             let (_, Call::Set { data, .. }) = bench.call() else { panic!("a write") };

@@ -6,17 +6,17 @@
 use std::time::Duration;
 
 use super::course::Course;
+use super::portion::Portion;
 use super::reports::Want;
 use super::slot::{Slot, State, Stop, Why, Work};
 use super::starts::Failed;
-use super::{Mode, Out, Purpose, Run, Worker};
+use super::{Mode, Out, Run, Worker};
 use crate::contract::handler::Request;
-use crate::contract::task::{Options, Payload, Task};
-use crate::contract::worker::{MAX_UNHEALTHY_BYTES, START_AHEAD};
+use crate::contract::task::{Options, Payload};
+use crate::contract::worker::{EntryId, MAX_UNHEALTHY_BYTES, START_AHEAD, START_AHEAD_LINES};
 use crate::contract::{TaskId, is_shared, shortened};
 use crate::machine::{
-    Action, Call, GroupSignal, Instant, Level, NotStartedKind, Refusal, Reply, RunId, RunOutput, RunReport,
-    RunSpec, earlier,
+    Action, GroupSignal, Instant, Level, NotStartedKind, RunId, RunOutput, RunReport, RunSpec, earlier,
 };
 
 /// A task that outlasts a drain's grace gets SIGTERM so long before SIGKILL, but not before half of the grace is
@@ -26,23 +26,28 @@ pub const TERM_BEFORE_KILL: Duration = Duration::from_secs(5);
 /// A task that could not be started for something that passes by itself waits so long, in ms.
 const TRANSIENT_DELAY_MS: u64 = 1_000;
 
-/// How much the last write counts in what is known of how long writes take: 1 in so many.
-const WRITES: u32 = 8;
-
 /// What comes next in the line.
 enum Head {
     /// It is not there any more, or all of it was started.
     Gone,
     /// It cannot be started yet, and what follows waits for it.
     Waits,
+    /// More of it may be started once what was written of it stands; what follows goes on.
+    Passes,
     /// This command of it.
     Start(usize),
 }
 
 impl Worker {
-    /// Whether one more entry may be started and without an outcome.
-    fn is_room(&self) -> bool {
-        self.started + self.reports.len() < self.params.slots as usize + START_AHEAD
+    /// How many more commands may be started and without a result in the ensemble.
+    fn room(&self) -> usize {
+        let slots = self.params.slots as usize;
+        if self.started + self.reports.len() >= slots + START_AHEAD {
+            return 0;
+        }
+        let courses = self.slots.values().filter_map(Slot::course);
+        let unwritten: usize = courses.map(|course| course.portion().map_or(1, Portion::unwritten)).sum();
+        (slots + START_AHEAD_LINES).saturating_sub(unwritten + self.reports.commands())
     }
 
     /// Starts what may be started.
@@ -54,66 +59,74 @@ impl Worker {
         if !may {
             return;
         }
-        while self.runs.len() < self.starts.allowed() && self.is_room() {
-            let Some((order, task)) = self.line.first_key_value().map(|(order, task)| (*order, task.clone()))
-            else {
-                return;
-            };
-            match self.head(&task, order, now) {
+        if self.line.is_empty() || self.runs.len() >= self.starts.allowed() {
+            return;
+        }
+        let mut room = self.room();
+        let mut next = 0;
+        while room > 0 && self.runs.len() < self.starts.allowed() {
+            let first = self.line.range(next..).next().map(|(order, id)| (*order, id.clone()));
+            let Some((order, id)) = first else { return };
+            match self.head(&id, order, now) {
                 Head::Gone => {
-                    self.line.pop_first();
+                    self.line.remove(&order);
                     // There may have been nothing to start: a chunk may be all blank, or have all its results already.
-                    self.finish_if_over(&task, out);
+                    self.finish_if_over(&id, out);
                 }
                 Head::Waits => return,
-                Head::Start(command) => self.start(&task, command, out),
+                Head::Passes => {
+                    self.plan_save(&id, now);
+                    next = order + 1;
+                }
+                Head::Start(command) => {
+                    room -= 1;
+                    self.start(&id, command, now, out);
+                }
             }
         }
     }
 
-    fn head(&mut self, task: &TaskId, order: u64, now: Instant) -> Head {
-        let Some(slot) = self.slots.get_mut(task).filter(|slot| slot.order == order) else {
+    fn head(&mut self, id: &EntryId, order: u64, now: Instant) -> Head {
+        let Some(slot) = self.slots.get_mut(id).filter(|slot| slot.order == order) else {
             return Head::Gone;
         };
         match &mut slot.state {
-            State::Reading { .. } | State::Verifying { .. } => return Head::Waits,
+            State::Waiting | State::Reading { .. } | State::Verifying { .. } => return Head::Waits,
             State::Reporting | State::Closed { .. } | State::Aside => {
                 return Head::Gone;
             }
-            State::Running(course) => return course.start_next().map_or(Head::Gone, Head::Start),
+            State::Running(course) => return next_of(course),
             State::Ready(_) => {}
         }
         let none = Options::default();
-        let job = if is_shared(task.dir()) {
-            Some(&none)
-        } else {
-            self.jobs.get(task.dir()).and_then(Option::as_ref)
-        };
+        let dir = id.task.dir();
+        let job = if is_shared(dir) { Some(&none) } else { self.jobs.get(dir).and_then(Option::as_ref) };
         let Some(job) = job else { return Head::Waits };
         let State::Ready(work) = std::mem::replace(&mut slot.state, State::Closed { vouch: false }) else {
             return Head::Gone;
         };
-        let mut course = Box::new(Course::new(*work, job, now));
-        let first = course.start_next();
+        let mut course = Box::new(Course::new(*work, id.attempt, job, now));
+        let first = next_of(&mut course);
         slot.state = State::Running(course);
         self.started += 1;
-        first.map_or(Head::Gone, Head::Start)
+        first
     }
 
-    fn start(&mut self, id: &TaskId, command: usize, out: &mut Out) {
+    fn start(&mut self, id: &EntryId, command: usize, now: Instant, out: &mut Out) {
         let Some(course) = self.slots.get_mut(id).and_then(|slot| slot.course_mut()) else { return };
         let run = RunId(out.fresh_id());
         let timeout = course.options.timeout_ms.map(Duration::from_millis);
         let spec = match &self.params.handler {
             Some(handler) => {
-                ask(handler, run, id, course, command, &self.params.id, self.params.output_limit)
+                ask(handler, run, &id.task, course, command, &self.params.id, self.params.output_limit)
             }
-            None => spawn(id, course, command, &self.params.id, self.params.output_limit),
+            None => spawn(&id.task, course, command, &self.params.id, self.params.output_limit),
         };
         out.push(Action::Run { run, spec });
         course.runs.insert(run);
         self.runs
-            .insert(run, Run { task: id.clone(), command, timeout, timer: None, stop: None, begun: false });
+            .insert(run, Run { id: id.clone(), command, timeout, timer: None, stop: None, begun: false });
+        self.plan_save(id, now);
     }
 
     /// The program runs: its time begins, however long it took to get there.
@@ -192,7 +205,7 @@ impl Worker {
     /// No more commands of chunks are started: what is over of them is written down, the rest is handed back.
     pub(super) fn halt_all(&mut self, why: Why, out: &mut Out) {
         let started = self.slots.iter_mut().filter_map(|(task, slot)| Some((task, slot.course_mut()?)));
-        let started: Vec<TaskId> = started
+        let started: Vec<EntryId> = started
             .map(|(task, course)| {
                 course.halt(why);
                 task.clone()
@@ -243,23 +256,23 @@ impl Worker {
     ) {
         let Some(run) = self.take_run(run) else { return };
         let by = self.registrar.incarnation().clone();
-        if let Some(course) = self.slots.get_mut(&run.task).and_then(|slot| slot.course_mut()) {
+        if let Some(course) = self.slots.get_mut(&run.id).and_then(|slot| slot.course_mut()) {
             match kind {
                 NotStartedKind::Permanent => course.not_started(run.command, why, &by),
                 NotStartedKind::Transient => course.put_off(why, Some(TRANSIENT_DELAY_MS), false),
                 NotStartedKind::Shortage => course.put_off(why, None, true),
             }
         }
-        self.finish_if_over(&run.task, out);
-        self.plan_save(&run.task, now);
+        self.finish_if_over(&run.id, out);
+        self.plan_save(&run.id, now);
         if kind == NotStartedKind::Shortage && run.stop.is_none() {
-            self.on_shortage(&run.task, why, now, out);
+            self.on_shortage(&run.id, why, now, out);
         }
     }
 
     /// A start failed because something is short here: what waits goes to others, and fewer runs are started for a
     /// while.
-    fn on_shortage(&mut self, task: &TaskId, why: &str, now: Instant, out: &mut Out) {
+    fn on_shortage(&mut self, id: &EntryId, why: &str, now: Instant, out: &mut Out) {
         let why = shortened(why, MAX_UNHEALTHY_BYTES);
         let (level, pause) = match self.starts.failed(self.begun(), &why, now) {
             Failed::Known => return,
@@ -270,17 +283,18 @@ impl Worker {
         out.log(
             level,
             format!(
-                "the task {task} was not started: {why}. It goes to another worker. This one runs {allowed} tasks \
-                 at a time for now, and tries one more in {seconds:.1} s"
+                "the task {} was not started: {why}. It goes to another worker. This one runs {allowed} tasks \
+                 at a time for now, and tries one more in {seconds:.1} s",
+                id.task
             ),
         );
         self.show_starts(out);
-        let open = |(task, slot): (&TaskId, &mut Slot)| {
+        let open = |(task, slot): (&EntryId, &mut Slot)| {
             let is_open = slot.is_open();
             slot.recalled |= is_open;
             is_open.then(|| task.clone())
         };
-        let open: Vec<TaskId> = self.slots.iter_mut().filter_map(open).collect();
+        let open: Vec<EntryId> = self.slots.iter_mut().filter_map(open).collect();
         for task in open {
             self.give_back(&task, out);
         }
@@ -304,136 +318,57 @@ impl Worker {
         let by = self.registrar.incarnation().clone();
         // If we stood still it may have ended in time, and we looked at the clock before we heard of that.
         let why = run.stop.map(|stop| stop.why).filter(|why| *why != Why::Timeout || report.signalled);
-        if let Some(course) = self.slots.get_mut(&run.task).and_then(|slot| slot.course_mut()) {
+        self.note_run_time(report);
+        if let Some(course) = self.slots.get_mut(&run.id).and_then(|slot| slot.course_mut()) {
             course.ended(run.command, why, report, &by);
         }
-        self.finish_if_over(&run.task, out);
-        self.plan_save(&run.task, now);
+        self.finish_if_over(&run.id, out);
+        self.plan_save(&run.id, now);
     }
 
     fn take_run(&mut self, id: RunId) -> Option<Run> {
         self.set_timer(id, None);
         let run = self.runs.remove(&id)?;
-        if let Some(course) = self.slots.get_mut(&run.task).and_then(|slot| slot.course_mut()) {
+        if let Some(course) = self.slots.get_mut(&run.id).and_then(|slot| slot.course_mut()) {
             course.runs.remove(&id);
         }
         Some(run)
     }
 
-    /// What was started of an entry is over: that is to be written down from now on.
-    pub(super) fn finish_if_over(&mut self, id: &TaskId, out: &mut Out) {
+    /// What was started of an entry is over: that is to be written down from now on. What is on its way of a share comes
+    /// first.
+    pub(super) fn finish_if_over(&mut self, id: &EntryId, out: &mut Out) {
         let Some(slot) = self.slots.get_mut(id) else { return };
-        if !slot.course().is_some_and(Course::is_over) {
+        let is_over =
+            |course: &Course| course.is_over() && !course.portion().is_some_and(Portion::is_writing);
+        if !slot.course().is_some_and(is_over) {
             return;
         }
         let State::Running(mut course) = std::mem::replace(&mut slot.state, State::Reporting) else { return };
-        if let Some(at) = course.save_at {
+        self.started -= 1;
+        let want = course.want();
+        if let Some(at) = course.portion_mut().and_then(|portion| portion.save_at.take()) {
             self.saves.remove(&(at, id.clone()));
         }
-        self.started -= 1;
-        let want = course.want(self.registrar.incarnation());
-        self.owe(id, &course.work, want, out);
+        let known = match course.portion() {
+            Some(portion) => portion.work(course.work.mzxid),
+            None => Some(course.work),
+        };
+        self.owe(id, known.as_ref(), want, out);
     }
 
-    pub(super) fn owe(&mut self, id: &TaskId, work: &Work, want: Want, out: &mut Out) {
+    pub(super) fn owe(&mut self, id: &EntryId, known: Option<&Work>, want: Want, out: &mut Out) {
         let by = self.registrar.incarnation().clone();
-        self.reports.add(id, &by, &work.task, work.version, want, out);
+        self.reports.add(id, &by, known, want, out);
     }
+}
 
-    /// Sees to it that the results of a chunk are written.
-    fn plan_save(&mut self, id: &TaskId, now: Instant) {
-        let course = self.slots.get_mut(id).and_then(Slot::course_mut);
-        if let Some(at) = course.and_then(|course| course.plan_save(now)) {
-            self.saves.insert((at, id.clone()));
-        }
-    }
-
-    /// Writes the results of the chunks for which that is due.
-    pub(super) fn save(&mut self, now: Instant, out: &mut Out) {
-        if !self.connected {
-            return;
-        }
-        while self.saves.first().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, id)) = self.saves.pop_first() else { return };
-            let Some(slot) = self.slots.get_mut(&id) else { continue };
-            let attempt = slot.attempt;
-            let Some(course) = slot.course_mut() else { continue };
-            if let Some(mut task) = course.save() {
-                let (path, version) = (self.params.layout.task(&id), course.work.version);
-                let data = task.encode_to_fit();
-                course.sent(data.len(), self.write_time, now);
-                self.calls.issue(
-                    out,
-                    Call::Set { path, data, version },
-                    Purpose::SaveResults { task: id, attempt },
-                );
-            }
-        }
-    }
-
-    /// Results were written, or not. If somebody changed the task, it is read, and the next write is set on that.
-    pub(super) fn on_results_saved(
-        &mut self,
-        id: &TaskId,
-        attempt: u32,
-        result: Result<&Reply, Refusal>,
-        now: Instant,
-        out: &mut Out,
-    ) {
-        let path = self.params.layout.task(id);
-        let Some(course) = self.course_at(id, attempt) else { return };
-        match result {
-            Ok(Reply::Stat(stat)) => {
-                if let Some(sent) = course.saved(stat.version) {
-                    self.write_time = (self.write_time * (WRITES - 1) + now.since(sent)) / WRITES;
-                }
-            }
-            Err(Refusal::BadVersion) => {
-                let call = Call::Get { path, watch: false };
-                self.calls.issue(out, call, Purpose::RereadTask { task: id.clone(), attempt });
-            }
-            Err(Refusal::TooLarge) => course.save_less(),
-            Err(Refusal::Other(_)) => course.save_later(),
-            // It is gone, or may not be written: its end will tell.
-            Ok(_)
-            | Err(
-                Refusal::NoNode
-                | Refusal::NodeExists
-                | Refusal::NotEmpty
-                | Refusal::NoAuth
-                | Refusal::NoChildrenForEphemerals
-                | Refusal::BadArguments
-                | Refusal::Unimplemented,
-            ) => {}
-        }
-        self.plan_save(id, now);
-    }
-
-    /// The task that somebody changed while it runs.
-    pub(super) fn on_reread(
-        &mut self,
-        id: &TaskId,
-        attempt: u32,
-        result: Result<&Reply, Refusal>,
-        now: Instant,
-    ) {
-        let Some(course) = self.course_at(id, attempt) else { return };
-        if let Ok(Reply::Data { data, stat }) = result
-            && let Ok(mut task) = Task::decode(data)
-            && task.outcome.is_none()
-            && task.attempt == attempt
-            && task.payload() == course.work.task.payload()
-        {
-            task.results.clear();
-            course.work.task = task;
-            course.work.version = stat.version;
-            course.unsaved();
-            self.plan_save(id, now);
-        }
-    }
-
-    fn course_at(&mut self, id: &TaskId, attempt: u32) -> Option<&mut Course> {
-        self.slots.get_mut(id).filter(|slot| slot.attempt == attempt)?.course_mut()
+/// What to do next of an entry that was started.
+fn next_of(course: &mut Course) -> Head {
+    match course.start_next() {
+        Some(command) => Head::Start(command),
+        None if course.portion().is_some_and(Portion::is_left) && !course.is_halted() => Head::Passes,
+        None => Head::Gone,
     }
 }
 
@@ -449,7 +384,7 @@ fn spawn(id: &TaskId, course: &Course, command: usize, worker: &str, limit: usiz
     env.extend(private(worker));
     for (key, value) in [
         ("ZKMW_TASK", id.to_string()),
-        ("ZKMW_ATTEMPT", course.work.task.attempt.to_string()),
+        ("ZKMW_ATTEMPT", course.attempt().to_string()),
         ("ZKMW_EPOCH", course.work.mzxid.to_string()),
     ] {
         env.push((key.to_string(), value));
@@ -469,8 +404,7 @@ fn ask(
     limit: usize,
 ) -> RunSpec {
     let (payload, line) = course.payload(command);
-    let Work { task, mzxid, .. } = &course.work;
-    let mut request = Request::new(run.0, id.as_str(), task.attempt, *mzxid, worker);
+    let mut request = Request::new(run.0, id.as_str(), course.attempt(), course.work.mzxid, worker);
     request.line = line;
     request.env = course.options.env.as_ref();
     request.timeout_ms = course.options.timeout_ms;

@@ -8,8 +8,6 @@ use crate::recipes::lease::Ticket;
 /// One entry of the assignment.
 #[derive(Debug)]
 pub struct Slot {
-    /// The attempt that the entry names.
-    pub attempt: u32,
     /// Its place in the order in which entries are started.
     pub order: u64,
     /// The leader wants it dead.
@@ -18,8 +16,8 @@ pub struct Slot {
     pub recalled: bool,
     /// The entry is gone, and the slot goes as soon as it is closed.
     pub orphaned: bool,
-    /// The same task, given out to us once more before we had heard what became of our report.
-    pub next: Option<(u32, bool)>,
+    /// Of a share: it is one of a chunk that others may have shares of, or we another.
+    pub is_share: bool,
     /// How far it is.
     pub state: State,
 }
@@ -27,6 +25,8 @@ pub struct Slot {
 /// How far an entry is.
 #[derive(Debug)]
 pub enum State {
+    /// Another attempt of the same task is not over here.
+    Waiting,
     /// The task is being read; `verified` if an own write was made before.
     Reading { verified: bool },
     /// What was read does not fit: an own write is being made, then it is read again.
@@ -51,6 +51,8 @@ pub struct Work {
     pub version: i32,
     /// The transaction that wrote it: its fencing token.
     pub mzxid: i64,
+    /// When that was, by the ensemble's clock in ms; 0 if it is not known.
+    pub mtime_ms: i64,
 }
 
 /// Why and until when a run is being stopped.
@@ -68,6 +70,8 @@ pub enum Why {
     Timeout,
     /// The leader wants the task dead.
     Revoked,
+    /// Somebody wants this line of a chunk cancelled.
+    Cancelled,
     /// The worker is to end.
     Drain,
     /// The incarnation is dead.
@@ -76,14 +80,13 @@ pub enum Why {
 
 impl Slot {
     /// An entry that is to be read.
-    pub fn new(attempt: u32, revoked: bool, order: u64) -> Slot {
+    pub fn new(revoked: bool, order: u64) -> Slot {
         Slot {
-            attempt,
             order,
             revoked,
             recalled: false,
             orphaned: false,
-            next: None,
+            is_share: false,
             state: State::Reading { verified: false },
         }
     }
@@ -105,8 +108,8 @@ impl Slot {
     }
 
     /// Whether it awaits the answer to such a reading.
-    pub fn awaits(&self, attempt: u32, verified: bool) -> bool {
-        self.attempt == attempt && matches!(self.state, State::Reading { verified: v } if v == verified)
+    pub fn awaits(&self, verified: bool) -> bool {
+        matches!(self.state, State::Reading { verified: v } if v == verified)
     }
 
     /// Whether it was started, and is not written down yet.
@@ -116,7 +119,10 @@ impl Slot {
 
     /// Whether it is still to be started.
     pub fn is_open(&self) -> bool {
-        matches!(self.state, State::Reading { .. } | State::Verifying { .. } | State::Ready(_))
+        matches!(
+            self.state,
+            State::Waiting | State::Reading { .. } | State::Verifying { .. } | State::Ready(_)
+        )
     }
 
     /// Whether its attempt is dead, and no report on it is owed.

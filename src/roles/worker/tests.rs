@@ -1,6 +1,7 @@
 //! The worker on a few znodes: deaths, drains and late answers, one step at a time.
 
 use super::*;
+use crate::contract::TaskId;
 use crate::contract::task::{Outcome, Payload, Reason, State as OutcomeState, Task};
 use crate::contract::worker::{Entry, Seen};
 use crate::machine::{Captured, CreateMode, Ended, GroupSignal, RunReport};
@@ -46,6 +47,7 @@ fn assign(world: &mut World, desk: &Desk<Worker>, entries: &[(&str, u32, bool)])
         attempt: *attempt,
         revoked: *revoked,
         recalled: false,
+        look: None,
         seen: None,
     };
     let data = Assignment::new(1, entries.iter().map(entry).collect()).encode();
@@ -111,7 +113,8 @@ fn carried(attempt: u32, now: u32) -> (World, Desk<Worker>) {
         world.change("/z/tasks/j/a", |task| task.attempt = now);
     }
     let seen = Some(Seen { data, version: 0, mzxid: 77 });
-    let entry = Entry { task: TaskId::new("j", "a"), attempt, revoked: false, recalled: false, seen };
+    let entry =
+        Entry { task: TaskId::new("j", "a"), attempt, revoked: false, recalled: false, look: None, seen };
     world.put(&desk.role.assignment(), &Assignment::new(1, vec![entry]).encode());
     (world, desk)
 }

@@ -70,7 +70,7 @@ fn what_failed_of_a_chunk_that_is_cancelled_before_its_retry_is_still_told() {
     end(&world, &mut desk, Ended::Exit(0));
     desk.go(&mut world);
     let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
-    assert_eq!((outcome.state, codes(&outcome.results)), (OutcomeState::Cancelled, vec![Some(4), Some(0)]));
+    assert_eq!((outcome.state, codes(&outcome.results)), (OutcomeState::Failed, vec![Some(4), Some(0)]));
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn only_what_failed_is_tried_again() {
     end(&world, &mut desk, Ended::Exit(0));
     desk.go(&mut world);
     let task = world.task("/z/tasks/j/c");
-    assert_eq!((task.attempt, task.charged), (2, 1));
+    assert_eq!((task.attempt, task.shares[0].attempt, task.shares[0].failures), (2, 2, 1));
     assert_eq!(codes(&task.results), [None, Some(0)]);
 }
 
@@ -240,7 +240,9 @@ fn a_cancelled_chunk_keeps_what_was_over() {
     end_after(&world, &mut desk, Ended::Signal(15), true);
     desk.go(&mut world);
     let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
-    assert_eq!((outcome.state, codes(&outcome.results)), (OutcomeState::Cancelled, vec![Some(0)]));
+    let reasons: Vec<_> = outcome.results.iter().flatten().map(|result| result.reason).collect();
+    let cancelled = Some(Reason::Cancelled);
+    assert_eq!((outcome.state, reasons), (OutcomeState::Cancelled, vec![None, cancelled, cancelled]));
 }
 
 #[test]
@@ -268,6 +270,7 @@ fn a_late_command_fails_alone() {
     world.pass(Duration::from_millis(500));
     desk.go(&mut world);
     end_after(&world, &mut desk, Ended::Signal(15), true);
+    desk.go(&mut world);
     end(&world, &mut desk, Ended::Exit(0));
     desk.go(&mut world);
     let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
@@ -289,7 +292,7 @@ fn entries_are_started_in_the_order_of_the_page() {
     assert_eq!(desk.runs.len(), 0, "nothing overtakes what is still being read");
     desk.hold = |_| false;
     desk.go(&mut world);
-    let tasks: Vec<_> = desk.role.runs.values().map(|run| run.task.to_string()).collect();
+    let tasks: Vec<_> = desk.role.runs.values().map(|run| run.id.task.to_string()).collect();
     assert_eq!(tasks, ["_00/z", "_00/m"]);
 }
 
@@ -318,6 +321,7 @@ fn what_was_not_started_goes_back_when_it_is_recalled() {
         attempt: 1,
         revoked: false,
         recalled: true,
+        look: None,
         seen: None,
     };
     task(&mut world, "_00/a");

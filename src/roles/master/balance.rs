@@ -1,0 +1,214 @@
+//! No slot idles beside work that was not started: what waits at one worker while another has a free slot is recalled,
+//! and of a chunk that runs what was not started is cut off. The first needs its holder's answer; the second asks nobody.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::dispatch::{FULL, Rank, Roster};
+use super::editor::Edit;
+use super::leading::Term;
+use super::{Master, Out};
+use crate::contract::Incarnation;
+use crate::contract::worker::EntryId;
+use crate::machine::Instant;
+use crate::recipes::assignment::Held;
+use crate::recipes::queue::Need;
+
+/// What waits at a worker for less than this is not worth to be given to another.
+const WORTH_IT: Duration = Duration::from_millis(100);
+
+/// What waits at a worker for longer than this is shared out at once, rather than as slots come free elsewhere: its runs
+/// turned out longer than was reckoned with when it got them. Well above what may wait there, or each end of a batch
+/// would have tasks moved that are nearly there: a move costs a write of each, and takes a while itself.
+const SHARE_OUT: Duration = Duration::from_millis(600);
+
+/// The pause between two looks whether what waits at one worker should go to another.
+const BALANCE_PACE: Duration = Duration::from_millis(150);
+
+/// A worker with slots that nothing is planned for.
+struct Free {
+    incarnation: Incarnation,
+    slots: u32,
+}
+
+/// A share of which something was not started.
+struct Behind {
+    id: EntryId,
+    need: Need,
+    /// Commands behind its window.
+    commands: u32,
+    holder: Incarnation,
+    /// Its holder's slots.
+    slots: u32,
+}
+
+impl Master {
+    /// Recalls what waits at one worker when another has a free slot and the queue nothing for it: what is stuck there,
+    /// or would wait for long. Of what runs there it cuts off what was not started.
+    pub(super) fn balance(&mut self, now: Instant, out: &mut Out) {
+        let Some(term) = self.term.as_mut().filter(|term| term.is_leading()) else { return };
+        let drains = self.fleet.iter().any(|(_, registration)| registration.draining);
+        if !term.roster.is_slot_free() && !drains {
+            term.roster.balance_at = None;
+            return;
+        }
+        if term.roster.overfull.is_empty() && term.behind.is_empty() {
+            term.roster.balance_at = None;
+            return;
+        }
+        let due = term.roster.balance_at.replace(now + BALANCE_PACE);
+        match due {
+            Some(at) if at > now => term.roster.balance_at = Some(at),
+            Some(_) => {
+                let (recalled, cuts) = (self.surplus(), self.cuts());
+                let Some(term) = &mut self.term else { return };
+                term.note_progress();
+                for id in recalled {
+                    term.book.recall(&id);
+                }
+                for (id, slots) in cuts {
+                    term.editor.begin(&id.task, Edit::Cut { number: id.attempt, slots }, out);
+                }
+            }
+            None => term.note_progress(),
+        }
+    }
+
+    /// The shares of which something was not started and could be cut off.
+    fn behind(&self) -> impl Iterator<Item = Behind> {
+        let term = self.term.iter();
+        let all = term.flat_map(|term| term.behind.iter().map(move |id| (term, id)));
+        all.filter_map(|(term, id)| {
+            let (holder, held) = term.book.holder(id)?;
+            let unit = self.table.unit(id).filter(|_| !held.is_revoked())?;
+            let slots = if unit.need.suspect { 1 } else { term.roster.pace_of(holder).0 };
+            let commands = unit.behind();
+            let (id, need, holder) = (id.clone(), unit.need, holder.clone());
+            (commands > 0 && self.fleet.lives(&holder)).then_some(Behind {
+                id,
+                need,
+                commands,
+                holder,
+                slots,
+            })
+        })
+    }
+
+    /// The workers with free slots, that nothing else is planned for.
+    fn free(&self) -> Vec<Free> {
+        let Some(Term { roster, book, .. }) = &self.term else { return Vec::new() };
+        let unused = |(rank, incarnation): &(Rank, Incarnation)| {
+            let width = book.load(incarnation).map_or(0, |load| load.width);
+            let slots = u64::from(rank.slots.0).saturating_sub(width);
+            let slots = u32::try_from(slots).unwrap_or(u32::MAX);
+            Free { incarnation: incarnation.clone(), slots }
+        };
+        let free = roster.order.iter().take_while(|(rank, _)| rank.share < FULL);
+        free.filter(|(_, incarnation)| !roster.is_reserved(incarnation)).map(unused).collect()
+    }
+
+    fn fits(&self, incarnation: &Incarnation, need: Need) -> bool {
+        let registration = self.fleet.get(incarnation);
+        registration.is_some_and(|registration| self.table.needs.fits(need, &registration.labels))
+    }
+
+    /// What to cut, for how many slots beside those of its holder: for each worker with free slots something of the share
+    /// that would take longest, and all that a worker has not started which is about to stop.
+    fn cuts(&self) -> Vec<(EntryId, (u32, u32))> {
+        let (mut cuts, mut candidates) = (Vec::new(), Vec::new());
+        for behind in self.behind() {
+            if self.fleet.get(&behind.holder).is_some_and(|registration| registration.draining) {
+                cuts.push((behind.id, (1, 0)));
+                continue;
+            }
+            let cost = self.term.as_ref().and_then(|term| term.roster.pace_of(&behind.holder).1);
+            let wait = cost.map(|cost| cost.saturating_mul(behind.commands) / behind.slots.max(1));
+            if wait.is_none_or(|wait| wait >= WORTH_IT) {
+                candidates.push((wait.unwrap_or(Duration::MAX), behind));
+            }
+        }
+        candidates.sort_by(|(left, a), (right, b)| (right, b.commands).cmp(&(left, a.commands)));
+        for free in self.free() {
+            let load =
+                self.term.as_ref().and_then(|term| term.book.load(&free.incarnation)).unwrap_or_default();
+            let takes = |need: Need| {
+                self.fits(&free.incarnation, need)
+                    && !(need.suspect && load.suspects > 0)
+                    && !(need.is_alone() && load.width > 0)
+            };
+            let fits = |behind: &Behind| behind.holder != free.incarnation && takes(behind.need);
+            let Some(at) = candidates.iter().position(|(_, behind)| fits(behind)) else { continue };
+            let (_, behind) = candidates.remove(at);
+            let slots = if behind.need.suspect { 1 } else { free.slots };
+            cuts.push((behind.id, (slots, behind.slots)));
+        }
+        cuts
+    }
+
+    /// How many entries of a page wait behind those that fill its slots.
+    fn waiting(&self, incarnation: &Incarnation, slots: u32) -> usize {
+        let entries = self.term.iter().flat_map(|term| term.book.entries(incarnation));
+        let mut width = 0_u32;
+        let waits = |(_, held): &(&EntryId, &Held)| {
+            let before = width;
+            if !held.is_ghost() {
+                width = width.saturating_add(held.width);
+            }
+            before >= slots && !held.is_ghost()
+        };
+        entries.filter(waits).count()
+    }
+
+    /// What should not wait where it is, the last first.
+    fn surplus(&self) -> Vec<EntryId> {
+        let Some(Term { roster, book, .. }) = &self.term else { return Vec::new() };
+        let free = self.free();
+        if free.is_empty() {
+            return Vec::new();
+        }
+        let unused: u64 = free.iter().map(|free| u64::from(free.slots)).sum();
+        let mut room = usize::try_from(unused).unwrap_or(usize::MAX);
+        // Each need is asked for once, however many tasks have it.
+        let mut asked = BTreeMap::new();
+        let mut goes = |need: Need| {
+            let fits = || free.iter().any(|free| self.fits(&free.incarnation, need));
+            *asked.entry(need).or_insert_with(fits)
+        };
+        let mut surplus = Vec::new();
+        for incarnation in &roster.overfull {
+            let (Some(known), Some(load)) = (roster.known.get(incarnation), book.load(incarnation)) else {
+                continue;
+            };
+            let waiting = self.waiting(incarnation, known.slots);
+            let may = match () {
+                () if known.wait(load) >= SHARE_OUT && known.struck != load.struck => {
+                    room.min(waiting).max(waiting / 2)
+                }
+                () if known.wait(load) >= WORTH_IT || known.struck == load.struck => room.min(waiting),
+                () => 0,
+            };
+            // Whatever was recalled before, and is still on its way, has its place there.
+            room -= room.min(may);
+            for (id, held) in book.entries(incarnation).rev().take(may) {
+                let unit = self.table.unit(id).filter(|unit| unit.ahead.is_none() || unit.need.suspect);
+                let may = !held.recalled && !held.is_revoked() && !held.is_ghost();
+                if may && unit.is_some_and(|unit| goes(unit.need)) {
+                    surplus.push(id.clone());
+                }
+            }
+        }
+        surplus
+    }
+}
+
+impl Term {
+    /// How far every overfull page has got by now.
+    fn note_progress(&mut self) {
+        let Roster { known, overfull, .. } = &mut self.roster;
+        for incarnation in overfull.iter() {
+            if let (Some(known), Some(load)) = (known.get_mut(incarnation), self.book.load(incarnation)) {
+                known.struck = load.struck;
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What a worker writes into chunks of which it has shares while these run, and what it reads there.
+
+use std::time::Duration;
+
+use super::portion::{Pace, Portion};
+use super::slot::{Slot, Stop, Why};
+use super::{Out, Purpose, Run, Worker};
+use crate::contract::task::Task;
+use crate::contract::worker::EntryId;
+use crate::machine::{Action, Call, GroupSignal, Instant, Level, Refusal, Reply, RunId, RunReport};
+use crate::recipes::holder::Seen;
+
+/// How much the last write, or run, counts in what is known of how long they take: 1 in so many.
+const MEMORY: u32 = 8;
+
+impl Worker {
+    pub(super) fn portion_mut(&mut self, id: &EntryId) -> Option<&mut Portion> {
+        self.slots.get_mut(id)?.course_mut()?.portion_mut()
+    }
+
+    fn pace(&self) -> Pace {
+        let slots = u32::try_from(self.starts.allowed()).unwrap_or(u32::MAX);
+        Pace { slots, run: self.run_time, write: self.write_time }
+    }
+
+    /// So long a command has run.
+    pub(super) fn note_run_time(&mut self, report: &RunReport) {
+        let ran = report.ended_ms.saturating_sub(report.started_ms).max(0);
+        let ran = Duration::from_millis(ran.unsigned_abs());
+        let before = self.run_time.unwrap_or(ran);
+        self.run_time = Some((before * (MEMORY - 1) + ran) / MEMORY);
+    }
+
+    /// Sees to it that what is known of a share is written.
+    pub(super) fn plan_save(&mut self, id: &EntryId, now: Instant) {
+        if let Some((at, before)) = self.portion_mut(id).and_then(|portion| portion.plan_save(now)) {
+            if let Some(before) = before {
+                self.saves.remove(&(before, id.clone()));
+            }
+            self.saves.insert((at, id.clone()));
+        }
+    }
+
+    /// Writes what is due.
+    pub(super) fn save(&mut self, now: Instant, out: &mut Out) {
+        if !self.connected {
+            return;
+        }
+        let pace = self.pace();
+        while self.saves.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, id)) = self.saves.pop_first() else { return };
+            let path = self.params.layout.task(&id.task);
+            let Some(portion) = self.portion_mut(&id) else { continue };
+            if let Some((version, mut task)) = portion.save(pace) {
+                let data = task.encode_within(portion.limit);
+                portion.sent(task, data.len(), pace, now);
+                self.calls.issue(out, Call::Set { path, data, version }, Purpose::Save(id));
+            }
+        }
+    }
+
+    /// It was written, or not. If somebody changed the chunk, it is read, and the next write is set on that.
+    pub(super) fn on_saved(
+        &mut self,
+        id: &EntryId,
+        result: Result<&Reply, Refusal>,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let Some(portion) = self.portion_mut(id) else { return };
+        match result {
+            Ok(Reply::Stat(stat)) => {
+                if let Some(sent) = portion.written(stat) {
+                    self.write_time = (self.write_time * (MEMORY - 1) + now.since(sent)) / MEMORY;
+                }
+            }
+            // It is gone, or no task any more: its end will tell.
+            Ok(_) | Err(Refusal::NoNode) => portion.doubt(),
+            Err(Refusal::BadVersion) => {
+                portion.doubt();
+                self.reread(id, false, out);
+            }
+            Err(Refusal::TooLarge) => portion.save_less(),
+            Err(
+                Refusal::Other(_)
+                | Refusal::NodeExists
+                | Refusal::NotEmpty
+                | Refusal::NoAuth
+                | Refusal::NoChildrenForEphemerals
+                | Refusal::BadArguments
+                | Refusal::Unimplemented,
+            ) => portion.save_later(),
+        }
+        self.finish_if_over(id, out);
+        self.plan_save(id, now);
+    }
+
+    fn reread(&mut self, id: &EntryId, verified: bool, out: &mut Out) {
+        let call = Call::Get { path: self.params.layout.task(&id.task), watch: false };
+        self.calls.issue(out, call, Purpose::Reread { id: id.clone(), verified });
+    }
+
+    /// The leader knows that something stands in this version of a chunk that its holders should know.
+    pub(super) fn look(&mut self, id: &EntryId, version: i32, out: &mut Out) {
+        let Some(portion) = self.portion_mut(id) else { return };
+        // What is on its way fails if that version is a later one, and then the chunk is read.
+        if !portion.is_writing() && portion.version().is_some_and(|known| known < version) {
+            self.reread(id, false, out);
+        }
+    }
+
+    /// A session is up: what may have been changed is read.
+    pub(super) fn reread_doubted(&mut self, out: &mut Out) {
+        let doubted = |(id, slot): (&EntryId, &Slot)| {
+            let portion = slot.course()?.portion()?;
+            portion.is_to_be_read().then(|| id.clone())
+        };
+        let doubted: Vec<EntryId> = self.slots.iter().filter_map(doubted).collect();
+        for id in doubted {
+            self.reread(&id, false, out);
+        }
+    }
+
+    /// What was older than what was known is read again, now that an own write was acknowledged.
+    pub(super) fn reread_verified(&mut self, out: &mut Out) {
+        let lease = &self.lease;
+        let again = |(id, slot): (&EntryId, &mut Slot)| {
+            let portion = slot.course_mut()?.portion_mut()?;
+            portion.verifying.take_if(|ticket| lease.has(*ticket)).map(|_| id.clone())
+        };
+        let again: Vec<EntryId> = self.slots.iter_mut().filter_map(again).collect();
+        for id in again {
+            self.reread(&id, true, out);
+        }
+    }
+
+    /// The chunk that somebody changed while a share of it runs.
+    pub(super) fn on_reread(
+        &mut self,
+        id: &EntryId,
+        verified: bool,
+        result: Result<&Reply, Refusal>,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let Some(portion) = self.portion_mut(id).filter(|portion| !portion.is_writing()) else { return };
+        let seen = match result {
+            Ok(Reply::Data { data, stat }) => match Task::decode(data) {
+                Ok(task) => portion.read(stat, task),
+                Err(_) => Seen::Void,
+            },
+            // That one read was refused says nothing of the next; the end will tell.
+            Ok(_) | Err(Refusal::Other(_) | Refusal::NoAuth) => return,
+            Err(_) => Seen::Void,
+        };
+        match seen {
+            Seen::Held => self.stop_unwanted(id, now, out),
+            Seen::Older | Seen::Void if !verified => {
+                let ticket = self.lease.fresh(now, out);
+                if let Some(portion) = self.portion_mut(id) {
+                    portion.verifying = Some(ticket);
+                }
+            }
+            Seen::Older | Seen::Void => {
+                let path = self.params.layout.task(&id.task);
+                out.log(
+                    Level::Warn,
+                    format!("{path}: its share {} is not this worker's any more", id.attempt),
+                );
+                self.revoke(id, now, out);
+            }
+        }
+        self.finish_if_over(id, out);
+        self.plan_save(id, now);
+    }
+
+    /// Stops what runs of a share although somebody wants it cancelled, or it is not ours any more.
+    fn stop_unwanted(&mut self, id: &EntryId, now: Instant, out: &mut Out) {
+        let Some(portion) = self.slots.get(id).and_then(Slot::course).and_then(|course| course.portion())
+        else {
+            return;
+        };
+        let is_unwanted =
+            |run: &Run| run.id == *id && (portion.is_cancelled(run.command) || !portion.has(run.command));
+        let unwanted: Vec<RunId> =
+            self.runs.iter().filter(|(_, run)| is_unwanted(run)).map(|(run, _)| *run).collect();
+        let kill = now + self.params.grace;
+        for run in unwanted {
+            if self.stop_run(run, Stop { why: Why::Cancelled, kill, killed: false }) {
+                out.push(Action::Signal { run, signal: GroupSignal::Term });
+            }
+        }
+    }
+}
