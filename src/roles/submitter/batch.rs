@@ -9,41 +9,55 @@
 //! its lines were read until its chunk is known to stand, whatever happens to connections in between. When all chunks
 //! of a part stood, the part says so.
 
-mod early;
+mod cleaner;
 mod end;
 mod entrance;
+mod maker;
 mod outline;
 mod parts;
+mod plan;
 mod replies;
+mod results;
 mod units;
 mod warm;
-mod windows;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-use self::early::Early;
+use self::cleaner::Cleaner;
+use self::entrance::{Entrance, Stage};
+use self::maker::{MAX_CREATES, Maker, READ_AHEAD};
 pub use self::outline::{MAX_CHOSEN, Outline, Sizes};
-use self::parts::Parts;
-use self::units::Units;
-use self::windows::{MAX_CREATES, MAX_UNDELETED, READ_AHEAD};
+use self::parts::{Parts, part_of};
+use self::plan::{Plan, name_in};
+use self::results::{MAX_READS, Results};
+use self::warm::{MAX_WARMING, Warmer};
 use super::access::Access;
 use super::admission::Pace;
 use super::mark::Mark;
 use super::{DELETE_PATIENCE, keyed_batch_submitter};
 use crate::contract::chunk::MAX_CHUNK_COMMANDS;
-use crate::contract::task::{Job, Options, Payload, Task};
-use crate::contract::{LINES_PER_PART, Layout, MAX_BATCH_LINES, MAX_TASK_BYTES, TaskId, batch_unit, name_of};
+use crate::contract::task::{Job, Options};
+use crate::contract::{Layout, MAX_BATCH_LINES, MAX_TASK_BYTES};
 use crate::exit;
-use crate::machine::{Action, Actions, Calls, ChangeKind, Event, Instant, Level, Role, earlier};
-use crate::recipes::ensure::Ensure;
+use crate::machine::{
+    Action, Actions, BatchLine, Call, Calls, ChangeKind, CreateMode, Event, Instant, Role, earlier,
+};
 use crate::roles::client::notice::Notice;
-use crate::roles::client::{ClientReport, Progress, Tally, Unfit, breaks_connection};
+use crate::roles::client::{ClientReport, Progress, Unfit, breaks_connection};
 
-/// Parts that are made or watched at a time.
-const MAX_WARMING: usize = 16;
+/// Creates in flight while as much is being collected as may be.
+const MIN_CREATES: usize = 32;
 
-/// Complaints about single tasks that are logged; the summary counts the others.
-const MAX_COMPLAINTS: u32 = 20;
+/// Chunks that stand and have not ended, beyond which no more are made than end, as long as they end quickly. A few
+/// seconds' work for a fast service; more would only be held in memory by the servers and the masters.
+const MAX_AHEAD: u64 = 20_000;
+
+/// Deletes that wait or are in flight: with as many, chunks end quickly.
+const RUSH: usize = 64;
+
+/// Reads, cancels and deletes in flight.
+const MAX_COLLECTS: usize = 1_024;
+
+/// Chunks of which all was shown and that stand still; beyond that no further outcome is read.
+const MAX_UNDELETED: usize = 2 * MAX_COLLECTS;
 
 /// What a batch is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,107 +86,39 @@ pub struct BatchParams {
     pub cancel_on_interrupt: bool,
 }
 
-/// A submitter of a batch.
+/// A submitter of a batch. It routes events to its parts, each of which owns its state, and decides whose call has its
+/// turn before whose.
 #[derive(Debug)]
 pub struct Batch {
-    layout: Layout,
-    job: Option<String>,
-    batch: String,
-    keyed: bool,
-    options: Options,
-    outline: Outline,
-    chunk: Option<u32>,
+    plan: Plan,
     detach: bool,
     cancel_on_interrupt: bool,
     online: bool,
     over: bool,
-    early: Early,
     /// The mark, if one is needed, stands on this connection.
     marked: bool,
-    room: Room,
-    first_part: FirstPart,
-    /// Directories that there are in `tasks`.
-    children: Option<u64>,
-    pace: Pace,
-    /// `tasks` is being made.
-    ensuring: bool,
-    source: Source,
-    /// Without a size until it has been decided.
-    units: Units,
-    /// Units that were read and whose tasks are not known to stand.
-    open: BTreeMap<u64, Open>,
-    open_bytes: usize,
-    /// Those of them that are not being created.
-    unsent: BTreeSet<u64>,
-    parts: Parts,
-    /// Tasks whose outcome was shown and that are being deleted, or are to be.
-    deleting: BTreeMap<u64, Deleting>,
-    /// Those of them that wait for their turn.
-    shown: VecDeque<u64>,
-    /// Tasks whose outcome was shown and that we do not delete.
-    left: u64,
     cancelling: bool,
-    complaints: u32,
     /// Only deletes are left, and there is no connection.
     give_up: Option<Instant>,
-    progress: Progress,
-    reported: Progress,
-    tally: Tally,
+    /// Whether it may come in, and of which size its chunks are.
+    entrance: Entrance,
+    pace: Pace,
+    /// What is under way with directories.
+    warmer: Warmer,
+    /// What makes chunks.
+    maker: Maker,
+    /// Which of them stand without an outcome.
+    parts: Parts,
+    /// What was told of results.
+    results: Results,
+    /// What cleans up.
+    cleaner: Cleaner,
+    /// Cancels in flight.
+    cancels: usize,
     access: Access,
     notice: Notice,
     mark: Mark,
-    ensure: Ensure,
     calls: Calls<Purpose>,
-    creates: usize,
-    /// Reads, cancels and deletes in flight.
-    collects: usize,
-    /// Reads among them.
-    reads: usize,
-    warming: usize,
-}
-
-/// Whether the parts find room below `tasks`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Room {
-    Unknown,
-    Looking,
-    Found,
-}
-
-/// The first part of a keyed batch, as it stood when this connection was new.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FirstPart {
-    Unknown,
-    Missing,
-    /// With so many lines a chunk, if it says so.
-    Stands {
-        chunk: Option<u32>,
-    },
-}
-
-/// Where lines come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Idle,
-    Asked,
-    Dry,
-}
-
-#[derive(Debug)]
-struct Open {
-    payload: Payload,
-    commands: u16,
-    bytes: usize,
-    /// Creations that were in doubt.
-    doubts: u32,
-    /// It changed before its creation was acknowledged.
-    changed: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Deleting {
-    version: i32,
-    tries: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,11 +139,6 @@ enum Purpose {
     Read(u64),
     Cancel(u64),
     Delete(u64),
-}
-
-/// The name of a batch in a job, or of one that is a job itself.
-fn name_in(job: Option<&str>, batch: &str) -> String {
-    job.map_or_else(|| batch.to_string(), |job| format!("{job}~{batch}"))
 }
 
 impl Batch {
@@ -224,106 +165,37 @@ impl Batch {
         let name = name_in(params.job.as_deref(), params.key.as_ref().unwrap_or(&params.ulid));
         let key = params.key.as_ref().filter(|_| !params.detach).map(|_| keyed_batch_submitter(&name));
         let mark = Mark::new(&params.layout, &params.ulid, key, params.orphan_cancel && !params.detach);
+        let tries_again = options.max_attempts.is_some();
         Ok(Batch {
             pace: Pace::new(&params.layout),
             access: Access::new(&params.layout, params.credentials),
             notice: Notice::new(&params.layout),
             mark,
-            ensure: Ensure::new([params.layout.tasks()]),
-            layout: params.layout,
-            job: params.job,
-            keyed: params.key.is_some(),
-            batch: params.key.unwrap_or(params.ulid),
-            options,
-            progress: Progress { total: params.outline.lines, ..Progress::default() },
-            outline: params.outline,
-            chunk: params.chunk,
+            warmer: Warmer::new(&params.layout),
+            results: Results::new(params.outline.lines, tries_again),
+            plan: Plan {
+                layout: params.layout,
+                job: params.job,
+                keyed: params.key.is_some(),
+                batch: params.key.unwrap_or(params.ulid),
+                options,
+                outline: params.outline,
+                size: 1,
+            },
             detach: params.detach,
             cancel_on_interrupt: params.cancel_on_interrupt && !params.detach,
             online: false,
             over: false,
-            early: Early::default(),
             marked: false,
-            room: Room::Unknown,
-            first_part: FirstPart::Unknown,
-            children: None,
-            ensuring: false,
-            source: Source::Idle,
-            units: Units::default(),
-            open: BTreeMap::new(),
-            open_bytes: 0,
-            unsent: BTreeSet::new(),
-            parts: Parts::default(),
-            deleting: BTreeMap::new(),
-            shown: VecDeque::new(),
-            left: 0,
             cancelling: false,
-            complaints: 0,
             give_up: None,
-            reported: Progress::default(),
-            tally: Tally::default(),
+            entrance: Entrance::new(params.chunk),
+            maker: Maker::new(1),
+            parts: Parts::default(),
+            cleaner: Cleaner::default(),
+            cancels: 0,
             calls: Calls::default(),
-            creates: 0,
-            collects: 0,
-            reads: 0,
-            warming: 0,
         })
-    }
-
-    /// What to tell `wait`, `list` or `cancel` to mean this batch.
-    pub fn name(&self) -> String {
-        name_in(self.job.as_deref(), &self.batch)
-    }
-
-    fn id(&self, unit: u64) -> TaskId {
-        batch_unit(self.job.as_deref(), &self.batch, unit, self.units.size())
-    }
-
-    fn path(&self, unit: u64) -> String {
-        self.layout.task(&self.id(unit))
-    }
-
-    fn part_path(&self, part: u64) -> String {
-        self.layout.job(self.id(part * LINES_PER_PART).dir())
-    }
-
-    /// The unit that has its task at this path.
-    fn unit_at(&self, path: &str) -> Option<u64> {
-        let line: u64 = name_of(path).parse().ok()?;
-        let unit = line / self.units.size();
-        (line < MAX_BATCH_LINES && self.path(unit) == path).then_some(unit)
-    }
-
-    /// What stands in a part: the options, how lines are put together, and how many there are.
-    fn part_data(&self, part: u64) -> Job {
-        let mut job = Job::new(self.options.clone());
-        job.chunk = Some(self.units.size() as u32);
-        job.lines = Some(self.part_lines(part));
-        job
-    }
-
-    fn part_lines(&self, part: u64) -> u64 {
-        self.outline.lines_of_part(part, self.units.size())
-    }
-
-    /// The task for a unit. Its options are the part's, but for the mark: a batch that is submitted again under
-    /// its key adds tasks to a part that was made by a submitter that is gone.
-    fn task(&self, payload: &Payload) -> Task {
-        let orphan_of = self.mark.id().map(str::to_string);
-        let mut task = Task::new(payload.clone(), Options { orphan_of, ..Options::default() });
-        task.keyed = self.keyed;
-        task
-    }
-
-    /// Logs something about one task, unless there was too much of it.
-    fn complain(&mut self, why: String, out: &mut Actions<ClientReport>) {
-        self.complaints += 1;
-        if self.complaints <= MAX_COMPLAINTS {
-            out.log(Level::Error, why);
-        }
-        if self.complaints == MAX_COMPLAINTS {
-            out.log(Level::Error, "there may be more such tasks; they are only counted from here on");
-        }
     }
 
     /// Does whatever can be done now.
@@ -331,14 +203,16 @@ impl Batch {
         if self.over || !self.online || !self.marked {
             return;
         }
-        match self.room {
-            Room::Unknown => self.look_for_room(now, out),
-            Room::Looking => {}
-            Room::Found => {
-                let Progress { submitted, total, .. } = self.progress;
-                let left = total.saturating_sub(submitted).div_ceil(self.units.size());
+        match self.entrance.stage() {
+            Stage::Unknown => self.look(now, out),
+            Stage::Looking => {}
+            Stage::In => {
+                let Progress { submitted, total, .. } = self.results.progress();
+                let left = total.saturating_sub(submitted).div_ceil(self.plan.size());
                 self.pace.keep(now, left, out);
-                self.read_lines(out);
+                if self.maker.asks_for_lines() {
+                    out.push(Action::ReadLines(READ_AHEAD));
+                }
                 self.warm_parts(out);
                 self.clean_up(out);
                 self.collect(out);
@@ -349,17 +223,95 @@ impl Batch {
         }
     }
 
+    /// Asks for all that has to be known first, side by side.
+    fn look(&mut self, now: Instant, out: &mut Actions<ClientReport>) {
+        self.entrance.look(self.plan.keyed);
+        self.pace.enter(now, out);
+        self.calls.issue(out, Call::Exists { path: self.plan.layout.tasks(), watch: false }, Purpose::Room);
+        if self.plan.keyed {
+            let call = Call::Get { path: self.plan.part_path(0), watch: false };
+            self.calls.issue(out, call, Purpose::FirstPart);
+        }
+    }
+
+    /// Reads, cancels and deletes in flight.
+    fn collects(&self) -> usize {
+        self.results.reads() + self.cancels + self.cleaner.calls()
+    }
+
+    fn create(&mut self, out: &mut Actions<ClientReport>) {
+        if self.parts.pending_count() >= MAX_AHEAD && self.cleaner.len() >= RUSH {
+            return;
+        }
+        // Who cannot keep up with what ends makes no more of it: chunks would only stand for longer.
+        let most = if self.collects() < MAX_COLLECTS { MAX_CREATES } else { MIN_CREATES };
+        while self.maker.calls() < most {
+            let Some(unit) = self.maker.next().filter(|unit| self.parts.is_warm(part_of(*unit))) else {
+                break;
+            };
+            // Before a chunk can be cancelled for certain it has to stand.
+            let closed = self.pace.is_closed() && !self.cancelling;
+            if closed && !(self.plan.keyed && self.pace.may_look()) {
+                break;
+            }
+            let Some(payload) = self.maker.payload(unit) else { break };
+            let path = self.plan.path(unit);
+            if closed {
+                self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Compare(unit));
+            } else {
+                let data = self.plan.task(payload, self.mark.id()).encode();
+                if data.len() > MAX_TASK_BYTES {
+                    return self.too_large(unit, data.len(), out);
+                }
+                let call = Call::Create { path, data, mode: CreateMode::Persistent };
+                self.calls.issue(out, call, Purpose::Create(unit));
+            }
+            self.maker.begin(unit);
+        }
+    }
+
+    /// The size of the chunks was set by who came first with the key.
+    fn too_large(&mut self, unit: u64, bytes: usize, out: &mut Actions<ClientReport>) {
+        let (path, lines) = (self.plan.path(unit), self.plan.lines_of(unit));
+        self.maker.drop(unit);
+        let why = format!(
+            "cannot create {path} ({lines}): the chunk has {bytes} bytes; at most {MAX_TASK_BYTES} are allowed"
+        );
+        self.fail(exit::DATA, why, out);
+    }
+
+    fn collect(&mut self, out: &mut Actions<ClientReport>) {
+        while self.collects() < MAX_COLLECTS
+            && self.results.reads() < MAX_READS
+            && self.cleaner.len() + self.results.reads() < MAX_UNDELETED
+        {
+            let Some(unit) = self.parts.next_unread() else { break };
+            if self.results.begin_read(unit) {
+                let call = Call::Get { path: self.plan.path(unit), watch: false };
+                self.calls.issue(out, call, Purpose::Read(unit));
+            }
+        }
+        self.parts.retire(self.maker.first_part());
+    }
+
+    /// Deletes what was shown before more is read: what is gone soon need not be read by masters.
+    fn clean_up(&mut self, out: &mut Actions<ClientReport>) {
+        while self.collects() < MAX_COLLECTS {
+            let Some((unit, version)) = self.cleaner.next() else { break };
+            let call = Call::Delete { path: self.plan.path(unit), version: Some(version) };
+            self.calls.issue(out, call, Purpose::Delete(unit));
+        }
+    }
+
     fn on_connected(&mut self, out: &mut Actions<ClientReport>) {
         self.online = true;
         self.forget_calls();
         self.give_up = None;
-        self.unsent = self.open.keys().copied().collect();
+        self.maker.on_connected();
         self.parts.all_cold();
-        if self.room == Room::Looking {
-            self.room = Room::Unknown;
-        }
+        self.entrance.on_connected();
+        self.cleaner.on_connected();
         self.marked = self.access.on_connected(out) && self.mark.on_connected(out);
-        self.shown = self.deleting.keys().copied().collect();
     }
 
     fn on_lost(&mut self, now: Instant) {
@@ -371,14 +323,15 @@ impl Batch {
     }
 
     fn forget_calls(&mut self) {
-        self.early.on_lost();
         self.calls.clear();
-        self.ensure.reset();
+        self.warmer.on_lost();
+        self.maker.on_lost();
+        self.results.on_lost();
+        self.cleaner.on_lost();
+        self.cancels = 0;
         self.access.on_lost();
         self.mark.on_lost();
         self.pace.on_lost();
-        self.ensuring = false;
-        (self.creates, self.collects, self.reads, self.warming) = (0, 0, 0, 0);
     }
 
     fn on_changed(&mut self, path: &str, kind: ChangeKind) {
@@ -386,18 +339,16 @@ impl Batch {
         if kind == ChangeKind::Created || kind == ChangeKind::Children {
             return;
         }
-        let Some(unit) = self.unit_at(path) else { return };
-        match self.open.get_mut(&unit) {
-            Some(open) => open.changed = true,
-            None => self.parts.mark_unread(unit),
+        if let Some(unit) = self.plan.unit_at(path)
+            && !self.maker.changed(unit)
+        {
+            self.parts.mark_unread(unit);
         }
     }
 
-    fn report_progress(&mut self, out: &mut Actions<ClientReport>) {
-        if self.progress != self.reported && !self.over {
-            self.reported = self.progress;
-            self.notice.on_progress();
-            out.push(Action::Report(ClientReport::Progress(self.progress)));
+    fn on_lines(&mut self, lines: Vec<BatchLine>) {
+        for unit in self.maker.on_lines(lines) {
+            self.parts.open(part_of(unit));
         }
     }
 }
@@ -431,7 +382,9 @@ impl Role for Batch {
             | Event::Unguarded { .. } => {}
         }
         self.pump(now, out);
-        self.report_progress(out);
+        if !self.over && self.results.report(out) {
+            self.notice.on_progress();
+        }
         let waits = self.online && self.marked && !self.over && !self.detach;
         self.notice.keep(now, waits && self.parts.pending_count() > 0, out);
     }
@@ -442,11 +395,15 @@ impl Role for Batch {
     }
 
     fn assert_invariants(&self) {
-        let Progress { submitted, done, failed, .. } = self.progress;
-        let pending = self.parts.pending_commands() - self.early.count();
-        assert!(self.open.len() < 2 * READ_AHEAD, "{} tasks are open", self.open.len());
-        assert!(self.creates <= MAX_CREATES && self.warming <= MAX_WARMING, "too many calls in flight");
-        assert!(self.deleting.len() + self.reads <= MAX_UNDELETED, "{} deletes pile up", self.deleting.len());
+        let Progress { submitted, done, failed, .. } = self.results.progress();
+        let pending = self.parts.pending_commands() - self.results.early();
+        let (open, undeleted) = (self.maker.open_count(), self.cleaner.len() + self.results.reads());
+        assert!(open < 2 * READ_AHEAD, "{open} tasks are open");
+        assert!(
+            self.maker.calls() <= MAX_CREATES && self.warmer.calls() <= MAX_WARMING,
+            "too many calls in flight"
+        );
+        assert!(undeleted <= MAX_UNDELETED, "{undeleted} deletes pile up");
         assert!(
             self.detach || submitted == pending + done + failed,
             "a task was lost: {submitted} submitted, {pending} pending, {done} done, {failed} failed"

@@ -1,92 +1,131 @@
 //! A batch comes in: whether there is room for it, and how many lines a chunk shall have.
 
-use super::units::Units;
-use super::{Batch, FirstPart, Purpose, Room};
-use crate::contract::task::{Job, Payload};
-use crate::contract::{LINES_PER_PART, MAX_CHILDREN};
-use crate::exit;
-use crate::machine::{Actions, Call, Instant, Refusal, Reply};
-use crate::roles::client::ClientReport;
-use crate::roles::submitter::admission::Demand;
+use super::plan::Plan;
+use crate::contract::MAX_CHILDREN;
+use crate::contract::task::Job;
+use crate::machine::{Refusal, Reply};
+use crate::roles::submitter::admission::Pace;
 
-/// Bytes that a line takes in a chunk beside its own: two quotes and a comma.
-const LINE_BYTES: u64 = 3;
+/// What has to be known before anything is made.
+#[derive(Debug)]
+pub struct Entrance {
+    /// How many lines each chunk shall have, if the user says so.
+    chunk: Option<u32>,
+    stage: Stage,
+    /// Directories that there are in `tasks`.
+    children: Option<u64>,
+    first_part: FirstPart,
+}
 
-impl Batch {
-    /// Asks for all that has to be known first, side by side.
-    pub(super) fn look_for_room(&mut self, now: Instant, out: &mut Actions<ClientReport>) {
-        self.room = Room::Looking;
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Nothing was asked on this connection.
+    Unknown,
+    /// It was asked.
+    Looking,
+    /// The batch has come in, for good.
+    In,
+}
+
+/// The first part of a keyed batch, as it stood when this connection was new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FirstPart {
+    Unknown,
+    Missing,
+    /// With so many lines a chunk, if it says so.
+    Stands {
+        chunk: Option<u32>,
+    },
+}
+
+/// What a look came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// More has to be known.
+    Pending,
+    /// The batch has come in.
+    In,
+    /// There is no room for it, and why.
+    Refused(String),
+}
+
+impl Entrance {
+    /// The entrance of a batch whose chunks shall have so many lines, if the user says so.
+    pub fn new(chunk: Option<u32>) -> Entrance {
+        Entrance { chunk, stage: Stage::Unknown, children: None, first_part: FirstPart::Unknown }
+    }
+
+    /// How far it is.
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// All is being asked for now.
+    pub fn look(&mut self, keyed: bool) {
+        self.stage = Stage::Looking;
         self.children = None;
-        self.first_part = if self.keyed { FirstPart::Unknown } else { FirstPart::Missing };
-        self.pace.enter(now, out);
-        self.calls.issue(out, Call::Exists { path: self.layout.tasks(), watch: false }, Purpose::Room);
-        if self.keyed {
-            let call = Call::Get { path: self.part_path(0), watch: false };
-            self.calls.issue(out, call, Purpose::FirstPart);
+        self.first_part = if keyed { FirstPart::Unknown } else { FirstPart::Missing };
+    }
+
+    /// A new connection: what was asked on the last one is asked again.
+    pub fn on_connected(&mut self) {
+        if self.stage == Stage::Looking {
+            self.stage = Stage::Unknown;
         }
     }
 
-    pub(super) fn on_room(
-        &mut self,
-        purpose: Purpose,
-        result: Result<&Reply, Refusal>,
-        out: &mut Actions<ClientReport>,
-    ) {
-        match (purpose, result) {
-            (Purpose::Room, Ok(Reply::Stat(stat))) => {
-                self.children = Some(u64::try_from(stat.num_children).unwrap_or(0));
+    /// Takes in how many directories there are.
+    pub fn on_room(&mut self, result: Result<&Reply, Refusal>) -> Result<(), Refusal> {
+        self.children = Some(match result {
+            Ok(Reply::Stat(stat)) => u64::try_from(stat.num_children).unwrap_or(0),
+            Ok(_) | Err(Refusal::NoNode) => 0,
+            Err(refusal) => return Err(refusal),
+        });
+        Ok(())
+    }
+
+    /// Takes in whether the batch has begun already.
+    pub fn on_first_part(&mut self, result: Result<&Reply, Refusal>) -> Result<(), Refusal> {
+        self.first_part = match result {
+            Ok(Reply::Data { data, .. }) => {
+                FirstPart::Stands { chunk: Job::decode(data).ok().and_then(|job| job.chunk) }
             }
-            (Purpose::Room, Ok(_) | Err(Refusal::NoNode)) => self.children = Some(0),
-            (_, Ok(Reply::Data { data, .. })) => {
-                let chunk = Job::decode(data).ok().and_then(|job| job.chunk);
-                self.first_part = FirstPart::Stands { chunk };
-            }
-            (_, Ok(_) | Err(Refusal::NoNode)) => self.first_part = FirstPart::Missing,
-            (_, Err(refusal)) => return self.refused("look at the jobs below", None, refusal, out),
-        }
-        self.enter(out);
+            Ok(_) | Err(Refusal::NoNode) => FirstPart::Missing,
+            Err(refusal) => return Err(refusal),
+        };
+        Ok(())
     }
 
     /// Goes on when all is known: how many directories there are, what the service admits, and for a key whether the
-    /// batch has begun already.
-    pub(super) fn enter(&mut self, out: &mut Actions<ClientReport>) {
-        let Some(children) = self.children else { return };
-        if self.room != Room::Looking || self.first_part == FirstPart::Unknown || !self.pace.has_looked() {
-            return;
+    /// batch has begun already. Decides how many lines a chunk has.
+    pub fn enter(&mut self, plan: &mut Plan, orphan_of: Option<&str>, pace: &mut Pace) -> Entry {
+        let Some(children) = self.children else { return Entry::Pending };
+        let theirs = match self.first_part {
+            FirstPart::Unknown => return Entry::Pending,
+            FirstPart::Missing => None,
+            FirstPart::Stands { chunk } => chunk,
+        };
+        if self.stage != Stage::Looking || !pace.has_looked() {
+            return Entry::Pending;
         }
-        let size = self.chunk.or(self.first_part.chunk()).filter(|size| *size > 0);
-        self.units = Units::new(size.unwrap_or_else(|| self.outline.choose(self.pace.slots())));
-        let refused = self.is_full(children).or_else(|| self.pace.refuses(self.demand()));
+        let size = self.chunk.or(theirs).filter(|size| *size > 0);
+        plan.size = size.unwrap_or_else(|| plan.outline.choose(pace.slots()));
+        let refused = is_full(plan, children).or_else(|| pace.refuses(plan.demand(orphan_of)));
         match refused {
             // What stands of it already is part of what there is.
-            Some(why) if self.first_part == FirstPart::Missing => self.fail(exit::TOO_MUCH, why, out),
-            _ => self.room = Room::Found,
+            Some(why) if self.first_part == FirstPart::Missing => Entry::Refused(why),
+            _ => {
+                self.stage = Stage::In;
+                Entry::In
+            }
         }
-    }
-
-    /// Why its directories find no room beside so many others, if they don't.
-    fn is_full(&self, children: u64) -> Option<String> {
-        let parts = self.outline.end.div_ceil(self.units.size()).div_ceil(LINES_PER_PART);
-        let above = self.layout.tasks();
-        (children + parts > u64::from(MAX_CHILDREN.unsigned_abs()))
-            .then(|| format!("there is no room for {parts} more directories in {above}; try again later"))
-    }
-
-    /// About: what JSON escapes in a line takes more.
-    pub(super) fn demand(&self) -> Demand {
-        let empty = self.task(&Payload::Chunk { first_line: 0, commands: Vec::new() }).encode().len() as u64;
-        let tasks = self.outline.lines.min(self.outline.end.div_ceil(self.units.size()));
-        let lines = self.outline.lines.saturating_mul(LINE_BYTES).saturating_add(self.outline.bytes);
-        Demand { tasks, bytes: lines.saturating_add(tasks.saturating_mul(empty)) }
     }
 }
 
-impl FirstPart {
-    /// How many lines its chunks have, if it stands and says so.
-    fn chunk(self) -> Option<u32> {
-        match self {
-            FirstPart::Stands { chunk } => chunk,
-            FirstPart::Unknown | FirstPart::Missing => None,
-        }
-    }
+/// Why its directories find no room beside so many others, if they don't.
+fn is_full(plan: &Plan, children: u64) -> Option<String> {
+    let (parts, above) = (plan.parts(), plan.layout.tasks());
+    let is_full = children + parts > u64::from(MAX_CHILDREN.unsigned_abs());
+    is_full.then(|| format!("there is no room for {parts} more directories in {above}; try again later"))
 }

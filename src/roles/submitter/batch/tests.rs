@@ -8,9 +8,11 @@ mod refused;
 use std::collections::VecDeque;
 
 use self::admission::{overtaken, pass};
+use super::results::MAX_COMPLAINTS;
 use super::*;
+use crate::contract::LINES_PER_PART;
 use crate::contract::status::Status;
-use crate::contract::task::{Outcome, State};
+use crate::contract::task::{Outcome, State, Task};
 use crate::machine::{BatchLine, Call, CallError, CreateMode, Prng, Refusal, Reply};
 use crate::roles::client::INTERRUPTED;
 use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set, status};
@@ -71,7 +73,7 @@ fn tasks(desk: &Desk<Batch>) -> Vec<String> {
 fn a_broken_invariant_is_told_in_few_words_and_without_what_users_wrote() {
     let env = Some([("PASSWORD".to_string(), "hunter2".to_string())].into());
     let mut desk = waiting(BatchParams { options: Options { env, ..Options::default() }, ..params(50) });
-    desk.role.progress.submitted += 1;
+    desk.role.results.submitted(1);
     let check = std::panic::AssertUnwindSafe(|| desk.role.assert_invariants());
     let panic = std::panic::catch_unwind(check).expect_err("it does not hold");
     let text = panic.downcast_ref::<String>().expect("words");

@@ -17,7 +17,7 @@ pub struct Unit {
     pub bytes: usize,
 }
 
-/// Puts lines together; of one line, until a size was decided.
+/// Puts lines together.
 #[derive(Debug)]
 pub struct Units {
     size: u64,
@@ -25,21 +25,10 @@ pub struct Units {
     filling: Option<Unit>,
 }
 
-impl Default for Units {
-    fn default() -> Units {
-        Units::new(1)
-    }
-}
-
 impl Units {
     /// Units of so many lines.
     pub fn new(size: u32) -> Units {
         Units { size: u64::from(size.max(1)), filling: None }
-    }
-
-    /// Lines of a unit.
-    pub fn size(&self) -> u64 {
-        self.size
     }
 
     /// Takes in the next line with something on it; gives the unit that is complete, if one is. Those without any

@@ -29,7 +29,7 @@ const MAX_CHILDREN_FOR_TEST: i32 = crate::contract::MAX_CHILDREN;
 #[test]
 fn a_batch_that_the_service_has_no_room_for_is_refused_as_a_whole() {
     for params in [params(10), keyed(10)] {
-        let per_task = desk(params.clone()).role.demand().bytes / 10;
+        let per_task = desk(params.clone()).role.plan.demand(None).bytes / 10;
         let in_bytes = |left: u64| status(0, 50, 99, 50 + left);
         let mut loading = Status::decode(&status(3, 0, 13, 1 << 20)).expect("status");
         loading.loading = true;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::contract::chunk::CommandResult;
 use crate::contract::task::Reason;
-use crate::roles::submitter::batch::windows::{MAX_COLLECTS, MAX_OPEN_BYTES};
+use crate::roles::submitter::batch::maker::MAX_OPEN_BYTES;
 
 fn chunked(lines: u64, chunk: u32) -> BatchParams {
     BatchParams { chunk: Some(chunk), ..params(lines) }
@@ -291,8 +291,11 @@ fn what_was_shown_is_deleted_before_more_is_read() {
     desk.tell();
     while desk.exit.is_none() && desk.count(is_create) < 3_500 {
         desk.play(Fate::Answered);
-        assert!(desk.role.shown.is_empty() || desk.role.collects == MAX_COLLECTS, "it waits for room only");
-        assert!(desk.role.deleting.len() <= MAX_UNDELETED);
+        assert!(
+            desk.role.cleaner.len() == desk.role.cleaner.calls() || desk.role.collects() == MAX_COLLECTS,
+            "it waits for room only"
+        );
+        assert!(desk.role.cleaner.len() <= MAX_UNDELETED);
     }
     assert!(desk.count(is_delete) > 0);
     desk.settle();

@@ -1,0 +1,94 @@
+//! Which chunks were shown and are to be deleted. Bookkeeping alone: it makes no calls.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::roles::submitter::MAX_DELETES;
+
+/// What cleans up.
+#[derive(Debug, Default)]
+pub struct Cleaner {
+    /// Chunks of which all was shown and that are being deleted, or are to be.
+    deleting: BTreeMap<u64, Deleting>,
+    /// Those of them that wait for their turn.
+    waiting: VecDeque<u64>,
+    /// Deletes in flight.
+    calls: usize,
+    /// Chunks of which all was shown and that we do not delete.
+    left: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Deleting {
+    version: i32,
+    /// Deletes that were in doubt.
+    doubts: u32,
+}
+
+impl Cleaner {
+    /// All of a chunk was shown, as of this version.
+    pub fn add(&mut self, unit: u64, version: i32) {
+        self.deleting.insert(unit, Deleting { version, doubts: 0 });
+        self.waiting.push_back(unit);
+    }
+
+    /// All of a chunk was shown that the leader has to delete.
+    pub fn leave(&mut self) {
+        self.left += 1;
+    }
+
+    /// The next chunk to delete, with its version; the delete is in flight then.
+    pub fn next(&mut self) -> Option<(u64, i32)> {
+        while let Some(unit) = self.waiting.pop_front() {
+            if let Some(Deleting { version, .. }) = self.deleting.get(&unit) {
+                self.calls += 1;
+                return Some((unit, *version));
+            }
+        }
+        None
+    }
+
+    /// An answer to a delete came.
+    pub fn answered(&mut self) {
+        self.calls -= 1;
+    }
+
+    /// The chunk is gone, or stays.
+    pub fn settled(&mut self, unit: u64) {
+        self.deleting.remove(&unit);
+    }
+
+    /// A delete is in doubt. It is made again, but not for ever.
+    pub fn doubt(&mut self, unit: u64) {
+        let Some(deleting) = self.deleting.get_mut(&unit) else { return };
+        deleting.doubts += 1;
+        if deleting.doubts >= MAX_DELETES {
+            self.deleting.remove(&unit);
+            self.left += 1;
+        }
+    }
+
+    /// A new connection: all has to be deleted that was not known to be gone.
+    pub fn on_connected(&mut self) {
+        self.waiting = self.deleting.keys().copied().collect();
+    }
+
+    /// The connection is gone.
+    pub fn on_lost(&mut self) {
+        self.calls = 0;
+    }
+
+    /// Deletes in flight.
+    pub fn calls(&self) -> usize {
+        self.calls
+    }
+
+    /// Chunks that are being deleted, or are to be.
+    pub fn len(&self) -> usize {
+        self.deleting.len()
+    }
+
+    /// Chunks of which all was shown and that stand still, if it ends now.
+    pub fn left(&self) -> u64 {
+        self.left + self.deleting.len() as u64
+    }
+}
