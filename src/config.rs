@@ -130,6 +130,8 @@ pub enum Command {
     Cancel(IdsConfig),
     /// Run tasks again.
     Retry(IdsConfig),
+    /// Delete outcomes.
+    Delete(DeleteConfig),
 }
 
 impl Command {
@@ -143,7 +145,8 @@ impl Command {
             | Command::Show { .. }
             | Command::Wait(_)
             | Command::Cancel(_)
-            | Command::Retry(_) => false,
+            | Command::Retry(_)
+            | Command::Delete(_) => false,
         }
     }
 }
@@ -175,8 +178,10 @@ pub struct MasterConfig {
     pub result_ttl: Duration,
     /// How long empty jobs are kept.
     pub job_ttl: Duration,
-    /// How many tasks may stand without an outcome; at least one.
+    /// How many commands may stand without an outcome; at least one.
     pub max_pending: u64,
+    /// How many commands that ended badly are kept.
+    pub max_failed: u64,
     /// How much data all tasks may have; at least one byte.
     pub max_pending_bytes: u64,
 }
@@ -299,6 +304,11 @@ impl TaskState {
         TaskState::Expired,
     ];
 
+    /// Whether it is that of an outcome.
+    pub fn is_ended(self) -> bool {
+        matches!(self, TaskState::Done | TaskState::Failed | TaskState::Cancelled | TaskState::Expired)
+    }
+
     /// As it is written.
     pub fn name(self) -> &'static str {
         match self {
@@ -319,6 +329,19 @@ impl TaskState {
 pub struct IdsConfig {
     /// Which, in the order given; at least one.
     pub ids: Vec<ItemRef>,
+    /// One JSON object a line.
+    pub json: bool,
+}
+
+/// The settings of `zkmw delete`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeleteConfig {
+    /// Which, in the order given; none means all that there are in `states`, of which there is one at least.
+    pub ids: Vec<ItemRef>,
+    /// What ended so; empty is all.
+    pub states: Vec<TaskState>,
+    /// What ended so long ago.
+    pub older_than: Option<Duration>,
     /// One JSON object a line.
     pub json: bool,
 }

@@ -5,12 +5,12 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write as _;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::batch::BatchReader;
 use crate::config::{
-    Command, Config, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig, MasterConfig, Orphan,
-    SubmitConfig, TaskSource, TaskState, WorkerConfig,
+    Command, Config, DeleteConfig, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig, MasterConfig,
+    Orphan, SubmitConfig, TaskSource, TaskState, WorkerConfig,
 };
 use crate::contract::task::{Options, Payload, State};
 use crate::contract::worker::ProcessIdentity;
@@ -22,12 +22,15 @@ use crate::report::View;
 use crate::roles::client::walk::Target;
 use crate::roles::client::{ClientReport, Shade, Unfit};
 use crate::roles::inspector::{List, ListParams, Show, ShowParams, StatusOf, StatusParams};
-use crate::roles::operator::{Operator, OperatorParams, Verb};
+use crate::roles::operator::{Deletion, Operator, OperatorParams, Verb};
 use crate::roles::submitter::{Batch, BatchParams, Single, SingleParams};
 use crate::roles::waiter::{WaitParams, Waiter};
 use crate::roles::{elector, master, worker};
 use crate::shell::{self, Surroundings};
 use crate::zk;
+
+/// A create that was in doubt is dead after so many session timeouts: the master counts in the same way.
+const SETTLED_TIMEOUTS: u32 = 2;
 
 /// Calls that a master may have under way at once.
 const MASTER_THREADS: usize = 128;
@@ -79,6 +82,7 @@ pub fn start(config: Config) -> anyhow::Result<i32> {
         },
         Command::Cancel(settings) => operate(Verb::Cancel, &ensemble, layout, settings),
         Command::Retry(settings) => operate(Verb::Retry, &ensemble, layout, settings),
+        Command::Delete(settings) => delete(&ensemble, layout, settings),
     }
 }
 
@@ -92,8 +96,33 @@ fn operate(verb: Verb, ensemble: &Ensemble, layout: Layout, settings: IdsConfig)
     }
 }
 
-fn list(ensemble: &Ensemble, layout: Layout, settings: ListConfig) -> anyhow::Result<i32> {
-    let shade = |state: TaskState| match state {
+fn delete(ensemble: &Ensemble, layout: Layout, settings: DeleteConfig) -> anyhow::Result<i32> {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let ago = |time: Duration| i64::try_from(since_1970.saturating_sub(time).as_millis()).unwrap_or(i64::MAX);
+    let state = |state: TaskState| match shade(state) {
+        Shade::Ended(state) => Some(state),
+        Shade::Pending | Shade::Assigned | Shade::Running | Shade::Cancelling => None,
+    };
+    let verb = Verb::Delete(Deletion {
+        states: settings.states.into_iter().filter_map(state).collect(),
+        before_ms: settings.older_than.map(ago),
+        settled_ms: ago(ensemble.session_timeout * SETTLED_TIMEOUTS),
+    });
+    let targets = match settings.ids.as_slice() {
+        [] => Ok(vec![Target::All]),
+        ids => targets(ids),
+    };
+    match targets {
+        Ok(targets) => {
+            let role = Operator::new(OperatorParams { layout, verb, targets });
+            run_client(role, ensemble, (settings.json, false), None)
+        }
+        Err(code) => Ok(code),
+    }
+}
+
+fn shade(state: TaskState) -> Shade {
+    match state {
         TaskState::Pending => Shade::Pending,
         TaskState::Assigned => Shade::Assigned,
         TaskState::Running => Shade::Running,
@@ -102,7 +131,10 @@ fn list(ensemble: &Ensemble, layout: Layout, settings: ListConfig) -> anyhow::Re
         TaskState::Failed => Shade::Ended(State::Failed),
         TaskState::Cancelled => Shade::Ended(State::Cancelled),
         TaskState::Expired => Shade::Ended(State::Expired),
-    };
+    }
+}
+
+fn list(ensemble: &Ensemble, layout: Layout, settings: ListConfig) -> anyhow::Result<i32> {
     let role = List::new(ListParams {
         layout,
         job: settings.job,
@@ -184,6 +216,7 @@ fn run_master(ensemble: &Ensemble, layout: Layout, settings: MasterConfig) -> an
         result_ttl: settings.result_ttl,
         job_ttl: settings.job_ttl,
         max_pending: settings.max_pending,
+        max_failed: settings.max_failed,
         max_pending_bytes: settings.max_pending_bytes,
     });
     let around = Surroundings { daemon: true, ..surroundings(ensemble, MASTER_THREADS) };

@@ -66,6 +66,7 @@ const GOLDEN: &[Golden] = &[
     golden("task-failed-not-started.json", Kind::Task, task_failed_not_started),
     golden("task-cancelled.json", Kind::Task, task_cancelled),
     golden("task-expired.json", Kind::Task, task_expired),
+    golden("task-unwanted.json", Kind::Task, task_unwanted),
     golden("task-chunk-new.json", Kind::Task, || chunk().encode()),
     golden("task-chunk-running.json", Kind::Task, task_chunk_running),
     golden("task-chunk-cancelling.json", Kind::Task, task_chunk_cancelling),
@@ -221,6 +222,14 @@ fn task_cancelled() -> Vec<u8> {
     task.encode()
 }
 
+/// It has a key, and somebody wants it deleted.
+fn task_unwanted() -> Vec<u8> {
+    let mut task = shell("./import 42");
+    (task.keyed, task.delete) = (true, true);
+    task.outcome = Some(Outcome::unrun(State::Expired, None, "its deadline passed before it was started", 1));
+    task.encode()
+}
+
 fn task_expired() -> Vec<u8> {
     let mut task = shell("./import 42");
     task.options.expire_ms = Some(60_000);
@@ -366,7 +375,7 @@ fn status() -> Vec<u8> {
     };
     let mut status = Status::new(leader, vec![worker], tasks, false);
     status.admission =
-        Some(Admission { bytes: 20_480, max_pending: 1_000_000, max_pending_bytes: 1_073_741_824 });
+        Some(Admission { bytes: 20_480, max_pending: 10_000_000, max_pending_bytes: 1_073_741_824 });
     status.encode()
 }
 

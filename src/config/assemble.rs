@@ -10,8 +10,8 @@ use super::file::File;
 use super::layers::{Layers, quoted, variable};
 use super::settings::{self, Verb};
 use super::{
-    Command, Config, ConfigError, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig, MasterConfig,
-    Orphan, SubmitConfig, TaskSource, WorkerConfig, parse,
+    Command, Config, ConfigError, DeleteConfig, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig,
+    MasterConfig, Orphan, SubmitConfig, TaskSource, WorkerConfig, parse,
 };
 
 use crate::contract::worker::MAX_SLOTS;
@@ -64,6 +64,7 @@ pub fn load_on(
             result_ttl: layers.get_always(&settings::RESULT_TTL)?,
             job_ttl: layers.get_always(&settings::JOB_TTL)?,
             max_pending: layers.get_always(&settings::MAX_PENDING)?,
+            max_failed: layers.get_always(&settings::MAX_FAILED)?,
             max_pending_bytes: layers.get_always(&settings::MAX_PENDING_BYTES)?,
         }),
         Verb::Worker => Command::Worker(worker(&layers, host)?),
@@ -86,9 +87,21 @@ pub fn load_on(
         Verb::Wait => Command::Wait(IdsConfig { ids: ids(verb, &words)?, json: json(&layers)? }),
         Verb::Cancel => Command::Cancel(IdsConfig { ids: ids(verb, &words)?, json: json(&layers)? }),
         Verb::Retry => Command::Retry(IdsConfig { ids: ids(verb, &words)?, json: json(&layers)? }),
+        Verb::Delete => Command::Delete(delete(&layers, &words)?),
     };
     assert_eq!(verb.is_daemon(), command.is_daemon());
     Ok(Config { ensemble, verbosity, command })
+}
+
+fn delete(layers: &Layers<'_>, words: &[OsString]) -> Result<DeleteConfig, ConfigError> {
+    let states = layers.get_or_default(&settings::DELETE_STATE)?;
+    let older_than = layers.get_or_default(&settings::OLDER_THAN)?;
+    if words.is_empty() && states.is_empty() {
+        let message = "delete needs an ID, or --state to delete all that ended so (see zkmw delete --help)";
+        return Err(ConfigError::usage(message));
+    }
+    let ids = if words.is_empty() { Vec::new() } else { ids(layers.verb, words)? };
+    Ok(DeleteConfig { ids, states, older_than, json: json(layers)? })
 }
 
 fn json(layers: &Layers<'_>) -> Result<bool, ConfigError> {

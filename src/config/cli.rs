@@ -126,7 +126,7 @@ fn command(verb: Verb) -> Command {
     match verb {
         Verb::Submit => command.arg(rest(WORDS)).arg(rest(PROGRAM).last(true)),
         Verb::Elector => command.arg(rest(PROGRAM).last(true)),
-        Verb::Show | Verb::Wait | Verb::Cancel | Verb::Retry => command.arg(rest(WORDS)),
+        Verb::Show | Verb::Wait | Verb::Cancel | Verb::Retry | Verb::Delete => command.arg(rest(WORDS)),
         Verb::Master | Verb::Worker | Verb::Status | Verb::List => command,
     }
 }
@@ -188,6 +188,7 @@ fn about(verb: Verb) -> &'static str {
         Verb::Wait => "Wait for tasks and show their outcomes, which stay where they are",
         Verb::Cancel => "Cancel tasks that have no outcome yet; those that run are killed",
         Verb::Retry => "Run tasks again that have failed, expired or been cancelled",
+        Verb::Delete => "Delete outcomes, and the tasks that they are of",
     }
 }
 
@@ -210,6 +211,10 @@ fn usage(verb: Verb) -> String {
         Verb::Wait | Verb::Cancel | Verb::Retry => {
             (&["ID…"], format!("{ID}; or a JOB or BATCH, for all of its tasks."))
         }
+        Verb::Delete => (
+            &["ID…", "--state STATE [ID…]"],
+            "ID is JOB/TASK, or a JOB or BATCH, for all of its tasks that have ended.".to_owned(),
+        ),
     };
     let lines =
         forms.iter().map(|form| format!("zkmw {} [OPTIONS] {form}", verb.name()).trim_end().to_owned());
@@ -295,6 +300,15 @@ Examples:
 Examples:
   zkmw retry import~2026-01-31/42
   zkmw retry import"
+        }
+        Verb::Delete => {
+            "\
+Examples:
+  zkmw delete import~2026-01-31
+  zkmw delete --state failed,cancelled --older-than 3d
+
+What has not ended is left alone. What was made under a key of its own (--id) is deleted by the
+leader, a little later."
         }
     }
 }

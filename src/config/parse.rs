@@ -121,6 +121,10 @@ pub fn max_pending(text: &str) -> Parsed<u64> {
     number(text, 1, MAX_MAX_PENDING)
 }
 
+pub fn max_failed(text: &str) -> Parsed<u64> {
+    number(text, 0, MAX_MAX_PENDING)
+}
+
 pub fn output_limit_bytes(text: &str) -> Parsed<usize> {
     let bytes = size(text).and_then(|bytes| usize::try_from(bytes).ok());
     bytes
@@ -308,6 +312,19 @@ pub fn states(items: &[String]) -> ParsedList<Vec<TaskState>> {
         }
     }
     Ok(states)
+}
+
+/// The states of what is over.
+pub fn ended_states(items: &[String]) -> ParsedList<Vec<TaskState>> {
+    let states = states(items)?;
+    match states.iter().position(|state| !state.is_ended()) {
+        None => Ok(states),
+        Some(index) => Err(BadItem {
+            index,
+            reason: "must be done, failed, cancelled or expired: what has not ended cannot be deleted"
+                .to_owned(),
+        }),
+    }
 }
 
 // --- labels and variables

@@ -24,10 +24,11 @@ pub enum Verb {
     Wait,
     Cancel,
     Retry,
+    Delete,
 }
 
 impl Verb {
-    pub const ALL: [Verb; 10] = [
+    pub const ALL: [Verb; 11] = [
         Verb::Elector,
         Verb::Master,
         Verb::Worker,
@@ -38,6 +39,7 @@ impl Verb {
         Verb::Wait,
         Verb::Cancel,
         Verb::Retry,
+        Verb::Delete,
     ];
 
     /// The word on the command line, and the name of the table in the file.
@@ -53,6 +55,7 @@ impl Verb {
             Verb::Wait => "wait",
             Verb::Cancel => "cancel",
             Verb::Retry => "retry",
+            Verb::Delete => "delete",
         }
     }
 
@@ -219,7 +222,7 @@ use Fallback::{Described, Nothing, Text};
 use Parser::{Many, One, Path};
 use Separator::{Lines, Words};
 use Shape::{Count, List, Switch, Value};
-use Verb::{Cancel, Elector, Master, Retry, Show, Status, Submit, Wait, Worker};
+use Verb::{Cancel, Delete, Elector, Master, Retry, Show, Status, Submit, Wait, Worker};
 
 const ALL: &[Verb] = &Verb::ALL;
 const JSON: Shape = Switch { negation: "no-json" };
@@ -280,11 +283,14 @@ settings! {
     // --- master
 
     RESULT_TTL: Duration = ("result-ttl", &[Master], Value("TIME"), Text("24h"), Anywhere)
-        One(parse::time_to_live), "How long to keep an outcome that nobody has collected";
+        One(parse::time_to_live), "How long to keep an outcome that nobody has collected, and whatever ended badly";
+    MAX_FAILED: u64 = ("max-failed", &[Master], Value("N"), Text("100000"), Anywhere)
+        One(parse::max_failed), "Keep at most so many commands that ended badly, 0 to 1000000000, in at most a quarter \
+        of --max-pending-bytes; the oldest go first. Those with a key of their own stay for --result-ttl";
     JOB_TTL: Duration = ("job-ttl", &[Master], Value("TIME"), Text("1h"), Anywhere)
         One(parse::time_to_live), "How long to keep a job that has become empty";
-    MAX_PENDING: u64 = ("max-pending", &[Master], Value("N"), Text("1000000"), Anywhere)
-        One(parse::max_pending), "Refuse further tasks (73) when so many stand without an outcome, 1 to \
+    MAX_PENDING: u64 = ("max-pending", &[Master], Value("N"), Text("10000000"), Anywhere)
+        One(parse::max_pending), "Refuse further tasks (73) when so many commands stand without an outcome, 1 to \
         1000000000. What the leader was given holds for all submitters, so give all masters the same";
     MAX_PENDING_BYTES: u64 = ("max-pending-bytes", &[Master], Value("SIZE"), Text("1GiB"), Anywhere)
         One(parse::max_pending_bytes), "Refuse further tasks (73) when the data of all that stand, with an outcome \
@@ -362,9 +368,17 @@ settings! {
     LIMIT: u32 = ("limit", &[Verb::List], Value("N"), Text("1000"), Anywhere)
         One(parse::list_limit), "List at most so many";
 
+    // --- delete
+
+    DELETE_STATE: Vec<TaskState> = ("state", &[Delete], Shape::List("STATE", Words), Described("all"), Flag)
+        Many(parse::ended_states), "Delete only what ended so: done, failed, cancelled or expired; may be repeated. \
+        Without an ID it is looked for in all jobs. A part of a batch that is stored together goes as a whole";
+    OLDER_THAN: Option<Duration> = ("older-than", &[Delete], Value("TIME"), Nothing, Flag)
+        One(parse::time_limit), "Delete only what ended so long ago, by this machine's clock";
+
     // --- of most commands
 
-    JSON_OUTPUT: bool = ("json", &[Elector, Submit, Status, Verb::List, Show, Wait, Cancel, Retry], JSON, Nothing,
+    JSON_OUTPUT: bool = ("json", &[Elector, Submit, Status, Verb::List, Show, Wait, Cancel, Retry, Delete], JSON, Nothing,
         Anywhere)
         One(parse::boolean), "Print one JSON object a line, for programs";
 }

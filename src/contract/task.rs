@@ -204,6 +204,9 @@ pub struct Task {
     /// Somebody wants it cancelled.
     #[serde(default, skip_serializing_if = "is_false")]
     pub cancel: bool,
+    /// Somebody wants it deleted, now that it has an outcome: its leader does that.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub delete: bool,
     /// The incarnation that vouches that its attempt, the one before this, is dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released_by: Option<Incarnation>,
@@ -272,6 +275,7 @@ impl Task {
             deaths: 0,
             delay_ms: None,
             cancel: false,
+            delete: false,
             released_by: None,
             avoid: Vec::new(),
             history: Vec::new(),

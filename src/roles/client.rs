@@ -259,7 +259,7 @@ impl Shown {
 pub struct Noted {
     /// The task, or the job, as far as the user's words could be understood.
     pub id: String,
-    /// `cancel` or `retry`.
+    /// `cancel`, `retry` or `delete`.
     pub verb: &'static str,
     /// Whether the wish is, or need not be, fulfilled.
     pub ok: bool,

@@ -23,6 +23,7 @@ mod fleet;
 mod janitor;
 mod leading;
 mod looks;
+mod outcomes;
 mod refusals;
 mod settle;
 mod summary;
@@ -82,6 +83,8 @@ pub struct Params {
     pub job_ttl: Duration,
     /// How many tasks may stand without an outcome, for submitters to heed.
     pub max_pending: u64,
+    /// How many commands that ended badly are kept until their time.
+    pub max_failed: u64,
     /// How many bytes of data all tasks may have, likewise.
     pub max_pending_bytes: u64,
 }

@@ -5,10 +5,12 @@
 //! so the outcome's writer is named as who vouches for that.
 
 mod decide;
+mod delete;
 
 use std::collections::BTreeMap;
 
 use self::decide::{Decision, Left, Lines};
+pub use self::delete::Deletion;
 use super::client::walk::{self, Found, Target, Walk};
 use super::client::{ClientReport, INTERRUPTED, Noted, Tally, breaks_connection, refusal_code};
 use crate::contract::line::LineName;
@@ -17,6 +19,7 @@ use crate::contract::{Layout, TaskId, name_of};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
+    Stat,
 };
 
 /// Tasks that are worked on at a time.
@@ -26,19 +29,22 @@ const MAX_OPEN: usize = 64;
 const MAX_CONFLICTS: u32 = 20;
 
 /// What is wished for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verb {
     /// That it ends as cancelled, if it has not ended yet.
     Cancel,
     /// That it runs again, if it failed, expired or was cancelled.
     Retry,
+    /// That its outcome is deleted, and the task with it.
+    Delete(Deletion),
 }
 
 impl Verb {
-    fn as_str(self) -> &'static str {
+    fn as_str(&self) -> &'static str {
         match self {
             Verb::Cancel => "cancel",
             Verb::Retry => "retry",
+            Verb::Delete(_) => "delete",
         }
     }
 }
@@ -220,7 +226,7 @@ impl Operator {
         let Some((id, step)) = self.calls.take(id) else { return };
         let Some(open) = self.open.get_mut(&id) else { return };
         match (step, result) {
-            (Step::Read, Ok(Reply::Data { data, stat })) => self.on_task(id, data, stat.version, out),
+            (Step::Read, Ok(Reply::Data { data, stat })) => self.on_task(id, data, stat, out),
             (Step::Write, Ok(_)) => {
                 let sent = open.sent.take().unwrap_or_default();
                 if let Some(wish) = self.close(&id, out) {
@@ -249,6 +255,12 @@ impl Operator {
     }
 
     fn on_gone(&mut self, id: &TaskId, out: &mut Actions<ClientReport>) {
+        let ours = |open: &mut Open| open.sent.take().or(open.doubt.take()).filter(|sent| sent.deletes);
+        if let Some(deleted) = self.open.get_mut(id).and_then(ours)
+            && let Some(wish) = self.close(id, out)
+        {
+            return self.tell(&wish, deleted, out);
+        }
         match self.open.get(id) {
             Some(Open { wish, .. }) if wish.named => {
                 let message = match wish.lines.is_empty() {
@@ -265,7 +277,7 @@ impl Operator {
         }
     }
 
-    fn on_task(&mut self, id: TaskId, data: &[u8], version: i32, out: &mut Actions<ClientReport>) {
+    fn on_task(&mut self, id: TaskId, data: &[u8], stat: &Stat, out: &mut Actions<ClientReport>) {
         let Some(open) = self.open.get_mut(&id) else { return };
         let task = match Task::decode(data) {
             Ok(task) => task,
@@ -273,19 +285,23 @@ impl Operator {
                 return self.refuse(&id, exit::DATA, &format!("is no task: {malformed}"), out);
             }
         };
-        let applied = open.doubt.take_if(|sent| sent.stands_in(&task));
+        let applied = open.doubt.take_if(|sent| sent.stands_in(&task, &self.verb));
         let mut decision = match applied {
             Some(sent) => Decision { write: None, ..sent },
-            None => match self.verb {
+            None => match &self.verb {
                 Verb::Cancel => decide::cancel(&id, task, &open.wish.lines),
                 Verb::Retry => decide::retry(&id, task, &open.wish.lines),
+                Verb::Delete(wish) => delete::delete(&id, task, stat, &open.wish.lines, wish),
             },
         };
         if let Some(task) = &mut decision.write {
-            // Results say who ran them when they are kept for another attempt, and so may have outgrown the znode.
-            let data = task.encode_to_fit();
+            let (path, version) = (self.layout.task(&id), stat.version);
+            let call = match decision.deletes {
+                true => Call::Delete { path, version: Some(version) },
+                // Results say who ran them when they are kept for another attempt, and so may have outgrown the znode.
+                false => Call::Set { path, data: task.encode_to_fit(), version },
+            };
             open.sent = Some(decision);
-            let call = Call::Set { path: self.layout.task(&id), data, version };
             self.calls.issue(out, call, (id, Step::Write));
         } else if let Some(wish) = self.close(&id, out) {
             self.tell(&wish, decision, out);

@@ -95,6 +95,7 @@ znode!(
         "charged",
         "delay_ms",
         "cancel",
+        "delete",
         "released_by",
         "avoid",
         "history",

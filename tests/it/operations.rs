@@ -9,6 +9,7 @@ mod config;
 mod ends;
 mod handlers;
 mod leftovers;
+mod lines;
 mod order;
 mod submits;
 mod terminal;

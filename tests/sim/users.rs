@@ -76,7 +76,7 @@ impl ClientSpec {
                 Box::new(Playing::new(Waiter::new(WaitParams { layout, targets: targets.clone() })))
             }
             Wish::Operate(verb, targets) => {
-                let params = OperatorParams { layout, verb: *verb, targets: targets.clone() };
+                let params = OperatorParams { layout, verb: verb.clone(), targets: targets.clone() };
                 Box::new(Playing::new(Operator::new(params)))
             }
         }

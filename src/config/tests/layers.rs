@@ -23,7 +23,8 @@ fn defaults_of_every_command() {
                 id: "host7-42".to_owned(),
                 result_ttl: secs(24 * 3600),
                 job_ttl: secs(3600),
-                max_pending: 1_000_000,
+                max_pending: 10_000_000,
+                max_failed: 100_000,
                 max_pending_bytes: 1 << 30,
             }),
         }
@@ -79,8 +80,11 @@ fn defaults_of_every_command() {
 #[test]
 fn daemons_wait_for_ever_and_clients_do_not() {
     for verb in Verb::ALL {
-        let words =
-            if matches!(verb.name(), "submit" | "show" | "wait" | "cancel" | "retry") { " x" } else { "" };
+        let words = if matches!(verb.name(), "submit" | "show" | "wait" | "cancel" | "retry" | "delete") {
+            " x"
+        } else {
+            ""
+        };
         let config = zkmw(&format!("{}{words}", verb.name())).ok();
         let expected = if verb.is_daemon() { None } else { Some(secs(30)) };
         assert_eq!(config.ensemble.connect_timeout, expected, "{verb:?}");

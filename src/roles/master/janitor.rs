@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::editor::Edit;
 use super::leading::Term;
+use super::outcomes::Limits;
 use super::{Master, Out};
 use crate::contract::{Layout, TaskId};
 use crate::machine::{Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, earlier};
@@ -22,6 +23,9 @@ const MIN_TTL_TIMEOUTS: u32 = 2;
 /// A new leader deletes no outcome for so many session timeouts: what its predecessors wished to delete, and is in
 /// doubt, must have been applied or be dead before a key can be used again.
 const RELUCTANCE_TIMEOUTS: u32 = 2;
+
+/// What ended badly takes at most such a part of the bytes that all tasks may have, or the oldest of it go.
+const FAILED_PART_OF_BYTES: u64 = 4;
 
 /// An outcome whose delete was refused is kept for so long before the next try. Mostly it is an ACL, and who repaired
 /// that can wait.
@@ -75,21 +79,26 @@ impl Janitor {
 }
 
 impl Master {
-    /// How long an outcome is kept.
-    fn result_ttl(&self) -> Duration {
-        self.params.result_ttl.max(self.connected.unwrap_or_default() * MIN_TTL_TIMEOUTS)
+    /// How long outcomes are kept, and how many.
+    fn outcome_limits(&self) -> Limits {
+        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        Limits {
+            ttl_ms: ms(self.params.result_ttl),
+            least_ms: ms(self.connected.unwrap_or_default() * MIN_TTL_TIMEOUTS),
+            max_failed: self.params.max_failed,
+            max_failed_bytes: self.params.max_pending_bytes / FAILED_PART_OF_BYTES,
+        }
     }
 
     /// When housekeeping is due.
     pub(super) fn housekeeping_wake(&self, term: &Term) -> Option<Instant> {
         let clock = term.clock.filter(|_| term.is_leading())?;
-        let ttl_ms = i64::try_from(self.result_ttl().as_millis()).unwrap_or(i64::MAX);
         // A little late rather than a little early: clocks show whole milliseconds.
         let at = |ms: i64| clock.instant_of(ms.saturating_add(1));
         let delayed = self.table.delayed.first().map(|(ms, _)| at(*ms));
         let expiring = self.table.expiring.first().map(|(ms, _)| at(*ms));
-        let old = self.table.ended.first().zip(term.janitor.deletes_from);
-        let old = old.map(|((ms, _), from)| at(ms.saturating_add(ttl_ms)).max(from));
+        let old = self.table.outcomes.next(&self.outcome_limits()).zip(term.janitor.deletes_from);
+        let old = old.map(|((ms, _), from)| at(ms).max(from));
         let old = old.filter(|_| term.janitor.calls.is_empty() && !term.summary.is_writing());
         let due = earlier(earlier(delayed, expiring), old);
         let orphans = term.janitor.next_orphans.filter(|_| !self.table.orphanable.is_empty());
@@ -145,8 +154,7 @@ impl Master {
 
     /// An outcome seems to be old enough: only an own write tells for certain.
     fn ask_for_time(&mut self, ensemble_ms: i64, now: Instant) {
-        let ttl_ms = i64::try_from(self.result_ttl().as_millis()).unwrap_or(i64::MAX);
-        let is_old = self.table.ended.first().is_some_and(|(ms, _)| ms.saturating_add(ttl_ms) < ensemble_ms);
+        let is_old = self.table.outcomes.next(&self.outcome_limits()).is_some_and(|(ms, _)| ms < ensemble_ms);
         if let Some(term) = &mut self.term
             && is_old
             && term.janitor.may_delete(now)
@@ -158,17 +166,14 @@ impl Master {
 
     /// An own write was acknowledged: it was committed at `mtime_ms`.
     pub(super) fn on_own_write(&mut self, mtime_ms: i64, now: Instant, out: &mut Out) {
-        let ttl_ms = i64::try_from(self.result_ttl().as_millis()).unwrap_or(i64::MAX);
+        let limits = self.outcome_limits();
         let timeout = self.connected.unwrap_or_default();
         let Some(term) = self.term.as_mut().filter(|term| term.is_leading()) else { return };
         let janitor = &mut term.janitor;
         while janitor.may_delete(now) && janitor.calls.len() < WINDOW {
-            let Some((ms, task)) = self.table.ended.pop_first() else { break };
-            if ms.saturating_add(ttl_ms) >= mtime_ms {
-                self.table.ended.insert((ms, task));
-                break;
-            }
-            let Some(version) = self.table.get(&task).map(|known| known.version) else { continue };
+            let next = self.table.outcomes.next(&limits).filter(|(ms, _)| *ms < mtime_ms);
+            let Some((_, task)) = next else { break };
+            let Some(version) = self.table.take_outcome(&task) else { break };
             let call = Call::Delete { path: janitor.layout.task(&task), version: Some(version) };
             janitor.calls.issue(out, call, Purpose::DeleteTask(task));
         }

@@ -209,7 +209,7 @@ impl Summary {
     }
 }
 
-/// How many pending tasks a worker has.
+/// How many commands without a result a worker has.
 #[derive(Clone, Copy, Default)]
 struct Share {
     running: u32,
@@ -255,8 +255,8 @@ impl Master {
         status
     }
 
-    /// How many of the pending tasks an incarnation has; they are counted there, and no longer as waiting for a worker.
-    /// Entries are started in their order, so the first of them run, as many as there are slots for their commands.
+    /// How many of the pending commands an incarnation has; they are counted there, and no longer as waiting for a worker.
+    /// Commands are started in their order, so the first of them run, as many as there are slots.
     fn share_of(&self, term: &Term, incarnation: &Incarnation, counts: &mut Counts) -> Share {
         let registration = self.fleet.get(incarnation);
         let aside = registration.map_or(&[][..], |registration| &registration.aside);
@@ -264,15 +264,15 @@ impl Master {
         let mut share = Share::default();
         let is_pending = |(id, _): &(&EntryId, &Held)| self.table.unit(id).is_some();
         for (id, held) in term.book.entries(incarnation).filter(is_pending) {
-            counts.pending = counts.pending.saturating_sub(1);
+            counts.pending = counts.pending.saturating_sub(held.width.into());
             if aside.contains(&id.task) {
-                counts.aside += 1;
-            } else if free > 0 && !held.is_ghost() {
-                free = free.saturating_sub(held.width.max(1));
-                share.running += 1;
-            } else {
-                share.assigned += 1;
+                counts.aside += u64::from(held.width);
+                continue;
             }
+            let running = if held.is_ghost() { 0 } else { held.width.min(free) };
+            free -= running;
+            share.running += running;
+            share.assigned += held.width - running;
         }
         counts.running += u64::from(share.running);
         counts.assigned += u64::from(share.assigned);

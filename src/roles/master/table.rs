@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::contract::chunk::Results;
+use super::outcomes::{Kept, Outcomes};
+use crate::contract::chunk::{LineCounts, Results};
 use crate::contract::share::Share;
 use crate::contract::status::Counts;
-use crate::contract::task::{Job, Options, State, Task};
+use crate::contract::task::{Job, Options, Task};
 use crate::contract::worker::EntryId;
 use crate::contract::{Incarnation, MAX_CHILDREN_TOLERATED, MAX_TASK_ID_BYTES, Malformed, TaskId, is_shared};
 use crate::machine::{Instant, Stat};
@@ -28,6 +29,8 @@ pub struct Known {
     pub version: i32,
     /// How much data it had then.
     pub bytes: u32,
+    /// How many of its commands were how far then.
+    pub lines: LineCounts,
     /// What it said then.
     pub phase: Phase,
 }
@@ -39,8 +42,6 @@ pub enum Phase {
     Pending(Pending),
     /// It has one.
     Ended {
-        /// In which way.
-        state: State,
         /// As which attempt.
         attempt: u32,
         /// Who ran it to its end.
@@ -49,6 +50,10 @@ pub enum Phase {
         ran_ms: u64,
         /// It is a chunk.
         is_chunk: bool,
+        /// Its user brought the id.
+        keyed: bool,
+        /// Somebody wants it deleted.
+        is_doomed: bool,
     },
     /// It cannot be read as a task.
     Malformed,
@@ -152,8 +157,8 @@ pub struct Table {
     dirs: BTreeMap<String, Dir>,
     /// Tasks whose directory is not known yet.
     waiting: BTreeMap<String, BTreeSet<TaskId>>,
-    /// Tasks with an outcome, by the time that they got it.
-    pub ended: BTreeSet<(i64, TaskId)>,
+    /// Tasks with an outcome, in the order in which they are deleted.
+    pub outcomes: Outcomes,
     /// Tasks to be expired, by time.
     pub expiring: BTreeSet<(i64, TaskId)>,
     /// Tasks that wait for their time and would be queued otherwise, by the ensemble's clock.
@@ -193,7 +198,7 @@ impl Table {
         self.pending(&id.task)?.unit(id.attempt)
     }
 
-    /// How many tasks there are in each state; `pending` counts the assigned ones too.
+    /// How many commands there are in each state; `pending` counts the assigned ones too.
     pub fn counts(&self) -> Counts {
         self.counts.clone()
     }
@@ -278,14 +283,16 @@ impl Table {
             _ => Task::decode(data),
         };
         self.avoid.remove(task);
+        let lines = decoded.as_ref().map_or_else(|_| LineCounts::default(), Task::line_counts);
         let phase = match decoded {
             Ok(mut read) => match read.outcome {
                 Some(outcome) => {
                     let is_chunk = read.commands.is_some();
                     let ran_ms =
                         if is_chunk { run_ms(&outcome.results).unwrap_or(0) } else { outcome.ran_ms() };
-                    let (state, attempt, by) = (outcome.state, outcome.attempt, outcome.worker);
-                    Phase::Ended { state, attempt, by, ran_ms, is_chunk }
+                    let (attempt, by) = (outcome.attempt, outcome.worker);
+                    let (keyed, is_doomed) = (read.keyed, read.delete);
+                    Phase::Ended { attempt, by, ran_ms, is_chunk, keyed, is_doomed }
                 }
                 None => match self.pending_of(task, &read, stat) {
                     Some(Some(pending)) => {
@@ -316,7 +323,7 @@ impl Table {
         let (czxid, mzxid, mtime_ms, version) = (stat.czxid, stat.mzxid, stat.mtime_ms, stat.version);
         let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let waits = matches!((&phase, &trouble), (Phase::Aside, Some(_)));
-        self.put(task, Known { czxid, mzxid, mtime_ms, version, bytes, phase });
+        self.put(task, Known { czxid, mzxid, mtime_ms, version, bytes, lines, phase });
         if waits {
             self.unnumbered.insert(task.clone());
         }
@@ -391,12 +398,19 @@ impl Table {
         }
     }
 
+    /// The outcome is going to be deleted: it is not named again. Gives the version of its task.
+    pub fn take_outcome(&mut self, task: &TaskId) -> Option<i32> {
+        let known = self.tasks.get(task)?;
+        self.outcomes.remove(task, kept(known)?);
+        Some(known.version)
+    }
+
     /// An outcome that was to be deleted, and was not: it is to be deleted in its turn.
     pub fn keep_outcome(&mut self, task: &TaskId) {
         if let Some(known) = self.tasks.get(task)
-            && matches!(known.phase, Phase::Ended { .. })
+            && let Some(kept) = kept(known)
         {
-            self.ended.insert((known.mtime_ms, task.clone()));
+            self.outcomes.insert(task, kept);
         }
     }
 
@@ -449,12 +463,12 @@ impl Table {
                     self.orphanable.insert(task.clone(), submitter.clone());
                 }
             }
-            Phase::Ended { .. } => {
-                self.ended.insert((known.mtime_ms, task.clone()));
-            }
-            Phase::Malformed | Phase::Aside => {}
+            Phase::Ended { .. } | Phase::Malformed | Phase::Aside => {}
         }
-        *counter(&mut self.counts, &known.phase) += 1;
+        if let Some(kept) = kept(&known) {
+            self.outcomes.insert(task, kept);
+        }
+        count(&mut self.counts, &known, |count, more| *count += more);
         self.bytes += u64::from(known.bytes);
         self.tasks.insert(task.clone(), known);
     }
@@ -470,14 +484,15 @@ impl Table {
                 self.orphanable.remove(task);
                 self.needs.release(pending.whole.need);
             }
-            Phase::Ended { .. } => {
-                self.ended.remove(&(known.mtime_ms, task.clone()));
-            }
+            Phase::Ended { .. } => {}
             Phase::Malformed | Phase::Aside => {
                 self.unnumbered.remove(task);
             }
         }
-        *counter(&mut self.counts, &known.phase) -= 1;
+        if let Some(kept) = kept(known) {
+            self.outcomes.remove(task, kept);
+        }
+        count(&mut self.counts, known, |count, fewer| *count -= fewer);
         self.bytes -= u64::from(known.bytes);
     }
 }
@@ -506,102 +521,26 @@ fn run_ms(results: &Results) -> Option<u64> {
     sum.checked_div(count)
 }
 
-fn counter<'a>(counts: &'a mut Counts, phase: &Phase) -> &'a mut u64 {
-    match phase {
-        Phase::Pending(_) => &mut counts.pending,
-        Phase::Ended { state: State::Done, .. } => &mut counts.done,
-        Phase::Ended { state: State::Failed, .. } => &mut counts.failed,
-        Phase::Ended { state: State::Cancelled, .. } => &mut counts.cancelled,
-        Phase::Ended { state: State::Expired, .. } => &mut counts.expired,
-        Phase::Malformed => &mut counts.malformed,
-        Phase::Aside => &mut counts.aside,
+/// What it is for the index of outcomes, if it has one.
+fn kept(known: &Known) -> Option<Kept> {
+    let Phase::Ended { keyed, is_doomed, .. } = known.phase else { return None };
+    let failed = if keyed { 0 } else { known.lines.ended_badly() };
+    Some(Kept { mtime_ms: known.mtime_ms, failed, bytes: u64::from(known.bytes), is_doomed })
+}
+
+/// Changes the counts by the commands of a task.
+fn count(counts: &mut Counts, known: &Known, change: impl Fn(&mut u64, u64)) {
+    let LineCounts { open, done, failed, cancelled, expired } = known.lines;
+    match &known.phase {
+        Phase::Pending(_) | Phase::Ended { .. } => change(&mut counts.pending, open.into()),
+        Phase::Malformed => change(&mut counts.malformed, 1),
+        Phase::Aside => change(&mut counts.aside, open.max(1).into()),
     }
+    change(&mut counts.done, done.into());
+    change(&mut counts.failed, failed.into());
+    change(&mut counts.cancelled, cancelled.into());
+    change(&mut counts.expired, expired.into());
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::recipes::queue::MAX_LABEL_SETS;
-
-    fn stat(mzxid: i64) -> Stat {
-        Stat { czxid: 1, mzxid, mtime_ms: mzxid * 10, ..Stat::default() }
-    }
-
-    #[test]
-    fn the_newest_look_wins_whatever_the_order() {
-        let mut table = Table::default();
-        let task = TaskId::new("j", "t");
-        let now = Instant::default();
-        assert_eq!(table.see(&task, br#"{"command":"x"}"#, &stat(5)), Update::DirUnknown);
-        assert_eq!(table.see_dir("j", b"", &stat(1), now), (vec![task.clone()], None));
-        assert_eq!(table.see(&task, br#"{"command":"x","attempt":2}"#, &stat(7)), Update::Changed);
-        assert_eq!(table.see(&task, br#"{"command":"x"}"#, &stat(5)), Update::Stale);
-        assert_eq!(table.pending(&task).map(|p| p.whole.attempt), Some(2));
-        let ended = br#"{"command":"x","outcome":{"state":"done","attempt":2}}"#;
-        assert_eq!(table.see(&task, ended, &stat(8)), Update::Changed);
-        assert_eq!((table.counts().pending, table.counts().done, table.ended.len()), (0, 1, 1));
-        assert!(table.remove(&task, now) && !table.remove(&task, now));
-        assert_eq!((table.counts(), table.ended.len(), table.len()), (Counts::default(), 0, 0));
-    }
-
-    #[test]
-    fn garbage_is_counted_and_told_once() {
-        let mut table = Table::default();
-        let task = TaskId::new("_00", "t");
-        assert!(matches!(table.see(&task, b"garbage", &stat(1)), Update::Malformed(_)));
-        assert_eq!(table.see(&task, b"garbage2", &stat(2)), Update::Changed);
-        assert_eq!(table.counts().malformed, 1);
-    }
-
-    #[test]
-    fn the_bytes_are_those_that_stand_after_every_change() {
-        let mut table = Table::default();
-        let (a, b) = (TaskId::new("_00", "a"), TaskId::new("_00", "b"));
-        let (short, long) =
-            (br#"{"command":"x"}"#, br#"{"command":"x","outcome":{"state":"done","attempt":1}}"#);
-        table.see(&a, short, &stat(1));
-        table.see(&b, b"garbage", &stat(2));
-        assert_eq!(table.bytes(), short.len() as u64 + 7);
-        table.see(&a, long, &stat(3));
-        table.see(&a, short, &stat(1));
-        assert_eq!(table.bytes(), long.len() as u64 + 7, "an old look changes nothing");
-        table.set_aside(&a);
-        table.remove(&b, Instant::default());
-        assert_eq!(table.bytes(), long.len() as u64, "set aside it still stands");
-        table.remove(&a, Instant::default());
-        table.remove(&a, Instant::default());
-        assert_eq!(table.bytes(), 0);
-    }
-
-    #[test]
-    fn a_jobs_defaults_count_where_the_task_says_nothing() {
-        let mut table = Table::default();
-        table.see_dir("j", br#"{"v":1,"priority":7,"expire_ms":5}"#, &stat(1), Instant::default());
-        let task = TaskId::new("j", "t");
-        table.see(&task, br#"{"command":"x","priority":-2}"#, &Stat { ctime_ms: 100, ..stat(2) });
-        let pending = table.pending(&task).map(|p| (p.priority, p.expires_ms));
-        assert_eq!(pending, Some((-2, 105)));
-        assert_eq!((table.attempts_in("j", false), table.attempts_in("k", false)), (Some(3), None));
-        assert_eq!(table.expiring.first(), Some(&(105, task)));
-    }
-
-    #[test]
-    fn a_task_whose_labels_are_one_set_too_many_waits_until_one_is_required_no_more() {
-        let mut table = Table::default();
-        let task = |n: usize| TaskId::new("_00", &format!("t{n}"));
-        let data = |n: usize| format!(r#"{{"command":"x","require":{{"k":"{n}"}}}}"#).into_bytes();
-        for n in 0..=MAX_LABEL_SETS {
-            table.see(&task(n), &data(n), &stat(n as i64 + 1));
-        }
-        let last = task(MAX_LABEL_SETS);
-        assert!(table.pending(&last).is_none() && table.take_numberable().is_none());
-        table.see(&task(5), &data(6), &stat(20_000));
-        assert_eq!((table.take_numberable(), table.take_numberable()), (Some(last.clone()), None));
-        let read = table.see(&last, &data(MAX_LABEL_SETS), &stat(MAX_LABEL_SETS as i64 + 1));
-        assert!(read == Update::Changed && table.pending(&last).is_some());
-        table.remove(&task(6), Instant::default());
-        assert!(!table.needs.has_room(), "another task requires the same");
-        table.remove(&task(5), Instant::default());
-        assert!(table.needs.has_room());
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ use crate::machine::{Call, CallError, CreateMode};
 use crate::roles::testing::{Desk, T, World};
 
 mod dispatch;
+mod outcomes;
 mod refusals;
 mod vanish;
 
@@ -22,6 +23,7 @@ fn master(id: &str) -> Desk<Master> {
         result_ttl: Duration::from_secs(3_600),
         job_ttl: Duration::from_secs(3_600),
         max_pending: 1_000,
+        max_failed: 1_000,
         max_pending_bytes: 1 << 20,
     }))
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::Verb;
 use crate::contract::TaskId;
 use crate::contract::is_shared;
 use crate::contract::line::{LineName, line_name};
@@ -28,6 +29,8 @@ pub struct Left {
 pub struct Decision {
     /// What is to stand in its place, if anything changes.
     pub write: Option<Box<Task>>,
+    /// It is to be deleted in place of that.
+    pub deletes: bool,
     /// Whom that changes, with what follows the name.
     pub changed: Vec<(String, String)>,
     /// Whom it does not.
@@ -35,21 +38,27 @@ pub struct Decision {
 }
 
 impl Decision {
-    fn leave(&mut self, name: impl Into<String>, problem: Option<i32>, message: impl Into<String>) {
+    pub(super) fn leave(
+        &mut self,
+        name: impl Into<String>,
+        problem: Option<i32>,
+        message: impl Into<String>,
+    ) {
         self.left.push(Left { name: name.into(), problem, message: message.into() });
     }
 
     /// Whether what was to be written, and may have been, is what this came from. Of a retry the history tells, for
     /// more may have happened since.
-    pub fn stands_in(&self, task: &Task) -> bool {
+    pub fn stands_in(&self, task: &Task, verb: &Verb) -> bool {
         let Some(write) = &self.write else { return false };
-        if write.cancel || !write.cancel_lines.is_empty() {
-            // It is plain to see, and to wish it twice does no harm.
-            return false;
-        }
-        match &task.commands {
-            None => task.attempt >= write.attempt,
-            Some(_) => write.history.last().is_some_and(|ours| task.history.contains(ours)),
+        let is_cancelled = |place: usize| task.is_cancelled(place) || task.command_state(place).is_some();
+        let lines = write.commands.as_ref().map_or(0, Vec::len);
+        match (verb, &task.commands) {
+            (Verb::Delete(_), _) => task.delete,
+            (Verb::Cancel, _) if write.cancel => task.cancel,
+            (Verb::Cancel, _) => write.cancel_lines.below(lines).all(is_cancelled),
+            (Verb::Retry, None) => task.attempt >= write.attempt,
+            (Verb::Retry, Some(_)) => write.history.last().is_some_and(|ours| task.history.contains(ours)),
         }
     }
 }
@@ -69,7 +78,7 @@ fn is_line(task: &Task, place: usize) -> bool {
 }
 
 /// The name of a task that is no chunk: that of the line, if a batch has one line in each task.
-fn name_of_whole(id: &TaskId, lines: &Lines) -> String {
+pub(super) fn name_of_whole(id: &TaskId, lines: &Lines) -> String {
     lines.values().next().map_or_else(|| id.to_string(), LineName::to_string)
 }
 
@@ -146,6 +155,7 @@ fn retry_task(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
 fn renew(id: &TaskId, task: &mut Task) {
     task.charged = 0;
     task.cancel = false;
+    task.delete = false;
     // The deadline may also be its job's, which counts from the task's creation, as its own does.
     if !is_shared(id.dir()) || task.options.expire_ms.is_some() {
         task.options.expire_ms = Some(NO_DEADLINE_MS);

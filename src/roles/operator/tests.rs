@@ -184,6 +184,42 @@ fn a_retry_of_lines_in_doubt_is_made_once() {
 }
 
 #[test]
+fn what_ended_is_deleted_once_whatever_becomes_of_the_answer() {
+    let verb = |settled_ms| Verb::Delete(Deletion { settled_ms, ..Deletion::default() });
+    for fate in [Fate::Answered, Fate::AppliedUnanswered, Fate::DroppedUnanswered, Fate::NotSent] {
+        let mut desk = desk(verb(i64::MAX), "J", Some(failed(2)));
+        desk.settle_until(|call| matches!(call, Call::Delete { .. }));
+        desk.play(fate);
+        if desk.exit.is_none() {
+            desk.connect();
+            desk.settle();
+        }
+        assert_eq!((desk.exit, notes(&desk)), (Some(0), vec![("J/1", true, "was deleted")]), "{fate:?}");
+        assert!(!desk.znodes.contains_key(TASK));
+    }
+    for fate in [Fate::Answered, Fate::AppliedUnanswered, Fate::DroppedUnanswered, Fate::NotSent] {
+        let mut desk = desk(verb(-1), "J", Some(failed(2)));
+        desk.settle_until(is_set);
+        desk.play(fate);
+        if desk.exit.is_none() {
+            desk.connect();
+            desk.settle();
+        }
+        let told = vec![("J/1", true, "will be deleted by the leader")];
+        assert!(desk.task(TASK).delete && notes(&desk) == told, "{fate:?}: {:?}", desk.reports);
+    }
+    let mut retried = desk(verb(i64::MAX), "J/1", Some(failed(2)));
+    retried.settle_until(|call| matches!(call, Call::Delete { .. }));
+    let mut task = retried.task(TASK);
+    task.outcome = None;
+    task.next_attempt(None, "somebody retried it");
+    retried.put(TASK, &task.encode());
+    retried.settle();
+    assert_eq!((retried.exit, note(&retried).0), (Some(exit::FAILED), false));
+    assert!(retried.task(TASK).outcome.is_none(), "it runs again");
+}
+
+#[test]
 fn g02_only_what_ended_badly_is_retried() {
     for outcome in [None, Some(done())] {
         let mut desk = desk(Verb::Retry, "J/1", outcome);

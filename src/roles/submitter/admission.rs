@@ -19,7 +19,7 @@ const UNHEEDED: u64 = 1_000;
 /// What would be added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
-    /// Tasks.
+    /// Commands: tasks, or lines of a batch.
     pub tasks: u64,
     /// Bytes of their data.
     pub bytes: u64,

@@ -188,7 +188,7 @@ fn code_fits(spec: &ClientSpec, client: &Client, missed: bool, collected: bool) 
             exit::DATA => outcomes.is_empty(),
             _ => true,
         },
-        Wish::Operate(Verb::Cancel | Verb::Retry, _) => {
+        Wish::Operate(Verb::Cancel | Verb::Retry | Verb::Delete(_), _) => {
             matches!(code, exit::OK | exit::FAILED | exit::DATA | exit::TRY_AGAIN)
         }
     };

@@ -257,9 +257,9 @@ fn no_more_tasks_are_said_to_run_than_there_are_slots() {
     master.go(&mut world);
     let status = Status::decode(&world.znodes["/z/status"].data).expect("a summary");
     let Counts { pending, assigned, running, .. } = status.tasks;
-    assert_eq!((pending, assigned, running, status.pending()), (4, 1, 2, 7), "the chunk has two slots");
+    assert_eq!((pending, assigned, running, status.pending()), (4, 8, 3, 15), "commands are counted");
     let row = &status.worker_list[0];
-    assert_eq!((row.running, row.assigned), (2, 1));
+    assert_eq!((row.running, row.assigned), (3, 8));
 }
 
 /// What its entry carries along of a task that w~1 has.

@@ -106,6 +106,6 @@ impl Plan {
         let empty = self.task(&empty, orphan_of).encode().len() as u64;
         let tasks = self.outline.lines.min(self.outline.end.div_ceil(self.size()));
         let lines = self.outline.lines.saturating_mul(LINE_BYTES).saturating_add(self.outline.bytes);
-        Demand { tasks, bytes: lines.saturating_add(tasks.saturating_mul(empty)) }
+        Demand { tasks: self.outline.lines, bytes: lines.saturating_add(tasks.saturating_mul(empty)) }
     }
 }

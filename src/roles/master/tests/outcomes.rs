@@ -1,0 +1,79 @@
+//! Which outcomes a leader deletes, and when.
+
+use super::*;
+
+fn failed(world: &mut World, id: &str, change: impl FnOnce(&mut Task)) {
+    task(world, id, |task| {
+        task.outcome = Some(Outcome::unrun(State::Failed, None, "", 1));
+        change(task);
+    });
+}
+
+fn stand(world: &World, ids: &[&str]) -> Vec<bool> {
+    ids.iter().map(|id| world.znodes.contains_key(&format!("/z/tasks/{id}"))).collect()
+}
+
+/// So many turns, a session timeout apart.
+fn turns(master: &mut Desk<Master>, world: &mut World, turns: u32) {
+    for _ in 0..turns {
+        world.pass(T);
+        master.go(world);
+    }
+}
+
+#[test]
+fn what_ended_badly_stays_until_its_time_and_the_oldest_go_first_beyond_the_limit() {
+    let mut world = World::new();
+    let mut master = master("m");
+    master.role.params.max_failed = 2;
+    master.connect(&mut world);
+    failed(&mut world, "_00/key", |task| task.keyed = true);
+    for id in ["_00/a", "_00/b", "_00/c"] {
+        world.pass(Duration::from_secs(1));
+        failed(&mut world, id, |_| {});
+    }
+    task(&mut world, "_00/good", |task| task.outcome = Some(Outcome::unrun(State::Done, None, "", 1)));
+    master.go(&mut world);
+    let all = ["_00/key", "_00/a", "_00/b", "_00/c", "_00/good"];
+    turns(&mut master, &mut world, 1);
+    assert_eq!(stand(&world, &all), [true; 5], "none of them is old enough");
+    turns(&mut master, &mut world, 3);
+    assert_eq!(stand(&world, &all), [true, false, true, true, true]);
+    world.pass(Duration::from_secs(3_600));
+    turns(&mut master, &mut world, 3);
+    assert_eq!(stand(&world, &all), [false; 5]);
+}
+
+#[test]
+fn lines_that_ended_badly_count_one_by_one() {
+    let mut world = World::new();
+    let mut master = master("m");
+    master.role.params.max_failed = 3;
+    master.connect(&mut world);
+    for (name, lines) in [("0000000", 2), ("0000010", 2)] {
+        world.pass(Duration::from_secs(1));
+        let commands = vec!["x".to_string(); lines];
+        let mut chunk = Task::new(Payload::Chunk { first_line: 0, commands }, Options::default());
+        chunk.end(Outcome::unrun(State::Cancelled, None, "", 1));
+        world.put("/z/tasks/b~0000", b"");
+        world.put(&format!("/z/tasks/b~0000/{name}"), &chunk.encode());
+    }
+    master.go(&mut world);
+    turns(&mut master, &mut world, 4);
+    assert_eq!(stand(&world, &["b~0000/0000000", "b~0000/0000010"]), [false, true]);
+}
+
+#[test]
+fn what_somebody_wants_deleted_goes_when_no_create_can_come_any_more() {
+    let mut world = World::new();
+    let mut master = master("m");
+    master.connect(&mut world);
+    turns(&mut master, &mut world, 3);
+    failed(&mut world, "_00/key", |task| (task.keyed, task.delete) = (true, true));
+    task(&mut world, "_00/open", |task| task.delete = true);
+    master.go(&mut world);
+    turns(&mut master, &mut world, 1);
+    assert_eq!(stand(&world, &["_00/key", "_00/open"]), [true, true]);
+    turns(&mut master, &mut world, 3);
+    assert_eq!(stand(&world, &["_00/key", "_00/open"]), [false, true], "what has no outcome stays");
+}

@@ -1,0 +1,98 @@
+//! Lines of a batch as things of their own: what failed stays, is listed, shown, run again and deleted.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::harness::{Cluster, LIMIT, eventually};
+use crate::plain::{Out, Plain, Service, json_lines};
+
+fn run(cluster: &Cluster, args: &[&str]) -> Out {
+    Plain::on(cluster, args).run()
+}
+
+/// The names that are listed.
+fn listed(cluster: &Cluster, args: &[&str]) -> Vec<String> {
+    let out = run(cluster, &[&["list", "--json"], args].concat());
+    let id = |row: &Value| row["id"].as_str().expect("an id").to_string();
+    json_lines(&out.text()).iter().map(id).collect()
+}
+
+fn counts(cluster: &Cluster) -> Value {
+    json_lines(&run(cluster, &["status", "--json"]).text()).remove(0)["tasks"].clone()
+}
+
+/// A batch of 30 lines, three chunks, that is waited for. Two lines fail, once.
+#[test]
+fn what_failed_of_a_batch_stays_and_a_retry_runs_nothing_else() {
+    let service = Service::new("lines-stay", &["--slots", "2"]);
+    let cluster = &service.cluster;
+    let (runs, gate) = (cluster.dir().join("runs"), cluster.dir().join("gate"));
+    let line = |n: u32| {
+        let fails = if n == 7 || n == 23 { format!("; [ -e {} ]", gate.display()) } else { String::new() };
+        format!("echo {n} >>{}; echo out {n}{fails}\n", runs.display())
+    };
+    let lines: String = (1..=30).map(line).collect();
+    let submit = ["submit", "--from-file", "-", "--chunk", "10", "--job", "J"];
+    let out = Plain::on(cluster, &submit).stdin(lines.as_bytes()).run();
+    out.says(1, &["30 tasks: 28 succeeded, 2 failed", "/7 failed with exit code 1", "/23 failed with"]);
+
+    let failed = listed(cluster, &["--state", "failed"]);
+    let batch = failed[0].split_once('/').expect("BATCH/LINE").0.to_string();
+    assert_eq!(failed, [format!("{batch}/7"), format!("{batch}/23")]);
+    eventually(LIMIT, "commands are counted", || {
+        let counts = counts(cluster);
+        (counts["failed"] == 2 && counts["done"] == 18 && counts["pending"] == 0).then_some(())
+    });
+    let show = run(cluster, &["show", &failed[1]]);
+    assert!(show.text().contains("state     failed\n") && show.text().contains("out 23\n"), "{show:?}");
+
+    fs::write(&gate, "").expect("opened");
+    let retry = run(cluster, &["retry", &batch]);
+    retry.says(0, &["18 other tasks"]);
+    let text = retry.text();
+    let mut told: Vec<&str> = text.lines().collect();
+    told.sort_unstable();
+    assert_eq!(told, [format!("{batch}/23: will run again"), format!("{batch}/7: will run again")]);
+    assert_eq!(run(cluster, &["wait", &failed[0]]).text(), "out 7\n");
+    assert_eq!(run(cluster, &["wait", &failed[1]]).code, 0);
+    let ran = fs::read_to_string(&runs).expect("written");
+    assert_eq!(ran.lines().count(), 32, "30 lines, and the two that failed once more");
+    assert_eq!(listed(cluster, &["--state", "failed"]), [] as [&str; 0]);
+    run(cluster, &["retry", &failed[0]]).says(1, &["has succeeded"]);
+}
+
+/// A session timeout is 6 s, so an outcome is 12 s old before it is deleted for any reason.
+#[test]
+fn of_what_failed_only_so_much_stays_and_what_is_not_wanted_is_deleted() {
+    let cluster = Cluster::new("lines-go");
+    let _master = cluster.start("m1", &["master", "--id", "m1", "--max-failed", "2"]);
+    let _worker = cluster.worker("w1", &["--slots", "1"]);
+    let ids: Vec<String> = (0..3)
+        .map(|_| {
+            let id = cluster.submit_detached(&["exit 3"]);
+            cluster.ended(&id, LIMIT);
+            id.to_string()
+        })
+        .collect();
+    let keyed = cluster.submit_detached(&["--id", "k", "exit 3"]).to_string();
+    let done = cluster.submit_detached(&["true"]);
+    cluster.ended(&done, LIMIT);
+    let open = cluster.submit_detached(&["--require", "none=such", "true"]);
+    assert_eq!(listed(&cluster, &["--state", "failed"]).len(), 4, "all are too young to go");
+    run(&cluster, &["delete", open.as_str()]).says(1, &["has not ended yet"]);
+    run(&cluster, &["delete", "nope/x"]).says(65, &["no such task"]);
+    let deleted = run(&cluster, &["delete", &keyed]);
+    assert_eq!((deleted.code, deleted.text()), (0, format!("{keyed}: will be deleted by the leader\n")));
+    let mut kept = vec![ids[1].clone(), ids[2].clone()];
+    kept.sort();
+    eventually(LIMIT, "the oldest goes, and what has a key when it is wanted", || {
+        (listed(&cluster, &["--state", "failed"]) == kept).then_some(())
+    });
+    let old = run(&cluster, &["delete", "--state", "failed", "--older-than", "1h"]);
+    assert_eq!((old.code, old.text().as_str()), (0, ""));
+    let out = run(&cluster, &["delete", "--state", "failed,done", "--json"]);
+    let rows = json_lines(&out.text());
+    assert!(rows.len() == 3 && rows.iter().all(|row| row["message"] == "was deleted"), "{out:?}");
+    assert_eq!(listed(&cluster, &[]), [open.as_str()]);
+}
