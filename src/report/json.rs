@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use serde_json::{Map, Value, json};
 
 use super::text;
-use crate::contract::line::LineName;
+use crate::contract::line::{LineName, line_name};
 use crate::contract::status::Leader;
 use crate::contract::task::{Outcome, State};
 use crate::roles::client::{ClientReport, Ended, Noted, Row, Shade, Shown, StatusReport};
@@ -27,10 +27,15 @@ pub fn write(report: &ClientReport, out: &mut dyn Write, err: &mut dyn Write) ->
     if let ClientReport::EndedMany(commands) = report {
         return commands.iter().try_for_each(|command| object(&ended(command), out));
     }
+    if let ClientReport::SubmittedLines { id, lines } = report {
+        return lines.iter().try_for_each(|line| object(&pending(&line_name(id, *line)), out));
+    }
     let value = match report {
-        ClientReport::Submitted { id, .. } => json!({"id": id, "state": Shade::Pending.as_str()}),
+        ClientReport::Submitted { id, .. } => pending(id.as_str()),
         ClientReport::Ended(task) => ended(task),
-        ClientReport::Progress(_) | ClientReport::EndedMany(_) => return Ok(()),
+        ClientReport::Progress(_) | ClientReport::EndedMany(_) | ClientReport::SubmittedLines { .. } => {
+            return Ok(());
+        }
         // On standard output every line is a task.
         ClientReport::Summary(_) | ClientReport::Detached { .. } => {
             return text::write(report, out, err, &mut true);
@@ -41,6 +46,10 @@ pub fn write(report: &ClientReport, out: &mut dyn Write, err: &mut dyn Write) ->
         ClientReport::Noted(note) => noted(note),
     };
     object(&value, out)
+}
+
+fn pending(id: &str) -> Value {
+    json!({"id": id, "state": Shade::Pending.as_str()})
 }
 
 fn object(value: &Value, out: &mut dyn Write) -> io::Result<()> {

@@ -232,6 +232,11 @@ fn an_id_is_printed_only_if_nobody_waits() {
     assert_eq!(text(submitted(true)).0, "J/t\n");
     assert_eq!(text(submitted(false)).0, "");
     assert_eq!(lines(submitted(true)), [json!({"id": "J/t", "state": "pending"})]);
+    let lines_of_batch =
+        || vec![ClientReport::SubmittedLines { id: TaskId::new("J~b~0000", "0000000"), lines: vec![0, 2] }];
+    assert_eq!(text(lines_of_batch()).0, "J~b/1\nJ~b/3\n");
+    let pending = |id| json!({"id": id, "state": "pending"});
+    assert_eq!(lines(lines_of_batch()), [pending("J~b/1"), pending("J~b/3")]);
     let detached = || vec![ClientReport::Detached { name: "B".into(), submitted: 3 }];
     assert!(text(detached()).1.contains("zkmw wait B"));
     assert_eq!(lines(detached()), [] as [Value; 0]);

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use crate::contract::Incarnation;
+use crate::contract::line::line_name;
 use crate::contract::task::{NO_DEADLINE_MS, Options, Outcome, Output, Payload, State, Task};
 use crate::machine::Captured;
 use crate::roles::client::{
@@ -22,6 +23,9 @@ pub fn write(
 ) -> io::Result<()> {
     match report {
         ClientReport::Submitted { id, .. } => writeln!(out, "{id}"),
+        ClientReport::SubmittedLines { id, lines } => {
+            lines.iter().try_for_each(|line| writeln!(out, "{}", line_name(id, *line)))
+        }
         ClientReport::Detached { name, submitted } => {
             writeln!(err, "zkmw: {submitted} tasks submitted; to wait for them: zkmw wait {name}")
         }

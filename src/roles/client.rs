@@ -33,6 +33,13 @@ pub enum ClientReport {
         /// Nobody waits for its outcome.
         detached: bool,
     },
+    /// These lines of a batch stand in the ensemble, for certain, and nobody waits for their outcomes.
+    SubmittedLines {
+        /// The chunk that they are in.
+        id: TaskId,
+        /// From 0.
+        lines: Vec<u64>,
+    },
     /// A batch stands in the ensemble, all of it for certain, and nobody waits for it.
     Detached {
         /// What to tell `wait` to mean it.
@@ -86,6 +93,14 @@ impl ClientReport {
         match self {
             ClientReport::Submitted { id, .. } => {
                 Some(format!("the task {id} was submitted: zkmw wait {id} comes back to it"))
+            }
+            ClientReport::SubmittedLines { id, lines } => {
+                let first = line_name(id, *lines.first()?);
+                let batch =
+                    batch_of(id.dir()).map_or(String::new(), |batch| format!(" or zkmw wait {batch}"));
+                Some(format!(
+                    "the task {first} was submitted, and others: zkmw wait {first}{batch} comes back to them"
+                ))
             }
             ClientReport::Detached { name, submitted } => {
                 Some(format!("all {submitted} tasks were submitted: zkmw wait {name} comes back to them"))

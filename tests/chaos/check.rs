@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use zkmw::contract::line::LineName;
 use zkmw::contract::task::{Outcome, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, Entry};
 use zkmw::contract::{Layout, TaskId, name_of};
@@ -111,7 +112,7 @@ fn told(evidence: &Evidence) -> Vec<(TaskId, &Record)> {
     let submits = |record: &&Record| !matches!(record.deed, Deed::Wait | Deed::Cancel | Deed::Retry);
     let ids = |record| {
         let printed: Vec<Value> = Record::printed(record);
-        printed.into_iter().filter_map(move |line| Some((TaskId::parse(line["id"].as_str()?)?, record)))
+        printed.into_iter().filter_map(move |line| Some((task_at(line["id"].as_str()?)?, record)))
     };
     evidence.records.iter().filter(submits).flat_map(ids).collect()
 }
@@ -211,9 +212,7 @@ fn told_right(evidence: &Evidence) -> Vec<Violation> {
             }
             Deed::Single | Deed::Keyed | Deed::Wait => {
                 let gone = |id: &String| {
-                    TaskId::parse(id)
-                        .and_then(|id| evidence.lives.get(&id))
-                        .is_some_and(|l| l.deleted.is_some())
+                    task_at(id).and_then(|id| evidence.lives.get(&id)).is_some_and(|l| l.deleted.is_some())
                 };
                 if let [line] = &printed[..] {
                     found.extend(outcome_told(evidence, &label, line, Some(code)));
@@ -232,6 +231,12 @@ fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(3)..].join(" | ")
 }
 
+/// The task of this id, or that of the line: each chunk has one here, its batches being small.
+fn task_at(text: &str) -> Option<TaskId> {
+    let id = TaskId::parse(text)?;
+    Some(LineName::of(&id).map_or(id, |line| line.task(1).0))
+}
+
 /// What became of what the task runs: of the only line that each chunk has here, its batches being small.
 fn outcome_of(task: &Task) -> Option<Outcome> {
     if task.commands.is_some() { task.command_outcome(0) } else { task.outcome.clone() }
@@ -239,7 +244,7 @@ fn outcome_of(task: &Task) -> Option<Outcome> {
 
 /// What was told of a task must be an outcome that it had; a lone one's exit code goes with it.
 fn outcome_told(evidence: &Evidence, label: &str, line: &Value, code: Option<i32>) -> Option<Violation> {
-    let Some(id) = line["id"].as_str().and_then(TaskId::parse) else {
+    let Some(id) = line["id"].as_str().and_then(task_at) else {
         return Some(plain(format!("{label} told of no task: {line}")));
     };
     let Some(life) = evidence.lives.get(&id) else { return Some(about(&id, format!("{label} told of it"))) };

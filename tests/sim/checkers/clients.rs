@@ -96,7 +96,7 @@ fn refused(client: &Client) -> bool {
 
 fn report_holds(at: u64, report: &ClientReport, tasks: &BTreeMap<String, Known>) -> Result<(), String> {
     match report {
-        ClientReport::Submitted { id, .. } => {
+        ClientReport::Submitted { id, .. } | ClientReport::SubmittedLines { id, .. } => {
             let made = tasks.get(id.as_str()).is_some_and(|known| known.made.iter().any(|made| *made <= at));
             if made { Ok(()) } else { Err(format!("G1: is told of {id}, which was never made")) }
         }

@@ -56,10 +56,20 @@ struct Open {
 pub struct Made {
     /// How many lines of it have something on them.
     pub commands: u16,
+    payload: Payload,
     /// A request for it may yet be carried out.
     pub doubt: bool,
     /// It changed meanwhile.
     pub changed: bool,
+}
+
+impl Made {
+    /// The lines of it that have something on them.
+    pub fn lines(&self) -> Vec<u64> {
+        let Payload::Chunk { first_line, commands } = &self.payload else { return Vec::new() };
+        let lines = (*first_line..).zip(commands).filter(|(_, text)| !text.trim().is_empty());
+        lines.map(|(line, _)| line).collect()
+    }
 }
 
 impl Maker {
@@ -164,7 +174,7 @@ impl Maker {
         self.bytes = self.bytes.saturating_sub(open.bytes);
         // What was made by the only request in doubt is not made once more by it.
         let doubt = if before { open.doubts != 1 } else { open.doubts > 0 };
-        Some(Made { commands: open.commands, doubt, changed: before || open.changed })
+        Some(Made { commands: open.commands, payload: open.payload, doubt, changed: before || open.changed })
     }
 
     /// The chunk stands for certain not, and never will.

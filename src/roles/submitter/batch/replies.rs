@@ -201,12 +201,13 @@ impl Batch {
 
     /// The chunk stands, for certain; `before` our last request did.
     fn stands(&mut self, unit: u64, before: bool, out: &mut Out) {
-        let Some(Made { commands, doubt, changed }) = self.maker.stands(unit, before) else { return };
+        let Some(made) = self.maker.stands(unit, before) else { return };
+        let Made { commands, doubt, changed, .. } = made;
         self.parts.stood(unit, commands, self.plan.part_lines(part_of(unit)));
         self.results.submitted(u64::from(commands));
         if self.detach {
-            let id = self.plan.id(unit);
-            out.push(Action::Report(ClientReport::Submitted { id, detached: true }));
+            let (id, lines) = (self.plan.id(unit), made.lines());
+            out.push(Action::Report(ClientReport::SubmittedLines { id, lines }));
             return;
         }
         self.parts.stands(unit, doubt, commands);
