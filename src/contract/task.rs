@@ -125,6 +125,12 @@ pub struct Job {
     extra: Extra,
 }
 
+impl Default for Job {
+    fn default() -> Self {
+        Job::new(Options::default())
+    }
+}
+
 impl Job {
     /// A job with these defaults.
     pub fn new(options: Options) -> Job {

@@ -5,10 +5,12 @@
 //! its result stands, whatever the others do that stand beside it.
 
 mod lines;
+mod parts;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::lines::Watched;
+use self::parts::Parts;
 
 use super::client::notice::{Notice, Word};
 use super::client::walk::{Found, Target, Walk};
@@ -50,6 +52,7 @@ pub struct Waiter {
     watched: BTreeMap<TaskId, Watched>,
     /// Those of them that have to be read. One that changes while it is being read comes in again.
     unread: BTreeSet<TaskId>,
+    parts: Parts,
     calls: Calls<TaskId>,
     notice: Notice,
     progress: Progress,
@@ -60,7 +63,7 @@ impl Waiter {
     /// A waiter for these.
     pub fn new(params: WaitParams) -> Waiter {
         Waiter {
-            walk: Walk::new(&params.layout, params.targets.iter().cloned()),
+            walk: Walk::new(&params.layout, params.targets.iter().cloned()).with_parts(),
             notice: Notice::new(&params.layout),
             layout: params.layout,
             alone: matches!(params.targets.as_slice(), [Target::Task(_)]),
@@ -68,6 +71,7 @@ impl Waiter {
             over: false,
             watched: BTreeMap::new(),
             unread: BTreeSet::new(),
+            parts: Parts::default(),
             calls: Calls::default(),
             progress: Progress::default(),
             tally: Tally::default(),
@@ -101,6 +105,17 @@ impl Waiter {
 
     fn end(&mut self, out: &mut Actions<ClientReport>) {
         self.over = true;
+        let missing = self.parts.missing();
+        self.progress.submitted += missing.collected;
+        self.progress.done += missing.collected;
+        for (batch, lines) in missing.unknown {
+            let why = format!(
+                "the batch {batch} was not submitted to its end, or not yet: of {lines} of its lines nobody knows \
+                 whether they were never made, or have succeeded and were collected"
+            );
+            out.log(Level::Error, why);
+            self.tally.wrong(exit::FAILED);
+        }
         if self.progress.submitted == 0 && self.tally == Tally::default() {
             out.log(Level::Warn, "there is no task to wait for: all were collected already");
         }
@@ -116,6 +131,7 @@ impl Waiter {
             if let Some((code, why)) = step.settle(&mut self.tally, out) {
                 self.fail(code, why, out);
             }
+            self.walk.take_parts().into_iter().for_each(|part| self.parts.meet(part));
             return;
         }
         // What the tasks require is not kept.
@@ -150,6 +166,16 @@ impl Waiter {
                     names => format!("there is no line {names}, or it has succeeded and was collected"),
                 };
                 self.lost(&task, exit::DATA, why, out);
+            }
+            Err(CallError::Refused(Refusal::NoNode))
+                if watched.is_whole() && self.parts.is_made(task.dir()) =>
+            {
+                // It is one of the missing now.
+                let (shown, open) = (watched.commands() - watched.open(), watched.open());
+                self.progress.submitted -= open;
+                self.parts.saw(task.dir(), shown);
+                self.unread.remove(&task);
+                self.watched.remove(&task);
             }
             Err(CallError::Refused(Refusal::NoNode)) => {
                 let name = watched.name(&task);
@@ -230,7 +256,11 @@ impl Waiter {
     /// How many commands of the task were waited for still.
     fn forget(&mut self, id: &TaskId) -> u64 {
         self.unread.remove(id);
-        self.watched.remove(id).map_or(0, |watched| watched.open())
+        let Some(watched) = self.watched.remove(id) else { return 0 };
+        if watched.is_whole() {
+            self.parts.saw(id.dir(), watched.commands());
+        }
+        watched.open()
     }
 
     fn report_progress(&self, out: &mut Actions<ClientReport>) {

@@ -7,7 +7,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::seek::{Seek, Sizes};
 use super::{Tally, refusal_code};
-use crate::contract::line::LineName;
+use crate::contract::line::{LineName, batch_of};
+use crate::contract::task::Job;
 use crate::contract::{Layout, TaskId, is_component};
 use crate::exit;
 use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Level, Refusal, Reply};
@@ -47,6 +48,17 @@ pub struct Found {
     pub line: Option<(usize, LineName)>,
 }
 
+/// A part of a batch, as it was before it was listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Its directory.
+    pub dir: String,
+    /// How many lines it has in all.
+    pub lines: u64,
+    /// All of them stood before it was listed.
+    pub made: bool,
+}
+
 /// A walk over what a user named.
 #[derive(Debug)]
 pub struct Walk {
@@ -61,6 +73,12 @@ pub struct Walk {
     named: BTreeSet<TaskId>,
     /// Directories of the present target that are still to be listed.
     dirs: VecDeque<String>,
+    /// Whether parts are read before they are listed.
+    reads_parts: bool,
+    /// What the first of the directories says, once it was read.
+    part: Option<Job>,
+    /// Parts that were listed, and not taken.
+    parts: Vec<Part>,
     /// Names in the present directory that were not handed out yet.
     dir: String,
     names: VecDeque<String>,
@@ -72,6 +90,7 @@ pub struct Walk {
 enum Purpose {
     Jobs,
     Tasks(String),
+    Part,
     Seek,
 }
 
@@ -132,6 +151,9 @@ impl Walk {
             sizes: Sizes::new(),
             named,
             dirs: VecDeque::new(),
+            reads_parts: false,
+            part: None,
+            parts: Vec::new(),
             dir: String::new(),
             names: VecDeque::new(),
             calls: Calls::default(),
@@ -139,9 +161,21 @@ impl Walk {
         }
     }
 
+    /// The same, which reads what the parts of batches say before it lists them.
+    pub fn with_parts(self) -> Walk {
+        Walk { reads_parts: true, ..self }
+    }
+
+    /// The parts that were listed since this was asked last.
+    pub fn take_parts(&mut self) -> Vec<Part> {
+        std::mem::take(&mut self.parts)
+    }
+
     /// A connection is up.
     pub fn on_connected(&mut self) {
         self.calls.clear();
+        // Another server may show an older list than what was read.
+        self.part = None;
         self.online = true;
     }
 
@@ -167,7 +201,11 @@ impl Walk {
         if self.online && self.calls.is_empty() {
             if let Some(dir) = self.dirs.front() {
                 let (path, dir) = (self.layout.job(dir), dir.clone());
-                self.calls.issue(out, Call::Children { path }, Purpose::Tasks(dir));
+                if self.reads_parts && self.part.is_none() && batch_of(&dir).is_some() {
+                    self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Part);
+                } else {
+                    self.calls.issue(out, Call::Children { path }, Purpose::Tasks(dir));
+                }
             } else if !self.todo.is_empty() {
                 self.calls.issue(out, Call::Children { path: self.layout.tasks() }, Purpose::Jobs);
             }
@@ -219,6 +257,15 @@ impl Walk {
         if matches!(purpose, Purpose::Seek) {
             return Some(self.on_sought(result));
         }
+        if matches!(purpose, Purpose::Part) {
+            match result {
+                Err(CallError::NotSent | CallError::MaybeApplied) => {}
+                Ok(Reply::Data { data, .. }) => self.part = Some(Job::decode(data).unwrap_or_default()),
+                // What is wrong with it is said when it is listed.
+                Ok(_) | Err(CallError::Refused(_)) => self.part = Some(Job::default()),
+            }
+            return Some(Step::Pending);
+        }
         let nothing = Vec::new();
         let names = match result {
             Ok(Reply::Children(names)) => names,
@@ -228,11 +275,12 @@ impl Walk {
                 return Some(match purpose {
                     Purpose::Jobs => Step::Refused(self.layout.tasks(), *refusal),
                     Purpose::Tasks(dir) if *refusal == Refusal::NoAuth => {
+                        self.part = None;
                         self.dirs.pop_front();
                         Step::PassedOver(self.layout.job(&dir))
                     }
                     Purpose::Tasks(dir) => Step::Refused(self.layout.job(&dir), *refusal),
-                    Purpose::Seek => Step::Pending,
+                    Purpose::Part | Purpose::Seek => Step::Pending,
                 });
             }
         };
@@ -250,10 +298,13 @@ impl Walk {
             }
             Purpose::Tasks(dir) => {
                 self.dirs.pop_front();
+                if let Some(Job { lines: Some(lines), made, .. }) = self.part.take() {
+                    self.parts.push(Part { dir: dir.clone(), lines, made });
+                }
                 self.dir = dir;
                 self.names = names.into();
             }
-            Purpose::Seek => {}
+            Purpose::Part | Purpose::Seek => {}
         }
         Some(Step::Pending)
     }

@@ -45,6 +45,11 @@ impl Watched {
         self.commands().saturating_sub(self.shown.len() as u64)
     }
 
+    /// Whether all of it is waited for.
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
     /// Whether it is waited for as a task of its own is.
     pub fn is_one_line(&self) -> bool {
         !self.whole && self.named.len() == 1

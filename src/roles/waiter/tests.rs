@@ -146,6 +146,47 @@ fn lines_of_a_batch_are_shown_when_they_end_each_once() {
     }
 }
 
+/// What is waited for of a batch of so many lines, of which a part said so before any was collected.
+fn part_desk(lines: u64, made: bool) -> Desk<Waiter> {
+    let mut desk = batch_desk(&["b"]);
+    desk.pending.clear();
+    let mut part = Job::new(Options::default());
+    (part.chunk, part.lines, part.made) = (Some(3), Some(lines), made);
+    desk.put("/z/tasks/b~0000", &part.encode());
+    desk.lose();
+    desk.connect();
+    desk.settle();
+    desk
+}
+
+#[test]
+fn what_is_missing_of_a_batch_that_was_made_has_succeeded_and_what_failed_before_counts() {
+    let mut desk = part_desk(10, true);
+    end_lines(&mut desk, &[(0, done()), (1, failed(1)), (2, done())]);
+    let summary = Progress { submitted: 10, done: 9, failed: 1, total: 10 };
+    assert_eq!((desk.exit, desk.reports.last()), (Some(1), Some(&ClientReport::Summary(summary))));
+
+    let mut desk = part_desk(10, true);
+    end_lines(&mut desk, &[(0, done())]);
+    desk.remove(CHUNK);
+    desk.settle();
+    let summary = Progress { submitted: 10, done: 10, failed: 0, total: 10 };
+    assert_eq!((desk.exit, desk.reports.last()), (Some(0), Some(&ClientReport::Summary(summary))));
+}
+
+#[test]
+fn a_batch_that_was_not_submitted_to_its_end_is_told_and_is_no_success() {
+    let mut desk = part_desk(10, false);
+    end_lines(&mut desk, &[(0, done()), (1, done()), (2, done())]);
+    let summary = Progress { submitted: 3, done: 3, failed: 0, total: 3 };
+    assert_eq!((desk.exit, desk.reports.last()), (Some(1), Some(&ClientReport::Summary(summary))));
+    assert!(desk.logged("the batch b was not submitted to its end") && desk.logged("of 7 of its lines"));
+
+    let mut whole = part_desk(3, false);
+    end_lines(&mut whole, &[(0, done()), (1, done()), (2, done())]);
+    assert_eq!(whole.exit, Some(0), "all that it has was seen: {:?}", whole.logs);
+}
+
 #[test]
 fn a_line_that_is_not_there_is_told() {
     for (name, words) in

@@ -96,3 +96,71 @@ fn of_what_failed_only_so_much_stays_and_what_is_not_wanted_is_deleted() {
     assert!(rows.len() == 3 && rows.iter().all(|row| row["message"] == "was deleted"), "{out:?}");
     assert_eq!(listed(&cluster, &[]), [open.as_str()]);
 }
+
+/// Of three chunks one succeeds and is collected, one has a line that fails, and one is under way when the submit is
+/// interrupted.
+#[test]
+fn a_wait_after_an_interrupted_submit_counts_what_had_failed_and_what_was_collected() {
+    let service = Service::new("lines-wait", &["--slots", "2"]);
+    let cluster = &service.cluster;
+    let gate = cluster.dir().join("gate");
+    let slow = format!("until [ -e {} ]; do sleep .05; done; echo came\n", gate.display());
+    let lines = "echo ok\n".repeat(10) + "exit 3\n" + &"echo ok\n".repeat(9) + &slow + &"echo ok\n".repeat(9);
+    let submit = ["submit", "--from-file", "-", "--chunk", "10"];
+    let mut batch = Plain::on(cluster, &submit).stdin(lines.as_bytes()).spawn();
+    eventually(LIMIT, "one chunk is collected, and the last goes on", || {
+        (batch.stdout().lines().count() == 28 && cluster.tasks().len() == 2).then_some(())
+    });
+    batch.signal(rustix::process::Signal::INT);
+    let out = batch.end(LIMIT);
+    assert_eq!(out.code, 130, "{out:?}");
+    let name = out.stderr.split("zkmw wait ").nth(1).expect("how to come back");
+    let name = name.split_whitespace().next().expect("a name").trim_end_matches([',', ';', '.']).to_string();
+    fs::write(&gate, "").expect("opened");
+    let wait = run(cluster, &["wait", &name]);
+    wait.says(
+        1,
+        &["30 tasks: 29 succeeded, 1 failed", &format!("the task {name}/11 failed with exit code 3")],
+    );
+    assert!(wait.text().contains("came\n"), "{wait:?}");
+    run(cluster, &["wait", &format!("{name}/1")]).says(65, &["has succeeded and was collected"]);
+}
+
+#[test]
+fn a_line_that_is_cancelled_is_killed_and_its_neighbours_run_on() {
+    let service = Service::new("lines-cancel", &["--slots", "3"]);
+    let cluster = &service.cluster;
+    let gate = cluster.dir().join("gate");
+    let slow = |n: u32| format!("until [ -e {} ]; do sleep .05; done; echo {n}\n", gate.display());
+    let lines: String = (1..=6).map(slow).collect();
+    let submit = ["submit", "--from-file", "-", "--chunk", "6", "--job", "J"];
+    let mut batch = Plain::on(cluster, &submit).stdin(lines.as_bytes()).spawn();
+    let running = eventually(LIMIT, "three lines run", || {
+        let running = listed(cluster, &["--state", "running"]);
+        (running.len() >= 3).then_some(running)
+    });
+    let counts = eventually(LIMIT, "status says so", || {
+        let counts = counts(cluster);
+        (counts["running"] == 3).then_some(counts)
+    });
+    let sum = ["pending", "assigned"].map(|state| counts[state].as_u64().expect("a number"));
+    assert_eq!(sum.iter().sum::<u64>(), 3, "{counts}");
+    let (name, batch_name) = (&running[1], running[1].split_once('/').expect("a batch").0);
+    let last = format!("{batch_name}/6");
+    for name in [name, &last] {
+        assert_eq!(run(cluster, &["cancel", name]).text(), format!("{name}: is being cancelled\n"));
+        let wait = run(cluster, &["wait", name]);
+        wait.says(1, &[&format!("the task {name} was cancelled")]);
+    }
+    assert!(batch.is_running(), "the others go on");
+    run(cluster, &["cancel", name]).says(0, &[]);
+    fs::write(&gate, "").expect("opened");
+    let out = batch.end(LIMIT);
+    out.says(1, &["6 tasks: 4 succeeded, 2 failed", &format!("the task {name} was cancelled")]);
+    let mut printed: Vec<String> = out.text().lines().map(str::to_string).collect();
+    printed.sort();
+    assert_eq!(printed, ["1", "3", "4", "5"]);
+    assert_eq!(listed(cluster, &["--state", "cancelled"]), [name.clone(), last.clone()]);
+    run(cluster, &["retry", batch_name]).says(0, &[]);
+    assert_eq!(run(cluster, &["wait", &last]).text(), "6\n");
+}

@@ -69,6 +69,11 @@ impl Plan {
         }
     }
 
+    /// What to call the lines of a unit to their user.
+    pub fn told(&self, unit: u64) -> String {
+        format!("the batch {} ({})", self.name(), self.lines_of(unit))
+    }
+
     /// How many parts there are.
     pub fn parts(&self) -> u64 {
         self.outline.end.div_ceil(self.size()).div_ceil(LINES_PER_PART)

@@ -181,7 +181,7 @@ impl Batch {
             }
             Ok(reply) => return self.bug(reply, out),
         };
-        let (id, lines) = (self.plan.id(unit), self.plan.lines_of(unit));
+        let told = self.plan.told(unit);
         let Some(payload) = self.maker.payload(unit) else { return };
         match Task::decode(data) {
             Ok(task) if task.same_request(&self.plan.task(payload, self.mark.id())) => {
@@ -189,11 +189,11 @@ impl Batch {
                 self.stands(unit, true, out);
             }
             Ok(_) => {
-                let why = format!("the task {id} ({lines}) exists already and asks for something else");
+                let why = format!("{told} exists already and asks for something else");
                 self.fail(exit::DATA, why, out);
             }
             Err(malformed) => {
-                let why = format!("{id} ({lines}) exists already and is no task: {malformed}");
+                let why = format!("{told} exists already, and what stands there is no task: {malformed}");
                 self.fail(exit::DATA, why, out);
             }
         }
@@ -240,8 +240,8 @@ impl Batch {
                 }
             },
             Err(Refusal::NoNode) => {
-                let id = self.plan.id(unit);
-                let why = format!("the task {id} was deleted by someone before its outcome was seen");
+                let told = self.plan.told(unit);
+                let why = format!("{told} was deleted by someone before its outcome was seen");
                 self.lost(unit, why, out);
             }
             Err(refusal) => {
@@ -300,8 +300,8 @@ impl Batch {
         match result {
             Ok(_) | Err(Refusal::NoNode) => {}
             Err(Refusal::BadVersion) => {
-                let id = self.plan.id(unit);
-                out.log(Level::Warn, format!("the task {id} was changed by someone after its outcome"));
+                let told = self.plan.told(unit);
+                out.log(Level::Warn, format!("{told} was changed by someone after its outcome"));
             }
             Err(refusal) => {
                 let why = format!("cannot delete the task {}: {refusal}", self.plan.path(unit));

@@ -216,7 +216,7 @@ fn a_key_of_another_batch_is_refused() {
     other_line.connect();
     other_line.settle();
     assert_eq!(other_line.exit, Some(exit::DATA));
-    assert!(other_line.logged("K~0000/0000001 (line 2)"));
+    assert!(other_line.logged("the batch K (line 2)"));
 }
 
 /// What is in doubt is made certain, full or not: else it could not be cancelled.

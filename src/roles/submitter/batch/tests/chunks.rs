@@ -194,7 +194,7 @@ fn g12_a_chunk_that_someone_changed_is_counted_and_told() {
         desk.put(path, &task.encode());
         desk.settle();
         assert_eq!((desk.exit, summary(&desk).failed, desk.ended().len()), (Some(1), 3, 0));
-        assert!(desk.logged("B~0000/0000000 was changed by someone") && desk.count(is_delete) == 0);
+        assert!(desk.logged("was changed by someone") && desk.count(is_delete) == 0);
     }
 }
 
