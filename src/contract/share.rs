@@ -151,6 +151,12 @@ impl Share {
         }
     }
 
+    /// The result of one of its lines that nobody ran to its end.
+    pub fn unrun(&self, reason: Reason, why: &str) -> CommandResult {
+        let attempt = Some(self.earlier.saturating_add(1)).filter(|attempt| *attempt != 1);
+        CommandResult { attempt, ..CommandResult::unrun(reason, why) }
+    }
+
     /// When it may be started, by the ensemble's clock in ms; 0 if at once.
     pub fn not_before_ms(&self) -> i64 {
         match (self.delay_ms, self.since_ms) {
@@ -289,7 +295,7 @@ impl Task {
         self.put_results(&share, &ending.results);
         for place in self.open_lines(&share) {
             if self.is_cancelled(place) {
-                let cancelled = || CommandResult::unrun(Reason::Cancelled, "it was cancelled");
+                let cancelled = || share.unrun(Reason::Cancelled, "it was cancelled");
                 self.put_result(place, Some(ending.again.get(&place).cloned().unwrap_or_else(cancelled)));
             }
         }
@@ -354,7 +360,7 @@ impl Task {
         if matches!(how, Move::Death { limit } if deaths >= *limit) {
             for place in suspects {
                 let why = format!("its worker died {deaths} times while it had this line");
-                let result = CommandResult::unrun(Reason::Poison, &why);
+                let result = share.unrun(Reason::Poison, &why);
                 self.put_result(*place, Some(CommandResult { worker: by.cloned(), ..result }));
             }
         } else if !suspects.is_empty() {
@@ -375,15 +381,17 @@ impl Task {
     /// cancelled. False if there are none.
     pub fn end_unheld(&mut self, held: &[u32], reason: Reason, why: &str) -> bool {
         let shares = self.all_shares();
-        let unheld = shares.iter().filter(|share| !held.contains(&share.attempt));
-        let places: Vec<usize> = unheld.flat_map(|share| self.open_lines(share)).collect();
-        let ends = |place: &usize| reason != Reason::Cancelled || self.is_cancelled(*place);
-        let places: Vec<usize> = places.into_iter().filter(ends).collect();
-        for place in &places {
-            self.put_result(*place, Some(CommandResult::unrun(reason, why)));
+        let mut some = false;
+        for share in shares.iter().filter(|share| !held.contains(&share.attempt)) {
+            for place in self.open_lines(share) {
+                if reason != Reason::Cancelled || self.is_cancelled(place) {
+                    self.put_result(place, Some(share.unrun(reason, why)));
+                    some = true;
+                }
+            }
         }
         self.close(shares);
-        !places.is_empty()
+        some
     }
 
     /// Notes that the line at this place is to be cancelled. False if it is over, or blank, or that is known.

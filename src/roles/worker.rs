@@ -234,18 +234,27 @@ impl Worker {
         self.reports.on_lost();
         self.jobs.retain(|_, options| options.is_some());
         self.expecting = false;
-        // Nobody knows what became of what was on its way.
-        let doubted: Vec<EntryId> = self.slots.keys().cloned().collect();
-        for id in doubted {
+        self.doubt_all(out);
+        if self.dying == Some(Dying::Unassigning) {
+            self.dying = Some(Dying::Settling);
+        }
+    }
+
+    /// The answers to what was being written of shares are not awaited any more, so nobody knows what became of that.
+    fn doubt_all(&mut self, out: &mut Out) {
+        let all: Vec<EntryId> = self.slots.keys().cloned().collect();
+        for id in all {
             if let Some(portion) = self.portion_mut(&id) {
                 portion.doubt();
                 portion.verifying = None;
             }
             self.finish_if_over(&id, out);
         }
-        if self.dying == Some(Dying::Unassigning) {
-            self.dying = Some(Dying::Settling);
-        }
+    }
+
+    /// Whether something is to be written down yet of what has ended.
+    fn is_owing(&self) -> bool {
+        !self.reports.is_empty() || self.started > 0
     }
 
     fn on_registrar(&mut self, step: Step, out: &mut Out) {
@@ -309,6 +318,7 @@ impl Worker {
         self.jobs.retain(|_, options| options.is_some());
         self.version = None;
         self.last_seen = None;
+        self.doubt_all(out);
         self.kill_all(out);
     }
 
@@ -316,7 +326,7 @@ impl Worker {
     /// for the next one deletes its registration, upon which the leader charges what it still finds.
     fn rise(&mut self, out: &mut Out) {
         match self.dying {
-            Some(Dying::Settling) if self.runs.is_empty() && self.reports.is_empty() && self.connected => {
+            Some(Dying::Settling) if self.runs.is_empty() && !self.is_owing() && self.connected => {
                 self.dying = Some(Dying::Unassigning);
                 self.read_assignment(out);
             }
@@ -444,7 +454,7 @@ impl Worker {
         }
         if self.dying.is_some() || matches!(self.mode, Mode::Leaving { .. }) {
             // An absent assignment says that nothing is owed; when the last report is settled it is read again.
-            if self.reports.is_empty() {
+            if !self.is_owing() {
                 let call = Call::Delete { path: self.assignment(), version: Some(version) };
                 self.calls.issue(out, call, Purpose::DeleteAssignment);
             }

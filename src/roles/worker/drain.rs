@@ -44,7 +44,7 @@ impl Worker {
             Mode::Draining { term, kill } => {
                 self.stop_running(term, kill, now, out);
                 // What the ensemble does not take now it may take until the very end.
-                let is_owed = self.connected && now < kill && !self.reports.is_empty();
+                let is_owed = self.connected && now < kill && self.is_owing();
                 if self.runs.is_empty() && !is_owed {
                     self.mode = Mode::Leaving { until: now + self.params.close_timeout };
                     self.leave(out);
@@ -65,7 +65,7 @@ impl Worker {
     }
 
     pub(super) fn leave(&mut self, out: &mut Out) {
-        if !self.reports.is_empty() || !self.connected || self.dying.is_some() {
+        if self.is_owing() || !self.connected || self.dying.is_some() {
             return;
         }
         if self.registrar.is_standing() && self.version.is_some() {

@@ -168,7 +168,7 @@ impl Portion {
         let unwanted: Vec<usize> =
             self.holder.unstarted().filter(|place| self.is_cancelled(*place)).collect();
         for place in unwanted {
-            let result = CommandResult::unrun(Reason::Cancelled, "cancelled before it was started");
+            let result = self.share.unrun(Reason::Cancelled, "cancelled before it was started");
             self.holder.skip(place, result);
         }
     }

@@ -1,14 +1,25 @@
-//! What became of each command of a chunk: every result is what happened, none is lost or changed, and what is over is
-//! not run again.
+//! Chunks and their shares, write by write, and each run of a line against the chunk as it stood when it began:
+//!
+//! - I1 Each open line is in exactly one share; an outcome stands if and only if none is open.
+//! - I2 Numbers only grow; a number's lines only get fewer; a number that is gone never returns.
+//! - I3 A number stands on pages of one incarnation (`pages`).
+//! - I4 When a line is started it is open, in a share that its worker was given, and in the window.
+//! - I5 A result is what happened, is written once, after the process group is dead, and goes only by a retry.
+//! - I6 Lines leave a number only by a cut behind the window, after its holder's death, by its holder, or by a retry.
+//! - I7 Deaths rise by one, by a leader, for lines in the window; poison comes at the limit, and to who was alone.
+//! - I8 A line is not started by who was told that it is cancelled.
+//! - I9 A chunk is cut into no more than so many shares.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use zkmw::contract::chunk::{CommandResult, Results};
-use zkmw::contract::task::{Options, Reason, State, Task};
+use zkmw::contract::share::{MAX_SHARES, Share};
+use zkmw::contract::task::{Options, Reason, Task};
+use zkmw::contract::worker::Assignment;
 use zkmw::machine::Ended;
 
 use super::tasks::is_late;
-use super::{Complaints, Step, kind, replay, task_of};
+use super::{Complaints, Step, Tree, child, kind, path_of, replay, task_of};
 use crate::member::Kind;
 use crate::processes::{Run, Stage};
 use crate::world::World;
@@ -16,12 +27,16 @@ use crate::world::World;
 /// How often that happened for which chunks are.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
-    /// Results were written down within an attempt.
+    /// Results were written down while others ran.
     pub saves: usize,
-    /// An attempt began with some commands over.
+    /// Lines moved on with others over.
     pub resumed: usize,
-    /// Chunks that ended with every command run.
+    /// Chunks that ended.
     pub complete: usize,
+    /// Something was cut off a share.
+    pub cuts: usize,
+    /// Lines were suspected of a death.
+    pub suspects: usize,
 }
 
 /// The results that stand in a task, with an outcome or without.
@@ -29,41 +44,188 @@ pub fn results(task: &Task) -> &Results {
     task.outcome.as_ref().map_or(&task.results, |outcome| &outcome.results)
 }
 
-fn result(results: &Results, place: usize) -> Option<&CommandResult> {
-    results.get(place).and_then(Option::as_ref)
+fn result(task: &Task, place: usize) -> Option<&CommandResult> {
+    results(task).get(place).and_then(Option::as_ref)
 }
 
-/// Whether what stands of the commands after a write goes with what stood before, and with what happened. `again`:
-/// what failed may be taken out, for it is to run again.
+fn owner(task: &Task, place: usize) -> Option<Share> {
+    task.all_shares().into_iter().find(|share| share.lines.has(place))
+}
+
+/// What a write of a chunk is judged by, besides the chunk.
+pub struct Facts<'a> {
+    pub options: &'a Options,
+    /// All runs of its lines.
+    pub runs: Vec<&'a Run>,
+    /// The life of who has this number.
+    pub holder: &'a dyn Fn(u32) -> Option<u64>,
+    /// Whether the number's holder was without a registration by then, or has vouched.
+    pub is_dead: &'a dyn Fn(u32) -> bool,
+}
+
+/// Whether a chunk after a write goes with what it was before, and with what happened.
 pub fn judge(
     old: &Task,
     new: &Task,
-    again: bool,
-    options: &Options,
-    runs: &[&Run],
+    facts: &Facts<'_>,
+    world: &World,
     step: &Step<'_>,
 ) -> Result<(), String> {
+    let by = kind(world, step.by);
+    let is_client = matches!(by, Some(Kind::Client(_)));
+    let open = |task: &Task| task.places().filter(|(place, _)| task.is_open(*place)).count();
+    let (before, after) = (open(old), open(new));
+    // One of which all lines are blank, or were over when it was made, is ended by who finds that.
+    if new.outcome.is_none() && after == 0 && before > 0 || new.outcome.is_some() && after > 0 {
+        return Err("I1: an outcome stands if and only if no line is open".into());
+    }
+    numbers(old, new)?;
     for (place, line) in old.places() {
-        match (result(results(old), place), result(results(new), place)) {
-            (Some(before), Some(after)) if !is_same(before, after) => {
-                return Err(format!("G2: the result of line {line} is overwritten"));
+        let is_again = is_client && new.is_open(place);
+        match (result(old, place), result(new, place)) {
+            (Some(was), Some(is)) if !is_same(was, is) => {
+                return Err(format!("I5: the result of line {line} is overwritten"));
             }
-            (Some(before), None) if before.succeeded() || !again => {
-                return Err(format!("G2: the result of line {line} is lost"));
+            (Some(was), None) if !is_again || was.succeeded() => {
+                return Err(format!("I5: the result of line {line} is lost"));
             }
-            (None, Some(after)) => {
-                let is_of = |run: &&&Run| {
-                    let own = run.line == Some(line + 1) && run.attempt == old.attempt;
-                    own && step.by == Some(run.who) && run.stage == Stage::Dead && run.end <= step.at
-                };
-                if !runs.iter().filter(is_of).any(|run| is_true(after, run, options)) {
-                    return Err(format!("G2: the result of line {line} is not what happened"));
-                }
+            (None, Some(is)) if old.outcome.is_none() => {
+                is_result_true(old, place, line, is, facts, by, step)?
             }
             _ => {}
         }
     }
+    if old.outcome.is_none() && new.outcome.is_none() {
+        moves(old, new, facts, by, step)?;
+    }
     Ok(())
+}
+
+/// I2, I9.
+fn numbers(old: &Task, new: &Task) -> Result<(), String> {
+    let (before, after) = (old.all_shares(), new.all_shares());
+    for share in &after {
+        match before.iter().find(|other| other.attempt == share.attempt) {
+            Some(other) if share.lines.below(1_000).any(|place| !other.lines.has(place)) => {
+                return Err(format!("I2: number {} gets lines", share.attempt));
+            }
+            None if share.attempt <= old.attempt => {
+                return Err(format!("I2: number {} comes back", share.attempt));
+            }
+            _ => {}
+        }
+    }
+    let fresh = after.iter().filter(|share| share.attempt > old.attempt).count();
+    if new.attempt < old.attempt || new.attempt as usize > old.attempt as usize + fresh.max(1) {
+        return Err("I2: the highest number is not one that was given".into());
+    }
+    let cut = after.len() > before.len() && after.iter().all(|share| share.deaths == 0);
+    if cut && after.len() > MAX_SHARES && before.len() >= MAX_SHARES {
+        return Err(format!("I9: it has {} shares", after.len()));
+    }
+    Ok(())
+}
+
+/// I5, and the half of I7 that is about poison.
+fn is_result_true(
+    old: &Task,
+    place: usize,
+    line: u64,
+    is: &CommandResult,
+    facts: &Facts<'_>,
+    by: Option<&Kind>,
+    step: &Step<'_>,
+) -> Result<(), String> {
+    let Some(share) = owner(old, place) else { return Err(format!("line {line} was in no share")) };
+    let of_worker = matches!(by, Some(Kind::Worker { .. }));
+    let wrong = |why: &str| Err(format!("I5: the result of line {line} {why}"));
+    let attempt = share.earlier + 1;
+    let own = |run: &&&Run| run.line == Some(line + 1) && run.attempt == attempt;
+    let alive =
+        |run: &&Run| own(&run) && run.begin <= step.at && (run.stage == Stage::Alive || run.end > step.at);
+    if facts.runs.iter().any(|run| alive(run)) {
+        return wrong("is written while it runs");
+    }
+    match is.reason {
+        Some(Reason::Cancelled) if old.is_cancelled(place) => return Ok(()),
+        Some(Reason::Cancelled) => return wrong("is that it was cancelled, and nobody wanted that"),
+        Some(Reason::Expired) if facts.options.expire_ms.is_some() && !of_worker => return Ok(()),
+        Some(Reason::Poison) => {
+            let limit = facts.options.attempts();
+            let alone = limit == 1 || old.window(&share).len() == 1;
+            return match share.deaths + 1 >= limit && alone && matches!(by, Some(Kind::Master)) {
+                true => Ok(()),
+                false => Err(format!("I7: line {line} is convicted after {} deaths", share.deaths + 1)),
+            };
+        }
+        _ => {}
+    }
+    if (facts.holder)(share.attempt) != step.by.map(|by| by.life) {
+        return wrong("is written by who has not got it");
+    }
+    let ran =
+        |run: &&&Run| own(run) && step.by == Some(run.who) && run.stage == Stage::Dead && run.end <= step.at;
+    if !facts.runs.iter().filter(ran).any(|run| is_true(is, run, facts.options)) {
+        return wrong("is not what happened");
+    }
+    Ok(())
+}
+
+/// I6, and the other half of I7.
+fn moves(
+    old: &Task,
+    new: &Task,
+    facts: &Facts<'_>,
+    by: Option<&Kind>,
+    step: &Step<'_>,
+) -> Result<(), String> {
+    for (place, line) in old.places().filter(|(place, _)| old.is_open(*place) && new.is_open(*place)) {
+        let (Some(from), Some(to)) = (owner(old, place), owner(new, place)) else { continue };
+        if from.attempt == to.attempt {
+            continue;
+        }
+        let in_window = old.window(&from).contains(&place);
+        let stays = new.share(from.attempt).is_some();
+        let is_suspected = to.deaths != from.deaths;
+        let ok = match by {
+            Some(Kind::Master) if stays => from.ahead.is_some() && !in_window && !is_suspected,
+            Some(Kind::Master) => {
+                let is_charged = is_suspected && to.deaths == from.deaths + 1 && in_window;
+                (is_charged || !is_suspected) && (facts.is_dead)(from.attempt)
+            }
+            Some(Kind::Worker { .. }) => {
+                let is_holder = (facts.holder)(from.attempt) == step.by.map(|by| by.life);
+                is_holder && !is_suspected && to.earlier == from.earlier + 1
+            }
+            Some(Kind::Client(_) | Kind::Elector { .. }) | None => false,
+        };
+        if !ok {
+            return Err(format!("I6, I7: line {line} goes from {from:?} to {to:?}"));
+        }
+        let alive = |run: &&&Run| {
+            let own = run.line == Some(line + 1) && run.attempt == from.earlier + 1;
+            own && run.begin <= step.at && (run.stage == Stage::Alive || run.end > step.at)
+        };
+        if facts.runs.iter().any(|run| alive(&run)) {
+            return Err(format!("G3: line {line} moves on while it runs"));
+        }
+        let again = to.failures != from.failures;
+        if again && (to.failures != from.failures + 1 || !has_failed(line, &from, facts, step.at)) {
+            return Err(format!("line {line} runs again, and did not fail"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a line failed that was not ended for another reason.
+fn has_failed(line: u64, share: &Share, facts: &Facts<'_>, at: u64) -> bool {
+    facts.options.max_attempts.is_some()
+        && facts.runs.iter().any(|run| {
+            let late = is_late(run, facts.options);
+            let failed = run.ended != Some(Ended::Exit(0)) || (late && run.signalled);
+            let own = run.line == Some(line + 1) && run.attempt == share.earlier + 1 && run.end <= at;
+            own && failed && (!run.signalled || late)
+        })
 }
 
 fn is_same(a: &CommandResult, b: &CommandResult) -> bool {
@@ -79,78 +241,107 @@ fn is_true(result: &CommandResult, run: &Run, options: &Options) -> bool {
         (Some(Reason::Exit), Some(Ended::Exit(code))) => result.exit_code == Some(code),
         (Some(Reason::Signal), Some(Ended::Signal(signal))) => result.signal == Some(signal),
         (Some(Reason::Timeout), Some(_)) => run.signalled && is_late(run, options),
+        (Some(Reason::Handler), Some(Ended::Broken)) => true,
         _ => false,
     };
     ended && result.stdout.captured().head == run.output().as_bytes()
 }
 
-/// Whether a chunk that ended by itself ended so: every command over, and all of them well or not.
-pub fn is_complete(task: &Task) -> Option<State> {
-    let mut state = State::Done;
-    for (place, _) in task.places() {
-        if !result(results(task), place)?.succeeded() {
-            state = State::Failed;
+/// I4, I8: each run of a line against the chunk as it stood when it began. Gives the numbers by which lines ran.
+pub fn check(world: &World, told: &mut Complaints) -> BTreeMap<usize, u32> {
+    let is_line = |run: &Run| run.line.is_some() && matches!(run.stage, Stage::Alive | Stage::Dead);
+    let mut runs: Vec<usize> = (0..world.runs.len()).filter(|at| is_line(&world.runs[*at])).collect();
+    runs.sort_by_key(|at| std::cmp::Reverse(world.runs[*at].begin));
+    let mut numbers = BTreeMap::new();
+    let mut given = Given::default();
+    let tree = replay(world, |step, tree| {
+        while let Some(at) = runs.pop_if(|at| world.runs[*at].begin < step.at) {
+            start(world, at, tree, &given, &mut numbers, told);
+        }
+        given.note(step);
+    });
+    while let Some(at) = runs.pop() {
+        start(world, at, &tree, &given, &mut numbers, told);
+    }
+    numbers
+}
+
+/// Which lives were given which numbers.
+#[derive(Default)]
+pub struct Given {
+    lives: BTreeMap<String, u64>,
+    numbers: BTreeMap<(String, u32), BTreeSet<u64>>,
+}
+
+impl Given {
+    pub fn note(&mut self, step: &Step<'_>) {
+        let Some(name) = child(step.path, "assign") else { return };
+        if let (Some(by), None) = (step.by, step.before) {
+            self.lives.insert(name.to_string(), by.life);
+        }
+        let Some(page) = step.after.and_then(|znode| Assignment::decode(&znode.data).ok()) else { return };
+        let Some(life) = self.lives.get(name) else { return };
+        for entry in page.entries {
+            self.numbers.entry((entry.task.to_string(), entry.attempt)).or_default().insert(*life);
         }
     }
-    Some(state)
 }
 
-/// Whether its worker may charge it: a command failed that was not ended for another reason, in this attempt or before.
-pub fn has_failed(old: &Task, options: &Options, runs: &[&Run], at: u64) -> bool {
-    let fair = |run: &&&Run| {
-        let late = is_late(run, options);
-        let failed = run.ended != Some(Ended::Exit(0)) || (late && run.signalled);
-        run.attempt == old.attempt && run.end <= at && failed && (!run.signalled || late)
+fn start(
+    world: &World,
+    at: usize,
+    tree: &Tree,
+    given: &Given,
+    numbers: &mut BTreeMap<usize, u32>,
+    told: &mut Complaints,
+) {
+    let run = &world.runs[at];
+    let Some(line) = run.line else { return };
+    let Some(task) = tree.get(&path_of(&run.key)).and_then(|znode| Task::decode(&znode.data).ok()) else {
+        return told.add(run.begin, format!("I4: line {line} of {} runs, and that is gone", run.key));
     };
-    runs.iter().any(|run| fair(&run)) || results(old).iter().flatten().any(|result| !result.succeeded())
-}
-
-/// What is over when an attempt begins is not run in it.
-pub fn check(world: &World, told: &mut Complaints) {
-    let mut over: BTreeMap<String, Vec<(u64, u32, BTreeSet<u64>)>> = BTreeMap::new();
-    each_chunk(world, |id, step, before, task| {
-        if before.is_none_or(|before| before.attempt != task.attempt) {
-            let lines = task.places().filter(|(place, _)| result(&task.results, *place).is_some());
-            let lines = lines.map(|(_, line)| line + 1).collect();
-            over.entry(id.to_string()).or_default().push((step.at, task.attempt, lines));
-        }
-    });
-    for run in world.runs.iter().filter(|run| matches!(run.stage, Stage::Alive | Stage::Dead)) {
-        let Some(line) = run.line else { continue };
-        let attempts = over.get(&run.key).map(Vec::as_slice).unwrap_or_default();
-        let began = attempts.iter().rfind(|(at, attempt, _)| *at <= run.begin && *attempt == run.attempt);
-        if began.is_none_or(|(_, _, lines)| lines.contains(&line)) {
-            let what = format!("line {} of {} runs in attempt {}, and was over", line, run.key, run.attempt);
-            told.add(run.begin, what);
-        }
+    let place = task.places().find(|(_, of)| of + 1 == line).map(|(place, _)| place);
+    let share = place.and_then(|place| Some((place, owner(&task, place)?)));
+    let Some((place, share)) = share.filter(|(place, _)| task.is_open(*place)) else {
+        return told.add(run.begin, format!("I4: line {line} of {} runs, and is over", run.key));
+    };
+    numbers.insert(at, share.attempt);
+    let is_given = given.numbers.get(&(run.key.clone(), share.attempt));
+    let name = &world.members[run.who.m].name;
+    if !is_given.is_some_and(|lives| lives.contains(&run.who.life)) {
+        let what = format!("I4: {name} runs line {line} of {} and has not got its share {share:?}", run.key);
+        told.add(run.begin, what);
+    } else if !task.window(&share).contains(&place) || run.attempt != share.earlier + 1 {
+        let what = format!(
+            "I4: {name} runs line {line} of {} as attempt {} outside of the window of {share:?}",
+            run.key, run.attempt
+        );
+        told.add(run.begin, what);
     }
 }
 
 /// Counts.
 pub fn tally(world: &World) -> Tally {
     let mut tally = Tally::default();
-    each_chunk(world, |_, step, before, task| {
+    replay(world, |step, _| {
+        let decode = |data: &[u8]| Task::decode(data).ok().filter(|task| task.commands.is_some());
+        let both =
+            task_of(step.path).and_then(|_| Some((decode(&step.before?.data)?, decode(&step.after?.data)?)));
+        let Some((before, task)) = both.filter(|(before, _)| before.outcome.is_none()) else { return };
         let some = |task: &Task| results(task).iter().flatten().count();
-        let Some(before) = before.filter(|before| before.outcome.is_none()) else { return };
-        let by_worker = matches!(kind(world, step.by), Some(Kind::Worker { .. }));
-        if task.attempt != before.attempt {
-            tally.resumed += usize::from(some(task) > 0);
-        } else if task.outcome.is_some() {
-            tally.complete += usize::from(is_complete(task).is_some());
-        } else if by_worker && some(task) > some(before) {
+        let by = kind(world, step.by);
+        if task.outcome.is_some() {
+            tally.complete += 1;
+        } else if task.attempt != before.attempt {
+            tally.resumed += usize::from(some(&task) > 0);
+            let by_master = matches!(by, Some(Kind::Master));
+            let stays = before.all_shares().iter().all(|share| task.share(share.attempt).is_some());
+            tally.cuts += usize::from(by_master && stays);
+            let deaths = |task: &Task| task.all_shares().iter().map(|share| share.deaths).sum::<u32>();
+            tally.suspects += usize::from(by_master && deaths(&task) > deaths(&before));
+        } else if matches!(by, Some(Kind::Worker { .. })) && some(&task) > some(&before) {
             tally.saves += 1;
         }
     });
     tally
-}
-
-fn each_chunk(world: &World, mut look: impl FnMut(&str, &Step<'_>, Option<&Task>, &Task)) {
-    replay(world, |step, _| {
-        let decode = |data: &[u8]| Task::decode(data).ok().filter(|task| task.commands.is_some());
-        let Some(id) = task_of(step.path) else { return };
-        if let Some(task) = step.after.and_then(|znode| decode(&znode.data)) {
-            let before = step.before.and_then(|znode| decode(&znode.data));
-            look(id, step, before.as_ref(), &task);
-        }
-    });
 }

@@ -144,8 +144,8 @@ pub fn all(world: &World) -> Vec<String> {
     let mut told = Complaints { all: Vec::new() };
     runs::check(world, &mut told);
     tasks::check(world, &mut told);
-    chunks::check(world, &mut told);
-    pages::check(world, &mut told);
+    let numbers = chunks::check(world, &mut told);
+    pages::check(world, &numbers, &mut told);
     parts::check(world, &mut told);
     elections::check(world, &mut told);
     clients::check(world, &mut told);

@@ -23,7 +23,7 @@ struct Book<'a> {
     lives: BTreeMap<String, u64>,
     /// When an incarnation's last registration went.
     gaps: BTreeMap<String, u64>,
-    /// Runs by task and attempt.
+    /// Runs by task and attempt, or number of a share.
     runs: BTreeMap<(&'a str, u32), Vec<&'a Run>>,
     /// Incarnations that took their own last registration away.
     left: BTreeMap<String, SessionId>,
@@ -35,10 +35,12 @@ struct Book<'a> {
     made: BTreeMap<String, Vec<i64>>,
 }
 
-pub fn check(world: &World, told: &mut Complaints) {
+pub fn check(world: &World, numbers: &BTreeMap<usize, u32>, told: &mut Complaints) {
     let mut book = Book::default();
-    for run in world.runs.iter().filter(|run| run.attempt > 0 && run.stage != Stage::Waiting) {
-        book.runs.entry((&run.key, run.attempt)).or_default().push(run);
+    let number = |at: usize, run: &Run| numbers.get(&at).copied().unwrap_or(run.attempt);
+    let tasks = || world.runs.iter().enumerate().filter(|(_, run)| run.attempt > 0);
+    for (at, run) in tasks().filter(|(_, run)| run.stage != Stage::Waiting) {
+        book.runs.entry((&run.key, number(at, run))).or_default().push(run);
     }
     replay(world, |step, tree| {
         if let Some(name) = child(step.path, "assign") {
@@ -54,9 +56,9 @@ pub fn check(world: &World, told: &mut Complaints) {
     for (name, entry, zxid, at) in &book.strikes {
         book.taken_off(world, name, entry, *zxid, *at, told);
     }
-    for run in world.runs.iter().filter(|run| run.attempt > 0) {
+    for (at, run) in tasks() {
         if matches!(run.stage, Stage::Alive | Stage::Dead) {
-            book.run(world, run, told);
+            book.run(world, run, number(at, run), told);
         }
     }
 }
@@ -101,7 +103,10 @@ impl<'a> Book<'a> {
             // What is gone, or over, may be given to anybody: nobody will run it.
             let task = tree.get(&path_of(entry.task.as_str()));
             let task = task.and_then(|znode| Task::decode(&znode.data).ok());
-            let runs = task.is_some_and(|task| task.outcome.is_none() && task.attempt == entry.attempt);
+            let runs = task.is_some_and(|task| match task.commands {
+                Some(_) => task.share(entry.attempt).is_some(),
+                None => task.outcome.is_none() && task.attempt == entry.attempt,
+            });
             if !runs {
                 continue;
             }
@@ -180,9 +185,9 @@ impl<'a> Book<'a> {
     }
 
     /// A run was given to its worker, and is dead when the incarnation that had it is.
-    fn run(&self, world: &World, run: &Run, told: &mut Complaints) {
+    fn run(&self, world: &World, run: &Run, number: u32, told: &mut Complaints) {
         let name = &world.members[run.who.m].name;
-        let given = self.given.get(&(run.key.clone(), run.attempt));
+        let given = self.given.get(&(run.key.clone(), number));
         let own: Vec<(&String, &u64)> = given
             .into_iter()
             .flatten()

@@ -1,5 +1,5 @@
 //! G3: of the attempts of one task no two ever overlap, in true time, whatever became of their workers; likewise of the
-//! commands of one election. And each run has a fencing token above that of the one before.
+//! commands of one election, and of one line of a chunk. And each run has a fencing token above that of the one before.
 
 use std::collections::BTreeMap;
 
@@ -17,24 +17,15 @@ struct Span {
 }
 
 pub fn check(world: &World, told: &mut Complaints) {
-    // The commands of a chunk run side by side within an attempt; from the first to the last they are one.
-    let mut spans: BTreeMap<(&str, u32, i64, Who), Span> = BTreeMap::new();
-    let mut by_key: BTreeMap<&str, Vec<Span>> = BTreeMap::new();
+    let mut by_key: BTreeMap<(&str, Option<u64>), Vec<Span>> = BTreeMap::new();
     for run in world.runs.iter().filter(|run| matches!(run.stage, Stage::Alive | Stage::Dead)) {
         let end = if run.stage == Stage::Alive { u64::MAX } else { run.end };
-        let own = Span { who: run.who, begin: run.begin, end, epoch: run.epoch };
-        if run.line.is_none() {
-            by_key.entry(&run.key).or_default().push(own);
-            continue;
-        }
-        let span = spans.entry((&run.key, run.attempt, run.epoch, run.who)).or_insert(own);
-        (span.begin, span.end) = (span.begin.min(run.begin), span.end.max(end));
-    }
-    for ((key, ..), span) in spans {
-        by_key.entry(key).or_default().push(span);
+        let span = Span { who: run.who, begin: run.begin, end, epoch: run.epoch };
+        by_key.entry((&run.key, run.line)).or_default().push(span);
     }
     let name = |span: &Span| format!("{} (life {})", world.members[span.who.m].name, span.who.life);
-    for (key, spans) in &mut by_key {
+    for ((key, line), spans) in &mut by_key {
+        let key = format!("{key}{}", line.map(|line| format!(":{line}")).unwrap_or_default());
         spans.sort_by_key(|span| span.begin);
         for pair in spans.windows(2) {
             let (first, next) = (&pair[0], &pair[1]);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use zkmw::contract::task::{Job, Options, Outcome, Reason, State, Task};
-use zkmw::contract::worker::{Assignment, START_AHEAD};
+use zkmw::contract::worker::{Assignment, Entry, START_AHEAD, START_AHEAD_LINES};
 use zkmw::contract::{Incarnation, TaskId, parse_registration};
 use zkmw::machine::Ended;
 
@@ -16,9 +16,6 @@ use crate::member::Kind;
 use crate::processes::{Run, Stage};
 use crate::swarm::MS;
 use crate::world::World;
-
-/// So many entries of a page, and one for each slot, may have been started when their worker died (G11).
-const MAY_BE_STARTED: usize = START_AHEAD;
 
 struct Book<'a> {
     world: &'a World,
@@ -34,6 +31,8 @@ struct Book<'a> {
     /// What ever stood on each page, or was moved from it: the leader knows of an entry before it is written, and the
     /// write may be late, or lost.
     given: BTreeMap<String, BTreeSet<TaskId>>,
+    /// Which incarnations had which attempt of a task, or share of a chunk, on their pages, and since when.
+    numbers: BTreeMap<(String, u32), BTreeMap<String, u64>>,
 }
 
 pub fn check(world: &World, told: &mut Complaints) {
@@ -49,10 +48,15 @@ pub fn check(world: &World, told: &mut Complaints) {
         dead: BTreeMap::new(),
         aged: BTreeSet::new(),
         given: BTreeMap::new(),
+        numbers: BTreeMap::new(),
     };
     replay(world, |step, _| {
         let page = step.after.and_then(|znode| Assignment::decode(&znode.data).ok());
         if let (Some(name), Some(page)) = (super::child(step.path, "assign"), page) {
+            for entry in &page.entries {
+                let key = (entry.task.to_string(), entry.attempt);
+                book.numbers.entry(key).or_default().entry(name.to_string()).or_insert(step.at);
+            }
             let tasks = page.entries.into_iter().map(|entry| entry.task);
             book.given.entry(name.to_string()).or_default().extend(tasks);
         }
@@ -140,14 +144,11 @@ impl Book<'_> {
         if !new.same_request(old) && !matches!(by, Some(Kind::Client(_))) {
             wrong("what was asked for is changed");
         }
-        if old.commands.is_some() && new.same_request(old) {
-            // A retry takes out what failed: a user's, or a worker's that charges it.
-            let again = old.outcome.is_some() || new.charged > old.charged;
-            let again = again && new.outcome.is_none();
-            let runs: Vec<&Run> = self.runs_of(id).collect();
-            if let Err(what) = chunks::judge(old, new, again, &options, &runs, step) {
+        if old.commands.is_some() {
+            if let Err(what) = self.chunk(id, old, new, &options, step, tree) {
                 wrong(&what);
             }
+            return;
         }
         match (&old.outcome, &new.outcome) {
             (Some(a), Some(b)) if a != b || new.attempt != old.attempt => {
@@ -180,6 +181,42 @@ impl Book<'_> {
         if new.outcome.is_none() && new.charged >= options.attempts() {
             wrong("goes on although all its attempts are used up");
         }
+    }
+
+    fn chunk(
+        &self,
+        id: &str,
+        old: &Task,
+        new: &Task,
+        options: &Options,
+        step: &Step<'_>,
+        tree: &Tree,
+    ) -> Result<(), String> {
+        if !new.same_request(old) {
+            return Ok(());
+        }
+        let incarnations = |number: u32| {
+            let key = (id.to_string(), number);
+            self.numbers.get(&key).into_iter().flatten().filter(|(_, since)| **since <= step.at)
+        };
+        let holder = |number: u32| {
+            let (incarnation, _) = incarnations(number).max_by_key(|(_, since)| **since)?;
+            self.lives.get(incarnation).copied()
+        };
+        let is_dead = |number: u32| {
+            incarnations(number).all(|(incarnation, _)| {
+                let parsed = Incarnation::parse(incarnation);
+                let page = tree.get(&format!("{ROOT}/assign/{incarnation}"));
+                let page = page.and_then(|znode| Assignment::decode(&znode.data).ok());
+                let named =
+                    |entry: &Entry| entry.task.as_str() == id && entry.attempt == number && !entry.revoked;
+                let holds = page.is_some_and(|page| page.entries.iter().any(named));
+                !holds || self.dead.contains_key(incarnation) || parsed.is_none_or(|i| !registered(tree, &i))
+            })
+        };
+        let runs = self.runs_of(id).collect();
+        let facts = chunks::Facts { options, runs, holder: &holder, is_dead: &is_dead };
+        chunks::judge(old, new, &facts, self.world, step)
     }
 
     fn runs_of(&self, id: &str) -> impl Iterator<Item = &Run> {
@@ -224,11 +261,7 @@ impl Book<'_> {
             Ended::Signal(signal) => outcome.signal == Some(signal),
             Ended::Broken => outcome.reason == Some(Reason::Handler),
         };
-        let of_worker = matches!(by, Some(Kind::Worker { .. }));
         let ok = match (outcome.state, outcome.reason) {
-            (State::Done, _) | (State::Failed, Some(Reason::Exit)) if old.commands.is_some() => {
-                of_worker && chunks::is_complete(new) == Some(outcome.state)
-            }
             (State::Done, _) => ran(|ended, _| *ended == Ended::Exit(0)),
             (State::Failed, Some(Reason::Exit | Reason::Signal | Reason::Handler)) => ran(exited),
             (State::Failed, Some(Reason::Timeout)) => {
@@ -273,13 +306,6 @@ impl Book<'_> {
         match kind(self.world, step.by) {
             Some(Kind::Worker { .. }) if charged && options.max_attempts.is_none() => {
                 Err("tried again although nobody asked for that".into())
-            }
-            Some(Kind::Worker { .. }) if charged && old.commands.is_some() => {
-                let runs: Vec<&Run> = self.runs_of(id).collect();
-                match chunks::has_failed(old, options, &runs, step.at) {
-                    true => Ok(()),
-                    false => Err("charged although none of its commands failed".into()),
-                }
             }
             Some(Kind::Worker { .. }) if charged => {
                 let run =
@@ -329,24 +355,16 @@ impl Book<'_> {
             entries.find(|(_, entry)| Some(&entry.task) == wanted.as_ref() && entry.attempt == old.attempt);
         let entry = place.map(|(_, entry)| entry);
         // What stands far behind on the page cannot have been started.
-        let far_behind = place.is_some_and(|(ahead, _)| ahead > MAY_BE_STARTED);
+        let before = page.iter().flat_map(|page| &page.entries).take(place.map_or(0, |(ahead, _)| ahead));
+        let lines: usize = before.map(|entry| lines_of(entry, tree)).sum();
+        let far_behind = place.is_some_and(|(ahead, _)| ahead > START_AHEAD || lines > START_AHEAD_LINES);
         // It may be that it was only about to be given to the holder when that died.
         if charged && entry.is_some_and(|entry| entry.revoked) {
             return Err("charged although it was revoked".into());
         }
-        let given = self.given.get(holder.as_str());
         if !charged && before_death && !far_behind && !old.cancel && entry.is_some_and(|entry| !entry.revoked)
         {
-            // Others may be the suspects, if they were charged before; who is gone may have been one.
-            let suspect = |other: &TaskId| {
-                let task = tree.get(&path_of(other.as_str()));
-                let task = task.and_then(|znode| Task::decode(&znode.data).ok());
-                task.is_none_or(|task| task.charged > 0)
-            };
-            let mut others = given.into_iter().flatten().filter(|other| Some(*other) != wanted.as_ref());
-            if old.charged > 0 || !others.any(suspect) {
-                return Err(format!("not charged although {holder} died with it"));
-            }
+            return Err(format!("not charged although {holder} died with it"));
         }
         let life = self.lives.get(holder.as_str()).copied().unwrap_or(0);
         let hurt = self.world.history.hurt.get(&life).is_some_and(|since| *since <= step.at);
@@ -366,6 +384,13 @@ pub fn is_late(run: &Run, options: &Options) -> bool {
         Duration::from_nanos(run.end - run.begin) + Duration::from_millis(ms / 10 + 200)
             >= Duration::from_millis(ms)
     })
+}
+
+/// How many commands an entry may have had started.
+fn lines_of(entry: &Entry, tree: &Tree) -> usize {
+    let task = tree.get(&path_of(entry.task.as_str())).and_then(|znode| Task::decode(&znode.data).ok());
+    let share = task.as_ref().and_then(|task| Some((task, task.share(entry.attempt)?)));
+    share.map_or(1, |(task, share)| task.window(&share).len())
 }
 
 /// Whether a registration of the incarnation stands.
