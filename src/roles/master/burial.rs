@@ -186,6 +186,11 @@ impl Burial {
         done
     }
 
+    /// Whether an entry of this task is yet to be dealt with.
+    fn has(&self, task: &TaskId) -> bool {
+        self.entries.range(EntryId::all_of(task)).next().is_some()
+    }
+
     /// Whether every entry is dealt with.
     pub fn is_over(&self) -> bool {
         self.entries.is_empty()
@@ -218,7 +223,10 @@ impl Burials {
     fn put(&mut self, burial: Burial) {
         self.drop(&burial.incarnation.clone());
         for id in burial.entries.keys() {
-            self.of_task.entry(id.task.clone()).or_default().push(burial.incarnation.clone());
+            let whose = self.of_task.entry(id.task.clone()).or_default();
+            if !whose.contains(&burial.incarnation) {
+                whose.push(burial.incarnation.clone());
+            }
         }
         self.due.insert(burial.incarnation.clone());
         self.all.insert(burial.incarnation.clone(), burial);
@@ -297,9 +305,13 @@ impl Master {
             }
             let done = burial.take_done();
             let is_over = burial.is_over();
-            for id in done {
-                term.book.release(&incarnation, &id);
+            let (others, gone): (Vec<EntryId>, Vec<EntryId>) =
+                done.into_iter().partition(|id| burial.has(&id.task));
+            for id in &gone {
                 term.burials.forget(&id.task, &incarnation);
+            }
+            for id in others.into_iter().chain(gone) {
+                term.book.release(&incarnation, &id);
                 settled.push(id.task);
             }
             if is_over {

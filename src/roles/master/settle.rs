@@ -152,9 +152,7 @@ impl Master {
         } else if let Some(lost) = unheld.iter().find(|unit| unit.ahead.is_some() && !unit.need.suspect) {
             // Somebody had it, and its page is gone: a number is given out once.
             let edit = Edit::Move { from: lost.attempt, worker: None, charge: None };
-            if let Some(term) = &mut self.term {
-                term.editor.begin(task, edit, out);
-            }
+            self.end_unstarted(task, edit, now, out);
         } else {
             self.enqueue(task, ensemble_ms);
         }
