@@ -3,13 +3,14 @@
 //!
 //! - `options`: what a run is to do. `limit`: W, the ensemble's own limit. `client`: a connection of our own.
 //! - `service`: the processes that are measured. `handler`: the executor that does nothing.
-//! - `throughput`, `latency`, `backlog`, `idle`, `million`, `against`: the cases.
+//! - `throughput`, `balance`, `latency`, `backlog`, `idle`, `million`, `against`: the cases.
 //! - `report`, `stats`, `plot`: how it is told.
 //!
 //! Must not need anything of the service that users do not have, and not compare figures of different runs.
 
 mod against;
 mod backlog;
+mod balance;
 mod client;
 mod handler;
 // The harness of the integration tests; not all of it is needed here.
@@ -88,13 +89,14 @@ fn run(options: Options) -> ExitCode {
     let out = options.out.canonicalize().expect("a folder for the report");
     let mut bench = Bench::start(options);
     type Case = fn(&mut Bench);
-    let cases: [Case; 9] = [
+    let cases: [Case; 10] = [
         throughput::empty,
         throughput::process,
         latency::run,
         throughput::workers,
         idle::run,
-        throughput::chunks,
+        throughput::batch,
+        balance::run,
         backlog::run,
         against::run,
         million::run,

@@ -1,4 +1,4 @@
-//! (h) As many tasks as fit: in chunks, and each in a znode of its own. Looks at everything while it goes on, for the
+//! (h) As many tasks as fit: lines of a batch, and tasks that each have a znode of their own. Looks at everything while it goes on, for the
 //! peaks. Must not disturb it: a few reads a second.
 
 use std::collections::BTreeMap;
@@ -11,8 +11,9 @@ use zkmw::contract::Layout;
 
 use crate::client::Client;
 use crate::harness::process::memory;
-use crate::service::{Service, has_flag, last_lines};
+use crate::service::{Service, last_lines};
 use crate::stats::{Samples, human};
+use crate::throughput::SINGLE;
 use crate::{Bench, say};
 
 /// How often all is looked at.
@@ -27,17 +28,9 @@ const IN_ANY_CASE: Duration = Duration::from_secs(300);
 
 /// Both.
 pub fn run(bench: &mut Bench) {
-    let (chunked, single) = bench.options.million;
-    if bench.handler.is_some() && has_flag("submit", "--chunk") {
-        let chunk = bench.options.chunk.to_string();
-        one(bench, "chunked", chunked, &["--chunk", &chunk]);
-    } else {
-        bench
-            .report
-            .notes
-            .push("no --chunk, or no --handler: the million in chunks was left out".to_string());
-    }
-    one(bench, "unchunked", single, &[]);
+    let (lines, single) = bench.options.million;
+    one(bench, "lines", lines, &[]);
+    one(bench, "single", single, &SINGLE);
 }
 
 fn one(bench: &mut Bench, name: &str, tasks: usize, more: &[&str]) {

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Names of the cases, with what each measures; those that fill the servers' memory come last.
-pub const CASES: [(&str, &str); 9] = [
-    ("empty", "tasks that do nothing, by the cheapest executor"),
+pub const CASES: [(&str, &str); 10] = [
+    ("empty", "tasks that do nothing, each a znode of its own, by the cheapest executor"),
     ("process", "`true` as a process"),
     ("latency", "one submit at a time on an idle system"),
     ("workers", "throughput with few and many workers"),
     ("idle", "what a role does when there is nothing to do"),
-    ("chunks", "many commands in one znode"),
+    ("batch", "lines that do nothing, of a batch as users submit it"),
+    ("balance", "lines of mixed length, over an ideal schedule"),
     ("pending", "throughput, memory and takeover with many tasks pending"),
     ("against", "another build of zkmw in turn with this one; needs --against"),
     ("million", "as many tasks as fit, with the peak of everything"),
@@ -38,10 +39,8 @@ pub struct Options {
     pub submits: usize,
     /// How long the idle service is watched.
     pub idle: Duration,
-    /// Tasks of the million case: in chunks, and each in a znode of its own.
+    /// Sizes of the million case: lines of a batch, and tasks that each have a znode of their own.
     pub million: (usize, usize),
-    /// Commands in a chunk.
-    pub chunk: usize,
     /// Another build of the binary.
     pub against: Option<PathBuf>,
     /// A server's heap.
@@ -67,7 +66,6 @@ impl Options {
             submits: 500,
             idle: Duration::from_secs(60),
             million: (1_000_000, 200_000),
-            chunk: 100,
             against: None,
             heap: "2g".to_string(),
             out: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("../bench"),
@@ -153,10 +151,9 @@ impl Options {
             "--idle" => self.idle = Duration::from_secs(number(value)? as u64),
             "--million" => {
                 let numbers = list(value)?;
-                let [chunked, single] = numbers[..] else { return Err("--million: two numbers".into()) };
-                self.million = (chunked, single);
+                let [lines, single] = numbers[..] else { return Err("--million: two numbers".into()) };
+                self.million = (lines, single);
             }
-            "--chunk" => self.chunk = number(value)?,
             "--against" => self.against = Some(PathBuf::from(value)),
             "--heap" => self.heap = value.to_string(),
             "--out" => self.out = PathBuf::from(value),

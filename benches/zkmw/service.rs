@@ -162,11 +162,16 @@ impl Service {
         eventually(limit, "a master has loaded", || proc.stderr().contains("tasks loaded").then_some(()));
     }
 
-    /// Runs a batch to its end with all outcomes collected, and gives the seconds that it took.
+    /// Runs a batch of `true` to its end with all outcomes collected, and gives the seconds that it took.
     pub fn batch(&self, tasks: usize, more: &[&str]) -> f64 {
-        let mut submit = self.submit(tasks, more);
+        self.run(&"true\n".repeat(tasks), more)
+    }
+
+    /// The same of these lines.
+    pub fn run(&self, lines: &str, more: &[&str]) -> f64 {
+        let mut submit = self.submit_lines(lines, more);
         let from = Instant::now();
-        let limit = BATCH + TASK * u32::try_from(tasks).expect("a sane number");
+        let limit = BATCH + TASK * u32::try_from(lines.lines().count()).expect("a sane number");
         let exit = submit.wait_exit(limit);
         let seconds = from.elapsed().as_secs_f64();
         assert_eq!(exit.code, 0, "the batch failed: {}", last_lines(&exit.stderr));
@@ -175,8 +180,12 @@ impl Service {
 
     /// Starts the submitter of a batch.
     pub fn submit(&self, tasks: usize, more: &[&str]) -> Proc {
+        self.submit_lines(&"true\n".repeat(tasks), more)
+    }
+
+    fn submit_lines(&self, lines: &str, more: &[&str]) -> Proc {
         let file = self.cluster.dir().join("batch");
-        fs::write(&file, "true\n".repeat(tasks)).expect("a file");
+        fs::write(&file, lines).expect("a file");
         let file = file.display().to_string();
         self.cluster.submit(&[&["--from-file", &file, "--no-progress"], more].concat())
     }

@@ -157,7 +157,7 @@ impl Pace {
         self.gate.ask(out);
     }
 
-    /// Looks again, if it is time and the batch has so many tasks left to create that it matters.
+    /// Looks again, if it is time and the batch has so many lines left to create that it matters.
     pub fn keep<R>(&mut self, now: Instant, left: u64, out: &mut Actions<R>) {
         self.inside = true;
         self.gate.demand = ANY;

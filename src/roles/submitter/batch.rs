@@ -208,8 +208,7 @@ impl Batch {
             Stage::Looking => {}
             Stage::In => {
                 let Progress { submitted, total, .. } = self.results.progress();
-                let left = total.saturating_sub(submitted).div_ceil(self.plan.size());
-                self.pace.keep(now, left, out);
+                self.pace.keep(now, total.saturating_sub(submitted), out);
                 if self.maker.asks_for_lines() {
                     out.push(Action::ReadLines(READ_AHEAD));
                 }
