@@ -143,7 +143,7 @@ fn is_result_true(
     let own = |run: &&&Run| run.line == Some(line + 1) && run.attempt == attempt;
     let alive =
         |run: &&Run| own(&run) && run.begin <= step.at && (run.stage == Stage::Alive || run.end > step.at);
-    if facts.runs.iter().any(|run| alive(run)) {
+    if facts.runs.iter().any(alive) {
         return wrong("is written while it runs");
     }
     match is.reason {
