@@ -1,11 +1,12 @@
 //! Users: they submit, wait, cancel and retry, sometimes the same key twice, and sometimes lose patience. Each is a
 //! member with a client's role; who comes when with what is drawn.
 
-use zkmw::contract::task::{Options, Payload};
+use zkmw::contract::line::LineName;
+use zkmw::contract::task::{Options, Payload, Task};
 use zkmw::contract::{Labels, Layout, TaskId, is_shared};
 use zkmw::machine::BatchLine;
 use zkmw::roles::client::walk::Target;
-use zkmw::roles::operator::{Operator, OperatorParams, Verb};
+use zkmw::roles::operator::{Deletion, Operator, OperatorParams, Verb};
 use zkmw::roles::submitter::{Batch, BatchParams, Outline, Single, SingleParams};
 use zkmw::roles::waiter::{WaitParams, Waiter};
 
@@ -110,9 +111,12 @@ impl World {
         let every = self.swarm.user_every;
         let next = self.dice.around(every);
         self.after(next, Ev::User);
-        let (spec, name) = match self.dice.below(10) {
+        // All is left to the leader: what a client deletes itself is as what a submitter collects.
+        let wish = Deletion { settled_ms: -1, ..Deletion::default() };
+        let (spec, name) = match self.dice.below(11) {
             0..6 => (self.submission(), "s"),
             6 | 7 => (self.plain(Wish::Wait(Vec::new())), "wait"),
+            10 => (self.plain(Wish::Operate(Verb::Delete(wish), Vec::new())), "delete"),
             8 => (self.plain(Wish::Operate(Verb::Cancel, Vec::new())), "cancel"),
             _ => (self.plain(Wish::Operate(Verb::Retry, Vec::new())), "retry"),
         };
@@ -142,7 +146,7 @@ impl World {
         Some(ClientSpec { wish, options, key, job, chunk, detach: false, orphan: false, cancel: false })
     }
 
-    /// A task, or a whole job, that stands.
+    /// A task, a line of one, or a whole job, that stands.
     fn target(&mut self) -> Option<Target> {
         let tree = self.ens.tree();
         let jobs = tree.range("/z/tasks/".to_string()..);
@@ -153,7 +157,13 @@ impl World {
         if self.dice.per_mille(150) {
             return self.dice.pick(&jobs).map(|job| Target::Job((*job).to_string()));
         }
-        self.dice.pick(&tasks).cloned().map(Target::Task)
+        let id = self.dice.pick(&tasks).cloned()?;
+        let task = tree.get(&format!("/z/tasks/{id}")).and_then(|znode| Task::decode(&znode.data).ok());
+        let lines: Vec<u64> = task.iter().flat_map(|task| task.places().map(|(_, line)| line)).collect();
+        let line = self.dice.pick(&lines).and_then(|line| LineName::in_task(&id, *line));
+        let named =
+            line.filter(|_| self.dice.per_mille(600)).and_then(|name| TaskId::parse(&name.to_string()));
+        Some(Target::Task(named.unwrap_or(id)))
     }
 
     fn command(&mut self) -> String {

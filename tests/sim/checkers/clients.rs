@@ -188,6 +188,8 @@ fn code_fits(spec: &ClientSpec, client: &Client, missed: bool, collected: bool) 
             exit::DATA => outcomes.is_empty(),
             _ => true,
         },
+        // A line cannot be deleted alone.
+        Wish::Operate(Verb::Delete(_), _) if code == exit::USAGE => true,
         Wish::Operate(Verb::Cancel | Verb::Retry | Verb::Delete(_), _) => {
             matches!(code, exit::OK | exit::FAILED | exit::DATA | exit::TRY_AGAIN)
         }

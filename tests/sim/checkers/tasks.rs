@@ -110,7 +110,8 @@ impl Book<'_> {
                 if old.outcome.is_none() {
                     told.add(step.at, format!("G1: {id} vanishes without an outcome"));
                 }
-                let ttl = self.world.swarm.result_ttl.max(2 * self.world.swarm.timeout);
+                let least = 2 * self.world.swarm.timeout;
+                let ttl = if old.delete { least } else { self.world.swarm.result_ttl.max(least) };
                 match kind(self.world, step.by) {
                     Some(Kind::Master) if age + MS < ttl => {
                         told.add(step.at, format!("the outcome of {id} is deleted after {} ms", age / MS));
