@@ -11,6 +11,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use zkmw::contract::chunk::CommandResult;
+use zkmw::contract::share::Move;
 use zkmw::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
 use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration, Seen};
@@ -254,14 +255,16 @@ fn good(text: &str) -> CommandResult {
     }
 }
 
-/// The first command was over when its worker died; the third ended in the second attempt, as was written down.
+/// The worker died while the first command may have run there; the second one is over, and another worker has the rest.
 fn task_chunk_running() -> Vec<u8> {
     let mut task = chunk();
-    task.next_attempt(Some(incarnation()), "its worker died");
-    task.charged = 1;
-    let first = CommandResult { attempt: Some(1), worker: Some(incarnation()), ..good("42 rows\n") };
-    let third = CommandResult { attempt: Some(2), worker: Some(successor()), ..good("43 rows\n") };
-    task.results = vec![Some(first), None, Some(third)];
+    task.flush(1, &BTreeMap::new(), 1);
+    assert!(task.cut(1, 2) && task.move_on(1, Some(&incarnation()), &Move::Death { limit: 3 }));
+    task.flush(
+        2,
+        &BTreeMap::from([(2, CommandResult { worker: Some(successor()), ..good("43 rows\n") })]),
+        8,
+    );
     task.encode()
 }
 
@@ -275,9 +278,8 @@ fn task_chunk_cancelling() -> Vec<u8> {
 /// Two commands succeeded, in two attempts, and one failed.
 fn task_chunk_failed() -> Vec<u8> {
     let mut task = chunk();
-    task.next_attempt(Some(incarnation()), "its worker died");
-    task.charged = 1;
-    let first = CommandResult { attempt: Some(1), worker: Some(incarnation()), ..good("42 rows\n") };
+    task.next_attempt(Some(incarnation()), "its worker was stopped");
+    let first = CommandResult { worker: Some(incarnation()), ..good("42 rows\n") };
     let (reason, exit_code) = (Some(Reason::Exit), Some(3));
     let last = CommandResult { reason, exit_code, stderr: captured(b"no such file\n", 0, b""), ..good("") };
     task.end(Outcome {
