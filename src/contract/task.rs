@@ -197,10 +197,11 @@ pub struct Task {
     /// The fence: rises with every move.
     #[serde(default = "one")]
     pub attempt: u32,
-    /// Attempts that count against `max_attempts`.
+    /// Attempts that failed, which count against `max_attempts`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub charged: u32,
-    /// How many of them its worker died in. (Of a chunk, its shares tell.)
+    /// Attempts in which its worker died, which count too. Only who is convicted for them has them among `charged`. (Of a
+    /// chunk, its shares tell.)
     #[serde(default, skip_serializing_if = "is_zero")]
     pub deaths: u32,
     /// Not to be started until so long after this was written, that is, after the znode's mtime. Being relative,

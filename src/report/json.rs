@@ -156,6 +156,7 @@ fn shown(shown: &Shown) -> Value {
         "argv": task.argv,
         "attempt": task.attempt,
         "charged": task.charged,
+        "deaths": task.deaths,
         "max_attempts": shown.options.attempts(),
         "keyed": task.keyed,
         "cancel": task.cancel,
@@ -182,7 +183,7 @@ fn shown(shown: &Shown) -> Value {
         value["outcome"] = json!(ended);
         if let Some(object) = value.as_object_mut() {
             // They are the whole's.
-            object.retain(|name, _| !["attempt", "charged", "history"].contains(&name.as_str()));
+            object.retain(|name, _| !["attempt", "charged", "deaths", "history"].contains(&name.as_str()));
         }
     } else if task.commands.is_some() {
         value["commands"] = json!(task.commands);

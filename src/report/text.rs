@@ -210,7 +210,11 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     }
     if shown.line.is_none() {
         let (attempt, charged, all) = (task.attempt, task.charged, shown.options.attempts());
-        writeln!(out, "attempt   {attempt} ({charged} of {all} charged)")?;
+        let died = match task.deaths {
+            0 => String::new(),
+            deaths => format!(", its worker died in {deaths} more"),
+        };
+        writeln!(out, "attempt   {attempt} ({charged} of {all} charged{died})")?;
     }
     options(&shown.options, out)?;
     if task.keyed {

@@ -291,7 +291,12 @@ fn right_result(evidence: &Evidence) -> Vec<Violation> {
     for (id, life) in &evidence.lives {
         let (Some(name), Some(last)) = (name_in(life), life.written.last()) else { continue };
         let (Some(asked), Some(outcome)) = (asked.get(name), outcome_of(&last.task)) else { continue };
-        if let Some(why) = wrong(asked, &outcome, last.task.cancel, last.task.charged) {
+        // Of a line each attempt that was not the last is one that failed, or in which its worker died.
+        let charged = match last.task.commands {
+            Some(_) => outcome.attempt,
+            None => last.task.charged + last.task.deaths,
+        };
+        if let Some(why) = wrong(asked, &outcome, last.task.cancel, charged) {
             found.push(about(id, format!("{why}: {outcome:?}")));
         }
         let ran_out = matches!(outcome.reason, None | Some(Reason::Exit)) && outcome.exit_code.is_some();
@@ -490,7 +495,7 @@ pub fn story(evidence: &Evidence, id: &TaskId, clock: crate::history::Clock) -> 
             format!(", {} by {worker} (code {:?})", outcome.state.as_str(), outcome.exit_code)
         });
         let why = task.history.last().map_or_else(String::new, |remark| format!(", before: {}", remark.why));
-        let (attempt, charged, zxid) = (task.attempt, task.charged, written.zxid);
+        let (attempt, charged, zxid) = (task.attempt, task.charged + task.deaths, written.zxid);
         lines
             .push((written.at, format!("log {zxid:#x}: attempt {attempt}, charged {charged}{why}{outcome}")));
     }

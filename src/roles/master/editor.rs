@@ -326,13 +326,14 @@ fn apply(edit: &Edit, task: &mut Task) -> bool {
                 task.next_attempt(worker.clone(), "handed back");
                 return true;
             };
-            task.charged = task.charged.saturating_add(1);
             task.deaths = task.deaths.saturating_add(1);
+            let charged = task.charged.saturating_add(task.deaths);
             let max = if task.options.max_attempts.is_some() { task.options.attempts() } else { *default };
-            if task.charged < max {
+            if charged < max {
                 task.next_attempt(worker.clone(), "its worker died");
             } else {
-                let why = format!("its worker died {} times while it had this task", task.charged);
+                let why = format!("its worker died {} times while it had this task", task.deaths);
+                (task.charged, task.deaths) = (charged, 0);
                 let mut outcome = Outcome::unrun(State::Failed, Some(Reason::Poison), &why, task.attempt);
                 outcome.worker.clone_from(worker);
                 task.end(outcome);
@@ -363,7 +364,7 @@ mod tests {
     fn the_last_charged_attempt_ends_in_failure() {
         let mut task = Task::new(Payload::Shell("x".into()), Options::default());
         assert!(moved(&mut task, 1, Some(3)) && moved(&mut task, 2, Some(3)));
-        assert_eq!((task.attempt, task.charged, task.outcome.is_none()), (3, 2, true));
+        assert_eq!((task.attempt, task.charged, task.deaths, task.outcome.is_none()), (3, 0, 2, true));
         assert!(moved(&mut task, 3, Some(3)));
         let outcome = task.outcome.expect("outcome");
         assert_eq!(

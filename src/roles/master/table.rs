@@ -339,7 +339,7 @@ impl Table {
         let job = if is_shared(id.dir()) { &none } else { self.options(id.dir())? };
         let options = task.options.or(job);
         let attempts = options.attempts();
-        let last = task.charged.saturating_add(1) >= attempts;
+        let last = task.charged.saturating_add(task.deaths).saturating_add(1) >= attempts;
         let Some(need) = self.needs.number(options.require.as_ref(), task.deaths > 0, last) else {
             return Some(None);
         };

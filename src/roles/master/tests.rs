@@ -344,7 +344,7 @@ fn how_many_attempts_a_task_has_is_known_before_its_last_is_judged() {
     master.go(&mut world);
     for path in ["/z/tasks/own/a", "/z/tasks/jobs/b"] {
         let task = world.task(path);
-        assert_eq!((task.attempt, task.charged, task.outcome), (4, 3, None), "{path}");
+        assert_eq!((task.attempt, task.charged, task.deaths, task.outcome), (4, 2, 1, None), "{path}");
     }
 }
 

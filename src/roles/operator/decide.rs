@@ -153,7 +153,7 @@ fn retry_task(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
 
 /// What counted against a task that had ended counts no more.
 fn renew(id: &TaskId, task: &mut Task) {
-    task.charged = 0;
+    (task.charged, task.deaths) = (0, 0);
     task.cancel = false;
     task.delete = false;
     // The deadline may also be its job's, which counts from the task's creation, as its own does.

@@ -227,10 +227,12 @@ impl Course {
 
     /// The pause before the next attempt if this one failed; `None` if there is none.
     fn retry_ms(&self) -> Option<u64> {
-        let before = self.portion().map_or(self.work.task.charged, Portion::failures);
-        let charged = before.saturating_add(1);
-        let again = self.options.max_attempts.is_some_and(|max| charged < max);
-        again.then(|| self.options.backoff_ms(charged))
+        let task = &self.work.task;
+        let (failures, deaths) =
+            self.portion().map_or((task.charged, task.deaths), |own| (own.failures(), 0));
+        let failures = failures.saturating_add(1);
+        let again = self.options.max_attempts.is_some_and(|max| failures.saturating_add(deaths) < max);
+        again.then(|| self.options.backoff_ms(failures))
     }
 
     /// What is to be written down, now that it is over.

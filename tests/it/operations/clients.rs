@@ -165,6 +165,7 @@ fn list_filters_and_show_tells_all() {
         "argv",
         "attempt",
         "charged",
+        "deaths",
         "max_attempts",
         "keyed",
         "cancel",

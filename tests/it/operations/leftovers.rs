@@ -79,7 +79,7 @@ fn the_assignment_of_a_dead_worker_is_deleted_when_all_its_tasks_have_moved() {
     });
     for id in &ids {
         let task = cluster.task(id).expect("it stands").0;
-        assert_eq!((task.attempt, task.charged, task.outcome), (2, 1, None), "moved before that: {id}");
+        assert_eq!((task.attempt, task.deaths, task.outcome), (2, 1, None), "moved before that: {id}");
     }
     let _w2 = cluster.worker("w2", &["--slots", "2"]);
     for id in &ids {

@@ -168,7 +168,7 @@ impl Book<'_> {
                 }
             }
             (None, None) if new.attempt == old.attempt => {
-                if new.charged != old.charged {
+                if (new.charged, new.deaths) != (old.charged, old.deaths) {
                     wrong("charged within an attempt");
                 }
             }
@@ -179,7 +179,7 @@ impl Book<'_> {
                 }
             }
         }
-        if new.outcome.is_none() && new.charged >= options.attempts() {
+        if new.outcome.is_none() && new.charged + new.deaths >= options.attempts() {
             wrong("goes on although all its attempts are used up");
         }
     }
@@ -281,7 +281,7 @@ impl Book<'_> {
         if !ok {
             return Err("G2: the outcome is not what happened".into());
         }
-        if new.charged > options.attempts() || new.charged > old.charged + 1 {
+        if new.charged > options.attempts() || new.charged > old.charged + old.deaths + 1 {
             return Err("charged too often".into());
         }
         Ok(())
@@ -300,8 +300,9 @@ impl Book<'_> {
         if self.alive(id, step.at) {
             return Err("G3: moves on while it runs".into());
         }
-        let charged = new.charged != old.charged;
-        if charged && new.charged != old.charged + 1 {
+        let against = |task: &Task| task.charged + task.deaths;
+        let charged = against(new) != against(old);
+        if charged && against(new) != against(old) + 1 {
             return Err("charged by more than one".into());
         }
         match kind(self.world, step.by) {

@@ -215,7 +215,7 @@ fn a_death_charges_only_what_can_have_been_started() {
     master.connect(&mut world);
     world.expire(session);
     master.go(&mut world);
-    let charged = names.iter().filter(|name| world.task(&format!("/z/tasks/{name}")).charged > 0);
+    let charged = names.iter().filter(|name| world.task(&format!("/z/tasks/{name}")).deaths > 0);
     let expected: Vec<_> = names.iter().skip(5).collect();
     assert_eq!(charged.collect::<Vec<_>>(), expected);
 }
