@@ -11,6 +11,7 @@ mod handlers;
 mod leftovers;
 mod lines;
 mod order;
+mod shares;
 mod submits;
 mod terminal;
 mod waiting;
