@@ -1,5 +1,5 @@
-//! (h) As many tasks as fit: lines of a batch, and tasks that each have a znode of their own. Looks at everything while it goes on, for the
-//! peaks. Must not disturb it: a few reads a second.
+//! (h) As many tasks as fit: lines of a batch, and tasks that each have a znode of their own. Looks at everything
+//! while it goes on, for the peaks. Must not disturb it: a few reads a second.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -363,8 +363,8 @@ settings! {
     LIST_JOB: Option<String> = ("job", &[Verb::List], Value("JOB"), Described("all"), Anywhere)
         One(parse::job_filter), "List only the tasks of this job";
     STATE: Vec<TaskState> = ("state", &[Verb::List], Shape::List("STATE", Words), Described("all"), Anywhere)
-        Many(parse::states), "List only tasks in this state: pending, assigned, running, cancelling, done, failed, cancelled or \
-        expired; may be repeated";
+        Many(parse::states), "List only tasks in this state: pending, assigned, running, cancelling, done, failed, \
+        cancelled or expired; may be repeated";
     LIMIT: u32 = ("limit", &[Verb::List], Value("N"), Text("1000"), Anywhere)
         One(parse::list_limit), "List at most so many";
 
@@ -378,7 +378,7 @@ settings! {
 
     // --- of most commands
 
-    JSON_OUTPUT: bool = ("json", &[Elector, Submit, Status, Verb::List, Show, Wait, Cancel, Retry, Delete], JSON, Nothing,
-        Anywhere)
+    JSON_OUTPUT: bool = ("json", &[Elector, Submit, Status, Verb::List, Show, Wait, Cancel, Retry, Delete], JSON,
+        Nothing, Anywhere)
         One(parse::boolean), "Print one JSON object a line, for programs";
 }

@@ -1,13 +1,13 @@
-//! Shares: which lines of a chunk are whose. A chunk is one register under compare-and-set; everything that happens to its
-//! lines is one write of that znode, and no name is ever made.
+//! Shares: which lines of a chunk are whose. A chunk is one register under compare-and-set; everything that happens
+//! to its lines is one write of that znode, and no name is ever made.
 //!
-//! A line is *open* while it has no result. Each open line is in exactly one share, and a chunk has an outcome if and only
-//! if none is open. A share has a *number*, which is given to one incarnation: so an entry that names chunk and number
-//! is void as soon as the number is gone. Numbers only grow, and the lines of a number only get fewer.
+//! A line is *open* while it has no result. Each open line is in exactly one share, and a chunk has an outcome if and
+//! only if none is open. A share has a *number*, which is given to one incarnation: so an entry that names chunk and
+//! number is void as soon as the number is gone. Numbers only grow, and the lines of a number only get fewer.
 //!
-//! The *window* of a share are its first `ahead` open lines, or all. Its holder starts lines in their order, and only those
-//! in the window. Lines behind it can be given to others without asking anybody, even if the holder stands still. That this
-//! holds however replies are lost and writes come late was searched: `tests/sim/shares.rs`.
+//! The *window* of a share are its first `ahead` open lines, or all. Its holder starts lines in their order, and only
+//! those in the window. Lines behind it can be given to others without asking anybody, even if the holder stands
+//! still. That this holds however replies are lost and writes come late was searched: `tests/sim/shares.rs`.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,8 @@ pub struct Share {
     /// Not to be started until so long after `since_ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<u64>,
-    /// The `mtime` of the version that the write replaced which set `delay_ms`. (The chunk's own moves with every write.)
+    /// The `mtime` of the version that the write replaced which set `delay_ms`. (The chunk's own moves with every
+    /// write.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since_ms: Option<i64>,
     /// The incarnation that vouches that nothing of it runs there any more.
@@ -265,8 +266,8 @@ impl Task {
         true
     }
 
-    /// Takes in results of lines of a share, and how far its holder may be. Lines that are not open, or not of this number
-    /// any more, keep what they have.
+    /// Takes in results of lines of a share, and how far its holder may be. Lines that are not open, or not of this
+    /// number any more, keep what they have.
     pub fn flush(&mut self, number: u32, results: &BTreeMap<usize, CommandResult>, ahead: u32) {
         let mut shares = self.all_shares();
         let Some(share) = shares.iter_mut().find(|share| share.attempt == number) else { return };
@@ -342,9 +343,9 @@ impl Task {
         before != after || self.outcome.is_some()
     }
 
-    /// Gives all lines of a share new numbers. What it may have started is suspected after a death: it gets a share of its
-    /// own, whose lines run one at a time. A line that is suspected for the last time ends as poison. False if there is no
-    /// such share.
+    /// Gives all lines of a share new numbers. What it may have started is suspected after a death: it gets a share
+    /// of its own, whose lines run one at a time. A line that is suspected for the last time ends as poison. False if
+    /// there is no such share.
     pub fn move_on(&mut self, number: u32, by: Option<&Incarnation>, how: &Move) -> bool {
         let mut shares = self.all_shares();
         let Some(at) = shares.iter().position(|share| share.attempt == number) else { return false };

@@ -43,8 +43,8 @@ const _: () = assert!(
     MAX_HISTORY * (MAX_WORDS_BYTES + NAME_BYTES) + MAX_AVOID * NAME_BYTES + MARKS_BYTES <= HISTORY_BYTES
 );
 
-/// The `expire_ms` of a task that has been retried: what it had, or its job has, counts from its creation and is over. A
-/// century, so that it can be added to any time.
+/// The `expire_ms` of a task that has been retried: what it had, or its job has, counts from its creation and is
+/// over. A century, so that it can be added to any time.
 pub const NO_DEADLINE_MS: u64 = 100 * 365 * 86_400_000;
 
 /// What can be set for a task or, as a default, for all tasks of a job.
@@ -200,8 +200,8 @@ pub struct Task {
     /// Attempts that failed, which count against `max_attempts`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub charged: u32,
-    /// Attempts in which its worker died, which count too. Only who is convicted for them has them among `charged`. (Of a
-    /// chunk, its shares tell.)
+    /// Attempts in which its worker died, which count too. Only who is convicted for them has them among `charged`.
+    /// (Of a chunk, its shares tell.)
     #[serde(default, skip_serializing_if = "is_zero")]
     pub deaths: u32,
     /// Not to be started until so long after this was written, that is, after the znode's mtime. Being relative,

@@ -179,8 +179,8 @@ impl fmt::Display for EntryId {
 pub struct Entry {
     /// The task.
     pub task: TaskId,
-    /// The attempt that it is at, or the number of the share of a chunk; an entry with an old one is void. Of a chunk there
-    /// may be several entries.
+    /// The attempt that it is at, or the number of the share of a chunk; an entry with an old one is void. Of a chunk
+    /// there may be several entries.
     #[serde(default = "one")]
     pub attempt: u32,
     /// To be killed, or not to be started.
@@ -193,8 +193,8 @@ pub struct Entry {
     /// one reads it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub look: Option<i32>,
-    /// The task as the leader had just read it, so that its worker need not. It is there in one version of the assignment
-    /// at most, and only of small tasks.
+    /// The task as the leader had just read it, so that its worker need not. It is there in one version of the
+    /// assignment at most, and only of small tasks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<Seen>,
 }

@@ -388,8 +388,8 @@ impl Book {
         self.schedule.next_wake()
     }
 
-    /// The incarnation says that what was revoked up to this version of its page is dead. Gives those entries, which are
-    /// on the page no more.
+    /// The incarnation says that what was revoked up to this version of its page is dead. Gives those entries, which
+    /// are on the page no more.
     pub fn acknowledge(&mut self, incarnation: &Incarnation, through: i32) -> Vec<EntryId> {
         let Some(page) = self.pages.get(incarnation) else { return Vec::new() };
         let dead = page.dead_through(through);

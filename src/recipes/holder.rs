@@ -1,9 +1,10 @@
 //! Holder: what the worker that has a share of a chunk may start, and what it writes of it.
 //!
-//! It starts lines in their order and only within the window that the newest version that it knows of allows. Two rules make
-//! that safe against lost replies and late writes. A window that is made smaller counts from the *sending* of the write, one
-//! that is made larger or moves on from its *acknowledgement*. And after a doubt the smaller of both counts, until a later
-//! version is known: the write may still be on its way. `tests/sim/shares.rs` searches what breaks otherwise.
+//! It starts lines in their order and only within the window that the newest version that it knows of allows. Two
+//! rules make that safe against lost replies and late writes. A window that is made smaller counts from the *sending*
+//! of the write, one that is made larger or moves on from its *acknowledgement*. And after a doubt the smaller of
+//! both counts, until a later version is known: the write may still be on its way. `tests/sim/shares.rs` searches
+//! what breaks otherwise.
 //!
 //! Bookkeeping alone: it makes no calls.
 
@@ -229,8 +230,8 @@ impl Holder {
         Seen::Held
     }
 
-    /// All that tells it from another, beside its number and what it knows: the lines that were started, are over, and may
-    /// be started; and whether its write is under way, or in doubt.
+    /// All that tells it from another, beside its number and what it knows: the lines that were started, are over,
+    /// and may be started; and whether its write is under way, or in doubt.
     pub fn state(&self) -> ([Vec<usize>; 3], [bool; 2]) {
         let started = self.started.iter().copied().collect();
         let over = self.over.keys().copied().collect();

@@ -36,8 +36,9 @@ pub enum Change {
     Seen { path: String, data: Vec<u8>, stat: Stat },
     /// It is gone.
     Gone { path: String },
-    /// It, or the list of its children, may not be read. This is its whole path: if it is the mirrored directory itself,
-    /// nothing will be told until the mirror is started again. Others are read again with [`Mirror::try_refused`].
+    /// It, or the list of its children, may not be read. This is its whole path: if it is the mirrored directory
+    /// itself, nothing will be told until the mirror is started again. Others are read again with
+    /// [`Mirror::try_refused`].
     Refused { path: String, refusal: Refusal },
     /// Everything that stood when the mirror started has been told.
     Complete,

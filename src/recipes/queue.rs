@@ -22,8 +22,8 @@ pub struct Need {
 }
 
 impl Need {
-    /// Whether one more death ends what was suspected before: it runs alone, so that nobody is convicted for what another
-    /// one did.
+    /// Whether one more death ends what was suspected before: it runs alone, so that nobody is convicted for what
+    /// another one did.
     pub fn is_alone(self) -> bool {
         self.suspect && self.prompt
     }

@@ -9,8 +9,8 @@
 //! `stdout` and `stderr`, each a string, or `{"base64"}`, or, where the middle was not kept,
 //! `{"head","omitted","tail"}` with the former two forms for head and tail.
 //!
-//! The `id` of a line of a batch is `BATCH/LINE`, in whatever task it stands. Of a chunk that is in no batch the `id` is
-//! the same in all its lines.
+//! The `id` of a line of a batch is `BATCH/LINE`, in whatever task it stands. Of a chunk that is in no batch the `id`
+//! is the same in all its lines.
 
 use std::io::{self, Write};
 
@@ -92,8 +92,8 @@ fn leader(leader: &Leader) -> Value {
 /// `leader` (`id`, `host`, `pid`, `epoch`; null if nobody leads for certain), `next` (the id of who is about to
 /// lead, else null), `last_leader` (as `leader`: who wrote a stale summary, else null), `stale` (whether what
 /// follows `standbys` was written by a former leader, or by nobody), `standbys` (ids in the order in which they
-/// will lead), `workers`, `slots` (numbers), `worker_list` (the first 500), `tasks` (numbers by state), `admission` (`bytes`, `max_pending`,
-/// `max_pending_bytes`; null if the leader does not say), `loading`.
+/// will lead), `workers`, `slots` (numbers), `worker_list` (the first 500), `tasks` (numbers by state), `admission`
+/// (`bytes`, `max_pending`, `max_pending_bytes`; null if the leader does not say), `loading`.
 fn status(report: &StatusReport) -> Value {
     let written = report.status.as_ref().map(|status| leader(&status.leader));
     let (leader, last) = if report.current { (written, None) } else { (None, written) };
@@ -116,8 +116,8 @@ fn status(report: &StatusReport) -> Value {
 }
 
 /// `id`, `state` (`"pending"`, `"assigned"`, `"running"`, `"cancelling"` or that of its outcome), `attempt` (null of a
-/// line that is not over), `priority`, `worker` (who has it, or had it to its end), `reason`, `exit_code`, `signal` (as of
-/// an outcome), `command` (its start); of what is no task `id`, `state` (`"malformed"`) and `detail`.
+/// line that is not over), `priority`, `worker` (who has it, or had it to its end), `reason`, `exit_code`, `signal`
+/// (as of an outcome), `command` (its start); of what is no task `id`, `state` (`"malformed"`) and `detail`.
 fn row(row: &Row) -> Value {
     match &row.task {
         Ok(task) => json!({
@@ -139,9 +139,9 @@ fn row(row: &Row) -> Value {
 /// that hold, named as in the contract), `assigned_to`, `delay_ms`, `history`, `created_ms`, `changed_ms`
 /// (the ensemble's clock), `version`, and `outcome`: null or an object as for an outcome, without `id`. Of a chunk
 /// also `commands`, `first_line` (from 0, as in the contract) and `results`: an object as for an outcome for each
-/// command that is not blank; of one that is not over `state` is `"pending"`, the outputs are empty, and all else is null.
-/// Of a line of a batch `id` is `BATCH/LINE`, `line` says which, `command`, `state`, `cancel` and `outcome` are its own, and
-/// `attempt`, `charged` and `history` are left out.
+/// command that is not blank; of one that is not over `state` is `"pending"`, the outputs are empty, and all else is
+/// null. Of a line of a batch `id` is `BATCH/LINE`, `line` says which, `command`, `state`, `cancel` and `outcome` are
+/// its own, and `attempt`, `charged` and `history` are left out.
 fn shown(shown: &Shown) -> Value {
     let task = &shown.task;
     let ended = task.outcome.as_ref().map(|ended| {

@@ -1,8 +1,8 @@
 //! Waiter: waits for tasks that somebody submitted, and shows their outcomes. It never writes.
 //!
 //! It watches so many tasks at a time and takes up another whenever one has ended, so its memory and its watches
-//! don't grow with what it waits for. Of a job it waits for what stands when it comes by. A line of a batch is shown when
-//! its result stands, whatever the others do that stand beside it.
+//! don't grow with what it waits for. Of a job it waits for what stands when it comes by. A line of a batch is shown
+//! when its result stands, whatever the others do that stand beside it.
 
 mod lines;
 mod parts;

@@ -11,7 +11,7 @@ use zkmw::contract::worker::{Assignment, Entry};
 use zkmw::contract::{Layout, TaskId, name_of};
 
 use crate::harness::{Op, Txn};
-use crate::history::{Lead, Life, Note};
+use crate::history::{Lead, Life, Note, Written};
 use crate::load::{Asked, Deed, Kind, Record};
 
 /// Exit codes that tell of a bug: our own, a panic's, an abort's, a wild pointer's.
@@ -296,7 +296,10 @@ fn right_result(evidence: &Evidence) -> Vec<Violation> {
             Some(_) => outcome.attempt,
             None => last.task.charged + last.task.deaths,
         };
-        if let Some(why) = wrong(asked, &outcome, last.task.cancel, charged) {
+        // With its result a line is not to be cancelled any more.
+        let wished = |written: &Written| written.task.cancel || !written.task.cancel_lines.is_empty();
+        let cancel = life.written.iter().any(wished);
+        if let Some(why) = wrong(asked, &outcome, cancel, charged) {
             found.push(about(id, format!("{why}: {outcome:?}")));
         }
         let ran_out = matches!(outcome.reason, None | Some(Reason::Exit)) && outcome.exit_code.is_some();

@@ -20,8 +20,8 @@ const SLOTS: &str = "8";
 /// The longest that the tests' servers grant: leases and heartbeats shall not count for much.
 const SESSION: &str = "10s";
 
-/// Tasks that are run before anything is counted, so that every slot has a handler: sixteen interpreters that start at once
-/// on a busy machine take seconds.
+/// Tasks that are run before anything is counted, so that every slot has a handler: sixteen interpreters that start
+/// at once on a busy machine take seconds.
 const WARM_UP: u32 = 64;
 
 /// The quickest that there is to run tasks.
@@ -37,12 +37,12 @@ const IDLE: Duration = Duration::from_secs(6);
 const PENDING_FIRST: u32 = 3_000;
 const PENDING_MORE: u32 = 30_000;
 
-/// Reads that a batch costs once, however many tasks it has, such as of its directory: of the figures for a task they are
-/// no part.
+/// Reads that a batch costs once, however many tasks it has, such as of its directory: of the figures for a task they
+/// are no part.
 const ONCE_A_BATCH: u64 = 20;
 
-/// What the budget allows of tasks that have a znode each. Each is read four times (by the leader, its worker, the leader and
-/// its submitter); the rest is a share of pages and registrations.
+/// What the budget allows of tasks that have a znode each. Each is read four times (by the leader, its worker, the
+/// leader and its submitter); the rest is a share of pages and registrations.
 const WRITES_A_TASK: f64 = 3.1;
 const READS_A_TASK: f64 = 4.2;
 const STANDBY_READS_A_TASK: f64 = 2.0;

@@ -1,7 +1,7 @@
-//! Searches all that can happen round the shares of a small chunk: workers that take shares, start lines, write and die,
-//! replies that are lost while the write is applied at once, late, or never, reads of the past, cuts, failovers, lines that
-//! are run once more. In every state each open line is in one share; a line is started only where the present version
-//! allows it; and from every state the chunk can end.
+//! Searches all that can happen round the shares of a small chunk: workers that take shares, start lines, write and
+//! die, replies that are lost while the write is applied at once, late, or never, reads of the past, cuts, failovers,
+//! lines that are run once more. In every state each open line is in one share; a line is started only where the
+//! present version allows it; and from every state the chunk can end.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};

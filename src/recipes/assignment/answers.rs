@@ -58,9 +58,9 @@ impl Book {
         steps.push(Step::Opened(incarnation.clone()));
     }
 
-    /// Takes over what is on a page. The same may be on two, if a leader that died had written only one half of its move
-    /// from one to the other. Then the entry that is read later is void, and is revoked, so that it goes when its worker
-    /// has vouched for it.
+    /// Takes over what is on a page. The same may be on two, if a leader that died had written only one half of its
+    /// move from one to the other. Then the entry that is read later is void, and is revoked, so that it goes when
+    /// its worker has vouched for it.
     fn take_in(&mut self, incarnation: &Incarnation, entries: Vec<Entry>) {
         for entry in entries {
             let id = entry.id();

@@ -265,8 +265,8 @@ fn a_lost_listing_is_not_an_empty_directory() {
 }
 
 /// What changes between a read and the watch is told by no event: the simulator found it (seed 7115547), a task that
-/// was moved on meanwhile was given out as it had been before, and waited for ever. Nor is an end (seed 21413): a task that
-/// went meanwhile kept its job for ever.
+/// was moved on meanwhile was given out as it had been before, and waited for ever. Nor is an end (seed 21413): a
+/// task that went meanwhile kept its job for ever.
 #[test]
 fn nothing_is_read_before_the_watch_stands() {
     let mut bench =

@@ -1,5 +1,6 @@
 //! No slot idles beside work that was not started: what waits at one worker while another has a free slot is recalled,
-//! and of a chunk that runs what was not started is cut off. The first needs its holder's answer; the second asks nobody.
+//! and of a chunk that runs what was not started is cut off. The first needs its holder's answer; the second asks
+//! nobody.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,9 +18,9 @@ use crate::recipes::queue::Need;
 /// What waits at a worker for less than this is not worth to be given to another.
 const WORTH_IT: Duration = Duration::from_millis(100);
 
-/// What waits at a worker for longer than this is shared out at once, rather than as slots come free elsewhere: its runs
-/// turned out longer than was reckoned with when it got them. Well above what may wait there, or each end of a batch
-/// would have tasks moved that are nearly there: a move costs a write of each, and takes a while itself.
+/// What waits at a worker for longer than this is shared out at once, rather than as slots come free elsewhere: its
+/// runs turned out longer than was reckoned with when it got them. Well above what may wait there, or each end of a
+/// batch would have tasks moved that are nearly there: a move costs a write of each, and takes a while itself.
 const SHARE_OUT: Duration = Duration::from_millis(600);
 
 /// The pause between two looks whether what waits at one worker should go to another.
@@ -112,8 +113,8 @@ impl Master {
         registration.is_some_and(|registration| self.table.needs.fits(need, &registration.labels))
     }
 
-    /// What to cut, for how many slots beside those of its holder: for each worker with free slots something of the share
-    /// that would take longest, and all that a worker has not started which is about to stop.
+    /// What to cut, for how many slots beside those of its holder: for each worker with free slots something of the
+    /// share that would take longest, and all that a worker has not started which is about to stop.
     fn cuts(&self) -> Vec<(EntryId, (u32, u32))> {
         let (mut cuts, mut candidates) = (Vec::new(), Vec::new());
         for behind in self.behind() {

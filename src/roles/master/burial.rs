@@ -52,8 +52,8 @@ enum Stage {
 }
 
 impl Burial {
-    /// The burial of an incarnation that had these entries, in this order, revoked or not. Of those that have no outcome,
-    /// only so many can have been started as its slots allow; if they are not known, all.
+    /// The burial of an incarnation that had these entries, in this order, revoked or not. Of those that have no
+    /// outcome, only so many can have been started as its slots allow; if they are not known, all.
     pub fn new(incarnation: &Incarnation, entries: Vec<(EntryId, bool)>, slots: Option<usize>) -> Burial {
         let order: Vec<EntryId> = entries.iter().map(|(id, _)| id.clone()).collect();
         let mut unlooked: Vec<TaskId> = order.iter().map(|id| id.task.clone()).collect();

@@ -1,5 +1,6 @@
 //! Looks at tasks that an earlier leader gave out and that the mirror does not have. Its events come over another
-//! way than answers, so a page may name a task that the mirror has yet to hear of; only a read tells whether it is gone.
+//! way than answers, so a page may name a task that the mirror has yet to hear of; only a read tells whether it is
+//! gone.
 
 use super::editor::{Edit, Edited};
 use super::{Master, Out};

@@ -53,7 +53,8 @@ impl Master {
         out.log(Level::Info, format!("{path} can be written again: its worker gets tasks again"));
     }
 
-    /// Ends, or moves on, what is on no assignment, unless it may be on one that this leader has not read: then it may run.
+    /// Ends, or moves on, what is on no assignment, unless it may be on one that this leader has not read: then it
+    /// may run.
     pub(super) fn end_unstarted(&mut self, task: &TaskId, edit: Edit, now: Instant, out: &mut Out) {
         let is_blind = self.is_blind(now, out);
         let Some(term) = &mut self.term else { return };

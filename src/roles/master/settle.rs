@@ -2,8 +2,8 @@
 //! task ends here.
 //!
 //! An entry of a page names a task at an attempt, or a share of a chunk by its number. Of a plain task only one attempt
-//! may be with anybody at a time; shares have no line in common, so each is by itself. A number that is gone never comes
-//! back, and nothing of it runs: its lines have results, or its holder gave them back, or is dead.
+//! may be with anybody at a time; shares have no line in common, so each is by itself. A number that is gone never
+//! comes back, and nothing of it runs: its lines have results, or its holder gave them back, or is dead.
 
 use super::closed::is_held_back;
 use super::editor::Edit;

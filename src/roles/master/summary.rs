@@ -255,8 +255,8 @@ impl Master {
         status
     }
 
-    /// How many of the pending commands an incarnation has; they are counted there, and no longer as waiting for a worker.
-    /// Commands are started in their order, so the first of them run, as many as there are slots.
+    /// How many of the pending commands an incarnation has; they are counted there, and no longer as waiting for a
+    /// worker. Commands are started in their order, so the first of them run, as many as there are slots.
     fn share_of(&self, term: &Term, incarnation: &Incarnation, counts: &mut Counts) -> Share {
         let registration = self.fleet.get(incarnation);
         let aside = registration.map_or(&[][..], |registration| &registration.aside);

@@ -555,8 +555,8 @@ fn a_new_leader_deletes_no_outcome_while_a_delete_of_the_last_one_may_still_come
     assert!(!world.znodes.contains_key("/z/tasks/_00/a"), "it was old long ago");
 }
 
-/// What this leader gave out it knew, so it is gone if it is not known any more; of what an earlier one gave out its end is
-/// told.
+/// What this leader gave out it knew, so it is gone if it is not known any more; of what an earlier one gave out its
+/// end is told.
 #[test]
 fn what_ends_while_others_are_being_read_makes_room_at_once() {
     let mut world = World::new();

@@ -68,8 +68,8 @@ impl Worker {
         self.last_order += 1;
         let mut slot = Slot::new(entry.revoked, self.last_order);
         slot.recalled = entry.recalled;
-        // Whatever that is, it does not run before what we have of the same task is dead. Shares of a chunk have no line
-        // in common.
+        // Whatever that is, it does not run before what we have of the same task is dead. Shares of a chunk have no
+        // line in common.
         let mut others = self.slots.range(EntryId::all_of(&id.task));
         let waits = others.any(|(_, other)| other.is_busy() && !other.is_share);
         if waits {

@@ -111,8 +111,8 @@ impl Portion {
         self.share.failures
     }
 
-    /// Whether a worker died while its lines may have run there: they run one at a time, each once the result of the one
-    /// before stands.
+    /// Whether a worker died while its lines may have run there: they run one at a time, each once the result of the
+    /// one before stands.
     pub fn is_suspect(&self) -> bool {
         self.share.deaths > 0
     }

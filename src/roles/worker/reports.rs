@@ -396,8 +396,8 @@ impl Reports {
     }
 }
 
-/// Makes the report on a task that is at its attempt and has no outcome, and was written at `mtime_ms`; false if there is
-/// nothing to write.
+/// Makes the report on a task that is at its attempt and has no outcome, and was written at `mtime_ms`; false if
+/// there is nothing to write.
 fn apply(report: &Report, task: &mut Task, mtime_ms: i64) -> bool {
     let by = &report.by;
     let unrun = |why: &str| {

@@ -1,7 +1,8 @@
 //! What a worker runs: started in the order of its assignment, stopped when it must end, and taken in when it ended.
 //!
-//! Entries are started strictly in their order, and at most as many as it has slots and [`START_AHEAD`] more are started and not written down.
-//! So when a worker dies, a leader knows which of its entries cannot have been started, and charges none of those.
+//! Entries are started strictly in their order, and at most as many as it has slots and [`START_AHEAD`] more are
+//! started and not written down. So when a worker dies, a leader knows which of its entries cannot have been started,
+//! and charges none of those.
 
 use std::time::Duration;
 
@@ -335,8 +336,8 @@ impl Worker {
         Some(run)
     }
 
-    /// What was started of an entry is over: that is to be written down from now on. What is on its way of a share comes
-    /// first.
+    /// What was started of an entry is over: that is to be written down from now on. What is on its way of a share
+    /// comes first.
     pub(super) fn finish_if_over(&mut self, id: &EntryId, out: &mut Out) {
         let Some(slot) = self.slots.get_mut(id) else { return };
         let is_over =

@@ -101,8 +101,8 @@ fn a_task_runs_and_its_outcome_is_written() {
     assert_eq!(outcome.map(|outcome| outcome.state), Some(OutcomeState::Done));
 }
 
-/// A worker to which the leader gives out j/a at this attempt, and carries along what it read of it at its first, before
-/// it came to be at `now`.
+/// A worker to which the leader gives out j/a at this attempt, and carries along what it read of it at its first,
+/// before it came to be at `now`.
 fn carried(attempt: u32, now: u32) -> (World, Desk<Worker>) {
     let mut world = World::new();
     let mut desk = worker(|_| {});

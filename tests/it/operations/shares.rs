@@ -1,5 +1,5 @@
-//! Shares of chunks on real workers: nothing idles beside lines that were not started, and a line that kills its workers
-//! is convicted alone.
+//! Shares of chunks on real workers: nothing idles beside lines that were not started, and a line that kills its
+//! workers is convicted alone.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,7 +30,8 @@ fn noted(file: &Path, number: u32, then: &str) -> String {
     format!("echo $ZKMW_WORKER {number} >>{}; {then}", file.display())
 }
 
-/// A batch of 200 lines, of which the 90th kills its worker each time. As systemd would, somebody starts the workers again.
+/// A batch of 200 lines, of which the 90th kills its worker each time. As systemd would, somebody starts the workers
+/// again.
 #[test]
 fn g11_a_line_that_kills_its_workers_is_convicted_alone_and_its_neighbours_end_as_if_nothing_had_been() {
     let cluster = Cluster::new("poison-line");

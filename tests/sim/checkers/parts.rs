@@ -1,5 +1,5 @@
-//! A part of a batch says that it is complete when all its lines stood in chunks, and not before: who waits for it takes
-//! what is missing then for collected.
+//! A part of a batch says that it is complete when all its lines stood in chunks, and not before: who waits for it
+//! takes what is missing then for collected.
 
 use std::collections::BTreeMap;
 

@@ -269,8 +269,8 @@ fn carried(world: &World, task: &str) -> Option<Seen> {
     entry.expect("it was given out").seen
 }
 
-/// A worker moves a chunk on, and then drains: its page goes before the leader has read the chunk, which changed not long
-/// before.
+/// A worker moves a chunk on, and then drains: its page goes before the leader has read the chunk, which changed not
+/// long before.
 #[test]
 fn what_changed_is_read_before_it_is_given_out_again() {
     let mut world = World::new();

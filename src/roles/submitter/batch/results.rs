@@ -1,7 +1,7 @@
 //! What the user is told of a batch: how far it is, and the result of each line, as it comes and exactly once.
 //!
-//! A worker writes the results of a chunk several times a second, so of each chunk one read is under way at a time: where
-//! servers are slow, one read takes in what several writes have brought. Makes no calls.
+//! A worker writes the results of a chunk several times a second, so of each chunk one read is under way at a time:
+//! where servers are slow, one read takes in what several writes have brought. Makes no calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 

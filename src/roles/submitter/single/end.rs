@@ -1,4 +1,5 @@
-//! The end of a single submit: the outcome is shown, and a task that succeeded deleted; or its user wants an end before.
+//! The end of a single submit: the outcome is shown, and a task that succeeded deleted; or its user wants an end
+//! before.
 
 use super::{Phase, Purpose, Single};
 use crate::contract::task::{Outcome, State};
