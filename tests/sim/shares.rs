@@ -178,7 +178,10 @@ fn check_step(before: &Task, after: &Task) {
         }
     }
     assert_eq!(owned, open(after), "an open line is in no share");
-    assert_eq!(after.outcome.is_some(), owned.is_empty() || after.outcome.is_some());
+    let has_result = |place: &usize| after.outcome.as_ref().is_some_and(|all| all.results[*place].is_some());
+    let is_lost = |place: &usize| after.outcome.is_some() && !has_result(place);
+    assert!(!open(before).iter().any(is_lost), "it has an outcome, and a line without a result");
+    assert_eq!(after.outcome.is_some(), owned.is_empty());
 }
 
 fn leader(state: &State, scope: Scope, next: &mut Vec<State>) {

@@ -6,7 +6,8 @@
 //! - I4 When a line is started it is open, in a share that its worker was given, and in the window.
 //! - I5 A result is what happened, is written once, after the process group is dead, and goes only by a retry.
 //! - I6 Lines leave a number only by a cut behind the window, after its holder's death, by its holder, or by a retry.
-//! - I7 Deaths rise by one, by a leader, for lines in the window; poison comes at the limit, and to who was alone.
+//! - I7 Deaths rise by one, by a leader, for lines in the window; suspects run one at a time; poison comes at the
+//!   limit, and to who was alone.
 //! - I8 A line is not started by who was told that it is cancelled.
 //! - I9 A chunk is cut into no more than so many shares.
 
@@ -76,10 +77,14 @@ pub fn judge(
     let open = |task: &Task| task.places().filter(|(place, _)| task.is_open(*place)).count();
     let (before, after) = (open(old), open(new));
     // One of which all lines are blank, or were over when it was made, is ended by who finds that.
-    if new.outcome.is_none() && after == 0 && before > 0 || new.outcome.is_some() && after > 0 {
+    let is_left = new.places().any(|(place, _)| old.is_open(place) && result(new, place).is_none());
+    if new.outcome.is_none() && after == 0 && before > 0 || new.outcome.is_some() && is_left {
         return Err("I1: an outcome stands if and only if no line is open".into());
     }
     numbers(old, new)?;
+    if new.all_shares().iter().any(|share| share.deaths > 0 && share.ahead != Some(1)) {
+        return Err("I7: what is suspected of a death may run together".into());
+    }
     for (place, line) in old.places() {
         let is_again = is_client && new.is_open(place);
         match (result(old, place), result(new, place)) {
