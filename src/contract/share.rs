@@ -392,7 +392,8 @@ impl Task {
             }
         }
         self.close(shares);
-        some
+        // One of which all lines are blank ends as well.
+        some || self.outcome.is_some()
     }
 
     /// Notes that the line at this place is to be cancelled. False if it is over, or blank, or that is known.

@@ -285,6 +285,7 @@ impl Master {
         if !self.workers.is_complete() || !self.term.as_ref().is_some_and(|term| term.is_leading()) {
             return;
         }
+        self.unreserve();
         let changed = self.refresh();
         self.unblock(&changed);
         if self.queue.is_empty() || self.is_blind(now, out) {
@@ -314,10 +315,24 @@ impl Master {
         self.reserve();
     }
 
+    /// Nothing waits any more for a worker to itself.
+    fn unreserve(&mut self) {
+        let Some(term) = &mut self.term else { return };
+        if term.roster.reserved.is_some()
+            && self.queue.waits_alone().next().is_none()
+            && let Some(reserved) = term.roster.reserved.take()
+        {
+            term.book.touch(&reserved);
+        }
+    }
+
     /// What is to run alone waits for a worker that has nothing else: one is given nothing more until it has.
     fn reserve(&mut self) {
         let Some(term) = &mut self.term else { return };
         let needs: Vec<Need> = self.queue.waits_alone().collect();
+        if needs.is_empty() {
+            return;
+        }
         let fits = |incarnation: &Incarnation| {
             let registration = self.fleet.get(incarnation).filter(|registration| !registration.draining);
             let labels = registration.map(|registration| &registration.labels);

@@ -11,6 +11,7 @@ use crate::roles::testing::{Desk, T, World};
 mod dispatch;
 mod outcomes;
 mod refusals;
+mod shares;
 mod vanish;
 
 fn master(id: &str) -> Desk<Master> {

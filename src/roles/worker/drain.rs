@@ -42,6 +42,7 @@ impl Worker {
         match self.mode {
             Mode::Working => {}
             Mode::Draining { term, kill } => {
+                self.plan_saves(now);
                 self.stop_running(term, kill, now, out);
                 // What the ensemble does not take now it may take until the very end.
                 let is_owed = self.connected && now < kill && self.is_owing();

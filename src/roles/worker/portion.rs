@@ -132,8 +132,9 @@ impl Portion {
         self.holder.unstarted().next().is_some()
     }
 
-    /// Nothing more is started.
+    /// Nothing more is started. What was not goes out of the window, so that others can have it.
     pub fn halt(&mut self) {
+        self.is_starved |= !self.is_halted;
         self.is_halted = true;
     }
 

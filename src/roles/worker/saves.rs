@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::portion::{Pace, Portion};
-use super::slot::{Slot, Stop, Why};
+use super::slot::{Slot, State, Stop, Why};
 use super::{Out, Purpose, Run, Worker};
 use crate::contract::task::Task;
 use crate::contract::worker::EntryId;
@@ -38,6 +38,15 @@ impl Worker {
                 self.saves.remove(&(before, id.clone()));
             }
             self.saves.insert((at, id.clone()));
+        }
+    }
+
+    /// Likewise of all shares.
+    pub(super) fn plan_saves(&mut self, now: Instant) {
+        let running = self.slots.iter().filter(|(_, slot)| slot.course().is_some());
+        let running: Vec<EntryId> = running.map(|(id, _)| id.clone()).collect();
+        for id in running {
+            self.plan_save(&id, now);
         }
     }
 
@@ -102,6 +111,11 @@ impl Worker {
 
     /// The leader knows that something stands in this version of a chunk that its holders should know.
     pub(super) fn look(&mut self, id: &EntryId, version: i32, out: &mut Out) {
+        let Some(slot) = self.slots.get_mut(id) else { return };
+        if matches!(&slot.state, State::Ready(work) if work.version < version) {
+            slot.state = State::Reading { verified: false };
+            return self.read_task(id, out);
+        }
         let Some(portion) = self.portion_mut(id) else { return };
         // What is on its way fails if that version is a later one, and then the chunk is read.
         if !portion.is_writing() && portion.version().is_some_and(|known| known < version) {

@@ -1,0 +1,158 @@
+//! Shares of chunks: what is cut off, struck off, told to holders; and what runs alone.
+
+use std::collections::BTreeMap;
+
+use super::dispatch::end_all;
+use super::*;
+use crate::contract::chunk::CommandResult;
+
+const CHUNK: &str = "_00/c";
+
+fn chunk(world: &mut World, lines: usize) {
+    let commands = vec!["x".to_string(); lines];
+    let chunk = Task::new(Payload::Chunk { first_line: 0, commands }, Options::default());
+    world.put("/z/tasks/_00", b"");
+    world.put(&format!("/z/tasks/{CHUNK}"), &chunk.encode());
+}
+
+fn change(world: &mut World, change: impl FnOnce(&mut Task)) {
+    world.change(&format!("/z/tasks/{CHUNK}"), change);
+}
+
+/// The holder of this share says how far it is.
+fn flush(world: &mut World, number: u32, over: &[usize], ahead: u32) {
+    let results: BTreeMap<usize, CommandResult> =
+        over.iter().map(|place| (*place, CommandResult::default())).collect();
+    change(world, |task| task.flush(number, &results, ahead));
+}
+
+/// A leader of a worker with two slots, which has a chunk of so many lines.
+fn leader(lines: usize) -> (World, Desk<Master>) {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 2);
+    chunk(&mut world, lines);
+    let mut master = master("m");
+    master.connect(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry(CHUNK, 1, false)]);
+    (world, master)
+}
+
+fn settle(world: &mut World, master: &mut Desk<Master>) {
+    for _ in 0..8 {
+        world.pass(Duration::from_millis(200));
+        master.go(world);
+    }
+}
+
+#[test]
+fn what_was_not_started_is_cut_off_for_a_free_slot_and_never_before_the_window_is_known() {
+    let (mut world, mut master) = leader(10);
+    worker(&mut world, "w~2", 2);
+    settle(&mut world, &mut master);
+    assert!(world.page("/z/assign/w~2").is_empty(), "any line may be running");
+    flush(&mut world, 1, &[0], 3);
+    settle(&mut world, &mut master);
+    assert_eq!(world.page("/z/assign/w~2"), [entry(CHUNK, 2, false)]);
+    let task = world.task(&format!("/z/tasks/{CHUNK}"));
+    let lines: Vec<usize> = task.shares.iter().map(|share| task.open_lines(share).len()).collect();
+    assert_eq!(lines, [4, 5], "nine are left for four slots, rounded up");
+    assert_eq!(world.page("/z/assign/w~1"), [entry(CHUNK, 1, false)], "its holder is not asked");
+}
+
+#[test]
+fn all_that_a_worker_has_not_started_is_cut_off_when_it_drains() {
+    let (mut world, mut master) = leader(10);
+    flush(&mut world, 1, &[], 2);
+    settle(&mut world, &mut master);
+    let mut draining = registration(2);
+    draining.draining = true;
+    world.put("/z/workers/w~1~0", &draining.encode());
+    settle(&mut world, &mut master);
+    let task = world.task(&format!("/z/tasks/{CHUNK}"));
+    let lines: Vec<usize> = task.shares.iter().map(|share| task.open_lines(share).len()).collect();
+    assert_eq!(lines, [2, 8]);
+}
+
+#[test]
+fn an_entry_goes_when_its_number_is_gone_and_others_of_the_chunk_stay() {
+    let (mut world, mut master) = leader(6);
+    flush(&mut world, 1, &[], 2);
+    worker(&mut world, "w~2", 2);
+    settle(&mut world, &mut master);
+    assert_eq!(world.page("/z/assign/w~2"), [entry(CHUNK, 2, false)]);
+    flush(&mut world, 2, &[3, 4, 5], 2);
+    settle(&mut world, &mut master);
+    assert_eq!(world.page("/z/assign/w~2"), [entry(CHUNK, 3, false)], "the next is cut off for it");
+    assert_eq!(world.page("/z/assign/w~1"), [entry(CHUNK, 1, false)]);
+}
+
+#[test]
+fn a_line_that_is_to_be_cancelled_is_told_to_its_holder_and_ended_where_there_is_none() {
+    let (mut world, mut master) = leader(4);
+    flush(&mut world, 1, &[], 2);
+    change(&mut world, |task| assert!(task.cut(1, 2) && task.cancel_line(0) && task.cancel_line(3)));
+    settle(&mut world, &mut master);
+    let task = world.task(&format!("/z/tasks/{CHUNK}"));
+    assert_eq!(task.command_state(3), Some(State::Cancelled), "nobody had it");
+    assert!(task.is_open(0) && task.is_open(2));
+    let page = Assignment::decode(&world.znodes["/z/assign/w~1"].data).expect("a page");
+    let own = page.entries.iter().find(|entry| entry.attempt == 1).expect("it is held");
+    assert!(own.look.is_some() && !own.revoked, "it is for its holder to end it");
+}
+
+#[test]
+fn a_chunk_of_blank_lines_that_is_cancelled_ends() {
+    let mut world = World::new();
+    chunk(&mut world, 2);
+    change(&mut world, |task| {
+        task.commands = Some(vec![" ".into(), String::new()]);
+        task.cancel = true;
+    });
+    let mut master = master("m");
+    master.connect(&mut world);
+    settle(&mut world, &mut master);
+    assert!(world.task(&format!("/z/tasks/{CHUNK}")).outcome.is_some());
+}
+
+/// Of three attempts two ended with their workers' deaths.
+fn suspect(world: &mut World, id: &str) {
+    task(world, id, |task| (task.deaths, task.attempt) = (2, 3));
+}
+
+#[test]
+fn what_one_more_death_would_end_runs_alone_and_a_worker_is_kept_free_for_it() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 2);
+    task(&mut world, "_00/a", |_| {});
+    let mut master = master("m");
+    master.connect(&mut world);
+    suspect(&mut world, "_00/s");
+    master.go(&mut world);
+    task(&mut world, "_00/t", |_| {});
+    master.go(&mut world);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)], "it has to have nothing else");
+    end_all(&mut world, "w~1", 5);
+    master.go(&mut world);
+    settle(&mut world, &mut master);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/s", 3, false)], "and gets nothing beside it");
+    end_all(&mut world, "w~1", 5);
+    settle(&mut world, &mut master);
+    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/t", 1, false)]);
+}
+
+#[test]
+fn a_worker_is_not_kept_free_for_what_is_gone() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 2);
+    task(&mut world, "_00/a", |_| {});
+    let mut master = master("m");
+    master.connect(&mut world);
+    suspect(&mut world, "_00/s");
+    master.go(&mut world);
+    world.remove("/z/tasks/_00/s");
+    master.go(&mut world);
+    task(&mut world, "_00/t", |_| {});
+    master.go(&mut world);
+    let page = world.page("/z/assign/w~1");
+    assert_eq!(page, [entry("_00/a", 1, false), entry("_00/t", 1, false)]);
+}
