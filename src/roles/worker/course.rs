@@ -151,11 +151,14 @@ impl Course {
 
     /// Whether nothing runs of it, and nothing is to be started.
     pub fn is_over(&self) -> bool {
-        let is_left = match &self.kind {
-            Kind::Share(portion) => portion.is_left(),
-            Kind::Plain { started, .. } => !started,
-        };
-        self.runs.is_empty() && (self.halt.is_some() || !is_left)
+        if !self.runs.is_empty() {
+            return false;
+        }
+        self.halt.is_some()
+            || match &self.kind {
+                Kind::Share(portion) => !portion.is_left(),
+                Kind::Plain { started, .. } => *started,
+            }
     }
 
     /// A command could not be started, and that is not its own fault: another attempt may, after this many ms. With

@@ -184,12 +184,13 @@ impl Portion {
     }
 
     fn due(&self, now: Instant) -> Option<Instant> {
-        let first = match (self.holder.has_results(), self.is_left()) {
-            _ if !self.holder.may_write() => return None,
-            (true, _) => self.started + FIRST_SAVE,
-            (false, true) if !self.holder.has_window() => self.started + FIRST_WINDOW,
-            (false, true) if self.is_starved => now,
-            (false, _) => return None,
+        let first = match () {
+            () if !self.holder.may_write() => return None,
+            () if self.holder.has_results() => self.started + FIRST_SAVE,
+            () if self.holder.has_window() && !self.is_starved => return None,
+            () if !self.is_left() => return None,
+            () if !self.holder.has_window() => self.started + FIRST_WINDOW,
+            () => now,
         };
         let due = self.saved.map_or(first, |(sent, rest)| sent + rest);
         // Nothing goes on before that is written. (What is short has a window that is long.)
