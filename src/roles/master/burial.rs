@@ -170,6 +170,12 @@ impl Burial {
         self.ready.sort();
     }
 
+    /// The entry is somebody else's by now.
+    fn skip(&mut self, id: &EntryId) {
+        self.entries.insert(id.clone(), Stage::Done);
+        self.done.push(id.clone());
+    }
+
     /// The entry's move is under way.
     pub fn begun(&mut self, id: &EntryId) {
         if let Some(stage) = self.entries.get_mut(id) {
@@ -299,7 +305,10 @@ impl Master {
             }
             let (table, complete) = (&self.table, self.tasks.is_complete());
             for (id, edit) in burial.moves(|task| table.attempts_in(task.dir(), complete)) {
-                if term.editor.begin(&id.task, edit, out) {
+                // What was refused to stand on its page came back to the queue, and is no part of this any more.
+                if term.book.holder(&id).is_none_or(|(holder, _)| *holder != incarnation) {
+                    burial.skip(&id);
+                } else if term.editor.begin(&id.task, edit, out) {
                     burial.begun(&id);
                 }
             }
