@@ -114,20 +114,21 @@ fn a_chunk_of_blank_lines_that_is_cancelled_ends() {
     assert!(world.task(&format!("/z/tasks/{CHUNK}")).outcome.is_some());
 }
 
-/// Of three attempts two ended with their workers' deaths.
-fn suspect(world: &mut World, id: &str) {
-    task(world, id, |task| (task.deaths, task.attempt) = (2, 3));
-}
-
-#[test]
-fn what_one_more_death_would_end_runs_alone_and_a_worker_is_kept_free_for_it() {
+/// A leader of a worker that has `_00/a`, and of `_00/s`: of its three attempts two ended with their workers' deaths.
+fn leader_of_a_suspect() -> (World, Desk<Master>) {
     let mut world = World::new();
     worker(&mut world, "w~1", 2);
     task(&mut world, "_00/a", |_| {});
     let mut master = master("m");
     master.connect(&mut world);
-    suspect(&mut world, "_00/s");
+    task(&mut world, "_00/s", |task| (task.deaths, task.attempt) = (2, 3));
     master.go(&mut world);
+    (world, master)
+}
+
+#[test]
+fn what_one_more_death_would_end_runs_alone_and_a_worker_is_kept_free_for_it() {
+    let (mut world, mut master) = leader_of_a_suspect();
     task(&mut world, "_00/t", |_| {});
     master.go(&mut world);
     assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)], "it has to have nothing else");
@@ -142,13 +143,7 @@ fn what_one_more_death_would_end_runs_alone_and_a_worker_is_kept_free_for_it() {
 
 #[test]
 fn a_worker_is_not_kept_free_for_what_is_gone() {
-    let mut world = World::new();
-    worker(&mut world, "w~1", 2);
-    task(&mut world, "_00/a", |_| {});
-    let mut master = master("m");
-    master.connect(&mut world);
-    suspect(&mut world, "_00/s");
-    master.go(&mut world);
+    let (mut world, mut master) = leader_of_a_suspect();
     world.remove("/z/tasks/_00/s");
     master.go(&mut world);
     task(&mut world, "_00/t", |_| {});
