@@ -19,8 +19,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::contract::Labels;
+use crate::contract::task::State;
+use crate::contract::{Labels, TaskId};
 use crate::exit;
+use crate::roles::client::Shade;
+use crate::roles::client::walk::Target;
 
 pub use parse::{
     DEFAULT_PORT, MAX_COMMAND_BYTES, MAX_ENV_BYTES, MAX_ENV_VARS, MAX_LABELS, MAX_OUTPUT_BYTES,
@@ -117,10 +120,10 @@ pub enum Command {
     },
     /// List tasks.
     List(ListConfig),
-    /// Show all about a task or a job.
+    /// Show all about a task.
     Show {
         /// Which.
-        id: ItemRef,
+        id: TaskId,
         /// One JSON object a line.
         json: bool,
     },
@@ -137,17 +140,7 @@ pub enum Command {
 impl Command {
     /// Whether it runs until it is stopped.
     pub fn is_daemon(&self) -> bool {
-        match self {
-            Command::Elector(_) | Command::Master(_) | Command::Worker(_) => true,
-            Command::Submit(_)
-            | Command::Status { .. }
-            | Command::List(_)
-            | Command::Show { .. }
-            | Command::Wait(_)
-            | Command::Cancel(_)
-            | Command::Retry(_)
-            | Command::Delete(_) => false,
-        }
+        matches!(self, Command::Elector(_) | Command::Master(_) | Command::Worker(_))
     }
 }
 
@@ -270,65 +263,18 @@ pub struct ListConfig {
     /// Only this directory below `tasks`.
     pub job: Option<String>,
     /// Only these; empty is all.
-    pub states: Vec<TaskState>,
+    pub states: Vec<Shade>,
     /// At most so many.
     pub limit: u32,
     /// One JSON object a line.
     pub json: bool,
 }
 
-/// What a task can be asked to be in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum TaskState {
-    Pending,
-    Assigned,
-    Running,
-    Cancelling,
-    Done,
-    Failed,
-    Cancelled,
-    Expired,
-}
-
-impl TaskState {
-    /// All of them, in the order of a task's life.
-    pub const ALL: [TaskState; 8] = [
-        TaskState::Pending,
-        TaskState::Assigned,
-        TaskState::Running,
-        TaskState::Cancelling,
-        TaskState::Done,
-        TaskState::Failed,
-        TaskState::Cancelled,
-        TaskState::Expired,
-    ];
-
-    /// Whether it is that of an outcome.
-    pub fn is_ended(self) -> bool {
-        matches!(self, TaskState::Done | TaskState::Failed | TaskState::Cancelled | TaskState::Expired)
-    }
-
-    /// As it is written.
-    pub fn name(self) -> &'static str {
-        match self {
-            TaskState::Pending => "pending",
-            TaskState::Assigned => "assigned",
-            TaskState::Running => "running",
-            TaskState::Cancelling => "cancelling",
-            TaskState::Done => "done",
-            TaskState::Failed => "failed",
-            TaskState::Cancelled => "cancelled",
-            TaskState::Expired => "expired",
-        }
-    }
-}
-
 /// The settings of `zkmw wait`, `cancel` and `retry`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct IdsConfig {
     /// Which, in the order given; at least one.
-    pub ids: Vec<ItemRef>,
+    pub ids: Vec<Target>,
     /// One JSON object a line.
     pub json: bool,
 }
@@ -336,32 +282,14 @@ pub struct IdsConfig {
 /// The settings of `zkmw delete`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeleteConfig {
-    /// Which, in the order given; none means all that there are in `states`, of which there is one at least.
-    pub ids: Vec<ItemRef>,
-    /// What ended so; empty is all.
-    pub states: Vec<TaskState>,
+    /// Which, in the order given.
+    pub ids: Vec<Target>,
+    /// What ended so; empty is all, but not of all tasks that there are.
+    pub states: Vec<State>,
     /// What ended so long ago.
     pub older_than: Option<Duration>,
     /// One JSON object a line.
     pub json: bool,
-}
-
-/// A task (`JOB/TASK`), or a job as a whole (`JOB`). Only the shape is checked, so it may not exist.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ItemRef {
-    /// A job's name, or its directory below `tasks`.
-    pub job: String,
-    /// Nothing if the job as a whole is meant.
-    pub task: Option<String>,
-}
-
-impl fmt::Display for ItemRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.task {
-            Some(task) => write!(f, "{}/{task}", self.job),
-            None => f.write_str(&self.job),
-        }
-    }
 }
 
 /// Why there is no `Config`, or that help was asked for: what to print, where, and how to exit.

@@ -1,6 +1,7 @@
 //! From a [`Config`] to a role that runs: the only place where settings become what roles are made of, and
 //! where chance, names and processes of this host are looked up for them.
 
+use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write as _;
 use std::path::Path;
@@ -9,18 +10,18 @@ use std::time::{Duration, SystemTime};
 
 use crate::batch::BatchReader;
 use crate::config::{
-    Command, Config, DeleteConfig, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig, MasterConfig,
-    Orphan, SubmitConfig, TaskSource, TaskState, WorkerConfig,
+    Command, Config, DeleteConfig, ElectorConfig, Ensemble, IdsConfig, ListConfig, MasterConfig, Orphan,
+    SubmitConfig, TaskSource, WorkerConfig,
 };
-use crate::contract::task::{Options, Payload, State};
+use crate::contract::task::{Options, Payload};
 use crate::contract::worker::ProcessIdentity;
-use crate::contract::{Layout, TaskId, fnv1a, is_shared, uuid};
+use crate::contract::{Layout, fnv1a, uuid};
 use crate::exec::{self, Claim, Predecessor, RunFile};
 use crate::exit;
 use crate::machine::Role;
 use crate::report::View;
 use crate::roles::client::walk::Target;
-use crate::roles::client::{ClientReport, Shade, Unfit};
+use crate::roles::client::{ClientReport, Unfit};
 use crate::roles::inspector::{List, ListParams, Show, ShowParams, StatusOf, StatusParams};
 use crate::roles::operator::{Deletion, Operator, OperatorParams, Verb};
 use crate::roles::submitter::{Batch, BatchParams, Single, SingleParams};
@@ -53,6 +54,14 @@ const CLIENT_THREADS: usize = 640;
 /// # Errors
 /// What nobody can go on with, such as threads or `/proc` that cannot be had.
 pub fn start(config: Config) -> anyhow::Result<i32> {
+    run(config).or_else(|error| {
+        let unfit = error.downcast::<Unfit>()?;
+        log::error!("{unfit}");
+        Ok(unfit.code)
+    })
+}
+
+fn run(config: Config) -> anyhow::Result<i32> {
     let layout = Layout::new(&config.ensemble.root);
     let ensemble = config.ensemble;
     match config.command {
@@ -64,97 +73,51 @@ pub fn start(config: Config) -> anyhow::Result<i32> {
         }
         Command::Elector(settings) => run_elector(&ensemble, layout, settings),
         Command::List(settings) => list(&ensemble, layout, settings),
-        Command::Show { id, json } => match id.task {
-            Some(task) => {
-                let id = TaskId::new(&id.job, &task);
-                run_client(Show::new(ShowParams { layout, id }), &ensemble, (json, false), None)
-            }
-            None => {
-                log::error!("{} is a job: name one task, or see `zkmw list --job {}`", id.job, id.job);
-                Ok(exit::USAGE)
-            }
-        },
-        Command::Wait(IdsConfig { ids, json }) => match targets(&ids) {
-            Ok(targets) => {
-                run_client(Waiter::new(WaitParams { layout, targets }), &ensemble, (json, true), None)
-            }
-            Err(code) => Ok(code),
-        },
-        Command::Cancel(settings) => operate(Verb::Cancel, &ensemble, layout, settings),
-        Command::Retry(settings) => operate(Verb::Retry, &ensemble, layout, settings),
-        Command::Delete(settings) => delete(&ensemble, layout, settings),
-    }
-}
-
-fn operate(verb: Verb, ensemble: &Ensemble, layout: Layout, settings: IdsConfig) -> anyhow::Result<i32> {
-    match targets(&settings.ids) {
-        Ok(targets) => {
-            let role = Operator::new(OperatorParams { layout, verb, targets });
-            run_client(role, ensemble, (settings.json, false), None)
+        Command::Show { id, json } => {
+            run_client(Show::new(ShowParams { layout, id }), &ensemble, (json, false), None)
         }
-        Err(code) => Ok(code),
-    }
-}
-
-fn delete(ensemble: &Ensemble, layout: Layout, settings: DeleteConfig) -> anyhow::Result<i32> {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let ago = |time: Duration| i64::try_from(since_1970.saturating_sub(time).as_millis()).unwrap_or(i64::MAX);
-    let state = |state: TaskState| match shade(state) {
-        Shade::Ended(state) => Some(state),
-        Shade::Pending | Shade::Assigned | Shade::Running | Shade::Cancelling => None,
-    };
-    let verb = Verb::Delete(Deletion {
-        states: settings.states.into_iter().filter_map(state).collect(),
-        before_ms: settings.older_than.map(ago),
-        settled_ms: ago(ensemble.session_timeout * SETTLED_TIMEOUTS),
-    });
-    let targets = match settings.ids.as_slice() {
-        [] => Ok(vec![Target::All]),
-        ids => targets(ids),
-    };
-    match targets {
-        Ok(targets) => {
-            let role = Operator::new(OperatorParams { layout, verb, targets });
-            run_client(role, ensemble, (settings.json, false), None)
+        Command::Wait(IdsConfig { ids: targets, json }) => {
+            run_client(Waiter::new(WaitParams { layout, targets }), &ensemble, (json, true), None)
         }
-        Err(code) => Ok(code),
+        Command::Cancel(IdsConfig { ids, json }) => operate(Verb::Cancel, &ensemble, layout, ids, json),
+        Command::Retry(IdsConfig { ids, json }) => operate(Verb::Retry, &ensemble, layout, ids, json),
+        Command::Delete(DeleteConfig { ids, states, older_than, json }) => {
+            let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let ago = |time| i64::try_from(since_1970.saturating_sub(time).as_millis()).unwrap_or(i64::MAX);
+            let settled_ms = ago(ensemble.session_timeout * SETTLED_TIMEOUTS);
+            let deletion = Deletion { states, before_ms: older_than.map(ago), settled_ms };
+            operate(Verb::Delete(deletion), &ensemble, layout, ids, json)
+        }
     }
 }
 
-fn shade(state: TaskState) -> Shade {
-    match state {
-        TaskState::Pending => Shade::Pending,
-        TaskState::Assigned => Shade::Assigned,
-        TaskState::Running => Shade::Running,
-        TaskState::Cancelling => Shade::Cancelling,
-        TaskState::Done => Shade::Ended(State::Done),
-        TaskState::Failed => Shade::Ended(State::Failed),
-        TaskState::Cancelled => Shade::Ended(State::Cancelled),
-        TaskState::Expired => Shade::Ended(State::Expired),
-    }
+fn operate(
+    verb: Verb,
+    ensemble: &Ensemble,
+    layout: Layout,
+    targets: Vec<Target>,
+    json: bool,
+) -> anyhow::Result<i32> {
+    let role = Operator::new(OperatorParams { layout, verb, targets });
+    run_client(role, ensemble, (json, false), None)
 }
 
 fn list(ensemble: &Ensemble, layout: Layout, settings: ListConfig) -> anyhow::Result<i32> {
     let role = List::new(ListParams {
         layout,
         job: settings.job,
-        states: settings.states.into_iter().map(shade).collect(),
+        states: settings.states,
         limit: u64::from(settings.limit),
     });
     run_client(role, ensemble, (settings.json, false), None)
 }
 
 fn run_elector(ensemble: &Ensemble, layout: Layout, settings: ElectorConfig) -> anyhow::Result<i32> {
-    let mut command = Vec::new();
-    for argument in settings.command {
-        match argument.into_string() {
-            Ok(argument) => command.push(argument),
-            Err(argument) => {
-                log::error!("the argument {argument:?} is not UTF-8");
-                return Ok(exit::DATA);
-            }
-        }
-    }
+    let is_text = |argument: OsString| {
+        let odd = |argument| unfit(exit::DATA, format!("the argument {argument:?} is not UTF-8"));
+        argument.into_string().map_err(odd)
+    };
+    let command = settings.command.into_iter().map(is_text).collect::<Result<Vec<_>, _>>()?;
     let runs = !command.is_empty();
     let role = elector::Elector::new(elector::Params {
         dir: settings.path,
@@ -200,6 +163,10 @@ fn surroundings(ensemble: &Ensemble, threads: usize) -> Surroundings {
     }
 }
 
+fn unfit(code: i32, why: String) -> Unfit {
+    Unfit { code, why }
+}
+
 /// 64 bits that nobody could foretell.
 fn chance() -> u64 {
     RandomState::new().build_hasher().finish()
@@ -227,10 +194,7 @@ fn run_master(ensemble: &Ensemble, layout: Layout, settings: MasterConfig) -> an
 
 fn run_worker(ensemble: &Ensemble, layout: Layout, settings: WorkerConfig) -> anyhow::Result<i32> {
     let process = exec::process_identity()?;
-    let (run_file, predecessor) = match claim(&settings, &service(ensemble), &process) {
-        Ok(claimed) => claimed,
-        Err(code) => return Ok(code),
-    };
+    let (run_file, predecessor) = claim(&settings, &service(ensemble), &process)?;
     // What it still has to write may wait for half of it, the end of its session for the other.
     let close_timeout = ensemble.close_timeout / 2;
     let threads = (settings.slots as usize + WORKER_THREADS).min(MAX_WORKER_THREADS);
@@ -266,7 +230,7 @@ fn claim(
     settings: &WorkerConfig,
     service: &str,
     own: &ProcessIdentity,
-) -> Result<(Option<RunFile>, Option<ProcessIdentity>), i32> {
+) -> Result<(Option<RunFile>, Option<ProcessIdentity>), Unfit> {
     // One host may have workers of one name in several services.
     let name = format!("{}@{service}", settings.id);
     let run_file = match RunFile::claim(&settings.run_dir, &name) {
@@ -274,8 +238,8 @@ fn claim(
         Ok(Claim::Held { pid }) => {
             let process = pid.map_or_else(|| "a process".to_string(), |pid| format!("process {pid}"));
             let hint = "stop that one, or give this one another --id";
-            log::error!("a worker {} lives already: {}, {process}; {hint}", settings.id, own.host);
-            return Err(exit::TRY_AGAIN);
+            let why = format!("a worker {} lives already: {}, {process}; {hint}", settings.id, own.host);
+            return Err(unfit(exit::TRY_AGAIN, why));
         }
         Err(error) => {
             log::warn!(
@@ -313,19 +277,6 @@ fn run_client<T: Role<Report = ClientReport>>(
     shell::run(role, around, &mut |report| view.show(report))
 }
 
-/// The tasks and jobs that were named. The shared jobs are nobody's, so they cannot be named as a whole.
-fn targets(ids: &[ItemRef]) -> Result<Vec<Target>, i32> {
-    let target = |id: &ItemRef| match &id.task {
-        Some(task) => Ok(Target::Task(TaskId::new(&id.job, task))),
-        None if is_shared(&id.job) => {
-            log::error!("{} is a shared job, with the tasks of many users in it: name the tasks", id.job);
-            Err(exit::USAGE)
-        }
-        None => Ok(Target::Job(id.job.clone())),
-    };
-    ids.iter().map(target).collect()
-}
-
 fn submit(ensemble: &Ensemble, layout: Layout, settings: SubmitConfig) -> anyhow::Result<i32> {
     let options = options(&settings);
     let look = (settings.json, settings.progress);
@@ -347,10 +298,7 @@ fn submit(ensemble: &Ensemble, layout: Layout, settings: SubmitConfig) -> anyhow
         orphan_cancel: settings.orphan == Orphan::Cancel,
         cancel_on_interrupt: settings.cancel_on_interrupt,
     });
-    match single {
-        Ok(role) => run_client(role, ensemble, look, None),
-        Err(unfit) => Ok(tell(&unfit)),
-    }
+    run_client(single?, ensemble, look, None)
 }
 
 fn submit_batch(
@@ -359,13 +307,8 @@ fn submit_batch(
     settings: &SubmitConfig,
     path: &Path,
 ) -> anyhow::Result<i32> {
-    let mut reader = match BatchReader::open(path) {
-        Ok(reader) => reader,
-        Err(unfit) => return Ok(tell(&unfit)),
-    };
-    if let Some(Err(unfit)) = settings.chunk.map(|size| reader.check_chunk(size)) {
-        return Ok(tell(&unfit));
-    }
+    let mut reader = BatchReader::open(path)?;
+    settings.chunk.map(|size| reader.check_chunk(size)).transpose()?;
     let batch = Batch::new(BatchParams {
         layout,
         ulid: ulid::Ulid::generate().to_string(),
@@ -381,15 +324,7 @@ fn submit_batch(
     });
     let lines: shell::BatchLines =
         Box::new(move |count| reader.next(count).map_err(|unfit| anyhow::anyhow!("{unfit}")));
-    match batch {
-        Ok(role) => run_client(role, ensemble, (settings.json, settings.progress), Some(lines)),
-        Err(unfit) => Ok(tell(&unfit)),
-    }
-}
-
-fn tell(unfit: &Unfit) -> i32 {
-    log::error!("{unfit}");
-    unfit.code
+    run_client(batch?, ensemble, (settings.json, settings.progress), Some(lines))
 }
 
 fn options(settings: &SubmitConfig) -> Options {

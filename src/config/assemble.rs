@@ -10,12 +10,14 @@ use super::file::File;
 use super::layers::{Layers, quoted, variable};
 use super::settings::{self, Verb};
 use super::{
-    Command, Config, ConfigError, DeleteConfig, ElectorConfig, Ensemble, IdsConfig, ItemRef, ListConfig,
-    MasterConfig, Orphan, SubmitConfig, TaskSource, WorkerConfig, parse,
+    Command, Config, ConfigError, DeleteConfig, ElectorConfig, Ensemble, IdsConfig, ListConfig, MasterConfig,
+    Orphan, SubmitConfig, TaskSource, WorkerConfig, parse,
 };
 
 use crate::contract::worker::MAX_SLOTS;
+use crate::contract::{TaskId, is_shared};
 use crate::exit;
+use crate::roles::client::walk::Target;
 
 /// The most ids on one command line.
 const MAX_IDS: usize = 10_000;
@@ -60,7 +62,7 @@ pub fn load_on(
     let command = match verb {
         Verb::Elector => Command::Elector(elector(&layers, host, &ensemble.root, program)?),
         Verb::Master => Command::Master(MasterConfig {
-            id: layers.get_or_default(&settings::DAEMON_ID)?.unwrap_or_else(|| daemon_id(host)),
+            id: layers.get(&settings::DAEMON_ID)?.unwrap_or_else(|| daemon_id(host)),
             result_ttl: layers.get_always(&settings::RESULT_TTL)?,
             job_ttl: layers.get_always(&settings::JOB_TTL)?,
             max_pending: layers.get_always(&settings::MAX_PENDING)?,
@@ -71,25 +73,17 @@ pub fn load_on(
         Verb::Submit => Command::Submit(submit(&layers, words, program)?),
         Verb::Status => Command::Status { json: json(&layers)? },
         Verb::List => Command::List(ListConfig {
-            job: layers.get_or_default(&settings::LIST_JOB)?,
+            job: layers.get(&settings::LIST_JOB)?,
             states: layers.get_or_default(&settings::STATE)?,
             limit: layers.get_always(&settings::LIMIT)?,
             json: json(&layers)?,
         }),
-        Verb::Show => {
-            let mut ids = ids(verb, &words)?;
-            let id = ids.swap_remove(0);
-            if !ids.is_empty() {
-                return Err(ConfigError::usage("show takes one ID"));
-            }
-            Command::Show { id, json: json(&layers)? }
-        }
-        Verb::Wait => Command::Wait(IdsConfig { ids: ids(verb, &words)?, json: json(&layers)? }),
-        Verb::Cancel => Command::Cancel(IdsConfig { ids: ids(verb, &words)?, json: json(&layers)? }),
-        Verb::Retry => Command::Retry(IdsConfig { ids: ids(verb, &words)?, json: json(&layers)? }),
+        Verb::Show => Command::Show { id: one_task(&words)?, json: json(&layers)? },
+        Verb::Wait => Command::Wait(IdsConfig { ids: own_ids(verb, &words)?, json: json(&layers)? }),
+        Verb::Cancel => Command::Cancel(IdsConfig { ids: own_ids(verb, &words)?, json: json(&layers)? }),
+        Verb::Retry => Command::Retry(IdsConfig { ids: own_ids(verb, &words)?, json: json(&layers)? }),
         Verb::Delete => Command::Delete(delete(&layers, &words)?),
     };
-    assert_eq!(verb.is_daemon(), command.is_daemon());
     Ok(Config { ensemble, verbosity, command })
 }
 
@@ -100,7 +94,7 @@ fn delete(layers: &Layers<'_>, words: &[OsString]) -> Result<DeleteConfig, Confi
         let message = "delete needs an ID, or --state to delete all that ended so (see zkmw delete --help)";
         return Err(ConfigError::usage(message));
     }
-    let ids = if words.is_empty() { Vec::new() } else { ids(layers.verb, words)? };
+    let ids = if words.is_empty() { vec![Target::All] } else { own_ids(layers.verb, words)? };
     Ok(DeleteConfig { ids, states, older_than, json: json(layers)? })
 }
 
@@ -141,7 +135,7 @@ fn elector(
     root: &str,
     command: Vec<OsString>,
 ) -> Result<ElectorConfig, ConfigError> {
-    let path = layers.get_or_default(&settings::PATH)?;
+    let path = layers.get(&settings::PATH)?;
     if let Some(path) = &path
         && let Some(below) = format!("{path}/").strip_prefix(&format!("{root}/"))
         && below.strip_prefix("elections/").is_none_or(str::is_empty)
@@ -162,7 +156,7 @@ fn elector(
         return Err(ConfigError::new(exit::CONFIG, message));
     }
     Ok(ElectorConfig {
-        id: layers.get_or_default(&settings::DAEMON_ID)?.unwrap_or_else(|| daemon_id(host)),
+        id: layers.get(&settings::DAEMON_ID)?.unwrap_or_else(|| daemon_id(host)),
         path: path.unwrap_or_else(|| format!("{root}/elections/default")),
         grace: layers.get_always(&settings::ELECTOR_GRACE)?,
         once: layers.get_or_default(&settings::ONCE)?,
@@ -173,11 +167,11 @@ fn elector(
 
 fn worker(layers: &Layers<'_>, host: &Host) -> Result<WorkerConfig, ConfigError> {
     Ok(WorkerConfig {
-        id: layers.get_or_default(&settings::WORKER_ID)?.unwrap_or_else(|| host.name.clone()),
+        id: layers.get(&settings::WORKER_ID)?.unwrap_or_else(|| host.name.clone()),
         slots: layers.get(&settings::SLOTS)?.unwrap_or(host.cores),
         labels: layers.get_or_default(&settings::LABEL)?,
         grace: layers.get_always(&settings::WORKER_GRACE)?,
-        handler: layers.get_or_default(&settings::HANDLER)?,
+        handler: layers.get(&settings::HANDLER)?,
         output_limit_bytes: layers.get_always(&settings::OUTPUT_LIMIT)?,
         run_dir: match layers.get(&settings::RUN_DIR)? {
             Some(dir) => dir,
@@ -229,14 +223,14 @@ fn submit(
     Ok(SubmitConfig {
         task,
         chunk,
-        job: layers.get_or_default(&settings::JOB)?,
-        id: layers.get_or_default(&settings::TASK_KEY)?,
+        job: layers.get(&settings::JOB)?,
+        id: layers.get(&settings::TASK_KEY)?,
         detach,
         timeout: layers.get_always(&settings::TIMEOUT)?,
         expire_after: layers.get_always(&settings::EXPIRE_AFTER)?,
-        max_attempts: layers.get_or_default(&settings::MAX_ATTEMPTS)?,
-        retry_backoff: layers.get_or_default(&settings::RETRY_BACKOFF)?,
-        priority: layers.get_or_default(&settings::PRIORITY)?,
+        max_attempts: layers.get(&settings::MAX_ATTEMPTS)?,
+        retry_backoff: layers.get(&settings::RETRY_BACKOFF)?,
+        priority: layers.get(&settings::PRIORITY)?,
         require: layers.get_or_default(&settings::REQUIRE)?,
         env: layers.get_or_default(&settings::ENV)?,
         orphan,
@@ -298,7 +292,7 @@ fn bad_task(what: &str, reason: &str) -> ConfigError {
     ConfigError::new(exit::DATA, &format!("{what} {reason}"))
 }
 
-fn ids(verb: Verb, words: &[OsString]) -> Result<Vec<ItemRef>, ConfigError> {
+fn ids(verb: Verb, words: &[OsString]) -> Result<Vec<Target>, ConfigError> {
     if words.is_empty() {
         let message = format!("{} needs an ID (see zkmw {} --help)", verb.name(), verb.name());
         return Err(ConfigError::usage(&message));
@@ -309,8 +303,33 @@ fn ids(verb: Verb, words: &[OsString]) -> Result<Vec<ItemRef>, ConfigError> {
     words
         .iter()
         .map(|word| {
-            let id = word.to_str().ok_or_else(|| "must be UTF-8".to_owned()).and_then(parse::item_ref);
+            let id = word.to_str().ok_or_else(|| "must be UTF-8".to_owned()).and_then(parse::target);
             id.map_err(|reason| ConfigError::usage(&format!("ID: {} is not valid: {reason}", quoted(word))))
         })
         .collect()
+}
+
+/// The shared jobs are nobody's, so they cannot be named as a whole.
+fn own_ids(verb: Verb, words: &[OsString]) -> Result<Vec<Target>, ConfigError> {
+    let ids = ids(verb, words)?;
+    for id in &ids {
+        if let Target::Job(job) = id
+            && is_shared(job)
+        {
+            let why = "is a shared job, with the tasks of many users in it: name the tasks";
+            return Err(ConfigError::usage(&format!("{job} {why}")));
+        }
+    }
+    Ok(ids)
+}
+
+fn one_task(words: &[OsString]) -> Result<TaskId, ConfigError> {
+    match ids(Verb::Show, words)?.as_slice() {
+        [Target::Task(id)] => Ok(id.clone()),
+        [Target::Job(job)] => {
+            let hint = format!("name one task, or see `zkmw list --job {job}`");
+            Err(ConfigError::usage(&format!("{job} is a job: {hint}")))
+        }
+        _ => Err(ConfigError::usage("show takes one ID")),
+    }
 }

@@ -8,12 +8,12 @@ use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::contract::chunk::MAX_CHUNK_COMMANDS;
-use crate::contract::task::MAX_RETRY_BACKOFF_MS;
-use crate::contract::worker::MAX_SLOTS;
-use crate::contract::{Labels, MAX_ID_BYTES, is_component};
+use crate::contract::task::State;
+use crate::contract::{Labels, MAX_ID_BYTES, TaskId, is_component};
+use crate::roles::client::Shade;
+use crate::roles::client::walk::Target;
 
-use super::{Auth, ItemRef, Orphan, Secret, TaskState, ZkAddress};
+use super::{Auth, Orphan, Secret, ZkAddress};
 
 /// The most bytes a task's command may have: Linux takes no single argument over 128 KiB, and `/bin/sh -c` gets
 /// the whole line as one. Of a program and its arguments it is the sum, with one more byte for each.
@@ -22,8 +22,6 @@ pub const MAX_COMMAND_BYTES: usize = 120 * 1024;
 pub const MAX_PATH_BYTES: usize = 512;
 /// The most bytes of one stream's output that may be kept with an outcome.
 pub const MAX_OUTPUT_BYTES: usize = 96 * 1024;
-/// The highest limit for tasks without an outcome.
-pub const MAX_MAX_PENDING: u64 = 1_000_000_000;
 /// The highest limit for the data of all tasks: 1 TiB.
 pub const MAX_MAX_PENDING_BYTES: u64 = 1 << 40;
 /// The most labels of a worker, or of what a task requires.
@@ -41,10 +39,17 @@ const MAX_SEGMENT_BYTES: usize = 2 * MAX_ID_BYTES + 32;
 /// ZooKeeper's port.
 pub const DEFAULT_PORT: u16 = 2181;
 
-const SECOND: Duration = Duration::from_secs(1);
-const TENTH: Duration = Duration::from_millis(100);
-const DAY: Duration = Duration::from_secs(24 * 3600);
-const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+/// All states, in the order of a task's life.
+pub const STATES: [Shade; 8] = [
+    Shade::Pending,
+    Shade::Assigned,
+    Shade::Running,
+    Shade::Cancelling,
+    Shade::Ended(State::Done),
+    Shade::Ended(State::Failed),
+    Shade::Ended(State::Cancelled),
+    Shade::Ended(State::Expired),
+];
 
 /// Why a list is wrong, and at which of its items.
 #[derive(Debug, PartialEq)]
@@ -78,7 +83,7 @@ pub fn count(text: &str) -> Parsed<i8> {
     number(text, 0, 9)
 }
 
-fn number<T>(text: &str, min: T, max: T) -> Parsed<T>
+pub fn number<T>(text: &str, min: T, max: T) -> Parsed<T>
 where
     T: std::str::FromStr + PartialOrd + std::fmt::Display,
 {
@@ -89,40 +94,12 @@ where
     }
 }
 
-pub fn slots(text: &str) -> Parsed<u32> {
-    number(text, 1, MAX_SLOTS)
-}
-
-pub fn chunk(text: &str) -> Parsed<u32> {
-    number(text, 1, MAX_CHUNK_COMMANDS as u32)
-}
-
-pub fn max_attempts(text: &str) -> Parsed<u32> {
-    number(text, 1, 1000)
-}
-
-pub fn priority(text: &str) -> Parsed<i32> {
-    number(text, -1000, 1000)
-}
-
-pub fn list_limit(text: &str) -> Parsed<u32> {
-    number(text, 1, 1_000_000)
-}
-
 pub fn orphan(text: &str) -> Parsed<Orphan> {
     match text {
         "keep" => Ok(Orphan::Keep),
         "cancel" => Ok(Orphan::Cancel),
         _ => wrong("must be keep or cancel"),
     }
-}
-
-pub fn max_pending(text: &str) -> Parsed<u64> {
-    number(text, 1, MAX_MAX_PENDING)
-}
-
-pub fn max_failed(text: &str) -> Parsed<u64> {
-    number(text, 0, MAX_MAX_PENDING)
 }
 
 pub fn output_limit_bytes(text: &str) -> Parsed<usize> {
@@ -154,7 +131,7 @@ fn size(text: &str) -> Option<u64> {
 
 // --- times
 
-fn duration(text: &str, min: Duration, max: Duration) -> Parsed<Duration> {
+pub fn duration(text: &str, min: Duration, max: Duration) -> Parsed<Duration> {
     let between = || format!("must be between {} and {}", show(min), show(max));
     if text.parse::<f64>().is_ok() && text != "0" {
         return wrong("needs a unit, such as 500ms, 10s, 5m, 24h or 7d");
@@ -184,41 +161,15 @@ fn show(d: Duration) -> String {
     }
 }
 
-fn or_none(text: &str, parse: fn(&str) -> Parsed<Duration>) -> Parsed<Option<Duration>> {
+/// A time of a tenth of a second or more, or none.
+pub fn time_or_none(text: &str, max: Duration) -> Parsed<Option<Duration>> {
     match text {
         "none" => Ok(None),
-        text => parse(text).map(Some).map_err(|reason| format!("{reason}; or none")),
+        text => {
+            let time = duration(text, Duration::from_millis(100), max);
+            time.map(Some).map_err(|reason| format!("{reason}; or none"))
+        }
     }
-}
-
-pub fn session_timeout(text: &str) -> Parsed<Duration> {
-    duration(text, 2 * SECOND, 600 * SECOND)
-}
-
-pub fn connect_timeout(text: &str) -> Parsed<Option<Duration>> {
-    or_none(text, |t| duration(t, TENTH, DAY))
-}
-
-pub fn close_timeout(text: &str) -> Parsed<Duration> {
-    duration(text, TENTH, 600 * SECOND)
-}
-
-/// A time to wait before something is done by force; may be zero.
-pub fn grace(text: &str) -> Parsed<Duration> {
-    duration(text, Duration::ZERO, DAY)
-}
-
-/// Before the second attempt. A longer one would be cut in silence, as the contract has a limit.
-pub fn retry_backoff(text: &str) -> Parsed<Duration> {
-    duration(text, Duration::ZERO, Duration::from_millis(MAX_RETRY_BACKOFF_MS))
-}
-
-pub fn time_to_live(text: &str) -> Parsed<Duration> {
-    duration(text, SECOND, 10 * YEAR)
-}
-
-pub fn time_limit(text: &str) -> Parsed<Option<Duration>> {
-    or_none(text, |t| duration(t, TENTH, YEAR))
 }
 
 // --- ids
@@ -262,47 +213,35 @@ pub fn id_from_host_name(host: &str) -> String {
     if fit.is_empty() { "host".to_owned() } else { fit.to_owned() }
 }
 
-pub fn job(text: &str) -> Parsed<Option<String>> {
+pub fn job(text: &str) -> Parsed<String> {
     let name = id(text)?;
     if name.starts_with('_') {
         return wrong("must not begin with '_': _00 to _ff are the jobs that all single tasks share");
     }
-    Ok(Some(name))
-}
-
-/// The job to list: any directory below `tasks`, so the shared ones and the parts of a batch too.
-pub fn job_filter(text: &str) -> Parsed<Option<String>> {
-    segment(text).map(Some)
-}
-
-pub fn key(text: &str) -> Parsed<Option<String>> {
-    id(text).map(Some)
+    Ok(name)
 }
 
 /// An id as `zkmw` prints it, `JOB/TASK`, or a job as a whole.
-pub fn item_ref(text: &str) -> Parsed<ItemRef> {
+pub fn target(text: &str) -> Parsed<Target> {
     match text.split_once('/') {
-        None => Ok(ItemRef { job: segment(text)?, task: None }),
-        Some((job, task)) if !task.contains('/') => {
-            Ok(ItemRef { job: segment(job)?, task: Some(segment(task)?) })
-        }
-        Some(_) => wrong("must be JOB/TASK, as printed by submit and list, or JOB"),
+        None => Ok(Target::Job(segment(text)?)),
+        Some((job, task)) => Ok(Target::Task(TaskId::new(&segment(job)?, &segment(task)?))),
     }
 }
 
 /// A znode's name below `tasks`: one that we made of several parts, or any that a client in another language
 /// chose, so this is wider than what `id` allows.
-fn segment(text: &str) -> Parsed<String> {
+pub fn segment(text: &str) -> Parsed<String> {
     if !is_component(text) || text.len() > MAX_SEGMENT_BYTES {
         return wrong("must be JOB/TASK, as printed by submit and list, or JOB");
     }
     Ok(text.to_owned())
 }
 
-pub fn states(items: &[String]) -> ParsedList<Vec<TaskState>> {
+pub fn states(items: &[String]) -> ParsedList<Vec<Shade>> {
     let mut states = Vec::new();
     for (index, item) in items.iter().enumerate() {
-        let state = TaskState::ALL.into_iter().find(|s| s.name() == item).ok_or_else(|| BadItem {
+        let state = STATES.into_iter().find(|s| s.as_str() == item).ok_or_else(|| BadItem {
             index,
             reason: "must be pending, assigned, running, cancelling, done, failed, cancelled or expired"
                 .to_owned(),
@@ -315,16 +254,15 @@ pub fn states(items: &[String]) -> ParsedList<Vec<TaskState>> {
 }
 
 /// The states of what is over.
-pub fn ended_states(items: &[String]) -> ParsedList<Vec<TaskState>> {
-    let states = states(items)?;
-    match states.iter().position(|state| !state.is_ended()) {
-        None => Ok(states),
-        Some(index) => Err(BadItem {
-            index,
-            reason: "must be done, failed, cancelled or expired: what has not ended cannot be deleted"
-                .to_owned(),
-        }),
-    }
+pub fn ended_states(items: &[String]) -> ParsedList<Vec<State>> {
+    let reason = "must be done, failed, cancelled or expired: what has not ended cannot be deleted";
+    let ended = |(index, state)| match state {
+        Shade::Ended(state) => Ok(state),
+        Shade::Pending | Shade::Assigned | Shade::Running | Shade::Cancelling => {
+            Err(BadItem { index, reason: reason.to_owned() })
+        }
+    };
+    states(items)?.into_iter().enumerate().map(ended).collect()
 }
 
 // --- labels and variables
@@ -523,12 +461,8 @@ pub fn absolute_dir(text: &OsStr) -> Parsed<PathBuf> {
     if dir.is_absolute() { Ok(dir) } else { wrong("must be an absolute path") }
 }
 
-pub fn any_path(text: &OsStr) -> Parsed<PathBuf> {
-    Ok(PathBuf::from(text))
-}
-
 /// A shell command line that stays on this machine.
-pub fn handler(text: &str) -> Parsed<Option<String>> {
+pub fn handler(text: &str) -> Parsed<String> {
     if text.trim().is_empty() {
         return wrong("must be a shell command line");
     }
@@ -536,7 +470,7 @@ pub fn handler(text: &str) -> Parsed<Option<String>> {
     if let Some(c) = text.chars().find(|c| c.is_control() && !matches!(c, '\t' | '\n')) {
         return wrong(format!("has the control character {c:?} in it"));
     }
-    Ok(Some(text.to_owned()))
+    Ok(text.to_owned())
 }
 
 /// Whether a shell command line can be stored and run as a task; for the lines of a batch as for a single one.

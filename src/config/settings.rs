@@ -6,10 +6,14 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::parse::{self, BadItem};
+use super::parse::{self, BadItem, duration, number, time_or_none};
 use crate::contract::Labels;
+use crate::contract::chunk::MAX_CHUNK_COMMANDS;
+use crate::contract::task::{MAX_RETRY_BACKOFF_MS, State};
+use crate::contract::worker::MAX_SLOTS;
+use crate::roles::client::Shade;
 
-use super::{Auth, Orphan, TaskState, ZkAddress};
+use super::{Auth, Orphan, ZkAddress};
 
 /// The commands of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -228,6 +232,14 @@ const ALL: &[Verb] = &Verb::ALL;
 const JSON: Shape = Switch { negation: "no-json" };
 const LABELS: Shape = List("K=V", Words);
 
+const SECOND: Duration = Duration::from_secs(1);
+const TENTH: Duration = Duration::from_millis(100);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The highest limit for tasks without an outcome.
+const MAX_MAX_PENDING: u64 = 1_000_000_000;
+
 settings! {
     // --- of every command
 
@@ -238,20 +250,20 @@ settings! {
         One(parse::znode_path), "The znode below which all of zkmw's own are; different roots are different \
         services";
     SESSION_TIMEOUT: Duration = ("session-timeout", ALL, Value("TIME"), Text("10s"), Anywhere)
-        One(parse::session_timeout), "How long the ensemble takes to give up a process that it no longer hears \
+        One(|text| duration(text, 2 * SECOND, 600 * SECOND)), "How long the ensemble takes to give up a process that it no longer hears \
         of, 2s to 10m; the ensemble may have narrower limits";
     CONNECT_TIMEOUT: Option<Duration> = ("connect-timeout", ALL, Value("TIME"),
         Described("30s; none for elector, master and worker"), Anywhere)
-        One(parse::connect_timeout), "How long to wait for an ensemble at the start before exiting with 69; \
+        One(|text| time_or_none(text, DAY)), "How long to wait for an ensemble at the start before exiting with 69; \
         'none' waits for ever";
     CLOSE_TIMEOUT: Duration = ("close-timeout", ALL, Value("TIME"), Text("5s"), Anywhere)
-        One(parse::close_timeout), "How long closing the session may take at the end";
+        One(|text| duration(text, TENTH, 600 * SECOND)), "How long closing the session may take at the end";
     AUTH: Vec<Auth> = ("auth", ALL, List("SCHEME:CREDENTIAL", Lines), Nothing, Anywhere, secret)
         Many(parse::auth), "Credential for the ensemble, such as digest:USER:PASSWORD; may be repeated. Every \
         user of this host can read command lines, so better put it into the file or ZKMW_AUTH (one a line)";
     CONFIG: PathBuf = ("config", ALL, Value("FILE"), Described("/etc/zkmw/zkmw.toml if there is one"),
         FlagOrVariable)
-        Path(parse::any_path), "Read settings from this TOML file";
+        Path(|text| Ok(text.into())), "Read settings from this TOML file";
     VERBOSE: i8 = ("verbose", ALL, Count('v'), Nothing, Anywhere)
         One(parse::count), "Log more, to standard error; more with each -v. RUST_LOG wins over it";
     QUIET: i8 = ("quiet", ALL, Count('q'), Nothing, Anywhere)
@@ -259,23 +271,23 @@ settings! {
 
     // --- who one is
 
-    DAEMON_ID: Option<String> = ("id", &[Elector, Master], Value("ID"), Described("host name-process id"),
+    DAEMON_ID: String = ("id", &[Elector, Master], Value("ID"), Described("host name-process id"),
         Anywhere)
-        One(parse::key), "What to call this process in logs, in status and in the election";
-    WORKER_ID: Option<String> = ("id", &[Worker], Value("ID"), Described("the host name"), Anywhere)
-        One(parse::key), "What to call this worker. No two may have the same at the same time; it should stay \
+        One(parse::id), "What to call this process in logs, in status and in the election";
+    WORKER_ID: String = ("id", &[Worker], Value("ID"), Described("the host name"), Anywhere)
+        One(parse::id), "What to call this worker. No two may have the same at the same time; it should stay \
         the same over restarts";
-    TASK_KEY: Option<String> = ("id", &[Submit], Value("KEY"), Described("a new one"), Flag)
-        One(parse::key), "A key of your own for the task: submitting it again finds the same task and does not \
+    TASK_KEY: String = ("id", &[Submit], Value("KEY"), Described("a new one"), Flag)
+        One(parse::id), "A key of your own for the task: submitting it again finds the same task and does not \
         run it twice. Another task with the same key is an error (65)";
 
     // --- elector
 
-    PATH: Option<String> = ("path", &[Elector], Value("PATH"), Described("ROOT/elections/default"), Anywhere)
-        One(|text| parse::znode_path(text).map(Some)), "The znode of the election; contenders with the same path \
+    PATH: String = ("path", &[Elector], Value("PATH"), Described("ROOT/elections/default"), Anywhere)
+        One(parse::znode_path), "The znode of the election; contenders with the same path \
         stand in the same one";
     ELECTOR_GRACE: Duration = ("grace", &[Elector], Value("TIME"), Text("10s"), Anywhere)
-        One(parse::grace), "How long the command may take to end after SIGTERM before it gets SIGKILL; shorter \
+        One(|text| duration(text, Duration::ZERO, DAY)), "How long the command may take to end after SIGTERM before it gets SIGKILL; shorter \
         if the session ends before";
     ONCE: bool = ("once", &[Elector], Switch { negation: "no-once" }, Nothing, Anywhere)
         One(parse::boolean), "Exit as the command exits, instead of standing again and running it again";
@@ -283,14 +295,14 @@ settings! {
     // --- master
 
     RESULT_TTL: Duration = ("result-ttl", &[Master], Value("TIME"), Text("24h"), Anywhere)
-        One(parse::time_to_live), "How long to keep an outcome that nobody has collected, and whatever ended badly";
+        One(|text| duration(text, SECOND, 10 * YEAR)), "How long to keep an outcome that nobody has collected, and whatever ended badly";
     MAX_FAILED: u64 = ("max-failed", &[Master], Value("N"), Text("100000"), Anywhere)
-        One(parse::max_failed), "Keep at most so many commands that ended badly, 0 to 1000000000, in at most a quarter \
+        One(|text| number(text, 0, MAX_MAX_PENDING)), "Keep at most so many commands that ended badly, 0 to 1000000000, in at most a quarter \
         of --max-pending-bytes; the oldest go first. Those with a key of their own stay for --result-ttl";
     JOB_TTL: Duration = ("job-ttl", &[Master], Value("TIME"), Text("1h"), Anywhere)
-        One(parse::time_to_live), "How long to keep a job that has become empty";
+        One(|text| duration(text, SECOND, 10 * YEAR)), "How long to keep a job that has become empty";
     MAX_PENDING: u64 = ("max-pending", &[Master], Value("N"), Text("10000000"), Anywhere)
-        One(parse::max_pending), "Refuse further tasks (73) when so many commands stand without an outcome, 1 to \
+        One(|text| number(text, 1, MAX_MAX_PENDING)), "Refuse further tasks (73) when so many commands stand without an outcome, 1 to \
         1000000000. What the leader was given holds for all submitters, so give all masters the same";
     MAX_PENDING_BYTES: u64 = ("max-pending-bytes", &[Master], Value("SIZE"), Text("1GiB"), Anywhere)
         One(parse::max_pending_bytes), "Refuse further tasks (73) when the data of all that stand, with an outcome \
@@ -299,14 +311,14 @@ settings! {
     // --- worker
 
     SLOTS: u32 = ("slots", &[Worker], Value("N"), Described("the number of cores"), Anywhere)
-        One(parse::slots), "How many tasks to run at a time, 1 to 1000";
+        One(|text| number(text, 1, MAX_SLOTS)), "How many tasks to run at a time, 1 to 1000";
     LABEL: Labels = ("label", &[Worker], LABELS, Nothing, Anywhere)
         Many(parse::labels), "A property of this worker that tasks can require, such as gpu=yes; may be \
         repeated, up to 32";
     WORKER_GRACE: Duration = ("grace", &[Worker], Value("TIME"), Text("30s"), Anywhere)
-        One(parse::grace), "How long running tasks may go on after SIGTERM; what is left then is killed and \
+        One(|text| duration(text, Duration::ZERO, DAY)), "How long running tasks may go on after SIGTERM; what is left then is killed and \
         handed to other workers";
-    HANDLER: Option<String> = ("handler", &[Worker], Value("COMMAND"), Described("none: each task is a process of its own"),
+    HANDLER: String = ("handler", &[Worker], Value("COMMAND"), Described("none: each task is a process of its own"),
         Anywhere)
         One(parse::handler), "Run tasks by handlers: this shell command line is started up to once for each slot, and is \
         given a line of JSON for each task on its standard input, which it answers with one on its standard output \
@@ -322,28 +334,28 @@ settings! {
     // --- submit
 
     FROM_FILE: PathBuf = ("from-file", &[Submit], Value("FILE"), Nothing, Flag)
-        Path(parse::any_path), "Submit a batch: every line of FILE is a shell command line of its own; - reads \
+        Path(|text| Ok(text.into())), "Submit a batch: every line of FILE is a shell command line of its own; - reads \
         standard input";
     CHUNK: u32 = ("chunk", &[Submit], Value("N"), Described("up to 100, by the lines and the slots"), Flag)
-        One(parse::chunk), "Store the lines of a batch N to a znode, 1 to 1000. Each line is told by itself, at most \
+        One(|text| number(text, 1, MAX_CHUNK_COMMANDS as u32)), "Store the lines of a batch N to a znode, 1 to 1000. Each line is told by itself, at most \
         half a second after it ended as long as the results of N lines take less than 100 KiB";
-    JOB: Option<String> = ("job", &[Submit], Value("NAME"), Described("a shared one; for a batch a new one"),
+    JOB: String = ("job", &[Submit], Value("NAME"), Described("a shared one; for a batch a new one"),
         Anywhere)
         One(parse::job), "The job to put the task into";
     DETACH: bool = ("detach", &[Submit], Switch { negation: "no-detach" }, Nothing, Anywhere)
         One(parse::boolean), "Print the id and exit without waiting for the outcome";
     TIMEOUT: Option<Duration> = ("timeout", &[Submit], Value("TIME"), Text("none"), Anywhere)
-        One(parse::time_limit), "How long the task may run; then it is killed and has failed (124)";
+        One(|text| time_or_none(text, YEAR)), "How long the task may run; then it is killed and has failed (124)";
     EXPIRE_AFTER: Option<Duration> = ("expire-after", &[Submit], Value("TIME"), Text("none"), Anywhere)
-        One(parse::time_limit), "How long the task may wait for its start; then it has expired and never runs";
-    MAX_ATTEMPTS: Option<u32> = ("max-attempts", &[Submit], Value("N"), Nothing, Anywhere)
-        One(|text| parse::max_attempts(text).map(Some)), "Run the task up to N times until it succeeds, 1 to \
+        One(|text| time_or_none(text, YEAR)), "How long the task may wait for its start; then it has expired and never runs";
+    MAX_ATTEMPTS: u32 = ("max-attempts", &[Submit], Value("N"), Nothing, Anywhere)
+        One(|text| number(text, 1, 1000)), "Run the task up to N times until it succeeds, 1 to \
         1000. Without it a task that exits with an error has failed at once, and one whose workers die has after three";
-    RETRY_BACKOFF: Option<Duration> = ("retry-backoff", &[Submit], Value("TIME"), Described("1s"), Anywhere)
-        One(|text| parse::retry_backoff(text).map(Some)), "How long to wait before the second attempt, up to 1h; doubled \
+    RETRY_BACKOFF: Duration = ("retry-backoff", &[Submit], Value("TIME"), Described("1s"), Anywhere)
+        One(|text| duration(text, Duration::ZERO, Duration::from_millis(MAX_RETRY_BACKOFF_MS))), "How long to wait before the second attempt, up to 1h; doubled \
         before each that follows";
-    PRIORITY: Option<i32> = ("priority", &[Submit], Value("N"), Described("0"), Anywhere)
-        One(|text| parse::priority(text).map(Some)), "Tasks with a higher priority always go first, -1000 to 1000";
+    PRIORITY: i32 = ("priority", &[Submit], Value("N"), Described("0"), Anywhere)
+        One(|text| number(text, -1000, 1000)), "Tasks with a higher priority always go first, -1000 to 1000";
     REQUIRE: Labels = ("require", &[Submit], LABELS, Nothing, Anywhere)
         Many(parse::labels), "Run only on a worker with this label; may be repeated, and then all are required";
     ENV: BTreeMap<String, String> = ("env", &[Submit], List("NAME=VALUE", Lines), Nothing, Anywhere, secret)
@@ -360,21 +372,21 @@ settings! {
 
     // --- list
 
-    LIST_JOB: Option<String> = ("job", &[Verb::List], Value("JOB"), Described("all"), Anywhere)
-        One(parse::job_filter), "List only the tasks of this job";
-    STATE: Vec<TaskState> = ("state", &[Verb::List], Shape::List("STATE", Words), Described("all"), Anywhere)
+    LIST_JOB: String = ("job", &[Verb::List], Value("JOB"), Described("all"), Anywhere)
+        One(parse::segment), "List only the tasks of this job";
+    STATE: Vec<Shade> = ("state", &[Verb::List], Shape::List("STATE", Words), Described("all"), Anywhere)
         Many(parse::states), "List only tasks in this state: pending, assigned, running, cancelling, done, failed, \
         cancelled or expired; may be repeated";
     LIMIT: u32 = ("limit", &[Verb::List], Value("N"), Text("1000"), Anywhere)
-        One(parse::list_limit), "List at most so many";
+        One(|text| number(text, 1, 1_000_000)), "List at most so many";
 
     // --- delete
 
-    DELETE_STATE: Vec<TaskState> = ("state", &[Delete], Shape::List("STATE", Words), Described("all"), Flag)
+    DELETE_STATE: Vec<State> = ("state", &[Delete], Shape::List("STATE", Words), Described("all"), Flag)
         Many(parse::ended_states), "Delete only what ended so: done, failed, cancelled or expired; may be repeated. \
         Without an ID it is looked for in all jobs. A part of a batch that is stored together goes as a whole";
     OLDER_THAN: Option<Duration> = ("older-than", &[Delete], Value("TIME"), Nothing, Flag)
-        One(parse::time_limit), "Delete only what ended so long ago, by this machine's clock";
+        One(|text| time_or_none(text, YEAR)), "Delete only what ended so long ago, by this machine's clock";
 
     // --- of most commands
 

@@ -218,25 +218,27 @@ fn ids_of_tasks() {
         other => panic!("{other:?}"),
     };
     let ids = wait("wait --json _3f/01J9 import import~2/k:1").ids;
-    let shown: Vec<_> = ids.iter().map(ToString::to_string).collect();
-    assert_eq!(shown, ["_3f/01J9", "import", "import~2/k:1"]);
-    assert_eq!(ids[1], ItemRef { job: "import".to_owned(), task: None });
+    let task = |job, name| Target::Task(TaskId::new(job, name));
+    assert_eq!(ids, [task("_3f", "01J9"), Target::Job("import".into()), task("import~2", "k:1")]);
     assert!(wait("wait --json a").json && !wait("retry a").json);
     assert_eq!(wait("cancel a b").ids.len(), 2);
     let shown = zkmw("show a/b --json").ok().command;
-    assert_eq!(shown, Command::Show { id: ItemRef { job: "a".into(), task: Some("b".into()) }, json: true });
+    assert_eq!(shown, Command::Show { id: TaskId::new("a", "b"), json: true });
     let long = "x".repeat(300);
     for bad in ["", "/", "a/", "/a", "a/b/c", "a/..", ".", "a\n", &long] {
         zkmw("show").arg(bad).fails_with(64, "is not valid: must be JOB/TASK");
     }
     // What other clients may have named so.
-    assert_eq!(parse::item_ref("größe 1/é").map(|id| id.to_string()), Ok("größe 1/é".to_owned()));
+    assert_eq!(parse::target("größe 1/é"), Ok(task("größe 1", "é")));
     // The longest id that we make ourselves.
     let longest = batch_task(Some(&"j".repeat(128)), &"k".repeat(128), 9_999_999);
-    assert_eq!(parse::item_ref(longest.as_str()).map(|id| id.to_string()), Ok(longest.as_str().to_owned()));
+    assert_eq!(parse::target(longest.as_str()), Ok(Target::Task(longest)));
     let too_many = (0..10_001).fold(zkmw("cancel"), |w, n| w.arg(n.to_string()));
     too_many.fails_with(64, "at most 10000 ids");
     zkmw("show a b").fails(64, "zkmw: show takes one ID");
+    zkmw("show a").fails(64, "zkmw: a is a job: name one task, or see `zkmw list --job a`");
+    zkmw("wait a _3f").fails_with(64, "zkmw: _3f is a shared job, with the tasks of many users in it");
+    zkmw("show _3f/a").ok();
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn defaults_of_every_command() {
 fn daemons_wait_for_ever_and_clients_do_not() {
     for verb in Verb::ALL {
         let words = if matches!(verb.name(), "submit" | "show" | "wait" | "cancel" | "retry" | "delete") {
-            " x"
+            " x/y"
         } else {
             ""
         };
@@ -199,10 +199,10 @@ fn precedence() {
         |w| w.list().states,
         [
             vec![],
-            vec![TaskState::Pending],
-            vec![TaskState::Running],
-            vec![TaskState::Done],
-            vec![TaskState::Failed],
+            vec![Shade::Pending],
+            vec![Shade::Running],
+            vec![Shade::Ended(State::Done)],
+            vec![Shade::Ended(State::Failed)],
         ],
     );
     check(

@@ -2,6 +2,11 @@
 
 use super::*;
 use crate::config::parse::*;
+use crate::config::settings::{self, Setting};
+
+fn one<T>(setting: &Setting<T>, text: &str) -> Result<T, String> {
+    setting.parser.parse(&[text.into()]).map_err(|bad| bad.reason)
+}
 
 #[test]
 fn connect_strings() {
@@ -123,15 +128,15 @@ fn times() {
         let message = timeout(bad).expect_err(bad).message;
         assert!(message.contains("500ms, 10s, 5m, 24h or 7d"), "{message}");
     }
-    assert_eq!(grace("0"), Ok(Duration::ZERO));
-    assert_eq!(grace("0s"), Ok(Duration::ZERO));
-    assert_eq!(time_to_live("7days"), Ok(secs(7 * 24 * 3600)));
-    assert_eq!(time_to_live("999ms"), Err("must be between 1s and 3650d".to_owned()));
-    assert_eq!(time_limit("none"), Ok(None));
-    assert_eq!(time_limit("0s"), Err("must be between 100ms and 365d; or none".to_owned()));
-    assert_eq!(retry_backoff("1h"), Ok(secs(3600)));
-    assert_eq!(retry_backoff("61m"), Err("must be between 0s and 1h".to_owned()));
-    assert!(close_timeout("none").is_err());
+    assert_eq!(one(&settings::WORKER_GRACE, "0"), Ok(Duration::ZERO));
+    assert_eq!(one(&settings::ELECTOR_GRACE, "0s"), Ok(Duration::ZERO));
+    assert_eq!(one(&settings::RESULT_TTL, "7days"), Ok(secs(7 * 24 * 3600)));
+    assert_eq!(one(&settings::JOB_TTL, "999ms"), Err("must be between 1s and 3650d".to_owned()));
+    assert_eq!(one(&settings::TIMEOUT, "none"), Ok(None));
+    assert_eq!(one(&settings::TIMEOUT, "0s"), Err("must be between 100ms and 365d; or none".to_owned()));
+    assert_eq!(one(&settings::RETRY_BACKOFF, "1h"), Ok(secs(3600)));
+    assert_eq!(one(&settings::RETRY_BACKOFF, "61m"), Err("must be between 0s and 1h".to_owned()));
+    assert!(one(&settings::CLOSE_TIMEOUT, "none").is_err());
     assert_eq!(zkmw("submit x --expire-after 1h").submit().expire_after, Some(secs(3600)));
 }
 
@@ -178,23 +183,26 @@ fn limits_for_what_is_pending() {
     for bad in ["0", "0GiB", "1025GiB", "1099511627777", "+5", "1G", "", "99999999999TiB"] {
         max_pending_bytes(bad).expect_err(bad);
     }
-    assert_eq!((max_pending("1"), max_pending("1000000000")), (Ok(1), Ok(1_000_000_000)));
+    assert_eq!(
+        (one(&settings::MAX_PENDING, "1"), one(&settings::MAX_PENDING, "1000000000")),
+        (Ok(1), Ok(1_000_000_000))
+    );
     for bad in ["0", "-1", "1000000001", "1k"] {
-        max_pending(bad).expect_err(bad);
+        one(&settings::MAX_PENDING, bad).expect_err(bad);
     }
 }
 
 #[test]
 fn numbers() {
-    assert_eq!((slots("1"), slots("1000")), (Ok(1), Ok(1_000)));
+    assert_eq!((one(&settings::SLOTS, "1"), one(&settings::SLOTS, "1000")), (Ok(1), Ok(1_000)));
     for bad in ["0", "1001", "-1", "99999999999", "", "x", "1.5", " 1", "0x10"] {
-        slots(bad).expect_err(bad);
+        one(&settings::SLOTS, bad).expect_err(bad);
     }
-    assert_eq!((priority("-1000"), priority("1000")), (Ok(-1000), Ok(1000)));
-    assert!(priority("-1001").is_err() && priority("1001").is_err());
+    assert_eq!((one(&settings::PRIORITY, "-1000"), one(&settings::PRIORITY, "1000")), (Ok(-1000), Ok(1000)));
+    assert!(one(&settings::PRIORITY, "-1001").is_err() && one(&settings::PRIORITY, "1001").is_err());
     assert_eq!(zkmw("submit x --priority -5 --max-attempts 7").submit().priority, Some(-5));
     assert_eq!(zkmw("submit x --max-attempts 7").submit().max_attempts, Some(7));
-    assert!(max_attempts("0").is_err() && max_attempts("1001").is_err());
+    assert!(one(&settings::MAX_ATTEMPTS, "0").is_err() && one(&settings::MAX_ATTEMPTS, "1001").is_err());
     assert_eq!(zkmw("list --limit 5 --job _3f").list().limit, 5);
     for (text, on) in
         [("true", true), ("YES", true), ("1", true), ("on", true), ("False", false), ("0", false)]
@@ -243,9 +251,9 @@ fn ids() {
         }
     }
     zkmw("worker --id").arg("x".repeat(300)).fails_with(64, "must have 1 to 128 characters");
-    assert_eq!(job("nightly"), Ok(Some("nightly".to_owned())));
+    assert_eq!(job("nightly"), Ok("nightly".to_owned()));
     job("_3f").expect_err("a shared job");
-    assert_eq!(job_filter("_3f"), Ok(Some("_3f".to_owned())));
+    assert_eq!(one(&settings::LIST_JOB, "_3f"), Ok("_3f".to_owned()));
     assert_eq!(id_from_host_name("web-1.example.org"), "web-1.example.org");
     assert_eq!(id_from_host_name("Ada's box~"), "Ada-s-box-");
     assert_eq!(id_from_host_name(""), "host");
@@ -305,9 +313,9 @@ fn what_a_task_finds_is_no_setting() {
 #[test]
 fn states_to_list() {
     let list = zkmw("list --state done,failed --state pending --state done").list();
-    assert_eq!(list.states, [TaskState::Done, TaskState::Failed, TaskState::Pending]);
-    for state in TaskState::ALL {
-        assert_eq!(states(&[state.name().to_owned()]), Ok(vec![state]));
+    assert_eq!(list.states, [Shade::Ended(State::Done), Shade::Ended(State::Failed), Shade::Pending]);
+    for state in STATES {
+        assert_eq!(states(&[state.as_str().to_owned()]), Ok(vec![state]));
     }
     zkmw("list --state done,borken")
         .fails_with(64, "state: 'borken' (from --state) is not valid: must be pending,");
