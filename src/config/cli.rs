@@ -259,9 +259,9 @@ Examples:
   seq 1000 | sed 's/^/.\\/import /' | zkmw submit --from-file - --job import
   zkmw submit --from-file million.txt --job import
 
-The task finds ZKMW_TASK, ZKMW_ATTEMPT, ZKMW_EPOCH (its fencing token) and ZKMW_WORKER in its
-environment; its standard input is empty. Exit code: the task's own; for a batch 0 if all succeeded,
-else 1; see zkmw --help for the others."
+The task finds ZKMW_TASK (its id), ZKMW_ATTEMPT, ZKMW_EPOCH (its fencing token), ZKMW_WORKER and, in
+a batch, ZKMW_LINE in its environment; its standard input is empty. Exit code: the task's own; for a
+batch 0 if all succeeded, else 1; see zkmw --help for the others."
         }
         Verb::Status => {
             "\

@@ -6,9 +6,8 @@ use super::file::distance;
 use super::parse::is_set_by_worker;
 use super::settings::{self, Place};
 
-/// What tasks have in their environment besides (marks of runs, the line of a chunk), and what
-/// `zkmw-elector@.service` reads.
-const OTHERS: [&str; 4] = ["ZKMW_OWNER", "ZKMW_RUN", "ZKMW_LINE", "ZKMW_ELECTOR_COMMAND"];
+/// What `zkmw-elector@.service` reads.
+const OF_UNITS: &str = "ZKMW_ELECTOR_COMMAND";
 
 /// What to say of each of these variables that nothing reads. Settings of other commands are known, for all roles of a
 /// machine may share their variables.
@@ -23,7 +22,7 @@ pub fn unknown_variables(variables: impl Iterator<Item = (OsString, OsString)>) 
 
 /// None if it is known.
 fn tell(name: &str) -> Option<String> {
-    if OTHERS.contains(&name) || is_set_by_worker(name) {
+    if name == OF_UNITS || is_set_by_worker(name) {
         return None;
     }
     let specs = || settings::TABLE.iter().map(|setting| setting.spec());

@@ -10,15 +10,15 @@ use super::{MAX_DATA_BYTES, Malformed, VERSION};
 /// Longest answer, in bytes, its line's end included. A handler that says more has broken. An outcome has no room for more.
 pub const MAX_ANSWER_BYTES: usize = MAX_DATA_BYTES;
 
-/// One task, or one command of a chunk, for a handler.
+/// One task, or one line of a batch, for a handler.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Request<'a> {
     v: u32,
     /// Tells this request from every other of the worker's process. The answer has to repeat it.
     pub id: u64,
-    /// The task, `<job>/<task>`.
+    /// The id of the task, or the name of the line of a batch.
     pub task: &'a str,
-    /// The number of the command's line in its batch, from 1; only for a command of a chunk.
+    /// The number of the line in its batch, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<u64>,
     /// The attempt.

@@ -20,6 +20,13 @@ pub fn line_name(id: &TaskId, line: u64) -> String {
     name.unwrap_or_else(|| format!("{id} (line {})", line.saturating_add(1)))
 }
 
+/// The id of a task, or of one of its lines (from 0), as programs are told it. Lines of a chunk that is in no batch have
+/// that of their task.
+pub fn id_of(id: &TaskId, line: Option<u64>) -> String {
+    let name = line.and_then(|line| LineName::in_task(id, line));
+    name.map_or_else(|| id.to_string(), |name| name.to_string())
+}
+
 /// A line, as a user names it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LineName {
@@ -101,5 +108,7 @@ mod tests {
         }
         let foreign = TaskId::new("_3f", "x");
         assert_eq!(line_name(&foreign, 4), "_3f/x (line 5)");
+        assert_eq!((id_of(&foreign, Some(4)), id_of(&foreign, None)), ("_3f/x".into(), "_3f/x".into()));
+        assert_eq!(id_of(&TaskId::new("J~b~0000", "0000000"), Some(4)), "J~b/5");
     }
 }

@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use serde_json::{Map, Value, json};
 
 use super::text;
-use crate::contract::line::{LineName, line_name};
+use crate::contract::line::{id_of, line_name};
 use crate::contract::status::Leader;
 use crate::contract::task::{Outcome, State};
 use crate::roles::client::{ClientReport, Ended, Noted, Row, Shade, Shown, StatusReport};
@@ -59,8 +59,7 @@ fn object(value: &Value, out: &mut dyn Write) -> io::Result<()> {
 
 fn ended(task: &Ended) -> Value {
     let mut object = Map::new();
-    let name = task.line.and_then(|line| LineName::in_task(&task.id, line));
-    object.insert("id".into(), name.map_or_else(|| json!(task.id), |name| json!(name.to_string())));
+    object.insert("id".into(), json!(id_of(&task.id, task.line)));
     if let Some(line) = task.line {
         object.insert("line".into(), json!(line.saturating_add(1)));
     }

@@ -1,11 +1,14 @@
 //! What workers and electors run: process groups that take some time and end in some way, and the guard, which lives
 //! on the worker's machine and by its clock, and kills when the worker is dead or its lease is over.
 
+use zkmw::contract::TaskId;
+use zkmw::contract::line::LineName;
+use zkmw::contract::task::Job;
 use zkmw::machine::{
     Captured, Ended, Event, GroupSignal, Instant, NotStartedKind, RunId, RunReport, RunSpec,
 };
 
-use super::life::ELECTION;
+use super::life::{ELECTION, ROOT};
 use super::member::Who;
 use super::swarm::MS;
 use super::world::{EPOCH_MS, Ev, World};
@@ -61,10 +64,11 @@ impl World {
     pub fn start_run(&mut self, who: Who, id: RunId, spec: &RunSpec) {
         let find =
             |name: &str| spec.env.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let name = find("ZKMW_TASK").unwrap_or(ELECTION);
         let run = Run {
             who,
             id,
-            key: find("ZKMW_TASK").unwrap_or(ELECTION).to_string(),
+            key: self.chunk_of(name).unwrap_or_else(|| name.to_string()),
             line: find("ZKMW_LINE").and_then(|n| n.parse().ok()),
             attempt: find("ZKMW_ATTEMPT").and_then(|n| n.parse().ok()).unwrap_or(0),
             epoch: find("ZKMW_EPOCH").and_then(|n| n.parse().ok()).unwrap_or(0),
@@ -83,6 +87,16 @@ impl World {
         let most = if self.dice.per_mille(50) { 200 * MS } else { 5 * MS };
         let delay = self.dice.below(most) + MS / 4;
         self.after(delay, Ev::RunBegins(index));
+    }
+
+    /// The task that a line of a batch is in.
+    fn chunk_of(&self, name: &str) -> Option<String> {
+        let name = LineName::of(&TaskId::parse(name)?)?;
+        let below = format!("{ROOT}/tasks/{}~", name.batch);
+        let below = self.ens.tree().range(below.clone()..).take_while(|(path, _)| path.starts_with(&below));
+        let mut parts = below.filter(|(_, node)| !node.children().is_empty());
+        let size = parts.find_map(|(_, node)| Job::decode(&node.data).ok()?.chunk)?;
+        Some(name.task(size).0.to_string())
     }
 
     pub fn on_run_begins(&mut self, index: usize) {

@@ -99,12 +99,12 @@ impl Course {
         }
     }
 
-    /// What the command runs, and the number of its line if it is one of a chunk's, from 1.
+    /// What the command runs, and the number of its line if it is one of a chunk's, from 0.
     pub fn payload(&self, command: usize) -> (Payload, Option<u64>) {
         match &self.work.task.commands {
             Some(commands) => {
                 let line = commands.get(command).cloned().unwrap_or_default();
-                (Payload::Shell(line), Some(self.work.task.first_line + command as u64 + 1))
+                (Payload::Shell(line), Some(self.work.task.first_line.saturating_add(command as u64)))
             }
             None => (self.work.task.payload(), None),
         }

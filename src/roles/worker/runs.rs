@@ -13,6 +13,7 @@ use super::slot::{Slot, State, Stop, Why, Work};
 use super::starts::Failed;
 use super::{Mode, Out, Run, Worker};
 use crate::contract::handler::Request;
+use crate::contract::line::id_of;
 use crate::contract::task::{Options, Payload};
 use crate::contract::worker::{EntryId, MAX_UNHEALTHY_BYTES, START_AHEAD, START_AHEAD_LINES};
 use crate::contract::{TaskId, is_shared, shortened};
@@ -257,7 +258,9 @@ impl Worker {
     ) {
         let Some(run) = self.take_run(run) else { return };
         let by = self.registrar.incarnation().clone();
+        let mut line = None;
         if let Some(course) = self.slots.get_mut(&run.id).and_then(|slot| slot.course_mut()) {
+            line = course.payload(run.command).1;
             match kind {
                 NotStartedKind::Permanent => course.not_started(run.command, why, &by),
                 NotStartedKind::Transient => course.put_off(why, Some(TRANSIENT_DELAY_MS), false),
@@ -267,13 +270,13 @@ impl Worker {
         self.finish_if_over(&run.id, out);
         self.plan_save(&run.id, now);
         if kind == NotStartedKind::Shortage && run.stop.is_none() {
-            self.on_shortage(&run.id, why, now, out);
+            self.on_shortage(&id_of(&run.id.task, line), why, now, out);
         }
     }
 
     /// A start failed because something is short here: what waits goes to others, and fewer runs are started for a
     /// while.
-    fn on_shortage(&mut self, id: &EntryId, why: &str, now: Instant, out: &mut Out) {
+    fn on_shortage(&mut self, name: &str, why: &str, now: Instant, out: &mut Out) {
         let why = shortened(why, MAX_UNHEALTHY_BYTES);
         let (level, pause) = match self.starts.failed(self.begun(), &why, now) {
             Failed::Known => return,
@@ -284,9 +287,8 @@ impl Worker {
         out.log(
             level,
             format!(
-                "the task {} was not started: {why}. It goes to another worker. This one runs {allowed} tasks \
-                 at a time for now, and tries one more in {seconds:.1} s",
-                id.task
+                "the task {name} was not started: {why}. It goes to another worker. This one runs {allowed} \
+                 tasks at a time for now, and tries one more in {seconds:.1} s"
             ),
         );
         self.show_starts(out);
@@ -384,13 +386,13 @@ fn spawn(id: &TaskId, course: &Course, command: usize, worker: &str, limit: usiz
     let mut env: Vec<_> = course.options.env.clone().unwrap_or_default().into_iter().collect();
     env.extend(private(worker));
     for (key, value) in [
-        ("ZKMW_TASK", id.to_string()),
+        ("ZKMW_TASK", id_of(id, line)),
         ("ZKMW_ATTEMPT", course.attempt().to_string()),
         ("ZKMW_EPOCH", course.work.mzxid.to_string()),
     ] {
         env.push((key.to_string(), value));
     }
-    env.extend(line.map(|line| ("ZKMW_LINE".to_string(), line.to_string())));
+    env.extend(line.map(|line| ("ZKMW_LINE".to_string(), line.saturating_add(1).to_string())));
     RunSpec { argv, env, request: None, output: RunOutput::Capture { limit } }
 }
 
@@ -405,8 +407,9 @@ fn ask(
     limit: usize,
 ) -> RunSpec {
     let (payload, line) = course.payload(command);
-    let mut request = Request::new(run.0, id.as_str(), course.attempt(), course.work.mzxid, worker);
-    request.line = line;
+    let name = id_of(id, line);
+    let mut request = Request::new(run.0, &name, course.attempt(), course.work.mzxid, worker);
+    request.line = line.map(|line| line.saturating_add(1));
     request.env = course.options.env.as_ref();
     request.timeout_ms = course.options.timeout_ms;
     match &payload {

@@ -60,7 +60,7 @@ fn a_batch_prints_each_output_whole_and_exits_1_if_any_failed() {
 #[test]
 fn a_detached_batch_is_waited_for_as_a_whole_job() {
     let service = Service::new("batch-detached", &["--slots", "3"]);
-    let lines = "echo $ZKMW_LINE\n".repeat(7) + "exit 4\n";
+    let lines = "echo $ZKMW_TASK $ZKMW_LINE\n".repeat(7) + "exit 4\n";
     let out = Plain::on(&service.cluster, &["submit", "--from-file", "-", "--detach", "--job", "whole"])
         .stdin(lines.as_bytes())
         .run();
@@ -73,7 +73,8 @@ fn a_detached_batch_is_waited_for_as_a_whole_job() {
     wait.says(1, &["8 tasks", "7 succeeded", "1 failed", "exit code 4", &ids[7]]);
     let mut printed: Vec<String> = wait.text().lines().map(str::to_string).collect();
     printed.sort();
-    assert_eq!(printed, ["1", "2", "3", "4", "5", "6", "7"]);
+    let named: Vec<String> = ids[..7].iter().zip(1..).map(|(id, line)| format!("{id} {line}")).collect();
+    assert_eq!(printed, named, "each line hears its name, as users say it, and its number");
     // Waiting never deletes; and the words that the submit told work too.
     let name = out.stderr.trim().rsplit(' ').next().expect("a name").to_string();
     let wait = Plain::on(&service.cluster, &["wait", "--json", &name]).run();

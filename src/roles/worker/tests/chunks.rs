@@ -38,6 +38,8 @@ fn a_chunk_runs_over_all_slots_and_its_outcome_has_every_result() {
     assert_eq!(running(&desk), ["a", "b"]);
     let lines: Vec<_> = desk.runs.values().map(|spec| spec.env.last().cloned()).collect();
     assert_eq!(lines, [Some(("ZKMW_LINE".into(), "41".into())), Some(("ZKMW_LINE".into(), "43".into()))]);
+    let names = desk.runs.values().map(|spec| spec.env.iter().rfind(|(key, _)| key == "ZKMW_TASK").cloned());
+    assert!(names.flatten().all(|(_, name)| name == "j/c"), "it is in no batch");
     end(&world, &mut desk, Ended::Exit(0));
     assert_eq!(running(&desk), ["b", "c"]);
     end(&world, &mut desk, Ended::Exit(4));
@@ -343,17 +345,17 @@ fn a_handler_is_asked_for_each_command() {
     let mut world = World::new();
     let mut desk = worker(|params| params.handler = Some("./handle --fast".into()));
     desk.connect(&mut world);
-    chunk(&mut world, "j/c", &["a"], |_| {});
-    assign(&mut world, &desk, &[("j/c", 1, false)]);
+    chunk(&mut world, "j~b~0000/0000040", &["a"], |_| {});
+    assign(&mut world, &desk, &[("j~b~0000/0000040", 1, false)]);
     desk.go(&mut world);
     let (run, spec) = desk.runs.first_key_value().expect("a run");
     assert_eq!(spec.argv, ["/bin/sh", "-c", "./handle --fast"]);
     let request: serde_json::Value =
         serde_json::from_str(spec.request.as_ref().expect("request")).expect("JSON");
     assert_eq!((&request["id"], &request["line"]), (&run.0.into(), &41.into()));
-    assert_eq!((&request["command"], &request["task"]), (&"a".into(), &"j/c".into()));
+    assert_eq!((&request["command"], &request["task"]), (&"a".into(), &"j~b/41".into()));
     end(&world, &mut desk, Ended::Broken);
     desk.go(&mut world);
-    let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
+    let outcome = world.task("/z/tasks/j~b~0000/0000040").outcome.expect("outcome");
     assert_eq!(outcome.results[0].as_ref().and_then(|result| result.reason), Some(Reason::Handler));
 }
