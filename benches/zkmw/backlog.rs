@@ -1,132 +1,222 @@
-//! (d) Many tasks pending: what a batch takes beside them, what they cost the leader, how soon another one leads, how
-//! long the longest listing is. All sizes stand side by side and are measured in turn. Must not let the backlog run.
+//! (d) Many commands pending, as lines of a batch or as single tasks: what a batch takes beside them, what they cost a
+//! leader and a standby, how soon another master leads, how long the longest listing is. All sizes stand side by side
+//! and are measured in turn. Must not let the backlog run.
 
 use crate::client::Client;
+use crate::harness::Cluster;
 use crate::plot::{Curve, Plot, Scale};
 use crate::report::budget;
 use crate::service::{Service, largest};
 use crate::stats::{Samples, human};
-use crate::throughput::over;
+use crate::takeover::Signal;
+use crate::throughput::SINGLE;
 use crate::{Bench, say};
 
 /// Calls that the looking client may have in flight.
 const THREADS: usize = 2;
 
-/// The budget compares 100,000 pending with 1,000, and takeover with 100.
-const MANY: usize = 100_000;
+/// The budget compares 1,000,000 lines pending with 1,000, and takeover with 100.
+const MANY: usize = 1_000_000;
 const FEW: usize = 1_000;
 const FEWEST: usize = 100;
 
-/// Bytes.
+/// What the budget allows a pending line in bytes, and a single task.
+const BYTES_A_LINE: f64 = 64.0;
 const KIB: f64 = 1_024.0;
 
-/// Takeovers of each repeat.
-const TAKEOVERS: usize = 5;
+/// A batch of lines beside the backlog has so many for each of the options' tasks, and one of single tasks one for so
+/// many of them: each takes some seconds.
+const LINES_A_TASK: usize = 5;
+const TASKS_A_SINGLE: usize = 4;
 
-/// From so many on, a process's other memory does not matter to the memory for each task.
+/// Takeovers after SIGTERM of each repeat, of lines: what went before one is warm in the servers, so a repeat goes over
+/// the sizes to and fro.
+const TAKEOVERS: usize = 2;
+
+/// Session timeout of the masters, the default of the service: each takeover after SIGKILL waits for it.
+const MASTERS_SESSION: &str = "10s";
+
+/// From so many on, a process's other memory does not matter to the memory for each.
 const ENOUGH: usize = 10_000;
+
+/// How what is pending is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// As a batch that was submitted without any flag.
+    Lines,
+    /// A znode each.
+    Single,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Lines => "lines",
+            Kind::Single => "single tasks",
+        }
+    }
+
+    /// What `submit` is given.
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Kind::Lines => &[],
+            Kind::Single => &SINGLE,
+        }
+    }
+
+    /// Commands of the batches beside the backlog, which are stored as that is.
+    fn batch(self, bench: &Bench) -> usize {
+        match self {
+            Kind::Lines => bench.options.tasks * LINES_A_TASK,
+            Kind::Single => bench.options.tasks.div_ceil(TASKS_A_SINGLE),
+        }
+    }
+}
 
 /// A service with a backlog, and what was measured there.
 struct Size {
+    kind: Kind,
     pending: usize,
     service: Service,
     rates: Samples,
-    takeovers: Samples,
-    /// Bytes for each pending task.
-    bytes: f64,
+    /// Milliseconds from SIGTERM, from SIGKILL, and from the end of the session of the killed one.
+    terminated: Samples,
+    killed: Samples,
+    expired: Samples,
+    /// Bytes for each pending command, of the leader and of the standby.
+    bytes: [f64; 2],
+}
+
+impl Size {
+    fn start(bench: &Bench, kind: Kind, pending: usize) -> Size {
+        say(&format!("making {} {} that stay pending", human(pending as f64), kind.name()));
+        let name = format!("pending-{pending}-{}", kind.name().replace(' ', "-"));
+        let cluster = Cluster::on(&bench.ensemble, &name);
+        let mut service = Service::start_on(cluster, bench.options.fleet, &bench.cheapest(), MASTERS_SESSION);
+        // What a process needs once and for all, such as its threads' memory, is had before the first reading.
+        service.batch((kind.batch(bench) / 10).max(1), kind.flags());
+        let resident =
+            |service: &Service| [0, 1].map(|master: usize| service.masters[master].memory() as f64);
+        service.leader_first();
+        let before = resident(&service);
+        service.backlog(pending, kind.flags());
+        let after = resident(&service);
+        let bytes = [0, 1].map(|master: usize| (after[master] - before[master]) / pending as f64);
+        let none = Samples::default;
+        let (rates, terminated, killed, expired) = (none(), none(), none(), none());
+        Size { kind, pending, service, rates, terminated, killed, expired, bytes }
+    }
+
+    fn name(&self) -> String {
+        format!("{} {} pending", human(self.pending as f64), self.kind.name())
+    }
 }
 
 /// All sizes.
 pub fn run(bench: &mut Bench) {
     let mut sizes: Vec<Size> = Vec::new();
-    for pending in bench.options.pending.clone() {
-        sizes.push(start(bench, pending));
+    for (kind, numbers) in
+        [(Kind::Lines, bench.options.pending.clone()), (Kind::Single, bench.options.pending_single.clone())]
+    {
+        sizes.extend(numbers.into_iter().map(|pending| Size::start(bench, kind, pending)));
     }
     let mut looker = Client::connect(&bench.ensemble.connect, THREADS);
-    let tasks = bench.options.tasks;
-    let mut limits = Samples::default();
-    for _ in 0..bench.options.repeats {
-        limits.0.push(bench.limit.measure() / 3.0);
-        for size in &mut sizes {
-            let rate = tasks as f64 / size.service.batch(tasks, &[]);
-            size.rates.0.push(rate);
-            say(&format!("{} pending: {} tasks/s", human(size.pending as f64), human(rate)));
-        }
+    let limits = rates(bench, &mut sizes);
+    for repeat in 0..bench.options.repeats {
+        terminate(&mut sizes, &mut looker);
+        kill(&mut sizes, &mut looker, repeat);
     }
-    takeovers(bench.options.repeats, &mut sizes, &mut looker);
-    for size in &sizes {
+    for size in &mut sizes {
+        size.service.leader_first();
         rows(bench, size, &mut looker);
     }
     verdicts(bench, &sizes);
     plots(bench, &sizes, &limits);
-    for Size { pending, service, .. } in sizes {
+    for Size { service, .. } in sizes {
         let layout = service.cluster.layout.clone();
         service.stop();
-        Service::delete_backlog(&bench.ensemble.connect, &layout, pending);
+        Service::delete_tasks(&bench.ensemble.connect, &layout);
     }
 }
 
-/// In turn over all sizes. Single ones scatter, so a repeat is the median of a few.
-fn takeovers(repeats: usize, sizes: &mut [Size], looker: &mut Client) {
-    for _ in 0..repeats {
-        let mut few = vec![Samples::default(); sizes.len()];
-        for turn in 0..TAKEOVERS {
-            // To and fro: what went before one is warm in the servers.
-            let mut order: Vec<_> = sizes.iter_mut().zip(&mut few).collect();
-            if turn % 2 == 1 {
-                order.reverse();
-            }
-            for (size, few) in order {
-                // Loading a backlog that is larger yet takes minutes.
-                if size.pending <= MANY || few.0.is_empty() {
-                    few.0.push(1_000.0 * size.service.takeover(looker));
-                }
+/// Batches beside all sizes, in turn with W.
+fn rates(bench: &mut Bench, sizes: &mut [Size]) -> Samples {
+    let mut limits = Samples::default();
+    for repeat in 0..bench.options.repeats {
+        limits.0.push(bench.limit.measure());
+        for size in to_and_fro(repeat, sizes.iter_mut().collect()) {
+            let commands = size.kind.batch(bench);
+            let rate = commands as f64 / size.service.batch(commands, size.kind.flags());
+            size.rates.0.push(rate);
+            say(&format!("{}: {} commands/s", size.name(), human(rate)));
+        }
+    }
+    limits
+}
+
+/// A repeat of takeovers after SIGTERM.
+fn terminate(sizes: &mut [Size], looker: &mut Client) {
+    let mut few = vec![Samples::default(); sizes.len()];
+    for turn in 0..TAKEOVERS {
+        for (size, few) in to_and_fro(turn, sizes.iter_mut().zip(&mut few).collect()) {
+            // A standby takes long to read single tasks, and no bound depends on them.
+            if size.kind == Kind::Lines || turn == 0 {
+                few.0.push(size.service.takeover(looker, Signal::Term).since_signal);
             }
         }
-        for (size, few) in sizes.iter_mut().zip(few) {
-            say(&format!("{} pending: takeover {} ms", human(size.pending as f64), human(few.median())));
-            size.takeovers.0.push(few.median());
-        }
+    }
+    for (size, few) in sizes.iter_mut().zip(few) {
+        say(&format!("{}: takeover after SIGTERM {} ms", size.name(), human(few.median())));
+        size.terminated.0.push(few.median());
     }
 }
 
-fn start(bench: &Bench, pending: usize) -> Size {
-    say(&format!("making {} tasks that stay pending", human(pending as f64)));
-    let service = Service::start(
-        &bench.ensemble,
-        &format!("pending-{pending}"),
-        bench.options.fleet,
-        &bench.cheapest(),
-    );
-    // What a process needs once and for all, such as its threads' memory, is had before the first reading.
-    service.batch((bench.options.tasks / 10).max(1), &[]);
-    let resident = |service: &Service| service.masters[0].memory() as f64;
-    let before = resident(&service);
-    service.backlog(pending);
-    let bytes = (resident(&service) - before) / pending as f64;
-    Size { pending, service, rates: Samples::default(), takeovers: Samples::default(), bytes }
+/// A repeat of takeovers after SIGKILL, with the fewest and the most lines alone: each takes a session timeout.
+fn kill(sizes: &mut [Size], looker: &mut Client, repeat: usize) {
+    let mut lines: Vec<&mut Size> = sizes.iter_mut().filter(|size| size.kind == Kind::Lines).collect();
+    if lines.len() > 2 {
+        lines.drain(1..lines.len() - 1);
+    }
+    for size in to_and_fro(repeat, lines) {
+        let takeover = size.service.takeover(looker, Signal::Kill);
+        let (all, part) = (human(takeover.since_signal), human(takeover.since_end));
+        say(&format!("{}: takeover after SIGKILL {all} ms, {part} ms of it later", size.name()));
+        size.killed.0.push(takeover.since_signal);
+        size.expired.0.push(takeover.since_end);
+    }
+}
+
+/// In every second turn from the last to the first.
+fn to_and_fro<T>(turn: usize, mut all: Vec<T>) -> Vec<T> {
+    if turn % 2 == 1 {
+        all.reverse();
+    }
+    all
 }
 
 fn rows(bench: &mut Bench, size: &Size, looker: &mut Client) {
-    let what = |what: &str| format!("{} pending: {what}", human(size.pending as f64));
-    let remark = format!("batches of {} beside them", bench.options.tasks);
+    let remark = format!("batches of {} beside them", human(size.kind.batch(bench) as f64));
     let (children, bytes) = largest(looker, &size.service.cluster.layout);
     let report = &mut bench.report;
     report.seen(f64::from(children.0), f64::from(bytes.0));
-    report.row("pending", what("throughput"), "tasks/s", size.rates.clone(), &remark);
-    report.row("pending", what("takeover after SIGTERM"), "ms", size.takeovers.clone(), "to the last page");
-    let each = Samples(vec![size.bytes]);
-    report.row("pending", what("leader's memory for each"), "bytes", each, "VmRSS after less before");
-    let now = size.service.masters[0].memory() as f64 / 1_048_576.0;
-    report.row(
-        "pending",
-        what("leader's memory"),
-        "MiB",
-        Samples(vec![now]),
-        "of one that loaded them at its start",
-    );
-    report.row("pending", what("longest listing"), "children", one(children.0), &children.1);
-    report.row("pending", what("largest znode"), "bytes", one(bytes.0), &bytes.1);
+    let mut row = |what: &str, unit, samples: Samples, remark: &str| {
+        report.row("pending", format!("{}: {what}", size.name()), unit, samples, remark);
+    };
+    row("throughput", "commands/s", size.rates.clone(), &remark);
+    row("takeover after SIGTERM", "ms", size.terminated.clone(), "to the last page");
+    if !size.killed.0.is_empty() {
+        let remark = format!("masters' sessions of {MASTERS_SESSION}");
+        row("takeover after SIGKILL", "ms", size.killed.clone(), &remark);
+        row("the same from the session's end", "ms", size.expired.clone(), "");
+    }
+    for (master, who) in ["leader", "standby"].into_iter().enumerate() {
+        let each = Samples(vec![size.bytes[master]]);
+        row(&format!("{who}'s memory for each"), "bytes", each, "VmRSS after less before");
+        let now = Samples(vec![size.service.masters[master].memory() as f64 / KIB / KIB]);
+        row(&format!("{who}'s memory"), "MiB", now, "of one that loaded them at its start");
+    }
+    row("longest listing", "children", one(children.0), &children.1);
+    row("largest znode", "bytes", one(bytes.0), &bytes.1);
 }
 
 fn one(number: i32) -> Samples {
@@ -134,56 +224,91 @@ fn one(number: i32) -> Samples {
 }
 
 fn verdicts(bench: &mut Bench, sizes: &[Size]) {
-    let of = |pending: usize| sizes.iter().find(|size| size.pending == pending);
-    let Some(most) = sizes.iter().rfind(|size| size.pending <= MANY).or(sizes.last()) else { return };
-    let told = |size: &Size, other: &Size| {
-        let smaller = if size.pending < MANY { ", less than the budget speaks of" } else { "" };
-        format!("{} over {}{smaller}", human(size.pending as f64), human(other.pending as f64))
-    };
-    if let Some(few) = of(FEW).filter(|few| few.pending < most.pending) {
-        bench.report.measured(budget::FLAT, most.rates.over(&few.rates), told(most, few));
+    let lines: Vec<&Size> = sizes.iter().filter(|size| size.kind == Kind::Lines).collect();
+    let of = |pending: usize| lines.iter().find(|size| size.pending == pending);
+    if let Some(most) = lines.last() {
+        let how = |other: &Size| {
+            let smaller = if most.pending < MANY { ", less than the budget speaks of" } else { "" };
+            format!("{} over {}{smaller}", human(most.pending as f64), human(other.pending as f64))
+        };
+        if let Some(few) = of(FEW).filter(|few| few.pending < most.pending) {
+            bench.report.measured(budget::FLAT, most.rates.over(&few.rates), how(few));
+        }
+        if let Some(few) = of(FEWEST).filter(|few| few.pending < most.pending) {
+            bench.report.measured(budget::TAKEOVER, most.terminated.over(&few.terminated), how(few));
+            bench.report.measured(budget::EXPIRY, most.expired.over(&few.expired), how(few));
+        }
     }
-    if let Some(few) = of(FEWEST).filter(|few| few.pending < most.pending) {
-        bench.report.measured(budget::TAKEOVER, most.takeovers.over(&few.takeovers), told(most, few));
-    }
-    let large: Vec<&Size> = sizes.iter().filter(|size| size.pending >= ENOUGH).collect();
-    if !large.is_empty() {
-        let kib = Samples(large.iter().map(|size| size.bytes / KIB).collect());
-        let numbers: Vec<String> = large.iter().map(|size| human(size.pending as f64)).collect();
-        bench.report.measured(budget::MEMORY, kib, format!("at {} pending", numbers.join(", ")));
+    for (kind, line, unit) in
+        [(Kind::Lines, budget::LINE_MEMORY, 1.0), (Kind::Single, budget::TASK_MEMORY, KIB)]
+    {
+        let large: Vec<&Size> =
+            sizes.iter().filter(|size| size.kind == kind && size.pending >= ENOUGH).collect();
+        if !large.is_empty() {
+            let bytes = large.iter().flat_map(|size| size.bytes.map(|bytes| bytes / unit)).collect();
+            let numbers: Vec<String> = large.iter().map(|size| human(size.pending as f64)).collect();
+            bench.report.measured(line, Samples(bytes), format!("at {} pending", numbers.join(" and ")));
+        }
     }
 }
 
 fn plots(bench: &mut Bench, sizes: &[Size], limits: &Samples) {
-    let x = || ("tasks pending".to_string(), Scale::Logarithmic);
-    let points = |of: &dyn Fn(&Size) -> Samples| {
-        sizes.iter().map(|size| (size.pending as f64, of(size))).collect::<Vec<_>>()
-    };
-    let below = format!("batches of {} empty tasks beside them", human(bench.options.tasks as f64));
-    let (zkmw, limit) = (points(&|size| size.rates.clone()), points(&|_| limits.clone()));
-    let plot = over("throughput-over-pending", "Throughput over the backlog", below, x(), zkmw, limit);
-    bench.report.plots.push(plot);
-    let large: Vec<(f64, Samples)> = points(&|size| Samples(vec![size.bytes]));
-    let large: Vec<(f64, Samples)> =
-        large.into_iter().filter(|(pending, _)| *pending >= FEW as f64).collect();
-    let bound: Vec<(f64, Samples)> = large.iter().map(|(x, _)| (*x, Samples(vec![KIB]))).collect();
-    bench.report.plots.push(Plot {
-        name: "memory-over-pending",
-        title: "The leader's memory for each pending task".to_string(),
-        below: "resident memory with the backlog, less without it, over its size".to_string(),
-        x: x(),
-        y: ("bytes a task".to_string(), Scale::Linear),
-        curves: vec![
-            Curve::bound("the budget, 1 KiB", &bound, 1.0),
-            Curve::measured("the leader's memory", large),
+    let limit = points(sizes, |_| limits.clone());
+    bench.report.plots.push(plot(
+        "throughput-over-pending",
+        "Throughput over the backlog",
+        format!("batches of {} empty lines beside it", human(Kind::Lines.batch(bench) as f64)),
+        "commands a second",
+        vec![
+            Curve::measured("zkmw", points(sizes, |size| size.rates.clone())),
+            Curve::bound("the budget, 2.5 × W", &limit, 2.5),
+            Curve::measured("the ensemble's limit, W", limit),
         ],
-    });
-    bench.report.plots.push(Plot {
-        name: "takeover-over-pending",
-        title: "Takeover over the backlog".to_string(),
-        below: "from SIGTERM to the leader until every page carries the next one's epoch".to_string(),
-        x: x(),
-        y: ("milliseconds".to_string(), Scale::Linear),
-        curves: vec![Curve::measured("takeover", points(&|size| size.takeovers.clone()))],
-    });
+    ));
+    bench.report.plots.push(plot(
+        "takeover-over-pending",
+        "Takeover over the backlog",
+        "until every page carries the next leader's epoch".to_string(),
+        "milliseconds",
+        vec![
+            Curve::measured("from SIGTERM", points(sizes, |size| size.terminated.clone())),
+            Curve::measured(
+                "from the end of a killed leader's session",
+                points(sizes, |size| size.expired.clone()),
+            ),
+        ],
+    ));
+    let large = |of: &dyn Fn(&Size) -> f64| {
+        let mut all = points(sizes, |size| Samples(vec![of(size)]));
+        all.retain(|(pending, _)| *pending >= ENOUGH as f64);
+        all
+    };
+    let curves = vec![
+        Curve::bound("the budget, 64 bytes", &large(&|_| BYTES_A_LINE), 1.0),
+        Curve::measured("the leader's", large(&|size| size.bytes[0])),
+        Curve::measured("the standby's", large(&|size| size.bytes[1])),
+    ];
+    if curves.iter().all(|curve| !curve.points.is_empty()) {
+        let below = "resident memory with the backlog, less without it, over its size".to_string();
+        let title = "Memory for each pending line";
+        bench.report.plots.push(plot("memory-over-pending", title, below, "bytes a line", curves));
+    }
+}
+
+/// What was measured with each number of lines pending, where it was.
+fn points(sizes: &[Size], of: impl Fn(&Size) -> Samples) -> Vec<(f64, Samples)> {
+    let lines = sizes.iter().filter(|size| size.kind == Kind::Lines);
+    let all = lines.map(|size| (size.pending as f64, of(size)));
+    all.filter(|(_, samples)| !samples.0.is_empty()).collect()
+}
+
+fn plot(name: &'static str, title: &str, below: String, unit: &str, curves: Vec<Curve>) -> Plot {
+    Plot {
+        name,
+        title: title.to_string(),
+        below,
+        x: ("lines pending".to_string(), Scale::Logarithmic),
+        y: (unit.to_string(), Scale::Linear),
+        curves,
+    }
 }

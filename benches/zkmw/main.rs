@@ -2,7 +2,8 @@
 //! itself can do. `scripts/bench` runs it; `docs/benchmarks.md` tells how each figure is measured.
 //!
 //! - `options`: what a run is to do. `limit`: W, the ensemble's own limit. `client`: a connection of our own.
-//! - `service`: the processes that are measured. `handler`: the executor that does nothing.
+//! - `service`: the processes that are measured. `takeover`: how soon a standby leads.
+//! - `handler`: the executor that does nothing.
 //! - `throughput`, `balance`, `latency`, `backlog`, `idle`, `million`, `against`: the cases.
 //! - `report`, `stats`, `plot`: how it is told.
 //!
@@ -26,6 +27,7 @@ mod plot;
 mod report;
 mod service;
 mod stats;
+mod takeover;
 mod throughput;
 
 use std::fs;

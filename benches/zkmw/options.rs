@@ -12,7 +12,7 @@ pub const CASES: [(&str, &str); 10] = [
     ("idle", "what a role does when there is nothing to do"),
     ("batch", "lines that do nothing, of a batch as users submit it"),
     ("balance", "lines of mixed length, over an ideal schedule"),
-    ("pending", "throughput, memory and takeover with many tasks pending"),
+    ("pending", "throughput, memory and takeover with many commands pending"),
     ("against", "another build of zkmw in turn with this one; needs --against"),
     ("million", "as many tasks as fit, with the peak of everything"),
 ];
@@ -29,8 +29,9 @@ pub struct Options {
     /// Writes of one measurement of W, and of warming up.
     pub writes: usize,
     pub warm_up: usize,
-    /// Sizes of the backlog.
+    /// Sizes of the backlog, of lines and of single tasks.
     pub pending: Vec<usize>,
+    pub pending_single: Vec<usize>,
     /// Numbers of workers.
     pub workers: Vec<usize>,
     /// Workers and slots of the usual service.
@@ -60,7 +61,8 @@ impl Options {
             tasks: 20_000,
             writes: 24_000,
             warm_up: 100_000,
-            pending: vec![100, 1_000, 10_000, 100_000],
+            pending: vec![100, 1_000, 100_000, 1_000_000],
+            pending_single: vec![1_000, 100_000],
             workers: vec![1, 10, 100],
             fleet: (2, 32),
             submits: 500,
@@ -81,6 +83,7 @@ impl Options {
             writes: 6_000,
             warm_up: 30_000,
             pending: vec![100, 1_000, 10_000],
+            pending_single: vec![1_000],
             workers: vec![1, 5],
             submits: 60,
             idle: Duration::from_secs(10),
@@ -93,6 +96,7 @@ impl Options {
     fn full(self) -> Options {
         Options {
             pending: vec![100, 1_000, 10_000, 100_000, 1_000_000],
+            pending_single: vec![100, 1_000, 10_000, 100_000, 1_000_000],
             workers: vec![1, 10, 100, 1_000],
             million: (1_000_000, 1_000_000),
             heap: "3g".to_string(),
@@ -142,6 +146,7 @@ impl Options {
             "--tasks" => self.tasks = number(value)?,
             "--writes" => self.writes = number(value)?,
             "--pending" => self.pending = list(value)?,
+            "--pending-single" => self.pending_single = list(value)?,
             "--workers" => self.workers = list(value)?,
             "--fleet" => {
                 let (workers, slots) = value.split_once('x').ok_or("--fleet: 2x32, for instance")?;
@@ -160,6 +165,7 @@ impl Options {
             _ => return Err(format!("unknown option {name}")),
         }
         self.pending.sort_unstable();
+        self.pending_single.sort_unstable();
         self.workers.sort_unstable();
         Ok(())
     }

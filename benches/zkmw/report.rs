@@ -39,11 +39,13 @@ pub mod budget {
     pub const BATCH: &str = "lines a second that do nothing, one batch, end to end, over W";
     pub const THROUGHPUT: &str = "tasks a second that do nothing, each its own znode, over W/3";
     pub const BALANCE: &str = "makespan of lines of mixed length, over an ideal list schedule";
-    pub const FLAT: &str = "the same with 100,000 pending, over with 1,000";
+    pub const FLAT: &str = "lines a second beside 1,000,000 lines pending, over beside 1,000";
     pub const LATENCY: &str = "median from create to outcome, over one quorum write's";
-    pub const TAKEOVER: &str = "takeover after SIGTERM with 100,000 pending, over with 100";
+    pub const TAKEOVER: &str = "takeover after SIGTERM with 1,000,000 lines pending, over with 100";
+    pub const EXPIRY: &str = "the same after SIGKILL, from the end of the leader's session";
     pub const IDLE: &str = "an idle role's writes a minute";
-    pub const MEMORY: &str = "KiB of the leader's resident memory per pending task";
+    pub const LINE_MEMORY: &str = "bytes of a leader's and a standby's resident memory per pending line";
+    pub const TASK_MEMORY: &str = "KiB of a leader's and a standby's resident memory per pending single task";
     // Asked for by the guarantee that everything is bounded (G8).
     pub const CHILDREN: &str = "most children of any znode below the root";
     pub const BYTES: &str = "most bytes of any znode below the root";
@@ -71,8 +73,10 @@ impl Report {
             line(budget::FLAT, Bound::AtLeast(0.9)),
             line(budget::LATENCY, Bound::AtMost(6.0)),
             line(budget::TAKEOVER, Bound::AtMost(1.5)),
+            line(budget::EXPIRY, Bound::AtMost(1.5)),
             line(budget::IDLE, Bound::AtMost(0.0)),
-            line(budget::MEMORY, Bound::AtMost(1.0)),
+            line(budget::LINE_MEMORY, Bound::AtMost(64.0)),
+            line(budget::TASK_MEMORY, Bound::AtMost(1.0)),
             line(budget::CHILDREN, Bound::AtMost(f64::from(MAX_CHILDREN_TOLERATED))),
             line(budget::BYTES, Bound::AtMost(MAX_DATA_BYTES as f64)),
         ];

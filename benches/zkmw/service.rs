@@ -6,39 +6,34 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use zkmw::contract::task::{Job, Options as TaskOptions, Payload, Task};
-use zkmw::contract::worker::Assignment;
-use zkmw::contract::{LINES_PER_PART, Layout, batch_task};
+use zkmw::contract::Layout;
 use zkmw::machine::Call;
 
-use crate::client::{Client, create};
-use crate::harness::{Cluster, Ensemble, Proc, eventually};
+use crate::client::Client;
+use crate::harness::{Cluster, Contender, Ensemble, Proc, eventually};
 
 /// Session timeout of everything that is measured: nobody shall be taken for dead on a busy machine.
 pub const SESSION: &str = "30s";
 
 /// How long a service may take to stand, for each worker, and in any case.
 const START_EACH: Duration = Duration::from_millis(500);
-const START: Duration = Duration::from_secs(60);
+pub const START: Duration = Duration::from_secs(60);
 
 /// How long a process may take to end.
-const END: Duration = Duration::from_secs(60);
+pub const END: Duration = Duration::from_secs(60);
 
 /// How long a batch may take: so long for each task, and in any case.
 const TASK: Duration = Duration::from_millis(50);
-const BATCH: Duration = Duration::from_secs(120);
+pub const BATCH: Duration = Duration::from_secs(120);
 
 /// How long masters may take to learn of a new pending task, each.
 const LEARN: Duration = Duration::from_millis(20);
 
-/// Calls in flight when a backlog is made.
-const BACKLOG_IN_FLIGHT: usize = 128;
-
-/// What masters admit: more than they do unasked, for batches run beside a backlog of a million.
-const MAX_PENDING: &str = "2000000";
+/// Calls in flight when a backlog is deleted.
+const DELETES_IN_FLIGHT: usize = 128;
 
 /// A label that no worker has, so that the backlog stays where it is.
-const NOBODY: (&str, &str) = ("backlog", "stays");
+const NOBODY: &str = "backlog=stays";
 
 /// What runs the tasks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,12 +79,13 @@ pub fn has_flag(command: &str, flag: &str) -> bool {
 pub struct Service {
     /// Where it lives.
     pub cluster: Cluster,
-    /// The one that leads comes first.
+    /// The one that leads comes first, as of [`Service::leader_first`].
     pub masters: Vec<Proc>,
     /// The workers.
     pub workers: Vec<Proc>,
     fleet: (usize, usize),
     executor: Executor,
+    masters_session: &'static str,
     started: usize,
 }
 
@@ -101,11 +97,16 @@ impl Service {
         fleet: (usize, usize),
         executor: &Executor,
     ) -> Service {
-        Service::start_on(Cluster::on(ensemble, name), fleet, executor)
+        Service::start_on(Cluster::on(ensemble, name), fleet, executor, SESSION)
     }
 
-    /// The same on a root that the caller made, of a binary that it chose.
-    pub fn start_on(cluster: Cluster, fleet: (usize, usize), executor: &Executor) -> Service {
+    /// The same on a root that the caller made, of a binary that it chose, with masters of this session timeout.
+    pub fn start_on(
+        cluster: Cluster,
+        fleet: (usize, usize),
+        executor: &Executor,
+        masters_session: &'static str,
+    ) -> Service {
         let cluster = cluster.with(&["--session-timeout", SESSION]);
         let mut service = Service {
             cluster,
@@ -113,6 +114,7 @@ impl Service {
             workers: vec![],
             fleet,
             executor: executor.clone(),
+            masters_session,
             started: 0,
         };
         let leader = service.new_master();
@@ -133,10 +135,11 @@ impl Service {
         service
     }
 
-    fn new_master(&mut self) -> Proc {
+    /// Starts one more master.
+    pub fn new_master(&mut self) -> Proc {
         self.started += 1;
         let id = format!("m{}", self.started);
-        self.cluster.start(&id, &["master", "--id", &id, "--max-pending", MAX_PENDING])
+        self.cluster.start(&id, &["master", "--id", &id, "--session-timeout", self.masters_session])
     }
 
     fn new_worker(&self, number: usize) -> Proc {
@@ -150,16 +153,30 @@ impl Service {
         self.cluster.worker(&format!("w{number}"), &args)
     }
 
+    /// Puts the one that leads first, and tells who that is: on a busy machine a session may be lost.
+    pub fn leader_first(&mut self) -> Contender {
+        let leader = eventually(START, "somebody leads", || self.cluster.leader());
+        let place = self.masters.iter().position(|master| master.label() == leader.id);
+        self.masters.swap(0, place.expect("a master of ours leads"));
+        leader
+    }
+
     /// A number in the leader's summary, by its JSON pointer.
     pub fn number(&self, pointer: &str) -> Option<u64> {
         self.cluster.status()?.pointer(pointer)?.as_u64()
     }
 
+    /// How long masters may take to read all that is pending.
+    pub fn time_to_load(&self) -> Duration {
+        START + LEARN * u32::try_from(self.number("/tasks/pending").unwrap_or(0)).unwrap_or(0)
+    }
+
     /// Waits until a master has read all that stands, which it logs once.
     pub fn loaded(&self, master: usize) {
-        let limit = START + LEARN * u32::try_from(self.number("/tasks/pending").unwrap_or(0)).unwrap_or(0);
         let proc = &self.masters[master];
-        eventually(limit, "a master has loaded", || proc.stderr().contains("tasks loaded").then_some(()));
+        eventually(self.time_to_load(), "a master has loaded", || {
+            proc.stderr().contains("tasks loaded").then_some(())
+        });
     }
 
     /// Runs a batch of `true` to its end with all outcomes collected, and gives the seconds that it took.
@@ -169,8 +186,14 @@ impl Service {
 
     /// The same of these lines.
     pub fn run(&self, lines: &str, more: &[&str]) -> f64 {
+        self.run_and(lines, more, |_| ())
+    }
+
+    /// The same, and does something meanwhile, which is given the time of the start.
+    pub fn run_and(&self, lines: &str, more: &[&str], meanwhile: impl FnOnce(Instant)) -> f64 {
         let mut submit = self.submit_lines(lines, more);
         let from = Instant::now();
+        meanwhile(from);
         let limit = BATCH + TASK * u32::try_from(lines.lines().count()).expect("a sane number");
         let exit = submit.wait_exit(limit);
         let seconds = from.elapsed().as_secs_f64();
@@ -190,10 +213,12 @@ impl Service {
         self.cluster.submit(&[&["--from-file", &file, "--no-progress"], more].concat())
     }
 
-    /// Makes tasks that no worker may run, and waits until the masters know of them what they will.
-    pub fn backlog(&self, count: usize) {
-        make_backlog(&self.cluster.ensemble.connect, &self.cluster.layout, count);
+    /// Submits commands that no worker may run, and waits until the masters know of them what they will.
+    pub fn backlog(&self, count: usize, more: &[&str]) {
         let limit = START + LEARN * u32::try_from(count).expect("a sane number");
+        let mut submit = self.submit(count, &[&["--detach", "--require", NOBODY], more].concat());
+        let exit = submit.wait_exit(limit);
+        assert_eq!(exit.code, 0, "the backlog was not submitted: {}", last_lines(&exit.stderr));
         eventually(limit, "the leader knows the backlog", || {
             (self.number("/tasks/pending")? == count as u64).then_some(())
         });
@@ -202,48 +227,15 @@ impl Service {
         }
     }
 
-    /// Deletes it again, once the masters have ended: what comes next shall have servers as before.
-    pub fn delete_backlog(connect: &str, layout: &Layout, count: usize) {
-        let mut client = Client::connect(connect, BACKLOG_IN_FLIGHT);
-        let count = u64::try_from(count).expect("a sane number");
-        let path = |line| layout.task(&batch_task(None, "backlog", line));
-        let delete = |line| Call::Delete { path: path(line), version: None };
-        client.pipeline(BACKLOG_IN_FLIGHT, (0..count).map(delete));
-    }
-
-    /// Stops the leader, and gives the seconds from the signal until every worker's page carries the new leader's
-    /// epoch, as a watching client sees it. Then the old one is started again and stands by.
-    pub fn takeover(&mut self, client: &mut Client) -> f64 {
-        let old = self.cluster.leader().expect("somebody leads").epoch;
-        let dir = self.cluster.layout.assign();
-        let pages: Vec<String> = client.children(&dir).iter().map(|name| format!("{dir}/{name}")).collect();
-        let mut open: Vec<String> =
-            pages.into_iter().filter(|page| epoch(client, page) == Some(old)).collect();
-        assert!(!open.is_empty(), "there are pages of the leader");
-        let from = Instant::now();
-        self.masters[0].term();
-        while !open.is_empty() {
-            let path = client.wait_change(END).expect("somebody takes over");
-            if epoch(client, &path).is_some_and(|epoch| epoch != old) {
-                open.retain(|page| *page != path);
-            }
+    /// Deletes all tasks, once the masters have ended: what comes next shall have servers as before.
+    pub fn delete_tasks(connect: &str, layout: &Layout) {
+        let mut client = Client::connect(connect, DELETES_IN_FLIGHT);
+        for job in client.children(&layout.tasks()) {
+            let dir = layout.job(&job);
+            let delete = |name| Call::Delete { path: format!("{dir}/{name}"), version: None };
+            let tasks = client.children(&dir);
+            client.pipeline(DELETES_IN_FLIGHT, tasks.into_iter().map(delete));
         }
-        let seconds = from.elapsed().as_secs_f64();
-        let exit = self.masters[0].wait_exit(END);
-        assert_eq!(exit.code, 0, "{}", last_lines(&exit.stderr));
-        self.masters.remove(0);
-        let standby = self.new_master();
-        self.masters.push(standby);
-        self.loaded(1);
-        let limit = START + LEARN * u32::try_from(self.number("/tasks/pending").unwrap_or(0)).unwrap_or(0);
-        eventually(limit + BATCH, "the leader has read what stands", || {
-            self.cluster.leader()?;
-            (self.cluster.status()?["loading"] == false).then_some(())
-        });
-        for master in &self.masters {
-            master.quiet(START);
-        }
-        seconds
     }
 
     /// Ends all of it as an operator would.
@@ -258,32 +250,10 @@ impl Service {
     }
 }
 
-/// The epoch on a page, which is watched from now on.
-fn epoch(client: &mut Client, page: &str) -> Option<i64> {
-    let (data, _) = client.get(page, true)?;
-    Some(Assignment::decode(&data).ok()?.epoch)
-}
-
 /// The end of a log.
 pub fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(5)..].join("\n")
-}
-
-/// Tasks of jobs that require what nobody has.
-fn make_backlog(connect: &str, layout: &Layout, count: usize) {
-    let mut client = Client::connect(connect, BACKLOG_IN_FLIGHT);
-    let require = [(NOBODY.0.to_string(), NOBODY.1.to_string())].into_iter().collect();
-    let job = Job::new(TaskOptions { require: Some(require), ..TaskOptions::default() }).encode();
-    let task = Task::new(Payload::Shell("true".into()), TaskOptions::default()).encode();
-    let count = u64::try_from(count).expect("a sane number");
-    client.ensure(&layout.tasks(), b"");
-    for first in (0..count).step_by(usize::try_from(LINES_PER_PART).expect("a small number")) {
-        client.ensure(&layout.job(batch_task(None, "backlog", first).dir()), &job);
-        let last = (first + LINES_PER_PART).min(count);
-        let create = |line| create(&layout.task(&batch_task(None, "backlog", line)), &task);
-        client.pipeline(BACKLOG_IN_FLIGHT, (first..last).map(create));
-    }
 }
 
 /// The most children of any znode of a root, and the most bytes of any (of tasks only a sample is looked at).

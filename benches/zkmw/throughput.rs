@@ -135,7 +135,7 @@ pub fn workers(bench: &mut Bench) {
 }
 
 /// Throughput beside the ensemble's limit.
-pub fn over(
+fn over(
     name: &'static str,
     title: &str,
     below: String,
