@@ -1,6 +1,6 @@
 //! (c) One task at a time on an idle system, by a client of the contract that has its session already; in turn with
-//! single writes over the same session. At which servers the sessions happen to be makes a third of either, so each repeat
-//! has a service and a session of its own. Must not have two tasks under way.
+//! single writes over the same session. At which servers the sessions happen to be makes a third of either, so each
+//! repeat has a service and a session of its own. Must not have two tasks under way.
 
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,8 @@ const THREADS: usize = 2;
 /// Tasks before the first that counts.
 const WARM_UP: usize = 20;
 
-/// A pause in which what a task leaves to be done comes to its end: without, no system is idle. Processors come to rest as
-/// well, so that everything takes longer.
+/// A pause in which what a task leaves to be done comes to its end: without, no system is idle. Processors come to rest
+/// as well, so that everything takes longer.
 pub const CALM: Duration = Duration::from_millis(10);
 
 /// Runs of the whole command, in each repeat.

@@ -124,7 +124,10 @@ impl Plot {
     /// The numbers, for `bench.json`.
     pub fn json(&self) -> Value {
         let point = |(x, y): &(f64, Samples)| json!({"x": x, "y": y.json()});
-        let curve = |curve: &Curve| json!({"name": curve.name, "points": curve.points.iter().map(point).collect::<Vec<_>>()});
+        let curve = |curve: &Curve| {
+            let points: Vec<Value> = curve.points.iter().map(point).collect();
+            json!({"name": curve.name, "points": points})
+        };
         let curves: Vec<Value> = self.curves.iter().map(curve).collect();
         json!({"name": self.name, "title": self.title, "x": self.x.0, "y": self.y.0, "curves": curves})
     }
