@@ -8,6 +8,7 @@
 
 pub mod chunk;
 pub mod contender;
+pub mod dropped;
 pub mod handler;
 pub mod line;
 pub mod outcome;

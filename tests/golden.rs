@@ -72,6 +72,7 @@ const GOLDEN: &[Golden] = &[
     golden("task-chunk-running.json", Kind::Task, task_chunk_running),
     golden("task-chunk-cancelling.json", Kind::Task, task_chunk_cancelling),
     golden("task-chunk-failed.json", Kind::Task, task_chunk_failed),
+    golden("task-chunk-dropped.json", Kind::Task, task_chunk_dropped),
     golden("job-part.json", Kind::Job, job_part),
     golden("job.json", Kind::Job, || Job::new(all_options()).encode()),
     golden("job-without-defaults.json", Kind::Job, || Job::new(Options::default()).encode()),
@@ -236,6 +237,14 @@ fn task_expired() -> Vec<u8> {
     task.options.expire_ms = Some(60_000);
     let why = "its deadline passed before it was started";
     task.outcome = Some(Outcome::unrun(State::Expired, None, why, 1));
+    task.encode()
+}
+
+/// It has a key, and all was dropped but how it ended.
+fn task_chunk_dropped() -> Vec<u8> {
+    let mut task = Task::decode(&task_chunk_failed()).expect("a task");
+    task.keyed = true;
+    assert!(task.drop_request());
     task.encode()
 }
 

@@ -175,10 +175,14 @@ impl Task {
         let of = |results: &Results| results.get(at).cloned().flatten();
         match &self.outcome {
             None => of(&self.results).map(|result| result.outcome(None)),
-            Some(whole) => Some(match of(&whole.results) {
-                Some(result) => result.outcome(whole.worker.as_ref()),
-                None => whole.bare(),
-            }),
+            Some(whole) => {
+                let Some(result) = of(&whole.results) else { return Some(whole.bare()) };
+                let mut outcome = result.outcome(whole.worker.as_ref());
+                if self.digest.is_some() {
+                    outcome.tell_dropped();
+                }
+                Some(outcome)
+            }
         }
     }
 

@@ -179,6 +179,9 @@ pub struct Task {
     /// The number of the first of them in its batch, from 0.
     #[serde(default, skip_serializing_if = "is_nought")]
     pub first_line: u64,
+    /// Of what was asked for, where that was dropped after its outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// What is over of them, from attempts before this one, and from this one as far as it was written down.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub results: Results,
@@ -272,6 +275,7 @@ impl Task {
             argv: None,
             commands: None,
             first_line: 0,
+            digest: None,
             results: Results::new(),
             shares: Vec::new(),
             cancel_lines: Lines::default(),
@@ -299,6 +303,9 @@ impl Task {
         let task: Task = super::decode(data)?;
         task.check_payload()?;
         task.check_room(data.len())?;
+        if task.digest.is_some() && task.outcome.is_none() {
+            return Err(Malformed("its command was dropped, so it cannot run again".into()));
+        }
         if task.attempt == 0 {
             return Err(Malformed("its attempt is 0: the first is 1".into()));
         }
@@ -388,13 +395,6 @@ impl Task {
             }
             (None, None) => Payload::Program(self.argv.clone().unwrap_or_default()),
         }
-    }
-
-    /// Whether both ask for the same thing: what was set by submitters is equal.
-    pub fn same_request(&self, other: &Task) -> bool {
-        // Who waits for it is not part of what is asked for.
-        let options = |task: &Task| Options { orphan_of: None, ..task.options.clone() };
-        self.payload() == other.payload() && options(self) == options(other)
     }
 
     /// Ends the task. What is over of a chunk stands in its outcome from now on.

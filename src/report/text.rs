@@ -45,7 +45,8 @@ fn ended(task: &Ended, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<(
     out.write_all(&head)?;
     omission(task, omitted, "output", err)?;
     out.write_all(&tail)?;
-    let needs_words = if task.alone { !is_plain(&task.outcome) } else { task.outcome.state != State::Done };
+    let is_plain = if task.alone { is_plain(&task.outcome) } else { task.outcome.state == State::Done };
+    let needs_words = !is_plain || task.outcome.is_dropped();
     if omitted == 0 && !needs_words && task.outcome.stderr.is_empty() {
         return Ok(());
     }

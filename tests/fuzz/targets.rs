@@ -79,6 +79,7 @@ znode!(
         "argv",
         "commands",
         "first_line",
+        "digest",
         "results",
         "shares",
         "cancel_lines",

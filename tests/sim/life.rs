@@ -56,7 +56,7 @@ impl World {
                 result_ttl: ms(self.swarm.result_ttl),
                 job_ttl: ms(self.swarm.job_ttl),
                 max_pending: self.swarm.max_pending,
-                max_failed: 100_000,
+                max_failed: self.swarm.max_failed,
                 max_pending_bytes: 1 << 30,
             }))),
             Kind::Worker { name, slots, zone } => {

@@ -168,6 +168,8 @@ pub struct Swarm {
     pub job_ttl: u64,
     /// Tasks that the leader admits.
     pub max_pending: u64,
+    /// Commands that ended badly which it keeps.
+    pub max_failed: u64,
     pub grace: u64,
 }
 
@@ -215,6 +217,7 @@ impl Swarm {
             job_ttl: dice.between(4, 20) * SECOND,
             grace: one_of(&mut dice, &[500, 2_000, 8_000]) * MS,
             max_pending: one_of(&mut dice, &[2, 1_000, 1_000, 1_000]),
+            max_failed: 1_000,
             faults,
         };
         // Last, so that what a seed is about besides stays what it was.
@@ -224,6 +227,7 @@ impl Swarm {
         if dice.below(10) < part {
             swarm.faults.push((Fault::Throttle, dice.between(2_000, 15_000) * MS));
         }
+        swarm.max_failed = one_of(&mut dice, &[0, 1, 3, 1_000, 1_000]);
         swarm
     }
 

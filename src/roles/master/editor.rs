@@ -46,6 +46,11 @@ pub enum Edit {
     },
     /// It is marked to be cancelled, because its submitter is gone.
     Orphan,
+    /// All is dropped but how it ended, if it has still this version: what ended anew is kept whole.
+    Shrink {
+        /// The version.
+        version: i32,
+    },
     /// It goes on from an attempt that is dead to the next, or fails if that was its last.
     Move {
         /// The attempt that is dead, or the number of the share.
@@ -234,7 +239,8 @@ impl Editor {
     fn decide<R>(&mut self, id: &TaskId, data: &[u8], stat: &Stat, out: &mut Actions<R>) -> Option<Edited> {
         let Ok(mut task) = Task::decode(data) else { return Some(Edited::Done) };
         let edit = &self.works.get(id)?.edit;
-        if task.outcome.is_some() {
+        let shrinks = matches!(edit, Edit::Shrink { version } if *version == stat.version);
+        if task.outcome.is_some() != shrinks {
             return Some(Edited::Done);
         }
         if *edit == Edit::Peek {
@@ -281,7 +287,7 @@ fn windows(task: &Task) -> Vec<(u32, usize)> {
     }
 }
 
-/// Makes the edit on a task without an outcome; false if it is not called for.
+/// Makes the edit on a task, which has no outcome unless the edit is about that; false if it is not called for.
 fn apply(edit: &Edit, task: &mut Task) -> bool {
     let is_chunk = task.commands.is_some();
     match edit {
@@ -312,6 +318,7 @@ fn apply(edit: &Edit, task: &mut Task) -> bool {
             task.cut(*number, usize::try_from(most).unwrap_or(usize::MAX))
         }
         Edit::Orphan => !std::mem::replace(&mut task.cancel, true),
+        Edit::Shrink { .. } => task.drop_request(),
         Edit::Move { from, worker, charge } if is_chunk => {
             let default = charge.unwrap_or(0);
             let max = if task.options.max_attempts.is_some() { task.options.attempts() } else { default };

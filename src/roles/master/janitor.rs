@@ -73,6 +73,12 @@ impl Janitor {
         }
     }
 
+    /// It could not be deleted: that is tried again later.
+    fn keep(&mut self, task: TaskId, now: Instant) {
+        self.kept.push(task);
+        self.kept_until.get_or_insert(now + KEPT_FOR);
+    }
+
     fn may_delete(&self, now: Instant) -> bool {
         self.deletes_from.is_some_and(|from| from <= now)
     }
@@ -98,7 +104,7 @@ impl Master {
         let delayed = self.table.delayed.first().map(|(ms, _)| at(*ms));
         let expiring = self.table.expiring.first().map(|(ms, _)| at(*ms));
         let old = self.table.outcomes.next(&self.outcome_limits()).zip(term.janitor.deletes_from);
-        let old = old.map(|((ms, _), from)| at(ms).max(from));
+        let old = old.map(|((ms, ..), from)| at(ms).max(from));
         let old = old.filter(|_| term.janitor.calls.is_empty() && !term.summary.is_writing());
         let due = earlier(earlier(delayed, expiring), old);
         let orphans = term.janitor.next_orphans.filter(|_| !self.table.orphanable.is_empty());
@@ -154,7 +160,8 @@ impl Master {
 
     /// An outcome seems to be old enough: only an own write tells for certain.
     fn ask_for_time(&mut self, ensemble_ms: i64, now: Instant) {
-        let is_old = self.table.outcomes.next(&self.outcome_limits()).is_some_and(|(ms, _)| ms < ensemble_ms);
+        let is_old =
+            self.table.outcomes.next(&self.outcome_limits()).is_some_and(|(ms, ..)| ms < ensemble_ms);
         if let Some(term) = &mut self.term
             && is_old
             && term.janitor.may_delete(now)
@@ -171,9 +178,16 @@ impl Master {
         let Some(term) = self.term.as_mut().filter(|term| term.is_leading()) else { return };
         let janitor = &mut term.janitor;
         while janitor.may_delete(now) && janitor.calls.len() < WINDOW {
-            let next = self.table.outcomes.next(&limits).filter(|(ms, _)| *ms < mtime_ms);
-            let Some((_, task)) = next else { break };
-            let Some(version) = self.table.take_outcome(&task) else { break };
+            let next = self.table.outcomes.next(&limits).filter(|(ms, ..)| *ms < mtime_ms);
+            let Some((_, is_excess, task)) = next else { break };
+            let Some((version, keyed)) = self.table.take_outcome(&task) else { break };
+            if is_excess && keyed {
+                // Who submits the key again shall not run it once more.
+                if !term.editor.begin(&task, Edit::Shrink { version }, out) {
+                    janitor.keep(task, now);
+                }
+                continue;
+            }
             let call = Call::Delete { path: janitor.layout.task(&task), version: Some(version) };
             janitor.calls.issue(out, call, Purpose::DeleteTask(task));
         }
@@ -240,24 +254,27 @@ impl Master {
             }
             (Purpose::ListSubmitters(_), _, _) => {}
             (_, _, None | Some(Refusal::NoNode | Refusal::BadVersion | Refusal::NotEmpty)) => {}
-            (Purpose::DeleteTask(task), _, Some(refusal)) => {
-                let path = self.params.layout.task(&task);
-                if self.table.report(&path) {
-                    let every = KEPT_FOR.as_secs();
-                    let text = format!(
-                        "{path}: {refusal}; its outcome is kept, and deleting it is tried every {every} s"
-                    );
-                    out.log(Level::Error, text);
-                }
-                term.janitor.kept.push(task);
-                term.janitor.kept_until.get_or_insert(now + KEPT_FOR);
-            }
+            (Purpose::DeleteTask(task), _, Some(refusal)) => self.keep_outcome(task, refusal, now, out),
             (Purpose::DeleteJob(name), _, Some(refusal)) => {
                 let path = self.params.layout.job(&name);
                 if self.table.report(&path) {
                     out.log(Level::Error, format!("{path}: {refusal}; the empty job is kept"));
                 }
             }
+        }
+    }
+
+    /// An outcome that was to be deleted, or shortened, may not be.
+    pub(super) fn keep_outcome(&mut self, task: TaskId, refusal: Refusal, now: Instant, out: &mut Out) {
+        let path = self.params.layout.task(&task);
+        if self.table.report(&path) {
+            let every = KEPT_FOR.as_secs();
+            let text =
+                format!("{path}: {refusal}; its outcome is kept, and deleting it is tried every {every} s");
+            out.log(Level::Error, text);
+        }
+        if let Some(term) = &mut self.term {
+            term.janitor.keep(task, now);
         }
     }
 

@@ -413,7 +413,9 @@ impl Master {
     }
 
     fn on_edited(&mut self, task: &TaskId, edit: &Edit, edited: Edited, now: Instant, out: &mut Out) {
-        if let Edited::Refused(refusal) = &edited {
+        if let (Edited::Refused(refusal), Edit::Shrink { .. }) = (&edited, edit) {
+            self.keep_outcome(task.clone(), *refusal, now, out);
+        } else if let Edited::Refused(refusal) = &edited {
             let path = self.params.layout.task(task);
             out.log(Level::Error, format!("{path}: {refusal}; the task is set aside"));
             self.table.set_aside(task);

@@ -23,7 +23,7 @@ pub struct Limits {
 pub struct Kept {
     /// When it was last changed, by the ensemble's clock.
     pub mtime_ms: i64,
-    /// Commands that ended badly, if they may go before their time: 0 of a keyed task, for its key would be free again.
+    /// Commands that ended badly, as far as they can make room: 0 if all was dropped of the task, or it goes anyway.
     pub failed: u64,
     /// The data of its task.
     pub bytes: u64,
@@ -73,16 +73,17 @@ impl Outcomes {
         self.all.len()
     }
 
-    /// The next to be deleted, and when it may be, by the ensemble's clock in ms.
-    pub fn next(&self, limits: &Limits) -> Option<(i64, TaskId)> {
+    /// The next to be deleted, and when it may be, by the ensemble's clock in ms; and whether that is only since too
+    /// much has ended badly.
+    pub fn next(&self, limits: &Limits) -> Option<(i64, bool, TaskId)> {
         let is_full = self.commands > limits.max_failed || self.bytes > limits.max_failed_bytes;
-        let due = |entry: Option<&(i64, TaskId)>, stays_ms: i64| {
-            entry.map(|(ms, task)| (ms.saturating_add(stays_ms), task.clone()))
+        let due = |entry: Option<&(i64, TaskId)>, stays_ms: i64, is_excess: bool| {
+            entry.map(|(ms, task)| (ms.saturating_add(stays_ms), is_excess, task.clone()))
         };
         let due = [
-            due(self.all.first(), limits.ttl_ms.max(limits.least_ms)),
-            due(self.doomed.first(), limits.least_ms),
-            due(self.failed.first().filter(|_| is_full), limits.least_ms),
+            due(self.all.first(), limits.ttl_ms.max(limits.least_ms), false),
+            due(self.doomed.first(), limits.least_ms, false),
+            due(self.failed.first().filter(|_| is_full), limits.least_ms, true),
         ];
         due.into_iter().flatten().min()
     }
@@ -105,7 +106,7 @@ mod tests {
     }
 
     fn next(outcomes: &Outcomes) -> Option<(i64, String)> {
-        outcomes.next(&LIMITS).map(|(ms, task)| (ms, task.to_string()))
+        outcomes.next(&LIMITS).map(|(ms, _, task)| (ms, task.to_string()))
     }
 
     #[test]

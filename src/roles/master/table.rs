@@ -52,6 +52,8 @@ pub enum Phase {
         is_chunk: bool,
         /// Its user brought the id.
         keyed: bool,
+        /// All was dropped but how it ended.
+        is_dropped: bool,
         /// Somebody wants it deleted.
         is_doomed: bool,
     },
@@ -291,8 +293,8 @@ impl Table {
                     let ran_ms =
                         if is_chunk { run_ms(&outcome.results).unwrap_or(0) } else { outcome.ran_ms() };
                     let (attempt, by) = (outcome.attempt, outcome.worker);
-                    let (keyed, is_doomed) = (read.keyed, read.delete);
-                    Phase::Ended { attempt, by, ran_ms, is_chunk, keyed, is_doomed }
+                    let (keyed, is_doomed, is_dropped) = (read.keyed, read.delete, read.digest.is_some());
+                    Phase::Ended { attempt, by, ran_ms, is_chunk, keyed, is_dropped, is_doomed }
                 }
                 None => match self.pending_of(task, &read, stat) {
                     Some(Some(pending)) => {
@@ -398,11 +400,12 @@ impl Table {
         }
     }
 
-    /// The outcome is going to be deleted: it is not named again. Gives the version of its task.
-    pub fn take_outcome(&mut self, task: &TaskId) -> Option<i32> {
+    /// The outcome is going to be deleted: it is not named again. Gives the version of its task, and whether that has a
+    /// key.
+    pub fn take_outcome(&mut self, task: &TaskId) -> Option<(i32, bool)> {
         let known = self.tasks.get(task)?;
         self.outcomes.remove(task, kept(known)?);
-        Some(known.version)
+        Some((known.version, matches!(known.phase, Phase::Ended { keyed: true, .. })))
     }
 
     /// An outcome that was to be deleted, and was not: it is to be deleted in its turn.
@@ -523,8 +526,8 @@ fn run_ms(results: &Results) -> Option<u64> {
 
 /// What it is for the index of outcomes, if it has one.
 fn kept(known: &Known) -> Option<Kept> {
-    let Phase::Ended { keyed, is_doomed, .. } = known.phase else { return None };
-    let failed = if keyed { 0 } else { known.lines.ended_badly() };
+    let Phase::Ended { is_dropped, is_doomed, .. } = known.phase else { return None };
+    let failed = if is_dropped || is_doomed { 0 } else { known.lines.ended_badly() };
     Some(Kept { mtime_ms: known.mtime_ms, failed, bytes: u64::from(known.bytes), is_doomed })
 }
 

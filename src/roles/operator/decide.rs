@@ -130,6 +130,9 @@ pub fn retry(id: &TaskId, task: Task, lines: &Lines) -> Decision {
 
 const SUCCEEDED: &str = "has succeeded: only what failed, expired or was cancelled can be retried";
 
+const DROPPED: &str = "cannot run again: its command was dropped, for too much had ended badly. Submit it with another \
+                       --id, or delete it and submit it once more";
+
 const NOT_ENDED: &str = "has not ended yet: there is nothing to retry";
 
 fn retry_task(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
@@ -139,6 +142,7 @@ fn retry_task(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
         Some(outcome) if outcome.state == State::Done => {
             decision.leave(name, Some(exit::FAILED), SUCCEEDED);
         }
+        Some(_) if task.digest.is_some() => decision.leave(name, Some(exit::DATA), DROPPED),
         Some(outcome) => {
             let why = format!("retried by a user; it had ended as {}", outcome.state.as_str());
             task.next_attempt(outcome.worker.clone(), &why);
@@ -170,6 +174,7 @@ fn retry_lines(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
             _ if !is_line(&task, place) => decision.leave(name, Some(exit::DATA), "there is no such line"),
             Some(State::Done) => decision.leave(name, Some(exit::FAILED), SUCCEEDED),
             None => decision.leave(name, Some(exit::FAILED), NOT_ENDED),
+            Some(_) if task.digest.is_some() => decision.leave(name, Some(exit::DATA), DROPPED),
             Some(State::Failed | State::Cancelled | State::Expired) => again.push((place, name)),
         }
     }

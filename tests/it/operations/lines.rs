@@ -97,6 +97,51 @@ fn of_what_failed_only_so_much_stays_and_what_is_not_wanted_is_deleted() {
     assert_eq!(listed(&cluster, &[]), [open.as_str()]);
 }
 
+/// What has a key is not deleted for its room, or whoever submits it again would run it once more.
+#[test]
+fn of_what_has_a_key_and_failed_the_outcome_stays_and_its_key_is_taken() {
+    let cluster = Cluster::new("lines-keyed");
+    let _master = cluster.start("m1", &["master", "--id", "m1", "--max-failed", "1"]);
+    let _worker = cluster.worker("w1", &["--slots", "1"]);
+    let runs = cluster.dir().join("runs");
+    let single = format!("echo x >>{}; echo out; exit 3", runs.display());
+    let lines = format!("echo x >>{0}; echo good\necho x >>{0}; echo bad; exit 4\n", runs.display());
+    let submit = ["submit", "--id", "k", single.as_str()];
+    let batch = |lines: &str| {
+        let args = ["submit", "--from-file", "-", "--id", "b", "--chunk", "2"];
+        Plain::on(&cluster, &args).stdin(lines.as_bytes()).run()
+    };
+    assert_eq!((run(&cluster, &submit).code, batch(&lines).code), (3, 1));
+    run(&cluster, &["submit", "exit 5"]).says(5, &[]);
+    let dropped = "its command and output were dropped, for too much had ended badly";
+    eventually(LIMIT, "both are shortened, the oldest first", || {
+        let shown = |name: &str| run(&cluster, &["show", name]).text();
+        let key = listed(&cluster, &[]).into_iter().find(|id| id.ends_with("/k")).expect("it stands");
+        let texts = [key.as_str(), "b/2"].map(shown);
+        texts.iter().all(|text| text.contains(dropped) && text.contains("(dropped)")).then_some(())
+    });
+    let ran = || fs::read_to_string(&runs).expect("written").lines().count();
+    let again = run(&cluster, &submit);
+    again.says(3, &["failed with exit code 3", dropped]);
+    assert_eq!(again.text().lines().count(), 0, "{again:?}");
+    batch(&lines)
+        .says(1, &["b/1 succeeded: its command", "b/2 failed with exit code 4", "1 succeeded, 1 failed"]);
+    run(&cluster, &["wait", "b"]).says(1, &["b/2 failed with exit code 4", dropped]);
+    assert_eq!(ran(), 3, "nothing runs once more");
+    run(&cluster, &["submit", "--id", "k", "exit 3"])
+        .says(65, &["exists already and asks for something else"]);
+    batch("echo other\nexit 4\n").says(65, &["exists already and asks for something else"]);
+    run(&cluster, &["retry", "b/2"])
+        .says(65, &["b/2: cannot run again: its command was dropped", "another --id"]);
+    let rows = json_lines(&run(&cluster, &["list", "--json", "--state", "failed"]).text());
+    let codes: Vec<_> = rows.iter().map(|row| (&row["exit_code"], &row["command"])).collect();
+    assert!(codes.contains(&(&4.into(), &"(dropped)".into())), "{codes:?}");
+    assert_eq!(run(&cluster, &["delete", "b"]).code, 0);
+    eventually(LIMIT, "the key is free once it is deleted", || {
+        (!listed(&cluster, &[]).iter().any(|id| id.starts_with("b/"))).then_some(())
+    });
+}
+
 /// Of three chunks one succeeds and is collected, one has a line that fails, and one is under way when the submit is
 /// interrupted.
 #[test]

@@ -111,7 +111,10 @@ impl Book<'_> {
                     told.add(step.at, format!("G1: {id} vanishes without an outcome"));
                 }
                 let least = 2 * self.world.swarm.timeout;
-                let ttl = if old.delete { least } else { self.world.swarm.result_ttl.max(least) };
+                // Of what ended badly the oldest go sooner, but for what has a key.
+                let is_excess = !old.keyed && !has_succeeded(&old) && self.world.swarm.max_failed < 1_000;
+                let is_early = old.delete || is_excess;
+                let ttl = if is_early { least } else { self.world.swarm.result_ttl.max(least) };
                 match kind(self.world, step.by) {
                     Some(Kind::Master) if age + MS < ttl => {
                         told.add(step.at, format!("the outcome of {id} is deleted after {} ms", age / MS));
@@ -144,6 +147,14 @@ impl Book<'_> {
             |what: &str| told.add(step.at, format!("{id}: {what} (by {by:?}; {old:?} -> {new:?})"));
         if !new.same_request(old) && !matches!(by, Some(Kind::Client(_))) {
             wrong("what was asked for is changed");
+        }
+        if new.digest.is_some() && old.digest.is_none() {
+            let changed = step.before.map_or(0, |znode| znode.changed);
+            let is_old = step.at.saturating_sub(changed) + MS >= 2 * self.world.swarm.timeout;
+            if !is_old || !matches!(by, Some(Kind::Master)) || !is_rightly_dropped(old, new) {
+                wrong("it is shortened, and should not be, or not so");
+            }
+            return;
         }
         if old.commands.is_some() {
             if let Err(what) = self.chunk(id, old, new, &options, step, tree) {
@@ -404,6 +415,21 @@ fn registrations(tree: &Tree, incarnation: &Incarnation) -> usize {
     let prefix = format!("{ROOT}/workers/{incarnation}~");
     let own = tree.range(prefix.clone()..).take_while(|(path, _)| path.starts_with(&prefix));
     own.filter(|(_, znode)| znode.owner.0 != 0).count()
+}
+
+/// Whether just that is gone which may be dropped of what has a key and ended badly.
+fn is_rightly_dropped(old: &Task, new: &Task) -> bool {
+    let told = |outcome: Outcome| (outcome.state, outcome.reason, outcome.exit_code, outcome.signal);
+    let ended = |task: &Task| task.outcome.clone().map(told);
+    let lines =
+        |task: &Task| task.places().map(|(at, _)| task.command_outcome(at).map(told)).collect::<Vec<_>>();
+    let fence = |task: &Task| (task.attempt, task.keyed, task.delete, task.first_line, task.charged);
+    old.keyed
+        && !has_succeeded(old)
+        && ended(old).is_some()
+        && ended(old) == ended(new)
+        && lines(old) == lines(new)
+        && fence(old) == fence(new)
 }
 
 /// Whether all that it runs ended well.

@@ -39,9 +39,34 @@ fn what_ended_badly_stays_until_its_time_and_the_oldest_go_first_beyond_the_limi
     assert_eq!(stand(&world, &all), [true; 5], "none of them is old enough");
     turns(&mut master, &mut world, 3);
     assert_eq!(stand(&world, &all), [true, false, true, true, true]);
+    let key = world.task("/z/tasks/_00/key");
+    assert!(
+        key.digest.is_some() && key.outcome.is_some_and(|outcome| outcome.is_dropped()),
+        "it counts as well"
+    );
+    assert!(world.task("/z/tasks/_00/b").digest.is_none());
     world.pass(Duration::from_secs(3_600));
     turns(&mut master, &mut world, 3);
     assert_eq!(stand(&world, &all), [false; 5]);
+}
+
+/// Its owner lets nobody else write it.
+#[test]
+fn what_may_not_be_shortened_is_kept_and_tried_again() {
+    let mut world = World::new();
+    let mut master = master("m");
+    master.role.params.max_failed = 0;
+    master.connect(&mut world);
+    failed(&mut world, "_00/key", |task| task.keyed = true);
+    world.writes_refused.insert("/z/tasks/_00/key".into(), Refusal::BadArguments);
+    master.go(&mut world);
+    turns(&mut master, &mut world, 4);
+    assert!(world.task("/z/tasks/_00/key").digest.is_none());
+    assert_eq!(master.role.table.counts().aside, 0, "what has ended is in nobody's way");
+    world.writes_refused.clear();
+    world.pass(Duration::from_secs(60));
+    turns(&mut master, &mut world, 2);
+    assert!(world.task("/z/tasks/_00/key").digest.is_some());
 }
 
 #[test]
