@@ -298,7 +298,7 @@ settings! {
         One(|text| duration(text, SECOND, 10 * YEAR)), "How long to keep an outcome that nobody has collected, and whatever ended badly";
     MAX_FAILED: u64 = ("max-failed", &[Master], Value("N"), Text("100000"), Anywhere)
         One(|text| number(text, 0, MAX_MAX_PENDING)), "Keep at most so many commands that ended badly, 0 to 1000000000, in at most a quarter \
-        of --max-pending-bytes; the oldest go first. Those with a key of their own stay for --result-ttl";
+        of --max-pending-bytes; the oldest go first. Of those with a key how they ended stays, without command and output";
     JOB_TTL: Duration = ("job-ttl", &[Master], Value("TIME"), Text("1h"), Anywhere)
         One(|text| duration(text, SECOND, 10 * YEAR)), "How long to keep a job that has become empty";
     MAX_PENDING: u64 = ("max-pending", &[Master], Value("N"), Text("10000000"), Anywhere)
