@@ -4,7 +4,7 @@
 //! How many lines a chunk has is decided once, when the number of slots is known, and for a key by who came first.
 //!
 //! Every part (one directory) is watched as a whole before its first chunk is created, so a chunk costs no watch
-//! and no read until it has results. What is held is the window's lines and a few bits for each chunk that
+//! and no read until it has results. What is held is the window's lines and a few bytes for each chunk that
 //! waits for its outcome; lines are never read twice. A unit is `open` from the moment
 //! its lines were read until its chunk is known to stand, whatever happens to connections in between. When all chunks
 //! of a part stood, the part says so.
@@ -18,17 +18,15 @@ mod parts;
 mod plan;
 mod replies;
 mod results;
-mod units;
 mod warm;
 
 use self::cleaner::Cleaner;
-use self::entrance::{Entrance, Stage};
-use self::maker::{MAX_CREATES, Maker, READ_AHEAD};
+use self::entrance::Entrance;
+use self::maker::{Maker, READ_AHEAD};
 pub use self::outline::{MAX_CHOSEN, Outline, Sizes};
 use self::parts::{Parts, part_of};
 use self::plan::{Plan, name_in};
 use self::results::{MAX_READS, Results};
-use self::warm::{MAX_WARMING, Warmer};
 use super::access::Access;
 use super::admission::Pace;
 use super::mark::Mark;
@@ -40,24 +38,13 @@ use crate::exit;
 use crate::machine::{
     Action, Actions, BatchLine, Call, Calls, ChangeKind, CreateMode, Event, Instant, Role, earlier,
 };
+use crate::recipes::ensure::Ensure;
 use crate::roles::client::notice::Notice;
 use crate::roles::client::{ClientReport, Progress, Unfit, breaks_connection};
 
-/// Creates in flight while as much is being collected as may be.
-const MIN_CREATES: usize = 32;
-
-/// Chunks that stand and have not ended, beyond which no more are made than end, as long as they end quickly. A few
-/// seconds' work for a fast service; more would only be held in memory by the servers and the masters.
-const MAX_AHEAD: u64 = 20_000;
-
-/// Deletes that wait or are in flight: with as many, chunks end quickly.
-const RUSH: usize = 64;
-
-/// Reads, cancels and deletes in flight.
-const MAX_COLLECTS: usize = 1_024;
-
-/// Chunks of which all was shown and that stand still; beyond that no further outcome is read.
-const MAX_UNDELETED: usize = 2 * MAX_COLLECTS;
+/// Calls about parts and chunks in flight: enough for the ensemble's limit where an answer takes 20 ms. Each has a thread
+/// of its own.
+const MAX_CALLS: usize = 256;
 
 /// What a batch is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,11 +87,14 @@ pub struct Batch {
     cancelling: bool,
     /// Only deletes are left, and there is no connection.
     give_up: Option<Instant>,
-    /// Whether it may come in, and of which size its chunks are.
     entrance: Entrance,
+    /// It has come in, for good.
+    inside: bool,
     pace: Pace,
-    /// What is under way with directories.
-    warmer: Warmer,
+    /// Makes `tasks`, where that is missing.
+    ensure: Ensure,
+    /// It is doing so.
+    ensuring: bool,
     /// What makes chunks.
     maker: Maker,
     /// Which of them stand without an outcome.
@@ -113,8 +103,6 @@ pub struct Batch {
     results: Results,
     /// What cleans up.
     cleaner: Cleaner,
-    /// Cancels in flight.
-    cancels: usize,
     access: Access,
     notice: Notice,
     mark: Mark,
@@ -171,7 +159,8 @@ impl Batch {
             access: Access::new(&params.layout, params.credentials),
             notice: Notice::new(&params.layout),
             mark,
-            warmer: Warmer::new(&params.layout),
+            ensure: Ensure::new([params.layout.tasks()]),
+            ensuring: false,
             results: Results::new(params.outline.lines, tries_again),
             plan: Plan {
                 layout: params.layout,
@@ -180,6 +169,7 @@ impl Batch {
                 batch: params.key.unwrap_or(params.ulid),
                 options,
                 outline: params.outline,
+                chunk: params.chunk,
                 size: 1,
             },
             detach: params.detach,
@@ -189,11 +179,11 @@ impl Batch {
             marked: false,
             cancelling: false,
             give_up: None,
-            entrance: Entrance::new(params.chunk),
+            entrance: Entrance::default(),
+            inside: false,
             maker: Maker::new(1),
             parts: Parts::default(),
             cleaner: Cleaner::default(),
-            cancels: 0,
             calls: Calls::default(),
         })
     }
@@ -203,28 +193,28 @@ impl Batch {
         if self.over || !self.online || !self.marked {
             return;
         }
-        match self.entrance.stage() {
-            Stage::Unknown => self.look(now, out),
-            Stage::Looking => {}
-            Stage::In => {
-                let Progress { submitted, total, .. } = self.results.progress();
-                self.pace.keep(now, total.saturating_sub(submitted), out);
-                if self.maker.asks_for_lines() {
-                    out.push(Action::ReadLines(READ_AHEAD));
-                }
-                self.warm_parts(out);
-                self.clean_up(out);
-                self.collect(out);
-                self.complete_parts(out);
-                self.create(out);
-                self.end_if_done(out);
-            }
+        if !self.inside {
+            return self.look(now, out);
         }
+        let Progress { submitted, total, .. } = self.results.progress();
+        self.pace.keep(now, total.saturating_sub(submitted), out);
+        if self.maker.asks_for_lines() {
+            out.push(Action::ReadLines(READ_AHEAD));
+        }
+        self.warm_parts(out);
+        self.clean_up(out);
+        self.collect(out);
+        self.complete_parts(out);
+        self.create(out);
+        self.end_if_done(out);
     }
 
     /// Asks for all that has to be known first, side by side.
     fn look(&mut self, now: Instant, out: &mut Actions<ClientReport>) {
-        self.entrance.look(self.plan.keyed);
+        if self.entrance.asked {
+            return;
+        }
+        self.entrance.ask(self.plan.keyed);
         self.pace.enter(now, out);
         self.calls.issue(out, Call::Exists { path: self.plan.layout.tasks(), watch: false }, Purpose::Room);
         if self.plan.keyed {
@@ -233,18 +223,13 @@ impl Batch {
         }
     }
 
-    /// Reads, cancels and deletes in flight.
-    fn collects(&self) -> usize {
-        self.results.reads() + self.cancels + self.cleaner.calls()
+    /// Whether another call may be made.
+    fn has_room(&self) -> bool {
+        self.calls.len() < MAX_CALLS
     }
 
     fn create(&mut self, out: &mut Actions<ClientReport>) {
-        if self.parts.pending_count() >= MAX_AHEAD && self.cleaner.len() >= RUSH {
-            return;
-        }
-        // Who cannot keep up with what ends makes no more of it: chunks would only stand for longer.
-        let most = if self.collects() < MAX_COLLECTS { MAX_CREATES } else { MIN_CREATES };
-        while self.maker.calls() < most {
+        while self.has_room() {
             let Some(unit) = self.maker.next().filter(|unit| self.parts.is_warm(part_of(*unit))) else {
                 break;
             };
@@ -253,12 +238,12 @@ impl Batch {
             if closed && !(self.plan.keyed && self.pace.may_look()) {
                 break;
             }
-            let Some(payload) = self.maker.payload(unit) else { break };
+            let Some(commands) = self.maker.commands(unit) else { break };
             let path = self.plan.path(unit);
             if closed {
                 self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Compare(unit));
             } else {
-                let data = self.plan.task(payload, self.mark.id()).encode();
+                let data = self.plan.task(unit, commands, self.mark.id()).encode();
                 if data.len() > MAX_TASK_BYTES {
                     return self.too_large(unit, data.len(), out);
                 }
@@ -280,22 +265,18 @@ impl Batch {
     }
 
     fn collect(&mut self, out: &mut Actions<ClientReport>) {
-        while self.collects() < MAX_COLLECTS
-            && self.results.reads() < MAX_READS
-            && self.cleaner.len() + self.results.reads() < MAX_UNDELETED
-        {
+        while self.has_room() && self.results.reads() < MAX_READS {
             let Some(unit) = self.parts.next_unread() else { break };
             if self.results.begin_read(unit) {
                 let call = Call::Get { path: self.plan.path(unit), watch: false };
                 self.calls.issue(out, call, Purpose::Read(unit));
             }
         }
-        self.parts.retire(self.maker.first_part());
     }
 
     /// Deletes what was shown before more is read: what is gone soon need not be read by masters.
     fn clean_up(&mut self, out: &mut Actions<ClientReport>) {
-        while self.collects() < MAX_COLLECTS {
+        while self.has_room() {
             let Some((unit, version)) = self.cleaner.next() else { break };
             let call = Call::Delete { path: self.plan.path(unit), version: Some(version) };
             self.calls.issue(out, call, Purpose::Delete(unit));
@@ -308,7 +289,7 @@ impl Batch {
         self.give_up = None;
         self.maker.on_connected();
         self.parts.all_cold();
-        self.entrance.on_connected();
+        self.entrance.asked = false;
         self.cleaner.on_connected();
         self.marked = self.access.on_connected(out) && self.mark.on_connected(out);
     }
@@ -323,11 +304,9 @@ impl Batch {
 
     fn forget_calls(&mut self) {
         self.calls.clear();
-        self.warmer.on_lost();
-        self.maker.on_lost();
+        self.ensure.reset();
+        self.ensuring = false;
         self.results.on_lost();
-        self.cleaner.on_lost();
-        self.cancels = 0;
         self.access.on_lost();
         self.mark.on_lost();
         self.pace.on_lost();
@@ -396,13 +375,9 @@ impl Role for Batch {
     fn assert_invariants(&self) {
         let Progress { submitted, done, failed, .. } = self.results.progress();
         let pending = self.parts.pending_commands() - self.results.early();
-        let (open, undeleted) = (self.maker.open_count(), self.cleaner.len() + self.results.reads());
+        let open = self.maker.open_count();
         assert!(open < 2 * READ_AHEAD, "{open} tasks are open");
-        assert!(
-            self.maker.calls() <= MAX_CREATES && self.warmer.calls() <= MAX_WARMING,
-            "too many calls in flight"
-        );
-        assert!(undeleted <= MAX_UNDELETED, "{undeleted} deletes pile up");
+        assert!(self.calls.len() <= MAX_CALLS, "too many calls in flight");
         assert!(
             self.detach || submitted == pending + done + failed,
             "a task was lost: {submitted} submitted, {pending} pending, {done} done, {failed} failed"

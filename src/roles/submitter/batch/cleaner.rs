@@ -1,6 +1,6 @@
 //! Which chunks were shown and are to be deleted. Bookkeeping alone: it makes no calls.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::roles::submitter::MAX_DELETES;
 
@@ -10,9 +10,7 @@ pub struct Cleaner {
     /// Chunks of which all was shown and that are being deleted, or are to be.
     deleting: BTreeMap<u64, Deleting>,
     /// Those of them that wait for their turn.
-    waiting: VecDeque<u64>,
-    /// Deletes in flight.
-    calls: usize,
+    waiting: BTreeSet<u64>,
     /// Chunks of which all was shown and that we do not delete.
     left: u64,
 }
@@ -28,7 +26,7 @@ impl Cleaner {
     /// All of a chunk was shown, as of this version.
     pub fn add(&mut self, unit: u64, version: i32) {
         self.deleting.insert(unit, Deleting { version, doubts: 0 });
-        self.waiting.push_back(unit);
+        self.waiting.insert(unit);
     }
 
     /// All of a chunk was shown that the leader has to delete.
@@ -36,20 +34,10 @@ impl Cleaner {
         self.left += 1;
     }
 
-    /// The next chunk to delete, with its version; the delete is in flight then.
+    /// The next chunk to delete, with its version.
     pub fn next(&mut self) -> Option<(u64, i32)> {
-        while let Some(unit) = self.waiting.pop_front() {
-            if let Some(Deleting { version, .. }) = self.deleting.get(&unit) {
-                self.calls += 1;
-                return Some((unit, *version));
-            }
-        }
-        None
-    }
-
-    /// An answer to a delete came.
-    pub fn answered(&mut self) {
-        self.calls -= 1;
+        let unit = self.waiting.pop_first()?;
+        Some((unit, self.deleting.get(&unit)?.version))
     }
 
     /// The chunk is gone, or stays.
@@ -72,19 +60,9 @@ impl Cleaner {
         self.waiting = self.deleting.keys().copied().collect();
     }
 
-    /// The connection is gone.
-    pub fn on_lost(&mut self) {
-        self.calls = 0;
-    }
-
-    /// Deletes in flight.
-    pub fn calls(&self) -> usize {
-        self.calls
-    }
-
-    /// Chunks that are being deleted, or are to be.
-    pub fn len(&self) -> usize {
-        self.deleting.len()
+    /// Whether nothing is being deleted, or is to be.
+    pub fn is_done(&self) -> bool {
+        self.deleting.is_empty()
     }
 
     /// Chunks of which all was shown and that stand still, if it ends now.

@@ -11,7 +11,7 @@ impl Batch {
     }
 
     pub(super) fn end_if_done(&mut self, out: &mut Actions<ClientReport>) {
-        let is_done = self.is_waited_for() && self.cleaner.len() == 0 && self.parts.are_complete();
+        let is_done = self.is_waited_for() && self.cleaner.is_done() && self.parts.are_complete();
         if is_done && !self.over {
             self.end(out);
         }

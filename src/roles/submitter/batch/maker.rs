@@ -3,33 +3,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::parts::part_of;
-use super::units::{Unit, Units};
 use crate::contract::LINES_PER_PART;
-use crate::contract::task::Payload;
 use crate::machine::BatchLine;
-
-/// Creates in flight.
-pub const MAX_CREATES: usize = 512;
 
 /// Bytes of open lines beyond which no more are asked for.
 pub const MAX_OPEN_BYTES: usize = 8 * 1024 * 1024;
 
-/// Lines that are asked for at a time, and the number of open units below which more are asked for.
-pub const READ_AHEAD: usize = 2 * MAX_CREATES;
+/// Lines that are asked for at a time, and the number of open units below which more are asked for: enough that calls
+/// need not wait for lines.
+pub const READ_AHEAD: usize = 1_024;
 
 /// What makes chunks.
 #[derive(Debug)]
 pub struct Maker {
     source: Source,
-    units: Units,
+    /// How many lines of the file, blank ones included, are a unit.
+    size: u64,
+    /// The unit whose lines come at present.
+    filling: Option<(u64, Vec<String>)>,
     /// Units that were read and whose chunks are not known to stand.
     open: BTreeMap<u64, Open>,
     bytes: usize,
     /// Those of them that are not being created.
     unsent: BTreeSet<u64>,
-    /// Creations and comparisons in flight.
-    calls: usize,
 }
 
 /// Where lines come from.
@@ -42,46 +38,46 @@ enum Source {
 
 #[derive(Debug)]
 struct Open {
-    payload: Payload,
-    commands: u16,
-    bytes: usize,
+    /// Blank lines keep the places of those that follow.
+    commands: Vec<String>,
     /// Creations that were in doubt.
     doubts: u32,
     /// It changed before its creation was acknowledged.
     changed: bool,
 }
 
+impl Open {
+    fn bytes(&self) -> usize {
+        self.commands.iter().map(String::len).sum()
+    }
+
+    /// The places of lines with something on them.
+    fn places(&self) -> impl Iterator<Item = u64> {
+        (0..).zip(&self.commands).filter(|(_, text)| !text.is_empty()).map(|(place, _)| place)
+    }
+}
+
 /// A chunk that is known to stand.
 #[derive(Debug)]
 pub struct Made {
-    /// How many lines of it have something on them.
-    pub commands: u16,
-    payload: Payload,
+    /// The lines of it that have something on them.
+    pub lines: Vec<u64>,
     /// A request for it may yet be carried out.
     pub doubt: bool,
     /// It changed meanwhile.
     pub changed: bool,
 }
 
-impl Made {
-    /// The lines of it that have something on them.
-    pub fn lines(&self) -> Vec<u64> {
-        let Payload::Chunk { first_line, commands } = &self.payload else { return Vec::new() };
-        let lines = (*first_line..).zip(commands).filter(|(_, text)| !text.trim().is_empty());
-        lines.map(|(line, _)| line).collect()
-    }
-}
-
 impl Maker {
     /// A maker of chunks of so many lines.
-    pub fn new(size: u32) -> Maker {
+    pub fn new(size: u64) -> Maker {
         Maker {
             source: Source::Idle,
-            units: Units::new(size),
+            size,
+            filling: None,
             open: BTreeMap::new(),
             bytes: 0,
             unsent: BTreeSet::new(),
-            calls: 0,
         }
     }
 
@@ -95,25 +91,32 @@ impl Maker {
         asks
     }
 
-    /// Takes in lines; gives the units that are open by them.
+    /// Takes in lines; gives the units that are open by them. Those without any line don't occur.
     pub fn on_lines(&mut self, lines: Vec<BatchLine>) -> Vec<u64> {
         if self.source == Source::Dry {
             return Vec::new();
         }
         self.source = if lines.len() < READ_AHEAD { Source::Dry } else { Source::Idle };
-        let mut units: Vec<Unit> = lines.into_iter().filter_map(|line| self.units.add(line)).collect();
-        if self.source == Source::Dry {
-            units.extend(self.units.finish());
+        let mut complete = Vec::new();
+        for BatchLine { number, text } in lines {
+            let (unit, place) = (number / self.size, number % self.size);
+            complete.extend(self.filling.take_if(|(filling, _)| *filling != unit));
+            let (_, commands) = self.filling.get_or_insert_with(|| (unit, Vec::new()));
+            commands.resize(usize::try_from(place).unwrap_or(0), String::new());
+            commands.push(text);
         }
-        units.into_iter().map(|unit| self.open(unit)).collect()
+        if self.source == Source::Dry {
+            complete.extend(self.filling.take());
+        }
+        complete.into_iter().map(|(unit, commands)| self.open(unit, commands)).collect()
     }
 
-    fn open(&mut self, unit: Unit) -> u64 {
-        let Unit { number, payload, commands, bytes } = unit;
-        self.open.insert(number, Open { payload, commands, bytes, doubts: 0, changed: false });
-        self.bytes += bytes;
-        self.unsent.insert(number);
-        number
+    fn open(&mut self, unit: u64, commands: Vec<String>) -> u64 {
+        let open = Open { commands, doubts: 0, changed: false };
+        self.bytes += open.bytes();
+        self.open.insert(unit, open);
+        self.unsent.insert(unit);
+        unit
     }
 
     /// The next unit to be created, in order: what cannot be created yet holds up only what comes after it.
@@ -124,22 +127,11 @@ impl Maker {
     /// The unit is being created, or compared.
     pub fn begin(&mut self, unit: u64) {
         self.unsent.remove(&unit);
-        self.calls += 1;
-    }
-
-    /// An answer about a unit came.
-    pub fn answered(&mut self) {
-        self.calls -= 1;
-    }
-
-    /// Creations and comparisons in flight.
-    pub fn calls(&self) -> usize {
-        self.calls
     }
 
     /// What an open unit runs.
-    pub fn payload(&self, unit: u64) -> Option<&Payload> {
-        self.open.get(&unit).map(|open| &open.payload)
+    pub fn commands(&self, unit: u64) -> Option<&[String]> {
+        self.open.get(&unit).map(|open| open.commands.as_slice())
     }
 
     /// The unit has to be created (again).
@@ -171,10 +163,11 @@ impl Maker {
     /// The chunk stands, for certain; `before` our last request did.
     pub fn stands(&mut self, unit: u64, before: bool) -> Option<Made> {
         let open = self.open.remove(&unit)?;
-        self.bytes = self.bytes.saturating_sub(open.bytes);
+        self.bytes -= open.bytes();
         // What was made by the only request in doubt is not made once more by it.
         let doubt = if before { open.doubts != 1 } else { open.doubts > 0 };
-        Some(Made { commands: open.commands, payload: open.payload, doubt, changed: before || open.changed })
+        let lines = open.places().map(|place| unit * self.size + place).collect();
+        Some(Made { lines, doubt, changed: before || open.changed })
     }
 
     /// The chunk stands for certain not, and never will.
@@ -187,19 +180,14 @@ impl Maker {
         self.unsent = self.open.keys().copied().collect();
     }
 
-    /// The connection is gone.
-    pub fn on_lost(&mut self) {
-        self.calls = 0;
-    }
-
     /// Makes nothing more but what may stand already. Gives how many lines that has.
     pub fn stop(&mut self) -> u64 {
         self.source = Source::Dry;
         let unsent = &self.unsent;
         self.open.retain(|unit, open| open.doubts > 0 || !unsent.contains(unit));
         self.unsent.retain(|unit| self.open.contains_key(unit));
-        self.bytes = self.open.values().map(|open| open.bytes).sum();
-        self.open.values().map(|open| u64::from(open.commands)).sum()
+        self.bytes = self.open.values().map(Open::bytes).sum();
+        self.open.values().map(|open| open.places().count() as u64).sum()
     }
 
     /// Whether all chunks are known to stand.
@@ -212,17 +200,26 @@ impl Maker {
         self.open.iter().any(|(unit, open)| open.doubts > 0 || !self.unsent.contains(unit))
     }
 
-    /// In no part before this one chunks will be made.
-    pub fn first_part(&self) -> u64 {
-        match self.open.first_key_value() {
-            Some((unit, _)) => part_of(*unit),
-            None if self.source == Source::Dry => u64::MAX,
-            None => 0,
-        }
-    }
-
     /// How many units are open.
     pub fn open_count(&self) -> usize {
         self.open.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_keep_their_places_in_a_chunk_and_blank_chunks_do_not_occur() {
+        let mut maker = Maker::new(4);
+        let line = |number: u64| BatchLine { number, text: format!("echo {number}") };
+        assert_eq!(maker.on_lines([1, 3, 12, 16].map(line).into()), [0, 3, 4]);
+        let commands = |unit| maker.commands(unit).expect("open").to_vec();
+        assert_eq!(commands(0), ["", "echo 1", "", "echo 3"]);
+        assert_eq!((commands(3), commands(4)), (vec!["echo 12".to_string()], vec!["echo 16".to_string()]));
+        assert_eq!((maker.bytes, maker.filling.is_none()), (26, true));
+        let lines = [0, 3, 4].map(|unit| maker.stands(unit, false).expect("open").lines);
+        assert_eq!((lines, maker.bytes), ([vec![1, 3], vec![12], vec![16]], 0));
     }
 }

@@ -18,6 +18,8 @@ pub struct Plan {
     pub(super) keyed: bool,
     pub(super) options: Options,
     pub(super) outline: Outline,
+    /// How many lines each chunk shall have, if the user says so.
+    pub(super) chunk: Option<u32>,
     /// How many lines each chunk has; 1 until that is decided.
     pub(super) size: u32,
 }
@@ -93,9 +95,11 @@ impl Plan {
 
     /// A chunk. Its options are the part's, but for the mark: a batch that is submitted again under its key adds chunks
     /// to a part that was made by a submitter that is gone.
-    pub fn task(&self, payload: &Payload, orphan_of: Option<&str>) -> Task {
+    pub fn task(&self, unit: u64, commands: &[String], orphan_of: Option<&str>) -> Task {
+        let payload =
+            Payload::Chunk { first_line: unit.saturating_mul(self.size()), commands: commands.to_vec() };
         let orphan_of = orphan_of.map(str::to_string);
-        let mut task = Task::new(payload.clone(), Options { orphan_of, ..Options::default() });
+        let mut task = Task::new(payload, Options { orphan_of, ..Options::default() });
         task.keyed = self.keyed;
         task
     }
@@ -107,8 +111,7 @@ impl Plan {
 
     /// What all of it adds to what stands. About: what JSON escapes in a line takes more.
     pub fn demand(&self, orphan_of: Option<&str>) -> Demand {
-        let empty = Payload::Chunk { first_line: 0, commands: Vec::new() };
-        let empty = self.task(&empty, orphan_of).encode().len() as u64;
+        let empty = self.task(0, &[], orphan_of).encode().len() as u64;
         let tasks = self.outline.lines.min(self.outline.end.div_ceil(self.size()));
         let lines = self.outline.lines.saturating_mul(LINE_BYTES).saturating_add(self.outline.bytes);
         Demand { tasks: self.outline.lines, bytes: lines.saturating_add(tasks.saturating_mul(empty)) }

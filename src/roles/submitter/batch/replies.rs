@@ -1,13 +1,13 @@
 //! A batch takes in the answers to its calls.
 
-use super::entrance::Entry;
 use super::maker::{Made, Maker};
-use super::parts::{Over, part_of};
+use super::parts::{Chunk, part_of};
 use super::{Batch, Purpose};
 use crate::contract::Labels;
 use crate::contract::task::{State, Task};
 use crate::exit;
 use crate::machine::{Action, Actions, Call, CallError, CallId, CallResult, Level, Refusal, Reply};
+use crate::recipes::ensure;
 use crate::roles::client::notice::Word;
 use crate::roles::client::{ClientReport, commands_ended, refusal_code};
 use crate::roles::submitter::{access, mark};
@@ -32,9 +32,13 @@ impl Batch {
             }
             return;
         }
-        if let Some(step) = self.warmer.on_reply(id, result, out) {
-            if let Err((path, refusal)) = step {
-                self.fail(refusal_code(refusal), format!("cannot make {path}: {refusal}"), out);
+        if let Some(step) = self.ensure.on_reply(id, result, out) {
+            match step {
+                ensure::Step::Pending => {}
+                ensure::Step::Done => self.ensuring = false,
+                ensure::Step::Refused(path, refusal) => {
+                    self.fail(refusal_code(refusal), format!("cannot make {path}: {refusal}"), out);
+                }
             }
             return;
         }
@@ -55,7 +59,11 @@ impl Batch {
     }
 
     fn on_answer(&mut self, purpose: Purpose, result: &CallResult, out: &mut Out) {
-        self.count_answer(purpose);
+        if let Purpose::Read(unit) = purpose
+            && self.results.end_read(unit)
+        {
+            self.parts.mark_unread(unit);
+        }
         let result = match result {
             Ok(reply) => Ok(reply),
             Err(CallError::Refused(refusal)) => Err(*refusal),
@@ -87,26 +95,6 @@ impl Batch {
         }
     }
 
-    /// What was in flight for this purpose is no more.
-    fn count_answer(&mut self, purpose: Purpose) {
-        match purpose {
-            Purpose::Create(_) | Purpose::Compare(_) => self.maker.answered(),
-            Purpose::Read(unit) => {
-                if self.results.end_read(unit) {
-                    self.parts.mark_unread(unit);
-                }
-            }
-            Purpose::Cancel(_) => self.cancels -= 1,
-            Purpose::Delete(_) => self.cleaner.answered(),
-            Purpose::Room | Purpose::FirstPart => {}
-            Purpose::MakePart(_)
-            | Purpose::ComparePart(_)
-            | Purpose::WatchPart(_)
-            | Purpose::ReadPart(_)
-            | Purpose::CompletePart(_) => self.warmer.answered(),
-        }
-    }
-
     /// The connection is gone; everything but this is found out anew on the next.
     fn on_doubt(&mut self, purpose: Purpose) {
         match purpose {
@@ -131,10 +119,13 @@ impl Batch {
     }
 
     fn enter(&mut self, out: &mut Out) {
+        if self.inside {
+            return;
+        }
         match self.entrance.enter(&mut self.plan, self.mark.id(), &mut self.pace) {
-            Entry::Pending => {}
-            Entry::In => self.maker = Maker::new(self.plan.size),
-            Entry::Refused(why) => self.fail(exit::TOO_MUCH, why, out),
+            None => {}
+            Some(Ok(())) => (self.inside, self.maker) = (true, Maker::new(self.plan.size())),
+            Some(Err(why)) => self.fail(exit::TOO_MUCH, why, out),
         }
     }
 
@@ -144,7 +135,6 @@ impl Batch {
             Err(Refusal::NodeExists) if self.plan.keyed => {
                 let call = Call::Get { path: self.plan.path(unit), watch: false };
                 self.calls.issue(out, call, Purpose::Compare(unit));
-                self.maker.begin(unit);
             }
             // The name is ours alone, so it can only be a request that was in doubt.
             Err(Refusal::NodeExists) => self.stands(unit, true, out),
@@ -182,9 +172,9 @@ impl Batch {
             Ok(reply) => return self.bug(reply, out),
         };
         let told = self.plan.told(unit);
-        let Some(payload) = self.maker.payload(unit) else { return };
+        let Some(commands) = self.maker.commands(unit) else { return };
         match Task::decode(data) {
-            Ok(task) if task.same_request(&self.plan.task(payload, self.mark.id())) => {
+            Ok(task) if task.same_request(&self.plan.task(unit, commands, self.mark.id())) => {
                 self.mark.stand_for(task.options.orphan_of.as_ref(), out);
                 self.stands(unit, true, out);
             }
@@ -202,15 +192,16 @@ impl Batch {
     /// The chunk stands, for certain; `before` our last request did.
     fn stands(&mut self, unit: u64, before: bool, out: &mut Out) {
         let Some(made) = self.maker.stands(unit, before) else { return };
-        let Made { commands, doubt, changed, .. } = made;
+        let Made { lines, doubt, changed } = made;
+        let commands = lines.len() as u16;
         self.parts.stood(unit, commands, self.plan.part_lines(part_of(unit)));
         self.results.submitted(u64::from(commands));
         if self.detach {
-            let (id, lines) = (self.plan.id(unit), made.lines());
+            let id = self.plan.id(unit);
             out.push(Action::Report(ClientReport::SubmittedLines { id, lines }));
             return;
         }
-        self.parts.stands(unit, doubt, commands);
+        self.parts.stands(unit, Chunk { doubt, commands });
         if changed || self.cancelling {
             self.parts.mark_unread(unit);
         }
@@ -228,7 +219,6 @@ impl Batch {
                     let call =
                         Call::Set { path: self.plan.path(unit), data: task.encode(), version: stat.version };
                     self.calls.issue(out, call, Purpose::Cancel(unit));
-                    self.cancels += 1;
                 }
                 Ok(task) if self.plan.has_our_lines(unit, &task) => {
                     self.results.came(unit, commands_ended(&self.plan.id(unit), &task), out);
@@ -261,7 +251,7 @@ impl Batch {
             let why = format!("the task {} was changed by someone: it has other lines", self.plan.id(unit));
             return self.lost(unit, why, out);
         }
-        let Some(Over { doubt, .. }) = self.parts.over(unit) else { return };
+        let Some(Chunk { doubt, .. }) = self.parts.over(unit) else { return };
         let succeeded = ended.iter().all(|command| command.outcome.state == State::Done);
         self.results.over(unit, ended, out);
         // What ended badly stays, to be looked at and to be run again.
@@ -278,7 +268,7 @@ impl Batch {
 
     /// The task's outcome will never be seen.
     fn lost(&mut self, unit: u64, why: String, out: &mut Out) {
-        if let Some(Over { commands, .. }) = self.parts.over(unit) {
+        if let Some(Chunk { commands, .. }) = self.parts.over(unit) {
             self.results.lost(unit, commands, why, out);
         }
     }

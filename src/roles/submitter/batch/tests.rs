@@ -270,7 +270,7 @@ fn interrupted_it_says_how_to_come_back_or_cancels() {
     desk.connect();
     desk.settle();
     let standing = tasks(&desk);
-    assert!((301..=301 + MAX_CREATES).contains(&standing.len()), "no more are created: {}", standing.len());
+    assert!((301..=301 + MAX_CALLS).contains(&standing.len()), "no more are created: {}", standing.len());
     assert!(standing.iter().all(|path| desk.task(path).cancel) && desk.exit.is_none());
     for path in &standing {
         desk.end(path, Outcome::unrun(State::Cancelled, None, "", 1));

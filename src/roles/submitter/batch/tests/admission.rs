@@ -94,7 +94,7 @@ fn g08_a_batch_under_way_waits_while_the_service_is_full_and_says_so_once() {
     let mut desk = overtaken(params(2_000));
     pass(&mut desk, 5_000);
     let made = tasks(&desk).len();
-    assert!((300..=300 + 2 * MAX_CREATES).contains(&made), "it stops: {made}");
+    assert!((300..=300 + 2 * MAX_CALLS).contains(&made), "it stops: {made}");
     let looks = desk.count(|call| call.path() == STATUS);
     assert!((5..=7).contains(&looks), "once a second: {looks}");
     let told = desk.logs.iter().filter(|(_, text)| text.contains("waits for room")).count();
@@ -103,13 +103,13 @@ fn g08_a_batch_under_way_waits_while_the_service_is_full_and_says_so_once() {
     assert_eq!(desk.role.next_wake(), None, "there is nobody to ask");
     desk.connect();
     pass(&mut desk, 2_000);
-    assert!(tasks(&desk).len() <= 300 + 2 * MAX_CREATES, "nor does a new session let it pass");
+    assert!(tasks(&desk).len() <= 300 + 2 * MAX_CALLS, "nor does a new session let it pass");
     // A new leader does not know all yet.
     let mut loading = Status::decode(&status(1, 0, 10_000, 1 << 30)).expect("status");
     loading.loading = true;
     desk.put(STATUS, &loading.encode());
     pass(&mut desk, 2_000);
-    assert!(tasks(&desk).len() <= 300 + 2 * MAX_CREATES, "nor does a leader that is loading");
+    assert!(tasks(&desk).len() <= 300 + 2 * MAX_CALLS, "nor does a leader that is loading");
     // Room for one is room: how many come meanwhile is known a second later.
     desk.put(STATUS, &status(9_999, 0, 10_000, 1 << 30));
     pass(&mut desk, 2_000);
@@ -171,7 +171,7 @@ fn a_keyed_batch_that_waits_meets_its_own_tasks() {
     pass(&mut again, 5_000);
     assert_eq!((again.exit, again.ended().len(), tasks(&again).len()), (None, 1_500, 1_500));
     let looked = again.count(|call| is_get(call) && call.path().starts_with("/z/tasks/K~0000/"));
-    assert!(looked <= 3_000 + 2 * MAX_CREATES, "none is looked for again and again: {looked}");
+    assert!(looked <= 3_000 + 2 * MAX_CALLS, "none is looked for again and again: {looked}");
     again.put(STATUS, &status(0, 0, 10_000, 1 << 30));
     pass(&mut again, 2_000);
     assert_eq!(tasks(&again).len(), 2_000);

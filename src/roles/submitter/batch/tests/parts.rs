@@ -80,7 +80,7 @@ fn the_size_of_chunks_follows_from_lines_and_slots_and_for_a_key_from_its_first_
     let first = run(with_slots(4, keyed(640)));
     for (slots, chunk) in [(1, None), (400, Some(10))] {
         let mut again = with_slots(slots, keyed(640));
-        again.role.entrance = Entrance::new(chunk);
+        again.role.plan.chunk = chunk;
         again.znodes.extend(first.znodes.clone());
         let again = run(again);
         assert_eq!((of(&again, "/z/tasks/K~0000"), again.exit), (Some(10), None), "{:?}", again.logs);
