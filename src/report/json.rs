@@ -24,16 +24,15 @@ use crate::roles::client::{ClientReport, Ended, Noted, Row, Shade, Shown, Status
 
 /// Writes a report.
 pub fn write(report: &ClientReport, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
-    if let ClientReport::EndedMany(commands) = report {
-        return commands.iter().try_for_each(|command| object(&ended(command), out));
+    if let ClientReport::Ended(tasks) = report {
+        return tasks.iter().try_for_each(|task| object(&ended(task), out));
     }
     if let ClientReport::SubmittedLines { id, lines } = report {
         return lines.iter().try_for_each(|line| object(&pending(&line_name(id, *line)), out));
     }
     let value = match report {
         ClientReport::Submitted { id, .. } => pending(id.as_str()),
-        ClientReport::Ended(task) => ended(task),
-        ClientReport::Progress(_) | ClientReport::EndedMany(_) | ClientReport::SubmittedLines { .. } => {
+        ClientReport::Progress(_) | ClientReport::Ended(_) | ClientReport::SubmittedLines { .. } => {
             return Ok(());
         }
         // On standard output every line is a task.

@@ -50,7 +50,7 @@ fn outcome(state: State, reason: Option<Reason>) -> Outcome {
 
 fn ended(outcome: Outcome, alone: bool) -> ClientReport {
     let line = (!alone).then_some(4);
-    ClientReport::Ended(Box::new(Ended { id: TaskId::new("J", "t"), line, outcome, alone }))
+    ClientReport::Ended(vec![Ended { id: TaskId::new("J", "t"), line, outcome, alone }])
 }
 
 fn full() -> Outcome {
@@ -79,8 +79,8 @@ fn the_commands_of_a_chunk_are_told_as_tasks_of_a_batch_are() {
     let poison = Outcome { attempt: 3, ..outcome(State::Failed, Some(Reason::Poison)) };
     task.end(poison);
     let commands = commands_ended(&TaskId::new("J", "t"), &task);
-    let one_by_one = || commands.iter().map(|one| ClientReport::Ended(Box::new(one.clone()))).collect();
-    let together = || vec![ClientReport::EndedMany(commands.clone())];
+    let one_by_one = || commands.iter().map(|one| ClientReport::Ended(vec![one.clone()])).collect();
+    let together = || vec![ClientReport::Ended(commands.clone())];
     assert_eq!((text(together()), lines(together())), (text(one_by_one()), lines(one_by_one())));
     let words = "err\nzkmw: the task J/t (line 7) failed with exit code 3\n\
                  zkmw: the task J/t (line 8) was given up: its workers died under it\n";
@@ -109,7 +109,7 @@ impl Write for Terminal {
 fn on_one_terminal_each_command_has_its_outputs_together() {
     let terminal = Terminal::default();
     let ended = |line| Ended { id: TaskId::new("J", "t"), line: Some(line), outcome: full(), alone: false };
-    let report = ClientReport::EndedMany(vec![ended(0), ended(1)]);
+    let report = ClientReport::Ended(vec![ended(0), ended(1)]);
     View::new(terminal.clone(), terminal.clone(), look(false)).show(report).expect("shown");
     let one = |line| format!("out\nerr\nzkmw: the task J/t (line {line}) failed with exit code 3\n");
     assert_eq!(String::from_utf8_lossy(&terminal.0.borrow()), one(1) + &one(2));
@@ -154,7 +154,7 @@ fn a_chunk_is_shown_command_by_command() {
 fn commands_ended_of(task: &Task) -> Vec<ClientReport> {
     commands_ended(&TaskId::new("J", "t"), task)
         .into_iter()
-        .map(|one| ClientReport::Ended(Box::new(one)))
+        .map(|one| ClientReport::Ended(vec![one]))
         .collect()
 }
 
@@ -311,11 +311,11 @@ fn a_list_has_one_heading_and_a_line_for_each() {
 fn a_line_of_a_batch_is_told_under_its_own_name() {
     let id = || TaskId::new("J~b~0000", "0000004");
     let ended = |line| Ended { id: id(), line: Some(line), outcome: full(), alone: false };
-    let report = || vec![ClientReport::Ended(Box::new(ended(6)))];
+    let report = || vec![ClientReport::Ended(vec![ended(6)])];
     assert_eq!(text(report()).1, "err\nzkmw: the task J~b/7 failed with exit code 3\n");
     let line = lines(report()).remove(0);
     assert_eq!((&line["id"], &line["line"]), (&json!("J~b/7"), &json!(7)));
-    let stays = ClientReport::Ended(Box::new(ended(6))).what_stays().expect("words");
+    let stays = ClientReport::Ended(vec![ended(6)]).what_stays().expect("words");
     assert!(stays.contains("zkmw wait J~b/7;") && stays.contains("zkmw wait J~b comes"), "{stays}");
 
     let show = |place: usize, shade| {

@@ -7,12 +7,9 @@ use crate::contract::line::line_name;
 use crate::contract::task::{NO_DEADLINE_MS, Options, Outcome, Output, Payload, State, Task};
 use crate::machine::Captured;
 use crate::roles::client::{
-    ClientReport, Ended, Noted, Progress, Row, Shade, Shown, StatusReport, exit_code, is_plain, sized,
-    verdict,
+    ClientReport, Ended, Noted, Progress, Row, Shade, Shown, StatusReport, clean, exit_code, is_plain, sized,
+    start_of, verdict,
 };
-
-/// Characters of a chunk's command that are shown.
-const MAX_COMMAND_CHARS: usize = 60;
 
 /// Writes a report.
 pub fn write(
@@ -29,8 +26,7 @@ pub fn write(
         ClientReport::Detached { name, submitted } => {
             writeln!(err, "zkmw: {submitted} tasks submitted; to wait for them: zkmw wait {name}")
         }
-        ClientReport::Ended(task) => ended(task, out, err),
-        ClientReport::EndedMany(commands) => commands.iter().try_for_each(|one| ended(one, out, err)),
+        ClientReport::Ended(tasks) => tasks.iter().try_for_each(|one| ended(one, out, err)),
         ClientReport::Progress(_) => Ok(()),
         ClientReport::Summary(progress) => summary(progress, err),
         ClientReport::Status(report) => status(report, out),
@@ -78,12 +74,6 @@ fn summary(progress: &Progress, err: &mut dyn Write) -> io::Result<()> {
         write!(err, ", {open} not waited for")?;
     }
     writeln!(err)
-}
-
-/// Nothing that a terminal would obey: such words may come from anybody's znode.
-fn clean(text: &str) -> String {
-    let visible = |c: char| if c.is_control() { c.escape_default().collect() } else { vec![c] };
-    text.chars().flat_map(visible).collect()
 }
 
 fn status(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
@@ -276,7 +266,7 @@ fn commands(task: &Task, out: &mut dyn Write) -> io::Result<()> {
     for (at, line) in task.places() {
         let line = line.saturating_add(1);
         let command = task.commands.as_ref().and_then(|commands| commands.get(at));
-        let start = clean(&start_of(command.map_or("", String::as_str)));
+        let start = start_of(command.map_or("", String::as_str));
         let Some(outcome) = task.command_outcome(at) else {
             writeln!(out, "line {line:<7} {:<9}     {start}", Shade::Pending.as_str())?;
             continue;
@@ -290,14 +280,6 @@ fn commands(task: &Task, out: &mut dyn Write) -> io::Result<()> {
         kept("stderr", &outcome.stderr, out)?;
     }
     Ok(())
-}
-
-/// As much of a command as has room on a line.
-fn start_of(command: &str) -> String {
-    match command.char_indices().nth(MAX_COMMAND_CHARS) {
-        Some((end, _)) => format!("{}…", &command[..end]),
-        None => command.to_string(),
-    }
 }
 
 fn options(options: &Options, out: &mut dyn Write) -> io::Result<()> {

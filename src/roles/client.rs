@@ -20,6 +20,9 @@ use crate::machine::{CallError, Event, Refusal, Stat};
 /// Exit code of a waiting client that was interrupted: that of a shell for SIGINT.
 pub const INTERRUPTED: i32 = exit::SIGNAL_BASE + 2;
 
+/// Characters of a command that are shown where it shares a line.
+const MAX_COMMAND_CHARS: usize = 60;
+
 /// ZooKeeper's code for a quota that would be exceeded.
 const QUOTA_EXCEEDED: i32 = -125;
 
@@ -47,10 +50,8 @@ pub enum ClientReport {
         /// How many tasks it has.
         submitted: u64,
     },
-    /// A task ended.
-    Ended(Box<Ended>),
-    /// The commands of a chunk ended, in this order. They are shown one by one, and flushed together.
-    EndedMany(Vec<Ended>),
+    /// These ended, in this order. They are shown one by one, and flushed together.
+    Ended(Vec<Ended>),
     /// How far a batch, or a wait for several, has got.
     Progress(Progress),
     /// What a batch, or a wait for several, came to.
@@ -66,30 +67,9 @@ pub enum ClientReport {
 }
 
 impl ClientReport {
-    /// What became of a task, or of the commands of a chunk.
-    pub fn ended(mut ended: Vec<Ended>) -> ClientReport {
-        match ended.pop() {
-            Some(one) if ended.is_empty() => ClientReport::Ended(Box::new(one)),
-            last => {
-                ended.extend(last);
-                ClientReport::EndedMany(ended)
-            }
-        }
-    }
-}
-
-impl ClientReport {
     /// What the user has to know if this can't be shown to him: what has happened all the same, so that he does not do
     /// it again, and how to come back to it.
     pub fn what_stays(&self) -> Option<String> {
-        let ended = |ended: &Ended| {
-            let name = ended.name();
-            let mut words = format!("the task {name} has ended, and its outcome stays: see zkmw wait {name}");
-            if let Some(batch) = batch_of(ended.id.dir()) {
-                words += &format!("; the others of the batch go on: zkmw wait {batch} comes back to them");
-            }
-            Some(words)
-        };
         match self {
             ClientReport::Submitted { id, .. } => {
                 Some(format!("the task {id} was submitted: zkmw wait {id} comes back to it"))
@@ -105,8 +85,16 @@ impl ClientReport {
             ClientReport::Detached { name, submitted } => {
                 Some(format!("all {submitted} tasks were submitted: zkmw wait {name} comes back to them"))
             }
-            ClientReport::Ended(one) => ended(one),
-            ClientReport::EndedMany(many) => many.first().and_then(ended),
+            ClientReport::Ended(ended) => {
+                let (name, dir) = ended.first().map(|ended| (ended.name(), ended.id.dir()))?;
+                let mut words =
+                    format!("the task {name} has ended, and its outcome stays: see zkmw wait {name}");
+                if let Some(batch) = batch_of(dir) {
+                    words +=
+                        &format!("; the others of the batch go on: zkmw wait {batch} comes back to them");
+                }
+                Some(words)
+            }
             ClientReport::Summary(_) => Some("all outcomes were shown".to_string()),
             ClientReport::Noted(Noted { id, message, .. }) => Some(format!("{id} {message}")),
             ClientReport::Progress(_)
@@ -343,6 +331,20 @@ pub fn is_plain(outcome: &Outcome) -> bool {
         || (outcome.state == State::Failed
             && outcome.reason == Some(Reason::Exit)
             && outcome.exit_code == Some(exit_code(outcome)))
+}
+
+/// Nothing that a terminal would obey: such words may come from anybody's znode.
+pub fn clean(text: &str) -> String {
+    let visible = |c: char| if c.is_control() { c.escape_default().collect() } else { vec![c] };
+    text.chars().flat_map(visible).collect()
+}
+
+/// As much of a command as has room on a line, cleaned.
+pub fn start_of(command: &str) -> String {
+    match command.char_indices().nth(MAX_COMMAND_CHARS) {
+        Some((end, _)) => clean(&command[..end]) + "…",
+        None => clean(command),
+    }
 }
 
 /// A number of bytes in words, rounded down: `512 B`, `3.1 MiB`, `1 GiB`.

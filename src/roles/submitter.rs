@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use crate::contract::TaskId;
 
-mod access;
 mod admission;
 mod batch;
 mod mark;

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use self::lines::Watched;
 use self::parts::Parts;
 
-use super::client::notice::{Notice, Word};
+use super::client::notice::Notice;
 use super::client::walk::{Found, Target, Walk};
 use super::client::{
     ClientReport, Ended, INTERRUPTED, Progress, Tally, breaks_connection, exit_code, refusal_code,
@@ -135,10 +135,8 @@ impl Waiter {
             return;
         }
         // What the tasks require is not kept.
-        if let Some(word) = self.notice.on_reply(id, result, &Labels::new(), out) {
-            if let Some(Word { level, reason }) = word {
-                out.log(level, format!("waiting for {}: {reason}", self.awaited()));
-            }
+        let awaited = || awaited(&self.watched);
+        if self.notice.on_reply(id, result, &Labels::new(), awaited, out) {
             return;
         }
         if let Some(task) = self.calls.take(id) {
@@ -191,15 +189,6 @@ impl Waiter {
         }
     }
 
-    /// What is waited for, in words.
-    fn awaited(&self) -> String {
-        let open: u64 = self.watched.values().map(Watched::open).sum();
-        match self.watched.iter().next() {
-            Some((id, watched)) if open == 1 => format!("the task {}", watched.name(id)),
-            _ => format!("{open} tasks"),
-        }
-    }
-
     /// A chunk counts for its commands from when it was first read, and is waited for as a batch is.
     fn found(&mut self, id: TaskId, task: Task, out: &mut Actions<ClientReport>) {
         if task.commands.is_none() {
@@ -240,7 +229,7 @@ impl Waiter {
                 self.tally.wrong(if self.alone { exit_code(outcome) } else { exit::FAILED });
             }
         }
-        out.push(Action::Report(ClientReport::ended(ended)));
+        out.push(Action::Report(ClientReport::Ended(ended)));
         self.report_progress(out);
     }
 
@@ -284,6 +273,15 @@ impl Waiter {
         {
             self.unread.insert(id);
         }
+    }
+}
+
+/// What is waited for, in words.
+fn awaited(watched: &BTreeMap<TaskId, Watched>) -> String {
+    let open: u64 = watched.values().map(Watched::open).sum();
+    match watched.first_key_value() {
+        Some((id, watched)) if open == 1 => format!("the task {}", watched.name(id)),
+        _ => format!("{open} tasks"),
     }
 }
 

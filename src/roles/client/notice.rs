@@ -30,15 +30,6 @@ enum Why {
     AtWork,
 }
 
-/// What to tell the user.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Word {
-    /// How loud.
-    pub level: Level,
-    /// The reason, to be put after what is waited for.
-    pub reason: String,
-}
-
 /// Tells why a client waits.
 #[derive(Debug)]
 pub struct Notice {
@@ -95,33 +86,50 @@ impl Notice {
         self.look_at.filter(|_| self.calls.is_empty())
     }
 
-    /// Takes in a reply; `None` if it is somebody else's. What is waited for needs a worker with the labels that are
+    /// Takes in a reply; false if it is somebody else's. What is `awaited` needs a worker with the labels that are
     /// required, as far as the client knows.
     pub fn on_reply<R>(
         &mut self,
         id: CallId,
         result: &CallResult,
         required: &Labels,
+        awaited: impl FnOnce() -> String,
         out: &mut Actions<R>,
-    ) -> Option<Option<Word>> {
-        let purpose = self.calls.take(id)?;
+    ) -> bool {
+        let Some(purpose) = self.calls.take(id) else { return false };
+        if let Some((why, reason)) = self.look_on(purpose, result, required, out)
+            && let Some(level) = self.say(why)
+        {
+            out.log(level, format!("waiting for {}: {reason}", awaited()));
+        }
+        true
+    }
+
+    /// What the look has found, or goes on with it.
+    fn look_on<R>(
+        &mut self,
+        purpose: Purpose,
+        result: &CallResult,
+        required: &Labels,
+        out: &mut Actions<R>,
+    ) -> Option<(Why, String)> {
         let reply = match result {
             Ok(reply) => Some(reply),
             Err(CallError::Refused(Refusal::NoNode)) => None,
-            Err(CallError::NotSent | CallError::MaybeApplied) => return Some(None),
+            Err(CallError::NotSent | CallError::MaybeApplied) => return None,
             Err(CallError::Refused(refusal)) => {
                 let root = self.layout.root();
                 let reason = format!("how the service below {root} is may not be read: {refusal}");
-                return Some(self.say(Why::Unreadable, reason));
+                return Some((Why::Unreadable, reason));
             }
         };
-        let (why, reason) = match (purpose, reply) {
+        Some(match (purpose, reply) {
             (Purpose::Contenders, Some(Reply::Children(names))) => {
                 match names.iter().filter_map(|name| Contender::parse(name)).min() {
                     Some(first) => {
                         let path = format!("{}/{}", self.layout.master(), first.name);
                         self.calls.issue(out, Call::Exists { path, watch: false }, Purpose::First);
-                        return Some(None);
+                        return None;
                     }
                     None => no_master(),
                 }
@@ -129,7 +137,7 @@ impl Notice {
             (Purpose::First, Some(Reply::Stat(stat))) => {
                 let call = Call::Get { path: self.layout.status(), watch: false };
                 self.calls.issue(out, call, Purpose::Status { first: stat.czxid });
-                return Some(None);
+                return None;
             }
             (Purpose::Status { first }, Some(Reply::Data { data, .. })) => match Status::decode(data) {
                 // A later leader's is as good: the contenders have changed since they were listed.
@@ -138,12 +146,11 @@ impl Notice {
             },
             (Purpose::Contenders, _) => no_master(),
             (Purpose::First | Purpose::Status { .. }, _) => no_leader(),
-        };
-        Some(self.say(why, reason))
+        })
     }
 
-    /// What to tell, unless that was told.
-    fn say(&mut self, why: Why, reason: String) -> Option<Word> {
+    /// How loud to tell this, unless it was told.
+    fn say(&mut self, why: Why) -> Option<Level> {
         if self.said.as_ref() == Some(&why) {
             return None;
         }
@@ -153,7 +160,7 @@ impl Notice {
             _ => Level::Warn,
         };
         self.said = Some(why);
-        Some(Word { level, reason })
+        Some(level)
     }
 }
 
@@ -236,18 +243,23 @@ mod tests {
         }
 
         /// So much time passes; what is said in it.
-        fn pass(&mut self, time: Duration) -> Vec<Word> {
+        fn pass(&mut self, time: Duration) -> Vec<(Level, String)> {
             let (end, mut said) = (self.now + time, Vec::new());
             let mut out: Actions<()> = Actions::default();
             loop {
                 self.notice.keep(self.now, true, &mut out);
                 let actions: Vec<_> = out.drain().collect();
                 for action in &actions {
-                    let Action::Call { id, call } = action else { panic!("{action:?}") };
-                    self.reads += 1;
-                    let result = self.answer(call);
-                    let word = self.notice.on_reply(*id, &result, &self.required, &mut out);
-                    said.extend(word.expect("its own"));
+                    match action {
+                        Action::Call { id, call } => {
+                            self.reads += 1;
+                            let result = self.answer(call);
+                            let what = || "it".to_string();
+                            assert!(self.notice.on_reply(*id, &result, &self.required, what, &mut out));
+                        }
+                        Action::Log(level, text) => said.push((*level, text.clone())),
+                        _ => panic!("{action:?}"),
+                    }
                 }
                 if actions.is_empty() && out.is_empty() {
                     match self.notice.next_wake().filter(|at| *at <= end) {
@@ -274,8 +286,11 @@ mod tests {
         #[track_caller]
         fn says(&mut self, level: Level, part: &str) {
             let said = self.pass(MAX_PAUSE);
-            let [word] = said.as_slice() else { panic!("{said:?}") };
-            assert!(word.level == level && word.reason.contains(part), "{word:?}");
+            let [(loud, text)] = said.as_slice() else { panic!("{said:?}") };
+            assert!(
+                *loud == level && text.starts_with("waiting for it: ") && text.contains(part),
+                "{said:?}"
+            );
         }
     }
 
@@ -285,7 +300,7 @@ mod tests {
         assert_eq!(bench.pass(QUIET - Duration::from_millis(1)), []);
         assert_eq!(bench.reads, 0);
         let said = bench.pass(Duration::from_millis(1));
-        assert!(said.len() == 1 && said[0].reason.contains("no workers"), "{said:?}");
+        assert!(said.len() == 1 && said[0].1.contains("no workers"), "{said:?}");
         assert_eq!(bench.pass(MAX_PAUSE * 10), []);
         bench.contenders.clear();
         bench.says(Level::Warn, "no master is running");

@@ -1,16 +1,11 @@
 //! Seek: what a name like `BATCH/7` means. It is a task's if that stands, else that of a line: in which task that is
 //! follows from how many lines each task of the batch has, which every part of the batch says.
 
-use std::collections::BTreeMap;
-
 use super::walk::Found;
 use crate::contract::line::{LineName, batch_of};
 use crate::contract::task::Job;
 use crate::contract::{Layout, TaskId};
 use crate::machine::{Call, CallError, CallResult, Refusal, Reply};
-
-/// How many lines each task of a batch has, of the batches that were met.
-pub type Sizes = BTreeMap<String, u32>;
 
 /// A name whose meaning is looked for.
 #[derive(Debug)]
@@ -51,7 +46,7 @@ impl Seek {
     ///
     /// # Errors
     /// Another refusal than that nothing is there.
-    pub fn on_reply(&mut self, result: &CallResult, sizes: &mut Sizes) -> Result<Option<Found>, Refusal> {
+    pub fn on_reply(&mut self, result: &CallResult) -> Result<Option<Found>, Refusal> {
         let reply = match result {
             Ok(reply) => Some(reply),
             Err(CallError::Refused(Refusal::NoNode)) => None,
@@ -61,12 +56,11 @@ impl Seek {
         let as_task = Found { id: self.id.clone(), named: true, line: None };
         self.ask = match (&self.ask, reply) {
             (Ask::Task, Some(_)) => return Ok(Some(as_task)),
-            (Ask::Task, None) if sizes.contains_key(&self.name.batch) => return Ok(self.line(sizes)),
             (Ask::Task, None) => Ask::Part(format!("{}~0000", self.name.batch)),
             (Ask::Part(_), Some(Reply::Data { data, .. })) => {
                 let size = Job::decode(data).ok().and_then(|job| job.chunk).unwrap_or(1);
-                sizes.insert(self.name.batch.clone(), size);
-                return Ok(self.line(sizes));
+                let (id, place) = self.name.task(size);
+                return Ok(Some(Found { id, named: true, line: Some((place, self.name.clone())) }));
             }
             (Ask::Part(_), _) => Ask::Parts,
             (Ask::Parts, Some(Reply::Children(names))) => {
@@ -79,11 +73,6 @@ impl Seek {
         };
         Ok(None)
     }
-
-    fn line(&self, sizes: &Sizes) -> Option<Found> {
-        let (id, place) = self.name.task(*sizes.get(&self.name.batch)?);
-        Some(Found { id, named: true, line: Some((place, self.name.clone())) })
-    }
 }
 
 #[cfg(test)]
@@ -94,7 +83,7 @@ mod tests {
 
     /// Asks until it is known, of a service with these directories and no tasks but this one.
     fn seek(name: &str, parts: &[&str], task: Option<&str>) -> (Found, Vec<String>) {
-        let (layout, mut sizes, mut asked) = (Layout::new("/z"), Sizes::new(), Vec::new());
+        let (layout, mut asked) = (Layout::new("/z"), Vec::new());
         let mut seek = Seek::new(&TaskId::parse(name).expect("an id")).expect("a line's");
         loop {
             let call = seek.call(&layout);
@@ -110,11 +99,11 @@ mod tests {
                 }
                 Some(_) => {
                     let none = Err(CallError::Refused(Refusal::NoNode));
-                    assert_eq!(seek.on_reply(&none, &mut sizes), Ok(None));
+                    assert_eq!(seek.on_reply(&none), Ok(None));
                     continue;
                 }
             };
-            if let Some(found) = seek.on_reply(&Ok(reply), &mut sizes).expect("no refusal") {
+            if let Some(found) = seek.on_reply(&Ok(reply)).expect("no refusal") {
                 return (found, asked);
             }
         }

@@ -285,8 +285,7 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
     /// The outcomes that were reported, of tasks and of commands.
     pub fn all_ended(&self) -> impl Iterator<Item = &Ended> {
         self.reports.iter().flat_map(|report| match report {
-            ClientReport::Ended(ended) => std::slice::from_ref(ended.as_ref()),
-            ClientReport::EndedMany(commands) => commands.as_slice(),
+            ClientReport::Ended(ended) => ended.as_slice(),
             _ => &[],
         })
     }

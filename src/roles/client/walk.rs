@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::seek::{Seek, Sizes};
+use super::seek::Seek;
 use super::{Tally, refusal_code};
 use crate::contract::line::{LineName, batch_of};
 use crate::contract::task::Job;
@@ -68,7 +68,6 @@ pub struct Walk {
     seek: Option<Seek>,
     /// What it means, if that had to be looked for.
     found: Option<Found>,
-    sizes: Sizes,
     /// The tasks that the user named, so that they are not met again in their jobs.
     named: BTreeSet<TaskId>,
     /// Directories of the present target that are still to be listed.
@@ -148,7 +147,6 @@ impl Walk {
             todo: todo.collect(),
             seek: None,
             found: None,
-            sizes: Sizes::new(),
             named,
             dirs: VecDeque::new(),
             reads_parts: false,
@@ -232,7 +230,7 @@ impl Walk {
 
     fn on_sought(&mut self, result: &CallResult) -> Step {
         let Some(seek) = &mut self.seek else { return Step::Pending };
-        match seek.on_reply(result, &mut self.sizes) {
+        match seek.on_reply(result) {
             Ok(found) => {
                 self.found = found;
                 Step::Pending

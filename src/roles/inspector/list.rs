@@ -14,14 +14,11 @@ use crate::machine::{
 };
 use crate::roles::client::walk::{Target, Walk};
 use crate::roles::client::{
-    ClientReport, INTERRUPTED, Row, RowTask, Shade, Tally, breaks_connection, refusal_code,
+    ClientReport, INTERRUPTED, Row, RowTask, Shade, Tally, breaks_connection, refusal_code, start_of,
 };
 
 /// Tasks that are read, or were read and wait for their turn.
 const WINDOW: usize = 128;
-
-/// Characters of a command that are listed.
-const MAX_COMMAND_CHARS: usize = 60;
 
 /// What a list is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -205,19 +202,6 @@ impl List {
             task: Ok(RowTask { shade, attempt, priority, worker, outcome, command }),
         }]
     }
-}
-
-/// The start of a command, without anything that a terminal would obey.
-fn start_of(whole: &str) -> String {
-    let mut shown: String = whole.chars().take(MAX_COMMAND_CHARS).flat_map(visible).collect();
-    if whole.chars().nth(MAX_COMMAND_CHARS).is_some() {
-        shown.push('…');
-    }
-    shown
-}
-
-fn visible(c: char) -> Vec<char> {
-    if c.is_control() { c.escape_default().collect() } else { vec![c] }
 }
 
 impl Role for List {

@@ -6,7 +6,7 @@ use super::Verb;
 use crate::contract::TaskId;
 use crate::contract::is_shared;
 use crate::contract::line::{LineName, line_name};
-use crate::contract::task::{NO_DEADLINE_MS, State, Task};
+use crate::contract::task::{NO_DEADLINE_MS, Outcome, State, Task};
 use crate::exit;
 use crate::roles::client::verdict;
 
@@ -63,70 +63,33 @@ impl Decision {
     }
 }
 
-/// The places that are meant, with their names: those that were named, or all.
-fn meant(id: &TaskId, task: &Task, lines: &Lines) -> Vec<(usize, String)> {
+/// What is meant, with its name: places of lines that were named, or all, or a task that is no chunk.
+pub(super) fn meant(id: &TaskId, task: &Task, lines: &Lines) -> Vec<(Option<usize>, String)> {
+    if task.commands.is_none() {
+        return vec![(None, name_of_whole(id, lines))];
+    }
     match lines.is_empty() {
-        true => task.places().map(|(place, line)| (place, line_name(id, line))).collect(),
-        false => lines.iter().map(|(place, name)| (*place, name.to_string())).collect(),
+        true => task.places().map(|(place, line)| (Some(place), line_name(id, line))).collect(),
+        false => lines.iter().map(|(place, name)| (Some(*place), name.to_string())).collect(),
     }
 }
 
 /// Whether there is a command at the place.
-fn is_line(task: &Task, place: usize) -> bool {
-    let command = task.commands.as_ref().and_then(|commands| commands.get(place));
-    command.is_some_and(|command| !command.trim().is_empty())
+fn is_there(task: &Task, place: Option<usize>) -> bool {
+    let command = |place| task.commands.as_ref().and_then(|commands| commands.get(place));
+    place.is_none_or(|place| command(place).is_some_and(|command: &String| !command.trim().is_empty()))
+}
+
+fn outcome_of(task: &Task, place: Option<usize>) -> Option<Outcome> {
+    place.map_or_else(|| task.outcome.clone(), |place| task.command_outcome(place))
 }
 
 /// The name of a task that is no chunk: that of the line, if a batch has one line in each task.
-pub(super) fn name_of_whole(id: &TaskId, lines: &Lines) -> String {
+fn name_of_whole(id: &TaskId, lines: &Lines) -> String {
     lines.values().next().map_or_else(|| id.to_string(), LineName::to_string)
 }
 
-/// Cancels the task, or lines of it.
-pub fn cancel(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
-    let mut decision = Decision::default();
-    if task.commands.is_none() {
-        let name = name_of_whole(id, lines);
-        match &task.outcome {
-            Some(outcome) if outcome.state == State::Cancelled => {
-                decision.leave(name, None, "was cancelled already");
-            }
-            Some(outcome) => {
-                decision.leave(name, None, format!("has ended already: it {}", verdict(outcome)))
-            }
-            None if task.cancel => decision.leave(name, None, "is being cancelled"),
-            None => decision.changed.push((name, "is being cancelled".to_string())),
-        }
-        task.cancel = true;
-    } else {
-        for (place, name) in meant(id, &task, lines) {
-            match task.command_outcome(place) {
-                _ if !is_line(&task, place) => {
-                    decision.leave(name, Some(exit::DATA), "there is no such line")
-                }
-                Some(outcome) if outcome.state == State::Cancelled => {
-                    decision.leave(name, None, "was cancelled already");
-                }
-                Some(outcome) => {
-                    decision.leave(name, None, format!("has ended already: it {}", verdict(&outcome)));
-                }
-                None if task.is_cancelled(place) => decision.leave(name, None, "is being cancelled"),
-                None if lines.is_empty() || task.cancel_line(place) => {
-                    decision.changed.push((name, "is being cancelled".to_string()));
-                }
-                None => {}
-            }
-        }
-        task.cancel |= lines.is_empty();
-    }
-    decision.write = (!decision.changed.is_empty()).then(|| Box::new(task));
-    decision
-}
-
-/// Has run again what ended badly of the task, or of these lines of it.
-pub fn retry(id: &TaskId, task: Task, lines: &Lines) -> Decision {
-    if task.commands.is_some() { retry_lines(id, task, lines) } else { retry_task(id, task, lines) }
-}
+const NO_LINE: &str = "there is no such line";
 
 const SUCCEEDED: &str = "has succeeded: only what failed, expired or was cancelled can be retried";
 
@@ -135,24 +98,93 @@ const DROPPED: &str = "cannot run again: its command was dropped, for too much h
 
 const NOT_ENDED: &str = "has not ended yet: there is nothing to retry";
 
-fn retry_task(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
-    let (mut decision, name) = (Decision::default(), name_of_whole(id, lines));
-    match task.outcome.take() {
-        None => decision.leave(name, Some(exit::FAILED), NOT_ENDED),
-        Some(outcome) if outcome.state == State::Done => {
-            decision.leave(name, Some(exit::FAILED), SUCCEEDED);
-        }
-        Some(_) if task.digest.is_some() => decision.leave(name, Some(exit::DATA), DROPPED),
-        Some(outcome) => {
-            let why = format!("retried by a user; it had ended as {}", outcome.state.as_str());
-            task.next_attempt(outcome.worker.clone(), &why);
-            task.released_by = outcome.worker;
-            renew(id, &mut task);
-            decision.changed.push((name, format!("will run again, as attempt {}", task.attempt)));
-            decision.write = Some(Box::new(task));
+/// Cancels the task, or lines of it.
+pub fn cancel(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
+    let mut decision = Decision::default();
+    let whole = task.commands.is_none() || lines.is_empty();
+    for (place, name) in meant(id, &task, lines) {
+        let is_wished = place.map_or(task.cancel, |place| task.is_cancelled(place));
+        match outcome_of(&task, place) {
+            _ if !is_there(&task, place) => decision.leave(name, Some(exit::DATA), NO_LINE),
+            Some(outcome) if outcome.state == State::Cancelled => {
+                decision.leave(name, None, "was cancelled already");
+            }
+            Some(outcome) => {
+                decision.leave(name, None, format!("has ended already: it {}", verdict(&outcome)));
+            }
+            None if is_wished => decision.leave(name, None, "is being cancelled"),
+            None if whole || place.is_some_and(|place| task.cancel_line(place)) => {
+                decision.changed.push((name, "is being cancelled".to_string()));
+            }
+            None => {}
         }
     }
+    task.cancel |= whole;
+    decision.write = (!decision.changed.is_empty()).then(|| Box::new(task));
     decision
+}
+
+/// Has run again what ended badly of the task, or of these lines of it.
+pub fn retry(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
+    let (mut decision, mut again) = (Decision::default(), Vec::new());
+    for (place, name) in meant(id, &task, lines) {
+        match outcome_of(&task, place).map(|outcome| outcome.state) {
+            _ if !is_there(&task, place) => decision.leave(name, Some(exit::DATA), NO_LINE),
+            Some(State::Done) => decision.leave(name, Some(exit::FAILED), SUCCEEDED),
+            None => decision.leave(name, Some(exit::FAILED), NOT_ENDED),
+            Some(_) if task.digest.is_some() => decision.leave(name, Some(exit::DATA), DROPPED),
+            Some(State::Failed | State::Cancelled | State::Expired) => again.push((place, name)),
+        }
+    }
+    if again.is_empty() {
+        return decision;
+    }
+    let places: Vec<usize> = again.iter().filter_map(|(place, _)| *place).collect();
+    let had_ended = task.outcome.is_some();
+    let will = match task.commands {
+        None => Ok(rerun_task(&mut task)),
+        Some(_) => rerun_lines(&mut task, &places),
+    };
+    for (_, name) in again {
+        match &will {
+            Ok(words) => decision.changed.push((name, words.clone())),
+            Err(why) => decision.leave(name, Some(exit::TRY_AGAIN), *why),
+        }
+    }
+    if will.is_err() {
+        return decision;
+    }
+    if had_ended {
+        renew(id, &mut task);
+    }
+    decision.write = Some(Box::new(task));
+    decision
+}
+
+fn rerun_task(task: &mut Task) -> String {
+    if let Some(outcome) = task.outcome.take() {
+        let why = format!("retried by a user; it had ended as {}", outcome.state.as_str());
+        task.next_attempt(outcome.worker.clone(), &why);
+        task.released_by = outcome.worker;
+    }
+    format!("will run again, as attempt {}", task.attempt)
+}
+
+/// Others of its lines may run meanwhile: nothing happens to them.
+fn rerun_lines(task: &mut Task, places: &[usize]) -> Result<String, &'static str> {
+    if task.cancel && task.outcome.is_none() {
+        return Err("is being cancelled with the others: wait for that, and retry it then");
+    }
+    let again = task.places().filter(|(place, _)| places.contains(place));
+    let numbers: Vec<String> = again.map(|(_, line)| (line + 1).to_string()).collect();
+    task.remark(task.attempt, None, &format!("retried by a user: lines {}", numbers.join(", ")));
+    match task.rerun(places) {
+        true => Ok("will run again".to_string()),
+        false => {
+            Err("cannot run again yet, for its neighbours are spread over too many workers: try again when \
+                      some of them have ended")
+        }
+    }
 }
 
 /// What counted against a task that had ended counts no more.
@@ -164,50 +196,4 @@ fn renew(id: &TaskId, task: &mut Task) {
     if !is_shared(id.dir()) || task.options.expire_ms.is_some() {
         task.options.expire_ms = Some(NO_DEADLINE_MS);
     }
-}
-
-/// Others of its lines may run meanwhile: nothing happens to them.
-fn retry_lines(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
-    let (mut decision, mut again) = (Decision::default(), Vec::new());
-    for (place, name) in meant(id, &task, lines) {
-        match task.command_state(place) {
-            _ if !is_line(&task, place) => decision.leave(name, Some(exit::DATA), "there is no such line"),
-            Some(State::Done) => decision.leave(name, Some(exit::FAILED), SUCCEEDED),
-            None => decision.leave(name, Some(exit::FAILED), NOT_ENDED),
-            Some(_) if task.digest.is_some() => decision.leave(name, Some(exit::DATA), DROPPED),
-            Some(State::Failed | State::Cancelled | State::Expired) => again.push((place, name)),
-        }
-    }
-    if again.is_empty() {
-        return decision;
-    }
-    let places: Vec<usize> = again.iter().map(|(place, _)| *place).collect();
-    let had_ended = task.outcome.is_some();
-    let numbers: Vec<String> = task
-        .places()
-        .filter(|(place, _)| places.contains(place))
-        .map(|(_, line)| (line + 1).to_string())
-        .collect();
-    let why = match task.cancel && !had_ended {
-        true => Some("is being cancelled with the others: wait for that, and retry it then"),
-        false => {
-            task.remark(task.attempt, None, &format!("retried by a user: lines {}", numbers.join(", ")));
-            let full = "cannot run again yet, for its neighbours are spread over too many workers: try again when \
-                        some of them have ended";
-            (!task.rerun(&places)).then_some(full)
-        }
-    };
-    for (_, name) in again {
-        match why {
-            Some(why) => decision.leave(name, Some(exit::TRY_AGAIN), why),
-            None => decision.changed.push((name, "will run again".to_string())),
-        }
-    }
-    if why.is_none() {
-        if had_ended {
-            renew(id, &mut task);
-        }
-        decision.write = Some(Box::new(task));
-    }
-    decision
 }

@@ -1,9 +1,8 @@
 //! Which outcomes are deleted, and by whom. What has a key, or is so young that a create of it may still be on its way,
 //! is marked, and the leader deletes it when no late request can do harm any more: see ARCHITECTURE.md.
 
-use super::decide::{Decision, Lines, name_of_whole};
+use super::decide::{Decision, Lines, meant};
 use crate::contract::TaskId;
-use crate::contract::line::line_name;
 use crate::contract::task::{State, Task};
 use crate::exit;
 use crate::machine::Stat;
@@ -22,7 +21,9 @@ pub struct Deletion {
 /// Deletes the task with its outcome, or has its leader do that.
 pub fn delete(id: &TaskId, mut task: Task, stat: &Stat, lines: &Lines, wish: &Deletion) -> Decision {
     let mut decision = Decision::default();
-    let (names, is_part) = named(id, &task, lines);
+    let names = meant(id, &task, lines).into_iter().map(|(_, name)| name);
+    // Others would go that were not named.
+    let is_part = !lines.is_empty() && !task.places().all(|(place, _)| lines.contains_key(&place));
     let left = match &task.outcome {
         _ if is_part => {
             let why = "cannot be deleted by itself: it is stored with other lines. Name the BATCH to delete all of it";
@@ -42,29 +43,16 @@ pub fn delete(id: &TaskId, mut task: Task, stat: &Stat, lines: &Lines, wish: &De
         Some(_) => None,
     };
     if let Some((problem, message)) = left {
-        names.into_iter().for_each(|name| decision.leave(name, problem, message.clone()));
+        names.for_each(|name| decision.leave(name, problem, message.clone()));
         return decision;
     }
     let by_leader = task.keyed || stat.ctime_ms > wish.settled_ms;
     let words = if by_leader { "will be deleted by the leader" } else { "was deleted" };
-    decision.changed = names.into_iter().map(|name| (name, words.to_string())).collect();
+    decision.changed = names.map(|name| (name, words.to_string())).collect();
     decision.deletes = !by_leader;
     task.delete = true;
     decision.write = Some(Box::new(task));
     decision
-}
-
-/// What those are called who would go, and whether others would that were not named.
-fn named(id: &TaskId, task: &Task, lines: &Lines) -> (Vec<String>, bool) {
-    if task.commands.is_none() {
-        return (vec![name_of_whole(id, lines)], false);
-    }
-    let all: Vec<(usize, u64)> = task.places().collect();
-    if lines.is_empty() {
-        return (all.into_iter().map(|(_, line)| line_name(id, line)).collect(), false);
-    }
-    let is_part = !all.iter().all(|(place, _)| lines.contains_key(place));
-    (lines.values().map(ToString::to_string).collect(), is_part)
 }
 
 #[cfg(test)]

@@ -27,7 +27,6 @@ pub use self::outline::{MAX_CHOSEN, Outline, Sizes};
 use self::parts::{Parts, part_of};
 use self::plan::{Plan, name_in};
 use self::results::{MAX_READS, Results};
-use super::access::Access;
 use super::admission::Pace;
 use super::mark::Mark;
 use super::{DELETE_PATIENCE, keyed_batch_submitter};
@@ -103,7 +102,6 @@ pub struct Batch {
     results: Results,
     /// What cleans up.
     cleaner: Cleaner,
-    access: Access,
     notice: Notice,
     mark: Mark,
     calls: Calls<Purpose>,
@@ -152,11 +150,16 @@ impl Batch {
         }
         let name = name_in(params.job.as_deref(), params.key.as_ref().unwrap_or(&params.ulid));
         let key = params.key.as_ref().filter(|_| !params.detach).map(|_| keyed_batch_submitter(&name));
-        let mark = Mark::new(&params.layout, &params.ulid, key, params.orphan_cancel && !params.detach);
+        let mark = Mark::new(
+            &params.layout,
+            &params.ulid,
+            key,
+            params.orphan_cancel && !params.detach,
+            params.credentials,
+        );
         let tries_again = options.max_attempts.is_some();
         Ok(Batch {
             pace: Pace::new(&params.layout),
-            access: Access::new(&params.layout, params.credentials),
             notice: Notice::new(&params.layout),
             mark,
             ensure: Ensure::new([params.layout.tasks()]),
@@ -291,7 +294,7 @@ impl Batch {
         self.parts.all_cold();
         self.entrance.asked = false;
         self.cleaner.on_connected();
-        self.marked = self.access.on_connected(out) && self.mark.on_connected(out);
+        self.marked = self.mark.on_connected(out);
     }
 
     fn on_lost(&mut self, now: Instant) {
@@ -307,7 +310,6 @@ impl Batch {
         self.ensure.reset();
         self.ensuring = false;
         self.results.on_lost();
-        self.access.on_lost();
         self.mark.on_lost();
         self.pace.on_lost();
     }

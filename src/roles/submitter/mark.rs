@@ -1,6 +1,10 @@
-//! The mark of a waiting submitter: an ephemeral by which the leader can tell that its tasks are orphaned.
+//! What a submitter does on each session before it makes anything: with credentials it looks whether the service can use
+//! what is made with them, and then it leaves its mark, if it is to have one.
 //!
-//! Each session makes a mark of its own, under a number that was never used, before it does anything else; the mark
+//! What we make with credentials is for these alone. In a service that works without, masters could not read our task,
+//! and a shared job that we were the first to need would be closed to everybody else for ever.
+//!
+//! The mark of a waiting submitter is an ephemeral by which the leader can tell that its tasks are orphaned. Each session makes a mark of its own, under a number that was never used; the mark
 //! of the session before may still stand then, so there is no gap that only the leader's patience covers. A mark that
 //! somebody deletes is made again, under a new number.
 //!
@@ -9,7 +13,8 @@
 
 use crate::contract::Layout;
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, WatchMode,
+    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, Reply,
+    WatchMode,
 };
 use crate::recipes::ensure::{self, Ensure};
 
@@ -17,6 +22,8 @@ use crate::recipes::ensure::{self, Ensure};
 #[derive(Debug)]
 pub struct Mark {
     layout: Layout,
+    /// We have credentials, and it is not known yet whether the service can use what is made with them.
+    unlooked: bool,
     /// Who we are, if we may have a mark.
     id: Option<String>,
     /// What makes the numbers of this life differ from those of any other with the same id.
@@ -34,6 +41,8 @@ pub struct Mark {
 
 #[derive(Debug)]
 enum Purpose {
+    /// Looks who may create below this.
+    Look(String),
     Create,
     Watch,
 }
@@ -43,19 +52,22 @@ enum Purpose {
 pub enum Step {
     /// More replies are awaited, or the connection is gone.
     Pending,
-    /// The mark stands.
-    Standing,
-    /// It can't be made.
+    /// Others may begin: the mark stands, or there is none to make.
+    Ready,
+    /// The service works without credentials; why that will not do, and what will.
+    Unfit(String),
+    /// The mark can't be made.
     Refused(Refusal),
 }
 
 impl Mark {
     /// The mark of a submitter in the life of this ULID. What follows from its key, if it has one, is its id. It is
     /// made if it is asked for, or if a task that was submitted before turns out to name it.
-    pub fn new(layout: &Layout, ulid: &str, key: Option<String>, asked_for: bool) -> Mark {
+    pub fn new(layout: &Layout, ulid: &str, key: Option<String>, asked_for: bool, credentials: bool) -> Mark {
         let life = if key.is_some() { format!("{ulid}.") } else { String::new() };
         Mark {
             layout: layout.clone(),
+            unlooked: credentials,
             id: key.or_else(|| asked_for.then(|| ulid.to_string())),
             life,
             n: 0,
@@ -81,9 +93,42 @@ impl Mark {
         }
     }
 
-    /// A new session is up: makes its mark. True if there is none to make.
+    /// A new session is up: looks, and makes its mark. True if there is nothing to wait for.
     pub fn on_connected<R>(&mut self, out: &mut Actions<R>) -> bool {
         self.on_lost();
+        if self.unlooked {
+            self.look(self.layout.tasks(), out);
+        }
+        !self.unlooked && self.begin(out)
+    }
+
+    fn look<R>(&mut self, path: String, out: &mut Actions<R>) {
+        self.calls.issue(out, Call::Acl { path: path.clone() }, Purpose::Look(path));
+    }
+
+    fn on_looked<R>(&mut self, path: &str, result: &CallResult, out: &mut Actions<R>) -> Step {
+        match result {
+            Ok(Reply::Acl { open: true }) => {
+                return Step::Unfit(format!(
+                    "anybody may create tasks below {path}, so this service works without credentials: its masters \
+                     and workers could not read what is made with --auth. Nothing was submitted. Leave out --auth \
+                     (also ZKMW_AUTH, or auth in the file), or give all masters, workers and clients the same"
+                ));
+            }
+            Err(CallError::NotSent | CallError::MaybeApplied) => return Step::Pending,
+            Err(CallError::Refused(Refusal::NoNode)) if path != self.layout.root() => {
+                self.look(self.layout.root().to_string(), out);
+                return Step::Pending;
+            }
+            // Who may not look here may not create either, and is told so when it tries. Without a root the first
+            // who comes makes it.
+            Ok(_) | Err(CallError::Refused(_)) => self.unlooked = false,
+        }
+        if self.begin(out) { Step::Ready } else { Step::Pending }
+    }
+
+    /// Makes the mark. True if there is none to make.
+    fn begin<R>(&mut self, out: &mut Actions<R>) -> bool {
         if self.wanted {
             self.n += 1;
             self.create(out);
@@ -124,12 +169,15 @@ impl Mark {
             });
         }
         let purpose = self.calls.take(id)?;
+        if let Purpose::Look(path) = &purpose {
+            return Some(self.on_looked(path, result, out));
+        }
         Some(match result {
             Ok(_) => {
                 if let (Purpose::Create, Some(path)) = (purpose, self.path()) {
                     self.calls.issue(out, Call::Watch { path, mode: WatchMode::Tree }, Purpose::Watch);
                     if !std::mem::replace(&mut self.stood, true) {
-                        return Some(Step::Standing);
+                        return Some(Step::Ready);
                     }
                 }
                 Step::Pending

@@ -6,7 +6,6 @@
 
 mod end;
 
-use super::access::{self, Access};
 use super::admission::{Answer, Demand, Gate};
 use super::mark::{self, Mark};
 use super::{DELETE_PATIENCE, MAX_DELETES, keyed_submitter};
@@ -18,7 +17,7 @@ use crate::machine::{
     Reply, Role, Stat,
 };
 use crate::recipes::ensure::{self, Ensure};
-use crate::roles::client::notice::{Notice, Word};
+use crate::roles::client::notice::Notice;
 use crate::roles::client::{ClientReport, Unfit, breaks_connection, refusal_code};
 
 /// Changes by others that a wish to cancel may run into.
@@ -74,7 +73,6 @@ pub struct Single {
     denied: Option<String>,
     /// The task changed while it was being read.
     changed: bool,
-    access: Access,
     gate: Gate,
     mark: Mark,
     ensure: Ensure,
@@ -118,7 +116,13 @@ impl Single {
         let job = params.job.unwrap_or_else(|| shared_job(name));
         let id = TaskId::new(&job, name);
         let key = params.key.as_ref().filter(|_| !params.detach).map(|_| keyed_submitter(&id));
-        let mark = Mark::new(&params.layout, &params.ulid, key, params.orphan_cancel && !params.detach);
+        let mark = Mark::new(
+            &params.layout,
+            &params.ulid,
+            key,
+            params.orphan_cancel && !params.detach,
+            params.credentials,
+        );
         let required = params.options.require.clone().unwrap_or_default();
         let options = Options { orphan_of: mark.id().map(str::to_string), ..params.options };
         let mut task = Task::new(params.payload, options);
@@ -130,7 +134,6 @@ impl Single {
         }
         let demand = Demand { tasks: 1, bytes: bytes as u64 };
         Ok(Single {
-            access: Access::new(&params.layout, params.credentials),
             gate: Gate::new(&params.layout, demand),
             mark,
             ensure: Ensure::new([params.layout.job(&job)]),
@@ -222,26 +225,12 @@ impl Single {
         }
     }
 
-    /// What the session begins with, before anything is made by it.
-    fn begin(&mut self, out: &mut Actions<ClientReport>) {
-        if self.mark.on_connected(out) {
-            self.resume(out);
-        }
-    }
-
     fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
-        if let Some(step) = self.access.on_reply(id, result, out) {
-            match step {
-                access::Step::Pending => {}
-                access::Step::Fit => self.begin(out),
-                access::Step::Unfit(why) => self.fail(exit::NOT_PERMITTED, why, out),
-            }
-            return;
-        }
         if let Some(step) = self.mark.on_reply(id, result, out) {
             match step {
                 mark::Step::Pending => {}
-                mark::Step::Standing => self.resume(out),
+                mark::Step::Ready => self.resume(out),
+                mark::Step::Unfit(why) => self.fail(exit::NOT_PERMITTED, why, out),
                 mark::Step::Refused(refusal) => self.refused("leave a mark for", refusal, out),
             }
             return;
@@ -267,10 +256,8 @@ impl Single {
             }
             return;
         }
-        if let Some(word) = self.notice.on_reply(id, result, &self.required, out) {
-            if let Some(Word { level, reason }) = word {
-                out.log(level, format!("waiting for the task {}: {reason}", self.id));
-            }
+        let awaited = || format!("the task {}", self.id);
+        if self.notice.on_reply(id, result, &self.required, awaited, out) {
             return;
         }
         let Some(purpose) = self.calls.take(id) else { return };
@@ -508,13 +495,12 @@ impl Role for Single {
                 self.online = true;
                 self.calls.clear();
                 self.ensure.reset();
-                if self.access.on_connected(out) {
-                    self.begin(out);
+                if self.mark.on_connected(out) {
+                    self.resume(out);
                 }
             }
             Event::Lost { .. } => {
                 self.calls.clear();
-                self.access.on_lost();
                 self.gate.on_lost();
                 self.ensure.reset();
                 self.mark.on_lost();

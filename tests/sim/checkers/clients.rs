@@ -100,8 +100,7 @@ fn report_holds(at: u64, report: &ClientReport, tasks: &BTreeMap<String, Known>)
             let made = tasks.get(id.as_str()).is_some_and(|known| known.made.iter().any(|made| *made <= at));
             if made { Ok(()) } else { Err(format!("G1: is told of {id}, which was never made")) }
         }
-        ClientReport::Ended(ended) => was_written(at, ended, tasks),
-        ClientReport::EndedMany(all) => all.iter().try_for_each(|ended| was_written(at, ended, tasks)),
+        ClientReport::Ended(all) => all.iter().try_for_each(|ended| was_written(at, ended, tasks)),
         _ => Ok(()),
     }
 }
@@ -122,10 +121,8 @@ fn was_written(at: u64, ended: &Ended, tasks: &BTreeMap<String, Known>) -> Resul
 fn ended(client: &Client) -> Vec<&Outcome> {
     let mut outcomes = Vec::new();
     for (_, report) in &client.reports {
-        match report {
-            ClientReport::Ended(ended) => outcomes.push(&ended.outcome),
-            ClientReport::EndedMany(all) => outcomes.extend(all.iter().map(|ended| &ended.outcome)),
-            _ => {}
+        if let ClientReport::Ended(all) = report {
+            outcomes.extend(all.iter().map(|ended| &ended.outcome));
         }
     }
     outcomes

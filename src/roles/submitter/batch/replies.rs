@@ -8,26 +8,18 @@ use crate::contract::task::{State, Task};
 use crate::exit;
 use crate::machine::{Action, Actions, Call, CallError, CallId, CallResult, Level, Refusal, Reply};
 use crate::recipes::ensure;
-use crate::roles::client::notice::Word;
 use crate::roles::client::{ClientReport, commands_ended, refusal_code};
-use crate::roles::submitter::{access, mark};
+use crate::roles::submitter::mark;
 
 type Out = Actions<ClientReport>;
 
 impl Batch {
     pub(super) fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Out) {
-        if let Some(step) = self.access.on_reply(id, result, out) {
-            match step {
-                access::Step::Pending => {}
-                access::Step::Fit => self.marked = self.mark.on_connected(out),
-                access::Step::Unfit(why) => self.fail(exit::NOT_PERMITTED, why, out),
-            }
-            return;
-        }
         if let Some(step) = self.mark.on_reply(id, result, out) {
             match step {
                 mark::Step::Pending => {}
-                mark::Step::Standing => self.marked = true,
+                mark::Step::Ready => self.marked = true,
+                mark::Step::Unfit(why) => self.fail(exit::NOT_PERMITTED, why, out),
                 mark::Step::Refused(refusal) => self.refused("leave a mark below", None, refusal, out),
             }
             return;
@@ -46,11 +38,8 @@ impl Batch {
             return self.enter(out);
         }
         let required = self.plan.options.require.as_ref().unwrap_or(const { &Labels::new() });
-        if let Some(word) = self.notice.on_reply(id, result, required, out) {
-            if let Some(Word { level, reason }) = word {
-                let (pending, name) = (self.results.awaited(), self.plan.name());
-                out.log(level, format!("waiting for {pending} tasks of {name}: {reason}"));
-            }
+        let awaited = || format!("{} tasks of {}", self.results.awaited(), self.plan.name());
+        if self.notice.on_reply(id, result, required, awaited, out) {
             return;
         }
         if let Some(purpose) = self.calls.take(id) {

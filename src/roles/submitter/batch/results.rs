@@ -141,7 +141,7 @@ impl Results {
             self.progress.failed += (ended.len() - done) as u64;
             self.tally.wrong(exit::FAILED);
         }
-        out.push(Action::Report(ClientReport::ended(ended)));
+        out.push(Action::Report(ClientReport::Ended(ended)));
     }
 
     /// Logs something about one chunk, unless there was too much of it.

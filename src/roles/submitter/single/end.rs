@@ -12,7 +12,7 @@ impl Single {
     pub(super) fn ended(&mut self, outcome: Outcome, version: i32, out: &mut Actions<ClientReport>) {
         let (code, succeeded) = (exit_code(&outcome), outcome.state == State::Done);
         let ended = Ended { id: self.id.clone(), line: None, outcome, alone: true };
-        out.push(Action::Report(ClientReport::Ended(Box::new(ended))));
+        out.push(Action::Report(ClientReport::Ended(vec![ended])));
         // What ended badly stays, to be looked at and to be run again.
         if self.task.keyed || self.attached || self.doubts > 0 || !succeeded {
             return self.over(code, out);

@@ -71,7 +71,7 @@ fn lines_go_into_chunks_and_come_back_as_lines() {
         .collect();
     assert_eq!(told(&desk), expected);
     assert!(desk.all_ended().all(|ended| ended.id.as_str() == "B~0000/0000010" && !ended.alone));
-    assert_eq!(desk.reports.iter().filter(|report| matches!(report, ClientReport::EndedMany(_))).count(), 1);
+    assert_eq!(desk.reports.iter().filter(|report| matches!(report, ClientReport::Ended(_))).count(), 1);
     for path in ["/z/tasks/B~0000/0000000", "/z/tasks/B~0000/0000020"] {
         end_chunk(&mut desk, path, &[]);
     }
