@@ -1,6 +1,6 @@
 //! A batch: the lines of a file, stored as chunks, created through a window and collected as they end.
 //!
-//! A chunk that is not made yet is a *unit*. Windows and bits are counted in units, but what the user is told in lines.
+//! A chunk that is not made yet is a *unit*. Windows are counted in units, but what the user is told in lines.
 //! How many lines a chunk has is decided once, when the number of slots is known, and for a key by who came first.
 //!
 //! Every part (one directory) is watched as a whole before its first chunk is created, so a chunk costs no watch
@@ -41,8 +41,8 @@ use crate::recipes::ensure::Ensure;
 use crate::roles::client::notice::Notice;
 use crate::roles::client::{ClientReport, Progress, Unfit, breaks_connection};
 
-/// Calls about parts and chunks in flight: enough for the ensemble's limit where an answer takes 20 ms. Each has a thread
-/// of its own.
+/// Calls about parts and chunks in flight: enough for the ensemble's limit where an answer takes 20 ms. Each has a
+/// thread of its own.
 const MAX_CALLS: usize = 256;
 
 /// What a batch is told.

@@ -1,12 +1,13 @@
-//! What a submitter does on each session before it makes anything: with credentials it looks whether the service can use
-//! what is made with them, and then it leaves its mark, if it is to have one.
+//! What a submitter does on each session before it makes anything: with credentials it looks whether the service can
+//! use what is made with them, and then it leaves its mark, if it is to have one.
 //!
 //! What we make with credentials is for these alone. In a service that works without, masters could not read our task,
 //! and a shared job that we were the first to need would be closed to everybody else for ever.
 //!
-//! The mark of a waiting submitter is an ephemeral by which the leader can tell that its tasks are orphaned. Each session makes a mark of its own, under a number that was never used; the mark
-//! of the session before may still stand then, so there is no gap that only the leader's patience covers. A mark that
-//! somebody deletes is made again, under a new number.
+//! The mark of a waiting submitter is an ephemeral by which the leader can tell that its tasks are orphaned. Each
+//! session makes a mark of its own, under a number that was never used; the mark of the session before may still stand
+//! then, so there is no gap that only the leader's patience covers. A mark that somebody deletes is made again, under a
+//! new number.
 //!
 //! Who brings a key is the same submitter in each life: its id follows from the key. So whoever submits the same again
 //! takes over what an earlier life has left, and as long as one of them waits nothing is orphaned.
