@@ -247,6 +247,15 @@ impl fmt::Display for CallError {
 /// What a call came to.
 pub type CallResult = Result<Reply, CallError>;
 
+/// What the ensemble answered. Without an answer the connection is gone, and [`Event::Lost`] follows.
+pub fn answered(result: &CallResult) -> Option<Result<&Reply, Refusal>> {
+    match result {
+        Ok(reply) => Some(Ok(reply)),
+        Err(CallError::Refused(refusal)) => Some(Err(*refusal)),
+        Err(CallError::NotSent | CallError::MaybeApplied) => None,
+    }
+}
+
 /// What a watch saw. A hint to look again: it carries no truth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]

@@ -6,18 +6,16 @@
 
 mod answers;
 mod page;
-mod schedule;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use self::page::{Held, Load};
-use self::page::{Page, PageState};
-use self::schedule::Schedule;
+use self::page::{Page, PageState, Revoked};
 use crate::contract::worker::{EntryId, MAX_SEEN_IN_ALL, Seen};
 use crate::contract::{Incarnation, Layout, MAX_DATA_BYTES, TaskId, name_of};
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Refusal, Reply, WatchMode,
+    Actions, Call, CallId, CallResult, Calls, ChangeKind, Instant, Refusal, Reply, WatchMode, answered,
 };
 
 /// Calls of the book that may be in flight at once.
@@ -63,20 +61,9 @@ pub enum Step {
         /// The other's.
         epoch: i64,
     },
-    /// A page was refused for the first time since it last passed. It is tried again with a growing pause, and is
-    /// not added to until it passes.
-    PageRefused {
-        /// Whose it is.
-        incarnation: Incarnation,
-        /// What was refused.
-        deed: Deed,
-        /// Why.
-        refusal: Refusal,
-    },
-    /// A page that was refused passes again.
-    PageAccepted(Incarnation),
-    /// These were on a page in memory only, and are on it no more: it was refused.
-    Returned(Vec<EntryId>),
+    /// A page was refused. It is tried again with a growing pause, and is not added to until it passes. These were on
+    /// it in memory only, and are on it no more.
+    PageRefused(Incarnation, Vec<EntryId>),
     /// The directory may not be read.
     Refused(String, Refusal),
 }
@@ -88,17 +75,15 @@ impl Step {
             Step::Opened(incarnation)
             | Step::Written(incarnation)
             | Step::Closed(incarnation, _)
-            | Step::PageRefused { incarnation, .. }
-            | Step::PageAccepted(incarnation) => Some(incarnation),
-            Step::Ready | Step::Deposed { .. } | Step::Returned(_) | Step::Refused(..) => None,
+            | Step::PageRefused(incarnation, _) => Some(incarnation),
+            Step::Ready | Step::Deposed { .. } | Step::Refused(..) => None,
         }
     }
 }
 
 /// What is done with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Deed {
+enum Deed {
     Read,
     Write,
     Delete,
@@ -131,7 +116,10 @@ pub struct Book {
     epoch: i64,
     pages: BTreeMap<Incarnation, Page>,
     holders: BTreeMap<EntryId, Incarnation>,
-    schedule: Schedule,
+    /// It is this time.
+    now: Instant,
+    /// When pages are to be read or written: each once, as its own [`Page::due`] says.
+    due: BTreeSet<(Instant, Incarnation)>,
     /// Pages of which the load, or whether they are open, may have changed since somebody asked.
     touched: BTreeSet<Incarnation>,
     /// Pages that may say what we do not know: they could not be read, or stood at the takeover and do not carry
@@ -158,7 +146,8 @@ impl Book {
             epoch: 0,
             pages: BTreeMap::new(),
             holders: BTreeMap::new(),
-            schedule: Schedule::default(),
+            now: Instant::default(),
+            due: BTreeSet::new(),
             touched: BTreeSet::new(),
             unclaimed: BTreeSet::new(),
             max_bytes: MAX_PAGE_BYTES,
@@ -170,25 +159,12 @@ impl Book {
     /// Reads every page and rewrites it with our epoch. The caller made a write of its own on this connection
     /// before, so what is read is the present.
     pub fn take_over<R>(&mut self, epoch: i64, out: &mut Actions<R>) {
-        self.shut();
-        self.epoch = epoch;
-        self.state = State::TakingOver;
+        *self = Book { epoch, now: self.now, state: State::TakingOver, ..Book::new(&self.layout) };
         self.calls.issue(
             out,
             Call::Watch { path: self.layout.assign(), mode: WatchMode::Tree },
             Purpose::Watch,
         );
-    }
-
-    /// Forgets all: we lead no more.
-    pub fn shut(&mut self) {
-        self.pages.clear();
-        self.holders.clear();
-        self.schedule.clear();
-        self.touched.clear();
-        self.unclaimed.clear();
-        self.calls.clear();
-        self.state = State::Shut;
     }
 
     /// Whether the takeover does not go on, for something was refused.
@@ -275,24 +251,27 @@ impl Book {
 
     /// What a task that is held is like, as far as the load goes.
     pub fn describe(&mut self, task: &EntryId, like: Held) {
-        self.change(task, |page| page.describe(task, like));
+        self.change(task, |held| {
+            (held.width, held.suspect, held.alone, held.ghost) =
+                (like.width, like.suspect, like.alone, false);
+        });
     }
 
     /// A task that is held is over, as far as anybody can tell: it takes up no slot any more.
     pub fn make_ghost(&mut self, task: &EntryId) {
-        self.change(task, |page| page.make_ghost(task));
+        self.change(task, |held| held.ghost = true);
     }
 
     /// The holder of a share is to know what stands in this version of its chunk.
     pub fn look(&mut self, id: &EntryId, version: i32) {
-        if self.change(id, |page| page.look(id, version)) {
+        if self.change(id, |held| held.look = held.look.max(Some(version))) {
             self.mark_holder(id, Haste::Now);
         }
     }
 
     /// Asks the incarnation that has the task to release it, if it was not started.
     pub fn recall(&mut self, task: &EntryId) {
-        if self.change(task, |page| page.recall(task)) {
+        if self.change(task, |held| held.recalled = true) {
             self.mark_holder(task, Haste::Now);
         }
     }
@@ -304,9 +283,9 @@ impl Book {
         }
     }
 
-    fn change(&mut self, task: &EntryId, change: impl FnOnce(&mut Page) -> bool) -> bool {
+    fn change(&mut self, task: &EntryId, change: impl FnOnce(&mut Held)) -> bool {
         let Some(incarnation) = self.holders.get(task) else { return false };
-        let changed = self.pages.get_mut(incarnation).is_some_and(change);
+        let changed = self.pages.get_mut(incarnation).is_some_and(|page| page.change(task, change));
         if changed {
             self.touched.insert(incarnation.clone());
         }
@@ -319,10 +298,32 @@ impl Book {
         page.dirty = true;
         page.urgent |= haste == Haste::Now;
         match page.state {
-            PageState::Idle | PageState::Writing if haste == Haste::Now => self.schedule.at_once(incarnation),
-            PageState::Idle | PageState::Writing => self.schedule.within(incarnation, haste.lag()),
+            PageState::Idle | PageState::Writing => self.within(incarnation, haste.lag()),
             // Goes along with what follows the answer, or the pause.
             PageState::Reading | PageState::Closing | PageState::Refused | PageState::Unreadable => {}
+        }
+    }
+
+    /// Something is to be done with the page within this time, unless it is due earlier anyway.
+    fn within(&mut self, incarnation: &Incarnation, lag: Duration) {
+        let Some(page) = self.pages.get_mut(incarnation) else { return };
+        let at = self.now + lag;
+        if page.due.is_none_or(|due| at < due) {
+            if let Some(due) = page.due.replace(at) {
+                self.due.remove(&(due, incarnation.clone()));
+            }
+            self.due.insert((at, incarnation.clone()));
+        }
+    }
+
+    fn at_once(&mut self, incarnation: &Incarnation) {
+        self.within(incarnation, Duration::ZERO);
+    }
+
+    /// Nothing is to be done with the page.
+    fn rest(&mut self, incarnation: &Incarnation) {
+        if let Some(due) = self.pages.get_mut(incarnation).and_then(|page| page.due.take()) {
+            self.due.remove(&(due, incarnation.clone()));
         }
     }
 
@@ -378,14 +379,21 @@ impl Book {
 
     /// Asks the incarnation that has the task to kill it.
     pub fn revoke(&mut self, task: &EntryId, haste: Haste) {
-        if self.change(task, |page| page.revoke(task)) {
+        let revoke = |held: &mut Held| {
+            if held.revoked == Revoked::No {
+                held.revoked = Revoked::Wanted;
+            }
+        };
+        if self.change(task, revoke) {
             self.mark_holder(task, haste);
         }
     }
 
-    /// When [`Book::flush`] has something to write if nothing happens before.
+    /// When [`Book::flush`] has something to do if nothing happens before. Where the window is full, the next answer
+    /// comes first.
     pub fn next_wake(&self) -> Option<Instant> {
-        self.schedule.next_wake()
+        let first = self.due.first().filter(|_| self.calls.len() < WINDOW);
+        first.map(|(at, _)| *at)
     }
 
     /// The incarnation says that what was revoked up to this version of its page is dead. Gives those entries, which
@@ -406,30 +414,33 @@ impl Book {
         // What may not be deleted is clean, and waits for its time.
         let may = page.state == PageState::Idle || (page.state == PageState::Refused && page.dirty);
         if may && page.is_empty() {
-            page.state = PageState::Closing;
-            self.touched.insert(incarnation.clone());
-            self.schedule.forget(incarnation);
-            page.dirty = false;
+            (page.state, page.dirty) = (PageState::Closing, false);
             let call =
                 Call::Delete { path: self.layout.assignment(incarnation), version: Some(page.version) };
             self.calls.issue(out, call, Purpose::Close(incarnation.clone()));
+            self.touched.insert(incarnation.clone());
+            self.rest(incarnation);
         }
     }
 
-    /// Writes what is due, as far as the window allows.
-    pub fn flush<R>(&mut self, now: Instant, out: &mut Actions<R>) {
-        self.schedule.advance(now);
-        self.pump(out);
+    /// It is `now`: what is marked from now on waits from here.
+    pub fn tick(&mut self, now: Instant) {
+        self.now = now;
     }
 
-    fn pump<R>(&mut self, out: &mut Actions<R>) {
+    /// Reads and writes what is due, as far as the window allows.
+    pub fn flush<R>(&mut self, out: &mut Actions<R>) {
         while self.calls.len() < WINDOW {
-            let Some(incarnation) = self.schedule.pop() else { break };
+            let Some((at, incarnation)) = self.due.pop_first() else { break };
+            if at > self.now {
+                self.due.insert((at, incarnation));
+                break;
+            }
             let path = self.layout.assignment(&incarnation);
             let Some(page) = self.pages.get_mut(&incarnation) else { continue };
+            page.due = None;
             match page.state {
                 PageState::Idle | PageState::Refused if page.dirty => {
-                    self.schedule.stop_waiting(&incarnation);
                     // One that was refused, and then read, is closed from here until it passes.
                     self.touched.insert(incarnation.clone());
                     let data = page.write(self.epoch);
@@ -469,7 +480,7 @@ impl Book {
             ChangeKind::Data if self.is_unreadable(&incarnation) => self.read(&incarnation),
             ChangeKind::Data | ChangeKind::Children => {}
         }
-        self.pump(out);
+        self.flush(out);
         true
     }
 
@@ -482,11 +493,7 @@ impl Book {
         out: &mut Actions<R>,
     ) -> bool {
         let Some(purpose) = self.calls.take(id) else { return false };
-        let result = match result {
-            Ok(reply) => Ok(reply),
-            Err(CallError::Refused(refusal)) => Err(*refusal),
-            Err(CallError::NotSent | CallError::MaybeApplied) => return true,
-        };
+        let Some(result) = answered(result) else { return true };
         match (purpose, result) {
             (Purpose::Watch, Ok(_)) => {
                 self.calls.issue(out, Call::Children { path: self.layout.assign() }, Purpose::List);
@@ -501,15 +508,15 @@ impl Book {
                 return true;
             }
             (Purpose::Read(incarnation), result) => self.on_read(&incarnation, result, steps, out),
-            (Purpose::Write(incarnation), result) => self.on_written(&incarnation, result, steps),
+            (Purpose::Write(incarnation), result) => self.on_written(&incarnation, result, steps, out),
             (Purpose::Close(incarnation), result) => match result {
                 Ok(_) | Err(Refusal::NoNode) => self.drop_page(&incarnation, steps),
                 Err(Refusal::BadVersion) => self.read(&incarnation),
-                Err(refusal) => self.refuse(&incarnation, Deed::Delete, refusal, steps),
+                Err(refusal) => self.refuse(&incarnation, Deed::Delete, refusal, steps, out),
             },
             (Purpose::List, Ok(_)) => {}
         }
-        self.pump(out);
+        self.flush(out);
         let busy = |page: &Page| matches!(page.state, PageState::Reading | PageState::Writing);
         if self.state == State::TakingOver && self.calls.is_empty() && !self.pages.values().any(busy) {
             self.state = State::Ready;
@@ -520,8 +527,8 @@ impl Book {
 
     fn open(&mut self, incarnation: Incarnation) {
         if !self.pages.contains_key(&incarnation) {
-            self.pages.insert(incarnation.clone(), Page::new());
-            self.schedule.at_once(&incarnation);
+            self.pages.insert(incarnation.clone(), Page::default());
+            self.at_once(&incarnation);
         }
     }
 
@@ -533,15 +540,15 @@ impl Book {
         if let Some(page) = self.pages.get_mut(incarnation) {
             page.state = PageState::Reading;
             self.touched.insert(incarnation.clone());
-            self.schedule.at_once(incarnation);
+            self.at_once(incarnation);
         }
     }
 
     fn drop_page(&mut self, incarnation: &Incarnation, steps: &mut Vec<Step>) {
+        self.rest(incarnation);
         let Some(mut page) = self.pages.remove(incarnation) else { return };
         let tasks = page.take_all();
         self.forget_holder(incarnation, &tasks);
-        self.schedule.forget(incarnation);
         self.unclaimed.remove(incarnation);
         self.touched.insert(incarnation.clone());
         steps.push(Step::Closed(incarnation.clone(), tasks));
@@ -551,7 +558,7 @@ impl Book {
     fn lose(&mut self, incarnation: &Incarnation) {
         if let Some(page) = self.pages.get_mut(incarnation) {
             page.state = PageState::Unreadable;
-            self.schedule.forget(incarnation);
+            self.rest(incarnation);
             self.touched.insert(incarnation.clone());
         }
         self.note_unclaimed(incarnation);

@@ -19,7 +19,7 @@ use crate::contract::contender::{self, Contender};
 use crate::contract::{contender_rank, name_of};
 use crate::exit;
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, Reply,
+    Actions, Call, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, Reply, answered,
 };
 
 /// Sequence numbers from here on are near their end, which is 2,147,483,647.
@@ -34,17 +34,11 @@ pub struct Election {
     ensure: Ensure,
     state: State,
     calls: Calls<Purpose>,
-    /// What is wrong with the directory, as far as it was told.
-    told: Told,
+    /// What is wrong with the directory is told once in the life of the process.
+    told_foreign: bool,
+    told_sequence: bool,
     /// It could not take part, for this reason: see [`Election::take_refused`].
     refused: Option<(String, Refusal)>,
-}
-
-/// What was told, once in the life of the process.
-#[derive(Debug, Default)]
-struct Told {
-    foreign: bool,
-    sequence: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +89,8 @@ impl Election {
             ensure: Ensure::new([dir.to_string()]),
             state: State::Out,
             calls: Calls::default(),
-            told: Told::default(),
+            told_foreign: false,
+            told_sequence: false,
             refused: None,
         }
     }
@@ -158,12 +153,7 @@ impl Election {
     pub fn made_by(&self) -> Option<i64> {
         match self.state {
             State::Following { czxid, .. } | State::Leading { czxid, .. } => Some(czxid),
-            State::Out
-            | State::Entering
-            | State::Placing { .. }
-            | State::Suspended(_)
-            | State::Inheriting { .. }
-            | State::Leaving => None,
+            _ => None,
         }
     }
 
@@ -188,11 +178,11 @@ impl Election {
     /// The name of the own contender, if it stands.
     pub fn own_name(&self) -> Option<&str> {
         match &self.state {
-            State::Out | State::Entering | State::Suspended(_) | State::Leaving => None,
             State::Inheriting { name, .. } => name.as_deref(),
             State::Placing { name } | State::Following { name, .. } | State::Leading { name, .. } => {
                 Some(name)
             }
+            State::Out | State::Entering | State::Suspended(_) | State::Leaving => None,
         }
     }
 
@@ -256,12 +246,7 @@ impl Election {
             return true;
         }
         let Some(purpose) = self.calls.take(id) else { return false };
-        let result = match result {
-            Ok(reply) => Ok(reply),
-            Err(CallError::Refused(refusal)) => Err(*refusal),
-            // The connection is gone; `Lost` follows.
-            Err(CallError::NotSent | CallError::MaybeApplied) => return true,
-        };
+        let Some(result) = answered(result) else { return true };
         match (purpose, result) {
             (Purpose::Create | Purpose::Inherit, Ok(Reply::Created { path }))
                 if self.state == State::Leaving =>
@@ -413,8 +398,8 @@ impl Election {
 
     /// Who stands by another library's rules is not seen by us, nor we by them.
     fn report_foreign<R>(&mut self, names: &[&str], out: &mut Actions<R>) {
-        let Some(first) = names.first().filter(|_| !self.told.foreign) else { return };
-        self.told.foreign = true;
+        let Some(first) = names.first().filter(|_| !self.told_foreign) else { return };
+        self.told_foreign = true;
         let (dir, count) = (&self.dir, names.len());
         out.log(
             Level::Warn,
@@ -429,10 +414,10 @@ impl Election {
     /// The order of Curator is no longer that of arrival when sequence numbers have become negative.
     fn report_sequence<R>(&mut self, own: &str, out: &mut Actions<R>) {
         let number: Option<i64> = contender_rank(own).and_then(|rank| rank.parse().ok());
-        if self.told.sequence || number.is_none_or(|number| (0..SEQUENCE_ENDS).contains(&number)) {
+        if self.told_sequence || number.is_none_or(|number| (0..SEQUENCE_ENDS).contains(&number)) {
             return;
         }
-        self.told.sequence = true;
+        self.told_sequence = true;
         out.log(
             Level::Warn,
             format!(

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::contract::parent_of;
-use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Refusal};
+use crate::machine::{Actions, Call, CallId, CallResult, Calls, CreateMode, Refusal, answered};
 
 /// Makes sure that some directories exist.
 #[derive(Debug)]
@@ -12,21 +12,13 @@ pub struct Ensure {
     paths: Vec<String>,
     missing: BTreeSet<usize>,
     calls: Calls<Purpose>,
-    state: State,
+    done: bool,
 }
 
 #[derive(Debug)]
 enum Purpose {
     Look(usize),
     Create(usize),
-}
-
-#[derive(Debug, PartialEq, Eq, Clone, Copy)]
-enum State {
-    Idle,
-    Looking,
-    Creating,
-    Done,
 }
 
 /// What a reply meant for [`Ensure`] led to.
@@ -53,13 +45,12 @@ impl Ensure {
         }
         // A parent is a prefix of its child, so the set's order puts it first.
         let paths = all.into_iter().collect();
-        Ensure { paths, missing: BTreeSet::new(), calls: Calls::default(), state: State::Idle }
+        Ensure { paths, missing: BTreeSet::new(), calls: Calls::default(), done: false }
     }
 
     /// Looks, on a connection that is up.
     pub fn start<R>(&mut self, out: &mut Actions<R>) {
         self.reset();
-        self.state = State::Looking;
         for (at, path) in self.paths.iter().enumerate() {
             self.calls.issue(out, Call::Exists { path: path.clone(), watch: false }, Purpose::Look(at));
         }
@@ -69,50 +60,42 @@ impl Ensure {
     pub fn reset(&mut self) {
         self.calls.clear();
         self.missing.clear();
-        self.state = State::Idle;
+        self.done = false;
     }
 
     /// Takes in a reply; `None` if it is somebody else's.
     pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> Option<Step> {
         let purpose = self.calls.take(id)?;
-        let at = match (purpose, result) {
-            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => {
-                // The connection is gone. What is still answered must not make it look complete.
-                self.reset();
-                return Some(Step::Pending);
-            }
-            (Purpose::Look(_), Ok(_)) => None,
-            (Purpose::Look(at), Err(CallError::Refused(Refusal::NoNode))) => {
+        let Some(result) = answered(result) else {
+            // What is still answered must not make it look complete.
+            self.reset();
+            return Some(Step::Pending);
+        };
+        match (purpose, result) {
+            (Purpose::Look(_), Ok(_)) => {}
+            (Purpose::Look(at), Err(Refusal::NoNode)) => {
                 self.missing.insert(at);
-                None
             }
-            (Purpose::Create(at), Ok(_) | Err(CallError::Refused(Refusal::NodeExists))) => {
+            (Purpose::Create(at), Ok(_) | Err(Refusal::NodeExists)) => {
                 self.missing.remove(&at);
-                None
             }
             // Its parent was deleted after we had seen it. (Without a parent of ours above it, it is the chroot
             // of the connect string that is missing, and no look will bring that back.)
-            (Purpose::Create(at), Err(CallError::Refused(Refusal::NoNode)))
-                if parent_of(&self.paths[at]).is_some() =>
-            {
+            (Purpose::Create(at), Err(Refusal::NoNode)) if parent_of(&self.paths[at]).is_some() => {
                 self.start(out);
                 return Some(Step::Pending);
             }
-            (Purpose::Look(at) | Purpose::Create(at), Err(CallError::Refused(refusal))) => {
-                Some((at, *refusal))
+            (Purpose::Look(at) | Purpose::Create(at), Err(refusal)) => {
+                return Some(Step::Refused(self.paths[at].clone(), refusal));
             }
-        };
-        if let Some((at, refusal)) = at {
-            return Some(Step::Refused(self.paths[at].clone(), refusal));
         }
         if !self.calls.is_empty() {
             return Some(Step::Pending);
         }
         let Some(&at) = self.missing.first() else {
-            self.state = State::Done;
+            self.done = true;
             return Some(Step::Done);
         };
-        self.state = State::Creating;
         let path = self.paths[at].clone();
         let call = Call::Create { path, data: Vec::new(), mode: CreateMode::Persistent };
         self.calls.issue(out, call, Purpose::Create(at));
@@ -126,6 +109,6 @@ impl Ensure {
 
     /// Whether all were seen to exist on this connection.
     pub fn is_done(&self) -> bool {
-        self.state == State::Done
+        self.done
     }
 }

@@ -26,7 +26,7 @@ use super::ensure::{self, Ensure};
 use super::retry::Retry;
 use crate::contract::Layout;
 use crate::machine::{
-    Action, Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Instant, Refusal, Reply, earlier,
+    Action, Actions, Call, CallId, CallResult, Calls, CreateMode, Instant, Refusal, Reply, answered, earlier,
 };
 
 /// The longest silence of a session that is up, as a part of its timeout: the session layer's heartbeat.
@@ -219,13 +219,9 @@ impl Lease {
             return true;
         }
         let Some(purpose) = self.calls.take(id) else { return false };
-        let refusal = match result {
-            Ok(_) => None,
-            Err(CallError::Refused(refusal)) => Some(*refusal),
-            Err(CallError::NotSent | CallError::MaybeApplied) => return true,
-        };
-        match (purpose, result, refusal) {
-            (Purpose::Write { sent, index }, Ok(reply), _) => {
+        let Some(result) = answered(result) else { return true };
+        match (purpose, result) {
+            (Purpose::Write { sent, index }, Ok(reply)) => {
                 let silence = self.timeout / SILENCE_PART;
                 let margin = MIN_MARGIN.max(self.timeout / MARGIN_PART).min(self.timeout / 3);
                 let until = sent + (self.timeout - silence - margin);
@@ -242,22 +238,22 @@ impl Lease {
                 }
             }
             // Somebody touched a znode that is only ours. Its version is all that we want of it.
-            (Purpose::Write { .. }, _, Some(Refusal::BadVersion | Refusal::NodeExists)) => {
+            (Purpose::Write { .. }, Err(Refusal::BadVersion | Refusal::NodeExists)) => {
                 self.calls.issue(out, Call::Exists { path: self.path(), watch: false }, Purpose::Look);
             }
-            (Purpose::Look, Ok(Reply::Stat(stat)), _) => {
+            (Purpose::Look, Ok(Reply::Stat(stat))) => {
                 self.state = State::Standing { version: stat.version };
                 self.write(now, out);
             }
-            (Purpose::Write { .. } | Purpose::Look, _, Some(Refusal::NoNode)) => {
+            (Purpose::Write { .. } | Purpose::Look, Err(Refusal::NoNode)) => {
                 // Perhaps with its directory. What was proven before still holds.
                 self.retry.vanished(&self.path(), now, out);
                 self.n += 1;
                 self.state = State::Refused;
             }
-            (_, _, refusal) => {
+            (_, result) => {
                 let what = format!("cannot renew the lease {}", self.path());
-                self.retry.refused(&what, refusal.unwrap_or(Refusal::Other(0)), now, out);
+                self.retry.refused(&what, result.err().unwrap_or(Refusal::Other(0)), now, out);
                 self.state = State::Refused;
             }
         }

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Refusal, Reply, Stat, WatchMode,
+    Actions, Call, CallId, CallResult, Calls, ChangeKind, Refusal, Reply, Stat, WatchMode, answered,
 };
 
 /// Listings of one mirror that may be under way at once.
@@ -72,14 +72,13 @@ pub struct Mirror {
     state: State,
 }
 
-/// Whether the answer to a read may be older than an event that was told while it was under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Overtaken {
-    No,
-    Changed,
-    Gone,
-    /// It went, and is there again.
-    Back,
+/// What was told of a znode while it was being read.
+#[derive(Clone, Copy, Debug, Default)]
+struct Overtaken {
+    /// It changed, or is there again, so it is read again.
+    again: bool,
+    /// It went, so the answer may be of what was there before.
+    void: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,16 +128,8 @@ impl Mirror {
 
     /// Forgets what is on its way: the connection is gone.
     pub fn reset(&mut self) {
-        self.calls.clear();
-        self.reading.clear();
-        self.changed.clear();
-        self.lately = Default::default();
-        self.listed.clear();
-        self.to_list.clear();
-        self.initial.clear();
-        self.gone.clear();
-        self.refused.clear();
-        self.state = State::Off;
+        let root = std::mem::take(&mut self.root);
+        *self = Mirror { in_no_hurry: self.in_no_hurry, ..Mirror::new(root, self.depth, self.window) };
     }
 
     /// Whether it was started on this connection.
@@ -182,7 +173,7 @@ impl Mirror {
                 }
                 self.forget_lately(below);
                 if let Some(overtaken) = self.reading.get_mut(below) {
-                    *overtaken = Overtaken::Gone;
+                    *overtaken = Overtaken { again: false, void: true };
                 }
                 if self.lists() {
                     self.gone.insert(below.to_string());
@@ -206,10 +197,7 @@ impl Mirror {
     fn note_change(&mut self, below: &str, kind: ChangeKind) -> Option<Change> {
         let complete = self.state == State::Complete;
         if let Some(overtaken) = self.reading.get_mut(below) {
-            *overtaken = match *overtaken {
-                Overtaken::No | Overtaken::Changed => Overtaken::Changed,
-                Overtaken::Gone | Overtaken::Back => Overtaken::Back,
-            };
+            overtaken.again = true;
         } else if complete
             && (self.in_no_hurry || kind == ChangeKind::Data)
             && !self.is_dir(below)
@@ -300,10 +288,15 @@ impl Mirror {
         self.pump(out);
     }
 
-    fn note_refused(&mut self, below: &str, lists: bool) {
-        if self.refused.len() < MAX_REFUSED || self.refused.contains_key(below) {
+    /// It is tried again with [`Mirror::try_refused`]. Without its watch or its first list a mirror would be a picture: it
+    /// never becomes complete.
+    fn refuse(&mut self, below: &str, lists: bool, answer: Result<&Reply, Refusal>) -> Change {
+        if below.is_empty() {
+            self.reset();
+        } else if self.refused.len() < MAX_REFUSED || self.refused.contains_key(below) {
             *self.refused.entry(below.to_string()).or_default() |= lists;
         }
+        Change::Refused { path: self.whole(below), refusal: answer.err().unwrap_or(Refusal::Other(0)) }
     }
 
     /// Whether lists are on their way, or about to be.
@@ -319,66 +312,40 @@ impl Mirror {
         out: &mut Actions<R>,
     ) -> Option<Vec<Change>> {
         let purpose = self.calls.take(id)?;
-        let refusal = match result {
-            Ok(_) => None,
-            Err(CallError::Refused(refusal)) => Some(*refusal),
-            Err(CallError::NotSent | CallError::MaybeApplied) => {
-                // The connection is gone. What is still answered must not make it look complete.
-                self.reset();
-                return Some(Vec::new());
-            }
+        let Some(result) = answered(result) else {
+            // What is still answered must not make it look complete.
+            self.reset();
+            return Some(Vec::new());
         };
         let mut changes = Vec::new();
         match purpose {
-            Purpose::Watch => match refusal {
-                None => {
+            Purpose::Watch => match result {
+                Ok(_) => {
                     self.state = State::Loading;
                     self.to_list.push(String::new());
                 }
-                // Without its watch a mirror would be a picture: it never becomes complete.
-                Some(refusal) => {
-                    self.reset();
-                    changes.push(Change::Refused { path: self.root.clone(), refusal });
-                }
+                other => changes.push(self.refuse("", false, other)),
             },
-            Purpose::List(dir) => match (result, refusal) {
-                (Ok(Reply::Children(names)), _) => self.on_listed(&dir, names, &mut changes),
-                (_, Some(Refusal::NoNode)) => {}
-                (_, refusal) => {
-                    let refusal = refusal.unwrap_or(Refusal::Other(0));
-                    if dir.is_empty() {
-                        self.reset();
-                    } else {
-                        self.note_refused(&dir, true);
-                    }
-                    changes.push(Change::Refused { path: self.whole(&dir), refusal });
-                }
+            Purpose::List(dir) => match result {
+                Ok(Reply::Children(names)) => self.on_listed(&dir, names, &mut changes),
+                Err(Refusal::NoNode) => {}
+                other => changes.push(self.refuse(&dir, true, other)),
             },
             Purpose::Read(path) => {
-                let overtaken = self.reading.remove(&path).unwrap_or(Overtaken::No);
+                let Overtaken { again, void } = self.reading.remove(&path).unwrap_or_default();
                 self.initial.remove(&path);
-                let (again, void) = match overtaken {
-                    Overtaken::No => (false, false),
-                    Overtaken::Changed => (true, false),
-                    Overtaken::Gone => (false, true),
-                    Overtaken::Back => (true, true),
-                };
                 if again {
                     self.enlist([path.clone()]);
                 }
-                match (result, refusal) {
-                    (Ok(_), _) if void => {}
-                    (Ok(Reply::Data { data, stat }), _) => {
+                match result {
+                    Ok(_) if void => {}
+                    Ok(Reply::Data { data, stat }) => {
                         changes.push(Change::Seen { path, data: data.clone(), stat: *stat });
                     }
                     // Its end is told by its event alone, so that it is told after what came before it: a worker
                     // makes a new registration before it deletes the old one, and answers come another way.
-                    (_, Some(Refusal::NoNode)) => {}
-                    (_, refusal) => {
-                        self.note_refused(&path, false);
-                        let refusal = refusal.unwrap_or(Refusal::Other(0));
-                        changes.push(Change::Refused { path: self.whole(&path), refusal });
-                    }
+                    Err(Refusal::NoNode) => {}
+                    other => changes.push(self.refuse(&path, false, other)),
                 }
             }
         }
@@ -436,7 +403,7 @@ impl Mirror {
                 continue;
             }
             let call = Call::Get { path: self.whole(&path), watch: false };
-            self.reading.insert(path.clone(), Overtaken::No);
+            self.reading.insert(path.clone(), Overtaken::default());
             self.calls.issue(out, call, Purpose::Read(path));
         }
         let listings = self.calls.len() - self.reading.len();

@@ -233,6 +233,7 @@ impl Queue {
     }
 
     /// How many tasks are queued.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.places.len()
     }
@@ -247,19 +248,9 @@ impl Queue {
         self.places.is_empty()
     }
 
-    /// Whether this one is.
-    pub fn contains(&self, task: &EntryId) -> bool {
-        self.places.contains_key(task)
-    }
-
     /// Some queued task, for checks.
     pub fn sample(&self) -> Option<&EntryId> {
         self.places.keys().next()
-    }
-
-    /// Forgets all.
-    pub fn clear(&mut self) {
-        *self = Queue::default();
     }
 
     /// Takes out the task that is next among those whose need `can` be met. What cannot be met is not asked for again

@@ -21,8 +21,8 @@ use crate::contract::worker::{ProcessIdentity, Registration};
 use crate::contract::{Incarnation, Layout};
 use crate::exit;
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Prng, Refusal,
-    Reply, WatchMode, earlier,
+    Actions, Call, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Prng, Refusal, Reply,
+    WatchMode, answered, earlier,
 };
 
 /// A registration whose process died stands for its session timeout and up to a tick more; this much longer we
@@ -284,26 +284,15 @@ impl Registrar {
             self.look(false, out);
         }
         if self.retry.is_due(now) {
-            match self.state {
-                State::Refused => {
-                    // Without a registration nobody knows the incarnation; its assignment may stand already, and none
-                    // is made twice.
-                    if self.proven.is_none() {
-                        self.renew_life();
-                    }
-                    self.prepare(out);
+            if self.state == State::Refused {
+                // Without a registration nobody knows the incarnation; its assignment may stand already, and none is
+                // made twice.
+                if self.proven.is_none() {
+                    self.renew_life();
                 }
-                State::Standing { .. } => self.flush(out),
-                State::Off
-                | State::Dead
-                | State::Landing
-                | State::Ensuring
-                | State::Looking { .. }
-                | State::Waiting
-                | State::Assigning
-                | State::Registering
-                | State::Confirming { .. }
-                | State::Yielded => {}
+                self.prepare(out);
+            } else {
+                self.flush(out);
             }
         }
     }
@@ -355,11 +344,7 @@ impl Registrar {
             return Some(Step::Pending);
         }
         let purpose = self.calls.take(id)?;
-        let result = match result {
-            Ok(reply) => Ok(reply),
-            Err(CallError::Refused(refusal)) => Err(*refusal),
-            Err(CallError::NotSent | CallError::MaybeApplied) => return Some(Step::Pending),
-        };
+        let Some(result) = answered(result) else { return Some(Step::Pending) };
         Some(match purpose {
             Purpose::List | Purpose::Read(_) => self.on_look(purpose, result, now, out),
             Purpose::WatchRival => {

@@ -15,16 +15,12 @@
 
 mod balance;
 mod burial;
-mod chunks;
-mod closed;
 mod dispatch;
 mod editor;
 mod fleet;
 mod janitor;
 mod leading;
-mod looks;
 mod outcomes;
-mod refusals;
 mod settle;
 mod summary;
 mod table;
@@ -35,7 +31,7 @@ use crate::contract::worker::{Registration, Seen};
 use crate::contract::{Layout, TaskId, name_of};
 use crate::exit;
 use crate::machine::{
-    Action, Actions, CallId, CallResult, ChangeKind, Event, Instant, Level, Refusal, Role, earlier,
+    Action, Actions, CallId, CallResult, ChangeKind, Event, Instant, Level, Refusal, Role, Stat, earlier,
 };
 use crate::recipes::assignment::Haste;
 use crate::recipes::election::Election;
@@ -109,8 +105,6 @@ pub struct Master {
     fleet: Fleet,
     queue: Queue,
     term: Option<Term>,
-    /// What was read in this turn, until something else is.
-    just_read: Option<(TaskId, Seen)>,
     /// When to read what changed and was left for later.
     catch_up_at: Option<Instant>,
     /// When to try again what may not be read.
@@ -145,7 +139,6 @@ impl Master {
             term: None,
             catch_up_at: None,
             forbidden_at: None,
-            just_read: None,
             retry: Retry::default(),
             past: Past::default(),
             condition: Condition::default(),
@@ -161,8 +154,8 @@ impl Master {
         self.tasks.reset();
         self.workers.reset();
         self.table = Table::default();
-        self.fleet.clear();
-        self.queue.clear();
+        self.fleet = Fleet::default();
+        self.queue = Queue::default();
         self.term = None;
         self.catch_up_at = None;
         self.forbidden_at = None;
@@ -254,7 +247,7 @@ impl Master {
                             self.tasks.read_again(task.as_str(), out);
                         }
                         if let Some(term) = &mut self.term {
-                            term.burials.unpark(Some(&path));
+                            term.burials.unpark();
                         }
                     }
                 },
@@ -277,14 +270,7 @@ impl Master {
         }
     }
 
-    fn on_task(
-        &mut self,
-        task: &TaskId,
-        data: &[u8],
-        stat: &crate::machine::Stat,
-        now: Instant,
-        out: &mut Out,
-    ) {
+    fn on_task(&mut self, task: &TaskId, data: &[u8], stat: &Stat, now: Instant, out: &mut Out) {
         // What was given out under this name was another task, of which the worker may know the end already.
         let is_another = self.table.get(task).is_some_and(|known| known.czxid != stat.czxid);
         match self.table.see(task, data, stat) {
@@ -302,8 +288,9 @@ impl Master {
         }
         // A follower may answer with the past. Of what was made before this term, that might be a task that has ended.
         let is_ours = self.term.as_ref().is_some_and(|term| term.has_seen_made(stat));
-        let is_new = is_ours && self.table.pending(task).is_some();
-        self.just_read = is_new.then(|| Seen::of(data, stat)).flatten().map(|seen| (task.clone(), seen));
+        if is_ours && let Some(seen) = Seen::of(data, stat) {
+            self.table.keep_seen(task, seen);
+        }
         if is_another && let Some(term) = &mut self.term {
             for (id, _, _) in term.book.entries_of(task) {
                 term.book.revoke(&id, Haste::Now);
@@ -323,38 +310,24 @@ impl Master {
         for change in changes {
             match change {
                 Change::Appeared { path } => {
-                    if !self.fleet.appeared(&path) && self.table.report(&path) {
-                        let dir = self.params.layout.workers();
-                        out.log(Level::Warn, format!("{dir}/{path} is no registration: it is left alone"));
+                    if !self.fleet.appeared(&path) {
+                        self.report_worker(Level::Warn, &path, "it is left alone", out);
                     }
                 }
                 // Registrations are always read at once.
                 Change::Touched { path } => self.workers.read_again(&path, out),
                 // No worker's life hangs on it, so nobody is to wait for its end.
                 Change::Seen { path, stat, .. } if stat.ephemeral_owner == 0 => {
-                    if self.table.report(&path) {
-                        let dir = self.params.layout.workers();
-                        out.log(
-                            Level::Error,
-                            format!(
-                                "{dir}/{path} is no registration (it is not ephemeral): it is left alone"
-                            ),
-                        );
-                    }
+                    self.report_worker(Level::Error, &path, "it is not ephemeral, and left alone", out);
                     if let Some(incarnation) = self.fleet.gone(&path) {
                         self.on_death(&incarnation, now, out);
                     }
                 }
                 Change::Seen { path, data, .. } => {
                     let read = Registration::decode(&data);
-                    if let Err(malformed) = &read
-                        && self.table.report(&path)
-                    {
-                        let dir = self.params.layout.workers();
-                        out.log(
-                            Level::Error,
-                            format!("{dir}/{path} is no registration ({malformed}): it gets no tasks"),
-                        );
+                    if let Err(malformed) = &read {
+                        let why = format!("{malformed}; it gets no tasks");
+                        self.report_worker(Level::Error, &path, &why, out);
                     }
                     if let Some(incarnation) = self.fleet.seen(&path, read.ok()) {
                         self.on_registration(&incarnation, now, out);
@@ -369,6 +342,13 @@ impl Master {
                 Change::Complete => self.check_workers(out),
             }
             self.touch();
+        }
+    }
+
+    fn report_worker(&mut self, level: Level, name: &str, why: &str, out: &mut Out) {
+        if self.table.report(name) {
+            let dir = self.params.layout.workers();
+            out.log(level, format!("{dir}/{name} is no registration: {why}"));
         }
     }
 
@@ -427,6 +407,9 @@ impl Role for Master {
 
     fn step(&mut self, now: Instant, event: Event, out: &mut Out) {
         self.past.observe(&event);
+        if let Some(term) = &mut self.term {
+            term.book.tick(now);
+        }
         match event {
             Event::Connected { timeout } => {
                 self.connected = Some(timeout);
@@ -460,7 +443,6 @@ impl Role for Master {
         self.catch_up(now, out);
         self.try_forbidden(now, out);
         self.act(now, out);
-        self.just_read = None;
         self.tell(out);
     }
 

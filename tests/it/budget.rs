@@ -41,10 +41,11 @@ const PENDING_MORE: u32 = 30_000;
 /// are no part.
 const ONCE_A_BATCH: u64 = 20;
 
-/// What the budget allows of tasks that have a znode each. Each is read four times (by the leader, its worker, the
-/// leader and its submitter); the rest is a share of pages and registrations.
+/// What the budget allows of tasks that have a znode each. Each is read by the leader, by its worker unless its entry
+/// carried it along, and, when it has ended, by the leader and its submitter; the rest is a share of pages and
+/// registrations.
 const WRITES_A_TASK: f64 = 3.1;
-const READS_A_TASK: f64 = 4.2;
+const READS_A_TASK: f64 = 4.0;
 const STANDBY_READS_A_TASK: f64 = 2.0;
 
 /// The same of lines of a batch, stored as it likes, that end as fast as can be.

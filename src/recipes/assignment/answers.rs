@@ -18,7 +18,7 @@ impl Book {
             Ok(Reply::Data { data, stat }) => (data, stat.version, stat.mzxid),
             Err(Refusal::NoNode) => return self.drop_page(incarnation, steps),
             Ok(_) => return,
-            Err(refusal) => return self.refuse(incarnation, Deed::Read, refusal, steps),
+            Err(refusal) => return self.refuse(incarnation, Deed::Read, refusal, steps, out),
         };
         let Some(page) = self.pages.get_mut(incarnation) else { return };
         page.version = version;
@@ -31,12 +31,11 @@ impl Book {
         {
             return steps.push(Step::Deposed { epoch: read.epoch });
         }
-        self.schedule.at_once(incarnation);
         self.touched.insert(incarnation.clone());
         if page.ours {
             // A stranger wrote over what we know better.
             page.dirty = true;
-            return;
+            return self.at_once(incarnation);
         }
         // An earlier read of the page, if there was one, is void: a deposed leader's write came in between.
         page.dirty = self.state == State::TakingOver || self.unclaimed.contains(incarnation);
@@ -45,6 +44,7 @@ impl Book {
         if !earlier.is_empty() {
             steps.push(Step::Closed(incarnation.clone(), earlier));
         }
+        self.at_once(incarnation);
         match read {
             Ok(read) => self.take_in(incarnation, read.entries),
             Err(malformed) => {
@@ -79,11 +79,12 @@ impl Book {
         }
     }
 
-    pub(super) fn on_written(
+    pub(super) fn on_written<R>(
         &mut self,
         incarnation: &Incarnation,
         result: Result<&Reply, Refusal>,
         steps: &mut Vec<Step>,
+        out: &mut Actions<R>,
     ) {
         let Some(page) = self.pages.get_mut(incarnation) else { return };
         match result {
@@ -92,10 +93,11 @@ impl Book {
                     self.touched.insert(incarnation.clone());
                 }
                 if page.sent(stat.version) {
-                    steps.push(Step::PageAccepted(incarnation.clone()));
+                    let path = self.layout.assignment(incarnation);
+                    out.log(Level::Info, format!("{path} can be written again: its worker gets tasks again"));
                 }
                 if page.urgent {
-                    self.schedule.at_once(incarnation);
+                    self.at_once(incarnation);
                 }
                 self.unclaimed.remove(incarnation);
                 steps.push(Step::Written(incarnation.clone()));
@@ -106,17 +108,18 @@ impl Book {
                 self.read(incarnation);
             }
             Ok(_) => {}
-            Err(refusal) => self.refuse(incarnation, Deed::Write, refusal, steps),
+            Err(refusal) => self.refuse(incarnation, Deed::Write, refusal, steps, out),
         }
     }
 
     /// The ensemble refused something of a page. It is tried again after a pause.
-    pub(super) fn refuse(
+    pub(super) fn refuse<R>(
         &mut self,
         incarnation: &Incarnation,
         deed: Deed,
         refusal: Refusal,
         steps: &mut Vec<Step>,
+        out: &mut Actions<R>,
     ) {
         let Some(page) = self.pages.get_mut(incarnation) else { return };
         if deed == Deed::Write && refusal == Refusal::TooLarge {
@@ -129,16 +132,22 @@ impl Book {
             Deed::Delete => (Vec::new(), page.refuse_deletion()),
         };
         if page.is_refused_anew() {
-            steps.push(Step::PageRefused { incarnation: incarnation.clone(), deed, refusal });
+            let (deed, so) = match deed {
+                Deed::Read => ("be read", "its worker gets no tasks until it can"),
+                Deed::Write => ("be written", "its worker gets no new tasks until it can; others do"),
+                Deed::Delete => ("be deleted", "it is kept, though nothing is on it"),
+            };
+            let path = self.layout.assignment(incarnation);
+            let todo = "look at its ACL and at quotas above it";
+            let text = format!("{path} cannot {deed} ({refusal}): {so}. It is tried again and again; {todo}");
+            out.log(Level::Error, text);
         }
         self.note_unclaimed(incarnation);
         self.touched.insert(incarnation.clone());
-        self.schedule.forget(incarnation);
-        self.schedule.within(incarnation, pause);
+        self.rest(incarnation);
+        self.within(incarnation, pause);
         // Another worker can have what this one never heard of.
-        if !unsent.is_empty() {
-            self.forget_holder(incarnation, &unsent);
-            steps.push(Step::Returned(unsent));
-        }
+        self.forget_holder(incarnation, &unsent);
+        steps.push(Step::PageRefused(incarnation.clone(), unsent));
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::contract::worker::{Assignment, Entry, EntryId, MAX_ENTRIES, MAX_SEEN_IN_ALL, Seen};
 use crate::contract::{MAX_TASK_ID_BYTES, TaskId};
+use crate::machine::Instant;
 use crate::recipes::retry::pause_of_one;
 
 /// What an entry has besides its task's id: names of fields, two numbers, two words.
@@ -20,7 +21,7 @@ fn encoded_bytes(id: &EntryId) -> usize {
 }
 
 /// A task on a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     /// Somebody who led before gave it out.
     pub inherited: bool,
@@ -36,7 +37,7 @@ pub struct Held {
     pub look: Option<i32>,
     pub(super) revoked: Revoked,
     /// It takes up no slot, for one of these reasons.
-    ghost: bool,
+    pub(super) ghost: bool,
     aside: bool,
     place: u64,
 }
@@ -44,18 +45,7 @@ pub struct Held {
 impl Held {
     /// An entry of a task that is given out now.
     pub fn new(width: u32, suspect: bool) -> Held {
-        Held {
-            inherited: false,
-            width,
-            suspect,
-            alone: false,
-            recalled: false,
-            look: None,
-            revoked: Revoked::No,
-            ghost: false,
-            aside: false,
-            place: 0,
-        }
+        Held { width, suspect, ..Held::default() }
     }
 
     /// Whether it is over as far as anybody can tell, so that it takes up no slot.
@@ -73,8 +63,9 @@ impl Held {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Revoked {
+    #[default]
     No,
     Wanted,
     InFlight,
@@ -82,8 +73,10 @@ pub(super) enum Revoked {
     Since(i32),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum PageState {
+    /// It is to be read.
+    #[default]
     Reading,
     Idle,
     Writing,
@@ -105,12 +98,10 @@ pub struct Load {
     pub suspects: usize,
     /// Those beside which nothing else is to run.
     pub alone: usize,
-    /// How many were ever taken off, or taken for over: it stands still if nothing gets on.
-    pub struck: u64,
 }
 
 /// One incarnation's assignment.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Page {
     pub version: i32,
     entries: BTreeMap<EntryId, Held>,
@@ -132,9 +123,9 @@ pub(super) struct Page {
     refused_growth: bool,
     refused_deletion: bool,
     load: Load,
-    /// Some entry was, or is about to be, revoked since this was last looked at.
-    revoking: bool,
     pub state: PageState,
+    /// When it is to be read or written, if it is.
+    pub due: Option<Instant>,
     /// What is in memory differs from what was written.
     pub dirty: bool,
     /// Likewise, and somebody waits for it.
@@ -144,31 +135,6 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// A page that is to be read.
-    pub fn new() -> Page {
-        Page {
-            version: 0,
-            entries: BTreeMap::new(),
-            order: BTreeMap::new(),
-            seen: BTreeMap::new(),
-            seen_bytes: 0,
-            bytes: 0,
-            last_place: 0,
-            written_place: 0,
-            sent_place: 0,
-            grows: false,
-            refusals: 0,
-            refused_growth: false,
-            refused_deletion: false,
-            load: Load::default(),
-            revoking: false,
-            state: PageState::Reading,
-            dirty: false,
-            urgent: false,
-            ours: false,
-        }
-    }
-
     pub fn load(&self) -> Load {
         self.load
     }
@@ -215,7 +181,6 @@ impl Page {
         self.remove(&task);
         self.last_place += 1;
         let held = Held { place: self.last_place, ..held };
-        self.revoking |= held.is_revoked();
         self.order.insert(held.place, task.clone());
         self.count(&held, true);
         self.bytes += encoded_bytes(&task);
@@ -243,14 +208,12 @@ impl Page {
         self.seen.remove(task);
         self.bytes -= encoded_bytes(task);
         self.count(&held, false);
-        self.load.struck += u64::from(!held.ghost);
         Some(held)
     }
 
     /// Takes all off.
     pub fn take_all(&mut self) -> Vec<EntryId> {
-        let struck = self.load.struck + self.load.entries as u64;
-        self.load = Load { struck, ..Load::default() };
+        self.load = Load::default();
         self.entries.clear();
         self.seen.clear();
         self.bytes = 0;
@@ -277,7 +240,7 @@ impl Page {
     }
 
     /// Changes an entry; whether that made a difference.
-    fn change(&mut self, task: &EntryId, change: impl FnOnce(&mut Held)) -> bool {
+    pub fn change(&mut self, task: &EntryId, change: impl FnOnce(&mut Held)) -> bool {
         let Some(before) = self.entries.get(task).copied() else { return false };
         let mut after = before;
         change(&mut after);
@@ -290,57 +253,14 @@ impl Page {
         true
     }
 
-    /// What the task is like, once that is known.
-    pub fn describe(&mut self, task: &EntryId, like: Held) -> bool {
-        self.change(task, |held| {
-            (held.width, held.suspect, held.alone, held.ghost) =
-                (like.width, like.suspect, like.alone, false);
-        })
-    }
-
-    /// The task has most probably ended, and its end is ours to hear of.
-    pub fn make_ghost(&mut self, task: &EntryId) -> bool {
-        let changed = self.change(task, |held| held.ghost = true);
-        self.load.struck += u64::from(changed);
-        changed
-    }
-
     /// These tasks, and no others, are set aside by the worker.
     pub fn set_aside(&mut self, aside: &[TaskId]) -> bool {
-        let was = self.entries.iter().filter(|(_, held)| held.aside).map(|(id, _)| id.clone());
-        let back: Vec<EntryId> = was.filter(|id| !aside.contains(&id.task)).collect();
-        let mut changed = false;
-        for id in back {
-            changed |= self.change(&id, |held| held.aside = false);
+        let is_other = |(id, held): &(&EntryId, &Held)| held.aside != aside.contains(&id.task);
+        let others: Vec<EntryId> = self.entries.iter().filter(is_other).map(|(id, _)| id.clone()).collect();
+        for id in &others {
+            self.change(id, |held| held.aside = !held.aside);
         }
-        for task in aside {
-            let all: Vec<EntryId> =
-                self.entries.range(EntryId::all_of(task)).map(|(id, _)| id.clone()).collect();
-            for id in all {
-                changed |= self.change(&id, |held| held.aside = true);
-            }
-        }
-        changed
-    }
-
-    /// Its worker is to know what stands in this version; whether that is new.
-    pub fn look(&mut self, id: &EntryId, version: i32) -> bool {
-        self.change(id, |held| held.look = held.look.max(Some(version)))
-    }
-
-    pub fn recall(&mut self, task: &EntryId) -> bool {
-        self.change(task, |held| held.recalled = true)
-    }
-
-    /// Wishes an entry dead; whether that is new.
-    pub fn revoke(&mut self, task: &EntryId) -> bool {
-        let changed = self.change(task, |held| {
-            if held.revoked == Revoked::No {
-                held.revoked = Revoked::Wanted;
-            }
-        });
-        self.revoking |= changed;
-        changed
+        !others.is_empty()
     }
 
     /// What was revoked up to this version is dead: those entries.
@@ -351,9 +271,6 @@ impl Page {
     }
 
     fn restate(&mut self, from: Revoked, to: Revoked) {
-        if !self.revoking {
-            return;
-        }
         for held in self.entries.values_mut().filter(|held| held.revoked == from) {
             held.revoked = to;
         }
@@ -387,7 +304,6 @@ impl Page {
         self.version = version;
         self.ours = true;
         self.restate(Revoked::InFlight, Revoked::Since(version));
-        self.revoking = self.revoking && self.entries.values().any(|held| held.revoked == Revoked::Wanted);
         self.written_place = self.sent_place;
         let is_over = self.refusals > 0 && !self.refused_deletion && (self.grows || !self.refused_growth);
         if is_over {
@@ -448,32 +364,30 @@ mod tests {
 
     #[test]
     fn entries_keep_their_order_and_the_load_what_takes_up_slots() {
-        let mut page = Page::new();
+        let mut page = Page::default();
         for (name, width) in [("z", 1), ("m", 100), ("a", 1)] {
             page.push(id(name), Held::new(width, name == "a"));
         }
         let order: Vec<_> = page.entries().map(|(id, _)| id.task.to_string()).collect();
         assert_eq!(order, ["j/z", "j/m", "j/a"]);
-        assert_eq!(page.load(), Load { width: 102, entries: 3, suspects: 1, struck: 0, alone: 0 });
-        assert!(page.set_aside(&[id("m").task]) && page.make_ghost(&id("a")) && !page.make_ghost(&id("a")));
-        assert_eq!(page.load(), Load { width: 1, entries: 2, suspects: 0, struck: 1, alone: 0 });
-        assert!(page.set_aside(&[]) && page.describe(&id("m"), Held::new(40, true)));
-        assert_eq!(page.load(), Load { width: 41, entries: 2, suspects: 1, struck: 1, alone: 0 });
+        assert_eq!(page.load(), Load { width: 102, entries: 3, suspects: 1, alone: 0 });
+        assert!(page.set_aside(&[id("m").task]) && !page.set_aside(&[id("m").task]));
+        let ghost = |held: &mut Held| held.ghost = true;
+        assert!(page.change(&id("a"), ghost) && !page.change(&id("a"), ghost));
+        assert_eq!(page.load(), Load { width: 1, entries: 2, suspects: 0, alone: 0 });
+        let smaller = |held: &mut Held| (held.width, held.suspect) = (40, true);
+        assert!(page.set_aside(&[]) && page.change(&id("m"), smaller));
+        assert_eq!(page.load(), Load { width: 41, entries: 2, suspects: 1, alone: 0 });
         page.remove(&id("m"));
-        assert_eq!(page.load(), Load { width: 1, entries: 1, suspects: 0, struck: 2, alone: 0 });
+        assert_eq!(page.load(), Load { width: 1, entries: 1, suspects: 0, alone: 0 });
         page.remove(&id("a"));
-        assert_eq!(
-            page.load(),
-            Load { width: 1, entries: 1, suspects: 0, struck: 2, alone: 0 },
-            "it was counted before"
-        );
-        assert_eq!(page.take_all().len(), 1);
-        assert_eq!(page.load(), Load { struck: 3, ..Load::default() });
+        assert_eq!(page.load(), Load { width: 1, entries: 1, suspects: 0, alone: 0 }, "it was no load");
+        assert_eq!((page.take_all().len(), page.load()), (1, Load::default()));
     }
 
     #[test]
     fn tasks_go_along_once_while_there_is_room_and_their_entries_stand() {
-        let mut page = Page::new();
+        let mut page = Page::default();
         let seen = |page: &mut Page| {
             let written = Assignment::decode(&page.write(7)).expect("a page");
             written.entries.into_iter().filter(|entry| entry.seen.is_some()).count()
@@ -492,12 +406,13 @@ mod tests {
 
     #[test]
     fn what_was_revoked_while_a_write_is_on_its_way_is_not_in_it() {
-        let mut page = Page::new();
+        let mut page = Page::default();
         page.push(id("a"), Held::new(1, false));
         page.push(id("b"), Held::new(1, false));
-        assert!(page.revoke(&id("a")) && !page.revoke(&id("a")));
+        let revoke = |held: &mut Held| held.revoked = Revoked::Wanted;
+        assert!(page.change(&id("a"), revoke));
         page.write(7);
-        assert!(page.revoke(&id("b")));
+        assert!(page.change(&id("b"), revoke));
         page.sent(5);
         assert_eq!(page.dead_through(4), []);
         assert_eq!(page.dead_through(9), [id("a")]);

@@ -49,11 +49,7 @@ impl Election {
             State::Leading { term, .. } | State::Suspended(term) | State::Inheriting { term, .. } => {
                 Some(term.epoch)
             }
-            State::Out
-            | State::Entering
-            | State::Placing { .. }
-            | State::Following { .. }
-            | State::Leaving => None,
+            _ => None,
         }
     }
 
@@ -82,14 +78,8 @@ impl Election {
 
     /// Ends a term that was not handed over yet. What it led by stands until its session ends.
     pub fn abandon<R>(&mut self, out: &mut Actions<R>) {
-        match self.state {
-            State::Suspended(_) | State::Inheriting { .. } => self.withdraw(out),
-            State::Out
-            | State::Entering
-            | State::Placing { .. }
-            | State::Following { .. }
-            | State::Leading { .. }
-            | State::Leaving => {}
+        if matches!(self.state, State::Suspended(_) | State::Inheriting { .. }) {
+            self.withdraw(out);
         }
     }
 

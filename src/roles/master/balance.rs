@@ -5,26 +5,57 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::dispatch::{FULL, Rank, Roster};
+use super::dispatch::{FULL, Rank};
 use super::editor::Edit;
 use super::leading::Term;
 use super::{Master, Out};
-use crate::contract::Incarnation;
 use crate::contract::worker::EntryId;
+use crate::contract::{Incarnation, TaskId};
 use crate::machine::Instant;
 use crate::recipes::assignment::Held;
 use crate::recipes::queue::Need;
 
-/// What waits at a worker for less than this is not worth to be given to another.
+/// What is left of a share for less than this is not worth to be given to another worker.
 const WORTH_IT: Duration = Duration::from_millis(100);
 
-/// What waits at a worker for longer than this is shared out at once, rather than as slots come free elsewhere: its
-/// runs turned out longer than was reckoned with when it got them. Well above what may wait there, or each end of a
-/// batch would have tasks moved that are nearly there: a move costs a write of each, and takes a while itself.
-const SHARE_OUT: Duration = Duration::from_millis(600);
-
-/// The pause between two looks whether what waits at one worker should go to another.
+/// A slot is free for so long before what waits elsewhere is given to it: what is nearly started there is not moved at
+/// each end of a batch, for a move costs a write, and takes a while itself.
 const BALANCE_PACE: Duration = Duration::from_millis(150);
+
+/// The pause after a read where nobody knows how long commands take.
+const UNKNOWN: Duration = Duration::from_millis(200);
+
+/// The longest pause.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// From when on a change of a chunk is read at once. Its worker writes results several times a second; read are the first
+/// of them, and then when half of what was left should be over. What comes in between is read with what else was put off,
+/// about a second later, so that the end of a chunk is never missed for longer.
+#[derive(Debug, Default)]
+pub struct Looks(BTreeMap<TaskId, Instant>);
+
+impl Looks {
+    /// Whether a change of the task is to be read at once.
+    pub fn is_due(&self, task: &TaskId, now: Instant) -> bool {
+        self.0.get(task).is_none_or(|from| *from <= now)
+    }
+
+    /// The task was read, with so many commands left; each keeps one of the worker's slots for so long, if that is
+    /// known.
+    fn note(&mut self, task: &TaskId, left: u32, slots: u32, cost: Option<Duration>, now: Instant) {
+        if left > 1 {
+            let half = cost.map_or(UNKNOWN, |cost| cost.saturating_mul(left) / slots.max(1) / 2);
+            self.0.insert(task.clone(), now + half.min(LONGEST));
+        } else {
+            self.0.remove(task);
+        }
+    }
+
+    /// The task is over, gone, or nobody's.
+    pub fn forget(&mut self, task: &TaskId) {
+        self.0.remove(task);
+    }
+}
 
 /// A worker with slots that nothing is planned for.
 struct Free {
@@ -44,34 +75,41 @@ struct Behind {
 }
 
 impl Master {
-    /// Recalls what waits at one worker when another has a free slot and the queue nothing for it: what is stuck there,
-    /// or would wait for long. Of what runs there it cuts off what was not started.
+    /// A task was read.
+    pub(super) fn note_read(&mut self, task: &TaskId, now: Instant) {
+        let Some(term) = &mut self.term else { return };
+        let holder = term.book.entries_of(task).into_iter().next().map(|(_, incarnation, _)| incarnation);
+        match (holder, self.table.pending(task)) {
+            (Some(holder), Some(pending)) => {
+                let (slots, cost) = term.roster.pace_of(&holder);
+                let left = pending.units().iter().map(|unit| unit.width).sum();
+                term.looks.note(task, left, slots, cost, now);
+            }
+            _ => term.looks.forget(task),
+        }
+    }
+
+    /// Recalls what waits at one worker when another has had a free slot for a while, and the queue nothing for it. Of
+    /// what runs there it cuts off what was not started.
     pub(super) fn balance(&mut self, now: Instant, out: &mut Out) {
         let Some(term) = self.term.as_mut().filter(|term| term.is_leading()) else { return };
         let drains = self.fleet.iter().any(|(_, registration)| registration.draining);
-        if !term.roster.is_slot_free() && !drains {
+        let is_uneven = !term.roster.overfull.is_empty() || !term.behind.is_empty();
+        if !is_uneven || !(term.roster.is_slot_free() || drains) {
             term.roster.balance_at = None;
             return;
         }
-        if term.roster.overfull.is_empty() && term.behind.is_empty() {
-            term.roster.balance_at = None;
+        if *term.roster.balance_at.get_or_insert(now + BALANCE_PACE) > now {
             return;
         }
-        let due = term.roster.balance_at.replace(now + BALANCE_PACE);
-        match due {
-            Some(at) if at > now => term.roster.balance_at = Some(at),
-            Some(_) => {
-                let (recalled, cuts) = (self.surplus(), self.cuts());
-                let Some(term) = &mut self.term else { return };
-                term.note_progress();
-                for id in recalled {
-                    term.book.recall(&id);
-                }
-                for (id, slots) in cuts {
-                    term.editor.begin(&id.task, Edit::Cut { number: id.attempt, slots }, out);
-                }
-            }
-            None => term.note_progress(),
+        term.roster.balance_at = Some(now + BALANCE_PACE);
+        let (recalled, cuts) = (self.surplus(), self.cuts());
+        let Some(term) = &mut self.term else { return };
+        for id in recalled {
+            term.book.recall(&id);
+        }
+        for (id, slots) in cuts {
+            term.editor.begin(&id.task, Edit::Cut { number: id.attempt, slots }, out);
         }
     }
 
@@ -177,19 +215,9 @@ impl Master {
         };
         let mut surplus = Vec::new();
         for incarnation in &roster.overfull {
-            let (Some(known), Some(load)) = (roster.known.get(incarnation), book.load(incarnation)) else {
-                continue;
-            };
-            let waiting = self.waiting(incarnation, known.slots);
-            let may = match () {
-                () if known.wait(load) >= SHARE_OUT && known.struck != load.struck => {
-                    room.min(waiting).max(waiting / 2)
-                }
-                () if known.wait(load) >= WORTH_IT || known.struck == load.struck => room.min(waiting),
-                () => 0,
-            };
+            let may = room.min(self.waiting(incarnation, roster.pace_of(incarnation).0));
             // Whatever was recalled before, and is still on its way, has its place there.
-            room -= room.min(may);
+            room -= may;
             for (id, held) in book.entries(incarnation).rev().take(may) {
                 let unit = self.table.unit(id).filter(|unit| unit.ahead.is_none() || unit.need.suspect);
                 let may = !held.recalled && !held.is_revoked() && !held.is_ghost();
@@ -202,14 +230,22 @@ impl Master {
     }
 }
 
-impl Term {
-    /// How far every overfull page has got by now.
-    fn note_progress(&mut self) {
-        let Roster { known, overfull, .. } = &mut self.roster;
-        for incarnation in overfull.iter() {
-            if let (Some(known), Some(load)) = (known.get_mut(incarnation), self.book.load(incarnation)) {
-                known.struck = load.struck;
-            }
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_is_read_when_half_of_what_was_left_should_be_over() {
+        let (mut looks, task) = (Looks::default(), TaskId::new("j", "t"));
+        let at = |ms: u64| Instant::default() + Duration::from_millis(ms);
+        assert!(looks.is_due(&task, at(0)), "the first change");
+        looks.note(&task, 40, 2, Some(Duration::from_millis(20)), at(0));
+        assert!(!looks.is_due(&task, at(199)) && looks.is_due(&task, at(200)));
+        looks.note(&task, 40, 2, Some(Duration::from_secs(60)), at(0));
+        assert!(!looks.is_due(&task, at(999)) && looks.is_due(&task, at(1_000)));
+        looks.note(&task, 40, 2, None, at(0));
+        assert!(!looks.is_due(&task, at(199)) && looks.is_due(&task, at(200)));
+        looks.note(&task, 1, 2, Some(Duration::from_secs(60)), at(200));
+        assert!(looks.is_due(&task, at(200)), "the next change is its end");
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::dispatch::{Roster, entries_of};
+use super::dispatch::Roster;
 use super::editor::{Edit, Edited};
 use super::{Master, Out};
 use crate::contract::worker::{EntryId, START_AHEAD, START_AHEAD_LINES};
@@ -31,8 +31,8 @@ pub struct Burial {
     decided: bool,
     /// Those whose edit has to be begun.
     ready: Vec<EntryId>,
-    /// Those of whom it is not known how many attempts they have, by their directories.
-    parked: BTreeMap<String, Vec<EntryId>>,
+    /// Those of whom it is not known how many attempts they have, until a directory was read that may tell.
+    parked: Vec<EntryId>,
     /// Those that are dealt with.
     done: Vec<EntryId>,
 }
@@ -70,7 +70,7 @@ impl Burial {
             slots,
             decided: false,
             ready: Vec::new(),
-            parked: BTreeMap::new(),
+            parked: Vec::new(),
             done: Vec::new(),
         }
     }
@@ -132,7 +132,7 @@ impl Burial {
             let Some(&Stage::Decided { charge }) = self.entries.get(&id) else { continue };
             let charge = if charge { attempts(&id.task).map(Some) } else { Some(None) };
             let Some(charge) = charge else {
-                self.parked.entry(id.task.dir().to_string()).or_default().push(id);
+                self.parked.push(id);
                 continue;
             };
             let worker = Some(self.incarnation.clone());
@@ -140,17 +140,6 @@ impl Burial {
             moves.push((id, edit));
         }
         moves
-    }
-
-    /// How many attempts tasks of this directory have may be known now; or of all directories. Whether any waited for
-    /// it.
-    fn unpark(&mut self, dir: Option<&str>) -> bool {
-        let unparked: Vec<EntryId> = match dir {
-            Some(dir) => self.parked.remove(dir).unwrap_or_default(),
-            None => std::mem::take(&mut self.parked).into_values().flatten().collect(),
-        };
-        self.ready.extend_from_slice(&unparked);
-        !unparked.is_empty()
     }
 
     /// Decides who is charged, once everything is known. A worker starts entries in their order, and of each what is in
@@ -263,12 +252,11 @@ impl Burials {
         }
     }
 
-    /// How many attempts tasks of this directory have may be known now; or of all directories.
-    pub fn unpark(&mut self, dir: Option<&str>) {
-        for (incarnation, burial) in &mut self.all {
-            if burial.unpark(dir) {
-                self.due.insert(incarnation.clone());
-            }
+    /// How many attempts tasks of some directory have may be known now.
+    pub fn unpark(&mut self) {
+        for (incarnation, burial) in self.all.iter_mut().filter(|(_, burial)| !burial.parked.is_empty()) {
+            burial.ready.append(&mut burial.parked);
+            self.due.insert(incarnation.clone());
         }
     }
 }
@@ -335,11 +323,44 @@ impl Master {
             self.settle(&task, now, out);
         }
     }
+
+    /// A page is gone; these tasks stood on it. A worker that drains, or gave its incarnation up, deletes its page when all
+    /// that it ran is dead. If somebody else did, it runs on until it hears of that; it kills what it runs, hands it back,
+    /// and only then takes its registration away. So nobody else gets those tasks before that is gone.
+    pub(super) fn on_closed(
+        &mut self,
+        incarnation: &Incarnation,
+        tasks: Vec<TaskId>,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let Some(term) = &mut self.term else { return };
+        // It may have been read as somebody's page, and not be closed at all.
+        let is_gone = !term.book.has(incarnation);
+        term.newborn.remove(incarnation);
+        match self.fleet.get(incarnation) {
+            None => term.roster.forget(incarnation),
+            Some(registration) if is_gone && !registration.draining && !tasks.is_empty() => {
+                term.held_back.entry(incarnation.clone()).or_default().extend(tasks.iter().cloned());
+            }
+            Some(_) => {}
+        }
+        self.settle_all(&tasks, now, out);
+    }
+
+    /// The worker's registration is gone: whatever it ran is dead.
+    pub(super) fn give_back(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
+        let held_back = self.term.as_mut().and_then(|term| term.held_back.remove(incarnation));
+        for task in held_back.unwrap_or_default() {
+            self.settle(&task, now, out);
+        }
+    }
 }
 
 fn burial_of(incarnation: &Incarnation, book: &Book, roster: &Roster) -> Burial {
     let slots = roster.slots(incarnation).map(|slots| slots as usize);
-    Burial::new(incarnation, entries_of(book, incarnation), slots)
+    let entries = book.entries(incarnation).map(|(id, held)| (id.clone(), held.is_revoked()));
+    Burial::new(incarnation, entries.collect(), slots)
 }
 
 #[cfg(test)]
@@ -419,10 +440,8 @@ mod tests {
         assert!(burial.moves(|_| None).is_empty(), "nobody knows how many attempts they have");
         assert!(burial.moves(|_| Some(3)).is_empty(), "nobody said that this is known now");
         burials.due.clear();
-        burials.unpark(Some("k"));
-        assert!(burials.due.is_empty());
-        burials.unpark(Some("j"));
-        assert_eq!(burials.due.len(), 1);
+        burials.unpark();
+        assert_eq!(burials.due.iter().collect::<Vec<_>>(), [&whose(7)]);
         let burial = burials.all.get_mut(&whose(7)).expect("there");
         let moves = burial.moves(|_| Some(3));
         assert_eq!((moves.len(), burial.moves(|_| Some(3)).len()), (20, 0));

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::fleet::Fleet;
 use super::leading::Term;
 use super::{Master, Out};
-use crate::contract::worker::{EntryId, MAX_ENTRIES};
+use crate::contract::worker::MAX_ENTRIES;
 use crate::contract::{Incarnation, TaskId};
 use crate::machine::Instant;
 use crate::recipes::assignment::{Book, Haste, Load};
@@ -43,7 +43,7 @@ pub(super) struct Rank {
 }
 
 /// What is known of a living worker.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Known {
     /// Those that it can use now: all of them, if its starts work.
     pub slots: u32,
@@ -55,8 +55,6 @@ pub(super) struct Known {
     pub cost_us: Option<u64>,
     /// It is being given more than its slots: from half of what may wait to all of it, so that many go in one write.
     filling: bool,
-    /// [`Load::struck`] at the last look.
-    pub struck: u64,
 }
 
 impl Known {
@@ -69,13 +67,6 @@ impl Known {
         } else if waiting <= ahead / 2 && entries <= room / 2 {
             self.filling = true;
         }
-    }
-
-    /// How long the last of what waits there will wait, if all goes well.
-    pub fn wait(&self, load: Load) -> Duration {
-        let waiting = load.width.saturating_sub(u64::from(self.slots));
-        let us = waiting.saturating_mul(self.cost_us.unwrap_or(0)) / u64::from(self.slots.max(1));
-        Duration::from_micros(us)
     }
 }
 
@@ -96,13 +87,6 @@ impl Roster {
     /// How many slots the incarnation had when it was last seen alive.
     pub fn slots(&self, incarnation: &Incarnation) -> Option<u32> {
         self.known.get(incarnation).map(|known| known.all_slots)
-    }
-
-    /// It has so many slots, whether it can use them or not.
-    fn note_slots(&mut self, incarnation: &Incarnation, all_slots: u32) {
-        if let Some(known) = self.known.get_mut(incarnation) {
-            known.all_slots = all_slots;
-        }
     }
 
     /// How many slots the incarnation can use, and how long a command keeps one, once one was seen.
@@ -135,23 +119,16 @@ impl Roster {
         }
     }
 
-    /// The incarnation lives, can use so many slots, and has so much to do; `None` if it takes nothing now.
-    fn update(&mut self, incarnation: &Incarnation, slots: u32, load: Option<Load>) {
-        let known = self.known.entry(incarnation.clone()).or_insert(Known {
-            slots,
-            all_slots: slots,
-            rank: None,
-            cost_us: None,
-            filling: false,
-            struck: 0,
-        });
-        known.slots = slots;
+    /// The incarnation lives, can use so many of its slots, and has so much to do; `None` if it takes nothing now.
+    fn update(&mut self, incarnation: &Incarnation, (slots, all_slots): (u32, u32), load: Option<Load>) {
+        let known = self.known.entry(incarnation.clone()).or_default();
+        (known.slots, known.all_slots) = (slots, all_slots);
         if let Some(load) = load {
             known.fill(load);
         }
         // Where starts fail nothing is to wait: it would have to be moved.
         let filling = known.filling && slots >= known.all_slots;
-        let is_reserved = self.reserved.as_ref() == Some(incarnation);
+        let is_reserved = self.is_reserved(incarnation);
         let takes = |load: &Load| {
             let free = load.width < u64::from(slots) || filling;
             load.alone == 0 && free && (!is_reserved || load.width == 0)
@@ -252,10 +229,9 @@ impl Master {
                 continue;
             };
             // A dead incarnation may seem to rise for a moment: its worker registers anew before it finds out.
-            let takes = !registration.draining && !term.is_burying(incarnation);
+            let takes = !registration.draining && !term.burials.contains(incarnation);
             let load = term.book.load(incarnation).filter(|_| takes);
-            term.roster.update(incarnation, registration.usable_slots(), load);
-            term.roster.note_slots(incarnation, registration.slots);
+            term.roster.update(incarnation, (registration.usable_slots(), registration.slots), load);
         }
         touched
     }
@@ -273,6 +249,7 @@ impl Master {
     /// A task was changed. It is read at once, unless it is a chunk that is not due: its worker writes results several
     /// times a second.
     pub(super) fn on_touched(&mut self, task: &TaskId, now: Instant, out: &mut Out) {
+        self.table.take_seen(task);
         let Some(term) = &self.term else { return };
         let is_running = term.is_leading() && term.book.is_held(task);
         if !is_running || term.looks.is_due(task, now) {
@@ -303,9 +280,7 @@ impl Master {
             let Some(incarnation) = another.or_else(|| find(need, &[])).cloned() else { continue };
             let haste = term.roster.haste(&incarnation, &term.book);
             term.book.assign(&incarnation, &id, unit.held(), haste);
-            // Who has a free slot waits for it; who has not would mostly read a later version of the page.
-            let read = self.just_read.take_if(|(read, _)| haste == Haste::Now && *read == id.task);
-            if let Some((_, seen)) = read {
+            if let Some(seen) = self.table.take_seen(&id.task) {
                 term.book.carry(&id, seen);
             }
             term.summary.touch();
@@ -352,11 +327,6 @@ impl Master {
     }
 }
 
-/// The entries of a page, and which are revoked.
-pub fn entries_of(book: &Book, incarnation: &Incarnation) -> Vec<(EntryId, bool)> {
-    book.entries(incarnation).map(|(id, held)| (id.clone(), held.is_revoked())).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -373,18 +343,18 @@ mod tests {
     fn the_least_loaded_is_first_and_the_full_are_left_out_until_their_runs_are_known_to_be_short() {
         let (a, b) = (Incarnation::new("a", 1), Incarnation::new("b", 1));
         let mut roster = Roster::default();
-        roster.update(&a, 2, load(1));
-        roster.update(&b, 4, load(1));
+        roster.update(&a, (2, 2), load(1));
+        roster.update(&b, (4, 4), load(1));
         assert_eq!(first(&roster), Some("b"));
-        roster.update(&b, 4, load(3));
+        roster.update(&b, (4, 4), load(3));
         assert_eq!(first(&roster), Some("a"));
-        roster.update(&a, 2, load(2));
-        roster.update(&b, 4, load(4));
+        roster.update(&a, (2, 2), load(2));
+        roster.update(&b, (4, 4), load(4));
         assert_eq!(first(&roster), None);
         roster.note_run(&a, 1, 1);
-        roster.update(&a, 2, load(2));
+        roster.update(&a, (2, 2), load(2));
         assert!(first(&roster) == Some("a") && !roster.is_slot_free());
-        roster.update(&b, 4, load(3));
+        roster.update(&b, (4, 4), load(3));
         assert!(first(&roster) == Some("b") && roster.is_slot_free());
         roster.forget(&b);
         assert_eq!(first(&roster), Some("a"));
@@ -396,7 +366,7 @@ mod tests {
         assert_eq!((ahead(8, Some(10_000)), ahead(8, Some(4_000_000)), ahead(8, Some(0))), (320, 0, 16_000));
         let mut roster = Roster::default();
         let a = Incarnation::new("a", 1);
-        roster.update(&a, 8, load(0));
+        roster.update(&a, (8, 8), load(0));
         for _ in 0..40 {
             roster.note_run(&a, 0, 1);
         }
@@ -409,7 +379,7 @@ mod tests {
     fn a_chunk_takes_up_as_many_slots_as_it_has_commands() {
         let mut roster = Roster::default();
         let a = Incarnation::new("a", 1);
-        roster.update(&a, 8, load(0));
+        roster.update(&a, (8, 8), load(0));
         roster.note_run(&a, 50, 100);
         // 100 commands, 8 at once, in 50 ms: 4 ms each.
         assert_eq!(roster.known[&a].cost_us, Some(4_000 + OVERHEAD_US));

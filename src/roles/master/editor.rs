@@ -8,7 +8,7 @@ use crate::contract::share::Move;
 use crate::contract::task::{Outcome, Reason, State, Task};
 use crate::contract::{Incarnation, Layout, TaskId};
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Stat,
+    Actions, Call, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Stat, answered,
 };
 use crate::recipes::retry::pause_of_one;
 
@@ -27,13 +27,11 @@ const MAX_FORBIDDEN: u32 = 8;
 pub enum Edit {
     /// Only look how it is.
     Peek,
-    /// Its outcome becomes `cancelled`, if that is still wanted. Of a chunk that ends the lines that nobody has.
-    Cancel {
-        /// Shares that somebody has.
-        held: Vec<u32>,
-    },
-    /// Its outcome becomes `expired`, likewise.
-    Expire {
+    /// Its outcome becomes `expired`, or `cancelled` if that is still wanted. Of a chunk that ends the lines that
+    /// nobody has.
+    End {
+        /// Its deadline passed.
+        expired: bool,
         /// Shares that somebody has.
         held: Vec<u32>,
     },
@@ -161,8 +159,8 @@ impl Editor {
         out: &mut Actions<R>,
     ) -> Option<Option<(TaskId, Edit, Edited)>> {
         let purpose = self.calls.take(id)?;
+        let Some(result) = answered(result) else { return Some(None) };
         let (task, edited) = match (purpose, result) {
-            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => return Some(None),
             (Purpose::Read(task), Ok(Reply::Data { data, stat })) => {
                 let edited = self.decide(&task, data, stat, out);
                 (task, edited)
@@ -171,15 +169,15 @@ impl Editor {
                 self.told = false;
                 (task, Some(Edited::Written { data, stat: *stat }))
             }
-            (Purpose::Read(task) | Purpose::Write(task, _), Err(CallError::Refused(Refusal::NoNode))) => {
+            (Purpose::Read(task) | Purpose::Write(task, _), Err(Refusal::NoNode)) => {
                 (task, Some(Edited::Done))
             }
-            (Purpose::Write(task, _), Err(CallError::Refused(Refusal::BadVersion))) => {
+            (Purpose::Write(task, _), Err(Refusal::BadVersion)) => {
                 let edited = self.again(&task);
                 (task, edited)
             }
-            (Purpose::Read(task) | Purpose::Write(task, _), Err(CallError::Refused(refusal))) => {
-                let edited = self.refused(&task, *refusal, now, out);
+            (Purpose::Read(task) | Purpose::Write(task, _), Err(refusal)) => {
+                let edited = self.refused(&task, refusal, now, out);
                 (task, edited)
             }
             (Purpose::Read(task) | Purpose::Write(task, _), Ok(_)) => {
@@ -292,23 +290,19 @@ fn apply(edit: &Edit, task: &mut Task) -> bool {
     let is_chunk = task.commands.is_some();
     match edit {
         Edit::Peek => false,
-        Edit::Cancel { held } => {
-            let why = "cancelled before it was started";
+        Edit::End { expired, held } => {
+            let (state, reason, why) = match expired {
+                true => (State::Expired, Reason::Expired, "its deadline passed before it was started"),
+                false => (State::Cancelled, Reason::Cancelled, "cancelled before it was started"),
+            };
             if is_chunk {
-                return task.end_unheld(held, Reason::Cancelled, why);
+                return task.end_unheld(held, reason, why);
             }
-            if task.cancel {
-                task.end(Outcome::unrun(State::Cancelled, None, why, task.attempt));
+            let ends = *expired || task.cancel;
+            if ends {
+                task.end(Outcome::unrun(state, None, why, task.attempt));
             }
-            task.cancel
-        }
-        Edit::Expire { held } => {
-            let why = "its deadline passed before it was started";
-            if is_chunk {
-                return task.end_unheld(held, Reason::Expired, why);
-            }
-            task.end(Outcome::unrun(State::Expired, None, why, task.attempt));
-            true
+            ends
         }
         Edit::Cut { number, slots: (own, others) } => {
             let Some(share) = task.share(*number) else { return false };
@@ -383,9 +377,9 @@ mod tests {
     #[test]
     fn a_cancel_that_is_not_wanted_any_more_is_not_made() {
         let mut task = Task::new(Payload::Shell("x".into()), Options::default());
-        assert!(!apply(&Edit::Cancel { held: Vec::new() }, &mut task) && task.outcome.is_none());
+        assert!(!apply(&Edit::End { expired: false, held: Vec::new() }, &mut task) && task.outcome.is_none());
         assert!(apply(&Edit::Orphan, &mut task) && !apply(&Edit::Orphan, &mut task));
-        assert!(apply(&Edit::Cancel { held: Vec::new() }, &mut task));
+        assert!(apply(&Edit::End { expired: false, held: Vec::new() }, &mut task));
         assert_eq!(task.outcome.map(|o| o.state), Some(State::Cancelled));
     }
 }

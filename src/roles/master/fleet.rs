@@ -5,43 +5,37 @@ use std::collections::BTreeMap;
 use crate::contract::worker::Registration;
 use crate::contract::{Incarnation, parse_registration};
 
-/// One living incarnation: its registrations by number, each with what it says if that is readable.
-#[derive(Debug, Default)]
-struct Life {
-    registrations: BTreeMap<u64, Option<Registration>>,
-}
-
-/// The living incarnations.
+/// The living incarnations: their registrations by number, each with what it says if that is readable.
 #[derive(Debug, Default)]
 pub struct Fleet {
-    lives: BTreeMap<Incarnation, Life>,
+    lives: BTreeMap<Incarnation, BTreeMap<u64, Option<Registration>>>,
 }
 
 impl Fleet {
     /// A registration stands; what it says may follow. False if the name is none of a registration.
     pub fn appeared(&mut self, name: &str) -> bool {
         let Some((incarnation, n)) = parse_registration(name) else { return false };
-        self.lives.entry(incarnation).or_default().registrations.entry(n).or_insert(None);
+        self.lives.entry(incarnation).or_default().entry(n).or_insert(None);
         true
     }
 
     /// A registration was read. Gives its incarnation.
     pub fn seen(&mut self, name: &str, registration: Option<Registration>) -> Option<Incarnation> {
         let (incarnation, n) = parse_registration(name)?;
-        self.lives.entry(incarnation.clone()).or_default().registrations.insert(n, registration);
+        self.lives.entry(incarnation.clone()).or_default().insert(n, registration);
         Some(incarnation)
     }
 
     /// A registration is gone. Gives the incarnation if that was its last: then it is dead.
     pub fn gone(&mut self, name: &str) -> Option<Incarnation> {
         let (incarnation, n) = parse_registration(name)?;
-        let life = self.lives.get_mut(&incarnation)?;
-        life.registrations.remove(&n);
-        if life.registrations.is_empty() {
+        let registrations = self.lives.get_mut(&incarnation)?;
+        registrations.remove(&n);
+        let is_dead = registrations.is_empty();
+        is_dead.then(|| {
             self.lives.remove(&incarnation);
-            return Some(incarnation);
-        }
-        None
+            incarnation
+        })
     }
 
     /// Whether the incarnation is registered.
@@ -51,7 +45,7 @@ impl Fleet {
 
     /// What the incarnation's newest readable registration says.
     pub fn get(&self, incarnation: &Incarnation) -> Option<&Registration> {
-        self.lives.get(incarnation)?.registrations.values().rev().flatten().next()
+        self.lives.get(incarnation)?.values().rev().flatten().next()
     }
 
     /// The living incarnations that can be read.
@@ -62,11 +56,6 @@ impl Fleet {
     /// The living incarnations.
     pub fn incarnations(&self) -> impl Iterator<Item = &Incarnation> {
         self.lives.keys()
-    }
-
-    /// Forgets all.
-    pub fn clear(&mut self) {
-        self.lives.clear();
     }
 }
 

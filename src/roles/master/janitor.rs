@@ -10,8 +10,8 @@ use super::editor::Edit;
 use super::leading::Term;
 use super::outcomes::Limits;
 use super::{Master, Out};
-use crate::contract::{Layout, TaskId};
-use crate::machine::{Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, earlier};
+use crate::contract::TaskId;
+use crate::machine::{Call, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, answered, earlier};
 
 /// Deletions under way at once.
 const WINDOW: usize = 64;
@@ -40,9 +40,8 @@ enum Purpose {
 }
 
 /// The state of a leader's housekeeping.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Janitor {
-    layout: Layout,
     calls: Calls<Purpose>,
     next_jobs: Option<Instant>,
     next_orphans: Option<Instant>,
@@ -58,21 +57,6 @@ pub struct Janitor {
 }
 
 impl Janitor {
-    /// A janitor with nothing on its mind.
-    pub fn new(layout: &Layout) -> Janitor {
-        Janitor {
-            layout: layout.clone(),
-            calls: Calls::default(),
-            next_jobs: None,
-            next_orphans: None,
-            suspects: None,
-            missing: BTreeMap::new(),
-            deletes_from: None,
-            kept: Vec::new(),
-            kept_until: None,
-        }
-    }
-
     /// It could not be deleted: that is tried again later.
     fn keep(&mut self, task: TaskId, now: Instant) {
         self.kept.push(task);
@@ -125,20 +109,10 @@ impl Master {
         }
         self.continue_burials(now, out);
         self.close_newborn(now, out);
-        while let Some((ms, task)) = self.table.delayed.pop_first() {
-            if ms > ensemble_ms {
-                self.table.delayed.insert((ms, task));
-                break;
-            }
-            self.settle(&task, now, out);
-        }
-        while let Some((ms, task)) = self.table.expiring.pop_first() {
-            if ms > ensemble_ms {
-                self.table.expiring.insert((ms, task));
-                break;
-            }
-            self.settle(&task, now, out);
-        }
+        let delayed = take_due(&mut self.table.delayed, ensemble_ms);
+        self.settle_all(&delayed, now, out);
+        let expiring = take_due(&mut self.table.expiring, ensemble_ms);
+        self.settle_all(&expiring, now, out);
         while let Some(task) = self.table.take_numberable() {
             self.tasks.read_again(task.as_str(), out);
         }
@@ -188,11 +162,11 @@ impl Master {
                 }
                 continue;
             }
-            let call = Call::Delete { path: janitor.layout.task(&task), version: Some(version) };
+            let call = Call::Delete { path: self.params.layout.task(&task), version: Some(version) };
             janitor.calls.issue(out, call, Purpose::DeleteTask(task));
         }
         if let Some(suspects) = janitor.suspects.take() {
-            let call = Call::Children { path: janitor.layout.submitters() };
+            let call = Call::Children { path: self.params.layout.submitters() };
             janitor.calls.issue(out, call, Purpose::ListSubmitters(suspects));
             janitor.next_orphans = Some(now + timeout);
         }
@@ -215,7 +189,7 @@ impl Master {
             let Some((name, version)) = self.table.take_empty_dir(Instant::from_nanos(before), now) else {
                 break;
             };
-            let call = Call::Delete { path: janitor.layout.job(&name), version: Some(version) };
+            let call = Call::Delete { path: self.params.layout.job(&name), version: Some(version) };
             janitor.calls.issue(out, call, Purpose::DeleteJob(name));
         }
     }
@@ -239,23 +213,19 @@ impl Master {
     pub(super) fn on_janitor_reply(&mut self, id: CallId, result: &CallResult, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
         let Some(purpose) = term.janitor.calls.take(id) else { return };
-        let refusal = match result {
-            Ok(_) => None,
-            Err(CallError::Refused(refusal)) => Some(*refusal),
-            Err(CallError::NotSent | CallError::MaybeApplied) => return,
-        };
-        match (purpose, result, refusal) {
-            (Purpose::ListSubmitters(suspects), Ok(Reply::Children(names)), _) => {
+        let Some(result) = answered(result) else { return };
+        match (purpose, result) {
+            (Purpose::ListSubmitters(suspects), Ok(Reply::Children(names))) => {
                 self.cancel_orphans(&suspects, names, now, out);
             }
             // Somebody deleted the directory, and the marks in it: those who live make others.
-            (Purpose::ListSubmitters(suspects), _, Some(Refusal::NoNode)) => {
+            (Purpose::ListSubmitters(suspects), Err(Refusal::NoNode)) => {
                 self.cancel_orphans(&suspects, &[], now, out);
             }
-            (Purpose::ListSubmitters(_), _, _) => {}
-            (_, _, None | Some(Refusal::NoNode | Refusal::BadVersion | Refusal::NotEmpty)) => {}
-            (Purpose::DeleteTask(task), _, Some(refusal)) => self.keep_outcome(task, refusal, now, out),
-            (Purpose::DeleteJob(name), _, Some(refusal)) => {
+            (Purpose::ListSubmitters(_), _) => {}
+            (_, Ok(_) | Err(Refusal::NoNode | Refusal::BadVersion | Refusal::NotEmpty)) => {}
+            (Purpose::DeleteTask(task), Err(refusal)) => self.keep_outcome(task, refusal, now, out),
+            (Purpose::DeleteJob(name), Err(refusal)) => {
                 let path = self.params.layout.job(&name);
                 if self.table.report(&path) {
                     out.log(Level::Error, format!("{path}: {refusal}; the empty job is kept"));
@@ -306,4 +276,13 @@ impl Master {
             }
         }
     }
+}
+
+/// Takes out the tasks whose time has come.
+fn take_due(times: &mut BTreeSet<(i64, TaskId)>, now_ms: i64) -> Vec<TaskId> {
+    let mut due = Vec::new();
+    while times.first().is_some_and(|(ms, _)| *ms <= now_ms) {
+        due.extend(times.pop_first().map(|(_, task)| task));
+    }
+    due
 }

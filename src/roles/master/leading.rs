@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::balance::Looks;
 use super::burial::Burials;
-use super::chunks::Looks;
 use super::dispatch::Roster;
 use super::editor::{Edit, Edited, Editor};
 use super::janitor::Janitor;
@@ -13,7 +13,7 @@ use super::{Master, Out};
 use crate::contract::worker::EntryId;
 use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
 use crate::machine::{
-    Call, CallError, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, Stat, earlier,
+    Call, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, Stat, answered, earlier,
 };
 use crate::recipes::assignment::{Book, Step};
 
@@ -55,7 +55,6 @@ enum Stage {
 /// One leadership.
 #[derive(Debug)]
 pub struct Term {
-    layout: Layout,
     epoch: i64,
     stage: Stage,
     pub(super) book: Book,
@@ -75,7 +74,7 @@ pub struct Term {
     /// Tasks that are cancelled or have expired, and may run by an assignment that was never read.
     pub(super) undecided: BTreeSet<TaskId>,
     /// Empty assignments of incarnations that are not registered, since when they are known.
-    newborn: BTreeMap<Incarnation, Instant>,
+    pub(super) newborn: BTreeMap<Incarnation, Instant>,
     /// Those that died before the list of workers came; it may be older than their deaths.
     died: BTreeSet<Incarnation>,
     /// Tasks on pages of earlier leaders that the mirror does not have, or of which it knows an earlier attempt; and
@@ -85,12 +84,8 @@ pub struct Term {
     pub(super) gone: BTreeSet<TaskId>,
     /// Since when tasks are given out.
     pub(super) leads_since: Option<Instant>,
-    calls: Calls<Purpose>,
-}
-
-#[derive(Debug)]
-enum Purpose {
-    ListWorkers,
+    /// The list of registrations, while it is asked for.
+    calls: Calls<()>,
 }
 
 impl Term {
@@ -98,7 +93,6 @@ impl Term {
         let mut summary = Summary::new(layout.status());
         summary.force();
         Term {
-            layout: layout.clone(),
             epoch,
             stage: Stage::Announcing,
             book: Book::new(layout),
@@ -107,7 +101,7 @@ impl Term {
             summary,
             clock: None,
             announced: None,
-            janitor: Janitor::new(layout),
+            janitor: Janitor::default(),
             roster: Roster::default(),
             burials: Burials::default(),
             behind: BTreeSet::new(),
@@ -132,29 +126,15 @@ impl Term {
         self.stage == Stage::Leading
     }
 
-    /// Whether what the incarnation had is being moved on.
-    pub fn is_burying(&self, incarnation: &Incarnation) -> bool {
-        self.burials.contains(incarnation)
-    }
-
     /// Whether a znode was made in this term, so that nobody else ever gave it out.
     pub fn has_seen_made(&self, stat: &Stat) -> bool {
         self.announced.is_some_and(|announced| stat.czxid > announced)
     }
 
-    /// The incarnation's assignment is gone.
-    pub(super) fn forget_newborn(&mut self, incarnation: &Incarnation) {
-        self.newborn.remove(incarnation);
-    }
-
     /// What it is doing, in words.
     pub fn describe(&self) -> String {
-        match self.stage {
-            Stage::Announcing | Stage::TakingOver | Stage::Checking => {
-                format!("taking over, epoch {}", self.epoch)
-            }
-            Stage::Leading => format!("leading, epoch {}", self.epoch),
-        }
+        let stage = if self.is_leading() { "leading" } else { "taking over" };
+        format!("{stage}, epoch {}", self.epoch)
     }
 
     /// When it wants to be woken.
@@ -174,6 +154,7 @@ impl Master {
             return;
         }
         self.term = leading.map(|epoch| Term::new(&self.params.layout, epoch));
+        self.table.forget_seen();
         self.tasks.take_time(self.term.is_none(), out);
         // What nobody could take in the last term, somebody may in this one.
         self.queue.unblock(|_| true);
@@ -203,7 +184,7 @@ impl Master {
         self.dispatch(now, out);
         self.balance(now, out);
         let Some(mut term) = self.term.take() else { return };
-        term.book.flush(now, out);
+        term.book.flush(out);
         let offer = term.summary.next_wake().is_some_and(|at| at <= now);
         if offer {
             let summary = self.summarize(&term);
@@ -286,14 +267,20 @@ impl Master {
                     self.election.stand(out);
                     self.follow_election(now, out);
                 }
-                Step::PageRefused { incarnation, deed, refusal } => {
-                    self.on_page_refused(&incarnation, deed, refusal, out);
-                }
-                Step::PageAccepted(incarnation) => self.on_page_accepted(&incarnation, out),
-                Step::Returned(entries) => self.settle_all(&tasks_of(&entries), now, out),
+                Step::PageRefused(_, entries) => self.settle_all(&tasks_of(&entries), now, out),
                 Step::Refused(path, refusal) => self.retry.refused(&path, refusal, now, out),
             }
         }
+    }
+
+    /// Goes on with a takeover of which something was refused.
+    pub(super) fn restart_term(&mut self, out: &mut Out) {
+        if let Some(term) = &mut self.term
+            && term.book.is_stuck()
+        {
+            term.book.take_over(term.epoch(), out);
+        }
+        self.check_workers(out);
     }
 
     /// Lists the registrations as soon as the mirror would tell of the end of each. (What the mirror knows by then
@@ -301,19 +288,19 @@ impl Master {
     pub(super) fn check_workers(&mut self, out: &mut Out) {
         let Some(term) = self.term.as_mut().filter(|term| term.stage == Stage::Checking) else { return };
         if self.workers.is_complete() && term.calls.is_empty() {
-            let call = Call::Children { path: term.layout.workers() };
-            term.calls.issue(out, call, Purpose::ListWorkers);
+            let call = Call::Children { path: self.params.layout.workers() };
+            term.calls.issue(out, call, ());
         }
     }
 
     /// The list of registrations is younger than every assignment that was taken over. So an assignment with
     /// entries whose worker is not in it belongs to a dead incarnation.
     fn on_workers_listed(&mut self, result: &CallResult, now: Instant, out: &mut Out) {
-        let names = match result {
-            Ok(Reply::Children(names)) => names,
-            Ok(_) | Err(CallError::NotSent | CallError::MaybeApplied) => return,
-            Err(CallError::Refused(refusal)) => {
-                return self.retry.refused(&self.params.layout.workers(), *refusal, now, out);
+        let names = match answered(result) {
+            Some(Ok(Reply::Children(names))) => names,
+            Some(Ok(_)) | None => return,
+            Some(Err(refusal)) => {
+                return self.retry.refused(&self.params.layout.workers(), refusal, now, out);
             }
         };
         let alive: BTreeSet<_> = names.iter().filter_map(|name| Some(parse_registration(name)?.0)).collect();
@@ -352,7 +339,7 @@ impl Master {
 
     pub(super) fn on_tasks_complete(&mut self, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
-        term.burials.unpark(None);
+        term.burials.unpark();
         term.gone.clear();
         let held = tasks_on(&term.book, term.book.incarnations());
         self.settle_all(&held, now, out);
@@ -382,10 +369,9 @@ impl Master {
         }
         term.newborn.remove(incarnation);
         term.book.touch(incarnation);
-        if let Some(registration) = self.fleet.get(incarnation) {
-            term.book.set_aside(incarnation, &registration.aside);
-        }
-        let Some(through) = self.fleet.get(incarnation).and_then(|r| r.revoked_through) else { return };
+        let Some(registration) = self.fleet.get(incarnation) else { return };
+        term.book.set_aside(incarnation, &registration.aside);
+        let Some(through) = registration.revoked_through else { return };
         for id in term.book.acknowledge(incarnation, through) {
             // The same attempt is never given out twice: its worker may remember it as refused.
             let same = self.table.pending(&id.task).is_some_and(|pending| !pending.cancel)

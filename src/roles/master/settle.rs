@@ -4,17 +4,30 @@
 //! An entry of a page names a task at an attempt, or a share of a chunk by its number. Of a plain task only one attempt
 //! may be with anybody at a time; shares have no line in common, so each is by itself. A number that is gone never
 //! comes back, and nothing of it runs: its lines have results, or its holder gave them back, or is dead.
+//!
+//! What an earlier leader gave out, and the mirror does not have, is looked at: events come over another way than
+//! answers, so a page may name a task that the mirror has yet to hear of. And while an assignment cannot be read, nobody
+//! knows what is on it, so nothing that might be is given out or ended.
 
-use super::closed::is_held_back;
-use super::editor::Edit;
+use std::time::Duration;
+
+use super::editor::{Edit, Edited};
 use super::leading::Term;
 use super::table::{Pending, Phase, Unit};
 use super::{Master, Out};
 use crate::contract::worker::EntryId;
 use crate::contract::{Incarnation, TaskId};
-use crate::machine::Instant;
-use crate::recipes::assignment::{Haste, Held};
+use crate::machine::{Instant, Level};
+use crate::recipes::assignment::{Doubt, Haste, Held};
 use crate::recipes::queue::Place;
+
+/// A leader whose contender is gone can write nothing after so many session timeouts: it has heard of it, or its
+/// session is dead. One would do if every master had ours.
+const DEPOSED_TIMEOUTS: u32 = 2;
+
+/// Tasks wait for so long at most for the assignment of a dead worker that may not be read. After that what it had may
+/// be run at the same attempt again: better than that one ACL stops all.
+const DEAD_UNREAD: Duration = Duration::from_secs(60);
 
 impl Master {
     pub(super) fn settle(&mut self, task: &TaskId, now: Instant, out: &mut Out) {
@@ -132,23 +145,19 @@ impl Master {
         let Some(term) = &self.term else { return };
         let Some(Phase::Pending(pending)) = self.table.get(task).map(|known| &known.phase) else { return };
         let unheld = unheld(term, task, pending);
-        if unheld.is_empty() || is_held_back(task, term.held_back.values()) {
+        // It may still run where its page is gone.
+        let is_held_back = term.held_back.values().any(|tasks| tasks.contains(task));
+        if unheld.is_empty() || is_held_back {
             return;
         }
         if self.tasks.is_behind_on(task.as_str()) {
             return self.tasks.read_again(task.as_str(), out);
         }
         let expired = pending.expires_ms != 0 && ensemble_ms.is_some_and(|now| now >= pending.expires_ms);
-        let held = || {
-            let all = term.book.entries_of(task);
-            all.into_iter().map(|(id, _, _)| id.attempt).collect::<Vec<u32>>()
-        };
-        if pending.cancel || unheld.iter().any(|unit| unit.cancel_lines) {
-            let edit = Edit::Cancel { held: held() };
-            self.end_unstarted(task, edit, now, out);
-        } else if expired {
-            let edit = Edit::Expire { held: held() };
-            self.end_unstarted(task, edit, now, out);
+        let cancelled = pending.cancel || unheld.iter().any(|unit| unit.cancel_lines);
+        if cancelled || expired {
+            let held = term.book.entries_of(task).into_iter().map(|(id, _, _)| id.attempt).collect();
+            self.end_unstarted(task, Edit::End { expired: !cancelled, held }, now, out);
         } else if let Some(lost) = unheld.iter().find(|unit| unit.ahead.is_some() && !unit.need.suspect) {
             // Somebody had it, and its page is gone: a number is given out once.
             let edit = Edit::Move { from: lost.attempt, worker: None, charge: None };
@@ -179,6 +188,92 @@ impl Master {
                 self.queue.insert(&EntryId::new(task, unit.attempt), place);
             }
         }
+    }
+
+    /// Takes in what a look at a task has shown that an earlier leader gave out and the mirror does not have: one
+    /// that stands will be in the mirror soon.
+    pub(super) fn note_look(&mut self, task: &TaskId, edit: &Edit, edited: &Edited, out: &mut Out) {
+        let Some(term) = &mut self.term else { return };
+        if *edit != Edit::Peek || self.table.get(task).is_some() || !term.book.is_held(task) {
+            return;
+        }
+        let stands = matches!(edited, Edited::Pending { .. });
+        term.looked.insert(task.clone(), stands);
+        if stands {
+            self.tasks.read_again(task.dir(), out);
+            self.tasks.read_again(task.as_str(), out);
+        }
+    }
+
+    /// The mirror has seen a task go.
+    pub(super) fn forget_look(&mut self, task: &TaskId) {
+        if let Some(term) = &mut self.term {
+            term.looked.remove(task);
+            term.looks.forget(task);
+        }
+    }
+
+    /// Settles each of these tasks.
+    pub(super) fn settle_all(&mut self, tasks: &[TaskId], now: Instant, out: &mut Out) {
+        for task in tasks {
+            self.settle(task, now, out);
+        }
+    }
+
+    /// Ends, or moves on, what is on no assignment, unless it may be on one that this leader has not read: then it
+    /// may run.
+    pub(super) fn end_unstarted(&mut self, task: &TaskId, edit: Edit, now: Instant, out: &mut Out) {
+        let is_blind = self.is_blind(now, out);
+        let Some(term) = &mut self.term else { return };
+        if is_blind {
+            term.undecided.insert(task.clone());
+        } else {
+            term.editor.begin(task, edit, out);
+        }
+    }
+
+    /// Takes up again what had to wait until every assignment is known. Each of those that are refused is tried again
+    /// after a pause, and each answer leads here.
+    pub(super) fn decide(&mut self, now: Instant, out: &mut Out) {
+        if self.term.as_ref().is_none_or(|term| term.undecided.is_empty()) || self.is_blind(now, out) {
+            return;
+        }
+        let undecided = self.term.as_mut().map(|term| std::mem::take(&mut term.undecided));
+        for task in undecided.unwrap_or_default() {
+            self.settle(&task, now, out);
+        }
+    }
+
+    /// Whether nobody may get a task, for some earlier leader may have given it out: on an assignment that was never
+    /// read, or that it might still write. Of a dead worker nothing runs any more, so it holds up the others only
+    /// for a while.
+    pub(super) fn is_blind(&mut self, now: Instant, out: &mut Out) -> bool {
+        let Some(term) = &self.term else { return false };
+        let leads_for = term.leads_since.map_or(Duration::ZERO, |since| now.since(since));
+        let alone = leads_for >= self.connected.unwrap_or_default() * DEPOSED_TIMEOUTS;
+        let hides =
+            |(incarnation, doubt): &(&Incarnation, Doubt)| match (self.fleet.lives(incarnation), doubt) {
+                (true, Doubt::Unread | Doubt::Malformed) => true,
+                (true, Doubt::Unwritten) => !alone,
+                (false, Doubt::Unread) => leads_for < DEAD_UNREAD,
+                (false, Doubt::Malformed | Doubt::Unwritten) => false,
+            };
+        let Some((blind, doubt)) = term.book.unclaimed().find(hides) else { return false };
+        if doubt != Doubt::Unwritten && self.table.report(&format!("unreadable {blind}")) {
+            let until = match self.fleet.lives(blind) {
+                true => {
+                    "until it can, or until that worker is gone, for nobody knows what it runs".to_string()
+                }
+                false => {
+                    format!("until it can, or for {} s, for nobody knows what it ran", DEAD_UNREAD.as_secs())
+                }
+            };
+            out.log(
+                Level::Error,
+                format!("the assignment of {blind} cannot be read: no task is given out {until}"),
+            );
+        }
+        true
     }
 }
 

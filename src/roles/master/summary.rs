@@ -12,8 +12,8 @@ use crate::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
 use crate::contract::worker::{EntryId, MAX_UNHEALTHY_BYTES, Registration};
 use crate::contract::{Incarnation, MAX_DATA_BYTES, shortened};
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Refusal, Reply,
-    WatchMode,
+    Actions, Call, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Refusal, Reply, WatchMode,
+    answered,
 };
 use crate::recipes::assignment::Held;
 use crate::recipes::retry::Retry;
@@ -162,13 +162,13 @@ impl Summary {
         out: &mut Actions<R>,
     ) -> Option<Step> {
         let purpose = self.calls.take(id)?;
+        let Some(result) = answered(result) else { return Some(Step::Pending) };
         Some(match (purpose, result) {
-            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => Step::Pending,
             (Purpose::Look, Ok(Reply::Stat(stat))) => {
                 self.state = State::Standing { version: stat.version };
                 Step::Pending
             }
-            (Purpose::Look, Err(CallError::Refused(Refusal::NoNode))) => {
+            (Purpose::Look, Err(Refusal::NoNode)) => {
                 self.state = State::Absent;
                 Step::Pending
             }
@@ -178,27 +178,25 @@ impl Summary {
                 Step::Written { mtime_ms: stat.mtime_ms, mzxid: stat.mzxid }
             }
             // A create's reply carries no time: write once more. So does whoever met another's write.
-            (Purpose::Write, Ok(_) | Err(CallError::Refused(Refusal::BadVersion | Refusal::NodeExists))) => {
+            (Purpose::Write, Ok(_) | Err(Refusal::BadVersion | Refusal::NodeExists)) => {
                 self.state = State::Unknown;
                 self.forced = true;
                 Step::Pending
             }
             // A takeover waits for this write. It is refused for good only if nothing can be left out any more.
-            (Purpose::Write, Err(CallError::Refused(Refusal::TooLarge)))
-                if self.written.len() <= self.max_bytes =>
-            {
+            (Purpose::Write, Err(Refusal::TooLarge)) if self.written.len() <= self.max_bytes => {
                 self.max_bytes = self.written.len() / 2;
                 self.forced = true;
                 Step::Pending
             }
-            (purpose, Err(CallError::Refused(refusal))) => {
+            (purpose, Err(refusal)) => {
                 // Deleted since it was last seen, or since its directory was.
-                let homeless = *refusal == Refusal::NoNode && self.state == State::Absent;
+                let homeless = refusal == Refusal::NoNode && self.state == State::Absent;
                 self.watched &= !matches!(purpose, Purpose::Watch);
                 self.state = State::Unknown;
                 self.forced = true;
-                if homeless || *refusal != Refusal::NoNode {
-                    self.retry.refused(&self.path, *refusal, now, out);
+                if homeless || refusal != Refusal::NoNode {
+                    self.retry.refused(&self.path, refusal, now, out);
                 } else {
                     self.retry.vanished(&self.path, now, out);
                 }

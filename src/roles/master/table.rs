@@ -7,7 +7,7 @@ use crate::contract::chunk::{LineCounts, Results};
 use crate::contract::share::Share;
 use crate::contract::status::Counts;
 use crate::contract::task::{Job, Options, Task};
-use crate::contract::worker::EntryId;
+use crate::contract::worker::{EntryId, Seen};
 use crate::contract::{Incarnation, MAX_CHILDREN_TOLERATED, MAX_TASK_ID_BYTES, Malformed, TaskId, is_shared};
 use crate::machine::{Instant, Stat};
 use crate::recipes::assignment::Held;
@@ -15,6 +15,10 @@ use crate::recipes::queue::{Need, Needs};
 
 /// Znodes whose trouble is told one by one; of further ones only the number is.
 const MAX_REPORTED: usize = 1_000;
+
+/// So much is kept of what entries could carry along: some hundred small tasks. What stands behind that in the queue is
+/// read by its worker.
+const MAX_SEEN_KEPT: usize = 64 * 1024;
 
 /// A task, as far as a master needs it.
 #[derive(Debug)]
@@ -171,6 +175,9 @@ pub struct Table {
     pub orphanable: BTreeMap<TaskId, Box<str>>,
     /// Workers that could not start a pending task, of those few where there are any.
     avoid: BTreeMap<TaskId, Vec<Incarnation>>,
+    /// Pending tasks as they were read, to be carried along when they are given out; and how much that is.
+    seen: BTreeMap<TaskId, Seen>,
+    seen_bytes: usize,
     /// The sets of labels that tasks without an outcome require.
     pub needs: Needs,
     /// Tasks that wait until one set less is required.
@@ -285,6 +292,7 @@ impl Table {
             _ => Task::decode(data),
         };
         self.avoid.remove(task);
+        self.take_seen(task);
         let lines = decoded.as_ref().map_or_else(|_| LineCounts::default(), Task::line_counts);
         let phase = match decoded {
             Ok(mut read) => match read.outcome {
@@ -374,6 +382,7 @@ impl Table {
         let Some(known) = self.tasks.remove(task) else { return false };
         self.unindex(task, &known);
         self.avoid.remove(task);
+        self.take_seen(task);
         if let Some(dir) = self.dirs.get_mut(task.dir()) {
             dir.tasks -= 1;
             if dir.tasks == 0 {
@@ -386,6 +395,27 @@ impl Table {
     /// The workers that could not start the task: others are preferred.
     pub fn avoid(&self, task: &TaskId) -> &[Incarnation] {
         self.avoid.get(task).map_or(&[], Vec::as_slice)
+    }
+
+    /// The task may be given out as it was just read, if it is pending and there is room: its worker need not read it.
+    pub fn keep_seen(&mut self, task: &TaskId, seen: Seen) {
+        if self.pending(task).is_some() && self.seen_bytes + seen.data.len() <= MAX_SEEN_KEPT {
+            self.seen_bytes += seen.data.len();
+            self.seen.insert(task.clone(), seen);
+        }
+    }
+
+    /// What was kept of a task. It is out of date when the task has changed, or is given out.
+    pub fn take_seen(&mut self, task: &TaskId) -> Option<Seen> {
+        let seen = self.seen.remove(task)?;
+        self.seen_bytes -= seen.data.len();
+        Some(seen)
+    }
+
+    /// A term is over: others may have changed what was kept in it.
+    pub fn forget_seen(&mut self) {
+        self.seen.clear();
+        self.seen_bytes = 0;
     }
 
     /// The task cannot be written; it is left alone from now on.
