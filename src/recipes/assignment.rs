@@ -68,19 +68,6 @@ pub enum Step {
     Refused(String, Refusal),
 }
 
-impl Step {
-    /// Whose page it is about.
-    pub fn incarnation(&self) -> Option<&Incarnation> {
-        match self {
-            Step::Opened(incarnation)
-            | Step::Written(incarnation)
-            | Step::Closed(incarnation, _)
-            | Step::PageRefused(incarnation, _) => Some(incarnation),
-            Step::Ready | Step::Deposed { .. } | Step::Refused(..) => None,
-        }
-    }
-}
-
 /// What is done with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Deed {

@@ -124,7 +124,7 @@ impl Book {
         let Some(page) = self.pages.get_mut(incarnation) else { return };
         if deed == Deed::Write && refusal == Refusal::TooLarge {
             // What is left of the page after this fits, for it was written before.
-            self.max_bytes = self.max_bytes.min(page.bytes()) / 2;
+            self.max_bytes = self.max_bytes.min(page.bytes) / 2;
         }
         let (unsent, pause) = match deed {
             Deed::Read => (Vec::new(), page.refuse(PageState::Unreadable)),

@@ -111,7 +111,7 @@ pub(super) struct Page {
     /// How much that is, with what was taken off again.
     seen_bytes: usize,
     /// The most that the entries can have when they are encoded, without what is carried along.
-    bytes: usize,
+    pub bytes: usize,
     last_place: u64,
     /// The last place in the version that stands, and in the one that is being written.
     written_place: u64,
@@ -157,18 +157,9 @@ impl Page {
         self.entries.is_empty()
     }
 
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// The most that it can have when it is encoded, without what is carried along.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     /// Whether one more entry would leave it within this many bytes, or it is the only one.
     pub fn has_room(&self, max_bytes: usize) -> bool {
-        self.is_empty() || (self.len() < MAX_ENTRIES && self.bytes + ENTRY_BYTES <= max_bytes)
+        self.is_empty() || (self.entries.len() < MAX_ENTRIES && self.bytes + ENTRY_BYTES <= max_bytes)
     }
 
     /// The entries in the order in which they are started.

@@ -117,15 +117,10 @@ impl Election {
 
     /// The directory is gone, with all contenders that stood there.
     pub(super) fn on_no_heir<R>(&mut self, out: &mut Actions<R>) {
-        match self.state {
-            State::Inheriting { .. } => self.state = State::Out,
-            State::Entering => self.stand(out),
-            State::Out
-            | State::Placing { .. }
-            | State::Following { .. }
-            | State::Leading { .. }
-            | State::Suspended(_)
-            | State::Leaving => {}
+        if let State::Inheriting { .. } = self.state {
+            self.state = State::Out;
+        } else if self.state == State::Entering {
+            self.stand(out);
         }
     }
 

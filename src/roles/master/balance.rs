@@ -15,12 +15,12 @@ use crate::machine::Instant;
 use crate::recipes::assignment::Held;
 use crate::recipes::queue::Need;
 
-/// What is left of a share for less than this is not worth to be given to another worker.
-const WORTH_IT: Duration = Duration::from_millis(100);
+/// What waits at a worker for less than this is not worth to be given to another.
+pub(super) const WORTH_IT: Duration = Duration::from_millis(100);
 
-/// A slot is free for so long before what waits elsewhere is given to it: what is nearly started there is not moved at
-/// each end of a batch, for a move costs a write, and takes a while itself.
-const BALANCE_PACE: Duration = Duration::from_millis(150);
+/// A slot is free for so long before what waits elsewhere is given to it. Where nothing has ended for as long, nothing
+/// gets on.
+pub(super) const BALANCE_PACE: Duration = Duration::from_millis(150);
 
 /// The pause after a read where nobody knows how long commands take.
 const UNKNOWN: Duration = Duration::from_millis(200);
@@ -103,7 +103,7 @@ impl Master {
             return;
         }
         term.roster.balance_at = Some(now + BALANCE_PACE);
-        let (recalled, cuts) = (self.surplus(), self.cuts());
+        let (recalled, cuts) = (self.surplus(now), self.cuts());
         let Some(term) = &mut self.term else { return };
         for id in recalled {
             term.book.recall(&id);
@@ -199,7 +199,7 @@ impl Master {
     }
 
     /// What should not wait where it is, the last first.
-    fn surplus(&self) -> Vec<EntryId> {
+    fn surplus(&self, now: Instant) -> Vec<EntryId> {
         let Some(Term { roster, book, .. }) = &self.term else { return Vec::new() };
         let free = self.free();
         if free.is_empty() {
@@ -215,7 +215,11 @@ impl Master {
         };
         let mut surplus = Vec::new();
         for incarnation in &roster.overfull {
-            let may = room.min(self.waiting(incarnation, roster.pace_of(incarnation).0));
+            let of_page = roster.known.get(incarnation).zip(book.load(incarnation));
+            let Some((known, _)) = of_page.filter(|(known, load)| !known.gets_on(*load, now)) else {
+                continue;
+            };
+            let may = room.min(self.waiting(incarnation, known.slots));
             // Whatever was recalled before, and is still on its way, has its place there.
             room -= may;
             for (id, held) in book.entries(incarnation).rev().take(may) {

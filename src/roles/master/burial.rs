@@ -338,6 +338,7 @@ impl Master {
         // It may have been read as somebody's page, and not be closed at all.
         let is_gone = !term.book.has(incarnation);
         term.newborn.remove(incarnation);
+        term.burials.wake(incarnation);
         match self.fleet.get(incarnation) {
             None => term.roster.forget(incarnation),
             Some(registration) if is_gone && !registration.draining && !tasks.is_empty() => {

@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::balance::{BALANCE_PACE, WORTH_IT};
 use super::fleet::Fleet;
 use super::leading::Term;
 use super::{Master, Out};
@@ -53,6 +54,8 @@ pub(super) struct Known {
     rank: Option<Rank>,
     /// How long a command keeps a slot, in µs, once one was seen.
     pub cost_us: Option<u64>,
+    /// When something was last known to have ended there.
+    ran_at: Instant,
     /// It is being given more than its slots: from half of what may wait to all of it, so that many go in one write.
     filling: bool,
 }
@@ -67,6 +70,13 @@ impl Known {
         } else if waiting <= ahead / 2 && entries <= room / 2 {
             self.filling = true;
         }
+    }
+
+    /// Whether the last of what waits there is started soon, as far as anybody can tell.
+    pub fn gets_on(&self, load: Load, now: Instant) -> bool {
+        let waiting = load.width.saturating_sub(u64::from(self.slots));
+        let us = waiting.saturating_mul(self.cost_us.unwrap_or(0)) / u64::from(self.slots.max(1));
+        Duration::from_micros(us) < WORTH_IT && now.since(self.ran_at) < BALANCE_PACE
     }
 }
 
@@ -144,8 +154,9 @@ impl Roster {
     }
 
     /// So long a task of so many commands ran there.
-    pub fn note_run(&mut self, incarnation: &Incarnation, ran_ms: u64, width: u32) {
+    pub fn note_run(&mut self, incarnation: &Incarnation, ran_ms: u64, width: u32, now: Instant) {
         let Some(known) = self.known.get_mut(incarnation) else { return };
+        known.ran_at = now;
         let width = u64::from(width.max(1));
         let at_once = u64::from(known.slots).min(width).max(1);
         let cost = ran_ms.saturating_mul(1_000).saturating_mul(at_once) / width + OVERHEAD_US;
@@ -351,7 +362,7 @@ mod tests {
         roster.update(&a, (2, 2), load(2));
         roster.update(&b, (4, 4), load(4));
         assert_eq!(first(&roster), None);
-        roster.note_run(&a, 1, 1);
+        roster.note_run(&a, 1, 1, Instant::default());
         roster.update(&a, (2, 2), load(2));
         assert!(first(&roster) == Some("a") && !roster.is_slot_free());
         roster.update(&b, (4, 4), load(3));
@@ -368,10 +379,10 @@ mod tests {
         let a = Incarnation::new("a", 1);
         roster.update(&a, (8, 8), load(0));
         for _ in 0..40 {
-            roster.note_run(&a, 0, 1);
+            roster.note_run(&a, 0, 1, Instant::default());
         }
         assert_eq!(roster.known[&a].cost_us, Some(OVERHEAD_US));
-        roster.note_run(&a, 60_000, 1);
+        roster.note_run(&a, 60_000, 1, Instant::default());
         assert!(ahead(8, roster.known[&a].cost_us) == 0, "one long run is enough");
     }
 
@@ -380,7 +391,7 @@ mod tests {
         let mut roster = Roster::default();
         let a = Incarnation::new("a", 1);
         roster.update(&a, (8, 8), load(0));
-        roster.note_run(&a, 50, 100);
+        roster.note_run(&a, 50, 100, Instant::default());
         // 100 commands, 8 at once, in 50 ms: 4 ms each.
         assert_eq!(roster.known[&a].cost_us, Some(4_000 + OVERHEAD_US));
     }

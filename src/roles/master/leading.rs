@@ -238,7 +238,6 @@ impl Master {
         for step in steps {
             let Some(term) = &mut self.term else { return };
             term.summary.touch();
-            step.incarnation().into_iter().for_each(|incarnation| term.burials.wake(incarnation));
             match step {
                 Step::Ready => {
                     term.stage = Stage::Checking;
@@ -267,7 +266,10 @@ impl Master {
                     self.election.stand(out);
                     self.follow_election(now, out);
                 }
-                Step::PageRefused(_, entries) => self.settle_all(&tasks_of(&entries), now, out),
+                Step::PageRefused(incarnation, entries) => {
+                    term.burials.wake(&incarnation);
+                    self.settle_all(&tasks_of(&entries), now, out);
+                }
                 Step::Refused(path, refusal) => self.retry.refused(&path, refusal, now, out),
             }
         }
@@ -346,9 +348,11 @@ impl Master {
     }
 
     fn on_page(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
+        let Some(term) = &mut self.term else { return };
+        term.burials.wake(incarnation);
         if self.fleet.lives(incarnation) {
             self.on_registration(incarnation, now, out);
-        } else if self.term.as_ref().is_some_and(Term::is_leading) {
+        } else if term.is_leading() {
             self.on_unregistered(incarnation, now);
         }
     }

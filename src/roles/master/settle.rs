@@ -40,13 +40,20 @@ impl Master {
             return;
         }
         for (id, incarnation, held) in term.book.entries_of(task) {
-            self.settle_entry(&id, &incarnation, held, out);
+            self.settle_entry(&id, &incarnation, held, now, out);
         }
         self.note_behind(task);
         self.settle_unheld(task, ensemble_ms, now, out);
     }
 
-    fn settle_entry(&mut self, id: &EntryId, incarnation: &Incarnation, held: Held, out: &mut Out) {
+    fn settle_entry(
+        &mut self,
+        id: &EntryId,
+        incarnation: &Incarnation,
+        held: Held,
+        now: Instant,
+        out: &mut Out,
+    ) {
         let task = &id.task;
         let Some(term) = &mut self.term else { return };
         // What is on a dead incarnation's page is up to its burial.
@@ -88,11 +95,11 @@ impl Master {
                     None => {}
                 }
                 if let Some(ran_ms) = pending.run_ms {
-                    term.roster.note_run(incarnation, ran_ms, 1);
+                    term.roster.note_run(incarnation, ran_ms, 1, now);
                 }
             }
             Phase::Ended { ran_ms, is_chunk, by, .. } if *is_chunk || by.as_ref() == Some(incarnation) => {
-                term.roster.note_run(incarnation, *ran_ms, 1);
+                term.roster.note_run(incarnation, *ran_ms, 1, now);
                 // Nobody can get it again, so that is written when something else is.
                 term.book.strip(id, Haste::Later);
             }
