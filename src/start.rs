@@ -47,7 +47,7 @@ const WORKER_THREADS: usize = 128;
 const MAX_WORKER_THREADS: usize = 256;
 
 /// Calls of everyone else.
-const CLIENT_THREADS: usize = 256;
+const CLIENT_THREADS: usize = 640;
 
 /// Does what the configuration says, and gives the exit code.
 ///

@@ -41,9 +41,9 @@ use crate::recipes::ensure::Ensure;
 use crate::roles::client::notice::Notice;
 use crate::roles::client::{ClientReport, Progress, Unfit, breaks_connection};
 
-/// Calls about parts and chunks in flight: enough for the ensemble's limit where an answer takes 20 ms. Each has a
-/// thread of its own.
-const MAX_CALLS: usize = 256;
+/// Calls about parts and chunks in flight, as many as a client has threads: servers carry out many at a time more
+/// cheaply than few (ARCHITECTURE.md, *Throughput*).
+const MAX_CALLS: usize = 640;
 
 /// What a batch is told.
 #[derive(Clone, Debug, PartialEq)]

@@ -280,7 +280,7 @@ fn g08_what_is_open_is_bounded_in_bytes() {
 
 #[test]
 fn what_was_shown_is_deleted_before_more_is_read() {
-    let lines = 1_500;
+    let lines = 2_900;
     let mut desk = desk(BatchParams { orphan_cancel: true, ..params(lines) });
     desk.connect();
     desk.settle_until(|call| is_create(call) && call.path().ends_with("/0000501"));
@@ -288,7 +288,7 @@ fn what_was_shown_is_deleted_before_more_is_read() {
         desk.end(&path, done());
     }
     desk.tell();
-    while desk.exit.is_none() && desk.count(is_create) < 1_300 {
+    while desk.exit.is_none() && desk.count(is_create) < 2_500 {
         desk.play(Fate::Answered);
         let all_are_deleted = desk.all_ended().count() == desk.count(is_delete);
         assert!(all_are_deleted || desk.role.calls.len() == MAX_CALLS, "it waits for room only");
