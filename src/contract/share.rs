@@ -107,18 +107,29 @@ pub enum Move {
     Revoked,
 }
 
+/// How a worker gives back what it had.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Release {
+    /// Why.
+    pub why: String,
+    /// How long the next attempt is to wait, if at all.
+    pub delay_ms: Option<u64>,
+    /// It had better be on another worker: this one could not start it.
+    pub avoid: bool,
+}
+
+impl Release {
+    /// For this reason, to be started again at once and wherever.
+    pub fn because(why: &str) -> Release {
+        Release { why: why.to_string(), ..Release::default() }
+    }
+}
+
 /// What becomes of the lines of a share that have no result, now that nothing of it runs at its holder any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rest {
     /// Others get them.
-    Release {
-        /// Why.
-        why: String,
-        /// How long they are to wait, if at all.
-        delay_ms: Option<u64>,
-        /// They had better be on another worker: this one could not start them.
-        avoid: bool,
-    },
+    Release(Release),
     /// They end as cancelled if somebody wishes that, and stay where they are if not.
     Cancel,
 }
@@ -303,44 +314,45 @@ impl Task {
         let is_again = |place: &usize| ending.again.contains_key(place);
         let (again, rest): (Vec<usize>, Vec<usize>) = self.open_lines(&share).into_iter().partition(is_again);
         if !again.is_empty() {
-            self.attempt = self.attempt.saturating_add(1);
-            self.remark(number, Some(by.clone()), &format!("{} of its lines failed", again.len()));
-            let moved = Share::of(self.attempt, &again, &share);
-            shares.push(Share {
-                failures: share.failures.saturating_add(1),
-                earlier: share.earlier.saturating_add(1),
-                delay_ms: Some(ending.again_ms),
-                since_ms: Some(mtime_ms),
-                released_by: Some(by.clone()),
-                ..moved
-            });
+            let why = format!("{} of its lines failed", again.len());
+            let release = Release { why, delay_ms: Some(ending.again_ms), avoid: false };
+            let moved = self.hand_back(&share, &again, by, &release, mtime_ms);
+            shares.push(Share { failures: share.failures.saturating_add(1), ..moved });
         }
-        let is_left = !rest.is_empty();
         match &ending.rest {
-            Some(Rest::Release { why, delay_ms, avoid }) if is_left => {
-                if *avoid {
-                    self.avoid(by);
-                }
-                self.attempt = self.attempt.saturating_add(1);
-                self.remark(number, Some(by.clone()), why);
-                let moved = Share::of(self.attempt, &rest, &share);
-                shares.push(Share {
-                    earlier: share.earlier.saturating_add(1),
-                    delay_ms: *delay_ms,
-                    since_ms: delay_ms.map(|_| mtime_ms),
-                    released_by: Some(by.clone()),
-                    ..moved
-                });
-            }
-            _ if is_left => {
+            _ if rest.is_empty() => {}
+            Some(Rest::Release(release)) => shares.push(self.hand_back(&share, &rest, by, release, mtime_ms)),
+            Some(Rest::Cancel) | None => {
                 share.lines = Lines::of(rest);
                 shares.push(share);
             }
-            _ => {}
         }
         let after = (ended(self), self.attempt);
         self.close(shares);
         before != after || self.outcome.is_some()
+    }
+
+    /// These lines of a share under a number of their own, given back by its holder.
+    fn hand_back(
+        &mut self,
+        share: &Share,
+        places: &[usize],
+        by: &Incarnation,
+        release: &Release,
+        mtime_ms: i64,
+    ) -> Share {
+        if release.avoid {
+            self.avoid(by);
+        }
+        self.attempt = self.attempt.saturating_add(1);
+        self.remark(share.attempt, Some(by.clone()), &release.why);
+        Share {
+            earlier: share.earlier.saturating_add(1),
+            delay_ms: release.delay_ms,
+            since_ms: release.delay_ms.map(|_| mtime_ms),
+            released_by: Some(by.clone()),
+            ..Share::of(self.attempt, places, share)
+        }
     }
 
     /// Gives all lines of a share new numbers. What it may have started is suspected after a death: it gets a share

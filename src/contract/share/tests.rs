@@ -77,7 +77,7 @@ fn after_a_death_what_may_have_run_is_suspected_and_the_rest_is_not() {
 fn what_is_released_or_taken_back_is_not_suspected() {
     let mut task = chunk(3);
     task.flush(1, &good(&[]), 2);
-    let rest = Rest::Release { why: "its worker was stopped".into(), delay_ms: Some(5), avoid: false };
+    let rest = Rest::Release(Release { delay_ms: Some(5), ..Release::because("its worker was stopped") });
     let ending = Ending { results: good(&[1]), rest: Some(rest), ..Ending::default() };
     assert!(ends(&mut task, 1, &ending) && !ends(&mut task, 1, &ending));
     assert_eq!(shares(&task), [(2, vec![0, 2], None, 0)]);

@@ -10,7 +10,7 @@ use super::reports::Want;
 use super::slot::{Why, Work};
 use crate::contract::Incarnation;
 use crate::contract::chunk::{CommandResult, Results};
-use crate::contract::share::{Ending, Rest};
+use crate::contract::share::{Ending, Release, Rest};
 use crate::contract::task::{Options, Outcome, Output, Payload, Reason, State as OutcomeState};
 use crate::machine::{Ended, Instant, RunId, RunReport};
 
@@ -28,31 +28,6 @@ enum Verdict {
     Cut(String),
 }
 
-/// Why nothing more is started of it.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Halt {
-    /// The leader wants it dead.
-    Revoked,
-    /// It goes back, uncharged.
-    Released {
-        /// Why.
-        why: String,
-        /// How long the next attempt waits.
-        delay_ms: Option<u64>,
-        /// It had better be on another worker.
-        avoid: bool,
-    },
-}
-
-impl Halt {
-    fn release(self) -> (String, Option<u64>, bool) {
-        match self {
-            Halt::Released { why, delay_ms, avoid } => (why, delay_ms, avoid),
-            Halt::Revoked => ("it was taken back".to_string(), None, false),
-        }
-    }
-}
-
 /// What was started of an entry.
 #[derive(Debug)]
 pub struct Course {
@@ -62,40 +37,28 @@ pub struct Course {
     pub options: Options,
     /// What runs of it.
     pub runs: BTreeSet<RunId>,
-    halt: Option<Halt>,
-    kind: Kind,
-}
-
-#[derive(Debug)]
-enum Kind {
-    Plain { started: bool, end: Option<Want> },
-    Share(Box<Portion>),
+    /// Of a chunk: the share. A plain task has none.
+    pub portion: Option<Box<Portion>>,
+    /// Why nothing more is started of it, and what becomes of what was not.
+    halt: Option<Rest>,
+    /// Of a plain task: it was started.
+    is_started: bool,
+    /// Of a plain task: how it ended.
+    end: Option<Want>,
 }
 
 impl Course {
     /// The course of an entry, with this number if it is a share, of which nothing was started yet.
     pub fn new(work: Work, number: u32, job: &Options, now: Instant) -> Course {
-        let kind = match work.task.commands.is_some() {
-            true => Kind::Share(Box::new(Portion::new(number, &work, now))),
-            false => Kind::Plain { started: false, end: None },
-        };
-        let options = work.task.options.or(job);
-        Course { options, runs: BTreeSet::new(), halt: None, kind, work }
-    }
-
-    /// The share of a chunk, if it is one.
-    pub fn portion(&self) -> Option<&Portion> {
-        match &self.kind {
-            Kind::Share(portion) => Some(portion),
-            Kind::Plain { .. } => None,
-        }
-    }
-
-    /// Likewise.
-    pub fn portion_mut(&mut self) -> Option<&mut Portion> {
-        match &mut self.kind {
-            Kind::Share(portion) => Some(portion),
-            Kind::Plain { .. } => None,
+        let is_share = work.task.commands.is_some();
+        Course {
+            options: work.task.options.or(job),
+            runs: BTreeSet::new(),
+            portion: is_share.then(|| Box::new(Portion::new(number, &work, now))),
+            halt: None,
+            is_started: false,
+            end: None,
+            work,
         }
     }
 
@@ -112,34 +75,32 @@ impl Course {
 
     /// Which attempt it is: of the task, or of the lines.
     pub fn attempt(&self) -> u32 {
-        self.portion().map_or(self.work.task.attempt, Portion::attempt)
+        self.portion.as_ref().map_or(self.work.task.attempt, |portion| portion.attempt())
     }
 
     /// The next command to start; it counts as started.
     pub fn start_next(&mut self) -> Option<usize> {
-        match &mut self.kind {
+        match &mut self.portion {
             _ if self.halt.is_some() => None,
-            Kind::Share(portion) => portion.start_next(),
-            Kind::Plain { started, .. } => (!std::mem::replace(started, true)).then_some(PLAIN),
+            Some(portion) => portion.start_next(),
+            None => (!std::mem::replace(&mut self.is_started, true)).then_some(PLAIN),
         }
     }
 
     /// Nothing more is started of it. What is said first counts.
     pub fn halt(&mut self, why: Why) {
-        let released = |why: &str| Halt::Released { why: why.to_string(), delay_ms: None, avoid: false };
-        let halt = match why {
-            Why::Revoked => Halt::Revoked,
-            Why::Drain => released("its worker was stopped"),
-            Why::Dead => released("its worker lost its session"),
+        match why {
+            Why::Revoked => self.set_halt(Rest::Cancel),
+            Why::Drain => self.put_off(Release::because("its worker was stopped")),
+            Why::Dead => self.put_off(Release::because("its worker lost its session")),
             // It concerns a run, not the whole.
-            Why::Timeout | Why::Cancelled => return,
-        };
-        self.set_halt(halt);
+            Why::Timeout | Why::Cancelled => {}
+        }
     }
 
-    fn set_halt(&mut self, halt: Halt) {
-        self.halt.get_or_insert(halt);
-        if let Kind::Share(portion) = &mut self.kind {
+    fn set_halt(&mut self, rest: Rest) {
+        self.halt.get_or_insert(rest);
+        if let Some(portion) = &mut self.portion {
             portion.halt();
         }
     }
@@ -154,17 +115,12 @@ impl Course {
         if !self.runs.is_empty() {
             return false;
         }
-        self.halt.is_some()
-            || match &self.kind {
-                Kind::Share(portion) => !portion.is_left(),
-                Kind::Plain { started, .. } => *started,
-            }
+        self.halt.is_some() || self.portion.as_ref().map_or(self.is_started, |portion| !portion.is_left())
     }
 
-    /// A command could not be started, and that is not its own fault: another attempt may, after this many ms. With
-    /// `avoid` it had better be on another worker.
-    pub fn put_off(&mut self, why: &str, delay_ms: Option<u64>, avoid: bool) {
-        self.set_halt(Halt::Released { why: why.to_string(), delay_ms, avoid });
+    /// Nothing more is started of it here, and that is not its own fault: it goes back.
+    pub fn put_off(&mut self, release: Release) {
+        self.set_halt(Rest::Release(release));
     }
 
     /// A command cannot be started, here or elsewhere.
@@ -172,9 +128,9 @@ impl Course {
         let attempt = self.attempt();
         let mut outcome = Outcome::unrun(OutcomeState::Failed, Some(Reason::NotStarted), why, attempt);
         outcome.worker = Some(by.clone());
-        match &mut self.kind {
-            Kind::Share(portion) => portion.ended(command, CommandResult::of(outcome)),
-            Kind::Plain { end, .. } => *end = Some(Want::Outcome(Box::new(outcome))),
+        match &mut self.portion {
+            Some(portion) => portion.holder.ended(command, CommandResult::of(outcome)),
+            None => self.end = Some(Want::Outcome(Box::new(outcome))),
         }
     }
 
@@ -189,50 +145,37 @@ impl Course {
         };
         let outcome = outcome_of(report, state, reason, self.attempt(), by);
         let again = matches!(verdict, Verdict::Failed(..)).then(|| self.retry_ms()).flatten();
-        let is_revoked = self.halt == Some(Halt::Revoked);
-        let Kind::Share(portion) = &mut self.kind else {
-            return self.ended_plain(verdict, outcome, again);
+        let is_revoked = self.halt == Some(Rest::Cancel);
+        let Some(portion) = &mut self.portion else {
+            self.end = Some(plain_end(verdict, outcome, again));
+            return;
         };
         match verdict {
-            Verdict::Success => portion.ended(command, CommandResult::of(outcome)),
+            Verdict::Success => portion.holder.ended(command, CommandResult::of(outcome)),
             // A task that is to be dead anyway does not run again.
             Verdict::Failed(..) if again.is_some() && !is_revoked => {
                 portion.failed(command, CommandResult::of(outcome));
                 if portion.is_suspect() {
                     // Or the next would wait behind it for ever.
-                    let why = "one of its lines failed".to_string();
-                    self.set_halt(Halt::Released { why, delay_ms: None, avoid: false });
+                    self.put_off(Release::because("one of its lines failed"));
                 }
             }
-            Verdict::Failed(..) => portion.ended(command, CommandResult::of(outcome)),
+            Verdict::Failed(..) => portion.holder.ended(command, CommandResult::of(outcome)),
             Verdict::Cancelled if portion.is_cancelled(command) => {
                 let result = CommandResult { reason: Some(Reason::Cancelled), ..CommandResult::of(outcome) };
-                portion.ended(command, result);
+                portion.holder.ended(command, result);
             }
             // It has no result, and is run again or cancelled with all else.
             Verdict::Cancelled => self.halt(Why::Revoked),
-            Verdict::Cut(why) => self.set_halt(Halt::Released { why, delay_ms: None, avoid: false }),
+            Verdict::Cut(why) => self.put_off(Release::because(&why)),
         }
-    }
-
-    fn ended_plain(&mut self, verdict: Verdict, outcome: Outcome, again: Option<u64>) {
-        let Kind::Plain { end, .. } = &mut self.kind else { return };
-        *end = Some(match verdict {
-            Verdict::Success => Want::Outcome(Box::new(outcome)),
-            Verdict::Cancelled => Want::Cancelled(Box::new(outcome)),
-            Verdict::Cut(why) => Want::Release { why, delay_ms: None, avoid: false },
-            Verdict::Failed(_, why) => match again {
-                Some(delay_ms) => Want::Retry { why, delay_ms },
-                None => Want::Outcome(Box::new(outcome)),
-            },
-        });
     }
 
     /// The pause before the next attempt if this one failed; `None` if there is none.
     fn retry_ms(&self) -> Option<u64> {
         let task = &self.work.task;
         let (failures, deaths) =
-            self.portion().map_or((task.charged, task.deaths), |own| (own.failures(), 0));
+            self.portion.as_ref().map_or((task.charged, task.deaths), |own| (own.failures(), 0));
         let failures = failures.saturating_add(1);
         let again = self.options.max_attempts.is_some_and(|max| failures.saturating_add(deaths) < max);
         again.then(|| self.options.backoff_ms(failures))
@@ -241,23 +184,29 @@ impl Course {
     /// What is to be written down, now that it is over.
     pub fn want(&mut self) -> Want {
         let again_ms = self.retry_ms().unwrap_or(0);
-        match &mut self.kind {
-            Kind::Plain { end, .. } => end.take().unwrap_or_else(|| {
-                let (why, delay_ms, avoid) = self.halt.take().unwrap_or(Halt::Revoked).release();
-                Want::Release { why, delay_ms, avoid }
-            }),
-            Kind::Share(portion) => {
-                let rest = self.halt.take().map(|halt| match halt {
-                    Halt::Revoked => Rest::Cancel,
-                    released @ Halt::Released { .. } => {
-                        let (why, delay_ms, avoid) = released.release();
-                        Rest::Release { why, delay_ms, avoid }
-                    }
-                });
-                let [results, again] = portion.take_ended();
-                Want::Share(Box::new(Ending { results, again, again_ms, rest }))
-            }
+        let rest = self.halt.take();
+        if let Some(portion) = &mut self.portion {
+            let [results, again] = portion.take_ended();
+            return Want::Share(Box::new(Ending { results, again, again_ms, rest }));
         }
+        self.end.take().unwrap_or_else(|| match rest {
+            Some(Rest::Release(release)) => Want::Again { release, is_charged: false },
+            Some(Rest::Cancel) | None => {
+                Want::Again { release: Release::because("it was taken back"), is_charged: false }
+            }
+        })
+    }
+}
+
+/// What is to be written of a plain task, which may run again after so many ms.
+fn plain_end(verdict: Verdict, outcome: Outcome, again: Option<u64>) -> Want {
+    match (verdict, again) {
+        (Verdict::Cancelled, _) => Want::Cancelled(Box::new(outcome)),
+        (Verdict::Cut(why), _) => Want::Again { release: Release::because(&why), is_charged: false },
+        (Verdict::Failed(_, why), Some(_)) => {
+            Want::Again { release: Release { why, delay_ms: again, avoid: false }, is_charged: true }
+        }
+        (Verdict::Success | Verdict::Failed(..), _) => Want::Outcome(Box::new(outcome)),
     }
 }
 

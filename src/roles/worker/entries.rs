@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::reports::{Settled, Want};
 use super::slot::{Slot, State, Stop, Why, Work};
 use super::{Mode, Out, Purpose, Worker};
-use crate::contract::share::{Ending, Rest};
+use crate::contract::share::{Ending, Release, Rest};
 use crate::contract::task::{Job, Options, Task};
 use crate::contract::worker::{Entry, EntryId, MAX_ASIDE};
 use crate::contract::{TaskId, is_shared};
@@ -121,12 +121,12 @@ impl Worker {
         let State::Ready(work) = std::mem::replace(&mut slot.state, State::Reporting) else { return };
         let avoid = self.starts.why().is_some();
         let why = if avoid { "its worker could not start tasks" } else { "taken back before it was started" };
-        let (why, delay_ms) = (why.to_string(), None);
+        let release = Release { avoid, ..Release::because(why) };
         let want = if work.task.commands.is_some() {
-            let rest = Some(Rest::Release { why, delay_ms, avoid });
+            let rest = Some(Rest::Release(release));
             Want::Share(Box::new(Ending { rest, ..Ending::default() }))
         } else {
-            Want::Release { why, delay_ms, avoid }
+            Want::Again { release, is_charged: false }
         };
         self.owe(id, Some(&work), want, out);
     }

@@ -51,7 +51,8 @@ pub struct Pace {
 /// A share.
 #[derive(Debug)]
 pub struct Portion {
-    holder: Holder,
+    /// What may be started and written.
+    pub holder: Holder,
     /// As it was given out.
     share: Share,
     /// When the newest known version was written.
@@ -143,20 +144,10 @@ impl Portion {
         self.holder.known().is_some_and(|task| task.is_cancelled(place))
     }
 
-    /// A line is over.
-    pub fn ended(&mut self, place: usize, result: CommandResult) {
-        self.holder.ended(place, result);
-    }
-
     /// A line failed, and is to run again.
     pub fn failed(&mut self, place: usize, result: CommandResult) {
         self.again.insert(place, result);
         self.holder.stopped(place);
-    }
-
-    /// Lines that run or are over, and have no result in the ensemble.
-    pub fn unwritten(&self) -> usize {
-        self.holder.unwritten()
     }
 
     /// What is over, and what is to run again.
@@ -250,11 +241,6 @@ impl Portion {
         }
     }
 
-    /// Whether the chunk is to be read before anything can be written.
-    pub fn is_to_be_read(&self) -> bool {
-        self.holder.is_to_be_read()
-    }
-
     /// What was sent was refused, and will not come: the next write is later.
     pub fn save_later(&mut self) {
         self.sent = None;
@@ -281,11 +267,6 @@ impl Portion {
         seen
     }
 
-    /// The newest version of the chunk that is known.
-    pub fn version(&self) -> Option<i32> {
-        self.holder.version()
-    }
-
     /// Whether a write is under way.
     pub fn is_writing(&self) -> bool {
         self.sent.is_some()
@@ -293,12 +274,7 @@ impl Portion {
 
     /// The chunk as it is known for certain; `None` if it is to be read.
     pub fn work(&self, mzxid: i64) -> Option<Work> {
-        let task = self.holder.known().filter(|_| !self.is_to_be_read())?.clone();
+        let task = self.holder.known().filter(|_| !self.holder.is_to_be_read())?.clone();
         Some(Work { task, version: self.holder.version()?, mzxid, mtime_ms: self.mtime_ms })
-    }
-
-    /// Whether the line is still its own.
-    pub fn has(&self, place: usize) -> bool {
-        self.holder.has(place)
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::slot::Work;
 use crate::contract::chunk::{CHUNK_OUTPUT_BYTES, CommandResult, shorten_outputs};
-use crate::contract::share::{Ending, Rest};
+use crate::contract::share::{Ending, Release, Rest};
 use crate::contract::task::{Outcome, State, Task};
 use crate::contract::worker::EntryId;
 use crate::contract::{Incarnation, Layout, MAX_DATA_BYTES};
@@ -44,21 +44,12 @@ pub enum Want {
     Outcome(Box<Outcome>),
     /// This, if the task was indeed cancelled; otherwise nothing.
     Cancelled(Box<Outcome>),
-    /// Nothing ended: the attempt was cut short, for this reason, and does not count.
-    Release {
-        /// Why.
-        why: String,
-        /// How long the next attempt is to wait, if at all.
-        delay_ms: Option<u64>,
-        /// It had better be on another worker: this one could not start it.
-        avoid: bool,
-    },
-    /// The attempt failed and counts; the next one may start after this many ms.
-    Retry {
-        /// Why it failed.
-        why: String,
-        /// How long to wait.
-        delay_ms: u64,
+    /// There is to be another attempt: this one was cut short, or it failed and counts.
+    Again {
+        /// Why, and when.
+        release: Release,
+        /// Whether it counts.
+        is_charged: bool,
     },
     /// Of a share of a chunk nothing runs here any more.
     Share(Box<Ending>),
@@ -70,7 +61,7 @@ impl Want {
         match self {
             Want::Cancelled(_) => true,
             Want::Share(ending) => ending.rest == Some(Rest::Cancel),
-            Want::Outcome(_) | Want::Release { .. } | Want::Retry { .. } => false,
+            Want::Outcome(_) | Want::Again { .. } => false,
         }
     }
 
@@ -78,7 +69,7 @@ impl Want {
     fn commands(&self) -> usize {
         match self {
             Want::Share(ending) => ending.results.len() + ending.again.len(),
-            Want::Outcome(_) | Want::Cancelled(_) | Want::Release { .. } | Want::Retry { .. } => 1,
+            Want::Outcome(_) | Want::Cancelled(_) | Want::Again { .. } => 1,
         }
     }
 }
@@ -414,20 +405,15 @@ fn apply(report: &Report, task: &mut Task, mtime_ms: i64) -> bool {
             task.end((**outcome).clone());
         }
         // Whoever is cut short, or failed, and was to be cancelled anyway gets no further attempt.
-        Want::Release { why, .. } | Want::Retry { why, .. } if task.cancel => task.end(unrun(why)),
-        Want::Release { why, delay_ms, avoid } => {
-            if *avoid {
+        Want::Again { release, .. } if task.cancel => task.end(unrun(&release.why)),
+        Want::Again { release, is_charged } => {
+            if release.avoid {
                 task.avoid(by);
             }
-            task.next_attempt(Some(by.clone()), why);
+            task.charged = task.charged.saturating_add(u32::from(*is_charged));
+            task.next_attempt(Some(by.clone()), &release.why);
             task.released_by = Some(by.clone());
-            task.delay_ms = *delay_ms;
-        }
-        Want::Retry { why, delay_ms } => {
-            task.charged = task.charged.saturating_add(1);
-            task.next_attempt(Some(by.clone()), why);
-            task.released_by = Some(by.clone());
-            task.delay_ms = Some(*delay_ms);
+            task.delay_ms = release.delay_ms;
         }
         Want::Share(ending) => {
             let changed = task.end_share(report.attempt, ending, by, mtime_ms);
@@ -564,14 +550,12 @@ mod tests {
 
     #[test]
     fn a_release_is_not_charged_and_a_retry_is() {
-        for (want, charged, delay) in [
-            (Want::Release { why: "drained".into(), delay_ms: None, avoid: false }, 0, None),
-            (Want::Retry { why: "exit 1".into(), delay_ms: 70 }, 1, Some(70)),
-        ] {
-            let mut bench = Bench::new(want);
+        for (is_charged, charged, delay_ms) in [(false, 0, None), (true, 1, Some(70))] {
+            let release = Release { delay_ms, ..Release::because("drained, or exit 1") };
+            let mut bench = Bench::new(Want::Again { release, is_charged });
             let (_, Call::Set { data, .. }) = bench.call() else { panic!("a write") };
             let task = Task::decode(&data).expect("task");
-            assert_eq!((task.attempt, task.charged, task.delay_ms), (2, charged, delay));
+            assert_eq!((task.attempt, task.charged, task.delay_ms), (2, charged, delay_ms));
             assert_eq!(task.released_by, Some(bench.by));
         }
     }

@@ -7,13 +7,13 @@
 use std::time::Duration;
 
 use super::course::Course;
-use super::portion::Portion;
 use super::reports::Want;
 use super::slot::{Slot, State, Stop, Why, Work};
 use super::starts::Failed;
 use super::{Mode, Out, Run, Worker};
 use crate::contract::handler::Request;
 use crate::contract::line::id_of;
+use crate::contract::share::Release;
 use crate::contract::task::{Options, Payload};
 use crate::contract::worker::{EntryId, MAX_UNHEALTHY_BYTES, START_AHEAD, START_AHEAD_LINES};
 use crate::contract::{TaskId, is_shared, shortened};
@@ -48,7 +48,9 @@ impl Worker {
             return 0;
         }
         let courses = self.slots.values().filter_map(Slot::course);
-        let unwritten: usize = courses.map(|course| course.portion().map_or(1, Portion::unwritten)).sum();
+        let unwritten: usize = courses
+            .map(|course| course.portion.as_ref().map_or(1, |portion| portion.holder.unwritten()))
+            .sum();
         (slots + START_AHEAD_LINES).saturating_sub(unwritten + self.reports.commands())
     }
 
@@ -263,8 +265,11 @@ impl Worker {
             line = course.payload(run.command).1;
             match kind {
                 NotStartedKind::Permanent => course.not_started(run.command, why, &by),
-                NotStartedKind::Transient => course.put_off(why, Some(TRANSIENT_DELAY_MS), false),
-                NotStartedKind::Shortage => course.put_off(why, None, true),
+                NotStartedKind::Transient => {
+                    let delay_ms = Some(TRANSIENT_DELAY_MS);
+                    course.put_off(Release { delay_ms, ..Release::because(why) });
+                }
+                NotStartedKind::Shortage => course.put_off(Release { avoid: true, ..Release::because(why) }),
             }
         }
         self.finish_if_over(&run.id, out);
@@ -342,18 +347,19 @@ impl Worker {
     /// comes first.
     pub(super) fn finish_if_over(&mut self, id: &EntryId, out: &mut Out) {
         let Some(slot) = self.slots.get_mut(id) else { return };
-        let is_over =
-            |course: &Course| course.is_over() && !course.portion().is_some_and(Portion::is_writing);
+        let is_over = |course: &Course| {
+            course.is_over() && !course.portion.as_ref().is_some_and(|portion| portion.is_writing())
+        };
         if !slot.course().is_some_and(is_over) {
             return;
         }
         let State::Running(mut course) = std::mem::replace(&mut slot.state, State::Reporting) else { return };
         self.started -= 1;
         let want = course.want();
-        if let Some(at) = course.portion_mut().and_then(|portion| portion.save_at.take()) {
+        if let Some(at) = course.portion.as_mut().and_then(|portion| portion.save_at.take()) {
             self.saves.remove(&(at, id.clone()));
         }
-        let known = match course.portion() {
+        let known = match &course.portion {
             Some(portion) => portion.work(course.work.mzxid),
             None => Some(course.work),
         };
@@ -370,7 +376,9 @@ impl Worker {
 fn next_of(course: &mut Course) -> Head {
     match course.start_next() {
         Some(command) => Head::Start(command),
-        None if course.portion().is_some_and(Portion::is_left) && !course.is_halted() => Head::Passes,
+        None if course.portion.as_ref().is_some_and(|portion| portion.is_left()) && !course.is_halted() => {
+            Head::Passes
+        }
         None => Head::Gone,
     }
 }

@@ -15,7 +15,7 @@ const MEMORY: u32 = 8;
 
 impl Worker {
     pub(super) fn portion_mut(&mut self, id: &EntryId) -> Option<&mut Portion> {
-        self.slots.get_mut(id)?.course_mut()?.portion_mut()
+        self.slots.get_mut(id)?.course_mut()?.portion.as_deref_mut()
     }
 
     fn pace(&self) -> Pace {
@@ -118,7 +118,7 @@ impl Worker {
         }
         let Some(portion) = self.portion_mut(id) else { return };
         // What is on its way fails if that version is a later one, and then the chunk is read.
-        if !portion.is_writing() && portion.version().is_some_and(|known| known < version) {
+        if !portion.is_writing() && portion.holder.version().is_some_and(|known| known < version) {
             self.reread(id, false, out);
         }
     }
@@ -126,8 +126,8 @@ impl Worker {
     /// A session is up: what may have been changed is read.
     pub(super) fn reread_doubted(&mut self, out: &mut Out) {
         let doubted = |(id, slot): (&EntryId, &Slot)| {
-            let portion = slot.course()?.portion()?;
-            portion.is_to_be_read().then(|| id.clone())
+            let portion = slot.course()?.portion.as_ref()?;
+            portion.holder.is_to_be_read().then(|| id.clone())
         };
         let doubted: Vec<EntryId> = self.slots.iter().filter_map(doubted).collect();
         for id in doubted {
@@ -139,7 +139,7 @@ impl Worker {
     pub(super) fn reread_verified(&mut self, out: &mut Out) {
         let lease = &self.lease;
         let again = |(id, slot): (&EntryId, &mut Slot)| {
-            let portion = slot.course_mut()?.portion_mut()?;
+            let portion = slot.course_mut()?.portion.as_mut()?;
             portion.verifying.take_if(|ticket| lease.has(*ticket)).map(|_| id.clone())
         };
         let again: Vec<EntryId> = self.slots.iter_mut().filter_map(again).collect();
@@ -190,12 +190,14 @@ impl Worker {
 
     /// Stops what runs of a share although somebody wants it cancelled, or it is not ours any more.
     fn stop_unwanted(&mut self, id: &EntryId, now: Instant, out: &mut Out) {
-        let Some(portion) = self.slots.get(id).and_then(Slot::course).and_then(|course| course.portion())
+        let Some(portion) =
+            self.slots.get(id).and_then(Slot::course).and_then(|course| course.portion.as_ref())
         else {
             return;
         };
-        let is_unwanted =
-            |run: &Run| run.id == *id && (portion.is_cancelled(run.command) || !portion.has(run.command));
+        let is_unwanted = |run: &Run| {
+            run.id == *id && (portion.is_cancelled(run.command) || !portion.holder.has(run.command))
+        };
         let unwanted: Vec<RunId> =
             self.runs.iter().filter(|(_, run)| is_unwanted(run)).map(|(run, _)| *run).collect();
         let kill = now + self.params.grace;
