@@ -163,7 +163,7 @@ pub struct Remark {
 }
 
 /// A task.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Task {
     #[serde(default = "version")]
     v: u32,
@@ -256,42 +256,11 @@ fn is_nought(number: &u64) -> bool {
 impl Task {
     /// A new task.
     pub fn new(payload: Payload, options: Options) -> Task {
-        let mut task = Task::without_payload(options);
+        let task = Task { v: VERSION, attempt: 1, options, ..Task::default() };
         match payload {
-            Payload::Shell(line) => task.command = Some(line),
-            Payload::Program(argv) => task.argv = Some(argv),
-            Payload::Chunk { first_line, commands } => {
-                task.first_line = first_line;
-                task.commands = Some(commands);
-            }
-        }
-        task
-    }
-
-    fn without_payload(options: Options) -> Task {
-        Task {
-            v: VERSION,
-            command: None,
-            argv: None,
-            commands: None,
-            first_line: 0,
-            digest: None,
-            results: Results::new(),
-            shares: Vec::new(),
-            cancel_lines: Lines::default(),
-            options,
-            keyed: false,
-            attempt: 1,
-            charged: 0,
-            deaths: 0,
-            delay_ms: None,
-            cancel: false,
-            delete: false,
-            released_by: None,
-            avoid: Vec::new(),
-            history: Vec::new(),
-            outcome: None,
-            extra: Extra::new(),
+            Payload::Shell(line) => Task { command: Some(line), ..task },
+            Payload::Program(argv) => Task { argv: Some(argv), ..task },
+            Payload::Chunk { first_line, commands } => Task { first_line, commands: Some(commands), ..task },
         }
     }
 

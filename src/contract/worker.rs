@@ -34,20 +34,13 @@ pub const MAX_UNHEALTHY_BYTES: usize = 300;
 pub const MAX_SLOTS: u32 = 1_000;
 
 /// A worker's registration: who it is, what it can do, how far it got.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Registration {
     #[serde(default = "version")]
     v: u32,
-    /// The machine's name.
-    pub host: String,
-    /// The kernel's id of this boot of the machine.
-    pub boot_id: String,
-    /// The pid namespace that the pids below are of.
-    pub pid_ns: u64,
-    /// The worker's process.
-    pub pid: u32,
-    /// When that process started, in the kernel's ticks since boot.
-    pub start_time: u64,
+    /// The process that wrote it.
+    #[serde(flatten)]
+    pub process: ProcessIdentity,
     /// Tasks that it runs at once.
     pub slots: u32,
     /// What it says of itself.
@@ -78,13 +71,17 @@ pub struct Registration {
 }
 
 /// Who a worker's process is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessIdentity {
+    /// The machine's name.
     pub host: String,
+    /// The kernel's id of this boot of the machine.
     pub boot_id: String,
+    /// The pid namespace that its pid is of.
     pub pid_ns: u64,
+    /// Its number.
     pub pid: u32,
+    /// When it started, in the kernel's ticks since boot.
     pub start_time: u64,
 }
 
@@ -96,40 +93,13 @@ impl Registration {
         labels: Labels,
         session_timeout_ms: u64,
     ) -> Registration {
-        Registration {
-            v: VERSION,
-            host: process.host.clone(),
-            boot_id: process.boot_id.clone(),
-            pid_ns: process.pid_ns,
-            pid: process.pid,
-            start_time: process.start_time,
-            slots,
-            labels,
-            draining: false,
-            usable: None,
-            unhealthy: None,
-            revoked_through: None,
-            aside: Vec::new(),
-            since: None,
-            session_timeout_ms,
-            extra: Extra::new(),
-        }
+        let process = process.clone();
+        Registration { v: VERSION, process, slots, labels, session_timeout_ms, ..Registration::default() }
     }
 
     /// Tasks that it can run at a time now.
     pub fn usable_slots(&self) -> u32 {
         self.usable.map_or(self.slots, |usable| usable.min(self.slots))
-    }
-
-    /// The process that wrote it.
-    pub fn process(&self) -> ProcessIdentity {
-        ProcessIdentity {
-            host: self.host.clone(),
-            boot_id: self.boot_id.clone(),
-            pid_ns: self.pid_ns,
-            pid: self.pid,
-            start_time: self.start_time,
-        }
     }
 
     /// Reads a registration.

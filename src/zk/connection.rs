@@ -19,9 +19,9 @@ use zookeeper::{Acl, AddWatchMode, WatchedEvent, Watcher, ZkError, ZkState, ZooK
 
 use super::descriptors::{Killer, open_sockets};
 use super::meter;
-use super::request::{self, LargeWrite};
+use super::request;
 use super::{Failure, Settings};
-use crate::machine::{Call, ChangeKind, Instant, WatchMode};
+use crate::machine::{ChangeKind, Instant, WatchMode};
 use crate::{limits, threads};
 
 /// Requests of the session layer itself that may wait for the keeper: a heartbeat and the closing.
@@ -60,7 +60,8 @@ pub enum End {
 
 /// Whether a connection lives; shared by all who use it.
 pub struct Life {
-    generation: u64,
+    /// The number of the connection.
+    pub generation: u64,
     end: OnceLock<End>,
     /// Set before a kill: from then on the I/O thread is unwound whatever it reports.
     doomed: AtomicBool,
@@ -73,11 +74,6 @@ impl Life {
     pub fn new(generation: u64, pulse: Sender<()>) -> Life {
         let (end, doomed) = (OnceLock::new(), AtomicBool::new(false));
         Life { generation, end, doomed, last_answer_nanos: AtomicU64::new(0), pulse }
-    }
-
-    /// The number of the connection.
-    pub fn generation(&self) -> u64 {
-        self.generation
     }
 
     /// Ends it; the first reason stays. Never blocks.
@@ -158,7 +154,8 @@ pub struct Client {
     zookeeper: Option<ZooKeeper>,
     killer: Option<Killer>,
     life: Arc<Life>,
-    acl: &'static Vec<Acl>,
+    /// The ACL of what it creates.
+    pub acl: &'static Vec<Acl>,
     report: Report,
     /// Answers and events that the crate has come up with.
     handed_over: Arc<AtomicU64>,
@@ -170,11 +167,6 @@ impl Client {
     /// The crate's client.
     pub fn zookeeper(&self) -> &ZooKeeper {
         self.zookeeper.as_ref().expect("it is taken out only by drop")
-    }
-
-    /// The ACL of what this client creates.
-    pub fn acl(&self) -> &'static Vec<Acl> {
-        self.acl
     }
 
     /// Whether a standing watch covers the path itself. Asking for a one-shot watch on top would make a server
@@ -258,14 +250,18 @@ type Errand = Box<dyn FnOnce(&ZooKeeper) + Send>;
 
 /// A connection that works, or did.
 pub struct Connection {
-    client: Arc<Client>,
+    pub client: Arc<Client>,
     /// To the keeper: a thread for the session layer's own requests, whatever else is in flight.
     errands: Sender<Errand>,
-    life: Arc<Life>,
-    server: SocketAddr,
-    timeout: Duration,
-    request_max: usize,
-    chroot_length: usize,
+    /// Whether it lives.
+    pub life: Arc<Life>,
+    /// The server at the other end.
+    pub server: SocketAddr,
+    /// The negotiated session timeout.
+    pub timeout: Duration,
+    /// A longer request makes the server hang up, as far as is known.
+    pub request_max: usize,
+    pub chroot_length: usize,
 }
 
 /// Everything needed for making a connection to one server.
@@ -310,36 +306,6 @@ impl Connection {
         }
         connection.life.answered();
         Ok(connection)
-    }
-
-    /// The client.
-    pub fn client(&self) -> &Client {
-        &self.client
-    }
-
-    /// Whether it lives.
-    pub fn life(&self) -> &Life {
-        &self.life
-    }
-
-    /// The server at the other end.
-    pub fn server(&self) -> SocketAddr {
-        self.server
-    }
-
-    /// The call as one of which the connection may die.
-    pub fn large_write(&self, call: &Call) -> Option<LargeWrite> {
-        LargeWrite::of(call, self.chroot_length)
-    }
-
-    /// A longer request makes the server hang up, as far as is known.
-    pub fn request_max(&self) -> usize {
-        self.request_max
-    }
-
-    /// The negotiated session timeout.
-    pub fn timeout(&self) -> Duration {
-        self.timeout
     }
 
     /// Starts a heartbeat. Whether it was answered comes through the receiver, announced by a pulse.

@@ -137,12 +137,12 @@ impl Pool {
         if let Err(refusal) = checked {
             return self.reply(&mut state, id, Err(CallError::Refused(refusal)));
         }
-        let up = state.up.as_ref().filter(|up| up.life().generation() == generation);
+        let up = state.up.as_ref().filter(|up| up.life.generation == generation);
         let Some(up) = up.filter(|_| state.stop_by.is_none()) else {
             return self.reply(&mut state, id, Err(CallError::NotSent));
         };
-        let large = up.large_write(&call);
-        if large.as_ref().is_some_and(|write| write.length > up.request_max()) {
+        let large = LargeWrite::of(&call, up.chroot_length);
+        if large.as_ref().is_some_and(|write| write.length > up.request_max) {
             return self.reply(&mut state, id, Err(CallError::Refused(Refusal::TooLarge)));
         }
         let number = state.next_number;
@@ -155,7 +155,7 @@ impl Pool {
             // Not even one thread is to be had: those that there were have not come back from a connection that was
             // killed. Who is told that a call was not sent waits for the loss.
             if let Some(up) = &state.up {
-                up.life().end(End::Lost("no thread for calls is to be had".to_owned()));
+                up.life.end(End::Lost("no thread for calls is to be had".to_owned()));
             }
             return self.reply(&mut state, id, Err(CallError::NotSent));
         }
@@ -196,7 +196,7 @@ impl Pool {
         courtesy::yield_to_others();
         while let Some(job) = self.next_job() {
             let again = repeatable(&job.call);
-            let outcome = request::make(job.connection.client(), job.call);
+            let outcome = request::make(&job.connection.client, job.call);
             if !self.finish(job.number, &job.connection, outcome, again) {
                 return;
             }
@@ -221,12 +221,12 @@ impl Pool {
 
     fn take_job(&self, state: &mut State) -> Option<Job> {
         let connection = Arc::clone(state.up.as_ref()?);
-        if connection.life().ended().is_some() {
+        if connection.life.ended().is_some() {
             return None; // what is still queued will be answered as not sent
         }
         let (number, call) = state.queue.pop_front()?;
         if self.requests.fetch_add(1, Ordering::Relaxed) + 1 >= self.requests_max {
-            connection.life().end(End::Worn);
+            connection.life.end(End::Worn);
         }
         if let Some(outstanding) = state.outstanding.get_mut(&number) {
             outstanding.stage = Stage::InFlight;
@@ -246,13 +246,13 @@ impl Pool {
         };
         match outcome {
             Outcome::Answered(result) => {
-                connection.life().answered();
+                connection.life.answered();
                 if let (Some(call), Err(CallError::Refused(refusal))) = (again, &result)
                     && !state.draining
                     && let Some(news) = put_off(&mut state, (number, call), *refusal, connection)
                 {
                     drop(state);
-                    connection.life().wake();
+                    connection.life.wake();
                     if let Some(news) = news {
                         log::warn!("{news}");
                     }
@@ -268,7 +268,7 @@ impl Pool {
             Outcome::Broken(why) => {
                 outstanding.stage = Stage::InDoubt;
                 self.landed.notify_all();
-                connection.life().end(End::Lost(why));
+                connection.life.end(End::Lost(why));
             }
         }
         true
@@ -302,8 +302,8 @@ impl Pool {
         assert!(state.up.is_none() && state.outstanding.is_empty(), "one connection at a time");
         self.requests.store(0, Ordering::Relaxed);
         state.up = Some(Arc::clone(connection));
-        let (generation, timeout) = (connection.life().generation(), connection.timeout());
-        self.tell(&mut state, SessionEvent::Up { generation, timeout, server: connection.server() });
+        let (generation, timeout) = (connection.life.generation, connection.timeout);
+        self.tell(&mut state, SessionEvent::Up { generation, timeout, server: connection.server });
         true
     }
 
@@ -369,13 +369,13 @@ impl Pool {
     pub fn changed(&self, generation: u64, path: String, kind: ChangeKind) {
         let mut state = self.lock();
         let Some(connection) = &state.up else { return };
-        if connection.life().generation() != generation {
+        if connection.life.generation != generation {
             return;
         }
         if state.changes_waiting >= CHANGES_WAITING_MAX
             || state.changes_waiting_bytes >= CHANGES_WAITING_BYTES_MAX
         {
-            connection.life().end(End::Lost("too many watch events wait to be handled".to_owned()));
+            connection.life.end(End::Lost("too many watch events wait to be handled".to_owned()));
             return;
         }
         self.tell(&mut state, SessionEvent::Changed { generation, path, kind });
@@ -455,10 +455,10 @@ fn put_off(
     let now = now();
     let outstanding = state.outstanding.get_mut(&number)?;
     let text = describe(&call);
-    let in_doubt = connection.timeout();
+    let in_doubt = connection.timeout;
     let refused = state.repeats.put_off((number, call), refusal, outstanding.refused, in_doubt, now)?;
     (outstanding.stage, outstanding.refused) = (Stage::Queued, Some(refused));
-    let server = connection.server();
+    let server = connection.server;
     Some(state.repeats.is_news(now).then(|| {
         format!(
             "the ZooKeeper server {server} refuses for now to {text} ({refusal}), as servers do that throttle \

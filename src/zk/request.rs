@@ -108,7 +108,7 @@ fn perform(client: &Client, call: Call) -> Result<Reply, ZkError> {
     let zk = client.zookeeper();
     Ok(match call {
         Call::Create { path, data, mode } => {
-            Reply::Created { path: zk.create(&path, data, client.acl().clone(), crate_mode(mode))? }
+            Reply::Created { path: zk.create(&path, data, client.acl.clone(), crate_mode(mode))? }
         }
         Call::Set { path, data, version } => {
             Reply::Stat(stat_from(&zk.set_data(&path, data, Some(version))?))

@@ -248,12 +248,12 @@ impl Supervisor {
 
     /// Watches over a connection to its end.
     fn attend(&mut self, connection: Arc<Connection>) -> Attended {
-        let generation = connection.life().generation();
+        let generation = connection.life.generation;
         if !self.pool.up(&connection) {
             return Attended::Closed(connection.close(self.time_to_stop()));
         }
-        let server = connection.server();
-        log::debug!("ZooKeeper session up at {server}, timeout {:?}", connection.timeout());
+        let server = connection.server;
+        log::debug!("ZooKeeper session up at {server}, timeout {:?}", connection.timeout);
         self.warn_of_limit(&connection);
         let end = self.watch_over(&connection);
         let Some(end) = end else {
@@ -284,12 +284,12 @@ impl Supervisor {
 
     /// Says once that writes will be refused because a server has a small limit.
     fn warn_of_limit(&mut self, connection: &Connection) {
-        let limit = connection.request_max();
+        let limit = connection.request_max;
         if limit < self.warned_of {
             log::warn!(
                 "connections to the ZooKeeper server {} end at requests of more than about {limit} bytes, so larger \
                  writes are refused here: raise jute.maxbuffer on all servers",
-                connection.server()
+                connection.server
             );
         }
         self.warned_of = limit;
@@ -302,7 +302,7 @@ impl Supervisor {
     /// Waits for the end of the connection, and brings it about when a heartbeat is overdue; `None` if the
     /// session is to stop.
     fn watch_over(&self, connection: &Connection) -> Option<End> {
-        let life = connection.life();
+        let life = &connection.life;
         let mut pulse = Heartbeat::new(connection);
         loop {
             if let Some(end) = life.ended() {
@@ -334,7 +334,7 @@ struct Heartbeat {
 
 impl Heartbeat {
     fn new(connection: &Connection) -> Heartbeat {
-        Heartbeat { timeout: connection.timeout(), proved: now(), beating: None }
+        Heartbeat { timeout: connection.timeout, proved: now(), beating: None }
     }
 
     /// Does what is due; how long there is nothing to do, or why the connection is to be given up.
@@ -365,9 +365,9 @@ impl Heartbeat {
             self.beating = Some((now, connection.beat()));
             return Ok(self.timeout / 6);
         };
-        let overdue = self.overdue(*sent, connection.life().last_answer());
+        let overdue = self.overdue(*sent, connection.life.last_answer());
         if now >= overdue {
-            return Err(format!("{} did not answer for {:?}", connection.server(), now.since(*sent)));
+            return Err(format!("{} did not answer for {:?}", connection.server, now.since(*sent)));
         }
         Ok(overdue.since(now))
     }

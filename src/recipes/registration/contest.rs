@@ -79,7 +79,8 @@ impl Registrar {
             return Step::Pending;
         }
         let gone = found.iter().find(|(_, read)| {
-            read.as_ref().is_some_and(|(registration, _)| Some(registration.process()) == self.predecessor)
+            read.as_ref()
+                .is_some_and(|(registration, _)| Some(&registration.process) == self.predecessor.as_ref())
         });
         if let Some((name, _)) = gone {
             out.log(
@@ -102,8 +103,8 @@ impl Registrar {
     ) -> Step {
         let names: BTreeSet<String> = found.keys().cloned().collect();
         let known = found.values().flatten().next();
-        let host = known.map_or_else(|| "an unknown host".to_string(), |(r, _)| r.host.clone());
-        let pid = known.map_or(0, |(r, _)| r.pid);
+        let host = known.map_or_else(|| "an unknown host".to_string(), |(r, _)| r.process.host.clone());
+        let pid = known.map_or(0, |(r, _)| r.process.pid);
         if let Some(rivals) = &self.rivals {
             // A dead worker makes no new registration.
             if now >= rivals.until || !names.is_subset(&rivals.names) {
@@ -143,7 +144,7 @@ impl Registrar {
         let Some((senior, _)) = senior else {
             return self.stand(out);
         };
-        let (host, pid) = (senior.host.clone(), senior.pid);
+        let (host, pid) = (senior.process.host.clone(), senior.process.pid);
         for path in [self.path(self.n), self.layout.assignment(&self.incarnation)] {
             self.calls.issue(out, Call::Delete { path, version: Some(0) }, Purpose::Leave);
         }

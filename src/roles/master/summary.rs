@@ -232,8 +232,8 @@ impl Master {
             let Share { running, assigned } = shares.get(incarnation).copied().unwrap_or_default();
             WorkerRow {
                 id: incarnation.worker().to_string(),
-                host: registration.host.clone(),
-                pid: registration.pid,
+                host: registration.process.host.clone(),
+                pid: registration.process.pid,
                 slots: registration.slots,
                 running,
                 assigned,

@@ -54,7 +54,8 @@ fn a_second_worker_of_the_name_with_another_run_dir_is_refused() {
 #[track_caller]
 fn registered(cluster: &Cluster, pid: u32) -> (String, Registration, i64) {
     eventually(LIMIT, "the worker is registered", || {
-        let found = cluster.registrations().into_iter().find(|(_, registration, _)| registration.pid == pid);
+        let found =
+            cluster.registrations().into_iter().find(|(_, registration, _)| registration.process.pid == pid);
         found.map(|(name, registration, stat)| (name, registration, stat.ephemeral_owner))
     })
 }

@@ -213,7 +213,7 @@ fn garbage_in_a_workers_own_registration_is_mended() {
             cluster
                 .registrations()
                 .iter()
-                .any(|(of, now, _)| *of == name && now.process() == before.process())
+                .any(|(of, now, _)| *of == name && now.process == before.process)
                 .then_some(())
         });
     }
