@@ -25,11 +25,6 @@ use crate::exit;
 use crate::roles::client::Shade;
 use crate::roles::client::walk::Target;
 
-pub use parse::{
-    DEFAULT_PORT, MAX_COMMAND_BYTES, MAX_ENV_BYTES, MAX_ENV_VARS, MAX_LABELS, MAX_OUTPUT_BYTES,
-    check_command_line, is_set_by_worker,
-};
-
 pub use variables::unknown_variables;
 
 /// Where the file is looked for if nobody names one.

@@ -135,12 +135,8 @@ fn version() -> u32 {
     VERSION
 }
 
-fn is_false(flag: &bool) -> bool {
-    !*flag
-}
-
-fn is_zero(number: &u32) -> bool {
-    *number == 0
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A task's place below `tasks`, and its id for users: `job/task`.
@@ -199,19 +195,14 @@ pub fn fnv1a(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// Where line `line` (from 0) of a batch goes. It follows from its arguments alone, so that a batch that is
-/// submitted again with the same key meets its own tasks.
-pub fn batch_task(job: Option<&str>, batch: &str, line: u64) -> TaskId {
-    batch_unit(job, batch, line, 1)
-}
-
 /// Where unit `unit` (from 0) of a batch goes that has `size` lines in each task. It is named after the first of them.
+/// It follows from its arguments alone, so that a batch that is submitted again with the same key meets its own tasks.
 pub fn batch_unit(job: Option<&str>, batch: &str, unit: u64, size: u64) -> TaskId {
     TaskId::new(&part_dir(job, batch, unit), &format!("{:07}", unit.saturating_mul(size)))
 }
 
 /// The directory of a unit of a batch.
-fn part_dir(job: Option<&str>, batch: &str, unit: u64) -> String {
+pub fn part_dir(job: Option<&str>, batch: &str, unit: u64) -> String {
     let part = unit / LINES_PER_PART;
     match job {
         Some(job) => format!("{job}~{batch}~{part:04}"),
@@ -416,9 +407,9 @@ mod tests {
 
     #[test]
     fn a_batch_line_always_goes_to_the_same_place() {
-        assert_eq!(batch_task(None, "B", 0).as_str(), "B~0000/0000000");
-        assert_eq!(batch_task(None, "B", 3_999).as_str(), "B~0000/0003999");
-        assert_eq!(batch_task(Some("J"), "B", 4_000).as_str(), "J~B~0001/0004000");
+        assert_eq!(batch_unit(None, "B", 0, 1).as_str(), "B~0000/0000000");
+        assert_eq!(batch_unit(None, "B", 3_999, 1).as_str(), "B~0000/0003999");
+        assert_eq!(batch_unit(Some("J"), "B", 4_000, 1).as_str(), "J~B~0001/0004000");
         assert_eq!(batch_unit(None, "B", 3_999, 100).as_str(), "B~0000/0399900");
         assert_eq!(batch_unit(Some("J"), "B", 4_000, 100).as_str(), "J~B~0001/0400000");
         assert_eq!(job_of("J~B~0001"), "J");

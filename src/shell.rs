@@ -126,7 +126,7 @@ pub fn run<T: Role>(
     let signals = listen(surroundings.daemon).context("cannot listen for signals")?;
     if !surroundings.runs {
         // Whoever runs processes does without: they would inherit it.
-        zk::yield_to_others();
+        threads::yield_to_others();
     }
     let (session_sender, sessions) = bounded(MAX_SESSION_EVENTS);
     let (exec_sender, execs) = unbounded();

@@ -11,6 +11,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use strsim::levenshtein;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -149,7 +150,7 @@ impl Reader<'_> {
             .filter(|s| table.is_none_or(|verb| s.is_of(verb)) && s.place == Place::Anywhere)
             .map(|s| s.name);
         let tables = Verb::ALL.into_iter().filter(|_| table.is_none()).map(Verb::name);
-        let near = known.chain(tables).map(|k| (distance(k, name), k)).min();
+        let near = known.chain(tables).map(|k| (levenshtein(k, name), k)).min();
         if let Some((_, near)) = near.filter(|(d, k)| *d <= 1 + k.len() / 4) {
             message.push_str(&format!("; did you mean '{near}'?"));
         }
@@ -190,20 +191,4 @@ fn bad(message: &str) -> ConfigError {
 
 fn unusable(path: &Path, what: &str) -> ConfigError {
     bad(&format!("the configuration file {} {what}", quoted(path.as_os_str())))
-}
-
-/// Levenshtein's distance: how many letters must change.
-pub fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().take(64).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let change = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 
-use super::file::distance;
+use strsim::levenshtein;
+
 use super::parse::is_set_by_worker;
 use super::settings::{self, Place};
 
@@ -33,7 +34,7 @@ fn tell(name: &str) -> Option<String> {
     if let Some(spec) = specs().find(|spec| spec.variable() == name) {
         return Some(format!("the variable {name} is no setting: use the flag --{}", spec.name));
     }
-    let near = known().map(|variable| (distance(&variable, name), variable)).min();
+    let near = known().map(|variable| (levenshtein(&variable, name), variable)).min();
     let near = near.filter(|(letters, variable)| *letters <= 1 + (variable.len() - "ZKMW_".len()) / 4);
     let hint = near.map_or("unset it".to_owned(), |(_, variable)| format!("did you mean {variable}?"));
     Some(format!("the variable {} is no setting; {hint}", name.escape_debug()))

@@ -142,8 +142,17 @@ impl CommandResult {
     }
 }
 
+/// Cuts outputs if they are more than a chunk may keep.
+pub fn bound_outputs(results: &mut Results) {
+    let kept: usize = results.iter().flatten().map(CommandResult::output_bytes).sum();
+    if kept > CHUNK_OUTPUT_BYTES {
+        // Not to the brim, or it would be done anew with each result.
+        shorten_outputs(results, CHUNK_OUTPUT_BYTES / 2);
+    }
+}
+
 /// Cuts outputs, the longest first, until all results together keep no more than `limit` bytes of them.
-pub fn shorten_outputs(results: &mut Results, limit: usize) {
+fn shorten_outputs(results: &mut Results, limit: usize) {
     let outputs = |results: &Results| -> Vec<usize> {
         let both = |result: &CommandResult| [result.stdout.kept_bytes(), result.stderr.kept_bytes()];
         results.iter().flatten().flat_map(both).collect()
@@ -172,18 +181,20 @@ impl Task {
         if command.trim().is_empty() {
             return None;
         }
-        let of = |results: &Results| results.get(at).cloned().flatten();
-        match &self.outcome {
-            None => of(&self.results).map(|result| result.outcome(None)),
-            Some(whole) => {
-                let Some(result) = of(&whole.results) else { return Some(whole.bare()) };
-                let mut outcome = result.outcome(whole.worker.as_ref());
-                if self.digest.is_some() {
-                    outcome.tell_dropped();
-                }
-                Some(outcome)
-            }
+        let whole = self.outcome.as_ref();
+        let Some(result) = self.all_results().get(at).and_then(Option::as_ref) else {
+            return whole.map(Outcome::bare);
+        };
+        let mut outcome = result.outcome(whole.and_then(|whole| whole.worker.as_ref()));
+        if self.digest.is_some() {
+            outcome.tell_dropped();
         }
+        Some(outcome)
+    }
+
+    /// The results of a chunk, wherever they are.
+    fn all_results(&self) -> &Results {
+        self.outcome.as_ref().map_or(&self.results, |whole| &whole.results)
     }
 
     /// The places of the commands of a chunk that are not blank, each with its line in the batch, from 0.
@@ -198,8 +209,7 @@ impl Task {
     /// How command `at` of a chunk ended; `None` if it is blank, or not over.
     pub fn command_state(&self, at: usize) -> Option<State> {
         let line = self.commands.as_ref()?.get(at)?;
-        let results = self.outcome.as_ref().map_or(&self.results, |whole| &whole.results);
-        let result = results.get(at).and_then(Option::as_ref).map(CommandResult::state);
+        let result = self.all_results().get(at).and_then(Option::as_ref).map(CommandResult::state);
         let whole = self.outcome.as_ref().map(|whole| whole.state);
         result.or(whole).filter(|_| !line.trim().is_empty())
     }

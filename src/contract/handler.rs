@@ -11,7 +11,7 @@ use super::{MAX_DATA_BYTES, Malformed, VERSION};
 pub const MAX_ANSWER_BYTES: usize = MAX_DATA_BYTES;
 
 /// One task, or one line of a batch, for a handler.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Request<'a> {
     v: u32,
     /// Tells this request from every other of the worker's process. The answer has to repeat it.
@@ -44,19 +44,7 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// A request for `task`, which says nothing yet of what is to be done.
     pub fn new(id: u64, task: &'a str, attempt: u32, epoch: i64, worker: &'a str) -> Request<'a> {
-        Request {
-            v: VERSION,
-            id,
-            task,
-            line: None,
-            attempt,
-            epoch,
-            worker,
-            command: None,
-            argv: None,
-            env: None,
-            timeout_ms: None,
-        }
+        Request { v: VERSION, id, task, attempt, epoch, worker, ..Request::default() }
     }
 
     /// The line, without its end.

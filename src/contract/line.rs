@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{LINES_PER_PART, MAX_BATCH_LINES, TaskId};
+use super::{MAX_BATCH_LINES, TaskId, batch_unit, part_dir};
 
 /// Digits of the number of a part, at least.
 const PART_DIGITS: usize = 4;
@@ -53,19 +53,14 @@ impl LineName {
 
     /// The part that it is in if each task has so many lines.
     pub fn part(&self, size: u32) -> String {
-        format!("{}~{:04}", self.batch, self.unit(size) / LINES_PER_PART)
+        part_dir(None, &self.batch, self.line / u64::from(size.max(1)))
     }
 
     /// The task that it is in, and its place there, if each task has so many lines.
     pub fn task(&self, size: u32) -> (TaskId, usize) {
-        let size = size.max(1);
-        let (unit, size_of_one) = (self.unit(size), u64::from(size));
-        let id = TaskId::new(&self.part(size), &format!("{:07}", unit.saturating_mul(size_of_one)));
-        (id, usize::try_from(self.line % size_of_one).unwrap_or(usize::MAX))
-    }
-
-    fn unit(&self, size: u32) -> u64 {
-        self.line / u64::from(size.max(1))
+        let size = u64::from(size.max(1));
+        let id = batch_unit(None, &self.batch, self.line / size, size);
+        (id, usize::try_from(self.line % size).unwrap_or(usize::MAX))
     }
 }
 
@@ -78,7 +73,6 @@ impl fmt::Display for LineName {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::batch_unit;
 
     fn name(text: &str) -> Option<LineName> {
         LineName::of(&TaskId::parse(text).expect("an id"))

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::chunk::{CommandResult, Results, trim};
 use super::outcome::{Outcome, Reason, State};
 use super::task::Task;
-use super::{Incarnation, is_zero};
+use super::{Incarnation, is_default};
 
 /// Most shares that a chunk is cut into. Deaths may make more of them, one each, but never more than it has lines.
 pub const MAX_SHARES: usize = 16;
@@ -37,13 +37,13 @@ pub struct Share {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ahead: Option<u32>,
     /// Workers that died while these lines may have run there.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub deaths: u32,
     /// How often the lines failed and are to run again.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub failures: u32,
     /// How often the lines were given out before, whatever became of that.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub earlier: u32,
     /// Not to be started until so long after `since_ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -9,7 +9,7 @@ pub use super::outcome::{Outcome, Output, Reason, State};
 use super::share::{Lines, Share};
 use super::{
     Extra, Incarnation, Labels, MAX_DATA_BYTES, MAX_TASK_BYTES, MAX_WORDS_BYTES, Malformed, VERSION,
-    is_false, is_zero, one, shortened, version,
+    is_default, one, shortened, version,
 };
 
 /// Charged attempts that a task has when its submitter names no number.
@@ -119,7 +119,7 @@ pub struct Job {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lines: Option<u64>,
     /// Of a part of a batch: all its chunks stood. What is missing has succeeded and was collected.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub made: bool,
     #[serde(flatten)]
     extra: Extra,
@@ -177,7 +177,7 @@ pub struct Task {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commands: Option<Vec<String>>,
     /// The number of the first of them in its batch, from 0.
-    #[serde(default, skip_serializing_if = "is_nought")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub first_line: u64,
     /// Of what was asked for, where that was dropped after its outcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,27 +195,27 @@ pub struct Task {
     #[serde(flatten)]
     pub options: Options,
     /// Set when the submitter brought the id: only the leader deletes it.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub keyed: bool,
     /// The fence: rises with every move.
     #[serde(default = "one")]
     pub attempt: u32,
     /// Attempts that failed, which count against `max_attempts`.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub charged: u32,
     /// Attempts in which its worker died, which count too. Only who is convicted for them has them among `charged`.
     /// (Of a chunk, its shares tell.)
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub deaths: u32,
     /// Not to be started until so long after this was written, that is, after the znode's mtime. Being relative,
     /// it needs nobody's clock but the ensemble's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<u64>,
     /// Somebody wants it cancelled.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub cancel: bool,
     /// Somebody wants it deleted, now that it has an outcome: its leader does that.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub delete: bool,
     /// The incarnation that vouches that its attempt, the one before this, is dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -247,10 +247,6 @@ pub enum Payload {
         /// The lines.
         commands: Vec<String>,
     },
-}
-
-fn is_nought(number: &u64) -> bool {
-    *number == 0
 }
 
 impl Task {

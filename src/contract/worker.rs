@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Extra, Labels, Malformed, TaskId, VERSION, is_false, one, version};
+use super::{Extra, Labels, Malformed, TaskId, VERSION, is_default, one, version};
 use crate::machine::Stat;
 
 /// Most entries of one assignment; each is well below 400 bytes, so it fits a znode.
@@ -47,7 +47,7 @@ pub struct Registration {
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
     /// It takes no more tasks.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub draining: bool,
     /// Tasks that it can run at a time for now, if fewer than `slots`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,10 +154,10 @@ pub struct Entry {
     #[serde(default = "one")]
     pub attempt: u32,
     /// To be killed, or not to be started.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub revoked: bool,
     /// Another worker could run it now: it is to be released, unless it was started.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub recalled: bool,
     /// Of a share: in this version of the chunk stands something that the worker should know. Who knows only an earlier
     /// one reads it.

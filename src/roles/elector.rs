@@ -183,6 +183,11 @@ impl Elector {
     /// The command is being killed; however it ends, that was not its own doing.
     fn on_unguarded(&mut self, why: &str, now: Instant, out: &mut Actions<Report>) {
         out.log(Level::Warn, format!("no guard: {why}"));
+        self.kill_to_stand(now, out);
+    }
+
+    /// Kills the command, and stands again when it is dead, unless there is another reason for its end.
+    fn kill_to_stand(&mut self, now: Instant, out: &mut Actions<Report>) {
         if let State::Running(run) = self.state {
             self.state = State::Stopping { run, kill: Kill::At(now), then: Then::Stand };
         }
@@ -296,12 +301,9 @@ impl Elector {
 
     /// Nothing may go on that the lease does not cover.
     fn check_lease(&mut self, now: Instant, out: &mut Actions<Report>) {
-        if let State::Running(run) = self.state
-            && !self.lease.holds(now)
-        {
+        if matches!(self.state, State::Running(_)) && !self.lease.holds(now) {
             out.log(Level::Error, "the lease ended: the command is killed at once");
-            self.state = State::Stopping { run, kill: Kill::At(now), then: Then::Stand };
-            self.kill(out);
+            self.kill_to_stand(now, out);
         }
     }
 

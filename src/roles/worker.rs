@@ -242,8 +242,7 @@ impl Worker {
 
     /// The answers to what was being written of shares are not awaited any more, so nobody knows what became of that.
     fn doubt_all(&mut self, out: &mut Out) {
-        let all: Vec<EntryId> = self.slots.keys().cloned().collect();
-        for id in all {
+        for id in self.ids_of(|slot| slot.course().is_some()) {
             if let Some(portion) = self.portion_mut(&id) {
                 portion.doubt();
                 portion.verifying = None;

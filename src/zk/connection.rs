@@ -338,28 +338,22 @@ impl Connection {
     /// The first requests: credentials, since a server may insist on them before all else, then a look at the
     /// chroot.
     fn prove(&self, settings: &Settings, within: Duration) -> Result<(), NotMade> {
-        let auth = settings.auth.clone();
+        let (auth, chroot) = (settings.auth.clone(), settings.chroot.clone().unwrap_or_default());
         let limit = within * u32::try_from(auth.len() + 1).unwrap_or(u32::MAX);
-        let verdict = match self.ask(limit, move |zookeeper| ask_first(zookeeper, auth)) {
-            Some(First::Good) if self.life.ended().is_none() => return Ok(()),
-            Some(First::Good) => return Err(NotMade::ThisServer("the connection broke at once".to_owned())),
-            Some(First::NoChroot) => Failure::NoChroot { path: settings.chroot.clone().unwrap_or_default() },
-            Some(First::AuthFailed(scheme)) => Failure::AuthFailed { scheme },
-            Some(First::AuthNeeded) => Failure::AuthNeeded,
-            Some(First::Failed(why)) => {
-                let why = match self.life.ended() {
-                    Some(End::Lost(end)) => format!("{why}: {end}"),
-                    Some(End::Worn) | None => why,
-                };
-                return Err(NotMade::ThisServer(why));
+        let why = match self.ask(limit, move |zookeeper| ask_first(zookeeper, auth, chroot)) {
+            Some(Ok(())) if self.life.ended().is_none() => return Ok(()),
+            Some(Ok(())) => "the connection broke at once".to_owned(),
+            Some(Err(NotMade::ThisServer(why))) => match self.life.ended() {
+                Some(End::Lost(end)) => format!("{why}: {end}"),
+                Some(End::Worn) | None => why,
+            },
+            Some(Err(verdict @ NotMade::Verdict(_))) => {
+                self.close(within); // so that trying again and again does not pile up sessions
+                return Err(verdict);
             }
-            None => {
-                let why = format!("granted a session, but did not answer within {limit:?}");
-                return Err(NotMade::ThisServer(why));
-            }
+            None => format!("granted a session, but did not answer within {limit:?}"),
         };
-        self.close(within); // so that trying again and again does not pile up sessions
-        Err(NotMade::Verdict(verdict))
+        Err(NotMade::ThisServer(why))
     }
 
     /// Has the keeper do something; `None` if that did not come to an end within the limit.
@@ -419,37 +413,29 @@ fn make_client(plan: &Plan<'_>) -> anyhow::Result<Client> {
     Ok(client)
 }
 
-/// What the first requests came to.
-enum First {
-    Good,
-    NoChroot,
-    AuthFailed(String),
-    AuthNeeded,
-    Failed(String),
-}
-
-fn ask_first(zookeeper: &ZooKeeper, auth: Vec<(String, Vec<u8>)>) -> First {
+fn ask_first(zookeeper: &ZooKeeper, auth: Vec<(String, Vec<u8>)>, chroot: String) -> Result<(), NotMade> {
+    let this_server = |why| Err(NotMade::ThisServer(why));
     for (scheme, credential) in auth {
         match zookeeper.add_auth(&scheme, credential) {
             Ok(()) => {}
-            Err(ZkError::AuthFailed) => return First::AuthFailed(scheme),
-            Err(error) => return First::Failed(format!("no answer to the credentials: {error:?}")),
+            Err(ZkError::AuthFailed) => return Err(NotMade::Verdict(Failure::AuthFailed { scheme })),
+            Err(error) => return this_server(format!("no answer to the credentials: {error:?}")),
         }
     }
     for tries in 0..FIRST_TRIES {
         match zookeeper.exists("/", false) {
             // A chroot that we may not look at is there.
-            Ok(Some(_)) | Err(ZkError::NoAuth) => return First::Good,
-            Ok(None) => return First::NoChroot,
+            Ok(Some(_)) | Err(ZkError::NoAuth) => return Ok(()),
+            Ok(None) => return Err(NotMade::Verdict(Failure::NoChroot { path: chroot })),
             // The crate says so for each code that it does not know. One of them is of a server that serves nobody
             // without credentials (`enforce.auth.enabled`), and it ends the session with that. After any other, such as
             // that of a server that throttles requests, the next is answered.
             Err(ZkError::Unimplemented) => thread::sleep(FIRST_PAUSE),
-            Err(_) if tries == 1 => return First::AuthNeeded,
-            Err(error) => return First::Failed(format!("no answer to the first request: {error:?}")),
+            Err(_) if tries == 1 => return Err(NotMade::Verdict(Failure::AuthNeeded)),
+            Err(error) => return this_server(format!("no answer to the first request: {error:?}")),
         }
     }
-    First::Failed("it refuses requests, as servers do that throttle them".to_owned())
+    this_server("it refuses requests, as servers do that throttle them".to_owned())
 }
 
 fn start_keeper(client: Arc<Client>) -> anyhow::Result<Sender<Errand>> {

@@ -9,7 +9,6 @@
 //! threads: a read may be answered with a new value before the watch event of the change comes.
 
 mod connection;
-mod courtesy;
 mod descriptors;
 mod meter;
 mod pool;
@@ -29,8 +28,6 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use crossbeam_channel::{Receiver, Sender, bounded};
-
-pub use courtesy::yield_to_others;
 
 use crate::limits;
 use crate::machine::{Call, CallId, CallResult, ChangeKind};
@@ -161,7 +158,7 @@ pub enum Stopped {
 pub struct Session {
     pool: Arc<Pool>,
     pulse: Sender<()>,
-    ended: Receiver<Option<bool>>,
+    ended: Receiver<Stopped>,
 }
 
 impl Session {
@@ -207,11 +204,7 @@ impl Session {
             // A round of connecting may be under way; it ends by itself, and nobody was told of a session.
             return Stopped::NothingUp;
         }
-        match self.ended.recv_timeout(limit + STOP_SLACK) {
-            Ok(Some(true)) => Stopped::Closed,
-            Ok(None) => Stopped::NothingUp,
-            Ok(Some(false)) | Err(_) => Stopped::Unconfirmed,
-        }
+        self.ended.recv_timeout(limit + STOP_SLACK).unwrap_or(Stopped::Unconfirmed)
     }
 
     fn request_stop(&self, limit: Duration) -> bool {

@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError};
 
+use super::SessionEvent;
 use super::connection::{Connection, End, now};
 use super::repeats::{Refused, Repeats, describe, repeatable};
-use super::request::{self, LargeWrite, Outcome};
-use super::{SessionEvent, courtesy};
+use super::request::{self, LargeWrite};
 use crate::machine::{Call, CallError, CallId, CallResult, ChangeKind, Instant, Refusal};
 use crate::threads;
 
@@ -193,7 +193,7 @@ impl Pool {
 
     /// The life of a thread for calls.
     fn work(&self) {
-        courtesy::yield_to_others();
+        threads::yield_to_others();
         while let Some(job) = self.next_job() {
             let again = repeatable(&job.call);
             let outcome = request::make(&job.connection.client, job.call);
@@ -235,7 +235,13 @@ impl Pool {
     }
 
     /// Answers a call, unless that has been done, or it is to be made again; whether the thread is still wanted.
-    fn finish(&self, number: u64, connection: &Connection, outcome: Outcome, again: Option<Call>) -> bool {
+    fn finish(
+        &self,
+        number: u64,
+        connection: &Connection,
+        outcome: Result<CallResult, String>,
+        again: Option<Call>,
+    ) -> bool {
         let mut state = self.lock();
         let Some(outstanding) = state.outstanding.get_mut(&number) else {
             // The connection ended meanwhile, and this thread's place was given away.
@@ -245,7 +251,7 @@ impl Pool {
             return wanted;
         };
         match outcome {
-            Outcome::Answered(result) => {
+            Ok(result) => {
                 connection.life.answered();
                 if let (Some(call), Err(CallError::Refused(refusal))) = (again, &result)
                     && !state.draining
@@ -265,7 +271,7 @@ impl Pool {
                     self.landed.notify_all();
                 }
             }
-            Outcome::Broken(why) => {
+            Err(why) => {
                 outstanding.stage = Stage::InDoubt;
                 self.landed.notify_all();
                 connection.life.end(End::Lost(why));

@@ -42,15 +42,7 @@ impl Refused {
 
 /// The call once more, if it may be made again when it is refused.
 pub fn repeatable(call: &Call) -> Option<Call> {
-    match call {
-        Call::Create { .. } | Call::Set { .. } => None,
-        Call::Delete { .. }
-        | Call::Get { .. }
-        | Call::Exists { .. }
-        | Call::Children { .. }
-        | Call::Acl { .. }
-        | Call::Watch { .. } => Some(call.clone()),
-    }
+    (!matches!(call, Call::Create { .. } | Call::Set { .. })).then(|| call.clone())
 }
 
 /// Calls that wait until they are made again.
@@ -118,18 +110,8 @@ impl Repeats {
 
 /// Whether the same call may be taken later, whoever makes it.
 fn passes(refusal: Refusal) -> bool {
-    match refusal {
-        // `Unimplemented` is said of watches alone, also when they are throttled: the crate has one code for both.
-        Refusal::Other(_) | Refusal::Unimplemented => true,
-        Refusal::NoNode
-        | Refusal::NodeExists
-        | Refusal::BadVersion
-        | Refusal::NotEmpty
-        | Refusal::NoAuth
-        | Refusal::NoChildrenForEphemerals
-        | Refusal::TooLarge
-        | Refusal::BadArguments => false,
-    }
+    // `Unimplemented` is said of watches alone, also when they are throttled: the crate has one code for both.
+    matches!(refusal, Refusal::Other(_) | Refusal::Unimplemented)
 }
 
 /// What a call does, in words for people.

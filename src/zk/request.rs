@@ -32,26 +32,10 @@ pub struct LargeWrite {
 impl LargeWrite {
     /// The call as one, if it is.
     pub fn of(call: &Call, chroot_length: usize) -> Option<LargeWrite> {
-        let data = match call {
-            Call::Create { data, .. } | Call::Set { data, .. } => data.len(),
-            Call::Delete { .. }
-            | Call::Get { .. }
-            | Call::Exists { .. }
-            | Call::Children { .. }
-            | Call::Acl { .. }
-            | Call::Watch { .. } => return None,
-        };
-        let length = chroot_length + call.path().len() + data + OVERHEAD;
-        (length >= SUSPECT_MIN).then(|| LargeWrite { length, path: call.path().to_owned() })
+        let (Call::Create { path, data, .. } | Call::Set { path, data, .. }) = call else { return None };
+        let length = chroot_length + path.len() + data.len() + OVERHEAD;
+        (length >= SUSPECT_MIN).then(|| LargeWrite { length, path: path.clone() })
     }
-}
-
-/// What a call came to.
-pub enum Outcome {
-    /// The server answered.
-    Answered(CallResult),
-    /// There is no answer, and the connection can't be trusted any more.
-    Broken(String),
 }
 
 /// Refuses what would harm the connection, or escape the chroot.
@@ -88,19 +72,20 @@ fn is_valid_char(char: char) -> bool {
     !matches!(char, '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..)
 }
 
-/// Makes the call and waits for its end.
-pub fn make(client: &Client, call: Call) -> Outcome {
+/// Makes the call and waits for its end. An error is why there is no answer, and why the connection can't be trusted any
+/// more.
+pub fn make(client: &Client, call: Call) -> Result<CallResult, String> {
     let is_watch = matches!(call, Call::Watch { .. });
     // The crate unwraps what it reads from the server, on the caller's thread too.
     let came = catch_unwind(AssertUnwindSafe(|| perform(client, call)));
     client.came_back();
     match came {
-        Ok(Ok(reply)) => Outcome::Answered(Ok(reply)),
+        Ok(Ok(reply)) => Ok(Ok(reply)),
         Ok(Err(error)) => match refusal(error, is_watch) {
-            Some(refusal) => Outcome::Answered(Err(CallError::Refused(refusal))),
-            None => Outcome::Broken(format!("a call failed: {error:?}")),
+            Some(refusal) => Ok(Err(CallError::Refused(refusal))),
+            None => Err(format!("a call failed: {error:?}")),
         },
-        Err(_) => Outcome::Broken("a call panicked: malformed answer".to_owned()),
+        Err(_) => Err("a call panicked: malformed answer".to_owned()),
     }
 }
 

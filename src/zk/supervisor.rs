@@ -15,7 +15,7 @@ use super::pool::Pool;
 use super::probe::{CONNECT_WITHIN, Grant, probe};
 use super::resolve::Resolver;
 use super::suspects::Suspects;
-use super::{Attempt, Failure, Settings, courtesy};
+use super::{Attempt, Failure, Settings, Stopped};
 use crate::machine::{Instant, Prng};
 use crate::threads;
 
@@ -55,13 +55,10 @@ pub struct Supervisor {
     warned_of: usize,
 }
 
-/// What became of a session that was to be closed.
-type Closed = Option<bool>;
-
 /// How a connection ended.
 enum Attended {
-    /// It was closed because the session is to stop; whether the server confirmed it.
-    Closed(bool),
+    /// It was closed because the session is to stop.
+    Stopped(Stopped),
     Lost,
     Worn,
 }
@@ -106,15 +103,15 @@ impl Supervisor {
         }
     }
 
-    /// Runs until the session is to stop; whether the server confirmed the closing, if a session was up.
-    pub fn run(mut self) -> Closed {
-        courtesy::yield_to_others();
-        let closed = self.rounds();
+    /// Runs until the session is to stop.
+    pub fn run(mut self) -> Stopped {
+        threads::yield_to_others();
+        let stopped = self.rounds();
         self.pool.over();
-        closed
+        stopped
     }
 
-    fn rounds(&mut self) -> Closed {
+    fn rounds(&mut self) -> Stopped {
         let (mut failed, mut flapped) = (Backoff::new(PAUSE_MAX), Backoff::new(FLAPPING_PAUSE_MAX));
         while self.pool.stop_by().is_none() {
             let pause = match self.round() {
@@ -122,7 +119,7 @@ impl Supervisor {
                     failed = Backoff::new(PAUSE_MAX);
                     let since = now();
                     match self.attend(connection) {
-                        Attended::Closed(closed) => return Some(closed),
+                        Attended::Stopped(stopped) => return stopped,
                         Attended::Worn => continue,
                         Attended::Lost if now().since(since) < FLAPPING => flapped.pause(),
                         Attended::Lost => {
@@ -139,7 +136,7 @@ impl Supervisor {
             let jittered = self.jittered(pause);
             self.sleep(jittered);
         }
-        None
+        Stopped::NothingUp
     }
 
     /// Between half of it and all.
@@ -250,7 +247,7 @@ impl Supervisor {
     fn attend(&mut self, connection: Arc<Connection>) -> Attended {
         let generation = connection.life.generation;
         if !self.pool.up(&connection) {
-            return Attended::Closed(connection.close(self.time_to_stop()));
+            return Attended::Stopped(self.close(&connection));
         }
         let server = connection.server;
         log::debug!("ZooKeeper session up at {server}, timeout {:?}", connection.timeout);
@@ -258,10 +255,10 @@ impl Supervisor {
         let end = self.watch_over(&connection);
         let Some(end) = end else {
             self.pool.drain(self.time_to_stop() / 2);
-            let closed = connection.close(self.time_to_stop());
+            let stopped = self.close(&connection);
             connection.kill();
             self.pool.down(generation, "stopped".to_owned());
-            return Attended::Closed(closed);
+            return Attended::Stopped(stopped);
         };
         match end {
             End::Worn => {
@@ -293,6 +290,10 @@ impl Supervisor {
             );
         }
         self.warned_of = limit;
+    }
+
+    fn close(&self, connection: &Connection) -> Stopped {
+        if connection.close(self.time_to_stop()) { Stopped::Closed } else { Stopped::Unconfirmed }
     }
 
     fn time_to_stop(&self) -> Duration {

@@ -13,7 +13,7 @@ use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State
 use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration, Seen};
 use zkmw::contract::{
     Incarnation, LATCH, Layout, MAX_BATCH_LINES, MAX_DATA_BYTES, MAX_TASK_BYTES, MAX_TASK_ID_BYTES, TaskId,
-    batch_task, batch_unit, contender, contender_rank, is_user_id, name_of, parse_registration, uuid,
+    batch_unit, contender, contender_rank, is_user_id, name_of, parse_registration, uuid,
 };
 use zkmw::machine::Captured;
 
@@ -61,7 +61,7 @@ fn task_id() -> impl Strategy<Value = TaskId> {
     prop_oneof![
         (user_id(), user_id()).prop_map(|(job, name)| TaskId::new(&job, &name)),
         (proptest::option::of(user_id()), user_id(), 0..MAX_BATCH_LINES)
-            .prop_map(|(job, batch, line)| batch_task(job.as_deref(), &batch, line)),
+            .prop_map(|(job, batch, line)| batch_unit(job.as_deref(), &batch, line, 1)),
     ]
 }
 
@@ -387,7 +387,7 @@ proptest! {
     /// Two lines of a batch never share a name, and part and number can be read from it.
     #[test]
     fn lines_have_places_of_their_own(key in user_id(), job in proptest::option::of(user_id()), a in 0..MAX_BATCH_LINES) {
-        let id = batch_task(job.as_deref(), &key, a);
+        let id = batch_unit(job.as_deref(), &key, a, 1);
         let (rest, part) = id.dir().rsplit_once('~').expect("a part");
         let (line, part): (u64, u64) =
             (id.as_str().rsplit('/').next().expect("a name").parse().expect("a line"), part.parse().expect("a number"));
@@ -401,7 +401,6 @@ proptest! {
         let id = batch_unit(None, &key, unit, size);
         let (part, name) = (unit / 4_000, unit * size);
         prop_assert_eq!(id.as_str(), format!("{key}~{part:04}/{name:07}"));
-        prop_assert_eq!(batch_unit(None, &key, line, 1), batch_task(None, &key, line));
     }
 
     #[test]

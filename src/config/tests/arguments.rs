@@ -1,8 +1,9 @@
 //! The command line: help, usage errors, and what is run.
 
 use super::*;
+use crate::config::parse::{MAX_COMMAND_BYTES, check_command_line};
 use crate::config::settings::{TABLE, Verb};
-use crate::contract::batch_task;
+use crate::contract::batch_unit;
 
 fn not_utf8() -> OsString {
     OsString::from_vec(b"caf\xe9".to_vec())
@@ -231,7 +232,7 @@ fn ids_of_tasks() {
     // What other clients may have named so.
     assert_eq!(parse::target("größe 1/é"), Ok(task("größe 1", "é")));
     // The longest id that we make ourselves.
-    let longest = batch_task(Some(&"j".repeat(128)), &"k".repeat(128), 9_999_999);
+    let longest = batch_unit(Some(&"j".repeat(128)), &"k".repeat(128), 9_999_999, 1);
     assert_eq!(parse::target(longest.as_str()), Ok(Target::Task(longest)));
     let too_many = (0..10_001).fold(zkmw("cancel"), |w, n| w.arg(n.to_string()));
     too_many.fails_with(64, "at most 10000 ids");

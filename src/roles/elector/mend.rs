@@ -1,6 +1,6 @@
 //! What was refused to an elector, and is tried again; and whether the ensemble went back.
 
-use super::state::{Kill, Session, State, Then};
+use super::state::{Session, State};
 use super::{Elector, Report};
 use crate::machine::{Action, Actions, Instant, Level};
 use crate::recipes::ensure;
@@ -41,13 +41,10 @@ impl Elector {
             self.retry.done(out);
         }
         let went_back = self.election.made_by().is_some_and(|own| self.past.went_back(own, out));
-        if let State::Running(run) = self.state
-            && went_back
-        {
+        if matches!(self.state, State::Running(_)) && went_back {
             // Its contender stands in the older copy as well, but perhaps not all who came before it are known there.
             out.log(Level::Warn, "the command is killed: its lead is of the time before");
-            self.state = State::Stopping { run, kill: Kill::At(now), then: Then::Stand };
-            self.kill(out);
+            self.kill_to_stand(now, out);
         }
     }
 }

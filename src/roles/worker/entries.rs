@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::reports::{Settled, Want};
-use super::slot::{Slot, State, Stop, Why, Work};
+use super::slot::{Slot, State, Why, Work};
 use super::{Mode, Out, Purpose, Worker};
 use crate::contract::share::{Ending, Release, Rest};
 use crate::contract::task::{Job, Options, Task};
 use crate::contract::worker::{Entry, EntryId, MAX_ASIDE};
 use crate::contract::{TaskId, is_shared};
-use crate::machine::{Action, Call, GroupSignal, Instant, Level, Refusal, Reply, Stat};
+use crate::machine::{Call, Instant, Level, Refusal, Reply, Stat};
 
 /// The least time between two writes that only say that something revoked, and written down as ended, is dead.
 const VOUCH_PACE: Duration = Duration::from_secs(1);
@@ -40,19 +40,19 @@ impl Worker {
         }
         self.slots.retain(|_, slot| !slot.orphaned || slot.is_busy());
         self.forget_jobs();
-        let unwanted = |(task, slot): (&EntryId, &Slot)| {
-            (slot.revoked || slot.orphaned || slot.recalled)
-                .then(|| (task.clone(), slot.revoked || slot.orphaned))
-        };
-        let unwanted: Vec<_> = self.slots.iter().filter_map(unwanted).collect();
-        for (task, dead) in unwanted {
-            if dead {
-                self.revoke(&task, now, out);
+        for id in self.ids_of(|slot| slot.revoked || slot.orphaned || slot.recalled) {
+            if self.slots.get(&id).is_some_and(|slot| slot.revoked || slot.orphaned) {
+                self.revoke(&id, now, out);
             } else {
-                self.give_back(&task, out);
+                self.give_back(&id, out);
             }
         }
         self.vouching = true;
+    }
+
+    /// The entries of which this is so.
+    pub(super) fn ids_of(&self, is: impl Fn(&Slot) -> bool) -> Vec<EntryId> {
+        self.slots.iter().filter(|(_, slot)| is(slot)).map(|(id, _)| id.clone()).collect()
     }
 
     /// Forgets the defaults of jobs of which there is no entry: a job that is empty may be deleted, and made anew with
@@ -100,9 +100,7 @@ impl Worker {
                 course.halt(Why::Revoked);
                 let runs: Vec<_> = course.runs.iter().copied().collect();
                 for run in runs {
-                    if self.stop_run(run, Stop { why: Why::Revoked, kill, killed: false }) {
-                        out.push(Action::Signal { run, signal: GroupSignal::Term });
-                    }
+                    self.stop_run(run, Why::Revoked, kill, out);
                 }
                 self.finish_if_over(task, out);
             }
@@ -153,20 +151,15 @@ impl Worker {
     /// still has an entry: the ensemble may have gone back to where it had not.
     pub(super) fn restart_reads(&mut self, out: &mut Out) {
         self.slots.retain(|_, slot| !matches!(slot.state, State::Closed { .. }));
-        let open = |(task, slot): (&EntryId, &mut Slot)| {
-            let reads = matches!(slot.state, State::Reading { .. } | State::Verifying { .. });
-            if reads {
+        let mut open = Vec::new();
+        for (id, slot) in &mut self.slots {
+            if slot.is_open() && !matches!(slot.state, State::Waiting) {
                 slot.state = State::Reading { verified: false };
+                open.push(id.clone());
             }
-            let waits = matches!(slot.state, State::Waiting);
-            (reads || (slot.is_open() && !waits)).then(|| task.clone())
-        };
-        let open: Vec<_> = self.slots.iter_mut().filter_map(open).collect();
-        for task in open {
-            if let Some(slot) = self.slots.get_mut(&task) {
-                slot.state = State::Reading { verified: false };
-            }
-            self.read_task(&task, out);
+        }
+        for id in open {
+            self.read_task(&id, out);
         }
     }
 
@@ -267,8 +260,8 @@ impl Worker {
         }
         self.take_up_waiting(id, out);
         self.vouching = true;
-        let aside = self.slots.iter().filter(|(_, slot)| matches!(slot.state, State::Aside));
-        let mut aside: Vec<TaskId> = aside.map(|(id, _)| id.task.clone()).take(MAX_ASIDE).collect();
+        let aside = self.ids_of(|slot| matches!(slot.state, State::Aside)).into_iter();
+        let mut aside: Vec<TaskId> = aside.map(|id| id.task).take(MAX_ASIDE).collect();
         aside.dedup();
         self.registrar.publish(|body| body.aside = aside, out);
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::slot::Work;
 use crate::contract::MAX_DATA_BYTES;
-use crate::contract::chunk::{CHUNK_OUTPUT_BYTES, CommandResult, shorten_outputs};
+use crate::contract::chunk::{CommandResult, bound_outputs};
 use crate::contract::share::Share;
 use crate::contract::task::{Reason, Task};
 use crate::machine::{Instant, Stat};
@@ -199,11 +199,7 @@ impl Portion {
         };
         self.is_starved = false;
         let (version, mut task) = self.holder.send(ahead)?;
-        let kept: usize = task.results.iter().flatten().map(CommandResult::output_bytes).sum();
-        if kept > CHUNK_OUTPUT_BYTES {
-            // Not to the brim, or it would be done anew with each result.
-            shorten_outputs(&mut task.results, CHUNK_OUTPUT_BYTES / 2);
-        }
+        bound_outputs(&mut task.results);
         Some((version, task))
     }
 

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::slot::Work;
-use crate::contract::chunk::{CHUNK_OUTPUT_BYTES, CommandResult, shorten_outputs};
+use crate::contract::chunk::bound_outputs;
 use crate::contract::share::{Ending, Release, Rest};
 use crate::contract::task::{Outcome, State, Task};
 use crate::contract::worker::EntryId;
@@ -417,11 +417,7 @@ fn apply(report: &Report, task: &mut Task, mtime_ms: i64) -> bool {
         }
         Want::Share(ending) => {
             let changed = task.end_share(report.attempt, ending, by, mtime_ms);
-            let results = task.outcome.as_mut().map_or(&mut task.results, |outcome| &mut outcome.results);
-            let kept: usize = results.iter().flatten().map(CommandResult::output_bytes).sum();
-            if kept > CHUNK_OUTPUT_BYTES {
-                shorten_outputs(results, CHUNK_OUTPUT_BYTES / 2);
-            }
+            bound_outputs(task.outcome.as_mut().map_or(&mut task.results, |outcome| &mut outcome.results));
             return changed;
         }
     }

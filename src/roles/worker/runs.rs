@@ -161,12 +161,12 @@ impl Worker {
         }
     }
 
-    /// Notes that a run is being stopped; false if it was already.
-    pub(super) fn stop_run(&mut self, id: RunId, stop: Stop) -> bool {
-        let Some(run) = self.runs.get_mut(&id).filter(|run| run.stop.is_none()) else { return false };
-        run.stop = Some(stop);
-        self.set_timer(id, Some(stop.kill).filter(|_| !stop.killed));
-        true
+    /// Has a run end until it is killed, unless it is being stopped already.
+    pub(super) fn stop_run(&mut self, run: RunId, why: Why, kill: Instant, out: &mut Out) {
+        let Some(known) = self.runs.get_mut(&run).filter(|run| run.stop.is_none()) else { return };
+        known.stop = Some(Stop { why, kill, killed: false });
+        self.set_timer(run, Some(kill));
+        out.push(Action::Signal { run, signal: GroupSignal::Term });
     }
 
     /// Stops what ran past its timeout, and kills what was stopped and did not end.
@@ -176,11 +176,7 @@ impl Worker {
             let Some(known) = self.runs.get_mut(&run) else { continue };
             known.timer = None;
             match &mut known.stop {
-                None => {
-                    let kill = now + self.params.grace;
-                    self.stop_run(run, Stop { why: Why::Timeout, kill, killed: false });
-                    out.push(Action::Signal { run, signal: GroupSignal::Term });
-                }
+                None => self.stop_run(run, Why::Timeout, now + self.params.grace, out),
                 Some(stop) => {
                     stop.killed = true;
                     out.push(Action::Signal { run, signal: GroupSignal::Kill });
@@ -199,8 +195,7 @@ impl Worker {
                 let kill = stop.kill;
                 self.set_timer(run, Some(kill));
             } else if known.stop.is_none() && term <= now {
-                self.stop_run(run, Stop { why: Why::Drain, kill, killed: false });
-                out.push(Action::Signal { run, signal: GroupSignal::Term });
+                self.stop_run(run, Why::Drain, kill, out);
             }
         }
         self.stop_late(now, out);
@@ -208,15 +203,11 @@ impl Worker {
 
     /// No more commands of chunks are started: what is over of them is written down, the rest is handed back.
     pub(super) fn halt_all(&mut self, why: Why, out: &mut Out) {
-        let started = self.slots.iter_mut().filter_map(|(task, slot)| Some((task, slot.course_mut()?)));
-        let started: Vec<EntryId> = started
-            .map(|(task, course)| {
-                course.halt(why);
-                task.clone()
-            })
-            .collect();
-        for task in started {
-            self.finish_if_over(&task, out);
+        for course in self.slots.values_mut().filter_map(Slot::course_mut) {
+            course.halt(why);
+        }
+        for id in self.ids_of(|slot| slot.course().is_some()) {
+            self.finish_if_over(&id, out);
         }
     }
 
@@ -297,14 +288,11 @@ impl Worker {
             ),
         );
         self.show_starts(out);
-        let open = |(task, slot): (&EntryId, &mut Slot)| {
-            let is_open = slot.is_open();
-            slot.recalled |= is_open;
-            is_open.then(|| task.clone())
-        };
-        let open: Vec<EntryId> = self.slots.iter_mut().filter_map(open).collect();
-        for task in open {
-            self.give_back(&task, out);
+        for id in self.ids_of(Slot::is_open) {
+            if let Some(slot) = self.slots.get_mut(&id) {
+                slot.recalled = true;
+            }
+            self.give_back(&id, out);
         }
     }
 

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use super::course::Course;
 use super::portion::{Pace, Portion};
-use super::slot::{Slot, State, Stop, Why};
+use super::slot::{Slot, State, Why};
 use super::{Out, Purpose, Run, Worker};
 use crate::contract::task::Task;
 use crate::contract::worker::EntryId;
-use crate::machine::{Action, Call, GroupSignal, Instant, Level, Refusal, Reply, RunId, RunReport};
+use crate::machine::{Call, Instant, Level, Refusal, Reply, RunId, RunReport};
 use crate::recipes::holder::Seen;
 
 /// How much the last write, or run, counts in what is known of how long they take: 1 in so many.
@@ -43,9 +44,7 @@ impl Worker {
 
     /// Likewise of all shares.
     pub(super) fn plan_saves(&mut self, now: Instant) {
-        let running = self.slots.iter().filter(|(_, slot)| slot.course().is_some());
-        let running: Vec<EntryId> = running.map(|(id, _)| id.clone()).collect();
-        for id in running {
+        for id in self.ids_of(|slot| slot.course().is_some()) {
             self.plan_save(&id, now);
         }
     }
@@ -125,12 +124,8 @@ impl Worker {
 
     /// A session is up: what may have been changed is read.
     pub(super) fn reread_doubted(&mut self, out: &mut Out) {
-        let doubted = |(id, slot): (&EntryId, &Slot)| {
-            let portion = slot.course()?.portion.as_ref()?;
-            portion.holder.is_to_be_read().then(|| id.clone())
-        };
-        let doubted: Vec<EntryId> = self.slots.iter().filter_map(doubted).collect();
-        for id in doubted {
+        let doubted = |course: &Course| course.portion.as_ref().is_some_and(|own| own.holder.is_to_be_read());
+        for id in self.ids_of(|slot| slot.course().is_some_and(doubted)) {
             self.reread(&id, false, out);
         }
     }
@@ -202,9 +197,7 @@ impl Worker {
             self.runs.iter().filter(|(_, run)| is_unwanted(run)).map(|(run, _)| *run).collect();
         let kill = now + self.params.grace;
         for run in unwanted {
-            if self.stop_run(run, Stop { why: Why::Cancelled, kill, killed: false }) {
-                out.push(Action::Signal { run, signal: GroupSignal::Term });
-            }
+            self.stop_run(run, Why::Cancelled, kill, out);
         }
     }
 }
