@@ -29,6 +29,8 @@ struct Book<'a> {
     left: BTreeMap<String, SessionId>,
     /// Whose contender each epoch is.
     contenders: BTreeMap<i64, SessionId>,
+    /// What was put on which page, by which transactions, and when.
+    puts: BTreeMap<(String, String, u32), Vec<(i64, u64)>>,
     /// What was taken off which page, and the transaction that did it.
     strikes: Vec<(String, Entry, i64, u64)>,
     /// The transactions that made each task: a key may be used again.
@@ -98,6 +100,10 @@ impl<'a> Book<'a> {
             }
         }
         for entry in &new.entries {
+            if !old.as_ref().is_some_and(|old| has(old, entry)) {
+                let key = (name.to_string(), entry.task.to_string(), entry.attempt);
+                self.puts.entry(key).or_default().push((step.zxid, step.at));
+            }
             let key = (entry.task.to_string(), entry.attempt);
             self.given.entry(key).or_default().entry(name.to_string()).or_insert(step.at);
             // What is gone, or over, may be given to anybody: nobody will run it.
@@ -133,11 +139,17 @@ impl<'a> Book<'a> {
     fn taken_off(&self, world: &World, name: &str, entry: &Entry, zxid: i64, at: u64, told: &mut Complaints) {
         let made = self.made.get(entry.task.as_str());
         let made = |before: i64| made.into_iter().flatten().filter(|made| **made <= before).count();
+        let key = (name.to_string(), entry.task.to_string(), entry.attempt);
+        let puts = || self.puts.get(&key).into_iter().flatten();
+        let put = puts().map(|(put, _)| *put).rfind(|put| *put < zxid).unwrap_or(zxid);
         let life = self.lives.get(name).copied().unwrap_or(0);
         let runs = self.runs.get(&(entry.task.as_str(), entry.attempt)).into_iter().flatten();
         for run in runs.filter(|run| run.who.life == life && made(run.epoch) <= made(zxid)) {
+            // The name's next task, which the same worker was given after this one was taken off.
+            let is_next =
+                made(put) < made(run.epoch) && puts().any(|(put, since)| *put > zxid && *since <= run.begin);
             let over = run.stage == Stage::Never || (run.stage == Stage::Dead && run.end <= at);
-            if !over {
+            if !over && !is_next {
                 let holder = &world.members[run.who.m].name;
                 told.add(
                     at,
@@ -211,6 +223,7 @@ impl<'a> Book<'a> {
     }
 }
 
-fn has(page: &Assignment, entry: &Entry) -> bool {
+/// Whether this attempt or share stands on the page.
+pub fn has(page: &Assignment, entry: &Entry) -> bool {
     page.entries.iter().any(|other| other.task == entry.task && other.attempt == entry.attempt)
 }

@@ -31,8 +31,9 @@ struct Book<'a> {
     /// What ever stood on each page, or was moved from it: the leader knows of an entry before it is written, and the
     /// write may be late, or lost.
     given: BTreeMap<String, BTreeSet<TaskId>>,
-    /// Which incarnations had which attempt of a task, or share of a chunk, on their pages, and since when.
-    numbers: BTreeMap<(String, u32), BTreeMap<String, u64>>,
+    /// On which incarnations' pages which attempt of a task, or share of a chunk, was put, and when. That can be more
+    /// than one: it may have been given back unstarted, or its name be used again.
+    numbers: BTreeMap<(String, u32), Vec<(String, u64)>>,
 }
 
 pub fn check(world: &World, told: &mut Complaints) {
@@ -53,9 +54,11 @@ pub fn check(world: &World, told: &mut Complaints) {
     replay(world, |step, _| {
         let page = step.after.and_then(|znode| Assignment::decode(&znode.data).ok());
         if let (Some(name), Some(page)) = (super::child(step.path, "assign"), page) {
-            for entry in &page.entries {
+            let before = step.before.and_then(|znode| Assignment::decode(&znode.data).ok());
+            let is_new = |entry: &&Entry| !before.as_ref().is_some_and(|page| super::pages::has(page, entry));
+            for entry in page.entries.iter().filter(is_new) {
                 let key = (entry.task.to_string(), entry.attempt);
-                book.numbers.entry(key).or_default().entry(name.to_string()).or_insert(step.at);
+                book.numbers.entry(key).or_default().push((name.to_string(), step.at));
             }
             let tasks = page.entries.into_iter().map(|entry| entry.task);
             book.given.entry(name.to_string()).or_default().extend(tasks);
@@ -209,10 +212,10 @@ impl Book<'_> {
         }
         let incarnations = |number: u32| {
             let key = (id.to_string(), number);
-            self.numbers.get(&key).into_iter().flatten().filter(|(_, since)| **since <= step.at)
+            self.numbers.get(&key).into_iter().flatten().filter(|(_, since)| *since <= step.at)
         };
         let holder = |number: u32| {
-            let (incarnation, _) = incarnations(number).max_by_key(|(_, since)| **since)?;
+            let (incarnation, _) = incarnations(number).next_back()?;
             self.lives.get(incarnation).copied()
         };
         let is_dead = |number: u32| {
