@@ -39,6 +39,8 @@ pub struct Election {
     told_sequence: bool,
     /// It could not take part, for this reason: see [`Election::take_refused`].
     refused: Option<(String, Refusal)>,
+    /// What it led by in a session whose writes may still come: see [`Election::on_lost_in_doubt`].
+    left: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +94,7 @@ impl Election {
             told_foreign: false,
             told_sequence: false,
             refused: None,
+            left: None,
         }
     }
 
@@ -138,6 +141,15 @@ impl Election {
         self.calls.clear();
         self.ensure.reset();
         self.state = State::Out;
+    }
+
+    /// The connection is gone, and what it wrote as the leader may still come. It leaves the contender by which it led:
+    /// that goes with its session, whose writes are dead then, and nobody leads before.
+    pub fn on_lost_in_doubt(&mut self) {
+        if let State::Leading { name, .. } = &self.state {
+            self.left = Some(name.clone());
+        }
+        self.on_lost();
     }
 
     /// The epoch, if this candidate leads: the czxid of the contender with which its term began. It only grows from
@@ -365,6 +377,7 @@ impl Election {
         let mut before: Option<Contender<'_>> = None;
         let mut foreign = Vec::new();
         let mut found = false;
+        self.left.take_if(|left| !names.contains(left));
         for name in names {
             let Some(place) = Contender::parse(name) else {
                 foreign.push(name.as_str());
@@ -372,7 +385,7 @@ impl Election {
             };
             if *name == own {
                 found = true;
-            } else if name.starts_with(&prefix) {
+            } else if name.starts_with(&prefix) && self.left.as_ref() != Some(name) {
                 self.delete_old(name, out);
             } else if Some(place) < own_place && before.is_none_or(|best| place > best) {
                 before = Some(place);
@@ -391,6 +404,10 @@ impl Election {
             Some(Contender { name, .. }) => {
                 let call = Call::Exists { path: self.path(name), watch: true };
                 self.calls.issue(out, call, Purpose::WatchBefore { name: name.to_string() });
+                if self.left.as_deref() == Some(name) {
+                    let text = "nobody leads until the session by which it led has ended: writes of it may still come";
+                    out.log(Level::Info, text.to_string());
+                }
                 State::Following { name: own, czxid, before: name.to_string() }
             }
         };

@@ -150,7 +150,11 @@ impl Master {
         self.connected = None;
         self.retry.on_lost();
         self.ensure.reset();
-        self.election.on_lost();
+        if self.term.as_ref().is_some_and(|term| term.editor.is_in_doubt()) {
+            self.election.on_lost_in_doubt();
+        } else {
+            self.election.on_lost();
+        }
         self.tasks.reset();
         self.workers.reset();
         self.table = Table::default();

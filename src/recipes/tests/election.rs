@@ -249,6 +249,34 @@ fn contenders_of_earlier_sessions_are_deleted_and_do_not_count() {
     assert_eq!(bench.election.behind(), Some(B));
 }
 
+#[test]
+fn who_led_and_has_writes_in_doubt_waits_for_the_end_of_the_session_that_made_them() {
+    let (mut bench, newer) = (Bench::leading(), "_c_u-ranked-latch-0000000008");
+    bench.election.on_lost_in_doubt();
+    let again = |bench: &mut Bench| {
+        bench.election.stand(&mut bench.out);
+        let (look, _) = Asked::one(&mut bench.out);
+        bench.reply(look, exists(1));
+        let create = bench.create_call();
+        bench.reply(create, created(newer));
+        let own = bench.exists_call(newer);
+        bench.reply(own, exists(12));
+        let list = bench.list_call();
+        bench.reply(list, children(&[OWN, newer]));
+        bench.exists_call(OWN)
+    };
+    again(&mut bench);
+    assert_eq!((bench.election.behind(), bench.election.leading()), (Some(OWN), None));
+    bench.election.on_lost();
+    let before = again(&mut bench);
+    bench.reply(before, exists(9));
+    bench.changed(OWN, ChangeKind::Deleted);
+    let list = bench.list_call();
+    bench.reply(list, children(&[newer]));
+    assert_eq!(bench.election.leading(), Some(12));
+    Asked::none(&mut bench.out);
+}
+
 /// What was logged since the last look.
 fn logged(bench: &mut Bench) -> Vec<String> {
     let text = |action| match action {

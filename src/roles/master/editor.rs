@@ -8,7 +8,7 @@ use crate::contract::share::Move;
 use crate::contract::task::{Outcome, Reason, State, Task};
 use crate::contract::{Incarnation, Layout, TaskId};
 use crate::machine::{
-    Actions, Call, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Stat, answered,
+    Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Stat, answered,
 };
 use crate::recipes::retry::pause_of_one;
 
@@ -98,6 +98,8 @@ pub struct Editor {
     paused: BTreeSet<(Instant, TaskId)>,
     /// A refusal was logged, and no edit has passed since.
     told: bool,
+    /// An edit that others must not meet is in doubt: see [`Editor::is_in_doubt`].
+    in_doubt: bool,
     calls: Calls<Purpose>,
 }
 
@@ -116,6 +118,7 @@ impl Editor {
             queue: VecDeque::new(),
             paused: BTreeSet::new(),
             told: false,
+            in_doubt: false,
             calls: Calls::default(),
         }
     }
@@ -134,6 +137,12 @@ impl Editor {
         self.queue.push_back(task.clone());
         self.pump(out);
         true
+    }
+
+    /// Whether an edit may still come that ends or moves what the next leader takes for unheld. To give that out
+    /// changes no task, so the edit would pass, and others would get what runs.
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt
     }
 
     /// When [`Editor::resume`] has something to do.
@@ -159,7 +168,12 @@ impl Editor {
         out: &mut Actions<R>,
     ) -> Option<Option<(TaskId, Edit, Edited)>> {
         let purpose = self.calls.take(id)?;
-        let Some(result) = answered(result) else { return Some(None) };
+        let Some(result) = answered(result) else {
+            if let (Purpose::Write(task, _), Err(CallError::MaybeApplied)) = (&purpose, result) {
+                self.in_doubt |= self.works.get(task).is_some_and(|work| takes(&work.edit));
+            }
+            return Some(None);
+        };
         let (task, edited) = match (purpose, result) {
             (Purpose::Read(task), Ok(Reply::Data { data, stat })) => {
                 let edited = self.decide(&task, data, stat, out);
@@ -274,6 +288,15 @@ fn passes(refusal: Refusal, refusals: u32) -> bool {
         | Refusal::TooLarge
         | Refusal::BadArguments
         | Refusal::Unimplemented => false,
+    }
+}
+
+/// Whether the edit takes something from who has it by the time it is made. A cut takes what is behind a window, which
+/// nobody has; a mark takes nothing; and what has ended nobody has.
+fn takes(edit: &Edit) -> bool {
+    match edit {
+        Edit::End { .. } | Edit::Move { .. } => true,
+        Edit::Peek | Edit::Cut { .. } | Edit::Orphan | Edit::Shrink { .. } => false,
     }
 }
 

@@ -151,3 +151,43 @@ fn a_worker_is_not_kept_free_for_what_is_gone() {
     let page = world.page("/z/assign/w~1");
     assert_eq!(page, [entry("_00/a", 1, false), entry("_00/t", 1, false)]);
 }
+
+/// A move of the last term came late, when another worker had been given the share, and took it from that one while it
+/// ran: the simulator found it.
+#[test]
+fn nothing_is_given_out_while_a_move_of_the_last_term_may_still_come() {
+    let (mut world, mut master) = leader(3);
+    world.expire(world.znodes["/z/workers/w~1~0"].stat.ephemeral_owner);
+    master.hold = |call| matches!(call, Call::Set { path, .. } if path.starts_with("/z/tasks/"));
+    settle(&mut world, &mut master);
+    let moves = |(_, call): &(_, Call)| (master.hold)(call).then(|| call.clone());
+    let late = master.calls.iter().find_map(moves).expect("it is moved");
+    let session = master.lose(&mut world, |_| false);
+    // Its worker is back, and gives back all that it had, before it takes another name.
+    world.remove("/z/assign/w~1");
+    worker(&mut world, "w~2", 2);
+    master.hold = |_| false;
+    master.connect(&mut world);
+    settle(&mut world, &mut master);
+    assert!(world.page("/z/assign/w~2").is_empty(), "the move may still come");
+    world.apply(session, &late).expect("it comes");
+    world.expire(session);
+    settle(&mut world, &mut master);
+    assert_eq!(world.page("/z/assign/w~2"), [entry(CHUNK, 2, false)]);
+}
+
+/// What is cut off nobody has, so a cut in doubt holds nobody up.
+#[test]
+fn with_only_a_cut_in_doubt_a_leader_leads_again_at_once() {
+    let (mut world, mut master) = leader(10);
+    master.hold = |call| matches!(call, Call::Set { path, .. } if path.starts_with("/z/tasks/"));
+    worker(&mut world, "w~2", 2);
+    flush(&mut world, 1, &[0], 3);
+    settle(&mut world, &mut master);
+    assert!(master.calls.iter().any(|(_, call)| (master.hold)(call)), "it is cut");
+    master.lose(&mut world, |_| false);
+    master.hold = |_| false;
+    master.connect(&mut world);
+    settle(&mut world, &mut master);
+    assert_eq!(world.page("/z/assign/w~2"), [entry(CHUNK, 2, false)]);
+}
