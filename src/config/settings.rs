@@ -250,7 +250,8 @@ settings! {
         One(parse::znode_path), "The znode below which all of zkmw's own are; different roots are different \
         services";
     SESSION_TIMEOUT: Duration = ("session-timeout", ALL, Value("TIME"), Text("10s"), Anywhere)
-        One(|text| duration(text, 2 * SECOND, 600 * SECOND)), "How long the ensemble takes to give up a process that it no longer hears \
+        One(|text| duration(text, 2 * SECOND, 600 * SECOND)),
+            "How long the ensemble takes to give up a process that it no longer hears \
         of, 2s to 10m; the ensemble may have narrower limits";
     CONNECT_TIMEOUT: Option<Duration> = ("connect-timeout", ALL, Value("TIME"),
         Described("30s; none for elector, master and worker"), Anywhere)
@@ -287,7 +288,8 @@ settings! {
         One(parse::znode_path), "The znode of the election; contenders with the same path \
         stand in the same one";
     ELECTOR_GRACE: Duration = ("grace", &[Elector], Value("TIME"), Text("10s"), Anywhere)
-        One(|text| duration(text, Duration::ZERO, DAY)), "How long the command may take to end after SIGTERM before it gets SIGKILL; shorter \
+        One(|text| duration(text, Duration::ZERO, DAY)),
+            "How long the command may take to end after SIGTERM before it gets SIGKILL; shorter \
         if the session ends before";
     ONCE: bool = ("once", &[Elector], Switch { negation: "no-once" }, Nothing, Anywhere)
         One(parse::boolean), "Exit as the command exits, instead of standing again and running it again";
@@ -295,14 +297,18 @@ settings! {
     // --- master
 
     RESULT_TTL: Duration = ("result-ttl", &[Master], Value("TIME"), Text("24h"), Anywhere)
-        One(|text| duration(text, SECOND, 10 * YEAR)), "How long to keep an outcome that nobody has collected, and whatever ended badly";
+        One(|text| duration(text, SECOND, 10 * YEAR)),
+            "How long to keep an outcome that nobody has collected, and whatever ended badly";
     MAX_FAILED: u64 = ("max-failed", &[Master], Value("N"), Text("100000"), Anywhere)
-        One(|text| number(text, 0, MAX_MAX_PENDING)), "Keep at most so many commands that ended badly, 0 to 1000000000, in at most a quarter \
-        of --max-pending-bytes; the oldest go first. Of those with a key how they ended stays, without command and output";
+        One(|text| number(text, 0, MAX_MAX_PENDING)),
+            "Keep at most so many commands that ended badly, 0 to 1000000000, in at most a quarter \
+            of --max-pending-bytes; the oldest go first. Of those with a key how they ended stays, without command \
+            and output";
     JOB_TTL: Duration = ("job-ttl", &[Master], Value("TIME"), Text("1h"), Anywhere)
         One(|text| duration(text, SECOND, 10 * YEAR)), "How long to keep a job that has become empty";
     MAX_PENDING: u64 = ("max-pending", &[Master], Value("N"), Text("10000000"), Anywhere)
-        One(|text| number(text, 1, MAX_MAX_PENDING)), "Refuse further tasks (73) when so many commands stand without an outcome, 1 to \
+        One(|text| number(text, 1, MAX_MAX_PENDING)),
+            "Refuse further tasks (73) when so many commands stand without an outcome, 1 to \
         1000000000. What the leader was given holds for all submitters, so give all masters the same";
     MAX_PENDING_BYTES: u64 = ("max-pending-bytes", &[Master], Value("SIZE"), Text("1GiB"), Anywhere)
         One(parse::max_pending_bytes), "Refuse further tasks (73) when the data of all that stand, with an outcome \
@@ -316,7 +322,8 @@ settings! {
         Many(parse::labels), "A property of this worker that tasks can require, such as gpu=yes; may be \
         repeated, up to 32";
     WORKER_GRACE: Duration = ("grace", &[Worker], Value("TIME"), Text("30s"), Anywhere)
-        One(|text| duration(text, Duration::ZERO, DAY)), "How long running tasks may go on after SIGTERM; what is left then is killed and \
+        One(|text| duration(text, Duration::ZERO, DAY)),
+            "How long running tasks may go on after SIGTERM; what is left then is killed and \
         handed to other workers";
     HANDLER: String = ("handler", &[Worker], Value("COMMAND"), Described("none: each task is a process of its own"),
         Anywhere)
@@ -337,7 +344,8 @@ settings! {
         Path(|text| Ok(text.into())), "Submit a batch: every line of FILE is a shell command line of its own; - reads \
         standard input";
     CHUNK: u32 = ("chunk", &[Submit], Value("N"), Described("up to 100, by the lines and the slots"), Flag)
-        One(|text| number(text, 1, MAX_CHUNK_COMMANDS as u32)), "Store the lines of a batch N to a znode, 1 to 1000. Each line is told by itself, at most \
+        One(|text| number(text, 1, MAX_CHUNK_COMMANDS as u32)),
+            "Store the lines of a batch N to a znode, 1 to 1000. Each line is told by itself, at most \
         half a second after it ended as long as the results of N lines take less than 100 KiB";
     JOB: String = ("job", &[Submit], Value("NAME"), Described("a shared one; for a batch a new one"),
         Anywhere)
@@ -347,12 +355,14 @@ settings! {
     TIMEOUT: Option<Duration> = ("timeout", &[Submit], Value("TIME"), Text("none"), Anywhere)
         One(|text| time_or_none(text, YEAR)), "How long the task may run; then it is killed and has failed (124)";
     EXPIRE_AFTER: Option<Duration> = ("expire-after", &[Submit], Value("TIME"), Text("none"), Anywhere)
-        One(|text| time_or_none(text, YEAR)), "How long the task may wait for its start; then it has expired and never runs";
+        One(|text| time_or_none(text, YEAR)),
+            "How long the task may wait for its start; then it has expired and never runs";
     MAX_ATTEMPTS: u32 = ("max-attempts", &[Submit], Value("N"), Nothing, Anywhere)
         One(|text| number(text, 1, 1000)), "Run the task up to N times until it succeeds, 1 to \
         1000. Without it a task that exits with an error has failed at once, and one whose workers die has after three";
     RETRY_BACKOFF: Duration = ("retry-backoff", &[Submit], Value("TIME"), Described("1s"), Anywhere)
-        One(|text| duration(text, Duration::ZERO, Duration::from_millis(MAX_RETRY_BACKOFF_MS))), "How long to wait before the second attempt, up to 1h; doubled \
+        One(|text| duration(text, Duration::ZERO, Duration::from_millis(MAX_RETRY_BACKOFF_MS))),
+            "How long to wait before the second attempt, up to 1h; doubled \
         before each that follows";
     PRIORITY: i32 = ("priority", &[Submit], Value("N"), Described("0"), Anywhere)
         One(|text| number(text, -1000, 1000)), "Tasks with a higher priority always go first, -1000 to 1000";

@@ -1,5 +1,5 @@
-//! What is dropped of a task with a key when too much has ended badly: all but how it ended. Its key must stay taken, or
-//! who submits it again would run it once more. So a digest stays, by which the same request is known.
+//! What is dropped of a task with a key when too much has ended badly: all but how it ended. Its key must stay taken,
+//! or who submits it again would run it once more. So a digest stays, by which the same request is known.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;

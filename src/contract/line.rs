@@ -20,8 +20,8 @@ pub fn line_name(id: &TaskId, line: u64) -> String {
     name.unwrap_or_else(|| format!("{id} (line {})", line.saturating_add(1)))
 }
 
-/// The id of a task, or of one of its lines (from 0), as programs are told it. Lines of a chunk that is in no batch have
-/// that of their task.
+/// The id of a task, or of one of its lines (from 0), as programs are told it. Lines of a chunk that is in no batch
+/// have that of their task.
 pub fn id_of(id: &TaskId, line: Option<u64>) -> String {
     let name = line.and_then(|line| LineName::in_task(id, line));
     name.map_or_else(|| id.to_string(), |name| name.to_string())

@@ -2,8 +2,8 @@
 //! to its lines is one write of that znode, and no name is ever made.
 //!
 //! A line is *open* while it has no result. Each open line is in exactly one share, and a chunk has an outcome if and
-//! only if none is open. A share has a *number*, which is with one incarnation at most: so an entry that names chunk and
-//! number is void as soon as the number is gone. Numbers only grow, and the lines of a number only get fewer.
+//! only if none is open. A share has a *number*, which is with one incarnation at most: so an entry that names chunk
+//! and number is void as soon as the number is gone. Numbers only grow, and the lines of a number only get fewer.
 //!
 //! The *window* of a share are its first `ahead` open lines, or all. Its holder starts lines in their order, and only
 //! those in the window. Lines behind it can be given to others without asking anybody, even if the holder stands

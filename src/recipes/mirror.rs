@@ -288,8 +288,8 @@ impl Mirror {
         self.pump(out);
     }
 
-    /// It is tried again with [`Mirror::try_refused`]. Without its watch or its first list a mirror would be a picture: it
-    /// never becomes complete.
+    /// It is tried again with [`Mirror::try_refused`]. Without its watch or its first list a mirror would be a picture:
+    /// it never becomes complete.
     fn refuse(&mut self, below: &str, lists: bool, answer: Result<&Reply, Refusal>) -> Change {
         if below.is_empty() {
             self.reset();

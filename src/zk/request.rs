@@ -72,8 +72,8 @@ fn is_valid_char(char: char) -> bool {
     !matches!(char, '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..)
 }
 
-/// Makes the call and waits for its end. An error is why there is no answer, and why the connection can't be trusted any
-/// more.
+/// Makes the call and waits for its end. An error is why there is no answer, and why the connection can't be trusted
+/// any more.
 pub fn make(client: &Client, call: Call) -> Result<CallResult, String> {
     let is_watch = matches!(call, Call::Watch { .. });
     // The crate unwraps what it reads from the server, on the caller's thread too.

@@ -12,6 +12,8 @@ use crate::harness::{Cluster, Ensemble, LIMIT, Op, Proc, eventually};
 
 /// Tasks of the batch.
 const TASKS: u32 = 2_000;
+/// Lines of the quick batch: enough for chunks of full size on all slots.
+const LINES: u32 = 40_000;
 
 /// Workers, and slots of each.
 const WORKERS: u32 = 2;
@@ -49,8 +51,8 @@ const READS_A_TASK: f64 = 4.0;
 const STANDBY_READS_A_TASK: f64 = 2.0;
 
 /// The same of lines of a batch, stored as it likes, that end as fast as can be.
-const WRITES_A_LINE: f64 = 1.0;
-const READS_A_LINE: f64 = 1.0;
+const WRITES_A_LINE: f64 = 0.06;
+const READS_A_LINE: f64 = 0.06;
 const BYTES_A_TASK: f64 = 1_024.0;
 
 /// A process, alone behind its proxy.
@@ -73,6 +75,8 @@ struct RoleFigures {
 
 /// What one run came to.
 struct Figures {
+    /// Tasks, or lines, of the batch.
+    of: u32,
     roles: Vec<RoleFigures>,
     /// Writes below the root, by what is at the top of their path: of the batch, and while idle.
     written: Counted,
@@ -103,16 +107,16 @@ fn batch_file(cluster: &Cluster, tasks: u32, command: &str) -> String {
 /// All figures; the first that asks has them measured.
 fn figures() -> &'static Figures {
     static FIGURES: OnceLock<Figures> = OnceLock::new();
-    FIGURES.get_or_init(|| measure("budget", &[], "true", &["--chunk", "1"]))
+    FIGURES.get_or_init(|| measure("budget", &[], "true", &["--chunk", "1"], TASKS))
 }
 
 /// Likewise, of a batch without any flag, whose lines take next to no time.
 fn quick_figures() -> &'static Figures {
     static FIGURES: OnceLock<Figures> = OnceLock::new();
-    FIGURES.get_or_init(|| measure("budget-quick", &["--handler", HANDLER], "add 1 2", &[]))
+    FIGURES.get_or_init(|| measure("budget-quick", &["--handler", HANDLER], "add 1 2", &[], LINES))
 }
 
-fn measure(name: &str, executor: &[&str], command: &str, chunks: &[&str]) -> Figures {
+fn measure(name: &str, executor: &[&str], command: &str, chunks: &[&str], of: u32) -> Figures {
     let outside = Cluster::on(&Ensemble::shared(), name);
     let leader = behind(&outside, "leader", |cluster| cluster.master("m1"));
     outside.leads("m1", LIMIT);
@@ -137,7 +141,7 @@ fn measure(name: &str, executor: &[&str], command: &str, chunks: &[&str]) -> Fig
     at_rest(&outside);
     let before: Vec<Counts> = all.iter().map(|one| one.proxy.counts()).collect();
     let from = outside.tree.sync();
-    let file = batch_file(&outside, TASKS, command);
+    let file = batch_file(&outside, of, command);
     let args = [chunks, &["--from-file", &file]].concat();
     let mut submitter = behind(&outside, "submitter", |cluster| cluster.submit(&args));
     let exit = submitter.proc.wait_exit(BATCH);
@@ -165,6 +169,7 @@ fn measure(name: &str, executor: &[&str], command: &str, chunks: &[&str]) -> Fig
         listings: submitter.proxy.listings(),
     });
     Figures {
+        of,
         roles,
         written: written(&outside, from, rest),
         written_idle: written(&outside, rest, end),
@@ -228,9 +233,9 @@ fn told(figures: &Figures) -> String {
     text
 }
 
-/// Reads of the batch, for each of its tasks.
-fn a_task(reads: u64) -> f64 {
-    reads.saturating_sub(ONCE_A_BATCH) as f64 / f64::from(TASKS)
+/// Reads of the batch, for each of its tasks or lines.
+fn reads_each(reads: u64, figures: &Figures) -> f64 {
+    reads.saturating_sub(ONCE_A_BATCH) as f64 / f64::from(figures.of)
 }
 
 #[track_caller]
@@ -254,7 +259,7 @@ fn budget_is_counted_alike_by_proxies_and_log() {
 fn budget_writes_per_task() {
     for (figures, bound) in [(figures(), WRITES_A_TASK), (quick_figures(), WRITES_A_LINE)] {
         let writes: u64 = figures.written.values().sum();
-        at_most(writes as f64 / f64::from(TASKS), bound, &format!("writes a task\n{}", told(figures)));
+        at_most(writes as f64 / f64::from(figures.of), bound, &format!("writes a task\n{}", told(figures)));
     }
 }
 
@@ -263,7 +268,7 @@ fn budget_reads_per_task() {
     for (figures, bound) in [(figures(), READS_A_TASK), (quick_figures(), READS_A_LINE)] {
         let roles = figures.roles.iter().filter(|role| role.role != "standby");
         let reads: u64 = roles.map(|role| role.batch.below_root().reads()).sum();
-        at_most(a_task(reads), bound, &format!("reads a task\n{}", told(figures)));
+        at_most(reads_each(reads, figures), bound, &format!("reads a task\n{}", told(figures)));
     }
 }
 
@@ -271,7 +276,7 @@ fn budget_reads_per_task() {
 fn budget_reads_of_a_standby_per_task() {
     let figures = figures();
     let standby = figures.roles.iter().find(|role| role.role == "standby").expect("there is one");
-    let reads = a_task(standby.batch.below_root().reads());
+    let reads = reads_each(standby.batch.below_root().reads(), figures);
     at_most(reads, STANDBY_READS_A_TASK, &format!("a standby's reads a task\n{}", told(figures)));
 }
 

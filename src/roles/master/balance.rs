@@ -28,9 +28,9 @@ const UNKNOWN: Duration = Duration::from_millis(200);
 /// The longest pause.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// From when on a change of a chunk is read at once. Its worker writes results several times a second; read are the first
-/// of them, and then when half of what was left should be over. What comes in between is read with what else was put off,
-/// about a second later, so that the end of a chunk is never missed for longer.
+/// From when on a change of a chunk is read at once. Its worker writes results several times a second; read are the
+/// first of them, and then when half of what was left should be over. What comes in between is read with what else was
+/// put off, about a second later, so that the end of a chunk is never missed for longer.
 #[derive(Debug, Default)]
 pub struct Looks(BTreeMap<TaskId, Instant>);
 

@@ -324,9 +324,9 @@ impl Master {
         }
     }
 
-    /// A page is gone; these tasks stood on it. A worker that drains, or gave its incarnation up, deletes its page when all
-    /// that it ran is dead. If somebody else did, it runs on until it hears of that; it kills what it runs, hands it back,
-    /// and only then takes its registration away. So nobody else gets those tasks before that is gone.
+    /// A page is gone; these tasks stood on it. A worker that drains, or gave its incarnation up, deletes its page when
+    /// all that it ran is dead. If somebody else did, it runs on until it hears of that; it kills what it runs, hands
+    /// it back, and only then takes its registration away. So nobody else gets those tasks before that is gone.
     pub(super) fn on_closed(
         &mut self,
         incarnation: &Incarnation,

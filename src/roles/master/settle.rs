@@ -6,8 +6,8 @@
 //! comes back, and nothing of it runs: its lines have results, or its holder gave them back, or is dead.
 //!
 //! What an earlier leader gave out, and the mirror does not have, is looked at: events come over another way than
-//! answers, so a page may name a task that the mirror has yet to hear of. And while an assignment cannot be read, nobody
-//! knows what is on it, so nothing that might be is given out or ended.
+//! answers, so a page may name a task that the mirror has yet to hear of. And while an assignment cannot be read,
+//! nobody knows what is on it, so nothing that might be is given out or ended.
 
 use std::time::Duration;
 
