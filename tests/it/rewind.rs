@@ -14,20 +14,20 @@ struct Service {
     cluster: Cluster,
     daemons: Vec<Proc>,
     token: String,
-    /// Whether a restored ensemble's transactions have lower numbers than those before: then nobody goes on by an
-    /// epoch of the time before.
-    numbers_go_back: bool,
+    /// How much each daemon had said when the data went back last.
+    said: Vec<usize>,
 }
 
 impl Service {
-    fn start(ensemble: &Arc<Ensemble>, name: &str, numbers_go_back: bool) -> Service {
+    fn start(ensemble: &Arc<Ensemble>, name: &str) -> Service {
         let cluster = Cluster::on(ensemble, name);
         let token = cluster.dir().join("token").display().to_string();
         let command = format!("echo $ZKMW_EPOCH >{token}.new; mv {token}.new {token}; exec sleep 1000");
         let mut daemons = vec![cluster.master("m1"), cluster.master("m2")];
         daemons.extend(["w1", "w2"].map(|id| cluster.worker(id, &["--slots", "4"])));
         daemons.extend(["e1", "e2"].map(|id| cluster.elector(id, &["--", "sh", "-c", &command])));
-        let mut service = Service { cluster, daemons, token, numbers_go_back };
+        let said = vec![0; daemons.len()];
+        let mut service = Service { cluster, daemons, said, token };
         service.works("the start");
         service
     }
@@ -44,10 +44,14 @@ impl Service {
             let first = contenders.first()?;
             let token: i64 = fs::read_to_string(&self.token).ok()?.trim().parse().ok()?;
             // Who could hand its lead over within the lease has the token of the contender before, and says so.
-            let elector = self.daemons.iter().find(|daemon| daemon.label() == first.id)?;
-            let is_of_term = reported_epoch(elector) == Some(token) && token <= first.epoch;
-            let elected =
-                contenders.len() == 2 && is_of_term && (token == first.epoch || !self.numbers_go_back);
+            let (elector, said) =
+                self.daemons.iter().zip(&self.said).find(|(it, _)| it.label() == first.id)?;
+            let handed_over = || {
+                let again = format!("leading, epoch {token}, as before");
+                token <= first.epoch && elector.stderr().get(*said..).is_some_and(|log| log.contains(&again))
+            };
+            let is_of_term = reported_epoch(elector) == Some(token);
+            let elected = contenders.len() == 2 && is_of_term && (token == first.epoch || handed_over());
             let all = cluster.contenders().len() == 2 && cluster.registrations().len() == 2;
             (elected && all && status["workers"] == 2 && status["leader"]["id"] == leader.id).then_some(())
         });
@@ -93,7 +97,7 @@ fn reported_epoch(elector: &Proc) -> Option<i64> {
 #[track_caller]
 fn goes_back(servers: u32, name: &str) {
     let ensemble = Ensemble::start(servers);
-    let mut service = Service::start(&ensemble, name, servers == 1);
+    let mut service = Service::start(&ensemble, name);
     let mut waiting = service.waiters("early");
     eventually(LIMIT, "they are there", || (service.cluster.tasks().len() > 3).then_some(()));
     let copy = ensemble.copy_data();
@@ -103,6 +107,7 @@ fn goes_back(servers: u32, name: &str) {
     }
     waiting.extend(service.waiters("late"));
     for (copy, what) in [(Some(&copy), "the older copy"), (None, "the loss of all data")] {
+        service.said = service.daemons.iter().map(|daemon| daemon.stderr().len()).collect();
         ensemble.rewind(copy.map(|copy| copy as &Path));
         service.works(what);
         for waiter in &mut waiting {
