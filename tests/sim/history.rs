@@ -1,7 +1,7 @@
 //! What happened, for the checkers: who had which session, what clients told their users, and which contenders' deaths
 //! were told to whom. The driver writes it; nothing reads it while the simulation goes on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use zkmw::machine::ChangeKind;
 use zkmw::roles::client::ClientReport;
@@ -23,8 +23,8 @@ pub struct Client {
 pub struct History {
     pub sessions: BTreeMap<SessionId, Who>,
     pub clients: BTreeMap<usize, Client>,
-    /// To whom the deletion of a contender was told.
-    pub woken: BTreeMap<String, BTreeSet<Who>>,
+    /// To whom the deletion of a contender was told, and when.
+    pub woken: BTreeMap<String, Vec<(u64, Who)>>,
     /// Lives that something happened to, or to their way to the ensemble, since then.
     pub hurt: BTreeMap<u64, u64>,
     /// Which member had which life.
@@ -62,9 +62,9 @@ impl History {
         self.clients.entry(m).or_default().interrupted = true;
     }
 
-    pub fn changed(&mut self, who: Who, path: &str, kind: ChangeKind) {
+    pub fn changed(&mut self, who: Who, now: u64, path: &str, kind: ChangeKind) {
         if kind == ChangeKind::Deleted && path.contains("latch-") {
-            self.woken.entry(path.to_string()).or_default().insert(who);
+            self.woken.entry(path.to_string()).or_default().push((now, who));
         }
     }
 }

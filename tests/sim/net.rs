@@ -356,7 +356,7 @@ impl World {
         }
         let next = self.lines.get_mut(&session).and_then(|line| line.changes.pop_front());
         let Some((path, kind)) = next else { return };
-        self.history.changed(who, &path, kind);
+        self.history.changed(who, self.now, &path, kind);
         self.tell(who.m, Told::Changed { generation, path, kind });
     }
 

@@ -2,10 +2,11 @@
 //! contender that its epoch names stands, or one to which that one's place was handed over: at every instant one of
 //! them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Complaints, replay};
 use crate::life::ELECTION;
+use crate::member::Who;
 use crate::processes::{Run, Stage};
 use crate::world::World;
 
@@ -34,8 +35,26 @@ fn held_until(first: &Contender, all: &BTreeMap<i64, Contender>) -> u64 {
     others.fold(first.until, |until, next| if next.since <= until { until.max(next.until) } else { until })
 }
 
+/// Whose contender it was, by its path and when it went: a name comes again when the directory was made anew.
+type Ends = BTreeMap<(String, u64), Option<Who>>;
+
+/// Who but its owner was told of each end.
+fn woken_by_ends<'a>(world: &'a World, ends: &'a Ends) -> BTreeMap<&'a (String, u64), BTreeSet<&'a str>> {
+    let mut woken: BTreeMap<&(String, u64), BTreeSet<&str>> = BTreeMap::new();
+    for (path, told) in &world.history.woken {
+        for (at, who) in told {
+            let end = ends.range((path.clone(), 0)..=(path.clone(), *at)).next_back();
+            if let Some((end, _)) = end.filter(|(_, owner)| **owner != Some(*who)) {
+                woken.entry(end).or_default().insert(world.members[who.m].name.as_str());
+            }
+        }
+    }
+    woken
+}
+
 pub fn check(world: &World, told: &mut Complaints) {
     let mut contenders: BTreeMap<i64, Contender> = BTreeMap::new();
+    let mut ends: Ends = BTreeMap::new();
     replay(world, |step, _| {
         if !step.path.contains("latch-") {
             return;
@@ -46,18 +65,13 @@ pub fn check(world: &World, told: &mut Complaints) {
         }
         let (Some(znode), None) = (step.before, step.after) else { return };
         contenders.entry(znode.czxid).and_modify(|contender| contender.until = step.at);
-        let owner = world.history.by(znode.owner);
-        let woken = world.history.woken.get(step.path);
-        let others: Vec<&str> = woken
-            .into_iter()
-            .flatten()
-            .filter(|who| Some(**who) != owner)
-            .map(|who| world.members[who.m].name.as_str())
-            .collect();
-        if others.len() > 1 {
-            told.add(step.at, format!("G7: the end of {} wakes {others:?}", step.path));
-        }
+        ends.insert((step.path.to_string(), step.at), world.history.by(znode.owner));
     });
+    for ((path, at), woken) in woken_by_ends(world, &ends) {
+        if woken.len() > 1 {
+            told.add(*at, format!("G7: the end of {path} wakes {woken:?}"));
+        }
+    }
     for run in world.runs.iter().filter(|run| run.key == ELECTION) {
         if !matches!(run.stage, Stage::Alive | Stage::Dead) {
             continue;

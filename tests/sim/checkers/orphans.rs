@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use zkmw::contract::TaskId;
 use zkmw::contract::task::Task;
+use zkmw::contract::{TaskId, shared_job};
 
 use super::{Complaints, child, kind, replay, task_of};
 use crate::member::Kind;
@@ -60,7 +60,7 @@ fn wants(spec: &ClientSpec, id: &TaskId) -> bool {
     let (dir, name) = id.as_str().split_once('/').expect("a task's id");
     let job = spec.job.as_deref();
     match &spec.wish {
-        Wish::Single(_) => name == key && job.is_none_or(|job| job == dir),
+        Wish::Single(_) => name == key && job.map_or_else(|| shared_job(key) == dir, |job| job == dir),
         Wish::Batch(_) => match job {
             Some(job) => dir.starts_with(&format!("{job}~{key}~")),
             None => dir.starts_with(&format!("{key}~")),
