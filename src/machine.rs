@@ -25,6 +25,8 @@ use std::fmt;
 use std::ops::Add;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use self::prng::Prng;
 
 /// A point in time on a clock that goes on while the machine is suspended (`CLOCK_BOOTTIME`), in nanoseconds.
@@ -295,7 +297,7 @@ pub enum RunOutput {
 }
 
 /// What was kept of an output stream.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Captured {
     /// The first bytes; all of them if `omitted` is 0.
     pub head: Vec<u8>,
@@ -306,11 +308,11 @@ pub struct Captured {
 }
 
 /// Why a start failed, as far as it matters to what is to be done about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NotStartedKind {
     /// The program or its arguments are at fault: it would fail again.
     Permanent,
-    /// Something that passes by itself: the program is being written, there was no guard for a moment.
+    /// Something that passes by itself: the program is being written, there was no keeper of slots for a moment.
     Transient,
     /// This process, or its machine, is short of descriptors, processes or memory: whatever is started next may fail
     /// as well.
@@ -318,7 +320,7 @@ pub enum NotStartedKind {
 }
 
 /// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ended {
     /// It returned this code, 0 to 255.
     Exit(i32),
@@ -329,7 +331,7 @@ pub enum Ended {
 }
 
 /// What is known of a run when every process of its group is dead. Times are ms since 1970, this host's clock.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct RunReport {
     pub ended: Ended,
@@ -344,7 +346,7 @@ pub struct RunReport {
 }
 
 /// What to send to a process group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum GroupSignal {
     Term,
@@ -383,9 +385,9 @@ pub enum Event {
     NotStarted { run: RunId, kind: NotStartedKind, why: String },
     /// The run is over, and every process of its group is dead.
     Ended { run: RunId, report: RunReport },
-    /// The process that would kill the runs in our place is gone, for this reason: every group gets SIGKILL, and
-    /// is told as `Ended` after this. Nothing starts until there is another guard.
-    Unguarded { why: String },
+    /// All that ran gets SIGKILL, and is told as `Ended` after this: the keeper of slots is gone, or the lease was
+    /// renewed too late. Nothing starts until there is another keeper.
+    SlotsLost { why: String },
     /// The lines that [`Action::ReadLines`] asked for; fewer than asked for means that there are no more.
     Lines(Vec<BatchLine>),
 }
@@ -420,7 +422,7 @@ pub enum Action<R> {
         run: RunId,
         signal: GroupSignal,
     },
-    /// What runs may run until then, and what is started from now on may begin before then: the guard kills it
+    /// What runs may run until then, and what is started from now on may begin before then: its slot kills it
     /// at that time, whatever became of this process. The last one counts; before the first, nothing may run.
     Lease(Instant),
     /// For the user, in the form that he chose; shown and flushed before the next action.

@@ -1,7 +1,6 @@
 //! The `zkmw` binary: reads the configuration, starts the role, and ends with its exit code.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
 use std::panic::{PanicHookInfo, catch_unwind};
 use std::process::ExitCode;
@@ -18,14 +17,14 @@ use zkmw::{exec, exit, limits, service, shell};
 /// Most bytes of a panic's message that are shown: what it quotes may be as large as all that the process holds.
 const MAX_PANIC_BYTES: usize = 2_000;
 
-/// The subcommand of the guard process, which only we start: no help tells of it.
-const GUARD: &str = "guard";
+/// The subcommand of the keeper of slots, which only we start: no help tells of it.
+const SLOTS: &str = "slots";
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(say_panic));
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|word| word == GUARD) {
-        return guard(args);
+    if args.next().is_some_and(|word| word == SLOTS) {
+        return keep_slots();
     }
     let variable = |name: &str| std::env::var_os(name);
     let code = match config::load(std::env::args_os(), variable, config::DEFAULT_FILE.as_ref()) {
@@ -85,28 +84,16 @@ fn say_panic(panic: &PanicHookInfo<'_>) {
     let _ = std::io::stderr().write_all(words.as_bytes());
 }
 
-/// Kills what a worker or an elector runs, when that cannot.
-fn guard(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let voice = match exec::Voice::start() {
-        Ok(voice) => voice,
-        Err(_) => return ExitCode::from(u8::try_from(exit::TRY_AGAIN).unwrap_or(u8::MAX)),
-    };
-    let target = Target::Pipe(Box::new(voice.clone()));
-    let mut builder = env_logger::Builder::new();
-    builder.filter_level(LevelFilter::Info).target(target).parse_default_env();
-    if service::logs_to_journal() {
-        builder.format(for_journal);
-    }
-    builder.init();
-    let code = match exec::guard(args) {
+/// Runs what a worker or an elector runs. It has no log: nobody may read standard error, and that must not keep it
+/// waiting.
+fn keep_slots() -> ExitCode {
+    match exec::keep_slots() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::error!("guard: {error:#}");
+            let _ = writeln!(std::io::stderr(), "zkmw slots: {error:#}");
             ExitCode::from(u8::try_from(exit::USAGE).unwrap_or(u8::MAX))
         }
-    };
-    voice.finish();
-    code
+    }
 }
 
 /// The text, with the end of a line.
@@ -201,7 +188,7 @@ mod tests {
     fn a_daemon_that_panics() {
         if std::env::var_os("ZKMW_TEST_PANIC").is_some() {
             std::panic::set_hook(Box::new(say_panic));
-            let args = ["zkmw", "master", "--zk", "h:1"].into_iter().map(OsString::from);
+            let args = ["zkmw", "master", "--zk", "h:1"].into_iter().map(std::ffi::OsString::from);
             let config = config::load(args, |_| None, "/nowhere".as_ref()).expect("a configuration");
             log_to_stderr(&config);
             panic!("one\ntwo {}", "x".repeat(100_000));

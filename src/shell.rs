@@ -57,10 +57,8 @@ pub struct Surroundings {
     pub close_timeout: Duration,
     /// Whether the role runs processes.
     pub runs: bool,
-    /// Where the process groups that run are written down.
+    /// Where the sessions of what runs are written down.
     pub run_file: Option<RunFile>,
-    /// Whether a run that succeeded is followed by another that must not meet what it left behind.
-    pub sweep_always: bool,
     /// Where the lines of a batch come from.
     pub batch: Option<BatchLines>,
     /// Whether it is a service: it tells the service manager how it is, and ignores SIGHUP.
@@ -132,12 +130,11 @@ pub fn run<T: Role>(
     let (exec_sender, execs) = unbounded();
     let executor = match surroundings.runs {
         true => {
-            let guard = Some(OWN_PROGRAM.into());
             let means = Means {
                 run_file: surroundings.run_file,
-                guard,
+                program: OWN_PROGRAM.into(),
+                leased: true,
                 cgroups: true,
-                sweep_always: surroundings.sweep_always,
             };
             let executor = Executor::new(exec_sender, means);
             Some(executor.context("cannot run processes")?)
@@ -240,7 +237,7 @@ impl<T: Role> Shell<'_, T> {
             Incoming::Exec(ExecEvent::Started { run, pid }) => Event::Started { run, pid },
             Incoming::Exec(ExecEvent::NotStarted { run, kind, why }) => Event::NotStarted { run, kind, why },
             Incoming::Exec(ExecEvent::Ended { run, report }) => Event::Ended { run, report },
-            Incoming::Exec(ExecEvent::Unguarded { why }) => Event::Unguarded { why },
+            Incoming::Exec(ExecEvent::SlotsLost { why }) => Event::SlotsLost { why },
             Incoming::Signal(signal) => {
                 let again = self.signalled.replace(signal).is_some();
                 self.service.stopping(time);
@@ -369,7 +366,7 @@ impl<T: Role> Shell<'_, T> {
                     Action::Lease(until) => {
                         if let Some(Err(why)) = self.executor.as_ref().map(|executor| executor.lease(until)) {
                             // At once: what it brings must not come before it.
-                            turn(&mut self.role, now(), Event::Unguarded { why }, &mut self.out);
+                            turn(&mut self.role, now(), Event::SlotsLost { why }, &mut self.out);
                         }
                     }
                     Action::Report(report) => {

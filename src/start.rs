@@ -129,8 +129,7 @@ fn run_elector(ensemble: &Ensemble, layout: Layout, settings: ElectorConfig) -> 
         grace: settings.grace,
         once: settings.once,
     });
-    let around =
-        Surroundings { daemon: true, runs, sweep_always: true, ..surroundings(ensemble, CLIENT_THREADS) };
+    let around = Surroundings { daemon: true, runs, ..surroundings(ensemble, CLIENT_THREADS) };
     shell::run(role, around, &mut |report: elector::Report| {
         let mut out = std::io::stdout().lock();
         if settings.json {
@@ -157,7 +156,6 @@ fn surroundings(ensemble: &Ensemble, threads: usize) -> Surroundings {
         close_timeout: ensemble.close_timeout,
         runs: false,
         run_file: None,
-        sweep_always: false,
         batch: None,
         daemon: false,
     }

@@ -331,7 +331,7 @@ pub fn env(items: &[String]) -> ParsedList<BTreeMap<String, String>> {
 /// call `zkmw submit`.
 pub fn is_set_by_worker(name: &str) -> bool {
     matches!(name, "ZKMW_TASK" | "ZKMW_LINE" | "ZKMW_ATTEMPT" | "ZKMW_EPOCH" | "ZKMW_WORKER" | "ZKMW_BIN")
-        || matches!(name, "ZKMW_OWNER" | "ZKMW_RUN")
+        || name == "ZKMW_OWNER"
         || name.starts_with("ZKMW_ENSEMBLE")
 }
 

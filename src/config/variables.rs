@@ -63,7 +63,7 @@ mod tests {
             told(&["ZKMW_ZK", "ZKMW_SLOTS", "ZKMW_MAX_PENDING", "ZKMW_TIMEOUT", "PATH", "SLOT"]),
             [""; 0]
         );
-        let of_tasks = ["ZKMW_TASK", "ZKMW_ATTEMPT", "ZKMW_EPOCH", "ZKMW_WORKER", "ZKMW_LINE", "ZKMW_RUN"];
+        let of_tasks = ["ZKMW_TASK", "ZKMW_ATTEMPT", "ZKMW_EPOCH", "ZKMW_WORKER", "ZKMW_LINE"];
         assert_eq!(told(&of_tasks), [""; 0]);
         assert_eq!(told(&["ZKMW_OWNER", "ZKMW_ELECTOR_COMMAND", "ZKMW_ENSEMBLE_DIR", "ZKMW_BIN"]), [""; 0]);
         let empty = unknown_variables(std::iter::once(("ZKMW_SLOT".into(), "".into())));

@@ -1,8 +1,65 @@
 //! What is kept of an output stream: the first half of the limit and the last, byte for byte.
 //!
-//! Owns no descriptor; memory is bounded by the limit whatever is pushed, and grows only as bytes come.
+//! Memory is bounded by the limit whatever comes, and grows only as bytes come. It must not wait for a pipe.
+
+use std::os::fd::OwnedFd;
+
+use rustix::buffer::spare_capacity;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::{Errno, read};
 
 use crate::machine::Captured;
+
+/// Bytes read from a pipe at once: what a pipe holds, unless somebody made it larger.
+pub(super) const READ_BYTES: usize = 64 << 10;
+/// Bytes read from a pipe after the run is dead. More than any pipe holds (1 MiB unless root allowed more); what comes
+/// beyond is from a process that somebody else has started and given the pipe to.
+const DRAIN_BYTES: u64 = 4 << 20;
+
+/// One output stream of a run.
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// `None` once everybody has closed it, or if it is none of ours.
+    pub(super) pipe: Option<OwnedFd>,
+    pub(super) capture: Capture,
+}
+
+impl Stream {
+    /// Keeps so many bytes of what comes from the pipe.
+    pub(super) fn new(pipe: Option<OwnedFd>, limit: usize) -> Stream {
+        let nonblocking = |pipe: &OwnedFd| {
+            fcntl_getfl(pipe).and_then(|flags| fcntl_setfl(pipe, flags | OFlags::NONBLOCK)).is_ok()
+        };
+        // It cannot fail on a pipe of ours. If it does, losing output is better than waiting for ever.
+        Stream { pipe: pipe.filter(nonblocking), capture: Capture::new(limit) }
+    }
+
+    /// Reads once, by way of this buffer; how many bytes, 0 if there is nothing now or never again.
+    pub(super) fn read(&mut self, buffer: &mut Vec<u8>) -> usize {
+        let Some(pipe) = &self.pipe else { return 0 };
+        buffer.clear();
+        buffer.reserve(READ_BYTES);
+        match read(pipe, spare_capacity(buffer)) {
+            Ok(0) => self.pipe = None,
+            Ok(_) => self.capture.push(buffer),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.pipe = None,
+        }
+        buffer.len()
+    }
+
+    /// Reads what is there, up to [`DRAIN_BYTES`].
+    pub(super) fn drain(&mut self, buffer: &mut Vec<u8>) {
+        let mut drained = 0;
+        while drained < DRAIN_BYTES {
+            match self.read(buffer) {
+                0 => break,
+                bytes => drained += bytes as u64,
+            }
+        }
+        self.pipe = None;
+    }
+}
 
 /// Keeps the first and the last bytes of a stream.
 #[derive(Debug)]
@@ -68,8 +125,19 @@ impl Capture {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
     use crate::machine::Prng;
+
+    #[test]
+    fn a_pipe_that_never_gets_empty_is_read_for_a_while_only() {
+        let endless = File::open("/dev/zero").unwrap();
+        let mut stream = Stream::new(Some(endless.into()), 0);
+        stream.drain(&mut Vec::new());
+        let omitted = stream.capture.finish().omitted;
+        assert!((DRAIN_BYTES..=DRAIN_BYTES + READ_BYTES as u64).contains(&omitted), "{omitted}");
+    }
 
     /// The same, from the whole stream.
     fn plainly(limit: usize, all: &[u8]) -> Captured {

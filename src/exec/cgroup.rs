@@ -3,20 +3,19 @@
 //! Needs cgroup v2 with `cgroup.kill` (Linux 5.14), and the right to make children of our own cgroup: root has it,
 //! and a service whose unit says `Delegate=yes`. Without them runs are process groups and no more.
 //!
-//! The cgroups are children of one of ours, `zkmw-PID-BIRTH.N`, and are used again when they are empty: to make one
-//! costs as much as to start a small program. It must not let a run's end be told while its cgroup is populated.
+//! The cgroups are children of one of ours, `zkmw-PID-BIRTH.N`, one for each slot, and are used again when they are
+//! empty and were never killed: to make one costs as much as to start a small program.
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use super::proc::Identity;
-use crate::machine::RunId;
 
 /// The first pause between two looks at a cgroup that is being emptied; each is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
@@ -25,33 +24,14 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// A cgroup that isn't empty after this is worth a warning.
 const WARN_AFTER: Duration = Duration::from_secs(10);
 
-/// The cgroups of an executor's runs.
+/// The folder of the cgroups of an executor's runs.
 #[derive(Debug)]
 pub(super) struct Cgroups {
     base: PathBuf,
-    slots: Mutex<Slots>,
-}
-
-#[derive(Debug, Default)]
-struct Slots {
-    made: u32,
-    free: Vec<u32>,
-    runs: BTreeMap<RunId, u32>,
-    warned: bool,
-}
-
-/// What became of a process that was to have a cgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Entered {
-    Own,
-    /// There can be none.
-    None,
-    /// Not now.
-    NoRoom,
 }
 
 impl Cgroups {
-    /// Makes a cgroup for the runs of this process's executor with this number; the error tells why there can be none.
+    /// Makes a folder for the runs of this process's executor with this number; the error tells why there can be none.
     pub(super) fn make(own: &Identity, number: u32) -> io::Result<Cgroups> {
         let base = own_cgroup()?.join(format!("{}{number}", prefix(own.pid, own.start_ticks)));
         fs::create_dir(&base)?;
@@ -59,106 +39,110 @@ impl Cgroups {
             remove(&base);
             return Err(error);
         }
-        Ok(Cgroups { base, slots: Mutex::default() })
+        Ok(Cgroups { base })
     }
 
     /// Where they stand.
     pub(super) fn base(&self) -> &Path {
         &self.base
     }
-
-    fn lock(&self) -> MutexGuard<'_, Slots> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn path(&self, slot: u32) -> PathBuf {
-        self.base.join(slot.to_string())
-    }
-
-    /// Puts a process that has not run its program yet into a cgroup of the run's own. Where there can be none the
-    /// run does without; where it is for want of descriptors or memory, it could not be killed later either.
-    pub(super) fn enter(&self, run: RunId, pid: u32) -> Entered {
-        let mut slots = self.lock();
-        let used_before = slots.free.pop();
-        let slot = used_before.unwrap_or_else(|| slots.next());
-        match self.try_enter(&mut slots, run, slot, pid) {
-            Ok(()) => return Entered::Own,
-            Err(error) if is_want(&error) => {
-                slots.free.push(slot);
-                return Entered::NoRoom;
-            }
-            Err(_) => {}
-        }
-        // Whatever a task has made of it, or the kernel against us: another one tells which.
-        self.discard(slot);
-        let slot = slots.next();
-        let Err(error) = self.try_enter(&mut slots, run, slot, pid) else { return Entered::Own };
-        self.discard(slot);
-        if is_want(&error) {
-            return Entered::NoRoom;
-        }
-        if !std::mem::replace(&mut slots.warned, true) {
-            log::warn!(
-                "cannot use {}: {error}; a task that leaves its process group may live on",
-                self.path(slot).display()
-            );
-        }
-        Entered::None
-    }
-
-    fn try_enter(&self, slots: &mut Slots, run: RunId, slot: u32, pid: u32) -> io::Result<()> {
-        let path = self.path(slot);
-        if !path.exists() {
-            fs::create_dir(&path)?;
-        }
-        fs::write(path.join("cgroup.procs"), pid.to_string())?;
-        slots.runs.insert(run, slot);
-        Ok(())
-    }
-
-    /// Removes all of them, as far as nothing lives there. None is used after that.
-    pub(super) fn close(&self) {
-        remove(&self.base);
-    }
-
-    /// It is not used again.
-    fn discard(&self, slot: u32) {
-        remove_below(&self.path(slot));
-        let _ = fs::remove_dir(self.path(slot));
-    }
-
-    /// Whether the run has a cgroup.
-    pub(super) fn has(&self, run: RunId) -> bool {
-        self.lock().runs.contains_key(&run)
-    }
-
-    /// Kills what is left in the run's cgroup, waits until it is empty, for ever if need be, and gives it back.
-    pub(super) fn empty(&self, run: RunId) {
-        let Some(slot) = self.lock().runs.get(&run).copied() else { return };
-        let path = self.path(slot);
-        kill_and_wait(&path, None);
-        let untouched = is_untouched(&path);
-        if !untouched {
-            self.discard(slot);
-        }
-        let mut slots = self.lock();
-        slots.runs.remove(&run);
-        if untouched {
-            slots.free.push(slot);
-        }
-    }
-}
-
-impl Slots {
-    fn next(&mut self) -> u32 {
-        self.made += 1;
-        self.made
-    }
 }
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        self.close();
+        remove(&self.base);
+    }
+}
+
+/// The cgroup of one slot's runs, with what is read of it while they run.
+#[derive(Debug)]
+pub(super) struct RunGroup {
+    path: PathBuf,
+    /// For programs that are born in it.
+    dir: OwnedFd,
+    /// For those that have to enter it.
+    list: File,
+    events: File,
+    stat: File,
+    killed: bool,
+}
+
+/// What a run has made of its cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Something lives in it.
+    Alive,
+    /// It is empty, and the next run finds nothing there that one before has left.
+    Clean,
+    /// It is empty.
+    Changed,
+}
+
+impl RunGroup {
+    /// Makes it, or uses what is there.
+    pub(super) fn make(base: &Path, slot: u32) -> io::Result<RunGroup> {
+        let path = base.join(slot.to_string());
+        if !path.exists() {
+            fs::create_dir(&path)?;
+        }
+        Ok(RunGroup {
+            dir: File::open(&path)?.into(),
+            list: OpenOptions::new().write(true).open(path.join("cgroup.procs"))?,
+            events: File::open(path.join("cgroup.events"))?,
+            stat: File::open(path.join("cgroup.stat"))?,
+            path,
+            killed: false,
+        })
+    }
+
+    /// The same anew: whoever is born in a cgroup that was killed once may be killed by the kernel at once, and what a
+    /// run has left in a file system in memory stays charged to it.
+    pub(super) fn renew(&mut self) -> io::Result<()> {
+        remove_below(&self.path);
+        fs::remove_dir(&self.path)?;
+        let (base, slot) = (self.path.parent(), self.path.file_name());
+        let slot = slot.and_then(|slot| slot.to_str()?.parse().ok());
+        let (Some(base), Some(slot)) = (base, slot) else {
+            return Err(io::Error::other("no cgroup of a slot"));
+        };
+        *self = RunGroup::make(base, slot)?;
+        Ok(())
+    }
+
+    /// For a program that is to be born in it.
+    pub(super) fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Where who is to enter it writes its number.
+    pub(super) fn list(&self) -> BorrowedFd<'_> {
+        self.list.as_fd()
+    }
+
+    /// SIGKILL to all in it.
+    pub(super) fn kill(&mut self) {
+        self.killed = true;
+        let _ = fs::write(self.path.join("cgroup.kill"), "1");
+    }
+
+    /// What is left in it.
+    pub(super) fn left(&self) -> Left {
+        let mut buffer = [0; 512];
+        let mut says = |file: &File, line: &[u8]| {
+            let length = file.read_at(&mut buffer, 0).ok()?;
+            Some(buffer.get(..length)?.split(|&byte| byte == b'\n').any(|found| found == line))
+        };
+        match says(&self.events, b"populated 0") {
+            // Somebody has removed it, so nothing is in it.
+            None => Left::Changed,
+            Some(false) => Left::Alive,
+            Some(true) if self.killed => Left::Changed,
+            Some(true) => {
+                let untouched = says(&self.events, b"frozen 0") == Some(true)
+                    && says(&self.stat, b"nr_descendants 0") == Some(true);
+                if untouched { Left::Clean } else { Left::Changed }
+            }
+        }
     }
 }
 
@@ -191,30 +175,6 @@ pub(super) fn kill_and_wait(path: &Path, give_up_after: Option<Duration>) -> boo
     }
 }
 
-/// The processes in the cgroups below this one. None are in one that isn't there.
-pub(super) fn members(base: &Path) -> io::Result<Vec<u32>> {
-    let mut members = Vec::new();
-    let entries = match fs::read_dir(base) {
-        Err(error) if is_gone(&error) => return Ok(members),
-        entries => entries?,
-    };
-    for entry in entries {
-        match fs::read_to_string(entry?.path().join("cgroup.procs")) {
-            Ok(text) => members.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
-            // A cgroup that was removed meanwhile, or a file of the base's own.
-            Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::NotADirectory => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(members)
-}
-
-/// Whether something is wanting that may be there later.
-fn is_want(error: &io::Error) -> bool {
-    let code = error.raw_os_error().map(Errno::from_raw_os_error);
-    matches!(code, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
-}
-
 /// There is no such cgroup, or no more.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
@@ -238,15 +198,6 @@ fn remove_below(path: &Path) {
             let _ = fs::remove_dir(entry.path());
         }
     }
-}
-
-/// Whether a cgroup that is empty is as it was made: not frozen, and without others below. The next run must find
-/// nothing that one before has left there.
-fn is_untouched(path: &Path) -> bool {
-    let says = |file: &str, line: &str| {
-        fs::read_to_string(path.join(file)).is_ok_and(|text| text.lines().any(|found| found == line))
-    };
-    says("cgroup.freeze", "0") && says("cgroup.stat", "nr_descendants 0")
 }
 
 fn is_populated(path: &Path) -> io::Result<bool> {

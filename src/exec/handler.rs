@@ -1,8 +1,9 @@
 //! Handlers: processes that outlive runs, and are given those with a request, one at a time, as a line each.
 //!
-//! Owns which handlers idle, and how long to wait before another is started. A request goes to the one that was used
-//! last, and is written by the thread that asked for the run (`desk`); without an idle one a further handler is started,
-//! on a thread of its own that lives as long as it does (`life`) and reads its answers (`answer`).
+//! Owns which handlers idle, which run is whose, and how long to wait before another is started. A request goes to the
+//! one that was used last, and is written by the thread that asked for the run (`desk`); without an idle one a further
+//! handler is started, in a slot as every program is, and with a thread of its own that lives as long as it does (`life`)
+//! and reads its answers (`answer`).
 //!
 //! It must not: hand anything over without a lease that holds; use a handler again that was sent a signal, or whose
 //! answer was none; or tell of a run's end while that handler's group lives. What a handler started and left running
@@ -14,37 +15,41 @@ mod end;
 mod life;
 mod pauses;
 
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, eventfd};
-
 use super::descriptors::too_few;
-use super::run::Shared;
-use super::table::FIRST_HANDLER;
-use super::{ExecEvent, NotStartedKind, STACK_BYTES, no_thread};
-use crate::machine::{RunId, RunOutput, RunSpec};
+use super::hub::{FIRST_HANDLER, Hub};
+use super::{ExecEvent, NotStartedKind};
+use crate::machine::{GroupSignal, RunId, RunOutput, RunSpec};
 use crate::threads;
-use desk::{Desk, Handed, Job};
+pub(super) use desk::{Desk, Note};
+use desk::{Handed, Job};
 use pauses::{Death, Pauses};
 
+/// Stack of a handler's thread.
+const STACK_BYTES: usize = 512 << 10;
 /// How long idle handlers may take to end by themselves after the end of their standard input.
 const END_OF_INPUT_GRACE: Duration = Duration::from_millis(500);
 /// Why a request is not handed over.
-const NO_LEASE: &str = "the lease had ended before it began, or there was no guard";
+const NO_LEASE: &str = "the lease had ended before it began, or there was no keeper of slots";
 
 /// All handlers of an executor. They run the same program, with the same environment.
 #[derive(Debug)]
 pub(super) struct Pool {
-    shared: Arc<Shared>,
+    hub: Arc<Hub>,
     inner: Mutex<Inner>,
+    /// Notified when a run is told to end.
+    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     /// Those that have nothing to do, the one that was used last at the end.
     idle: Vec<Arc<Desk>>,
+    /// Which handler has it, or will get it first of all.
+    runs: BTreeMap<RunId, Arc<Desk>>,
     /// How many handlers there have ever been.
     made: u64,
     pauses: Pauses,
@@ -55,8 +60,8 @@ struct Inner {
 }
 
 impl Pool {
-    pub(super) fn new(shared: Arc<Shared>) -> Pool {
-        Pool { shared, inner: Mutex::default() }
+    pub(super) fn new(hub: Arc<Hub>) -> Pool {
+        Pool { hub, inner: Mutex::default(), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -73,26 +78,20 @@ impl Pool {
             RunOutput::Capture { limit } => limit,
             RunOutput::Inherit => 0,
         };
-        // What is left of the spec is about the handler; that it has a request marks it as one.
-        let request = spec.request.replace(String::new()).unwrap_or_default();
-        let mut job = Job { run, request, limit };
+        let mut job = Job { run, request: spec.request.take().unwrap_or_default(), limit };
         loop {
-            let Some(desk) = self.lock().idle.pop() else { break };
-            if !self.shared.table.hand(run, desk.id) {
-                // It was told to end meanwhile.
-                continue;
-            }
-            match desk.hand_over(job, &self.shared) {
+            let Some(desk) = self.take_idle(run) else { break };
+            match desk.hand_over(job, &self.hub) {
                 Handed::Done => return,
                 Handed::NoLease => {
                     self.not_started(run, NotStartedKind::Transient, NO_LEASE.to_owned());
-                    self.idles(&desk);
+                    self.lock().idles(&desk);
                     return;
                 }
                 Handed::Refused(back) => {
                     // It hears nothing any more, but nobody says that it is dead.
-                    self.shared.table.remove(run);
-                    self.shared.table.kill_broken(desk.id);
+                    self.lock().runs.remove(&run);
+                    self.hub.kill(desk.id);
                     job = back;
                 }
             }
@@ -100,45 +99,106 @@ impl Pool {
         self.start_handler(job, spec);
     }
 
+    /// One that idles and was not told to end; it has the run now.
+    fn take_idle(&self, run: RunId) -> Option<Arc<Desk>> {
+        let mut inner = self.lock();
+        loop {
+            let desk = inner.idle.pop()?;
+            if !desk.is_told_to_end() {
+                let before = inner.runs.insert(run, Arc::clone(&desk));
+                assert!(before.is_none(), "run {} was started twice", run.0);
+                return Some(desk);
+            }
+        }
+    }
+
     fn start_handler(self: &Arc<Self>, job: Job, spec: RunSpec) {
         let run = job.run;
-        let Some(reserve) = self.shared.stock.take() else {
-            return self.not_started(run, NotStartedKind::Shortage, too_few());
-        };
-        let gate = match eventfd(0, EventfdFlags::CLOEXEC) {
-            Ok(gate) => Arc::new(gate),
-            Err(_) => return self.not_started(run, NotStartedKind::Shortage, too_few()),
-        };
-        let id = {
+        let number = {
             let mut inner = self.lock();
             inner.made += 1;
-            RunId(FIRST_HANDLER + inner.made)
+            inner.made
         };
-        self.shared.table.add(id, Arc::clone(&gate));
-        self.shared.table.hand(run, id);
-        let pool = Arc::clone(self);
-        let name = format!("handler-{}", id.0 - FIRST_HANDLER);
-        let live = move || life::live(&pool, id, gate, reserve, job, &spec);
-        if let Err(error) = threads::spawn_sized(&name, STACK_BYTES, live) {
-            self.not_started(run, NotStartedKind::Shortage, no_thread(&error));
-            self.shared.table.remove(id);
+        let Ok(desk) = Desk::new(RunId(FIRST_HANDLER + number)) else {
+            return self.not_started(run, NotStartedKind::Shortage, too_few());
+        };
+        let (pool, desk) = (Arc::clone(self), Arc::new(desk));
+        self.lock().runs.insert(run, Arc::clone(&desk));
+        let live = move || life::live(&pool, desk, job, spec);
+        if let Err(error) = threads::spawn_sized(&format!("handler-{number}"), STACK_BYTES, live) {
+            let why = format!(
+                "no room for another thread ({error}); raise the limit (ulimit -u, TasksMax=), or have fewer slots"
+            );
+            self.not_started(run, NotStartedKind::Shortage, why);
         }
     }
 
     /// Nothing of the run was handed to anybody: tells so and forgets it. It is never the run's own fault.
     fn not_started(&self, run: RunId, kind: NotStartedKind, why: String) {
-        let _ = self.shared.events.send(ExecEvent::NotStarted { run, kind, why });
-        self.shared.table.remove(run);
+        self.over(run, ExecEvent::NotStarted { run, kind, why });
     }
 
-    /// It has nothing to do from now on.
-    fn idles(&self, desk: &Arc<Desk>) {
+    /// Tells the run's last event, and forgets it.
+    fn over(&self, run: RunId, event: ExecEvent) {
+        // Nobody listens any more: so be it.
+        let _ = self.hub.events.send(event);
+        self.lock().runs.remove(&run);
+        self.changed.notify_all();
+    }
+
+    /// Its handler has answered. Unless that was told to end meanwhile, the run is over: it is forgotten, the handler
+    /// idles if it is `alive`, and `tell` tells so. Otherwise it is over when the handler's group is dead.
+    fn answered(&self, run: RunId, desk: &Arc<Desk>, alive: bool, tell: impl FnOnce()) -> bool {
         let mut inner = self.lock();
-        if inner.closed {
-            desk.close();
-        } else {
-            inner.idle.push(Arc::clone(desk));
+        let fit = !desk.is_told_to_end();
+        if fit {
+            inner.runs.remove(&run);
+            desk.rests(&self.hub);
+            if alive {
+                // Before anybody hears that there is a slot to be filled.
+                inner.idles(desk);
+            }
+            tell();
+            self.changed.notify_all();
         }
+        fit
+    }
+
+    /// Signals the handler that has the run; whether one has.
+    pub(super) fn signal(&self, run: RunId, signal: GroupSignal) -> bool {
+        let inner = self.lock();
+        let Some(desk) = inner.runs.get(&run) else { return false };
+        desk.tell_to_end();
+        self.hub.signal(desk.id, signal);
+        self.changed.notify_all();
+        true
+    }
+
+    /// SIGKILL to all handlers that have a run. (Those that idle the hub knows.)
+    pub(super) fn kill_all(&self) {
+        let runs: Vec<RunId> = self.lock().runs.keys().copied().collect();
+        for run in runs {
+            self.signal(run, GroupSignal::Kill);
+        }
+    }
+
+    /// How many runs are not over.
+    pub(super) fn len(&self) -> usize {
+        self.lock().runs.len()
+    }
+
+    /// Waits until no handler has a run; whether it came to that within `bound`.
+    pub(super) fn wait_over(&self, bound: Duration) -> bool {
+        let until = Instant::now() + bound;
+        let mut inner = self.lock();
+        while !inner.runs.is_empty() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
     }
 
     /// It is none of those that idle.
@@ -147,9 +207,16 @@ impl Pool {
     }
 
     /// Waits as long as handlers that failed before demand; whether this one was told to end meanwhile.
-    fn pause(&self, id: RunId) -> bool {
-        let until = self.lock().pauses.until();
-        until.is_some_and(|until| self.shared.table.wait_told_to_end(id, until))
+    fn pause(&self, desk: &Desk) -> bool {
+        let mut inner = self.lock();
+        let Some(until) = inner.pauses.until() else { return desk.is_told_to_end() };
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || desk.is_told_to_end() {
+                return desk.is_told_to_end();
+            }
+            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// A handler works.
@@ -162,8 +229,7 @@ impl Pool {
     /// A handler is dead, or could not be started.
     fn died(&self, death: Death) {
         // What was killed because there was no lease has not failed.
-        let lapsed = self.shared.guard.as_ref().is_some_and(|guard| guard.is_lapsed());
-        if !lapsed {
+        if self.hub.may_run() {
             self.lock().pauses.died(death, Instant::now());
         }
     }
@@ -184,9 +250,17 @@ impl Pool {
         };
         idle.iter().for_each(|desk| desk.close());
         let idle: Vec<RunId> = idle.iter().map(|desk| desk.id).collect();
-        self.shared.table.wait_dead_of(&idle, END_OF_INPUT_GRACE);
+        self.hub.wait_dead_of(&idle, END_OF_INPUT_GRACE);
     }
 }
 
-/// The gate at which a handler's process waits until it is on record.
-type Gate = Arc<OwnedFd>;
+impl Inner {
+    /// It has nothing to do from now on.
+    fn idles(&mut self, desk: &Arc<Desk>) {
+        if self.closed {
+            desk.close();
+        } else {
+            self.idle.push(Arc::clone(desk));
+        }
+    }
+}

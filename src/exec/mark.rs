@@ -9,21 +9,12 @@ use std::path::{Path, PathBuf};
 use rustix::process::getuid;
 
 use super::proc::{Stat, is_gone, stat};
-use crate::machine::RunId;
 
 /// The variable that marks what an executor has started; its value is [`super::proc::Identity::token`].
 pub(super) const OWNER_VAR: &str = "ZKMW_OWNER";
 
-/// The variable that marks what belongs to one run; its value is [`run_mark`].
-pub(super) const RUN_VAR: &str = "ZKMW_RUN";
-
 /// More than the kernel gives to any program, arguments included (6 MiB).
 const LONGEST_ENVIRONMENT_BYTES: u64 = 8 << 20;
-
-/// Names a run as no other on this machine: of the process with this token, its executor with this number.
-pub(super) fn run_mark(token: &str, executor: u32, run: RunId) -> String {
-    format!("{token}.{executor}.{}", run.0)
-}
 
 /// What is looked for in environments.
 #[derive(Clone, Copy, Debug)]

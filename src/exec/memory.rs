@@ -6,6 +6,7 @@
 use std::ffi::CStr;
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, write};
@@ -18,6 +19,8 @@ use crate::machine::Ended;
 const SOONER: i32 = 500;
 /// The highest score that there is.
 const HIGHEST: i32 = 1000;
+/// How old a count may be that a run begins with.
+const READ_EVERY: Duration = Duration::from_secs(1);
 /// The signal that the kernel kills with.
 const SIGKILL: i32 = 9;
 /// What a shell exits with if that killed what it had started.
@@ -26,10 +29,11 @@ const SHELL_KILLED: i32 = 128 + SIGKILL;
 /// What an executor knows of memory.
 #[derive(Debug)]
 pub(super) struct Memory {
-    score: String,
     /// Where the kernel counts, and for whom.
     count: PathBuf,
     whose: &'static str,
+    /// What was read last, and when: to read it costs as much as to start a small program.
+    last: Option<(Instant, Kills)>,
 }
 
 /// How often the kernel had killed for want of memory; `None` if it doesn't say.
@@ -38,37 +42,46 @@ pub(super) struct Kills(Option<u64>);
 
 impl Memory {
     pub(super) fn new() -> Memory {
-        let own = fs::read_to_string("/proc/self/oom_score_adj").ok();
-        let own = own.and_then(|score| score.trim().parse().ok()).unwrap_or(0);
         let of_group = own_cgroup().ok().map(|group| group.join("memory.events"));
         let (count, whose) = match of_group.filter(|events| events.exists()) {
             Some(events) => (events, "the worker's control group"),
             None => ("/proc/vmstat".into(), "this machine"),
         };
-        Memory { score: score_of_tasks(own).to_string(), count, whose }
+        Memory { count, whose, last: None }
     }
 
-    /// What [`go_sooner`] is to be given.
-    pub(super) fn score(&self) -> String {
-        self.score.clone()
+    /// How often it had killed a second ago at most.
+    pub(super) fn kills(&mut self) -> Kills {
+        match self.last {
+            Some((read, kills)) if read.elapsed() < READ_EVERY => kills,
+            Some(_) | None => self.kills_now(),
+        }
     }
 
-    /// How often it has killed so far.
-    pub(super) fn kills(&self) -> Kills {
-        Kills(fs::read_to_string(&self.count).ok().as_deref().and_then(kills_in))
+    fn kills_now(&mut self) -> Kills {
+        let kills = Kills(fs::read_to_string(&self.count).ok().as_deref().and_then(kills_in));
+        self.last = Some((Instant::now(), kills));
+        kills
     }
 
     /// What is to be said of a run that began when so many had been killed, and ended so without a signal of ours.
-    pub(super) fn explain(&self, ended: Ended, before: Kills) -> Option<String> {
+    pub(super) fn explain(&mut self, ended: Ended, before: Kills) -> Option<String> {
         if !matches!(ended, Ended::Signal(SIGKILL) | Ended::Exit(SHELL_KILLED)) {
             return None;
         }
-        let more = match (before.0, self.kills().0) {
+        let more = match (before.0, self.kills_now().0) {
             (Some(before), Some(now)) => now.saturating_sub(before),
             _ => 0,
         };
         in_words(ended, more, self.whose)
     }
+}
+
+/// What [`go_sooner`] is to be given.
+pub(super) fn score() -> String {
+    let own = fs::read_to_string("/proc/self/oom_score_adj").ok();
+    let own = own.and_then(|score| score.trim().parse().ok()).unwrap_or(0);
+    score_of_tasks(own).to_string()
 }
 
 fn score_of_tasks(own: i32) -> i32 {
@@ -124,7 +137,7 @@ mod tests {
         assert!(says(Ended::Signal(9), 2).ends_with("killed 2 processes of this machine for want of memory"));
         assert!(says(Ended::Exit(137), 1).starts_with("while it ran, the kernel killed 1 process of"));
         assert_eq!(says(Ended::Exit(137), 0), "");
-        let memory = Memory::new();
+        let mut memory = Memory::new();
         assert_eq!(memory.explain(Ended::Exit(1), Kills(Some(0))), None);
         assert_eq!(memory.explain(Ended::Signal(15), Kills(Some(0))), None);
     }

@@ -9,24 +9,25 @@
 //! group lives. A process that leaves its group (`setsid`) is ended too where each run has a `cgroup`, and as far
 //! as its environment tells whose it is (`sweep`) where not.
 
+mod birth;
 mod capture;
 mod cgroup;
-mod child;
+mod children;
 mod descriptors;
-mod group;
-mod guard;
 mod handler;
+mod hub;
+mod keeper;
+mod leftovers;
 mod mark;
 mod memory;
+mod page;
 mod proc;
-mod roll;
-mod run;
 mod runfile;
+mod slot;
+mod spawn;
 mod stopped;
-mod sweep;
-mod table;
+mod wire;
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -34,22 +35,17 @@ use std::time::Duration;
 
 use anyhow::Context;
 use crossbeam_channel::Sender;
-use rustix::event::{EventfdFlags, eventfd};
 
 use crate::contract::worker::ProcessIdentity;
 pub use crate::machine::NotStartedKind;
-use crate::machine::{GroupSignal, Instant, RunId, RunReport, RunSpec};
+use crate::machine::{GroupSignal, Instant, RunId, RunOutput, RunReport, RunSpec};
 use crate::threads;
-use cgroup::Cgroups;
-use descriptors::{Stock, too_few};
-use guard::Guard;
-pub use guard::voice::Voice;
 use handler::Pool;
-use memory::Memory;
-use roll::Roll;
-use run::Shared;
+use hub::Hub;
+use page::ENDLESS;
 pub use runfile::{Claim, Predecessor, RunFile};
-use table::Table;
+use spawn::Starter;
+use wire::{Program, Streams};
 
 /// Who this process is, on this host.
 ///
@@ -63,20 +59,18 @@ pub fn process_identity() -> anyhow::Result<ProcessIdentity> {
     Ok(ProcessIdentity { host, boot_id, pid_ns, pid, start_time: start_ticks })
 }
 
-/// The program that is running now, even if its file was replaced: its own guard.
+/// The program that is running now, even if its file was replaced: its own keeper of slots.
 pub const OWN_PROGRAM: &str = "/proc/self/exe";
 
-/// The life of a guard process: what `zkmw guard` does, with these arguments.
+/// The life of a keeper of slots: what `zkmw slots` does.
 ///
 /// # Errors
 ///
-/// If it was not started by an executor, or lacks what it stands on.
-pub fn guard(args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
-    guard::process::run(args)
+/// If no executor has started it, or it lacks what it stands on.
+pub fn keep_slots() -> anyhow::Result<()> {
+    keeper::run()
 }
 
-/// Stack of a run's thread. `execvp` of a script without a first line copies its arguments to the stack.
-const STACK_BYTES: usize = 512 << 10;
 /// How long [`Executor::kill_all`] waits for what it has killed.
 const KILL_ALL_WITHIN: Duration = Duration::from_secs(5);
 
@@ -107,36 +101,31 @@ pub enum ExecEvent {
         report: RunReport,
     },
     /// The guard is gone, and every group gets SIGKILL. Their ends are told after this.
-    Unguarded {
+    SlotsLost {
         /// What became of it.
         why: String,
     },
 }
 
 /// What an executor has besides processes, so that they end when they must.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Means {
-    /// Where the groups that run are written down, for a successor.
+    /// Where the sessions of what runs are written down, for a successor.
     pub run_file: Option<RunFile>,
-    /// The program that is started as the guard, with the arguments that [`guard`] takes after the word `guard`.
-    /// With it nothing runs but under a [lease](Executor::lease). Without it runs end with this process only as far
-    /// as the kernel sees to it.
-    pub guard: Option<PathBuf>,
-    /// Whether each run gets a cgroup, if we may have them.
+    /// The program that is started as the keeper of slots, with the word `slots`: zkmw's own.
+    pub program: PathBuf,
+    /// Whether nothing runs but under a [lease](Executor::lease).
+    pub leased: bool,
+    /// Whether each slot gets a cgroup for its runs, if we may have them.
     pub cgroups: bool,
-    /// Whether what has left its group is looked for even if its run succeeded, and has no cgroup. It costs more than
-    /// many a task.
-    pub sweep_always: bool,
 }
 
 /// Runs process groups. Dropping it kills them all.
 #[derive(Debug)]
 pub struct Executor {
-    shared: Arc<Shared>,
+    hub: Arc<Hub>,
     handlers: Arc<Pool>,
-    /// `None` only while it is dropped.
-    roll: Option<Roll>,
-    guard: Option<Arc<Guard>>,
+    leased: bool,
 }
 
 impl Executor {
@@ -146,40 +135,37 @@ impl Executor {
     ///
     /// # Errors
     ///
-    /// If `/proc` cannot be read, or there is no room for a pipe and a thread.
+    /// If `/proc` cannot be read, or there is no room for a process, a socket and two threads.
     pub fn new(events: Sender<ExecEvent>, means: Means) -> anyhow::Result<Executor> {
         keep_zombies()?;
-        descriptors::raise_limit();
         static EXECUTORS: AtomicU32 = AtomicU32::new(0);
-        let number = EXECUTORS.fetch_add(1, Ordering::Relaxed);
         let own = proc::Identity::own().context("cannot learn who we are from /proc")?;
-        let table = Arc::new(Table::default());
-        let token = own.token();
-        let why_not = |error: &std::io::Error| log::debug!("no cgroups for what runs: {error}");
-        let cgroups = means.cgroups.then(|| Cgroups::make(&own, number).inspect_err(why_not).ok()).flatten();
-        let cgroups = cgroups.map(Arc::new);
-        let base = cgroups.as_ref().map(|cgroups| cgroups.base().to_path_buf());
-        let start = |program| Guard::start(program, token.clone(), base, Arc::clone(&table), events.clone());
-        let guard = means.guard.map(start).transpose()?.map(Arc::new);
-        let roll = Roll::start(Arc::clone(&table), means.run_file, guard.clone(), cgroups.clone())?;
-        let shared = Shared {
-            stock: Stock::new().context("cannot make an eventfd")?,
-            memory: Memory::new(),
-            table,
-            events,
-            roll: roll.announcer().clone(),
-            guard: guard.clone(),
-            cgroups,
-            token,
-            number,
-            sweep_always: means.sweep_always,
+        let strangers = children::list().into_iter().collect();
+        keeper::become_subreaper();
+        let hub = Arc::new(Hub::new(events, means.run_file)?);
+        if !means.leased {
+            hub.page.begin_anew(ENDLESS);
+        }
+        let starter = Starter {
+            program: means.program,
+            token: own.token(),
+            own,
+            number: EXECUTORS.fetch_add(1, Ordering::Relaxed),
+            wants_cgroups: means.cgroups,
+            oom_score: memory::score(),
+            descriptors: descriptors::raise_limit(),
+            strangers,
         };
-        let shared = Arc::new(shared);
-        let handlers = Arc::new(Pool::new(Arc::clone(&shared)));
-        Ok(Executor { shared, handlers, roll: Some(roll), guard })
+        let first = starter.start(&hub).context("cannot start the keeper of slots")?;
+        let (listens, keeps) = (Arc::clone(&hub), Arc::clone(&hub));
+        threads::spawn("exec", move || listens.live()).context("cannot start a thread")?;
+        threads::spawn("exec-keeper", move || starter.keep(&keeps, first))
+            .context("cannot start a thread")?;
+        let handlers = Arc::new(Pool::new(Arc::clone(&hub)));
+        Ok(Executor { hub, handlers, leased: means.leased })
     }
 
-    /// Starts a run; the answer is `Started` and then `Ended`, or `NotStarted`. One with a request goes to a handler.
+    /// Starts a run; the answer is `Started` and then `Ended`, or `NotStarted`.
     ///
     /// # Panics
     ///
@@ -188,50 +174,44 @@ impl Executor {
         if spec.request.is_some() {
             return self.handlers.start(run, spec);
         }
-        let no_room = |why: String| self.shared.not_started(run, NotStartedKind::Shortage, why);
-        let Some(reserve) = self.shared.stock.take() else { return no_room(too_few()) };
-        let gate = match eventfd(0, EventfdFlags::CLOEXEC) {
-            Ok(gate) => Arc::new(gate),
-            Err(_) => return no_room(too_few()),
+        let streams = match spec.output {
+            RunOutput::Capture { limit } => Streams::Capture { limit },
+            RunOutput::Inherit => Streams::Inherit,
         };
-        self.shared.table.add(run, Arc::clone(&gate));
-        let shared = Arc::clone(&self.shared);
-        let live = move || shared.live(run, &spec, gate, reserve);
-        if let Err(error) = threads::spawn_sized(&format!("run-{}", run.0), STACK_BYTES, live) {
-            no_room(no_thread(&error));
-        }
+        self.hub.start(run, Program { run: run.0, argv: spec.argv, env: spec.env, streams });
     }
 
-    /// What runs may run until then, and what is started may begin before then. To be called by the thread that calls
-    /// [`Executor::start`].
+    /// What runs may run until then, and what is started may begin before then.
     ///
     /// # Errors
     ///
-    /// If the lease before has ended, and something runs: the guard may have begun to kill. Then everything gets
-    /// SIGKILL; it is as after [`ExecEvent::Unguarded`], whatever was sent before.
+    /// If the lease before was found over while something runs. Then everything gets SIGKILL; it is as after
+    /// [`ExecEvent::SlotsLost`], whatever was sent before.
     pub fn lease(&self, until: Instant) -> Result<(), String> {
-        self.guard.as_ref().map_or(Ok(()), |guard| guard.lease(until.as_nanos()))
+        if self.leased { self.hub.lease(until.as_nanos(), self.handlers.len() > 0) } else { Ok(()) }
     }
 
     /// Signals every process of the run's group; nothing happens if its leader has ended, for then what is
     /// left of the group has got SIGKILL anyway.
     ///
-    /// A run that has not got to its program yet gets the signal as soon as it has, or never starts. A handler is not used
-    /// again after a signal to its run, whatever it makes of it.
+    /// A run that has not got to its program yet gets the signal as soon as it has, or never starts.
     pub fn signal(&self, run: RunId, signal: GroupSignal) {
-        self.shared.table.signal(run, signal);
+        if !self.handlers.signal(run, signal) {
+            self.hub.signal(run, signal);
+        }
     }
 
-    /// Sends SIGKILL to every group that there is now, handlers included, and waits for 5 s at most until all are dead;
-    /// whether they are. Their events still come.
+    /// Sends SIGKILL to every group that there is now, and waits for 5 s at most until all are dead; whether they are.
+    /// Their events still come.
     pub fn kill_all(&self) -> bool {
-        self.shared.table.kill_all();
-        self.shared.table.wait_dead(KILL_ALL_WITHIN)
+        self.handlers.kill_all();
+        self.hub.kill_all();
+        self.hub.wait_dead(KILL_ALL_WITHIN) && self.handlers.wait_over(KILL_ALL_WITHIN)
     }
 
     /// How many runs have been asked for whose last event has not been sent yet.
     pub fn live(&self) -> usize {
-        self.shared.table.len()
+        self.hub.len() + self.handlers.len()
     }
 
     /// Whether the last event of every run has been sent.
@@ -244,24 +224,12 @@ impl Drop for Executor {
     fn drop(&mut self) {
         self.handlers.close();
         let dead = self.kill_all();
-        // The thread of a run that was just told may hold on to them for a moment.
-        self.shared.cgroups.iter().for_each(|cgroups| cgroups.close());
-        if let Some(guard) = &self.guard {
-            guard.stop(dead);
-        }
-        match self.roll.take() {
-            Some(roll) if dead => roll.stop(),
-            // The run file must go on saying that something lives.
-            _ => log::error!("process groups outlive us that cannot be killed now"),
+        self.hub.stop(dead);
+        if !dead || !self.hub.wait_closed(KILL_ALL_WITHIN) {
+            // The run file goes on saying that something lives.
+            log::error!("process groups outlive us that cannot be killed now");
         }
     }
-}
-
-/// Why nothing can be started, in words.
-fn no_thread(error: &std::io::Error) -> String {
-    format!(
-        "no room for another thread ({error}); raise the limit (ulimit -u, TasksMax=), or have fewer slots"
-    )
 }
 
 /// If SIGCHLD is ignored, as a careless parent may have left it, the kernel reaps our children at once: their

@@ -1,15 +1,13 @@
-//! The run file: which process a worker is, and which process groups live under it, for its successor on the
-//! same host.
+//! The run file: which process a worker is, and which sessions its slots lead, for its successor on the same host.
 //!
 //! A restarted worker that can prove its predecessor and everything under it dead needs not wait for the old
-//! session's end. So the file must never lack a group that lives: it is written before the group's program
-//! runs, and if it cannot be written it is removed. It may well list one that is dead.
+//! session's end. So the file must never lack a session that lives: it is written before a program reaches a slot, and
+//! if it cannot be written it is removed. It may well list one that is dead.
 //!
 //! It is replaced by a rename and never synced: it is good for this boot only, and whatever kills the process
 //! but not the machine leaves the kernel's copy alone. The lock is a file of its own, because a rename would
 //! take the locked one away.
 
-use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -23,31 +21,26 @@ use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::cgroup;
-use super::group::Suspect;
+use super::leftovers::Leftovers;
 use super::proc::{self, Identity};
-use super::sweep::Sweep;
 
 /// The format's version; another one is not understood.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// How long leftovers of a predecessor may take to die.
 const LEFTOVERS_DIE_WITHIN: Duration = Duration::from_secs(5);
 /// How long a lock is tried for: children that die with the predecessor may hold it for a moment.
 const LOCK_WITHIN: Duration = Duration::from_secs(1);
 /// The pause between two tries for the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
-/// The pause between two looks at what has left its group.
-const STRAYS_PAUSE: Duration = Duration::from_millis(10);
-/// So many looks in a row must find nothing: one may miss a process that just forked.
-const LOOKS_FOR_PROOF: u32 = 2;
 /// Others must not write where we read what to kill.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// A run file is never longer than this many bytes.
 const LONGEST_FILE_BYTES: u64 = 4 << 20;
 
-/// A process group: its id is its leader's pid, so the leader's start time makes it unique.
+/// The session of a keeper or a slot: its id is its leader's pid, so the leader's start time makes it unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Group {
-    pub(super) pgid: u32,
+pub(super) struct Session {
+    pub(super) id: u32,
     /// In ticks since boot; 0 if it could not be learnt.
     pub(super) start_ticks: u64,
 }
@@ -60,8 +53,8 @@ struct Content {
     pid_ns: u64,
     pid: u32,
     start_ticks: u64,
-    groups: Vec<Group>,
-    /// Where the groups have their cgroups, if they have any.
+    sessions: Vec<Session>,
+    /// Where runs have their cgroups, if they have any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cgroup: Option<PathBuf>,
 }
@@ -76,7 +69,7 @@ pub enum Predecessor {
         /// Its pid.
         pid: u32,
     },
-    /// It is dead, and so is every process of its groups.
+    /// It is dead, and so is all that it ran.
     Gone {
         /// The pid that it had.
         pid: u32,
@@ -112,6 +105,8 @@ pub struct RunFile {
     next_path: PathBuf,
     own: Identity,
     cgroup: Option<PathBuf>,
+    /// It says what was to be written last.
+    stands: bool,
     warned: bool,
     /// Held locked; it is closed on exec.
     _lock: File,
@@ -140,11 +135,19 @@ impl RunFile {
         }
         let own = Identity::own().context("cannot learn who we are from /proc")?;
         let next_path = dir.join(format!("{worker}.json.next"));
-        Ok(Claim::Ours(RunFile { path, next_path, own, cgroup: None, warned: false, _lock: lock }))
+        Ok(Claim::Ours(RunFile {
+            path,
+            next_path,
+            own,
+            cgroup: None,
+            stands: false,
+            warned: false,
+            _lock: lock,
+        }))
     }
 
-    /// What the file proves about the worker that wrote it; kills what is left of its groups and waits until
-    /// that is dead, for 5 s at most.
+    /// What the file proves about the worker that wrote it; kills what it has left and waits until that is dead, for 5 s
+    /// at most.
     ///
     /// Ask before the file is given to an executor, which begins it anew.
     pub fn inspect_predecessor(&self) -> Predecessor {
@@ -173,15 +176,22 @@ impl RunFile {
         }
     }
 
-    /// From the next list on it says where the groups have their cgroups.
+    /// From the next list on it says where runs have their cgroups.
     pub(super) fn set_cgroup(&mut self, cgroup: Option<PathBuf>) {
         self.cgroup = cgroup;
     }
 
+    /// Whether it says what was to be written last; it is removed otherwise.
+    pub(super) fn stands(&self) -> bool {
+        self.stands
+    }
+
     /// Replaces the list. If that fails the file is removed, lest anybody take an old list for proof; the runs
     /// go on.
-    pub(super) fn write(&mut self, groups: &[Group]) {
-        let Err(error) = self.replace(groups) else { return };
+    pub(super) fn write(&mut self, sessions: &[Session]) {
+        let written = self.replace(sessions);
+        self.stands = written.is_ok();
+        let Err(error) = written else { return };
         let invalidated = invalidate(&self.path);
         if !self.warned {
             self.warned = true;
@@ -193,17 +203,17 @@ impl RunFile {
         }
         if let Err(error) = invalidated {
             log::error!(
-                "cannot remove {}, which no longer lists every process group; remove it by hand before this \
+                "cannot remove {}, which no longer lists every session; remove it by hand before this \
                  worker is restarted: {error}",
                 self.path.display()
             );
         }
     }
 
-    fn replace(&self, groups: &[Group]) -> io::Result<()> {
+    fn replace(&self, sessions: &[Session]) -> io::Result<()> {
         let Identity { boot_id, pid_ns, pid, start_ticks } = self.own.clone();
-        let (groups, cgroup) = (groups.to_vec(), self.cgroup.clone());
-        let content = Content { v: VERSION, boot_id, pid_ns, pid, start_ticks, groups, cgroup };
+        let (sessions, cgroup) = (sessions.to_vec(), self.cgroup.clone());
+        let content = Content { v: VERSION, boot_id, pid_ns, pid, start_ticks, sessions, cgroup };
         let text = serde_json::to_vec(&content)?;
         open_private(OpenOptions::new().create(true).truncate(true), &self.next_path)?.write_all(&text)?;
         fs::rename(&self.next_path, &self.path)
@@ -260,72 +270,30 @@ fn try_lock(lock: &File) -> io::Result<bool> {
     }
 }
 
-/// The process of the file is dead: sees to it that its groups are, too.
+/// The process of the file is dead: sees to it that all that it ran is, too.
 fn kill_leftovers(content: &Content) -> Predecessor {
-    let Content { boot_id, pid_ns, pid, start_ticks, .. } = content;
+    let Content { boot_id, pid_ns, pid, start_ticks, sessions, cgroup, .. } = content;
+    let unknown = |why: String| Predecessor::Unknown { why };
+    let is_none = |session: &&Session| {
+        i32::try_from(session.id).is_err() || session.id <= 1 || session.start_ticks == 0
+    };
+    if let Some(session) = sessions.iter().find(is_none) {
+        return unknown(format!("{session:?} names no session"));
+    }
     let old = Identity { boot_id: boot_id.clone(), pid_ns: *pid_ns, pid: *pid, start_ticks: *start_ticks };
-    let token = old.token();
     let until = Instant::now() + LEFTOVERS_DIE_WITHIN;
-    let mut leftovers_killed = 0;
-    for group in &content.groups {
-        if i32::try_from(group.pgid).is_err() || group.pgid <= 1 || group.start_ticks == 0 {
-            return Predecessor::Unknown { why: format!("{group:?} names no process group") };
-        }
-        let suspect = Suspect {
-            pgid: group.pgid,
-            leader_start_ticks: Some(group.start_ticks),
-            last_birth_ticks: u64::MAX,
-            token: &token,
-            held_until: 0,
-        };
-        let emptied = suspect.make_empty(Some(until.saturating_duration_since(Instant::now())));
-        leftovers_killed += emptied.killed;
-        if !emptied.empty {
-            let why = format!("process group {} could not be proved to be the worker's and dead", group.pgid);
-            return Predecessor::Unknown { why };
-        }
-    }
-    match kill_strays(content, &token, until) {
-        Ok(killed) => leftovers_killed += killed,
-        Err(why) => return Predecessor::Unknown { why },
-    }
-    Predecessor::Gone { pid: *pid, start_ticks: *start_ticks, leftovers_killed }
-}
-
-/// The same for what has left its group; how many were killed.
-fn kill_strays(content: &Content, token: &str, until: Instant) -> Result<usize, String> {
-    if let Some(cgroup) = &content.cgroup {
-        let prefix = cgroup::prefix(content.pid, content.start_ticks);
+    if let Some(cgroup) = cgroup {
+        let prefix = cgroup::prefix(*pid, *start_ticks);
         if !cgroup.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)) {
-            return Err(format!("{} is no cgroup of the worker's", cgroup.display()));
+            return unknown(format!("{} is no cgroup of the worker's", cgroup.display()));
         }
         if !cgroup::kill_and_wait(cgroup, Some(until.saturating_duration_since(Instant::now()))) {
-            return Err(format!("the cgroup {} does not get empty", cgroup.display()));
+            return unknown(format!("the cgroup {} does not get empty", cgroup.display()));
         }
         cgroup::remove(cgroup);
     }
-    let nothing = BTreeMap::new();
-    let sweep = Sweep {
-        token,
-        groups: &nothing,
-        since: content.start_ticks,
-        held_until: 0,
-        cgroups: None,
-        strays_born_before: Some(u64::MAX),
-    };
-    let (mut killed, mut clean) = (0, 0);
-    loop {
-        let struck = sweep.strike().map_err(|error| format!("cannot look for processes: {error}"))?;
-        killed += struck.killed;
-        clean = if struck.is_clean() { clean + 1 } else { 0 };
-        if clean == LOOKS_FOR_PROOF {
-            return Ok(killed);
-        }
-        if Instant::now() >= until {
-            let what_lives = |unseen| format!("whether {unseen} is one of its processes cannot be found out");
-            let undead = || "what has left its process group does not die".to_owned();
-            return Err(struck.unseen.map_or_else(undead, what_lives));
-        }
-        std::thread::sleep(STRAYS_PAUSE);
+    match (Leftovers { sessions, token: &old.token(), since: *start_ticks }).end(until) {
+        Ok(killed) => Predecessor::Gone { pid: *pid, start_ticks: *start_ticks, leftovers_killed: killed },
+        Err(why) => unknown(why),
     }
 }

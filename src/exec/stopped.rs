@@ -25,29 +25,28 @@ pub(super) struct StopWatch {
 }
 
 impl StopWatch {
-    /// Looks, and logs once what is stopped; `task` names whose it is.
-    pub(super) fn look(&mut self, leader: u32, task: impl FnOnce() -> String) {
+    /// Looks, and tells once what is stopped; `task` names whose it is.
+    pub(super) fn look(&mut self, leader: u32, task: &str) -> Option<String> {
         if self.warned {
-            return;
+            return None;
         }
         let Some(process) = first_stopped(leader) else {
             self.found = None;
-            return;
+            return None;
         };
         let identity = (process.pid, process.start_ticks);
         let before = self.found.filter(|(found, _)| *found == identity).map_or(0, |(_, looks)| looks);
         self.found = Some((identity, before + 1));
         if before + 1 < LOOKS_FOR_PROOF {
-            return;
+            return None;
         }
         self.warned = true;
         let target = if process.group == leader { format!("-{leader}") } else { process.pid.to_string() };
-        log::warn!(
-            "{}: process {} is stopped, by a signal such as SIGSTOP; it takes up its slot until it goes on \
+        Some(format!(
+            "{task}: process {} is stopped, by a signal such as SIGSTOP; it takes up its slot until it goes on \
              (kill -CONT {target}) or is ended",
-            task(),
             process.pid
-        );
+        ))
     }
 }
 

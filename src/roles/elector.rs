@@ -181,8 +181,8 @@ impl Elector {
     }
 
     /// The command is being killed; however it ends, that was not its own doing.
-    fn on_unguarded(&mut self, why: &str, now: Instant, out: &mut Actions<Report>) {
-        out.log(Level::Warn, format!("no guard: {why}"));
+    fn on_slots_lost(&mut self, why: &str, now: Instant, out: &mut Actions<Report>) {
+        out.log(Level::Warn, format!("what ran was killed: {why}"));
         self.kill_to_stand(now, out);
     }
 
@@ -448,7 +448,7 @@ impl Role for Elector {
             return;
         }
         self.past.observe(&event);
-        // First of all: if we, or the machine, stood still, the guard has killed the command at the end of the lease.
+        // First of all: if we, or the machine, stood still, its slot has killed the command at the end of the lease.
         // That is no end of its own.
         self.check_lease(now, out);
         let mut why = String::from("its contender was withdrawn or deleted");
@@ -481,7 +481,7 @@ impl Role for Elector {
             Event::Ended { run, report } => {
                 self.on_ended(run, report.ended, now, out);
             }
-            Event::Unguarded { why } => self.on_unguarded(&why, now, out),
+            Event::SlotsLost { why } => self.on_slots_lost(&why, now, out),
             Event::Wake | Event::Lines(_) => {}
         }
         match self.state {

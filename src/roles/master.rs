@@ -435,7 +435,7 @@ impl Role for Master {
             Event::Started { .. }
             | Event::NotStarted { .. }
             | Event::Ended { .. }
-            | Event::Unguarded { .. }
+            | Event::SlotsLost { .. }
             | Event::Lines(_) => {}
         }
         self.mend(now, out);

@@ -352,7 +352,7 @@ impl Role for Operator {
             | Event::Started { .. }
             | Event::NotStarted { .. }
             | Event::Ended { .. }
-            | Event::Unguarded { .. }
+            | Event::SlotsLost { .. }
             | Event::Lines(_) => {}
         }
         if !self.over {

@@ -311,7 +311,7 @@ impl Role for Waiter {
             | Event::Started { .. }
             | Event::NotStarted { .. }
             | Event::Ended { .. }
-            | Event::Unguarded { .. }
+            | Event::SlotsLost { .. }
             | Event::Lines(_) => {}
         }
         if !self.over {

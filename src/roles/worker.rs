@@ -296,10 +296,10 @@ impl Worker {
     }
 
     /// What runs is being killed, and nobody could say how it would have ended. If nothing runs, nothing is lost.
-    fn on_unguarded(&mut self, why: &str, out: &mut Out) {
-        out.log(Level::Warn, format!("no guard: {why}"));
+    fn on_slots_lost(&mut self, why: &str, out: &mut Out) {
+        out.log(Level::Warn, format!("what ran was killed: {why}"));
         if !self.runs.is_empty() {
-            self.die("what it ran was left without a guard", out);
+            self.die("what it ran was killed", out);
         }
     }
 
@@ -507,7 +507,7 @@ impl Role for Worker {
             Event::Started { run, .. } => self.on_started(run, now, out),
             Event::NotStarted { run, kind, why } => self.on_not_started(run, kind, &why, now, out),
             Event::Ended { run, report } => self.on_ended(run, &report, now, out),
-            Event::Unguarded { why } => self.on_unguarded(&why, out),
+            Event::SlotsLost { why } => self.on_slots_lost(&why, out),
             Event::Lines(_) => {}
         }
         self.rise(out);

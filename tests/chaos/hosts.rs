@@ -129,10 +129,10 @@ impl Services {
         true
     }
 
-    /// SIGKILL for its guard, if it has one.
-    pub fn kill_guard(&mut self, host: usize) -> bool {
-        let guard = self.running(host).and_then(|process| guard_of(process.pid()));
-        guard.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
+    /// SIGKILL for its keeper, if it has one.
+    pub fn kill_keeper(&mut self, host: usize) -> bool {
+        let keeper = self.running(host).and_then(|process| keeper_of(process.pid()));
+        keeper.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
     }
 
     /// Starts it, if it is away.
@@ -277,8 +277,8 @@ impl Services {
     }
 }
 
-/// The guard that this process has started: its child of that name.
-fn guard_of(pid: u32) -> Option<Pid> {
+/// The keeper that this process has started: its child of that name.
+fn keeper_of(pid: u32) -> Option<Pid> {
     let children = std::fs::read_dir(format!("/proc/{pid}/task"))
         .ok()?
         .flatten()
@@ -286,7 +286,7 @@ fn guard_of(pid: u32) -> Option<Pid> {
     let children: Vec<String> = children.collect();
     children.iter().flat_map(|text| text.split_whitespace()).find_map(|child| {
         let cmdline = std::fs::read(format!("/proc/{child}/cmdline")).ok()?;
-        let is_guard = cmdline.split(|byte| *byte == 0).nth(1)? == b"guard";
-        is_guard.then(|| Pid::from_raw(child.parse().ok()?)).flatten()
+        let is_keeper = cmdline.split(|byte| *byte == 0).nth(1)? == b"slots";
+        is_keeper.then(|| Pid::from_raw(child.parse().ok()?)).flatten()
     })
 }

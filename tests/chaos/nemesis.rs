@@ -104,9 +104,9 @@ impl<'a> Nemesis<'a> {
                 self.services.stop(*host).then_some(())?;
                 (Undo::Cont { host: *host }, vec![*host], format!("{} stopped", name(*host)))
             }
-            Fault::KillGuard { host } => {
-                self.services.kill_guard(*host).then_some(())?;
-                (Undo::Nothing, vec![*host], format!("the guard of {} killed", name(*host)))
+            Fault::KillKeeper { host } => {
+                self.services.kill_keeper(*host).then_some(())?;
+                (Undo::Nothing, vec![*host], format!("the keeper of {} killed", name(*host)))
             }
             Fault::Restart { host, twice } => {
                 self.services.restart(*host, twice.then_some(SECOND_TERM)).then_some(())?;

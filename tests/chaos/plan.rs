@@ -30,8 +30,8 @@ const LONG_MS: std::ops::Range<u64> = 9_000..14_000;
 pub enum Fault {
     /// SIGKILL for a role, which is started again at the end of the fault.
     Kill { host: usize },
-    /// SIGKILL for the guard of a worker or an elector, which starts another by itself.
-    KillGuard { host: usize },
+    /// SIGKILL for the keeper of a worker or an elector, which starts another by itself.
+    KillKeeper { host: usize },
     /// SIGSTOP, and SIGCONT at the end.
     Stop { host: usize },
     /// SIGTERM, a second one after a while or not, and a new process when the old one is gone.
@@ -69,7 +69,7 @@ pub const KINDS: [(&str, u64); 28] = [
     ("kill-master", 6),
     ("kill-worker", 8),
     ("kill-elector", 4),
-    ("kill-guard", 3),
+    ("kill-keeper", 3),
     ("kill-server", 4),
     ("kill-leading-server", 4),
     ("kill-quorum", 2),
@@ -183,14 +183,14 @@ impl Draw {
             let fault = self.links(kind);
             return Some(Planned { at, lasts, kind, fault });
         }
-        if kind == "kill-guard" {
+        if kind == "kill-keeper" {
             let host = self.one_of(WORKERS.start..ELECTORS.end);
             return self.unless_busy(
                 at,
                 Duration::from_millis(100),
                 &[host],
                 kind,
-                Fault::KillGuard { host },
+                Fault::KillKeeper { host },
             );
         }
         let all: Vec<usize> = SERVERS.collect();

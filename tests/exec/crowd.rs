@@ -1,5 +1,5 @@
-//! Strays that are hard to see: among thousands of processes that come and go, without a descriptor to look with, or
-//! shielded from looks. Nothing that may live is taken for dead.
+//! Strays that are hard to see: among thousands of processes that come and go, or shielded from looks. Nothing that
+//! may live is taken for dead.
 
 use super::*;
 
@@ -51,46 +51,18 @@ fn no_stray_lives_on_because_other_processes_die_while_they_are_looked_at() {
     assert_eq!(strays, Vec::<u32>::new(), "of {RUNS} strays these live on");
 }
 
-/// A run that leaves a stray behind in a session of its own, and waits. Its id, its leader and the stray.
-fn with_stray(rig: &mut Rig, dir: &Path, stray: &str) -> (RunId, u32, u32) {
+/// A run that leaves a stray behind in a session of its own, and waits. Its id, and the stray.
+fn with_stray(rig: &mut Rig, dir: &Path, stray: &str) -> (RunId, u32) {
     let file = dir.join("stray");
     let line = format!("setsid {stray} & exec sleep 60");
     let mut spec = sh(&line);
     spec.env.push(("STRAY".to_owned(), file.display().to_string()));
-    let (run, leader) = rig.started(spec);
-    (run, leader, pid_in(&file))
-}
-
-/// Whether there is such a process that is no zombie of somebody else's; without a descriptor.
-fn exists(pid: u32) -> bool {
-    rustix::process::test_kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap()).is_ok()
-}
-
-/// How long the end of a run must not be told, at least, as long as something of it may live.
-const SILENCE: Duration = Duration::from_millis(300);
-
-#[test]
-fn a_run_whose_strays_cannot_be_looked_for_has_not_ended() {
-    let dir = tempfile::tempdir().unwrap();
-    assert!(spawn_helper("blind", dir.path()).wait().unwrap().success());
-}
-
-/// The helper: no descriptor is left when the run ends.
-pub fn blind(dir: &Path) {
-    let mut rig = Rig::new();
-    let (run, leader, stray) = with_stray(&mut rig, dir, "sh -c 'echo $$ >$STRAY; exec sleep 60'");
-    let limit = |descriptors| Rlimit { current: Some(descriptors), maximum: Some(4096) };
-    setrlimit(Resource::Nofile, limit(0)).unwrap();
-    rig.executor.signal(run, GroupSignal::Kill);
-    until("the leader is reaped", || !exists(leader));
-    assert_eq!(rig.events.recv_timeout(SILENCE), Err(crossbeam_channel::RecvTimeoutError::Timeout));
-    setrlimit(Resource::Nofile, limit(4096)).unwrap();
-    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
-    assert!(!is_alive(stray));
+    let (run, _) = rig.started(spec);
+    (run, pid_in(&file))
 }
 
 #[test]
-fn a_run_that_may_have_left_a_process_that_cannot_be_looked_at_has_not_ended() {
+fn what_a_run_left_and_nobody_may_look_at_dies_as_well() {
     let dir = tempfile::tempdir().unwrap();
     let output = as_nobody("shielded", dir.path());
     assert!(output.status.success(), "{output:?}");
@@ -117,13 +89,11 @@ pub fn shielded(dir: &Path) {
     let mut rig = Rig::new();
     let own = std::env::current_exe().unwrap();
     let stray = format!("env {ROLE}=shield {} --exact helper", own.display());
-    let (run, leader, stray) = with_stray(&mut rig, dir, &stray);
+    let (run, stray) = with_stray(&mut rig, dir, &stray);
     assert!(fs::read(format!("/proc/{stray}/environ")).is_err());
     rig.executor.signal(run, GroupSignal::Kill);
-    until("the leader is reaped", || !exists(leader));
-    assert_eq!(rig.events.recv_timeout(SILENCE), Err(crossbeam_channel::RecvTimeoutError::Timeout));
-    kill(stray, Signal::KILL);
     assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    assert!(!is_alive(stray));
 }
 
 /// The helper's stray.

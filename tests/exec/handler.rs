@@ -279,9 +279,9 @@ fn a_request_may_be_longer_than_a_pipe_holds() {
 #[test]
 fn its_environment_is_the_workers_and_marked() {
     let mut rig = Rig::new();
-    let mut spec = ask(&rig, SHELL, "ok $A ${ZKMW_OWNER:+marked} ${ZKMW_RUN:+marked}");
+    let mut spec = ask(&rig, SHELL, "ok $A ${ZKMW_OWNER:+marked}");
     spec.env.push(("A".into(), "b".into()));
-    assert_eq!(text(&rig.run(spec).stdout), "b marked marked");
+    assert_eq!(text(&rig.run(spec).stdout), "b marked");
 }
 
 // Ends.
@@ -318,15 +318,15 @@ fn nothing_is_left_of_them_and_who_hears_the_end_of_its_input_may_end_in_peace()
 }
 
 #[test]
-fn it_is_in_the_run_file_as_long_as_it_lives() {
+fn its_session_is_in_the_run_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("w7.json");
     let mut rig = Rig::with(Some(claim(dir.path())));
     let pid = handler(&mut rig);
-    let listed = || fs::read_to_string(&path).unwrap().contains(&format!("\"pgid\":{pid},"));
-    assert!(listed(), "idle, it is there all the same");
-    asked(&mut rig, "exit 3");
-    until("the list is empty", || !listed());
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let session = stat.rsplit(')').next().unwrap().split_whitespace().nth(3).unwrap().to_owned();
+    let content = fs::read_to_string(&path).unwrap();
+    assert!(content.contains(&format!("\"id\":{session},")), "idle, it is there all the same: {content}");
 }
 
 /// `examples/handler.py`, asked as a worker asks.

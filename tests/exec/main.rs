@@ -17,9 +17,9 @@ use zkmw::machine::{Captured, Ended, GroupSignal, RunId, RunOutput, RunReport, R
 
 mod crowd;
 mod ended;
-mod guard;
 mod handler;
-mod handler_guard;
+mod handler_lease;
+mod keeper;
 mod runfile;
 mod runs;
 mod signals;
@@ -27,7 +27,7 @@ mod starts;
 mod strays;
 mod terminal;
 
-use crowd::{blind, shield, shielded};
+use crowd::{shield, shielded};
 use ended::{bad_parent, big, wide_pipe};
 use runfile::claim;
 use runs::{gibibyte, service_vars};
@@ -42,6 +42,11 @@ const ROLE: &str = "ZKMW_EXEC_TEST_ROLE";
 /// Where a helper finds and leaves files.
 const DIR: &str = "ZKMW_EXEC_TEST_DIR";
 
+/// Without a lease, and without control groups.
+fn plain() -> Means {
+    Means { run_file: None, program: env!("CARGO_BIN_EXE_zkmw").into(), leased: false, cgroups: false }
+}
+
 struct Rig {
     executor: Executor,
     events: Receiver<ExecEvent>,
@@ -55,7 +60,7 @@ impl Rig {
     }
 
     fn with(run_file: Option<RunFile>) -> Rig {
-        Rig::by(Means { run_file, ..Means::default() })
+        Rig::by(Means { run_file, ..plain() })
     }
 
     fn by(means: Means) -> Rig {
@@ -84,7 +89,7 @@ impl Rig {
                     let before = self.over.insert(run, ExecEvent::NotStarted { run, kind, why });
                     assert_eq!(before, None);
                 }
-                ExecEvent::Unguarded { why } => panic!("{why}"),
+                ExecEvent::SlotsLost { why } => panic!("{why}"),
                 ExecEvent::Ended { run, report } => {
                     assert_eq!(self.over.insert(run, ExecEvent::Ended { run, report }), None);
                 }
@@ -216,7 +221,7 @@ fn helper() {
     let dir = std::env::var(DIR).unwrap();
     let dir = Path::new(&dir);
     if let Some((_, play)) =
-        guard::SCENARIOS.iter().chain(&handler_guard::SCENARIOS).find(|(name, _)| *name == role)
+        keeper::SCENARIOS.iter().chain(&handler_lease::SCENARIOS).find(|(name, _)| *name == role)
     {
         return play();
     }
@@ -226,7 +231,6 @@ fn helper() {
         "wide_pipe" => wide_pipe(),
         "at_terminal" => at_terminal(),
         "bad_parent" => bad_parent(dir),
-        "blind" => blind(dir),
         "shield" => shield(),
         "shielded" => shielded(dir),
         "mover" => mover(dir),

@@ -25,18 +25,40 @@ fn killed_worker(dir: &Path, line: &str) -> (u32, u32) {
     (helper.id(), left)
 }
 
+/// The ids of the sessions in a run file.
+fn sessions_in(path: &Path) -> Vec<u32> {
+    let content: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let sessions = content["sessions"].as_array().unwrap();
+    sessions.iter().map(|session| session["id"].as_u64().unwrap() as u32).collect()
+}
+
+/// The same, and its keeper and slots in the same moment.
+fn killed_with_all(dir: &Path, line: &str) -> (u32, u32, Vec<u32>) {
+    fs::write(dir.join("line"), line.replace("READY", dir.join("ready").to_str().unwrap())).unwrap();
+    let mut helper = spawn_helper("worker", dir);
+    let left = pid_in(&dir.join("ready"));
+    pid_in(&dir.join("worker"));
+    let sessions = sessions_in(&dir.join("run/w7.json"));
+    // Who is stopped cannot act when the others die.
+    kill(helper.id(), Signal::STOP);
+    until("it is stopped", || state(helper.id()) == Some('T'));
+    sessions.iter().for_each(|pid| kill(*pid, Signal::KILL));
+    reap(&mut helper);
+    (helper.id(), left, sessions)
+}
+
 #[test]
-fn a_killed_worker_takes_the_leaders_with_it() {
+fn a_killed_worker_takes_all_with_it() {
     let dir = tempfile::tempdir().unwrap();
-    let (_, leader) = killed_worker(dir.path(), "echo $$ > READY; exec sleep 30");
-    until("the leader is dead", || !is_alive(leader));
+    let (_, leader) = killed_worker(dir.path(), "setsid env -i sleep 30 & echo $! > READY; wait");
+    until("what has left the group, and has no mark, is dead", || !is_alive(leader));
 }
 
 #[test]
 fn a_successor_kills_what_a_killed_worker_left_and_has_its_proof() {
     let dir = tempfile::tempdir().unwrap();
-    // The second has no environment, but the first proves that the group is ours.
-    let (pid, left) = killed_worker(dir.path(), "sleep 31 & env -i sleep 31 & echo $! > READY; wait");
+    // The second has no environment, but the first proves that the session is ours.
+    let (pid, left, _) = killed_with_all(dir.path(), "sleep 31 & env -i sleep 31 & echo $! > READY; wait");
     match claim(&dir.path().join("run")).inspect_predecessor() {
         Predecessor::Gone { pid: gone, start_ticks, leftovers_killed } => {
             // The leader may have died before we looked, or not.
@@ -48,13 +70,10 @@ fn a_successor_kills_what_a_killed_worker_left_and_has_its_proof() {
 }
 
 #[test]
-fn a_group_that_nothing_proves_to_be_ours_is_left_alone_and_spoils_the_proof() {
+fn a_session_that_nothing_proves_to_be_ours_is_left_alone_and_spoils_the_proof() {
     let dir = tempfile::tempdir().unwrap();
-    let (_, left) = killed_worker(dir.path(), "env -i sleep 31 & echo $! > READY; wait");
-    let leader = fs::read_to_string(dir.path().join("run/w7.json")).unwrap();
-    let leader: serde_json::Value = serde_json::from_str(&leader).unwrap();
-    let leader = leader["groups"][0]["pgid"].as_u64().unwrap() as u32;
-    until("nothing of the leader is left", || state(leader).is_none());
+    let (_, left, sessions) = killed_with_all(dir.path(), "env -i sleep 31 & echo $! > READY; wait");
+    until("nothing of the leaders is left", || sessions.iter().all(|leader| state(*leader).is_none()));
     assert!(fs::read(format!("/proc/{left}/environ")).unwrap().is_empty());
     let found = claim(&dir.path().join("run")).inspect_predecessor();
     let expected = "could not be proved";
@@ -77,16 +96,17 @@ fn the_name_is_free_again_once_the_executor_is_dropped() {
 }
 
 #[test]
-fn every_group_is_in_the_run_file_before_its_program_runs_and_not_after_its_end() {
+fn every_session_is_in_the_run_file_before_a_program_runs_in_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("w7.json");
     let mut rig = Rig::with(Some(claim(dir.path())));
-    let line = format!("grep -q '\"pgid\":'$$',' {}", path.display());
+    let line = format!("grep -q '\"id\":'$(cut -d' ' -f6 /proc/$$/stat)',' {}", path.display());
     let runs: Vec<RunId> = (0..60).map(|_| rig.start(sh(&line))).collect();
     for run in runs {
         assert_eq!(rig.ended(run).ended, Ended::Exit(0));
     }
-    until("the list is empty", || fs::read_to_string(&path).unwrap().contains("\"groups\":[]"));
+    drop(rig);
+    assert!(sessions_in(&path).is_empty());
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(&dir.path().join("w7.lock"))), (0o600, 0o600));
 }
@@ -98,16 +118,16 @@ fn a_recycled_number_is_neither_killed_nor_taken_for_the_predecessor() {
     let mut bystander = Command::new("sleep").arg("30").process_group(0).spawn().unwrap();
     let path = dir.path().join("run/w7.json");
     let mut content: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    // The group had the bystander's number, but was born earlier.
+    // The session had the bystander's number, but was born earlier.
     let born = start_ticks(bystander.id());
-    content["groups"] = serde_json::json!([{ "pgid": bystander.id(), "start_ticks": born - 1 }]);
+    content["sessions"] = serde_json::json!([{ "id": bystander.id(), "start_ticks": born - 1 }]);
     fs::write(&path, content.to_string()).unwrap();
     let run_file = claim(&dir.path().join("run"));
     let found = run_file.inspect_predecessor();
     assert!(matches!(found, Predecessor::Gone { pid, leftovers_killed: 0, .. } if pid == gone), "{found:?}");
     assert_eq!(bystander.try_wait().unwrap(), None);
     // The worker's own number may be taken by somebody else, too.
-    content["groups"] = serde_json::json!([]);
+    content["sessions"] = serde_json::json!([]);
     content["pid"] = bystander.id().into();
     content["start_ticks"] = (born - 1).into();
     fs::write(&path, content.to_string()).unwrap();
@@ -134,16 +154,16 @@ fn a_file_of_another_boot_or_namespace_or_version_or_a_broken_one_proves_nothing
     for (field, value) in [
         ("boot_id", serde_json::json!("00000000-0000-0000-0000-000000000000")),
         ("pid_ns", serde_json::json!(1)),
-        ("v", serde_json::json!(2)),
-        ("groups", serde_json::json!("none")),
+        ("v", serde_json::json!(1)),
+        ("sessions", serde_json::json!("none")),
     ] {
         let mut content = gone.clone();
         content[field] = value;
         assert!(is_unknown(content.to_string()), "{field}");
     }
-    for (pgid, start_ticks) in [(0_u32, 7), (1, 7), (u32::MAX, 7), (30_000, 0)] {
-        gone["groups"] = serde_json::json!([{ "pgid": pgid, "start_ticks": start_ticks }]);
-        assert!(is_unknown(gone.to_string()), "{pgid}");
+    for (id, start_ticks) in [(0_u32, 7), (1, 7), (u32::MAX, 7), (30_000, 0)] {
+        gone["sessions"] = serde_json::json!([{ "id": id, "start_ticks": start_ticks }]);
+        assert!(is_unknown(gone.to_string()), "{id}");
     }
     for text in ["", "{", "null"] {
         assert!(is_unknown(text.to_owned()), "{text}");
@@ -176,7 +196,8 @@ fn if_the_run_file_cannot_be_written_it_is_removed_and_the_runs_go_on() {
     assert_eq!(rig.run(sh(&format!("! [ -e {} ]", path.display()))).ended, Ended::Exit(0));
     // When it can be written again, the whole list is there again.
     fs::remove_dir(dir.path().join("w7.json.next")).unwrap();
-    assert_eq!(rig.run(sh(&format!("grep -q '\"pgid\":'$$',' {}", path.display()))).ended, Ended::Exit(0));
+    assert_eq!(rig.run(sh(&format!("[ -e {} ]", path.display()))).ended, Ended::Exit(0));
+    assert_eq!(sessions_in(&path).len(), 2, "the keeper's and one slot's");
 }
 
 #[test]

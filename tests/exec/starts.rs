@@ -1,6 +1,7 @@
 //! What cannot be started; many at once; the end of the executor.
 
 use super::*;
+use rustix::process::prlimit;
 
 #[test]
 fn what_cannot_be_started_is_told_and_why() {
@@ -44,49 +45,51 @@ fn want_of_descriptors_is_transient() {
 
 pub fn starved() {
     let mut rig = Rig::new();
-    rig.run(sh("exit 0"));
     // The listing has one open, too.
     let used = fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
-    let mut ended = 0;
-    // With none to spare, and so that they run out at every stage of a start.
-    for spare in 0..40 {
-        let limit = Rlimit { current: Some(used + spare), maximum: Some(4096) };
-        setrlimit(Resource::Nofile, limit).unwrap();
-        let run = rig.start(sh("exit 5"));
-        match rig.over(run) {
+    let limit = Rlimit { current: Some(used + 4), maximum: Some(4096) };
+    setrlimit(Resource::Nofile, limit).unwrap();
+    // Each needs a slot of its own.
+    let runs: Vec<RunId> = (0..12).map(|_| rig.start(sh("sleep 600"))).collect();
+    let (mut started, mut refused) = (Vec::new(), 0);
+    while started.len() + refused < runs.len() {
+        match rig.events.recv_timeout(PATIENCE).unwrap() {
+            ExecEvent::Started { run, .. } => started.push(run),
             ExecEvent::NotStarted { kind, why, .. } => {
-                assert!(ended == 0 && why.contains("open files"), "{why}");
-                assert_eq!(kind, NotStartedKind::Shortage);
-            }
-            ExecEvent::Ended { report, .. } => {
-                ended += 1;
-                assert!(spare > 3);
-                assert_eq!(report.ended, Ended::Exit(5));
+                assert!(kind == NotStartedKind::Shortage && why.contains("LimitNOFILE"), "{why}");
+                refused += 1;
             }
             other => panic!("{other:?}"),
         }
     }
-    assert!(ended > 3);
+    assert!(!started.is_empty() && refused > 0, "{started:?} {refused}");
+    // What there is goes on being used.
+    rig.executor.signal(started[0], GroupSignal::Kill);
+    assert_eq!(rig.ended(started[0]).ended, Ended::Signal(9));
+    assert_eq!(rig.run(sh("exit 5")).ended, Ended::Exit(5));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(4096), maximum: Some(4096) }).unwrap();
+    assert_eq!(rig.run(sh("exit 5")).ended, Ended::Exit(5));
 }
 
 #[test]
-fn want_of_threads_is_transient_and_leaves_nothing_behind() {
+fn want_of_processes_is_transient_and_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let output = crate::crowd::as_nobody("threadless", dir.path());
     assert!(output.status.success(), "{output:?}");
 }
 
-/// The helper: an ordinary user with too many threads already.
+/// The helper: an ordinary user with too many processes already.
 pub fn threadless() {
     let mut rig = Rig::new();
+    let keeper = Pid::from_raw(crate::keeper::keeper_pid().cast_signed());
     let limit = rustix::process::getrlimit(Resource::Nproc);
-    setrlimit(Resource::Nproc, Rlimit { current: Some(1), ..limit }).unwrap();
+    prlimit(keeper, Resource::Nproc, Rlimit { current: Some(1), ..limit }).unwrap();
     for handler in [false, true] {
         let request = handler.then(|| "{}".to_owned());
         let (kind, why) = rig.not_started(RunSpec { request, ..sh("exit 0") });
         assert!(kind == NotStartedKind::Shortage && why.contains("ulimit -u"), "{why}");
     }
-    setrlimit(Resource::Nproc, limit).unwrap();
+    prlimit(keeper, Resource::Nproc, limit).unwrap();
     assert!(rig.executor.is_idle());
     assert_eq!(rig.run(sh("exit 5")).ended, Ended::Exit(5));
 }
@@ -102,8 +105,8 @@ pub fn crowded() {
     let complaints = crate::terminal::Lines::default();
     log::set_boxed_logger(Box::new(complaints.clone())).unwrap();
     log::set_max_level(log::LevelFilter::Warn);
-    setrlimit(Resource::Nofile, Rlimit { current: Some(128), maximum: Some(128) }).unwrap();
-    let mut rig = Rig::by(Means { cgroups: true, ..Means::default() });
+    setrlimit(Resource::Nofile, Rlimit { current: Some(40), maximum: Some(40) }).unwrap();
+    let mut rig = Rig::by(Means { cgroups: true, ..plain() });
     let runs: Vec<RunId> = (0..60).map(|_| rig.start(sh("setsid sleep 600 & sleep 600"))).collect();
     let mut started = 0;
     until("each has started, or has not", || {
@@ -144,7 +147,7 @@ pub fn raised() {
         assert!(matches!(event, ExecEvent::Started { .. }), "{event:?}");
     }
     // Each has said so by the time at which it sleeps.
-    until("all sleep", || children().iter().filter(|name| *name == "sleep").count() == runs.len());
+    until("all sleep", || sleepers(std::process::id()) == runs.len());
     assert!(rig.executor.kill_all());
     for run in runs {
         assert_eq!(text(&rig.ended(run).stdout), "100\n");
@@ -171,7 +174,11 @@ fn kill_all_leaves_nobody_whatever_stage_they_are_in() {
     let runs: Vec<RunId> = (0..50).map(|_| rig.start(sh("sleep 30 & sleep 30"))).collect();
     assert!(rig.executor.kill_all());
     for run in runs {
-        assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+        match rig.over(run) {
+            ExecEvent::Ended { report, .. } => assert_eq!(report.ended, Ended::Signal(9)),
+            ExecEvent::NotStarted { kind, .. } => assert_eq!(kind, NotStartedKind::Transient),
+            other => panic!("{other:?}"),
+        }
     }
     until("idle", || rig.executor.is_idle());
     assert_eq!(rig.run(sh("exit 4")).ended, Ended::Exit(4));
@@ -188,12 +195,12 @@ fn dropping_the_executor_kills() {
     assert!(!is_alive(pid) && !is_alive(inner));
 }
 
-/// The names of our children's programs.
-fn children() -> Vec<String> {
-    let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
+/// How many processes below this one are a `sleep`.
+fn sleepers(pid: u32) -> usize {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
-    let pids: Vec<String> =
-        lists.flat_map(|list| list.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
-    let name = |pid: &String| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    pids.iter().map(|pid| name(pid).trim().to_owned()).collect()
+    let children: Vec<u32> =
+        lists.flat_map(|list| list.split_whitespace().flat_map(str::parse).collect::<Vec<_>>()).collect();
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    usize::from(name == "sleep\n") + children.into_iter().map(sleepers).sum::<usize>()
 }

@@ -1,10 +1,10 @@
-//! What leaves its process group: ended with its run in a cgroup, and found by its mark without one.
+//! What leaves its process group: it ends with its run, for its slot adopts it; in a cgroup nothing hides.
 
 use super::*;
 
 /// An executor that gives each run a cgroup; `None` if this machine does not let us.
 fn confined() -> Option<Rig> {
-    let rig = Rig::by(Means { cgroups: true, ..Means::default() });
+    let rig = Rig::by(Means { cgroups: true, ..plain() });
     if !has_cgroups() {
         eprintln!("no cgroups to be had here: only what does without them is tested");
         return None;
@@ -38,14 +38,12 @@ fn leave_behind(mut rig: Rig, code: i32) -> u32 {
 }
 
 #[test]
-fn what_a_failed_run_left_behind_is_dead_before_its_end_is_told() {
-    assert!(!is_alive(leave_behind(Rig::new(), 3)));
-}
-
-#[test]
-fn in_a_cgroup_nothing_outlives_even_a_run_that_succeeded() {
-    if let Some(rig) = confined() {
-        assert!(!is_alive(leave_behind(rig, 0)));
+fn what_a_run_left_behind_is_dead_before_its_end_is_told() {
+    for code in [0, 3] {
+        assert!(!is_alive(leave_behind(Rig::new(), code)));
+        if let Some(rig) = confined() {
+            assert!(!is_alive(leave_behind(rig, code)));
+        }
     }
 }
 
@@ -64,20 +62,6 @@ fn what_ends_well_because_it_was_told_to_leaves_nothing_behind_either() {
     rig.executor.signal(run, GroupSignal::Term);
     assert_eq!(rig.ended(run).ended, Ended::Exit(0));
     assert!(!is_alive(stray));
-}
-
-/// An elector's command is followed by another one, on another machine.
-#[test]
-fn who_wants_it_has_nothing_left_behind_by_a_run_that_succeeded_either() {
-    assert!(!is_alive(leave_behind(Rig::by(Means { sweep_always: true, ..Means::default() }), 0)));
-}
-
-/// It would cost more than many a task to look for it.
-#[test]
-fn without_a_cgroup_nobody_looks_for_what_a_run_that_succeeded_left_behind() {
-    let stray = leave_behind(Rig::new(), 0);
-    assert!(is_alive(stray));
-    kill(stray, Signal::KILL);
 }
 
 /// Not even what has cleared its environment, and lost its parents.
@@ -127,8 +111,8 @@ fn what_a_run_has_made_of_its_cgroup_does_not_meet_the_next() {
     let first = cgroup_of(&mut rig);
     let below = first.join("below/deeper");
     assert_eq!(rig.run(sh(&format!("mkdir -p {}", below.display()))).ended, Ended::Exit(0));
+    assert!(!below.parent().unwrap().exists(), "{} is left", below.display());
     let second = cgroup_of(&mut rig);
-    assert!(second != first && !first.exists(), "{} is left", first.display());
     let (frozen, _) = rig.started(sh(&format!("echo 1 >{}/cgroup.freeze; sleep 600", second.display())));
     until("it is frozen", || fs::read_to_string(second.join("cgroup.events")).unwrap().contains("frozen 1"));
     rig.executor.signal(frozen, GroupSignal::Kill);

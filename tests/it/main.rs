@@ -7,8 +7,8 @@ mod cluster;
 mod conformance;
 mod election;
 mod foreign;
-mod guard;
 mod handover;
+mod keeper;
 // A helper that no test needs today is part of the harness all the same.
 #[allow(dead_code)]
 mod harness;

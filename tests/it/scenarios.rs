@@ -115,7 +115,7 @@ fn s_1_1_1_worker_fails() {
     });
     eprintln!("queued again after {:?}", killed.elapsed());
     assert_eq!((task.charged, task.deaths), (0, 1), "a death counts");
-    assert!(!process::is_alive(first.pid), "the guard killed what the worker ran");
+    assert!(!process::is_alive(first.pid), "the keeper killed what the worker ran");
 
     let _w1 = cluster.worker("w1", &["--slots", "1"]);
     let exit = submit.wait_exit(LIMIT);

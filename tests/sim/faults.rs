@@ -117,9 +117,9 @@ impl World {
                 self.ask(Kind::is_client, again);
             }
             Fault::Double => self.double(),
-            Fault::LoseGuard => {
+            Fault::LoseKeeper => {
                 if let Some(who) = self.victim(Kind::runs) {
-                    self.lose_guard(who.m);
+                    self.lose_keeper(who.m);
                 }
             }
             Fault::Garbage => self.garbage(),

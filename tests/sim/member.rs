@@ -186,9 +186,9 @@ pub struct Member {
     pub slow: (u64, u64),
     pub turning: bool,
     pub wake: u64,
-    /// What the guard was told, and when the next guard is there.
+    /// What the keeper was told, and when the next keeper is there.
     pub lease: Option<Instant>,
-    pub unguarded: u64,
+    pub without_keeper: u64,
     pub runs: BTreeMap<RunId, usize>,
     pub lines: VecDeque<BatchLine>,
     pub words: VecDeque<String>,
@@ -222,7 +222,7 @@ impl Member {
             turning: false,
             wake: u64::MAX,
             lease: None,
-            unguarded: 0,
+            without_keeper: 0,
             runs: BTreeMap::new(),
             lines: VecDeque::new(),
             words: VecDeque::new(),
@@ -248,7 +248,7 @@ impl Member {
         self.turning = false;
         self.wake = u64::MAX;
         self.lease = None;
-        self.unguarded = 0;
+        self.without_keeper = 0;
         self.runs.clear();
         self.asked = None;
     }

@@ -1,4 +1,4 @@
-//! What workers and electors run: process groups that take some time and end in some way, and the guard, which lives
+//! What workers and electors run: process groups that take some time and end in some way, and the keeper, which lives
 //! on the worker's machine and by its clock, and kills when the worker is dead or its lease is over.
 
 use zkmw::contract::TaskId;
@@ -114,10 +114,10 @@ impl World {
             return self.at(later, Ev::RunBegins(index));
         }
         let covered = self.members[who.m].lease.is_some_and(|until| self.local(who.m) < until);
-        let guarded = self.members[who.m].unguarded <= self.now;
-        if !covered || !guarded {
+        let kept = self.members[who.m].without_keeper <= self.now;
+        if !covered || !kept {
             self.runs[index].stage = Stage::Never;
-            let why = if guarded { "the lease is over" } else { "there is no guard" };
+            let why = if kept { "the lease is over" } else { "there is no keeper" };
             let event = Event::NotStarted {
                 run: self.runs[index].id,
                 kind: NotStartedKind::Transient,
@@ -236,29 +236,29 @@ impl World {
     pub fn extend_lease(&mut self, who: Who, until: Instant) {
         self.members[who.m].lease = Some(until);
         let at = self.members[who.m].clock.when(until);
-        self.at(at, Ev::Guard(who));
+        self.at(at, Ev::Keeper(who));
     }
 
-    /// The guard looks at its clock.
-    pub fn on_guard(&mut self, who: Who) {
+    /// The keeper looks at its clock.
+    pub fn on_keeper(&mut self, who: Who) {
         let over = self.members[who.m].lease.is_some_and(|until| self.local(who.m) >= until);
         if self.lives(who) && over && !self.members[who.m].runs.is_empty() {
-            self.trace(&self.members[who.m].name, || "its lease is over: the guard kills".into());
+            self.trace(&self.members[who.m].name, || "its lease is over: the keeper kills".into());
             self.kill_runs(who.m, 20 * MS);
         }
     }
 
-    /// The guard dies; so do all runs, and a new guard is made.
-    pub fn lose_guard(&mut self, m: usize) {
+    /// The keeper dies; so do all runs, and a new keeper is made.
+    pub fn lose_keeper(&mut self, m: usize) {
         let who = self.who(m);
         if !self.lives(who) || !self.members[m].kind.runs() {
             return;
         }
-        self.trace(&self.members[m].name, || "** its guard dies **".into());
+        self.trace(&self.members[m].name, || "** its keeper dies **".into());
         let without = self.dice.between(MS, 500 * MS);
-        self.members[m].unguarded = self.now + without;
+        self.members[m].without_keeper = self.now + without;
         self.kill_runs(m, 20 * MS);
-        self.after(0, Ev::Exec(who, Event::Unguarded { why: "it died".into() }));
-        self.after(without, Ev::Reguard(who));
+        self.after(0, Ev::Exec(who, Event::SlotsLost { why: "it died".into() }));
+        self.after(without, Ev::KeeperBack(who));
     }
 }

@@ -92,8 +92,8 @@ pub enum Fault {
     Interrupt,
     /// A second worker is started with a name that is taken.
     Double,
-    /// The guard of a worker or elector dies.
-    LoseGuard,
+    /// The keeper of a worker or elector dies.
+    LoseKeeper,
     /// Somebody writes what nobody can read.
     Garbage,
     /// No master may write an assignment, for a while (a quota), or not even read or delete it (an ACL).
@@ -121,7 +121,7 @@ const FAULTS: &[Fault] = &[
     Fault::Term,
     Fault::Interrupt,
     Fault::Double,
-    Fault::LoseGuard,
+    Fault::LoseKeeper,
     Fault::Garbage,
     Fault::Refuse,
 ];

@@ -289,7 +289,7 @@ fn variables_of_tasks() {
         map(&[("A", "1"), ("B", "true")])
     );
     assert_eq!(zkmw("submit x --env ZKMW_ZK=h1").submit().env, map(&[("ZKMW_ZK", "h1")]));
-    for bad in ["A", "=1", "1A=1", "A-B=1", "ä=1", "A=\0", "ZKMW_TASK=1", "ZKMW_LINE=1", "ZKMW_RUN=1"] {
+    for bad in ["A", "=1", "1A=1", "A-B=1", "ä=1", "A=\0", "ZKMW_TASK=1", "ZKMW_LINE=1", "ZKMW_OWNER=1"] {
         env(&[bad.to_owned()]).expect_err(bad);
     }
     let of = |n: usize| (0..n).map(|i| format!("A{i}=v")).collect::<Vec<_>>();

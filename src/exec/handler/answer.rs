@@ -10,7 +10,8 @@ use rustix::io::{Errno, read};
 
 use crate::contract::handler::{Answer, MAX_ANSWER_BYTES};
 use crate::exec::capture::Capture;
-use crate::exec::run::{READ_BYTES, now_ms};
+use crate::exec::capture::READ_BYTES;
+use crate::exec::slot::now_ms;
 use crate::machine::{Captured, Ended, RunId, RunReport};
 
 /// What has been said since the last answer.

@@ -3,20 +3,21 @@
 //! Owns the handler's standard input and what it has to do. A line is written by the thread that asks for the run, for
 //! the handler's own is asleep where answers come; only what the pipe has no room for is left to that one.
 //!
-//! It must not write a line before the guard knows of the group, nor after the time that it then said is over: who is
-//! stopped between the look at the clock and the write finds the group dead when it goes on.
+//! It must not write a line before the slot knows that its handler has something to do, nor after the lease has ended: who
+//! is stopped between the look at the clock and the write finds the group dead when it goes on.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{Errno, retry_on_intr, write, writev};
 
-use crate::exec::ExecEvent;
-use crate::exec::guard::WHENEVER;
-use crate::exec::proc::boottime_nanos;
-use crate::exec::run::{Shared, now_ms};
-use crate::machine::RunId;
+use crate::exec::hub::Hub;
+use crate::exec::slot::now_ms;
+use crate::exec::{ExecEvent, NotStartedKind};
+use crate::machine::{RunId, RunReport};
 
 /// A request that is to be handed over.
 #[derive(Debug)]
@@ -43,16 +44,43 @@ pub(super) struct Busy {
     pub(super) told: bool,
 }
 
+/// What became of a handler's process.
+#[derive(Debug)]
+pub enum Note {
+    /// It runs.
+    Started {
+        /// The leader of its group.
+        pid: u32,
+        /// Its slot.
+        slot: u32,
+    },
+    /// It does not run and never did.
+    NotStarted {
+        /// Whose fault it is.
+        kind: NotStartedKind,
+        /// The reason.
+        why: String,
+    },
+    /// Every process of its group is dead.
+    Ended(Box<RunReport>),
+}
+
 /// One handler.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub struct Desk {
     pub(super) id: RunId,
-    pub(super) pid: u32,
-    /// 0 if it could not be learnt.
-    pub(super) start_ticks: u64,
     /// Wakes the handler's thread when the line is not all that there is to be done.
     pub(super) wake: OwnedFd,
+    /// Its leader; 0 before it has one.
+    pid: AtomicU32,
+    slot: AtomicU32,
+    notes: Mutex<Vec<Note>>,
+    /// Where it writes.
+    pub(super) stdout: OnceLock<OwnedFd>,
     pub(super) seat: Mutex<Seat>,
+    told_to_end: AtomicBool,
+    /// Something was there to be read when it was first told to end.
+    pub(super) had_said: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -84,29 +112,75 @@ pub(super) enum Handed {
 }
 
 impl Desk {
+    /// One that is not started yet.
+    pub(super) fn new(id: RunId) -> io::Result<Desk> {
+        Ok(Desk {
+            id,
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            pid: AtomicU32::new(0),
+            slot: AtomicU32::new(0),
+            notes: Mutex::default(),
+            stdout: OnceLock::new(),
+            seat: Mutex::new(Seat { stdin: None, work: Work::Idle, proven: false }),
+            told_to_end: AtomicBool::new(false),
+            had_said: AtomicBool::new(false),
+        })
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Seat> {
         self.seat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a request to a handler that has nothing to do. The table knows that it has it.
-    pub(super) fn hand_over(&self, job: Job, shared: &Shared) -> Handed {
+    /// Its number among runs.
+    pub fn id(&self) -> RunId {
+        self.id
+    }
+
+    /// The leader of its group.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid.load(Ordering::SeqCst)
+    }
+
+    /// Something became of its process.
+    pub fn note(&self, note: Note) {
+        if let Note::Started { pid, slot } = &note {
+            self.slot.store(*slot, Ordering::SeqCst);
+            self.pid.store(*pid, Ordering::SeqCst);
+        }
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
+        self.wake();
+    }
+
+    /// What became of its process since.
+    pub(super) fn take_notes(&self) -> Vec<Note> {
+        std::mem::take(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether a signal was sent to it, so that it is not used again.
+    pub(super) fn is_told_to_end(&self) -> bool {
+        self.told_to_end.load(Ordering::SeqCst)
+    }
+
+    /// A signal is sent to it.
+    pub(super) fn tell_to_end(&self) {
+        if !self.told_to_end.swap(true, Ordering::SeqCst) {
+            let had_said = self.stdout.get().is_some_and(is_readable);
+            self.had_said.store(had_said, Ordering::SeqCst);
+        }
+    }
+
+    /// Gives a request to a handler that has nothing to do. The pool knows that it has it.
+    pub(super) fn hand_over(&self, job: Job, hub: &Hub) -> Handed {
         // Held until `Started` is sent: no answer is taken in before.
         let mut seat = self.lock();
         let Seat { stdin: Some(stdin), work: work @ Work::Idle, proven } = &mut *seat else {
             return Handed::Refused(job);
         };
-        let not_after = match &shared.guard {
-            Some(guard) => guard.begin(self.pid, self.start_ticks),
-            None => WHENEVER,
-        };
-        let started_ms = now_ms();
-        if boottime_nanos() >= not_after {
-            if let Some(guard) = &shared.guard {
-                guard.rest(self.pid);
-                guard.settle(self.pid);
-            }
+        if !hub.begin(self.slot.load(Ordering::SeqCst)) {
+            self.rests(hub);
             return Handed::NoLease;
         }
+        let started_ms = now_ms();
         let line = [IoSlice::new(job.request.as_bytes()), IoSlice::new(b"\n")];
         let written = match retry_on_intr(|| writev(stdin.as_ref(), &line)) {
             Ok(written) => written,
@@ -122,7 +196,7 @@ impl Desk {
             busy.rest = [&busy.request.as_bytes()[written..], b"\n"].concat();
             self.wake();
         } else if *proven {
-            busy.tell_started(self.pid, shared);
+            busy.tell_started(self.pid(), hub);
         } else {
             // Its thread tells so, when it is clear that there is such a program.
             self.wake();
@@ -131,9 +205,14 @@ impl Desk {
         Handed::Done
     }
 
+    /// It has nothing to do that a lease is needed for.
+    pub(super) fn rests(&self, hub: &Hub) {
+        hub.rest(self.slot.load(Ordering::SeqCst));
+    }
+
     fn wake(&self) {
         if let Err(error) = retry_on_intr(|| write(&self.wake, &1_u64.to_ne_bytes())) {
-            log::error!("cannot wake the thread of handler {}: {error}", self.pid);
+            log::error!("cannot wake the thread of handler {}: {error}", self.pid());
         }
     }
 
@@ -145,6 +224,14 @@ impl Desk {
             seat.work = Work::Over;
         }
     }
+}
+
+/// Whether there is something to read now.
+fn is_readable(pipe: &OwnedFd) -> bool {
+    let mut source = [PollFd::new(pipe, PollFlags::IN)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let looked = retry_on_intr(|| poll(&mut source, Some(&at_once)));
+    looked.is_ok() && source.iter().any(|source| source.revents().contains(PollFlags::IN))
 }
 
 impl Busy {
@@ -162,9 +249,9 @@ impl Busy {
     }
 
     /// Tells that it runs, once.
-    pub(super) fn tell_started(&mut self, pid: u32, shared: &Shared) {
+    pub(super) fn tell_started(&mut self, pid: u32, hub: &Hub) {
         if !std::mem::replace(&mut self.told, true) {
-            let _ = shared.events.send(ExecEvent::Started { run: self.run, pid });
+            let _ = hub.events.send(ExecEvent::Started { run: self.run, pid });
         }
     }
 }

@@ -1,13 +1,13 @@
-//! The end of a handler: killed and buried as a run's process is, and then the end of the run that it had is told.
+//! The end of a handler: killed as a run is, and then the end of the run that it had is told.
 //!
 //! It must not tell anything before every process of the group is dead.
+
+use std::sync::atomic::Ordering;
 
 use super::desk::{Busy, Work};
 use super::life::{End, Handler};
 use super::pauses::{Cause, Death};
-use crate::exec::run::{self, now_ms};
-use crate::exec::sweep::RunStrays;
-use crate::exec::table::Signalled;
+use crate::exec::slot::now_ms;
 use crate::exec::{ExecEvent, NotStartedKind};
 use crate::machine::{Captured, Ended, RunReport};
 
@@ -17,9 +17,7 @@ const MISSING: [i32; 2] = [126, 127];
 impl Handler<'_> {
     /// It is used no more.
     pub(super) fn retire(mut self, end: End) {
-        let (id, pid) = (self.desk.id, self.desk.pid);
-        let shared = &self.pool.shared;
-        self.pool.retire(id);
+        self.pool.retire(self.desk.id);
         let work = {
             let mut seat = self.desk.lock();
             seat.stdin = None;
@@ -31,49 +29,38 @@ impl Handler<'_> {
         };
         let at_fault = busy.is_some() || matches!(end, End::Broken(_));
         if !matches!(end, End::Dead) {
-            shared.table.kill_broken(id);
+            self.pool.hub.kill(self.desk.id);
         }
-        while !run::is_over(pid) {
-            self.await_leader(None);
-        }
-        let ended_ms = now_ms();
-        self.reserve.end();
-        let strays = RunStrays { mark: &self.birth.mark, since: self.birth.since };
-        let (how, signalled) = shared.bury(id, pid, &strays, !at_fault);
-        let cause = match (signalled.in_life, at_fault) {
+        self.await_death(None);
+        let Some(death) = self.dead.take() else { return };
+        let cause = match (death.signalled, at_fault) {
             (true, _) => Cause::Told,
             (false, true) => Cause::Fault,
             (false, false) => Cause::Idle,
         };
-        self.log(&end, how, cause);
-        self.pool.died(Death { born: self.birth.born, answered: self.answered, cause });
-        shared.roll.gone(id);
-        shared.table.dead(id);
+        self.log(&end, death.ended, cause);
+        self.pool.died(Death { born: self.born, answered: self.answered, cause });
         match (end, busy) {
             (End::Answered { run, told, mut report }, _) => {
                 if !told {
-                    let _ = shared.events.send(ExecEvent::Started { run, pid });
+                    let _ = self.pool.hub.events.send(ExecEvent::Started { run, pid: self.desk.pid() });
                 }
-                report.signalled = signalled.in_life && !signalled.after_words;
-                let _ = shared.events.send(ExecEvent::Ended { run, report: *report });
-                shared.table.remove(run);
+                report.signalled = death.signalled && !self.desk.had_said.load(Ordering::SeqCst);
+                self.pool.over(run, ExecEvent::Ended { run, report: *report });
             }
-            (end @ (End::Dead | End::Broken(_)), Some(busy)) => {
-                self.tell(&end, busy, how, signalled, ended_ms)
-            }
+            (end @ (End::Dead | End::Broken(_)), Some(busy)) => self.tell(&end, busy, &death),
             (End::Dead | End::Broken(_), None) => {}
         }
-        shared.table.remove(id);
     }
 
     /// The end of the run that it had.
-    fn tell(&self, end: &End, mut busy: Busy, how: Ended, signalled: Signalled, ended_ms: i64) {
-        let (pid, shared) = (self.desk.pid, &self.pool.shared);
+    fn tell(&self, end: &End, mut busy: Busy, death: &RunReport) {
+        let (pid, how) = (self.desk.pid(), death.ended);
         let missing = match how {
-            Ended::Exit(code) => !self.answered && MISSING.contains(&code) && !signalled.in_life,
+            Ended::Exit(code) => !self.answered && MISSING.contains(&code) && !death.signalled,
             Ended::Signal(_) | Ended::Broken => false,
         };
-        let program = &self.birth.program;
+        let program = &self.program;
         if missing {
             self.pool.missing(&format!(
                 "the worker's handler, {program:?}, cannot be run: its shell {} (127: there is no such program; 126: \
@@ -84,13 +71,13 @@ impl Handler<'_> {
         if !busy.handed || (missing && !busy.told) {
             let why =
                 format!("the worker's handler, {program:?}, {} before it took any request", in_words(how));
-            let kind = match signalled.in_life {
+            let kind = match death.signalled {
                 true => NotStartedKind::Transient,
                 false => NotStartedKind::Shortage,
             };
             return self.pool.not_started(busy.run, kind, why);
         }
-        busy.tell_started(pid, shared);
+        busy.tell_started(pid, &self.pool.hub);
         let (ended, detail) = match (end, how) {
             (End::Broken(why), _) => (Ended::Broken, format!("its handler, process {pid}, broke: {why}")),
             (End::Dead | End::Answered { .. }, how) => {
@@ -107,15 +94,14 @@ impl Handler<'_> {
             stdout: Captured::default(),
             stderr: Captured::default(),
             started_ms: busy.started_ms,
-            ended_ms,
-            signalled: signalled.in_life,
+            ended_ms: now_ms(),
+            signalled: death.signalled,
         };
-        let _ = shared.events.send(ExecEvent::Ended { run: busy.run, report });
-        shared.table.remove(busy.run);
+        self.pool.over(busy.run, ExecEvent::Ended { run: busy.run, report });
     }
 
     fn log(&self, end: &End, how: Ended, cause: Cause) {
-        let (pid, how) = (self.desk.pid, in_words(how));
+        let (pid, how) = (self.desk.pid(), in_words(how));
         match (end, cause) {
             (_, Cause::Told) => log::debug!("handler {pid} was told to end, and {how}"),
             (End::Broken(why), _) => log::warn!("handler {pid} broke, and was killed: {why}"),

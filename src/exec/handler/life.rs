@@ -1,32 +1,28 @@
 //! The life of one handler, on a thread of its own: its start and its answers.
 //!
-//! The thread lives as long as the process, whose death signal is tied to it. It sleeps where answers come; at an answer
-//! it tells the run's end, after it has put the handler back among those that idle. Whatever else happens to the handler
-//! is its end (`end`).
+//! The thread sleeps where answers come; at an answer it tells the run's end, after it has put the handler back among
+//! those that idle. Whatever else happens to the handler is its end (`end`).
 //!
 //! It must not: take a line for an answer to a request that is not wholly written; or let a handler idle that has got a
 //! signal.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::Child;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, read, write};
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::answer::{self, Lines, Said};
-use super::desk::{Busy, Desk, Handed, Job, Seat, Work};
+use super::desk::{Busy, Desk, Handed, Job, Note, Seat, Work};
 use super::pauses::{Cause, Death};
-use super::{Gate, NO_LEASE, Pool};
-use crate::exec::child::{self, Failure};
-use crate::exec::descriptors::{Reserve, too_few};
-use crate::exec::guard::LINGER;
-use crate::exec::mark::run_mark;
-use crate::exec::proc;
-use crate::exec::run::{self, POLL_FAILED_PAUSE, now_ms};
+use super::{NO_LEASE, Pool};
+use crate::exec::descriptors::too_few;
+use crate::exec::slot::{now_ms, timespec};
 use crate::exec::stopped::{LOOK_EVERY, StopWatch};
+use crate::exec::wire::{Program, Streams};
 use crate::exec::{ExecEvent, NotStartedKind};
 use crate::machine::{RunId, RunReport, RunSpec};
 
@@ -35,75 +31,83 @@ use crate::machine::{RunId, RunReport, RunSpec};
 const STARTED_AFTER: Duration = Duration::from_secs(1);
 /// One that ends closes its pipes a moment before it is dead.
 const DEAD_AFTER_CLOSE: Duration = Duration::from_millis(200);
-/// How often it is looked at if no pidfd could be opened (no descriptors left).
-const LOOK_WITHOUT_PIDFD: Duration = Duration::from_millis(20);
+/// The pause after a `poll` that failed for want of memory.
+const POLL_FAILED_PAUSE: Duration = Duration::from_millis(20);
 
 /// From its start to its end, with the request that it was started for.
-pub(super) fn live(pool: &Arc<Pool>, id: RunId, gate: Gate, mut reserve: Reserve, job: Job, spec: &RunSpec) {
-    let shared = &pool.shared;
-    let never = |run: RunId, kind: NotStartedKind, why: String| {
-        shared.table.dead(id);
-        pool.not_started(run, kind, why);
-        shared.table.remove(id);
-    };
-    if pool.pause(id) {
+pub(super) fn live(pool: &Arc<Pool>, desk: Arc<Desk>, job: Job, spec: RunSpec) {
+    if pool.pause(&desk) {
         let why = "it was told to end while it waited for a handler".to_owned();
-        return never(job.run, NotStartedKind::Transient, why);
+        return pool.not_started(job.run, NotStartedKind::Transient, why);
     }
-    let wake = match eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK) {
-        Ok(wake) => wake,
-        Err(_) => return never(job.run, NotStartedKind::Shortage, too_few()),
-    };
-    reserve.start();
-    let mark = run_mark(&shared.token, shared.number, id);
-    let since = proc::now_ticks();
     let born = Instant::now();
-    let child = match child::spawn(id, spec, (&shared.token, &mark), shared, &gate) {
-        Ok(child) => child,
-        Err(Failure { kind, why }) => {
-            drop(reserve);
-            // It may have got as far as into its cgroup.
-            shared.cgroups.iter().for_each(|cgroups| cgroups.empty(id));
-            pool.died(Death { born, answered: false, cause: Cause::Fault });
-            shared.roll.gone(id);
-            let kind = match kind {
-                NotStartedKind::Transient => NotStartedKind::Transient,
-                // A handler is the worker's, whatever is wrong with it.
-                NotStartedKind::Shortage | NotStartedKind::Permanent => NotStartedKind::Shortage,
-            };
-            return never(job.run, kind, format!("there is no handler for it: {why}"));
-        }
-    };
     let program = spec.argv.last().cloned().unwrap_or_default();
-    drop(gate);
-    Handler::new(pool, id, child, wake, reserve, Birth { born, since, mark, program }).live(job);
+    if let Err((kind, why)) = start(pool, &desk, spec) {
+        pool.died(Death { born, answered: false, cause: Cause::Fault });
+        let kind = match kind {
+            NotStartedKind::Transient => NotStartedKind::Transient,
+            // A handler is the worker's, whatever is wrong with it.
+            NotStartedKind::Shortage | NotStartedKind::Permanent => NotStartedKind::Shortage,
+        };
+        return pool.not_started(job.run, kind, format!("there is no handler for it: {why}"));
+    }
+    Handler {
+        pool,
+        desk,
+        lines: Lines::default(),
+        born,
+        program,
+        dead: None,
+        answered: false,
+        untold: false,
+        writing: false,
+        stopped: StopWatch::default(),
+        looked: Instant::now(),
+    }
+    .live(job);
 }
 
-/// What is kept of its start.
-pub(super) struct Birth {
-    pub(super) born: Instant,
-    /// The same in ticks since boot.
-    pub(super) since: u64,
-    /// The mark in its environment.
-    pub(super) mark: String,
-    /// For messages.
-    pub(super) program: String,
+/// Starts it in a slot, and waits until it runs.
+fn start(pool: &Arc<Pool>, desk: &Arc<Desk>, spec: RunSpec) -> Result<(), (NotStartedKind, String)> {
+    let short = |_| (NotStartedKind::Shortage, too_few());
+    let (stdin, requests) = pipe_with(PipeFlags::CLOEXEC).map_err(short)?;
+    let (answers, stdout) = pipe_with(PipeFlags::CLOEXEC).map_err(short)?;
+    let _ = desk.stdout.set(nonblocking(answers));
+    desk.lock().stdin = Some(Arc::new(nonblocking(requests)));
+    let program = Program { run: desk.id.0, argv: spec.argv, env: spec.env, streams: Streams::Handler };
+    pool.hub.start_handler(desk, program, [stdin, stdout]);
+    loop {
+        let _ = poll(&mut [PollFd::new(&desk.wake, PollFlags::IN)], None);
+        let _ = read(&desk.wake, &mut [0; 8]);
+        let mut notes = desk.take_notes().into_iter();
+        match notes.next() {
+            None => {}
+            Some(Note::Started { .. }) => {
+                // What came after that is for whoever serves it.
+                notes.for_each(|note| desk.note(note));
+                return Ok(());
+            }
+            Some(Note::NotStarted { kind, why }) => return Err((kind, why)),
+            // It is said by whoever has lost the slot before it had said that it runs.
+            Some(Note::Ended(report)) => {
+                return Err((NotStartedKind::Transient, report.detail.unwrap_or_default()));
+            }
+        }
+    }
 }
 
 /// What its thread knows of a handler.
 pub(super) struct Handler<'a> {
     pub(super) pool: &'a Arc<Pool>,
     pub(super) desk: Arc<Desk>,
-    stdout: Arc<OwnedFd>,
-    pidfd: Option<OwnedFd>,
     pub(super) lines: Lines,
-    pub(super) birth: Birth,
-    /// For its end.
-    pub(super) reserve: Reserve,
+    pub(super) born: Instant,
+    /// For messages.
+    pub(super) program: String,
+    /// How it ended, when every process of its group is dead.
+    pub(super) dead: Option<Box<RunReport>>,
     /// It has answered before.
     pub(super) answered: bool,
-    /// The guard has still to be told that it has nothing to do.
-    lingering: bool,
     /// It has a request of which it was not told yet that it has started.
     untold: bool,
     /// There is a rest of a line to be written.
@@ -115,7 +119,6 @@ pub(super) struct Handler<'a> {
 /// What there is to be looked at.
 struct Ready {
     stdout: bool,
-    leader: bool,
     wake: bool,
     stdin: bool,
     /// Nothing, for as long as was waited.
@@ -132,40 +135,7 @@ pub(super) enum End {
     Answered { run: RunId, told: bool, report: Box<RunReport> },
 }
 
-impl<'a> Handler<'a> {
-    fn new(
-        pool: &'a Arc<Pool>,
-        id: RunId,
-        mut child: Child,
-        wake: OwnedFd,
-        reserve: Reserve,
-        birth: Birth,
-    ) -> Handler<'a> {
-        let pid = child.id();
-        let piped = "a handler is started with pipes";
-        let stdin = nonblocking(child.stdin.take().expect(piped).into());
-        let stdout = nonblocking(child.stdout.take().expect(piped).into());
-        let start_ticks = proc::stat(pid).ok().flatten().map_or(0, |stat| stat.start_ticks);
-        let pidfd = run::open_pidfd(pid);
-        let seat = Mutex::new(Seat { stdin: Some(stdin), work: Work::Idle, proven: false });
-        pool.shared.table.running(id, pid, Some(Arc::clone(&stdout)));
-        Handler {
-            pool,
-            desk: Arc::new(Desk { id, pid, start_ticks, wake, seat }),
-            stdout,
-            pidfd,
-            lines: Lines::default(),
-            birth,
-            reserve,
-            answered: false,
-            lingering: false,
-            untold: false,
-            writing: false,
-            stopped: StopWatch::default(),
-            looked: Instant::now(),
-        }
-    }
-
+impl Handler<'_> {
     fn live(mut self, job: Job) {
         let end = match self.take_first(job) {
             None => self.serve(),
@@ -177,16 +147,15 @@ impl<'a> Handler<'a> {
     /// The request that it was started for; why it is used no more, if it is not.
     fn take_first(&mut self, job: Job) -> Option<End> {
         let run = job.run;
-        let handed = if self.pool.shared.table.is_fit(self.desk.id) {
-            self.desk.hand_over(job, &self.pool.shared)
-        } else {
-            Handed::Refused(job)
+        let handed = match self.desk.is_told_to_end() {
+            false => self.desk.hand_over(job, &self.pool.hub),
+            true => Handed::Refused(job),
         };
         match handed {
             Handed::Done => None,
             Handed::NoLease => {
                 self.pool.not_started(run, NotStartedKind::Transient, NO_LEASE.to_owned());
-                self.pool.idles(&self.desk);
+                self.pool.lock().idles(&self.desk);
                 None
             }
             Handed::Refused(job) => {
@@ -204,19 +173,13 @@ impl<'a> Handler<'a> {
                 Ok(ready) => ready,
                 Err(Errno::INTR) => continue,
                 Err(error) => {
-                    log::warn!("cannot poll the pipes of handler {}: {error}", self.desk.pid);
+                    log::warn!("cannot poll the pipes of handler {}: {error}", self.desk.pid());
                     std::thread::sleep(POLL_FAILED_PAUSE);
-                    Ready {
-                        stdout: true,
-                        leader: self.pidfd.is_none(),
-                        wake: true,
-                        stdin: true,
-                        paused: false,
-                    }
+                    Ready { stdout: true, wake: true, stdin: true, paused: false }
                 }
             };
             if ready.paused {
-                self.pause();
+                self.tell_started();
             }
             if ready.wake {
                 self.look_at_work();
@@ -227,7 +190,7 @@ impl<'a> Handler<'a> {
             {
                 return end;
             }
-            let is_dead = ready.leader && run::is_over(self.desk.pid);
+            let is_dead = self.dead.is_some();
             if (ready.stdout || is_dead)
                 && let Some(end) = self.listen(is_dead)
             {
@@ -242,43 +205,25 @@ impl<'a> Handler<'a> {
     /// Whether it is stopped while it has a request.
     fn look_if_stopped(&mut self) {
         self.looked = Instant::now();
-        if let Work::Busy(busy) = &self.desk.lock().work {
-            self.stopped.look(self.desk.pid, || format!("the handler of {}", busy.task()));
+        if let Work::Busy(busy) = &self.desk.lock().work
+            && let Some(warning) =
+                self.stopped.look(self.desk.pid(), &format!("the handler of {}", busy.task()))
+        {
+            log::warn!("{warning}");
         }
     }
 
     /// Until there is something to be looked at.
     fn wait(&self) -> Result<Ready, Errno> {
-        let pause = match (self.lingering, self.untold, &self.pidfd) {
-            (true, ..) => Some(LINGER),
-            (false, true, _) => Some(STARTED_AFTER),
-            (false, false, Some(_)) => Some(LOOK_EVERY),
-            (false, false, None) => Some(LOOK_WITHOUT_PIDFD),
-        };
-        let pause = pause.map(run::timespec);
+        // Who hands a request over to one that is known to work does not wake this thread.
+        let pause = timespec(if self.untold { STARTED_AFTER } else { LOOK_EVERY });
         let stdin = if self.writing { self.desk.lock().stdin.clone() } else { None };
-        // What is not there is looked at twice in place of it, and its answer is not used.
-        let leader = self.pidfd.as_ref().unwrap_or(&self.stdout);
-        let mut sources = [
-            PollFd::from_borrowed_fd(self.stdout.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(leader.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.desk.wake.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(stdin.as_deref().unwrap_or(&self.stdout).as_fd(), PollFlags::OUT),
-        ];
-        let used = if stdin.is_some() { 4 } else { 3 };
-        let ready = poll(&mut sources[..used], pause.as_ref())?;
-        let [stdout, leader, wake, stdin] = sources.map(|source| !source.revents().is_empty());
-        Ok(Ready { stdout, leader: leader || self.pidfd.is_none(), wake, stdin, paused: ready == 0 })
-    }
-
-    /// Nothing has happened for a while.
-    fn pause(&mut self) {
-        if std::mem::take(&mut self.lingering)
-            && let Some(guard) = &self.pool.shared.guard
-        {
-            guard.settle(self.desk.pid);
-        }
-        self.tell_started();
+        let mut sources = vec![PollFd::new(&self.desk.wake, PollFlags::IN)];
+        sources.extend(self.desk.stdout.get().map(|stdout| PollFd::new(stdout, PollFlags::IN)));
+        sources.extend(stdin.iter().map(|stdin| PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::OUT)));
+        let ready = poll(&mut sources, Some(&pause))?;
+        let is_ready = |at: usize| sources.get(at).is_some_and(|source| !source.revents().is_empty());
+        Ok(Ready { wake: is_ready(0), stdout: is_ready(1), stdin: is_ready(2), paused: ready == 0 })
     }
 
     /// The request that it has got has begun, as far as that was left to us to tell.
@@ -289,18 +234,28 @@ impl<'a> Handler<'a> {
         if let Work::Busy(busy) = &mut self.desk.lock().work
             && busy.rest.is_empty()
         {
-            busy.tell_started(self.desk.pid, &self.pool.shared);
+            busy.tell_started(self.desk.pid(), &self.pool.hub);
             self.untold = false;
         }
     }
 
-    /// Whoever handed a request over has left something to us.
+    /// Whoever handed a request over has left something to us, or something became of the process.
     fn look_at_work(&mut self) {
         // A counter: one read takes all.
         let _ = read(&self.desk.wake, &mut [0; 8]);
+        self.take_notes();
         if let Work::Busy(busy) = &self.desk.lock().work {
             self.writing = !busy.rest.is_empty();
             self.untold = !busy.told;
+        }
+    }
+
+    fn take_notes(&mut self) {
+        for note in self.desk.take_notes() {
+            match note {
+                Note::Ended(report) => self.dead = Some(report),
+                Note::Started { .. } | Note::NotStarted { .. } => {}
+            }
         }
     }
 
@@ -317,7 +272,7 @@ impl<'a> Handler<'a> {
                 busy.rest.drain(..written);
                 self.writing = !busy.rest.is_empty();
                 if *proven && !self.writing {
-                    busy.tell_started(self.desk.pid, &self.pool.shared);
+                    busy.tell_started(self.desk.pid(), &self.pool.hub);
                     self.untold = false;
                 }
                 None
@@ -332,8 +287,10 @@ impl<'a> Handler<'a> {
 
     /// Takes in what it says; all that it has said, if it is dead.
     fn listen(&mut self, is_dead: bool) -> Option<End> {
+        let desk = Arc::clone(&self.desk);
+        let stdout = desk.stdout.get()?;
         loop {
-            match self.lines.read(&self.stdout) {
+            match self.lines.read(stdout) {
                 Said::Line => {
                     if let Some(end) = self.answer(is_dead) {
                         return Some(end);
@@ -357,7 +314,7 @@ impl<'a> Handler<'a> {
 
     /// It has said a line, and it is the end of a run, or of the handler.
     fn answer(&mut self, is_dead: bool) -> Option<End> {
-        let shared = &self.pool.shared;
+        let hub = &self.pool.hub;
         let mut seat = self.desk.lock();
         let Work::Busy(Busy { run, limit, started_ms, rest, told, .. }) = &seat.work else {
             return Some(End::Broken("it said something without having been asked".to_owned()));
@@ -380,54 +337,45 @@ impl<'a> Handler<'a> {
         self.untold = false;
         self.stopped = StopWatch::default();
         let mut report = Some(Box::new(verdict.report(started_ms)));
-        let (mut lingering, pid) = (false, self.desk.pid);
-        let over = shared.table.answered(run, self.desk.id, || {
-            lingering = shared.guard.as_ref().is_some_and(|guard| guard.rest(pid));
-            if !is_dead {
-                // Before anybody hears that there is a slot to be filled.
-                self.pool.idles(&self.desk);
-            }
+        let pid = self.desk.pid();
+        let over = self.pool.answered(run, &self.desk, !is_dead, || {
             if !told {
-                let _ = shared.events.send(ExecEvent::Started { run, pid });
+                let _ = hub.events.send(ExecEvent::Started { run, pid });
             }
             if let Some(report) = report.take() {
-                let _ = shared.events.send(ExecEvent::Ended { run, report: *report });
+                let _ = hub.events.send(ExecEvent::Ended { run, report: *report });
             }
         });
-        self.lingering = lingering;
         report.filter(|_| !over).map(|report| End::Answered { run, told, report })
     }
 
     /// It takes no more, or says no more: dead or dying, or broken.
-    fn closed(&self, why: &str) -> End {
-        let until = Instant::now() + DEAD_AFTER_CLOSE;
-        while !run::is_over(self.desk.pid) {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return End::Broken(why.to_owned());
-            }
-            self.await_leader(Some(left));
-        }
-        End::Dead
+    fn closed(&mut self, why: &str) -> End {
+        self.await_death(Some(DEAD_AFTER_CLOSE));
+        if self.dead.is_some() { End::Dead } else { End::Broken(why.to_owned()) }
     }
 
-    /// Until it may be dead, for this long at most.
-    pub(super) fn await_leader(&self, longest: Option<Duration>) {
-        let Some(pidfd) = &self.pidfd else { return std::thread::sleep(POLL_FAILED_PAUSE) };
-        let mut source = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
-        match poll(&mut source, longest.map(run::timespec).as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(_) => std::thread::sleep(POLL_FAILED_PAUSE),
+    /// Until every process of its group is dead, for this long at most.
+    pub(super) fn await_death(&mut self, longest: Option<Duration>) {
+        let until = longest.map(|longest| Instant::now() + longest);
+        loop {
+            self.take_notes();
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if self.dead.is_some() || left == Some(Duration::ZERO) {
+                return;
+            }
+            let _ = poll(&mut [PollFd::new(&self.desk.wake, PollFlags::IN)], left.map(timespec).as_ref());
+            let _ = read(&self.desk.wake, &mut [0; 8]);
         }
     }
 }
 
 /// So that neither reading nor writing waits.
-fn nonblocking(pipe: OwnedFd) -> Arc<OwnedFd> {
+fn nonblocking(pipe: OwnedFd) -> OwnedFd {
     let set = fcntl_getfl(&pipe).and_then(|flags| fcntl_setfl(&pipe, flags | OFlags::NONBLOCK));
     if let Err(error) = set {
         // It cannot fail on a pipe of ours.
         log::error!("a handler may keep its thread waiting: {error}");
     }
-    Arc::new(pipe)
+    pipe
 }

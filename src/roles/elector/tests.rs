@@ -44,9 +44,9 @@ struct Bench {
     /// What was done, in order, in words.
     did: Vec<String>,
     runs: Vec<(RunId, RunSpec)>,
-    /// What the service manager was told last, and the guard.
+    /// What the service manager was told last, and the lease.
     status: String,
-    guarded_until: Option<Instant>,
+    leased_until: Option<Instant>,
 }
 
 impl Bench {
@@ -73,7 +73,7 @@ impl Bench {
             did: Vec::new(),
             runs: Vec::new(),
             status: String::new(),
-            guarded_until: None,
+            leased_until: None,
         }
     }
 
@@ -93,7 +93,7 @@ impl Bench {
                 Action::Report(report) => self.did.push(report.to_string()),
                 Action::Exit(code) => self.did.push(format!("exit {code}")),
                 Action::Status(status) => self.status = status,
-                Action::Lease(until) => self.guarded_until = Some(until),
+                Action::Lease(until) => self.leased_until = Some(until),
                 Action::Log(..) => {}
                 Action::ReadLines(_) => panic!("an elector reads no batch"),
             }

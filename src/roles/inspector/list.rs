@@ -239,7 +239,7 @@ impl Role for List {
             | Event::Started { .. }
             | Event::NotStarted { .. }
             | Event::Ended { .. }
-            | Event::Unguarded { .. }
+            | Event::SlotsLost { .. }
             | Event::Lines(_) => {}
         }
         self.pump(out);

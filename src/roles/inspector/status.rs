@@ -169,7 +169,7 @@ impl Role for StatusOf {
             | Event::Started { .. }
             | Event::NotStarted { .. }
             | Event::Ended { .. }
-            | Event::Unguarded { .. }
+            | Event::SlotsLost { .. }
             | Event::Lines(_) => {}
         }
     }

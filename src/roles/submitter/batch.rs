@@ -359,7 +359,7 @@ impl Role for Batch {
             Event::Started { .. }
             | Event::NotStarted { .. }
             | Event::Ended { .. }
-            | Event::Unguarded { .. } => {}
+            | Event::SlotsLost { .. } => {}
         }
         self.pump(now, out);
         if !self.over && self.results.report(out) {

@@ -522,7 +522,7 @@ impl Role for Single {
             Event::Started { .. }
             | Event::NotStarted { .. }
             | Event::Ended { .. }
-            | Event::Unguarded { .. }
+            | Event::SlotsLost { .. }
             | Event::Lines(_) => {}
         }
         self.notice.keep(now, self.online && self.phase == Phase::Waiting, out);

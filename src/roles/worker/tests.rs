@@ -226,7 +226,7 @@ fn nothing_is_done_again_and_again_while_the_dead_take_their_time_to_die() {
     assert!(desk.role.next_wake().is_none_or(|at| at > world.now));
 }
 
-/// The machine slept for an hour, and whoever guards the lease has killed what ran.
+/// The machine slept for an hour, and the slots have killed what ran.
 #[test]
 fn what_was_killed_because_the_lease_was_over_has_not_failed() {
     let (mut world, mut desk) = with_task(|_| {}, "_00/a");
@@ -344,18 +344,18 @@ fn a_report_of_the_last_life_is_written_and_the_next_attempt_runs() {
 }
 
 #[test]
-fn what_was_killed_for_want_of_a_guard_has_not_failed() {
+fn what_was_killed_with_its_slot_has_not_failed() {
     let mut world = World::new();
     let mut desk = worker(|_| {});
     desk.connect(&mut world);
-    desk.event(&world, Event::Unguarded { why: "it was killed".into() });
+    desk.event(&world, Event::SlotsLost { why: "it was killed".into() });
     desk.go(&mut world);
     let first = desk.role.registrar.incarnation().clone();
     task(&mut world, "j/a");
     assign(&mut world, &desk, &[("j/a", 1, false)]);
     desk.go(&mut world);
     assert_eq!(desk.role.registrar.incarnation(), &first, "nothing ran, nothing was lost");
-    desk.event(&world, Event::Unguarded { why: "it was killed".into() });
+    desk.event(&world, Event::SlotsLost { why: "it was killed".into() });
     end(&world, &mut desk, Ended::Signal(9));
     desk.go(&mut world);
     let task = world.task("/z/tasks/j/a");

@@ -58,7 +58,7 @@ fn no_lease_is_written_over_a_session_before_the_lead_is_handed_over_to_it() {
     bench.connect();
     bench.answer_but(is_list);
     bench.pass_with(LEASE_MS - 1, is_list);
-    assert_eq!((bench.did(), bench.guarded_until), (Vec::<String>::new(), Some(at_ms(1_000 + LEASE_MS))));
+    assert_eq!((bench.did(), bench.leased_until), (Vec::<String>::new(), Some(at_ms(1_000 + LEASE_MS))));
     assert!(bench.calls.iter().all(|(_, call)| is_list(call)), "{:?}", bench.calls);
     bench.pass_with(1, is_list);
     assert_eq!(bench.did(), ["Kill"]);
@@ -78,10 +78,10 @@ fn the_old_contender_stays_until_the_new_lease_is_the_longer_one() {
     bench.answer();
     let both = ["ranked-latch-0000000001", "rank-0000000001-latch-0000000002"];
     let until = at_ms(3_000 + LEASE_MS);
-    assert_eq!((bench.standing(), bench.guarded_until), (both.to_vec(), Some(until)));
+    assert_eq!((bench.standing(), bench.leased_until), (both.to_vec(), Some(until)));
     // Of three seconds a lease has one.
     bench.pass(3_998);
-    assert_eq!((bench.standing(), bench.guarded_until), (both.to_vec(), Some(until)));
+    assert_eq!((bench.standing(), bench.leased_until), (both.to_vec(), Some(until)));
     bench.pass(1_000);
     assert_eq!(bench.standing(), both[1..]);
     bench.pass_with(1_000, is_lease_write);
@@ -222,7 +222,7 @@ fn what_kills_the_command_while_the_lead_is_handed_over_ends_the_lead() {
         bench.lose();
         bench.connect();
         bench.answer_but(held);
-        bench.step(Event::Unguarded { why: "it was killed".into() });
+        bench.step(Event::SlotsLost { why: "it was killed".into() });
         assert_eq!(bench.did(), ["Kill"]);
         bench.answer();
         assert_eq!(bench.standing(), ["ranked-latch-0000000001"]);
@@ -233,7 +233,7 @@ fn what_kills_the_command_while_the_lead_is_handed_over_ends_the_lead() {
     }
 }
 
-/// As after SIGSTOP: whatever comes first after the lease was over, the guard has killed by then.
+/// As after SIGSTOP: whatever comes first after the lease was over, its slot has killed by then.
 #[test]
 fn who_slept_past_the_lease_takes_nothing_over() {
     for first in 0..3 {

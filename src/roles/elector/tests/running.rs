@@ -221,9 +221,9 @@ fn what_cannot_be_started_after_it_was_deposed_pauses_as_well() {
     assert_eq!(bench.did(), ["Term", "run"]);
 }
 
-/// The guard kills the command of one that stands still when the lease ends: that is no end of its own.
+/// A slot kills the command of one that stands still when the lease ends: that is no end of its own.
 #[test]
-fn what_the_guard_killed_while_we_slept_is_run_again() {
+fn what_was_killed_while_we_slept_is_run_again() {
     let mut bench = Bench::running(|params| params.once = true);
     bench.pass(1_000);
     bench.now_ms += 60_000;
@@ -235,9 +235,9 @@ fn what_the_guard_killed_while_we_slept_is_run_again() {
 }
 
 #[test]
-fn without_a_guard_the_command_is_killed_and_run_again() {
+fn a_command_that_was_killed_with_its_slot_is_run_again() {
     let mut bench = Bench::running(|params| params.once = true);
-    bench.step(Event::Unguarded { why: "it was killed".into() });
+    bench.step(Event::SlotsLost { why: "it was killed".into() });
     assert_eq!(bench.did(), ["Kill"]);
     bench.ended(Ended::Signal(9));
     bench.answer();

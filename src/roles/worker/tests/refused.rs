@@ -223,7 +223,7 @@ fn an_assignment_that_may_not_be_deleted_now_keeps_its_incarnation() {
     let (mut world, mut desk) = with_task(|_| {}, "_00/a");
     let page = desk.role.assignment();
     world.writes_refused.insert(page.clone(), QUOTA);
-    desk.event(&world, Event::Unguarded { why: "test".into() });
+    desk.event(&world, Event::SlotsLost { why: "test".into() });
     end(&world, &mut desk, Ended::Signal(9));
     let before = registration(&desk, 0);
     for _ in 0..3 {

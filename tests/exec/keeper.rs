@@ -1,11 +1,11 @@
-//! The guard, in the executor's hands. Each scenario has a process of its own: a guard kills whatever carries the
+//! The keeper, in the executor's hands. Each scenario has a process of its own: a keeper kills whatever carries the
 //! mark of its process.
 
 use super::*;
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::{fcntl_dupfd_cloexec, write};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{WaitOptions, getpid, set_child_subreaper, wait};
+
 use rustix::stdio::{dup2_stderr, stderr};
 use zkmw::machine::Instant as Boottime;
 use zkmw::shell::now;
@@ -18,20 +18,18 @@ pub const RENEWED: Duration = Duration::from_secs(2);
 pub const SHORT: Duration = Duration::from_millis(400);
 
 /// Scenarios, each the role of a helper.
-pub const SCENARIOS: [(&str, fn()); 13] = [
-    ("guard_no_lease", no_lease),
-    ("guard_lapse", lapse),
-    ("guard_renewal", renewal),
-    ("guard_late_renewal", late_renewal),
-    ("guard_killed", killed),
-    ("guard_hangs", hangs),
-    ("guard_strays", strays),
-    ("guard_mute", mute),
-    ("guard_hopper", hopper),
-    ("guard_unmarked", unmarked),
-    ("guard_init", init),
-    ("guard_apart", apart),
-    ("guard_nested", nested),
+pub const SCENARIOS: [(&str, fn()); 11] = [
+    ("keeper_no_lease", no_lease),
+    ("keeper_lapse", lapse),
+    ("keeper_renewal", renewal),
+    ("keeper_late_renewal", late_renewal),
+    ("keeper_killed", killed),
+    ("keeper_hangs", hangs),
+    ("keeper_strays", strays),
+    ("keeper_mute", mute),
+    ("keeper_hopper", hopper),
+    ("keeper_apart", apart),
+    ("keeper_nested", nested),
 ];
 
 #[track_caller]
@@ -41,27 +39,27 @@ pub fn play(role: &str) {
     assert!(status.success(), "{role}: {status}");
 }
 
-pub fn guarded() -> Rig {
-    Rig::by(Means { guard: Some(env!("CARGO_BIN_EXE_zkmw").into()), ..Means::default() })
+pub fn leased_rig() -> Rig {
+    Rig::by(Means { leased: true, ..plain() })
 }
 
 pub fn leased(lease: Duration) -> (Rig, Boottime) {
-    let rig = guarded();
+    let rig = leased_rig();
     let until = now() + lease;
     rig.executor.lease(until).unwrap();
     (rig, until)
 }
 
-pub fn guard() -> u32 {
+pub fn keeper_pid() -> u32 {
     let mut found = None;
-    until("there is a guard", || {
+    until("there is a keeper", || {
         let own = std::process::id().to_string();
         found = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
             let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
             let command = fs::read(entry.path().join("cmdline")).ok()?;
             let child = stat.rsplit_once(") ")?.1.split(' ').nth(1)? == own;
-            (child && command.split(|byte| *byte == 0).nth(1) == Some(b"guard") && is_alive(pid))
+            (child && command.split(|byte| *byte == 0).nth(1) == Some(b"slots") && is_alive(pid))
                 .then_some(pid)
         });
         found.is_some()
@@ -70,10 +68,10 @@ pub fn guard() -> u32 {
 }
 
 fn no_lease() {
-    let mut rig = guarded();
-    let of_guard = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", guard())).unwrap();
-    assert!(of_guard("cmdline").starts_with("zkmw\0guard\0"), "{:?}", of_guard("cmdline"));
-    super::until("it has its name", || of_guard("comm") == "zkmw-guard\n");
+    let mut rig = leased_rig();
+    let of_keeper = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", keeper_pid())).unwrap();
+    assert!(of_keeper("cmdline").starts_with("zkmw\0slots\0"), "{:?}", of_keeper("cmdline"));
+    super::until("it has its name", || of_keeper("comm") == "zkmw-keeper\n");
     let (kind, why) = rig.not_started(sh("exit 0"));
     assert!(kind == NotStartedKind::Transient && why.contains("lease"), "{kind:?} {why}");
     let known = "it is known that what was refused does not run";
@@ -86,7 +84,7 @@ fn no_lease() {
 fn lapse() {
     let (mut rig, until) = leased(SHORT);
     let run = rig.start(sh("trap '' TERM; (trap '' TERM; sleep 600) & wait"));
-    // Nobody but the guard kills here.
+    // Nobody but the keeper kills here.
     assert_eq!(rig.ended(run).ended, Ended::Signal(9));
     let late = now().since(until);
     assert!(now() >= until && late < Duration::from_secs(5), "{late:?} late");
@@ -107,9 +105,10 @@ fn renewal() {
 fn late_renewal() {
     let (mut rig, until) = leased(SHORT);
     let (run, _) = rig.started(sh("sleep 600"));
-    super::until("it is late", || now() >= until);
-    assert!(rig.executor.lease(now() + LONG).unwrap_err().contains("late"));
+    // Its slot has found out that it is late.
     assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    assert!(now() >= until);
+    rig.executor.lease(now() + LONG).unwrap();
     assert_eq!(rig.run(sh("exit 3")).ended, Ended::Exit(3));
 }
 
@@ -117,14 +116,14 @@ fn late_renewal() {
 fn killed() {
     let (mut rig, _) = leased(LONG);
     let runs = [rig.started(sh("sleep 600")).0, rig.started(sh("trap '' TERM; sleep 600")).0];
-    let first = guard();
+    let first = keeper_pid();
     kill(first, Signal::KILL);
     let next = rig.events.recv_timeout(PATIENCE).unwrap();
-    assert!(matches!(&next, ExecEvent::Unguarded { why } if why.contains("signal: 9")), "{next:?}");
+    assert!(matches!(&next, ExecEvent::SlotsLost { why } if why.contains("signal: 9")), "{next:?}");
     for run in runs {
         assert_eq!(rig.ended(run).ended, Ended::Signal(9));
     }
-    assert_ne!(guard(), first);
+    assert_ne!(keeper_pid(), first);
     // The new one was told of the lease.
     until("it runs again", || {
         let run = rig.start(sh("exit 3"));
@@ -132,20 +131,17 @@ fn killed() {
     });
 }
 
+/// Its worker lets it go on.
 fn hangs() {
     let (mut rig, _) = leased(LONG);
-    let (run, _) = rig.started(sh("sleep 600"));
-    let first = guard();
-    kill(first, Signal::STOP);
-    let mut told = 0;
-    until("a guard that does not read is killed", || {
-        rig.executor.lease(now() + LONG).unwrap();
-        told += 1;
-        !is_alive(first)
-    });
-    assert!(told > 100, "not before its pipe is full: {told}");
-    assert!(matches!(rig.events.recv_timeout(PATIENCE).unwrap(), ExecEvent::Unguarded { .. }));
-    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    let keeper = keeper_pid();
+    for _ in 0..3 {
+        kill(keeper, Signal::STOP);
+        // Each needs another slot, which only the keeper makes.
+        let (_, pid) = rig.started(sh("sleep 600"));
+        assert!(is_alive(pid));
+    }
+    assert_eq!(keeper_pid(), keeper);
 }
 
 /// What has left its group, and lost its parents, dies with the lease as well.
@@ -169,7 +165,7 @@ fn mute() {
     fcntl_setfl(&full, OFlags::empty()).unwrap();
     let loud = fcntl_dupfd_cloexec(stderr(), 3).unwrap();
     dup2_stderr(&full).unwrap();
-    let rig = guarded();
+    let rig = leased_rig();
     // Whoever fails must be able to say so.
     dup2_stderr(&loud).unwrap();
     let mut rig = rig;
@@ -177,16 +173,15 @@ fn mute() {
     let run = rig.start(sh("sleep 600"));
     assert_eq!(rig.ended(run).ended, Ended::Signal(9));
     // It can go, too, with the rest unsaid.
-    let guard = guard();
+    let keeper = keeper_pid();
     drop(rig);
-    super::until("the guard is gone", || !is_alive(guard));
+    super::until("the keeper is gone", || !is_alive(keeper));
 }
 
 /// Runs the script under a lease that it renews until it is stopped.
 fn hopper() {
     let dir = std::env::var(DIR).unwrap();
-    let guard = Some(env!("CARGO_BIN_EXE_zkmw").into());
-    let mut rig = Rig::by(Means { guard, cgroups: true, ..Means::default() });
+    let mut rig = Rig::by(Means { leased: true, cgroups: true, ..plain() });
     rig.executor.lease(now() + RENEWED).unwrap();
     rig.started(sh(&format!("sh {dir}/hop.sh; sleep 600")));
     fs::write(Path::new(&dir).join("pid"), format!("{}\n", std::process::id())).unwrap();
@@ -204,108 +199,54 @@ fn apart() {
     lapse();
 }
 
-/// Runs a group whose members are not marked, until it is killed.
-fn unmarked() {
-    let dir = std::env::var(DIR).unwrap();
-    let (mut rig, _) = leased(LONG);
-    rig.started(sh(&format!("env -i sh -c 'sleep 600 & echo $! >{dir}/member; wait' & wait")));
-    let born = start_ticks(pid_in(&Path::new(&dir).join("member")));
-    // A renewal of the lease tells the guard, too, that it still lives. Another process tells the time.
-    super::until("the member is older than that", || {
-        let mut clock = Command::new("/bin/sleep").arg("1").spawn().unwrap();
-        let later = start_ticks(clock.id()) > born + 1;
-        reap(&mut clock);
-        later
-    });
-    rig.executor.lease(now() + LONG).unwrap();
-    super::until("the guard has read it and waits", || state(guard()) == Some('S'));
-    fs::write(Path::new(&dir).join("guard"), format!("{}\n", guard())).unwrap();
-    std::thread::sleep(PATIENCE);
-}
-
-/// Stopped until this is dropped.
-struct Held(u32);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        kill(self.0, Signal::CONT);
-    }
-}
-
-/// Is init to an executor that is killed, and as quick at it as can be.
-fn init() {
-    let dir = std::env::var(DIR).unwrap();
-    set_child_subreaper(Some(getpid())).unwrap();
-    let mut worker = spawn_helper("guard_unmarked", Path::new(&dir));
-    let guard = pid_in(&Path::new(&dir).join("guard"));
-    let member = pid_in(&Path::new(&dir).join("member"));
-    // It has read everything by now; and comes too late to see the leader.
-    let stopped = Held(guard);
-    kill(guard, Signal::STOP);
-    super::until("it is stopped", || state(guard) == Some('T'));
-    let leader = group_of(member);
-    reap(&mut worker);
-    super::until("the leader is no more", || {
-        let _ = wait(WaitOptions::NOHANG);
-        state(leader).is_none()
-    });
-    drop(stopped);
-    super::until("the member is dead", || !is_alive(member));
-}
-
-fn group_of(pid: u32) -> u32 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.rsplit(')').next().unwrap().split_whitespace().nth(2).unwrap().parse().unwrap()
-}
-
 /// The command of an elector is often an executor, too.
 fn nested() {
-    let _rig = guarded();
-    let environ = fs::read(format!("/proc/{}/environ", guard())).unwrap();
-    let marked = environ
-        .split(|byte| *byte == 0)
-        .filter(|variable| [&b"ZKMW_OWNER="[..], b"ZKMW_RUN="].iter().any(|name| variable.starts_with(name)));
-    assert_eq!(marked.count(), 0);
+    let _rig = leased_rig();
+    let environ = fs::read(format!("/proc/{}/environ", keeper_pid())).unwrap();
+    let marks = environ.split(|byte| *byte == 0).filter(|variable| variable.starts_with(b"ZKMW_OWNER="));
+    let marks: Vec<String> = marks.map(|mark| String::from_utf8_lossy(mark).into_owned()).collect();
+    let own = format!(".{}.{}", std::process::id(), start_ticks(std::process::id()));
+    assert!(marks.len() == 1 && marks[0].ends_with(&own), "{marks:?} should end with {own}");
 }
 
 #[test]
 fn nothing_runs_without_a_lease() {
-    play("guard_no_lease");
+    play("keeper_no_lease");
 }
 
 #[test]
-fn when_the_lease_ends_the_guard_kills() {
-    play("guard_lapse");
+fn when_the_lease_ends_the_keeper_kills() {
+    play("keeper_lapse");
 }
 
 #[test]
 fn what_is_renewed_in_time_goes_on() {
-    play("guard_renewal");
+    play("keeper_renewal");
 }
 
 #[test]
 fn a_lease_that_is_renewed_too_late_kills() {
-    play("guard_late_renewal");
+    play("keeper_late_renewal");
 }
 
 #[test]
-fn a_guard_that_dies_is_told_and_replaced() {
-    play("guard_killed");
+fn a_keeper_that_dies_is_told_and_replaced() {
+    play("keeper_killed");
 }
 
 #[test]
-fn a_guard_that_hangs_is_replaced() {
-    play("guard_hangs");
+fn a_keeper_that_is_stopped_goes_on() {
+    play("keeper_hangs");
 }
 
 #[test]
-fn the_guard_finds_what_has_left_its_group() {
-    play("guard_strays");
+fn the_keeper_finds_what_has_left_its_group() {
+    play("keeper_strays");
 }
 
 #[test]
-fn a_guard_whose_log_nobody_reads_kills_all_the_same() {
-    play("guard_mute");
+fn a_keeper_whose_log_nobody_reads_kills_all_the_same() {
+    play("keeper_mute");
 }
 
 /// Does not stay stopped.
@@ -319,7 +260,7 @@ impl Drop for Stopped {
 
 /// One that has a new process all the time, each an orphan in a session of its own, and none of them marked.
 #[test]
-fn in_a_cgroup_the_guard_kills_what_is_never_long_the_same() {
+fn in_a_cgroup_the_keeper_kills_what_is_never_long_the_same() {
     if !super::strays::has_cgroups() {
         eprintln!("no cgroups to be had here");
         return;
@@ -328,7 +269,7 @@ fn in_a_cgroup_the_guard_kills_what_is_never_long_the_same() {
     let script = dir.path().join("hop.sh");
     let line = format!("env -i setsid sh {} </dev/null >/dev/null 2>&1 &\n", script.display());
     fs::write(&script, line).unwrap();
-    let worker = Stopped(spawn_helper("guard_hopper", dir.path()));
+    let worker = Stopped(spawn_helper("keeper_hopper", dir.path()));
     assert_eq!(pid_in(&dir.path().join("pid")), worker.0.id());
     let wanted = script.to_str().unwrap().as_bytes();
     let hops = || {
@@ -346,22 +287,25 @@ fn in_a_cgroup_the_guard_kills_what_is_never_long_the_same() {
     });
 }
 
-/// Or whoever ends what is left of a run would take it for that.
+/// Or who ends what another worker has left would take it for that.
 #[test]
-fn a_guard_bears_no_mark_of_anybody() {
+fn a_keeper_bears_the_mark_of_its_own_worker() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(Rig::new().run(helper_spec("guard_nested", dir.path())).ended, Ended::Exit(0));
+    assert_eq!(Rig::new().run(helper_spec("keeper_nested", dir.path())).ended, Ended::Exit(0));
 }
 
 #[test]
-fn what_a_guard_may_not_see_does_not_keep_it_from_killing() {
+fn what_a_keeper_may_not_see_does_not_keep_it_from_killing() {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let apart = |command: &str| {
         let script = "mount --make-rprivate / && mount -t proc -o hidepid=1 proc /proc && \
             exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"";
         let mut unshare = Command::new("unshare");
-        unshare.args(["-m", "sh", "-c", script, "sh", command]).env(ROLE, "guard_apart").env(DIR, dir.path());
+        unshare
+            .args(["-m", "sh", "-c", script, "sh", command])
+            .env(ROLE, "keeper_apart")
+            .env(DIR, dir.path());
         unshare.stdout(Stdio::null()).args(["--exact", "helper", "--nocapture"]).status()
     };
     if !apart("/bin/true").is_ok_and(|status| status.success()) {
@@ -374,16 +318,8 @@ fn what_a_guard_may_not_see_does_not_keep_it_from_killing() {
 }
 
 #[test]
-fn members_of_a_group_die_though_they_are_not_marked_and_their_leader_is_gone() {
-    play("guard_init");
-}
-
-#[test]
-fn a_guard_is_started_by_nobody_else() {
-    for args in [&["guard"][..], &["guard", "token"], &["guard", "1", "2"]] {
-        let output =
-            Command::new(env!("CARGO_BIN_EXE_zkmw")).args(args).stdin(Stdio::null()).output().unwrap();
-        assert_eq!(output.status.code(), Some(64));
-        assert!(String::from_utf8_lossy(&output.stderr).contains("started by workers"), "{output:?}");
-    }
+fn a_keeper_is_started_by_nobody_else() {
+    let output = Command::new(env!("CARGO_BIN_EXE_zkmw")).arg("slots").stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("only a worker or an elector"), "{output:?}");
 }

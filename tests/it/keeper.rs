@@ -1,4 +1,4 @@
-//! The guard: what a worker ran is dead before anybody else starts it, whatever became of the worker.
+//! The keeper: what a worker ran is dead before anybody else starts it, whatever became of the worker.
 
 use std::fs;
 use std::path::Path;
@@ -9,19 +9,19 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::harness::{Cluster, LIMIT, Proc, SESSION, eventually, process};
 use crate::scenarios::{locked, started, starts};
 
-/// How long the guard of a dead worker may take.
+/// How long the keeper of a dead worker may take.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
-/// The guard of a worker: the child of it that bears the name.
-fn guard_of(worker: &Proc) -> u32 {
-    eventually(LIMIT, "the worker has a guard", || {
+/// The keeper of a worker: the child of it that bears the name.
+fn keeper_of(worker: &Proc) -> u32 {
+    eventually(LIMIT, "the worker has a keeper", || {
         fs::read_dir("/proc").expect("/proc").flatten().find_map(|entry| {
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
             let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
             let parent: u32 = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
             let command = fs::read(entry.path().join("cmdline")).ok()?;
-            let is_guard = command.split(|byte| *byte == 0).nth(1) == Some(b"guard");
-            (parent == worker.pid() && is_guard && process::is_alive(pid)).then_some(pid)
+            let is_keeper = command.split(|byte| *byte == 0).nth(1) == Some(b"slots");
+            (parent == worker.pid() && is_keeper && process::is_alive(pid)).then_some(pid)
         })
     })
 }
@@ -63,7 +63,7 @@ fn g03_what_a_stopped_worker_ran_is_dead_before_it_runs_again() {
     cluster.registered(&["w1", "w2"]);
     w1.stop();
     let stopped = Instant::now();
-    eventually(SESSION, "the guard kills it before the session can end", || {
+    eventually(SESSION, "the keeper kills it before the session can end", || {
         // The stopped worker cannot reap it.
         matches!(process::state(first.pid), None | Some('Z')).then_some(())
     });
@@ -83,11 +83,11 @@ fn g03_what_a_killed_worker_ran_is_dead_at_once_with_all_its_descendants() {
     let then = format!("[ $ZKMW_ATTEMPT = 1 ] || {{ echo second; exit; }}; {}", stubborn(&file));
     let mut submit = cluster.submit(&[&locked(cluster.dir(), "t", &then)]);
     let children = pids(&file, 2);
-    let guard = guard_of(&w1);
+    let keeper = keeper_of(&w1);
     w1.kill();
-    eventually(AT_ONCE, "everything that it ran is dead, and its guard is gone", || {
+    eventually(AT_ONCE, "everything that it ran is dead, and its keeper is gone", || {
         let dead = children.iter().all(|pid| !process::is_alive(*pid));
-        (dead && !process::is_alive(guard)).then_some(())
+        (dead && !process::is_alive(keeper)).then_some(())
     });
     let _w2 = cluster.worker("w2", &["--slots", "1"]);
     let exit = submit.wait_exit(LIMIT);
@@ -95,29 +95,29 @@ fn g03_what_a_killed_worker_ran_is_dead_at_once_with_all_its_descendants() {
 }
 
 #[test]
-fn g03_without_its_guard_a_worker_kills_what_it_runs_and_gets_another() {
-    let cluster = Cluster::new("no-guard");
+fn g03_without_its_keeper_a_worker_kills_what_it_runs_and_gets_another() {
+    let cluster = Cluster::new("no-keeper");
     let _m1 = cluster.master("m1");
     let w1 = cluster.worker("w1", &["--slots", "1"]);
     cluster.registered(&["w1"]);
     let then = "[ $ZKMW_ATTEMPT = 1 ] && { (trap '' TERM; sleep 600) & wait; }; echo $ZKMW_ATTEMPT";
     let mut submit = cluster.submit(&["--max-attempts", "1", &locked(cluster.dir(), "t", then)]);
     let first = started(cluster.dir(), "t", 1, LIMIT).remove(0);
-    let guard = guard_of(&w1);
-    kill(guard);
+    let keeper = keeper_of(&w1);
+    kill(keeper);
     eventually(AT_ONCE, "what ran is dead", || (!process::is_alive(first.pid)).then_some(()));
     let exit = submit.wait_exit(LIMIT);
     assert_eq!((exit.code, exit.stdout.as_str()), (0, "2\n"), "run again, not charged: {}", exit.stderr);
-    assert_ne!(guard_of(&w1), guard);
+    assert_ne!(keeper_of(&w1), keeper);
 }
 
 #[test]
-fn g09_a_worker_that_is_stopped_gracefully_leaves_no_guard() {
-    let cluster = Cluster::new("guard-ends");
+fn g09_a_worker_that_is_stopped_gracefully_leaves_no_keeper() {
+    let cluster = Cluster::new("keeper-ends");
     let mut w1 = cluster.worker("w1", &[]);
     cluster.registered(&["w1"]);
-    let guard = guard_of(&w1);
+    let keeper = keeper_of(&w1);
     w1.term();
     assert_eq!(w1.wait_exit(LIMIT).code, 0);
-    eventually(AT_ONCE, "its guard is gone", || (!process::is_alive(guard)).then_some(()));
+    eventually(AT_ONCE, "its keeper is gone", || (!process::is_alive(keeper)).then_some(()));
 }

@@ -1,9 +1,9 @@
-//! Handlers under lease and guard: a busy one dies with its worker or the lease, an idle one outlives a lease.
+//! Handlers under lease and keeper: a busy one dies with its worker or the lease, an idle one outlives a lease.
 //!
-//! Each scenario has a process of its own, as with the guard itself.
+//! Each scenario has a process of its own, as with the keeper itself.
 
-use super::guard::{LONG, RENEWED, SHORT, guard, guarded, leased, play};
 use super::handler::{ask, asked, begun, handler};
+use super::keeper::{LONG, RENEWED, SHORT, keeper_pid, leased, leased_rig, play};
 use super::*;
 use zkmw::shell::now;
 
@@ -13,17 +13,16 @@ pub const SCENARIOS: [(&str, fn()); 7] = [
     ("handler_lapse", lapse),
     ("handler_short_leases", short_leases),
     ("handler_late_renewal", late_renewal),
-    ("handler_unguarded", unguarded),
+    ("handler_keeperless", without_keeper),
     ("handler_worker", worker),
     ("handler_rate", rate),
 ];
 
 fn no_lease() {
-    let mut rig = guarded();
+    let mut rig = leased_rig();
     let (kind, why) = rig.not_started(ask(&rig, "exec cat", ""));
     assert!(kind == NotStartedKind::Transient && why.contains("lease"), "{kind:?} {why}");
-    // The roll strikes it off a moment after it was told that it did not start: a lease that comes before that is late.
-    super::until("there is a lease", || rig.executor.lease(now() + LONG).is_ok());
+    rig.executor.lease(now() + LONG).unwrap();
     let warm = handler(&mut rig);
     rig.executor.lease(now()).unwrap();
     let spec = ask(&rig, "exec cat", "");
@@ -46,23 +45,22 @@ fn lapse() {
     rig.executor.lease(until).unwrap();
     let (run, pid) = begun(&mut rig, "trap '' TERM; (trap '' TERM; sleep 600) & wait");
     assert_eq!(pid, warm);
-    // Nobody but the guard kills here.
+    // Nobody but the keeper kills here.
     let report = rig.ended(run);
     assert_eq!((report.ended, report.signalled), (Ended::Signal(9), false));
     assert!(now() >= until && !is_alive(warm));
 }
 
-/// Leases that end while the guard still takes an idle handler for a busy one: no request is killed for that.
+/// Leases that end while the keeper still takes an idle handler for a busy one: no request is killed for that.
 fn short_leases() {
-    let mut rig = guarded();
+    let mut rig = leased_rig();
     for _ in 0..30 {
         rig.executor.lease(now() + LONG).unwrap();
         for _ in 0..3 {
             let report = asked(&mut rig, "ok");
             assert_eq!(report.ended, Ended::Exit(0), "{report:?}");
         }
-        // One that was killed at the last renewal counts as busy until its thread has seen to its end.
-        super::until("only one handler is left", || handler_threads() == 1);
+        assert_eq!(handler_threads(), 1, "it is the same one");
         rig.executor.lease(now()).unwrap();
     }
 }
@@ -80,22 +78,22 @@ fn late_renewal() {
     rig.executor.lease(until).unwrap();
     let (run, pid) = begun(&mut rig, "sleep 600");
     assert_eq!(pid, warm);
-    super::until("it is late", || now() >= until);
-    assert!(rig.executor.lease(now() + LONG).unwrap_err().contains("late"));
+    // Its slot has found out that it is late.
     assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    rig.executor.lease(now() + LONG).unwrap();
     assert_eq!(asked(&mut rig, "ok").ended, Ended::Exit(0));
 }
 
-fn unguarded() {
+fn without_keeper() {
     let (mut rig, _) = leased(LONG);
     let warm = handler(&mut rig);
     let (run, busy) = begun(&mut rig, "sleep 600");
     assert_eq!(busy, warm);
     let idle = handler(&mut rig);
     assert_ne!(idle, busy);
-    kill(guard(), Signal::KILL);
+    kill(keeper_pid(), Signal::KILL);
     let next = rig.events.recv_timeout(PATIENCE).unwrap();
-    assert!(matches!(&next, ExecEvent::Unguarded { .. }), "{next:?}");
+    assert!(matches!(&next, ExecEvent::SlotsLost { .. }), "{next:?}");
     assert_eq!(rig.ended(run).ended, Ended::Signal(9));
     until("the idle one is dead, too", || !is_alive(idle));
     until("requests are taken again", || {
@@ -108,7 +106,7 @@ fn unguarded() {
 fn worker() {
     let dir = std::env::var(DIR).unwrap();
     let dir = Path::new(&dir);
-    let mut rig = guarded();
+    let mut rig = leased_rig();
     rig.executor.lease(now() + RENEWED).unwrap();
     handler(&mut rig);
     let line = format!("trap '' TERM; sleep 600 & echo $! >{}; wait", dir.join("child").display());
@@ -142,12 +140,12 @@ fn cpu() -> Duration {
 fn rate() {
     const REQUESTS: u64 = 20_000;
     let (mut rig, _) = leased(LONG);
-    let guard = guard();
+    let keeper = keeper_pid();
     let next = |rig: &mut Rig| {
         let request = Some(format!(r#"{{"id":{}}}"#, rig.next));
         rig.start(RunSpec { request, ..sh("exec cat") });
     };
-    let (naps_before, cpu_before, begun) = (naps(guard), cpu(), Instant::now());
+    let (naps_before, cpu_before, begun) = (naps(keeper), cpu(), Instant::now());
     next(&mut rig);
     next(&mut rig);
     let mut ended = 0;
@@ -161,15 +159,15 @@ fn rate() {
             other => panic!("{other:?}"),
         }
     }
-    let (took, cpu, naps) = (begun.elapsed(), cpu() - cpu_before, naps(guard) - naps_before);
+    let (took, cpu, naps) = (begun.elapsed(), cpu() - cpu_before, naps(keeper) - naps_before);
     eprintln!(
-        "{REQUESTS} requests, two at a time: {took:?}, {cpu:?} of ours; the guard woke up {naps} times"
+        "{REQUESTS} requests, two at a time: {took:?}, {cpu:?} of ours; the keeper woke up {naps} times"
     );
     assert!(naps < REQUESTS / 20, "{naps}");
 }
 
 #[test]
-fn a_request_does_not_wake_the_guard() {
+fn a_request_does_not_wake_the_keeper() {
     play("handler_rate");
 }
 
@@ -194,8 +192,8 @@ fn a_lease_that_is_renewed_too_late_kills_busy_handlers() {
 }
 
 #[test]
-fn without_a_guard_handlers_are_killed_and_started_again() {
-    play("handler_unguarded");
+fn without_a_keeper_handlers_are_killed_and_started_again() {
+    play("handler_keeperless");
 }
 
 /// Does not stay stopped.
@@ -215,7 +213,7 @@ fn a_stopped_workers_busy_handler_dies_with_the_lease_and_all_die_with_the_worke
     assert!(is_alive(child) && is_alive(busy) && is_alive(idle));
     kill(worker.0.id(), Signal::STOP);
     until("what is busy is dead", || !is_alive(child) && !is_alive(busy));
-    assert_eq!(state(worker.0.id()), Some('T'), "nobody but the guard has done that");
+    assert_eq!(state(worker.0.id()), Some('T'), "nobody but the keeper has done that");
     drop(worker);
     until("the idle one is dead", || !is_alive(idle));
 }

@@ -1,0 +1,436 @@
+//! How a slot starts a program: what it is given, what the child does between clone and exec, and why a start failed.
+//!
+//! The child is born in its control group (`CLONE_INTO_CGROUP`), leads a process group of its own, and dies with its
+//! slot (`PR_SET_PDEATHSIG`). The slot stands still until it has executed its program or ended (`CLONE_VFORK`), so what
+//! became of it stands in the slot's part of the page.
+
+use std::collections::BTreeSet;
+use std::ffi::{CStr, CString, OsString};
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::ptr;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::{Errno, FdFlags, fcntl_setfd, read, retry_on_intr};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::NotStartedKind;
+use super::children::reap;
+use super::descriptors::{restore_limit, too_few};
+use super::memory::go_sooner;
+use super::page::Page;
+use super::wire::{Program, Streams};
+
+/// Bytes of `/proc/self/status` in which the number of descriptors stands; it is the tenth line or so.
+const STATUS_BYTES: usize = 1024;
+/// The first descriptor that is not inherited.
+const FIRST_PRIVATE_FD: RawFd = 3;
+/// The last of the signals that are not real-time signals.
+const LAST_SIGNAL: libc::c_int = 31;
+/// Of `clone3`, from `linux/sched.h`: it does not fit into the type that libc gives it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+/// What a child that could not execute its program ends with; nobody sees it.
+const NOT_EXECUTED: libc::c_int = 127;
+
+/// How far the child has come.
+mod step {
+    pub(super) const BORN: u32 = 0;
+    pub(super) const NOT_PREPARED: u32 = 1;
+    pub(super) const TOO_LATE: u32 = 2;
+    /// It is about to execute its program.
+    pub(super) const READY: u32 = 3;
+    pub(super) const NOT_EXECUTED: u32 = 4;
+}
+
+/// Says that standard error is the journal. That is true of what has ours.
+const JOURNAL_VAR: &str = "JOURNAL_STREAM";
+
+/// Why there is no program.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) kind: NotStartedKind,
+    pub(super) why: String,
+}
+
+/// What a start came to, if not to a program that runs.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// Nobody can be born in that control group.
+    Place,
+    /// There is no program.
+    Failed(Failure),
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Refusal {
+        Refusal::Failed(failure)
+    }
+}
+
+/// A program that was started.
+#[derive(Debug)]
+pub(super) struct Born {
+    pub(super) leader: u32,
+    /// Where it writes, if we keep that.
+    pub(super) stdout: Option<OwnedFd>,
+    /// Where it writes its errors, if we keep that.
+    pub(super) stderr: Option<OwnedFd>,
+}
+
+/// What all programs of a slot are given.
+#[derive(Clone, Debug)]
+pub(super) struct Surroundings {
+    environ: Vec<(OsString, CString)>,
+    pub(super) oom_score: String,
+    pub(super) descriptors: Option<u64>,
+}
+
+/// Where a program is born.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place<'a> {
+    /// Without a control group of its own.
+    None,
+    /// In this one.
+    Into(BorrowedFd<'a>),
+    /// It enters this one before it runs its program, by its list of processes: where the kernel lets nobody be born
+    /// in another group. The kernel makes whoever enters wait for up to 10 ms.
+    Enters(BorrowedFd<'a>),
+}
+
+impl Surroundings {
+    /// The environment of this process, and these.
+    pub(super) fn new(oom_score: String, descriptors: Option<u64>) -> Surroundings {
+        let environ = std::env::vars_os().filter_map(|(name, value)| {
+            let line = [name.clone().into_vec(), value.into_vec()].join(&b'=');
+            Some((name, CString::new(line).ok()?))
+        });
+        Surroundings { environ: environ.collect(), oom_score, descriptors }
+    }
+
+    /// The program's environment.
+    fn of(&self, program: &Program) -> Vec<CString> {
+        let mut replaced: BTreeSet<&str> = program.env.iter().map(|(name, _)| name.as_str()).collect();
+        if matches!(program.streams, Streams::Capture { .. }) {
+            replaced.insert(JOURNAL_VAR);
+        }
+        let kept = self
+            .environ
+            .iter()
+            .filter(|(name, _)| !name.to_str().is_some_and(|name| replaced.contains(name)));
+        let added =
+            program.env.iter().filter_map(|(name, value)| CString::new(format!("{name}={value}")).ok());
+        kept.map(|(_, line)| line.clone()).chain(added).collect()
+    }
+}
+
+/// What the child needs, made before it is born: between clone and exec it only makes system calls.
+struct Child<'a> {
+    argv: Vec<*const libc::c_char>,
+    envp: Vec<*const libc::c_char>,
+    /// What becomes 0, 1 and 2, where that is not ours.
+    streams: [Option<BorrowedFd<'a>>; 3],
+    surroundings: &'a Surroundings,
+    place: Place<'a>,
+    page: &'a Page,
+    parent: libc::pid_t,
+}
+
+/// Starts the program, and returns when it runs; with `pipes`, a handler's standard input and output.
+pub(super) fn start(
+    program: &Program,
+    slot: u32,
+    pipes: Option<&(OwnedFd, OwnedFd)>,
+    surroundings: &Surroundings,
+    place: Place<'_>,
+    page: &Page,
+) -> Result<Born, Refusal> {
+    let name = program.argv.first().cloned().unwrap_or_default();
+    let short = |error: Errno| explain(program, &name, error);
+    refuse_unfit(program)?;
+    let argv: Vec<CString> =
+        program.argv.iter().filter_map(|word| CString::new(word.as_str()).ok()).collect();
+    let environ = surroundings.of(program);
+    let captured = matches!(program.streams, Streams::Capture { .. });
+    let pipe = || captured.then(|| pipe_with(PipeFlags::CLOEXEC)).transpose().map_err(short);
+    let (stdout, stderr) = (pipe()?, pipe()?);
+    let streams = match pipes {
+        Some((stdin, stdout)) => [Some(stdin), Some(stdout), None],
+        None => [None, stdout.as_ref().map(|(_, end)| end), stderr.as_ref().map(|(_, end)| end)],
+    };
+    let child = Child {
+        argv: pointers(&argv),
+        envp: pointers(&environ),
+        streams: streams.map(|end| end.map(std::os::fd::AsFd::as_fd)),
+        surroundings,
+        place,
+        page,
+        parent: rustix::process::getpid().as_raw_nonzero().get(),
+    };
+    let part = page.part(slot);
+    part.step.store(step::BORN, Ordering::SeqCst);
+    let refused = |error| match error {
+        Errno::AGAIN | Errno::NOMEM => Refusal::Failed(short(error)),
+        _ => Refusal::Place,
+    };
+    let leader = child.be_born(slot).map_err(refused)?;
+    let errno = || Errno::from_raw_os_error(part.errno.load(Ordering::SeqCst).cast_signed().max(1));
+    let failure = match part.step.load(Ordering::SeqCst) {
+        step::READY => {
+            let ours = |pipe: Option<(OwnedFd, OwnedFd)>| pipe.map(|(end, _)| end);
+            return Ok(Born { leader: leader.unsigned_abs(), stdout: ours(stdout), stderr: ours(stderr) });
+        }
+        step::NOT_EXECUTED => short(errno()),
+        step::NOT_PREPARED => {
+            now(&name, NotStartedKind::Shortage, "the child could not be prepared", errno())
+        }
+        step::TOO_LATE => Failure {
+            kind: NotStartedKind::Transient,
+            why: format!("cannot start {name:?} now: the lease had ended before it began"),
+        },
+        _ => Failure {
+            kind: NotStartedKind::Transient,
+            why: format!("cannot start {name:?} now: it was killed before it began"),
+        },
+    };
+    reap(leader.unsigned_abs());
+    let never_ran = part.step.load(Ordering::SeqCst) == step::BORN;
+    if never_ran && matches!(place, Place::Into(_)) {
+        // So kernels do where the group, or one above it, was killed before.
+        return Err(Refusal::Place);
+    }
+    Err(failure.into())
+}
+
+fn pointers(of: &[CString]) -> Vec<*const libc::c_char> {
+    of.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
+}
+
+impl Child<'_> {
+    /// Makes the child, which does not come back from here.
+    fn be_born(&self, slot: u32) -> Result<libc::pid_t, Errno> {
+        // SAFETY: all zeros are a valid value of it.
+        let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
+        how.flags = libc::CLONE_VFORK as u64;
+        how.exit_signal = libc::SIGCHLD as u64;
+        if let Place::Into(group) = self.place {
+            how.flags |= CLONE_INTO_CGROUP;
+            how.cgroup = group.as_raw_fd() as u64;
+        }
+        // SAFETY: like a fork: the child has a copy of our memory, and this process has no other thread whose locks
+        // it could have copied.
+        let mut child =
+            unsafe { libc::syscall(libc::SYS_clone3, &raw const how, size_of::<libc::clone_args>()) };
+        if child < 0 && last_errno() == Errno::NOSYS && !matches!(self.place, Place::Into(_)) {
+            // A filter of system calls that knows the older one only.
+            let flags = (libc::CLONE_VFORK | libc::SIGCHLD) as libc::c_ulong;
+            // SAFETY: as above.
+            child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+        }
+        match child {
+            0 => self.live(slot),
+            1.. => Ok(libc::pid_t::try_from(child).unwrap_or(libc::pid_t::MAX)),
+            _ => Err(last_errno()),
+        }
+    }
+
+    /// What the child does.
+    fn live(&self, slot: u32) -> ! {
+        let part = self.page.part(slot);
+        let failed = |step: u32, error: Errno| {
+            part.errno.store(error.raw_os_error().unsigned_abs(), Ordering::SeqCst);
+            part.step.store(step, Ordering::SeqCst);
+        };
+        match self.prepare() {
+            Err(error) => failed(step::NOT_PREPARED, error),
+            // We, or the machine, may have stood still since the run was decided on.
+            Ok(()) if !self.page.holds() => failed(step::TOO_LATE, Errno::TIME),
+            Ok(()) => {
+                part.step.store(step::READY, Ordering::SeqCst);
+                // SAFETY: both lists end with a null, and their strings live.
+                unsafe {
+                    unsafe extern "C" {
+                        static mut environ: *const *const libc::c_char;
+                    }
+                    environ = self.envp.as_ptr();
+                    libc::execvp(self.argv[0], self.argv.as_ptr());
+                }
+                failed(step::NOT_EXECUTED, last_errno());
+            }
+        }
+        // SAFETY: ends this process, and runs nothing that its parent meant to run at its own end.
+        unsafe { libc::_exit(NOT_EXECUTED) }
+    }
+
+    fn prepare(&self) -> Result<(), Errno> {
+        // SAFETY: bare system calls about this process.
+        unsafe {
+            check(libc::setpgid(0, 0))?;
+            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+            // If our parent died before that call, the signal never comes.
+            if libc::getppid() != self.parent {
+                return Err(Errno::SRCH);
+            }
+        }
+        if let Place::Enters(list) = self.place {
+            rustix::io::write(list, b"0")?;
+        }
+        // Without it, it has our chances when memory runs out, and runs all the same.
+        let _ = go_sooner(&self.surroundings.oom_score);
+        for (number, stream) in (0..).zip(&self.streams) {
+            if let Some(stream) = stream {
+                // SAFETY: a bare system call; that one of the numbers becomes another file is what is wanted.
+                check(unsafe { libc::dup2(stream.as_raw_fd(), number) })?;
+            }
+        }
+        keep_descriptors_private()?;
+        heed_all_signals()?;
+        // Nothing more is opened here. The program needs not know that we may have more.
+        restore_limit(self.surroundings.descriptors);
+        Ok(())
+    }
+}
+
+fn check(result: libc::c_int) -> Result<(), Errno> {
+    match result {
+        0.. => Ok(()),
+        _ => Err(last_errno()),
+    }
+}
+
+fn last_errno() -> Errno {
+    io::Error::last_os_error()
+        .raw_os_error()
+        .filter(|code| *code > 0)
+        .map_or(Errno::IO, Errno::from_raw_os_error)
+}
+
+/// Marks every descriptor but 0, 1 and 2 as close-on-exec, whoever forgot to. Runs in the child.
+fn keep_descriptors_private() -> Result<(), Errno> {
+    // SAFETY: a bare system call, which closes nothing.
+    let marked = unsafe {
+        let (first, last) = (FIRST_PRIVATE_FD as libc::c_uint, libc::c_uint::MAX);
+        libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC)
+    };
+    if marked == 0 {
+        return Ok(());
+    }
+    // Linux before 5.11, or a filter that does not know the call.
+    for number in FIRST_PRIVATE_FD..descriptor_slots()? {
+        // SAFETY: this is the only thread, so nobody closes it meanwhile. If it isn't open the kernel says so, and
+        // nothing else is done with it.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        match fcntl_setfd(fd, FdFlags::CLOEXEC) {
+            Ok(()) | Err(Errno::BADF) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Gives every signal its default action, and blocks none. What whoever started us ignored (`nohup`, a shell without
+/// job control) would be ignored by what we run as well, and a shell cannot even trap it then. Runs in the child.
+fn heed_all_signals() -> Result<(), Errno> {
+    // SAFETY: sets no handler. For the two that have no other action it fails, and need not work.
+    unsafe {
+        for signal in 1..=LAST_SIGNAL {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()))
+    }
+}
+
+/// How many descriptors the process has room for at present: all that are open are below. Runs in the child.
+fn descriptor_slots() -> Result<i32, Errno> {
+    const STATUS: &CStr = c"/proc/self/status";
+    const KEY: &[u8] = b"\nFDSize:\t";
+    let file = openat(CWD, STATUS, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut buffer = [0; STATUS_BYTES];
+    let length = retry_on_intr(|| read(&file, &mut buffer))?;
+    let text = buffer.get(..length).unwrap_or_default();
+    let at = text.windows(KEY.len()).position(|window| window == KEY).ok_or(Errno::NODATA)?;
+    let digits = text.get(at + KEY.len()..).unwrap_or_default().split(|&byte| byte == b'\n').next();
+    let digits = std::str::from_utf8(digits.unwrap_or_default()).unwrap_or_default();
+    digits.parse().map_err(|_| Errno::NODATA)
+}
+
+fn refuse_unfit(program: &Program) -> Result<(), Failure> {
+    let permanent = |why: String| Err(Failure { kind: NotStartedKind::Permanent, why });
+    if program.argv.is_empty() {
+        return permanent("there is no program to run".to_owned());
+    }
+    if let Some(at) = program.argv.iter().position(|argument| argument.contains('\0')) {
+        return permanent(format!("argument {at} contains a NUL byte"));
+    }
+    // An empty name or one with `=` would arrive as another variable.
+    let is_bad = |name: &str| name.is_empty() || name.contains(['\0', '=']);
+    match program.env.iter().find(|(name, value)| is_bad(name) || value.contains('\0')) {
+        Some((name, _)) => permanent(format!("not a valid environment variable: {name:?}")),
+        None => Ok(()),
+    }
+}
+
+fn now(name: &str, kind: NotStartedKind, why: &str, error: Errno) -> Failure {
+    let error = io::Error::from(error);
+    Failure { kind, why: format!("cannot start {name:?} now: {why} ({error})") }
+}
+
+/// What the errno of a failed start means to the user.
+fn explain(program: &Program, name: &str, errno: Errno) -> Failure {
+    let error = io::Error::from(errno);
+    let permanent = |why: String| Failure { kind: NotStartedKind::Permanent, why };
+    let short = |why: &str| now(name, NotStartedKind::Shortage, why, errno);
+    match errno {
+        Errno::NOENT => permanent(explain_missing(name)),
+        Errno::ACCESS => permanent(explain_forbidden(name)),
+        Errno::TOOBIG => {
+            let bytes: usize = program.argv.iter().map(|argument| argument.len() + 1).sum();
+            permanent(format!(
+                "cannot start {name:?}: the arguments, {bytes} bytes, are more than the system takes \
+                 (one alone may have 128 KiB)"
+            ))
+        }
+        Errno::NOTDIR
+        | Errno::LOOP
+        | Errno::NAMETOOLONG
+        | Errno::PERM
+        | Errno::NOEXEC
+        | Errno::INVAL
+        | Errno::ISDIR
+        | Errno::LIBBAD => permanent(format!("cannot start {name:?}: {error}")),
+        Errno::AGAIN | Errno::NOMEM => {
+            short("no room for another process; raise the limit (ulimit -u, TasksMax=, memory)")
+        }
+        Errno::MFILE | Errno::NFILE => Failure {
+            kind: NotStartedKind::Shortage,
+            why: format!("cannot start {name:?} now: {}", too_few()),
+        },
+        Errno::TXTBSY => now(name, NotStartedKind::Transient, "the program is being written", errno),
+        _ => short("the system refused"),
+    }
+}
+
+fn explain_missing(program: &str) -> String {
+    if !program.contains('/') {
+        return format!("no such program: {program:?} is not in PATH");
+    }
+    match fs::symlink_metadata(Path::new(program)) {
+        Ok(_) => format!(
+            "cannot start {program:?}: the interpreter it asks for, or a link's target, does not exist"
+        ),
+        Err(_) => format!("no such program: {program:?}"),
+    }
+}
+
+fn explain_forbidden(program: &str) -> String {
+    if fs::metadata(Path::new(program)).is_ok_and(|found| found.is_dir()) {
+        format!("cannot start {program:?}: it is a directory")
+    } else {
+        format!("cannot start {program:?}: it is not executable, or its directory or file system forbids it")
+    }
+}

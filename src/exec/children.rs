@@ -1,0 +1,127 @@
+//! Our own children, as the kernel tells of them: whom we have not reaped nobody else can be taken for.
+
+use std::fs;
+use std::io;
+
+use rustix::process::{Signal, kill_process};
+
+use super::proc::{self, to_pid};
+use crate::machine::Ended;
+
+/// What there is of our children.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Children {
+    /// This one has ended, and is not reaped.
+    Ended(u32),
+    /// There are some, and all live.
+    Living,
+    /// There are none.
+    None,
+}
+
+/// Looks for one that has ended. Those that were made to end with another signal than `SIGCHLD` are none of them:
+/// only a keeper makes such.
+pub(super) fn look() -> Children {
+    wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)
+}
+
+/// The same of those that were made to end with another signal.
+pub(super) fn look_at_clones() -> Children {
+    wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WCLONE)
+}
+
+/// Whether this child, which is not reaped, has ended.
+pub(super) fn has_ended(pid: u32) -> bool {
+    wait(libc::P_PID, pid, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) == Children::Ended(pid)
+}
+
+/// Lets all children go on that are stopped.
+pub(super) fn resume() {
+    let flags = libc::WSTOPPED | libc::WNOHANG | libc::__WALL;
+    while let Children::Ended(stopped) = wait(libc::P_ALL, 0, flags) {
+        let _ = kill_process(to_pid(stopped), Signal::CONT);
+    }
+}
+
+fn wait(which: libc::idtype_t, pid: u32, flags: libc::c_int) -> Children {
+    loop {
+        // SAFETY: all zeros are a valid value of it, and the kernel fills it in.
+        let (result, pid) = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let result = libc::waitid(which, pid, &raw mut info, flags);
+            (result, info.si_pid())
+        };
+        match result {
+            0 if pid > 0 => return Children::Ended(pid.unsigned_abs()),
+            0 => return Children::Living,
+            _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            _ => return Children::None,
+        }
+    }
+}
+
+/// Reaps a child that has ended, or waits until it has.
+pub(super) fn reap(pid: u32) -> Ended {
+    let mut status = 0;
+    loop {
+        // SAFETY: a bare system call.
+        let reaped = unsafe { libc::waitpid(pid.cast_signed(), &raw mut status, libc::__WALL) };
+        if reaped >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            break;
+        }
+    }
+    if libc::WIFSIGNALED(status) {
+        Ended::Signal(libc::WTERMSIG(status))
+    } else {
+        Ended::Exit(libc::WEXITSTATUS(status))
+    }
+}
+
+/// Those that live, or are not reaped.
+pub(super) fn list() -> Vec<u32> {
+    let own = std::process::id();
+    let mut found = Vec::new();
+    let mut told = false;
+    for thread in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        if let Ok(text) = fs::read_to_string(thread.path().join("children")) {
+            told = true;
+            found.extend(text.split_ascii_whitespace().flat_map(str::parse::<u32>));
+        }
+    }
+    if !told {
+        // A kernel without lists of children.
+        let all = proc::look().map(|look| look.all).unwrap_or_default();
+        found.extend(all.iter().filter(|process| process.parent == own).map(|process| process.pid));
+    }
+    found
+}
+
+/// SIGKILL to these children, which are not reaped.
+pub(super) fn kill(children: impl IntoIterator<Item = u32>) {
+    for child in children {
+        let _ = kill_process(to_pid(child), Signal::KILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Other tests have children in this process too.
+    #[test]
+    fn a_child_is_listed_seen_to_end_and_reaped() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = child.id();
+        assert!(list().contains(&pid) && !has_ended(pid));
+        kill([pid]);
+        while !has_ended(pid) {
+            std::thread::yield_now();
+        }
+        assert_ne!(look(), Children::None);
+        assert_eq!(reap(pid), Ended::Signal(9));
+        assert!(!list().contains(&pid) && !has_ended(pid));
+        assert!(child.wait().is_err(), "it was reaped");
+    }
+}

@@ -1,0 +1,590 @@
+//! The worker's side of its slots: who runs what, and what became of it.
+//!
+//! Owns the sockets to the keeper and the slots, and the run file. Programs are sent by the thread that asks for them;
+//! one thread takes in what all slots say, another one waits for the end of the keeper.
+//!
+//! It must not: send a program to a slot that is not in the run file; tell a run's end before its slot, or the keeper in
+//! its place, has said that nothing of it lives; or renew a lease that somebody has found over while something runs.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use rustix::event::{EventfdFlags, epoll, eventfd};
+
+use super::descriptors::too_few;
+use super::handler::{Desk, Note};
+use super::page::{MOST_SLOTS, Page, Renewal};
+use super::proc;
+use super::runfile::{RunFile, Session};
+use super::slot::now_ms;
+use super::wire::{self, FromKeeper, FromSlot, Link, Program, ToKeeper, ToSlot};
+use super::{ExecEvent, NotStartedKind};
+use crate::machine::{Captured, Ended, GroupSignal, RunId, RunReport};
+
+/// Most answers of `epoll` at once.
+const EVENTS_AT_ONCE: usize = 64;
+/// Numbers of handlers are above this; those that roles give to runs are counted from 1.
+pub(super) const FIRST_HANDLER: u64 = 1 << 63;
+/// What the keeper's socket is known by among those of slots.
+const KEEPER: u64 = u64::MAX;
+/// And what wakes the thread.
+const WAKE: u64 = u64::MAX - 1;
+
+/// All slots of an executor, and the keeper.
+#[derive(Debug)]
+pub(super) struct Hub {
+    pub(super) page: Page,
+    pub(super) events: Sender<ExecEvent>,
+    epoll: OwnedFd,
+    /// Wakes the thread that listens, at the end.
+    wake: OwnedFd,
+    inner: Mutex<Inner>,
+    /// Notified when a run is over, or the keeper gone.
+    changed: Condvar,
+    pub(super) stopping: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Inner {
+    pub(super) keeper: Option<Keeper>,
+    /// By their numbers.
+    slots: Vec<Slot>,
+    /// Those that have nothing to do, the one that was used last at the end.
+    idle: Vec<u32>,
+    /// Which slot has it.
+    runs: BTreeMap<RunId, u32>,
+    run_file: Option<RunFile>,
+    /// The last keeper is gone.
+    closed: bool,
+}
+
+/// The keeper that lives.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    pub(super) pid: u32,
+    pub(super) start_ticks: u64,
+    pub(super) link: Link,
+}
+
+/// One slot.
+#[derive(Debug, Default)]
+struct Slot {
+    /// Our end of its socket; `None` where there is no process, or none any more.
+    link: Option<Link>,
+    /// Its process and when that was born; `None` as long as it is being made.
+    process: Option<Session>,
+    work: Option<Work>,
+}
+
+/// Descriptors that go to a slot with a program.
+type Pipes = Option<[OwnedFd; 2]>;
+
+/// What a slot has to do.
+#[derive(Debug)]
+struct Work {
+    run: RunId,
+    /// What is sent as soon as the slot is there, with a handler's standard input and output.
+    unsent: Option<(Program, Pipes)>,
+    /// Who hears of it; `None` if the role does.
+    desk: Option<Arc<Desk>>,
+    /// When it was told to run, and its leader.
+    started: Option<(i64, u32)>,
+    /// A signal of ours was sent.
+    signalled: bool,
+}
+
+impl Hub {
+    pub(super) fn new(events: Sender<ExecEvent>, run_file: Option<RunFile>) -> anyhow::Result<Hub> {
+        let hub = Hub {
+            page: Page::new()?,
+            events,
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            inner: Mutex::default(),
+            changed: Condvar::new(),
+            stopping: AtomicBool::new(false),
+        };
+        epoll::add(&hub.epoll, &hub.wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        hub.lock().run_file = run_file;
+        Ok(hub)
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A keeper that has just been started, and where runs have their cgroups under it.
+    pub(super) fn take_keeper(&self, keeper: Keeper, cgroups: Option<PathBuf>) -> std::io::Result<()> {
+        let mut inner = self.lock();
+        inner.run_file.iter_mut().for_each(|file| file.set_cgroup(cgroups.clone()));
+        self.listen(&keeper.link, KEEPER)?;
+        inner.keeper = Some(keeper);
+        inner.write_run_file();
+        Ok(())
+    }
+
+    fn listen(&self, link: &Link, number: u64) -> std::io::Result<()> {
+        let data = epoll::EventData::new_u64(number);
+        Ok(epoll::add(&self.epoll, link.as_fd(), data, epoll::EventFlags::IN)?)
+    }
+
+    /// Gives a program to a slot that is free, or to a new one.
+    ///
+    /// # Panics
+    ///
+    /// If the run's number is in use.
+    pub(super) fn start(&self, run: RunId, program: Program) {
+        self.give(Work { run, unsent: Some((program, None)), desk: None, started: None, signalled: false });
+    }
+
+    /// The same of a handler, whose desk hears of it.
+    pub(super) fn start_handler(&self, desk: &Arc<Desk>, program: Program, pipes: [OwnedFd; 2]) {
+        // What is left of a handler before does not say that this one has something to do.
+        let unsent = Some((program, Some(pipes)));
+        self.give(Work {
+            run: desk.id(),
+            unsent,
+            desk: Some(Arc::clone(desk)),
+            started: None,
+            signalled: false,
+        });
+    }
+
+    fn give(&self, work: Work) {
+        let mut inner = self.lock();
+        let run = work.run;
+        assert!(!inner.runs.contains_key(&run), "run {} was started twice", run.0);
+        if inner.keeper.is_none() {
+            return self.not_started(&work, NotStartedKind::Transient, "there is no keeper of slots now");
+        }
+        if inner.run_file.as_ref().is_some_and(|file| !file.stands()) {
+            inner.write_run_file();
+        }
+        if let Some(number) = inner.idle.pop() {
+            inner.runs.insert(run, number);
+            inner.slots[number as usize].work = Some(work);
+            return self.send_first(&mut inner, number);
+        }
+        match self.make(&mut inner, work) {
+            Ok(number) => drop(inner.runs.insert(run, number)),
+            Err(refused) => {
+                let (work, why) = *refused;
+                self.not_started(&work, NotStartedKind::Shortage, &why);
+            }
+        }
+    }
+
+    /// Asks for another slot, that will have this to do.
+    fn make(&self, inner: &mut Inner, work: Work) -> Result<u32, Box<(Work, String)>> {
+        let is_free = |slot: &Slot| slot.link.is_none() && slot.process.is_none() && slot.work.is_none();
+        let number = inner.slots.iter().position(is_free).unwrap_or(inner.slots.len());
+        let slot = match u32::try_from(number) {
+            Ok(slot) if slot < MOST_SLOTS => slot,
+            Ok(_) | Err(_) => return Err(Box::new((work, format!("there are {MOST_SLOTS} slots already")))),
+        };
+        let link = match self.ask_for(inner, slot) {
+            Ok(link) => link,
+            Err(why) => return Err(Box::new((work, why))),
+        };
+        if number == inner.slots.len() {
+            inner.slots.push(Slot::default());
+        }
+        inner.slots[number] = Slot { link: Some(link), process: None, work: Some(work) };
+        Ok(slot)
+    }
+
+    /// Our end of the socket of a slot that is being made.
+    fn ask_for(&self, inner: &mut Inner, slot: u32) -> Result<Link, String> {
+        let (link, theirs) = wire::pair().map_err(|_| too_few())?;
+        self.listen(&link, slot.into()).map_err(|_| too_few())?;
+        let keeper = inner.keeper.as_mut().ok_or("there is no keeper of slots now")?;
+        let sent = keeper.link.say_with(&ToKeeper::Make { slot }, &[theirs.as_fd()]);
+        sent.map_err(|error| format!("cannot tell the keeper of slots ({error})"))?;
+        Ok(link)
+    }
+
+    /// Listens for room in the socket only as long as something waits for it.
+    fn await_room(&self, link: &Link, number: u64) {
+        if link.has_unsent() {
+            let data = epoll::EventData::new_u64(number);
+            let both = epoll::EventFlags::IN | epoll::EventFlags::OUT;
+            let _ = epoll::modify(&self.epoll, link.as_fd(), data, both);
+        }
+    }
+
+    /// Nobody listens any more: so be it.
+    fn tell(&self, event: ExecEvent) {
+        let _ = self.events.send(event);
+    }
+
+    /// Takes in what slots and the keeper say, until the end.
+    pub(super) fn live(&self) {
+        let mut ready = Vec::with_capacity(EVENTS_AT_ONCE);
+        while !self.stopping.load(Ordering::SeqCst) {
+            ready.clear();
+            if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), None).is_err() {
+                continue;
+            }
+            let mut inner = self.lock();
+            for event in &ready {
+                let event: &epoll::Event = event;
+                match event.data.u64() {
+                    KEEPER => self.hear_keeper(&mut inner),
+                    WAKE => {}
+                    number => self.hear_slot(&mut inner, u32::try_from(number).unwrap_or(MOST_SLOTS)),
+                }
+            }
+        }
+    }
+
+    fn hear_keeper(&self, inner: &mut Inner) {
+        let Some(keeper) = &mut inner.keeper else { return };
+        keeper.link.flush();
+        keeper.link.receive();
+        self.settle_room(&keeper.link, KEEPER);
+        let mut frames = Vec::new();
+        while let Some(frame) = keeper.link.next() {
+            frames.push(frame);
+        }
+        if keeper.link.is_closed() {
+            let _ = epoll::delete(&self.epoll, keeper.link.as_fd());
+        }
+        let mut made = Vec::new();
+        for frame in frames {
+            match frame {
+                FromKeeper::Made { slot, pid } => {
+                    let start_ticks = proc::stat(pid).ok().flatten().map_or(0, |stat| stat.start_ticks);
+                    inner.slots[slot as usize].process = Some(Session { id: pid, start_ticks });
+                    made.push(slot);
+                }
+                FromKeeper::Refused { slot, errno } => self.refused(inner, slot, errno),
+                FromKeeper::Gone { slot, killed } => self.gone(inner, slot, killed),
+                FromKeeper::Warning(warning) => log::warn!("{warning}"),
+            }
+        }
+        if !made.is_empty() {
+            inner.write_run_file();
+            made.iter().for_each(|slot| self.send_first(inner, *slot));
+        }
+    }
+
+    fn settle_room(&self, link: &Link, number: u64) {
+        if !link.has_unsent() {
+            let data = epoll::EventData::new_u64(number);
+            let _ = epoll::modify(&self.epoll, link.as_fd(), data, epoll::EventFlags::IN);
+        }
+    }
+
+    /// Sends what a slot is to run, that is there and on record.
+    fn send_first(&self, inner: &mut Inner, number: u32) {
+        let Inner { slots, idle, .. } = inner;
+        let Slot { link, work, .. } = &mut slots[number as usize];
+        let (Some(link), Some(work)) = (link, work) else {
+            // Its run was told to end meanwhile.
+            return idle.push(number);
+        };
+        match work.unsent.take() {
+            Some((program, None)) => link.say(&ToSlot::Run(program)),
+            Some((program, Some(pipes))) => {
+                self.page.part(number).busy.store(0, Ordering::SeqCst);
+                let sent = link.say_with(&ToSlot::Run(program), &pipes.each_ref().map(AsFd::as_fd));
+                if let Err(error) = sent {
+                    log::error!("cannot send a handler to its slot: {error}");
+                    // So it is lost, and what it was to run with it: the keeper says when it is gone.
+                    slots[number as usize].link = None;
+                    return;
+                }
+            }
+            None => {}
+        }
+        self.await_room(link, number.into());
+    }
+
+    fn refused(&self, inner: &mut Inner, number: u32, errno: i32) {
+        let slot = std::mem::take(&mut inner.slots[number as usize]);
+        if let Some(work) = slot.work {
+            let error = std::io::Error::from_raw_os_error(errno);
+            let why = format!(
+                "no room for another process ({error}); raise the limit (ulimit -u, TasksMax=, memory), or have \
+                 fewer slots"
+            );
+            inner.runs.remove(&work.run);
+            self.not_started(&work, NotStartedKind::Shortage, &why);
+        }
+        self.changed.notify_all();
+    }
+
+    /// There is no process, and there never was one.
+    fn not_started(&self, work: &Work, kind: NotStartedKind, why: &str) {
+        let why = why.to_owned();
+        match &work.desk {
+            Some(desk) => desk.note(Note::NotStarted { kind, why }),
+            None => self.tell(ExecEvent::NotStarted { run: work.run, kind, why }),
+        }
+    }
+
+    /// Nothing of the run lives.
+    fn ended(&self, work: &Work, report: RunReport) {
+        match &work.desk {
+            Some(desk) => desk.note(Note::Ended(Box::new(report))),
+            None => self.tell(ExecEvent::Ended { run: work.run, report }),
+        }
+    }
+
+    fn hear_slot(&self, inner: &mut Inner, number: u32) {
+        let Some(slot) = inner.slots.get_mut(number as usize) else { return };
+        let Some(link) = &mut slot.link else { return };
+        let had_unsent = link.has_unsent();
+        link.flush();
+        link.receive();
+        if had_unsent {
+            self.settle_room(link, number.into());
+        }
+        let mut is_free = false;
+        while let Some(frame) = link.next() {
+            match (frame, &mut slot.work) {
+                (FromSlot::Started { run, pid }, Some(work)) if work.run.0 == run => {
+                    work.started = Some((now_ms(), pid));
+                    match &work.desk {
+                        Some(desk) => desk.note(Note::Started { pid, slot: number }),
+                        None => self.tell(ExecEvent::Started { run: work.run, pid }),
+                    }
+                }
+                (FromSlot::NotStarted { run, kind, why }, Some(work)) if work.run.0 == run => {
+                    self.not_started(work, kind, &why);
+                    is_free = true;
+                }
+                (FromSlot::Ended { run, report }, Some(work)) if work.run.0 == run => {
+                    self.ended(work, report);
+                    is_free = true;
+                }
+                (FromSlot::Warning(warning), _) => log::warn!("{warning}"),
+                // It was given up.
+                (FromSlot::Started { .. } | FromSlot::NotStarted { .. } | FromSlot::Ended { .. }, _) => {}
+            }
+            if is_free && let Some(work) = slot.work.take() {
+                inner.runs.remove(&work.run);
+            }
+        }
+        if link.is_closed() {
+            // What became of it the keeper says.
+            slot.link = None;
+        } else if is_free {
+            inner.idle.push(number);
+        }
+        if is_free {
+            self.changed.notify_all();
+        }
+        if slot.link.is_none() {
+            inner.idle.retain(|idle| *idle != number);
+        }
+    }
+
+    /// A slot is dead, and nothing of what it ran lives.
+    fn gone(&self, inner: &mut Inner, number: u32, killed: bool) {
+        // What it said before comes first.
+        self.hear_slot(inner, number);
+        inner.idle.retain(|idle| *idle != number);
+        let slot = std::mem::take(&mut inner.slots[number as usize]);
+        if let Some(work) = slot.work {
+            inner.runs.remove(&work.run);
+            let what = if killed { "stood still, and was killed" } else { "was killed by somebody" };
+            self.lost(&work, &format!("the process of its slot {what}"), killed);
+        }
+        self.changed.notify_all();
+    }
+
+    /// The run's slot is lost, and so is what it had printed.
+    fn lost(&self, work: &Work, why: &str, ours: bool) {
+        let Some((started_ms, _)) = work.started else {
+            return self.not_started(work, NotStartedKind::Transient, why);
+        };
+        let report = RunReport {
+            ended: Ended::Signal(libc::SIGKILL),
+            detail: Some(why.to_owned()),
+            stdout: Captured::default(),
+            stderr: Captured::default(),
+            started_ms,
+            ended_ms: now_ms(),
+            signalled: work.signalled || ours,
+        };
+        self.ended(work, report);
+    }
+
+    /// The keeper is gone, and so is everything that ran.
+    pub(super) fn keeper_gone(&self, why: &str) {
+        let mut inner = self.lock();
+        inner.keeper = None;
+        inner.closed = self.stopping.load(Ordering::SeqCst);
+        inner.idle.clear();
+        let slots = std::mem::take(&mut inner.slots);
+        inner.runs.clear();
+        inner.write_run_file();
+        for work in slots.into_iter().filter_map(|slot| slot.work) {
+            self.lost(&work, why, true);
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// Closes all sockets: slots kill what they run, and end. Their processes.
+    pub(super) fn close_slots(&self) -> Vec<u32> {
+        let mut inner = self.lock();
+        inner.slots.iter_mut().for_each(|slot| slot.link = None);
+        inner.slots.iter().filter_map(|slot| Some(slot.process?.id)).collect()
+    }
+
+    /// Signals a run, or a handler.
+    pub(super) fn signal(&self, run: RunId, signal: GroupSignal) {
+        self.send(run, true, &ToSlot::Signal { run: run.0, signal });
+    }
+
+    /// SIGKILL to a handler of our own accord: it does not count as a signal to its run.
+    pub(super) fn kill(&self, handler: RunId) {
+        self.send(handler, false, &ToSlot::Kill { run: handler.0 });
+    }
+
+    fn send(&self, run: RunId, counts: bool, frame: &ToSlot) {
+        let mut inner = self.lock();
+        let Some(number) = inner.runs.get(&run).copied() else { return };
+        let slot = &mut inner.slots[number as usize];
+        let Some(work) = &mut slot.work else { return };
+        if work.unsent.is_some() {
+            let work = slot.work.take();
+            inner.runs.remove(&run);
+            let why = "it was told to end before it began";
+            work.iter().for_each(|work| self.not_started(work, NotStartedKind::Transient, why));
+            return self.changed.notify_all();
+        }
+        work.signalled |= counts;
+        let Some(link) = &mut slot.link else { return };
+        link.say(frame);
+        self.await_room(link, number.into());
+    }
+
+    /// SIGKILL to everything.
+    pub(super) fn kill_all(&self) {
+        let runs: Vec<RunId> = self.lock().runs.keys().copied().collect();
+        runs.into_iter().for_each(|run| self.signal(run, GroupSignal::Kill));
+    }
+
+    /// Whether something may run now.
+    pub(super) fn may_run(&self) -> bool {
+        self.page.holds() && self.lock().keeper.is_some()
+    }
+
+    /// A handler is about to get something to do; whether it may. If not, it rests.
+    pub(super) fn begin(&self, slot: u32) -> bool {
+        let part = self.page.part(slot);
+        part.busy.store(1, Ordering::SeqCst);
+        // After that: a slot that kills says so before it looks whether its handler is busy.
+        if part.killing.load(Ordering::SeqCst) != 0 || !self.page.holds() {
+            return false;
+        }
+        if part.armed.load(Ordering::SeqCst) == 0
+            && let Some(link) = self.lock().slots.get_mut(slot as usize).and_then(|slot| slot.link.as_mut())
+        {
+            link.say(&ToSlot::Wake);
+        }
+        true
+    }
+
+    /// It has nothing to do now.
+    pub(super) fn rest(&self, slot: u32) {
+        self.page.part(slot).busy.store(0, Ordering::SeqCst);
+    }
+
+    /// What runs may run until then; `busy` if a handler has something to do.
+    ///
+    /// # Errors
+    ///
+    /// If the lease before was found over while something runs: that is being killed.
+    pub(super) fn lease(&self, until: u64, busy: bool) -> Result<(), String> {
+        match self.page.renew(until) {
+            Renewal::Counts { late: false, shorter: false } => return Ok(()),
+            Renewal::Counts { shorter: true, .. } => {
+                let mut inner = self.lock();
+                inner
+                    .slots
+                    .iter_mut()
+                    .filter_map(|slot| slot.link.as_mut())
+                    .for_each(|link| link.say(&ToSlot::Wake));
+            }
+            Renewal::Counts { late: true, shorter: false } => {}
+            Renewal::Over => {
+                if busy || self.len() > 0 {
+                    self.kill_all();
+                    return Err("the lease was renewed too late".to_owned());
+                }
+                self.page.begin_anew(until);
+            }
+        }
+        if let Some(keeper) = &mut self.lock().keeper {
+            keeper.link.say(&ToKeeper::Wake);
+        }
+        Ok(())
+    }
+
+    /// Ends the keeper, and the thread that listens; what is dead is said to be in the run file.
+    pub(super) fn stop(&self, dead: bool) {
+        self.stopping.store(true, Ordering::SeqCst);
+        let mut inner = self.lock();
+        inner.slots.iter_mut().for_each(|slot| slot.link = None);
+        if let Some(mut file) = inner.run_file.take().filter(|_| dead) {
+            file.write(&[]);
+        }
+        inner.keeper = None;
+        drop(inner);
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// How many runs are not over, handlers aside.
+    pub(super) fn len(&self) -> usize {
+        self.lock().runs.range(..RunId(FIRST_HANDLER)).count()
+    }
+
+    /// Waits until nothing runs, no handler either; whether it came to that within `bound`.
+    pub(super) fn wait_dead(&self, bound: Duration) -> bool {
+        self.wait(bound, |inner| inner.runs.is_empty())
+    }
+
+    /// The same of these.
+    pub(super) fn wait_dead_of(&self, awaited: &[RunId], bound: Duration) -> bool {
+        self.wait(bound, |inner| !awaited.iter().any(|run| inner.runs.contains_key(run)))
+    }
+
+    /// Waits for the end of the last keeper; whether it came within `bound`.
+    pub(super) fn wait_closed(&self, bound: Duration) -> bool {
+        self.wait(bound, |inner| inner.closed)
+    }
+
+    fn wait(&self, bound: Duration, done: impl Fn(&Inner) -> bool) -> bool {
+        let until = Instant::now() + bound;
+        let mut inner = self.lock();
+        while !done(&inner) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}
+
+impl Inner {
+    /// Writes down whose sessions are ours.
+    fn write_run_file(&mut self) {
+        let Some(file) = &mut self.run_file else { return };
+        let keeper =
+            self.keeper.iter().map(|keeper| Session { id: keeper.pid, start_ticks: keeper.start_ticks });
+        let sessions: Vec<Session> =
+            keeper.chain(self.slots.iter().filter_map(|slot| slot.process)).collect();
+        file.write(&sessions);
+    }
+}

@@ -1,0 +1,149 @@
+//! What a dead worker has left running on this machine, and an end to it: for its successor, who is nobody's parent here.
+//!
+//! A keeper and each slot lead a session, in which all that they start is born. As long as a process of a session lives
+//! nobody else can have its number. But when all are gone it may be given to somebody else. So members of a session are
+//! killed only after one of them was proved to be the worker's: its leader, by its birth, or one that bears the worker's
+//! mark in its environment. What has left its session is known by that mark, and what such processes have started by
+//! their parents. Nothing is signalled by its number alone. Who cleared its environment, and left its session, and lost
+//! its parents is out of reach here, unless it is in a control group.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::mark::{Bears, Mark, OWNER_VAR};
+use super::proc::{Look, Stat, kill_exactly, look};
+use super::runfile::Session;
+
+/// The first pause between two looks; each is twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// So many looks in a row must find nothing: one may miss a process that just forked.
+const LOOKS_FOR_PROOF: u32 = 2;
+
+/// What a worker that is dead may have left.
+#[derive(Debug)]
+pub(super) struct Leftovers<'a> {
+    pub(super) sessions: &'a [Session],
+    /// What its runs carry in their environment.
+    pub(super) token: &'a str,
+    /// When it was started, in ticks since boot.
+    pub(super) since: u64,
+}
+
+/// What a look has found alive.
+#[derive(Debug, Default)]
+struct Found {
+    /// Who must die.
+    doomed: BTreeSet<u32>,
+    /// Why it is not known whether that is all.
+    unclear: Option<String>,
+}
+
+impl Leftovers<'_> {
+    /// Kills them all, and waits until they are dead, but no longer than until then: how many were killed, or why
+    /// something may live.
+    pub(super) fn end(&self, until: Instant) -> Result<usize, String> {
+        let mut killed = BTreeSet::new();
+        let (mut pause, mut clean) = (FIRST_PAUSE, 0);
+        loop {
+            let all = look().map_err(|error| format!("cannot look for processes: {error}"))?;
+            let found = self.find(&all);
+            let doomed = all.all.iter().filter(|stat| found.doomed.contains(&stat.pid));
+            let struck = doomed.filter(|stat| kill_exactly(stat)).map(|stat| (stat.pid, stat.start_ticks));
+            killed.extend(struck);
+            let is_clean = found.doomed.is_empty() && found.unclear.is_none();
+            clean = if is_clean { clean + 1 } else { 0 };
+            if clean == LOOKS_FOR_PROOF {
+                return Ok(killed.len());
+            }
+            if Instant::now() >= until {
+                return Err(found
+                    .unclear
+                    .unwrap_or_else(|| format!("processes {:?} do not die", found.doomed)));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn find(&self, look: &Look) -> Found {
+        let mut found = Found { unclear: look.unseen.clone(), ..Found::default() };
+        let mark = Mark { variable: OWNER_VAR, value: self.token, since: self.since };
+        let own = std::process::id();
+        let alive: Vec<&Stat> = look.all.iter().filter(|stat| !stat.dead && stat.pid != own).collect();
+        for stat in &alive {
+            match mark.on(stat) {
+                Bears::Yes => drop(found.doomed.insert(stat.pid)),
+                Bears::Unreadable => {
+                    found.unclear = Some(format!(
+                        "whether process {} is one of its processes cannot be found out",
+                        stat.pid
+                    ));
+                }
+                Bears::No => {}
+            }
+        }
+        for session in self.sessions {
+            let namesake = look.all.iter().find(|stat| stat.pid == session.id);
+            if namesake.is_some_and(|stat| stat.start_ticks != session.start_ticks) {
+                // Its number was given to somebody else, so nothing of it lives.
+                continue;
+            }
+            let members: Vec<u32> =
+                alive.iter().filter(|stat| stat.session == session.id).map(|stat| stat.pid).collect();
+            if namesake.is_some() || members.iter().any(|pid| found.doomed.contains(pid)) {
+                found.doomed.extend(members);
+            } else if !members.is_empty() {
+                found.unclear =
+                    Some(format!("session {} could not be proved to be the worker's and dead", session.id));
+            }
+        }
+        add_descendants(&alive, &mut found.doomed);
+        found.doomed.remove(&own);
+        found
+    }
+}
+
+/// Adds the children of those that are there, and theirs.
+fn add_descendants(alive: &[&Stat], doomed: &mut BTreeSet<u32>) {
+    loop {
+        let is_new = |stat: &&&Stat| doomed.contains(&stat.parent) && !doomed.contains(&stat.pid);
+        let children: Vec<u32> = alive.iter().filter(is_new).map(|stat| stat.pid).collect();
+        if children.is_empty() {
+            return;
+        }
+        doomed.extend(children);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(pid: u32, parent: u32, session: u32, start_ticks: u64) -> Stat {
+        let stat = Stat { pid, parent, group: pid, session, start_ticks, ..Stat::default() };
+        assert!(!stat.dead);
+        stat
+    }
+
+    #[test]
+    fn members_of_a_session_die_with_its_leader_and_theirs_with_them() {
+        let session = Session { id: 4_000_001, start_ticks: 70 };
+        let leftovers = Leftovers { sessions: &[session], token: "no such token", since: u64::MAX };
+        let found = |all: Vec<Stat>| leftovers.find(&Look { all, unseen: None });
+        let family = vec![
+            process(4_000_001, 1, 4_000_001, 70),
+            process(4_000_002, 1, 4_000_001, 80),
+            process(4_000_003, 4_000_002, 4_000_003, 90),
+            process(4_000_004, 1, 4_000_004, 90),
+        ];
+        assert_eq!(found(family.clone()).doomed, BTreeSet::from([4_000_001, 4_000_002, 4_000_003]));
+        let orphans = found(family[1..].to_vec());
+        assert!(orphans.doomed.is_empty() && orphans.unclear.is_some(), "nothing proves whose it is");
+        let mut recycled = family;
+        recycled[0].start_ticks = 71;
+        let found = found(recycled);
+        assert!(found.doomed.is_empty() && found.unclear.is_none());
+    }
+}

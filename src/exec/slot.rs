@@ -1,0 +1,503 @@
+//! A slot: a small process that is parent, reader and guard of the one program that it runs at a time.
+//!
+//! It is forked by the keeper, leads a session, and adopts what its programs leave behind. Whatever ends a run, the order
+//! at its end is what the guarantee "one attempt at a time" rests on:
+//!
+//! 1. The leader is a zombie: nobody else can have its number, so SIGKILL to its group is safe.
+//! 2. It is reaped, and all that lives of the run is killed: what is in its control group, and the slot's children.
+//! 3. When the slot has no child (`ECHILD`) and the control group is empty, nothing of the run lives: whoever loses its
+//!    parent becomes the slot's child.
+//! 4. What they wrote stands in the pipes now, and is read without waiting.
+//! 5. Only then the end is told.
+//!
+//! It must not: wait for anybody but its own children, begin anything without a lease that holds, or let anything run
+//! when the lease is over or the worker gone.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::read;
+use rustix::process::{Signal, kill_process, kill_process_group};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
+
+use super::NotStartedKind;
+use super::birth::{self, Born, Failure, Place, Surroundings};
+use super::capture::Stream;
+use super::cgroup::{Left, RunGroup};
+use super::children::{self, Children};
+use super::memory::{Kills, Memory};
+use super::page::Page;
+use super::proc::to_pid;
+use super::stopped::{LOOK_EVERY, StopWatch};
+use super::wire::{FromSlot, Link, Program, Streams, ToSlot};
+use crate::machine::{Ended, GroupSignal, RunReport};
+
+/// When a run is told to have started, if it has not ended by then: then both are told at once.
+const STARTED_AFTER: Duration = Duration::from_millis(2);
+/// The first pause between two looks at what does not die; each is twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_micros(200);
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// What does not die within this is told.
+const WARN_AFTER: Duration = Duration::from_secs(10);
+/// The variable that names a task to its program.
+const TASK_VAR: &str = "ZKMW_TASK";
+
+/// What a slot has.
+pub(super) struct Slot<'a> {
+    number: u32,
+    page: &'a Page,
+    link: Link,
+    /// Tells of `SIGCHLD`.
+    signals: OwnedFd,
+    /// Tells when the lease has to be looked at again.
+    timer: OwnedFd,
+    surroundings: Surroundings,
+    memory: Memory,
+    group: Option<RunGroup>,
+    /// Programs cannot be born in their control group here.
+    enters: bool,
+    running: Option<Running>,
+    buffer: Vec<u8>,
+}
+
+/// What it runs.
+struct Running {
+    run: u64,
+    leader: u32,
+    /// What to call it in the log.
+    name: String,
+    handler: bool,
+    streams: [Stream; 2],
+    started: Instant,
+    started_ms: i64,
+    kills: Kills,
+    told: bool,
+    /// A signal of ours came while the leader lived.
+    signalled: bool,
+    ending: Option<Ending>,
+    stopped: StopWatch,
+    looked: Instant,
+}
+
+/// The leader is reaped.
+struct Ending {
+    ended: Ended,
+    ended_ms: i64,
+    since: Instant,
+    pause: Duration,
+    warned: bool,
+}
+
+impl<'a> Slot<'a> {
+    /// A slot in this process, which blocks `SIGCHLD`.
+    pub(super) fn new(
+        number: u32,
+        page: &'a Page,
+        socket: OwnedFd,
+        surroundings: Surroundings,
+        group: Option<RunGroup>,
+    ) -> std::io::Result<Slot<'a>> {
+        let part = page.part(number);
+        // What one of this number before has left.
+        part.armed.store(0, Ordering::SeqCst);
+        part.killing.store(0, Ordering::SeqCst);
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        Ok(Slot {
+            number,
+            page,
+            link: Link::new(socket),
+            signals: signals(&[libc::SIGCHLD])?,
+            timer: timerfd_create(TimerfdClockId::Boottime, flags)?,
+            memory: Memory::new(),
+            surroundings,
+            group,
+            enters: false,
+            running: None,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Until the worker is gone, and all that ran is dead.
+    pub(super) fn live(&mut self) {
+        while !self.link.is_closed() || self.running.is_some() {
+            self.turn();
+        }
+    }
+
+    /// Waits until there is something to do, and does it.
+    fn turn(&mut self) {
+        let closed = self.link.is_closed();
+        let pause = self.pause().map(timespec);
+        let wanted = if self.link.has_unsent() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let pipes = self.running.iter().flat_map(|running| &running.streams);
+        let mut sources = vec![
+            PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.timer.as_fd(), PollFlags::IN),
+            // One that is closed would always be ready; what is there in place of it is asked for nothing.
+            match closed {
+                true => PollFd::from_borrowed_fd(self.timer.as_fd(), PollFlags::empty()),
+                false => PollFd::from_borrowed_fd(self.link.as_fd(), wanted),
+            },
+        ];
+        sources.extend(
+            pipes.filter_map(|stream| stream.pipe.as_ref()).map(|pipe| PollFd::new(pipe, PollFlags::IN)),
+        );
+        let polled = poll(&mut sources, pause.as_ref());
+        let ready: Vec<bool> = match polled {
+            Ok(_) => sources.iter().map(|source| !source.revents().is_empty()).collect(),
+            // Out of memory, or interrupted: everything is looked at, and nothing waits.
+            Err(_) => vec![true; sources.len()],
+        };
+        if ready[3..].contains(&true) {
+            self.read_streams();
+        }
+        if ready[1] {
+            self.look_at_lease();
+        }
+        if ready[2] && !closed {
+            self.hear();
+        }
+        if ready[0] {
+            let _ = read(&self.signals, &mut [0; 1024]);
+        }
+        self.look_after_running();
+    }
+
+    /// How long nothing has to be done by itself.
+    fn pause(&self) -> Option<Duration> {
+        let running = self.running.as_ref()?;
+        Some(match &running.ending {
+            Some(ending) => ending.pause,
+            None if !running.told => STARTED_AFTER.saturating_sub(running.started.elapsed()),
+            // Its worker looks, and only while it has something to do.
+            None if running.handler => return None,
+            None => LOOK_EVERY.saturating_sub(running.looked.elapsed()),
+        })
+    }
+
+    fn read_streams(&mut self) {
+        for stream in self.running.iter_mut().flat_map(|running| &mut running.streams) {
+            stream.read(&mut self.buffer);
+        }
+    }
+
+    /// Takes in what the worker says.
+    fn hear(&mut self) {
+        self.link.flush();
+        self.link.receive();
+        while let Some(frame) = self.link.next() {
+            match frame {
+                ToSlot::Run(program) => self.start(&program),
+                ToSlot::Signal { run, signal } => {
+                    if self.running.as_ref().is_some_and(|running| running.run == run) {
+                        self.signal(signal);
+                    }
+                }
+                ToSlot::Kill { run } => {
+                    if self.running.as_ref().is_some_and(|running| running.run == run) {
+                        self.kill();
+                    }
+                }
+                ToSlot::Wake => self.arm(),
+            }
+        }
+        if self.link.is_closed() {
+            self.kill();
+        }
+    }
+
+    /// Starts a program.
+    fn start(&mut self, program: &Program) {
+        let pipes = (program.streams == Streams::Handler)
+            .then(|| Some((self.link.take_descriptor()?, self.link.take_descriptor()?)));
+        let run = program.run;
+        let started = match pipes {
+            _ if !self.page.holds() => {
+                let why = "the lease had ended before it began, or there was no guard".to_owned();
+                Err(Failure { kind: NotStartedKind::Transient, why })
+            }
+            Some(None) => {
+                let why = super::descriptors::too_few();
+                Err(Failure { kind: NotStartedKind::Shortage, why })
+            }
+            None => self.give_birth(program, None),
+            Some(Some(pipes)) => self.give_birth(program, Some(&pipes)),
+        };
+        match started {
+            Ok(born) => self.runs(program, born),
+            Err(Failure { kind, why }) => {
+                self.clean_group();
+                self.link.say(&FromSlot::NotStarted { run, kind, why });
+            }
+        }
+    }
+
+    fn give_birth(&mut self, program: &Program, pipes: Option<&(OwnedFd, OwnedFd)>) -> Result<Born, Failure> {
+        let place = match &self.group {
+            None => Place::None,
+            Some(group) if self.enters => Place::Enters(group.list()),
+            Some(group) => Place::Into(group.dir()),
+        };
+        let started = birth::start(program, self.number, pipes, &self.surroundings, place, self.page);
+        match (started, place) {
+            (Err(birth::Refusal::Place), Place::Into(_)) => {
+                // The kernel, or a filter of system calls, lets nobody be born in another group.
+                self.enters = true;
+                self.give_birth(program, pipes)
+            }
+            (Err(birth::Refusal::Place), _) => Err(Failure {
+                kind: NotStartedKind::Shortage,
+                why: "the system refused another process".to_owned(),
+            }),
+            (Err(birth::Refusal::Failed(failure)), _) => Err(failure),
+            (Ok(born), _) => Ok(born),
+        }
+    }
+
+    fn runs(&mut self, program: &Program, born: Born) {
+        let limit = match program.streams {
+            Streams::Capture { limit } => limit,
+            Streams::Inherit | Streams::Handler => 0,
+        };
+        let task = program.env.iter().find(|(name, _)| name == TASK_VAR);
+        let handler = program.streams == Streams::Handler;
+        self.running = Some(Running {
+            run: program.run,
+            leader: born.leader,
+            name: task.map_or_else(|| "the command".to_owned(), |(_, task)| format!("task {task}")),
+            handler,
+            streams: [Stream::new(born.stdout, limit), Stream::new(born.stderr, limit)],
+            started: Instant::now(),
+            started_ms: now_ms(),
+            kills: self.memory.kills(),
+            told: false,
+            signalled: false,
+            ending: None,
+            stopped: StopWatch::default(),
+            looked: Instant::now(),
+        });
+        self.page.part(self.number).killing.store(0, Ordering::SeqCst);
+        self.arm();
+        if handler {
+            // Nobody waits for its end.
+            self.tell_started();
+        }
+    }
+
+    fn tell_started(&mut self) {
+        if let Some(running) = &mut self.running
+            && !std::mem::replace(&mut running.told, true)
+        {
+            self.link.push(&FromSlot::Started { run: running.run, pid: running.leader });
+            self.link.flush();
+        }
+    }
+
+    /// Whether something runs that the lease has to hold for.
+    fn is_busy(&self) -> bool {
+        let part = self.page.part(self.number);
+        self.running.as_ref().is_some_and(|running| !running.handler || part.busy.load(Ordering::SeqCst) != 0)
+    }
+
+    /// Sees to it that the lease is looked at when it ends as far as is known now.
+    fn arm(&mut self) {
+        let armed = self.page.part(self.number).armed.load(Ordering::SeqCst);
+        let deadline = self.page.deadline().unwrap_or(1);
+        if armed == 0 || armed > deadline {
+            self.arm_until(deadline);
+        }
+    }
+
+    fn arm_until(&self, deadline: u64) {
+        self.page.part(self.number).armed.store(deadline, Ordering::SeqCst);
+        let second = Duration::from_secs(1).as_nanos() as u64;
+        let until = Itimerspec {
+            it_interval: timespec(Duration::ZERO),
+            it_value: Timespec {
+                tv_sec: (deadline / second).cast_signed(),
+                // A time of 0 would stop the timer.
+                tv_nsec: (deadline % second).max(1).cast_signed(),
+            },
+        };
+        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &until);
+    }
+
+    /// The lease has ended, or somebody has stood still.
+    fn look_at_lease(&mut self) {
+        let _ = read(&self.timer, &mut [0; 8]);
+        let part = self.page.part(self.number);
+        part.armed.store(0, Ordering::SeqCst);
+        // Who gives a handler something to do says that it is busy, and then looks at both.
+        part.killing.store(1, Ordering::SeqCst);
+        let lease = if self.is_busy() { Some(self.page.look()) } else { None };
+        match lease {
+            // It stays marked until another program runs here.
+            Some(Ok(())) => return self.kill(),
+            Some(Err(deadline)) => self.arm_until(deadline),
+            None => {}
+        }
+        part.killing.store(0, Ordering::SeqCst);
+    }
+
+    fn signal(&mut self, signal: GroupSignal) {
+        let Some(running) = &mut self.running else { return };
+        if running.ending.is_none() && !children::has_ended(running.leader) {
+            running.signalled = true;
+            if signal == GroupSignal::Term {
+                let leader = to_pid(running.leader);
+                let _ = kill_process_group(leader, Signal::TERM);
+                // One that is stopped must be able to act on it.
+                let _ = kill_process_group(leader, Signal::CONT);
+            }
+        }
+        if signal == GroupSignal::Kill {
+            self.kill();
+        }
+    }
+
+    /// SIGKILL to all of the run.
+    fn kill(&mut self) {
+        let Some(running) = &self.running else { return };
+        if running.ending.is_none() {
+            let _ = kill_process_group(to_pid(running.leader), Signal::KILL);
+            // It may have gone to another group of our session.
+            let _ = kill_process(to_pid(running.leader), Signal::KILL);
+        }
+        self.kill_rest();
+    }
+
+    /// The same of what is not in the leader's group.
+    fn kill_rest(&mut self) {
+        if let Some(group) = &mut self.group {
+            group.kill();
+        }
+        children::kill(children::list());
+    }
+
+    /// Reaps who has ended, and brings the run nearer to its end.
+    fn look_after_running(&mut self) {
+        if self.running.is_none() {
+            return;
+        }
+        let children = self.reap();
+        let Some(running) = &mut self.running else { return };
+        if running.ending.is_some() {
+            let empty = self.group.as_ref().is_none_or(|group| group.left() != Left::Alive);
+            if children == Children::None && empty {
+                self.end();
+            } else {
+                self.kill_again();
+            }
+        } else if !running.told && running.started.elapsed() >= STARTED_AFTER {
+            self.tell_started();
+        } else if !running.handler && running.looked.elapsed() >= LOOK_EVERY {
+            running.looked = Instant::now();
+            if let Some(warning) = running.stopped.look(running.leader, &running.name) {
+                self.link.say(&FromSlot::Warning(warning));
+            }
+        }
+    }
+
+    /// Reaps all that have ended. Before the leader is, its group gets SIGKILL: until then that number is its own.
+    fn reap(&mut self) -> Children {
+        loop {
+            let pid = match children::look() {
+                Children::Ended(pid) => pid,
+                other => return other,
+            };
+            match &mut self.running {
+                Some(running) if running.leader == pid && running.ending.is_none() => {
+                    let _ = kill_process_group(to_pid(pid), Signal::KILL);
+                    let (ended_ms, since) = (now_ms(), Instant::now());
+                    let ended = children::reap(pid);
+                    running.ending =
+                        Some(Ending { ended, ended_ms, since, pause: FIRST_PAUSE, warned: false });
+                }
+                Some(_) | None => {
+                    children::reap(pid);
+                }
+            }
+        }
+    }
+
+    /// Something of it lives yet.
+    fn kill_again(&mut self) {
+        self.kill_rest();
+        let Some(Running { ending: Some(ending), name, .. }) = &mut self.running else { return };
+        ending.pause = (ending.pause * 2).min(LONGEST_PAUSE);
+        if ending.since.elapsed() >= WARN_AFTER && !std::mem::replace(&mut ending.warned, true) {
+            let warning = format!(
+                "{name}: what it has started does not die: processes {:?}; still waiting",
+                children::list()
+            );
+            self.link.say(&FromSlot::Warning(warning));
+        }
+    }
+
+    /// Nothing of it lives.
+    fn end(&mut self) {
+        let Some(running) = self.running.take() else { return };
+        let Running { run, streams, started_ms, signalled, kills, ending, told, leader, .. } = running;
+        let Some(Ending { ended, ended_ms, .. }) = ending else { return };
+        let [stdout, stderr] = streams.map(|mut stream| {
+            stream.drain(&mut self.buffer);
+            stream.capture.finish()
+        });
+        let detail = if signalled { None } else { self.memory.explain(ended, kills) };
+        self.clean_group();
+        if !told {
+            self.link.push(&FromSlot::Started { run, pid: leader });
+        }
+        let report = RunReport { ended, detail, stdout, stderr, started_ms, ended_ms, signalled };
+        self.link.push(&FromSlot::Ended { run, report });
+        self.link.flush();
+        self.buffer.shrink_to(0);
+    }
+
+    /// The next run finds its cgroup as if it were the first.
+    fn clean_group(&mut self) {
+        let Some(group) = &mut self.group else { return };
+        if group.left() != Left::Clean
+            && let Err(error) = group.renew()
+        {
+            self.group = None;
+            self.link.say(&FromSlot::Warning(format!(
+                "a slot has no control group any more ({error}); a task that leaves its process group may live on"
+            )));
+        }
+    }
+}
+
+/// A descriptor that tells of these signals, which are blocked from now on.
+pub(super) fn signals(which: &[libc::c_int]) -> std::io::Result<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: bare system calls on a set of our own; the descriptor is new.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in which {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut());
+        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            fd @ 0.. => Ok(OwnedFd::from_raw_fd(fd)),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    }
+}
+
+pub(super) fn timespec(time: Duration) -> Timespec {
+    Timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos().into() }
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,204 @@
+//! The keeper's process, as the worker starts it, waits for it, and starts another.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rustix::io::retry_on_intr;
+use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process, waitid};
+
+use super::ExecEvent;
+use super::cgroup::{self, Cgroups};
+use super::children;
+use super::hub::{self, Hub};
+use super::mark::{Bears, Mark, OWNER_VAR};
+use super::proc::{self, to_pid};
+use super::wire::{self, Hello, Link, ToKeeper};
+
+/// What a keeper calls itself before the word `slots`.
+const KEEPER_NAME: &str = "zkmw";
+/// The pause before another keeper is started, after one that lived shorter than [`LONG_LIFE`] or could not be
+/// started; each is twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A keeper that lived so long was no failure from the start.
+const LONG_LIFE: Duration = Duration::from_secs(10);
+/// The first pause between two looks at what a dead keeper has left.
+const FIRST_LOOK: Duration = Duration::from_micros(500);
+/// The longest such pause.
+const LAST_LOOK: Duration = Duration::from_millis(500);
+
+/// What a service manager tells a service of itself, its sockets, its run files and its credentials. None of it is
+/// for what the service starts: a task that speaks to the watchdog would speak for us. Folders that the unit gives to
+/// tasks (`STATE_DIRECTORY`, `CACHE_DIRECTORY`, `LOGS_DIRECTORY`, `CONFIGURATION_DIRECTORY`) are.
+const SERVICE_VARS: [&str; 15] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "FDSTORE",
+    "INVOCATION_ID",
+    "SYSTEMD_EXEC_PID",
+    "MANAGERPID",
+    "RUNTIME_DIRECTORY",
+    "CREDENTIALS_DIRECTORY",
+    "MEMORY_PRESSURE_WATCH",
+    "MEMORY_PRESSURE_WRITE",
+];
+
+/// Keepers of all executors of this process: none is what another one has left.
+static KEEPERS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+fn keepers() -> MutexGuard<'static, BTreeSet<u32>> {
+    KEEPERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How keepers are started.
+#[derive(Debug)]
+pub(super) struct Starter {
+    /// What is started, with the word `slots`.
+    pub(super) program: PathBuf,
+    /// What runs carry in their environment.
+    pub(super) token: String,
+    pub(super) own: proc::Identity,
+    /// Tells the executors of this process apart.
+    pub(super) number: u32,
+    pub(super) wants_cgroups: bool,
+    pub(super) oom_score: String,
+    pub(super) descriptors: Option<u64>,
+    /// Children that this process had before: none of ours.
+    pub(super) strangers: BTreeSet<u32>,
+}
+
+impl Starter {
+    /// Starts a keeper, with a folder of control groups of its own.
+    pub(super) fn start(&self, hub: &Hub) -> anyhow::Result<(Child, Option<Cgroups>)> {
+        let why_not = |error: &std::io::Error| log::debug!("no cgroups for what runs: {error}");
+        let made = self.wants_cgroups.then(|| Cgroups::make(&self.own, self.number));
+        let cgroups = made.and_then(|made| made.inspect_err(why_not).ok());
+        let (ours, theirs) = wire::pair().context("cannot make a socket")?;
+        let mut command = Command::new(&self.program);
+        for name in SERVICE_VARS {
+            command.env_remove(name);
+        }
+        // So that lists of processes show what it is, and not where its program was found.
+        command.arg0(KEEPER_NAME).arg("slots").env(OWNER_VAR, &self.token).stdin(theirs);
+        let child = {
+            // Held, so that nobody finds it among our children before it is known as a keeper.
+            let mut keepers = keepers();
+            let child = command.spawn().with_context(|| format!("cannot run {}", self.program.display()))?;
+            keepers.insert(child.id());
+            child
+        };
+        let hello = Hello {
+            cgroups: cgroups.as_ref().map(|cgroups| cgroups.base().to_string_lossy().into_owned()),
+            oom_score: self.oom_score.clone(),
+            descriptors: self.descriptors,
+        };
+        let pid = child.id();
+        let start_ticks = proc::stat(pid).ok().flatten().map_or(0, |stat| stat.start_ticks);
+        let mut link: Link = ours;
+        link.say_with(&ToKeeper::Hello(hello), &[hub.page.memfd()]).context("cannot speak to it")?;
+        let base = cgroups.as_ref().map(|cgroups| cgroups.base().to_path_buf());
+        hub.take_keeper(hub::Keeper { pid, start_ticks, link }, base).context("cannot listen to it")?;
+        Ok((child, cgroups))
+    }
+
+    /// Waits for the end of each keeper, and starts the next one, until the hub stops.
+    pub(super) fn keep(&self, hub: &Arc<Hub>, first: (Child, Option<Cgroups>)) {
+        let (mut child, mut cgroups) = first;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let born = Instant::now();
+            let why = await_end(&mut child);
+            keepers().remove(&child.id());
+            let stopping = hub.stopping.load(Ordering::SeqCst);
+            if !stopping {
+                log::error!("the keeper of slots, process {}, ended ({why}): killing what runs", child.id());
+                let _ = hub
+                    .events
+                    .send(ExecEvent::SlotsLost { why: format!("the keeper of slots ended ({why})") });
+            }
+            self.inherit(&hub.close_slots(), cgroups.take());
+            hub.keeper_gone("the keeper of slots ended, and what ran was killed");
+            if stopping {
+                return;
+            }
+            if born.elapsed() >= LONG_LIFE {
+                pause = FIRST_PAUSE;
+            }
+            (child, cgroups) = loop {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                if hub.stopping.load(Ordering::SeqCst) {
+                    return;
+                }
+                match self.start(hub) {
+                    Ok(started) => break started,
+                    Err(error) => log::error!("nothing can be run without a keeper of slots: {error:#}"),
+                }
+            };
+            log::info!("another keeper of slots: process {}", child.id());
+        }
+    }
+
+    /// The keeper's slots, and what they ran, are our children now: kills them all.
+    fn inherit(&self, slots: &[u32], cgroups: Option<Cgroups>) {
+        let mut pause = FIRST_LOOK;
+        loop {
+            let left: Vec<u32> =
+                children::list().into_iter().filter(|pid| self.is_ours(*pid, slots)).collect();
+            if left.is_empty() {
+                break;
+            }
+            children::kill(left.iter().copied());
+            for pid in left.into_iter().filter(|pid| children::has_ended(*pid)) {
+                children::reap(pid);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LAST_LOOK);
+        }
+        if let Some(cgroups) = cgroups {
+            cgroup::kill_and_wait(cgroups.base(), None);
+        }
+    }
+
+    /// Whether a child of this process is one of the keeper's, or of what its slots ran.
+    fn is_ours(&self, pid: u32, slots: &[u32]) -> bool {
+        let Ok(Some(stat)) = proc::stat(pid) else { return false };
+        let mark = Mark { variable: OWNER_VAR, value: &self.token, since: self.own.start_ticks };
+        slots.contains(&pid)
+            || slots.contains(&stat.session)
+            || !self.strangers.contains(&pid) && !keepers().contains(&pid) && mark.on(&stat) != Bears::No
+    }
+}
+
+/// Why it ended. Lets it go on if it is stopped.
+fn await_end(child: &mut Child) -> String {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
+    let pid = to_pid(child.id());
+    loop {
+        match retry_on_intr(|| waitid(WaitId::Pid(pid), options)) {
+            Ok(Some(status)) if status.stopped() => {
+                let _ = kill_process(pid, Signal::CONT);
+                // It is told until it is taken.
+                let _ = waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED | WaitIdOptions::NOHANG);
+            }
+            seen => {
+                return match child.wait() {
+                    Ok(status) => status.to_string(),
+                    Err(error) => format!("{seen:?}, {error}"),
+                };
+            }
+        }
+    }
+}

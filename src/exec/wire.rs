@@ -1,0 +1,361 @@
+//! What the worker, its keeper and its slots say to each other: frames on stream sockets, each its length and then its
+//! content (postcard), with descriptors beside it where one needs them.
+//!
+//! Nobody waits here: what the socket has no room for is kept, and written when it has.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::NotStartedKind;
+use crate::machine::{GroupSignal, RunReport};
+
+/// Bytes of a frame's length.
+const LENGTH_BYTES: usize = 4;
+/// Longest frame. Arguments and environment of a program are at most 6 MiB, outputs at most twice `--output-limit`.
+const LONGEST_BYTES: usize = 64 << 20;
+/// Bytes that are read at once.
+const READ_BYTES: usize = 64 << 10;
+/// Most descriptors beside a frame: a handler's two pipes.
+const MOST_DESCRIPTORS: usize = 2;
+
+/// To a keeper.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum ToKeeper {
+    /// First of all, with the page.
+    Hello(Hello),
+    /// Make a slot; its end of a socket comes with it.
+    Make {
+        /// Which one.
+        slot: u32,
+    },
+    /// Kill the slot, and what it runs.
+    Kill {
+        /// Which one.
+        slot: u32,
+    },
+    /// Look at the lease: it begins anew.
+    Wake,
+}
+
+/// What a keeper, and all its slots, have to know.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Hello {
+    /// Where runs have their control groups, if they may have any.
+    pub(super) cgroups: Option<String>,
+    /// How ready the kernel shall be to take what runs when memory is short.
+    pub(super) oom_score: String,
+    /// How many descriptors what runs may have, if it is fewer than we have.
+    pub(super) descriptors: Option<u64>,
+}
+
+/// From a keeper.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum FromKeeper {
+    /// The slot is there.
+    Made {
+        /// Which one.
+        slot: u32,
+        /// Its process.
+        pid: u32,
+    },
+    /// There is no room for it.
+    Refused {
+        /// Which one.
+        slot: u32,
+        /// Why not.
+        errno: i32,
+    },
+    /// The slot is dead, and so is all that it ran.
+    Gone {
+        /// Which one.
+        slot: u32,
+        /// The keeper has killed it.
+        killed: bool,
+    },
+    /// For the log, as a warning.
+    Warning(String),
+}
+
+/// To a slot.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum ToSlot {
+    /// Run this. A handler's standard input and output come with it.
+    Run(Program),
+    /// Signal what runs, if it is this.
+    Signal {
+        /// The run.
+        run: u64,
+        /// What to send.
+        signal: GroupSignal,
+    },
+    /// SIGKILL to what runs, if it is this, which does not count as a signal to it.
+    Kill {
+        /// The run.
+        run: u64,
+    },
+    /// Look at the lease: something runs again.
+    Wake,
+}
+
+/// What a slot is to run.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Program {
+    pub(super) run: u64,
+    pub(super) argv: Vec<String>,
+    /// Added to the environment.
+    pub(super) env: Vec<(String, String)>,
+    pub(super) streams: Streams,
+}
+
+/// What a program has as its standard streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Streams {
+    /// Nothing to read; what it writes is kept, up to so many bytes of each.
+    Capture {
+        /// Bytes kept of each stream.
+        limit: usize,
+    },
+    /// Nothing to read; it writes where we do.
+    Inherit,
+    /// It reads and writes what came with the frame; its errors go where ours do.
+    Handler,
+}
+
+/// From a slot.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum FromSlot {
+    /// The program runs.
+    Started {
+        /// The run.
+        run: u64,
+        /// The leader of its group.
+        pid: u32,
+    },
+    /// The program does not run, and never did. The slot is free.
+    NotStarted {
+        /// The run.
+        run: u64,
+        /// Whose fault it is.
+        kind: NotStartedKind,
+        /// The reason, for the user.
+        why: String,
+    },
+    /// Every process of the run is dead. The slot is free.
+    Ended {
+        /// The run.
+        run: u64,
+        /// How it ended.
+        report: RunReport,
+    },
+    /// For the log, as a warning.
+    Warning(String),
+}
+
+/// One end of a socket, with what came in part and what is still to be written.
+#[derive(Debug)]
+pub(super) struct Link {
+    socket: OwnedFd,
+    received: Vec<u8>,
+    descriptors: VecDeque<OwnedFd>,
+    unsent: Vec<u8>,
+    /// The other end is gone.
+    closed: bool,
+}
+
+/// Two ends of a socket.
+pub(super) fn pair() -> io::Result<(Link, OwnedFd)> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let (ours, theirs) = socketpair(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    Ok((Link::new(ours), theirs))
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Link {
+    /// An end that does not keep anybody waiting.
+    pub(super) fn new(socket: OwnedFd) -> Link {
+        Link { socket, received: Vec::new(), descriptors: VecDeque::new(), unsent: Vec::new(), closed: false }
+    }
+
+    /// Whether the other end is gone.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether something waits for room in the socket.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Says something, at once if there is room.
+    pub(super) fn say(&mut self, frame: &impl Serialize) {
+        self.push(frame);
+        self.flush();
+    }
+
+    /// Says something together with what is said next.
+    pub(super) fn push(&mut self, frame: &impl Serialize) {
+        let start = self.unsent.len();
+        self.unsent.extend([0; LENGTH_BYTES]);
+        let unsent = std::mem::take(&mut self.unsent);
+        // Nothing that we say can fail to be written down.
+        self.unsent = postcard::to_extend(frame, unsent).unwrap_or_default();
+        if let Some(length) = self.unsent.len().checked_sub(start + LENGTH_BYTES) {
+            let length = u32::try_from(length).unwrap_or(u32::MAX);
+            self.unsent[start..start + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+        }
+    }
+
+    /// Says something that descriptors go with, when nothing else waits for room: what comes after waits for it.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be sent.
+    pub(super) fn say_with(&mut self, frame: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.flush();
+        let start = self.unsent.len();
+        self.push(frame);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(io::Error::other("too many descriptors"));
+        }
+        // They belong to the first byte of the frame. If there is no room for even that, the socket was full of what
+        // nobody reads.
+        let sent = if start == 0 {
+            sendmsg(&self.socket, &[IoSlice::new(&self.unsent)], &mut ancillary, SendFlags::NOSIGNAL)
+        } else {
+            Err(Errno::AGAIN)
+        };
+        match sent {
+            Ok(sent) => drop(self.unsent.drain(..sent)),
+            Err(error) => {
+                self.unsent.truncate(start);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what there is room for.
+    pub(super) fn flush(&mut self) {
+        while !self.unsent.is_empty() && !self.closed {
+            match rustix::net::send(&self.socket, &self.unsent, SendFlags::NOSIGNAL) {
+                Ok(sent) => drop(self.unsent.drain(..sent)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => self.closed = true,
+            }
+        }
+    }
+
+    /// Reads what is there, once; [`Link::next`] gives what is complete of it.
+    pub(super) fn receive(&mut self) {
+        let filled = self.received.len();
+        self.received.resize(filled + READ_BYTES, 0);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let into = &mut [IoSliceMut::new(&mut self.received[filled..])];
+        let read = match recvmsg(&self.socket, into, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Ok(message) => {
+                self.closed |= message.bytes == 0;
+                message.bytes
+            }
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(_) => {
+                self.closed = true;
+                0
+            }
+        };
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.descriptors.extend(fds);
+            }
+        }
+        self.received.truncate(filled + read);
+    }
+
+    /// The next complete frame. One that cannot be understood closes the link: both ends are of one build.
+    pub(super) fn next<T: DeserializeOwned>(&mut self) -> Option<T> {
+        let length = *self.received.first_chunk::<LENGTH_BYTES>()?;
+        let length = u32::from_le_bytes(length) as usize;
+        if length > LONGEST_BYTES {
+            self.closed = true;
+            return None;
+        }
+        let content = self.received.get(LENGTH_BYTES..LENGTH_BYTES + length)?;
+        let frame = postcard::from_bytes(content);
+        self.received.drain(..LENGTH_BYTES + length);
+        self.closed |= frame.is_err();
+        frame.ok()
+    }
+
+    /// A descriptor that came with a frame.
+    pub(super) fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptors.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_arrive_whole_and_with_what_goes_with_them() {
+        let (mut ours, theirs) = pair().unwrap();
+        let mut theirs = Link::new(theirs);
+        assert!(theirs.next::<ToSlot>().is_none());
+        let program = |run: u64, length: usize| Program {
+            run,
+            argv: vec!["x".repeat(length)],
+            env: vec![("A".to_owned(), "b".to_owned())],
+            streams: Streams::Handler,
+        };
+        let (reader, writer) = std::io::pipe().unwrap();
+        let with = [reader.as_fd(), writer.as_fd()];
+        ours.say_with(&ToSlot::Run(program(1, 3)), &with).unwrap();
+        // More than a socket holds.
+        ours.say(&ToSlot::Run(program(2, 3 << 20)));
+        ours.say(&ToSlot::Wake);
+        let mut seen = Vec::new();
+        while seen.len() < 3 {
+            theirs.receive();
+            ours.flush();
+            while let Some(frame) = theirs.next::<ToSlot>() {
+                seen.push(match frame {
+                    ToSlot::Run(program) => (program.run, program.argv[0].len()),
+                    ToSlot::Signal { .. } | ToSlot::Kill { .. } | ToSlot::Wake => (0, 0),
+                });
+            }
+        }
+        assert_eq!(seen, [(1, 3), (2, 3 << 20), (0, 0)]);
+        assert!(theirs.take_descriptor().is_some() && theirs.take_descriptor().is_some());
+        assert!(theirs.take_descriptor().is_none() && !theirs.is_closed() && !ours.has_unsent());
+        drop(ours);
+        theirs.receive();
+        assert!(theirs.is_closed());
+    }
+
+    #[test]
+    fn what_is_no_frame_closes_the_link() {
+        let (mut ours, theirs) = pair().unwrap();
+        let mut theirs = Link::new(theirs);
+        ours.say(&u64::MAX);
+        theirs.receive();
+        assert!(theirs.next::<ToSlot>().is_none() && theirs.is_closed());
+    }
+}
