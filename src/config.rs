@@ -224,6 +224,8 @@ pub struct SubmitConfig {
     pub orphan: Orphan,
     /// Cancel on SIGINT and SIGTERM.
     pub cancel_on_interrupt: bool,
+    /// A single task whose output was cut has succeeded all the same.
+    pub allow_truncated: bool,
     /// Show a progress bar for a batch, if standard error is a terminal.
     pub progress: bool,
     /// One JSON object a line.

@@ -14,6 +14,9 @@ pub const UNAVAILABLE: i32 = 69;
 pub const BUG: i32 = 70;
 /// Too much for the ensemble.
 pub const TOO_MUCH: i32 = 73;
+/// The task succeeded, and not all of its output was kept: `EX_CANTCREAT`, the output that was wanted can't be made.
+/// To run it again would do it twice.
+pub const TRUNCATED: i32 = 73;
 /// What happened could not be shown: the output can't be written. To do it again would do it twice.
 pub const NOT_SHOWN: i32 = 74;
 /// Try again later.

@@ -295,6 +295,7 @@ fn submit(ensemble: &Ensemble, layout: Layout, settings: SubmitConfig) -> anyhow
         detach: settings.detach,
         orphan_cancel: settings.orphan == Orphan::Cancel,
         cancel_on_interrupt: settings.cancel_on_interrupt,
+        allow_truncated: settings.allow_truncated,
     });
     run_client(single?, ensemble, look, None)
 }

@@ -235,6 +235,7 @@ fn submit(
         env: layers.get_or_default(&settings::ENV)?,
         orphan,
         cancel_on_interrupt: layers.get_or_default(&settings::CANCEL_ON_INTERRUPT)?,
+        allow_truncated: layers.get_or_default(&settings::ALLOW_TRUNCATED)?,
         progress: !layers.get_or_default(&settings::NO_PROGRESS)?,
         json: json(layers)?,
     })

@@ -334,7 +334,7 @@ The file is TOML. Keys are the flags' names; those in a command's table are for 
   label = { gpu = \"yes\", zone = \"eu1\" }
 
 Exit codes:
-  0    all went well              73   too much for the ensemble
+  0    all went well              73   too much for the ensemble; output was cut
   1    some task failed           75   try again
   64   bad usage                  77   not permitted
   65   bad input data             78   bad configuration

@@ -376,6 +376,9 @@ settings! {
     CANCEL_ON_INTERRUPT: bool = ("cancel-on-interrupt", &[Submit], Switch { negation: "no-cancel-on-interrupt" },
         Nothing, Anywhere)
         One(parse::boolean), "Cancel the task on SIGINT or SIGTERM instead of leaving it alone";
+    ALLOW_TRUNCATED: bool = ("allow-truncated", &[Submit], Switch { negation: "no-allow-truncated" }, Nothing, Anywhere)
+        One(parse::boolean), "Exit with 0 also if a task that is waited for alone succeeded and printed more than its \
+        worker keeps with the outcome; otherwise that is 73. What is missing is said in any case";
     NO_PROGRESS: bool = ("no-progress", &[Submit], Switch { negation: "progress" }, Nothing, Anywhere)
         One(parse::boolean), "Show no progress bar for a batch; there is none anyway if standard error is no \
         terminal";

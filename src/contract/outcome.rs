@@ -224,6 +224,14 @@ impl Output {
         }
     }
 
+    /// How many bytes were printed and not kept.
+    pub fn omitted(&self) -> u64 {
+        match &self.0 {
+            Kept::All(_) => 0,
+            Kept::Cut { omitted, .. } => *omitted,
+        }
+    }
+
     /// How many bytes are kept, as they were printed.
     pub fn kept_bytes(&self) -> usize {
         match &self.0 {

@@ -54,6 +54,7 @@ impl ClientSpec {
                     detach: self.detach,
                     orphan_cancel: self.orphan,
                     cancel_on_interrupt: self.cancel,
+                    allow_truncated: true,
                 };
                 Box::new(Playing::new(Single::new(params).expect("a small task")))
             }

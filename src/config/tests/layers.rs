@@ -69,6 +69,7 @@ fn defaults_of_every_command() {
             env: map(&[]),
             orphan: Orphan::Keep,
             cancel_on_interrupt: false,
+            allow_truncated: false,
             progress: true,
             json: false,
         }

@@ -46,6 +46,8 @@ pub struct SingleParams {
     pub orphan_cancel: bool,
     /// Cancel the task when we are interrupted.
     pub cancel_on_interrupt: bool,
+    /// A success counts as one also if not all of its output was kept.
+    pub allow_truncated: bool,
 }
 
 /// A submitter of one task.
@@ -58,6 +60,9 @@ pub struct Single {
     required: Labels,
     detach: bool,
     cancel_on_interrupt: bool,
+    allow_truncated: bool,
+    /// What to exit with once the outcome was shown.
+    code: i32,
     online: bool,
     phase: Phase,
     /// Creations that were in doubt, and may be carried out yet for all that is known.
@@ -144,6 +149,8 @@ impl Single {
             required,
             detach: params.detach,
             cancel_on_interrupt: params.cancel_on_interrupt,
+            allow_truncated: params.allow_truncated,
+            code: exit::OK,
             online: false,
             phase: Phase::Submitting,
             doubts: 0,

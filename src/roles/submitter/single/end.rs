@@ -10,15 +10,34 @@ use crate::roles::client::{ClientReport, Ended, INTERRUPTED, exit_code};
 impl Single {
     /// Shows the outcome. What follows happens only if that succeeded.
     pub(super) fn ended(&mut self, outcome: Outcome, version: i32, out: &mut Actions<ClientReport>) {
-        let (code, succeeded) = (exit_code(&outcome), outcome.state == State::Done);
+        let succeeded = outcome.state == State::Done;
+        self.code = exit_code(&outcome);
+        let truncated = self.truncated(&outcome);
         let ended = Ended { id: self.id.clone(), line: None, outcome, alone: true };
         out.push(Action::Report(ClientReport::Ended(vec![ended])));
+        if let Some(why) = truncated {
+            self.code = exit::TRUNCATED;
+            out.log(Level::Error, why);
+        }
         // What ended badly stays, to be looked at and to be run again.
         if self.task.keyed || self.attached || self.doubts > 0 || !succeeded {
-            return self.over(code, out);
+            return self.over(self.code, out);
         }
         self.phase = Phase::Deleting { version, tries: 0, give_up: None };
         self.delete(out);
+    }
+
+    /// Why a success is none for its user: who pipes its output on must not take a part for the whole.
+    fn truncated(&self, outcome: &Outcome) -> Option<String> {
+        let omitted = outcome.stdout.omitted().saturating_add(outcome.stderr.omitted());
+        if self.allow_truncated || outcome.state != State::Done || omitted == 0 {
+            return None;
+        }
+        Some(format!(
+            "the task {} succeeded, but {omitted} bytes of what it printed are missing here; with \
+             --allow-truncated that is no failure",
+            self.id
+        ))
     }
 
     pub(super) fn on_deleted(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
@@ -38,12 +57,12 @@ impl Single {
                 out.log(Level::Warn, format!("cannot delete the task {}: {refusal}", self.path()));
             }
         }
-        self.over(exit::OK, out);
+        self.over(self.code, out);
     }
 
     pub(super) fn leave_to_leader(&mut self, out: &mut Actions<ClientReport>) {
         out.log(Level::Info, format!("the task {} is left for the leader to delete", self.id));
-        self.over(exit::OK, out);
+        self.over(self.code, out);
     }
 
     /// The user wants an end.

@@ -3,7 +3,8 @@
 mod marks;
 
 use super::*;
-use crate::contract::task::{Outcome, State};
+use crate::contract::task::{Outcome, Output, State};
+use crate::machine::Captured;
 use crate::roles::client::INTERRUPTED;
 use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set, status};
 
@@ -23,6 +24,7 @@ fn params() -> SingleParams {
         detach: false,
         orphan_cancel: false,
         cancel_on_interrupt: false,
+        allow_truncated: false,
     }
 }
 
@@ -72,6 +74,28 @@ fn what_ended_badly_stays() {
         desk.settle();
         assert_eq!((desk.exit, desk.ended().len(), desk.count(is_delete)), (Some(code), 1, 0));
         assert!(desk.znodes.contains_key(TASK));
+    }
+}
+
+/// Who pipes its output on must not take a part for the whole.
+#[test]
+fn a_success_whose_output_was_cut_is_none_unless_that_is_allowed() {
+    let cut = Output::new(&Captured { head: b"a".to_vec(), omitted: 7, tail: b"z".to_vec() });
+    let printed = |stdout: &Output, stderr: &Output| [(stdout.clone(), stderr.clone())];
+    let none = Output::default();
+    for (allow, code) in [(false, exit::TRUNCATED), (true, exit::OK)] {
+        for (stdout, stderr) in printed(&cut, &none).into_iter().chain(printed(&none, &cut)) {
+            let mut desk = waiting(SingleParams { allow_truncated: allow, ..params() });
+            desk.end(TASK, Outcome { stdout: stdout.clone(), stderr: stderr.clone(), ..done() });
+            desk.settle();
+            assert_eq!((desk.exit, desk.ended().len(), desk.count(is_delete)), (Some(code), 1, 1));
+            assert_eq!(desk.logs.iter().any(|(_, text)| text.contains("7 bytes")), !allow, "{:?}", desk.logs);
+            // Its own code is the stronger one.
+            let mut desk = waiting(SingleParams { allow_truncated: allow, ..params() });
+            desk.end(TASK, Outcome { stdout, stderr, ..failed(5) });
+            desk.settle();
+            assert_eq!(desk.exit, Some(5));
+        }
     }
 }
 
