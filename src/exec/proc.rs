@@ -217,7 +217,7 @@ mod tests {
         let line = b"1494 (sh) R 0 -1 -1 0 -1 4227084 50 0 0 0 0 0 0 0 20 0 0 0 98765 0 0";
         assert_eq!(Stat::parse(line), Some(stat));
         let line = b"1494 (sh) R 7 8 8 0 -1 4194308 50 0 0 0 0 0 0 0 20 0 1 0 98765 0 0";
-        let exiting = Stat { parent: 7, group: 8, dead: false, ..stat };
+        let exiting = Stat { parent: 7, group: 8, session: 8, dead: false, ..stat };
         assert_eq!(Stat::parse(line), Some(exiting));
     }
 
