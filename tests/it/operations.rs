@@ -6,6 +6,7 @@ mod batches;
 mod chunks;
 mod clients;
 mod config;
+mod drains;
 mod ends;
 mod handlers;
 mod leftovers;

@@ -200,6 +200,7 @@ impl World {
                     self.after(delay, Ev::RunEnds(index, Ended::Signal(KILL)));
                 } else if !self.runs[index].stubborn {
                     let how = match self.dice.below(4) {
+                        // It cleans up, and says that all is well.
                         0 => Ended::Exit(0),
                         1 => Ended::Exit(128 + TERM),
                         _ => Ended::Signal(TERM),

@@ -134,9 +134,9 @@ impl Course {
         }
     }
 
-    /// A command's run ended; `why` if we had stopped it.
+    /// A command's run ended; `why` if we told it to end.
     pub fn ended(&mut self, command: usize, why: Option<Why>, report: &RunReport, by: &Incarnation) {
-        let verdict = verdict(why, report.ended);
+        let verdict = verdict(why, report);
         let (state, reason) = match &verdict {
             Verdict::Success => (OutcomeState::Done, None),
             Verdict::Failed(reason, _) => (OutcomeState::Failed, Some(*reason)),
@@ -210,19 +210,32 @@ fn plain_end(verdict: Verdict, outcome: Outcome, again: Option<u64>) -> Want {
     }
 }
 
-/// What a run's end means.
-fn verdict(why: Option<Why>, ended: Ended) -> Verdict {
-    match (why, ended) {
+/// What a run's end means; `why` if we told it to end.
+fn verdict(why: Option<Why>, report: &RunReport) -> Verdict {
+    let why = why.filter(|why| report.signalled || !has_own_end(*why, report.ended));
+    match (why, report.ended) {
         (Some(Why::Revoked | Why::Cancelled), _) => Verdict::Cancelled,
-        (_, Ended::Exit(0)) if why != Some(Why::Timeout) => Verdict::Success,
         (Some(Why::Drain), _) => Verdict::Cut("its worker was stopped".into()),
         (Some(Why::Dead), _) => Verdict::Cut("its worker lost its session".into()),
         (Some(Why::Timeout), _) => Verdict::Failed(Reason::Timeout, "it ran past its timeout".into()),
+        (None, Ended::Exit(0)) => Verdict::Success,
         (None, Ended::Exit(code)) => Verdict::Failed(Reason::Exit, format!("it exited with {code}")),
         (None, Ended::Signal(signal)) => {
             Verdict::Failed(Reason::Signal, format!("signal {signal} killed it"))
         }
         (None, Ended::Broken) => Verdict::Failed(Reason::Handler, "its handler broke".into()),
+    }
+}
+
+/// Whether this is its own end if it came before our signal: then it counts as if we had sent none. What comes after
+/// one is no end of its own even if it is an exit with 0, for many a program cleans up and exits with 0 upon SIGTERM.
+fn has_own_end(why: Why, ended: Ended) -> bool {
+    match why {
+        Why::Timeout | Why::Drain => true,
+        // Its slot may have killed it, for the same reason.
+        Why::Dead => ended == Ended::Exit(0),
+        // Somebody does not want it, however it ended.
+        Why::Revoked | Why::Cancelled => false,
     }
 }
 

@@ -312,11 +312,9 @@ impl Worker {
     pub(super) fn on_ended(&mut self, run: RunId, report: &RunReport, now: Instant, out: &mut Out) {
         let Some(run) = self.take_run(run) else { return };
         let by = self.registrar.incarnation().clone();
-        // If we stood still it may have ended in time, and we looked at the clock before we heard of that.
-        let why = run.stop.map(|stop| stop.why).filter(|why| *why != Why::Timeout || report.signalled);
         self.note_run_time(report);
         if let Some(course) = self.slots.get_mut(&run.id).and_then(|slot| slot.course_mut()) {
-            course.ended(run.command, why, report, &by);
+            course.ended(run.command, run.stop.map(|stop| stop.why), report, &by);
         }
         self.finish_if_over(&run.id, out);
         self.plan_save(&run.id, now);

@@ -11,6 +11,7 @@ mod chunks;
 mod past;
 mod refused;
 mod starts;
+mod stops;
 
 fn worker(change: impl FnOnce(&mut Params)) -> Desk<Worker> {
     let process = ProcessIdentity { host: "h".into(), pid: 7, ..ProcessIdentity::default() };

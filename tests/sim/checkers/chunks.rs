@@ -241,12 +241,14 @@ fn is_same(a: &CommandResult, b: &CommandResult) -> bool {
 }
 
 fn is_true(result: &CommandResult, run: &Run, options: &Options) -> bool {
+    // What its worker ended, to end itself, runs again whatever it made of that.
+    let by_itself = !run.signalled;
     let ended = match (result.reason, run.ended) {
-        (None, Some(Ended::Exit(0))) => true,
-        (Some(Reason::Exit), Some(Ended::Exit(code))) => result.exit_code == Some(code),
-        (Some(Reason::Signal), Some(Ended::Signal(signal))) => result.signal == Some(signal),
+        (None, Some(Ended::Exit(0))) => by_itself,
+        (Some(Reason::Exit), Some(Ended::Exit(code))) => by_itself && result.exit_code == Some(code),
+        (Some(Reason::Signal), Some(Ended::Signal(signal))) => by_itself && result.signal == Some(signal),
         (Some(Reason::Timeout), Some(_)) => run.signalled && is_late(run, options),
-        (Some(Reason::Handler), Some(Ended::Broken)) => true,
+        (Some(Reason::Handler), Some(Ended::Broken)) => by_itself,
         _ => false,
     };
     ended && result.stdout.captured().head == run.output().as_bytes()

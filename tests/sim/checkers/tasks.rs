@@ -261,24 +261,22 @@ impl Book<'_> {
         if matches!(by, Some(Kind::Client(_)) | None) {
             return Err("an outcome is written by a client".into());
         }
-        let ran = |how: fn(&Ended, &Outcome) -> bool| {
+        let ran = |how: fn(&Run, &Outcome) -> bool| {
             let fits = |run: &Run| {
                 run.attempt == old.attempt
-                    && run.ended.is_some_and(|ended| how(&ended, outcome))
+                    && how(run, outcome)
                     && run.end <= step.at
                     && step.by == Some(run.who)
             };
             let text = outcome.stdout.captured().head;
             self.runs_of(id).any(|run| fits(run) && text == run.output().as_bytes())
         };
-        let exited = |ended: &Ended, outcome: &Outcome| match *ended {
-            Ended::Exit(code) => outcome.exit_code == Some(code),
-            Ended::Signal(signal) => outcome.signal == Some(signal),
-            Ended::Broken => outcome.reason == Some(Reason::Handler),
-        };
         let ok = match (outcome.state, outcome.reason) {
-            (State::Done, _) => ran(|ended, _| *ended == Ended::Exit(0)),
-            (State::Failed, Some(Reason::Exit | Reason::Signal | Reason::Handler)) => ran(exited),
+            // What its worker ended, to end itself, runs again whatever it made of that.
+            (State::Done, _) => ran(|run, _| run.ended == Some(Ended::Exit(0)) && !run.signalled),
+            (State::Failed, Some(Reason::Exit | Reason::Signal | Reason::Handler)) => {
+                ran(|run, outcome| exited(run, outcome) && !run.signalled)
+            }
             (State::Failed, Some(Reason::Timeout)) => {
                 let stopped =
                     |run: &Run| run.attempt == old.attempt && run.signalled && is_late(run, options);
@@ -391,6 +389,15 @@ impl Book<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether the outcome says how it exited.
+fn exited(run: &Run, outcome: &Outcome) -> bool {
+    run.ended.is_some_and(|ended| match ended {
+        Ended::Exit(code) => outcome.exit_code == Some(code),
+        Ended::Signal(signal) => outcome.signal == Some(signal),
+        Ended::Broken => outcome.reason == Some(Reason::Handler),
+    })
 }
 
 /// Whether its worker may have taken it for one that was past its timeout, by a clock that is a little fast and that

@@ -359,3 +359,20 @@ fn a_handler_is_asked_for_each_command() {
     let outcome = world.task("/z/tasks/j~b~0000/0000040").outcome.expect("outcome");
     assert_eq!(outcome.results[0].as_ref().and_then(|result| result.reason), Some(Reason::Handler));
 }
+
+#[test]
+fn a_line_that_ends_after_the_sigterm_of_a_drain_has_no_result_and_one_that_ended_before_has() {
+    let (mut world, mut desk) = with_chunk(2, &["a", "b", "c"], |_| {});
+    desk.event(&world, Event::Stop { again: false });
+    world.pass(Duration::from_secs(3));
+    desk.event(&world, Event::Wake);
+    assert_eq!(desk.signals.len(), 2);
+    end_after(&world, &mut desk, Ended::Exit(4), false);
+    end_after(&world, &mut desk, Ended::Exit(0), true);
+    desk.go(&mut world);
+    let task = world.task("/z/tasks/j/c");
+    assert_eq!((desk.exit, codes(&task.results)), (Some(0), vec![Some(4)]));
+    assert_eq!(task.outcome, None);
+    let share = task.all_shares().first().cloned().expect("what is left of it");
+    assert_eq!((share.earlier, share.failures, share.deaths), (1, 0, 0), "uncharged");
+}

@@ -1,0 +1,110 @@
+//! What was told to end, and how it ended then: what ends after a signal of ours has no end of its own.
+
+use super::*;
+
+/// How the task runs: with a drain in the middle of it, and exits with `code`; `signalled` if SIGTERM came before that.
+fn drained(code: i32, signalled: bool, max_attempts: Option<u32>) -> Task {
+    let (mut world, mut desk) = started(|task| task.options.max_attempts = max_attempts);
+    drain(&mut world, &mut desk);
+    end_after(&world, &mut desk, Ended::Exit(code), signalled);
+    desk.go(&mut world);
+    assert_eq!(desk.exit, Some(0), "{:?}", desk.logs);
+    world.task("/z/tasks/_00/a")
+}
+
+/// A worker that runs this task.
+fn started(change: impl FnOnce(&mut Task)) -> (World, Desk<Worker>) {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    world.change("/z/tasks/_00/a", change);
+    assign(&mut world, &desk, &[("_00/a", 1, false)]);
+    desk.go(&mut world);
+    let run = *desk.runs.keys().next().expect("asked for");
+    desk.event(&world, Event::Started { run, pid: 5 });
+    (world, desk)
+}
+
+/// The worker drains until it sends SIGTERM.
+fn drain(world: &mut World, desk: &mut Desk<Worker>) {
+    desk.event(world, Event::Stop { again: false });
+    assert!(desk.signals.is_empty(), "what runs has its time");
+    world.pass(Duration::from_secs(3));
+    desk.event(world, Event::Wake);
+    assert!(matches!(desk.signals[..], [(_, GroupSignal::Term)]), "{:?}", desk.signals);
+}
+
+#[test]
+fn what_ends_after_the_sigterm_of_a_drain_runs_again_uncharged_whatever_it_exits_with() {
+    for code in [0, 3, 143] {
+        for max_attempts in [None, Some(1), Some(3)] {
+            let task = drained(code, true, max_attempts);
+            assert_eq!((task.attempt, task.charged, task.deaths), (2, 0, 0), "{code}, {max_attempts:?}");
+            assert_eq!(task.outcome, None);
+        }
+    }
+}
+
+#[test]
+fn what_ends_by_itself_before_the_sigterm_of_a_drain_counts_as_it_ended() {
+    let task = drained(0, false, None);
+    assert_eq!(task.outcome.map(|outcome| outcome.state), Some(OutcomeState::Done));
+    let outcome = drained(3, false, None).outcome.expect("an outcome");
+    assert_eq!((outcome.state, outcome.exit_code), (OutcomeState::Failed, Some(3)));
+    let task = drained(3, false, Some(3));
+    assert_eq!(
+        (task.attempt, task.charged, task.outcome),
+        (2, 1, None),
+        "it is tried again, and that counts"
+    );
+}
+
+/// Its worker had told it to end, and then lost its session as well.
+#[test]
+fn what_ends_after_a_sigterm_of_a_worker_that_then_loses_its_session_runs_again() {
+    for timeout_ms in [None, Some(1_000)] {
+        let (mut world, mut desk) = started(|task| task.options.timeout_ms = timeout_ms);
+        match timeout_ms {
+            None => drain(&mut world, &mut desk),
+            Some(_) => {
+                world.pass(Duration::from_secs(2));
+                desk.event(&world, Event::Wake);
+                assert!(matches!(desk.signals[..], [(_, GroupSignal::Term)]), "{:?}", desk.signals);
+            }
+        }
+        desk.event(&world, Event::SlotsLost { why: "it was killed".into() });
+        end_after(&world, &mut desk, Ended::Exit(0), true);
+        desk.go(&mut world);
+        let task = world.task("/z/tasks/_00/a");
+        assert_eq!((task.attempt, task.charged, task.outcome), (2, 0, None), "{timeout_ms:?}");
+    }
+}
+
+/// A cancel and a timeout have an end of their own to tell, whatever the task makes of SIGTERM.
+#[test]
+fn what_is_cancelled_or_ran_too_long_ends_as_that_whatever_it_exits_with() {
+    for code in [0, 3, 143] {
+        let (mut world, mut desk) = started(|_| {});
+        world.change("/z/tasks/_00/a", |task| task.cancel = true);
+        assign(&mut world, &desk, &[("_00/a", 1, true)]);
+        desk.go(&mut world);
+        assert!(matches!(desk.signals[..], [(_, GroupSignal::Term)]), "{:?}", desk.signals);
+        // A drain that begins meanwhile changes nothing.
+        desk.event(&world, Event::Stop { again: false });
+        end_after(&world, &mut desk, Ended::Exit(code), true);
+        desk.go(&mut world);
+        let outcome = world.task("/z/tasks/_00/a").outcome.expect("an outcome");
+        assert_eq!((outcome.state, outcome.exit_code), (OutcomeState::Cancelled, Some(code)));
+
+        let (mut world, mut desk) = started(|task| task.options.timeout_ms = Some(1_000));
+        world.pass(Duration::from_secs(2));
+        desk.event(&world, Event::Wake);
+        desk.event(&world, Event::Stop { again: false });
+        end_after(&world, &mut desk, Ended::Exit(code), true);
+        desk.go(&mut world);
+        let outcome = world.task("/z/tasks/_00/a").outcome.expect("an outcome");
+        let expected = (OutcomeState::Failed, Some(Reason::Timeout), Some(code));
+        assert_eq!((outcome.state, outcome.reason, outcome.exit_code), expected);
+    }
+}
