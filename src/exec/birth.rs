@@ -249,6 +249,7 @@ impl Child<'_> {
             // We, or the machine, may have stood still since the run was decided on.
             Ok(()) if !self.page.holds() => failed(step::TOO_LATE, Errno::TIME),
             Ok(()) => {
+                part.leader.store(std::process::id(), Ordering::SeqCst);
                 part.step.store(step::READY, Ordering::SeqCst);
                 // SAFETY: both lists end with a null, and their strings live.
                 unsafe {
@@ -259,6 +260,7 @@ impl Child<'_> {
                     libc::execvp(self.argv[0], self.argv.as_ptr());
                 }
                 failed(step::NOT_EXECUTED, last_errno());
+                part.leader.store(0, Ordering::SeqCst);
             }
         }
         // SAFETY: ends this process, and runs nothing that its parent meant to run at its own end.

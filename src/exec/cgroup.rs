@@ -122,7 +122,7 @@ impl RunGroup {
     /// SIGKILL to all in it.
     pub(super) fn kill(&mut self) {
         self.killed = true;
-        let _ = fs::write(self.path.join("cgroup.kill"), "1");
+        kill(&self.path);
     }
 
     /// What is left in it.
@@ -149,6 +149,11 @@ impl RunGroup {
 /// What the names of the cgroups of this process's executors begin with.
 pub(super) fn prefix(pid: u32, start_ticks: u64) -> String {
     format!("zkmw-{pid}-{start_ticks}.")
+}
+
+/// SIGKILL to everything in the cgroup and below.
+pub(super) fn kill(path: &Path) {
+    let _ = fs::write(path.join("cgroup.kill"), "1");
 }
 
 /// SIGKILL to everything in the cgroup and below, until nothing is left: for ever, or for this long. Whether it is

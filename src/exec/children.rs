@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Signal, kill_process, kill_process_group};
 
 use super::proc::{self, to_pid};
 use crate::machine::Ended;
@@ -43,6 +43,13 @@ pub(super) fn resume() {
     }
 }
 
+/// Lets these children go on, if they are stopped.
+pub(super) fn resume_these(children: &[u32]) {
+    for child in children {
+        let _ = kill_process(to_pid(*child), Signal::CONT);
+    }
+}
+
 fn wait(which: libc::idtype_t, pid: u32, flags: libc::c_int) -> Children {
     loop {
         // SAFETY: all zeros are a valid value of it, and the kernel fills it in.
@@ -77,12 +84,24 @@ pub(super) fn reap(pid: u32) -> Ended {
     }
 }
 
-/// Those that live, or are not reaped.
+/// Ours that live, or are not reaped.
 pub(super) fn list() -> Vec<u32> {
-    let own = std::process::id();
+    list_of(std::process::id())
+}
+
+/// SIGKILL to the children of a process that was killed itself and is not reaped, and to the groups that they lead.
+/// It reaps nobody any more, so nobody else can have their numbers.
+pub(super) fn kill_those_of(killed: u32) {
+    for child in list_of(killed) {
+        let _ = kill_process_group(to_pid(child), Signal::KILL);
+        let _ = kill_process(to_pid(child), Signal::KILL);
+    }
+}
+
+fn list_of(parent: u32) -> Vec<u32> {
     let mut found = Vec::new();
     let mut told = false;
-    for thread in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+    for thread in fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten() {
         if let Ok(text) = fs::read_to_string(thread.path().join("children")) {
             told = true;
             found.extend(text.split_ascii_whitespace().flat_map(str::parse::<u32>));
@@ -91,7 +110,7 @@ pub(super) fn list() -> Vec<u32> {
     if !told {
         // A kernel without lists of children.
         let all = proc::look().map(|look| look.all).unwrap_or_default();
-        found.extend(all.iter().filter(|process| process.parent == own).map(|process| process.pid));
+        found.extend(all.iter().filter(|process| process.parent == parent).map(|process| process.pid));
     }
     found
 }

@@ -3,8 +3,10 @@
 //! Owns the sockets to the keeper and the slots, and the run file. Programs are sent by the thread that asks for them;
 //! one thread takes in what all slots say, another one waits for the end of the keeper.
 //!
-//! It must not: send a program to a slot that is not in the run file; tell a run's end before its slot, or the keeper in
-//! its place, has said that nothing of it lives; or renew a lease that somebody has found over while something runs.
+//! It must not: send a program to a slot that is not in the run file, or tell a run's end before its slot, or the keeper
+//! in its place, has said that nothing of it lives.
+
+mod lease;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,7 +20,7 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use super::descriptors::too_few;
 use super::handler::{Desk, Note};
-use super::page::{MOST_SLOTS, Page, Renewal};
+use super::page::{MOST_SLOTS, Page};
 use super::proc;
 use super::runfile::{RunFile, Session};
 use super::slot::now_ms;
@@ -236,7 +238,9 @@ impl Hub {
                 match event.data.u64() {
                     KEEPER => self.hear_keeper(&mut inner),
                     WAKE => {}
-                    number => self.hear_slot(&mut inner, u32::try_from(number).unwrap_or(MOST_SLOTS)),
+                    number => {
+                        self.hear_slot(&mut inner, u32::try_from(number).unwrap_or(MOST_SLOTS));
+                    }
                 }
             }
         }
@@ -288,10 +292,14 @@ impl Hub {
             // Its run was told to end meanwhile.
             return idle.push(number);
         };
+        let part = self.page.part(number);
+        part.leader.store(0, Ordering::SeqCst);
+        // One that hangs, and so never hears of it, is found as if it had.
+        part.armed.store(self.page.deadline().unwrap_or(0), Ordering::SeqCst);
         match work.unsent.take() {
             Some((program, None)) => link.say(&ToSlot::Run(program)),
             Some((program, Some(pipes))) => {
-                self.page.part(number).busy.store(0, Ordering::SeqCst);
+                part.busy.store(0, Ordering::SeqCst);
                 let sent = link.say_with(&ToSlot::Run(program), &pipes.each_ref().map(AsFd::as_fd));
                 if let Err(error) = sent {
                     log::error!("cannot send a handler to its slot: {error}");
@@ -336,12 +344,13 @@ impl Hub {
         }
     }
 
-    fn hear_slot(&self, inner: &mut Inner, number: u32) {
-        let Some(slot) = inner.slots.get_mut(number as usize) else { return };
-        let Some(link) = &mut slot.link else { return };
+    /// Takes in what a slot says; whether it said anything.
+    fn hear_slot(&self, inner: &mut Inner, number: u32) -> bool {
+        let Some(slot) = inner.slots.get_mut(number as usize) else { return false };
+        let Some(link) = &mut slot.link else { return false };
         let had_unsent = link.has_unsent();
         link.flush();
-        link.receive();
+        let came = link.receive();
         if had_unsent {
             self.settle_room(link, number.into());
         }
@@ -349,11 +358,7 @@ impl Hub {
         while let Some(frame) = link.next() {
             match (frame, &mut slot.work) {
                 (FromSlot::Started { run, pid }, Some(work)) if work.run.0 == run => {
-                    work.started = Some((now_ms(), pid));
-                    match &work.desk {
-                        Some(desk) => desk.note(Note::Started { pid, slot: number }),
-                        None => self.tell(ExecEvent::Started { run: work.run, pid }),
-                    }
+                    self.started(work, number, pid);
                 }
                 (FromSlot::NotStarted { run, kind, why }, Some(work)) if work.run.0 == run => {
                     self.not_started(work, kind, &why);
@@ -383,20 +388,38 @@ impl Hub {
         if slot.link.is_none() {
             inner.idle.retain(|idle| *idle != number);
         }
+        came
     }
 
     /// A slot is dead, and nothing of what it ran lives.
     fn gone(&self, inner: &mut Inner, number: u32, killed: bool) {
         // What it said before comes first.
-        self.hear_slot(inner, number);
+        while self.hear_slot(inner, number) {}
         inner.idle.retain(|idle| *idle != number);
         let slot = std::mem::take(&mut inner.slots[number as usize]);
-        if let Some(work) = slot.work {
+        if let Some(mut work) = slot.work {
             inner.runs.remove(&work.run);
+            self.tell_if_started(&mut work, number);
             let what = if killed { "stood still, and was killed" } else { "was killed by somebody" };
             self.lost(&work, &format!("the process of its slot {what}"), killed);
         }
         self.changed.notify_all();
+    }
+
+    /// A lost slot may not have come to tell that its program ran. What kills its slot at once must not run free.
+    fn tell_if_started(&self, work: &mut Work, number: u32) {
+        let pid = self.page.part(number).leader.load(Ordering::SeqCst);
+        if work.started.is_none() && work.unsent.is_none() && pid != 0 {
+            self.started(work, number, pid);
+        }
+    }
+
+    fn started(&self, work: &mut Work, number: u32, pid: u32) {
+        work.started = Some((now_ms(), pid));
+        match &work.desk {
+            Some(desk) => desk.note(Note::Started { pid, slot: number }),
+            None => self.tell(ExecEvent::Started { run: work.run, pid }),
+        }
     }
 
     /// The run's slot is lost, and so is what it had printed.
@@ -425,8 +448,11 @@ impl Hub {
         let slots = std::mem::take(&mut inner.slots);
         inner.runs.clear();
         inner.write_run_file();
-        for work in slots.into_iter().filter_map(|slot| slot.work) {
-            self.lost(&work, why, true);
+        for (number, slot) in (0..).zip(slots) {
+            if let Some(mut work) = slot.work {
+                self.tell_if_started(&mut work, number);
+                self.lost(&work, why, true);
+            }
         }
         drop(inner);
         self.changed.notify_all();
@@ -471,63 +497,6 @@ impl Hub {
     pub(super) fn kill_all(&self) {
         let runs: Vec<RunId> = self.lock().runs.keys().copied().collect();
         runs.into_iter().for_each(|run| self.signal(run, GroupSignal::Kill));
-    }
-
-    /// Whether something may run now.
-    pub(super) fn may_run(&self) -> bool {
-        self.page.holds() && self.lock().keeper.is_some()
-    }
-
-    /// A handler is about to get something to do; whether it may. If not, it rests.
-    pub(super) fn begin(&self, slot: u32) -> bool {
-        let part = self.page.part(slot);
-        part.busy.store(1, Ordering::SeqCst);
-        // After that: a slot that kills says so before it looks whether its handler is busy.
-        if part.killing.load(Ordering::SeqCst) != 0 || !self.page.holds() {
-            return false;
-        }
-        if part.armed.load(Ordering::SeqCst) == 0
-            && let Some(link) = self.lock().slots.get_mut(slot as usize).and_then(|slot| slot.link.as_mut())
-        {
-            link.say(&ToSlot::Wake);
-        }
-        true
-    }
-
-    /// It has nothing to do now.
-    pub(super) fn rest(&self, slot: u32) {
-        self.page.part(slot).busy.store(0, Ordering::SeqCst);
-    }
-
-    /// What runs may run until then; `busy` if a handler has something to do.
-    ///
-    /// # Errors
-    ///
-    /// If the lease before was found over while something runs: that is being killed.
-    pub(super) fn lease(&self, until: u64, busy: bool) -> Result<(), String> {
-        match self.page.renew(until) {
-            Renewal::Counts { late: false, shorter: false } => return Ok(()),
-            Renewal::Counts { shorter: true, .. } => {
-                let mut inner = self.lock();
-                inner
-                    .slots
-                    .iter_mut()
-                    .filter_map(|slot| slot.link.as_mut())
-                    .for_each(|link| link.say(&ToSlot::Wake));
-            }
-            Renewal::Counts { late: true, shorter: false } => {}
-            Renewal::Over => {
-                if busy || self.len() > 0 {
-                    self.kill_all();
-                    return Err("the lease was renewed too late".to_owned());
-                }
-                self.page.begin_anew(until);
-            }
-        }
-        if let Some(keeper) = &mut self.lock().keeper {
-            keeper.link.say(&ToKeeper::Wake);
-        }
-        Ok(())
     }
 
     /// Ends the keeper, and the thread that listens; what is dead is said to be in the run file.

@@ -37,7 +37,7 @@ const SLOT_ENDS_WITH: libc::c_int = libc::SIGUSR1;
 /// A slot that has not looked at the lease so long after it ended, as far as the slot knew, stands still.
 pub(super) const SLACK: Duration = Duration::from_millis(100);
 /// How long slots may take to end by themselves when the worker is gone.
-const SLOTS_END_WITHIN: Duration = Duration::from_millis(500);
+pub(super) const SLOTS_END_WITHIN: Duration = Duration::from_millis(500);
 /// The pause between two looks at what does not die.
 const PAUSE: Duration = Duration::from_millis(2);
 /// The longest such pause.
@@ -152,7 +152,7 @@ impl Keeper {
     }
 
     fn turn(&mut self) {
-        let unclean = self.slots.values().any(|slot| slot.dead);
+        let unclean = self.slots.values().any(|slot| slot.dead || slot.killed);
         let pause = match self.closed_at {
             _ if unclean => Some(self.pause),
             Some(at) => Some(SLOTS_END_WITHIN.saturating_sub(at.elapsed()).max(PAUSE)),
@@ -179,6 +179,9 @@ impl Keeper {
             self.slots.values_mut().for_each(Process::kill);
         }
         self.look_for_still_ones();
+        if self.slots.values().any(|slot| slot.killed && !slot.dead) {
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        }
     }
 
     /// Takes in what the worker says.
@@ -202,6 +205,10 @@ impl Keeper {
         let Some(socket) = self.link.take_descriptor() else {
             return self.link.say(&FromKeeper::Refused { slot, errno: libc::EMFILE });
         };
+        let part = self.page.part(slot);
+        // What one of this number before has left.
+        part.armed.store(0, Ordering::SeqCst);
+        part.killing.store(0, Ordering::SeqCst);
         // SAFETY: this process has one thread, so a fork has a copy of all that it needs.
         let pid = unsafe { libc::syscall(libc::SYS_clone, SLOT_ENDS_WITH as libc::c_ulong, 0, 0, 0, 0) };
         match pid {
@@ -283,7 +290,13 @@ impl Keeper {
         for (number, slot) in self.slots.iter_mut().filter(|(_, slot)| !slot.dead) {
             match self.page.part(*number).armed.load(Ordering::SeqCst) {
                 0 => {}
-                armed if armed.saturating_add(slack) <= now => slot.kill(),
+                armed if armed.saturating_add(slack) <= now => {
+                    slot.kill();
+                    // It may be where no signal reaches it, and what it runs must die all the same.
+                    let group = self.cgroups.as_ref().map(|base| base.join(number.to_string()));
+                    group.iter().for_each(|group| cgroup::kill(group));
+                    children::kill_those_of(slot.pid);
+                }
                 armed => next = Some(next.map_or(armed, |next| next.min(armed))),
             }
         }

@@ -1,13 +1,10 @@
-//! Process groups: started, watched, signalled, and surely dead before their end is told.
+//! Processes: started, watched, signalled, and surely dead before their end is told.
 //!
-//! Owns every process that zkmw runs for its user. Each run is a session, and so a process group, of its own, and has
-//! a thread of its own (`run`); one `table` knows them all and guards signals against recycled numbers; the `roll`
-//! writes every group into the run file (`runfile`) before its program runs; and the `guard`, a process of its own, kills them all when this process cannot.
-//! Runs with a request share long-lived processes (`handler`), each a group of its own as well.
+//! Owns every process that zkmw runs for its user. The worker's side is the `hub`. It has one `keeper`, a process of its
+//! own, which forks the slots; each `slot` is a process too, and parent, reader and guard of one run at a time. All share
+//! the `page`, where the lease stands. Runs with a request share long-lived processes (`handler`), each in a slot.
 //!
-//! It must not: decide what runs or when (the roles do), or say [`ExecEvent::Ended`] while a process of the
-//! group lives. A process that leaves its group (`setsid`) is ended too where each run has a `cgroup`, and as far
-//! as its environment tells whose it is (`sweep`) where not.
+//! It must not: decide what runs or when (the roles do), or say [`ExecEvent::Ended`] while a process of the run lives.
 
 mod birth;
 mod capture;

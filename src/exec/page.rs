@@ -56,6 +56,8 @@ pub(super) struct Part {
     pub(super) step: AtomicU32,
     /// Why it came no further.
     pub(super) errno: AtomicU32,
+    /// That process, once its program is about to run; 0 before. Who sends a program to the slot sets that.
+    pub(super) leader: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Part>() <= SLOT_BYTES);

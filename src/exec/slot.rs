@@ -103,10 +103,6 @@ impl<'a> Slot<'a> {
         surroundings: Surroundings,
         group: Option<RunGroup>,
     ) -> std::io::Result<Slot<'a>> {
-        let part = page.part(number);
-        // What one of this number before has left.
-        part.armed.store(0, Ordering::SeqCst);
-        part.killing.store(0, Ordering::SeqCst);
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(Slot {
             number,
@@ -217,6 +213,7 @@ impl<'a> Slot<'a> {
         let pipes = (program.streams == Streams::Handler)
             .then(|| Some((self.link.take_descriptor()?, self.link.take_descriptor()?)));
         let run = program.run;
+        self.arm();
         let started = match pipes {
             _ if !self.page.holds() => {
                 let why = "the lease had ended before it began, or there was no guard".to_owned();
@@ -283,7 +280,6 @@ impl<'a> Slot<'a> {
             looked: Instant::now(),
         });
         self.page.part(self.number).killing.store(0, Ordering::SeqCst);
-        self.arm();
         if handler {
             // Nobody waits for its end.
             self.tell_started();
@@ -307,11 +303,8 @@ impl<'a> Slot<'a> {
 
     /// Sees to it that the lease is looked at when it ends as far as is known now.
     fn arm(&mut self) {
-        let armed = self.page.part(self.number).armed.load(Ordering::SeqCst);
-        let deadline = self.page.deadline().unwrap_or(1);
-        if armed == 0 || armed > deadline {
-            self.arm_until(deadline);
-        }
+        // One that was found over has ended long ago.
+        self.arm_until(self.page.deadline().unwrap_or(1));
     }
 
     fn arm_until(&self, deadline: u64) {

@@ -16,6 +16,7 @@ use super::ExecEvent;
 use super::cgroup::{self, Cgroups};
 use super::children;
 use super::hub::{self, Hub};
+use super::keeper::SLOTS_END_WITHIN;
 use super::mark::{Bears, Mark, OWNER_VAR};
 use super::proc::{self, to_pid};
 use super::wire::{self, Hello, Link, ToKeeper};
@@ -31,6 +32,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const LONG_LIFE: Duration = Duration::from_secs(10);
 /// The first pause between two looks at what a dead keeper has left.
 const FIRST_LOOK: Duration = Duration::from_micros(500);
+/// The process that everybody's orphans come to.
+const INIT: u32 = 1;
 /// The longest such pause.
 const LAST_LOOK: Duration = Duration::from_millis(500);
 
@@ -119,7 +122,7 @@ impl Starter {
         let mut pause = FIRST_PAUSE;
         loop {
             let born = Instant::now();
-            let why = await_end(&mut child);
+            let (why, is_clean) = await_end(&mut child);
             keepers().remove(&child.id());
             let stopping = hub.stopping.load(Ordering::SeqCst);
             if !stopping {
@@ -128,7 +131,7 @@ impl Starter {
                     .events
                     .send(ExecEvent::SlotsLost { why: format!("the keeper of slots ended ({why})") });
             }
-            self.inherit(&hub.close_slots(), cgroups.take());
+            self.inherit(&hub.close_slots(), cgroups.take(), is_clean);
             hub.keeper_gone("the keeper of slots ended, and what ran was killed");
             if stopping {
                 return;
@@ -151,17 +154,23 @@ impl Starter {
         }
     }
 
-    /// The keeper's slots, and what they ran, are our children now: kills them all.
-    fn inherit(&self, slots: &[u32], cgroups: Option<Cgroups>) {
+    /// The keeper's slots, and what they ran, are our children now. Slots end what they run, and themselves; who does
+    /// not in time is killed, and so is what the dead have left.
+    fn inherit(&self, slots: &[u32], cgroups: Option<Cgroups>, is_clean: bool) {
+        let begun = Instant::now();
         let mut pause = FIRST_LOOK;
         loop {
-            let left: Vec<u32> =
-                children::list().into_iter().filter(|pid| self.is_ours(*pid, slots)).collect();
-            if left.is_empty() {
+            let ours = children::list().into_iter().filter(|pid| self.is_ours(*pid, slots, is_clean));
+            let (left, others): (Vec<u32>, Vec<u32>) = ours.partition(|pid| slots.contains(pid));
+            if left.is_empty() && others.is_empty() {
                 break;
             }
-            children::kill(left.iter().copied());
-            for pid in left.into_iter().filter(|pid| children::has_ended(*pid)) {
+            children::resume_these(&left);
+            if begun.elapsed() >= SLOTS_END_WITHIN {
+                children::kill(left.iter().copied());
+            }
+            children::kill(others.iter().copied());
+            for pid in left.into_iter().chain(others).filter(|pid| children::has_ended(*pid)) {
                 children::reap(pid);
             }
             std::thread::sleep(pause);
@@ -172,18 +181,22 @@ impl Starter {
         }
     }
 
-    /// Whether a child of this process is one of the keeper's, or of what its slots ran.
-    fn is_ours(&self, pid: u32, slots: &[u32]) -> bool {
+    /// Whether a child of this process is one of the keeper's, or of what its slots ran. We start keepers only, so any
+    /// other child was one of theirs, unless they had none left (`is_clean`), or somebody else's children may come to us.
+    fn is_ours(&self, pid: u32, slots: &[u32], is_clean: bool) -> bool {
         let Ok(Some(stat)) = proc::stat(pid) else { return false };
         let mark = Mark { variable: OWNER_VAR, value: &self.token, since: self.own.start_ticks };
+        let may_be_others = self.own.pid == INIT || !self.strangers.is_empty();
         slots.contains(&pid)
             || slots.contains(&stat.session)
-            || !self.strangers.contains(&pid) && !keepers().contains(&pid) && mark.on(&stat) != Bears::No
+            || !self.strangers.contains(&pid)
+                && !keepers().contains(&pid)
+                && (!is_clean && !may_be_others || mark.on(&stat) != Bears::No)
     }
 }
 
-/// Why it ended. Lets it go on if it is stopped.
-fn await_end(child: &mut Child) -> String {
+/// Why it ended, and whether it had no slots left. Lets it go on if it is stopped.
+fn await_end(child: &mut Child) -> (String, bool) {
     let options = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
     let pid = to_pid(child.id());
     loop {
@@ -195,8 +208,8 @@ fn await_end(child: &mut Child) -> String {
             }
             seen => {
                 return match child.wait() {
-                    Ok(status) => status.to_string(),
-                    Err(error) => format!("{seen:?}, {error}"),
+                    Ok(status) => (status.to_string(), status.success()),
+                    Err(error) => (format!("{seen:?}, {error}"), false),
                 };
             }
         }

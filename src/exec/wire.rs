@@ -263,8 +263,8 @@ impl Link {
         }
     }
 
-    /// Reads what is there, once; [`Link::next`] gives what is complete of it.
-    pub(super) fn receive(&mut self) {
+    /// Reads what is there, once; [`Link::next`] gives what is complete of it. Whether anything came.
+    pub(super) fn receive(&mut self) -> bool {
         let filled = self.received.len();
         self.received.resize(filled + READ_BYTES, 0);
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
@@ -287,6 +287,7 @@ impl Link {
             }
         }
         self.received.truncate(filled + read);
+        read > 0
     }
 
     /// The next complete frame. One that cannot be understood closes the link: both ends are of one build.

@@ -51,9 +51,14 @@ pub fn leased(lease: Duration) -> (Rig, Boottime) {
 }
 
 pub fn keeper_pid() -> u32 {
+    keeper_of(std::process::id())
+}
+
+/// The keeper of the executor of a process.
+pub fn keeper_of(worker: u32) -> u32 {
     let mut found = None;
     until("there is a keeper", || {
-        let own = std::process::id().to_string();
+        let own = worker.to_string();
         found = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
             let stat = fs::read_to_string(entry.path().join("stat")).ok()?;

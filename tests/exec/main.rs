@@ -20,6 +20,7 @@ mod ended;
 mod handler;
 mod handler_lease;
 mod keeper;
+mod lost;
 mod runfile;
 mod runs;
 mod signals;
@@ -169,6 +170,11 @@ fn state(pid: u32) -> Option<char> {
     stat.rsplit(')').next()?.trim_start().chars().next()
 }
 
+fn parent(pid: u32) -> u32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 fn is_alive(pid: u32) -> bool {
     state(pid).is_some_and(|state| state != 'Z' && state != 'X')
 }
@@ -241,6 +247,7 @@ fn helper() {
         "service_vars" => service_vars(),
         "stops" => stops(),
         "worker" => worker(dir),
+        "leasing" => lost::leasing(dir),
         "reports" => reports(dir),
         other => panic!("no role {other}"),
     }

@@ -139,17 +139,14 @@ fn a_run_that_has_closed_its_output_lives_on_and_costs_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let marker = dir.path().join("closed");
     let mut rig = Rig::new();
-    rig.next = 740_123;
-    let (run, _) = rig.started(sh(&format!("exec >&- 2>&-; echo $$ > {}; exec sleep 30", marker.display())));
+    let (run, pid) =
+        rig.started(sh(&format!("exec >&- 2>&-; echo $$ > {}; exec sleep 30", marker.display())));
     pid_in(&marker);
-    // The thread that watches it sleeps in poll, and goes on doing so.
+    // Its slot sleeps in poll, and goes on doing so.
+    let slot = parent(pid);
     let mut asleep = 0;
-    until("its thread sleeps", || {
-        let sleeps = fs::read_dir("/proc/self/task").unwrap().any(|task| {
-            let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
-            stat.contains("(run-740123) S")
-        });
-        asleep = if sleeps { asleep + 1 } else { 0 };
+    until("its slot sleeps", || {
+        asleep = if state(slot) == Some('S') { asleep + 1 } else { 0 };
         asleep == 50
     });
     assert_eq!(rig.executor.live(), 1);

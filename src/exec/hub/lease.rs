@@ -1,0 +1,70 @@
+//! The lease, as the worker renews it, and handlers that begin and end something under it.
+//!
+//! It must not: renew a lease that somebody has found over while something runs.
+
+use std::sync::atomic::Ordering;
+
+use super::Hub;
+use crate::exec::page::Renewal;
+use crate::exec::wire::{ToKeeper, ToSlot};
+
+impl Hub {
+    /// Whether something may run now.
+    pub(in crate::exec) fn may_run(&self) -> bool {
+        self.page.holds() && self.lock().keeper.is_some()
+    }
+
+    /// A handler is about to get something to do; whether it may. If not, it rests.
+    pub(in crate::exec) fn begin(&self, slot: u32) -> bool {
+        let part = self.page.part(slot);
+        part.busy.store(1, Ordering::SeqCst);
+        // After that: a slot that kills says so before it looks whether its handler is busy.
+        if part.killing.load(Ordering::SeqCst) != 0 || !self.page.holds() {
+            return false;
+        }
+        if part.armed.load(Ordering::SeqCst) == 0
+            // One that hangs is found as if it had heard of that.
+            && part.armed.swap(self.page.deadline().unwrap_or(0), Ordering::SeqCst) == 0
+            && let Some(link) = self.lock().slots.get_mut(slot as usize).and_then(|slot| slot.link.as_mut())
+        {
+            link.say(&ToSlot::Wake);
+        }
+        true
+    }
+
+    /// It has nothing to do now.
+    pub(in crate::exec) fn rest(&self, slot: u32) {
+        self.page.part(slot).busy.store(0, Ordering::SeqCst);
+    }
+
+    /// What runs may run until then; `busy` if a handler has something to do.
+    ///
+    /// # Errors
+    ///
+    /// If the lease before was found over while something runs: that is being killed.
+    pub(in crate::exec) fn lease(&self, until: u64, busy: bool) -> Result<(), String> {
+        match self.page.renew(until) {
+            Renewal::Counts { late: false, shorter: false } => return Ok(()),
+            Renewal::Counts { shorter: true, .. } => {
+                let mut inner = self.lock();
+                inner
+                    .slots
+                    .iter_mut()
+                    .filter_map(|slot| slot.link.as_mut())
+                    .for_each(|link| link.say(&ToSlot::Wake));
+            }
+            Renewal::Counts { late: true, shorter: false } => {}
+            Renewal::Over => {
+                if busy || self.len() > 0 {
+                    self.kill_all();
+                    return Err("the lease was renewed too late".to_owned());
+                }
+                self.page.begin_anew(until);
+            }
+        }
+        if let Some(keeper) = &mut self.lock().keeper {
+            keeper.link.say(&ToKeeper::Wake);
+        }
+        Ok(())
+    }
+}

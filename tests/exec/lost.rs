@@ -1,0 +1,299 @@
+//! What dies, stands still or hangs between a worker and what it runs: whoever is left ends the run in time.
+
+use super::keeper::{keeper_of, leased_rig};
+use super::runfile::claim;
+use super::strays::has_cgroups;
+use super::*;
+use zkmw::shell::now;
+
+/// How long a lease is that is renewed all the time.
+const LEASE: Duration = Duration::from_millis(1500);
+/// How often.
+const RENEW_EVERY: Duration = Duration::from_millis(20);
+
+/// A worker, and all below it, with one run.
+struct Family {
+    dir: tempfile::TempDir,
+    worker: Child,
+    keeper: u32,
+    slot: u32,
+    leader: u32,
+    /// It has left its group, cleared its environment, and lost its parents.
+    stray: u32,
+}
+
+/// Whom something is done to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Worker,
+    Keeper,
+    Slot,
+}
+
+use Who::{Keeper, Slot, Worker};
+
+impl Family {
+    fn new(cgroups: bool) -> Family {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
+        if cgroups {
+            fs::write(file("cgroups"), "").unwrap();
+        }
+        let line = format!(
+            "setsid env -i sh -c 'sleep 600 & echo $! >{}' & echo $$ >{}; wait; sleep 600",
+            file("stray").display(),
+            file("leader").display()
+        );
+        fs::write(file("line"), line).unwrap();
+        let worker = spawn_helper("leasing", dir.path());
+        let (leader, stray) = (pid_in(&file("leader")), pid_in(&file("stray")));
+        let (slot, keeper) = (parent(leader), keeper_of(worker.id()));
+        assert_eq!(parent(slot), keeper);
+        Family { dir, worker, keeper, slot, leader, stray }
+    }
+
+    fn pid(&self, who: Who) -> u32 {
+        match who {
+            Worker => self.worker.id(),
+            Keeper => self.keeper,
+            Slot => self.slot,
+        }
+    }
+
+    /// Sends this to them, all in one moment.
+    fn send(&self, signal: Signal, to: &[Who]) {
+        to.iter().for_each(|who| kill(self.pid(*who), signal));
+    }
+
+    fn is_dead(&self) -> bool {
+        !is_alive(self.leader) && !is_alive(self.stray)
+    }
+
+    fn is_stopped(&self, who: Who) -> bool {
+        state(self.pid(who)) == Some('T')
+    }
+}
+
+impl Drop for Family {
+    fn drop(&mut self) {
+        for who in [Worker, Keeper, Slot] {
+            kill(self.pid(who), Signal::CONT);
+        }
+        // Who is dead and not reaped is no other process: these have an ancestor in this process.
+        let _ = self.worker.kill();
+        let _ = self.worker.wait();
+        until("nothing of the run lives", || {
+            [self.leader, self.stray]
+                .iter()
+                .filter(|pid| is_alive(**pid))
+                .for_each(|pid| kill(*pid, Signal::KILL));
+            self.is_dead()
+        });
+    }
+}
+
+/// The role of the helper: renews its lease, and notes what becomes of its run.
+pub fn leasing(dir: &Path) {
+    let cgroups = dir.join("cgroups").exists();
+    let run_file = Some(claim(&dir.join("run")));
+    let mut rig = Rig::by(Means { run_file, leased: true, cgroups, ..plain() });
+    rig.executor.lease(now() + LEASE).unwrap();
+    rig.start(sh(&fs::read_to_string(dir.join("line")).unwrap()));
+    until("it is killed", || {
+        let _ = rig.executor.lease(now() + LEASE);
+        if let Ok(ExecEvent::Ended { report, .. }) = rig.events.recv_timeout(RENEW_EVERY) {
+            fs::write(dir.join("ended"), format!("{:?} {}\n", report.ended, report.signalled)).unwrap();
+        }
+        false
+    });
+}
+
+fn with_and_without_cgroups(play: impl Fn(bool)) {
+    play(false);
+    if has_cgroups() {
+        play(true);
+    }
+}
+
+#[test]
+fn whoever_of_the_three_is_killed_the_run_dies() {
+    with_and_without_cgroups(|cgroups| {
+        for killed in [&[Worker][..], &[Keeper], &[Slot], &[Worker, Keeper], &[Worker, Slot], &[Keeper, Slot]]
+        {
+            let family = Family::new(cgroups);
+            family.send(Signal::KILL, killed);
+            until(&format!("{killed:?} were killed, cgroups {cgroups}: nothing lives"), || family.is_dead());
+        }
+    });
+}
+
+#[test]
+fn when_the_worker_stands_still_the_run_dies_with_the_lease() {
+    with_and_without_cgroups(|cgroups| {
+        for stopped in [&[Worker][..], &[Worker, Keeper], &[Worker, Slot]] {
+            let family = Family::new(cgroups);
+            family.send(Signal::STOP, stopped);
+            until(&format!("{stopped:?} stand still, cgroups {cgroups}: nothing lives"), || family.is_dead());
+            assert!(family.is_stopped(Worker));
+        }
+    });
+}
+
+#[test]
+fn who_stands_still_under_a_worker_that_lives_goes_on() {
+    for stopped in [&[Keeper][..], &[Slot], &[Keeper, Slot]] {
+        let family = Family::new(false);
+        family.send(Signal::STOP, stopped);
+        until(&format!("{stopped:?} go on"), || !stopped.iter().any(|who| family.is_stopped(*who)));
+        assert!(is_alive(family.leader) && is_alive(family.stray));
+        assert!(!family.dir.path().join("ended").exists());
+    }
+}
+
+#[test]
+fn whatever_is_stopped_whoever_else_is_killed_the_run_dies() {
+    with_and_without_cgroups(|cgroups| {
+        for (stopped, killed) in [
+            (&[Worker][..], &[Slot][..]),
+            (&[Worker], &[Keeper]),
+            (&[Keeper], &[Slot]),
+            (&[Keeper], &[Worker]),
+            (&[Slot], &[Keeper]),
+            (&[Slot], &[Worker]),
+            (&[Worker, Keeper], &[Slot]),
+        ] {
+            let family = Family::new(cgroups);
+            family.send(Signal::STOP, stopped);
+            family.send(Signal::KILL, killed);
+            if stopped.contains(&Worker) && stopped.contains(&Keeper) {
+                // Nobody is left to do anything about what has lost its parents.
+                until("its main process is dead", || !is_alive(family.leader));
+                family.send(Signal::CONT, &[Keeper]);
+            }
+            until(&format!("{stopped:?} stopped, {killed:?} killed: nothing lives"), || family.is_dead());
+        }
+    });
+}
+
+#[test]
+fn when_all_stood_still_past_the_lease_the_first_that_goes_on_ends_the_run() {
+    for first in [Worker, Keeper, Slot] {
+        let family = Family::new(false);
+        // In this order none is there to wake up another.
+        family.send(Signal::STOP, &[Worker, Keeper, Slot]);
+        until("all stand still", || [Worker, Keeper, Slot].iter().all(|who| family.is_stopped(*who)));
+        let stopped = Instant::now();
+        until("the lease is over", || stopped.elapsed() > LEASE);
+        assert!(is_alive(family.leader));
+        family.send(Signal::CONT, &[first]);
+        until(&format!("{first:?} goes on: nothing lives"), || family.is_dead());
+    }
+}
+
+#[test]
+fn a_task_that_kills_its_slot_has_failed_however_soon() {
+    for line in ["kill -9 $PPID", "sleep 0.1; kill -9 $PPID; sleep 600"] {
+        let mut rig = Rig::new();
+        let run = rig.start(sh(line));
+        match rig.over(run) {
+            ExecEvent::Ended { report, .. } => {
+                assert_eq!((report.ended, report.signalled), (Ended::Signal(9), false), "{line}");
+                assert!(report.detail.unwrap().contains("its slot"), "{line}");
+            }
+            other => panic!("{line}: {other:?}"),
+        }
+        assert_eq!(rig.run(sh("exit 3")).ended, Ended::Exit(3));
+    }
+}
+
+/// Stops a process so that nobody but us can let it go on, as one hangs.
+struct Hung(u32);
+
+impl Hung {
+    /// With `births`, as soon as it starts a program.
+    fn new(pid: u32, births: bool) -> Hung {
+        let options = if births { libc::PTRACE_O_TRACEVFORK } else { 0 };
+        let raw = pid.cast_signed();
+        // SAFETY: system calls about another process.
+        unsafe {
+            assert_eq!(libc::ptrace(libc::PTRACE_SEIZE, raw, 0, options), 0);
+            if !births {
+                assert_eq!(libc::ptrace(libc::PTRACE_INTERRUPT, raw, 0, 0), 0);
+            }
+        }
+        if !births {
+            until("it hangs", || state(pid) == Some('t'));
+        }
+        Hung(pid)
+    }
+
+    /// Its parent can reap it only after that.
+    fn release_the_dead(&self) {
+        // SAFETY: a bare system call.
+        unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG) };
+    }
+}
+
+/// A rig under a lease that is renewed until the run is over.
+fn over_while_hung(rig: &mut Rig, hung: &Hung, run: RunId) -> ExecEvent {
+    let mut over = None;
+    until("its slot is given up, and the run with it", || {
+        let _ = rig.executor.lease(now() + LEASE);
+        hung.release_the_dead();
+        if let Ok(event) = rig.events.recv_timeout(RENEW_EVERY) {
+            match &event {
+                ExecEvent::Ended { run: of, .. } | ExecEvent::NotStarted { run: of, .. } if *of == run => {
+                    over = Some(event);
+                }
+                _ => {}
+            }
+        }
+        over.is_some()
+    });
+    assert!(!is_alive(hung.0));
+    over.unwrap()
+}
+
+fn leased_with_slot() -> (Rig, u32) {
+    let mut rig = leased_rig();
+    rig.executor.lease(now() + LEASE).unwrap();
+    let slot = text(&rig.run(sh("echo $PPID")).stdout).trim().parse().unwrap();
+    (rig, slot)
+}
+
+#[test]
+fn a_slot_that_hangs_before_the_start_is_given_up_and_nothing_has_begun() {
+    for in_birth in [false, true] {
+        let (mut rig, slot) = leased_with_slot();
+        let hung = Hung::new(slot, in_birth);
+        let run = rig.start(sh("sleep 600"));
+        match over_while_hung(&mut rig, &hung, run) {
+            ExecEvent::NotStarted { kind, .. } => assert_eq!(kind, NotStartedKind::Transient),
+            other => panic!("{other:?}"),
+        }
+        rig.executor.lease(now() + PATIENCE).unwrap();
+        assert_eq!(rig.run(sh("exit 3")).ended, Ended::Exit(3));
+    }
+}
+
+#[test]
+fn a_slot_that_hangs_while_something_runs_or_has_ended_is_killed_with_it_uncharged() {
+    for ended in [false, true] {
+        let (mut rig, slot) = leased_with_slot();
+        let (run, pid) = rig.started(sh("sleep 600"));
+        assert_eq!(parent(pid), slot);
+        let hung = Hung::new(slot, false);
+        if ended {
+            kill(pid, Signal::KILL);
+        }
+        match over_while_hung(&mut rig, &hung, run) {
+            ExecEvent::Ended { report, .. } => {
+                assert_eq!((report.ended, report.signalled), (Ended::Signal(9), true));
+                assert!(!is_alive(pid));
+            }
+            other => panic!("{other:?}"),
+        }
+        rig.executor.lease(now() + PATIENCE).unwrap();
+        assert_eq!(rig.run(sh("exit 3")).ended, Ended::Exit(3));
+    }
+}
