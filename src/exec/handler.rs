@@ -140,9 +140,10 @@ impl Pool {
 
     /// Tells the run's last event, and forgets it.
     fn over(&self, run: RunId, event: ExecEvent) {
+        let mut inner = self.lock();
+        inner.runs.remove(&run);
         // Nobody listens any more: so be it.
         let _ = self.hub.events.send(event);
-        self.lock().runs.remove(&run);
         self.changed.notify_all();
     }
 

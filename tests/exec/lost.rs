@@ -69,8 +69,13 @@ impl Family {
         !is_alive(self.leader) && !is_alive(self.stray)
     }
 
+    /// With all its threads.
     fn is_stopped(&self, who: Who) -> bool {
-        state(self.pid(who)) == Some('T')
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid(who))).unwrap();
+        threads.flatten().all(|thread| {
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        })
     }
 }
 
@@ -134,7 +139,7 @@ fn when_the_worker_stands_still_the_run_dies_with_the_lease() {
             let family = Family::new(cgroups);
             family.send(Signal::STOP, stopped);
             until(&format!("{stopped:?} stand still, cgroups {cgroups}: nothing lives"), || family.is_dead());
-            assert!(family.is_stopped(Worker));
+            until("it stands still", || family.is_stopped(Worker));
         }
     });
 }
@@ -180,8 +185,10 @@ fn when_all_stood_still_past_the_lease_the_first_that_goes_on_ends_the_run() {
     for first in [Worker, Keeper, Slot] {
         let family = Family::new(false);
         // In this order none is there to wake up another.
-        family.send(Signal::STOP, &[Worker, Keeper, Slot]);
-        until("all stand still", || [Worker, Keeper, Slot].iter().all(|who| family.is_stopped(*who)));
+        for who in [Worker, Keeper, Slot] {
+            family.send(Signal::STOP, &[who]);
+            until("it stands still", || family.is_stopped(who));
+        }
         let stopped = Instant::now();
         until("the lease is over", || stopped.elapsed() > LEASE);
         assert!(is_alive(family.leader));
