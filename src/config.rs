@@ -191,6 +191,10 @@ pub struct WorkerConfig {
     pub output_limit_bytes: usize,
     /// Absolute; need not exist yet.
     pub run_dir: PathBuf,
+    /// The name of the user whose tasks are, if that is not the worker's.
+    pub run_as: Option<String>,
+    /// Give tasks a minimal environment.
+    pub clean_env: bool,
 }
 
 /// The settings of `zkmw submit`.

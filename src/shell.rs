@@ -19,7 +19,7 @@ use signal_hook::iterator::Signals;
 
 use self::outage::Outage;
 use self::pacing::Pacing;
-use crate::exec::{ExecEvent, Executor, Means, OWN_PROGRAM, RunFile};
+use crate::exec::{Confinement, ExecEvent, Executor, Means, OWN_PROGRAM, RunFile};
 use crate::exit;
 use crate::machine::{Action, Actions, BatchLine, CallError, CallId, Event, Instant, Level, Role, turn};
 use crate::service::Service;
@@ -59,6 +59,8 @@ pub struct Surroundings {
     pub runs: bool,
     /// Where the sessions of what runs are written down.
     pub run_file: Option<RunFile>,
+    /// In what these processes differ from this one.
+    pub confinement: Confinement,
     /// Where the lines of a batch come from.
     pub batch: Option<BatchLines>,
     /// Whether it is a service: it tells the service manager how it is, and ignores SIGHUP.
@@ -135,6 +137,7 @@ pub fn run<T: Role>(
                 program: OWN_PROGRAM.into(),
                 leased: true,
                 cgroups: true,
+                confinement: surroundings.confinement,
             };
             let executor = Executor::new(exec_sender, means);
             Some(executor.context("cannot run processes")?)

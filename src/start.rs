@@ -16,7 +16,7 @@ use crate::config::{
 use crate::contract::task::{Options, Payload};
 use crate::contract::worker::ProcessIdentity;
 use crate::contract::{Layout, fnv1a, uuid};
-use crate::exec::{self, Claim, Predecessor, RunFile};
+use crate::exec::{self, Claim, Confinement, Predecessor, RunFile, User};
 use crate::exit;
 use crate::machine::Role;
 use crate::report::View;
@@ -156,6 +156,7 @@ fn surroundings(ensemble: &Ensemble, threads: usize) -> Surroundings {
         close_timeout: ensemble.close_timeout,
         runs: false,
         run_file: None,
+        confinement: Confinement::default(),
         batch: None,
         daemon: false,
     }
@@ -192,6 +193,7 @@ fn run_master(ensemble: &Ensemble, layout: Layout, settings: MasterConfig) -> an
 
 fn run_worker(ensemble: &Ensemble, layout: Layout, settings: WorkerConfig) -> anyhow::Result<i32> {
     let process = exec::process_identity()?;
+    let confinement = confinement(&settings)?;
     let (run_file, predecessor) = claim(&settings, &service(ensemble), &process)?;
     // What it still has to write may wait for half of it, the end of its session for the other.
     let close_timeout = ensemble.close_timeout / 2;
@@ -209,9 +211,22 @@ fn run_worker(ensemble: &Ensemble, layout: Layout, settings: WorkerConfig) -> an
         handler: settings.handler,
         seed: chance(),
     });
-    let around =
-        Surroundings { daemon: true, runs: true, run_file, close_timeout, ..surroundings(ensemble, threads) };
+    let around = Surroundings {
+        daemon: true,
+        runs: true,
+        run_file,
+        confinement,
+        close_timeout,
+        ..surroundings(ensemble, threads)
+    };
     shell::run(role, around, &mut |report| match report {})
+}
+
+/// In what a worker's tasks differ from it.
+fn confinement(settings: &WorkerConfig) -> Result<Confinement, Unfit> {
+    let user = settings.run_as.as_deref().map(User::find).transpose();
+    let user = user.map_err(|why| unfit(exit::CONFIG, format!("run-as: {why}")))?;
+    Ok(Confinement { user, clean_env: settings.clean_env })
 }
 
 /// A short name for the service that these settings lead to: the servers, in any order, and the root.

@@ -177,6 +177,8 @@ fn worker(layers: &Layers<'_>, host: &Host) -> Result<WorkerConfig, ConfigError>
             Some(dir) => dir,
             None => default_run_dir(layers.env, host.uid),
         },
+        run_as: layers.get(&settings::RUN_AS)?,
+        clean_env: layers.get_or_default(&settings::CLEAN_ENV)?,
     })
 }
 

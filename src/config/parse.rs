@@ -463,6 +463,14 @@ pub fn absolute_dir(text: &OsStr) -> Parsed<PathBuf> {
 }
 
 /// A shell command line that stays on this machine.
+/// The name of a user. Whether there is one, the host tells.
+pub fn user(text: &str) -> Parsed<String> {
+    if text.is_empty() || text.contains([':', '/']) || text.contains(char::is_control) {
+        return wrong("must be the name of a user");
+    }
+    Ok(text.to_owned())
+}
+
 pub fn handler(text: &str) -> Parsed<String> {
     if text.trim().is_empty() {
         return wrong("must be a shell command line");

@@ -337,6 +337,12 @@ settings! {
         directory for temporary files"), Anywhere)
         Path(parse::absolute_dir), "Where to note which processes run, so that the next worker on this host can \
         clean up after a crash";
+    RUN_AS: String = ("run-as", &[Worker], Value("USER"), Described("the worker's own user"), Anywhere)
+        One(parse::user), "Run tasks as this user of this host, with its groups and home directory, and without a way \
+        to more rights (sudo, set-user-id). Only for a worker that root has started";
+    CLEAN_ENV: bool = ("clean-env", &[Worker], Switch { negation: "no-clean-env" }, Nothing, Anywhere)
+        One(parse::boolean), "Give tasks a minimal environment (PATH, HOME, USER, LOGNAME, SHELL, LANG, TZ) and \
+        their own variables, in place of the worker's";
 
     // --- submit
 

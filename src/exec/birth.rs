@@ -1,10 +1,10 @@
 //! How a slot starts a program: what it is given, what the child does between clone and exec, and why a start failed.
 //!
-//! The child is born in its control group (`CLONE_INTO_CGROUP`), leads a process group of its own, and dies with its
-//! slot (`PR_SET_PDEATHSIG`). The slot stands still until it has executed its program or ended (`CLONE_VFORK`), so what
+//! The child is born in its control group (`CLONE_INTO_CGROUP`), leads a process group of its own, becomes another user's
+//! if it is to, and dies with its slot (`PR_SET_PDEATHSIG`). The slot stands still until it has executed its program or ended (`CLONE_VFORK`), so what
 //! became of it stands in the slot's part of the page.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, OsString};
 use std::fs;
 use std::io;
@@ -14,16 +14,18 @@ use std::path::Path;
 use std::ptr;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, fchown, openat};
 use rustix::io::{Errno, FdFlags, fcntl_setfd, read, retry_on_intr};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::NotStartedKind;
 use super::children::reap;
 use super::descriptors::{restore_limit, too_few};
+use super::mark::OWNER_VAR;
 use super::memory::go_sooner;
 use super::page::Page;
-use super::wire::{Program, Streams};
+use super::user::User;
+use super::wire::{Hello, Program, Streams};
+use super::{Confinement, NotStartedKind};
 
 /// Bytes of `/proc/self/status` in which the number of descriptors stands; it is the tenth line or so.
 const STATUS_BYTES: usize = 1024;
@@ -44,10 +46,17 @@ mod step {
     /// It is about to execute its program.
     pub(super) const READY: u32 = 3;
     pub(super) const NOT_EXECUTED: u32 = 4;
+    pub(super) const NOT_THAT_USER: u32 = 5;
 }
 
 /// Says that standard error is the journal. That is true of what has ours.
 const JOURNAL_VAR: &str = "JOURNAL_STREAM";
+/// Where programs are looked for in a minimal environment, as most systems have it for their users.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What of ours stands in a minimal environment, if we have it. The first is what a successor knows our programs by.
+const KEPT: [&str; 3] = [OWNER_VAR, "LANG", "TZ"];
+/// The same, where programs are the worker's user's.
+const KEPT_OF_USER: [&str; 4] = ["HOME", "USER", "LOGNAME", "SHELL"];
 
 /// Why there is no program.
 #[derive(Debug)]
@@ -87,6 +96,7 @@ pub(super) struct Surroundings {
     environ: Vec<(OsString, CString)>,
     pub(super) oom_score: String,
     pub(super) descriptors: Option<u64>,
+    user: Option<User>,
 }
 
 /// Where a program is born.
@@ -102,13 +112,15 @@ pub(super) enum Place<'a> {
 }
 
 impl Surroundings {
-    /// The environment of this process, and these.
-    pub(super) fn new(oom_score: String, descriptors: Option<u64>) -> Surroundings {
-        let environ = std::env::vars_os().filter_map(|(name, value)| {
-            let line = [name.clone().into_vec(), value.into_vec()].join(&b'=');
-            Some((name, CString::new(line).ok()?))
-        });
-        Surroundings { environ: environ.collect(), oom_score, descriptors }
+    /// What the worker says, and of the environment of this process what they may have.
+    pub(super) fn new(hello: Hello) -> Surroundings {
+        let Hello { oom_score, descriptors, confinement, cgroups: _ } = hello;
+        let environ =
+            environment(std::env::vars_os(), &confinement).into_iter().filter_map(|(name, value)| {
+                let line = [name.clone().into_vec(), value.into_vec()].join(&b'=');
+                Some((name, CString::new(line).ok()?))
+            });
+        Surroundings { environ: environ.collect(), oom_score, descriptors, user: confinement.user }
     }
 
     /// The program's environment.
@@ -125,6 +137,23 @@ impl Surroundings {
             program.env.iter().filter_map(|(name, value)| CString::new(format!("{name}={value}")).ok());
         kept.map(|(_, line)| line.clone()).chain(added).collect()
     }
+}
+
+/// What of these variables programs have, and more.
+fn environment(
+    ours: impl Iterator<Item = (OsString, OsString)>,
+    confinement: &Confinement,
+) -> BTreeMap<OsString, OsString> {
+    let Confinement { user, clean_env } = confinement;
+    let is_kept = |name: &OsString| {
+        KEPT.iter().any(|kept| name == kept) || user.is_none() && KEPT_OF_USER.iter().any(|kept| name == kept)
+    };
+    let mut environ: BTreeMap<_, _> = ours.filter(|(name, _)| !clean_env || is_kept(name)).collect();
+    if *clean_env {
+        environ.insert("PATH".into(), PATH.into());
+    }
+    environ.extend(user.iter().flat_map(User::variables));
+    environ
 }
 
 /// What the child needs, made before it is born: between clone and exec it only makes system calls.
@@ -161,6 +190,13 @@ pub(super) fn start(
         Some((stdin, stdout)) => [Some(stdin), Some(stdout), None],
         None => [None, stdout.as_ref().map(|(_, end)| end), stderr.as_ref().map(|(_, end)| end)],
     };
+    if let Some(user) = &surroundings.user {
+        // So that it can open them anew, as `/dev/stdout`. If that is not to be, it can use them all the same.
+        let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+        for end in streams.iter().flatten() {
+            let _ = fchown(end, Some(uid), Some(gid));
+        }
+    }
     let child = Child {
         argv: pointers(&argv),
         envp: pointers(&environ),
@@ -186,6 +222,11 @@ pub(super) fn start(
         step::NOT_EXECUTED => short(errno()),
         step::NOT_PREPARED => {
             now(&name, NotStartedKind::Shortage, "the child could not be prepared", errno())
+        }
+        step::NOT_THAT_USER => {
+            let user = surroundings.user.as_ref().map_or("another", |user| &user.name);
+            let why = format!("it could not become the user {user}");
+            now(&name, NotStartedKind::Shortage, &why, errno())
         }
         step::TOO_LATE => Failure {
             kind: NotStartedKind::Transient,
@@ -244,8 +285,14 @@ impl Child<'_> {
             part.errno.store(error.raw_os_error().unsigned_abs(), Ordering::SeqCst);
             part.step.store(step, Ordering::SeqCst);
         };
-        match self.prepare() {
-            Err(error) => failed(step::NOT_PREPARED, error),
+        let user = self.surroundings.user.as_ref();
+        let prepared = self
+            .prepare()
+            .map_err(|error| (step::NOT_PREPARED, error))
+            .and_then(|()| user.map_or(Ok(()), User::become_it).map_err(|error| (step::NOT_THAT_USER, error)))
+            .and_then(|()| self.die_with_parent().map_err(|error| (step::NOT_PREPARED, error)));
+        match prepared {
+            Err((step, error)) => failed(step, error),
             // We, or the machine, may have stood still since the run was decided on.
             Ok(()) if !self.page.holds() => failed(step::TOO_LATE, Errno::TIME),
             Ok(()) => {
@@ -267,16 +314,10 @@ impl Child<'_> {
         unsafe { libc::_exit(NOT_EXECUTED) }
     }
 
+    /// What it may no longer do when it is another user's.
     fn prepare(&self) -> Result<(), Errno> {
-        // SAFETY: bare system calls about this process.
-        unsafe {
-            check(libc::setpgid(0, 0))?;
-            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-            // If our parent died before that call, the signal never comes.
-            if libc::getppid() != self.parent {
-                return Err(Errno::SRCH);
-            }
-        }
+        // SAFETY: a bare system call about this process.
+        check(unsafe { libc::setpgid(0, 0) })?;
         if let Place::Enters(list) = self.place {
             rustix::io::write(list, b"0")?;
         }
@@ -293,6 +334,16 @@ impl Child<'_> {
         // Nothing more is opened here. The program needs not know that we may have more.
         restore_limit(self.surroundings.descriptors);
         Ok(())
+    }
+
+    /// Last of all: who becomes another user's loses that signal.
+    fn die_with_parent(&self) -> Result<(), Errno> {
+        // SAFETY: bare system calls about this process.
+        unsafe {
+            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+            // If our parent died before that call, the signal never comes.
+            if libc::getppid() == self.parent { Ok(()) } else { Err(Errno::SRCH) }
+        }
     }
 }
 

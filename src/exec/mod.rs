@@ -23,6 +23,7 @@ mod runfile;
 mod slot;
 mod spawn;
 mod stopped;
+mod user;
 mod wire;
 
 use std::path::PathBuf;
@@ -41,7 +42,9 @@ use handler::Pool;
 use hub::Hub;
 use page::ENDLESS;
 pub use runfile::{Claim, Predecessor, RunFile};
+use serde::{Deserialize, Serialize};
 use spawn::Starter;
+pub use user::User;
 use wire::{Program, Streams};
 
 /// Who this process is, on this host.
@@ -115,6 +118,17 @@ pub struct Means {
     pub leased: bool,
     /// Whether each slot gets a cgroup for its runs, if we may have them.
     pub cgroups: bool,
+    /// In what runs differ from us.
+    pub confinement: Confinement,
+}
+
+/// In what runs differ from the process that has them run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confinement {
+    /// Whose they are; `None` if whose we are.
+    pub user: Option<User>,
+    /// Whether they have a minimal environment in place of ours.
+    pub clean_env: bool,
 }
 
 /// Runs process groups. Dropping it kills them all.
@@ -151,6 +165,7 @@ impl Executor {
             wants_cgroups: means.cgroups,
             oom_score: memory::score(),
             descriptors: descriptors::raise_limit(),
+            confinement: means.confinement,
             strangers,
         };
         let first = starter.start(&hub).context("cannot start the keeper of slots")?;

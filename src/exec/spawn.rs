@@ -12,7 +12,6 @@ use anyhow::Context;
 use rustix::io::retry_on_intr;
 use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-use super::ExecEvent;
 use super::cgroup::{self, Cgroups};
 use super::children;
 use super::hub::{self, Hub};
@@ -20,6 +19,7 @@ use super::keeper::SLOTS_END_WITHIN;
 use super::mark::{Bears, Mark, OWNER_VAR};
 use super::proc::{self, to_pid};
 use super::wire::{self, Hello, Link, ToKeeper};
+use super::{Confinement, ExecEvent};
 
 /// What a keeper calls itself before the word `slots`.
 const KEEPER_NAME: &str = "zkmw";
@@ -78,6 +78,7 @@ pub(super) struct Starter {
     pub(super) wants_cgroups: bool,
     pub(super) oom_score: String,
     pub(super) descriptors: Option<u64>,
+    pub(super) confinement: Confinement,
     /// Children that this process had before: none of ours.
     pub(super) strangers: BTreeSet<u32>,
 }
@@ -106,6 +107,7 @@ impl Starter {
             cgroups: cgroups.as_ref().map(|cgroups| cgroups.base().to_string_lossy().into_owned()),
             oom_score: self.oom_score.clone(),
             descriptors: self.descriptors,
+            confinement: self.confinement.clone(),
         };
         let pid = child.id();
         let start_ticks = proc::stat(pid).ok().flatten().map_or(0, |stat| stat.start_ticks);

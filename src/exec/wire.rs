@@ -16,7 +16,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::NotStartedKind;
+use super::{Confinement, NotStartedKind};
 use crate::machine::{GroupSignal, RunReport};
 
 /// Bytes of a frame's length.
@@ -56,6 +56,7 @@ pub(super) struct Hello {
     pub(super) oom_score: String,
     /// How many descriptors what runs may have, if it is fewer than we have.
     pub(super) descriptors: Option<u64>,
+    pub(super) confinement: Confinement,
 }
 
 /// From a keeper.

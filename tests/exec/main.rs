@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getpgrp, kill_process, setpgid, setrlimit};
-use zkmw::exec::{Claim, ExecEvent, Executor, Means, NotStartedKind, Predecessor, RunFile};
+use zkmw::exec::{Claim, Confinement, ExecEvent, Executor, Means, NotStartedKind, Predecessor, RunFile};
 use zkmw::machine::{Captured, Ended, GroupSignal, RunId, RunOutput, RunReport, RunSpec};
 
 mod crowd;
@@ -27,6 +27,7 @@ mod signals;
 mod starts;
 mod strays;
 mod terminal;
+mod user;
 
 use crowd::{shield, shielded};
 use ended::{bad_parent, big, wide_pipe};
@@ -45,7 +46,9 @@ const DIR: &str = "ZKMW_EXEC_TEST_DIR";
 
 /// Without a lease, and without control groups.
 fn plain() -> Means {
-    Means { run_file: None, program: env!("CARGO_BIN_EXE_zkmw").into(), leased: false, cgroups: false }
+    let program = env!("CARGO_BIN_EXE_zkmw").into();
+    let confinement = Confinement::default();
+    Means { run_file: None, program, leased: false, cgroups: false, confinement }
 }
 
 struct Rig {
@@ -246,6 +249,8 @@ fn helper() {
         "threadless" => threadless(),
         "service_vars" => service_vars(),
         "stops" => stops(),
+        "stands_still" => user::stands_still(dir),
+        "clean_env" => user::clean_env(),
         "worker" => worker(dir),
         "leasing" => lost::leasing(dir),
         "reports" => reports(dir),

@@ -4,6 +4,7 @@
 mod bad_input;
 mod budget;
 mod cluster;
+mod confined;
 mod conformance;
 mod election;
 mod foreign;

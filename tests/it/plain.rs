@@ -114,6 +114,10 @@ impl Plain {
 }
 
 impl Background {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("our child").is_none()
     }

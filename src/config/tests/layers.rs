@@ -39,6 +39,8 @@ fn defaults_of_every_command() {
             handler: None,
             output_limit_bytes: 65536,
             run_dir: "/tmp/zkmw-1000".into(),
+            run_as: None,
+            clean_env: false,
         }
     );
     assert_eq!(

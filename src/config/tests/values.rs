@@ -331,6 +331,16 @@ fn credentials() {
 }
 
 #[test]
+fn what_tasks_have_of_their_own() {
+    let worker = zkmw("worker --run-as nobody --clean-env").worker();
+    assert_eq!((worker.run_as.as_deref(), worker.clean_env), (Some("nobody"), true));
+    let worker = zkmw("worker --no-clean-env").file("run-as = 'u'\nclean-env = true").worker();
+    assert_eq!((worker.run_as.as_deref(), worker.clean_env), (Some("u"), false));
+    zkmw("worker --run-as a:b")
+        .fails(64, "zkmw: run-as: 'a:b' (from --run-as) is not valid: must be the name of a user");
+}
+
+#[test]
 fn run_directories() {
     let dir = |uid, env: &[(&str, &str)]| {
         let mut world = env.iter().fold(zkmw("worker"), |w, (k, v)| w.env(k, *v));
