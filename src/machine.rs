@@ -341,7 +341,8 @@ pub struct RunReport {
     pub stderr: Captured,
     pub started_ms: i64,
     pub ended_ms: i64,
-    /// A signal of ours came while its leader still lived; else it ended without us.
+    /// A signal of ours came while its leader still lived, or its slot killed it when the lease was over; else it ended
+    /// without us.
     pub signalled: bool,
 }
 

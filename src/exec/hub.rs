@@ -205,8 +205,8 @@ impl Hub {
         let (link, theirs) = wire::pair().map_err(|_| too_few())?;
         self.listen(&link, slot.into()).map_err(|_| too_few())?;
         let keeper = inner.keeper.as_mut().ok_or("there is no keeper of slots now")?;
-        let sent = keeper.link.say_with(&ToKeeper::Make { slot }, &[theirs.as_fd()]);
-        sent.map_err(|error| format!("cannot tell the keeper of slots ({error})"))?;
+        keeper.link.say_with(&ToKeeper::Make { slot }, vec![theirs]);
+        self.await_room(&keeper.link, KEEPER);
         Ok(link)
     }
 
@@ -300,13 +300,7 @@ impl Hub {
             Some((program, None)) => link.say(&ToSlot::Run(program)),
             Some((program, Some(pipes))) => {
                 part.busy.store(0, Ordering::SeqCst);
-                let sent = link.say_with(&ToSlot::Run(program), &pipes.each_ref().map(AsFd::as_fd));
-                if let Err(error) = sent {
-                    log::error!("cannot send a handler to its slot: {error}");
-                    // So it is lost, and what it was to run with it: the keeper says when it is gone.
-                    slots[number as usize].link = None;
-                    return;
-                }
+                link.say_with(&ToSlot::Run(program), pipes.into());
             }
             None => {}
         }

@@ -204,7 +204,7 @@ impl<'a> Slot<'a> {
             }
         }
         if self.link.is_closed() {
-            self.kill();
+            self.kill_of_our_own();
         }
     }
 
@@ -331,23 +331,35 @@ impl<'a> Slot<'a> {
         let lease = if self.is_busy() { Some(self.page.look()) } else { None };
         match lease {
             // It stays marked until another program runs here.
-            Some(Ok(())) => return self.kill(),
+            Some(Ok(())) => return self.kill_of_our_own(),
             Some(Err(deadline)) => self.arm_until(deadline),
             None => {}
         }
         part.killing.store(0, Ordering::SeqCst);
     }
 
+    /// SIGKILL to all of the run, which is no end of its own.
+    fn kill_of_our_own(&mut self) {
+        self.note_signal();
+        self.kill();
+    }
+
+    /// A signal is about to be sent; whether it counts, since the leader has not ended.
+    fn note_signal(&mut self) -> bool {
+        let Some(running) = &mut self.running else { return false };
+        let counts = running.ending.is_none() && !children::has_ended(running.leader);
+        running.signalled |= counts;
+        counts
+    }
+
     fn signal(&mut self, signal: GroupSignal) {
+        let counts = self.note_signal();
         let Some(running) = &mut self.running else { return };
-        if running.ending.is_none() && !children::has_ended(running.leader) {
-            running.signalled = true;
-            if signal == GroupSignal::Term {
-                let leader = to_pid(running.leader);
-                let _ = kill_process_group(leader, Signal::TERM);
-                // One that is stopped must be able to act on it.
-                let _ = kill_process_group(leader, Signal::CONT);
-            }
+        if counts && signal == GroupSignal::Term {
+            let leader = to_pid(running.leader);
+            let _ = kill_process_group(leader, Signal::TERM);
+            // One that is stopped must be able to act on it.
+            let _ = kill_process_group(leader, Signal::CONT);
         }
         if signal == GroupSignal::Kill {
             self.kill();
@@ -450,7 +462,7 @@ impl<'a> Slot<'a> {
         let report = RunReport { ended, detail, stdout, stderr, started_ms, ended_ms, signalled };
         self.link.push(&FromSlot::Ended { run, report });
         self.link.flush();
-        self.buffer.shrink_to(0);
+        self.buffer = Vec::new();
     }
 
     /// The next run finds its cgroup as if it were the first.

@@ -23,7 +23,7 @@ use super::{Confinement, ExecEvent};
 
 /// What a keeper calls itself before the word `slots`.
 const KEEPER_NAME: &str = "zkmw";
-/// The pause before another keeper is started, after one that lived shorter than [`LONG_LIFE`] or could not be
+/// The pause before another keeper is started, after a second one that lived shorter than [`LONG_LIFE`] or could not be
 /// started; each is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// The longest pause.
@@ -112,7 +112,8 @@ impl Starter {
         let pid = child.id();
         let start_ticks = proc::stat(pid).ok().flatten().map_or(0, |stat| stat.start_ticks);
         let mut link: Link = ours;
-        link.say_with(&ToKeeper::Hello(hello), &[hub.page.memfd()]).context("cannot speak to it")?;
+        let page = hub.page.memfd().try_clone_to_owned().context("no room for a descriptor")?;
+        link.say_with(&ToKeeper::Hello(hello), vec![page]);
         let base = cgroups.as_ref().map(|cgroups| cgroups.base().to_path_buf());
         hub.take_keeper(hub::Keeper { pid, start_ticks, link }, base).context("cannot listen to it")?;
         Ok((child, cgroups))
@@ -121,7 +122,8 @@ impl Starter {
     /// Waits for the end of each keeper, and starts the next one, until the hub stops.
     pub(super) fn keep(&self, hub: &Arc<Hub>, first: (Child, Option<Cgroups>)) {
         let (mut child, mut cgroups) = first;
-        let mut pause = FIRST_PAUSE;
+        // The first one is replaced at once: what ran is to run again soon.
+        let mut pause = Duration::ZERO;
         loop {
             let born = Instant::now();
             let (why, is_clean) = await_end(&mut child);
@@ -139,11 +141,11 @@ impl Starter {
                 return;
             }
             if born.elapsed() >= LONG_LIFE {
-                pause = FIRST_PAUSE;
+                pause = Duration::ZERO;
             }
             (child, cgroups) = loop {
                 std::thread::sleep(pause);
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
                 if hub.stopping.load(Ordering::SeqCst) {
                     return;
                 }

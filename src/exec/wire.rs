@@ -23,8 +23,10 @@ use crate::machine::{GroupSignal, RunReport};
 const LENGTH_BYTES: usize = 4;
 /// Longest frame. Arguments and environment of a program are at most 6 MiB, outputs at most twice `--output-limit`.
 const LONGEST_BYTES: usize = 64 << 20;
-/// Bytes that are read at once.
-const READ_BYTES: usize = 64 << 10;
+/// Bytes that are read at once, where it is not known that more are to come.
+const LEAST_READ_BYTES: usize = 4 << 10;
+/// Most bytes that are read at once.
+const MOST_READ_BYTES: usize = 1 << 20;
 /// Most descriptors beside a frame: a handler's two pipes.
 const MOST_DESCRIPTORS: usize = 2;
 
@@ -169,6 +171,8 @@ pub(super) struct Link {
     received: Vec<u8>,
     descriptors: VecDeque<OwnedFd>,
     unsent: Vec<u8>,
+    /// Descriptors that go with what is unsent, and from which byte on.
+    attached: VecDeque<(usize, Vec<OwnedFd>)>,
     /// The other end is gone.
     closed: bool,
 }
@@ -189,7 +193,14 @@ impl AsFd for Link {
 impl Link {
     /// An end that does not keep anybody waiting.
     pub(super) fn new(socket: OwnedFd) -> Link {
-        Link { socket, received: Vec::new(), descriptors: VecDeque::new(), unsent: Vec::new(), closed: false }
+        Link {
+            socket,
+            received: Vec::new(),
+            descriptors: VecDeque::new(),
+            unsent: Vec::new(),
+            attached: VecDeque::new(),
+            closed: false,
+        }
     }
 
     /// Whether the other end is gone.
@@ -221,53 +232,51 @@ impl Link {
         }
     }
 
-    /// Says something that descriptors go with, when nothing else waits for room: what comes after waits for it.
-    ///
-    /// # Errors
-    ///
-    /// If they cannot be sent.
-    pub(super) fn say_with(&mut self, frame: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.flush();
-        let start = self.unsent.len();
-        self.push(frame);
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(io::Error::other("too many descriptors"));
-        }
-        // They belong to the first byte of the frame. If there is no room for even that, the socket was full of what
-        // nobody reads.
-        let sent = if start == 0 {
-            sendmsg(&self.socket, &[IoSlice::new(&self.unsent)], &mut ancillary, SendFlags::NOSIGNAL)
-        } else {
-            Err(Errno::AGAIN)
-        };
-        match sent {
-            Ok(sent) => drop(self.unsent.drain(..sent)),
-            Err(error) => {
-                self.unsent.truncate(start);
-                return Err(error.into());
-            }
-        }
-        Ok(())
+    /// Says something that descriptors go with, at once if there is room.
+    pub(super) fn say_with(&mut self, frame: &impl Serialize, fds: Vec<OwnedFd>) {
+        self.attached.push_back((self.unsent.len(), fds));
+        self.say(frame);
     }
 
     /// Writes what there is room for.
     pub(super) fn flush(&mut self) {
         while !self.unsent.is_empty() && !self.closed {
-            match rustix::net::send(&self.socket, &self.unsent, SendFlags::NOSIGNAL) {
-                Ok(sent) => drop(self.unsent.drain(..sent)),
+            match self.send() {
+                Ok(sent) => {
+                    self.unsent.drain(..sent);
+                    self.attached.pop_front_if(|(at, _)| *at == 0);
+                    self.attached.iter_mut().for_each(|(at, _)| *at -= sent);
+                }
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return,
+                // The second: too many descriptors are under way.
+                Err(Errno::AGAIN | Errno::TOOMANYREFS) => return,
                 Err(_) => self.closed = true,
             }
         }
     }
 
+    /// Sends once; how many bytes. Descriptors go with the first byte of their frame.
+    fn send(&self) -> Result<usize, Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let with: Vec<BorrowedFd<'_>> = match self.attached.front() {
+            Some((0, fds)) => fds.iter().map(AsFd::as_fd).collect(),
+            Some(_) | None => Vec::new(),
+        };
+        if !with.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&with)) {
+            return Err(Errno::INVAL);
+        }
+        let end = self.attached.iter().map(|(at, _)| *at).find(|at| *at > 0).unwrap_or(self.unsent.len());
+        sendmsg(&self.socket, &[IoSlice::new(&self.unsent[..end])], &mut ancillary, SendFlags::NOSIGNAL)
+    }
+
     /// Reads what is there, once; [`Link::next`] gives what is complete of it. Whether anything came.
     pub(super) fn receive(&mut self) -> bool {
         let filled = self.received.len();
-        self.received.resize(filled + READ_BYTES, 0);
+        let announced = self.received.first_chunk().map_or(0, |length| u32::from_le_bytes(*length) as usize);
+        let wanted =
+            (LENGTH_BYTES + announced).saturating_sub(filled).clamp(LEAST_READ_BYTES, MOST_READ_BYTES);
+        self.received.resize(filled + wanted, 0);
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let into = &mut [IoSliceMut::new(&mut self.received[filled..])];
@@ -302,6 +311,10 @@ impl Link {
         let content = self.received.get(LENGTH_BYTES..LENGTH_BYTES + length)?;
         let frame = postcard::from_bytes(content);
         self.received.drain(..LENGTH_BYTES + length);
+        if self.received.is_empty() {
+            // Slots are many, and large frames are rare.
+            self.received.shrink_to(LEAST_READ_BYTES);
+        }
         self.closed |= frame.is_err();
         frame.ok()
     }
@@ -328,11 +341,12 @@ mod tests {
             streams: Streams::Handler,
         };
         let (reader, writer) = std::io::pipe().unwrap();
-        let with = [reader.as_fd(), writer.as_fd()];
-        ours.say_with(&ToSlot::Run(program(1, 3)), &with).unwrap();
+        ours.say_with(&ToSlot::Run(program(1, 3)), vec![reader.into(), writer.into()]);
         // More than a socket holds.
         ours.say(&ToSlot::Run(program(2, 3 << 20)));
-        ours.say(&ToSlot::Wake);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        ours.say_with(&ToSlot::Wake, vec![writer.into()]);
         let mut seen = Vec::new();
         while seen.len() < 3 {
             theirs.receive();
@@ -345,7 +359,7 @@ mod tests {
             }
         }
         assert_eq!(seen, [(1, 3), (2, 3 << 20), (0, 0)]);
-        assert!(theirs.take_descriptor().is_some() && theirs.take_descriptor().is_some());
+        assert!((0..3).all(|_| theirs.take_descriptor().is_some()));
         assert!(theirs.take_descriptor().is_none() && !theirs.is_closed() && !ours.has_unsent());
         drop(ours);
         theirs.receive();

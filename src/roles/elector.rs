@@ -39,7 +39,7 @@ use crate::contract::{Layout, is_component};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Ended, Event, GroupSignal, Instant, Level, NotStartedKind, Role, RunId, RunOutput,
-    RunSpec, earlier,
+    RunReport, RunSpec, earlier,
 };
 use crate::recipes::election::Election;
 use crate::recipes::ensure::Ensure;
@@ -206,15 +206,15 @@ impl Elector {
         }
     }
 
-    fn on_ended(&mut self, id: RunId, ended: Ended, now: Instant, out: &mut Actions<Report>) {
+    fn on_ended(&mut self, id: RunId, report: &RunReport, now: Instant, out: &mut Actions<Report>) {
         let Some(run) = self.run().filter(|run| run.id == id) else { return };
-        let code = match ended {
+        let code = match report.ended {
             Ended::Exit(code) => code,
             Ended::Signal(signal) => exit::SIGNAL_BASE + signal,
             // Only a handler's run can, and this is a program's.
             Ended::Broken => exit::BUG,
         };
-        let how = match ended {
+        let how = match report.ended {
             Ended::Exit(code) => format!("ended with code {code}"),
             Ended::Signal(signal) => format!("was ended by signal {signal}"),
             Ended::Broken => "ended in nobody knows which way".to_string(),
@@ -226,6 +226,8 @@ impl Elector {
                 self.end(if self.params.once { code } else { exit::OK }, out);
             }
             State::Stopping { then: Then::Fail(code), .. } => self.end(*code, out),
+            // Not we: the lease had ended, or its slot was lost.
+            State::Running(_) if report.signalled => self.stand_again(run, Duration::ZERO, now, out),
             State::Running(_) if self.params.once => self.end(code, out),
             State::Running(_) => {
                 let pause = self.pause_after(now.since(run.started) < SHORT_RUN);
@@ -479,7 +481,7 @@ impl Role for Elector {
                 self.on_not_started(run, kind, &why, now, out);
             }
             Event::Ended { run, report } => {
-                self.on_ended(run, report.ended, now, out);
+                self.on_ended(run, &report, now, out);
             }
             Event::SlotsLost { why } => self.on_slots_lost(&why, now, out),
             Event::Wake | Event::Lines(_) => {}

@@ -304,3 +304,50 @@ fn a_slot_that_hangs_while_something_runs_or_has_ended_is_killed_with_it_uncharg
         assert_eq!(rig.run(sh("exit 3")).ended, Ended::Exit(3));
     }
 }
+
+/// The helper: process 1, to which everybody's orphans come.
+pub fn pid_one() {
+    assert_eq!(std::process::id(), 1);
+    let mut rig = Rig::new();
+    let stranger = Command::new("sh").args(["-c", "sleep 600 >&- 2>&- & echo $!"]).output().unwrap();
+    let stranger: u32 = String::from_utf8(stranger.stdout).unwrap().trim().parse().unwrap();
+    for code in [0, 3] {
+        let line = format!("setsid env -i sh -c 'sleep 600 & sleep 600 &' & exit {code}");
+        assert_eq!(rig.run(sh(&line)).ended, Ended::Exit(code));
+        assert_eq!(processes(), ["exec", "sleep", "zkmw-keeper", "zkmw-slot"]);
+    }
+    rig.started(sh("sleep 600"));
+    kill(keeper_of(1), Signal::KILL);
+    until("the keeper is replaced, and what was left to us is dead and reaped", || {
+        processes() == ["exec", "sleep", "zkmw-keeper"]
+    });
+    assert!(is_alive(stranger), "it is nobody of ours");
+}
+
+/// The names of all processes that we see, dead ones too.
+fn processes() -> Vec<String> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let name = |entry: fs::DirEntry| {
+        entry.file_name().to_str()?.parse::<u32>().ok()?;
+        let comm = fs::read_to_string(entry.path().join("comm")).ok()?;
+        let name = comm.trim();
+        Some(if name.starts_with("exec-") { "exec".to_owned() } else { name.to_owned() })
+    };
+    let mut names: Vec<String> = all.filter_map(name).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn as_process_one_it_reaps_all_that_runs_leave_and_spares_strangers() {
+    let alone = |program: &str| {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc", program, "--exact", "helper"]);
+        unshare.env(ROLE, "pid_one").env(DIR, "/").arg("--nocapture").stdout(Stdio::null()).status()
+    };
+    if !alone("/bin/true").is_ok_and(|status| status.success()) {
+        eprintln!("only root can show this");
+        return;
+    }
+    assert!(alone(std::env::current_exe().unwrap().to_str().unwrap()).unwrap().success());
+}

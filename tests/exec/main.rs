@@ -253,6 +253,7 @@ fn helper() {
         "clean_env" => user::clean_env(),
         "worker" => worker(dir),
         "leasing" => lost::leasing(dir),
+        "pid_one" => lost::pid_one(),
         "reports" => reports(dir),
         other => panic!("no role {other}"),
     }

@@ -33,6 +33,24 @@ fn sessions_in(path: &Path) -> Vec<u32> {
     sessions.iter().map(|session| session["id"].as_u64().unwrap() as u32).collect()
 }
 
+/// The session of a process.
+fn session(pid: u32) -> u32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(')').next().unwrap().split_whitespace().nth(3).unwrap().parse().unwrap()
+}
+
+/// How many processes of a session live.
+fn alive_in(id: u32) -> usize {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| is_alive(*pid) && is_in(*pid, id)).count()
+}
+
+fn is_in(pid: u32, id: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().unwrap_or_default().split_whitespace().nth(3) == Some(&id.to_string())
+}
+
 /// The same, and its keeper and slots in the same moment.
 fn killed_with_all(dir: &Path, line: &str) -> (u32, u32, Vec<u32>) {
     fs::write(dir.join("line"), line.replace("READY", dir.join("ready").to_str().unwrap())).unwrap();
@@ -80,7 +98,8 @@ fn a_session_that_nothing_proves_to_be_ours_is_left_alone_and_spoils_the_proof()
         sessions.iter().for_each(|leader| {
             let _ = reap(leader);
         });
-        sessions.iter().all(|leader| state(*leader).is_none())
+        let others = alive_in(session(left)) - 1;
+        sessions.iter().all(|leader| state(*leader).is_none()) && others == 0
     });
     assert!(fs::read(format!("/proc/{left}/environ")).unwrap().is_empty());
     let found = claim(&dir.path().join("run")).inspect_predecessor();

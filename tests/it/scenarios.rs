@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use zkmw::contract::TaskId;
 use zkmw::contract::task::{Reason, State, Task};
 
-use crate::harness::{Cluster, DEATH, LIMIT, Op, SESSION, Txn, eventually, process};
+use crate::harness::{Cluster, DEATH, KILL_WORKER, LIMIT, Op, SESSION, Txn, eventually, process};
 
 /// A task that proves G3 by itself: it holds a lock for as long as any of its processes lives, notes its attempt
 /// and its pid in `DIR/runs`, and exits with 99 if the lock was held.
@@ -397,7 +397,7 @@ fn g11_a_task_that_kills_its_workers_fails_after_three_attempts() {
     let (n_runs, go) = (cluster.dir().join("n.runs"), cluster.dir().join("go"));
     let until = |file: &Path| format!("until [ -e {} ]; do sleep .05; done", file.display());
     let line =
-        format!("[ $ZKMW_ATTEMPT = 1 ] || {{ {}; sleep .2; }}; kill -9 $PPID; sleep 600", until(&n_runs));
+        format!("[ $ZKMW_ATTEMPT = 1 ] || {{ {}; sleep .2; }}; {KILL_WORKER}; sleep 600", until(&n_runs));
     let start = Instant::now();
     let poison = cluster.submit_detached(&[&locked(cluster.dir(), "p", &line)]);
     assert_eq!(worker.wait_exit(LIMIT).code, 128 + 9);

@@ -212,6 +212,12 @@ impl Bench {
         self.step(Event::Ended { run, report: report(ended) });
     }
 
+    /// By its slot.
+    fn killed(&mut self) {
+        let run = self.runs.last().expect("it ran").0;
+        self.step(Event::Ended { run, report: RunReport { signalled: true, ..report(Ended::Signal(9)) } });
+    }
+
     fn deposed(&mut self) {
         let (name, _) = self.standing.pop().expect("it stands");
         let path = format!("/z/elections/e/{name}");

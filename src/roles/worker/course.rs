@@ -218,6 +218,10 @@ fn verdict(why: Option<Why>, report: &RunReport) -> Verdict {
         (Some(Why::Drain), _) => Verdict::Cut("its worker was stopped".into()),
         (Some(Why::Dead), _) => Verdict::Cut("its worker lost its session".into()),
         (Some(Why::Timeout), _) => Verdict::Failed(Reason::Timeout, "it ran past its timeout".into()),
+        // Not we: the lease had ended, or its slot was lost.
+        (None, _) if report.signalled => Verdict::Cut(
+            report.detail.clone().unwrap_or_else(|| "it was killed at the end of the lease".into()),
+        ),
         (None, Ended::Exit(0)) => Verdict::Success,
         (None, Ended::Exit(code)) => Verdict::Failed(Reason::Exit, format!("it exited with {code}")),
         (None, Ended::Signal(signal)) => {

@@ -381,6 +381,23 @@ fn a_drained_worker_that_is_back_keeps_its_assignment_until_what_it_owes_is_writ
     assert!(desk.exit == Some(0) && !world.znodes.contains_key(&page));
 }
 
+/// The lease was renewed just after its slot had found it over.
+#[test]
+fn what_its_slot_killed_is_no_end_of_its_own_even_if_the_lease_holds_again() {
+    let mut world = World::new();
+    let mut desk = worker(|_| {});
+    desk.connect(&mut world);
+    task(&mut world, "_00/a");
+    assign(&mut world, &desk, &[("_00/a", 1, false)]);
+    desk.go(&mut world);
+    let run = *desk.runs.keys().next().expect("asked for");
+    desk.event(&world, Event::Started { run, pid: 5 });
+    end_after(&world, &mut desk, Ended::Signal(9), true);
+    desk.go(&mut world);
+    let task = world.task("/z/tasks/_00/a");
+    assert!(task.outcome.is_none() && task.charged == 0, "{task:?}");
+}
+
 /// A worker stood still: its clock shows that the time is up before it hears that the task has ended long ago.
 /// Found as seed 1002638 of the simulator.
 #[test]

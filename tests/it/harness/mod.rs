@@ -66,6 +66,10 @@ pub const SESSION: Duration = Duration::from_secs(6);
 /// How long the death of a process may go unseen: its session's timeout, and what its guarantees add to it.
 pub const DEATH: Duration = Duration::from_millis(6_000 + 500 + 1_000);
 
+/// A line of the shell by which a task kills its worker: the parent of the keeper of its slot.
+pub const KILL_WORKER: &str =
+    "keeper=$(cut -d' ' -f4 /proc/$PPID/stat); kill -9 $(cut -d' ' -f4 /proc/$keeper/stat)";
+
 /// Waits until `check` gives something.
 ///
 /// # Panics

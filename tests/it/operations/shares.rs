@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::harness::process::Proc;
-use crate::harness::{Cluster, LIMIT, eventually};
+use crate::harness::{Cluster, KILL_WORKER, LIMIT, eventually};
 
 /// Which worker ran which line, in the order of their starts.
 fn starts(file: &Path) -> Vec<(String, u32)> {
@@ -41,8 +41,8 @@ fn g11_a_line_that_kills_its_workers_is_convicted_alone_and_its_neighbours_end_a
     cluster.registered(&["w1", "w2"]);
     let ran = cluster.dir().join("ran");
     let line = |number: u32| {
-        let then = if number == 90 { "kill -9 $PPID; sleep 600" } else { "sleep .02" };
-        noted(&ran, number, then)
+        let kill = format!("{KILL_WORKER}; sleep 600");
+        noted(&ran, number, if number == 90 { &kill } else { "sleep .02" })
     };
     let file = batch(&cluster, (1..=200).map(line));
     let begin = Instant::now();

@@ -234,6 +234,16 @@ fn what_was_killed_while_we_slept_is_run_again() {
     assert_eq!(bench.epoch(), 102, "under a new epoch");
 }
 
+/// The lease was renewed just after that.
+#[test]
+fn what_its_slot_killed_is_run_again_even_if_the_lease_holds_again() {
+    let mut bench = Bench::running(|params| params.once = true);
+    bench.killed();
+    bench.answer();
+    bench.pass(0);
+    assert_eq!((bench.did(), bench.epoch()), (vec!["run".to_string()], 102), "under a new epoch");
+}
+
 #[test]
 fn a_command_that_was_killed_with_its_slot_is_run_again() {
     let mut bench = Bench::running(|params| params.once = true);
