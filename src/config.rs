@@ -195,6 +195,21 @@ pub struct WorkerConfig {
     pub run_as: Option<String>,
     /// Give tasks a minimal environment.
     pub clean_env: bool,
+    /// The same.
+    pub state_dir: PathBuf,
+    /// What is kept of what tasks print.
+    pub logs: LogsConfig,
+}
+
+/// How much a worker keeps of what tasks print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogsConfig {
+    /// Bytes of one run; nothing is kept if it is 0.
+    pub limit: u64,
+    /// Bytes of all.
+    pub space: u64,
+    /// For how long.
+    pub keep: Duration,
 }
 
 /// The settings of `zkmw submit`.

@@ -11,6 +11,7 @@ pub mod contender;
 pub mod dropped;
 pub mod handler;
 pub mod line;
+pub mod log;
 pub mod outcome;
 pub mod share;
 pub mod status;

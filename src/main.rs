@@ -23,8 +23,12 @@ const SLOTS: &str = "slots";
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(say_panic));
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|word| word == SLOTS) {
-        return keep_slots();
+    match args.next() {
+        Some(word) if word == SLOTS => return serve(SLOTS, exec::keep_slots()),
+        Some(word) if word == exec::WRITE_LOGS => {
+            return serve(exec::WRITE_LOGS, exec::write_logs(&args.collect::<Vec<_>>()));
+        }
+        Some(_) | None => {}
     }
     let variable = |name: &str| std::env::var_os(name);
     let code = match config::load(std::env::args_os(), variable, config::DEFAULT_FILE.as_ref()) {
@@ -84,13 +88,13 @@ fn say_panic(panic: &PanicHookInfo<'_>) {
     let _ = std::io::stderr().write_all(words.as_bytes());
 }
 
-/// Runs what a worker or an elector runs. It has no log: nobody may read standard error, and that must not keep it
-/// waiting.
-fn keep_slots() -> ExitCode {
-    match exec::keep_slots() {
+/// The end of a process that serves a worker or an elector. It has no log: nobody may read standard error, and that
+/// must not keep it waiting.
+fn serve(name: &str, ended: anyhow::Result<()>) -> ExitCode {
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "zkmw slots: {error:#}");
+            let _ = writeln!(std::io::stderr(), "zkmw {name}: {error:#}");
             ExitCode::from(u8::try_from(exit::USAGE).unwrap_or(u8::MAX))
         }
     }

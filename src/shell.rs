@@ -19,7 +19,7 @@ use signal_hook::iterator::Signals;
 
 use self::outage::Outage;
 use self::pacing::Pacing;
-use crate::exec::{Confinement, ExecEvent, Executor, Means, OWN_PROGRAM, RunFile};
+use crate::exec::{Confinement, ExecEvent, Executor, LogSettings, Means, OWN_PROGRAM, RunFile};
 use crate::exit;
 use crate::machine::{Action, Actions, BatchLine, CallError, CallId, Event, Instant, Level, Role, turn};
 use crate::service::Service;
@@ -61,6 +61,8 @@ pub struct Surroundings {
     pub run_file: Option<RunFile>,
     /// In what these processes differ from this one.
     pub confinement: Confinement,
+    /// Where all is kept that runs print, if it is.
+    pub logs: Option<LogSettings>,
     /// Where the lines of a batch come from.
     pub batch: Option<BatchLines>,
     /// Whether it is a service: it tells the service manager how it is, and ignores SIGHUP.
@@ -138,6 +140,7 @@ pub fn run<T: Role>(
                 leased: true,
                 cgroups: true,
                 confinement: surroundings.confinement,
+                logs: surroundings.logs,
             };
             let executor = Executor::new(exec_sender, means);
             Some(executor.context("cannot run processes")?)

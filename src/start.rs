@@ -10,13 +10,14 @@ use std::time::{Duration, SystemTime};
 
 use crate::batch::BatchReader;
 use crate::config::{
-    Command, Config, DeleteConfig, ElectorConfig, Ensemble, IdsConfig, ListConfig, MasterConfig, Orphan,
-    SubmitConfig, TaskSource, WorkerConfig,
+    Command, Config, DeleteConfig, ElectorConfig, Ensemble, IdsConfig, ListConfig, LogsConfig, MasterConfig,
+    Orphan, SubmitConfig, TaskSource, WorkerConfig,
 };
+use crate::contract::log::LOGS;
 use crate::contract::task::{Options, Payload};
 use crate::contract::worker::ProcessIdentity;
 use crate::contract::{Layout, fnv1a, uuid};
-use crate::exec::{self, Claim, Confinement, Predecessor, RunFile, User};
+use crate::exec::{self, Claim, Confinement, LogSettings, Predecessor, RunFile, User};
 use crate::exit;
 use crate::machine::Role;
 use crate::report::View;
@@ -157,6 +158,7 @@ fn surroundings(ensemble: &Ensemble, threads: usize) -> Surroundings {
         runs: false,
         run_file: None,
         confinement: Confinement::default(),
+        logs: None,
         batch: None,
         daemon: false,
     }
@@ -194,7 +196,9 @@ fn run_master(ensemble: &Ensemble, layout: Layout, settings: MasterConfig) -> an
 fn run_worker(ensemble: &Ensemble, layout: Layout, settings: WorkerConfig) -> anyhow::Result<i32> {
     let process = exec::process_identity()?;
     let confinement = confinement(&settings)?;
-    let (run_file, predecessor) = claim(&settings, &service(ensemble), &process)?;
+    let service = service(ensemble);
+    let (run_file, predecessor) = claim(&settings, &service, &process)?;
+    let logs = logs(&settings, &service);
     // What it still has to write may wait for half of it, the end of its session for the other.
     let close_timeout = ensemble.close_timeout / 2;
     let threads = (settings.slots as usize + WORKER_THREADS).min(MAX_WORKER_THREADS);
@@ -216,6 +220,7 @@ fn run_worker(ensemble: &Ensemble, layout: Layout, settings: WorkerConfig) -> an
         runs: true,
         run_file,
         confinement,
+        logs,
         close_timeout,
         ..surroundings(ensemble, threads)
     };
@@ -237,6 +242,23 @@ fn service(ensemble: &Ensemble) -> String {
     format!("{:08x}", fnv1a(&format!("{servers:?}{chroot}{}", ensemble.root)))
 }
 
+/// What to call a worker on this host, which may have workers of one name in several services.
+fn name_here(settings: &WorkerConfig, service: &str) -> String {
+    format!("{}@{service}", settings.id)
+}
+
+/// Where a worker keeps all that its tasks print, if it does. What handlers answer is all that there is of it.
+fn logs(settings: &WorkerConfig, service: &str) -> Option<LogSettings> {
+    let dir = settings.state_dir.join(LOGS).join(name_here(settings, service));
+    let LogsConfig { limit, space, keep } = settings.logs;
+    let logs = LogSettings { dir, limit, space, keep };
+    let keeps = limit > 0 && settings.handler.is_none();
+    if keeps {
+        log::info!("all that tasks print is kept in {}", logs.dir.display());
+    }
+    keeps.then_some(logs)
+}
+
 /// Claims the worker's name on this host, and learns what became of who had it before. Without a run file the
 /// worker works all the same; only a successor of it has to wait.
 fn claim(
@@ -244,8 +266,7 @@ fn claim(
     service: &str,
     own: &ProcessIdentity,
 ) -> Result<(Option<RunFile>, Option<ProcessIdentity>), Unfit> {
-    // One host may have workers of one name in several services.
-    let name = format!("{}@{service}", settings.id);
+    let name = name_here(settings, service);
     let run_file = match RunFile::claim(&settings.run_dir, &name) {
         Ok(Claim::Ours(run_file)) => run_file,
         Ok(Claim::Held { pid }) => {

@@ -10,8 +10,8 @@ use super::file::File;
 use super::layers::{Layers, quoted, variable};
 use super::settings::{self, Verb};
 use super::{
-    Command, Config, ConfigError, DeleteConfig, ElectorConfig, Ensemble, IdsConfig, ListConfig, MasterConfig,
-    Orphan, SubmitConfig, TaskSource, WorkerConfig, parse,
+    Command, Config, ConfigError, DeleteConfig, ElectorConfig, Ensemble, IdsConfig, ListConfig, LogsConfig,
+    MasterConfig, Orphan, SubmitConfig, TaskSource, WorkerConfig, parse,
 };
 
 use crate::contract::worker::MAX_SLOTS;
@@ -179,28 +179,64 @@ fn worker(layers: &Layers<'_>, host: &Host) -> Result<WorkerConfig, ConfigError>
         },
         run_as: layers.get(&settings::RUN_AS)?,
         clean_env: layers.get_or_default(&settings::CLEAN_ENV)?,
+        state_dir: match layers.get(&settings::STATE_DIR)? {
+            Some(dir) => dir,
+            None => default_state_dir(layers.env, host.uid),
+        },
+        logs: LogsConfig {
+            limit: layers.get_always(&settings::LOG_LIMIT)?,
+            space: layers.get_always(&settings::LOG_SPACE)?,
+            keep: layers.get_always(&settings::LOG_KEEP)?,
+        },
     })
 }
 
-fn default_run_dir(env: &dyn Fn(&str) -> Option<OsString>, uid: u32) -> PathBuf {
-    let absolute = |dir: &OsStr| Some(PathBuf::from(dir)).filter(|dir| dir.is_absolute());
-    // systemd gives several directories with colons between them.
-    let of_unit = variable(env, "RUNTIME_DIRECTORY")
-        .and_then(|dirs| dirs.to_str().and_then(|dirs| dirs.split(':').next().map(OsString::from)));
-    if let Some(dir) = of_unit.as_deref().and_then(absolute) {
+/// What variables are.
+type Env<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+fn default_run_dir(env: Env<'_>, uid: u32) -> PathBuf {
+    if let Some(dir) = dir_of_unit(env, "RUNTIME_DIRECTORY") {
         return dir;
     }
     if uid == 0 {
         return PathBuf::from("/run/zkmw");
     }
-    match variable(env, "XDG_RUNTIME_DIR").as_deref().and_then(absolute) {
+    match dir_in(env, "XDG_RUNTIME_DIR") {
         Some(dir) => dir.join("zkmw"),
-        None => variable(env, "TMPDIR")
-            .as_deref()
-            .and_then(absolute)
-            .unwrap_or_else(|| PathBuf::from("/tmp"))
-            .join(format!("zkmw-{uid}")),
+        None => temporary_dir(env, uid),
     }
+}
+
+fn default_state_dir(env: Env<'_>, uid: u32) -> PathBuf {
+    if let Some(dir) = dir_of_unit(env, "STATE_DIRECTORY") {
+        return dir;
+    }
+    if uid == 0 {
+        return PathBuf::from("/var/lib/zkmw");
+    }
+    let of_home = || dir_in(env, "HOME").map(|home| home.join(".local/state"));
+    match dir_in(env, "XDG_STATE_HOME").or_else(of_home) {
+        Some(dir) => dir.join("zkmw"),
+        None => temporary_dir(env, uid),
+    }
+}
+
+fn absolute(dir: &OsStr) -> Option<PathBuf> {
+    Some(PathBuf::from(dir)).filter(|dir| dir.is_absolute())
+}
+
+fn dir_in(env: Env<'_>, name: &str) -> Option<PathBuf> {
+    variable(env, name).as_deref().and_then(absolute)
+}
+
+/// systemd gives several directories with colons between them.
+fn dir_of_unit(env: Env<'_>, name: &str) -> Option<PathBuf> {
+    let dirs = variable(env, name)?;
+    dirs.to_str().and_then(|dirs| dirs.split(':').next()).and_then(|dir| absolute(dir.as_ref()))
+}
+
+fn temporary_dir(env: Env<'_>, uid: u32) -> PathBuf {
+    dir_in(env, "TMPDIR").unwrap_or_else(|| PathBuf::from("/tmp")).join(format!("zkmw-{uid}"))
 }
 
 fn submit(

@@ -24,6 +24,8 @@ pub const MAX_PATH_BYTES: usize = 512;
 pub const MAX_OUTPUT_BYTES: usize = 96 * 1024;
 /// The highest limit for the data of all tasks: 1 TiB.
 pub const MAX_MAX_PENDING_BYTES: u64 = 1 << 40;
+/// The highest limit for what is kept of what tasks print: 1 PiB, which no disk has.
+const MAX_LOG_BYTES: u64 = 1 << 50;
 /// The most labels of a worker, or of what a task requires.
 pub const MAX_LABELS: usize = 32;
 /// The most variables that a task may bring.
@@ -112,6 +114,13 @@ pub fn output_limit_bytes(text: &str) -> Parsed<usize> {
 pub fn max_pending_bytes(text: &str) -> Parsed<u64> {
     size(text).filter(|bytes| (1..=MAX_MAX_PENDING_BYTES).contains(bytes)).ok_or_else(|| {
         "must be a size between 1B and 1TiB, such as 512MiB, 1GiB or 1073741824 (bytes)".to_owned()
+    })
+}
+
+/// How much a worker keeps of what a task prints, or all tasks do; 0 is nothing.
+pub fn log_bytes(text: &str) -> Parsed<u64> {
+    size(text).filter(|bytes| *bytes <= MAX_LOG_BYTES).ok_or_else(|| {
+        "must be a size between 0 and 1024TiB, such as 100MiB, 1GiB or 1073741824 (bytes)".to_owned()
     })
 }
 

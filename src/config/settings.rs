@@ -344,6 +344,18 @@ settings! {
         One(parse::boolean), "Give tasks a minimal environment (PATH, HOME, USER, LOGNAME, SHELL, LANG, TZ) and \
         their own variables, in place of the worker's";
 
+    STATE_DIR: PathBuf = ("state-dir", &[Worker], Value("DIR"),
+        Described("$STATE_DIRECTORY, else /var/lib/zkmw if root, else $XDG_STATE_HOME/zkmw, else ~/.local/state/zkmw, \
+        else zkmw-UID in the directory for temporary files"), Anywhere)
+        Path(parse::absolute_dir), "Where to keep what outlives this worker: what tasks print, in logs/ID@SERVICE there";
+    LOG_LIMIT: u64 = ("log-limit", &[Worker], Value("SIZE"), Text("100MiB"), Anywhere)
+        One(parse::log_bytes), "Keep all that a task prints up to this in files here, if it prints more than 64 KiB \
+        or runs for longer than 1 s; 0 keeps none";
+    LOG_SPACE: u64 = ("log-space", &[Worker], Value("SIZE"), Text("1GiB"), Anywhere)
+        One(parse::log_bytes), "Most that these files may take together; the oldest go first";
+    LOG_KEEP: Duration = ("log-keep", &[Worker], Value("TIME"), Text("24h"), Anywhere)
+        One(|text| duration(text, SECOND, 10 * YEAR)), "How long to keep them";
+
     // --- submit
 
     FROM_FILE: PathBuf = ("from-file", &[Submit], Value("FILE"), Nothing, Flag)

@@ -34,7 +34,7 @@ impl Stream {
         Stream { pipe: pipe.filter(nonblocking), capture: Capture::new(limit) }
     }
 
-    /// Reads once, by way of this buffer; how many bytes, 0 if there is nothing now or never again.
+    /// Reads once into this buffer, which has what came then; how many bytes, 0 if there is nothing now or never again.
     pub(super) fn read(&mut self, buffer: &mut Vec<u8>) -> usize {
         let Some(pipe) = &self.pipe else { return 0 };
         buffer.clear();
@@ -48,14 +48,15 @@ impl Stream {
         buffer.len()
     }
 
-    /// Reads what is there, up to [`DRAIN_BYTES`].
-    pub(super) fn drain(&mut self, buffer: &mut Vec<u8>) {
+    /// Reads what is there, up to [`DRAIN_BYTES`], and shows it.
+    pub(super) fn drain(&mut self, buffer: &mut Vec<u8>, mut show: impl FnMut(&[u8])) {
         let mut drained = 0;
         while drained < DRAIN_BYTES {
             match self.read(buffer) {
                 0 => break,
                 bytes => drained += bytes as u64,
             }
+            show(buffer);
         }
         self.pipe = None;
     }
@@ -134,7 +135,7 @@ mod tests {
     fn a_pipe_that_never_gets_empty_is_read_for_a_while_only() {
         let endless = File::open("/dev/zero").unwrap();
         let mut stream = Stream::new(Some(endless.into()), 0);
-        stream.drain(&mut Vec::new());
+        stream.drain(&mut Vec::new(), |_| {});
         let omitted = stream.capture.finish().omitted;
         assert!((DRAIN_BYTES..=DRAIN_BYTES + READ_BYTES as u64).contains(&omitted), "{omitted}");
     }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -20,6 +20,7 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use super::descriptors::too_few;
 use super::handler::{Desk, Note};
+use super::logs::Carrier;
 use super::page::{MOST_SLOTS, Page};
 use super::proc;
 use super::runfile::{RunFile, Session};
@@ -49,6 +50,8 @@ pub(super) struct Hub {
     /// Notified when a run is over, or the keeper gone.
     changed: Condvar,
     pub(super) stopping: AtomicBool,
+    /// The way to who writes logs, if anybody does.
+    pub(super) logs: OnceLock<Arc<Carrier>>,
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +113,7 @@ impl Hub {
             inner: Mutex::default(),
             changed: Condvar::new(),
             stopping: AtomicBool::new(false),
+            logs: OnceLock::new(),
         };
         epoll::add(&hub.epoll, &hub.wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
         hub.lock().run_file = run_file;
@@ -363,6 +367,15 @@ impl Hub {
                     is_free = true;
                 }
                 (FromSlot::Warning(warning), _) => log::warn!("{warning}"),
+                (FromSlot::Log(name), _) => {
+                    // Where it goes nowhere, the slot finds nobody at the other end.
+                    if let (Some(logs), Some(pipe)) = (self.logs.get(), link.take_descriptor()) {
+                        logs.begin(name, pipe);
+                    }
+                }
+                (FromSlot::LogLost { name, why }, _) => {
+                    self.logs.get().into_iter().for_each(|logs| logs.lost(name.clone(), why.clone()));
+                }
                 // It was given up.
                 (FromSlot::Started { .. } | FromSlot::NotStarted { .. } | FromSlot::Ended { .. }, _) => {}
             }

@@ -54,33 +54,8 @@ const SLOT_SOCKET: i32 = 3;
 ///
 /// If no worker has started it, or it lacks what it stands on.
 pub fn run() -> anyhow::Result<()> {
-    let stdin = rustix::stdio::stdin();
-    let found = fstat(stdin).context("cannot look at standard input")?;
-    if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
-        bail!("only a worker or an elector starts this: its standard input is no socket");
-    }
-    let socket = fcntl_dupfd_cloexec(stdin, SLOT_SOCKET).context("no room for a descriptor")?;
-    let null = File::open("/dev/null").context("cannot open /dev/null")?;
-    // SAFETY: standard input becomes another file; nobody else in this process uses it.
-    if unsafe { libc::dup2(null.as_raw_fd(), 0) } < 0 {
-        bail!("cannot replace standard input: {}", std::io::Error::last_os_error());
-    }
-    let _ = setsid();
-    for signal in [
-        libc::SIGTERM,
-        libc::SIGINT,
-        libc::SIGHUP,
-        libc::SIGQUIT,
-        libc::SIGALRM,
-        libc::SIGPIPE,
-        libc::SIGUSR2,
-    ] {
-        // SAFETY: sets no handler.
-        unsafe { libc::signal(signal, libc::SIG_IGN) };
-    }
+    let mut link = Link::new(detach(KEEPER_NAME)?);
     become_subreaper();
-    let _ = rustix::thread::set_name(KEEPER_NAME);
-    let mut link = Link::new(socket);
     let hello = loop {
         link.receive();
         match link.next() {
@@ -105,6 +80,38 @@ pub fn run() -> anyhow::Result<()> {
     };
     keeper.live();
     Ok(())
+}
+
+/// Makes this process, which a worker or an elector has started, one of its own: in a session without a terminal, out of
+/// reach of signals to all of a group. Returns the socket that was its standard input.
+pub(super) fn detach(name: &std::ffi::CStr) -> anyhow::Result<OwnedFd> {
+    let stdin = rustix::stdio::stdin();
+    let found = fstat(stdin).context("cannot look at standard input")?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
+        bail!("only a worker or an elector starts this: its standard input is no socket");
+    }
+    let socket = fcntl_dupfd_cloexec(stdin, SLOT_SOCKET).context("no room for a descriptor")?;
+    let null = File::open("/dev/null").context("cannot open /dev/null")?;
+    // SAFETY: standard input becomes another file; nobody else in this process uses it.
+    if unsafe { libc::dup2(null.as_raw_fd(), 0) } < 0 {
+        bail!("cannot replace standard input: {}", std::io::Error::last_os_error());
+    }
+    let _ = setsid();
+    for signal in [
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGALRM,
+        libc::SIGPIPE,
+        libc::SIGUSR2,
+        libc::SIGXFSZ,
+    ] {
+        // SAFETY: sets no handler.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+    let _ = rustix::thread::set_name(name);
+    Ok(socket)
 }
 
 fn wait_for(link: &Link) {

@@ -15,6 +15,7 @@ mod handler;
 mod hub;
 mod keeper;
 mod leftovers;
+mod logs;
 mod mark;
 mod memory;
 mod page;
@@ -40,6 +41,8 @@ use crate::machine::{GroupSignal, Instant, RunId, RunOutput, RunReport, RunSpec}
 use crate::threads;
 use handler::Pool;
 use hub::Hub;
+use logs::Carrier;
+pub use logs::{LogSettings, WRITE_LOGS, write_logs};
 use page::ENDLESS;
 pub use runfile::{Claim, Predecessor, RunFile};
 use serde::{Deserialize, Serialize};
@@ -118,6 +121,8 @@ pub struct Means {
     pub leased: bool,
     /// Whether each slot gets a cgroup for its runs, if we may have them.
     pub cgroups: bool,
+    /// Where all is kept that runs print, if it is.
+    pub logs: Option<LogSettings>,
     /// In what runs differ from us.
     pub confinement: Confinement,
 }
@@ -137,6 +142,7 @@ pub struct Executor {
     hub: Arc<Hub>,
     handlers: Arc<Pool>,
     leased: bool,
+    log_limit: u64,
 }
 
 impl Executor {
@@ -158,7 +164,7 @@ impl Executor {
             hub.page.begin_anew(ENDLESS);
         }
         let starter = Starter {
-            program: means.program,
+            program: means.program.clone(),
             token: own.token(),
             own,
             number: EXECUTORS.fetch_add(1, Ordering::Relaxed),
@@ -173,8 +179,14 @@ impl Executor {
         threads::spawn("exec", move || listens.live()).context("cannot start a thread")?;
         threads::spawn("exec-keeper", move || starter.keep(&keeps, first))
             .context("cannot start a thread")?;
+        let log_limit = means.logs.as_ref().map_or(0, |logs| logs.limit);
+        // After the keeper, which has us enter the control group that all of ours are in.
+        if let Some(settings) = means.logs.filter(|logs| logs.limit > 0) {
+            let carrier = Carrier::start(means.program, settings).context("cannot start a thread")?;
+            let _ = hub.logs.set(carrier);
+        }
         let handlers = Arc::new(Pool::new(Arc::clone(&hub)));
-        Ok(Executor { hub, handlers, leased: means.leased })
+        Ok(Executor { hub, handlers, leased: means.leased, log_limit })
     }
 
     /// Starts a run; the answer is `Started` and then `Ended`, or `NotStarted`.
@@ -187,7 +199,7 @@ impl Executor {
             return self.handlers.start(run, spec);
         }
         let streams = match spec.output {
-            RunOutput::Capture { limit } => Streams::Capture { limit },
+            RunOutput::Capture { limit } => Streams::Capture { limit, log_limit: self.log_limit },
             RunOutput::Inherit => Streams::Inherit,
         };
         self.hub.start(run, Program { run: run.0, argv: spec.argv, env: spec.env, streams });
@@ -241,6 +253,7 @@ impl Drop for Executor {
             // The run file goes on saying that something lives.
             log::error!("process groups outlive us that cannot be killed now");
         }
+        self.hub.logs.get().into_iter().for_each(|logs| logs.stop());
     }
 }
 

@@ -124,7 +124,7 @@ impl RunFile {
             !worker.is_empty() && !worker.contains(['/', '\0']),
             "{worker:?} cannot be the name of a run file"
         );
-        make_private_dir(dir)?;
+        make_private_dir(dir, "run directory")?;
         let lock_path = dir.join(format!("{worker}.lock"));
         let lock = open_private(OpenOptions::new().create(true).truncate(false), &lock_path)
             .with_context(|| format!("cannot open {}", lock_path.display()))?;
@@ -242,16 +242,17 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     fs::read(path)
 }
 
-fn make_private_dir(dir: &Path) -> anyhow::Result<()> {
+/// Makes a directory of this name for people, if it isn't there, and sees to it that nobody else can write there.
+pub(super) fn make_private_dir(dir: &Path, name: &str) -> anyhow::Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .with_context(|| format!("cannot make the run directory {}", dir.display()))?;
+        .with_context(|| format!("cannot make the {name} {}", dir.display()))?;
     let found = fs::metadata(dir).with_context(|| format!("cannot look at {}", dir.display()))?;
     ensure!(
         found.uid() == geteuid().as_raw() && found.mode() & WRITABLE_BY_OTHERS == 0,
-        "the run directory {} belongs to somebody else, or others may write to it; use one of mode 0700",
+        "the {name} {} belongs to somebody else, or others may write to it; use one of mode 0700",
         dir.display()
     );
     Ok(())

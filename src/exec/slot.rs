@@ -30,6 +30,7 @@ use super::birth::{self, Born, Failure, Place, Surroundings};
 use super::capture::Stream;
 use super::cgroup::{Left, RunGroup};
 use super::children::{self, Children};
+use super::logs::Feeds;
 use super::memory::{Kills, Memory};
 use super::page::Page;
 use super::proc::to_pid;
@@ -63,6 +64,7 @@ pub(super) struct Slot<'a> {
     /// Programs cannot be born in their control group here.
     enters: bool,
     running: Option<Running>,
+    logs: Feeds,
     buffer: Vec<u8>,
 }
 
@@ -115,13 +117,14 @@ impl<'a> Slot<'a> {
             group,
             enters: false,
             running: None,
+            logs: Feeds::default(),
             buffer: Vec::new(),
         })
     }
 
     /// Until the worker is gone, and all that ran is dead.
     pub(super) fn live(&mut self) {
-        while !self.link.is_closed() || self.running.is_some() {
+        while !self.link.is_closed() || self.running.is_some() || self.logs.are_closing() {
             self.turn();
         }
     }
@@ -129,9 +132,11 @@ impl<'a> Slot<'a> {
     /// Waits until there is something to do, and does it.
     fn turn(&mut self) {
         let closed = self.link.is_closed();
-        let pause = self.pause().map(timespec);
+        let pause = self.pause().into_iter().chain(self.logs.pause()).min().map(timespec);
         let wanted = if self.link.has_unsent() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-        let pipes = self.running.iter().flat_map(|running| &running.streams);
+        // What cannot be passed on is not read.
+        let reads = self.running.iter().filter(|_| !self.logs.is_full());
+        let pipes = reads.flat_map(|running| &running.streams);
         let mut sources = vec![
             PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.timer.as_fd(), PollFlags::IN),
@@ -144,13 +149,15 @@ impl<'a> Slot<'a> {
         sources.extend(
             pipes.filter_map(|stream| stream.pipe.as_ref()).map(|pipe| PollFd::new(pipe, PollFlags::IN)),
         );
+        let logs_from = sources.len();
+        sources.extend(self.logs.waiting().map(|pipe| PollFd::from_borrowed_fd(pipe, PollFlags::OUT)));
         let polled = poll(&mut sources, pause.as_ref());
         let ready: Vec<bool> = match polled {
             Ok(_) => sources.iter().map(|source| !source.revents().is_empty()).collect(),
             // Out of memory, or interrupted: everything is looked at, and nothing waits.
             Err(_) => vec![true; sources.len()],
         };
-        if ready[3..].contains(&true) {
+        if ready[3..logs_from].contains(&true) {
             self.read_streams();
         }
         if ready[1] {
@@ -163,6 +170,7 @@ impl<'a> Slot<'a> {
             let _ = read(&self.signals, &mut [0; 1024]);
         }
         self.look_after_running();
+        self.logs.look(&mut self.link);
     }
 
     /// How long nothing has to be done by itself.
@@ -178,8 +186,9 @@ impl<'a> Slot<'a> {
     }
 
     fn read_streams(&mut self) {
-        for stream in self.running.iter_mut().flat_map(|running| &mut running.streams) {
+        for (number, stream) in self.running.iter_mut().flat_map(|running| &mut running.streams).enumerate() {
             stream.read(&mut self.buffer);
+            self.logs.push(number, &self.buffer);
         }
     }
 
@@ -259,7 +268,7 @@ impl<'a> Slot<'a> {
 
     fn runs(&mut self, program: &Program, born: Born) {
         let limit = match program.streams {
-            Streams::Capture { limit } => limit,
+            Streams::Capture { limit, .. } => limit,
             Streams::Inherit | Streams::Handler => 0,
         };
         let task = program.env.iter().find(|(name, _)| name == TASK_VAR);
@@ -279,6 +288,7 @@ impl<'a> Slot<'a> {
             stopped: StopWatch::default(),
             looked: Instant::now(),
         });
+        self.logs.begin(program);
         self.page.part(self.number).killing.store(0, Ordering::SeqCst);
         if handler {
             // Nobody waits for its end.
@@ -450,10 +460,13 @@ impl<'a> Slot<'a> {
         let Some(running) = self.running.take() else { return };
         let Running { run, streams, started_ms, signalled, kills, ending, told, leader, .. } = running;
         let Some(Ending { ended, ended_ms, .. }) = ending else { return };
+        let mut number = 0;
         let [stdout, stderr] = streams.map(|mut stream| {
-            stream.drain(&mut self.buffer);
+            stream.drain(&mut self.buffer, |bytes| self.logs.push(number, bytes));
+            number += 1;
             stream.capture.finish()
         });
+        self.logs.end(&mut self.link);
         let detail = if signalled { None } else { self.memory.explain(ended, kills) };
         self.clean_group();
         if !told {

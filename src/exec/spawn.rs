@@ -58,10 +58,10 @@ const SERVICE_VARS: [&str; 15] = [
     "MEMORY_PRESSURE_WRITE",
 ];
 
-/// Keepers of all executors of this process: none is what another one has left.
+/// Keepers of all executors of this process, and what writes their logs: none is what another one has left.
 static KEEPERS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
-fn keepers() -> MutexGuard<'static, BTreeSet<u32>> {
+pub(super) fn keepers() -> MutexGuard<'static, BTreeSet<u32>> {
     KEEPERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Confinement, NotStartedKind};
+use crate::contract::log::LogName;
 use crate::machine::{GroupSignal, RunReport};
 
 /// Bytes of a frame's length.
@@ -127,6 +128,8 @@ pub(super) enum Streams {
     Capture {
         /// Bytes kept of each stream.
         limit: usize,
+        /// Most bytes of its log; 0 if it has none.
+        log_limit: u64,
     },
     /// Nothing to read; it writes where we do.
     Inherit,
@@ -162,6 +165,15 @@ pub(super) enum FromSlot {
     },
     /// For the log, as a warning.
     Warning(String),
+    /// What runs has a log from now on; the pipe that it comes from is with it.
+    Log(LogName),
+    /// What runs has none any more.
+    LogLost {
+        /// Which one.
+        name: LogName,
+        /// Why not.
+        why: String,
+    },
 }
 
 /// One end of a socket, with what came in part and what is still to be written.

@@ -231,10 +231,13 @@ impl Services {
             ["master", "--id", name, "--result-ttl", "2m", "--job-ttl", "20s"].map(str::to_string).to_vec()
         } else if WORKERS.contains(&host) {
             let slots = SLOTS[host - WORKERS.start];
-            let run_dir = format!("{dir}/run");
-            ["worker", "--id", name, "--slots", slots, "--grace", &grace, "--run-dir", &run_dir]
+            let (run_dir, state_dir) = (format!("{dir}/run"), format!("{dir}/state"));
+            let dirs = ["--run-dir", &run_dir, "--state-dir", &state_dir];
+            [&["worker", "--id", name, "--slots", slots, "--grace", &grace], &dirs[..]]
+                .concat()
+                .into_iter()
                 .map(str::to_string)
-                .to_vec()
+                .collect()
         } else {
             let script = format!("{}/tests/chaos/elector.sh", env!("CARGO_MANIFEST_DIR"));
             let steps = (20 + 17 * (service.starts % 5)).to_string();

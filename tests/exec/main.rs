@@ -20,6 +20,7 @@ mod ended;
 mod handler;
 mod handler_lease;
 mod keeper;
+mod logs;
 mod lost;
 mod runfile;
 mod runs;
@@ -48,7 +49,7 @@ const DIR: &str = "ZKMW_EXEC_TEST_DIR";
 fn plain() -> Means {
     let program = env!("CARGO_BIN_EXE_zkmw").into();
     let confinement = Confinement::default();
-    Means { run_file: None, program, leased: false, cgroups: false, confinement }
+    Means { run_file: None, program, leased: false, cgroups: false, confinement, logs: None }
 }
 
 struct Rig {

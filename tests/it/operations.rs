@@ -11,6 +11,7 @@ mod ends;
 mod handlers;
 mod leftovers;
 mod lines;
+mod logs;
 mod order;
 mod shares;
 mod submits;

@@ -41,6 +41,8 @@ fn defaults_of_every_command() {
             run_dir: "/tmp/zkmw-1000".into(),
             run_as: None,
             clean_env: false,
+            state_dir: "/tmp/zkmw-1000".into(),
+            logs: LogsConfig { limit: 100 << 20, space: 1 << 30, keep: secs(86_400) },
         }
     );
     assert_eq!(

@@ -341,6 +341,32 @@ fn what_tasks_have_of_their_own() {
 }
 
 #[test]
+fn state_directories() {
+    let dir = |uid, env: &[(&str, &str)]| {
+        let mut world = env.iter().fold(zkmw("worker"), |w, (k, v)| w.env(k, *v));
+        world.uid = uid;
+        world.worker().state_dir.display().to_string()
+    };
+    let (home, xdg) = (("HOME", "/home/u"), ("XDG_STATE_HOME", "/state/u"));
+    assert_eq!(dir(7, &[home, xdg, ("STATE_DIRECTORY", "/var/lib/a:/var/lib/b")]), "/var/lib/a");
+    assert_eq!(dir(0, &[home, xdg]), "/var/lib/zkmw");
+    assert_eq!(dir(7, &[home, xdg]), "/state/u/zkmw");
+    assert_eq!(dir(7, &[home]), "/home/u/.local/state/zkmw");
+    assert_eq!(dir(7, &[("HOME", "relative"), ("TMPDIR", "/var/tmp")]), "/var/tmp/zkmw-7");
+    zkmw("worker --state-dir x")
+        .fails_with(64, "state-dir: 'x' (from --state-dir) is not valid: must be an absolute path");
+}
+
+#[test]
+fn how_much_is_kept_of_what_tasks_print() {
+    let logs = zkmw("worker --log-limit 0 --log-space 2TiB --log-keep 90s").worker().logs;
+    assert_eq!(logs, LogsConfig { limit: 0, space: 2 << 40, keep: secs(90) });
+    for bad in ["--log-limit much", "--log-limit -1", "--log-space 1025TiB", "--log-keep 0s"] {
+        zkmw(&format!("worker {bad}")).fails_with(64, "is not valid");
+    }
+}
+
+#[test]
 fn run_directories() {
     let dir = |uid, env: &[(&str, &str)]| {
         let mut world = env.iter().fold(zkmw("worker"), |w, (k, v)| w.env(k, *v));

@@ -203,10 +203,11 @@ impl Cluster {
         self.start(id, &["master", "--id", id])
     }
 
-    /// A worker, with its run files in the test's folder.
+    /// A worker, with its run files and logs in the test's folder.
     pub fn worker(&self, id: &str, args: &[&str]) -> Proc {
-        let run_dir = self.dir.join("run").display().to_string();
-        self.start(id, &[&["worker", "--id", id, "--run-dir", &run_dir], args].concat())
+        let [run_dir, state_dir] = ["run", "state"].map(|name| self.dir.join(name).display().to_string());
+        let dirs = ["--run-dir", &run_dir, "--state-dir", &state_dir];
+        self.start(id, &[&["worker", "--id", id], &dirs[..], args].concat())
     }
 
     /// An elector of the election `elections/default` below the root.

@@ -2,6 +2,7 @@
 //! before.
 
 use super::{Phase, Purpose, Single};
+use crate::contract::log::LogName;
 use crate::contract::task::{Outcome, State};
 use crate::exit;
 use crate::machine::{Action, Actions, Level, Refusal, Reply};
@@ -33,10 +34,15 @@ impl Single {
         if self.allow_truncated || outcome.state != State::Done || omitted == 0 {
             return None;
         }
+        let id = &self.id;
+        let log = LogName { task: id.to_string(), line: None, attempt: outcome.attempt };
+        let kept = outcome.worker.as_ref().map_or_else(String::new, |worker| {
+            let (worker, dir, stem) = (worker.worker(), log.dir(), log.stem());
+            format!("; the worker {worker} may keep all of it for a while, below its --state-dir in {dir}/{stem}.*")
+        });
         Some(format!(
-            "the task {} succeeded, but {omitted} bytes of what it printed are missing here; with \
-             --allow-truncated that is no failure",
-            self.id
+            "the task {id} succeeded, but {omitted} bytes of what it printed are missing here{kept}; with \
+             --allow-truncated that is no failure"
         ))
     }
 
