@@ -39,9 +39,6 @@ use supervisor::Supervisor;
 /// the numbers run towards those that ZooKeeper reserves; the session layer's own are not counted.
 pub const REQUESTS_MAX: u64 = (1 << 31) - 10_000_000;
 
-/// Threads of a session besides those of its connection: the supervisor, the deliverer, one for calls.
-const THREADS: usize = 3;
-
 /// Beyond what `stop` may take by its limit: for answering the outstanding calls.
 const STOP_SLACK: Duration = Duration::from_millis(100);
 
@@ -174,12 +171,11 @@ impl Session {
         requests_max: u64,
     ) -> anyhow::Result<Session> {
         validate(&settings)?;
-        // Without them there would never be a connection.
-        limits::check(connection::DESCRIPTORS, connection::THREADS + THREADS)?;
         let pool = Pool::start(events, settings.threads, requests_max).context("cannot start a thread")?;
         let (pulse, pulses) = bounded(1);
         let seed = RandomState::new().build_hasher().finish();
-        let supervisor = Supervisor::new(settings, Arc::clone(&pool), (pulse.clone(), pulses), seed);
+        let (found, enough) = bounded(1);
+        let supervisor = Supervisor::new(settings, Arc::clone(&pool), (pulse.clone(), pulses), enough, seed);
         let (end, ended) = bounded(1);
         let started = threads::spawn("zk-session", move || {
             let _ = end.send(supervisor.run());
@@ -188,7 +184,12 @@ impl Session {
             pool.over();
         }
         started.context("cannot start a thread")?;
-        Ok(Session { pool, pulse, ended })
+        let session = Session { pool, pulse, ended };
+        // Without them there would never be a connection. To try takes as long as a quorum write or two, so it is done
+        // while the first server is being asked; nothing is made of the answer before.
+        limits::check(connection::DESCRIPTORS, connection::THREADS)?;
+        let _ = found.send(connection::now());
+        Ok(session)
     }
 
     /// Makes a call over the connection of this generation, and over no other. Never blocks: the answer comes as an

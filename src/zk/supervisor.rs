@@ -37,6 +37,8 @@ const FLAPPING: Duration = Duration::from_secs(5);
 const FLAPPING_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The longest sleep while a connection is up: `recv_timeout` does not count while the machine is suspended.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// For so long it counts that what a connection needs was found to be there.
+const FOUND_FOR: Duration = Duration::from_secs(1);
 /// How long a connection that made its last request may take to get its answers.
 const RETIRE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -53,6 +55,8 @@ pub struct Supervisor {
     suspects: Suspects,
     /// The longest request over the connection before: whoever reads the log knows of it.
     warned_of: usize,
+    /// When it was found at the start that the first connection can have what it needs. It must not be made before.
+    enough: Option<Receiver<Instant>>,
 }
 
 /// How a connection ended.
@@ -82,11 +86,12 @@ impl Backoff {
 }
 
 impl Supervisor {
-    /// A supervisor that is woken through `pulse`.
+    /// A supervisor that is woken through `pulse`, and makes no connection before something comes through `enough`.
     pub fn new(
         settings: Settings,
         pool: Arc<Pool>,
         pulse: (Sender<()>, Receiver<()>),
+        enough: Receiver<Instant>,
         seed: u64,
     ) -> Supervisor {
         Supervisor {
@@ -100,6 +105,7 @@ impl Supervisor {
             last_failure: None,
             suspects: Suspects::default(),
             warned_of: usize::MAX,
+            enough: Some(enough),
         }
     }
 
@@ -186,6 +192,9 @@ impl Supervisor {
             // The servers are asked one by one and still side by side: one that hangs must not hide one that
             // serves. The first that grants a session is taken; the other probes end by themselves.
             let Ok((server, granted)) = answers.recv_timeout(wait) else { continue };
+            if granted.is_ok() {
+                log::debug!("the ZooKeeper server {server} grants sessions");
+            }
             match granted.map_err(NotMade::ThisServer).and_then(|grant| self.connect(server, grant)) {
                 Ok(connection) => {
                     self.shunned.remove(&server);
@@ -206,6 +215,7 @@ impl Supervisor {
 
     /// Probes a server on a thread of its own.
     fn ask(&self, server: SocketAddr, answer: Sender<(SocketAddr, Result<Grant, String>)>) {
+        log::debug!("asking the ZooKeeper server {server} for a session");
         let (timeout, suspect) = (self.settings.session_timeout, self.suspects.length());
         let told = answer.clone();
         let started = threads::spawn_small("zk-probe", move || {
@@ -232,7 +242,9 @@ impl Supervisor {
         self.generation += 1;
         let generation = self.generation;
         let pool = Arc::clone(&self.pool);
+        let found = self.enough.take().and_then(|enough| enough.recv().ok());
         Connection::make(Plan {
+            enough: found.is_some_and(|at| now().since(at) < FOUND_FOR),
             settings: &self.settings,
             server,
             timeout: grant.timeout,

@@ -413,6 +413,7 @@ impl Single {
     /// The task stands, for certain; true if that is all that was wanted.
     fn report_submitted(&mut self, out: &mut Actions<ClientReport>) -> bool {
         let id = self.id.clone();
+        out.log(Level::Debug, format!("the task {id} is made"));
         out.push(Action::Report(ClientReport::Submitted { id, detached: self.detach }));
         if self.detach && !self.cancelling {
             self.over(exit::OK, out);
@@ -443,6 +444,7 @@ impl Single {
     /// Looks at the task as it stands; a watch will tell of its next change.
     fn look(&mut self, mut task: Task, stat: Stat, out: &mut Actions<ClientReport>) {
         if let Some(outcome) = task.outcome.take() {
+            out.log(Level::Debug, format!("the task {} has its outcome", self.id));
             return self.ended(outcome, stat.version, out);
         }
         if self.cancelling && !task.cancel {
