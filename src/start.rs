@@ -254,7 +254,7 @@ fn logs(settings: &WorkerConfig, service: &str) -> Option<LogSettings> {
     let logs = LogSettings { dir, limit, space, keep };
     let keeps = limit > 0 && settings.handler.is_none();
     if keeps {
-        log::info!("all that tasks print is kept in {}", logs.dir.display());
+        log::debug!("all that tasks print is kept in {}", logs.dir.display());
     }
     keeps.then_some(logs)
 }

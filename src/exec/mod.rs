@@ -182,7 +182,7 @@ impl Executor {
         let log_limit = means.logs.as_ref().map_or(0, |logs| logs.limit);
         // After the keeper, which has us enter the control group that all of ours are in.
         if let Some(settings) = means.logs.filter(|logs| logs.limit > 0) {
-            let carrier = Carrier::start(means.program, settings).context("cannot start a thread")?;
+            let carrier = Carrier::start(means.program, settings).context("cannot start what writes logs")?;
             let _ = hub.logs.set(carrier);
         }
         let handlers = Arc::new(Pool::new(Arc::clone(&hub)));

@@ -71,20 +71,25 @@ struct Writer {
 
 impl Carrier {
     /// Starts a writer, and the thread that speaks to it.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room for either.
     pub(in super::super) fn start(program: PathBuf, settings: LogSettings) -> io::Result<Arc<Carrier>> {
         let (alive, over) = bounded(0);
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let carrier = Arc::new(Carrier { orders: Mutex::default(), wake, over });
-        let next_start = Instant::now();
-        let hands = Hands {
+        let mut hands = Hands {
             carrier: Arc::clone(&carrier),
             program,
             settings,
             writer: None,
-            next_start,
+            next_start: Instant::now() + RESTART_AFTER,
             suspended_until: None,
             warned: None,
         };
+        // Not by the thread: what it takes for a moment would be missing to whoever looks if there is enough.
+        hands.writer = Some(hands.spawn()?);
         threads::spawn("exec-logs", move || hands.live(alive))?;
         Ok(carrier)
     }
