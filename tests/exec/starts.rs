@@ -204,3 +204,31 @@ fn sleepers(pid: u32) -> usize {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     usize::from(name == "sleep\n") + children.into_iter().map(sleepers).sum::<usize>()
 }
+
+/// Renewals of the lease wake no slot that has nothing to do.
+#[test]
+fn idle_slots_sleep() {
+    let mut rig = crate::keeper::leased_rig();
+    rig.executor.lease(zkmw::shell::now() + Duration::from_millis(500)).unwrap();
+    let runs: Vec<RunId> = (0..20).map(|_| rig.start(sh("echo $PPID; sleep 0.2"))).collect();
+    let slot = |report: RunReport| text(&report.stdout).trim().parse::<u32>().unwrap();
+    let slots: Vec<u32> = runs.into_iter().map(|run| slot(rig.ended(run))).collect();
+    let woken = || -> u64 {
+        let status = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let count = |status: String| {
+            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            line.unwrap().trim().parse::<u64>().unwrap()
+        };
+        slots.iter().map(status).map(count).sum()
+    };
+    // Each looks once more when the lease ends that it knew.
+    let (mut before, mut same) = (0, 0);
+    until("none of them wakes up any more", || {
+        rig.executor.lease(zkmw::shell::now() + Duration::from_millis(500)).unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+        let now = woken();
+        same = if now == before { same + 1 } else { 0 };
+        before = now;
+        same == 100
+    });
+}
