@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use crate::contract::task::State;
 use crate::contract::{Labels, TaskId};
+use crate::exec::Limits;
 use crate::exit;
 use crate::roles::client::Shade;
 use crate::roles::client::walk::Target;
@@ -195,6 +196,8 @@ pub struct WorkerConfig {
     pub run_as: Option<String>,
     /// Give tasks a minimal environment.
     pub clean_env: bool,
+    /// How much each task may have.
+    pub limits: Limits,
     /// The same.
     pub state_dir: PathBuf,
     /// What is kept of what tasks print.

@@ -17,7 +17,7 @@ use crate::contract::log::LOGS;
 use crate::contract::task::{Options, Payload};
 use crate::contract::worker::ProcessIdentity;
 use crate::contract::{Layout, fnv1a, uuid};
-use crate::exec::{self, Claim, Confinement, LogSettings, Predecessor, RunFile, User};
+use crate::exec::{self, Claim, Confinement, LogSettings, Predecessor, RunFile, Unavailable, User};
 use crate::exit;
 use crate::machine::Role;
 use crate::report::View;
@@ -56,7 +56,10 @@ const CLIENT_THREADS: usize = 640;
 /// What nobody can go on with, such as threads or `/proc` that cannot be had.
 pub fn start(config: Config) -> anyhow::Result<i32> {
     run(config).or_else(|error| {
-        let unfit = error.downcast::<Unfit>()?;
+        let unfit = match error.downcast::<Unavailable>() {
+            Ok(why) => unfit(exit::CONFIG, why.to_string()),
+            Err(error) => error.downcast::<Unfit>()?,
+        };
         log::error!("{unfit}");
         Ok(unfit.code)
     })
@@ -231,7 +234,7 @@ fn run_worker(ensemble: &Ensemble, layout: Layout, settings: WorkerConfig) -> an
 fn confinement(settings: &WorkerConfig) -> Result<Confinement, Unfit> {
     let user = settings.run_as.as_deref().map(User::find).transpose();
     let user = user.map_err(|why| unfit(exit::CONFIG, format!("run-as: {why}")))?;
-    Ok(Confinement { user, clean_env: settings.clean_env })
+    Ok(Confinement { user, clean_env: settings.clean_env, limits: settings.limits })
 }
 
 /// A short name for the service that these settings lead to: the servers, in any order, and the root.

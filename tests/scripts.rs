@@ -57,7 +57,8 @@ fn setup_installs_what_the_tests_call() {
     let (said, code) = setup_with(&[("cargo", "exit 0")]);
     assert_eq!(code, 69, "{said}");
     let installed = said.lines().find(|line| line.starts_with("setup: installing")).expect("a line about it");
-    for package in ["git", "procps", "util-linux", "mount", "gcc"] {
+    let kernel = if cfg!(target_arch = "x86_64") { "user-mode-linux" } else { "git" };
+    for package in ["git", "procps", "util-linux", "mount", "gcc", kernel] {
         assert!(installed.split(' ').any(|word| word == package), "{package}: {installed}");
     }
 }

@@ -178,7 +178,7 @@ fn scalar(value: &DeValue<'_>) -> Result<String, String> {
         DeValue::String(text) => Ok(text.to_string()),
         DeValue::Boolean(on) => Ok(on.to_string()),
         DeValue::Integer(n) => Ok(n.to_string()),
-        DeValue::Float(_) => Err("must not be a number with a fraction".to_owned()),
+        DeValue::Float(n) => Ok(n.to_string()),
         DeValue::Datetime(_) => Err("must not be a date".to_owned()),
         DeValue::Array(_) => Err("must be one value, not an array".to_owned()),
         DeValue::Table(_) => Err("must be a value, not a table".to_owned()),

@@ -124,6 +124,35 @@ pub fn log_bytes(text: &str) -> Parsed<u64> {
     })
 }
 
+/// With less than that no program starts.
+const MIN_TASK_MEMORY: u64 = 1 << 20;
+const MAX_TASK_MEMORY: u64 = 1 << 50;
+
+pub fn task_memory(text: &str) -> Parsed<u64> {
+    size(text)
+        .filter(|bytes| (MIN_TASK_MEMORY..=MAX_TASK_MEMORY).contains(bytes))
+        .ok_or_else(|| "must be a size between 1MiB and 1PiB, such as 512MiB or 2GiB".to_owned())
+}
+
+/// The kernel gives no less than a hundredth of a processor.
+const MIN_TASK_CPU_MILLIS: u32 = 10;
+const MAX_TASK_CPU_MILLIS: u32 = 1_000_000;
+
+/// Thousandths of a processor.
+pub fn task_cpus(text: &str) -> Parsed<u32> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let millis = (is_number(whole) && is_number(part) && part.len() <= 3)
+        .then(|| {
+            whole.parse::<u32>().ok()?.checked_mul(1000)?.checked_add(format!("{part:0<3}").parse().ok()?)
+        })
+        .flatten();
+    millis.filter(|millis| (MIN_TASK_CPU_MILLIS..=MAX_TASK_CPU_MILLIS).contains(millis)).ok_or_else(|| {
+        "must be a number of processors between 0.01 and 1000, such as 0.5 or 2, in thousandths at most"
+            .to_owned()
+    })
+}
+
 fn size(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let factor = match text[digits.len()..].trim_start() {
@@ -132,6 +161,7 @@ fn size(text: &str) -> Option<u64> {
         "MiB" => 1 << 20,
         "GiB" => 1 << 30,
         "TiB" => 1 << 40,
+        "PiB" => 1 << 50,
         _ => return None,
     };
     // A number's own parser would take a sign.

@@ -240,6 +240,9 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The highest limit for tasks without an outcome.
 const MAX_MAX_PENDING: u64 = 1_000_000_000;
 
+/// What Linux can have of processes and threads.
+const MAX_TASK_PIDS: u64 = 1 << 22;
+
 settings! {
     // --- of every command
 
@@ -343,6 +346,15 @@ settings! {
     CLEAN_ENV: bool = ("clean-env", &[Worker], Switch { negation: "no-clean-env" }, Nothing, Anywhere)
         One(parse::boolean), "Give tasks a minimal environment (PATH, HOME, USER, LOGNAME, SHELL, LANG, TZ) and \
         their own variables, in place of the worker's";
+    TASK_MEMORY: u64 = ("task-memory", &[Worker], Value("SIZE"), Described("no limit"), Anywhere)
+        One(parse::task_memory), "How much memory a task may have, with all that it starts and with its files in file \
+        systems in memory, 1MiB to 1PiB. A task that needs more is killed, and fails. This and the next two need \
+        control groups with controllers (docs/operations.md); where they can't be had the worker ends with 78";
+    TASK_CPUS: u32 = ("task-cpus", &[Worker], Value("N"), Described("no limit"), Anywhere)
+        One(parse::task_cpus), "How many processors' time a task may use, 0.01 to 1000, such as 0.5 or 2";
+    TASK_PIDS: u64 = ("task-pids", &[Worker], Value("N"), Described("no limit"), Anywhere)
+        One(|text| number(text, 1, MAX_TASK_PIDS)),
+            "How many processes and threads a task may have at a time, 1 to 4194304";
 
     STATE_DIR: PathBuf = ("state-dir", &[Worker], Value("DIR"),
         Described("$STATE_DIRECTORY, else /var/lib/zkmw if root, else $XDG_STATE_HOME/zkmw, else ~/.local/state/zkmw, \

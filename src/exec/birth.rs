@@ -25,7 +25,7 @@ use super::memory::go_sooner;
 use super::page::Page;
 use super::user::User;
 use super::wire::{Hello, Program, Streams};
-use super::{Confinement, NotStartedKind};
+use super::{Confinement, Limits, NotStartedKind};
 
 /// Bytes of `/proc/self/status` in which the number of descriptors stands; it is the tenth line or so.
 const STATUS_BYTES: usize = 1024;
@@ -96,6 +96,7 @@ pub(super) struct Surroundings {
     environ: Vec<(OsString, CString)>,
     pub(super) oom_score: String,
     pub(super) descriptors: Option<u64>,
+    pub(super) limits: Limits,
     user: Option<User>,
 }
 
@@ -115,12 +116,13 @@ impl Surroundings {
     /// What the worker says, and of the environment of this process what they may have.
     pub(super) fn new(hello: Hello) -> Surroundings {
         let Hello { oom_score, descriptors, confinement, cgroups: _ } = hello;
-        let environ =
-            environment(std::env::vars_os(), &confinement).into_iter().filter_map(|(name, value)| {
-                let line = [name.clone().into_vec(), value.into_vec()].join(&b'=');
-                Some((name, CString::new(line).ok()?))
-            });
-        Surroundings { environ: environ.collect(), oom_score, descriptors, user: confinement.user }
+        let environ = environment(std::env::vars_os(), &confinement).into_iter();
+        let environ = environ.filter_map(|(name, value)| {
+            let line = [name.clone().into_vec(), value.into_vec()].join(&b'=');
+            Some((name, CString::new(line).ok()?))
+        });
+        let Confinement { limits, user, .. } = confinement;
+        Surroundings { environ: environ.collect(), oom_score, descriptors, limits, user }
     }
 
     /// The program's environment.
@@ -144,7 +146,7 @@ fn environment(
     ours: impl Iterator<Item = (OsString, OsString)>,
     confinement: &Confinement,
 ) -> BTreeMap<OsString, OsString> {
-    let Confinement { user, clean_env } = confinement;
+    let Confinement { user, clean_env, .. } = confinement;
     let is_kept = |name: &OsString| {
         KEPT.iter().any(|kept| name == kept) || user.is_none() && KEPT_OF_USER.iter().any(|kept| name == kept)
     };

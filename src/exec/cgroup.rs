@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use super::limits::{Hits, LEAF, Limits};
 use super::proc::Identity;
+use crate::machine::Ended;
 
 /// The first pause between two looks at a cgroup that is being emptied; each is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
@@ -32,14 +34,23 @@ pub(super) struct Cgroups {
 
 impl Cgroups {
     /// Makes a folder for the runs of this process's executor with this number; the error tells why there can be none.
-    pub(super) fn make(own: &Identity, number: u32) -> io::Result<Cgroups> {
-        let base = own_cgroup()?.join(format!("{}{number}", prefix(own.pid, own.start_ticks)));
+    /// Each run will have these limits.
+    pub(super) fn make(own: &Identity, number: u32, limits: &Limits) -> io::Result<Cgroups> {
+        let home = home()?;
+        let base = home.join(format!("{}{number}", prefix(own.pid, own.start_ticks)));
         fs::create_dir(&base)?;
-        if let Err(error) = fs::metadata(base.join("cgroup.kill")) {
-            remove(&base);
-            return Err(error);
+        // Removed again, if that is all that can be had.
+        let cgroups = Cgroups { base };
+        let base = &cgroups.base;
+        fs::metadata(base.join("cgroup.kill"))?;
+        if !limits.is_empty() {
+            limits.enable(&home, base).map_err(io::Error::other)?;
+            // What the kernel refuses is known before the first task.
+            let trial = RunGroup::make(base, 0, *limits);
+            remove_below(base);
+            trial?;
         }
-        Ok(Cgroups { base })
+        Ok(cgroups)
     }
 
     /// Where they stand.
@@ -64,6 +75,7 @@ pub(super) struct RunGroup {
     list: File,
     events: File,
     stat: File,
+    limits: Limits,
     killed: bool,
 }
 
@@ -80,17 +92,19 @@ pub(super) enum Left {
 
 impl RunGroup {
     /// Makes it, or uses what is there.
-    pub(super) fn make(base: &Path, slot: u32) -> io::Result<RunGroup> {
+    pub(super) fn make(base: &Path, slot: u32, limits: Limits) -> io::Result<RunGroup> {
         let path = base.join(slot.to_string());
         if !path.exists() {
             fs::create_dir(&path)?;
         }
+        limits.apply(&path)?;
         Ok(RunGroup {
             dir: File::open(&path)?.into(),
             list: OpenOptions::new().write(true).open(path.join("cgroup.procs"))?,
             events: File::open(path.join("cgroup.events"))?,
             stat: File::open(path.join("cgroup.stat"))?,
             path,
+            limits,
             killed: false,
         })
     }
@@ -105,7 +119,7 @@ impl RunGroup {
         let (Some(base), Some(slot)) = (base, slot) else {
             return Err(io::Error::other("no cgroup of a slot"));
         };
-        *self = RunGroup::make(base, slot)?;
+        *self = RunGroup::make(base, slot, self.limits)?;
         Ok(())
     }
 
@@ -123,6 +137,17 @@ impl RunGroup {
     pub(super) fn kill(&mut self) {
         self.killed = true;
         kill(&self.path);
+    }
+
+    /// Whether the next run finds it as if it were the first.
+    pub(super) fn is_as_new(&self) -> bool {
+        self.left() == Left::Clean && !self.limits.are_strained(&self.path)
+    }
+
+    /// What its limits have to do with a run that ended so.
+    pub(super) fn explain(&self, ended: Ended) -> Option<String> {
+        let hits = if self.limits.is_empty() { Hits::default() } else { self.limits.hits(&self.path) };
+        self.limits.explain(ended, hits)
     }
 
     /// What is left in it.
@@ -209,8 +234,8 @@ fn is_populated(path: &Path) -> io::Result<bool> {
     Ok(fs::read_to_string(path.join("cgroup.events"))?.lines().any(|line| line == "populated 1"))
 }
 
-/// Our own cgroup of version 2.
-pub(super) fn own_cgroup() -> io::Result<PathBuf> {
+/// The cgroup of version 2 that is ours to divide: our own, or the one above if we are in its [leaf](LEAF).
+pub(super) fn home() -> io::Result<PathBuf> {
     let membership = fs::read_to_string("/proc/self/cgroup")?;
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     locate(&membership, &mounts).ok_or_else(|| io::Error::other("no cgroup of version 2 that we can see"))
@@ -225,8 +250,16 @@ fn locate(membership: &str, mounts: &str) -> Option<PathBuf> {
     })?;
     let mut fields = mount.split(' ').skip(3);
     let (root, point) = (fields.next()?, fields.next()?);
-    let below = Path::new(own).strip_prefix(root).ok()?;
+    let below = without_leaf(Path::new(own)).strip_prefix(root).ok()?;
     Some(Path::new(point).join(below))
+}
+
+/// A cgroup, or the one above it if it is a worker's leaf.
+pub(super) fn without_leaf(cgroup: &Path) -> &Path {
+    match cgroup.parent() {
+        Some(home) if cgroup.file_name().is_some_and(|name| name == LEAF) => home,
+        _ => cgroup,
+    }
 }
 
 #[cfg(test)]
@@ -247,6 +280,8 @@ mod tests {
         );
         assert_eq!(found("9:name=systemd:/\n0::/\n", hybrid), Some("/sys/fs/cgroup/unified/".into()));
         assert_eq!(found("0::/docker/a/b\n", inner), Some("/sys/fs/cgroup/b".into()));
+        assert_eq!(found("0::/docker/a/b/zkmw-worker\n", inner), Some("/sys/fs/cgroup/b".into()));
+        assert_eq!(found("0::/zkmw-worker\n", unified), Some("/sys/fs/cgroup/".into()));
         assert_eq!(found("0::/other\n", inner), None, "not below what is mounted");
         assert_eq!(found("5:cpu:/\n", unified), None, "no version 2");
         assert_eq!(found(service, ""), None);

@@ -25,7 +25,7 @@ use rustix::time::{
 };
 
 use super::birth::Surroundings;
-use super::cgroup::{self, RunGroup};
+use super::cgroup;
 use super::children::{self, Children};
 use super::page::{ENDLESS, Page};
 use super::proc::{boottime_nanos, to_pid};
@@ -73,7 +73,7 @@ pub fn run() -> anyhow::Result<()> {
         signals: signals(&[libc::SIGCHLD, SLOT_ENDS_WITH]).context("no room for a descriptor")?,
         timer: timerfd_create(TimerfdClockId::Boottime, flags).context("no room for a timer")?,
         cgroups: hello.cgroups.clone().map(PathBuf::from),
-        surroundings: Surroundings::new(hello),
+        surroundings: Surroundings::new(*hello),
         slots: BTreeMap::new(),
         closed_at: None,
         pause: PAUSE,
@@ -245,9 +245,8 @@ impl Keeper {
         let _ = setsid();
         become_subreaper();
         let _ = rustix::thread::set_name(SLOT_NAME);
-        let group = self.cgroups.as_ref().and_then(|base| RunGroup::make(base, number).ok());
         let surroundings = self.surroundings.clone();
-        if let Ok(mut slot) = Slot::new(number, &self.page, socket, surroundings, group) {
+        if let Ok(mut slot) = Slot::new(number, &self.page, socket, surroundings, self.cgroups.as_deref()) {
             slot.live();
         }
         // SAFETY: ends this process without what its parent meant to run at its own end.

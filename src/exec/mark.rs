@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::getuid;
 
+use super::cgroup::without_leaf;
 use super::proc::{Stat, is_gone, stat};
 
 /// The variable that marks what an executor has started; its value is [`super::proc::Identity::token`].
@@ -128,7 +129,7 @@ fn is_within(own: &str, other: &str) -> bool {
     fn path(text: &str) -> Option<&Path> {
         text.lines().find_map(|line| line.strip_prefix("0::")).map(Path::new)
     }
-    match (path(own), path(other)) {
+    match (path(own).map(without_leaf), path(other)) {
         (Some(own), Some(other)) => other.starts_with(own),
         _ => true,
     }
@@ -143,6 +144,7 @@ mod tests {
         assert_eq!(real_user("Name:\tx\nUid:\t1000\t0\t0\t0\nGid:\t5\n"), Some(1000));
         assert_eq!(real_user("Name:\tx\n"), None);
         assert!(is_within("0::/a/b\n", "0::/a/b\n") && is_within("0::/a/b\n", "0::/a/b/c\n"));
+        assert!(is_within("0::/a/zkmw-worker\n", "0::/a/zkmw-1-2.0/3\n"));
         assert!(!is_within("0::/a/b\n", "0::/a/bc\n") && !is_within("0::/a/b\n", "0::/a\n"));
         assert!(is_within("5:cpu:/a\n", "5:cpu:/b\n"), "without version 2 nothing is known");
         assert!(is_elsewhere(u32::MAX), "there is none");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, write};
 
-use super::cgroup::own_cgroup;
+use super::cgroup::home;
 use crate::machine::Ended;
 
 /// How much sooner than us the kernel takes what we run, in thousandths of all memory: a worker may be larger than most
@@ -42,7 +42,7 @@ pub(super) struct Kills(Option<u64>);
 
 impl Memory {
     pub(super) fn new() -> Memory {
-        let of_group = own_cgroup().ok().map(|group| group.join("memory.events"));
+        let of_group = home().ok().map(|group| group.join("memory.events"));
         let (count, whose) = match of_group.filter(|events| events.exists()) {
             Some(events) => (events, "the worker's control group"),
             None => ("/proc/vmstat".into(), "this machine"),

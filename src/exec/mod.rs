@@ -15,6 +15,7 @@ mod handler;
 mod hub;
 mod keeper;
 mod leftovers;
+mod limits;
 mod logs;
 mod mark;
 mod memory;
@@ -41,6 +42,7 @@ use crate::machine::{GroupSignal, Instant, RunId, RunOutput, RunReport, RunSpec}
 use crate::threads;
 use handler::Pool;
 use hub::Hub;
+pub use limits::{Limits, Unavailable};
 use logs::Carrier;
 pub use logs::{LogSettings, WRITE_LOGS, write_logs};
 use page::ENDLESS;
@@ -134,6 +136,8 @@ pub struct Confinement {
     pub user: Option<User>,
     /// Whether they have a minimal environment in place of ours.
     pub clean_env: bool,
+    /// How much each may have.
+    pub limits: Limits,
 }
 
 /// Runs process groups. Dropping it kills them all.
@@ -152,7 +156,8 @@ impl Executor {
     ///
     /// # Errors
     ///
-    /// If `/proc` cannot be read, or there is no room for a process, a socket and two threads.
+    /// [`Unavailable`] if runs are to have limits, and can't; any other if `/proc` cannot be read, or there is no room
+    /// for a process, a socket and two threads.
     pub fn new(events: Sender<ExecEvent>, means: Means) -> anyhow::Result<Executor> {
         keep_zombies()?;
         static EXECUTORS: AtomicU32 = AtomicU32::new(0);

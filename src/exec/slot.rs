@@ -14,6 +14,7 @@
 //! when the lease is over or the worker gone.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::ptr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -60,6 +61,8 @@ pub(super) struct Slot<'a> {
     timer: OwnedFd,
     surroundings: Surroundings,
     memory: Memory,
+    /// Where its runs have their control group, if they may have any.
+    base: Option<&'a Path>,
     group: Option<RunGroup>,
     /// Programs cannot be born in their control group here.
     enters: bool,
@@ -103,7 +106,7 @@ impl<'a> Slot<'a> {
         page: &'a Page,
         socket: OwnedFd,
         surroundings: Surroundings,
-        group: Option<RunGroup>,
+        base: Option<&'a Path>,
     ) -> std::io::Result<Slot<'a>> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(Slot {
@@ -113,8 +116,9 @@ impl<'a> Slot<'a> {
             signals: signals(&[libc::SIGCHLD])?,
             timer: timerfd_create(TimerfdClockId::Boottime, flags)?,
             memory: Memory::new(),
+            group: base.and_then(|base| RunGroup::make(base, number, surroundings.limits).ok()),
+            base,
             surroundings,
-            group,
             enters: false,
             running: None,
             logs: Feeds::default(),
@@ -245,6 +249,7 @@ impl<'a> Slot<'a> {
     }
 
     fn give_birth(&mut self, program: &Program, pipes: Option<&(OwnedFd, OwnedFd)>) -> Result<Born, Failure> {
+        self.demand_group()?;
         let place = match &self.group {
             None => Place::None,
             Some(group) if self.enters => Place::Enters(group.list()),
@@ -253,6 +258,12 @@ impl<'a> Slot<'a> {
         let started = birth::start(program, self.number, pipes, &self.surroundings, place, self.page);
         match (started, place) {
             (Err(birth::Refusal::Place), Place::Into(_)) => {
+                let killed =
+                    self.group.as_ref().and_then(|group| group.explain(Ended::Signal(libc::SIGKILL)));
+                if let Some(why) = killed {
+                    let why = format!("it was {why}");
+                    return Err(Failure { kind: NotStartedKind::Permanent, why });
+                }
                 // The kernel, or a filter of system calls, lets nobody be born in another group.
                 self.enters = true;
                 self.give_birth(program, pipes)
@@ -264,6 +275,21 @@ impl<'a> Slot<'a> {
             (Err(birth::Refusal::Failed(failure)), _) => Err(failure),
             (Ok(born), _) => Ok(born),
         }
+    }
+
+    /// What is to have limits has a control group, or does not begin.
+    fn demand_group(&mut self) -> Result<(), Failure> {
+        let limits = self.surroundings.limits;
+        if self.group.is_none() && !limits.is_empty() {
+            let nowhere = || std::io::Error::other("no control groups");
+            let base = self.base.ok_or_else(nowhere);
+            let made = base.and_then(|base| RunGroup::make(base, self.number, limits));
+            self.group = Some(made.map_err(|error| Failure {
+                kind: NotStartedKind::Shortage,
+                why: format!("its limits ({}) cannot be had now: {error}", limits.settings()),
+            })?);
+        }
+        Ok(())
     }
 
     fn runs(&mut self, program: &Program, born: Born) {
@@ -467,7 +493,8 @@ impl<'a> Slot<'a> {
             stream.capture.finish()
         });
         self.logs.end(&mut self.link);
-        let detail = if signalled { None } else { self.memory.explain(ended, kills) };
+        let limit = self.group.as_ref().and_then(|group| group.explain(ended));
+        let detail = limit.or_else(|| self.memory.explain(ended, kills)).filter(|_| !signalled);
         self.clean_group();
         if !told {
             self.link.push(&FromSlot::Started { run, pid: leader });
@@ -481,7 +508,7 @@ impl<'a> Slot<'a> {
     /// The next run finds its cgroup as if it were the first.
     fn clean_group(&mut self) {
         let Some(group) = &mut self.group else { return };
-        if group.left() != Left::Clean
+        if !group.is_as_new()
             && let Err(error) = group.renew()
         {
             self.group = None;

@@ -19,7 +19,7 @@ use super::keeper::SLOTS_END_WITHIN;
 use super::mark::{Bears, Mark, OWNER_VAR};
 use super::proc::{self, to_pid};
 use super::wire::{self, Hello, Link, ToKeeper};
-use super::{Confinement, ExecEvent};
+use super::{Confinement, ExecEvent, Limits, Unavailable};
 
 /// What a keeper calls itself before the word `slots`.
 const KEEPER_NAME: &str = "zkmw";
@@ -87,8 +87,13 @@ impl Starter {
     /// Starts a keeper, with a folder of control groups of its own.
     pub(super) fn start(&self, hub: &Hub) -> anyhow::Result<(Child, Option<Cgroups>)> {
         let why_not = |error: &std::io::Error| log::debug!("no cgroups for what runs: {error}");
-        let made = self.wants_cgroups.then(|| Cgroups::make(&self.own, self.number));
-        let cgroups = made.and_then(|made| made.inspect_err(why_not).ok());
+        let limits = &self.confinement.limits;
+        let wanted = self.wants_cgroups || !limits.is_empty();
+        let made = wanted.then(|| Cgroups::make(&self.own, self.number, limits));
+        let cgroups = match made {
+            Some(Err(error)) if !limits.is_empty() => return Err(no_limits(limits, &error).into()),
+            made => made.and_then(|made| made.inspect_err(why_not).ok()),
+        };
         let (ours, theirs) = wire::pair().context("cannot make a socket")?;
         let mut command = Command::new(&self.program);
         for name in SERVICE_VARS {
@@ -113,7 +118,7 @@ impl Starter {
         let start_ticks = proc::stat(pid).ok().flatten().map_or(0, |stat| stat.start_ticks);
         let mut link: Link = ours;
         let page = hub.page.memfd().try_clone_to_owned().context("no room for a descriptor")?;
-        link.say_with(&ToKeeper::Hello(hello), vec![page]);
+        link.say_with(&ToKeeper::Hello(Box::new(hello)), vec![page]);
         let base = cgroups.as_ref().map(|cgroups| cgroups.base().to_path_buf());
         hub.take_keeper(hub::Keeper { pid, start_ticks, link }, base).context("cannot listen to it")?;
         Ok((child, cgroups))
@@ -217,5 +222,17 @@ fn await_end(child: &mut Child) -> (String, bool) {
                 };
             }
         }
+    }
+}
+
+/// Why runs can have no limits.
+fn no_limits(limits: &Limits, error: &std::io::Error) -> Unavailable {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Unavailable>()) {
+        Some(Unavailable(why)) => Unavailable(why.clone()),
+        None => Unavailable(format!(
+            "{}: this worker can have no control groups ({error}); it needs version 2 of them, Linux 5.14, and to be \
+             root's or a service with Delegate=yes",
+            limits.settings()
+        )),
     }
 }

@@ -35,7 +35,7 @@ const MOST_DESCRIPTORS: usize = 2;
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToKeeper {
     /// First of all, with the page.
-    Hello(Hello),
+    Hello(Box<Hello>),
     /// Make a slot; its end of a socket comes with it.
     Make {
         /// Which one.

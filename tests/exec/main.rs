@@ -20,6 +20,7 @@ mod ended;
 mod handler;
 mod handler_lease;
 mod keeper;
+mod limits;
 mod logs;
 mod lost;
 mod runfile;
@@ -252,6 +253,8 @@ fn helper() {
         "stops" => stops(),
         "stands_still" => user::stands_still(dir),
         "clean_env" => user::clean_env(),
+        "inside" => limits::inside(),
+        "crowded_group" => limits::crowded_group(),
         "worker" => worker(dir),
         "leasing" => lost::leasing(dir),
         "pid_one" => lost::pid_one(),

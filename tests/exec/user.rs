@@ -37,7 +37,8 @@ fn a_program_has_its_users_ids_groups_and_home_and_no_way_to_more_rights() {
     let user = User::find(NOBODY).unwrap();
     let entry = output("getent", &["passwd", NOBODY]);
     let entry: Vec<&str> = entry.trim_end().split(':').collect();
-    let line = "grep -E '^(Uid|Gid|Groups|CapEff|CapPrm|NoNewPrivs):' /proc/self/status; echo $HOME:$SHELL:$USER:$LOGNAME";
+    let line = "grep -E '^(Uid|Gid|Groups|CapEff|CapPrm|NoNewPrivs):' /proc/self/status; \
+                echo $HOME:$SHELL:$USER:$LOGNAME";
     let printed = text(&rig.run(sh(line)).stdout);
     let printed: Vec<&str> = printed.lines().map(|line| line.trim_end()).collect();
     let (uid, gid) = (user.uid, user.gid);
@@ -163,7 +164,7 @@ fn users_that_are_not_there_or_may_do_all_are_refused() {
 
 /// The helper: prints the environments of programs, with the sandbox that the role's name asks for.
 pub fn clean_env() {
-    let clean = Confinement { clean_env: true, user: None };
+    let clean = Confinement { clean_env: true, ..Confinement::default() };
     let show = |mut rig: Rig| {
         let spec = RunSpec { output: RunOutput::Inherit, ..argv(&["/usr/bin/env"]) };
         let env = vec![("ZKMW_TASK".to_owned(), "j/t".to_owned()), ("TZ".to_owned(), "Mars".to_owned())];

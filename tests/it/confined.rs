@@ -87,3 +87,40 @@ fn as_stranger(args: &[&str]) -> (Option<i32>, String) {
     let output = command.output().expect("it ends");
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
+
+/// On this machine as it is, and where there are no control groups of version 2 at all.
+#[test]
+fn limits_that_cannot_be_had_are_refused_before_anything_begins() {
+    for (setting, controller, value) in
+        [("task-memory", "memory", "1GiB"), ("task-cpus", "cpu", "0.5"), ("task-pids", "pids", "64")]
+    {
+        let dir = tempfile::tempdir().expect("a folder");
+        let run_dir = dir.path().display().to_string();
+        let flag = format!("--{setting}");
+        let args = ["worker", "--zk", "127.0.0.1:1", "--run-dir", &run_dir, &flag, value];
+        if geteuid().is_root() {
+            let without = ["unshare", "--mount", "sh", "-c", "umount -R /sys/fs/cgroup && exec \"$@\"", "sh"];
+            let out = Plain::new(&args).through(&without).run();
+            assert_eq!(out.code, CONFIG, "{out:?}");
+            let why = format!(
+                "{setting}: this worker can have no control groups (no cgroup of version 2 that we can see)"
+            );
+            assert!(out.stderr.contains(&why) && out.stderr.contains("Delegate=yes"), "{out:?}");
+        }
+        let groups = own_group();
+        let controllers = std::fs::read_to_string(format!("{groups}/cgroup.controllers")).unwrap_or_default();
+        if !controllers.split_whitespace().any(|found| found == controller) {
+            let why = refused(&args[5..]).stderr;
+            assert!(why.contains(&format!("{setting}: ")), "{why}");
+        }
+    }
+}
+
+/// The control group of version 2 that we are in.
+fn own_group() -> String {
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned();
+    let mounts = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+    let found = mounts.into_iter().find(|mount| Path::new(&format!("{mount}/cgroup.procs")).exists());
+    format!("{}{own}", found.unwrap_or_default())
+}

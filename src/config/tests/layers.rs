@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::settings::{Fallback, Place, Shape, TABLE, Verb};
+use crate::exec::Limits;
 
 #[test]
 fn defaults_of_every_command() {
@@ -43,6 +44,7 @@ fn defaults_of_every_command() {
             clean_env: false,
             state_dir: "/tmp/zkmw-1000".into(),
             logs: LogsConfig { limit: 100 << 20, space: 1 << 30, keep: secs(86_400) },
+            limits: Limits::default(),
         }
     );
     assert_eq!(
@@ -367,7 +369,10 @@ fn keys_of_the_file() {
         "result_ttl = '1h'\nresult-ttl = '2h'",
         ", line 1: 'result-ttl' is set twice (with '-' and with '_')",
     );
-    fails("slots = 1.5", ", line 1: slots must not be a number with a fraction");
+    zkmw("worker").file("slots = 1.5").fails(
+        78,
+        "zkmw: slots: '1.5' (from FILE, line 1) is not valid: must be a whole number between 1 and 1000",
+    );
     fails("slots = [1]", ", line 1: slots must be one value, not an array");
     fails("grace = 1979-05-27", ", line 1: grace must not be a date");
     fails("root = { a = 1 }", ", line 1: root must be a value, not a table");

@@ -367,6 +367,30 @@ fn how_much_is_kept_of_what_tasks_print() {
 }
 
 #[test]
+fn limits_of_tasks() {
+    let limits = |args: &str| zkmw(&format!("worker {args}")).worker().limits;
+    assert_eq!(limits(""), Limits::default());
+    let all = Limits { memory_bytes: Some(512 << 20), cpu_millis: Some(1_500), processes: Some(64) };
+    assert_eq!(limits("--task-memory 512MiB --task-cpus 1.5 --task-pids 64"), all);
+    let file = "[worker]\ntask-memory = '512MiB'\ntask-cpus = 1.5\ntask-pids = 64";
+    assert_eq!(zkmw("worker").file(file).worker().limits, all);
+    let millis = |text: &str| task_cpus(text).ok();
+    assert_eq!(
+        ["2", "0.01", "0.5", "1000", "3.125"].map(millis),
+        [2_000, 10, 500, 1_000_000, 3_125].map(Some)
+    );
+    for bad in ["", "0", "0.001", "1000.1", "1.2345", "-1", "+1", ".5", "1.", "1e3", "99999999999"] {
+        assert_eq!(millis(bad), None, "{bad}");
+    }
+    assert_eq!(["1MiB", "1PiB"].map(|text| task_memory(text).ok()), [1 << 20, 1 << 50].map(Some));
+    for bad in ["1023KiB", "2PiB", "0", "much"] {
+        task_memory(bad).expect_err(bad);
+    }
+    zkmw("worker --task-pids 0")
+        .fails(64, "zkmw: task-pids: '0' (from --task-pids) is not valid: must be between 1 and 4194304");
+}
+
+#[test]
 fn run_directories() {
     let dir = |uid, env: &[(&str, &str)]| {
         let mut world = env.iter().fold(zkmw("worker"), |w, (k, v)| w.env(k, *v));

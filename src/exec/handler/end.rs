@@ -82,8 +82,9 @@ impl Handler<'_> {
             (End::Broken(why), _) => (Ended::Broken, format!("its handler, process {pid}, broke: {why}")),
             (End::Dead | End::Answered { .. }, how) => {
                 let partly = if self.lines.is_empty() { "" } else { "; it had said a part of one" };
+                let why = death.detail.as_ref().map_or(String::new(), |why| format!(" ({why})"));
                 let detail =
-                    format!("its handler, process {pid}, {} without an answer{partly}", in_words(how));
+                    format!("its handler, process {pid}, {} without an answer{partly}{why}", in_words(how));
                 let is_own = !missing && how != Ended::Exit(0);
                 (if is_own { how } else { Ended::Broken }, detail)
             }
