@@ -1,15 +1,15 @@
 //! What the files are called in which a worker keeps what a run printed: `DIRECTORY/TASK.ATTEMPT.out`, `….err`, and
 //! `….cut`, which says why the other two are not complete.
 //!
-//! They stand in `logs/WORKER@SERVICE` below the worker's state directory. A name tells task and attempt to people as
+//! They stand in `task-logs/WORKER@SERVICE` below the worker's state directory. A name tells task and attempt to people as
 //! well: letters, digits, `_`, `-`, `~` and dots stay as they are, all else is `%` and two hexadecimal digits a byte.
 
 use serde::{Deserialize, Serialize};
 
 use super::fnv1a;
 
-/// The folder of all workers' logs, below a state directory.
-pub const LOGS: &str = "logs";
+/// The folder of all workers' logs, below a state directory. Tasks may have theirs there, and call some of them `logs`.
+pub const LOGS: &str = "task-logs";
 /// The longest part of a name that stands for a task, or its directory: file systems take 255 bytes, and the attempt,
 /// a line and the ending come after it.
 const MAX_PART_BYTES: usize = 200;

@@ -23,7 +23,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// What is too old stays at most so much longer, as a part of the time that it is kept.
 const KEEP_PARTS: u32 = 8;
-/// So many directories are ours alone: `STATE/logs/WORKER`.
+/// So many directories are ours alone: `STATE/task-logs/WORKER`.
 const OWN_DEPTH: usize = 3;
 /// Where looking for room was in vain, it is looked for again after this.
 const FULL_FOR: Duration = Duration::from_secs(1);
@@ -199,5 +199,93 @@ impl Found {
         };
         let _ = fs::remove_dir(&self.dir);
         removed.iter().all(is_gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    const KEEP: Duration = Duration::from_secs(1000);
+
+    fn name(task: &str) -> LogName {
+        LogName { task: task.to_owned(), line: None, attempt: 1 }
+    }
+
+    /// A log of so many blocks, written so many seconds ago.
+    fn put(shelf: &mut Shelf, task: &str, blocks: usize, age: u64) -> PathBuf {
+        let base = shelf.begin(&name(task)).unwrap();
+        let mut file = shelf.make(&base, LogFile::Out).unwrap();
+        assert!(shelf.take(blocks as u64 * BLOCK_BYTES));
+        file.write_all(&vec![0; blocks * BLOCK_BYTES as usize]).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        base
+    }
+
+    fn left(dir: &Path) -> Vec<String> {
+        let mut found = Vec::new();
+        fs::read_dir(dir).unwrap().for_each(|dir| find_in(&dir.unwrap().path(), &mut found));
+        let mut left: Vec<String> = found.into_iter().map(|log| log.stem).collect();
+        left.sort();
+        left
+    }
+
+    #[test]
+    fn the_oldest_go_first_and_what_is_written_never() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("state/logs/w");
+        let mut shelf = Shelf::new(dir.clone(), 16 * BLOCK_BYTES, KEEP);
+        for (task, age) in [("J/open", 900), ("K/b", 800), ("J/c", 700), ("J/d", 10)] {
+            let base = put(&mut shelf, task, 2, age);
+            if task != "J/open" {
+                shelf.end(&base);
+            }
+        }
+        assert!(shelf.take(8 * BLOCK_BYTES));
+        assert_eq!(left(&dir), ["c.1", "d.1", "open.1"], "what is wanted is free, and a tenth of all");
+        assert!(!dir.join("K").exists(), "a directory that is empty goes too");
+        // What was allowed was not written.
+        assert!(shelf.take(13 * BLOCK_BYTES));
+        assert_eq!(left(&dir), ["open.1"]);
+        assert!(!shelf.take(15 * BLOCK_BYTES), "what is being written stays");
+        shelf.end(&dir.join("J/open.1"));
+        assert!(!shelf.take(15 * BLOCK_BYTES), "it is not looked for again at once");
+        assert_eq!(left(&dir), ["open.1"]);
+    }
+
+    #[test]
+    fn what_is_too_old_goes_by_its_last_byte_and_one_name_has_one_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("state/logs/w");
+        let mut shelf = Shelf::new(dir.clone(), 100 * BLOCK_BYTES, KEEP);
+        for (task, age) in [("J/old", 1100), ("J/late", 1100), ("J/open", 1100), ("J/new", 900)] {
+            let base = put(&mut shelf, task, 1, age);
+            if task == "J/late" {
+                shelf.make(&base, LogFile::Err).unwrap();
+            }
+            if task != "J/open" {
+                shelf.end(&base);
+            }
+        }
+        put(&mut shelf, "J/new", 3, 0);
+        let again = Shelf::new(dir.clone(), 100 * BLOCK_BYTES, KEEP);
+        assert_eq!(left(&dir), ["late.1", "new.1"], "a successor knows of nobody who writes");
+        assert_eq!(again.used, 5 * BLOCK_BYTES);
+        assert!(again.pause() > KEEP / 10);
+    }
+
+    #[test]
+    fn where_others_can_write_nothing_is_written() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        fs::create_dir(&state).unwrap();
+        fs::set_permissions(&state, PermissionsExt::from_mode(0o777)).unwrap();
+        let mut shelf = Shelf::new(state.join("task-logs/w"), 1 << 20, KEEP);
+        let refused = shelf.begin(&name("J/t")).unwrap_err().to_string();
+        assert!(refused.contains("others may write to it"), "{refused}");
+        assert!(!state.join("task-logs").exists());
     }
 }

@@ -147,7 +147,11 @@ impl Log {
         buffer.clear();
         buffer.reserve(READ_BYTES);
         match read(&self.pipe, spare_capacity(buffer)) {
-            Ok(0) => return Err("its slot ended before it had passed on all of it".to_owned()),
+            Ok(0) => {
+                // That its slot was killed, or that it waited too long for us, is said where it happened.
+                self.mark("its slot ended, or had waited in vain, before it had passed on all of it", shelf);
+                return Ok(true);
+            }
             Ok(_) => {}
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
             Err(error) => return Err(format!("cannot read it from its slot ({error})")),
@@ -232,5 +236,44 @@ impl Pieces {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::header;
+    use super::*;
+    use crate::machine::Prng;
+
+    #[test]
+    fn pieces_are_put_together_however_they_come() {
+        let mut prng = Prng::new(7);
+        for _ in 0..2_000 {
+            let (mut sent, mut wanted) = (Vec::new(), Vec::new());
+            for number in 0..prng.next_u64() % 6 {
+                let (kind, bytes) = ((number % 4) as u8, vec![number as u8; (prng.next_u64() % 9) as usize]);
+                sent.extend(header(kind, bytes.len()));
+                sent.extend(&bytes);
+                wanted.push((kind, bytes));
+            }
+            let (mut pieces, mut got) = (Pieces::default(), Vec::<(u8, Vec<u8>)>::new());
+            let mut rest = &sent[..];
+            while !rest.is_empty() {
+                let (part, after) = rest.split_at(rest.len().min(1 + (prng.next_u64() % 12) as usize));
+                let is_new =
+                    |got: &[(u8, Vec<u8>)], kind: u8| got.last().is_none_or(|(last, _)| *last != kind);
+                pieces
+                    .take(part, |kind, bytes| {
+                        if is_new(&got, kind) {
+                            got.push((kind, Vec::new()));
+                        }
+                        got.iter_mut().last().into_iter().for_each(|(_, all)| all.extend(bytes));
+                        Ok(())
+                    })
+                    .unwrap();
+                rest = after;
+            }
+            assert_eq!((got, pieces.left), (wanted, 0));
+        }
     }
 }

@@ -8,7 +8,7 @@ use crate::plain::{Plain, Service};
 
 /// The folder of the logs of the worker `w1`.
 fn logs(dir: &Path) -> Option<PathBuf> {
-    let workers = fs::read_dir(dir.join("state/logs")).ok()?.flatten();
+    let workers = fs::read_dir(dir.join("state/task-logs")).ok()?.flatten();
     workers
         .map(|entry| entry.path())
         .find(|path| path.file_name().is_some_and(|name| is_w1(&name.to_string_lossy())))
@@ -60,7 +60,7 @@ fn a_worker_that_can_write_no_logs_works_on_and_says_so_once() {
     let cluster = &service.cluster;
     let dir = cluster.dir().join("no-state");
     fs::create_dir(&dir).expect("made");
-    fs::write(dir.join("logs"), "no folder").expect("written");
+    fs::write(dir.join("task-logs"), "no folder").expect("written");
     let mut worker =
         cluster.worker("w2", &["--state-dir", dir.to_str().expect("UTF-8"), "--label", "logs=none"]);
     for n in 0..3 {
