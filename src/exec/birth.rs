@@ -98,6 +98,7 @@ pub(super) struct Surroundings {
     pub(super) descriptors: Option<u64>,
     pub(super) limits: Limits,
     user: Option<User>,
+    ignored: Vec<libc::c_int>,
 }
 
 /// Where a program is born.
@@ -121,8 +122,9 @@ impl Surroundings {
             let line = [name.clone().into_vec(), value.into_vec()].join(&b'=');
             Some((name, CString::new(line).ok()?))
         });
+        let (environ, ignored) = (environ.collect(), ignored_signals());
         let Confinement { limits, user, .. } = confinement;
-        Surroundings { environ: environ.collect(), oom_score, descriptors, limits, user }
+        Surroundings { environ, oom_score, descriptors, limits, user, ignored }
     }
 
     /// The program's environment.
@@ -332,7 +334,7 @@ impl Child<'_> {
             }
         }
         keep_descriptors_private()?;
-        heed_all_signals()?;
+        heed_all_signals(&self.surroundings.ignored)?;
         // Nothing more is opened here. The program needs not know that we may have more.
         restore_limit(self.surroundings.descriptors);
         Ok(())
@@ -386,13 +388,27 @@ fn keep_descriptors_private() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Gives every signal its default action, and blocks none. What whoever started us ignored (`nohup`, a shell without
-/// job control) would be ignored by what we run as well, and a shell cannot even trap it then. Runs in the child.
-fn heed_all_signals() -> Result<(), Errno> {
-    // SAFETY: sets no handler. For the two that have no other action it fails, and need not work.
+/// The signals that this process ignores.
+fn ignored_signals() -> Vec<libc::c_int> {
+    let is_ignored = |signal: &libc::c_int| {
+        // SAFETY: all zeros are a valid value of it; nothing is set.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            let asked = libc::sigaction(*signal, ptr::null(), &raw mut action);
+            asked == 0 && action.sa_sigaction == libc::SIG_IGN
+        }
+    };
+    (1..=LAST_SIGNAL).filter(is_ignored).collect()
+}
+
+/// Gives these signals their default action, and blocks none. What we or whoever started us ignored (`nohup`, a shell
+/// without job control) would be ignored by what we run as well, and a shell cannot even trap it then. Handlers do not
+/// outlive the exec. Runs in the child.
+fn heed_all_signals(ignored: &[libc::c_int]) -> Result<(), Errno> {
+    // SAFETY: sets no handler.
     unsafe {
-        for signal in 1..=LAST_SIGNAL {
-            libc::signal(signal, libc::SIG_DFL);
+        for signal in ignored {
+            libc::signal(*signal, libc::SIG_DFL);
         }
         let mut none = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);

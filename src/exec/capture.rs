@@ -5,8 +5,7 @@
 use std::os::fd::OwnedFd;
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::io::{Errno, read};
+use rustix::io::{Errno, ioctl_fionbio, read};
 
 use crate::machine::Captured;
 
@@ -27,9 +26,7 @@ pub(super) struct Stream {
 impl Stream {
     /// Keeps so many bytes of what comes from the pipe.
     pub(super) fn new(pipe: Option<OwnedFd>, limit: usize) -> Stream {
-        let nonblocking = |pipe: &OwnedFd| {
-            fcntl_getfl(pipe).and_then(|flags| fcntl_setfl(pipe, flags | OFlags::NONBLOCK)).is_ok()
-        };
+        let nonblocking = |pipe: &OwnedFd| ioctl_fionbio(pipe, true).is_ok();
         // It cannot fail on a pipe of ours. If it does, losing output is better than waiting for ever.
         Stream { pipe: pipe.filter(nonblocking), capture: Capture::new(limit) }
     }

@@ -139,11 +139,6 @@ impl RunGroup {
         kill(&self.path);
     }
 
-    /// Whether the next run finds it as if it were the first.
-    pub(super) fn is_as_new(&self) -> bool {
-        self.left() == Left::Clean && !self.limits.are_strained(&self.path)
-    }
-
     /// What its limits have to do with a run that ended so.
     pub(super) fn explain(&self, ended: Ended) -> Option<String> {
         let hits = if self.limits.is_empty() { Hits::default() } else { self.limits.hits(&self.path) };
@@ -152,23 +147,24 @@ impl RunGroup {
 
     /// What is left in it.
     pub(super) fn left(&self) -> Left {
-        let mut buffer = [0; 512];
-        let mut says = |file: &File, line: &[u8]| {
-            let length = file.read_at(&mut buffer, 0).ok()?;
-            Some(buffer.get(..length)?.split(|&byte| byte == b'\n').any(|found| found == line))
-        };
-        match says(&self.events, b"populated 0") {
-            // Somebody has removed it, so nothing is in it.
-            None => Left::Changed,
-            Some(false) => Left::Alive,
-            Some(true) if self.killed => Left::Changed,
-            Some(true) => {
-                let untouched = says(&self.events, b"frozen 0") == Some(true)
-                    && says(&self.stat, b"nr_descendants 0") == Some(true);
-                if untouched { Left::Clean } else { Left::Changed }
-            }
+        let (mut events, mut stat) = ([0; 512], [0; 512]);
+        // Somebody has removed it, so nothing is in it.
+        let Some(events) = lines_of(&self.events, &mut events) else { return Left::Changed };
+        if !events.contains(&&b"populated 0"[..]) {
+            return Left::Alive;
         }
+        let is_clean = !self.killed
+            && events.contains(&&b"frozen 0"[..])
+            && lines_of(&self.stat, &mut stat).is_some_and(|stat| stat.contains(&&b"nr_descendants 0"[..]))
+            && !self.limits.are_strained(&self.path);
+        if is_clean { Left::Clean } else { Left::Changed }
     }
+}
+
+/// The lines of a small file.
+fn lines_of<'a>(file: &File, buffer: &'a mut [u8]) -> Option<Vec<&'a [u8]>> {
+    let length = file.read_at(buffer, 0).ok()?;
+    Some(buffer.get(..length)?.split(|&byte| byte == b'\n').collect())
 }
 
 /// What the names of the cgroups of this process's executors begin with.

@@ -242,7 +242,7 @@ impl<'a> Slot<'a> {
         match started {
             Ok(born) => self.runs(program, born),
             Err(Failure { kind, why }) => {
-                self.clean_group();
+                self.clean_group(self.group.as_ref().map_or(Left::Clean, RunGroup::left));
                 self.link.say(&FromSlot::NotStarted { run, kind, why });
             }
         }
@@ -429,9 +429,9 @@ impl<'a> Slot<'a> {
         let children = self.reap();
         let Some(running) = &mut self.running else { return };
         if running.ending.is_some() {
-            let empty = self.group.as_ref().is_none_or(|group| group.left() != Left::Alive);
-            if children == Children::None && empty {
-                self.end();
+            let left = self.group.as_ref().map_or(Left::Clean, RunGroup::left);
+            if children == Children::None && left != Left::Alive {
+                self.end(left);
             } else {
                 self.kill_again();
             }
@@ -481,8 +481,8 @@ impl<'a> Slot<'a> {
         }
     }
 
-    /// Nothing of it lives.
-    fn end(&mut self) {
+    /// Nothing of it lives, and that is how it has left its cgroup.
+    fn end(&mut self, left: Left) {
         let Some(running) = self.running.take() else { return };
         let Running { run, streams, started_ms, signalled, kills, ending, told, leader, .. } = running;
         let Some(Ending { ended, ended_ms, .. }) = ending else { return };
@@ -495,7 +495,7 @@ impl<'a> Slot<'a> {
         self.logs.end(&mut self.link);
         let limit = self.group.as_ref().and_then(|group| group.explain(ended));
         let detail = limit.or_else(|| self.memory.explain(ended, kills)).filter(|_| !signalled);
-        self.clean_group();
+        self.clean_group(left);
         if !told {
             self.link.push(&FromSlot::Started { run, pid: leader });
         }
@@ -506,9 +506,9 @@ impl<'a> Slot<'a> {
     }
 
     /// The next run finds its cgroup as if it were the first.
-    fn clean_group(&mut self) {
+    fn clean_group(&mut self, left: Left) {
         let Some(group) = &mut self.group else { return };
-        if !group.is_as_new()
+        if left != Left::Clean
             && let Err(error) = group.renew()
         {
             self.group = None;

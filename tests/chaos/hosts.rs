@@ -135,6 +135,19 @@ impl Services {
         keeper.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
     }
 
+    /// SIGSTOP for its keeper and all slots, if it has any.
+    pub fn stop_slots(&mut self, host: usize) -> bool {
+        let Some(keeper) = self.running(host).and_then(|process| keeper_of(process.pid())) else {
+            return false;
+        };
+        let slots = children_of(keeper.as_raw_nonzero().get().unsigned_abs());
+        let stop = |pid: Pid| kill_process(pid, Signal::STOP).is_ok();
+        slots.into_iter().filter_map(|slot| Pid::from_raw(slot.cast_signed())).for_each(|slot| {
+            stop(slot);
+        });
+        stop(keeper)
+    }
+
     /// Starts it, if it is away.
     pub fn again(&mut self, host: usize) {
         if let Some(service) = self.services.iter_mut().find(|service| service.host == host)
@@ -282,14 +295,16 @@ impl Services {
 
 /// The keeper that this process has started: its child of that name.
 fn keeper_of(pid: u32) -> Option<Pid> {
-    let children = std::fs::read_dir(format!("/proc/{pid}/task"))
-        .ok()?
-        .flatten()
-        .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
-    let children: Vec<String> = children.collect();
-    children.iter().flat_map(|text| text.split_whitespace()).find_map(|child| {
+    children_of(pid).into_iter().find_map(|child| {
         let cmdline = std::fs::read(format!("/proc/{child}/cmdline")).ok()?;
         let is_keeper = cmdline.split(|byte| *byte == 0).nth(1)? == b"slots";
-        is_keeper.then(|| Pid::from_raw(child.parse().ok()?)).flatten()
+        is_keeper.then(|| Pid::from_raw(child.cast_signed())).flatten()
     })
+}
+
+fn children_of(pid: u32) -> Vec<u32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let texts = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let texts: Vec<String> = texts.collect();
+    texts.iter().flat_map(|text| text.split_whitespace()).filter_map(|child| child.parse().ok()).collect()
 }

@@ -108,6 +108,10 @@ impl<'a> Nemesis<'a> {
                 self.services.kill_keeper(*host).then_some(())?;
                 (Undo::Nothing, vec![*host], format!("the keeper of {} killed", name(*host)))
             }
+            Fault::StopSlots { host } => {
+                self.services.stop_slots(*host).then_some(())?;
+                (Undo::Nothing, vec![*host], format!("the keeper of {} and its slots stopped", name(*host)))
+            }
             Fault::Restart { host, twice } => {
                 self.services.restart(*host, twice.then_some(SECOND_TERM)).then_some(())?;
                 let how = if *twice { "told twice to end" } else { "told to end" };

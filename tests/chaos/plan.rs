@@ -32,6 +32,8 @@ pub enum Fault {
     Kill { host: usize },
     /// SIGKILL for the keeper of a worker or an elector, which starts another by itself.
     KillKeeper { host: usize },
+    /// SIGSTOP for the keeper of a worker or an elector and for all slots, which are woken by those above them.
+    StopSlots { host: usize },
     /// SIGSTOP, and SIGCONT at the end.
     Stop { host: usize },
     /// SIGTERM, a second one after a while or not, and a new process when the old one is gone.
@@ -65,11 +67,12 @@ pub struct Planned {
 }
 
 /// All kinds, with how often each is drawn. `freeze` is a stop that outlasts the session.
-pub const KINDS: [(&str, u64); 28] = [
+pub const KINDS: [(&str, u64); 29] = [
     ("kill-master", 6),
     ("kill-worker", 8),
     ("kill-elector", 4),
     ("kill-keeper", 3),
+    ("stop-slots", 3),
     ("kill-server", 4),
     ("kill-leading-server", 4),
     ("kill-quorum", 2),
@@ -183,15 +186,11 @@ impl Draw {
             let fault = self.links(kind);
             return Some(Planned { at, lasts, kind, fault });
         }
-        if kind == "kill-keeper" {
+        if let "kill-keeper" | "stop-slots" = kind {
             let host = self.one_of(WORKERS.start..ELECTORS.end);
-            return self.unless_busy(
-                at,
-                Duration::from_millis(100),
-                &[host],
-                kind,
-                Fault::KillKeeper { host },
-            );
+            let kills = kind == "kill-keeper";
+            let fault = if kills { Fault::KillKeeper { host } } else { Fault::StopSlots { host } };
+            return self.unless_busy(at, Duration::from_millis(100), &[host], kind, fault);
         }
         let all: Vec<usize> = SERVERS.collect();
         let server = self.one_of(SERVERS);

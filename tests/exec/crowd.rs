@@ -68,6 +68,52 @@ fn what_a_run_left_and_nobody_may_look_at_dies_as_well() {
     assert!(output.status.success(), "{output:?}");
 }
 
+/// What `sudo` starts for a task of an ordinary user's worker, without a control group. (Root's worker may kill it.)
+#[test]
+fn what_nobody_of_ours_may_kill_is_waited_for_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("only root can show this");
+        return;
+    }
+    let setpriv = dir.path().join("setpriv");
+    fs::copy("/usr/bin/setpriv", &setpriv).unwrap();
+    fs::set_permissions(&setpriv, fs::Permissions::from_mode(0o4755)).unwrap();
+    let output = std::thread::scope(|scope| {
+        let helper = scope.spawn(|| as_nobody("unkillable", dir.path()));
+        let stray = pid_in(&dir.path().join("warned"));
+        kill(stray, Signal::KILL);
+        helper.join().unwrap()
+    });
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// The helper: its task has started what belongs to root.
+pub fn unkillable(dir: &Path) {
+    let complaints = crate::terminal::Lines::default();
+    log::set_boxed_logger(Box::new(complaints.clone())).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    let mut rig = Rig::new();
+    let file = dir.join("stray");
+    let setpriv = dir.join("setpriv");
+    let line = format!(
+        "{} --reuid 0 sh -c 'echo $$ >{}; exec sleep 600' & exit 3",
+        setpriv.display(),
+        file.display()
+    );
+    let run = rig.start(sh(&line));
+    let stray = pid_in(&file);
+    until("it is told that it does not die", || {
+        complaints
+            .all()
+            .iter()
+            .any(|line| line.contains("does not die") && line.contains(&format!("[{stray}]")))
+    });
+    assert!(is_alive(stray) && rig.executor.live() == 1 && !rig.over.contains_key(&run));
+    fs::write(dir.join("warned"), format!("{stray}\n")).unwrap();
+    assert_eq!(rig.ended(run).ended, Ended::Exit(3));
+}
+
 /// Plays a role as an ordinary user, which root is not.
 pub fn as_nobody(role: &str, dir: &Path) -> std::process::Output {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();

@@ -31,7 +31,7 @@ mod strays;
 mod terminal;
 mod user;
 
-use crowd::{shield, shielded};
+use crowd::{shield, shielded, unkillable};
 use ended::{bad_parent, big, wide_pipe};
 use runfile::claim;
 use runs::{gibibyte, service_vars};
@@ -244,6 +244,7 @@ fn helper() {
         "bad_parent" => bad_parent(dir),
         "shield" => shield(),
         "shielded" => shielded(dir),
+        "unkillable" => unkillable(dir),
         "mover" => mover(dir),
         "crowded" => crowded(),
         "raised" => raised(),
