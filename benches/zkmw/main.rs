@@ -4,7 +4,7 @@
 //! - `options`: what a run is to do. `limit`: W, the ensemble's own limit. `client`: a connection of our own.
 //! - `service`: the processes that are measured. `takeover`: how soon a standby leads.
 //! - `handler`: the executor that does nothing.
-//! - `throughput`, `balance`, `latency`, `backlog`, `idle`, `million`, `against`: the cases.
+//! - `throughput`, `process` with its `peers`, `balance`, `latency`, `backlog`, `idle`, `million`, `against`: the cases.
 //! - `report`, `stats`, `plot`: how it is told.
 //!
 //! Must not need anything of the service that users do not have, and not compare figures of different runs.
@@ -23,7 +23,9 @@ mod latency;
 mod limit;
 mod million;
 mod options;
+mod peers;
 mod plot;
+mod process;
 mod report;
 mod service;
 mod stats;
@@ -93,7 +95,7 @@ fn run(options: Options) -> ExitCode {
     type Case = fn(&mut Bench);
     let cases: [Case; 10] = [
         throughput::empty,
-        throughput::process,
+        process::run,
         latency::run,
         throughput::workers,
         idle::run,

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Names of the cases, with what each measures; those that fill the servers' memory come last.
 pub const CASES: [(&str, &str); 10] = [
     ("empty", "tasks that do nothing, each a znode of its own, by the cheapest executor"),
-    ("process", "`true` as a process"),
+    ("process", "`true` as a process, beside xargs, Gearman and GNU parallel; one submit from start to exit"),
     ("latency", "one submit at a time on an idle system"),
     ("workers", "throughput with few and many workers"),
     ("idle", "what a role does when there is nothing to do"),

@@ -38,6 +38,14 @@ pub struct Line {
 pub mod budget {
     pub const BATCH: &str = "lines a second that do nothing, one batch, end to end, over W";
     pub const THROUGHPUT: &str = "tasks a second that do nothing, each its own znode, over W/3";
+    pub const XARGS: &str = "`true` as a process, 2 slots, a second, over xargs -P2 -n1 sh -c true";
+    pub const GEARMAN: &str = "the same over Gearman's command line with two workers";
+    pub const PARALLEL: &str = "the same over GNU parallel -j2";
+    pub const SLOTS: &str = "the same with 16 slots, over with 2";
+    pub const GROUPS: &str = "the same with control groups and without, the better over the other";
+    pub const ALONE: &str = "median from a process task's create to its outcome, over one quorum write's";
+    pub const COMMAND: &str =
+        "median of `zkmw submit true` from start to exit, less 15 ms, over one quorum write's";
     pub const BALANCE: &str = "makespan of lines of mixed length, over an ideal list schedule";
     pub const FLAT: &str = "lines a second beside 1,000,000 lines pending, over beside 1,000";
     pub const LATENCY: &str = "median from create to outcome, over one quorum write's";
@@ -69,6 +77,13 @@ impl Report {
         let lines = vec![
             line(budget::BATCH, Bound::AtLeast(2.5)),
             line(budget::THROUGHPUT, Bound::AtLeast(0.4)),
+            line(budget::XARGS, Bound::AtLeast(0.8)),
+            line(budget::GEARMAN, Bound::AtLeast(1.0)),
+            line(budget::PARALLEL, Bound::AtLeast(4.0)),
+            line(budget::SLOTS, Bound::AtLeast(1.0)),
+            line(budget::GROUPS, Bound::AtMost(1.1)),
+            line(budget::ALONE, Bound::AtMost(6.0)),
+            line(budget::COMMAND, Bound::AtMost(8.0)),
             line(budget::BALANCE, Bound::AtMost(1.15)),
             line(budget::FLAT, Bound::AtLeast(0.9)),
             line(budget::LATENCY, Bound::AtMost(6.0)),

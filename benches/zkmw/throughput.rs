@@ -3,7 +3,7 @@
 use crate::limit::WRITES;
 use crate::plot::{Curve, Plot, Scale};
 use crate::report::budget;
-use crate::service::{Executor, Service};
+use crate::service::Service;
 use crate::stats::{Samples, human};
 use crate::{Bench, say};
 
@@ -65,39 +65,34 @@ pub const SINGLE: [&str; 2] = ["--chunk", "1"];
 
 /// (a) Empty tasks, each a znode of its own.
 pub fn empty(bench: &mut Bench) {
-    let executor = bench.cheapest();
-    let ratio = one(bench, "empty", &executor, &SINGLE);
-    five_requests(bench, "empty");
-    let how = format!("{} tasks, {}", human(bench.options.tasks as f64), executor.name());
-    bench.report.measured(budget::THROUGHPUT, ratio, how);
-}
-
-/// (b) `true` as a process.
-pub fn process(bench: &mut Bench) {
-    one(bench, "process", &Executor::Process, &[]);
-}
-
-fn one(bench: &mut Bench, case: &str, executor: &Executor, more: &[&str]) -> Samples {
-    let (tasks, fleet) = (bench.options.tasks, bench.options.fleet);
-    let service = Service::start(&bench.ensemble, case, fleet, executor);
-    let rates = rates(bench, &service, tasks, more);
+    let (tasks, fleet, executor) = (bench.options.tasks, bench.options.fleet, bench.cheapest());
+    let service = Service::start(&bench.ensemble, "empty", fleet, &executor);
+    let rates = rates(bench, &service, tasks, &SINGLE);
     service.stop();
     let ratio = rates.over_tasks();
     let remark = format!("{} tasks, {} workers x {} slots, {}", tasks, fleet.0, fleet.1, executor.name());
-    bench.report.row(case, "throughput", "tasks/s", rates.tasks, &remark);
-    bench.report.row(case, "over W/3", "", ratio.clone(), "");
-    ratio
+    bench.report.row("empty", "throughput", "tasks/s", rates.tasks, &remark);
+    bench.report.row("empty", "over W/3", "", ratio.clone(), "");
+    five_requests(bench);
+    let how = format!("{} tasks, {}", human(tasks as f64), executor.name());
+    bench.report.measured(budget::THROUGHPUT, ratio, how);
 }
 
 /// How much of W the five requests of a task leave, in turn with W.
-fn five_requests(bench: &mut Bench, case: &str) {
+fn five_requests(bench: &mut Bench) {
     say("the five requests of a task, and nothing else");
     let rates = in_turn(bench, |bench| bench.limit.five_requests());
     let over = rates.over_tasks();
     let what = "five requests a task, and nothing else";
-    bench.report.row(case, what, "tasks/s", rates.tasks, "made, read, set, read, deleted by bare sessions");
     bench.report.row(
-        case,
+        "empty",
+        what,
+        "tasks/s",
+        rates.tasks,
+        "made, read, set, read, deleted by bare sessions",
+    );
+    bench.report.row(
+        "empty",
         "the same over W/3",
         "",
         over,
