@@ -4,7 +4,7 @@
 //! - `options`: what a run is to do. `limit`: W, the ensemble's own limit. `client`: a connection of our own.
 //! - `service`: the processes that are measured. `takeover`: how soon a standby leads.
 //! - `handler`: the executor that does nothing.
-//! - `throughput`, `process` with its `peers`, `balance`, `latency`, `backlog`, `idle`, `million`, `against`: the cases.
+//! - `throughput`, `process` (with `peers`), `balance`, `latency`, `backlog`, `idle`, `million`, `against`: the cases.
 //! - `report`, `stats`, `plot`: how it is told.
 //!
 //! Must not need anything of the service that users do not have, and not compare figures of different runs.

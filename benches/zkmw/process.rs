@@ -202,7 +202,8 @@ fn alone(bench: &mut Bench, service: &Service) {
     bench.report.measured(budget::COMMAND, rest, remark);
 }
 
-/// Runs `zkmw submit true`; when each of [`PARTS`] had ended, as far as it says so, in ms. The last is the process's end.
+/// Runs `zkmw submit true`; when each of [`PARTS`] had ended, as far as it says so, in ms. The last is that of the
+/// process.
 fn command(service: &Service, more: &[&str]) -> Vec<f64> {
     let cluster = &service.cluster;
     let mut command = Command::new(env!("CARGO_BIN_EXE_zkmw"));
