@@ -374,7 +374,9 @@ impl Hub {
                     }
                 }
                 (FromSlot::LogLost { name, why }, _) => {
-                    self.logs.get().into_iter().for_each(|logs| logs.lost(name.clone(), why.clone()));
+                    if let Some(logs) = self.logs.get() {
+                        logs.lost(name, why);
+                    }
                 }
                 // It was given up.
                 (FromSlot::Started { .. } | FromSlot::NotStarted { .. } | FromSlot::Ended { .. }, _) => {}

@@ -44,6 +44,8 @@ pub const WRITE_LOGS: &str = "write-logs";
 enum ToWriter {
     /// This run has a log from now on; where it comes from is with it.
     Log(LogName),
+    /// What this run prints is not taken any more; it may be that a former writer had begun with it.
+    Cut(LogName),
 }
 
 /// From the writer.

@@ -171,8 +171,8 @@ pub(super) enum FromSlot {
     LogLost {
         /// Which one.
         name: LogName,
-        /// Why not.
-        why: String,
+        /// Why not; `None` if the other end of its pipe was closed.
+        why: Option<String>,
     },
 }
 

@@ -231,6 +231,8 @@ fn another_writer_takes_the_place_of_one_that_was_killed() {
     until("another writer", || !is_alive(first) && writer(dir.path()) != first);
     fs::write(fifo, "late\n").unwrap();
     assert_eq!(text(&rig.ended(run).stdout), "early\nlate\n");
+    until("it says that it is not complete", || log(dir.path(), "J/during.1.cut").is_some());
+    assert_eq!(log(dir.path(), "J/during.1.out").unwrap(), b"early\n");
     rig.run(task("J/after", "head -c 100000 /dev/zero"));
     until("a log", || log(dir.path(), "J/after.1.out").is_some_and(|log| log.len() == 100_000));
 }

@@ -31,6 +31,8 @@ const RESTART_AFTER: Duration = Duration::from_secs(5);
 const WARN_EVERY: Duration = Duration::from_secs(600);
 /// A writer that did not take what it was given gets nothing for so long: or each run would wait for it.
 const SUSPENDED_FOR: Duration = Duration::from_secs(30);
+/// Most of what waits for the thread, if it has to wait for another writer to start.
+const MOST_ORDERS: usize = 1_000;
 /// How long the writer may take at the end to write what it was given.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
@@ -47,8 +49,8 @@ pub(in super::super) struct Carrier {
 enum Order {
     /// A log begins.
     Begin(LogName, OwnedFd),
-    /// A slot has given up a log.
-    Lost(LogName, String),
+    /// A slot has given up a log, for this reason; or found its pipe closed.
+    Lost(LogName, Option<String>),
     /// No slot lives any more.
     Stop,
 }
@@ -99,7 +101,12 @@ impl Carrier {
     }
 
     fn order(&self, order: Order) {
-        self.lock().push_back(order);
+        let mut orders = self.lock();
+        // What is dropped closes a pipe, so a slot gives the log up.
+        if orders.len() < MOST_ORDERS || matches!(order, Order::Stop) {
+            orders.push_back(order);
+        }
+        drop(orders);
         let _ = write(&self.wake, &1_u64.to_ne_bytes());
     }
 
@@ -109,7 +116,7 @@ impl Carrier {
     }
 
     /// A run has none any more.
-    pub(in super::super) fn lost(&self, name: LogName, why: String) {
+    pub(in super::super) fn lost(&self, name: LogName, why: Option<String>) {
         self.order(Order::Lost(name, why));
     }
 
@@ -133,10 +140,7 @@ impl Hands {
             for order in orders {
                 match order {
                     Order::Begin(name, pipe) => self.begin(name, pipe),
-                    Order::Lost(name, why) => {
-                        self.suspended_until = Some(Instant::now() + SUSPENDED_FOR);
-                        self.warn(&format!("the log of task {} is cut: {why}", name.task));
-                    }
+                    Order::Lost(name, why) => self.lost(name, why),
                     Order::Stop => return self.end(),
                 }
             }
@@ -191,6 +195,16 @@ impl Hands {
             return self.warn(&format!("task {} has no log: what writes them does not listen", name.task));
         }
         writer.link.say_with(&ToWriter::Log(name), vec![pipe]);
+    }
+
+    /// A log is not complete. If its pipe was closed, that may have been by a writer that was killed; this one is told.
+    fn lost(&mut self, name: LogName, why: Option<String>) {
+        if let Some(why) = why {
+            self.suspended_until = Some(Instant::now() + SUSPENDED_FOR);
+            self.warn(&format!("the log of task {} is cut: {why}", name.task));
+        } else if let Some(writer) = self.writer.as_mut().filter(|writer| !writer.link.has_unsent()) {
+            writer.link.say(&ToWriter::Cut(name));
+        }
     }
 
     /// Takes in what the writer says.

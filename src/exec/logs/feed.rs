@@ -89,7 +89,7 @@ impl Feeds {
         self.look(link);
         let Some(mut feed) = self.current.take().filter(|feed| feed.pipe.is_some()) else { return };
         feed.piece(kind::END, &[]);
-        feed.flush();
+        feed.flush(link);
         if feed.waits() {
             // Now all is known that there will be: what is not taken from here on is lost by somebody else's fault.
             feed.stalled = Some(Instant::now());
@@ -123,15 +123,14 @@ impl Feeds {
             if feed.is_due() {
                 feed.open(link);
             }
-            feed.flush();
+            feed.flush(link);
             if feed.is_full() && feed.patience_left().is_zero() {
-                feed.give_up();
-                let why = "what writes logs has taken nothing for 2 s; the disk may hang".to_owned();
-                link.say(&FromSlot::LogLost { name: feed.name.clone(), why });
+                let why = "what writes logs has taken nothing for 2 s; the disk may hang";
+                feed.give_up(Some(why.to_owned()), link);
             }
         }
         self.closing.retain_mut(|feed| {
-            feed.flush();
+            feed.flush(link);
             feed.waits() && !feed.patience_left().is_zero()
         });
     }
@@ -204,17 +203,13 @@ impl Feed {
     fn open(&mut self, link: &mut Link) {
         let (theirs, ours) = match pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK) {
             Ok(ends) => ends,
-            Err(_) => {
-                self.give_up();
-                let why = super::super::descriptors::too_few();
-                return link.say(&FromSlot::LogLost { name: self.name.clone(), why });
-            }
+            Err(_) => return self.give_up(Some(super::super::descriptors::too_few()), link),
         };
         link.say_with(&FromSlot::Log(self.name.clone()), vec![theirs]);
         self.pipe = Some(ours);
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self, link: &mut Link) {
         let Some(pipe) = &self.pipe else { return };
         while !self.unsent.is_empty() {
             match write(pipe, self.unsent.as_slices().0) {
@@ -227,8 +222,7 @@ impl Feed {
                     self.stalled.get_or_insert_with(Instant::now);
                     return;
                 }
-                // The writer is gone, or wants no more of it, and says why.
-                Err(_) => return self.give_up(),
+                Err(_) => return self.give_up(None, link),
             }
         }
         if self.unsent.capacity() > MOST_UNSENT / 2 {
@@ -237,10 +231,11 @@ impl Feed {
         }
     }
 
-    fn give_up(&mut self) {
+    fn give_up(&mut self, why: Option<String>, link: &mut Link) {
         self.given_up = true;
         self.pipe = None;
         self.unsent = VecDeque::new();
+        link.say(&FromSlot::LogLost { name: self.name.clone(), why });
     }
 }
 

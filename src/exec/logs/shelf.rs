@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -110,6 +110,22 @@ impl Shelf {
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
     }
 
+    /// A log that is being written, or was, is not complete.
+    pub(super) fn mark(&mut self, base: &Path, why: &str) {
+        // Where a disk is full, an empty file says enough. Of several reasons the first one stands.
+        if let Ok(mut file) = self.make(base, LogFile::Cut) {
+            let _ = writeln!(file, "{why}");
+        }
+    }
+
+    /// The same of one that a former writer may have begun.
+    pub(super) fn cut(&mut self, name: &LogName) {
+        let (dir, stem) = (self.dir.join(name.dir()), name.stem());
+        if dir.join(LogFile::Out.of(&stem)).exists() {
+            self.mark(&dir.join(stem), "what wrote it had ended before it had all of it");
+        }
+    }
+
     /// Whether so much more may be written; what is old goes for it.
     pub(super) fn take(&mut self, bytes: u64) -> bool {
         if self.used.saturating_add(bytes) > self.space {
@@ -204,8 +220,6 @@ impl Found {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     const KEEP: Duration = Duration::from_secs(1000);

@@ -117,7 +117,14 @@ impl Writer {
     fn hear(&mut self) {
         self.link.flush();
         self.link.receive();
-        while let Some(ToWriter::Log(name)) = self.link.next() {
+        while let Some(said) = self.link.next() {
+            let name = match said {
+                ToWriter::Log(name) => name,
+                ToWriter::Cut(name) => {
+                    self.shelf.cut(&name);
+                    continue;
+                }
+            };
             // Without it there was no room for a descriptor, and the slot finds nobody at the other end.
             let Some(pipe) = self.link.take_descriptor() else { continue };
             if let Err(error) = self.begin(name.clone(), pipe) {
@@ -188,10 +195,7 @@ impl Log {
 
     /// It will not be complete, and that is to be seen.
     fn mark(&self, why: &str, shelf: &mut Shelf) {
-        // Where a disk is full, an empty file says enough. Of several reasons the first one stands.
-        if let Ok(mut file) = shelf.make(&self.base, LogFile::Cut) {
-            let _ = writeln!(file, "{why}");
-        }
+        shelf.mark(&self.base, why);
     }
 }
 
