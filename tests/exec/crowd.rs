@@ -94,12 +94,11 @@ pub fn unkillable(dir: &Path) {
     log::set_boxed_logger(Box::new(complaints.clone())).unwrap();
     log::set_max_level(log::LevelFilter::Warn);
     let mut rig = Rig::new();
-    let file = dir.join("stray");
-    let setpriv = dir.join("setpriv");
+    let (setpriv, file) = (dir.join("setpriv"), dir.join("stray"));
     let line = format!(
-        "{} --reuid 0 sh -c 'echo $$ >{}; exec sleep 600' & exit 3",
+        "{} --reuid 0 sh -c 'echo $$ >{file}; exec sleep 600' & until [ -s {file} ]; do sleep .01; done; exit 3",
         setpriv.display(),
-        file.display()
+        file = file.display()
     );
     let run = rig.start(sh(&line));
     let stray = pid_in(&file);
