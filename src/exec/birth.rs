@@ -1,8 +1,8 @@
 //! How a slot starts a program: what it is given, what the child does between clone and exec, and why a start failed.
 //!
 //! The child is born in its control group (`CLONE_INTO_CGROUP`), leads a process group of its own, becomes another user's
-//! if it is to, and dies with its slot (`PR_SET_PDEATHSIG`). The slot stands still until it has executed its program or ended (`CLONE_VFORK`), so what
-//! became of it stands in the slot's part of the page.
+//! if it is to, and dies with its slot (`PR_SET_PDEATHSIG`). The slot stands still until it has executed its program or
+//! ended (`vfork`), so what became of it stands in the slot's part of the page.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, OsString};
@@ -24,6 +24,7 @@ use super::mark::OWNER_VAR;
 use super::memory::go_sooner;
 use super::page::Page;
 use super::user::User;
+use super::vfork::vfork;
 use super::wire::{Hello, Program, Streams};
 use super::{Confinement, Limits, NotStartedKind};
 
@@ -33,10 +34,13 @@ const STATUS_BYTES: usize = 1024;
 const FIRST_PRIVATE_FD: RawFd = 3;
 /// The last of the signals that are not real-time signals.
 const LAST_SIGNAL: libc::c_int = 31;
-/// Of `clone3`, from `linux/sched.h`: it does not fit into the type that libc gives it.
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-/// What a child that could not execute its program ends with; nobody sees it.
-const NOT_EXECUTED: libc::c_int = 127;
+
+mod c {
+    unsafe extern "C" {
+        /// Our environment, as `execvp` sees it.
+        pub(super) static mut environ: *const *const libc::c_char;
+    }
+}
 
 /// How far the child has come.
 mod step {
@@ -257,33 +261,22 @@ fn pointers(of: &[CString]) -> Vec<*const libc::c_char> {
 impl Child<'_> {
     /// Makes the child, which does not come back from here.
     fn be_born(&self, slot: u32) -> Result<libc::pid_t, Errno> {
-        // SAFETY: all zeros are a valid value of it.
-        let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
-        how.flags = libc::CLONE_VFORK as u64;
-        how.exit_signal = libc::SIGCHLD as u64;
-        if let Place::Into(group) = self.place {
-            how.flags |= CLONE_INTO_CGROUP;
-            how.cgroup = group.as_raw_fd() as u64;
-        }
-        // SAFETY: like a fork: the child has a copy of our memory, and this process has no other thread whose locks
-        // it could have copied.
-        let mut child =
-            unsafe { libc::syscall(libc::SYS_clone3, &raw const how, size_of::<libc::clone_args>()) };
-        if child < 0 && last_errno() == Errno::NOSYS && !matches!(self.place, Place::Into(_)) {
-            // A filter of system calls that knows the older one only.
-            let flags = (libc::CLONE_VFORK | libc::SIGCHLD) as libc::c_ulong;
-            // SAFETY: as above.
-            child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
-        }
-        match child {
-            0 => self.live(slot),
-            1.. => Ok(libc::pid_t::try_from(child).unwrap_or(libc::pid_t::MAX)),
-            _ => Err(last_errno()),
-        }
+        let group = match self.place {
+            Place::Into(group) => Some(group),
+            Place::None | Place::Enters(_) => None,
+        };
+        // It looks there for its program.
+        // SAFETY: this process has no other thread. The child, which shares our memory, looks at it, and ends with a list
+        // that lives as long as we stand still.
+        let ours = unsafe { ptr::replace(&raw mut c::environ, self.envp.as_ptr()) };
+        let born = vfork(group, self.argv.len(), &|| self.live(slot));
+        // SAFETY: as above.
+        unsafe { c::environ = ours };
+        born
     }
 
-    /// What the child does.
-    fn live(&self, slot: u32) -> ! {
+    /// What the child does. It comes back only if there is no program.
+    fn live(&self, slot: u32) {
         let part = self.page.part(slot);
         let failed = |step: u32, error: Errno| {
             part.errno.store(error.raw_os_error().unsigned_abs(), Ordering::SeqCst);
@@ -302,20 +295,12 @@ impl Child<'_> {
             Ok(()) => {
                 part.leader.store(std::process::id(), Ordering::SeqCst);
                 part.step.store(step::READY, Ordering::SeqCst);
-                // SAFETY: both lists end with a null, and their strings live.
-                unsafe {
-                    unsafe extern "C" {
-                        static mut environ: *const *const libc::c_char;
-                    }
-                    environ = self.envp.as_ptr();
-                    libc::execvp(self.argv[0], self.argv.as_ptr());
-                }
+                // SAFETY: the list ends with a null, and its strings live. So it is with the environment.
+                unsafe { libc::execvp(self.argv[0], self.argv.as_ptr()) };
                 failed(step::NOT_EXECUTED, last_errno());
                 part.leader.store(0, Ordering::SeqCst);
             }
         }
-        // SAFETY: ends this process, and runs nothing that its parent meant to run at its own end.
-        unsafe { libc::_exit(NOT_EXECUTED) }
     }
 
     /// What it may no longer do when it is another user's.

@@ -26,6 +26,7 @@ mod slot;
 mod spawn;
 mod stopped;
 mod user;
+mod vfork;
 mod wire;
 
 use std::path::PathBuf;
