@@ -329,7 +329,7 @@ fn wrong(asked: &Asked, outcome: &Outcome, cancel: bool, charged: u32) -> Option
         Kind::Slow => (outcome.reason != Some(Reason::Timeout)).then_some("it runs past its timeout"),
         Kind::Suicide => (outcome.signal != Some(9)).then_some("it kills itself"),
         Kind::Flaky if outcome.state == State::Failed => (charged < limit).then_some("it had attempts left"),
-        Kind::Plain | Kind::Trap | Kind::Fork | Kind::Flaky => {
+        Kind::Plain | Kind::Trap | Kind::Polite | Kind::Fork | Kind::Flaky => {
             let right = outcome.exit_code == Some(asked.code)
                 && (outcome.state == State::Done) == (asked.code == 0)
                 && printed;

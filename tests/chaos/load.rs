@@ -26,7 +26,10 @@ const MAX_LINES: u64 = 12;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Plain,
+    /// Ignores SIGTERM.
     Trap,
+    /// Exits with 0 upon SIGTERM, without what it was to do.
+    Polite,
     Fork,
     Suicide,
     Flaky,
@@ -39,6 +42,7 @@ impl Kind {
         match self {
             Kind::Plain | Kind::Slow => "plain",
             Kind::Trap => "trap",
+            Kind::Polite => "polite",
             Kind::Fork => "fork",
             Kind::Suicide => "suicide",
             Kind::Flaky => "flaky",
@@ -311,8 +315,8 @@ impl User<'_> {
 
     fn single(&mut self) {
         let number = self.number();
-        const KINDS: [Kind; 6] =
-            [Kind::Plain, Kind::Plain, Kind::Trap, Kind::Fork, Kind::Suicide, Kind::Flaky];
+        const KINDS: [Kind; 7] =
+            [Kind::Plain, Kind::Plain, Kind::Trap, Kind::Polite, Kind::Fork, Kind::Suicide, Kind::Flaky];
         let slow = self.below(12) == 0;
         let asked = self.task(number, 0, if slow { &[Kind::Slow] } else { &KINDS });
         let mut args = vec!["submit", "--json"];
@@ -344,7 +348,7 @@ impl User<'_> {
         let number = self.number();
         let lines = 3 + self.below(MAX_LINES - 2);
         let asked: Vec<Asked> =
-            (0..lines).map(|line| self.task(number, line, &[Kind::Plain, Kind::Plain, Kind::Fork])).collect();
+            (0..lines).map(|line| self.task(number, line, &[Kind::Plain, Kind::Polite, Kind::Fork])).collect();
         let file: PathBuf = self.shared.setting.dir.join("logs").join(format!("batch-{number}"));
         let text: Vec<&str> = asked.iter().map(|asked| asked.command.as_str()).collect();
         std::fs::write(&file, text.join("\n")).expect("a file");

@@ -20,6 +20,8 @@ fi
 note start -
 case $kind in
     trap) trap '' TERM ;;
+    # Says that all is well when it is told to end.
+    polite) trap 'exit 0' TERM ;;
     # Left behind on purpose: it has to be dead before the end is told.
     fork) (trap '' TERM; exec sleep 30) & ;;
     # Fails until two attempts have come to their end, and each leaves something behind outside of its group.
