@@ -347,8 +347,9 @@ impl User<'_> {
     fn batch(&mut self, deed: Deed) {
         let number = self.number();
         let lines = 3 + self.below(MAX_LINES - 2);
-        let asked: Vec<Asked> =
-            (0..lines).map(|line| self.task(number, line, &[Kind::Plain, Kind::Polite, Kind::Fork])).collect();
+        let asked: Vec<Asked> = (0..lines)
+            .map(|line| self.task(number, line, &[Kind::Plain, Kind::Polite, Kind::Fork]))
+            .collect();
         let file: PathBuf = self.shared.setting.dir.join("logs").join(format!("batch-{number}"));
         let text: Vec<&str> = asked.iter().map(|asked| asked.command.as_str()).collect();
         std::fs::write(&file, text.join("\n")).expect("a file");
