@@ -217,9 +217,17 @@ fn a_task_that_kills_its_slot_has_failed_however_soon() {
 struct Hung(u32);
 
 impl Hung {
-    /// With `births`, as soon as it starts a program.
+    /// With `births`, as soon as it starts a program. It can be killed all the same.
     fn new(pid: u32, births: bool) -> Hung {
-        let options = if births { libc::PTRACE_O_TRACEVFORK } else { 0 };
+        Hung::with(pid, births, if births { libc::PTRACE_O_TRACEVFORK } else { 0 })
+    }
+
+    /// It cannot even be killed, as if it waited for a disk.
+    fn for_ever(pid: u32) -> Hung {
+        Hung::with(pid, false, libc::PTRACE_O_TRACEEXIT)
+    }
+
+    fn with(pid: u32, births: bool, options: libc::c_int) -> Hung {
         let raw = pid.cast_signed();
         // SAFETY: system calls about another process.
         unsafe {
@@ -281,6 +289,24 @@ fn a_slot_that_hangs_before_the_start_is_given_up_and_nothing_has_begun() {
         rig.executor.lease(now() + PATIENCE).unwrap();
         assert_eq!(rig.run(sh("exit 3")).ended, Ended::Exit(3));
     }
+}
+
+#[test]
+fn what_a_slot_runs_dies_even_if_that_cannot_be_killed() {
+    let mut rig = leased_rig();
+    rig.executor.lease(now() + LEASE).unwrap();
+    let (run, pid) = rig.started(sh("(sleep 600)"));
+    let slot = parent(pid);
+    let _hung = Hung::for_ever(slot);
+    until("its run is dead", || {
+        rig.executor.lease(now() + LEASE).unwrap();
+        !is_alive(pid)
+    });
+    assert!(is_alive(slot) && rig.executor.live() == 1, "nobody has said that it is over");
+    // SAFETY: a system call about another process.
+    unsafe { libc::ptrace(libc::PTRACE_DETACH, slot, 0, 0) };
+    assert_eq!(rig.ended(run).ended, Ended::Signal(9));
+    assert!(!is_alive(slot));
 }
 
 #[test]

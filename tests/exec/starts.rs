@@ -157,9 +157,9 @@ pub fn raised() {
 // Many, all, and the end of the executor.
 
 #[test]
-fn two_hundred_at_once() {
+fn a_thousand_at_once() {
     let mut rig = Rig::new();
-    let runs: Vec<RunId> = (0..200).map(|n| rig.start(sh(&format!("echo {n}; exit {}", n % 7)))).collect();
+    let runs: Vec<RunId> = (0..1_000).map(|n| rig.start(sh(&format!("echo {n}; exit {}", n % 7)))).collect();
     for (n, run) in runs.into_iter().enumerate() {
         let report = rig.ended(run);
         assert_eq!(report.ended, Ended::Exit((n % 7) as i32));
