@@ -1,11 +1,5 @@
 # What stands in the files of /etc/zkmw.
 
-# ends UNIT CODE TEXT: it has failed with this code, is not restarted, and its errors in the journal have the text.
-ends() {
-    within "[[ \$(prop $1 ActiveState) == failed ]]"
-    [[ "$(prop "$1" ExecMainStatus) $(prop "$1" NRestarts)" == "$2 0" ]] && journalctl -p err -u "$1" | grep -qF "$3"
-}
-
 bad=zkmw-worker@bad
 echo ZKMW_SLOTS=0 >/etc/zkmw/worker-bad.env
 systemctl start $bad 2>/dev/null
