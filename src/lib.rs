@@ -20,7 +20,8 @@
 //!   who leads.
 //! - Every queue, retry, wait and buffer has a limit, named where it is used.
 //!
-//! `ARCHITECTURE.md` tells the rest: who owns what, the life of a task, what happens when a reply is lost, and why.
+//! `ARCHITECTURE.md` tells the rest, and links to a page for each topic (`docs/design`) and for each decision
+//! (`docs/decisions`).
 
 pub mod batch;
 pub mod config;

@@ -2,7 +2,7 @@
 //!
 //! A connection is a session here: it is made (`supervisor`: probe, connect, prove), used (`pool`), and
 //! ended for ever at the first doubt (`connection`, `descriptors`); then another one is made. The crate
-//! never reconnects by itself. What it does wrong, and why this is the remedy, is told in `ARCHITECTURE.md`.
+//! never reconnects by itself. What it does wrong, and why this is the remedy, is told in docs/design/session.md.
 //!
 //! Keeps the promises at the top of `machine.rs`: each call is answered exactly once, and before the
 //! [`SessionEvent::Down`] of the connection on which it was made. Answers and watch events come over different

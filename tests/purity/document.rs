@@ -1,23 +1,53 @@
-//! `ARCHITECTURE.md`, and what it is continued in, name files and tests: each must exist, and the code map
-//! must be complete.
+//! `ARCHITECTURE.md`, `docs/design` and `docs/decisions` name files and tests: each must exist, and the code map must
+//! be complete. A link from one document to another leads to a file and a heading that exist.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::collect;
+
+/// A newcomer reads `ARCHITECTURE.md` as a whole. What does not fit belongs to a page of `docs/design`.
+const ARCHITECTURE_BYTES: usize = 12 * 1024;
+
+const CODE_MAP: &str = "docs/design/code-map.md";
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// What stands between backticks, outside of blocks.
-fn quoted() -> BTreeSet<String> {
-    let read = |name: &str| fs::read_to_string(root().join(name)).expect("a document");
-    let continued = ["docs/design/handover.md", "docs/design/testing.md"].map(read).concat();
-    let text = read("ARCHITECTURE.md") + &continued;
-    let prose: String = text.split("```").step_by(2).collect();
-    prose.split('`').skip(1).step_by(2).map(str::to_string).collect()
+/// All documents, by their path from the root.
+fn documents() -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for dir in ["", "docs", "docs/design", "docs/decisions"] {
+        for entry in fs::read_dir(root().join(dir)).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                let name = path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
+                found.insert(name, fs::read_to_string(&path).expect("UTF-8"));
+            }
+        }
+    }
+    found
+}
+
+/// The documents about how zkmw is made.
+fn design() -> Vec<(String, String)> {
+    let is_design = |name: &str| {
+        ["ARCHITECTURE.md", "CONTRIBUTING.md"].contains(&name)
+            || ["docs/design/", "docs/decisions/"].iter().any(|dir| name.starts_with(dir))
+    };
+    documents().into_iter().filter(|(name, _)| is_design(name)).collect()
+}
+
+/// A document without its blocks of code.
+fn prose(text: &str) -> String {
+    text.split("```").step_by(2).collect()
+}
+
+/// What is between backticks in prose.
+fn quoted(text: &str) -> BTreeSet<String> {
+    prose(text).split('`').skip(1).step_by(2).map(str::to_string).collect()
 }
 
 fn files(dir: &str) -> Vec<(String, String)> {
@@ -27,18 +57,29 @@ fn files(dir: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn the_code_map_is_complete_and_true() {
-    let named: BTreeSet<String> =
-        quoted().into_iter().filter(|name| name.starts_with("src/") && name.ends_with(".rs")).collect();
+fn the_code_map_is_complete() {
+    let map = quoted(&documents()[CODE_MAP]);
     let is_test = |name: &str| {
         name.contains("/tests/")
             || ["/tests.rs", "/testing.rs", "/explore.rs"].iter().any(|end| name.ends_with(end))
     };
-    let there: BTreeSet<String> =
-        files("src").into_iter().map(|(name, _)| name).filter(|name| !is_test(name)).collect();
-    let missing: Vec<_> = there.difference(&named).collect();
-    let gone: Vec<_> = named.difference(&there).collect();
-    assert!(missing.is_empty() && gone.is_empty(), "not in the map: {missing:?}; not there: {gone:?}");
+    let missing: Vec<_> =
+        files("src").into_iter().map(|(name, _)| name).filter(|n| !is_test(n) && !map.contains(n)).collect();
+    assert!(missing.is_empty(), "not in {CODE_MAP}: {missing:?}");
+}
+
+#[test]
+fn the_files_that_are_named_exist() {
+    let is_path = |name: &String| {
+        ["src/", "tests/", "benches/", "scripts/", "docs/"].iter().any(|dir| name.starts_with(dir))
+            && !name.contains([' ', '*', '<', 'N'])
+    };
+    let mut gone = Vec::new();
+    for (document, text) in design() {
+        let absent = quoted(&text).into_iter().filter(is_path).filter(|name| !root().join(name).exists());
+        gone.extend(absent.map(|name| format!("{document}: {name}")));
+    }
+    assert!(gone.is_empty(), "there are no such files:\n{}", gone.join("\n"));
 }
 
 #[test]
@@ -49,8 +90,82 @@ fn the_tests_that_are_named_exist() {
         name.matches('_').count() >= 3
             && name.chars().all(|c| c == '_' || c.is_ascii_lowercase() || c.is_ascii_digit())
     };
-    let tests: Vec<String> = quoted().into_iter().filter(is_test).collect();
+    let tests: BTreeSet<String> =
+        design().iter().flat_map(|(_, text)| quoted(text)).filter(is_test).collect();
     assert!(tests.len() > 20, "no tests are named: {tests:?}");
     let gone: Vec<_> = tests.iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
     assert!(gone.is_empty(), "there are no such tests: {gone:?}");
+}
+
+#[test]
+fn architecture_md_is_short() {
+    let size = documents()["ARCHITECTURE.md"].len();
+    assert!(size <= ARCHITECTURE_BYTES, "{size} bytes; what does not fit belongs to docs/design");
+}
+
+/// The anchors that GitHub makes of a document's headings.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let slug = |heading: &str| {
+        let kept = heading.trim().to_lowercase().replace(' ', "-");
+        kept.chars().filter(|&c| c.is_alphanumeric() || c == '-' || c == '_').collect()
+    };
+    let headings = prose(text);
+    headings
+        .lines()
+        .filter(|line| line.starts_with('#'))
+        .map(|line| slug(line.trim_start_matches('#')))
+        .collect()
+}
+
+/// Why a link does not lead anywhere.
+fn broken(document: &str, link: &str, documents: &BTreeMap<String, String>) -> Option<String> {
+    let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+    let dir = Path::new(document).parent().expect("a file is in a directory");
+    let target = if file.is_empty() { root().join(document) } else { root().join(dir).join(file) };
+    let Ok(target) = target.canonicalize() else { return Some(format!("{document}: {link}: no such file")) };
+    let name = target.strip_prefix(root().canonicalize().ok()?).ok()?.to_string_lossy().into_owned();
+    let has_anchor =
+        anchor.is_empty() || documents.get(&name).is_some_and(|text| anchors(text).contains(anchor));
+    (!has_anchor).then(|| format!("{document}: {link}: no such heading"))
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let documents = documents();
+    let mut found = Vec::new();
+    let mut count = 0;
+    for (document, text) in &documents {
+        let text = prose(text);
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+        for (link, _) in links.filter(|(link, _)| !link.contains("://")) {
+            count += 1;
+            found.extend(broken(document, link, &documents));
+        }
+    }
+    assert!(count > 50, "the links were not found: {count}");
+    assert!(found.is_empty(), "links that lead nowhere:\n{}", found.join("\n"));
+}
+
+#[test]
+fn a_link_to_a_missing_file_or_heading_is_found() {
+    let documents = documents();
+    assert_eq!(broken("docs/operations.md", "../ARCHITECTURE.md", &documents), None);
+    assert_eq!(broken("docs/design/session.md", "#the-session-layer", &documents), None);
+    assert!(broken("docs/operations.md", "ARCHITECTURE.md", &documents).is_some());
+    assert!(broken("README.md", "ARCHITECTURE.md#no-such-heading", &documents).is_some());
+}
+
+#[test]
+fn documents_that_comments_name_exist() {
+    let named = |text: &str| -> Vec<String> {
+        let words = text.split(|c: char| !(c.is_alphanumeric() || "/-_.".contains(c)));
+        let words = words.map(|word| word.trim_end_matches('.'));
+        words.filter(|word| word.starts_with("docs/") && word.ends_with(".md")).map(str::to_string).collect()
+    };
+    let mut gone = Vec::new();
+    for (file, text) in files("src").into_iter().chain(files("tests")).chain(files("benches")) {
+        let absent = named(&text).into_iter().filter(|name| !root().join(name).exists());
+        gone.extend(absent.map(|name| format!("{file}: {name}")));
+    }
+    assert!(gone.is_empty(), "there are no such documents:\n{}", gone.join("\n"));
 }

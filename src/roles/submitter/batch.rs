@@ -42,7 +42,7 @@ use crate::roles::client::notice::Notice;
 use crate::roles::client::{ClientReport, Progress, Unfit, breaks_connection};
 
 /// Calls about parts and chunks in flight, as many as a client has threads: servers carry out many at a time more
-/// cheaply than few (ARCHITECTURE.md, *Throughput*).
+/// cheaply than few (docs/design/performance.md).
 const MAX_CALLS: usize = 640;
 
 /// What a batch is told.
