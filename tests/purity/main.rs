@@ -62,7 +62,7 @@ fn with(path: &str, text: &str) -> Vec<String> {
             "use crate::recipes::lease::Lease; use std::collections::{BTreeMap, BTreeSet};",
         ),
         ("src/shell.rs", "fn next() { select! { recv(a) -> _ => {} } }"),
-        ("src/zk/mod.rs", "use zookeeper::ZooKeeper;"),
+        ("src/zk.rs", "use zookeeper::ZooKeeper;"),
     ];
     let mut files: Vec<(String, String)> = clean.map(|(p, t)| (p.to_string(), t.to_string())).to_vec();
     files.retain(|(old, _)| old != path);
@@ -211,9 +211,9 @@ fn threads_are_started_in_one_place() {
 
 #[test]
 fn there_is_one_select() {
-    refused("src/exec/mod.rs", "fn f() { select! {} }", "select!");
-    refused("src/exec/mod.rs", "fn f() { crossbeam_channel::select_biased! {} }", "select!");
-    refused("src/exec/mod.rs", "fn f() { let mut s = Select::new(); }", "select!");
+    refused("src/exec.rs", "fn f() { select! {} }", "select!");
+    refused("src/exec.rs", "fn f() { crossbeam_channel::select_biased! {} }", "select!");
+    refused("src/exec.rs", "fn f() { let mut s = Select::new(); }", "select!");
     refused("src/shell.rs", "fn f() {}", "select!");
 }
 
