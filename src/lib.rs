@@ -24,6 +24,7 @@
 //! (`docs/decisions`).
 
 pub mod batch;
+pub mod clock;
 pub mod config;
 #[cfg_attr(not(test), deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types))]
 pub mod contract;

@@ -12,7 +12,7 @@ use zkmw::config::{self, Config};
 use zkmw::machine::Instant;
 use zkmw::report::StderrAboveBar;
 use zkmw::shell::NOTICES;
-use zkmw::{exec, exit, limits, service, shell};
+use zkmw::{clock, exec, exit, limits, service, shell};
 
 /// Most bytes of a panic's message that are shown: what it quotes may be as large as all that the process holds.
 const MAX_PANIC_BYTES: usize = 2_000;
@@ -62,7 +62,7 @@ fn obey(config: Config) -> i32 {
         unknown.iter().for_each(|text| log::error!("{text}"));
         return exit::CONFIG;
     }
-    let began = shell::now();
+    let began = clock::now();
     let code = run(config);
     back_off(code, began);
     code
@@ -128,7 +128,7 @@ fn run(config: Config) -> i32 {
 /// Waits before the end of a daemon that failed soon, if a service manager restarts it.
 fn back_off(code: i32, began: Instant) {
     match shell::listen(true) {
-        Ok(signals) => service::back_off(code, shell::now().since(began), &signals),
+        Ok(signals) => service::back_off(code, clock::now().since(began), &signals),
         Err(error) => log::debug!("no pause before a restart: {error:#}"),
     }
 }

@@ -165,9 +165,9 @@ fn wait(code: i32, pause: Duration, signals: &Receiver<i32>) {
     let mut service = Service::new(true);
     log::info!(target: "zkmw", "ends with code {code} in {} s, so that it is not restarted too often", pause.as_secs());
     service.status(&format!("failed with code {code}; restarts in {} s; the log says why", pause.as_secs()));
-    let until = crate::shell::now() + pause;
+    let until = crate::clock::now() + pause;
     loop {
-        let now = crate::shell::now();
+        let now = crate::clock::now();
         service.tick(now);
         if until <= now {
             return;

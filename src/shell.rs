@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
-use rustix::time::{ClockId, clock_gettime};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use self::outage::Outage;
 use self::pacing::Pacing;
+use crate::clock::now;
 use crate::exec::{Confinement, ExecEvent, Executor, LogSettings, Means, OWN_PROGRAM, RunFile};
 use crate::exit;
 use crate::machine::{Action, Actions, BatchLine, CallError, CallId, Event, Instant, Level, Role, turn};
@@ -106,14 +106,6 @@ struct Shell<'a, T: Role> {
     pacing: Pacing,
     /// How many session events were taken in without a look at anything else.
     streak: u32,
-}
-
-/// Now, on the clock that roles live by.
-pub fn now() -> Instant {
-    let time = clock_gettime(ClockId::Boottime);
-    let secs = u64::try_from(time.tv_sec).unwrap_or(0);
-    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
-    Instant::from_nanos(secs.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
 /// Runs a role to its end, and gives its exit code.

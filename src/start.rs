@@ -6,9 +6,10 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write as _;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::batch::BatchReader;
+use crate::clock;
 use crate::config::{
     Command, Config, DeleteConfig, ElectorConfig, Ensemble, IdsConfig, ListConfig, LogsConfig, MasterConfig,
     Orphan, SubmitConfig, TaskSource, WorkerConfig,
@@ -86,8 +87,10 @@ fn run(config: Config) -> anyhow::Result<i32> {
         Command::Cancel(IdsConfig { ids, json }) => operate(Verb::Cancel, &ensemble, layout, ids, json),
         Command::Retry(IdsConfig { ids, json }) => operate(Verb::Retry, &ensemble, layout, ids, json),
         Command::Delete(DeleteConfig { ids, states, older_than, json }) => {
-            let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            let ago = |time| i64::try_from(since_1970.saturating_sub(time).as_millis()).unwrap_or(i64::MAX);
+            let now_ms = clock::wall_ms();
+            let ago = |time: Duration| {
+                now_ms.saturating_sub_unsigned(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+            };
             let settled_ms = ago(ensemble.session_timeout * SETTLED_TIMEOUTS);
             let deletion = Deletion { states, before_ms: older_than.map(ago), settled_ms };
             operate(Verb::Delete(deletion), &ensemble, layout, ids, json)

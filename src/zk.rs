@@ -29,6 +29,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::clock;
 use crate::limits;
 use crate::machine::{Call, CallId, CallResult, ChangeKind};
 use crate::threads;
@@ -188,7 +189,7 @@ impl Session {
         // Without them there would never be a connection. To try takes as long as a quorum write or two, so it is done
         // while the first server is being asked; nothing is made of the answer before.
         limits::check(connection::DESCRIPTORS, connection::THREADS)?;
-        let _ = found.send(connection::now());
+        let _ = found.send(clock::now());
         Ok(session)
     }
 
@@ -209,7 +210,7 @@ impl Session {
     }
 
     fn request_stop(&self, limit: Duration) -> bool {
-        let up = self.pool.stop(connection::now() + limit);
+        let up = self.pool.stop(clock::now() + limit);
         let _ = self.pulse.try_send(()); // full: the supervisor is about to look anyway
         up
     }

@@ -24,9 +24,9 @@ use super::logs::Carrier;
 use super::page::{MOST_SLOTS, Page};
 use super::proc;
 use super::runfile::{RunFile, Session};
-use super::slot::now_ms;
 use super::wire::{self, FromKeeper, FromSlot, Link, Program, ToKeeper, ToSlot};
 use super::{ExecEvent, NotStartedKind};
+use crate::clock;
 use crate::machine::{Captured, Ended, GroupSignal, RunId, RunReport};
 
 /// Most answers of `epoll` at once.
@@ -424,7 +424,7 @@ impl Hub {
     }
 
     fn started(&self, work: &mut Work, number: u32, pid: u32) {
-        work.started = Some((now_ms(), pid));
+        work.started = Some((clock::wall_ms(), pid));
         match &work.desk {
             Some(desk) => desk.note(Note::Started { pid, slot: number }),
             None => self.tell(ExecEvent::Started { run: work.run, pid }),
@@ -442,7 +442,7 @@ impl Hub {
             stdout: Captured::default(),
             stderr: Captured::default(),
             started_ms,
-            ended_ms: now_ms(),
+            ended_ms: clock::wall_ms(),
             signalled: work.signalled || ours,
         };
         self.ended(work, report);

@@ -28,9 +28,10 @@ use super::birth::Surroundings;
 use super::cgroup;
 use super::children::{self, Children};
 use super::page::{ENDLESS, Page};
-use super::proc::{boottime_nanos, to_pid};
+use super::proc::to_pid;
 use super::slot::{Slot, signals, timespec};
 use super::wire::{FromKeeper, Link, ToKeeper};
+use crate::clock;
 
 /// The signal with which a slot ends.
 const SLOT_ENDS_WITH: libc::c_int = libc::SIGUSR1;
@@ -291,7 +292,7 @@ impl Keeper {
 
     /// Kills slots that should have looked at the lease and have not; sees to it that the next look comes in time.
     fn look_for_still_ones(&mut self) {
-        let (now, slack) = (boottime_nanos(), SLACK.as_nanos() as u64);
+        let (now, slack) = (clock::now().as_nanos(), SLACK.as_nanos() as u64);
         let mut next = self.page.deadline().filter(|deadline| *deadline > now);
         for (number, slot) in self.slots.iter_mut().filter(|(_, slot)| !slot.dead) {
             match self.page.part(*number).armed.load(Ordering::SeqCst) {

@@ -12,10 +12,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use crate::clock;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-
-use super::proc::boottime_nanos;
 
 /// Most slots of an executor, handlers' included.
 pub(super) const MOST_SLOTS: u32 = 1 << 15;
@@ -122,7 +121,7 @@ impl Page {
 
     /// Whether something may begin now. Makes bare system calls only.
     pub(super) fn holds(&self) -> bool {
-        self.deadline().is_some_and(|deadline| boottime_nanos() < deadline)
+        self.deadline().is_some_and(|deadline| clock::now().as_nanos() < deadline)
     }
 
     /// Whether the lease is over, for good: then who asks has to kill. As long as it is not, until when it is.
@@ -133,7 +132,7 @@ impl Page {
             if word & OVER != 0 {
                 return Ok(());
             }
-            if boottime_nanos() < word >> 1 {
+            if clock::now().as_nanos() < word >> 1 {
                 return Err(word >> 1);
             }
             match self.word().compare_exchange(word, word | OVER, Ordering::SeqCst, Ordering::SeqCst) {
@@ -153,7 +152,7 @@ impl Page {
             let until = until.min(ENDLESS) << 1;
             match self.word().compare_exchange(word, until, Ordering::SeqCst, Ordering::SeqCst) {
                 Ok(before) => {
-                    let late = boottime_nanos() >= before >> 1;
+                    let late = clock::now().as_nanos() >= before >> 1;
                     return Renewal::Counts { late, shorter: until < before };
                 }
                 Err(now) => word = now,
@@ -198,10 +197,10 @@ mod tests {
     fn at_the_deadline_one_wins() {
         let page = Page::new().unwrap();
         for _ in 0..2_000 {
-            page.begin_anew(boottime_nanos() + 20_000);
+            page.begin_anew(clock::now().as_nanos() + 20_000);
             let (renewed, over) = std::thread::scope(|scope| {
                 let renews = scope.spawn(|| {
-                    while boottime_nanos() < page.deadline().unwrap_or(0) {}
+                    while clock::now().as_nanos() < page.deadline().unwrap_or(0) {}
                     page.renew(ENDLESS)
                 });
                 let looks = scope.spawn(|| {

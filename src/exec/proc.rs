@@ -13,9 +13,7 @@ use std::io;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use rustix::time::{ClockId, clock_gettime};
 
-const NANOS_PER_SECOND: u64 = 1_000_000_000;
 /// The kernel's flag for a process that is being ended.
 const PF_EXITING: i64 = 0x4;
 
@@ -118,12 +116,6 @@ pub(super) fn look() -> io::Result<Look> {
         }
     }
     Ok(found)
-}
-
-/// Nanoseconds of `CLOCK_BOOTTIME`. Makes a bare system call only.
-pub(super) fn boottime_nanos() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    now.tv_sec as u64 * NANOS_PER_SECOND + now.tv_nsec as u64
 }
 
 /// Names a process as no other ever was or will be named.

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::ptr;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::read;
@@ -37,6 +37,7 @@ use super::page::Page;
 use super::proc::to_pid;
 use super::stopped::{LOOK_EVERY, StopWatch};
 use super::wire::{FromSlot, Link, Program, Streams, ToSlot};
+use crate::clock;
 use crate::machine::{Ended, GroupSignal, RunReport};
 
 /// When a run is told to have started, if it has not ended by then: then both are told at once.
@@ -306,7 +307,7 @@ impl<'a> Slot<'a> {
             handler,
             streams: [Stream::new(born.stdout, limit), Stream::new(born.stderr, limit)],
             started: Instant::now(),
-            started_ms: now_ms(),
+            started_ms: clock::wall_ms(),
             kills: self.memory.kills(),
             told: false,
             signalled: false,
@@ -455,7 +456,7 @@ impl<'a> Slot<'a> {
             match &mut self.running {
                 Some(running) if running.leader == pid && running.ending.is_none() => {
                     let _ = kill_process_group(to_pid(pid), Signal::KILL);
-                    let (ended_ms, since) = (now_ms(), Instant::now());
+                    let (ended_ms, since) = (clock::wall_ms(), Instant::now());
                     let ended = children::reap(pid);
                     running.ending =
                         Some(Ending { ended, ended_ms, since, pause: FIRST_PAUSE, warned: false });
@@ -539,10 +540,4 @@ pub(super) fn signals(which: &[libc::c_int]) -> std::io::Result<OwnedFd> {
 
 pub(super) fn timespec(time: Duration) -> Timespec {
     Timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos().into() }
-}
-
-/// Milliseconds since 1970.
-pub(super) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -21,6 +21,7 @@ use super::descriptors::{Killer, open_sockets};
 use super::meter;
 use super::request;
 use super::{Failure, Settings};
+use crate::clock::now;
 use crate::machine::{ChangeKind, Instant, WatchMode};
 use crate::{limits, threads};
 
@@ -41,13 +42,6 @@ pub const THREADS: usize = 5;
 
 /// Clients are made one at a time in a process, so that each finds its own descriptors.
 static MAKING: Mutex<()> = Mutex::new(());
-
-/// Now, on the clock that goes on while the machine is suspended.
-pub fn now() -> Instant {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    Instant::from_nanos(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0))
-}
 
 /// Why a connection came to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,9 +17,10 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, TrySendError};
 
 use super::SessionEvent;
-use super::connection::{Connection, End, now};
+use super::connection::{Connection, End};
 use super::repeats::{Refused, Repeats, describe, repeatable};
 use super::request::{self, LargeWrite};
+use crate::clock::now;
 use crate::machine::{Call, CallError, CallId, CallResult, ChangeKind, Instant, Refusal};
 use crate::threads;
 

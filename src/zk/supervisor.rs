@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
-use super::connection::{Connection, End, Life, NotMade, Plan, now};
+use super::connection::{Connection, End, Life, NotMade, Plan};
 use super::pool::Pool;
 use super::probe::{CONNECT_WITHIN, Grant, probe};
 use super::resolve::Resolver;
 use super::suspects::Suspects;
 use super::{Attempt, Failure, Settings, Stopped};
+use crate::clock::now;
 use crate::machine::{Instant, Prng};
 use crate::threads;
 

@@ -5,7 +5,7 @@
 use super::handler::{ask, asked, begun, handler};
 use super::keeper::{LONG, RENEWED, SHORT, keeper_pid, leased, leased_rig, play};
 use super::*;
-use zkmw::shell::now;
+use zkmw::clock::now;
 
 /// Scenarios, each the role of a helper.
 pub const SCENARIOS: [(&str, fn()); 7] = [

@@ -7,8 +7,8 @@ use rustix::io::{fcntl_dupfd_cloexec, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use rustix::stdio::{dup2_stderr, stderr};
+use zkmw::clock::now;
 use zkmw::machine::Instant as Boottime;
-use zkmw::shell::now;
 
 /// Long enough to last for a test.
 pub const LONG: Duration = Duration::from_secs(600);

@@ -4,7 +4,7 @@ use super::keeper::{keeper_of, leased_rig};
 use super::runfile::claim;
 use super::strays::has_cgroups;
 use super::*;
-use zkmw::shell::now;
+use zkmw::clock::now;
 
 /// How long a lease is that is renewed all the time.
 const LEASE: Duration = Duration::from_millis(1500);

@@ -209,7 +209,7 @@ fn sleepers(pid: u32) -> usize {
 #[test]
 fn idle_slots_sleep() {
     let mut rig = crate::keeper::leased_rig();
-    rig.executor.lease(zkmw::shell::now() + Duration::from_millis(500)).unwrap();
+    rig.executor.lease(zkmw::clock::now() + Duration::from_millis(500)).unwrap();
     let runs: Vec<RunId> = (0..20).map(|_| rig.start(sh("echo $PPID; sleep 0.2"))).collect();
     let slot = |report: RunReport| text(&report.stdout).trim().parse::<u32>().unwrap();
     let slots: Vec<u32> = runs.into_iter().map(|run| slot(rig.ended(run))).collect();
@@ -224,7 +224,7 @@ fn idle_slots_sleep() {
     // Each looks once more when the lease ends that it knew.
     let (mut before, mut same) = (0, 0);
     until("none of them wakes up any more", || {
-        rig.executor.lease(zkmw::shell::now() + Duration::from_millis(500)).unwrap();
+        rig.executor.lease(zkmw::clock::now() + Duration::from_millis(500)).unwrap();
         std::thread::sleep(Duration::from_millis(10));
         let now = woken();
         same = if now == before { same + 1 } else { 0 };

@@ -2,20 +2,16 @@
 
 use serde_json::{Map, Value, json};
 
-/// A fixed generator (splitmix64): a seed gives the same inputs for ever.
-pub struct Prng(u64);
+/// Chance with what these tests need of it: a seed gives the same inputs for ever.
+pub struct Prng(zkmw::machine::Prng);
 
 impl Prng {
     pub fn new(seed: u64) -> Prng {
-        Prng(seed)
+        Prng(zkmw::machine::Prng::new(seed))
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.next_u64()
     }
 
     /// Below `bound`, which is not 0.

@@ -8,10 +8,10 @@ use std::os::fd::OwnedFd;
 use rustix::buffer::spare_capacity;
 use rustix::io::{Errno, read};
 
+use crate::clock;
 use crate::contract::handler::{Answer, MAX_ANSWER_BYTES};
 use crate::exec::capture::Capture;
 use crate::exec::capture::READ_BYTES;
-use crate::exec::slot::now_ms;
 use crate::machine::{Captured, Ended, RunId, RunReport};
 
 /// What has been said since the last answer.
@@ -93,7 +93,15 @@ impl Verdict {
     pub(super) fn report(self, started_ms: i64) -> RunReport {
         let Verdict { exit_code, stdout, stderr } = self;
         let ended = Ended::Exit(exit_code);
-        RunReport { ended, detail: None, stdout, stderr, started_ms, ended_ms: now_ms(), signalled: false }
+        RunReport {
+            ended,
+            detail: None,
+            stdout,
+            stderr,
+            started_ms,
+            ended_ms: clock::wall_ms(),
+            signalled: false,
+        }
     }
 }
 

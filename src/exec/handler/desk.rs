@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{Errno, retry_on_intr, write, writev};
 
+use crate::clock;
 use crate::exec::hub::Hub;
-use crate::exec::slot::now_ms;
 use crate::exec::{ExecEvent, NotStartedKind};
 use crate::machine::{RunId, RunReport};
 
@@ -180,7 +180,7 @@ impl Desk {
             self.rests(hub);
             return Handed::NoLease;
         }
-        let started_ms = now_ms();
+        let started_ms = clock::wall_ms();
         let line = [IoSlice::new(job.request.as_bytes()), IoSlice::new(b"\n")];
         let written = match retry_on_intr(|| writev(stdin.as_ref(), &line)) {
             Ok(written) => written,

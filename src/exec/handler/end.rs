@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::desk::{Busy, Work};
 use super::life::{End, Handler};
 use super::pauses::{Cause, Death};
-use crate::exec::slot::now_ms;
+use crate::clock;
 use crate::exec::{ExecEvent, NotStartedKind};
 use crate::machine::{Captured, Ended, RunReport};
 
@@ -95,7 +95,7 @@ impl Handler<'_> {
             stdout: Captured::default(),
             stderr: Captured::default(),
             started_ms: busy.started_ms,
-            ended_ms: now_ms(),
+            ended_ms: clock::wall_ms(),
             signalled: death.signalled,
         };
         self.pool.over(busy.run, ExecEvent::Ended { run: busy.run, report });

@@ -19,8 +19,9 @@ use super::answer::{self, Lines, Said};
 use super::desk::{Busy, Desk, Handed, Job, Note, Seat, Work};
 use super::pauses::{Cause, Death};
 use super::{NO_LEASE, Pool};
+use crate::clock;
 use crate::exec::descriptors::too_few;
-use crate::exec::slot::{now_ms, timespec};
+use crate::exec::slot::timespec;
 use crate::exec::stopped::{LOOK_EVERY, StopWatch};
 use crate::exec::wire::{Program, Streams};
 use crate::exec::{ExecEvent, NotStartedKind};
@@ -159,7 +160,7 @@ impl Handler<'_> {
                 None
             }
             Handed::Refused(job) => {
-                let busy = Busy::new(job, now_ms());
+                let busy = Busy::new(job, clock::wall_ms());
                 self.desk.lock().work = Work::Busy(busy);
                 Some(self.closed("it takes no request"))
             }
