@@ -26,7 +26,7 @@ const MAX_PAGE_BYTES: usize = MAX_DATA_BYTES - 4 * MAX_SEEN_IN_ALL;
 
 /// How soon a change of a page has to be written. Whatever is written takes all changes along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Haste {
+pub enum Urgency {
     /// A slot is free, or something is to be killed.
     Now,
     /// A worker has enough to do for the moment.
@@ -35,12 +35,12 @@ pub enum Haste {
     Later,
 }
 
-impl Haste {
+impl Urgency {
     fn lag(self) -> Duration {
         match self {
-            Haste::Now => Duration::ZERO,
-            Haste::Soon => Duration::from_millis(15),
-            Haste::Later => Duration::from_millis(500),
+            Urgency::Now => Duration::ZERO,
+            Urgency::Soon => Duration::from_millis(15),
+            Urgency::Later => Duration::from_millis(500),
         }
     }
 }
@@ -252,14 +252,14 @@ impl Book {
     /// The holder of a share is to know what stands in this version of its chunk.
     pub fn look(&mut self, id: &EntryId, version: i32) {
         if self.change(id, |held| held.look = held.look.max(Some(version))) {
-            self.mark_holder(id, Haste::Now);
+            self.mark_holder(id, Urgency::Now);
         }
     }
 
     /// Asks the incarnation that has the task to release it, if it was not started.
     pub fn recall(&mut self, task: &EntryId) {
         if self.change(task, |held| held.recalled = true) {
-            self.mark_holder(task, Haste::Now);
+            self.mark_holder(task, Urgency::Now);
         }
     }
 
@@ -280,12 +280,12 @@ impl Book {
     }
 
     /// The page differs from what was written.
-    fn mark(&mut self, incarnation: &Incarnation, haste: Haste) {
+    fn mark(&mut self, incarnation: &Incarnation, urgency: Urgency) {
         let Some(page) = self.pages.get_mut(incarnation) else { return };
         page.dirty = true;
-        page.urgent |= haste == Haste::Now;
+        page.urgent |= urgency == Urgency::Now;
         match page.state {
-            PageState::Idle | PageState::Writing => self.within(incarnation, haste.lag()),
+            PageState::Idle | PageState::Writing => self.within(incarnation, urgency.lag()),
             // Goes along with what follows the answer, or the pause.
             PageState::Reading | PageState::Closing | PageState::Refused | PageState::Unreadable => {}
         }
@@ -314,20 +314,20 @@ impl Book {
         }
     }
 
-    fn mark_holder(&mut self, task: &EntryId, haste: Haste) {
+    fn mark_holder(&mut self, task: &EntryId, urgency: Urgency) {
         if let Some(incarnation) = self.holders.get(task).cloned() {
-            self.mark(&incarnation, haste);
+            self.mark(&incarnation, urgency);
         }
     }
 
     /// Gives a task that nobody has to an incarnation whose page is open.
-    pub fn assign(&mut self, incarnation: &Incarnation, task: &EntryId, held: Held, haste: Haste) {
+    pub fn assign(&mut self, incarnation: &Incarnation, task: &EntryId, held: Held, urgency: Urgency) {
         debug_assert!(self.is_ready() && self.is_open(incarnation) && !self.holders.contains_key(task));
         if let Some(page) = self.pages.get_mut(incarnation) {
             page.push(task.clone(), held);
             self.touched.insert(incarnation.clone());
             self.holders.insert(task.clone(), incarnation.clone());
-            self.mark(incarnation, haste);
+            self.mark(incarnation, urgency);
         }
     }
 
@@ -342,15 +342,15 @@ impl Book {
     }
 
     /// Takes a task off its living holder's page: its attempt is known to be dead. Who may get it again is in a hurry.
-    pub fn strip(&mut self, task: &EntryId, haste: Haste) {
+    pub fn strip(&mut self, task: &EntryId, urgency: Urgency) {
         if let Some(incarnation) = self.holders.get(task).cloned() {
-            self.strike(&incarnation, task, haste);
+            self.strike(&incarnation, task, urgency);
         }
     }
 
-    fn strike(&mut self, incarnation: &Incarnation, task: &EntryId, haste: Haste) {
+    fn strike(&mut self, incarnation: &Incarnation, task: &EntryId, urgency: Urgency) {
         self.release(incarnation, task);
-        self.mark(incarnation, haste);
+        self.mark(incarnation, urgency);
     }
 
     /// Forgets that a task is on a dead incarnation's page; the page itself will go.
@@ -365,14 +365,14 @@ impl Book {
     }
 
     /// Asks the incarnation that has the task to kill it.
-    pub fn revoke(&mut self, task: &EntryId, haste: Haste) {
+    pub fn revoke(&mut self, task: &EntryId, urgency: Urgency) {
         let revoke = |held: &mut Held| {
             if held.revoked == Revoked::No {
                 held.revoked = Revoked::Wanted;
             }
         };
         if self.change(task, revoke) {
-            self.mark_holder(task, haste);
+            self.mark_holder(task, urgency);
         }
     }
 
@@ -390,7 +390,7 @@ impl Book {
         let dead = page.dead_through(through);
         // Not off its holder's page: that may be another, where the next attempt runs.
         for task in &dead {
-            self.strike(incarnation, task, Haste::Now);
+            self.strike(incarnation, task, Urgency::Now);
         }
         dead
     }

@@ -58,7 +58,7 @@ pub struct Mirror {
     /// Those that changed lately, and are to be read when they still are there later: since the last
     /// [`Mirror::catch_up`], and before it.
     lately: [BTreeSet<String>; 2],
-    in_no_hurry: bool,
+    is_lazy: bool,
     /// To be read because a listing named it.
     listed: Vec<String>,
     /// Directories to be listed.
@@ -108,7 +108,7 @@ impl Mirror {
             reading: BTreeMap::new(),
             changed: BTreeSet::new(),
             lately: Default::default(),
-            in_no_hurry: false,
+            is_lazy: false,
             listed: Vec::new(),
             to_list: Vec::new(),
             initial: BTreeSet::new(),
@@ -129,7 +129,7 @@ impl Mirror {
     /// Forgets what is on its way: the connection is gone.
     pub fn reset(&mut self) {
         let root = std::mem::take(&mut self.root);
-        *self = Mirror { in_no_hurry: self.in_no_hurry, ..Mirror::new(root, self.depth, self.window) };
+        *self = Mirror { is_lazy: self.is_lazy, ..Mirror::new(root, self.depth, self.window) };
     }
 
     /// Whether it was started on this connection.
@@ -199,14 +199,14 @@ impl Mirror {
         if let Some(overtaken) = self.reading.get_mut(below) {
             overtaken.again = true;
         } else if complete
-            && (self.in_no_hurry || kind == ChangeKind::Data)
+            && (self.is_lazy || kind == ChangeKind::Data)
             && !self.is_dir(below)
             && !self.is_reading(below)
         {
             if !self.lately[1].contains(below) {
                 self.lately[0].insert(below.to_string());
             }
-            return (!self.in_no_hurry).then(|| Change::Touched { path: below.to_string() });
+            return (!self.is_lazy).then(|| Change::Touched { path: below.to_string() });
         } else {
             self.enlist([below.to_string()]);
         }
@@ -234,9 +234,9 @@ impl Mirror {
 
     /// Whether all changed znodes may be read later: not before the next [`Mirror::catch_up`] but one. What is gone by
     /// then is not read at all.
-    pub fn take_time<R>(&mut self, in_no_hurry: bool, out: &mut Actions<R>) {
-        self.in_no_hurry = in_no_hurry;
-        if !in_no_hurry {
+    pub fn take_time<R>(&mut self, is_lazy: bool, out: &mut Actions<R>) {
+        self.is_lazy = is_lazy;
+        if !is_lazy {
             let lately = std::mem::take(&mut self.lately);
             self.enlist(lately.into_iter().flatten());
             self.pump(out);

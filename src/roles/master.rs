@@ -14,9 +14,9 @@
 //! mirrors; assignments are read at the takeover alone, since nobody but a leader changes them.
 
 mod balance;
-mod burial;
 mod dispatch;
 mod editor;
+mod failover;
 mod fleet;
 mod janitor;
 mod leading;
@@ -33,7 +33,7 @@ use crate::exit;
 use crate::machine::{
     Action, Actions, CallId, CallResult, ChangeKind, Event, Instant, Level, Refusal, Role, Stat, earlier,
 };
-use crate::recipes::assignment::Haste;
+use crate::recipes::assignment::Urgency;
 use crate::recipes::election::Election;
 use crate::recipes::ensure::{self, Ensure};
 use crate::recipes::mirror::{Change, Mirror};
@@ -251,7 +251,7 @@ impl Master {
                             self.tasks.read_again(task.as_str(), out);
                         }
                         if let Some(term) = &mut self.term {
-                            term.burials.unpark();
+                            term.failovers.unpark();
                         }
                     }
                 },
@@ -297,7 +297,7 @@ impl Master {
         }
         if is_another && let Some(term) = &mut self.term {
             for (id, _, _) in term.book.entries_of(task) {
-                term.book.revoke(&id, Haste::Now);
+                term.book.revoke(&id, Urgency::Now);
             }
         }
         if let Some(children) = self.table.overfull(task.dir()) {

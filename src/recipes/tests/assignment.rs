@@ -4,7 +4,7 @@ use super::{Asked, at_ms, refused};
 use crate::contract::worker::{Assignment, Entry, EntryId};
 use crate::contract::{Incarnation, Layout, TaskId};
 use crate::machine::{Action, Actions, Call, CallId, CallResult, ChangeKind, Instant, Refusal, Reply, Stat};
-use crate::recipes::assignment::{Book, Doubt, Haste, Held, Step};
+use crate::recipes::assignment::{Book, Doubt, Held, Step, Urgency};
 
 struct Desk {
     book: Book,
@@ -96,8 +96,8 @@ impl Desk {
         std::mem::take(&mut self.told).iter().any(|text| text.contains("can be written again"))
     }
 
-    fn assign(&mut self, worker: &str, name: &str, haste: Haste) {
-        self.book.assign(&incarnation(worker), &task(name), Held::new(1, false), haste);
+    fn assign(&mut self, worker: &str, name: &str, urgency: Urgency) {
+        self.book.assign(&incarnation(worker), &task(name), Held::new(1, false), urgency);
     }
 
     /// Flushes at this time. What is due then and stays undone would have the leader's loop spin.
@@ -128,9 +128,9 @@ impl Desk {
 #[test]
 fn what_is_due_while_its_page_is_being_written_wakes_nobody_until_it_can_be_served() {
     let mut desk = Desk::ready(&["w"]);
-    desk.assign("w", "a", Haste::Now);
+    desk.assign("w", "a", Urgency::Now);
     let (write, _) = desk.flush(2_000).remove(0);
-    desk.assign("w", "b", Haste::Soon);
+    desk.assign("w", "b", Urgency::Soon);
     assert_eq!(desk.flush(2_001), []);
     assert_eq!(desk.flush(2_100), [], "it is due, and the page is being written");
     desk.answer(write, written(5));
@@ -141,18 +141,18 @@ fn what_is_due_while_its_page_is_being_written_wakes_nobody_until_it_can_be_serv
 #[test]
 fn what_is_due_while_its_page_is_deleted_or_cannot_be_read_wakes_nobody() {
     let mut desk = Desk::ready(&["w", "x"]);
-    desk.assign("w", "a", Haste::Now);
+    desk.assign("w", "a", Urgency::Now);
     let (write, _) = desk.flush(2_000).remove(0);
     desk.answer(write, written(5));
-    desk.book.strip(&task("a"), Haste::Later);
+    desk.book.strip(&task("a"), Urgency::Later);
     assert_eq!(desk.flush(2_001), []);
     desk.book.close(&incarnation("w"), &mut desk.out);
     assert!(matches!(Asked::one(&mut desk.out), (_, Call::Delete { .. })));
     assert_eq!(desk.flush(3_000), []);
 
-    desk.assign("x", "b", Haste::Now);
+    desk.assign("x", "b", Urgency::Now);
     let (write, _) = desk.flush(3_001).remove(0);
-    desk.assign("x", "c", Haste::Soon);
+    desk.assign("x", "c", Urgency::Soon);
     desk.flush(3_002);
     desk.answer(write, refused(Refusal::BadVersion));
     let (read, _) = Asked::one(&mut desk.out);
@@ -165,7 +165,7 @@ fn what_is_due_beyond_the_window_wakes_nobody() {
     let names: Vec<String> = (0..200).map(|n| format!("w{n:03}")).collect();
     let mut desk = Desk::ready(&names.iter().map(String::as_str).collect::<Vec<_>>());
     for (n, name) in names.iter().enumerate() {
-        desk.assign(name, &format!("t{n}"), Haste::Soon);
+        desk.assign(name, &format!("t{n}"), Urgency::Soon);
     }
     let asked = desk.flush(2_000).len();
     assert!(asked > 100 && asked < 200, "{asked}");
@@ -174,19 +174,19 @@ fn what_is_due_beyond_the_window_wakes_nobody() {
 #[test]
 fn a_page_that_is_refused_gives_back_what_its_worker_never_heard_of_and_is_tried_again_ever_later() {
     let mut desk = Desk::ready(&["w", "x"]);
-    desk.assign("w", "a", Haste::Now);
+    desk.assign("w", "a", Urgency::Now);
     let (write, _) = desk.flush(2_000).remove(0);
     desk.answer(write, written(5));
-    desk.assign("w", "b", Haste::Now);
+    desk.assign("w", "b", Urgency::Now);
     let writes = desk.flush(2_001);
-    desk.assign("w", "c", Haste::Soon);
+    desk.assign("w", "c", Urgency::Soon);
     desk.steps.clear();
     desk.refuse(writes);
     assert_eq!(desk.steps, [Step::PageRefused(incarnation("w"), vec![task("b"), task("c")])]);
     assert!(matches!(&desk.told[..], [text] if text.contains("cannot be written (ZooKeeper error -125)")));
     assert_eq!(desk.book.unclaimed().count(), 0, "what stands there is known");
     assert!(!desk.book.is_open(&incarnation("w")) && desk.book.is_open(&incarnation("x")));
-    desk.assign("x", "b", Haste::Now);
+    desk.assign("x", "b", Urgency::Now);
     assert_eq!(desk.flush(2_002).len(), 1, "others are served");
 
     let mut last = at_ms(2_002);
@@ -206,7 +206,7 @@ fn a_page_that_is_refused_gives_back_what_its_worker_never_heard_of_and_is_tried
     let again = desk.flush_next();
     desk.answer(again[0].0, written(6));
     assert!(desk.steps == [Step::Written(incarnation("w"))] && !desk.is_accepted());
-    desk.assign("w", "c", Haste::Now);
+    desk.assign("w", "c", Urgency::Now);
     let ms = u64::try_from(desk.now.since(at_ms(0)).as_millis()).expect("small");
     let more = desk.flush(ms + 1);
     desk.answer(more[0].0, written(7));

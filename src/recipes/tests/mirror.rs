@@ -144,7 +144,7 @@ fn what_went_and_came_back_while_it_was_read_is_read_again() {
 }
 
 #[test]
-fn who_is_in_no_hurry_does_not_read_what_is_gone_by_then() {
+fn a_lazy_mirror_does_not_read_what_is_gone_by_then() {
     let mut bench = Bench::complete();
     let mut out = Actions::<()>::default();
     bench.mirror.take_time(true, &mut out);

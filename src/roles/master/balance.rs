@@ -81,7 +81,7 @@ impl Master {
         let holder = term.book.entries_of(task).into_iter().next().map(|(_, incarnation, _)| incarnation);
         match (holder, self.table.pending(task)) {
             (Some(holder), Some(pending)) => {
-                let (slots, cost) = term.roster.pace_of(&holder);
+                let (slots, cost) = term.loads.pace_of(&holder);
                 let left = pending.units().iter().map(|unit| unit.width).sum();
                 term.looks.note(task, left, slots, cost, now);
             }
@@ -94,15 +94,15 @@ impl Master {
     pub(super) fn balance(&mut self, now: Instant, out: &mut Out) {
         let Some(term) = self.term.as_mut().filter(|term| term.is_leading()) else { return };
         let drains = self.fleet.iter().any(|(_, registration)| registration.draining);
-        let is_uneven = !term.roster.overfull.is_empty() || !term.behind.is_empty();
-        if !is_uneven || !(term.roster.is_slot_free() || drains) {
-            term.roster.balance_at = None;
+        let is_uneven = !term.loads.overfull.is_empty() || !term.behind.is_empty();
+        if !is_uneven || !(term.loads.is_slot_free() || drains) {
+            term.loads.balance_at = None;
             return;
         }
-        if *term.roster.balance_at.get_or_insert(now + BALANCE_PACE) > now {
+        if *term.loads.balance_at.get_or_insert(now + BALANCE_PACE) > now {
             return;
         }
-        term.roster.balance_at = Some(now + BALANCE_PACE);
+        term.loads.balance_at = Some(now + BALANCE_PACE);
         let (recalled, cuts) = (self.surplus(now), self.cuts());
         let Some(term) = &mut self.term else { return };
         for id in recalled {
@@ -120,7 +120,7 @@ impl Master {
         all.filter_map(|(term, id)| {
             let (holder, held) = term.book.holder(id)?;
             let unit = self.table.unit(id).filter(|_| !held.is_revoked())?;
-            let slots = if unit.need.suspect { 1 } else { term.roster.pace_of(holder).0 };
+            let slots = if unit.need.suspect { 1 } else { term.loads.pace_of(holder).0 };
             let commands = unit.behind();
             let (id, need, holder) = (id.clone(), unit.need, holder.clone());
             (commands > 0 && self.fleet.lives(&holder)).then_some(Behind {
@@ -135,15 +135,15 @@ impl Master {
 
     /// The workers with free slots, that nothing else is planned for.
     fn free(&self) -> Vec<Free> {
-        let Some(Term { roster, book, .. }) = &self.term else { return Vec::new() };
+        let Some(Term { loads, book, .. }) = &self.term else { return Vec::new() };
         let unused = |(rank, incarnation): &(Rank, Incarnation)| {
             let width = book.load(incarnation).map_or(0, |load| load.width);
             let slots = u64::from(rank.slots.0).saturating_sub(width);
             let slots = u32::try_from(slots).unwrap_or(u32::MAX);
             Free { incarnation: incarnation.clone(), slots }
         };
-        let free = roster.order.iter().take_while(|(rank, _)| rank.share < FULL);
-        free.filter(|(_, incarnation)| !roster.is_reserved(incarnation)).map(unused).collect()
+        let free = loads.order.iter().take_while(|(rank, _)| rank.share < FULL);
+        free.filter(|(_, incarnation)| !loads.is_reserved(incarnation)).map(unused).collect()
     }
 
     fn fits(&self, incarnation: &Incarnation, need: Need) -> bool {
@@ -160,7 +160,7 @@ impl Master {
                 cuts.push((behind.id, (1, 0)));
                 continue;
             }
-            let cost = self.term.as_ref().and_then(|term| term.roster.pace_of(&behind.holder).1);
+            let cost = self.term.as_ref().and_then(|term| term.loads.pace_of(&behind.holder).1);
             let wait = cost.map(|cost| cost.saturating_mul(behind.commands) / behind.slots.max(1));
             if wait.is_none_or(|wait| wait >= WORTH_IT) {
                 candidates.push((wait.unwrap_or(Duration::MAX), behind));
@@ -200,7 +200,7 @@ impl Master {
 
     /// What should not wait where it is, the last first.
     fn surplus(&self, now: Instant) -> Vec<EntryId> {
-        let Some(Term { roster, book, .. }) = &self.term else { return Vec::new() };
+        let Some(Term { loads, book, .. }) = &self.term else { return Vec::new() };
         let free = self.free();
         if free.is_empty() {
             return Vec::new();
@@ -214,8 +214,8 @@ impl Master {
             *asked.entry(need).or_insert_with(fits)
         };
         let mut surplus = Vec::new();
-        for incarnation in &roster.overfull {
-            let of_page = roster.known.get(incarnation).zip(book.load(incarnation));
+        for incarnation in &loads.overfull {
+            let of_page = loads.known.get(incarnation).zip(book.load(incarnation));
             let Some((known, _)) = of_page.filter(|(known, load)| !known.gets_on(*load, now)) else {
                 continue;
             };

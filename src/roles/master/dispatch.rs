@@ -16,7 +16,7 @@ use super::{Master, Out};
 use crate::contract::worker::MAX_ENTRIES;
 use crate::contract::{Incarnation, TaskId};
 use crate::machine::Instant;
-use crate::recipes::assignment::{Book, Haste, Load};
+use crate::recipes::assignment::{Book, Load, Urgency};
 use crate::recipes::queue::{Need, Needs};
 
 /// What waits at a worker should be started within this time.
@@ -82,7 +82,7 @@ impl Known {
 
 /// The workers that could take more, the least loaded first.
 #[derive(Debug, Default)]
-pub struct Roster {
+pub struct WorkerLoads {
     pub(super) known: BTreeMap<Incarnation, Known>,
     pub(super) order: BTreeSet<(Rank, Incarnation)>,
     /// Those that have more than their slots.
@@ -93,7 +93,7 @@ pub struct Roster {
     pub balance_at: Option<Instant>,
 }
 
-impl Roster {
+impl WorkerLoads {
     /// How many slots the incarnation had when it was last seen alive.
     pub fn slots(&self, incarnation: &Incarnation) -> Option<u32> {
         self.known.get(incarnation).map(|known| known.all_slots)
@@ -167,11 +167,11 @@ impl Roster {
     }
 
     /// How soon a worker has to hear of one more task.
-    fn haste(&self, incarnation: &Incarnation, book: &Book) -> Haste {
+    fn urgency(&self, incarnation: &Incarnation, book: &Book) -> Urgency {
         let (Some(known), Some(load)) = (self.known.get(incarnation), book.load(incarnation)) else {
-            return Haste::Now;
+            return Urgency::Now;
         };
-        if load.width > u64::from(known.slots) { Haste::Soon } else { Haste::Now }
+        if load.width > u64::from(known.slots) { Urgency::Soon } else { Urgency::Now }
     }
 
     /// Whether the incarnation gets nothing but what is to run alone.
@@ -235,25 +235,25 @@ impl Master {
         for incarnation in &touched {
             let Some(registration) = self.fleet.get(incarnation) else {
                 // Its slots are still asked for if it was not buried yet.
-                term.roster.rank(incarnation, None);
-                term.roster.overfull.remove(incarnation);
+                term.loads.rank(incarnation, None);
+                term.loads.overfull.remove(incarnation);
                 continue;
             };
             // A dead incarnation may seem to rise for a moment: its worker registers anew before it finds out.
-            let takes = !registration.draining && !term.burials.contains(incarnation);
+            let takes = !registration.draining && !term.failovers.contains(incarnation);
             let load = term.book.load(incarnation).filter(|_| takes);
-            term.roster.update(incarnation, (registration.usable_slots(), registration.slots), load);
+            term.loads.update(incarnation, (registration.usable_slots(), registration.slots), load);
         }
         touched
     }
 
     /// What nobody could take may be taken by those of whom something has changed.
     fn unblock(&mut self, changed: &BTreeSet<Incarnation>) {
-        let Some(Term { roster, book, .. }) = &self.term else { return };
-        let reserved = roster.reserved.as_ref();
+        let Some(Term { loads, book, .. }) = &self.term else { return };
+        let reserved = loads.reserved.as_ref();
         let facts = Facts { reserved, needs: &self.table.needs, fleet: &self.fleet, book };
         for incarnation in changed {
-            self.queue.unblock(|need| roster.takes(incarnation, need, &facts));
+            self.queue.unblock(|need| loads.takes(incarnation, need, &facts));
         }
     }
 
@@ -280,17 +280,17 @@ impl Master {
             return;
         }
         // Where all are full nobody is looked for: a turn must not cost more with every job.
-        while let Some(term) = self.term.as_mut().filter(|term| !term.roster.order.is_empty()) {
-            let reserved = term.roster.reserved.as_ref();
+        while let Some(term) = self.term.as_mut().filter(|term| !term.loads.order.is_empty()) {
+            let reserved = term.loads.reserved.as_ref();
             let facts = Facts { reserved, needs: &self.table.needs, fleet: &self.fleet, book: &term.book };
-            let find = |need, avoid| term.roster.find(need, &facts, avoid);
+            let find = |need, avoid| term.loads.find(need, &facts, avoid);
             let Some((id, need)) = self.queue.pop(|need| find(need, &[]).is_some()) else { break };
             let Some(unit) = self.table.unit(&id) else { continue };
             // Who could not start it gets it again only if nobody else could take it now.
             let another = find(need, self.table.avoid(&id.task));
             let Some(incarnation) = another.or_else(|| find(need, &[])).cloned() else { continue };
-            let haste = term.roster.haste(&incarnation, &term.book);
-            term.book.assign(&incarnation, &id, unit.held(), haste);
+            let urgency = term.loads.urgency(&incarnation, &term.book);
+            term.book.assign(&incarnation, &id, unit.held(), urgency);
             if let Some(seen) = self.table.take_seen(&id.task) {
                 term.book.carry(&id, seen);
             }
@@ -304,9 +304,9 @@ impl Master {
     /// Nothing waits any more for a worker to itself.
     fn unreserve(&mut self) {
         let Some(term) = &mut self.term else { return };
-        if term.roster.reserved.is_some()
+        if term.loads.reserved.is_some()
             && self.queue.waits_alone().next().is_none()
-            && let Some(reserved) = term.roster.reserved.take()
+            && let Some(reserved) = term.loads.reserved.take()
         {
             term.book.touch(&reserved);
         }
@@ -325,13 +325,13 @@ impl Master {
             labels.is_some_and(|labels| needs.iter().any(|need| self.table.needs.fits(*need, labels)))
         };
         let width = |incarnation: &Incarnation| term.book.load(incarnation).map(|load| load.width);
-        if term.roster.reserved.as_ref().is_some_and(|reserved| fits(reserved) && width(reserved).is_some()) {
+        if term.loads.reserved.as_ref().is_some_and(|reserved| fits(reserved) && width(reserved).is_some()) {
             return;
         }
         let able = self.fleet.incarnations().filter(|incarnation| fits(incarnation));
         let least = able.filter_map(|incarnation| Some((width(incarnation)?, incarnation.clone()))).min();
         let reserved = least.map(|(_, incarnation)| incarnation);
-        let before = std::mem::replace(&mut term.roster.reserved, reserved.clone());
+        let before = std::mem::replace(&mut term.loads.reserved, reserved.clone());
         for changed in [before, reserved].into_iter().flatten() {
             term.book.touch(&changed);
         }
@@ -346,53 +346,53 @@ mod tests {
         Some(Load { width, entries: usize::try_from(width).expect("small"), ..Load::default() })
     }
 
-    fn first(roster: &Roster) -> Option<&str> {
-        roster.order.first().map(|(_, incarnation)| incarnation.worker())
+    fn first(loads: &WorkerLoads) -> Option<&str> {
+        loads.order.first().map(|(_, incarnation)| incarnation.worker())
     }
 
     #[test]
     fn the_least_loaded_is_first_and_the_full_are_left_out_until_their_runs_are_known_to_be_short() {
         let (a, b) = (Incarnation::new("a", 1), Incarnation::new("b", 1));
-        let mut roster = Roster::default();
-        roster.update(&a, (2, 2), load(1));
-        roster.update(&b, (4, 4), load(1));
-        assert_eq!(first(&roster), Some("b"));
-        roster.update(&b, (4, 4), load(3));
-        assert_eq!(first(&roster), Some("a"));
-        roster.update(&a, (2, 2), load(2));
-        roster.update(&b, (4, 4), load(4));
-        assert_eq!(first(&roster), None);
-        roster.note_run(&a, 1, 1, Instant::default());
-        roster.update(&a, (2, 2), load(2));
-        assert!(first(&roster) == Some("a") && !roster.is_slot_free());
-        roster.update(&b, (4, 4), load(3));
-        assert!(first(&roster) == Some("b") && roster.is_slot_free());
-        roster.forget(&b);
-        assert_eq!(first(&roster), Some("a"));
+        let mut loads = WorkerLoads::default();
+        loads.update(&a, (2, 2), load(1));
+        loads.update(&b, (4, 4), load(1));
+        assert_eq!(first(&loads), Some("b"));
+        loads.update(&b, (4, 4), load(3));
+        assert_eq!(first(&loads), Some("a"));
+        loads.update(&a, (2, 2), load(2));
+        loads.update(&b, (4, 4), load(4));
+        assert_eq!(first(&loads), None);
+        loads.note_run(&a, 1, 1, Instant::default());
+        loads.update(&a, (2, 2), load(2));
+        assert!(first(&loads) == Some("a") && !loads.is_slot_free());
+        loads.update(&b, (4, 4), load(3));
+        assert!(first(&loads) == Some("b") && loads.is_slot_free());
+        loads.forget(&b);
+        assert_eq!(first(&loads), Some("a"));
     }
 
     #[test]
     fn long_runs_let_nothing_wait() {
         assert_eq!(ahead(8, None), 0);
         assert_eq!((ahead(8, Some(10_000)), ahead(8, Some(4_000_000)), ahead(8, Some(0))), (320, 0, 16_000));
-        let mut roster = Roster::default();
+        let mut loads = WorkerLoads::default();
         let a = Incarnation::new("a", 1);
-        roster.update(&a, (8, 8), load(0));
+        loads.update(&a, (8, 8), load(0));
         for _ in 0..40 {
-            roster.note_run(&a, 0, 1, Instant::default());
+            loads.note_run(&a, 0, 1, Instant::default());
         }
-        assert_eq!(roster.known[&a].cost_us, Some(OVERHEAD_US));
-        roster.note_run(&a, 60_000, 1, Instant::default());
-        assert!(ahead(8, roster.known[&a].cost_us) == 0, "one long run is enough");
+        assert_eq!(loads.known[&a].cost_us, Some(OVERHEAD_US));
+        loads.note_run(&a, 60_000, 1, Instant::default());
+        assert!(ahead(8, loads.known[&a].cost_us) == 0, "one long run is enough");
     }
 
     #[test]
     fn a_chunk_takes_up_as_many_slots_as_it_has_commands() {
-        let mut roster = Roster::default();
+        let mut loads = WorkerLoads::default();
         let a = Incarnation::new("a", 1);
-        roster.update(&a, (8, 8), load(0));
-        roster.note_run(&a, 50, 100, Instant::default());
+        loads.update(&a, (8, 8), load(0));
+        loads.note_run(&a, 50, 100, Instant::default());
         // 100 commands, 8 at once, in 50 ms: 4 ms each.
-        assert_eq!(roster.known[&a].cost_us, Some(4_000 + OVERHEAD_US));
+        assert_eq!(loads.known[&a].cost_us, Some(4_000 + OVERHEAD_US));
     }
 }

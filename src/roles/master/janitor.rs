@@ -107,8 +107,8 @@ impl Master {
         if let Some(term) = &mut self.term {
             term.janitor.deletes_from.get_or_insert(now + reluctance);
         }
-        self.continue_burials(now, out);
-        self.close_newborn(now, out);
+        self.continue_failovers(now, out);
+        self.close_unregistered(now, out);
         let delayed = take_due(&mut self.table.delayed, ensemble_ms);
         self.settle_all(&delayed, now, out);
         let expiring = take_due(&mut self.table.expiring, ensemble_ms);

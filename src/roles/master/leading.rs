@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::balance::Looks;
-use super::burial::Burials;
-use super::dispatch::Roster;
+use super::dispatch::WorkerLoads;
 use super::editor::{Edit, Edited, Editor};
+use super::failover::Failovers;
 use super::janitor::Janitor;
 use super::summary::{self, Summary};
 use super::{Master, Out};
@@ -19,7 +19,7 @@ use crate::recipes::assignment::{Book, Step};
 
 /// An assignment without entries whose worker is not registered is taken for one that is about to register, for
 /// so long.
-const NEWBORN_GRACE: Duration = Duration::from_secs(60);
+const UNREGISTERED_GRACE: Duration = Duration::from_secs(60);
 
 /// The ensemble's clock, as the last acknowledged own write showed it.
 #[derive(Clone, Copy, Debug)]
@@ -65,8 +65,8 @@ pub struct Term {
     /// The transaction with which the term was announced: what was made after it nobody gave out before.
     announced: Option<i64>,
     pub(super) janitor: Janitor,
-    pub(super) roster: Roster,
-    pub(super) burials: Burials,
+    pub(super) loads: WorkerLoads,
+    pub(super) failovers: Failovers,
     /// Shares of which something could be cut off.
     pub(super) behind: BTreeSet<EntryId>,
     /// Tasks of pages that are gone while their workers live.
@@ -74,7 +74,7 @@ pub struct Term {
     /// Tasks that are cancelled or have expired, and may run by an assignment that was never read.
     pub(super) undecided: BTreeSet<TaskId>,
     /// Empty assignments of incarnations that are not registered, since when they are known.
-    pub(super) newborn: BTreeMap<Incarnation, Instant>,
+    pub(super) unregistered: BTreeMap<Incarnation, Instant>,
     /// Those that died before the list of workers came; it may be older than their deaths.
     died: BTreeSet<Incarnation>,
     /// Tasks on pages of earlier leaders that the mirror does not have, or of which it knows an earlier attempt; and
@@ -102,12 +102,12 @@ impl Term {
             clock: None,
             announced: None,
             janitor: Janitor::default(),
-            roster: Roster::default(),
-            burials: Burials::default(),
+            loads: WorkerLoads::default(),
+            failovers: Failovers::default(),
             behind: BTreeSet::new(),
             held_back: BTreeMap::new(),
             undecided: BTreeSet::new(),
-            newborn: BTreeMap::new(),
+            unregistered: BTreeMap::new(),
             died: BTreeSet::new(),
             looked: BTreeMap::new(),
             gone: BTreeSet::new(),
@@ -139,10 +139,10 @@ impl Term {
 
     /// When it wants to be woken.
     pub fn next_wake(&self) -> Option<Instant> {
-        let newborn = self.newborn.values().min().map(|since| *since + NEWBORN_GRACE);
+        let unregistered = self.unregistered.values().min().map(|since| *since + UNREGISTERED_GRACE);
         let retry = earlier(self.book.next_wake(), self.editor.next_wake());
-        let own = earlier(self.roster.balance_at, retry);
-        earlier(earlier(self.summary.next_wake(), newborn), own)
+        let own = earlier(self.loads.balance_at, retry);
+        earlier(earlier(self.summary.next_wake(), unregistered), own)
     }
 }
 
@@ -267,7 +267,7 @@ impl Master {
                     self.follow_election(now, out);
                 }
                 Step::PageRefused(incarnation, entries) => {
-                    term.burials.wake(&incarnation);
+                    term.failovers.wake(&incarnation);
                     self.settle_all(&tasks_of(&entries), now, out);
                 }
                 Step::Refused(path, refusal) => self.retry.refused(&path, refusal, now, out),
@@ -341,7 +341,7 @@ impl Master {
 
     pub(super) fn on_tasks_complete(&mut self, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
-        term.burials.unpark();
+        term.failovers.unpark();
         term.gone.clear();
         let held = tasks_on(&term.book, term.book.incarnations());
         self.settle_all(&held, now, out);
@@ -349,7 +349,7 @@ impl Master {
 
     fn on_page(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
-        term.burials.wake(incarnation);
+        term.failovers.wake(incarnation);
         if self.fleet.lives(incarnation) {
             self.on_registration(incarnation, now, out);
         } else if term.is_leading() {
@@ -362,16 +362,16 @@ impl Master {
         if term.book.entries(incarnation).next().is_some() {
             self.bury(incarnation);
         } else {
-            term.newborn.entry(incarnation.clone()).or_insert(now);
+            term.unregistered.entry(incarnation.clone()).or_insert(now);
         }
     }
 
     pub(super) fn on_registration(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
-        if term.burials.contains(incarnation) {
+        if term.failovers.contains(incarnation) {
             return;
         }
-        term.newborn.remove(incarnation);
+        term.unregistered.remove(incarnation);
         term.book.touch(incarnation);
         let Some(registration) = self.fleet.get(incarnation) else { return };
         term.book.set_aside(incarnation, &registration.aside);
@@ -411,7 +411,7 @@ impl Master {
             self.table.set_aside(task);
         }
         let Some(term) = &mut self.term else { return };
-        term.burials.on_edited(task, edit, &edited);
+        term.failovers.on_edited(task, edit, &edited);
         // The mirror will read it too, but later: until then the task would be given out as it was before. But if
         // the mirror has seen it go, this answer is the older news, and nobody would ever correct it.
         if let Edited::Written { data, stat } = &edited
@@ -425,9 +425,9 @@ impl Master {
     }
 
     /// Closes what was never registered.
-    pub(super) fn close_newborn(&mut self, now: Instant, out: &mut Out) {
+    pub(super) fn close_unregistered(&mut self, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
-        let old = term.newborn.extract_if(.., |_, since| *since + NEWBORN_GRACE <= now);
+        let old = term.unregistered.extract_if(.., |_, since| *since + UNREGISTERED_GRACE <= now);
         for (incarnation, _) in old {
             term.book.close(&incarnation, out);
         }

@@ -18,7 +18,7 @@ use super::{Master, Out};
 use crate::contract::worker::EntryId;
 use crate::contract::{Incarnation, TaskId};
 use crate::machine::{Instant, Level};
-use crate::recipes::assignment::{Doubt, Haste, Held};
+use crate::recipes::assignment::{Doubt, Held, Urgency};
 use crate::recipes::queue::Place;
 
 /// A leader whose contender is gone can write nothing after so many session timeouts: it has heard of it, or its
@@ -56,8 +56,8 @@ impl Master {
     ) {
         let task = &id.task;
         let Some(term) = &mut self.term else { return };
-        // What is on a dead incarnation's page is up to its burial.
-        if !self.fleet.lives(incarnation) || term.burials.contains(incarnation) {
+        // What is on a dead incarnation's page is up to its failover.
+        if !self.fleet.lives(incarnation) || term.failovers.contains(incarnation) {
             return;
         }
         let Some(known) = self.table.get(task) else { return self.settle_missing(id, held, out) };
@@ -77,34 +77,34 @@ impl Master {
             Phase::Pending(pending) => {
                 let unit = pending.unit(id.attempt);
                 match unit {
-                    Some(_) if pending.cancel => term.book.revoke(id, Haste::Now),
+                    Some(_) if pending.cancel => term.book.revoke(id, Urgency::Now),
                     Some(unit) => {
                         term.book.describe(id, unit.held());
                         if unit.cancel_lines {
                             term.book.look(id, known.version);
                         }
                     }
-                    None if pending.is_chunk => term.book.strip(id, Haste::Now),
+                    None if pending.is_chunk => term.book.strip(id, Urgency::Now),
                     None if pending.whole.attempt > id.attempt => {
                         if pending.whole.released_by.as_ref() == Some(incarnation) {
-                            term.book.strip(id, Haste::Now);
+                            term.book.strip(id, Urgency::Now);
                         } else {
-                            term.book.revoke(id, Haste::Now);
+                            term.book.revoke(id, Urgency::Now);
                         }
                     }
                     None => {}
                 }
                 if let Some(ran_ms) = pending.run_ms {
-                    term.roster.note_run(incarnation, ran_ms, 1, now);
+                    term.loads.note_run(incarnation, ran_ms, 1, now);
                 }
             }
             Phase::Ended { ran_ms, is_chunk, by, .. } if *is_chunk || by.as_ref() == Some(incarnation) => {
-                term.roster.note_run(incarnation, *ran_ms, 1, now);
+                term.loads.note_run(incarnation, *ran_ms, 1, now);
                 // Nobody can get it again, so that is written when something else is.
-                term.book.strip(id, Haste::Later);
+                term.book.strip(id, Urgency::Later);
             }
             // Its worker does not know yet that it is over.
-            Phase::Ended { .. } | Phase::Malformed => term.book.revoke(id, Haste::Now),
+            Phase::Ended { .. } | Phase::Malformed => term.book.revoke(id, Urgency::Now),
             Phase::Aside => {}
         }
     }
@@ -126,7 +126,7 @@ impl Master {
         }
         // A task that is gone ended most probably, and was collected before we saw its outcome. Its entry is
         // revoked, to be certain; until the worker vouches that it is dead it takes up no slot.
-        term.book.revoke(id, Haste::Later);
+        term.book.revoke(id, Urgency::Later);
         term.book.make_ghost(id);
     }
 

@@ -235,7 +235,7 @@ fn nobody_is_told_from_the_dead_before_the_mirror_of_workers_is_complete() {
 }
 
 #[test]
-fn a_burial_waits_for_another_edit_of_its_task() {
+fn a_failover_waits_for_another_edit_of_its_task() {
     let mut world = World::new();
     let session = worker(&mut world, "w~1", 2);
     for id in ["_00/a", "_00/b"] {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::dispatch::Roster;
+use super::dispatch::WorkerLoads;
 use super::editor::{Edit, Edited};
 use super::{Master, Out};
 use crate::contract::worker::{EntryId, START_AHEAD, START_AHEAD_LINES};
@@ -18,7 +18,7 @@ use crate::recipes::assignment::Book;
 /// The entries of one dead incarnation. No step looks through all of them but the one decision: a thousand workers may
 /// die at once.
 #[derive(Debug)]
-pub struct Burial {
+pub struct Failover {
     incarnation: Incarnation,
     entries: BTreeMap<EntryId, Stage>,
     /// They in the order in which they were to be started.
@@ -51,17 +51,17 @@ enum Stage {
     Done,
 }
 
-impl Burial {
-    /// The burial of an incarnation that had these entries, in this order, revoked or not. Of those that have no
+impl Failover {
+    /// The failover of an incarnation that had these entries, in this order, revoked or not. Of those that have no
     /// outcome, only so many can have been started as its slots allow; if they are not known, all.
-    pub fn new(incarnation: &Incarnation, entries: Vec<(EntryId, bool)>, slots: Option<usize>) -> Burial {
+    pub fn new(incarnation: &Incarnation, entries: Vec<(EntryId, bool)>, slots: Option<usize>) -> Failover {
         let order: Vec<EntryId> = entries.iter().map(|(id, _)| id.clone()).collect();
         let mut unlooked: Vec<TaskId> = order.iter().map(|id| id.task.clone()).collect();
         unlooked.sort();
         unlooked.dedup();
         let entries: BTreeMap<_, _> =
             entries.into_iter().map(|(id, revoked)| (id, Stage::Looking { revoked })).collect();
-        Burial {
+        Failover {
             incarnation: incarnation.clone(),
             unknown: entries.len(),
             unlooked,
@@ -117,7 +117,7 @@ impl Burial {
     }
 
     /// The edits to begin, when everything is known, each once. `attempts` gives how many charged attempts a task has
-    /// whose own options don't say, if that is known already. An edit counts as begun only by [`Burial::begun`]; one
+    /// whose own options don't say, if that is known already. An edit counts as begun only by [`Failover::begun`]; one
     /// that could not be begun comes again when the other edit of its task is over.
     pub fn moves(&mut self, attempts: impl Fn(&TaskId) -> Option<u32>) -> Vec<(EntryId, Edit)> {
         if self.unknown > 0 {
@@ -192,44 +192,44 @@ impl Burial {
     }
 }
 
-/// All burials of a term, and which of them may go on.
+/// All failovers of a term, and which of them may go on.
 #[derive(Debug, Default)]
-pub struct Burials {
-    all: BTreeMap<Incarnation, Burial>,
+pub struct Failovers {
+    all: BTreeMap<Incarnation, Failover>,
     /// Something happened with them since they were last looked at.
     due: BTreeSet<Incarnation>,
-    /// Whose burials a task is part of: mostly one, and two if it stood on two pages.
+    /// Whose failovers a task is part of: mostly one, and two if it stood on two pages.
     of_task: BTreeMap<TaskId, Vec<Incarnation>>,
 }
 
-impl Burials {
+impl Failovers {
     /// Whether what the incarnation had is being moved on.
     pub fn contains(&self, incarnation: &Incarnation) -> bool {
         self.all.contains_key(incarnation)
     }
 
-    /// Something happened that may let a burial go on.
+    /// Something happened that may let a failover go on.
     pub fn wake(&mut self, incarnation: &Incarnation) {
         if self.all.contains_key(incarnation) {
             self.due.insert(incarnation.clone());
         }
     }
 
-    fn put(&mut self, burial: Burial) {
-        self.drop(&burial.incarnation.clone());
-        for id in burial.entries.keys() {
+    fn put(&mut self, failover: Failover) {
+        self.drop(&failover.incarnation.clone());
+        for id in failover.entries.keys() {
             let whose = self.of_task.entry(id.task.clone()).or_default();
-            if !whose.contains(&burial.incarnation) {
-                whose.push(burial.incarnation.clone());
+            if !whose.contains(&failover.incarnation) {
+                whose.push(failover.incarnation.clone());
             }
         }
-        self.due.insert(burial.incarnation.clone());
-        self.all.insert(burial.incarnation.clone(), burial);
+        self.due.insert(failover.incarnation.clone());
+        self.all.insert(failover.incarnation.clone(), failover);
     }
 
     fn drop(&mut self, incarnation: &Incarnation) {
-        if let Some(burial) = self.all.remove(incarnation) {
-            burial.entries.keys().for_each(|id| self.forget(&id.task, incarnation));
+        if let Some(failover) = self.all.remove(incarnation) {
+            failover.entries.keys().for_each(|id| self.forget(&id.task, incarnation));
         }
     }
 
@@ -245,8 +245,8 @@ impl Burials {
     /// Takes in what came of an edit.
     pub fn on_edited(&mut self, task: &TaskId, edit: &Edit, edited: &Edited) {
         for incarnation in self.of_task.get(task).into_iter().flatten() {
-            if let Some(burial) = self.all.get_mut(incarnation) {
-                burial.on_edited(task, edit, edited);
+            if let Some(failover) = self.all.get_mut(incarnation) {
+                failover.on_edited(task, edit, edited);
                 self.due.insert(incarnation.clone());
             }
         }
@@ -254,58 +254,59 @@ impl Burials {
 
     /// How many attempts tasks of some directory have may be known now.
     pub fn unpark(&mut self) {
-        for (incarnation, burial) in self.all.iter_mut().filter(|(_, burial)| !burial.parked.is_empty()) {
-            burial.ready.append(&mut burial.parked);
+        for (incarnation, failover) in self.all.iter_mut().filter(|(_, failover)| !failover.parked.is_empty())
+        {
+            failover.ready.append(&mut failover.parked);
             self.due.insert(incarnation.clone());
         }
     }
 }
 
 impl Master {
-    /// Begins the burial of an incarnation that is dead.
+    /// Begins the failover of an incarnation that is dead.
     pub(super) fn bury(&mut self, incarnation: &Incarnation) {
         let Some(term) = &mut self.term else { return };
-        if term.burials.contains(incarnation) || !term.book.has(incarnation) {
+        if term.failovers.contains(incarnation) || !term.book.has(incarnation) {
             return;
         }
-        term.burials.put(burial_of(incarnation, &term.book, &term.roster));
+        term.failovers.put(failover_of(incarnation, &term.book, &term.loads));
         term.book.touch(incarnation);
     }
 
-    /// Goes on with burials; those that are over end with the deletion of the assignment.
-    pub(super) fn continue_burials(&mut self, now: Instant, out: &mut Out) {
+    /// Goes on with failovers; those that are over end with the deletion of the assignment.
+    pub(super) fn continue_failovers(&mut self, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
         let mut settled = Vec::new();
-        for incarnation in std::mem::take(&mut term.burials.due) {
+        for incarnation in std::mem::take(&mut term.failovers.due) {
             if !term.book.has(&incarnation) {
-                term.burials.drop(&incarnation);
+                term.failovers.drop(&incarnation);
                 continue;
             }
             let is_empty = term.book.entries(&incarnation).next().is_none();
             // The page may have been read, or read again, after the death was known.
-            if !is_empty && term.burials.all.get(&incarnation).is_some_and(Burial::is_over) {
-                term.burials.put(burial_of(&incarnation, &term.book, &term.roster));
+            if !is_empty && term.failovers.all.get(&incarnation).is_some_and(Failover::is_over) {
+                term.failovers.put(failover_of(&incarnation, &term.book, &term.loads));
                 continue;
             }
-            let Some(burial) = term.burials.all.get_mut(&incarnation) else { continue };
-            for task in burial.take_unlooked() {
+            let Some(failover) = term.failovers.all.get_mut(&incarnation) else { continue };
+            for task in failover.take_unlooked() {
                 term.editor.begin(&task, Edit::Peek, out);
             }
             let (table, complete) = (&self.table, self.tasks.is_complete());
-            for (id, edit) in burial.moves(|task| table.attempts_in(task.dir(), complete)) {
+            for (id, edit) in failover.moves(|task| table.attempts_in(task.dir(), complete)) {
                 // What was refused to stand on its page came back to the queue, and is no part of this any more.
                 if term.book.holder(&id).is_none_or(|(holder, _)| *holder != incarnation) {
-                    burial.skip(&id);
+                    failover.skip(&id);
                 } else if term.editor.begin(&id.task, edit, out) {
-                    burial.begun(&id);
+                    failover.begun(&id);
                 }
             }
-            let done = burial.take_done();
-            let is_over = burial.is_over();
+            let done = failover.take_done();
+            let is_over = failover.is_over();
             let (others, gone): (Vec<EntryId>, Vec<EntryId>) =
-                done.into_iter().partition(|id| burial.has(&id.task));
+                done.into_iter().partition(|id| failover.has(&id.task));
             for id in &gone {
-                term.burials.forget(&id.task, &incarnation);
+                term.failovers.forget(&id.task, &incarnation);
             }
             for id in others.into_iter().chain(gone) {
                 term.book.release(&incarnation, &id);
@@ -315,7 +316,7 @@ impl Master {
                 term.book.close(&incarnation, out);
                 // Should there be more on the page, the next turn sees to it.
                 if term.book.entries(&incarnation).next().is_some() {
-                    term.burials.wake(&incarnation);
+                    term.failovers.wake(&incarnation);
                 }
             }
         }
@@ -337,10 +338,10 @@ impl Master {
         let Some(term) = &mut self.term else { return };
         // It may have been read as somebody's page, and not be closed at all.
         let is_gone = !term.book.has(incarnation);
-        term.newborn.remove(incarnation);
-        term.burials.wake(incarnation);
+        term.unregistered.remove(incarnation);
+        term.failovers.wake(incarnation);
         match self.fleet.get(incarnation) {
-            None => term.roster.forget(incarnation),
+            None => term.loads.forget(incarnation),
             Some(registration) if is_gone && !registration.draining && !tasks.is_empty() => {
                 term.held_back.entry(incarnation.clone()).or_default().extend(tasks.iter().cloned());
             }
@@ -358,10 +359,10 @@ impl Master {
     }
 }
 
-fn burial_of(incarnation: &Incarnation, book: &Book, roster: &Roster) -> Burial {
-    let slots = roster.slots(incarnation).map(|slots| slots as usize);
+fn failover_of(incarnation: &Incarnation, book: &Book, loads: &WorkerLoads) -> Failover {
+    let slots = loads.slots(incarnation).map(|slots| slots as usize);
     let entries = book.entries(incarnation).map(|(id, held)| (id.clone(), held.is_revoked()));
-    Burial::new(incarnation, entries.collect(), slots)
+    Failover::new(incarnation, entries.collect(), slots)
 }
 
 #[cfg(test)]
@@ -375,14 +376,18 @@ mod tests {
     /// Whether each of these entries, revoked or not and with so much that may have been started, is charged.
     fn charged(entries: &[(&str, bool, usize)], slots: Option<usize>) -> Vec<(String, bool)> {
         let page = entries.iter().map(|(name, revoked, _)| (id(name), *revoked)).collect();
-        let mut burial = Burial::new(&Incarnation::new("w", 1), page, slots);
+        let mut failover = Failover::new(&Incarnation::new("w", 1), page, slots);
         for (name, _, window) in entries {
-            assert!(burial.moves(|_| Some(3)).is_empty(), "not before all is known");
+            assert!(failover.moves(|_| Some(3)).is_empty(), "not before all is known");
             let windows = vec![(3, 9), (4, *window)];
-            burial.on_edited(&id(name).task, &Edit::Peek, &Edited::Pending { windows });
+            failover.on_edited(&id(name).task, &Edit::Peek, &Edited::Pending { windows });
         }
         let charge = |edit| matches!(edit, Edit::Move { from: 4, charge: Some(3), .. });
-        burial.moves(|_| Some(3)).into_iter().map(|(id, edit)| (id.task.to_string(), charge(edit))).collect()
+        failover
+            .moves(|_| Some(3))
+            .into_iter()
+            .map(|(id, edit)| (id.task.to_string(), charge(edit)))
+            .collect()
     }
 
     #[test]
@@ -406,57 +411,57 @@ mod tests {
     fn a_void_entry_is_dealt_with_at_once_and_shares_of_one_chunk_are_looked_at_once() {
         let (old, held) = (id("a"), EntryId { attempt: 7, ..id("a") });
         let page = vec![(old.clone(), false), (held.clone(), false)];
-        let mut burial = Burial::new(&Incarnation::new("w", 1), page, None);
-        assert_eq!(burial.take_unlooked(), std::slice::from_ref(&old.task));
-        burial.on_edited(&old.task, &Edit::Peek, &Edited::Pending { windows: vec![(7, 2)] });
-        let moves = burial.moves(|_| Some(3));
+        let mut failover = Failover::new(&Incarnation::new("w", 1), page, None);
+        assert_eq!(failover.take_unlooked(), std::slice::from_ref(&old.task));
+        failover.on_edited(&old.task, &Edit::Peek, &Edited::Pending { windows: vec![(7, 2)] });
+        let moves = failover.moves(|_| Some(3));
         assert_eq!(moves.iter().map(|(id, _)| id).collect::<Vec<_>>(), [&held]);
-        assert_eq!(burial.take_done(), [old]);
-        burial.begun(&held);
+        assert_eq!(failover.take_done(), [old]);
+        failover.begun(&held);
         let edit = Edit::Move { from: 4, worker: None, charge: None };
-        burial.on_edited(&held.task, &edit, &Edited::Done);
-        assert!(burial.take_done().is_empty(), "that was another share's");
-        burial.on_edited(&held.task, &moves[0].1, &Edited::Done);
-        assert!(burial.take_done() == [held] && burial.is_over());
+        failover.on_edited(&held.task, &edit, &Edited::Done);
+        assert!(failover.take_done().is_empty(), "that was another share's");
+        failover.on_edited(&held.task, &moves[0].1, &Edited::Done);
+        assert!(failover.take_done() == [held] && failover.is_over());
     }
 
     #[test]
-    fn an_edit_wakes_the_burials_of_its_task_and_no_other_and_no_step_gives_a_task_twice() {
-        let mut burials = Burials::default();
+    fn an_edit_wakes_the_failovers_of_its_task_and_no_other_and_no_step_gives_a_task_twice() {
+        let mut failovers = Failovers::default();
         let whose = |n: usize| Incarnation::new("w", n as u64 + 1);
         for n in 0..50 {
             let tasks = (0..20).map(|k| (id(&format!("{n}-{k}")), false)).collect();
-            burials.put(Burial::new(&whose(n), tasks, None));
+            failovers.put(Failover::new(&whose(n), tasks, None));
         }
-        for incarnation in std::mem::take(&mut burials.due) {
-            let burial = burials.all.get_mut(&incarnation).expect("there");
-            assert_eq!((burial.take_unlooked().len(), burial.take_unlooked().len()), (20, 0));
+        for incarnation in std::mem::take(&mut failovers.due) {
+            let failover = failovers.all.get_mut(&incarnation).expect("there");
+            assert_eq!((failover.take_unlooked().len(), failover.take_unlooked().len()), (20, 0));
         }
         let pending = Edited::Pending { windows: vec![(4, 1)] };
         for k in 0..20 {
-            burials.on_edited(&TaskId::new("j", &format!("7-{k}")), &Edit::Peek, &pending);
-            assert_eq!(burials.due.iter().collect::<Vec<_>>(), [&whose(7)]);
+            failovers.on_edited(&TaskId::new("j", &format!("7-{k}")), &Edit::Peek, &pending);
+            assert_eq!(failovers.due.iter().collect::<Vec<_>>(), [&whose(7)]);
         }
-        let burial = burials.all.get_mut(&whose(7)).expect("there");
-        assert!(burial.moves(|_| None).is_empty(), "nobody knows how many attempts they have");
-        assert!(burial.moves(|_| Some(3)).is_empty(), "nobody said that this is known now");
-        burials.due.clear();
-        burials.unpark();
-        assert_eq!(burials.due.iter().collect::<Vec<_>>(), [&whose(7)]);
-        let burial = burials.all.get_mut(&whose(7)).expect("there");
-        let moves = burial.moves(|_| Some(3));
-        assert_eq!((moves.len(), burial.moves(|_| Some(3)).len()), (20, 0));
+        let failover = failovers.all.get_mut(&whose(7)).expect("there");
+        assert!(failover.moves(|_| None).is_empty(), "nobody knows how many attempts they have");
+        assert!(failover.moves(|_| Some(3)).is_empty(), "nobody said that this is known now");
+        failovers.due.clear();
+        failovers.unpark();
+        assert_eq!(failovers.due.iter().collect::<Vec<_>>(), [&whose(7)]);
+        let failover = failovers.all.get_mut(&whose(7)).expect("there");
+        let moves = failover.moves(|_| Some(3));
+        assert_eq!((moves.len(), failover.moves(|_| Some(3)).len()), (20, 0));
         // One could not be begun: another edit of its task was under way, and is over now.
         for (id, _) in &moves[1..] {
-            burial.begun(id);
+            failover.begun(id);
         }
-        burials.on_edited(&moves[0].0.task, &Edit::Orphan, &Edited::Done);
-        let burial = burials.all.get_mut(&whose(7)).expect("there");
-        assert_eq!(burial.moves(|_| Some(3)), moves[..1]);
+        failovers.on_edited(&moves[0].0.task, &Edit::Orphan, &Edited::Done);
+        let failover = failovers.all.get_mut(&whose(7)).expect("there");
+        assert_eq!(failover.moves(|_| Some(3)), moves[..1]);
         for (id, edit) in &moves {
-            burial.begun(id);
-            burial.on_edited(&id.task, edit, &Edited::Done);
+            failover.begun(id);
+            failover.on_edited(&id.task, edit, &Edited::Done);
         }
-        assert!(burial.take_done().len() == 20 && burial.is_over());
+        assert!(failover.take_done().len() == 20 && failover.is_over());
     }
 }
