@@ -1,8 +1,9 @@
 //! Processes: started, watched, signalled, and surely dead before their end is told.
 //!
-//! Owns every process that zkmw runs for its user. The worker's side is the `hub`. It has one `keeper`, a process of its
-//! own, which forks the slots; each `slot` is a process too, and parent, reader and guard of one run at a time. All share
-//! the `page`, where the lease stands. Runs with a request share long-lived processes (`handler`), each in a slot.
+//! Owns every process that zkmw runs for its user. The worker's side is the `hub`. It has one `keeper`, a process of
+//! its own, which forks the slots; each `slot` is a process too, and parent, reader and guard of one run at a time.
+//! All share the `page`, where the lease stands. Runs with a request share long-lived processes (`handler`), each in a
+//! slot.
 //!
 //! It must not: decide what runs or when (the roles do), or say [`ExecEvent::Ended`] while a process of the run lives.
 

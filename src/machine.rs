@@ -275,10 +275,10 @@ pub struct RunSpec {
     pub argv: Vec<String>,
     /// Added to the environment.
     pub env: Vec<(String, String)>,
-    /// With it `argv` is the program of a handler: a process that outlives the run, takes this line (which has no line's
-    /// end) on its standard input, and answers with one line on its standard output. The request's id is the number of its
-    /// [`RunId`]: the answer has to repeat it. A handler has one run at a time; runs of one executor that have requests
-    /// have the same `argv` and `env`.
+    /// With it `argv` is the program of a handler: a process that outlives the run, takes this line (which has no
+    /// line's end) on its standard input, and answers with one line on its standard output. The request's id is the
+    /// number of its [`RunId`]: the answer has to repeat it. A handler has one run at a time; runs of one executor
+    /// that have requests have the same `argv` and `env`.
     pub request: Option<String>,
     /// What becomes of its standard output and error.
     pub output: RunOutput,

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::outcome::Output;
 use super::{MAX_DATA_BYTES, Malformed, VERSION};
 
-/// Longest answer, in bytes, its line's end included. A handler that says more has broken. An outcome has no room for more.
+/// Longest answer, in bytes, its line's end included. A handler that says more has broken. An outcome has no room for
+/// more.
 pub const MAX_ANSWER_BYTES: usize = MAX_DATA_BYTES;
 
 /// One task, or one line of a batch, for a handler.

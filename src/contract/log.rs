@@ -1,8 +1,9 @@
 //! What the files are called in which a worker keeps what a run printed: `DIRECTORY/TASK.ATTEMPT.out`, `….err`, and
 //! `….cut`, which says why the other two are not complete.
 //!
-//! They stand in `task-logs/WORKER@SERVICE` below the worker's state directory. A name tells task and attempt to people as
-//! well: letters, digits, `_`, `-`, `~` and dots stay as they are, all else is `%` and two hexadecimal digits a byte.
+//! They stand in `task-logs/WORKER@SERVICE` below the worker's state directory. A name tells task and attempt to
+//! people as well: letters, digits, `_`, `-`, `~` and dots stay as they are, all else is `%` and two hexadecimal
+//! digits a byte.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,8 +1,8 @@
 //! How a slot starts a program: what it is given, what the child does between clone and exec, and why a start failed.
 //!
-//! The child is born in its control group (`CLONE_INTO_CGROUP`), leads a process group of its own, becomes another user's
-//! if it is to, and dies with its slot (`PR_SET_PDEATHSIG`). The slot stands still until it has executed its program or
-//! ended (`vfork`), so what became of it stands in the slot's part of the page.
+//! The child is born in its control group (`CLONE_INTO_CGROUP`), leads a process group of its own, becomes another
+//! user's if it is to, and dies with its slot (`PR_SET_PDEATHSIG`). The slot stands still until it has executed its
+//! program or ended (`vfork`), so what became of it stands in the slot's part of the page.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, OsString};
@@ -266,8 +266,8 @@ impl Child<'_> {
             Place::None | Place::Enters(_) => None,
         };
         // It looks there for its program.
-        // SAFETY: this process has no other thread. The child, which shares our memory, looks at it, and ends with a list
-        // that lives as long as we stand still.
+        // SAFETY: this process has no other thread. The child, which shares our memory, looks at it, and ends with a
+        // list that lives as long as we stand still.
         let ours = unsafe { ptr::replace(&raw mut c::environ, self.envp.as_ptr()) };
         let born = vfork(group, self.argv.len(), &|| self.live(slot));
         // SAFETY: as above.

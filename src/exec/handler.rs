@@ -2,8 +2,8 @@
 //!
 //! Owns which handlers idle, which run is whose, and how long to wait before another is started. A request goes to the
 //! one that was used last, and is written by the thread that asked for the run (`desk`); without an idle one a further
-//! handler is started, in a slot as every program is, and with a thread of its own that lives as long as it does (`life`)
-//! and reads its answers (`answer`).
+//! handler is started, in a slot as every program is, and with a thread of its own that lives as long as it does
+//! (`life`) and reads its answers (`answer`).
 //!
 //! It must not: hand anything over without a lease that holds; use a handler again that was sent a signal, or whose
 //! answer was none; or tell of a run's end while that handler's group lives. What a handler started and left running

@@ -3,8 +3,8 @@
 //! Owns the sockets to the keeper and the slots, and the run file. Programs are sent by the thread that asks for them;
 //! one thread takes in what all slots say, another one waits for the end of the keeper.
 //!
-//! It must not: send a program to a slot that is not in the run file, or tell a run's end before its slot, or the keeper
-//! in its place, has said that nothing of it lives.
+//! It must not: send a program to a slot that is not in the run file, or tell a run's end before its slot, or the
+//! keeper in its place, has said that nothing of it lives.
 
 mod lease;
 

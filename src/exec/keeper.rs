@@ -1,12 +1,12 @@
 //! The keeper: makes slots, and sees to it that nothing of a slot that was lost lives on.
 //!
-//! A process of its own with one thread, so that it can fork slots without an exec. It adopts what a dead slot has left.
-//! It starts slots only, so any other child of its own is such a thing, and gets SIGKILL. Slots are made to end with
-//! another signal than `SIGCHLD`: `waitid` without `__WCLONE` tells of adopted processes alone, and `ECHILD` proves that
-//! there are none.
+//! A process of its own with one thread, so that it can fork slots without an exec. It adopts what a dead slot has
+//! left. It starts slots only, so any other child of its own is such a thing, and gets SIGKILL. Slots are made to end
+//! with another signal than `SIGCHLD`: `waitid` without `__WCLONE` tells of adopted processes alone, and `ECHILD`
+//! proves that there are none.
 //!
-//! It must not: wait for anybody but its children, write to standard error, or say that a slot is gone while something of
-//! it lives.
+//! It must not: wait for anybody but its children, write to standard error, or say that a slot is gone while something
+//! of it lives.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -83,8 +83,8 @@ pub fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes this process, which a worker or an elector has started, one of its own: in a session without a terminal, out of
-/// reach of signals to all of a group. Returns the socket that was its standard input.
+/// Makes this process, which a worker or an elector has started, one of its own: in a session without a terminal, out
+/// of reach of signals to all of a group. Returns the socket that was its standard input.
 pub(super) fn detach(name: &std::ffi::CStr) -> anyhow::Result<OwnedFd> {
     let stdin = rustix::stdio::stdin();
     let found = fstat(stdin).context("cannot look at standard input")?;

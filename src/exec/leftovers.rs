@@ -1,11 +1,12 @@
-//! What a dead worker has left running on this machine, and an end to it: for its successor, who is nobody's parent here.
+//! What a dead worker has left running on this machine, and an end to it: for its successor, who is nobody's parent
+//! here.
 //!
 //! A keeper and each slot lead a session, in which all that they start is born. As long as a process of a session lives
 //! nobody else can have its number. But when all are gone it may be given to somebody else. So members of a session are
-//! killed only after one of them was proved to be the worker's: its leader, by its birth, or one that bears the worker's
-//! mark in its environment. What has left its session is known by that mark, and what such processes have started by
-//! their parents. Nothing is signalled by its number alone. Who cleared its environment, and left its session, and lost
-//! its parents is out of reach here, unless it is in a control group.
+//! killed only after one of them was proved to be the worker's: its leader, by its birth, or one that bears the
+//! worker's mark in its environment. What has left its session is known by that mark, and what such processes have
+//! started by their parents. Nothing is signalled by its number alone. Who cleared its environment, and left its
+//! session, and lost its parents is out of reach here, unless it is in a control group.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

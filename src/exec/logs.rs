@@ -1,9 +1,9 @@
 //! Logs: all that a run prints, in files of its worker's.
 //!
-//! A disk can hang, and who waits for it cannot be killed. So nobody writes files whom a run depends on: neither a slot,
-//! which is to see the end of the lease, nor the worker, whose sockets would stay open as long as one thread of it
-//! waits. A process of its own does, the [`writer`]. A slot ([`feed`]) passes on what a run prints through a pipe of its
-//! own, without waiting; the worker ([`carrier`]) starts the writer, and hands it the other end of each pipe.
+//! A disk can hang, and who waits for it cannot be killed. So nobody writes files whom a run depends on: neither a
+//! slot, which is to see the end of the lease, nor the worker, whose sockets would stay open as long as one thread of
+//! it waits. A process of its own does, the [`writer`]. A slot ([`feed`]) passes on what a run prints through a pipe
+//! of its own, without waiting; the worker ([`carrier`]) starts the writer, and hands it the other end of each pipe.
 //!
 //! A run that prints little and ends soon has no log, and costs nothing but a copy of what it printed.
 

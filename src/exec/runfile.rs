@@ -146,8 +146,8 @@ impl RunFile {
         }))
     }
 
-    /// What the file proves about the worker that wrote it; kills what it has left and waits until that is dead, for 5 s
-    /// at most.
+    /// What the file proves about the worker that wrote it; kills what it has left and waits until that is dead, for 5
+    /// s at most.
     ///
     /// Ask before the file is given to an executor, which begins it anew.
     pub fn inspect_predecessor(&self) -> Predecessor {

@@ -1,7 +1,7 @@
 //! A slot: a small process that is parent, reader and guard of the one program that it runs at a time.
 //!
-//! It is forked by the keeper, leads a session, and adopts what its programs leave behind. Whatever ends a run, the order
-//! at its end is what the guarantee "one attempt at a time" rests on:
+//! It is forked by the keeper, leads a session, and adopts what its programs leave behind. Whatever ends a run, the
+//! order at its end is what the guarantee "one attempt at a time" rests on:
 //!
 //! 1. The leader is a zombie: nobody else can have its number, so SIGKILL to its group is safe.
 //! 2. It is reaped, and all that lives of the run is killed: what is in its control group, and the slot's children.

@@ -191,7 +191,8 @@ impl Starter {
     }
 
     /// Whether a child of this process is one of the keeper's, or of what its slots ran. We start keepers only, so any
-    /// other child was one of theirs, unless they had none left (`is_clean`), or somebody else's children may come to us.
+    /// other child was one of theirs, unless they had none left (`is_clean`), or somebody else's children may come to
+    /// us.
     fn is_ours(&self, pid: u32, slots: &[u32], is_clean: bool) -> bool {
         let Ok(Some(stat)) = proc::stat(pid) else { return false };
         let mark = Mark { variable: OWNER_VAR, value: &self.token, since: self.own.start_ticks };

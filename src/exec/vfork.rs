@@ -49,7 +49,8 @@ impl Drop for Stack {
     }
 }
 
-/// Makes a child that lives so, in this control group or in ours, and returns when it has executed its program or ended.
+/// Makes a child that lives so, in this control group or in ours, and returns when it has executed its program or
+/// ended.
 /// `arguments` is how many its program has. A child that comes back from its life ends.
 ///
 /// What the child does must not panic, allocate, lock, or write to anything that the parent does not expect to have

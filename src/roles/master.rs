@@ -1,9 +1,9 @@
 //! The master: stands for election with the state already in memory; the one that leads assigns.
 //!
 //! ```text
-//!  offline ─Connected→ preparing ─dirs exist→ standing by ─first in line→ announcing ─own write→ taking over
-//!     ↑                                            ↑                                                 │
-//!     └──────────────── Lost, from anywhere        └── contender deleted, or deposed ── leading ←────┘
+//!  offline ─Connected→ preparing ─dirs exist→ standing by ─first in line→ announcing ─own write→ taking over ↑
+//!  ↑                                                 │ └──────────────── Lost, from anywhere        └── contender
+//!  deleted, or deposed ── leading ←────┘
 //! ```
 //!
 //! *Announcing* writes `status`, so that what is read afterwards is the present. *Taking over* rewrites every

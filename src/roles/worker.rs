@@ -3,9 +3,8 @@
 //! The life of an entry of the assignment:
 //!
 //! ```text
-//!  reading ─pending at this attempt→ ready ─free slot, lease, defaults→ running ─group dead→ reporting → closed
-//!     │ ↑                                                               (kill: timeout, revoked,
-//!     ↓ └ own write, read again                                          drain, lease lapsed)
+//!  reading ─pending at this attempt→ ready ─free slot, lease, defaults→ running ─group dead→ reporting → closed │ ↑
+//!  (kill: timeout, revoked, ↓ └ own write, read again                                          drain, lease lapsed)
 //!  closed (void)
 //! ```
 //!

@@ -3,8 +3,8 @@
 //! Owns the handler's standard input and what it has to do. A line is written by the thread that asks for the run, for
 //! the handler's own is asleep where answers come; only what the pipe has no room for is left to that one.
 //!
-//! It must not write a line before the slot knows that its handler has something to do, nor after the lease has ended: who
-//! is stopped between the look at the clock and the write finds the group dead when it goes on.
+//! It must not write a line before the slot knows that its handler has something to do, nor after the lease has ended:
+//! who is stopped between the look at the clock and the write finds the group dead when it goes on.
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;

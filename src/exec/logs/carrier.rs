@@ -169,7 +169,8 @@ impl Hands {
         }
     }
 
-    /// It gets no environment: nothing in it is meant for it, and it bears no mark by which what runs is found and killed.
+    /// It gets no environment: nothing in it is meant for it, and it bears no mark by which what runs is found and
+    /// killed.
     fn spawn(&self) -> io::Result<Writer> {
         let (link, theirs) = wire::pair()?;
         let LogSettings { dir, space, keep, .. } = &self.settings;

@@ -1,7 +1,7 @@
 //! The writer: the process that writes a worker's logs. Its one thread may wait for a disk as long as it likes.
 //!
-//! It ends when its worker is gone and every slot has passed on what it had. It must not speak for anything else: no run
-//! ends later, and no lease, for what happens here.
+//! It ends when its worker is gone and every slot has passed on what it had. It must not speak for anything else: no
+//! run ends later, and no lease, for what happens here.
 
 use std::ffi::OsString;
 use std::fs::File;
