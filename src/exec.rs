@@ -164,7 +164,8 @@ impl Executor {
         keep_zombies()?;
         static EXECUTORS: AtomicU32 = AtomicU32::new(0);
         let own = proc::Identity::own().context("cannot learn who we are from /proc")?;
-        let strangers = children::list().into_iter().collect();
+        let strangers =
+            children::try_list().context("cannot look for our children in /proc")?.into_iter().collect();
         keeper::become_subreaper();
         let hub = Arc::new(Hub::new(events, means.run_file)?);
         if !means.leased {

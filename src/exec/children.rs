@@ -84,35 +84,52 @@ pub(super) fn reap(pid: u32) -> Ended {
     }
 }
 
-/// Ours that live, or are not reaped.
+/// Ours that live, or are not reaped, as far as that can be seen. Only [`Children::None`] proves that there are none.
 pub(super) fn list() -> Vec<u32> {
+    try_list().unwrap_or_default()
+}
+
+/// The same; an error if it cannot be seen.
+pub(super) fn try_list() -> io::Result<Vec<u32>> {
     list_of(std::process::id())
+}
+
+/// Whether this process is a child of ours that lives, or is not reaped.
+pub(super) fn is_ours(pid: u32) -> bool {
+    wait(libc::P_PID, pid, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL) != Children::None
 }
 
 /// SIGKILL to the children of a process that was killed itself and is not reaped, and to the groups that they lead.
 /// It reaps nobody any more, so nobody else can have their numbers.
 pub(super) fn kill_those_of(killed: u32) {
-    for child in list_of(killed) {
+    for child in list_of(killed).unwrap_or_default() {
         let _ = kill_process_group(to_pid(child), Signal::KILL);
         let _ = kill_process(to_pid(child), Signal::KILL);
     }
 }
 
-fn list_of(parent: u32) -> Vec<u32> {
+fn list_of(parent: u32) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
     let mut told = false;
-    for thread in fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten() {
-        if let Ok(text) = fs::read_to_string(thread.path().join("children")) {
-            told = true;
-            found.extend(text.split_ascii_whitespace().flat_map(str::parse::<u32>));
+    for thread in fs::read_dir(format!("/proc/{parent}/task"))? {
+        match fs::read_to_string(thread?.path().join("children")) {
+            Ok(text) => {
+                told = true;
+                found.extend(text.split_ascii_whitespace().flat_map(str::parse::<u32>));
+            }
+            // The thread has ended, or the kernel has no such lists.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(error) => return Err(error),
         }
     }
     if !told {
         // A kernel without lists of children.
-        let all = proc::look().map(|look| look.all).unwrap_or_default();
-        found.extend(all.iter().filter(|process| process.parent == parent).map(|process| process.pid));
+        found.extend(
+            proc::look()?.all.iter().filter(|process| process.parent == parent).map(|process| process.pid),
+        );
     }
-    found
+    Ok(found)
 }
 
 /// SIGKILL to these children, which are not reaped.

@@ -64,6 +64,8 @@ pub(super) struct Inner {
     /// Which slot has it.
     runs: BTreeMap<RunId, u32>,
     run_file: Option<RunFile>,
+    /// Why another keeper could not be started.
+    no_keeper: Option<String>,
     /// The last keeper is gone.
     closed: bool,
 }
@@ -79,6 +81,8 @@ pub(super) struct Keeper {
 /// One slot.
 #[derive(Debug, Default)]
 struct Slot {
+    /// The keeper was asked for it, and has not said that it is gone: until then its number is taken.
+    asked: bool,
     /// Our end of its socket; `None` where there is no process, or none any more.
     link: Option<Link>,
     /// Its process and when that was born; `None` as long as it is being made.
@@ -130,6 +134,7 @@ impl Hub {
         inner.run_file.iter_mut().for_each(|file| file.set_cgroup(cgroups.clone()));
         self.listen(&keeper.link, KEEPER)?;
         inner.keeper = Some(keeper);
+        inner.no_keeper = None;
         inner.write_run_file();
         Ok(())
     }
@@ -165,13 +170,22 @@ impl Hub {
         let mut inner = self.lock();
         let run = work.run;
         assert!(!inner.runs.contains_key(&run), "run {} was started twice", run.0);
-        if inner.keeper.is_none() {
-            return self.not_started(&work, NotStartedKind::Transient, "there is no keeper of slots now");
+        match &inner.no_keeper {
+            _ if inner.keeper.is_some() => {}
+            None => {
+                return self.not_started(&work, NotStartedKind::Transient, "there is no keeper of slots now");
+            }
+            Some(why) => return self.not_started(&work, NotStartedKind::Shortage, why),
         }
         if inner.run_file.as_ref().is_some_and(|file| !file.stands()) {
             inner.write_run_file();
         }
-        if let Some(number) = inner.idle.pop() {
+        while let Some(number) = inner.idle.pop() {
+            let slot = &inner.slots[number as usize];
+            if slot.link.is_none() || slot.work.is_some() {
+                // It is dead, or dying: what becomes of it the keeper says.
+                continue;
+            }
             inner.runs.insert(run, number);
             inner.slots[number as usize].work = Some(work);
             return self.send_first(&mut inner, number);
@@ -187,7 +201,7 @@ impl Hub {
 
     /// Asks for another slot, that will have this to do.
     fn make(&self, inner: &mut Inner, work: Work) -> Result<u32, Box<(Work, String)>> {
-        let is_free = |slot: &Slot| slot.link.is_none() && slot.process.is_none() && slot.work.is_none();
+        let is_free = |slot: &Slot| !slot.asked;
         let number = inner.slots.iter().position(is_free).unwrap_or(inner.slots.len());
         let slot = match u32::try_from(number) {
             Ok(slot) if slot < MOST_SLOTS => slot,
@@ -200,7 +214,7 @@ impl Hub {
         if number == inner.slots.len() {
             inner.slots.push(Slot::default());
         }
-        inner.slots[number] = Slot { link: Some(link), process: None, work: Some(work) };
+        inner.slots[number] = Slot { asked: true, link: Some(link), process: None, work: Some(work) };
         Ok(slot)
     }
 
@@ -292,7 +306,9 @@ impl Hub {
     fn send_first(&self, inner: &mut Inner, number: u32) {
         let Inner { slots, idle, .. } = inner;
         let Slot { link, work, .. } = &mut slots[number as usize];
-        let (Some(link), Some(work)) = (link, work) else {
+        // Without a link it is dead, and the keeper says when nothing of it lives.
+        let Some(link) = link else { return };
+        let Some(work) = work else {
             // Its run was told to end meanwhile.
             return idle.push(number);
         };
@@ -347,8 +363,8 @@ impl Hub {
         let Some(slot) = inner.slots.get_mut(number as usize) else { return false };
         let Some(link) = &mut slot.link else { return false };
         let had_unsent = link.has_unsent();
-        link.flush();
         let came = link.receive();
+        link.flush();
         if had_unsent {
             self.settle_room(link, number.into());
         }
@@ -465,6 +481,11 @@ impl Hub {
         }
         drop(inner);
         self.changed.notify_all();
+    }
+
+    /// Another keeper could not be started.
+    pub(super) fn no_keeper(&self, why: &str) {
+        self.lock().no_keeper = Some(why.to_owned());
     }
 
     /// Closes all sockets: slots kill what they run, and end. Their processes.

@@ -293,11 +293,14 @@ impl Keeper {
     /// Kills slots that should have looked at the lease and have not; sees to it that the next look comes in time.
     fn look_for_still_ones(&mut self) {
         let (now, slack) = (clock::now().as_nanos(), SLACK.as_nanos() as u64);
-        let mut next = self.page.deadline().filter(|deadline| *deadline > now);
+        let deadline = self.page.deadline();
+        // It was made shorter, and who hangs has not heard of that.
+        let is_over = deadline.is_some_and(|deadline| deadline.saturating_add(slack) <= now);
+        let mut next = deadline.filter(|deadline| *deadline > now);
         for (number, slot) in self.slots.iter_mut().filter(|(_, slot)| !slot.dead) {
             match self.page.part(*number).armed.load(Ordering::SeqCst) {
                 0 => {}
-                armed if armed.saturating_add(slack) <= now => {
+                armed if is_over || armed.saturating_add(slack) <= now => {
                     slot.kill();
                     // It may be where no signal reaches it, and what it runs must die all the same.
                     let group = self.cgroups.as_ref().map(|base| base.join(number.to_string()));

@@ -227,6 +227,10 @@ impl<'a> Slot<'a> {
         let pipes = (program.streams == Streams::Handler)
             .then(|| Some((self.link.take_descriptor()?, self.link.take_descriptor()?)));
         let run = program.run;
+        if self.running.is_some() {
+            let why = "its slot has something else to do".to_owned();
+            return self.link.say(&FromSlot::NotStarted { run, kind: NotStartedKind::Transient, why });
+        }
         self.arm();
         let started = match pipes {
             _ if !self.page.holds() => {

@@ -34,6 +34,8 @@ const LONG_LIFE: Duration = Duration::from_secs(10);
 const FIRST_LOOK: Duration = Duration::from_micros(500);
 /// The process that everybody's orphans come to.
 const INIT: u32 = 1;
+/// What does not die within this is told.
+const WARN_AFTER: Duration = Duration::from_secs(10);
 /// The longest such pause.
 const LAST_LOOK: Duration = Duration::from_millis(500);
 
@@ -101,7 +103,8 @@ impl Starter {
         }
         // So that lists of processes show what it is, and not where its program was found.
         command.arg0(KEEPER_NAME).arg("slots").env(OWNER_VAR, &self.token).stdin(theirs);
-        let child = {
+        let page = hub.page.memfd().try_clone_to_owned().context("no room for a descriptor")?;
+        let mut child = {
             // Held, so that nobody finds it among our children before it is known as a keeper.
             let mut keepers = keepers();
             let child = command.spawn().with_context(|| format!("cannot run {}", self.program.display()))?;
@@ -117,10 +120,14 @@ impl Starter {
         let pid = child.id();
         let start_ticks = proc::stat(pid).ok().flatten().map_or(0, |stat| stat.start_ticks);
         let mut link: Link = ours;
-        let page = hub.page.memfd().try_clone_to_owned().context("no room for a descriptor")?;
         link.say_with(&ToKeeper::Hello(Box::new(hello)), vec![page]);
         let base = cgroups.as_ref().map(|cgroups| cgroups.base().to_path_buf());
-        hub.take_keeper(hub::Keeper { pid, start_ticks, link }, base).context("cannot listen to it")?;
+        if let Err(error) = hub.take_keeper(hub::Keeper { pid, start_ticks, link }, base) {
+            // Its socket is closed, so it ends, and has started nothing.
+            let _ = child.wait();
+            keepers().remove(&pid);
+            return Err(error).context("cannot listen to it");
+        }
         Ok((child, cgroups))
     }
 
@@ -152,11 +159,14 @@ impl Starter {
                 std::thread::sleep(pause);
                 pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
                 if hub.stopping.load(Ordering::SeqCst) {
-                    return;
+                    return hub.keeper_gone("the keeper of slots ended, and what ran was killed");
                 }
                 match self.start(hub) {
                     Ok(started) => break started,
-                    Err(error) => log::error!("nothing can be run without a keeper of slots: {error:#}"),
+                    Err(error) => {
+                        log::error!("nothing can be run without a keeper of slots: {error:#}");
+                        hub.no_keeper(&format!("cannot start a keeper of slots: {error:#}"));
+                    }
                 }
             };
             log::info!("another keeper of slots: process {}", child.id());
@@ -167,11 +177,21 @@ impl Starter {
     /// not in time is killed, and so is what the dead have left.
     fn inherit(&self, slots: &[u32], cgroups: Option<Cgroups>, is_clean: bool) {
         let begun = Instant::now();
-        let mut pause = FIRST_LOOK;
+        let (mut pause, mut warned) = (FIRST_LOOK, false);
         loop {
-            let ours = children::list().into_iter().filter(|pid| self.is_ours(*pid, slots, is_clean));
-            let (left, others): (Vec<u32>, Vec<u32>) = ours.partition(|pid| slots.contains(pid));
-            if left.is_empty() && others.is_empty() {
+            let left: Vec<u32> = slots.iter().copied().filter(|slot| children::is_ours(*slot)).collect();
+            // What cannot be looked at may live.
+            let listed = children::try_list();
+            let mut is_unclear = listed.is_err();
+            let mut others = Vec::new();
+            for pid in listed.unwrap_or_default().into_iter().filter(|pid| !slots.contains(pid)) {
+                match self.is_of_slots(pid, slots, is_clean) {
+                    Ok(true) => others.push(pid),
+                    Ok(false) => {}
+                    Err(_) => is_unclear = true,
+                }
+            }
+            if left.is_empty() && others.is_empty() && !is_unclear {
                 break;
             }
             children::resume_these(&left);
@@ -179,6 +199,11 @@ impl Starter {
                 children::kill(left.iter().copied());
             }
             children::kill(others.iter().copied());
+            if begun.elapsed() >= WARN_AFTER && !std::mem::replace(&mut warned, true) {
+                log::warn!(
+                    "what a keeper has left does not die, or cannot be seen: {left:?}, {others:?}; still waiting"
+                );
+            }
             for pid in left.into_iter().chain(others).filter(|pid| children::has_ended(*pid)) {
                 children::reap(pid);
             }
@@ -190,18 +215,19 @@ impl Starter {
         }
     }
 
-    /// Whether a child of this process is one of the keeper's, or of what its slots ran. We start keepers only, so any
-    /// other child was one of theirs, unless they had none left (`is_clean`), or somebody else's children may come to
-    /// us.
-    fn is_ours(&self, pid: u32, slots: &[u32], is_clean: bool) -> bool {
-        let Ok(Some(stat)) = proc::stat(pid) else { return false };
-        let mark = Mark { variable: OWNER_VAR, value: &self.token, since: self.own.start_ticks };
+    /// Whether a child of this process was started by one of these slots. We start keepers only, so any other child was,
+    /// unless they had none left (`is_clean`), or somebody else's children may come to us.
+    fn is_of_slots(&self, pid: u32, slots: &[u32], is_clean: bool) -> std::io::Result<bool> {
+        if self.strangers.contains(&pid) || keepers().contains(&pid) {
+            return Ok(false);
+        }
         let may_be_others = self.own.pid == INIT || !self.strangers.is_empty();
-        slots.contains(&pid)
-            || slots.contains(&stat.session)
-            || !self.strangers.contains(&pid)
-                && !keepers().contains(&pid)
-                && (!is_clean && !may_be_others || mark.on(&stat) != Bears::No)
+        if !is_clean && !may_be_others {
+            return Ok(true);
+        }
+        let mark = Mark { variable: OWNER_VAR, value: &self.token, since: self.own.start_ticks };
+        let stat = proc::stat(pid)?;
+        Ok(stat.is_some_and(|stat| slots.contains(&stat.session) || mark.on(&stat) != Bears::No))
     }
 }
 

@@ -185,8 +185,10 @@ pub(super) struct Link {
     unsent: Vec<u8>,
     /// Descriptors that go with what is unsent, and from which byte on.
     attached: VecDeque<(usize, Vec<OwnedFd>)>,
-    /// The other end is gone.
+    /// The other end is gone, and all was read that it had said.
     closed: bool,
+    /// Nobody hears what is said here any more.
+    mute: bool,
 }
 
 /// Two ends of a socket.
@@ -212,6 +214,7 @@ impl Link {
             unsent: Vec::new(),
             attached: VecDeque::new(),
             closed: false,
+            mute: false,
         }
     }
 
@@ -252,7 +255,7 @@ impl Link {
 
     /// Writes what there is room for.
     pub(super) fn flush(&mut self) {
-        while !self.unsent.is_empty() && !self.closed {
+        while !self.unsent.is_empty() && !self.mute {
             match self.send() {
                 Ok(sent) => {
                     self.unsent.drain(..sent);
@@ -262,8 +265,12 @@ impl Link {
                 Err(Errno::INTR) => {}
                 // The second: too many descriptors are under way.
                 Err(Errno::AGAIN | Errno::TOOMANYREFS) => return,
-                Err(_) => self.closed = true,
+                Err(_) => self.mute = true,
             }
+        }
+        if self.mute {
+            self.unsent.clear();
+            self.attached.clear();
         }
     }
 

@@ -377,3 +377,77 @@ fn as_process_one_it_reaps_all_that_runs_leave_and_spares_strangers() {
     }
     assert!(alone(std::env::current_exe().unwrap().to_str().unwrap()).unwrap().success());
 }
+
+/// The helper: each run is told in the end, though slots are killed as soon as they are born, and the keeper too.
+pub fn told_in_the_end() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let mut rig = Rig::new();
+    let keeper = keeper_of(std::process::id());
+    let (stop, mut runs) = (AtomicBool::new(false), Vec::new());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                slots_of(keeper).into_iter().for_each(|slot| kill(slot, Signal::KILL));
+            }
+        });
+        for _ in 0..60 {
+            runs.push(rig.start(argv(&["/bin/true"])));
+            std::thread::sleep(Duration::from_micros(300));
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    runs.extend((0..20).map(|_| rig.start(argv(&["/bin/true"]))));
+    kill(keeper, Signal::KILL);
+    let killed = Instant::now();
+    while killed.elapsed() < Duration::from_millis(20) {
+        runs.push(rig.start(argv(&["/bin/true"])));
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    for run in runs {
+        rig.over_or_lost(run);
+    }
+    assert!(rig.executor.is_idle());
+    until("it runs again", || {
+        let run = rig.start(sh("exit 3"));
+        matches!(rig.over_or_lost(run), ExecEvent::Ended { report, .. } if report.ended == Ended::Exit(3))
+    });
+}
+
+fn slots_of(keeper: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default();
+    children.split_whitespace().flat_map(str::parse).collect()
+}
+
+#[test]
+fn each_run_is_told_though_slots_and_keepers_are_killed_at_birth() {
+    for _ in 0..5 {
+        super::keeper::play("told_in_the_end");
+    }
+}
+
+/// The helper: has no descriptor to look with, when its keeper is killed and its slot stands still.
+pub fn blind() {
+    let mut rig = Rig::new();
+    let (run, pid) = rig.started(sh("sleep 600"));
+    let (keeper, slot) = (keeper_of(std::process::id()), parent(pid));
+    let limits = rustix::process::getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..limits }).unwrap();
+    // Before its keeper can wake it.
+    kill(keeper, Signal::KILL);
+    kill(slot, Signal::STOP);
+    let blind = Instant::now();
+    while blind.elapsed() < Duration::from_secs(1) {
+        if let Ok(event) = rig.events.recv_timeout(Duration::from_millis(10)) {
+            assert!(matches!(event, ExecEvent::SlotsLost { .. }), "{event:?}");
+        }
+    }
+    setrlimit(Resource::Nofile, limits).unwrap();
+    let report = rig.ended(run);
+    assert_eq!((report.ended, report.signalled), (Ended::Signal(9), true));
+    assert!(!is_alive(pid), "its end was told");
+}
+
+#[test]
+fn who_cannot_look_tells_no_end() {
+    super::keeper::play("blind");
+}

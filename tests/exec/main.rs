@@ -84,6 +84,15 @@ impl Rig {
 
     /// The run's last event.
     fn over(&mut self, run: RunId) -> ExecEvent {
+        self.awaited(run, false)
+    }
+
+    /// The same, where slots may be lost.
+    fn over_or_lost(&mut self, run: RunId) -> ExecEvent {
+        self.awaited(run, true)
+    }
+
+    fn awaited(&mut self, run: RunId, may_be_lost: bool) -> ExecEvent {
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(event) = self.over.remove(&run) {
@@ -95,7 +104,7 @@ impl Rig {
                     let before = self.over.insert(run, ExecEvent::NotStarted { run, kind, why });
                     assert_eq!(before, None);
                 }
-                ExecEvent::SlotsLost { why } => panic!("{why}"),
+                ExecEvent::SlotsLost { why } => assert!(may_be_lost, "{why}"),
                 ExecEvent::Ended { run, report } => {
                     assert_eq!(self.over.insert(run, ExecEvent::Ended { run, report }), None);
                 }
@@ -259,6 +268,8 @@ fn helper() {
         "worker" => worker(dir),
         "leasing" => lost::leasing(dir),
         "pid_one" => lost::pid_one(),
+        "told_in_the_end" => lost::told_in_the_end(),
+        "blind" => lost::blind(),
         "reports" => reports(dir),
         other => panic!("no role {other}"),
     }

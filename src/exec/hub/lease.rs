@@ -4,7 +4,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::Hub;
+use super::{Hub, KEEPER};
 use crate::exec::page::Renewal;
 use crate::exec::wire::{ToKeeper, ToSlot};
 
@@ -28,6 +28,7 @@ impl Hub {
             && let Some(link) = self.lock().slots.get_mut(slot as usize).and_then(|slot| slot.link.as_mut())
         {
             link.say(&ToSlot::Wake);
+            self.await_room(link, slot.into());
         }
         true
     }
@@ -47,11 +48,12 @@ impl Hub {
             Renewal::Counts { late: false, shorter: false } => return Ok(()),
             Renewal::Counts { shorter: true, .. } => {
                 let mut inner = self.lock();
-                inner
-                    .slots
-                    .iter_mut()
-                    .filter_map(|slot| slot.link.as_mut())
-                    .for_each(|link| link.say(&ToSlot::Wake));
+                for (number, slot) in (0..).zip(&mut inner.slots) {
+                    if let Some(link) = &mut slot.link {
+                        link.say(&ToSlot::Wake);
+                        self.await_room(link, number);
+                    }
+                }
             }
             Renewal::Counts { late: true, shorter: false } => {}
             Renewal::Over => {
@@ -64,6 +66,7 @@ impl Hub {
         }
         if let Some(keeper) = &mut self.lock().keeper {
             keeper.link.say(&ToKeeper::Wake);
+            self.await_room(&keeper.link, KEEPER);
         }
         Ok(())
     }
