@@ -359,7 +359,8 @@ settings! {
     STATE_DIR: PathBuf = ("state-dir", &[Worker], Value("DIR"),
         Described("$STATE_DIRECTORY, else /var/lib/zkmw if root, else $XDG_STATE_HOME/zkmw, else ~/.local/state/zkmw, \
         else zkmw-UID in the directory for temporary files"), Anywhere)
-        Path(parse::absolute_dir), "Where to keep what outlives this worker: what tasks print, in task-logs/ID@SERVICE there";
+        Path(parse::absolute_dir), "Where to keep what outlives this worker: what tasks print, in \
+        task-logs/ID@SERVICE there";
     LOG_LIMIT: u64 = ("log-limit", &[Worker], Value("SIZE"), Text("100MiB"), Anywhere)
         One(parse::log_bytes), "Keep all that a task prints up to this in files here, if it prints more than 64 KiB \
         or runs for longer than 1 s; 0 keeps none";

@@ -215,8 +215,8 @@ impl Starter {
         }
     }
 
-    /// Whether a child of this process was started by one of these slots. We start keepers only, so any other child was,
-    /// unless they had none left (`is_clean`), or somebody else's children may come to us.
+    /// Whether a child of this process was started by one of these slots. We start keepers only, so any other child
+    /// was, unless they had none left (`is_clean`), or somebody else's children may come to us.
     fn is_of_slots(&self, pid: u32, slots: &[u32], is_clean: bool) -> std::io::Result<bool> {
         if self.strangers.contains(&pid) || keepers().contains(&pid) {
             return Ok(false);
