@@ -16,20 +16,18 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, fstat};
 use rustix::io::{fcntl_dupfd_cloexec, read};
 use rustix::process::{Signal, kill_process, setsid};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
-};
+use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
 use super::birth::Surroundings;
 use super::cgroup;
 use super::children::{self, Children};
 use super::page::{ENDLESS, Page};
 use super::proc::to_pid;
-use super::slot::{Slot, signals, timespec};
+use super::slot::{Slot, set_timer, signals, timespec};
 use super::wire::{FromKeeper, Link, ToKeeper};
 use crate::clock;
 
@@ -311,10 +309,7 @@ impl Keeper {
             }
         }
         let at = next.filter(|next| *next < ENDLESS).map_or(0, |next| next.saturating_add(slack));
-        let second = Duration::from_secs(1).as_nanos() as u64;
-        let value = Timespec { tv_sec: (at / second).cast_signed(), tv_nsec: (at % second).cast_signed() };
-        let until = Itimerspec { it_interval: timespec(Duration::ZERO), it_value: value };
-        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &until);
+        set_timer(&self.timer, at);
     }
 }
 

@@ -350,16 +350,8 @@ impl<'a> Slot<'a> {
 
     fn arm_until(&self, deadline: u64) {
         self.page.part(self.number).armed.store(deadline, Ordering::SeqCst);
-        let second = Duration::from_secs(1).as_nanos() as u64;
-        let until = Itimerspec {
-            it_interval: timespec(Duration::ZERO),
-            it_value: Timespec {
-                tv_sec: (deadline / second).cast_signed(),
-                // A time of 0 would stop the timer.
-                tv_nsec: (deadline % second).max(1).cast_signed(),
-            },
-        };
-        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &until);
+        // A time of 0 would stop the timer.
+        set_timer(&self.timer, deadline.max(1));
     }
 
     /// The lease has ended, or somebody has stood still.
@@ -540,6 +532,14 @@ pub(super) fn signals(which: &[libc::c_int]) -> std::io::Result<OwnedFd> {
             _ => Err(std::io::Error::last_os_error()),
         }
     }
+}
+
+/// Sets a timer of `CLOCK_BOOTTIME` to this time, in nanoseconds; 0 stops it.
+pub(super) fn set_timer(timer: &OwnedFd, at: u64) {
+    let second = Duration::from_secs(1).as_nanos() as u64;
+    let value = Timespec { tv_sec: (at / second).cast_signed(), tv_nsec: (at % second).cast_signed() };
+    let until = Itimerspec { it_interval: timespec(Duration::ZERO), it_value: value };
+    let _ = timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &until);
 }
 
 pub(super) fn timespec(time: Duration) -> Timespec {
