@@ -250,7 +250,7 @@ impl fmt::Display for CallError {
 pub type CallResult = Result<Reply, CallError>;
 
 /// What the ensemble answered. Without an answer the connection is gone, and [`Event::Lost`] follows.
-pub fn answered(result: &CallResult) -> Option<Result<&Reply, Refusal>> {
+pub fn answered(result: &CallResult) -> Answer<'_> {
     match result {
         Ok(reply) => Some(Ok(reply)),
         Err(CallError::Refused(refusal)) => Some(Err(*refusal)),
@@ -493,9 +493,30 @@ impl<R> Actions<R> {
     }
 }
 
+/// What one owner of calls made of a reply, or of another event that has one owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "a reply that is not ours has to be offered to the next owner"]
+pub enum Routed<T> {
+    /// It is for somebody else, or stale: ask the next owner.
+    NotMine,
+    /// It was for this owner, and this follows from it.
+    Mine(T),
+}
+
+impl<T> Routed<T> {
+    /// What follows, as something else.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Routed<U> {
+        match self {
+            Routed::NotMine => Routed::NotMine,
+            Routed::Mine(what) => Routed::Mine(f(what)),
+        }
+    }
+}
+
+/// What the ensemble answered; `None` if the connection broke before it did, and [`Event::Lost`] follows.
+pub type Answer<'a> = Option<Result<&'a Reply, Refusal>>;
+
 /// The calls that a recipe or role awaits, each with what it is for.
-///
-/// A reply whose id is not awaited belongs to somebody else, or is stale; [`Calls::take`] then gives `None`.
 #[derive(Debug)]
 pub struct Calls<P> {
     awaited: BTreeMap<CallId, P>,
@@ -514,6 +535,14 @@ impl<P> Calls<P> {
         out.push(Action::Call { id, call });
         self.awaited.insert(id, purpose);
         id
+    }
+
+    /// Takes in the reply to one of these calls: what the call was for, and the answer. The call is no longer awaited.
+    pub fn route<'a>(&mut self, id: CallId, result: &'a CallResult) -> Routed<(P, Answer<'a>)> {
+        match self.awaited.remove(&id) {
+            Some(purpose) => Routed::Mine((purpose, answered(result))),
+            None => Routed::NotMine,
+        }
     }
 
     /// What the call with this id was for, if it is awaited here; it no longer is.

@@ -19,7 +19,7 @@ use crate::contract::contender::{self, Contender};
 use crate::contract::{contender_rank, name_of};
 use crate::exit;
 use crate::machine::{
-    Actions, Call, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, Reply, answered,
+    Actions, Call, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, Reply, Routed, answered,
 };
 
 /// Sequence numbers from here on are near their end, which is 2,147,483,647.
@@ -249,7 +249,7 @@ impl Election {
 
     /// Takes in a reply; false if it is somebody else's.
     pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> bool {
-        if let Some(step) = self.ensure.on_reply(id, result, out) {
+        if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
             match step {
                 ensure::Step::Pending => {}
                 ensure::Step::Done => self.create(out),

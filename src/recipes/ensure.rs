@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::contract::parent_of;
-use crate::machine::{Actions, Call, CallId, CallResult, Calls, CreateMode, Refusal, answered};
+use crate::machine::{Actions, Call, CallId, CallResult, Calls, CreateMode, Refusal, Reply, Routed};
 
 /// Makes sure that some directories exist.
 #[derive(Debug)]
@@ -63,15 +63,25 @@ impl Ensure {
         self.done = false;
     }
 
-    /// Takes in a reply; `None` if it is somebody else's.
-    pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> Option<Step> {
-        let purpose = self.calls.take(id)?;
-        let Some(result) = answered(result) else {
-            // What is still answered must not make it look complete.
-            self.reset();
-            return Some(Step::Pending);
-        };
-        match (purpose, result) {
+    /// Takes in a reply.
+    pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> Routed<Step> {
+        self.calls.route(id, result).map(|(purpose, answer)| match answer {
+            Some(answer) => self.on_answer(purpose, answer, out),
+            None => {
+                // What is still answered must not make it look complete.
+                self.reset();
+                Step::Pending
+            }
+        })
+    }
+
+    fn on_answer<R>(
+        &mut self,
+        purpose: Purpose,
+        answer: Result<&Reply, Refusal>,
+        out: &mut Actions<R>,
+    ) -> Step {
+        match (purpose, answer) {
             (Purpose::Look(_), Ok(_)) => {}
             (Purpose::Look(at), Err(Refusal::NoNode)) => {
                 self.missing.insert(at);
@@ -83,23 +93,23 @@ impl Ensure {
             // of the connect string that is missing, and no look will bring that back.)
             (Purpose::Create(at), Err(Refusal::NoNode)) if parent_of(&self.paths[at]).is_some() => {
                 self.start(out);
-                return Some(Step::Pending);
+                return Step::Pending;
             }
             (Purpose::Look(at) | Purpose::Create(at), Err(refusal)) => {
-                return Some(Step::Refused(self.paths[at].clone(), refusal));
+                return Step::Refused(self.paths[at].clone(), refusal);
             }
         }
         if !self.calls.is_empty() {
-            return Some(Step::Pending);
+            return Step::Pending;
         }
         let Some(&at) = self.missing.first() else {
             self.done = true;
-            return Some(Step::Done);
+            return Step::Done;
         };
         let path = self.paths[at].clone();
         let call = Call::Create { path, data: Vec::new(), mode: CreateMode::Persistent };
         self.calls.issue(out, call, Purpose::Create(at));
-        Some(Step::Pending)
+        Step::Pending
     }
 
     /// Whether it is one of the directories.

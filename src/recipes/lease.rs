@@ -26,7 +26,8 @@ use super::ensure::{self, Ensure};
 use super::retry::Retry;
 use crate::contract::Layout;
 use crate::machine::{
-    Action, Actions, Call, CallId, CallResult, Calls, CreateMode, Instant, Refusal, Reply, answered, earlier,
+    Action, Actions, Call, CallId, CallResult, Calls, CreateMode, Instant, Refusal, Reply, Routed, answered,
+    earlier,
 };
 
 /// The longest silence of a session that is up, as a part of its timeout: the session layer's heartbeat.
@@ -205,7 +206,7 @@ impl Lease {
         now: Instant,
         out: &mut Actions<R>,
     ) -> bool {
-        if let Some(step) = self.ensure.on_reply(id, result, out) {
+        if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
             match step {
                 ensure::Step::Pending => {}
                 ensure::Step::Done => {

@@ -21,7 +21,7 @@ use crate::contract::worker::{ProcessIdentity, Registration};
 use crate::contract::{Incarnation, Layout};
 use crate::exit;
 use crate::machine::{
-    Actions, Call, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Prng, Refusal, Reply,
+    Actions, Call, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Prng, Refusal, Reply, Routed,
     WatchMode, answered, earlier,
 };
 
@@ -334,7 +334,7 @@ impl Registrar {
         now: Instant,
         out: &mut Actions<R>,
     ) -> Option<Step> {
-        if let Some(step) = self.ensure.on_reply(id, result, out) {
+        if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
             match step {
                 ensure::Step::Pending => {}
                 ensure::Step::Done if self.proven.is_some() => self.register(out),

@@ -38,8 +38,8 @@ use state::{Kill, Run, Session, State, Then};
 use crate::contract::{Layout, is_component};
 use crate::exit;
 use crate::machine::{
-    Action, Actions, Ended, Event, GroupSignal, Instant, Level, NotStartedKind, Role, RunId, RunOutput,
-    RunReport, RunSpec, earlier,
+    Action, Actions, Ended, Event, GroupSignal, Instant, Level, NotStartedKind, Role, Routed, RunId,
+    RunOutput, RunReport, RunSpec, earlier,
 };
 use crate::recipes::election::Election;
 use crate::recipes::ensure::Ensure;
@@ -465,7 +465,7 @@ impl Role for Elector {
             }
             Event::Changed { path, kind } => self.election.on_changed(&path, kind, out),
             Event::Reply { id, result } => {
-                if let Some(step) = self.ensure.on_reply(id, &result, out) {
+                if let Routed::Mine(step) = self.ensure.on_reply(id, &result, out) {
                     self.on_ensured(&step, now, out);
                 } else if !self.election.on_reply(id, &result, out) {
                     self.lease.on_reply(id, &result, now, out);

@@ -31,7 +31,8 @@ use crate::contract::worker::{Registration, Seen};
 use crate::contract::{Layout, TaskId, name_of};
 use crate::exit;
 use crate::machine::{
-    Action, Actions, CallId, CallResult, ChangeKind, Event, Instant, Level, Refusal, Role, Stat, earlier,
+    Action, Actions, CallId, CallResult, ChangeKind, Event, Instant, Level, Refusal, Role, Routed, Stat,
+    earlier,
 };
 use crate::recipes::assignment::Urgency;
 use crate::recipes::election::Election;
@@ -166,7 +167,7 @@ impl Master {
     }
 
     fn on_reply(&mut self, id: CallId, result: &CallResult, now: Instant, out: &mut Out) {
-        if let Some(step) = self.ensure.on_reply(id, result, out) {
+        if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
             match step {
                 ensure::Step::Pending => {}
                 ensure::Step::Done => self.start_missing(out),

@@ -1,7 +1,7 @@
 //! Ensure: reads alone if all is there, parents before children, and never done on a lost connection.
 
 use super::{Asked, LOST, NO_NODE, refused, stat};
-use crate::machine::{Actions, Call, CallId, CallResult, CreateMode, Refusal, Reply};
+use crate::machine::{Actions, Call, CallId, CallResult, CreateMode, Refusal, Reply, Routed};
 use crate::recipes::ensure::{Ensure, Step};
 
 fn exists() -> CallResult {
@@ -27,19 +27,19 @@ fn looking() -> (Ensure, Actions<()>, Vec<CallId>) {
 #[test]
 fn what_exists_is_only_read() {
     let (mut ensure, mut out, ids) = looking();
-    assert_eq!(ensure.on_reply(ids[2], &exists(), &mut out), Some(Step::Pending));
-    assert_eq!(ensure.on_reply(ids[0], &exists(), &mut out), Some(Step::Pending));
-    assert_eq!(ensure.on_reply(ids[1], &exists(), &mut out), Some(Step::Done));
+    assert_eq!(ensure.on_reply(ids[2], &exists(), &mut out), Routed::Mine(Step::Pending));
+    assert_eq!(ensure.on_reply(ids[0], &exists(), &mut out), Routed::Mine(Step::Pending));
+    assert_eq!(ensure.on_reply(ids[1], &exists(), &mut out), Routed::Mine(Step::Done));
     assert!(ensure.is_done());
     Asked::none(&mut out);
-    assert_eq!(ensure.on_reply(ids[1], &exists(), &mut out), None, "a reply counts once");
+    assert_eq!(ensure.on_reply(ids[1], &exists(), &mut out), Routed::NotMine, "a reply counts once");
 }
 
 #[test]
 fn parents_are_made_before_children_and_a_rival_maker_is_no_error() {
     let (mut ensure, mut out, ids) = looking();
     for id in ids.into_iter().rev() {
-        assert_eq!(ensure.on_reply(id, &NO_NODE, &mut out), Some(Step::Pending));
+        assert_eq!(ensure.on_reply(id, &NO_NODE, &mut out), Routed::Mine(Step::Pending));
     }
     for (path, answer) in
         [("/a", created("/a")), ("/a/b", refused(Refusal::NodeExists)), ("/a/c", created("/a/c"))]
@@ -47,7 +47,7 @@ fn parents_are_made_before_children_and_a_rival_maker_is_no_error() {
         assert!(!ensure.is_done());
         let (id, call) = Asked::one(&mut out);
         assert_eq!(call, Call::Create { path: path.into(), data: Vec::new(), mode: CreateMode::Persistent });
-        ensure.on_reply(id, &answer, &mut out);
+        let _ = ensure.on_reply(id, &answer, &mut out);
     }
     assert!(ensure.is_done());
     Asked::none(&mut out);
@@ -57,16 +57,16 @@ fn parents_are_made_before_children_and_a_rival_maker_is_no_error() {
 fn what_is_forbidden_is_named() {
     let (mut ensure, mut out, ids) = looking();
     let step = ensure.on_reply(ids[1], &refused(Refusal::NoAuth), &mut out);
-    assert_eq!(step, Some(Step::Refused("/a/b".into(), Refusal::NoAuth)));
+    assert_eq!(step, Routed::Mine(Step::Refused("/a/b".into(), Refusal::NoAuth)));
 }
 
 #[test]
 fn a_lost_look_is_never_taken_for_an_existing_directory() {
     for lost_at in 0..3 {
         let (mut ensure, mut out, ids) = looking();
-        assert_eq!(ensure.on_reply(ids[lost_at], &LOST, &mut out), Some(Step::Pending));
+        assert_eq!(ensure.on_reply(ids[lost_at], &LOST, &mut out), Routed::Mine(Step::Pending));
         for id in ids {
-            assert_ne!(ensure.on_reply(id, &exists(), &mut out), Some(Step::Done));
+            assert_ne!(ensure.on_reply(id, &exists(), &mut out), Routed::Mine(Step::Done));
         }
         assert!(!ensure.is_done());
         Asked::none(&mut out);
@@ -79,17 +79,17 @@ fn a_lost_look_is_never_taken_for_an_existing_directory() {
 #[test]
 fn a_lost_create_is_looked_at_again_on_the_next_connection() {
     let (mut ensure, mut out, ids) = looking();
-    ensure.on_reply(ids[0], &exists(), &mut out);
-    ensure.on_reply(ids[1], &NO_NODE, &mut out);
-    ensure.on_reply(ids[2], &exists(), &mut out);
+    let _ = ensure.on_reply(ids[0], &exists(), &mut out);
+    let _ = ensure.on_reply(ids[1], &NO_NODE, &mut out);
+    let _ = ensure.on_reply(ids[2], &exists(), &mut out);
     let (id, _) = Asked::one(&mut out);
-    assert_eq!(ensure.on_reply(id, &LOST, &mut out), Some(Step::Pending));
+    assert_eq!(ensure.on_reply(id, &LOST, &mut out), Routed::Mine(Step::Pending));
     ensure.reset();
-    assert_eq!(ensure.on_reply(id, &created("/a/b"), &mut out), None, "stale");
+    assert_eq!(ensure.on_reply(id, &created("/a/b"), &mut out), Routed::NotMine, "stale");
     ensure.start(&mut out);
     for (id, call) in Asked::of(&mut out).calls {
         assert!(matches!(call, Call::Exists { .. }));
-        ensure.on_reply(id, &exists(), &mut out);
+        let _ = ensure.on_reply(id, &exists(), &mut out);
     }
     assert!(ensure.is_done());
 }
@@ -97,11 +97,11 @@ fn a_lost_create_is_looked_at_again_on_the_next_connection() {
 #[test]
 fn a_parent_deleted_under_our_hands_is_made_again() {
     let (mut ensure, mut out, ids) = looking();
-    ensure.on_reply(ids[0], &exists(), &mut out);
-    ensure.on_reply(ids[1], &NO_NODE, &mut out);
-    ensure.on_reply(ids[2], &exists(), &mut out);
+    let _ = ensure.on_reply(ids[0], &exists(), &mut out);
+    let _ = ensure.on_reply(ids[1], &NO_NODE, &mut out);
+    let _ = ensure.on_reply(ids[2], &exists(), &mut out);
     let (id, _) = Asked::one(&mut out);
-    assert_eq!(ensure.on_reply(id, &NO_NODE, &mut out), Some(Step::Pending));
+    assert_eq!(ensure.on_reply(id, &NO_NODE, &mut out), Routed::Mine(Step::Pending));
     let looks = Asked::of(&mut out).calls;
     assert!(looks.len() == 3 && looks.iter().all(|(_, call)| matches!(call, Call::Exists { .. })));
 }
@@ -111,15 +111,15 @@ fn a_parent_deleted_under_our_hands_is_made_again() {
 fn a_missing_chroot_is_refused() {
     let (mut ensure, mut out, ids) = looking();
     for id in ids {
-        ensure.on_reply(id, &NO_NODE, &mut out);
+        let _ = ensure.on_reply(id, &NO_NODE, &mut out);
     }
     let (id, _) = Asked::one(&mut out);
     let step = ensure.on_reply(id, &NO_NODE, &mut out);
-    assert_eq!(step, Some(Step::Refused("/a".into(), Refusal::NoNode)));
+    assert_eq!(step, Routed::Mine(Step::Refused("/a".into(), Refusal::NoNode)));
 }
 
 #[test]
 fn replies_to_others_are_left_to_them() {
     let (mut ensure, mut out, _) = looking();
-    assert_eq!(ensure.on_reply(CallId(999), &exists(), &mut out), None);
+    assert_eq!(ensure.on_reply(CallId(999), &exists(), &mut out), Routed::NotMine);
 }

@@ -15,7 +15,7 @@
 use crate::contract::Layout;
 use crate::machine::{
     Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, Reply,
-    WatchMode,
+    Routed, WatchMode,
 };
 use crate::recipes::ensure::{self, Ensure};
 
@@ -159,7 +159,7 @@ impl Mark {
 
     /// Takes in a reply; `None` if it is somebody else's.
     pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> Option<Step> {
-        if let Some(step) = self.ensure.on_reply(id, result, out) {
+        if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
             return Some(match step {
                 ensure::Step::Pending => Step::Pending,
                 ensure::Step::Done => {

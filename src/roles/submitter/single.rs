@@ -14,7 +14,7 @@ use crate::contract::{Labels, Layout, MAX_CHILDREN, MAX_TASK_BYTES, TaskId, is_s
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Event, Instant, Level, Refusal,
-    Reply, Role, Stat,
+    Reply, Role, Routed, Stat,
 };
 use crate::recipes::ensure::{self, Ensure};
 use crate::roles::client::notice::Notice;
@@ -242,7 +242,7 @@ impl Single {
             }
             return;
         }
-        if let Some(step) = self.ensure.on_reply(id, result, out) {
+        if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
             match step {
                 ensure::Step::Pending => {}
                 ensure::Step::Done => self.create(out),

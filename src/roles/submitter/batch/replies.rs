@@ -6,7 +6,7 @@ use super::{Batch, Purpose};
 use crate::contract::Labels;
 use crate::contract::task::{State, Task};
 use crate::exit;
-use crate::machine::{Action, Actions, Call, CallError, CallId, CallResult, Level, Refusal, Reply};
+use crate::machine::{Action, Actions, Call, CallError, CallId, CallResult, Level, Refusal, Reply, Routed};
 use crate::recipes::ensure;
 use crate::roles::client::{ClientReport, commands_ended, refusal_code};
 use crate::roles::submitter::mark;
@@ -24,7 +24,7 @@ impl Batch {
             }
             return;
         }
-        if let Some(step) = self.ensure.on_reply(id, result, out) {
+        if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
             match step {
                 ensure::Step::Pending => {}
                 ensure::Step::Done => self.ensuring = false,
