@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_fails_is_told_from_a_temporary_file_that_does() {
+    fn a_failing_source_is_distinguished_from_a_failing_temp_file() {
         struct Broken;
         impl Read for Broken {
             fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {

@@ -407,7 +407,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_line_always_goes_to_the_same_place() {
+    fn a_batch_line_always_goes_to_the_same_part() {
         assert_eq!(batch_unit(None, "B", 0, 1).as_str(), "B~0000/0000000");
         assert_eq!(batch_unit(None, "B", 3_999, 1).as_str(), "B~0000/0003999");
         assert_eq!(batch_unit(Some("J"), "B", 4_000, 1).as_str(), "J~B~0001/0004000");
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_jobs_are_told_from_others() {
+    fn shared_jobs_are_distinguished_from_others() {
         assert!(is_shared("_0f") && is_shared(&shared_job("anything")));
         assert!(!is_shared("_0F") && !is_shared("_000") && !is_shared("x0f") && !is_shared("_0"));
         assert!(!is_shared("_é"));

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_told_in_few_words_and_has_the_priority_of_an_error_in_the_journal() {
+    fn a_panic_is_logged_briefly_with_the_priority_of_an_error() {
         for is_journal in [true, false] {
             let mut told: File = tempfile::tempfile().expect("a file");
             let meta = told.metadata().expect("metadata");

@@ -65,7 +65,7 @@ fn setup_installs_what_the_tests_call() {
 
 /// The main job, with real files, while a leader and a worker are killed: every sum is right.
 #[test]
-fn the_quickstart_computes_every_sum_while_a_leader_and_a_worker_die() {
+fn the_quickstart_survives_a_leader_and_a_worker_failure() {
     let output = script("quickstart").env("ZKMW_BIN", env!("CARGO_BIN_EXE_zkmw")).output();
     let output = output.expect("scripts/quickstart can be run");
     let text = String::from_utf8_lossy(&output.stdout);

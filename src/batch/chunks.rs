@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_told_with_the_lines_and_what_would() {
+    fn too_many_lines_are_reported_with_the_limit() {
         let mut lines = vec!["echo x".to_string(); 2_000];
         lines[900..903].fill("x".repeat(100_000));
         let mut reader = read(&lines);

@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slip_is_told_with_what_was_meant() {
+    fn a_typo_is_reported_with_a_suggestion() {
         assert_eq!(told(&["ZKMW_SLOT"]), ["the variable ZKMW_SLOT is no setting; did you mean ZKMW_SLOTS?"]);
         assert_eq!(told(&["ZKMW_ROTO"]), ["the variable ZKMW_ROTO is no setting; did you mean ZKMW_ROOT?"]);
         assert_eq!(told(&["ZKMW_COLOUR"]), ["the variable ZKMW_COLOUR is no setting; unset it"]);
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_all_commands_and_the_environment_of_tasks_are_known() {
+    fn every_setting_and_task_variable_is_known() {
         assert_eq!(
             told(&["ZKMW_ZK", "ZKMW_SLOTS", "ZKMW_MAX_PENDING", "ZKMW_TIMEOUT", "PATH", "SLOT"]),
             [""; 0]

@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_told_as_a_task_of_its_own() {
+    fn a_command_is_shown_as_a_task_of_its_own() {
         let mut task = chunk(&["a", " ", "b", "c"]);
         assert_eq!((task.width(), task.command_outcome(0)), (3, None));
         let failed =
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_without_results_ended_as_the_whole_did_also_when_others_run_again() {
+    fn lines_without_results_share_the_outcome_of_their_chunk() {
         let mut task = chunk(&["a", " ", "b", "c"]);
         task.flush(1, &[(0, CommandResult::default())].into(), 1);
         task.end(Outcome::unrun(State::Expired, None, "it was late", 1));

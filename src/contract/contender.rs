@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn who_inherited_a_rank_comes_right_behind_whom_it_is_from() {
+    fn an_inherited_rank_comes_right_behind_the_original() {
         let mut names = [
             "_c_b-ranked-latch-0000000008",
             "_c_a-rank-0000000003-latch-0000000009",

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_is_small_and_the_same_request_is_known_by_its_digest() {
+    fn a_dropped_request_is_small_and_recognised_by_its_digest() {
         let line = || Payload::Shell("echo hi".into());
         let program = |last: &str| Payload::Program(vec!["./train".into(), last.into()]);
         let chunk = |first_line| Payload::Chunk { first_line, commands: vec!["a".into(), "b".repeat(500)] };

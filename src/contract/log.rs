@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn names_tell_task_line_and_attempt() {
+    fn names_show_task_line_and_attempt() {
         assert_eq!(path("_3f/01J5", None, 1), "_3f/01J5.1");
         assert_eq!(path("J~b/7", Some(7), 2), "J~b/7.2");
         assert_eq!(path("J/t", Some(7), 2), "J/t,7.2");

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn members_of_a_session_die_with_its_leader_and_theirs_with_them() {
+    fn descendants_die_with_the_session_leader() {
         let session = Session { id: 4_000_001, start_ticks: 70 };
         let leftovers = Leftovers { sessions: &[session], token: "no such token", since: u64::MAX };
         let found = |all: Vec<Stat>| leftovers.find(&Look { all, unseen: None });

@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn controllers_are_enabled_above_the_groups_or_it_is_said_which_is_missing() {
+    fn controllers_are_enabled_or_the_missing_one_is_named() {
         let (home, base) = (group(&[("cgroup.controllers", "cpu memory pids\n")]), group(&[]));
         let why = ALL.enable(home.path(), base.path()).unwrap_err().to_string();
         assert!(why.starts_with("task-memory, task-cpus, task-pids: this process may not change"), "{why}");

@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_another_user_or_another_control_group_is_proof_that_it_is_not_ours() {
+    fn only_another_user_or_cgroup_proves_that_it_is_not_ours() {
         assert_eq!(real_user("Name:\tx\nUid:\t1000\t0\t0\t0\nGid:\t5\n"), Some(1000));
         assert_eq!(real_user("Name:\tx\n"), None);
         assert!(is_within("0::/a/b\n", "0::/a/b\n") && is_within("0::/a/b\n", "0::/a/b/c\n"));
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_born_before_the_mark_needs_no_look() {
+    fn a_process_older_than_the_mark_needs_no_check() {
         let own = stat(std::process::id()).unwrap().unwrap();
         let (variable, value) = std::env::vars().find(|(_, value)| !value.is_empty()).unwrap();
         let mark = |since| Mark { variable: &variable, value: &value, since };

@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_late_renewal_counts_unless_somebody_has_found_the_lease_over() {
+    fn a_late_renewal_counts_unless_the_lapse_was_noticed() {
         let page = Page::new().unwrap();
         assert!(!page.holds());
         assert_eq!(page.renew(ENDLESS), Renewal::Counts { late: true, shorter: false });

@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_being_removed_is_dead_and_no_trouble() {
+    fn a_process_that_is_being_removed_counts_as_ended() {
         let line = b"1494 (sh) X 0 -1 -1 0 -1 4227084 50 0 0 0 0 0 0 0 20 0 0 0 98765 0 0";
         let stat = Stat {
             pid: 1494,
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn we_are_who_we_are() {
+    fn our_own_process_is_recognised() {
         let own = Identity::own().unwrap();
         assert_eq!(own.pid, std::process::id());
         assert!(look().unwrap().all.iter().any(|stat| stat.pid == own.pid));

@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_in_the_list_of_users_is_found() {
+    fn a_user_in_the_list_is_found() {
         let root = entry(c"root").unwrap().unwrap();
         assert_eq!((root.name.as_str(), root.uid, root.gid), ("root", 0, 0));
         assert!(root.home.to_str().is_some_and(|home| home.starts_with('/')));

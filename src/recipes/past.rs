@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_own_write_before_what_an_earlier_connection_saw_proves_it_and_once() {
+    fn only_an_own_write_proves_that_the_ensemble_went_back() {
         let (mut past, mut out) = (Past::default(), Actions::<()>::default());
         let up = Event::Connected { timeout: Duration::from_secs(10) };
         past.observe(&up);

@@ -333,7 +333,7 @@ mod tests {
 
     /// It was 100,000 times in each turn, and each time every worker was looked at.
     #[test]
-    fn a_need_that_nobody_can_meet_is_asked_for_once_however_many_jobs_have_it() {
+    fn labels_that_no_worker_has_are_looked_up_once_for_all_jobs() {
         let (mut queue, mut needs) = (Queue::default(), Needs::default());
         let set = |n: usize| Labels::from([("rack".to_string(), format!("r{n}"))]);
         for n in 0..100 {
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_of_labels_that_no_task_requires_any_more_makes_room_for_another() {
+    fn a_set_of_labels_that_no_task_requires_is_forgotten() {
         let mut needs = Needs::default();
         let set = |n: usize| Labels::from([("rack".to_string(), format!("r{n}"))]);
         let held: Vec<Need> = (0..MAX_LABEL_SETS)

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_is_said_once_and_tried_again_with_growing_pauses() {
+    fn a_passing_refusal_is_logged_once_and_retried_with_backoff() {
         let (mut retry, mut out) = (Retry::default(), Actions::default());
         let mut now = Instant::default();
         let mut pauses = Vec::new();
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_never_was_permitted_ends() {
+    fn only_a_process_that_was_never_permitted_ends() {
         let (mut retry, mut out) = (Retry::default(), Actions::default());
         retry.refused("/z", Refusal::NoAuth, Instant::default(), &mut out);
         assert!(said(&mut out).contains(&Action::Exit(exit::NOT_PERMITTED)));

@@ -74,7 +74,7 @@ fn chunk() -> Task {
 }
 
 #[test]
-fn the_commands_of_a_chunk_are_told_as_tasks_of_a_batch_are() {
+fn commands_of_a_chunk_are_shown_like_tasks_of_a_batch() {
     let mut task = chunk();
     let poison = Outcome { attempt: 3, ..outcome(State::Failed, Some(Reason::Poison)) };
     task.end(poison);
@@ -195,7 +195,7 @@ fn what_an_exit_code_does_not_say_is_said() {
 }
 
 #[test]
-fn what_was_not_kept_is_told_apart_from_the_result() {
+fn output_that_was_not_kept_is_reported_beside_the_result() {
     let mut cut = full();
     cut.stdout = output(b"head\n", 77, b"tail\n");
     cut.stderr = output(b"first\n", 5, b"last\n");
@@ -260,7 +260,7 @@ fn status(current: bool, contenders: &[&str]) -> ClientReport {
 }
 
 #[test]
-fn a_status_says_who_leads_only_if_that_is_certain() {
+fn status_names_the_leader_only_if_it_is_certain() {
     let (out, _) = text(vec![status(true, &["m1", "m2"])]);
     assert!(
         out.starts_with("leader   m1 (host h, pid 7, epoch 42)\nstandbys m2\ntasks    3 pending"),
@@ -308,7 +308,7 @@ fn a_list_has_one_heading_and_a_line_for_each() {
 }
 
 #[test]
-fn a_line_of_a_batch_is_told_under_its_own_name() {
+fn a_line_of_a_batch_is_shown_under_its_own_name() {
     let id = || TaskId::new("J~b~0000", "0000004");
     let ended = |line| Ended { id: id(), line: Some(line), outcome: full(), alone: false };
     let report = || vec![ClientReport::Ended(vec![ended(6)])];

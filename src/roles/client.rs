@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_failed_never_looks_like_success() {
+    fn a_failure_never_appears_as_a_success() {
         for outcome in [
             failed(Some(Reason::Exit), Some(0), None),
             failed(Some(Reason::Exit), Some(256), None),

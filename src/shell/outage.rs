@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_is_told_after_three_seconds_and_another_no_sooner_than_that_again() {
+    fn an_outage_is_logged_at_most_every_three_seconds() {
         let start = Instant::from_nanos(1);
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let mut outage = Outage::new(start);

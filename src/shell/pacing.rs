@@ -39,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_that_leaves_undone_what_was_due_is_woken_later_and_told_of_once() {
+    fn an_unserved_wake_up_is_delayed_and_logged_once() {
         let mut pacing = Pacing::default();
         assert_eq!(pacing.wake_at(at_ms(10)), at_ms(10));
         assert!(pacing.woken(at_ms(10), Some(at_ms(10))));

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_request_that_is_taken_is_found_as_far_as_it_can_be_known() {
+    fn the_longest_accepted_request_is_found() {
         for limit in [0, 1, 4_096, 99_999, 109_999] {
             let found = longest_taken(110_000, |length| Some(length <= limit));
             assert!(found <= limit && limit - found <= 110_000 / SEARCH_PARTS + 1, "{limit}: {found}");

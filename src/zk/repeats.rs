@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_up_to_two_seconds_and_reads_are_never_given_up() {
+    fn the_backoff_grows_to_two_seconds_and_reads_go_on_for_ever() {
         let (mut repeats, mut refused, mut now) = (Repeats::default(), None, at(0));
         let mut pauses = Vec::new();
         for _ in 0..1_000 {
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delete_is_not_made_again_when_it_could_not_be_in_doubt_any_more() {
+    fn a_delete_is_repeated_only_while_it_may_be_in_doubt() {
         let delete = || Call::Delete { path: "/a".into(), version: Some(3) };
         let mut repeats = Repeats::default();
         let first = repeats.put_off((1, delete()), THROTTLED, None, IN_DOUBT, at(0));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_over_which_the_connection_ends_at_once_is_of_an_old_server() {
+    fn a_watch_that_ends_the_connection_means_an_old_server() {
         let watch = || Call::Watch { path: "/a".into(), mode: WatchMode::Tree };
         let mut repeats = Repeats::default();
         let first = repeats.put_off((1, watch()), Refusal::Unimplemented, None, IN_DOUBT, at(0)).unwrap();

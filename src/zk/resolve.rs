@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn literals_need_no_look_up_and_stand_once() {
+    fn literals_need_no_lookup_and_occur_once() {
         let servers =
             [("127.0.0.1".into(), 1), ("::1".into(), 2), ("[::1]".into(), 2), ("127.0.0.1".into(), 1)];
         let resolved = Resolver::default().resolve(&servers);

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_of_one_znode_are_refused_after_five_connections_whatever_the_server_says() {
+    fn a_write_that_ends_five_connections_is_refused() {
         let mut suspects = Suspects::default();
         for length in [9_000, 8_000, 8_500, 9_000] {
             suspects.connection_died(write("/a", length));

@@ -197,7 +197,7 @@ fn an_attempt_that_falls_is_seen() {
 }
 
 #[test]
-fn a_user_who_is_told_something_else_is_seen() {
+fn a_wrong_answer_to_a_user_is_detected() {
     let mut wrong_code = good();
     wrong_code.records[0].exit.as_mut().expect("it ended").code = 1;
     only(&wrong_code, told_right);
@@ -252,7 +252,7 @@ fn an_epoch_that_goes_back_is_seen() {
 }
 
 #[test]
-fn an_attempt_on_two_pages_is_seen() {
+fn an_attempt_in_two_assignments_is_detected() {
     only(&with(|ops| ops.insert(3, create("/t/assign/w2~2", &page(10, 1)))), one_holder);
     // Not when the first page is gone.
     let gone = Op::Delete { path: "/t/assign/w1~1".into() };

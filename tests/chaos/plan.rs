@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_lasts_beyond_the_end_and_no_victim_is_hurt_twice_at_a_time() {
+    fn faults_end_in_time_and_no_victim_has_two_at_once() {
         let mut until = vec![Duration::ZERO; HOSTS.len()];
         for next in plan(3, LENGTH, &[], true) {
             assert!(next.at + next.lasts <= LENGTH, "{next:?}");

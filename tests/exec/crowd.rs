@@ -28,7 +28,7 @@ impl Drop for Crowd {
 }
 
 #[test]
-fn no_stray_lives_on_because_other_processes_die_while_they_are_looked_at() {
+fn strays_are_found_although_other_processes_end_meanwhile() {
     let dir = tempfile::tempdir().unwrap();
     let _crowd = Crowd::gather();
     let mut rig = Rig::new();
@@ -62,7 +62,7 @@ fn with_stray(rig: &mut Rig, dir: &Path, stray: &str) -> (RunId, u32) {
 }
 
 #[test]
-fn what_a_run_left_and_nobody_may_look_at_dies_as_well() {
+fn an_unreadable_process_that_a_run_left_dies_as_well() {
     let dir = tempfile::tempdir().unwrap();
     let output = as_nobody("shielded", dir.path());
     assert!(output.status.success(), "{output:?}");
@@ -70,7 +70,7 @@ fn what_a_run_left_and_nobody_may_look_at_dies_as_well() {
 
 /// What `sudo` starts for a task of an ordinary user's worker, without a control group. (Root's worker may kill it.)
 #[test]
-fn what_nobody_of_ours_may_kill_is_waited_for_and_told() {
+fn an_unkillable_process_is_waited_for_and_reported() {
     let dir = tempfile::tempdir().unwrap();
     if !rustix::process::geteuid().is_root() {
         eprintln!("only root can show this");

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_is_left_of_the_group_is_dead_before_the_end_is_told() {
+fn the_rest_of_a_group_is_dead_before_its_end_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let left = dir.path().join("left");
     let mut rig = Rig::new();
@@ -51,7 +51,7 @@ fn a_stopped_rest_of_the_group_dies_too() {
 }
 
 #[test]
-fn what_stands_in_the_pipes_at_the_end_is_kept() {
+fn output_left_in_the_pipes_at_the_end_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::new();
     for _ in 0..20 {
@@ -76,7 +76,7 @@ pub fn wide_pipe() -> ! {
 }
 
 #[test]
-fn one_that_left_the_group_and_holds_the_pipe_dies_and_does_not_hold_the_end() {
+fn a_stray_that_holds_the_pipe_dies_and_delays_no_end() {
     let dir = tempfile::tempdir().unwrap();
     let escaped = dir.path().join("escaped");
     let mut rig = Rig::new();
@@ -98,7 +98,7 @@ fn one_that_left_the_group_and_holds_the_pipe_dies_and_does_not_hold_the_end() {
 }
 
 #[test]
-fn a_zombie_that_nobody_reaps_does_not_hold_the_end_nor_does_its_parent() {
+fn an_unreaped_zombie_delays_no_end() {
     // Its parent has left the group and never waits for it.
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().display();

@@ -138,7 +138,7 @@ fn what_is_said_unasked_ends_the_handler_and_nobodys_run() {
 }
 
 #[test]
-fn a_handler_that_dies_idle_is_replaced_and_costs_nobody_anything() {
+fn a_handler_that_dies_idle_is_replaced_without_a_charge() {
     let mut rig = Rig::new();
     let first = handler(&mut rig);
     kill(first, Signal::KILL);
@@ -186,7 +186,7 @@ fn a_handler_that_shrugs_off_term_is_killed() {
 }
 
 #[test]
-fn a_late_answer_is_told_as_late_and_its_handler_is_not_used_again() {
+fn a_late_answer_is_reported_as_late_and_its_handler_goes() {
     let mut rig = Rig::new();
     let first = handler(&mut rig);
     let dir = tempfile::tempdir().unwrap();
@@ -229,7 +229,7 @@ fn a_signal_right_after_the_request_is_not_lost() {
 // Starts.
 
 #[test]
-fn a_request_waits_for_the_pause_after_failures_and_can_be_killed_meanwhile() {
+fn a_request_waits_for_the_backoff_and_can_be_killed_meanwhile() {
     let mut rig = Rig::new();
     let dir = tempfile::tempdir().unwrap();
     let starts = dir.path().join("starts");
@@ -301,7 +301,7 @@ fn what_it_left_running_is_its_own_affair_until_it_ends() {
 }
 
 #[test]
-fn nothing_is_left_of_them_and_who_hears_the_end_of_its_input_may_end_in_peace() {
+fn handlers_leave_nothing_and_may_end_at_the_end_of_input() {
     let dir = tempfile::tempdir().unwrap();
     let bye = dir.path().join("bye");
     for polite in [true, false] {

@@ -205,7 +205,7 @@ impl Drop for Worker {
 }
 
 #[test]
-fn a_stopped_workers_busy_handler_dies_with_the_lease_and_all_die_with_the_worker() {
+fn handlers_die_with_their_workers_lease_or_with_the_worker() {
     let dir = tempfile::tempdir().unwrap();
     let worker = Worker(spawn_helper("handler_worker", dir.path()));
     let [child, busy, idle] = ["child", "busy", "idle"].map(|name| pid_in(&dir.path().join(name)));

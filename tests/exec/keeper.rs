@@ -235,7 +235,7 @@ fn a_lease_that_is_renewed_too_late_kills() {
 }
 
 #[test]
-fn a_keeper_that_dies_is_told_and_replaced() {
+fn a_keeper_that_dies_is_reported_and_replaced() {
     play("keeper_killed");
 }
 

@@ -155,7 +155,7 @@ fn the_oldest_logs_go_when_there_is_no_room() {
 }
 
 #[test]
-fn logs_of_a_former_worker_count_and_go_and_what_is_no_log_stays() {
+fn logs_of_a_former_worker_are_removed_and_other_files_stay() {
     let dir = tempfile::tempdir().unwrap();
     let old = dir.path().join("logs/w/OLD");
     let kept = dir.path().join("logs/w/J");
@@ -219,7 +219,7 @@ fn what_waits_for_the_writer_can_be_killed() {
 }
 
 #[test]
-fn another_writer_takes_the_place_of_one_that_was_killed() {
+fn a_killed_log_writer_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = rig(settings(dir.path()));
     let first = writer(dir.path());

@@ -121,7 +121,7 @@ fn with_and_without_cgroups(play: impl Fn(bool)) {
 }
 
 #[test]
-fn whoever_of_the_three_is_killed_the_run_dies() {
+fn a_kill_of_any_of_the_three_ends_the_run() {
     with_and_without_cgroups(|cgroups| {
         for killed in [&[Worker][..], &[Keeper], &[Slot], &[Worker, Keeper], &[Worker, Slot], &[Keeper, Slot]]
         {
@@ -133,7 +133,7 @@ fn whoever_of_the_three_is_killed_the_run_dies() {
 }
 
 #[test]
-fn when_the_worker_stands_still_the_run_dies_with_the_lease() {
+fn the_run_of_a_suspended_worker_dies_with_the_lease() {
     with_and_without_cgroups(|cgroups| {
         for stopped in [&[Worker][..], &[Worker, Keeper], &[Worker, Slot]] {
             let family = Family::new(cgroups);
@@ -145,7 +145,7 @@ fn when_the_worker_stands_still_the_run_dies_with_the_lease() {
 }
 
 #[test]
-fn who_stands_still_under_a_worker_that_lives_goes_on() {
+fn a_suspended_keeper_or_slot_of_a_live_worker_goes_on() {
     for stopped in [&[Keeper][..], &[Slot], &[Keeper, Slot]] {
         let family = Family::new(false);
         family.send(Signal::STOP, stopped);
@@ -156,7 +156,7 @@ fn who_stands_still_under_a_worker_that_lives_goes_on() {
 }
 
 #[test]
-fn whatever_is_stopped_whoever_else_is_killed_the_run_dies() {
+fn the_run_dies_whichever_is_stopped_and_whichever_is_killed() {
     with_and_without_cgroups(|cgroups| {
         for (stopped, killed) in [
             (&[Worker][..], &[Slot][..]),
@@ -181,7 +181,7 @@ fn whatever_is_stopped_whoever_else_is_killed_the_run_dies() {
 }
 
 #[test]
-fn when_all_stood_still_past_the_lease_the_first_that_goes_on_ends_the_run() {
+fn after_all_were_suspended_past_the_lease_the_first_ends_it() {
     for first in [Worker, Keeper, Slot] {
         let family = Family::new(false);
         // In this order none is there to wake up another.
@@ -277,7 +277,7 @@ fn leased_with_slot() -> (Rig, u32) {
 }
 
 #[test]
-fn a_slot_that_hangs_before_the_start_is_given_up_and_nothing_has_begun() {
+fn a_slot_that_hangs_before_a_start_is_abandoned_unstarted() {
     for in_birth in [false, true] {
         let (mut rig, slot) = leased_with_slot();
         let hung = Hung::new(slot, in_birth);
@@ -310,7 +310,7 @@ fn what_a_slot_runs_dies_even_if_that_cannot_be_killed() {
 }
 
 #[test]
-fn a_slot_that_hangs_while_something_runs_or_has_ended_is_killed_with_it_uncharged() {
+fn a_slot_that_hangs_with_a_run_is_killed_uncharged() {
     for ended in [false, true] {
         let (mut rig, slot) = leased_with_slot();
         let (run, pid) = rig.started(sh("sleep 600"));
@@ -365,7 +365,7 @@ fn processes() -> Vec<String> {
 }
 
 #[test]
-fn as_process_one_it_reaps_all_that_runs_leave_and_spares_strangers() {
+fn as_process_one_it_reaps_what_runs_leave_and_spares_others() {
     let alone = |program: &str| {
         let mut unshare = Command::new("unshare");
         unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc", program, "--exact", "helper"]);
@@ -419,7 +419,7 @@ fn slots_of(keeper: u32) -> Vec<u32> {
 }
 
 #[test]
-fn each_run_is_told_though_slots_and_keepers_are_killed_at_birth() {
+fn each_run_is_reported_although_new_slots_and_keepers_die() {
     for _ in 0..5 {
         super::keeper::play("told_in_the_end");
     }
@@ -448,6 +448,6 @@ pub fn blind() {
 }
 
 #[test]
-fn who_cannot_look_tells_no_end() {
+fn a_slot_that_cannot_check_reports_no_end() {
     super::keeper::play("blind");
 }

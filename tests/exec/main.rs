@@ -294,7 +294,7 @@ fn reports(dir: &Path) {
 }
 
 #[test]
-fn inherited_output_is_passed_on_and_an_ignored_sigchld_does_no_harm() {
+fn output_is_inherited_and_an_ignored_sigchld_does_no_harm() {
     let dir = tempfile::tempdir().unwrap();
     // Not by a shell's `trap`: dash does not ignore SIGCHLD when told to.
     let output = Command::new("env")

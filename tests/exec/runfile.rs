@@ -74,7 +74,7 @@ fn a_killed_worker_takes_all_with_it() {
 }
 
 #[test]
-fn a_successor_kills_what_a_killed_worker_left_and_has_its_proof() {
+fn a_successor_kills_what_a_killed_worker_left_and_has_proof() {
     let dir = tempfile::tempdir().unwrap();
     // The second has no environment, but the first proves that the session is ours.
     let (pid, left, _) = killed_with_all(dir.path(), "sleep 31 & env -i sleep 31 & echo $! > READY; wait");
@@ -89,7 +89,7 @@ fn a_successor_kills_what_a_killed_worker_left_and_has_its_proof() {
 }
 
 #[test]
-fn a_session_that_nothing_proves_to_be_ours_is_left_alone_and_spoils_the_proof() {
+fn an_unproven_session_is_left_alone_and_spoils_the_proof() {
     let dir = tempfile::tempdir().unwrap();
     let (_, left, sessions) = killed_with_all(dir.path(), "env -i sleep 31 & echo $! > READY; wait");
     // Orphans come to this process, if another test has made it a subreaper.
@@ -139,7 +139,7 @@ fn every_session_is_in_the_run_file_before_a_program_runs_in_it() {
 }
 
 #[test]
-fn a_recycled_number_is_neither_killed_nor_taken_for_the_predecessor() {
+fn a_reused_pid_is_not_killed_nor_taken_for_the_predecessor() {
     let dir = tempfile::tempdir().unwrap();
     let (gone, _) = killed_worker(dir.path(), "echo $$ > READY; exec sleep 30");
     let mut bystander = Command::new("sleep").arg("30").process_group(0).spawn().unwrap();
@@ -166,7 +166,7 @@ fn a_recycled_number_is_neither_killed_nor_taken_for_the_predecessor() {
 }
 
 #[test]
-fn a_file_of_another_boot_or_namespace_or_version_or_a_broken_one_proves_nothing() {
+fn a_foreign_or_broken_run_file_proves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     drop(Rig::with(Some(claim(dir.path()))));
     let path = dir.path().join("w7.json");
@@ -213,7 +213,7 @@ fn the_run_directory_is_private() {
 }
 
 #[test]
-fn if_the_run_file_cannot_be_written_it_is_removed_and_the_runs_go_on() {
+fn an_unwritable_run_file_is_removed_and_the_runs_go_on() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("w7.json");
     let mut rig = Rig::with(Some(claim(dir.path())));

@@ -23,7 +23,7 @@ fn a_shell_line_is_expanded_and_arguments_are_not() {
 }
 
 #[test]
-fn standard_input_is_empty_and_the_streams_are_apart() {
+fn standard_input_is_empty_and_the_streams_are_separate() {
     let report = Rig::new().run(sh("cat; echo out; echo err >&2"));
     assert_eq!((text(&report.stdout).as_str(), text(&report.stderr).as_str()), ("out\n", "err\n"));
     assert!(report.started_ms > 1_600_000_000_000 && report.ended_ms >= report.started_ms);
@@ -60,7 +60,7 @@ fn a_run_is_a_group_of_its_own_with_default_signals() {
 }
 
 #[test]
-fn memory_is_taken_from_tasks_before_their_worker_and_a_kill_by_nobody_of_ours_is_told() {
+fn oom_kills_tasks_first_and_a_foreign_sigkill_is_reported() {
     let mut rig = Rig::new();
     let own: i32 = fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim().parse().unwrap();
     let out = text(&rig.run(sh("cat /proc/self/oom_score_adj")).stdout);
@@ -162,7 +162,7 @@ pub fn service_vars() {
 }
 
 #[test]
-fn what_a_service_manager_tells_us_is_not_told_to_tasks() {
+fn tasks_do_not_inherit_the_service_managers_variables() {
     let dir = tempfile::tempdir().unwrap();
     let mut helper = Command::new(std::env::current_exe().unwrap());
     helper.args(["--exact", "helper", "--nocapture"]).env(ROLE, "service_vars").env(DIR, dir.path());

@@ -4,7 +4,7 @@ use super::*;
 use rustix::process::prlimit;
 
 #[test]
-fn what_cannot_be_started_is_told_and_why() {
+fn a_failed_start_is_reported_with_its_reason() {
     let dir = tempfile::tempdir().unwrap();
     let plain = dir.path().join("plain");
     fs::write(&plain, "#!/bin/sh\n").unwrap();
@@ -132,7 +132,7 @@ pub fn crowded() {
 }
 
 #[test]
-fn a_worker_has_all_descriptors_that_it_may_and_its_tasks_have_what_it_was_given() {
+fn a_worker_raises_its_descriptor_limit_but_not_for_its_tasks() {
     let dir = tempfile::tempdir().unwrap();
     assert!(spawn_helper("raised", dir.path()).wait().unwrap().success());
 }

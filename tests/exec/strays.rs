@@ -38,7 +38,7 @@ fn leave_behind(mut rig: Rig, code: i32) -> u32 {
 }
 
 #[test]
-fn what_a_run_left_behind_is_dead_before_its_end_is_told() {
+fn strays_of_a_run_are_dead_before_its_end_is_reported() {
     for code in [0, 3] {
         assert!(!is_alive(leave_behind(Rig::new(), code)));
         if let Some(rig) = confined() {
@@ -49,7 +49,7 @@ fn what_a_run_left_behind_is_dead_before_its_end_is_told() {
 
 /// It may have a further attempt: it ran past its timeout, say.
 #[test]
-fn what_ends_well_because_it_was_told_to_leaves_nothing_behind_either() {
+fn a_run_that_exits_0_upon_sigterm_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("stray");
     let line = format!(

@@ -32,7 +32,7 @@ fn output(of: &str, args: &[&str]) -> String {
 }
 
 #[test]
-fn a_program_has_its_users_ids_groups_and_home_and_no_way_to_more_rights() {
+fn a_program_has_only_the_ids_groups_and_home_of_its_user() {
     let Some(mut rig) = by_nobody(plain()) else { return };
     let user = User::find(NOBODY).unwrap();
     let entry = output("getent", &["passwd", NOBODY]);
@@ -177,7 +177,7 @@ pub fn clean_env() {
 }
 
 #[test]
-fn a_minimal_environment_has_nothing_of_its_workers_but_what_is_on_the_list() {
+fn a_minimal_environment_has_only_the_listed_variables() {
     let printed = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "helper", "--nocapture"])
         .env_clear()
@@ -233,7 +233,7 @@ fn a_minimal_environment_has_nothing_of_its_workers_but_what_is_on_the_list() {
 
 /// It is not the worker's to give, and so neither what the worker keeps for itself.
 #[test]
-fn its_files_are_its_users_and_its_folder_and_mask_are_the_workers() {
+fn files_belong_to_the_user_and_folder_and_mask_to_the_worker() {
     let Some(mut rig) = by_nobody(plain()) else { return };
     let dir = open_dir();
     let line = format!("pwd; umask; touch {0}/file && stat -c %U {0}/file", dir.path().display());

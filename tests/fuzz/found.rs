@@ -27,7 +27,7 @@ fn a_foreign_fraction_keeps_its_digits() {
 
 /// What was ignored was not even looked at.
 #[test]
-fn what_is_not_utf_8_is_refused_wherever_it_stands() {
+fn invalid_utf_8_is_refused_anywhere() {
     let data = b"{\"command\":\"\",\"outcome\":{\"state\":\"done\",\"attempt\":1,\"x-own\":\"\x9e\"}}";
     holds("task", data);
     let why = Task::decode(data).expect_err("refused").to_string();
@@ -36,7 +36,7 @@ fn what_is_not_utf_8_is_refused_wherever_it_stands() {
 
 /// What is ignored may hold a number that fits no type.
 #[test]
-fn a_number_beyond_all_types_is_ignored_where_nobody_looks() {
+fn a_number_beyond_all_types_is_ignored_in_unknown_fields() {
     holds("assignment", br#"{"entries":[{"task":"a/b","x-own":1e400}]}"#);
     holds("assignment", br#"{"entries":[],"x-own":1e400}"#);
 }
@@ -59,7 +59,7 @@ fn the_worst_data_has_bounded_memory() {
 
 /// What is ignored may hold half of a pair of surrogates.
 #[test]
-fn half_a_character_is_ignored_where_nobody_looks() {
+fn half_a_character_is_ignored_in_unknown_fields() {
     holds("task", br#"{"command":"","outcome":{"state":"failed","attempt":3,"x-own":"\ud800"}}"#);
     holds("task", br#"{"command":"","outcome":{"state":"failed","attempt":3,"x-own":"\ud800\u0041"}}"#);
 }

@@ -386,7 +386,7 @@ proptest! {
 
     /// Two lines of a batch never share a name, and part and number can be read from it.
     #[test]
-    fn lines_have_places_of_their_own(key in user_id(), job in proptest::option::of(user_id()), a in 0..MAX_BATCH_LINES) {
+    fn no_two_lines_share_a_name(key in user_id(), job in proptest::option::of(user_id()), a in 0..MAX_BATCH_LINES) {
         let id = batch_unit(job.as_deref(), &key, a, 1);
         let (rest, part) = id.dir().rsplit_once('~').expect("a part");
         let (line, part): (u64, u64) =

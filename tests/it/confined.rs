@@ -25,7 +25,7 @@ fn refused(args: &[&str]) -> Out {
 }
 
 #[test]
-fn tasks_of_another_user_have_what_is_theirs_and_nothing_of_the_workers() {
+fn tasks_of_another_user_have_none_of_the_workers_rights() {
     let cluster = Cluster::new("run-as");
     let _master = cluster.master("m");
     if !geteuid().is_root() {
@@ -59,7 +59,7 @@ fn tasks_of_another_user_have_what_is_theirs_and_nothing_of_the_workers() {
 }
 
 #[test]
-fn who_cannot_run_tasks_as_another_user_says_so_and_ends() {
+fn a_worker_that_cannot_change_users_says_so_and_ends() {
     if geteuid().is_root() {
         let why = refused(&["--run-as", "no-such-user"]).stderr;
         assert!(why.contains("run-as: there is no user \"no-such-user\" on this machine"), "{why}");

@@ -37,7 +37,7 @@ fn play(real: &mut Real, script: &Script) -> Result<(), String> {
 }
 
 #[test]
-fn drawn_scripts_come_to_the_same_on_the_model_and_on_real_servers() {
+fn random_scripts_agree_on_the_model_and_real_servers() {
     let ensemble = Ensemble::start(3);
     let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     let counts = Mutex::new(script::Counts::default());
@@ -80,7 +80,7 @@ fn drawn_scripts_come_to_the_same_on_the_model_and_on_real_servers() {
 }
 
 #[test]
-fn written_scripts_come_to_the_same_on_the_model_and_on_real_servers() {
+fn written_scripts_agree_on_the_model_and_real_servers() {
     let ensemble = Ensemble::start(3);
     for (name, steps) in written::scripts() {
         let mut real = Real::start(&ensemble, &[1; SESSIONS]);

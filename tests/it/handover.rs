@@ -123,7 +123,7 @@ fn a_killed_server_of_the_leading_elector_disturbs_nothing() {
 }
 
 #[test]
-fn an_elector_that_is_cut_off_kills_its_command_before_another_leads() {
+fn an_isolated_elector_kills_its_command_before_another_leads() {
     let ensemble = Ensemble::start(3);
     let election = Election::on(&ensemble, "cut-off");
     let only = ensemble.followers()[0];

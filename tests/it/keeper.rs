@@ -51,7 +51,7 @@ fn stubborn(file: &Path) -> String {
 }
 
 #[test]
-fn g03_what_a_stopped_worker_ran_is_dead_before_it_runs_again() {
+fn g03_a_suspended_workers_run_is_dead_before_it_runs_again() {
     let cluster = Cluster::new("stopped");
     let _m1 = cluster.master("m1");
     let w1 = cluster.worker("w1", &["--slots", "1"]);
@@ -74,7 +74,7 @@ fn g03_what_a_stopped_worker_ran_is_dead_before_it_runs_again() {
 }
 
 #[test]
-fn g03_what_a_killed_worker_ran_is_dead_at_once_with_all_its_descendants() {
+fn g03_the_runs_of_a_killed_worker_are_dead_at_once() {
     let cluster = Cluster::new("killed-worker");
     let _m1 = cluster.master("m1");
     let w1 = cluster.worker("w1", &["--slots", "1"]);
@@ -95,7 +95,7 @@ fn g03_what_a_killed_worker_ran_is_dead_at_once_with_all_its_descendants() {
 }
 
 #[test]
-fn g03_without_its_keeper_a_worker_kills_what_it_runs_and_gets_another() {
+fn g03_a_worker_that_loses_its_keeper_kills_its_runs() {
     let cluster = Cluster::new("no-keeper");
     let _m1 = cluster.master("m1");
     let w1 = cluster.worker("w1", &["--slots", "1"]);

@@ -62,7 +62,7 @@ fn works(process: &mut Proc, is_daemon: bool, what: &str) -> bool {
 }
 
 #[test]
-fn with_too_few_descriptors_every_role_says_so_and_ends_and_with_enough_it_works() {
+fn with_too_few_descriptors_every_role_says_so_and_ends() {
     let cluster = Cluster::new("few-descriptors");
     let (_master, _worker) = (cluster.master("m"), cluster.worker("w", &[]));
     cluster.registered(&["w"]);
@@ -96,7 +96,7 @@ fn with_too_few_descriptors_every_role_says_so_and_ends_and_with_enough_it_works
 }
 
 #[test]
-fn with_too_few_threads_a_client_says_so_and_ends_and_with_enough_it_works() {
+fn with_too_few_threads_a_client_says_so_and_ends() {
     if !geteuid().is_root() {
         println!("only root can become a user who has no other process");
         return;

@@ -21,7 +21,7 @@ fn with_limit(name: &str, bytes: usize) -> Cluster {
 }
 
 #[test]
-fn an_outcome_that_the_servers_hang_up_on_is_cut_and_others_run_meanwhile() {
+fn an_outcome_that_is_too_long_is_cut_and_others_run_meanwhile() {
     let cluster = with_limit("hangs-up", MAX_BUFFER);
     let _master = cluster.master("m");
     let worker = cluster.worker("w", &["--slots", "2", "--output-limit", "98304"]);
@@ -51,7 +51,7 @@ fn certain(words: &str) -> u64 {
 }
 
 #[test]
-fn a_batch_with_a_line_that_the_servers_hang_up_on_ends_and_says_what_stands_of_it() {
+fn a_batch_with_a_too_long_line_ends_and_says_what_exists() {
     let cluster = with_limit("long-lines", MAX_BUFFER);
     let _master = cluster.master("m");
     let _worker = cluster.worker("w", &["--slots", "8"]);
@@ -88,7 +88,7 @@ const TINY_BUFFER: usize = 4_400;
 
 /// A takeover waits for the summary to be written; no worker is served if there is none.
 #[test]
-fn labels_that_the_servers_hang_up_on_hold_up_their_own_worker_and_nobody_else() {
+fn too_long_labels_hold_up_only_their_own_worker() {
     let cluster = with_limit("labels", TINY_BUFFER);
     let labels = |count: usize| -> Vec<String> {
         let label = |n| ["--label".to_string(), format!("{}{n:02}={}", "k".repeat(61), "v".repeat(63))];
@@ -123,7 +123,7 @@ const SLACK: u64 = 2_000;
 
 /// The outcome used to be lost, and whoever waited for it waited for ever, even after the quota was raised.
 #[test]
-fn an_outcome_that_a_quota_refuses_is_written_when_the_quota_is_raised() {
+fn an_outcome_a_quota_refused_is_written_when_it_is_raised() {
     let java_options = "-Dzookeeper.enforceQuota=true".to_string();
     let ensemble = Ensemble::start_at(1, Places { java_options, ..Places::default() });
     let cluster = Cluster::on(&ensemble, "quota");

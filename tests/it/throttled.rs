@@ -47,7 +47,7 @@ impl Drop for Stop<'_> {
 }
 
 #[test]
-fn under_a_server_that_throttles_every_task_ends_and_none_is_set_aside() {
+fn under_throttling_every_task_ends_and_none_is_quarantined() {
     let places = Places { java_options: THROTTLES.to_string(), ..Places::default() };
     let ensemble = Ensemble::start_at(1, places);
     let cluster = Cluster::on(&ensemble, "throttled");

@@ -6,6 +6,7 @@
 //! puts together would escape it.
 
 mod document;
+mod names;
 mod rules;
 mod source;
 
@@ -192,7 +193,7 @@ fn only_the_session_layer_names_the_crate() {
 }
 
 #[test]
-fn threads_are_started_in_one_place() {
+fn threads_are_started_in_one_module() {
     refused("src/zk/pool.rs", "fn f() { std::thread::spawn(g); }", "only src/threads.rs");
     refused("src/start.rs", "use std::thread; fn f() { thread::Builder::new(); }", "only src/threads.rs");
     refused("src/exec/run.rs", "fn f() { std::thread::Builder::new(); }", "only src/threads.rs");

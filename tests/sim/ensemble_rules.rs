@@ -63,7 +63,7 @@ fn a_server_that_lags_answers_from_what_it_knows() {
 }
 
 #[test]
-fn requests_are_answered_in_order_and_a_read_after_a_write_sees_it() {
+fn requests_are_answered_in_order_and_reads_see_own_writes() {
     let (mut ensemble, [_, session, _]) = three();
     ensemble.request(session, create("/a", CreateMode::Persistent));
     ensemble.request(session, exists("/a", false));
@@ -87,7 +87,7 @@ fn a_new_session_reads_nothing_before_its_server_knows_of_it() {
 }
 
 #[test]
-fn a_cut_server_keeps_writes_and_forwards_them_late_if_their_session_lives() {
+fn a_partitioned_server_forwards_writes_late() {
     for (heard, late) in [(true, true), (false, false)] {
         let (mut ensemble, [_, session, other]) = three();
         ensemble.set_link(1, false);
@@ -159,7 +159,7 @@ fn without_a_quorum_nothing_is_committed_and_nobody_expires() {
 }
 
 #[test]
-fn a_new_leader_has_an_epoch_of_its_own_and_knows_all_that_was_committed() {
+fn a_new_leader_has_a_new_epoch_and_every_committed_write() {
     let (mut ensemble, _) = three();
     assert!(ensemble.put("/a", b""));
     let first = ensemble.leader().expect("a leader");
@@ -173,7 +173,7 @@ fn a_new_leader_has_an_epoch_of_its_own_and_knows_all_that_was_committed() {
 }
 
 #[test]
-fn an_expired_session_gets_no_answer_and_its_ephemerals_go_in_one_transaction() {
+fn an_expired_session_loses_all_ephemerals_in_one_transaction() {
     let (mut ensemble, [session, other, _]) = three();
     for path in ["/e1", "/e2"] {
         ensemble.request(session, create(path, CreateMode::Ephemeral));
@@ -200,7 +200,7 @@ fn an_expired_session_gets_no_answer_and_its_ephemerals_go_in_one_transaction() 
 }
 
 #[test]
-fn a_refusal_takes_a_zxid_and_sequence_numbers_overflow_into_the_negative() {
+fn a_refusal_takes_a_zxid_and_sequence_numbers_overflow() {
     let (mut ensemble, [session, ..]) = three();
     let before = ensemble.log().len();
     ensemble.request(session, set("/none", 0));

@@ -376,7 +376,7 @@ fn can_end(states: usize, mut steps: Vec<(u32, u32)>, mut last: Vec<u32>) -> usi
 }
 
 #[test]
-fn whatever_happens_to_two_lines_none_runs_twice_none_is_lost_and_the_chunk_can_end() {
+fn two_lines_never_run_twice_nor_get_lost_and_their_chunk_ends() {
     let scope =
         Scope { lines: 2, workers: 2, deaths: 1, doubts: 1, reruns: 0, most_numbers: 4, most_versions: 6 };
     let states = search(scope);
@@ -384,7 +384,7 @@ fn whatever_happens_to_two_lines_none_runs_twice_none_is_lost_and_the_chunk_can_
 }
 
 #[test]
-fn whatever_happens_to_two_lines_of_which_one_is_run_once_more_none_runs_twice() {
+fn two_lines_of_which_one_is_retried_never_run_twice() {
     let scope =
         Scope { lines: 2, workers: 2, deaths: 0, doubts: 1, reruns: 1, most_numbers: 4, most_versions: 5 };
     let states = search(scope);
@@ -392,7 +392,7 @@ fn whatever_happens_to_two_lines_of_which_one_is_run_once_more_none_runs_twice()
 }
 
 #[test]
-fn whatever_happens_to_three_lines_none_runs_twice_none_is_lost_and_the_chunk_can_end() {
+fn three_lines_never_run_twice_nor_get_lost_and_all_end() {
     let scope =
         Scope { lines: 3, workers: 2, deaths: 0, doubts: 1, reruns: 0, most_numbers: 3, most_versions: 4 };
     let states = search(scope);

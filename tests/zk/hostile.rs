@@ -133,7 +133,7 @@ fn peak_mib(pid: u32) -> u64 {
 }
 
 #[test]
-fn a_reply_without_an_end_costs_the_connection_and_not_the_memory() {
+fn an_endless_reply_costs_the_connection_not_the_memory() {
     let _turn = turn();
     for (fault, event) in
         [(Fault::GiantConnectResponse, "Failed"), (Fault::GiantReply, "Failed"), (Fault::GiantEvent, "Down")]
@@ -151,7 +151,7 @@ fn a_reply_without_an_end_costs_the_connection_and_not_the_memory() {
 }
 
 #[test]
-fn events_that_nobody_takes_cost_the_connection_and_not_the_memory() {
+fn undelivered_events_cost_the_connection_not_the_memory() {
     let _turn = turn();
     let fake = Fake::start(Fault::Events);
     let (mut child, events, _logs) = helper_with(&fake.servers(), &[("ZKMW_TEST_WAIT", "1")]);

@@ -8,7 +8,7 @@ fn create(client: &mut Client, size: usize) -> Result<Reply, CallError> {
 }
 
 #[test]
-fn a_write_that_the_server_hangs_up_on_costs_one_connection_and_is_then_refused() {
+fn a_too_long_write_costs_one_connection_and_is_then_refused() {
     let small = Ensemble::alone("-small", "-Djute.maxbuffer=100000");
     let mut client = Client::up(settings(&small.servers));
     assert!(create(&mut client, 50_000).is_ok());
@@ -35,7 +35,7 @@ fn a_write_that_the_server_hangs_up_on_costs_one_connection_and_is_then_refused(
 }
 
 #[test]
-fn a_connection_that_dies_soon_after_it_was_up_is_not_made_anew_at_once() {
+fn a_connection_that_ends_early_is_made_anew_with_backoff() {
     let (_turn, ensemble) = ensemble();
     let to: SocketAddr = format!("127.0.0.1:{}", ensemble.servers[0].1).parse().unwrap();
     let forwarder = Forwarder::start("127.0.0.1:0", to).unwrap();

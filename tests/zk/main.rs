@@ -49,7 +49,7 @@ fn calls_do_what_they_say() {
 }
 
 #[test]
-fn what_would_harm_the_connection_is_refused_and_a_million_bytes_are_not() {
+fn a_harmful_request_is_refused_and_a_million_bytes_are_not() {
     let (_turn, ensemble) = ensemble();
     let mut client = Client::up(settings(&ensemble.servers));
     let path = fresh("large");
@@ -69,7 +69,7 @@ fn what_would_harm_the_connection_is_refused_and_a_million_bytes_are_not() {
 }
 
 #[test]
-fn watches_tell_of_changes_once_or_as_long_as_they_stand_and_in_order() {
+fn watches_fire_once_or_persistently_and_in_order() {
     let (_turn, ensemble) = ensemble();
     let mut client = Client::up(settings(&ensemble.servers));
     let (once, node, tree) = (fresh("once"), fresh("node"), fresh("tree"));
@@ -103,7 +103,7 @@ fn watches_tell_of_changes_once_or_as_long_as_they_stand_and_in_order() {
 }
 
 #[test]
-fn a_standing_watch_survives_a_one_shot_watch_on_the_same_znode() {
+fn a_persistent_watch_survives_a_one_shot_on_the_same_znode() {
     let (_turn, ensemble) = ensemble();
     let mut client = Client::up(settings(&ensemble.servers));
     let mut writer = Client::up(settings(&ensemble.servers));
@@ -151,7 +151,7 @@ fn a_chroot_is_not_seen_in_paths_and_its_absence_is() {
 }
 
 #[test]
-fn the_negotiated_timeout_is_told() {
+fn the_negotiated_timeout_is_reported() {
     let (_turn, ensemble) = ensemble();
     for (asked, granted) in [(1, 4), (6, 6), (100, 40)] {
         let asked = Duration::from_secs(asked);
@@ -162,7 +162,7 @@ fn the_negotiated_timeout_is_told() {
 }
 
 #[test]
-fn credentials_are_given_again_after_a_reconnect_and_refused_ones_are_told() {
+fn credentials_are_sent_after_each_reconnect_or_refused() {
     let (_turn, ensemble) = ensemble();
     let to: SocketAddr = format!("127.0.0.1:{}", ensemble.servers[0].1).parse().unwrap();
     let forwarder = Forwarder::start("127.0.0.1:0", to).unwrap();
@@ -287,7 +287,7 @@ fn busy_until_down(client: &mut Client, count: usize, limit: Duration) -> usize 
 }
 
 #[test]
-fn a_killed_server_costs_milliseconds_and_every_call_is_answered_once() {
+fn a_killed_server_costs_milliseconds_and_no_call_its_reply() {
     let (_turn, ensemble) = ensemble();
     for idle in [false, true] {
         let mut client = Client::start(settings(&ensemble.servers));
@@ -530,7 +530,7 @@ fn a_consumer_that_does_not_listen_blocks_nobody() {
 }
 
 #[test]
-fn several_sessions_in_one_process_do_not_take_each_others_connections() {
+fn sessions_in_one_process_do_not_share_connections() {
     let (_turn, ensemble) = ensemble();
     let stop = std::sync::atomic::AtomicBool::new(false);
     let to: SocketAddr = format!("127.0.0.1:{}", ensemble.servers[0].1).parse().unwrap();

@@ -114,7 +114,7 @@ fn g10_an_outage_costs_little_and_passes() {
 }
 
 #[test]
-fn a_client_that_stood_still_past_its_timeout_says_so_and_goes_on() {
+fn a_client_suspended_past_its_timeout_says_so_and_goes_on() {
     let (_turn, ensemble) = ensemble();
     let (child, events, _logs) = helper(&ensemble.servers);
     until(&events, "Up");
@@ -132,7 +132,7 @@ fn a_client_that_stood_still_past_its_timeout_says_so_and_goes_on() {
 }
 
 #[test]
-fn a_busy_client_is_not_taken_for_dead() {
+fn a_busy_client_is_not_taken_for_expired() {
     let (_turn, ensemble) = ensemble();
     let busy = zkmw::zk::Settings {
         session_timeout: Duration::from_secs(10),

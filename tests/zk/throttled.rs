@@ -114,7 +114,7 @@ fn replies(client: &mut Client, mut open: Vec<CallId>) -> BTreeMap<CallId, Resul
 }
 
 #[test]
-fn reads_that_a_server_throttles_are_made_again_and_cost_no_connection() {
+fn throttled_reads_are_repeated_and_cost_no_connection() {
     let (fake, servers) = Fake::start();
     let mut client = Client::up(settings(&servers));
     fake.refuses.store(true, Ordering::SeqCst);
@@ -145,7 +145,7 @@ fn reads_that_a_server_throttles_are_made_again_and_cost_no_connection() {
 }
 
 #[test]
-fn a_delete_that_a_server_throttles_is_made_again_for_as_long_as_a_session_may_live() {
+fn a_throttled_delete_is_repeated_while_a_session_may_live() {
     let (fake, servers) = Fake::start();
     let mut client = Client::up(settings(&servers));
     let delete = || Call::Delete { path: "/a".to_owned(), version: Some(1) };
@@ -161,7 +161,7 @@ fn a_delete_that_a_server_throttles_is_made_again_for_as_long_as_a_session_may_l
 }
 
 #[test]
-fn calls_that_wait_for_a_server_that_throttles_were_not_sent_when_the_session_stops() {
+fn throttled_calls_count_as_not_sent_when_the_session_stops() {
     let (fake, servers) = Fake::start();
     let mut client = Client::up(settings(&servers));
     fake.refuses.store(true, Ordering::SeqCst);
@@ -180,7 +180,7 @@ fn calls_that_wait_for_a_server_that_throttles_were_not_sent_when_the_session_st
 }
 
 #[test]
-fn a_server_that_throttles_the_first_requests_is_none_that_wants_credentials() {
+fn throttling_at_the_start_is_no_refusal_of_credentials() {
     let (fake, servers) = Fake::start();
     fake.refuses_first.store(4, Ordering::SeqCst);
     let mut client = Client::up(settings(&servers));
@@ -193,7 +193,7 @@ fn a_server_that_throttles_the_first_requests_is_none_that_wants_credentials() {
 }
 
 #[test]
-fn a_server_that_knows_no_standing_watches_is_told_from_one_that_throttles_them() {
+fn an_old_server_is_distinguished_from_a_throttling_one() {
     let (fake, servers) = Fake::start();
     fake.is_old.store(true, Ordering::SeqCst);
     let mut client = Client::up(settings(&servers));

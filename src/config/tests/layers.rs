@@ -251,7 +251,7 @@ fn verbose_and_quiet_are_one_setting() {
 }
 
 #[test]
-fn flags_of_every_command_stand_before_it_or_after_it() {
+fn flags_of_every_command_come_before_it_or_after_it() {
     let config = zkmw("--zk h1 --root /a --auth x:1 worker --root /b --auth y:2 --slots 2").ok();
     assert_eq!(config.ensemble.servers, [("h1".to_owned(), 2181)]);
     assert_eq!(config.ensemble.root, "/b");
@@ -307,7 +307,7 @@ fn wrong_values_say_which_and_where_from() {
 
 /// Every setting that can be wrong says so, from every place it may be given in.
 #[test]
-fn every_setting_is_checked_in_every_place() {
+fn every_setting_is_checked_in_every_layer() {
     for setting in TABLE {
         let spec = setting.spec();
         if matches!(spec.name, "config" | "from-file") {

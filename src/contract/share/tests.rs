@@ -28,7 +28,7 @@ fn ends(task: &mut Task, number: u32, ending: &Ending) -> bool {
 }
 
 #[test]
-fn a_chunk_begins_as_one_share_and_is_never_cut_before_its_window_is_known() {
+fn a_chunk_begins_as_one_share_uncut_until_its_window_is_known() {
     let mut task = chunk(4);
     task.commands.as_mut().expect("a chunk")[1] = " ".into();
     assert_eq!(shares(&task), [(1, vec![0, 2, 3], None, 0)]);
@@ -41,7 +41,7 @@ fn a_chunk_begins_as_one_share_and_is_never_cut_before_its_window_is_known() {
 }
 
 #[test]
-fn results_count_for_open_lines_of_the_number_alone_and_the_last_share_ends_the_chunk() {
+fn results_count_for_open_lines_and_the_last_ends_the_chunk() {
     let mut task = chunk(3);
     task.flush(1, &good(&[]), 1);
     task.cut(1, 1);
@@ -59,7 +59,7 @@ fn results_count_for_open_lines_of_the_number_alone_and_the_last_share_ends_the_
 }
 
 #[test]
-fn after_a_death_what_may_have_run_is_suspected_and_the_rest_is_not() {
+fn after_a_worker_failure_only_started_lines_are_suspect() {
     let mut task = chunk(4);
     task.flush(1, &good(&[0]), 1);
     assert!(died(&mut task, 1, 3) && !died(&mut task, 1, 3));
@@ -98,7 +98,7 @@ fn what_failed_and_is_to_run_again_waits_in_a_share_of_its_own() {
 }
 
 #[test]
-fn lines_that_somebody_wants_cancelled_end_so_whoever_has_them() {
+fn lines_to_be_cancelled_end_so_whoever_holds_them() {
     let mut task = chunk(4);
     task.flush(1, &good(&[0]), 1);
     assert!(task.cut(1, 1) && task.cancel_line(3) && !task.cancel_line(3) && !task.cancel_line(0));

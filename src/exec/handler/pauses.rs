@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_a_limit_and_an_answer_begins_them_anew() {
+    fn the_backoff_doubles_up_to_a_limit_and_an_answer_resets_it() {
         let silent = pauses(|born| dead(born, false, Cause::Fault), 70);
         assert_eq!(silent[..8], [100, 200, 400, 800, 1600, 3200, 6400, 10_000]);
         assert!(silent[8..].iter().all(|&pause| pause == 10_000));

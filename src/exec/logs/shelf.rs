@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_old_goes_by_its_last_byte_and_one_name_has_one_log() {
+    fn old_logs_go_by_their_last_byte_and_a_name_has_one_log() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("state/logs/w");
         let mut shelf = Shelf::new(dir.clone(), 100 * BLOCK_BYTES, KEEP);

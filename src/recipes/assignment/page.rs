@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_go_along_once_while_there_is_room_and_their_entries_stand() {
+    fn copies_go_along_once_while_they_fit_and_their_entry_exists() {
         let mut page = Page::default();
         let seen = |page: &mut Page| {
             let written = Assignment::decode(&page.write(7)).expect("a page");

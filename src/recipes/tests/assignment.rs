@@ -126,7 +126,7 @@ impl Desk {
 }
 
 #[test]
-fn what_is_due_while_its_page_is_being_written_wakes_nobody_until_it_can_be_served() {
+fn no_wake_up_is_due_while_the_assignment_is_being_written() {
     let mut desk = Desk::ready(&["w"]);
     desk.assign("w", "a", Urgency::Now);
     let (write, _) = desk.flush(2_000).remove(0);
@@ -139,7 +139,7 @@ fn what_is_due_while_its_page_is_being_written_wakes_nobody_until_it_can_be_serv
 }
 
 #[test]
-fn what_is_due_while_its_page_is_deleted_or_cannot_be_read_wakes_nobody() {
+fn no_wake_up_is_due_while_it_is_deleted_or_cannot_be_read() {
     let mut desk = Desk::ready(&["w", "x"]);
     desk.assign("w", "a", Urgency::Now);
     let (write, _) = desk.flush(2_000).remove(0);
@@ -172,7 +172,7 @@ fn what_is_due_beyond_the_window_wakes_nobody() {
 }
 
 #[test]
-fn a_page_that_is_refused_gives_back_what_its_worker_never_heard_of_and_is_tried_again_ever_later() {
+fn a_refused_write_returns_its_new_entries_and_backs_off() {
     let mut desk = Desk::ready(&["w", "x"]);
     desk.assign("w", "a", Urgency::Now);
     let (write, _) = desk.flush(2_000).remove(0);
@@ -214,7 +214,7 @@ fn a_page_that_is_refused_gives_back_what_its_worker_never_heard_of_and_is_tried
 }
 
 #[test]
-fn a_page_that_may_not_be_deleted_is_not_asked_for_again_at_once() {
+fn a_forbidden_delete_of_an_assignment_backs_off() {
     let mut desk = Desk::ready(&["w"]);
     desk.book.close(&incarnation("w"), &mut desk.out);
     let (delete, _) = Asked::one(&mut desk.out);
@@ -231,7 +231,7 @@ fn a_page_that_may_not_be_deleted_is_not_asked_for_again_at_once() {
 }
 
 #[test]
-fn a_page_that_could_not_be_rewritten_at_the_takeover_is_not_relied_upon_until_it_is() {
+fn an_assignment_is_trusted_only_after_it_was_claimed() {
     let stood = Assignment::new(7, vec![entry("a")]);
     let (mut desk, writes) =
         Desk::taking_over(&[("w", stood.clone()), ("x", Assignment::new(7, Vec::new()))]);
@@ -249,7 +249,7 @@ fn a_page_that_could_not_be_rewritten_at_the_takeover_is_not_relied_upon_until_i
 }
 
 #[test]
-fn a_page_that_could_not_be_read_at_the_takeover_is_read_again_and_then_claimed() {
+fn an_assignment_unreadable_at_takeover_is_claimed_later() {
     let (mut desk, reads) = Desk::reading(&[("w", Assignment::new(7, Vec::new()))]);
     desk.answer(reads[0].0, refused(Refusal::NoAuth));
     let w = incarnation("w");
@@ -265,7 +265,7 @@ fn a_page_that_could_not_be_read_at_the_takeover_is_read_again_and_then_claimed(
 }
 
 #[test]
-fn a_page_that_was_made_after_the_takeover_hides_nothing_if_it_cannot_be_read() {
+fn an_unreadable_assignment_made_after_takeover_hides_nothing() {
     let mut desk = Desk::ready(&["w"]);
     let path = format!("/z/assign/{}", incarnation("x"));
     desk.book.on_changed(&path, ChangeKind::Created, &mut desk.steps, &mut desk.out);
@@ -278,7 +278,7 @@ fn a_page_that_was_made_after_the_takeover_hides_nothing_if_it_cannot_be_read() 
 
 /// Between two tries it is read and written, which passes and tells nothing.
 #[test]
-fn a_page_that_may_never_be_deleted_is_told_of_once_and_tried_ever_later() {
+fn a_delete_that_is_never_permitted_is_logged_once() {
     let mut desk = Desk::ready(&["w"]);
     let w = incarnation("w");
     let mut last = at_ms(2_000);

@@ -159,7 +159,7 @@ fn one_that_died_before_it_could_be_watched_is_seen() {
 }
 
 #[test]
-fn the_event_of_a_death_may_overtake_the_reply_that_set_its_watch() {
+fn the_event_of_a_watch_may_overtake_the_reply_that_set_it() {
     let (mut bench, list) = Bench::listing();
     bench.reply(list, children(&[A, OWN]));
     let watch = bench.exists_call(A);
@@ -198,7 +198,7 @@ fn a_contender_that_was_replaced_is_not_ours() {
 }
 
 #[test]
-fn a_leader_whose_contender_is_deleted_leads_no_more_and_stands_again() {
+fn a_leader_whose_contender_is_deleted_contends_anew() {
     for mut bench in [Bench::leading(), Bench::following(), Bench::listing().0] {
         bench.changed(OWN, ChangeKind::Deleted);
         bench.stands_anew();
@@ -206,7 +206,7 @@ fn a_leader_whose_contender_is_deleted_leads_no_more_and_stands_again() {
 }
 
 #[test]
-fn a_list_of_an_earlier_term_is_not_looked_at() {
+fn a_list_of_an_earlier_term_is_ignored() {
     let (mut bench, list) = Bench::listing();
     bench.changed(OWN, ChangeKind::Deleted);
     assert!(!bench.election.on_reply(list, &children(&[OWN]), &mut bench.out), "stale");
@@ -250,7 +250,7 @@ fn contenders_of_earlier_sessions_are_deleted_and_do_not_count() {
 }
 
 #[test]
-fn who_led_and_has_writes_in_doubt_waits_for_the_end_of_the_session_that_made_them() {
+fn a_former_leader_with_doubtful_writes_waits_for_session_end() {
     let (mut bench, newer) = (Bench::leading(), "_c_u-ranked-latch-0000000008");
     bench.election.on_lost_in_doubt();
     let again = |bench: &mut Bench| {
@@ -324,7 +324,7 @@ fn peers_of_curator_are_no_foreigners() {
 
 /// Numbers that wrapped come first, as with Curator, and it is told what that means.
 #[test]
-fn sequence_numbers_that_wrapped_come_first_and_are_told() {
+fn sequence_numbers_that_wrapped_come_first_and_are_reported() {
     let (mut bench, list) = Bench::listing();
     let wrapped = "_c_x-latch--2147483648";
     bench.reply(list, children(&[wrapped, OWN]));
@@ -392,7 +392,7 @@ fn a_lost_connection_is_a_lost_leadership() {
 }
 
 #[test]
-fn withdrawing_deletes_the_contender_and_ends_leadership_at_once() {
+fn withdrawing_deletes_the_contender_and_ends_the_term_at_once() {
     for mut bench in [Bench::leading(), Bench::following(), Bench::listing().0] {
         bench.election.withdraw(&mut bench.out);
         assert!(bench.election.leading().is_none() && !bench.election.is_out());
@@ -407,7 +407,7 @@ fn withdrawing_deletes_the_contender_and_ends_leadership_at_once() {
 }
 
 #[test]
-fn who_withdraws_while_entering_does_not_stand() {
+fn withdrawing_while_entering_leaves_no_contender() {
     let mut bench = Bench::new();
     bench.election.stand(&mut bench.out);
     let (look, _) = Asked::one(&mut bench.out);
@@ -433,7 +433,7 @@ fn who_withdraws_while_entering_does_not_stand() {
 
 /// Two creations under way would leave a contender of a live session that nobody knows.
 #[test]
-fn who_stands_again_while_creating_creates_once() {
+fn entering_again_while_creating_creates_once() {
     let (mut bench, create) = Bench::creating();
     bench.election.withdraw(&mut bench.out);
     bench.election.stand(&mut bench.out);
@@ -443,7 +443,7 @@ fn who_stands_again_while_creating_creates_once() {
 }
 
 #[test]
-fn what_is_refused_is_told_and_leaves_it_out() {
+fn a_refusal_is_reported_and_leaves_no_contender() {
     for refusal in [Refusal::NoAuth, Refusal::NoChildrenForEphemerals, Refusal::Other(-6)] {
         let (mut bench, create) = Bench::creating();
         bench.reply(create, refused(refusal));

@@ -36,7 +36,7 @@ fn what_exists_is_only_read() {
 }
 
 #[test]
-fn parents_are_made_before_children_and_a_rival_maker_is_no_error() {
+fn parents_come_before_children_and_a_rival_is_no_error() {
     let (mut ensure, mut out, ids) = looking();
     for id in ids.into_iter().rev() {
         assert_eq!(ensure.on_reply(id, &NO_NODE, &mut out), Routed::Mine(Step::Pending));
@@ -61,7 +61,7 @@ fn what_is_forbidden_is_named() {
 }
 
 #[test]
-fn a_lost_look_is_never_taken_for_an_existing_directory() {
+fn a_lost_read_is_never_taken_for_an_existing_directory() {
     for lost_at in 0..3 {
         let (mut ensure, mut out, ids) = looking();
         assert_eq!(ensure.on_reply(ids[lost_at], &LOST, &mut out), Routed::Mine(Step::Pending));
@@ -77,7 +77,7 @@ fn a_lost_look_is_never_taken_for_an_existing_directory() {
 }
 
 #[test]
-fn a_lost_create_is_looked_at_again_on_the_next_connection() {
+fn a_doubtful_create_is_checked_on_the_next_connection() {
     let (mut ensure, mut out, ids) = looking();
     let _ = ensure.on_reply(ids[0], &exists(), &mut out);
     let _ = ensure.on_reply(ids[1], &NO_NODE, &mut out);

@@ -89,7 +89,7 @@ impl Bench {
 }
 
 #[test]
-fn it_runs_from_the_sending_of_the_write_and_not_from_its_answer() {
+fn the_lease_runs_from_when_the_write_was_sent() {
     let bench = Bench::held();
     assert_eq!(bench.lease.expires(), Some(at_ms(1_000 + HOLDS_MS)));
     assert!(bench.lease.holds(at_ms(1_000 + HOLDS_MS - 1)));
@@ -99,7 +99,7 @@ fn it_runs_from_the_sending_of_the_write_and_not_from_its_answer() {
 /// What the module's text derives: the leader may know of no life since a third of T, and half a tick, before
 /// the write was sent.
 #[test]
-fn it_ends_before_any_session_can_that_was_heard_of_as_late_as_possible() {
+fn the_lease_ends_before_the_session_can_expire() {
     for (timeout_ms, half_tick_ms) in [(4_000, 1_000), (6_000, 1_000), (10_000, 1_000), (40_000, 1_000)] {
         let mut bench = Bench::up();
         bench.lease.on_session(Duration::from_millis(timeout_ms));
@@ -115,7 +115,7 @@ fn it_ends_before_any_session_can_that_was_heard_of_as_late_as_possible() {
 }
 
 #[test]
-fn who_is_idle_writes_nothing() {
+fn an_idle_process_writes_nothing() {
     let mut bench = Bench::held();
     bench.lease.need(false, at_ms(1_000 + RENEW_MS), &mut bench.out);
     Asked::none(&mut bench.out);
@@ -162,7 +162,7 @@ fn an_answer_that_comes_too_late_revives_nothing() {
 }
 
 #[test]
-fn doubt_proves_nothing_and_what_was_proven_outlives_the_connection() {
+fn a_doubtful_write_proves_nothing_and_proofs_outlive_sessions() {
     let mut bench = Bench::held();
     bench.need(1_000 + RENEW_MS);
     let id = bench.set_call("/r/leases/h~1", 0);
@@ -177,7 +177,7 @@ fn doubt_proves_nothing_and_what_was_proven_outlives_the_connection() {
 }
 
 #[test]
-fn each_session_has_a_znode_of_its_own_and_a_renamed_one_no_proof() {
+fn each_session_has_its_own_znode_and_a_renamed_one_proves_none() {
     let mut bench = Bench::held();
     bench.lease.on_lost();
     bench.lease.on_session(T);
@@ -209,7 +209,7 @@ fn a_ticket_is_for_a_write_that_begins_after_the_wish() {
 }
 
 #[test]
-fn a_stranger_who_touches_it_only_costs_a_look() {
+fn a_write_by_a_stranger_only_costs_a_read() {
     for refusal in [Refusal::BadVersion, Refusal::NodeExists] {
         let mut bench = Bench::held();
         let ticket = bench.lease.fresh(at_ms(2_000), &mut bench.out);

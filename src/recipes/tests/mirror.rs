@@ -121,7 +121,7 @@ fn what_changes_while_it_is_read_is_read_once_more() {
 }
 
 #[test]
-fn a_deletion_is_told_even_when_its_event_meets_a_read() {
+fn a_deletion_is_reported_even_during_a_read() {
     let mut bench = Bench::complete();
     bench.changed("/r/a", ChangeKind::Created);
     let first = bench.next("/r/a");
@@ -164,7 +164,7 @@ fn a_lazy_mirror_does_not_read_what_is_gone_by_then() {
 /// A worker makes its next registration before it deletes the last one: whoever sees the end of that first takes it
 /// for dead. The simulator found it (seed 21746): its tasks were moved on while they ran.
 #[test]
-fn an_end_is_told_in_its_place_among_the_events_even_if_a_read_knew_it_before() {
+fn a_deletion_is_reported_in_order_even_if_read_before() {
     let mut bench = Bench::complete();
     assert_eq!(bench.changed("/r/w~0", ChangeKind::Data), [touched("w~0")]);
     assert!(bench.calls.is_empty(), "whether it is read now is up to the role");
@@ -268,7 +268,7 @@ fn a_lost_listing_is_not_an_empty_directory() {
 /// was moved on meanwhile was given out as it had been before, and waited for ever. Nor is an end (seed 21413): a
 /// task that went meanwhile kept its job for ever.
 #[test]
-fn nothing_is_read_before_the_watch_stands() {
+fn nothing_is_read_before_the_watch_is_set() {
     let mut bench =
         Bench { mirror: Mirror::new("/r".into(), 1, 8), out: Actions::default(), calls: VecDeque::new() };
     bench.mirror.start(&mut bench.out);
@@ -328,7 +328,7 @@ fn directories_are_read_before_what_is_in_them() {
 
 /// Where there is always something to read, it would never be complete.
 #[test]
-fn it_is_complete_when_what_was_listed_is_read_whatever_changes_meanwhile() {
+fn it_is_complete_once_everything_listed_was_read() {
     let (mut bench, list) = Bench::listing(1, 8);
     assert_eq!(bench.reply(list, children(&["a", "b"])), [appeared("a"), appeared("b")]);
     bench.changed("/r/c", ChangeKind::Created);

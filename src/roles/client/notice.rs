@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn after_three_seconds_the_reason_is_told_once_and_again_when_it_changes() {
+    fn after_three_seconds_each_new_reason_is_shown_once() {
         let mut bench = Bench::new();
         assert_eq!(bench.pass(QUIET - Duration::from_millis(1)), []);
         assert_eq!(bench.reads, 0);
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn that_all_is_well_is_said_in_a_low_voice_and_once_however_often_it_is_quiet() {
+    fn recovery_is_logged_once_and_at_a_low_level() {
         let mut bench = Bench::new();
         bench.status = Some(status(vec![worker(None, false)], EPOCH));
         bench.says(Level::Notice, "2 slots");
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_an_hour_hardly_asks_and_who_does_not_wait_never() {
+    fn a_long_wait_asks_rarely_and_no_wait_never_asks() {
         let mut bench = Bench::new();
         drop(bench.pass(Duration::from_secs(3_600)));
         assert!((120..=210).contains(&bench.reads), "{} reads", bench.reads);

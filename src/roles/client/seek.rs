@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_of_that_name_goes_first_and_what_is_nothing_is_taken_for_a_task() {
+    fn a_task_of_that_name_comes_first_and_is_the_default() {
         for (parts, task) in [(&["b~0000"][..], Some("b/7")), (&["c~0000"], None)] {
             let (found, _) = seek("b/7", parts, task);
             assert_eq!((found.id.as_str(), found.line), ("b/7", None));

@@ -49,7 +49,7 @@ fn the_first_contenders_summary_is_the_present() {
 }
 
 #[test]
-fn a_dead_leaders_summary_is_not_the_present() {
+fn a_former_leaders_summary_is_not_the_present() {
     let mut desk = status_desk();
     desk.put(FIRST, b"m1");
     desk.put(SECOND, b"m2");
@@ -178,7 +178,7 @@ fn rows(desk: &Desk<List>) -> Vec<(&str, Option<Shade>)> {
 }
 
 #[test]
-fn a_list_is_in_order_and_tells_what_runs() {
+fn a_list_is_in_order_and_shows_what_runs() {
     let mut desk = list(&[], 100, None);
     desk.connect();
     desk.settle();

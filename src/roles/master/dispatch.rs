@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_loaded_is_first_and_the_full_are_left_out_until_their_runs_are_known_to_be_short() {
+    fn least_loaded_first_and_full_workers_only_for_short_runs() {
         let (a, b) = (Incarnation::new("a", 1), Incarnation::new("b", 1));
         let mut loads = WorkerLoads::default();
         loads.update(&a, (2, 2), load(1));

@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_been_started_is_charged_and_the_revoked_are_not() {
+    fn started_tasks_are_charged_and_revoked_ones_are_not() {
         let expected = [("j/a".into(), true), ("j/b".into(), false), ("j/c".into(), true)];
         assert_eq!(charged(&[("c", false, 1), ("b", true, 1), ("a", false, 1)], Some(1)), expected);
     }
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_void_entry_is_dealt_with_at_once_and_shares_of_one_chunk_are_looked_at_once() {
+    fn a_stale_entry_needs_no_read_and_shares_of_a_chunk_need_one() {
         let (old, held) = (id("a"), EntryId { attempt: 7, ..id("a") });
         let page = vec![(old.clone(), false), (held.clone(), false)];
         let mut failover = Failover::new(&Incarnation::new("w", 1), page, None);
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edit_wakes_the_failovers_of_its_task_and_no_other_and_no_step_gives_a_task_twice() {
+    fn an_edit_wakes_only_the_failovers_of_its_task() {
         let mut failovers = Failovers::default();
         let whose = |n: usize| Incarnation::new("w", n as u64 + 1);
         for n in 0..50 {

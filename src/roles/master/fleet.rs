@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_incarnation_lives_while_any_registration_stands() {
+    fn an_incarnation_lives_while_any_registration_exists() {
         let mut fleet = Fleet::default();
         assert!(fleet.appeared("w~1~0") && fleet.appeared("w~1~1") && !fleet.appeared("junk"));
         assert_eq!(fleet.gone("w~1~0"), None);

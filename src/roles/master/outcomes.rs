@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn of_what_ended_badly_the_oldest_go_first_and_only_beyond_the_limit() {
+    fn the_oldest_failed_outcomes_go_first_beyond_the_limit() {
         let mut kept = outcomes(&[(5, 2, 10), (7, 1, 10), (6, 0, 900)]);
         assert_eq!(next(&kept), Some((1_005, "j/0".into())), "three are kept until their time");
         let one = Kept { mtime_ms: 9, failed: 1, bytes: 10, is_doomed: false };

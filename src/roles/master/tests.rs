@@ -95,7 +95,7 @@ fn a_standby_takes_over_what_is_running() {
 
 /// Two pages name the task: its move to the second was written, its removal from the first was not.
 #[test]
-fn what_the_first_of_two_pages_says_of_a_moved_task_does_not_touch_the_second() {
+fn a_stale_entry_of_a_moved_task_leaves_the_current_one_alone() {
     let mut world = World::new();
     worker(&mut world, "w~1", 1);
     worker(&mut world, "w~2", 1);
@@ -114,7 +114,7 @@ fn what_the_first_of_two_pages_says_of_a_moved_task_does_not_touch_the_second() 
 }
 
 #[test]
-fn the_leader_publishes_what_stands_and_what_it_admits() {
+fn the_leader_publishes_its_counts_and_its_limits() {
     let mut world = World::new();
     worker(&mut world, "w~1", 1);
     let mut leader = master("m");
@@ -166,7 +166,7 @@ fn a_half_done_move_costs_no_slot() {
 /// A worker whose session had ended comes back with a new registration of the same incarnation, and will find
 /// out only then that it is dead.
 #[test]
-fn the_dead_get_nothing_even_if_they_seem_to_rise() {
+fn a_failed_worker_gets_nothing_even_if_it_seems_to_return() {
     let mut world = World::new();
     let session = worker(&mut world, "w~1", 2);
     task(&mut world, "_00/a", |_| {});
@@ -194,7 +194,7 @@ fn the_dead_get_nothing_even_if_they_seem_to_rise() {
 
 /// Events and replies come over different threads: the death may be told before the list that lacks it.
 #[test]
-fn a_death_that_is_told_before_the_list_of_workers_is_not_forgotten() {
+fn a_worker_failure_reported_before_the_list_is_not_forgotten() {
     let mut world = World::new();
     let session = worker(&mut world, "w~1", 1);
     task(&mut world, "_00/a", |_| {});
@@ -220,7 +220,7 @@ fn a_death_that_is_told_before_the_list_of_workers_is_not_forgotten() {
 
 /// No task may depend on the order in which the two lists of workers are answered.
 #[test]
-fn nobody_is_told_from_the_dead_before_the_mirror_of_workers_is_complete() {
+fn no_worker_counts_as_failed_before_the_mirror_is_complete() {
     let mut world = World::new();
     let session = worker(&mut world, "w~1", 1);
     task(&mut world, "_00/a", |_| {});
@@ -269,7 +269,7 @@ fn a_failover_waits_for_another_edit_of_its_task() {
 }
 
 #[test]
-fn a_page_that_may_not_be_read_stops_no_takeover() {
+fn an_unreadable_assignment_stops_no_takeover() {
     let mut world = World::new();
     worker(&mut world, "w~1", 1);
     task(&mut world, "_00/a", |_| {});
@@ -327,7 +327,7 @@ fn a_moved_task_is_given_out_at_its_new_attempt() {
 }
 
 #[test]
-fn how_many_attempts_a_task_has_is_known_before_its_last_is_judged() {
+fn the_limit_of_attempts_is_read_before_the_last_is_judged() {
     let mut world = World::new();
     worker(&mut world, "v~1", 1);
     world.put("/z/assign/w~1", b"{}");
@@ -369,7 +369,7 @@ fn a_standby_remembers_no_delays_that_are_over() {
 
 /// What a worker set aside stands in its registration for longer than on its page.
 #[test]
-fn what_was_set_aside_once_makes_no_worker_take_more_than_it_has_slots() {
+fn a_formerly_quarantined_task_overfills_no_worker() {
     let mut world = World::new();
     worker(&mut world, "w~1", 1);
     let mut said = registration(1);
@@ -426,7 +426,7 @@ fn labels_of_any_size_stop_no_leader() {
 /// A standby that had not read yet that a failed task runs again struck it off its worker's page. The simulator found
 /// it (seed 916203).
 #[test]
-fn a_retry_that_a_new_leader_has_yet_to_read_is_not_struck_off() {
+fn a_retry_that_a_new_leader_has_yet_to_read_is_not_removed() {
     for reads_late in [true, false] {
         let mut world = World::new();
         worker(&mut world, "w~1", 2);
@@ -540,7 +540,7 @@ fn a_word_that_comes_before_the_answer_to_the_write_counts() {
 /// A delete of the last leader's came late, when its key was in use again, and took the new outcome: the simulator
 /// found it (seed 3064586).
 #[test]
-fn a_new_leader_deletes_no_outcome_while_a_delete_of_the_last_one_may_still_come() {
+fn no_outcome_is_deleted_while_a_former_delete_may_arrive() {
     let mut world = World::new();
     task(&mut world, "_00/a", |task| task.outcome = Some(Outcome::unrun(State::Done, None, "", 1)));
     world.pass(Duration::from_secs(100_000));

@@ -33,7 +33,7 @@ fn note(desk: &Desk<Operator>) -> (bool, String) {
 }
 
 #[test]
-fn a_retry_starts_over_and_names_who_vouches_for_the_last_attempt() {
+fn a_retry_starts_over_and_names_the_last_worker() {
     let mut desk = desk(Verb::Retry, "J/1", Some(failed_on_worker()));
     desk.settle();
     let task = desk.task(TASK);
@@ -101,7 +101,7 @@ fn notes(desk: &Desk<Operator>) -> Vec<(&str, bool, &str)> {
 }
 
 #[test]
-fn a_line_is_cancelled_by_its_name_and_the_others_are_left_alone() {
+fn a_line_is_cancelled_by_its_name_and_others_are_left_alone() {
     let mut desk = lines_desk(Verb::Cancel, &["b/9", "b/10", "b/6", "b/7", "b/9", "b/99"]);
     desk.settle();
     let task = desk.task(CHUNK);
@@ -120,7 +120,7 @@ fn a_line_is_cancelled_by_its_name_and_the_others_are_left_alone() {
 }
 
 #[test]
-fn a_batch_that_is_cancelled_is_told_line_by_line() {
+fn a_batch_that_is_cancelled_is_reported_line_by_line() {
     let mut desk = lines_desk(Verb::Cancel, &["b"]);
     desk.settle();
     assert!(desk.task(CHUNK).cancel && desk.exit == Some(0));
@@ -129,7 +129,7 @@ fn a_batch_that_is_cancelled_is_told_line_by_line() {
 }
 
 #[test]
-fn a_retry_of_a_batch_runs_what_ended_badly_and_leaves_what_runs_alone() {
+fn a_retry_of_a_batch_runs_only_its_failed_outcomes() {
     for target in ["b", "b/6"] {
         let mut desk = lines_desk(Verb::Retry, &[target]);
         desk.settle();
@@ -324,7 +324,7 @@ fn of_a_job_only_what_concerns_the_wish_is_touched() {
 }
 
 #[test]
-fn what_is_not_there_or_no_task_is_told() {
+fn a_missing_or_foreign_znode_is_reported() {
     for (target, message) in [("J/nope", "no such task"), ("K", "no such job")] {
         let mut desk = desk(Verb::Cancel, target, None);
         desk.settle();

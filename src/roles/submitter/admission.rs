@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ended_or_is_set_aside_does_not_count_as_pending() {
+    fn ended_or_quarantined_tasks_do_not_count_as_pending() {
         assert_eq!(excess(&status(0, 0, 0), demand(100, 1)), None);
     }
 

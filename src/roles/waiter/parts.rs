@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_of_what_was_made_to_its_end_what_is_missing_has_succeeded() {
+    fn missing_lines_succeeded_only_if_the_batch_is_complete() {
         let mut parts = Parts::default();
         for (dir, lines, made) in [("b~0000", 10, true), ("b~0001", 5, false), ("b~0002", 4, false)] {
             parts.meet(Part { dir: dir.into(), lines, made });

@@ -117,7 +117,7 @@ fn end_lines(desk: &mut Desk<Waiter>, results: &[(usize, Outcome)]) {
 }
 
 #[test]
-fn a_line_is_waited_for_whatever_the_others_do_and_passes_on_its_code() {
+fn a_line_is_waited_for_alone_and_passes_on_its_code() {
     let mut desk = batch_desk(&["b/5"]);
     desk.settle();
     end_lines(&mut desk, &[(0, done())]);
@@ -160,7 +160,7 @@ fn part_desk(lines: u64, made: bool) -> Desk<Waiter> {
 }
 
 #[test]
-fn what_is_missing_of_a_batch_that_was_made_has_succeeded_and_what_failed_before_counts() {
+fn missing_lines_of_a_complete_batch_count_as_succeeded() {
     let mut desk = part_desk(10, true);
     end_lines(&mut desk, &[(0, done()), (1, failed(1)), (2, done())]);
     let summary = Progress { submitted: 10, done: 9, failed: 1, total: 10 };
@@ -175,7 +175,7 @@ fn what_is_missing_of_a_batch_that_was_made_has_succeeded_and_what_failed_before
 }
 
 #[test]
-fn a_batch_that_was_not_submitted_to_its_end_is_told_and_is_no_success() {
+fn an_incomplete_batch_is_reported_and_is_no_success() {
     let mut desk = part_desk(10, false);
     end_lines(&mut desk, &[(0, done()), (1, done()), (2, done())]);
     let summary = Progress { submitted: 3, done: 3, failed: 0, total: 3 };
@@ -188,7 +188,7 @@ fn a_batch_that_was_not_submitted_to_its_end_is_told_and_is_no_success() {
 }
 
 #[test]
-fn a_line_that_is_not_there_is_told() {
+fn a_missing_line_is_reported() {
     for (name, words) in
         [("b/7", "was collected"), ("b/2", "there is no line b/2, or"), ("c/1", "there is no task c/1")]
     {
@@ -230,7 +230,7 @@ fn of_several_each_is_shown_once_and_one_failure_is_failure() {
 }
 
 #[test]
-fn what_is_not_there_is_told() {
+fn a_missing_task_is_reported() {
     for (target, words) in
         [(task("J/nope"), "there is no task J/nope"), (Target::Job("K".into()), "there is no job K")]
     {
@@ -250,7 +250,7 @@ fn what_is_not_there_is_told() {
 }
 
 #[test]
-fn g12_what_is_no_task_is_told_and_the_others_are_waited_for() {
+fn g12_a_znode_that_is_no_task_is_reported_others_awaited() {
     let mut desk = desk(vec![Target::Job("J".into())]);
     desk.put("/z/tasks/J/1", b"garbage");
     desk.connect();

@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn in_doubt_it_is_read_back_and_written_again_only_if_it_is_still_owed() {
+    fn a_doubtful_outcome_is_read_and_written_again_only_if_owed() {
         let mut bench = Bench::new(outcome());
         let task = bench.task.clone();
         assert_eq!(bench.read_back(&task), None);
@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_stands_although_somebody_wished_to_cancel() {
+    fn an_outcome_is_kept_although_a_cancel_was_requested() {
         let mut bench = Bench::new(outcome());
         let mut task = bench.task.clone();
         task.cancel = true;

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_while_the_next_try_fails_and_what_runs_goes_on() {
+    fn the_backoff_grows_while_starts_fail_and_runs_go_on() {
         let mut starts = Starts::new(8, 1);
         let (zero, mut now) = (Instant::default(), Instant::default());
         assert!(matches!(starts.failed(0, "no room", now), Failed::First(_)));

@@ -129,7 +129,7 @@ fn run_to_its_end(world: &mut World, desk: &mut Desk<Worker>) -> Task {
 }
 
 #[test]
-fn a_task_that_its_entry_carries_along_is_run_without_being_read() {
+fn a_task_whose_entry_has_a_copy_runs_without_a_read() {
     let (mut world, mut desk) = carried(1, 1);
     desk.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/j/a");
     desk.go(&mut world);
@@ -155,7 +155,7 @@ fn what_changed_after_the_leader_read_it_is_not_overwritten() {
 }
 
 #[test]
-fn the_next_life_reads_the_defaults_that_the_last_one_was_reading() {
+fn the_next_incarnation_reads_the_defaults_again() {
     let mut world = World::new();
     let mut desk = worker(|_| {});
     desk.connect(&mut world);
@@ -217,7 +217,7 @@ fn tasks_of_many_jobs_all_run() {
 
 /// A process that sleeps in the kernel dies only when it wakes up.
 #[test]
-fn nothing_is_done_again_and_again_while_the_dead_take_their_time_to_die() {
+fn nothing_is_repeated_while_killed_runs_take_time_to_end() {
     let (mut world, mut desk) = with_task(|_| {}, "_00/a");
     assert_eq!(desk.runs.len(), 1);
     desk.hold = |call| call.path().starts_with("/z/leases/");
@@ -239,7 +239,7 @@ fn what_was_killed_because_the_lease_was_over_has_not_failed() {
 }
 
 #[test]
-fn a_drain_that_lost_its_connection_still_hands_back_what_was_not_started() {
+fn a_drain_that_reconnects_hands_back_what_was_not_started() {
     let mut world = World::new();
     let mut desk = worker(|_| {});
     desk.connect(&mut world);
@@ -293,7 +293,7 @@ fn an_answer_to_an_earlier_question_voids_nothing() {
 }
 
 #[test]
-fn a_predecessor_that_may_not_be_removed_is_not_removed_for_ever() {
+fn a_forbidden_removal_of_a_predecessor_backs_off() {
     let gone = ProcessIdentity { host: "h".into(), pid: 3, ..ProcessIdentity::default() };
     let mut world = World::new();
     let mut desk = worker(|params| params.predecessor = Some(gone.clone()));
@@ -319,7 +319,7 @@ fn a_predecessor_that_may_not_be_removed_is_not_removed_for_ever() {
 
 /// A report that is owed by one life does not end what the next one was given.
 #[test]
-fn a_report_of_the_last_life_is_written_and_the_next_attempt_runs() {
+fn a_report_of_the_last_incarnation_is_written_after_its_end() {
     let (mut world, mut desk) = with_task(|_| {}, "_00/a");
     let session = desk.lose(&mut world, |_| false);
     world.pass(Duration::from_secs(20));
@@ -365,7 +365,7 @@ fn what_was_killed_with_its_slot_has_not_failed() {
 }
 
 #[test]
-fn a_drained_worker_that_is_back_keeps_its_assignment_until_what_it_owes_is_written() {
+fn a_drained_worker_keeps_its_assignment_while_it_owes_reports() {
     let (mut world, mut desk) = with_task(|_| {}, "j/a");
     desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/a");
     desk.event(&world, Event::Stop { again: false });
@@ -383,7 +383,7 @@ fn a_drained_worker_that_is_back_keeps_its_assignment_until_what_it_owes_is_writ
 
 /// The lease was renewed just after its slot had found it over.
 #[test]
-fn what_its_slot_killed_is_no_end_of_its_own_even_if_the_lease_holds_again() {
+fn a_run_killed_by_its_slot_has_no_end_even_with_a_new_lease() {
     let mut world = World::new();
     let mut desk = worker(|_| {});
     desk.connect(&mut world);
@@ -401,7 +401,7 @@ fn what_its_slot_killed_is_no_end_of_its_own_even_if_the_lease_holds_again() {
 /// A worker stood still: its clock shows that the time is up before it hears that the task has ended long ago.
 /// Found as seed 1002638 of the simulator.
 #[test]
-fn what_ended_before_it_was_stopped_did_not_run_past_its_timeout() {
+fn a_run_that_ended_before_its_stop_did_not_time_out() {
     for (signalled, expected) in
         [(false, (OutcomeState::Done, None)), (true, (OutcomeState::Failed, Some(Reason::Timeout)))]
     {
@@ -430,7 +430,7 @@ fn what_ended_before_it_was_stopped_did_not_run_past_its_timeout() {
 /// Found by the simulator, seed 1006261: the last life's registration came to stand after the next life had taken
 /// all of them away, and would have stood as long as the session.
 #[test]
-fn a_registration_on_its_way_when_its_life_ends_is_taken_away_by_the_next() {
+fn a_registration_in_flight_is_deleted_by_the_next_incarnation() {
     let (mut world, mut desk) = with_task(|_| {}, "j/a");
     desk.lose(&mut world, |_| false);
     desk.hold = |call| matches!(call, Call::Create { path, .. } if path.ends_with("~1"));
@@ -452,7 +452,7 @@ fn a_registration_on_its_way_when_its_life_ends_is_taken_away_by_the_next() {
 
 /// It was closed for good, and what the leader gave out in its place was never started.
 #[test]
-fn an_attempt_that_is_given_out_while_the_one_before_is_found_void_is_started() {
+fn an_attempt_assigned_while_the_last_is_found_stale_starts() {
     let mut world = World::new();
     let mut desk = worker(|_| {});
     desk.connect(&mut world);
@@ -471,7 +471,7 @@ fn an_attempt_that_is_given_out_while_the_one_before_is_found_void_is_started() 
 
 /// The simulator found it (seed 901447): what is handed back was on its way, and was charged.
 #[test]
-fn a_second_signal_leaves_a_moment_for_what_is_being_handed_back() {
+fn a_second_signal_leaves_a_moment_to_hand_back() {
     for answered in [true, false] {
         let (mut world, mut desk) = with_task(|params| params.grace = Duration::ZERO, "j/a");
         desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/a");

@@ -76,7 +76,7 @@ fn a_hundred_thousand_lines_keep_every_directory_small() {
 
 /// G8: our own writers stop at 4,000; more than 5,000, made by others, are told, and all of them run.
 #[test]
-fn a_full_job_is_73_and_an_excess_made_by_others_is_told() {
+fn a_full_job_is_73_and_an_excess_by_others_is_reported() {
     let service = Service::new("full-job", &["--slots", "1"]);
     let (tree, layout) = (&service.cluster.tree, &service.cluster.layout);
     let exit =

@@ -86,7 +86,7 @@ fn a_restarted_worker_with_proof_takes_its_name_back_at_once() {
 }
 
 #[test]
-fn a_restarted_worker_without_proof_waits_for_the_end_of_the_session() {
+fn a_restarted_worker_without_proof_waits_for_session_end() {
     let cluster = Cluster::new("restart-no-proof").with(&["--session-timeout", "4s"]);
     let mut w1 = cluster.worker("w1", &[]);
     let (old, _, session) = registered(&cluster, w1.pid());

@@ -49,7 +49,7 @@ fn an_acl_that_forbids_is_77_and_the_right_credential_helps() {
 
 /// G12: an outcome that may not be written is reported, and the task set aside, not run for ever.
 #[test]
-fn a_task_whose_outcome_may_not_be_written_is_set_aside() {
+fn a_task_whose_outcome_may_not_be_written_is_quarantined() {
     let mut service = Service::new("read-only-task", &["--slots", "1"]);
     let (cluster, runs) = (&service.cluster, service.cluster.dir().join("runs"));
     let exit = cluster.run(&["submit", "true"]);
@@ -77,7 +77,7 @@ fn a_task_whose_outcome_may_not_be_written_is_set_aside() {
 
 /// What it made would be its own for ever: other submitters, and `list`, would fail at the shared job.
 #[test]
-fn credentials_are_refused_where_the_service_works_without_before_anything_is_made() {
+fn credentials_for_an_open_service_are_refused_at_once() {
     let mut service = Service::new("auth-on-open", &[]);
     let before = service.cluster.jobs();
     for args in [&["submit", "true"][..], &["submit", "--orphan", "cancel", "--job", "mine", "true"]] {
@@ -99,7 +99,7 @@ fn credentials_are_refused_where_the_service_works_without_before_anything_is_ma
 }
 
 #[test]
-fn what_may_not_be_read_is_passed_over_and_told() {
+fn an_unreadable_znode_is_skipped_and_reported() {
     let mut service = Service::new("closed-job", &[]);
     let cluster = &service.cluster;
     let id = cluster.submit_detached(&["--job", "open", "--require", "no=such", "true"]);

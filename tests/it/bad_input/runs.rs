@@ -11,7 +11,7 @@ use crate::harness::{Cluster, LIMIT, Proc, eventually};
 use crate::plain::{Plain, Service, json_lines};
 
 #[test]
-fn a_program_that_does_not_exist_is_127_and_one_that_may_not_run_126() {
+fn a_missing_program_is_127_and_one_that_may_not_run_126() {
     let mut service = Service::new("no-program", &[]);
     let cluster = &service.cluster;
     Plain::on(cluster, &["submit", "--", "/no/such", "-x"])
@@ -132,7 +132,7 @@ fn a_worker_whose_disk_is_full_works_on_and_says_so_once() {
 
 /// A task may write nothing, close its streams, or leave a grandchild that holds them.
 #[test]
-fn odd_ends_of_a_task_are_told_as_they_are() {
+fn unusual_ends_of_a_task_are_reported_as_they_are() {
     let mut service = Service::new("odd-ends", &["--slots", "2"]);
     let cluster = &service.cluster;
     let out = Plain::on(cluster, &["submit", "exec >&- 2>&-; exit 3"]).run();

@@ -115,7 +115,7 @@ fn entries_that_lead_nowhere_are_ignored() {
 
 /// What is not ephemeral keeps nobody from a name, and nothing from being given out.
 #[test]
-fn a_registration_that_nobody_stands_behind_counts_for_nothing() {
+fn a_registration_without_a_worker_counts_for_nothing() {
     let cluster = Cluster::new("nobody");
     let mut other = cluster.worker("w2", &[]);
     cluster.registered(&["w2"]);

@@ -37,7 +37,7 @@ fn a_task_made_by_hand_runs_and_its_outcome_is_in_the_znode() {
 }
 
 #[test]
-fn garbage_among_tasks_is_counted_told_once_and_left_alone() {
+fn garbage_among_tasks_is_counted_reported_and_left_alone() {
     let mut service = Service::new("garbage-tasks", &[]);
     let large = vec![b'x'; MAX_DATA_BYTES + 1];
     let large_task = format!(r#"{{"command":"true","pad":"{}"}}"#, "x".repeat(600 * 1024));
@@ -174,7 +174,7 @@ fn garbage_in_a_workers_own_assignment_costs_one_incarnation() {
 
 /// What a submitter waits for is damaged under its hands.
 #[test]
-fn a_task_that_is_damaged_while_it_is_waited_for_is_told() {
+fn a_task_that_is_damaged_during_a_wait_is_reported() {
     let mut service = Service::new("damaged", &["--slots", "2"]);
     let cluster = &service.cluster;
     let mut submit = cluster.submit(&["sleep 100"]);

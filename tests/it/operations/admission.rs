@@ -65,7 +65,7 @@ fn g08_what_is_pending_has_a_limit() {
 }
 
 #[test]
-fn g08_what_stands_has_a_limit_in_bytes() {
+fn g08_stored_tasks_have_a_limit_in_bytes() {
     let (cluster, _master) = limited("admission-bytes", &["--max-pending-bytes", "8KiB"]);
     let line = |bytes: usize| format!(": {}", "x".repeat(bytes));
     let batch = submit(&cluster, &["--from-file", "-"], &format!("{}\n", line(1_000)).repeat(9));

@@ -10,7 +10,7 @@ use crate::harness::{Cluster, LIMIT, Op, eventually};
 use crate::plain::{Plain, Service, file_says};
 
 #[test]
-fn max_attempts_tries_again_with_growing_pauses_and_counts() {
+fn max_attempts_retries_with_backoff_and_counts() {
     let service = Service::new("attempts", &[]);
     let file = service.cluster.dir().join("runs");
     let line = format!("date +%s%N >>{}; exit 9", file.display());

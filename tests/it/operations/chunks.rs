@@ -118,7 +118,7 @@ fn detached(service: &Service) -> (TaskId, TaskId) {
 }
 
 #[test]
-fn list_show_and_wait_tell_of_the_commands_of_a_chunk() {
+fn list_show_and_wait_report_the_commands_of_a_chunk() {
     let service = Service::new("chunks-shown", &["--slots", "2"]);
     let (first, second) = detached(&service);
     let run = |args: &[&str]| Plain::on(&service.cluster, args).run();
@@ -185,7 +185,7 @@ fn a_retry_runs_only_what_failed_of_a_chunk() {
 }
 
 #[test]
-fn outputs_too_large_for_one_znode_are_cut_but_every_command_is_told() {
+fn outputs_too_large_for_a_znode_are_cut_but_all_are_listed() {
     let service = Service::new("chunks-output", &["--slots", "4"]);
     let loud = "head -c 60000 /dev/zero | tr '\\0' x; exit 3\n";
     let lines = loud.repeat(20) + "echo small\n";

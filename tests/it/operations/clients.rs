@@ -27,7 +27,7 @@ fn one(cluster: &Cluster, args: &[&str]) -> Value {
 }
 
 #[test]
-fn status_tells_the_truth_with_a_leader_and_without() {
+fn status_is_true_with_a_leader_and_without() {
     let cluster = Cluster::new("status");
     let out = Plain::on(&cluster, &["status"]).run();
     assert!(out.code == 0 && out.text().contains("none: no master is running, and none ever led"), "{out:?}");
@@ -106,7 +106,7 @@ fn status_tells_the_truth_with_a_leader_and_without() {
 }
 
 #[test]
-fn list_filters_and_show_tells_all() {
+fn list_filters_and_show_prints_everything() {
     let service = Service::new("list", &["--slots", "1"]);
     let cluster = &service.cluster;
     let running = cluster.submit_detached(&["--job", "a", "sleep 100"]);

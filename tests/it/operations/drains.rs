@@ -18,7 +18,7 @@ fn noted(file: &Path, times: usize) {
 
 /// Drained while it runs, it cleans up and says that all is well, as many servers do.
 #[test]
-fn a_task_that_exits_with_0_upon_the_sigterm_of_a_drain_runs_again_uncharged() {
+fn a_task_that_exits_0_upon_a_drains_sigterm_runs_again() {
     let cluster = Cluster::new("drain-trap");
     let _master = cluster.master("m1");
     let mut w1 = cluster.worker("w1", &["--slots", "1", "--grace", "2s"]);
@@ -41,7 +41,7 @@ fn a_task_that_exits_with_0_upon_the_sigterm_of_a_drain_runs_again_uncharged() {
 }
 
 #[test]
-fn a_task_that_ends_by_itself_while_its_worker_drains_has_ended_as_it_did() {
+fn a_task_that_ends_by_itself_during_a_drain_keeps_its_outcome() {
     for code in [0, 3] {
         let cluster = Cluster::new(&format!("drain-ended-{code}"));
         let _master = cluster.master("m1");
@@ -67,7 +67,7 @@ fn a_task_that_ends_by_itself_while_its_worker_drains_has_ended_as_it_did() {
 
 /// Likewise lines that stand in one znode: one has ended, the other is cut.
 #[test]
-fn of_a_batch_the_lines_that_a_drain_cut_run_again_and_those_alone() {
+fn only_the_lines_that_a_drain_stopped_run_again() {
     let cluster = Cluster::new("drain-lines");
     let _master = cluster.master("m1");
     let mut w1 = cluster.worker("w1", &["--slots", "2", "--grace", "2s"]);
@@ -98,7 +98,7 @@ fn of_a_batch_the_lines_that_a_drain_cut_run_again_and_those_alone() {
 
 /// It answers upon SIGTERM, and then exits with 0.
 #[test]
-fn a_request_that_is_answered_upon_the_sigterm_of_a_drain_is_asked_again() {
+fn a_request_answered_upon_a_drains_sigterm_is_asked_again() {
     let cluster = Cluster::new("drain-handler");
     let _master = cluster.master("m1");
     let note = cluster.dir().join("note");

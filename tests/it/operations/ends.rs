@@ -71,7 +71,7 @@ fn a_running_task_that_is_being_cancelled_is_shown_as_such() {
 }
 
 #[test]
-fn a_running_task_is_dead_before_its_cancellation_is_written() {
+fn a_running_task_is_killed_before_its_cancellation_is_written() {
     let mut service = Service::new("cancel-running", &["--slots", "1"]);
     let cluster = &service.cluster;
     let pids = cluster.dir().join("pids");

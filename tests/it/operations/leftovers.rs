@@ -58,7 +58,7 @@ fn the_leader_deletes_outcomes_after_their_time_and_empty_jobs() {
 }
 
 #[test]
-fn the_assignment_of_a_dead_worker_is_deleted_when_all_its_tasks_have_moved() {
+fn an_assignment_of_a_failed_worker_goes_when_its_tasks_moved() {
     let cluster = Cluster::new("dead-assignment").with(&["--session-timeout", "3s"]);
     let _master = cluster.master("m1");
     let mut w1 = cluster.worker("w1", &["--slots", "2"]);
@@ -90,7 +90,7 @@ fn the_assignment_of_a_dead_worker_is_deleted_when_all_its_tasks_have_moved() {
 
 /// Of whom nobody takes over what it left, as a measure of time, all is cancelled. Who comes again gets all done.
 #[test]
-fn who_submits_a_batch_again_under_its_key_takes_it_over() {
+fn a_resubmit_of_a_batch_under_its_key_takes_it_over() {
     let service = Service::new("again", &["--slots", "4"]);
     let cluster = &service.cluster;
     let gate = cluster.dir().join("gate");
@@ -125,7 +125,7 @@ fn who_submits_a_batch_again_under_its_key_takes_it_over() {
 
 /// What it made or deleted when a connection was lost may be made anew, or stand: it is the leader's, and that is said.
 #[test]
-fn what_a_batch_leaves_for_the_leader_when_servers_are_killed_is_told() {
+fn a_batch_reports_what_it_leaves_when_servers_are_killed() {
     const LINES: usize = 3_000;
     let ensemble = Ensemble::start(3);
     let service = Service::on(Cluster::on(&ensemble, "left-outcomes"), &["--slots", "8"]);

@@ -64,7 +64,7 @@ fn what_failed_of_a_batch_stays_and_a_retry_runs_nothing_else() {
 
 /// A session timeout is 6 s, so an outcome is 12 s old before it is deleted for any reason.
 #[test]
-fn of_what_failed_only_so_much_stays_and_what_is_not_wanted_is_deleted() {
+fn failed_outcomes_are_limited_and_unwanted_ones_deleted() {
     let cluster = Cluster::new("lines-go");
     let _master = cluster.start("m1", &["master", "--id", "m1", "--max-failed", "2"]);
     let _worker = cluster.worker("w1", &["--slots", "1"]);
@@ -99,7 +99,7 @@ fn of_what_failed_only_so_much_stays_and_what_is_not_wanted_is_deleted() {
 
 /// What has a key is not deleted for its room, or whoever submits it again would run it once more.
 #[test]
-fn of_what_has_a_key_and_failed_the_outcome_stays_and_its_key_is_taken() {
+fn a_failed_keyed_task_keeps_its_outcome_and_its_key() {
     let cluster = Cluster::new("lines-keyed");
     let _master = cluster.start("m1", &["master", "--id", "m1", "--max-failed", "1"]);
     let _worker = cluster.worker("w1", &["--slots", "1"]);
@@ -145,7 +145,7 @@ fn of_what_has_a_key_and_failed_the_outcome_stays_and_its_key_is_taken() {
 /// Of three chunks one succeeds and is collected, one has a line that fails, and one is under way when the submit is
 /// interrupted.
 #[test]
-fn a_wait_after_an_interrupted_submit_counts_what_had_failed_and_what_was_collected() {
+fn a_wait_after_an_interrupted_submit_counts_all_lines() {
     let service = Service::new("lines-wait", &["--slots", "2"]);
     let cluster = &service.cluster;
     let gate = cluster.dir().join("gate");

@@ -19,7 +19,7 @@ fn is_w1(name: &str) -> bool {
 }
 
 #[test]
-fn a_waiting_submit_whose_output_was_cut_says_where_all_of_it_is() {
+fn a_submit_whose_output_was_cut_names_the_log() {
     let service = Service::new("truncated", &[]);
     let cluster = &service.cluster;
     let whole: String = (1..=200_000).map(|n| format!("{n}\n")).collect();

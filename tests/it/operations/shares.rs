@@ -33,7 +33,7 @@ fn noted(file: &Path, number: u32, then: &str) -> String {
 /// A batch of 200 lines, of which the 90th kills its worker each time. As systemd would, somebody starts the workers
 /// again.
 #[test]
-fn g11_a_line_that_kills_its_workers_is_convicted_alone_and_its_neighbours_end_as_if_nothing_had_been() {
+fn g11_a_poison_line_fails_alone_and_its_neighbours_succeed() {
     let cluster = Cluster::new("poison-line");
     let _m1 = cluster.master("m1");
     let new = |id: &str| cluster.worker(id, &["--slots", "3"]);
@@ -72,7 +72,7 @@ fn g11_a_line_that_kills_its_workers_is_convicted_alone_and_its_neighbours_end_a
 
 /// One worker has all lines, and stands still. What it has not started goes to another that comes.
 #[test]
-fn what_a_worker_that_stands_still_has_not_started_goes_to_another() {
+fn the_unstarted_lines_of_a_suspended_worker_go_to_another() {
     let cluster = Cluster::new("stopped-share");
     let _m1 = cluster.master("m1");
     let w1 = cluster.worker("w1", &["--slots", "2"]);
@@ -103,7 +103,7 @@ fn what_a_worker_that_stands_still_has_not_started_goes_to_another() {
 
 /// A worker that is to end keeps what runs, for as long as its grace lasts, and nothing else.
 #[test]
-fn what_a_draining_worker_has_not_started_goes_to_another_at_once() {
+fn the_unstarted_lines_of_a_drain_go_to_another_at_once() {
     let cluster = Cluster::new("drained-share");
     let _m1 = cluster.master("m1");
     let mut w1 = cluster.worker("w1", &["--slots", "2", "--grace", "20s"]);

@@ -31,7 +31,7 @@ fn an_output_that_cannot_be_written_is_74_and_the_outcome_stays() {
 }
 
 #[test]
-fn a_terminal_that_is_closed_is_a_sigterm_to_who_waits_unless_nohup_says_otherwise() {
+fn closing_the_terminal_interrupts_a_wait_except_under_nohup() {
     let service = Service::new("hang-up", &[]);
     let gate = service.cluster.dir().join("gate");
     let line = format!("until [ -e {} ]; do sleep .05; done; echo came", gate.display());

@@ -14,7 +14,7 @@ fn says(client: &Background, limit: Duration, words: &str) {
 }
 
 #[test]
-fn who_waits_for_nobody_says_so_after_three_seconds() {
+fn a_wait_without_workers_says_so_after_three_seconds() {
     let cluster = Cluster::new("waiting");
     let start = Instant::now();
     let mut single = Plain::on(&cluster, &["submit", "echo one"]).spawn();
@@ -46,7 +46,7 @@ fn who_waits_for_nobody_says_so_after_three_seconds() {
 }
 
 #[test]
-fn a_task_that_takes_its_time_is_news_to_whoever_asks_and_to_no_log() {
+fn a_long_task_is_shown_by_status_and_logged_nowhere() {
     let service = Service::new("takes-time", &["--slots", "2"]);
     let gate = service.cluster.dir().join("gate");
     let line = format!("until [ -e {} ]; do sleep .05; done", gate.display());
@@ -60,7 +60,7 @@ fn a_task_that_takes_its_time_is_news_to_whoever_asks_and_to_no_log() {
 }
 
 #[test]
-fn an_ensemble_that_does_not_answer_is_named_after_three_seconds() {
+fn an_unreachable_ensemble_is_named_after_three_seconds() {
     let cluster = Cluster::on(&Ensemble::start(1), "outage");
     let mut never = Plain::new(&["--zk", "127.0.0.1:1", "--connect-timeout", "5s", "status"]).spawn();
     let mut submit = Plain::on(&cluster, &["submit", "echo after"]).spawn();

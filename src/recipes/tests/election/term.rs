@@ -58,7 +58,7 @@ impl Bench {
 }
 
 #[test]
-fn a_term_goes_on_with_its_epoch_when_the_old_contender_stands_beside_the_new() {
+fn a_term_keeps_its_epoch_while_both_contenders_exist() {
     let mut bench = Bench::handed_over();
     bench.changed(OWN, ChangeKind::Deleted);
     bench.changed(HEIR, ChangeKind::Data);
@@ -97,7 +97,7 @@ fn a_term_is_over_when_the_old_contender_is_gone() {
 }
 
 #[test]
-fn who_does_not_go_by_ranks_may_stand_behind_the_heir_but_not_before() {
+fn a_contender_without_ranks_may_follow_the_heir_not_precede_it() {
     for (peer, hands_over) in [
         ("_c_c-latch-0000000007", false),
         ("latch-0000000007", false),
@@ -161,7 +161,7 @@ fn an_heir_of_whom_nothing_was_proved_proves_nothing() {
 }
 
 #[test]
-fn an_heir_that_is_created_when_its_term_is_over_is_deleted_and_never_leads() {
+fn an_heir_created_after_its_term_is_deleted_and_never_leads() {
     let mut bench = Bench::suspended();
     let create = bench.inherit_call();
     bench.election.abandon(&mut bench.out);
@@ -214,7 +214,7 @@ fn what_happens_to_the_heir_before_the_proof_ends_the_term() {
 }
 
 #[test]
-fn only_who_leads_has_a_term_to_keep() {
+fn only_a_leader_has_a_term_to_keep() {
     for mut bench in [Bench::following(), Bench::listing().0, Bench::creating().0, Bench::new()] {
         bench.election.suspend();
         assert!(bench.election.is_out() && bench.election.term().is_none());
@@ -228,7 +228,7 @@ fn only_who_leads_has_a_term_to_keep() {
 
 /// The one behind a leader that handed its term over finds the heir in its place, and watches that.
 #[test]
-fn who_stood_behind_the_old_contender_stands_behind_the_heir() {
+fn a_contender_behind_the_old_one_stays_behind_the_heir() {
     let (old, heir) = ("_c_p-ranked-latch-0000000002", "_c_p-rank-0000000002-latch-0000000007");
     let (mut bench, list) = Bench::listing();
     bench.reply(list, children(&[old, OWN]));

@@ -26,7 +26,7 @@ fn a_command_runs_on_under_the_lease_and_is_killed_at_its_end() {
 }
 
 #[test]
-fn a_command_is_not_disturbed_by_one_lost_session_after_the_other() {
+fn repeated_session_losses_do_not_disturb_the_command() {
     let mut bench = Bench::running(|_| {});
     for reconnect in 1..50 {
         bench.pass(3_000);
@@ -52,7 +52,7 @@ fn a_command_is_not_disturbed_by_one_lost_session_after_the_other() {
 
 /// Only what the old session proved counts until it is certain that the new one took its place.
 #[test]
-fn no_lease_is_written_over_a_session_before_the_lead_is_handed_over_to_it() {
+fn no_lease_is_written_over_a_session_before_its_handover() {
     let mut bench = Bench::running(|_| {});
     bench.lose();
     bench.connect();
@@ -70,7 +70,7 @@ fn no_lease_is_written_over_a_session_before_the_lead_is_handed_over_to_it() {
 
 /// Another server may grant a shorter timeout: then the old session protects the run for longer, by its contender.
 #[test]
-fn the_old_contender_stays_until_the_new_lease_is_the_longer_one() {
+fn the_old_contender_stays_until_the_new_lease_is_longer() {
     let mut bench = Bench::running(|_| {});
     bench.pass(3_000);
     bench.lose();
@@ -114,7 +114,7 @@ fn a_lead_that_cannot_be_handed_over_ends_within_the_grace() {
 }
 
 #[test]
-fn doubt_at_every_call_of_a_handover_moves_nothing_and_leaves_nothing() {
+fn a_doubtful_call_in_a_handover_changes_and_leaves_nothing() {
     for nth in 0..6 {
         for again in 0..6 {
             let mut bench = Bench::running(|_| {});
@@ -193,7 +193,7 @@ fn a_command_that_ends_while_its_lead_is_handed_over_makes_way() {
 }
 
 #[test]
-fn a_stop_without_a_connection_has_its_grace_and_the_lead_is_handed_over_for_it() {
+fn a_stop_while_disconnected_hands_over_and_keeps_its_grace() {
     let mut bench = Bench::running(|params| params.grace = Duration::from_secs(60));
     bench.lose();
     bench.step(Event::Stop { again: false });
@@ -216,7 +216,7 @@ fn a_stop_without_a_connection_has_its_grace_and_the_lead_is_handed_over_for_it(
 }
 
 #[test]
-fn what_kills_the_command_while_the_lead_is_handed_over_ends_the_lead() {
+fn a_kill_of_the_command_during_a_handover_ends_the_lead() {
     for held in [creates_contender as fn(&Call) -> bool, is_list] {
         let mut bench = Bench::running(|_| {});
         bench.lose();
@@ -235,7 +235,7 @@ fn what_kills_the_command_while_the_lead_is_handed_over_ends_the_lead() {
 
 /// As after SIGSTOP: whatever comes first after the lease was over, its slot has killed by then.
 #[test]
-fn who_slept_past_the_lease_takes_nothing_over() {
+fn an_elector_suspended_past_the_lease_takes_nothing_over() {
     for first in 0..3 {
         let mut bench = Bench::running(|_| {});
         bench.lose();

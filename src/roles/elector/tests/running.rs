@@ -25,7 +25,7 @@ fn a_lapsed_lease_kills_without_grace() {
 
 /// As after SIGSTOP: the first thing seen may be an answer to a write of long ago.
 #[test]
-fn who_slept_past_the_lease_kills_whatever_it_sees_first() {
+fn an_elector_suspended_past_the_lease_kills_first() {
     for first in 0..3 {
         let mut bench = Bench::running(|_| {});
         bench.pass_with(2_000, is_lease_write);
@@ -55,7 +55,7 @@ fn the_grace_is_cut_to_the_lease() {
 }
 
 #[test]
-fn the_deposed_stands_over_a_new_session_only_when_its_group_is_dead() {
+fn the_deposed_contends_anew_only_after_its_group_is_dead() {
     let mut bench = Bench::running(|_| {});
     bench.deposed();
     for _ in 0..2 {
@@ -109,7 +109,7 @@ fn events_of_another_run_are_not_its_own() {
 // When the command ends by itself.
 
 #[test]
-fn a_command_that_ended_makes_way_before_it_stands_again() {
+fn an_ended_command_yields_the_lead_before_it_contends_again() {
     let mut bench = Bench::running(|_| {});
     bench.pass(10_000);
     bench.ended(Ended::Exit(3));
@@ -121,7 +121,7 @@ fn a_command_that_ended_makes_way_before_it_stands_again() {
 }
 
 #[test]
-fn short_runs_are_followed_by_growing_pauses_without_leadership() {
+fn short_runs_are_followed_by_backoff_without_leadership() {
     let mut bench = Bench::running(|_| {});
     for pause_ms in [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000] {
         bench.pass(999);
@@ -179,7 +179,7 @@ fn once_ends_as_the_command_did() {
 }
 
 #[test]
-fn what_cannot_be_started_is_tried_again_after_a_pause_or_ends_with_127() {
+fn a_failed_start_backs_off_or_ends_with_127() {
     let mut bench = Bench::running(|_| {});
     let run = bench.runs[0].0;
     bench.step(Event::NotStarted { run, kind: NotStartedKind::Permanent, why: "no such file".into() });
@@ -209,7 +209,7 @@ fn what_cannot_be_started_for_now_is_tried_again() {
 }
 
 #[test]
-fn what_cannot_be_started_after_it_was_deposed_pauses_as_well() {
+fn a_failed_start_after_the_term_backs_off_as_well() {
     let mut bench = Bench::running(|_| {});
     bench.deposed();
     bench.answer();
@@ -236,7 +236,7 @@ fn what_was_killed_while_we_slept_is_run_again() {
 
 /// The lease was renewed just after that.
 #[test]
-fn what_its_slot_killed_is_run_again_even_if_the_lease_holds_again() {
+fn a_run_killed_by_its_slot_runs_again_even_with_a_new_lease() {
     let mut bench = Bench::running(|params| params.once = true);
     bench.killed();
     bench.answer();
@@ -257,7 +257,7 @@ fn a_command_that_was_killed_with_its_slot_is_run_again() {
 
 /// The time for another try had come while the command lived, and nobody thought of it afterwards.
 #[test]
-fn who_may_not_look_at_its_contender_stands_again_when_the_command_is_dead() {
+fn an_elector_that_may_not_read_contends_after_its_command_died() {
     let mut bench = Bench::running(|_| {});
     let path = format!("/z/elections/e/{}", bench.own());
     bench.step(Event::Changed { path, kind: ChangeKind::Data });

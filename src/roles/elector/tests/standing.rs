@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn without_a_command_each_change_is_told_once() {
+fn without_a_command_each_change_is_reported_once() {
     let mut bench = Bench::new(|params| params.command = None);
     bench.others = vec![OTHER];
     bench.connect();
@@ -108,7 +108,7 @@ fn the_lease_of_an_old_session_starts_nothing() {
 
 /// Another server may grant a shorter timeout.
 #[test]
-fn the_lease_of_an_old_session_does_not_outlast_a_shorter_new_one() {
+fn an_old_lease_does_not_outlast_a_shorter_new_session() {
     let mut bench = Bench::running(|_| {});
     bench.pass(1_000);
     bench.lose();
@@ -122,7 +122,7 @@ fn the_lease_of_an_old_session_does_not_outlast_a_shorter_new_one() {
 
 /// Nor does the write of the run before, in the same session.
 #[test]
-fn each_run_waits_for_a_write_that_was_sent_after_it_began_to_lead() {
+fn each_run_waits_for_a_write_sent_after_its_term_began() {
     let mut bench = Bench::running(|_| {});
     bench.pass(1_500);
     bench.ended(Ended::Exit(0));
@@ -148,7 +148,7 @@ fn a_leader_without_a_lease_makes_way() {
 }
 
 #[test]
-fn losing_the_lead_or_the_connection_while_the_lease_is_sought_starts_nothing() {
+fn nothing_starts_if_the_lead_is_lost_before_the_lease() {
     for lose in [Bench::lose as fn(&mut Bench), Bench::deposed] {
         let mut bench = Bench::new(|_| {});
         bench.connect();

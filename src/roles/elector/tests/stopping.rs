@@ -35,7 +35,7 @@ fn a_stop_without_a_run_ends_at_once() {
 }
 
 #[test]
-fn a_stop_gives_the_command_its_grace_while_the_lease_is_renewed() {
+fn a_stop_gives_the_command_its_grace_under_a_renewed_lease() {
     let mut bench = Bench::running(|params| params.grace = Duration::from_secs(60));
     bench.step(Event::Stop { again: false });
     bench.pass(59_999);
@@ -76,7 +76,7 @@ fn a_second_stop_kills_once() {
 }
 
 #[test]
-fn a_stop_while_leadership_is_lost_ends_instead_of_standing_again() {
+fn a_stop_after_a_lost_lead_ends_instead_of_contending() {
     let mut bench = Bench::running(|_| {});
     bench.deposed();
     bench.lose();

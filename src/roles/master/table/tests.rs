@@ -8,7 +8,7 @@ fn stat(mzxid: i64) -> Stat {
 }
 
 #[test]
-fn the_newest_look_wins_whatever_the_order() {
+fn the_newest_read_wins_whatever_the_order() {
     let mut table = Table::default();
     let task = TaskId::new("j", "t");
     let now = Instant::default();
@@ -46,7 +46,7 @@ fn commands_are_counted_whatever_the_chunking() {
 }
 
 #[test]
-fn garbage_is_counted_and_told_once() {
+fn garbage_is_counted_and_reported_once() {
     let mut table = Table::default();
     let task = TaskId::new("_00", "t");
     assert!(matches!(table.see(&task, b"garbage", &stat(1)), Update::Malformed(_)));
@@ -55,7 +55,7 @@ fn garbage_is_counted_and_told_once() {
 }
 
 #[test]
-fn the_bytes_are_those_that_stand_after_every_change() {
+fn the_bytes_are_correct_after_every_change() {
     let mut table = Table::default();
     let (a, b) = (TaskId::new("_00", "a"), TaskId::new("_00", "b"));
     let (short, long) = (br#"{"command":"x"}"#, br#"{"command":"x","outcome":{"state":"done","attempt":1}}"#);
@@ -86,7 +86,7 @@ fn a_jobs_defaults_count_where_the_task_says_nothing() {
 }
 
 #[test]
-fn a_task_whose_labels_are_one_set_too_many_waits_until_one_is_required_no_more() {
+fn a_task_beyond_the_limit_of_label_sets_waits_for_a_free_one() {
     let mut table = Table::default();
     let task = |n: usize| TaskId::new("_00", &format!("t{n}"));
     let data = |n: usize| format!(r#"{{"command":"x","require":{{"k":"{n}"}}}}"#).into_bytes();

@@ -45,7 +45,7 @@ fn short_runs_let_more_wait_at_their_worker_and_long_ones_none() {
 }
 
 #[test]
-fn whoever_has_a_free_slot_comes_before_whoever_would_let_it_wait() {
+fn a_worker_with_a_free_slot_comes_before_a_busy_one() {
     let (mut world, mut master) = leader(1, |_| {});
     end_all(&mut world, "w~1", 1);
     worker(&mut world, "w~2", 2);
@@ -78,7 +78,7 @@ fn says(world: &mut World, incarnation: &str, change: impl FnOnce(&mut Registrat
 }
 
 #[test]
-fn who_cannot_start_tasks_gets_as_many_as_it_says_and_a_task_that_it_could_not_start_goes_elsewhere() {
+fn a_task_that_a_worker_cannot_start_goes_to_another() {
     let mut world = World::new();
     worker(&mut world, "w~1", 4);
     worker(&mut world, "w~2", 1);
@@ -113,7 +113,7 @@ fn recalled(world: &World, incarnation: &str) -> Vec<String> {
 }
 
 #[test]
-fn no_more_is_recalled_than_there_are_free_slots_however_many_are_stuck() {
+fn no_more_is_recalled_than_there_are_free_slots() {
     let mut world = World::new();
     for incarnation in ["w~1", "w~2"] {
         worker(&mut world, incarnation, 1);
@@ -161,7 +161,7 @@ fn what_waits_behind_a_long_run_is_recalled_for_a_free_slot() {
 }
 
 #[test]
-fn what_waits_goes_to_a_slot_that_stays_free_and_no_more_than_fits_there() {
+fn waiting_tasks_are_recalled_for_slots_that_stay_free() {
     let (mut world, mut master) = leader(60, |_| {});
     end_all(&mut world, "w~1", 5);
     master.go(&mut world);

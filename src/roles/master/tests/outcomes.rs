@@ -22,7 +22,7 @@ fn turns(master: &mut Desk<Master>, world: &mut World, turns: u32) {
 }
 
 #[test]
-fn what_ended_badly_stays_until_its_time_and_the_oldest_go_first_beyond_the_limit() {
+fn failed_outcomes_stay_for_the_ttl_or_up_to_the_limit() {
     let mut world = World::new();
     let mut master = master("m");
     master.role.params.max_failed = 2;
@@ -89,7 +89,7 @@ fn lines_that_ended_badly_count_one_by_one() {
 }
 
 #[test]
-fn what_somebody_wants_deleted_goes_when_no_create_can_come_any_more() {
+fn a_wanted_delete_waits_until_no_create_can_arrive() {
     let mut world = World::new();
     let mut master = master("m");
     master.connect(&mut world);

@@ -6,7 +6,7 @@ use crate::contract::status::Status;
 
 /// A quota, an ACL, or a server that throttles: whatever it is, it is one worker's.
 #[test]
-fn a_page_that_may_not_be_written_stops_no_other_worker() {
+fn an_unwritable_assignment_stops_no_other_worker() {
     let mut world = World::new();
     worker(&mut world, "w~1", 4);
     worker(&mut world, "w~2", 1);
@@ -43,7 +43,7 @@ fn a_page_that_may_not_be_written_stops_no_other_worker() {
 
 /// The last leader's late write might still come to it, for a while.
 #[test]
-fn a_page_that_cannot_be_claimed_at_the_takeover_holds_up_all_only_while_its_last_leader_may_write() {
+fn an_unclaimed_assignment_delays_while_its_leader_may_write() {
     let mut world = World::new();
     worker(&mut world, "w~1", 1);
     worker(&mut world, "w~2", 1);
@@ -59,7 +59,7 @@ fn a_page_that_cannot_be_claimed_at_the_takeover_holds_up_all_only_while_its_las
 
 /// It ran there, and its outcome would have been written while it did.
 #[test]
-fn what_may_run_where_nobody_can_read_is_not_cancelled_before_that_is_known() {
+fn no_cancel_while_an_unread_assignment_may_run_the_task() {
     let mut world = World::new();
     worker(&mut world, "w~1", 1);
     task(&mut world, "_00/a", |task| task.cancel = true);
@@ -77,7 +77,7 @@ fn what_may_run_where_nobody_can_read_is_not_cancelled_before_that_is_known() {
 
 /// It used to be set aside for the whole term, whatever it was.
 #[test]
-fn a_change_of_a_task_that_a_quota_refuses_is_made_when_it_is_raised() {
+fn a_change_that_a_quota_refused_is_made_when_it_is_raised() {
     let mut world = World::new();
     task(&mut world, "_00/a", |task| task.cancel = true);
     world.writes_refused.insert("/z/tasks/_00/a".into(), Refusal::Other(-6));
@@ -97,7 +97,7 @@ fn a_change_of_a_task_that_a_quota_refuses_is_made_when_it_is_raised() {
 
 /// Its owner made it so, and the others of a dead worker wait for the end of this.
 #[test]
-fn a_task_that_may_never_be_changed_is_set_aside_after_some_tries() {
+fn a_task_that_may_never_be_changed_is_quarantined() {
     let mut world = World::new();
     task(&mut world, "_00/a", |task| task.cancel = true);
     world.writes_refused.insert("/z/tasks/_00/a".into(), Refusal::NoAuth);
@@ -114,7 +114,7 @@ fn a_task_that_may_never_be_changed_is_set_aside_after_some_tries() {
 
 /// A server hangs up on a longer request; what was on the page in memory only would go there again and again.
 #[test]
-fn a_page_that_the_servers_find_too_long_is_given_in_parts() {
+fn a_too_long_assignment_is_written_in_parts() {
     let mut world = World::new();
     worker(&mut world, "w~1", 64);
     for n in 0..64 {
@@ -168,7 +168,7 @@ fn a_summary_that_the_servers_find_too_long_lists_fewer_workers() {
 
 /// Nothing tells that an ACL was repaired: what was forbidden once was not looked at until it changed.
 #[test]
-fn what_an_acl_forbade_to_read_is_looked_at_again() {
+fn a_task_that_an_acl_hid_is_read_again() {
     let mut world = World::new();
     worker(&mut world, "w~1", 4);
     task(&mut world, "_00/a", |_| {});

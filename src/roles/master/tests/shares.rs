@@ -45,7 +45,7 @@ fn settle(world: &mut World, master: &mut Desk<Master>) {
 }
 
 #[test]
-fn what_was_not_started_is_cut_off_for_a_free_slot_and_never_before_the_window_is_known() {
+fn a_free_slot_gets_a_cut_once_the_window_is_known() {
     let (mut world, mut master) = leader(10);
     worker(&mut world, "w~2", 2);
     settle(&mut world, &mut master);
@@ -74,7 +74,7 @@ fn all_that_a_worker_has_not_started_is_cut_off_when_it_drains() {
 }
 
 #[test]
-fn an_entry_goes_when_its_number_is_gone_and_others_of_the_chunk_stay() {
+fn an_entry_goes_with_its_share_and_others_of_the_chunk_stay() {
     let (mut world, mut master) = leader(6);
     flush(&mut world, 1, &[], 2);
     worker(&mut world, "w~2", 2);
@@ -87,7 +87,7 @@ fn an_entry_goes_when_its_number_is_gone_and_others_of_the_chunk_stay() {
 }
 
 #[test]
-fn a_line_that_is_to_be_cancelled_is_told_to_its_holder_and_ended_where_there_is_none() {
+fn a_cancelled_line_goes_to_its_holder_or_ends_at_once() {
     let (mut world, mut master) = leader(4);
     flush(&mut world, 1, &[], 2);
     change(&mut world, |task| assert!(task.cut(1, 2) && task.cancel_line(0) && task.cancel_line(3)));
@@ -127,7 +127,7 @@ fn leader_of_a_suspect() -> (World, Desk<Master>) {
 }
 
 #[test]
-fn what_one_more_death_would_end_runs_alone_and_a_worker_is_kept_free_for_it() {
+fn a_line_at_its_last_attempt_runs_alone_on_a_reserved_worker() {
     let (mut world, mut master) = leader_of_a_suspect();
     task(&mut world, "_00/t", |_| {});
     master.go(&mut world);
@@ -155,7 +155,7 @@ fn a_worker_is_not_kept_free_for_what_is_gone() {
 /// A move of the last term came late, when another worker had been given the share, and took it from that one while it
 /// ran: the simulator found it.
 #[test]
-fn nothing_is_given_out_while_a_move_of_the_last_term_may_still_come() {
+fn nothing_is_assigned_while_a_move_of_the_last_term_may_arrive() {
     let (mut world, mut master) = leader(3);
     world.expire(world.znodes["/z/workers/w~1~0"].stat.ephemeral_owner);
     master.hold = |call| matches!(call, Call::Set { path, .. } if path.starts_with("/z/tasks/"));

@@ -35,7 +35,7 @@ fn what_is_deleted_under_a_leader_is_made_again() {
 
 /// Its worker runs on until it hears of that, so nobody else gets what stood there before its registration is gone.
 #[test]
-fn what_stood_on_a_page_that_was_deleted_waits_for_its_worker() {
+fn entries_of_a_deleted_assignment_wait_for_their_worker() {
     let mut world = World::new();
     let session = worker(&mut world, "w~1", 1);
     let mut master = master("m");
@@ -84,7 +84,7 @@ fn what_is_refused_to_a_master_is_waited_for() {
 /// The simulator found it (seed 701008): between the last answers of a connection and its end nothing is known of
 /// what stands, and empty jobs were to be looked for.
 #[test]
-fn who_cannot_know_which_jobs_are_empty_wants_no_wake_to_look_for_them() {
+fn no_wake_up_for_empty_jobs_before_they_can_be_known() {
     let mut world = World::new();
     let mut master = master("m");
     master.connect(&mut world);

@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_keep_their_places_in_a_chunk_and_blank_chunks_do_not_occur() {
+    fn lines_keep_their_positions_and_no_chunk_is_blank() {
         let mut maker = Maker::new(4);
         let line = |number: u64| BatchLine { number, text: format!("echo {number}") };
         assert_eq!(maker.on_lines([1, 3, 12, 16].map(line).into()), [0, 3, 4]);

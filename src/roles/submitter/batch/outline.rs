@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn each_slot_gets_several_chunks_and_none_has_more_than_a_hundred_lines() {
+    fn each_slot_gets_several_chunks_of_at_most_a_hundred_lines() {
         let of = |lines, slots| outline(lines).choose(slots);
         assert_eq!((of(0, 1), of(31, 1), of(32, 1), of(160, 1)), (1, 1, 2, 10));
         assert_eq!((of(1_000_000, 6), of(2_000, 6), of(100, 6)), (100, 20, 1));

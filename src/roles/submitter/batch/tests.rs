@@ -70,7 +70,7 @@ fn tasks(desk: &Desk<Batch>) -> Vec<String> {
 
 /// What users have in commands and variables is nobody's to read in a log, and a batch has megabytes of it.
 #[test]
-fn a_broken_invariant_is_told_in_few_words_and_without_what_users_wrote() {
+fn a_broken_invariant_is_reported_without_the_data_of_users() {
     let env = Some([("PASSWORD".to_string(), "hunter2".to_string())].into());
     let mut desk = waiting(BatchParams { options: Options { env, ..Options::default() }, ..params(50) });
     desk.role.results.submitted(1);
@@ -280,7 +280,7 @@ fn interrupted_it_says_how_to_come_back_or_cancels() {
 }
 
 #[test]
-fn once_all_was_shown_neither_an_outage_nor_an_interrupt_costs_the_result() {
+fn once_all_was_shown_no_outage_or_interrupt_costs_the_result() {
     let ended = || {
         let mut desk = waiting(params(5));
         for path in tasks(&desk) {
@@ -304,7 +304,7 @@ fn once_all_was_shown_neither_an_outage_nor_an_interrupt_costs_the_result() {
 }
 
 #[test]
-fn g12_tasks_that_vanish_or_become_unreadable_are_counted_and_told_up_to_a_limit() {
+fn g12_vanished_or_unreadable_tasks_are_named_up_to_a_limit() {
     let mut desk = waiting(params(100));
     for (at, path) in tasks(&desk).into_iter().enumerate() {
         if at % 2 == 0 { desk.remove(&path) } else { desk.put(&path, b"garbage") }
@@ -397,7 +397,7 @@ fn a_batch_survives_whatever_happens_to_its_connections() {
 
 /// What was made by the one request that was in doubt is collected; what such a request may make anew is told.
 #[test]
-fn what_is_left_for_the_leader_is_told() {
+fn tasks_left_for_the_leader_are_reported() {
     for (fate, deletes) in [(Fate::AppliedUnanswered, 2), (Fate::DroppedUnanswered, 1)] {
         let mut desk = desk(params(2));
         desk.connect();
@@ -418,7 +418,7 @@ fn what_is_left_for_the_leader_is_told() {
 }
 
 #[test]
-fn an_outcome_that_is_told_before_its_tasks_creation_is_acknowledged_is_not_missed() {
+fn an_outcome_before_the_reply_to_the_create_is_not_missed() {
     let mut desk = desk(params(1));
     desk.connect();
     desk.settle_until(is_create);

@@ -79,7 +79,7 @@ fn what_ended_badly_stays() {
 
 /// Who pipes its output on must not take a part for the whole.
 #[test]
-fn a_success_whose_output_was_cut_is_none_unless_that_is_allowed() {
+fn a_success_with_cut_output_fails_unless_that_is_allowed() {
     let cut = Output::new(&Captured { head: b"a".to_vec(), omitted: 7, tail: b"z".to_vec() });
     let printed = |stdout: &Output, stderr: &Output| [(stdout.clone(), stderr.clone())];
     let none = Output::default();
@@ -109,7 +109,7 @@ fn missing_directories_are_made() {
 }
 
 #[test]
-fn g01_an_id_is_reported_only_when_its_task_stands() {
+fn g01_an_id_is_reported_only_when_its_task_exists() {
     for fate in [Fate::AppliedUnanswered, Fate::DroppedUnanswered, Fate::NotSent] {
         let mut desk = desk(SingleParams { detach: true, ..params() });
         desk.connect();
@@ -124,7 +124,7 @@ fn g01_an_id_is_reported_only_when_its_task_stands() {
 }
 
 #[test]
-fn a_task_is_left_to_the_leader_if_a_request_may_yet_make_it_anew() {
+fn a_task_is_left_to_the_leader_if_a_create_may_still_arrive() {
     let (applied, dropped) = (Fate::AppliedUnanswered, Fate::DroppedUnanswered);
     // `NodeExists` tells that one request that was in doubt was carried out. Of two the other may come yet.
     for (fates, deletes) in
@@ -168,7 +168,7 @@ fn an_outcome_that_came_while_we_were_away_is_seen() {
 }
 
 #[test]
-fn a_change_that_is_told_before_the_read_it_follows_is_not_missed() {
+fn a_change_reported_before_the_reply_to_a_read_is_not_missed() {
     let mut desk = waiting(params());
     let unchanged = desk.znodes[TASK].0.clone();
     desk.put(TASK, &unchanged);
@@ -235,7 +235,7 @@ fn what_somebody_else_changed_is_not_deleted() {
 }
 
 #[test]
-fn a_task_that_vanishes_is_told() {
+fn a_task_that_vanishes_is_reported() {
     let mut desk = waiting(params());
     desk.remove(TASK);
     desk.settle();
@@ -244,7 +244,7 @@ fn a_task_that_vanishes_is_told() {
 }
 
 #[test]
-fn a_task_that_becomes_unreadable_is_told() {
+fn a_task_that_becomes_unreadable_is_reported() {
     let mut desk = waiting(params());
     desk.put(TASK, b"garbage");
     desk.settle();
@@ -269,7 +269,7 @@ fn a_key_finds_its_own_task_and_never_deletes_it() {
 }
 
 #[test]
-fn a_key_that_stands_for_something_else_is_refused() {
+fn a_key_that_is_taken_by_another_task_is_refused() {
     let mut desk = desk(keyed());
     let task = Task::new(Payload::Shell("other".into()), Options::default());
     desk.put("/z/tasks/J/K", &task.encode());
@@ -335,7 +335,7 @@ fn full_in(what: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_task_that_the_service_has_no_room_for_is_refused_and_nothing_is_made() {
+fn a_task_beyond_the_limits_is_refused_before_it_is_created() {
     for (what, flag) in [("tasks", "--max-pending of"), ("bytes", "--max-pending-bytes of")] {
         for params in [params(), keyed(), SingleParams { detach: true, ..params() }] {
             let mut desk = desk(params);
@@ -349,7 +349,7 @@ fn a_task_that_the_service_has_no_room_for_is_refused_and_nothing_is_made() {
 }
 
 #[test]
-fn the_last_that_there_is_room_for_is_admitted_as_is_whatever_nobody_limits() {
+fn the_last_task_that_fits_is_admitted_and_no_limit_admits_all() {
     let bytes = Task::new(params().payload, Options::default()).encode().len() as u64;
     let old = br#"{"v":1,"leader":{"id":"m","host":"h","pid":1,"epoch":1},"workers":0,"slots":0,
         "tasks":{"pending":9,"assigned":0,"done":0,"failed":0,"cancelled":0,"expired":0,"malformed":0}}"#;
@@ -392,7 +392,7 @@ fn what_was_known_first_waits_for_the_other() {
 }
 
 #[test]
-fn a_keyed_task_that_stands_is_told_of_however_full_the_service_is() {
+fn an_existing_key_is_reported_however_full_the_service_is() {
     for (command, code) in [("echo hi", exit::OK), ("echo another", exit::DATA)] {
         let mut desk = desk(SingleParams { detach: true, ..keyed() });
         let mut task = Task::new(Payload::Shell(command.into()), Options::default());
@@ -455,7 +455,7 @@ fn what_is_not_permitted_or_too_much_says_so() {
 }
 
 #[test]
-fn an_orphan_to_be_has_its_mark_in_every_session_before_anything_else() {
+fn the_mark_of_a_possible_orphan_is_created_first() {
     let mut desk = waiting(SingleParams { orphan_cancel: true, ..params() });
     assert!(desk.made[0].path().starts_with("/z/submitters/U~1"), "{:?}", desk.made[0]);
     assert!(desk.znodes.contains_key("/z/submitters/U~1"));
@@ -498,7 +498,7 @@ fn interrupted_it_says_how_to_come_back() {
 }
 
 #[test]
-fn interrupted_it_cancels_if_told_to() {
+fn an_interrupt_cancels_if_so_requested() {
     let cancelling = SingleParams { cancel_on_interrupt: true, ..params() };
     let mut desk = waiting(cancelling.clone());
     desk.event(Event::Stop { again: false });
@@ -572,7 +572,7 @@ fn a_task_that_never_stops_changing_is_not_chased_for_ever() {
 }
 
 #[test]
-fn a_creation_in_doubt_is_cleared_up_even_if_the_job_is_full_by_now() {
+fn a_doubtful_create_is_resolved_even_if_the_job_is_full() {
     let mut desk = desk(SingleParams { detach: true, ..params() });
     desk.connect();
     desk.settle_until(is_create);

@@ -65,7 +65,7 @@ fn what_is_over_already_is_not_run_again() {
 }
 
 #[test]
-fn what_failed_of_a_chunk_that_is_cancelled_before_its_retry_is_still_told() {
+fn failed_lines_keep_results_when_their_chunk_is_cancelled() {
     let (mut world, mut desk) = with_chunk(1, &["a", "b"], |task| task.options.max_attempts = Some(3));
     world.change("/z/tasks/j/c", |task| task.cancel = true);
     end(&world, &mut desk, Ended::Exit(4));
@@ -92,7 +92,7 @@ fn version(world: &World) -> i32 {
 }
 
 #[test]
-fn results_are_written_as_they_come_and_the_outcome_is_set_on_them() {
+fn results_are_written_as_they_come_and_the_outcome_follows() {
     let (mut world, mut desk) = with_chunk(1, &["a", "b"], |_| {});
     end(&world, &mut desk, Ended::Exit(0));
     desk.go(&mut world);
@@ -144,7 +144,7 @@ fn large_results_are_written_less_often() {
 }
 
 #[test]
-fn results_that_are_refused_or_lost_with_a_connection_are_written_again_after_a_pause() {
+fn refused_or_lost_results_are_written_again_with_backoff() {
     let (mut world, mut desk) = with_chunk(1, &["a", "b", "c"], |_| {});
     end(&world, &mut desk, Ended::Exit(0));
     world.writes_refused.insert("/z/tasks/j/c".into(), Refusal::Other(-125));
@@ -209,7 +209,7 @@ fn a_drained_worker_hands_back_the_rest_alone() {
 }
 
 #[test]
-fn a_chunk_that_waits_for_a_slot_is_handed_back_when_its_incarnation_dies() {
+fn a_waiting_chunk_is_handed_back_when_its_incarnation_ends() {
     let (mut world, mut desk) = with_chunk(1, &["a", "b"], |_| {});
     world.remove(&registration(&desk, 0));
     desk.go(&mut world);
@@ -281,7 +281,7 @@ fn a_late_command_fails_alone() {
 }
 
 #[test]
-fn entries_are_started_in_the_order_of_the_page() {
+fn entries_are_started_in_the_order_of_the_assignment() {
     let mut world = World::new();
     let mut desk = worker(|params| params.slots = 2);
     desk.connect(&mut world);
@@ -361,7 +361,7 @@ fn a_handler_is_asked_for_each_command() {
 }
 
 #[test]
-fn a_line_that_ends_after_the_sigterm_of_a_drain_has_no_result_and_one_that_ended_before_has() {
+fn only_lines_that_ended_before_a_drains_sigterm_have_results() {
     let (mut world, mut desk) = with_chunk(2, &["a", "b", "c"], |_| {});
     desk.event(&world, Event::Stop { again: false });
     world.pass(Duration::from_secs(3));

@@ -29,7 +29,7 @@ fn still_works(world: &mut World, desk: &mut Desk<Worker>, what: &str) {
 
 /// The worker was idle: its registration and its assignment are in the copy, with an earlier version.
 #[test]
-fn a_worker_whose_assignment_went_back_takes_a_new_incarnation_and_works() {
+fn a_worker_whose_assignment_went_back_starts_a_new_incarnation() {
     for new_epoch in [false, true] {
         let mut world = World::new();
         let mut desk = worker(|_| {});
@@ -49,7 +49,7 @@ fn a_worker_whose_assignment_went_back_takes_a_new_incarnation_and_works() {
 
 /// Everything is gone.
 #[test]
-fn a_worker_whose_ensemble_was_wiped_takes_a_new_incarnation_and_works() {
+fn a_worker_whose_ensemble_was_wiped_starts_a_new_incarnation() {
     let mut world = World::new();
     let mut desk = worker(|_| {});
     desk.connect(&mut world);
@@ -63,7 +63,7 @@ fn a_worker_whose_ensemble_was_wiped_takes_a_new_incarnation_and_works() {
 /// A leader that was faster has written the assignment beyond the version that was seen last. It says that a task of
 /// which the worker remembers the end is to be run: the end was lost.
 #[test]
-fn what_ended_before_the_ensemble_went_back_runs_again_if_it_is_pending_there() {
+fn a_task_that_is_pending_again_after_a_restore_runs_again() {
     let mut world = World::new();
     let mut desk = worker(|_| {});
     desk.connect(&mut world);
@@ -94,7 +94,7 @@ fn what_ended_is_not_run_again_by_a_worker_that_is_only_back() {
 
 /// What it said of revoked entries is not said of those of a restored assignment, whose versions are others.
 #[test]
-fn nothing_is_vouched_for_on_a_new_connection_before_the_assignment_was_read() {
+fn nothing_is_confirmed_before_the_assignment_was_read_again() {
     let mut world = World::new();
     let mut desk = worker(|_| {});
     desk.connect(&mut world);

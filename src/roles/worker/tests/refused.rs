@@ -26,7 +26,7 @@ fn what_the_servers_do_not_take_is_shortened_until_they_do() {
 }
 
 #[test]
-fn what_not_even_the_shortest_fits_of_is_set_aside() {
+fn a_task_whose_shortest_outcome_does_not_fit_is_quarantined() {
     let (mut world, mut desk) = printed(1_000);
     world.limit = Some(60);
     desk.go(&mut world);
@@ -66,7 +66,7 @@ fn what_a_quota_refuses_is_kept_and_written_when_it_was_raised() {
 }
 
 #[test]
-fn who_is_to_end_waits_for_a_quota_no_longer_than_it_may() {
+fn a_stopping_worker_waits_for_a_quota_within_its_limit() {
     let (mut world, mut desk) = printed(100);
     world.refused.insert("/z/tasks/_00/a".into(), QUOTA);
     desk.go(&mut world);
@@ -82,7 +82,7 @@ fn who_is_to_end_waits_for_a_quota_no_longer_than_it_may() {
 
 /// Some were tried, and passed; the others had no time set, and waited for the next connection.
 #[test]
-fn however_many_outcomes_were_refused_all_are_written_when_the_quota_was_raised() {
+fn all_refused_outcomes_are_written_when_the_quota_is_raised() {
     const TASKS: usize = 100;
     let mut world = World::new();
     let mut desk = worker(|params| params.slots = 200);
@@ -151,7 +151,7 @@ fn a_read_that_is_due_again_ends_no_incarnation_whose_runs_live() {
 
 /// Each try has an incarnation of its own, and each was told of.
 #[test]
-fn a_name_that_may_not_be_registered_is_told_of_once() {
+fn a_forbidden_registration_is_logged_once() {
     let mut world = World::new();
     let mut desk = worker(|_| {});
     world.below_refused = Some(("/z/workers/".into(), QUOTA));
@@ -171,7 +171,7 @@ fn a_name_that_may_not_be_registered_is_told_of_once() {
 
 /// Neither ends it: the servers' limit can be raised.
 #[test]
-fn a_registration_that_the_servers_find_too_long_is_told_with_its_length_and_made_when_it_fits() {
+fn a_too_long_registration_is_reported_and_made_when_it_fits() {
     let mut world = World::new();
     let mut desk = worker(|params| params.labels = [("zone".to_string(), "x".repeat(2_000))].into());
     world.limit = Some(1_000);
@@ -193,7 +193,7 @@ fn a_registration_that_the_servers_find_too_long_is_told_with_its_length_and_mad
 
 /// What it has set aside is named as far as there is room; all else that it has to say is said.
 #[test]
-fn a_registration_names_no_more_tasks_than_the_servers_have_room_for() {
+fn a_registration_names_only_as_many_tasks_as_fit() {
     let mut world = World::new();
     let mut desk = worker(|params| params.slots = 2);
     desk.connect(&mut world);
@@ -219,7 +219,7 @@ fn a_registration_names_no_more_tasks_than_the_servers_have_room_for() {
 
 /// The next life began all the same, and removed the registration of the last: what had not started was charged.
 #[test]
-fn an_assignment_that_may_not_be_deleted_now_keeps_its_incarnation() {
+fn an_assignment_that_cannot_be_deleted_keeps_its_incarnation() {
     let (mut world, mut desk) = with_task(|_| {}, "_00/a");
     let page = desk.role.assignment();
     world.writes_refused.insert(page.clone(), QUOTA);
@@ -243,7 +243,7 @@ fn an_assignment_that_may_not_be_deleted_now_keeps_its_incarnation() {
 
 /// It ran with no timeout, no environment, and on whatever the job's defaults say else.
 #[test]
-fn a_task_whose_job_may_not_be_read_does_not_run_without_its_defaults() {
+fn a_task_does_not_run_while_its_defaults_cannot_be_read() {
     let mut world = World::new();
     let mut desk = worker(|params| params.slots = 4);
     desk.connect(&mut world);

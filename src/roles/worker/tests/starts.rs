@@ -31,7 +31,7 @@ fn said(world: &World, desk: &Desk<Worker>) -> (Option<u32>, Option<String>) {
 }
 
 #[test]
-fn who_cannot_start_a_task_says_so_once_and_hands_all_that_waits_to_others_uncharged() {
+fn a_worker_that_cannot_start_hands_back_its_tasks_uncharged() {
     let (mut world, mut desk) = short();
     for _ in 0..2 {
         fail(&mut world, &mut desk, NotStartedKind::Shortage);
@@ -71,7 +71,7 @@ fn after_a_pause_one_task_is_tried_and_if_that_works_more_are() {
 }
 
 #[test]
-fn what_is_wrong_with_a_program_is_its_tasks_failure_and_what_passes_holds_nobody_up() {
+fn a_bad_program_fails_its_task_and_delays_no_other() {
     let (mut world, mut desk) = short();
     fail(&mut world, &mut desk, NotStartedKind::Permanent);
     fail(&mut world, &mut desk, NotStartedKind::Transient);

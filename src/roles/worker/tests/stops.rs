@@ -36,7 +36,7 @@ fn drain(world: &mut World, desk: &mut Desk<Worker>) {
 }
 
 #[test]
-fn what_ends_after_the_sigterm_of_a_drain_runs_again_uncharged_whatever_it_exits_with() {
+fn a_run_that_ends_after_a_drains_sigterm_runs_again_uncharged() {
     for code in [0, 3, 143] {
         for max_attempts in [None, Some(1), Some(3)] {
             let task = drained(code, true, max_attempts);
@@ -47,7 +47,7 @@ fn what_ends_after_the_sigterm_of_a_drain_runs_again_uncharged_whatever_it_exits
 }
 
 #[test]
-fn what_ends_by_itself_before_the_sigterm_of_a_drain_counts_as_it_ended() {
+fn a_run_that_ends_before_a_drains_sigterm_counts_as_it_ended() {
     let task = drained(0, false, None);
     assert_eq!(task.outcome.map(|outcome| outcome.state), Some(OutcomeState::Done));
     let outcome = drained(3, false, None).outcome.expect("an outcome");
@@ -62,7 +62,7 @@ fn what_ends_by_itself_before_the_sigterm_of_a_drain_counts_as_it_ended() {
 
 /// Its worker had told it to end, and then lost its session as well.
 #[test]
-fn what_ends_after_a_sigterm_of_a_worker_that_then_loses_its_session_runs_again() {
+fn a_run_ended_by_sigterm_before_a_session_loss_runs_again() {
     for timeout_ms in [None, Some(1_000)] {
         let (mut world, mut desk) = started(|task| task.options.timeout_ms = timeout_ms);
         match timeout_ms {
@@ -83,7 +83,7 @@ fn what_ends_after_a_sigterm_of_a_worker_that_then_loses_its_session_runs_again(
 
 /// A cancel and a timeout have an end of their own to tell, whatever the task makes of SIGTERM.
 #[test]
-fn what_is_cancelled_or_ran_too_long_ends_as_that_whatever_it_exits_with() {
+fn a_cancelled_or_timed_out_run_ends_so_whatever_its_code() {
     for code in [0, 3, 143] {
         let (mut world, mut desk) = started(|_| {});
         world.change("/z/tasks/_00/a", |task| task.cancel = true);

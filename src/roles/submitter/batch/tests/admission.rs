@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn g08_a_batch_that_finds_no_room_is_refused_before_anything_is_made() {
+fn g08_a_batch_without_room_is_refused_before_it_creates() {
     let fill = |desk: &mut Desk<Batch>| {
         for n in 0..MAX_CHILDREN_FOR_TEST {
             desk.put(&format!("/z/tasks/{n:05}"), b"");
@@ -27,7 +27,7 @@ fn g08_a_batch_that_finds_no_room_is_refused_before_anything_is_made() {
 const MAX_CHILDREN_FOR_TEST: i32 = crate::contract::MAX_CHILDREN;
 
 #[test]
-fn a_batch_that_the_service_has_no_room_for_is_refused_as_a_whole() {
+fn a_batch_beyond_the_limits_is_refused_as_a_whole() {
     for params in [params(10), keyed(10)] {
         let per_task = desk(params.clone()).role.plan.demand(None).bytes / 10;
         let in_bytes = |left: u64| status(0, 50, 99, 50 + left);
@@ -90,7 +90,7 @@ pub fn overtaken(params: BatchParams) -> Desk<Batch> {
 }
 
 #[test]
-fn g08_a_batch_under_way_waits_while_the_service_is_full_and_says_so_once() {
+fn g08_a_batch_under_way_waits_while_full_and_says_so_once() {
     let mut desk = overtaken(params(2_000));
     pass(&mut desk, 5_000);
     let made = tasks(&desk).len();
@@ -117,7 +117,7 @@ fn g08_a_batch_under_way_waits_while_the_service_is_full_and_says_so_once() {
 }
 
 #[test]
-fn a_look_that_was_lost_with_its_session_is_made_again() {
+fn a_read_that_was_lost_with_its_session_is_repeated() {
     let mut desk = overtaken(params(2_000));
     pass(&mut desk, 1_500);
     desk.now = desk.role.next_wake().expect("it looks again");
@@ -132,7 +132,7 @@ fn a_look_that_was_lost_with_its_session_is_made_again() {
 }
 
 #[test]
-fn a_batch_waits_for_all_looks_in_whatever_order() {
+fn a_batch_waits_for_all_checks_in_any_order() {
     for turn in 0..3 {
         let mut desk = desk(keyed(10));
         desk.put(STATUS, &status(4, 0, 13, 1 << 20));
@@ -145,7 +145,7 @@ fn a_batch_waits_for_all_looks_in_whatever_order() {
 }
 
 #[test]
-fn a_batch_that_is_nearly_done_looks_no_more() {
+fn a_batch_that_is_nearly_done_checks_no_more() {
     let mut desk = overtaken(params(1_200));
     pass(&mut desk, 5_000);
     assert_eq!((tasks(&desk).len(), desk.count(|call| call.path() == STATUS)), (1_200, 1));

@@ -117,7 +117,7 @@ fn what_failed_and_is_tried_again_is_shown_at_the_end() {
 }
 
 #[test]
-fn a_chunk_that_goes_before_its_end_was_seen_counts_for_what_was_not_shown() {
+fn a_chunk_deleted_before_its_end_counts_what_was_not_shown() {
     let mut desk = waiting(chunked(3, 3));
     let path = "/z/tasks/B~0000/0000000";
     save(&mut desk, path, &[0], &[]);
@@ -179,7 +179,7 @@ fn a_chunk_without_results_ends_all_its_lines() {
 }
 
 #[test]
-fn g12_a_chunk_that_someone_changed_is_counted_and_told() {
+fn g12_a_chunk_that_someone_changed_is_counted_and_reported() {
     for change in [
         |task: &mut Task| task.commands.as_mut().expect("a chunk").push("echo more".into()),
         |task: &mut Task| task.commands = Some(vec!["one".into(), String::new(), " ".into()]),

@@ -7,7 +7,7 @@ fn part(desk: &Desk<Batch>, path: &str) -> Job {
 }
 
 #[test]
-fn a_part_says_that_it_is_complete_when_all_its_chunks_stood_and_not_before() {
+fn a_part_is_marked_complete_only_when_all_chunks_exist() {
     for detach in [false, true] {
         let mut desk = desk(BatchParams { detach, ..params(LINES_PER_PART + 10) });
         desk.connect();
@@ -24,7 +24,7 @@ fn a_part_says_that_it_is_complete_when_all_its_chunks_stood_and_not_before() {
 }
 
 #[test]
-fn what_others_wrote_into_a_part_stays_when_it_is_marked_as_complete() {
+fn marking_a_part_complete_keeps_what_others_wrote_there() {
     let mut desk = desk(params(5));
     desk.connect();
     desk.settle_until(is_set);
@@ -59,7 +59,7 @@ fn a_batch_that_is_interrupted_leaves_its_part_incomplete() {
 
 /// The size of chunks is decided when it is known how many slots there are, and for a key by who came first.
 #[test]
-fn the_size_of_chunks_follows_from_lines_and_slots_and_for_a_key_from_its_first_life() {
+fn the_chunk_size_follows_lines_and_slots_or_the_keys_first_run() {
     let of = |desk: &Desk<Batch>, path: &str| part(desk, path).chunk;
     let with_slots = |slots: u32, params: BatchParams| {
         let mut desk = desk(BatchParams { chunk: None, ..params });
@@ -99,7 +99,7 @@ fn the_size_of_chunks_follows_from_lines_and_slots_and_for_a_key_from_its_first_
 }
 
 #[test]
-fn a_part_that_was_not_made_for_chunks_or_for_other_lines_is_refused() {
+fn a_part_of_another_batch_or_kind_is_refused() {
     for (data, words) in [
         (r#"{"v":1,"priority":3}"#, "was not made for chunks"),
         (r#"{"v":1,"priority":3,"chunk":1,"lines":4}"#, "it has 4 lines, not 3"),

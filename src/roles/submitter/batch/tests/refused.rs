@@ -25,7 +25,7 @@ fn is_second(task: &Task) -> bool {
 }
 
 #[test]
-fn a_line_that_the_servers_find_too_long_is_named_with_what_was_made_before_it() {
+fn a_too_long_line_is_named_with_what_was_created_before_it() {
     let desk = second_refused(params(3), Refusal::TooLarge);
     assert_eq!((desk.exit, tasks(&desk).len()), (Some(exit::TOO_MUCH), 1), "{:?}", desk.logs);
     for words in ["(line 2)", "jute.maxbuffer", "1 of 3 tasks", "go on", "zkmw wait B"] {
@@ -35,7 +35,7 @@ fn a_line_that_the_servers_find_too_long_is_named_with_what_was_made_before_it()
 }
 
 #[test]
-fn what_was_made_of_a_batch_that_fails_is_cancelled_if_its_submitter_wished_so() {
+fn tasks_of_a_failing_batch_are_cancelled_if_so_requested() {
     let desk = second_refused(BatchParams { orphan_cancel: true, ..params(3) }, Refusal::TooLarge);
     assert_eq!(desk.exit, Some(exit::TOO_MUCH));
     assert!(desk.logged("--orphan cancel") && !desk.logged("go on"), "{:?}", desk.logs);
@@ -44,7 +44,7 @@ fn what_was_made_of_a_batch_that_fails_is_cancelled_if_its_submitter_wished_so()
 /// Nothing stands of the only line, though its first request was in doubt: it was that request which killed the
 /// connection.
 #[test]
-fn of_a_single_line_that_is_too_long_nothing_is_said_to_stand() {
+fn a_single_too_long_line_leaves_nothing() {
     let mut desk = desk(params(1));
     desk.connect();
     desk.settle_until(is_create);
@@ -61,7 +61,7 @@ fn of_a_single_line_that_is_too_long_nothing_is_said_to_stand() {
 }
 
 #[test]
-fn a_chunk_that_the_servers_find_too_long_is_named_with_what_may_help() {
+fn a_too_long_chunk_is_named_with_what_may_help() {
     let mut desk = desk(BatchParams { chunk: Some(2), ..params(4) });
     desk.connect();
     desk.settle_until(|call| is_create(call) && call.path().contains("B~0000/"));

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn credentials_where_the_service_has_none_are_refused_before_anything_is_made() {
+fn credentials_for_an_open_service_are_refused_before_creates() {
     let with = |orphan_cancel| SingleParams { credentials: true, orphan_cancel, ..params() };
     for orphan_cancel in [false, true] {
         let mut desk = Desk::new(Single::new(with(orphan_cancel)).expect("a task"), &["/z"]);
@@ -35,7 +35,7 @@ fn credentials_where_the_service_has_none_are_refused_before_anything_is_made() 
 
 /// The mark says that somebody wants the task. Whoever brings the key does, in whatever life.
 #[test]
-fn who_submits_again_under_a_key_stands_for_what_it_left() {
+fn a_resubmit_under_a_key_marks_its_tasks_as_wanted() {
     let marks = |desk: &Desk<Single>| {
         let below = desk.znodes.keys().filter_map(|path| path.strip_prefix("/z/submitters/"));
         below.map(str::to_string).collect::<Vec<_>>()
