@@ -516,6 +516,18 @@ impl<T> Routed<T> {
 /// What the ensemble answered; `None` if the connection broke before it did, and [`Event::Lost`] follows.
 pub type Answer<'a> = Option<Result<&'a Reply, Refusal>>;
 
+/// The answer to a call about a znode that need not exist: `None` if it does not.
+///
+/// # Errors
+/// Any refusal but [`Refusal::NoNode`].
+pub fn if_exists(answer: Result<&Reply, Refusal>) -> Result<Option<&Reply>, Refusal> {
+    match answer {
+        Ok(reply) => Ok(Some(reply)),
+        Err(Refusal::NoNode) => Ok(None),
+        Err(refusal) => Err(refusal),
+    }
+}
+
 /// The calls that a recipe or role awaits, each with what it is for.
 #[derive(Debug)]
 pub struct Calls<P> {

@@ -15,7 +15,7 @@ use crate::contract::status::Status;
 use crate::contract::task::{Options, Outcome, Reason, State, Task};
 use crate::contract::{Incarnation, TaskId};
 use crate::exit;
-use crate::machine::{CallError, Event, Refusal, Stat};
+use crate::machine::{Event, Refusal, Stat, answered};
 
 /// Exit code of a waiting client that was interrupted: that of a shell for SIGINT.
 pub const INTERRUPTED: i32 = exit::SIGNAL_BASE + 2;
@@ -376,10 +376,19 @@ pub fn refusal_code(refusal: Refusal) -> i32 {
 /// Whether the event tells that the connection is gone, even if its `Lost` is still to come: whatever is asked of
 /// it now will not be sent, and asking again for what has just failed would go on and on.
 pub fn breaks_connection(event: &Event) -> bool {
-    matches!(
-        event,
-        Event::Lost { .. } | Event::Reply { result: Err(CallError::NotSent | CallError::MaybeApplied), .. }
-    )
+    match event {
+        Event::Lost { .. } => true,
+        Event::Reply { result, .. } => answered(result).is_none(),
+        Event::Connected { .. }
+        | Event::Changed { .. }
+        | Event::Wake
+        | Event::Stop { .. }
+        | Event::Started { .. }
+        | Event::NotStarted { .. }
+        | Event::Ended { .. }
+        | Event::SlotsLost { .. }
+        | Event::Lines(_) => false,
+    }
 }
 
 /// What a client was told to do can't be done; found before anything was sent.

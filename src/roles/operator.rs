@@ -19,7 +19,7 @@ use crate::contract::{Layout, TaskId, name_of};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
-    Stat,
+    Routed, Stat,
 };
 
 /// Tasks that are worked on at a time.
@@ -210,30 +210,20 @@ impl Operator {
     }
 
     fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
-        if let Some(step) = self.walk.on_reply(id, result) {
-            match step {
-                walk::Step::Pending => {}
-                walk::Step::Unknown(job) => self.note(&job, Some(exit::DATA), "no such job".into(), out),
-                walk::Step::PassedOver(path) => {
-                    self.note(name_of(&path), Some(exit::NOT_PERMITTED), walk::passed_over(&path), out);
-                }
-                walk::Step::Refused(path, refusal) => {
-                    self.fail(refusal_code(refusal), format!("cannot list {path}: {refusal}"), out);
-                }
-            }
-            return;
+        if let Routed::Mine(step) = self.walk.on_reply(id, result) {
+            return self.on_walked(step, out);
         }
-        let Some((id, step)) = self.calls.take(id) else { return };
+        let Routed::Mine(((id, step), answer)) = self.calls.route(id, result) else { return };
         let Some(open) = self.open.get_mut(&id) else { return };
-        match (step, result) {
-            (Step::Read, Ok(Reply::Data { data, stat })) => self.on_task(id, data, stat, out),
-            (Step::Write, Ok(_)) => {
+        match (step, answer) {
+            (Step::Read, Some(Ok(Reply::Data { data, stat }))) => self.on_task(id, data, stat, out),
+            (Step::Write, Some(Ok(_))) => {
                 let sent = open.sent.take().unwrap_or_default();
                 if let Some(wish) = self.close(&id, out) {
                     self.tell(&wish, sent, out);
                 }
             }
-            (Step::Write, Err(CallError::Refused(Refusal::BadVersion))) => {
+            (Step::Write, Some(Err(Refusal::BadVersion))) => {
                 open.conflicts += 1;
                 if open.conflicts > MAX_CONFLICTS {
                     self.refuse(&id, exit::TRY_AGAIN, "keeps changing; try again", out);
@@ -241,15 +231,28 @@ impl Operator {
                     self.read(id, out);
                 }
             }
-            (_, Err(CallError::Refused(Refusal::NoNode))) => self.on_gone(&id, out),
-            (_, Err(CallError::Refused(refusal))) => {
-                self.refuse(&id, refusal_code(*refusal), &refusal.to_string(), out);
+            (_, Some(Err(Refusal::NoNode))) => self.on_gone(&id, out),
+            (_, Some(Err(refusal))) => {
+                self.refuse(&id, refusal_code(refusal), &refusal.to_string(), out);
             }
             // It is read again on the next connection, and that tells whether the write was applied.
-            (Step::Write, Err(CallError::MaybeApplied)) => open.doubt = open.sent.take(),
-            (Step::Read, Err(CallError::MaybeApplied)) | (_, Err(CallError::NotSent)) => {}
-            (Step::Read, Ok(reply)) => {
+            (Step::Write, None) if *result == Err(CallError::MaybeApplied) => open.doubt = open.sent.take(),
+            (Step::Read | Step::Write, None) => {}
+            (Step::Read, Some(Ok(reply))) => {
                 self.fail(exit::BUG, format!("the read of {id} was answered with {reply:?}"), out);
+            }
+        }
+    }
+
+    fn on_walked(&mut self, step: walk::Step, out: &mut Actions<ClientReport>) {
+        match step {
+            walk::Step::Pending => {}
+            walk::Step::Unknown(job) => self.note(&job, Some(exit::DATA), "no such job".into(), out),
+            walk::Step::PassedOver(path) => {
+                self.note(name_of(&path), Some(exit::NOT_PERMITTED), walk::passed_over(&path), out);
+            }
+            walk::Step::Refused(path, refusal) => {
+                self.fail(refusal_code(refusal), format!("cannot list {path}: {refusal}"), out);
             }
         }
     }

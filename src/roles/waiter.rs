@@ -21,7 +21,7 @@ use crate::contract::task::{State, Task};
 use crate::contract::{Labels, Layout, TaskId};
 use crate::exit;
 use crate::machine::{
-    Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
+    Action, Actions, Call, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role, Routed,
 };
 
 /// Tasks that are watched at a time.
@@ -127,7 +127,7 @@ impl Waiter {
     }
 
     fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
-        if let Some(step) = self.walk.on_reply(id, result) {
+        if let Routed::Mine(step) = self.walk.on_reply(id, result) {
             if let Some((code, why)) = step.settle(&mut self.tally, out) {
                 self.fail(code, why, out);
             }
@@ -136,17 +136,18 @@ impl Waiter {
         }
         // What the tasks require is not kept.
         let awaited = || awaited(&self.watched);
-        if self.notice.on_reply(id, result, &Labels::new(), awaited, out) {
+        if let Routed::Mine(()) = self.notice.on_reply(id, result, &Labels::new(), awaited, out) {
             return;
         }
-        if let Some(task) = self.calls.take(id) {
-            self.on_read(task, result, out);
+        // Without an answer the connection is gone; everything is read again on the next.
+        if let Routed::Mine((task, Some(answer))) = self.calls.route(id, result) {
+            self.on_read(task, answer, out);
         }
     }
 
-    fn on_read(&mut self, task: TaskId, result: &CallResult, out: &mut Actions<ClientReport>) {
+    fn on_read(&mut self, task: TaskId, answer: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
         let Some(watched) = self.watched.get_mut(&task) else { return };
-        match result {
+        match answer {
             Ok(Reply::Data { data, .. }) => {
                 watched.doubtful = false;
                 match Task::decode(data) {
@@ -158,16 +159,14 @@ impl Waiter {
                 }
             }
             Ok(reply) => self.fail(exit::BUG, format!("the read of {task} was answered with {reply:?}"), out),
-            Err(CallError::Refused(Refusal::NoNode)) if watched.doubtful => {
+            Err(Refusal::NoNode) if watched.doubtful => {
                 let why = match watched.names().join(", ").as_str() {
                     "" => format!("there is no task {task}"),
                     names => format!("there is no line {names}, or it has succeeded and was collected"),
                 };
                 self.lost(&task, exit::DATA, why, out);
             }
-            Err(CallError::Refused(Refusal::NoNode))
-                if watched.is_whole() && self.parts.is_made(task.dir()) =>
-            {
+            Err(Refusal::NoNode) if watched.is_whole() && self.parts.is_made(task.dir()) => {
                 // It is one of the missing now.
                 let (shown, open) = (watched.commands() - watched.open(), watched.open());
                 self.progress.submitted -= open;
@@ -175,17 +174,15 @@ impl Waiter {
                 self.unread.remove(&task);
                 self.watched.remove(&task);
             }
-            Err(CallError::Refused(Refusal::NoNode)) => {
+            Err(Refusal::NoNode) => {
                 let name = watched.name(&task);
                 let why = format!("the task {name} was deleted by someone before its outcome was seen");
                 self.lost(&task, exit::FAILED, why, out);
             }
-            Err(CallError::Refused(refusal)) => {
+            Err(refusal) => {
                 let why = format!("cannot read the task {}: {refusal}", self.layout.task(&task));
-                self.lost(&task, refusal_code(*refusal), why, out);
+                self.lost(&task, refusal_code(refusal), why, out);
             }
-            // The connection is gone; everything is read again on the next.
-            Err(CallError::NotSent | CallError::MaybeApplied) => {}
         }
     }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 use crate::contract::contender::Contender;
 use crate::contract::status::{Status, WorkerRow};
 use crate::contract::{Labels, Layout};
-use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply};
+use crate::machine::{
+    Actions, Call, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Routed, if_exists,
+};
 
 /// The longest that a user waits without a word. The shell has the same patience with servers.
 pub const QUIET: Duration = Duration::from_secs(3);
@@ -86,7 +88,7 @@ impl Notice {
         self.look_at.filter(|_| self.calls.is_empty())
     }
 
-    /// Takes in a reply; false if it is somebody else's. What is `awaited` needs a worker with the labels that are
+    /// Takes in a reply. What is `awaited` needs a worker with the labels that are
     /// required, as far as the client knows.
     pub fn on_reply<R>(
         &mut self,
@@ -95,29 +97,28 @@ impl Notice {
         required: &Labels,
         awaited: impl FnOnce() -> String,
         out: &mut Actions<R>,
-    ) -> bool {
-        let Some(purpose) = self.calls.take(id) else { return false };
-        if let Some((why, reason)) = self.look_on(purpose, result, required, out)
-            && let Some(level) = self.say(why)
-        {
-            out.log(level, format!("waiting for {}: {reason}", awaited()));
-        }
-        true
+    ) -> Routed<()> {
+        self.calls.route(id, result).map(|(purpose, answer)| {
+            if let Some(answer) = answer
+                && let Some((why, reason)) = self.look_on(purpose, answer, required, out)
+                && let Some(level) = self.say(why)
+            {
+                out.log(level, format!("waiting for {}: {reason}", awaited()));
+            }
+        })
     }
 
     /// What the look has found, or goes on with it.
     fn look_on<R>(
         &mut self,
         purpose: Purpose,
-        result: &CallResult,
+        answer: Result<&Reply, Refusal>,
         required: &Labels,
         out: &mut Actions<R>,
     ) -> Option<(Why, String)> {
-        let reply = match result {
-            Ok(reply) => Some(reply),
-            Err(CallError::Refused(Refusal::NoNode)) => None,
-            Err(CallError::NotSent | CallError::MaybeApplied) => return None,
-            Err(CallError::Refused(refusal)) => {
+        let reply = match if_exists(answer) {
+            Ok(reply) => reply,
+            Err(refusal) => {
                 let root = self.layout.root();
                 let reason = format!("how the service below {root} is may not be read: {refusal}");
                 return Some((Why::Unreadable, reason));
@@ -208,7 +209,7 @@ fn judge(status: &Status, required: &Labels) -> (Why, String) {
 mod tests {
     use super::*;
     use crate::contract::status::{Counts, Leader};
-    use crate::machine::{Action, Stat};
+    use crate::machine::{Action, CallError, Stat};
 
     const EPOCH: i64 = 7;
 
@@ -255,7 +256,8 @@ mod tests {
                             self.reads += 1;
                             let result = self.answer(call);
                             let what = || "it".to_string();
-                            assert!(self.notice.on_reply(*id, &result, &self.required, what, &mut out));
+                            let routed = self.notice.on_reply(*id, &result, &self.required, what, &mut out);
+                            assert_eq!(routed, Routed::Mine(()));
                         }
                         Action::Log(level, text) => said.push((*level, text.clone())),
                         _ => panic!("{action:?}"),

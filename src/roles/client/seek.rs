@@ -5,7 +5,7 @@ use super::walk::Found;
 use crate::contract::line::{LineName, batch_of};
 use crate::contract::task::Job;
 use crate::contract::{Layout, TaskId};
-use crate::machine::{Call, CallError, CallResult, Refusal, Reply};
+use crate::machine::{Call, Refusal, Reply, if_exists};
 
 /// A name whose meaning is looked for.
 #[derive(Debug)]
@@ -46,13 +46,8 @@ impl Seek {
     ///
     /// # Errors
     /// Another refusal than that nothing is there.
-    pub fn on_reply(&mut self, result: &CallResult) -> Result<Option<Found>, Refusal> {
-        let reply = match result {
-            Ok(reply) => Some(reply),
-            Err(CallError::Refused(Refusal::NoNode)) => None,
-            Err(CallError::Refused(refusal)) => return Err(*refusal),
-            Err(CallError::NotSent | CallError::MaybeApplied) => return Ok(None),
-        };
+    pub fn on_answer(&mut self, answer: Result<&Reply, Refusal>) -> Result<Option<Found>, Refusal> {
+        let reply = if_exists(answer)?;
         let as_task = Found { id: self.id.clone(), named: true, line: None };
         self.ask = match (&self.ask, reply) {
             (Ask::Task, Some(_)) => return Ok(Some(as_task)),
@@ -98,12 +93,11 @@ mod tests {
                     Reply::Data { data: job.encode(), stat: Stat::default() }
                 }
                 Some(_) => {
-                    let none = Err(CallError::Refused(Refusal::NoNode));
-                    assert_eq!(seek.on_reply(&none), Ok(None));
+                    assert_eq!(seek.on_answer(Err(Refusal::NoNode)), Ok(None));
                     continue;
                 }
             };
-            if let Some(found) = seek.on_reply(&Ok(reply)).expect("no refusal") {
+            if let Some(found) = seek.on_answer(Ok(&reply)).expect("no refusal") {
                 return (found, asked);
             }
         }

@@ -11,7 +11,7 @@ use crate::contract::line::{LineName, batch_of};
 use crate::contract::task::Job;
 use crate::contract::{Layout, TaskId, is_component};
 use crate::exit;
-use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Level, Refusal, Reply};
+use crate::machine::{Actions, Call, CallId, CallResult, Calls, Level, Refusal, Reply, Routed, if_exists};
 
 /// What a user names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,9 +228,9 @@ impl Walk {
         Some(found)
     }
 
-    fn on_sought(&mut self, result: &CallResult) -> Step {
+    fn on_sought(&mut self, answer: Result<&Reply, Refusal>) -> Step {
         let Some(seek) = &mut self.seek else { return Step::Pending };
-        match seek.on_reply(result) {
+        match seek.on_answer(answer) {
             Ok(found) => {
                 self.found = found;
                 Step::Pending
@@ -249,63 +249,63 @@ impl Walk {
         self.todo.is_empty() && self.dirs.is_empty() && self.names.is_empty()
     }
 
-    /// Takes in a reply; `None` if it is somebody else's.
-    pub fn on_reply(&mut self, id: CallId, result: &CallResult) -> Option<Step> {
-        let purpose = self.calls.take(id)?;
-        if matches!(purpose, Purpose::Seek) {
-            return Some(self.on_sought(result));
-        }
-        if matches!(purpose, Purpose::Part) {
-            match result {
-                Err(CallError::NotSent | CallError::MaybeApplied) => {}
-                Ok(Reply::Data { data, .. }) => self.part = Some(Job::decode(data).unwrap_or_default()),
+    /// Takes in a reply.
+    pub fn on_reply(&mut self, id: CallId, result: &CallResult) -> Routed<Step> {
+        self.calls.route(id, result).map(|(purpose, answer)| match (purpose, answer) {
+            (_, None) => Step::Pending,
+            (Purpose::Seek, Some(answer)) => self.on_sought(answer),
+            (Purpose::Part, Some(answer)) => {
                 // What is wrong with it is said when it is listed.
-                Ok(_) | Err(CallError::Refused(_)) => self.part = Some(Job::default()),
-            }
-            return Some(Step::Pending);
-        }
-        let nothing = Vec::new();
-        let names = match result {
-            Ok(Reply::Children(names)) => names,
-            Ok(_) | Err(CallError::Refused(Refusal::NoNode)) => &nothing,
-            Err(CallError::NotSent | CallError::MaybeApplied) => return Some(Step::Pending),
-            Err(CallError::Refused(refusal)) => {
-                return Some(match purpose {
-                    Purpose::Jobs => Step::Refused(self.layout.tasks(), *refusal),
-                    Purpose::Tasks(dir) if *refusal == Refusal::NoAuth => {
-                        self.part = None;
-                        self.dirs.pop_front();
-                        Step::PassedOver(self.layout.job(&dir))
-                    }
-                    Purpose::Tasks(dir) => Step::Refused(self.layout.job(&dir), *refusal),
-                    Purpose::Part | Purpose::Seek => Step::Pending,
+                self.part = Some(match answer {
+                    Ok(Reply::Data { data, .. }) => Job::decode(data).unwrap_or_default(),
+                    Ok(_) | Err(_) => Job::default(),
                 });
+                Step::Pending
             }
-        };
-        // A name that can't be told to users as part of an id is nothing that we could act on.
-        let mut names: Vec<String> = names.iter().filter(|name| is_component(name)).cloned().collect();
-        names.sort_unstable();
-        match purpose {
-            Purpose::Jobs => {
-                let target = self.todo.pop_front();
-                names.retain(|dir| target.as_ref().is_some_and(|target| target.has_dir(dir)));
-                self.dirs = names.into();
-                if let (true, Some(Target::Job(job))) = (self.dirs.is_empty(), target) {
-                    return Some(Step::Unknown(job));
+            (Purpose::Jobs, Some(answer)) => match names_in(answer) {
+                Ok(names) => self.on_jobs(names),
+                Err(refusal) => Step::Refused(self.layout.tasks(), refusal),
+            },
+            (Purpose::Tasks(dir), Some(answer)) => match names_in(answer) {
+                Ok(names) => self.on_tasks(dir, names),
+                Err(Refusal::NoAuth) => {
+                    self.part = None;
+                    self.dirs.pop_front();
+                    Step::PassedOver(self.layout.job(&dir))
                 }
-            }
-            Purpose::Tasks(dir) => {
-                self.dirs.pop_front();
-                if let Some(Job { lines: Some(lines), made, .. }) = self.part.take() {
-                    self.parts.push(Part { dir: dir.clone(), lines, made });
-                }
-                self.dir = dir;
-                self.names = names.into();
-            }
-            Purpose::Part | Purpose::Seek => {}
-        }
-        Some(Step::Pending)
+                Err(refusal) => Step::Refused(self.layout.job(&dir), refusal),
+            },
+        })
     }
+
+    fn on_jobs(&mut self, mut names: Vec<String>) -> Step {
+        let target = self.todo.pop_front();
+        names.retain(|dir| target.as_ref().is_some_and(|target| target.has_dir(dir)));
+        self.dirs = names.into();
+        match target {
+            Some(Target::Job(job)) if self.dirs.is_empty() => Step::Unknown(job),
+            Some(Target::Job(_) | Target::Task(_) | Target::All) | None => Step::Pending,
+        }
+    }
+
+    fn on_tasks(&mut self, dir: String, names: Vec<String>) -> Step {
+        self.dirs.pop_front();
+        if let Some(Job { lines: Some(lines), made, .. }) = self.part.take() {
+            self.parts.push(Part { dir: dir.clone(), lines, made });
+        }
+        self.dir = dir;
+        self.names = names.into();
+        Step::Pending
+    }
+}
+
+/// The names in a listing, in order; none if the directory does not exist. A name that can't be told to users as part
+/// of an id is nothing that we could act on.
+fn names_in(answer: Result<&Reply, Refusal>) -> Result<Vec<String>, Refusal> {
+    let Some(Reply::Children(names)) = if_exists(answer)? else { return Ok(Vec::new()) };
+    let mut names: Vec<String> = names.iter().filter(|name| is_component(name)).cloned().collect();
+    names.sort_unstable();
+    Ok(names)
 }
 
 #[cfg(test)]
@@ -333,7 +333,7 @@ mod tests {
                         names.iter().map(|name| (*name).to_string()).collect()
                     }
                 };
-                if let Some(Step::Unknown(job)) = walk.on_reply(id, &Ok(Reply::Children(names))) {
+                if let Routed::Mine(Step::Unknown(job)) = walk.on_reply(id, &Ok(Reply::Children(names))) {
                     unknown.push(job);
                 }
             }

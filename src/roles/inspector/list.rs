@@ -10,7 +10,7 @@ use crate::contract::task::{Outcome, Task};
 use crate::contract::{Layout, TaskId};
 use crate::exit;
 use crate::machine::{
-    Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
+    Action, Actions, Call, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role, Routed,
 };
 use crate::roles::client::walk::{Target, Walk};
 use crate::roles::client::{
@@ -130,31 +130,29 @@ impl List {
     }
 
     fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
-        if let Some(step) = self.running.on_reply(id, result, out) {
-            match step {
+        if let Routed::Mine(step) = self.running.on_reply(id, result, out) {
+            return match step {
                 running::Step::Pending => {}
                 running::Step::Done => self.pictured = true,
                 running::Step::Refused(path, refusal) => {
                     self.fail(refusal_code(refusal), format!("cannot read {path}: {refusal}"), out);
                 }
-            }
-            return;
+            };
         }
-        if let Some(step) = self.walk.on_reply(id, result) {
+        if let Routed::Mine(step) = self.walk.on_reply(id, result) {
             if let Some((code, why)) = step.settle(&mut self.tally, out) {
                 self.fail(code, why, out);
             }
             return;
         }
-        let Some(place) = self.calls.take(id) else { return };
+        let Routed::Mine((place, Some(answer))) = self.calls.route(id, result) else { return };
         let Some(Slot::Reading(id)) = self.window.get(&place) else { return };
         let id = id.clone();
-        let rows = match result {
+        let rows = match answer {
             Ok(Reply::Data { data, .. }) => self.rows(&id, data),
             // It was collected since its job was listed.
-            Err(CallError::Refused(Refusal::NoNode)) => Vec::new(),
-            Err(CallError::NotSent | CallError::MaybeApplied) => return,
-            Err(CallError::Refused(refusal)) => {
+            Err(Refusal::NoNode) => Vec::new(),
+            Err(refusal) => {
                 vec![Row { name: id.to_string(), task: Err(refusal.to_string()) }]
             }
             Ok(reply) => {

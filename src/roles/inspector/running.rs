@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::contract::task::Task;
 use crate::contract::worker::{Assignment, Entry};
 use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
-use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Level, Refusal, Reply};
+use crate::machine::{Actions, Call, CallId, CallResult, Calls, Level, Refusal, Reply, Routed, if_exists};
 use crate::roles::client::Shade;
 
 /// Assignments that are read at a time.
@@ -126,21 +126,30 @@ impl Running {
         task.places().map(line).collect()
     }
 
-    /// Takes in a reply; `None` if it is somebody else's.
-    pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> Option<Step> {
-        let purpose = self.calls.take(id)?;
-        let reply = match result {
-            Ok(reply) => Some(reply),
-            Err(CallError::Refused(Refusal::NoNode)) => None,
-            Err(CallError::NotSent | CallError::MaybeApplied) => return Some(Step::Pending),
-            Err(CallError::Refused(refusal)) => {
+    /// Takes in a reply.
+    pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> Routed<Step> {
+        self.calls.route(id, result).map(|(purpose, answer)| match answer {
+            Some(answer) => self.on_answer(purpose, answer, out),
+            None => Step::Pending,
+        })
+    }
+
+    fn on_answer<R>(
+        &mut self,
+        purpose: Purpose,
+        answer: Result<&Reply, Refusal>,
+        out: &mut Actions<R>,
+    ) -> Step {
+        let reply = match if_exists(answer) {
+            Ok(reply) => reply,
+            Err(refusal) => {
                 let path = match &purpose {
                     Purpose::Workers => self.layout.workers(),
                     Purpose::Assignments => self.layout.assign(),
                     Purpose::Assignment(incarnation) => self.layout.assignment(incarnation),
                 };
-                if *refusal != Refusal::NoAuth {
-                    return Some(Step::Refused(path, *refusal));
+                if refusal != Refusal::NoAuth {
+                    return Step::Refused(path, refusal);
                 }
                 out.log(Level::Warn, format!("{path}: {refusal}; tasks that run may be shown as pending"));
                 None
@@ -180,6 +189,6 @@ impl Running {
             let call = Call::Get { path: self.layout.assignment(&incarnation), watch: false };
             self.calls.issue(out, call, Purpose::Assignment(incarnation));
         }
-        Some(if self.calls.is_empty() { Step::Done } else { Step::Pending })
+        if self.calls.is_empty() { Step::Done } else { Step::Pending }
     }
 }

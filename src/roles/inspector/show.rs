@@ -5,7 +5,7 @@ use crate::contract::task::{Job, Options, Task};
 use crate::contract::{Layout, TaskId};
 use crate::exit;
 use crate::machine::{
-    Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
+    Action, Actions, Call, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role, Routed,
     Stat,
 };
 use crate::roles::client::walk::{Found, Target, Walk};
@@ -68,7 +68,7 @@ impl Show {
     }
 
     fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
-        if let Some(step) = self.walk.on_reply(id, result) {
+        if let Routed::Mine(step) = self.walk.on_reply(id, result) {
             if let Some((code, why)) = step.settle(&mut Tally::default(), out) {
                 self.fail(code, why, out);
             } else if self.walk.is_over() && self.target.is_none() {
@@ -78,17 +78,29 @@ impl Show {
             }
             return;
         }
-        match self.running.on_reply(id, result, out) {
-            None => {}
-            Some(running::Step::Pending) => return,
-            Some(running::Step::Done) => return self.answer(out),
-            Some(running::Step::Refused(path, refusal)) => {
-                return self.fail(refusal_code(refusal), format!("cannot read {path}: {refusal}"), out);
-            }
+        if let Routed::Mine(step) = self.running.on_reply(id, result, out) {
+            return match step {
+                running::Step::Pending => {}
+                running::Step::Done => self.answer(out),
+                running::Step::Refused(path, refusal) => {
+                    self.fail(refusal_code(refusal), format!("cannot read {path}: {refusal}"), out);
+                }
+            };
         }
-        let Some(purpose) = self.calls.take(id) else { return };
+        // Without an answer the connection is gone; everything is read again on the next.
+        if let Routed::Mine((purpose, Some(answer))) = self.calls.route(id, result) {
+            self.on_answer(purpose, answer, out);
+        }
+    }
+
+    fn on_answer(
+        &mut self,
+        purpose: Purpose,
+        answer: Result<&Reply, Refusal>,
+        out: &mut Actions<ClientReport>,
+    ) {
         let Some(Found { id, line, .. }) = self.target.clone() else { return };
-        match (purpose, result) {
+        match (purpose, answer) {
             (Purpose::Task, Ok(Reply::Data { data, stat })) => match Task::decode(data) {
                 Ok(task) => {
                     self.found = Some((task, *stat));
@@ -100,7 +112,7 @@ impl Show {
                     self.fail(exit::DATA, why, out);
                 }
             },
-            (Purpose::Task, Err(CallError::Refused(Refusal::NoNode))) => {
+            (Purpose::Task, Err(Refusal::NoNode)) => {
                 let why = match line {
                     None => format!("there is no task {id}"),
                     Some((_, name)) => {
@@ -119,13 +131,11 @@ impl Show {
                 }
                 self.running.start(out);
             }
-            (Purpose::Job, Err(CallError::Refused(Refusal::NoNode))) => self.running.start(out),
-            (_, Err(CallError::Refused(refusal))) => {
+            (Purpose::Job, Err(Refusal::NoNode)) => self.running.start(out),
+            (_, Err(refusal)) => {
                 let why = format!("cannot read the task {}: {refusal}", self.layout.task(&id));
-                self.fail(refusal_code(*refusal), why, out);
+                self.fail(refusal_code(refusal), why, out);
             }
-            // The connection is gone; everything is read again on the next.
-            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => {}
             (purpose, Ok(reply)) => {
                 let why = format!("{purpose:?} of {id} was answered with {reply:?}");
                 self.fail(exit::BUG, why, out);

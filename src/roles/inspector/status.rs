@@ -11,7 +11,7 @@ use crate::contract::contender::Contender;
 use crate::contract::status::Status;
 use crate::exit;
 use crate::machine::{
-    Action, Actions, Call, CallError, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role,
+    Action, Actions, Call, CallId, CallResult, Calls, Event, Instant, Level, Reply, Role, Routed, if_exists,
 };
 use crate::roles::client::{ClientReport, INTERRUPTED, StatusReport, refusal_code};
 
@@ -74,16 +74,14 @@ impl StatusOf {
     }
 
     fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
-        let Some(purpose) = self.calls.take(id) else { return };
-        let reply = match result {
-            Ok(reply) => Some(reply),
-            Err(CallError::Refused(Refusal::NoNode)) => None,
-            Err(CallError::Refused(refusal)) => {
+        // Without an answer the connection is gone; everything is read again on the next.
+        let Routed::Mine((purpose, Some(answer))) = self.calls.route(id, result) else { return };
+        let reply = match if_exists(answer) {
+            Ok(reply) => reply,
+            Err(refusal) => {
                 let why = format!("cannot read the status below {}: {refusal}", self.layout.root());
-                return self.fail(refusal_code(*refusal), why, out);
+                return self.fail(refusal_code(refusal), why, out);
             }
-            // The connection is gone; everything is read again on the next.
-            Err(CallError::NotSent | CallError::MaybeApplied) => return,
         };
         match (purpose, reply) {
             (Purpose::Contenders, Some(Reply::Children(names))) => self.on_contenders(names, out),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::contract::Layout;
 use crate::contract::status::Status;
-use crate::machine::{Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Reply};
+use crate::machine::{Actions, Call, CallId, CallResult, Calls, Instant, Level, Reply, Routed};
 use crate::roles::client::sized;
 
 /// The least time between two looks of a batch that is under way: the leader writes no more often.
@@ -91,18 +91,17 @@ impl Gate {
         self.calls.clear();
     }
 
-    /// Takes in a reply; `None` if it is somebody else's.
-    pub fn on_reply(&mut self, id: CallId, result: &CallResult) -> Option<Answer> {
-        self.calls.take(id)?;
-        if matches!(result, Err(CallError::NotSent | CallError::MaybeApplied)) {
-            return Some(Answer::Nothing);
-        }
-        // A leader that can't be understood, or none that ever led, is no reason to refuse.
-        self.status = match result {
-            Ok(Reply::Data { data, .. }) => Status::decode(data).ok(),
-            _ => None,
-        };
-        Some(self.judge())
+    /// Takes in a reply.
+    pub fn on_reply(&mut self, id: CallId, result: &CallResult) -> Routed<Answer> {
+        self.calls.route(id, result).map(|((), answer)| {
+            // A leader that can't be understood, or none that ever led, is no reason to refuse.
+            self.status = match answer {
+                None => return Answer::Nothing,
+                Some(Ok(Reply::Data { data, .. })) => Status::decode(data).ok(),
+                Some(Ok(_) | Err(_)) => None,
+            };
+            self.judge()
+        })
     }
 
     /// Whether there was room, by what was read last.
@@ -211,9 +210,12 @@ impl Pace {
         (self.closed && !self.gate.is_asking()).then(|| self.asked + PACE)
     }
 
-    /// Takes in a reply; false if it is somebody else's.
-    pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> bool {
-        let Some(answer) = self.gate.on_reply(id, result) else { return false };
+    /// Takes in a reply.
+    pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> Routed<()> {
+        self.gate.on_reply(id, result).map(|answer| self.on_answer(answer, out))
+    }
+
+    fn on_answer<R>(&mut self, answer: Answer, out: &mut Actions<R>) {
         self.looked |= answer != Answer::Nothing;
         match answer {
             // Who waits for room goes on waiting until a leader knows that there is some.
@@ -228,7 +230,6 @@ impl Pace {
             }
             Answer::Refused(_) => {}
         }
-        true
     }
 }
 

@@ -35,7 +35,7 @@ use crate::contract::task::{Job, Options};
 use crate::contract::{Layout, MAX_BATCH_LINES, MAX_TASK_BYTES};
 use crate::exit;
 use crate::machine::{
-    Action, Actions, BatchLine, Call, Calls, ChangeKind, CreateMode, Event, Instant, Role, earlier,
+    Action, Actions, BatchLine, Call, Calls, ChangeKind, CreateMode, Event, Instant, Role, Routed, earlier,
 };
 use crate::recipes::ensure::Ensure;
 use crate::roles::client::notice::Notice;
@@ -294,7 +294,9 @@ impl Batch {
         self.parts.all_cold();
         self.entrance.asked = false;
         self.cleaner.on_connected();
-        self.marked = self.mark.on_connected(out);
+        self.marked = false;
+        let step = self.mark.on_connected(out);
+        self.on_mark(step, out);
     }
 
     fn on_lost(&mut self, now: Instant) {
@@ -314,7 +316,10 @@ impl Batch {
         self.pace.on_lost();
     }
 
-    fn on_changed(&mut self, path: &str, kind: ChangeKind) {
+    fn on_changed(&mut self, path: &str, kind: ChangeKind, out: &mut Actions<ClientReport>) {
+        if let Routed::Mine(()) = self.mark.on_changed(path, kind, out) {
+            return;
+        }
         // A creation is our own. A deletion is read too, to be sure.
         if kind == ChangeKind::Created || kind == ChangeKind::Children {
             return;
@@ -346,8 +351,7 @@ impl Role for Batch {
         match event {
             Event::Connected { .. } => self.on_connected(out),
             Event::Lost { .. } => self.on_lost(now),
-            Event::Changed { path, kind } if self.mark.on_changed(&path, kind, out) => {}
-            Event::Changed { path, kind } => self.on_changed(&path, kind),
+            Event::Changed { path, kind } => self.on_changed(&path, kind, out),
             Event::Reply { id, result } => self.on_reply(id, &result, out),
             Event::Lines(lines) => self.on_lines(lines),
             Event::Stop { again } => self.on_stop(again, out),

@@ -14,8 +14,8 @@
 
 use crate::contract::Layout;
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, Reply,
-    Routed, WatchMode,
+    Actions, Call, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, Reply, Routed,
+    WatchMode,
 };
 use crate::recipes::ensure::{self, Ensure};
 
@@ -94,21 +94,22 @@ impl Mark {
         }
     }
 
-    /// A new session is up: looks, and makes its mark. True if there is nothing to wait for.
-    pub fn on_connected<R>(&mut self, out: &mut Actions<R>) -> bool {
+    /// A new session is up: looks, and makes its mark.
+    pub fn on_connected<R>(&mut self, out: &mut Actions<R>) -> Step {
         self.on_lost();
         if self.unlooked {
             self.look(self.layout.tasks(), out);
+            return Step::Pending;
         }
-        !self.unlooked && self.begin(out)
+        self.begin(out)
     }
 
     fn look<R>(&mut self, path: String, out: &mut Actions<R>) {
         self.calls.issue(out, Call::Acl { path: path.clone() }, Purpose::Look(path));
     }
 
-    fn on_looked<R>(&mut self, path: &str, result: &CallResult, out: &mut Actions<R>) -> Step {
-        match result {
+    fn on_looked<R>(&mut self, path: &str, answer: Result<&Reply, Refusal>, out: &mut Actions<R>) -> Step {
+        match answer {
             Ok(Reply::Acl { open: true }) => {
                 return Step::Unfit(format!(
                     "anybody may create tasks below {path}, so this service works without credentials: its masters \
@@ -116,25 +117,25 @@ impl Mark {
                      (also ZKMW_AUTH, or auth in the file), or give all masters, workers and clients the same"
                 ));
             }
-            Err(CallError::NotSent | CallError::MaybeApplied) => return Step::Pending,
-            Err(CallError::Refused(Refusal::NoNode)) if path != self.layout.root() => {
+            Err(Refusal::NoNode) if path != self.layout.root() => {
                 self.look(self.layout.root().to_string(), out);
                 return Step::Pending;
             }
             // Who may not look here may not create either, and is told so when it tries. Without a root the first
             // who comes makes it.
-            Ok(_) | Err(CallError::Refused(_)) => self.unlooked = false,
+            Ok(_) | Err(_) => self.unlooked = false,
         }
-        if self.begin(out) { Step::Ready } else { Step::Pending }
+        self.begin(out)
     }
 
-    /// Makes the mark. True if there is none to make.
-    fn begin<R>(&mut self, out: &mut Actions<R>) -> bool {
-        if self.wanted {
-            self.n += 1;
-            self.create(out);
+    /// Makes the mark, if there is one to make.
+    fn begin<R>(&mut self, out: &mut Actions<R>) -> Step {
+        if !self.wanted {
+            return Step::Ready;
         }
-        !self.wanted
+        self.n += 1;
+        self.create(out);
+        Step::Pending
     }
 
     /// The session is gone.
@@ -144,58 +145,62 @@ impl Mark {
         self.stood = false;
     }
 
-    /// Takes in a change of a watched znode; false if it is not the mark.
-    pub fn on_changed<R>(&mut self, path: &str, kind: ChangeKind, out: &mut Actions<R>) -> bool {
+    /// Takes in a change of a watched znode.
+    pub fn on_changed<R>(&mut self, path: &str, kind: ChangeKind, out: &mut Actions<R>) -> Routed<()> {
         if self.path().as_deref() != Some(path) {
-            return false;
+            return Routed::NotMine;
         }
         if kind == ChangeKind::Deleted {
             out.log(Level::Warn, format!("{path} was deleted by someone else: making another"));
             self.n += 1;
             self.create(out);
         }
-        true
+        Routed::Mine(())
     }
 
-    /// Takes in a reply; `None` if it is somebody else's.
-    pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> Option<Step> {
+    /// Takes in a reply.
+    pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> Routed<Step> {
         if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
-            return Some(match step {
-                ensure::Step::Pending => Step::Pending,
-                ensure::Step::Done => {
-                    self.create(out);
-                    Step::Pending
-                }
-                ensure::Step::Refused(_, refusal) => Step::Refused(refusal),
-            });
+            return Routed::Mine(self.on_ensured(step, out));
         }
-        let purpose = self.calls.take(id)?;
-        if let Purpose::Look(path) = &purpose {
-            return Some(self.on_looked(path, result, out));
-        }
-        Some(match result {
-            Ok(_) => {
-                if let (Purpose::Create, Some(path)) = (purpose, self.path()) {
-                    self.calls.issue(out, Call::Watch { path, mode: WatchMode::Tree }, Purpose::Watch);
-                    if !std::mem::replace(&mut self.stood, true) {
-                        return Some(Step::Ready);
-                    }
-                }
-                Step::Pending
-            }
-            Err(CallError::NotSent | CallError::MaybeApplied) => Step::Pending,
-            Err(CallError::Refused(Refusal::NoNode)) => {
-                self.ensure.start(out);
-                Step::Pending
-            }
-            // Its submitter waits already: the leader cancels what it waits for, if nobody mends that.
-            Err(CallError::Refused(refusal)) if self.stood => {
-                let path = self.path().unwrap_or_default();
-                out.log(Level::Warn, format!("{path}: {refusal}; the leader takes this submitter for gone"));
-                Step::Pending
-            }
-            Err(CallError::Refused(refusal)) => Step::Refused(*refusal),
+        self.calls.route(id, result).map(|(purpose, answer)| match (purpose, answer) {
+            (_, None) => Step::Pending,
+            (Purpose::Look(path), Some(answer)) => self.on_looked(&path, answer, out),
+            (Purpose::Create, Some(Ok(_))) => self.on_created(out),
+            (Purpose::Watch, Some(Ok(_))) => Step::Pending,
+            (Purpose::Create | Purpose::Watch, Some(Err(refusal))) => self.on_refused(refusal, out),
         })
+    }
+
+    fn on_ensured<R>(&mut self, step: ensure::Step, out: &mut Actions<R>) -> Step {
+        match step {
+            ensure::Step::Pending => Step::Pending,
+            ensure::Step::Done => {
+                self.create(out);
+                Step::Pending
+            }
+            ensure::Step::Refused(_, refusal) => Step::Refused(refusal),
+        }
+    }
+
+    fn on_created<R>(&mut self, out: &mut Actions<R>) -> Step {
+        let Some(path) = self.path() else { return Step::Pending };
+        self.calls.issue(out, Call::Watch { path, mode: WatchMode::Tree }, Purpose::Watch);
+        if std::mem::replace(&mut self.stood, true) { Step::Pending } else { Step::Ready }
+    }
+
+    fn on_refused<R>(&mut self, refusal: Refusal, out: &mut Actions<R>) -> Step {
+        if refusal == Refusal::NoNode {
+            self.ensure.start(out);
+            return Step::Pending;
+        }
+        if !self.stood {
+            return Step::Refused(refusal);
+        }
+        // Its submitter waits already: the leader cancels what it waits for, if nobody mends that.
+        let path = self.path().unwrap_or_default();
+        out.log(Level::Warn, format!("{path}: {refusal}; the leader takes this submitter for gone"));
+        Step::Pending
     }
 
     fn create<R>(&mut self, out: &mut Actions<R>) {

@@ -13,8 +13,8 @@ use crate::contract::task::{Options, Payload, Task};
 use crate::contract::{Labels, Layout, MAX_CHILDREN, MAX_TASK_BYTES, TaskId, is_shared, shared_job};
 use crate::exit;
 use crate::machine::{
-    Action, Actions, Call, CallError, CallId, CallResult, Calls, CreateMode, Event, Instant, Level, Refusal,
-    Reply, Role, Routed, Stat,
+    Action, Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, CreateMode, Event, Instant,
+    Level, Refusal, Reply, Role, Routed, Stat,
 };
 use crate::recipes::ensure::{self, Ensure};
 use crate::roles::client::notice::Notice;
@@ -233,60 +233,70 @@ impl Single {
     }
 
     fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
-        if let Some(step) = self.mark.on_reply(id, result, out) {
-            match step {
-                mark::Step::Pending => {}
-                mark::Step::Ready => self.resume(out),
-                mark::Step::Unfit(why) => self.fail(exit::NOT_PERMITTED, why, out),
-                mark::Step::Refused(refusal) => self.refused("leave a mark for", refusal, out),
-            }
-            return;
+        if let Routed::Mine(step) = self.mark.on_reply(id, result, out) {
+            return self.on_mark(step, out);
         }
         if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
-            match step {
+            return match step {
                 ensure::Step::Pending => {}
                 ensure::Step::Done => self.create(out),
                 ensure::Step::Refused(path, refusal) => {
                     self.fail(refusal_code(refusal), format!("cannot make {path}: {refusal}"), out);
                 }
-            }
-            return;
+            };
         }
-        if let Some(answer) = self.gate.on_reply(id, result) {
-            match answer {
+        if let Routed::Mine(answer) = self.gate.on_reply(id, result) {
+            return match answer {
                 Answer::Nothing => {}
                 Answer::Admitted | Answer::Unsure => self.enter(out),
                 Answer::Refused(why) => {
                     self.denied = Some(self.gate.advice(&why));
                     self.enter(out);
                 }
-            }
-            return;
+            };
         }
         let awaited = || format!("the task {}", self.id);
-        if self.notice.on_reply(id, result, &self.required, awaited, out) {
+        if let Routed::Mine(()) = self.notice.on_reply(id, result, &self.required, awaited, out) {
             return;
         }
-        let Some(purpose) = self.calls.take(id) else { return };
-        let result = match result {
-            Ok(reply) => Ok(reply),
-            Err(CallError::Refused(refusal)) => Err(*refusal),
-            Err(CallError::NotSent) => return,
-            Err(CallError::MaybeApplied) => return self.on_doubt(purpose, out),
-        };
+        match self.calls.route(id, result) {
+            Routed::NotMine => {}
+            Routed::Mine((purpose, Some(answer))) => self.on_answer(purpose, answer, out),
+            Routed::Mine((purpose, None)) if *result == Err(CallError::MaybeApplied) => {
+                self.on_doubt(purpose, out);
+            }
+            Routed::Mine((_, None)) => {}
+        }
+    }
+
+    fn on_mark(&mut self, step: mark::Step, out: &mut Actions<ClientReport>) {
+        match step {
+            mark::Step::Pending => {}
+            mark::Step::Ready => self.resume(out),
+            mark::Step::Unfit(why) => self.fail(exit::NOT_PERMITTED, why, out),
+            mark::Step::Refused(refusal) => self.refused("leave a mark for", refusal, out),
+        }
+    }
+
+    fn on_answer(
+        &mut self,
+        purpose: Purpose,
+        answer: Result<&Reply, Refusal>,
+        out: &mut Actions<ClientReport>,
+    ) {
         match purpose {
             Purpose::Room => {
-                self.found = Some(result.cloned());
+                self.found = Some(answer.cloned());
                 self.enter(out);
             }
-            Purpose::JobRoom => self.on_job_room(result, out),
-            Purpose::Create => self.on_created(result, out),
-            Purpose::Compare => self.on_compared(result, out),
+            Purpose::JobRoom => self.on_job_room(answer, out),
+            Purpose::Create => self.on_created(answer, out),
+            Purpose::Compare => self.on_compared(answer, out),
             // The outcome was shown: what is found now, or not found any more, is no news.
             Purpose::Read | Purpose::Cancel if self.phase != Phase::Waiting => {}
-            Purpose::Read => self.on_read(result, out),
-            Purpose::Cancel => self.on_cancelled(result, out),
-            Purpose::Delete => self.on_deleted(result, out),
+            Purpose::Read => self.on_read(answer, out),
+            Purpose::Cancel => self.on_cancelled(answer, out),
+            Purpose::Delete => self.on_deleted(answer, out),
         }
     }
 
@@ -476,7 +486,10 @@ impl Single {
         self.fail(exit::BUG, format!("a call about the task {} was answered with {reply:?}", self.id), out);
     }
 
-    fn on_changed(&mut self, path: &str, out: &mut Actions<ClientReport>) {
+    fn on_changed(&mut self, path: &str, kind: ChangeKind, out: &mut Actions<ClientReport>) {
+        if let Routed::Mine(()) = self.mark.on_changed(path, kind, out) {
+            return;
+        }
         if !self.online || path != self.path() {
             return;
         }
@@ -504,9 +517,8 @@ impl Role for Single {
                 self.online = true;
                 self.calls.clear();
                 self.ensure.reset();
-                if self.mark.on_connected(out) {
-                    self.resume(out);
-                }
+                let step = self.mark.on_connected(out);
+                self.on_mark(step, out);
             }
             Event::Lost { .. } => {
                 self.calls.clear();
@@ -517,8 +529,7 @@ impl Role for Single {
                     *give_up = Some(now + DELETE_PATIENCE);
                 }
             }
-            Event::Changed { path, kind } if self.mark.on_changed(&path, kind, out) => {}
-            Event::Changed { path, .. } => self.on_changed(&path, out),
+            Event::Changed { path, kind } => self.on_changed(&path, kind, out),
             Event::Reply { id, result } => self.on_reply(id, &result, out),
             Event::Wake => {
                 if let Phase::Deleting { give_up: Some(give_up), .. } = self.phase

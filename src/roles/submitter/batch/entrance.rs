@@ -26,6 +26,17 @@ enum FirstPart {
     },
 }
 
+/// Whether a batch may come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Something has to be known first.
+    Unknown,
+    /// There is room.
+    Admitted,
+    /// There is none, for this reason.
+    Refused(String),
+}
+
 impl Entrance {
     /// All is being asked for now.
     pub fn ask(&mut self, keyed: bool) {
@@ -56,17 +67,12 @@ impl Entrance {
     }
 
     /// Goes on when all is known: how many directories there are, what the service admits, and for a key whether the
-    /// batch has begun already. Decides how many lines a chunk has, and gives why there is no room, if there is none.
-    pub fn enter(
-        &self,
-        plan: &mut Plan,
-        orphan_of: Option<&str>,
-        pace: &mut Pace,
-    ) -> Option<Result<(), String>> {
-        let (children, first_part) = (self.children?, self.first_part?);
-        if !pace.has_looked() {
-            return None;
-        }
+    /// batch has begun already. Decides how many lines a chunk has.
+    pub fn enter(&self, plan: &mut Plan, orphan_of: Option<&str>, pace: &mut Pace) -> Entry {
+        let (Some(children), Some(first_part), true) = (self.children, self.first_part, pace.has_looked())
+        else {
+            return Entry::Unknown;
+        };
         let theirs = match first_part {
             FirstPart::Missing => None,
             FirstPart::Stands { chunk } => chunk,
@@ -75,7 +81,7 @@ impl Entrance {
         plan.size = size.unwrap_or_else(|| plan.outline.choose(pace.slots()));
         let refused = is_full(plan, children).or_else(|| pace.refuses(plan.demand(orphan_of)));
         // What stands of it already is part of what there is.
-        Some(refused.filter(|_| first_part == FirstPart::Missing).map_or(Ok(()), Err))
+        refused.filter(|_| first_part == FirstPart::Missing).map_or(Entry::Admitted, Entry::Refused)
     }
 }
 

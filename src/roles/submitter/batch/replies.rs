@@ -1,5 +1,6 @@
 //! A batch takes in the answers to its calls.
 
+use super::entrance::Entry;
 use super::maker::{Made, Maker};
 use super::parts::{Chunk, part_of};
 use super::{Batch, Purpose};
@@ -15,72 +16,71 @@ type Out = Actions<ClientReport>;
 
 impl Batch {
     pub(super) fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Out) {
-        if let Some(step) = self.mark.on_reply(id, result, out) {
-            match step {
-                mark::Step::Pending => {}
-                mark::Step::Ready => self.marked = true,
-                mark::Step::Unfit(why) => self.fail(exit::NOT_PERMITTED, why, out),
-                mark::Step::Refused(refusal) => self.refused("leave a mark below", None, refusal, out),
-            }
-            return;
+        if let Routed::Mine(step) = self.mark.on_reply(id, result, out) {
+            return self.on_mark(step, out);
         }
         if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
-            match step {
+            return match step {
                 ensure::Step::Pending => {}
                 ensure::Step::Done => self.ensuring = false,
                 ensure::Step::Refused(path, refusal) => {
                     self.fail(refusal_code(refusal), format!("cannot make {path}: {refusal}"), out);
                 }
-            }
-            return;
+            };
         }
-        if self.pace.on_reply(id, result, out) {
+        if let Routed::Mine(()) = self.pace.on_reply(id, result, out) {
             return self.enter(out);
         }
         let required = self.plan.options.require.as_ref().unwrap_or(const { &Labels::new() });
         let awaited = || format!("{} tasks of {}", self.results.awaited(), self.plan.name());
-        if self.notice.on_reply(id, result, required, awaited, out) {
+        if let Routed::Mine(()) = self.notice.on_reply(id, result, required, awaited, out) {
             return;
         }
-        if let Some(purpose) = self.calls.take(id) {
-            self.on_answer(purpose, result, out);
-        }
-    }
-
-    fn on_answer(&mut self, purpose: Purpose, result: &CallResult, out: &mut Out) {
+        let Routed::Mine((purpose, answer)) = self.calls.route(id, result) else { return };
         if let Purpose::Read(unit) = purpose
             && self.results.end_read(unit)
         {
             self.parts.mark_unread(unit);
         }
-        let result = match result {
-            Ok(reply) => Ok(reply),
-            Err(CallError::Refused(refusal)) => Err(*refusal),
-            Err(CallError::NotSent) => return,
-            Err(CallError::MaybeApplied) => return self.on_doubt(purpose),
-        };
+        match answer {
+            Some(answer) => self.on_answer(purpose, answer, out),
+            None if *result == Err(CallError::MaybeApplied) => self.on_doubt(purpose),
+            None => {}
+        }
+    }
+
+    pub(super) fn on_mark(&mut self, step: mark::Step, out: &mut Out) {
+        self.marked |= step == mark::Step::Ready;
+        match step {
+            mark::Step::Pending | mark::Step::Ready => {}
+            mark::Step::Unfit(why) => self.fail(exit::NOT_PERMITTED, why, out),
+            mark::Step::Refused(refusal) => self.refused("leave a mark below", None, refusal, out),
+        }
+    }
+
+    fn on_answer(&mut self, purpose: Purpose, answer: Result<&Reply, Refusal>, out: &mut Out) {
         match purpose {
             Purpose::Room => {
-                let looked = self.entrance.on_room(result);
+                let looked = self.entrance.on_room(answer);
                 self.on_looked(looked, out);
             }
             Purpose::FirstPart => {
-                let looked = self.entrance.on_first_part(result);
+                let looked = self.entrance.on_first_part(answer);
                 self.on_looked(looked, out);
             }
-            Purpose::MakePart(part) => self.on_part_made(part, result, out),
-            Purpose::ComparePart(part) => self.on_part_compared(part, result, out),
-            Purpose::WatchPart(part) => match result {
+            Purpose::MakePart(part) => self.on_part_made(part, answer, out),
+            Purpose::ComparePart(part) => self.on_part_compared(part, answer, out),
+            Purpose::WatchPart(part) => match answer {
                 Ok(_) => self.on_part_watched(part),
                 Err(refusal) => self.refused("watch", Some(part), refusal, out),
             },
-            Purpose::ReadPart(part) => self.on_part_read(part, result, out),
-            Purpose::CompletePart(part) => self.on_part_completed(part, result, out),
-            Purpose::Create(unit) => self.on_created(unit, result, out),
-            Purpose::Compare(unit) => self.on_compared(unit, result, out),
-            Purpose::Read(unit) => self.on_read(unit, result, out),
-            Purpose::Cancel(unit) => self.on_cancelled(unit, result, out),
-            Purpose::Delete(unit) => self.on_deleted(unit, result, out),
+            Purpose::ReadPart(part) => self.on_part_read(part, answer, out),
+            Purpose::CompletePart(part) => self.on_part_completed(part, answer, out),
+            Purpose::Create(unit) => self.on_created(unit, answer, out),
+            Purpose::Compare(unit) => self.on_compared(unit, answer, out),
+            Purpose::Read(unit) => self.on_read(unit, answer, out),
+            Purpose::Cancel(unit) => self.on_cancelled(unit, answer, out),
+            Purpose::Delete(unit) => self.on_deleted(unit, answer, out),
         }
     }
 
@@ -89,7 +89,16 @@ impl Batch {
         match purpose {
             Purpose::Create(unit) => self.maker.doubt(unit),
             Purpose::Delete(unit) => self.cleaner.doubt(unit),
-            _ => {}
+            Purpose::Room
+            | Purpose::FirstPart
+            | Purpose::MakePart(_)
+            | Purpose::ComparePart(_)
+            | Purpose::WatchPart(_)
+            | Purpose::ReadPart(_)
+            | Purpose::CompletePart(_)
+            | Purpose::Compare(_)
+            | Purpose::Read(_)
+            | Purpose::Cancel(_) => {}
         }
     }
 
@@ -112,9 +121,9 @@ impl Batch {
             return;
         }
         match self.entrance.enter(&mut self.plan, self.mark.id(), &mut self.pace) {
-            None => {}
-            Some(Ok(())) => (self.inside, self.maker) = (true, Maker::new(self.plan.size())),
-            Some(Err(why)) => self.fail(exit::TOO_MUCH, why, out),
+            Entry::Unknown => {}
+            Entry::Admitted => (self.inside, self.maker) = (true, Maker::new(self.plan.size())),
+            Entry::Refused(why) => self.fail(exit::TOO_MUCH, why, out),
         }
     }
 
