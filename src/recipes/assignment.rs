@@ -15,7 +15,7 @@ use self::page::{Page, PageState, Revoked};
 use crate::contract::worker::{EntryId, MAX_SEEN_IN_ALL, Seen};
 use crate::contract::{Incarnation, Layout, MAX_DATA_BYTES, TaskId, name_of};
 use crate::machine::{
-    Actions, Call, CallId, CallResult, Calls, ChangeKind, Instant, Refusal, Reply, WatchMode, answered,
+    Actions, Call, CallId, CallResult, Calls, ChangeKind, Instant, Refusal, Reply, Routed, WatchMode,
 };
 
 /// Calls of the book that may be in flight at once.
@@ -445,43 +445,51 @@ impl Book {
         }
     }
 
-    /// Takes in a change; false if it is not about assignments.
-    pub fn on_changed<R>(
-        &mut self,
-        path: &str,
-        kind: ChangeKind,
-        steps: &mut Vec<Step>,
-        out: &mut Actions<R>,
-    ) -> bool {
+    /// Takes in a change of a znode, which is ours if it is an assignment.
+    pub fn on_changed<R>(&mut self, path: &str, kind: ChangeKind, out: &mut Actions<R>) -> Routed<Vec<Step>> {
         if path.rsplit_once('/').is_none_or(|(dir, _)| dir != self.layout.assign()) {
-            return false;
+            return Routed::NotMine;
         }
+        let mut steps = Vec::new();
         if self.state == State::Shut {
-            return true;
+            return Routed::Mine(steps);
         }
-        let Some(incarnation) = Incarnation::parse(name_of(path)) else { return true };
+        let Some(incarnation) = Incarnation::parse(name_of(path)) else { return Routed::Mine(steps) };
         match kind {
             ChangeKind::Created => self.open(incarnation),
-            ChangeKind::Deleted => self.drop_page(&incarnation, steps),
+            ChangeKind::Deleted => self.drop_page(&incarnation, &mut steps),
             // Mostly the echo of our own writes; a stranger's is met by the version check of the next.
             ChangeKind::Data if self.is_unreadable(&incarnation) => self.read(&incarnation),
             ChangeKind::Data | ChangeKind::Children => {}
         }
         self.flush(out);
-        true
+        Routed::Mine(steps)
     }
 
-    /// Takes in a reply; false if it is somebody else's.
+    /// Takes in a reply.
     pub fn on_reply<R>(
         &mut self,
         id: CallId,
         result: &CallResult,
+        out: &mut Actions<R>,
+    ) -> Routed<Vec<Step>> {
+        self.calls.route(id, result).map(|(purpose, answer)| {
+            let mut steps = Vec::new();
+            if let Some(answer) = answer {
+                self.on_answer(purpose, answer, &mut steps, out);
+            }
+            steps
+        })
+    }
+
+    fn on_answer<R>(
+        &mut self,
+        purpose: Purpose,
+        answer: Result<&Reply, Refusal>,
         steps: &mut Vec<Step>,
         out: &mut Actions<R>,
-    ) -> bool {
-        let Some(purpose) = self.calls.take(id) else { return false };
-        let Some(result) = answered(result) else { return true };
-        match (purpose, result) {
+    ) {
+        match (purpose, answer) {
             (Purpose::Watch, Ok(_)) => {
                 self.calls.issue(out, Call::Children { path: self.layout.assign() }, Purpose::List);
             }
@@ -491,12 +499,11 @@ impl Book {
                 }
             }
             (Purpose::Watch | Purpose::List, Err(refusal)) => {
-                steps.push(Step::Refused(self.layout.assign(), refusal));
-                return true;
+                return steps.push(Step::Refused(self.layout.assign(), refusal));
             }
-            (Purpose::Read(incarnation), result) => self.on_read(&incarnation, result, steps, out),
-            (Purpose::Write(incarnation), result) => self.on_written(&incarnation, result, steps, out),
-            (Purpose::Close(incarnation), result) => match result {
+            (Purpose::Read(incarnation), answer) => self.on_read(&incarnation, answer, steps, out),
+            (Purpose::Write(incarnation), answer) => self.on_written(&incarnation, answer, steps, out),
+            (Purpose::Close(incarnation), answer) => match answer {
                 Ok(_) | Err(Refusal::NoNode) => self.drop_page(&incarnation, steps),
                 Err(Refusal::BadVersion) => self.read(&incarnation),
                 Err(refusal) => self.refuse(&incarnation, Deed::Delete, refusal, steps, out),
@@ -509,7 +516,6 @@ impl Book {
             self.state = State::Ready;
             steps.push(Step::Ready);
         }
-        true
     }
 
     fn open(&mut self, incarnation: Incarnation) {

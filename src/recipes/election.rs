@@ -19,7 +19,7 @@ use crate::contract::contender::{self, Contender};
 use crate::contract::{contender_rank, name_of};
 use crate::exit;
 use crate::machine::{
-    Actions, Call, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, Reply, Routed, answered,
+    Actions, Call, CallId, CallResult, Calls, ChangeKind, CreateMode, Level, Refusal, Reply, Routed,
 };
 
 /// Sequence numbers from here on are near their end, which is 2,147,483,647.
@@ -247,19 +247,25 @@ impl Election {
         self.refused.take()
     }
 
-    /// Takes in a reply; false if it is somebody else's.
-    pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> bool {
+    /// Takes in a reply.
+    pub fn on_reply<R>(&mut self, id: CallId, result: &CallResult, out: &mut Actions<R>) -> Routed<()> {
         if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
             match step {
                 ensure::Step::Pending => {}
                 ensure::Step::Done => self.create(out),
                 ensure::Step::Refused(path, refusal) => self.refuse(path, refusal),
             }
-            return true;
+            return Routed::Mine(());
         }
-        let Some(purpose) = self.calls.take(id) else { return false };
-        let Some(result) = answered(result) else { return true };
-        match (purpose, result) {
+        self.calls.route(id, result).map(|(purpose, answer)| {
+            if let Some(answer) = answer {
+                self.on_answer(purpose, answer, out);
+            }
+        })
+    }
+
+    fn on_answer<R>(&mut self, purpose: Purpose, answer: Result<&Reply, Refusal>, out: &mut Actions<R>) {
+        match (purpose, answer) {
             (Purpose::Create | Purpose::Inherit, Ok(Reply::Created { path }))
                 if self.state == State::Leaving =>
             {
@@ -295,7 +301,6 @@ impl Election {
                 out.fail(exit::BUG, format!("election in {}: {reply:?} answers {purpose:?}", self.dir));
             }
         }
-        true
     }
 
     /// A contender of ours may stand all the same: it is deleted by the next that stands.

@@ -26,8 +26,7 @@ use super::ensure::{self, Ensure};
 use super::retry::Retry;
 use crate::contract::Layout;
 use crate::machine::{
-    Action, Actions, Call, CallId, CallResult, Calls, CreateMode, Instant, Refusal, Reply, Routed, answered,
-    earlier,
+    Action, Actions, Call, CallId, CallResult, Calls, CreateMode, Instant, Refusal, Reply, Routed, earlier,
 };
 
 /// The longest silence of a session that is up, as a part of its timeout: the session layer's heartbeat.
@@ -198,30 +197,47 @@ impl Lease {
         self.retry.trouble()
     }
 
-    /// Takes in a reply; false if it is somebody else's.
+    /// Takes in a reply.
     pub fn on_reply<R>(
         &mut self,
         id: CallId,
         result: &CallResult,
         now: Instant,
         out: &mut Actions<R>,
-    ) -> bool {
+    ) -> Routed<()> {
         if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
-            match step {
-                ensure::Step::Pending => {}
-                ensure::Step::Done => {
-                    self.state = State::Absent;
-                    if self.is_due() {
-                        self.write(now, out);
-                    }
-                }
-                ensure::Step::Refused(path, refusal) => self.retry.refused(&path, refusal, now, out),
-            }
-            return true;
+            self.on_ensured(step, now, out);
+            return Routed::Mine(());
         }
-        let Some(purpose) = self.calls.take(id) else { return false };
-        let Some(result) = answered(result) else { return true };
-        match (purpose, result) {
+        self.calls.route(id, result).map(|(purpose, answer)| {
+            if let Some(answer) = answer {
+                self.on_answer(purpose, answer, now, out);
+            }
+        })
+    }
+
+    /// The directory of leases was looked for after a refusal.
+    fn on_ensured<R>(&mut self, step: ensure::Step, now: Instant, out: &mut Actions<R>) {
+        match step {
+            ensure::Step::Pending => {}
+            ensure::Step::Done => {
+                self.state = State::Absent;
+                if self.is_due() {
+                    self.write(now, out);
+                }
+            }
+            ensure::Step::Refused(path, refusal) => self.retry.refused(&path, refusal, now, out),
+        }
+    }
+
+    fn on_answer<R>(
+        &mut self,
+        purpose: Purpose,
+        answer: Result<&Reply, Refusal>,
+        now: Instant,
+        out: &mut Actions<R>,
+    ) {
+        match (purpose, answer) {
             (Purpose::Write { sent, index }, Ok(reply)) => {
                 let silence = self.timeout / SILENCE_PART;
                 let margin = MIN_MARGIN.max(self.timeout / MARGIN_PART).min(self.timeout / 3);
@@ -252,13 +268,12 @@ impl Lease {
                 self.n += 1;
                 self.state = State::Refused;
             }
-            (_, result) => {
+            (_, answer) => {
                 let what = format!("cannot renew the lease {}", self.path());
-                self.retry.refused(&what, result.err().unwrap_or(Refusal::Other(0)), now, out);
+                self.retry.refused(&what, answer.err().unwrap_or(Refusal::Other(0)), now, out);
                 self.state = State::Refused;
             }
         }
-        true
     }
 
     /// Whether somebody needs the lease, or waits for a write that failed.

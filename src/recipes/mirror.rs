@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::machine::{
-    Actions, Call, CallId, CallResult, Calls, ChangeKind, Refusal, Reply, Stat, WatchMode, answered,
+    Actions, Call, CallId, CallResult, Calls, ChangeKind, Refusal, Reply, Routed, Stat, WatchMode,
 };
 
 /// Listings of one mirror that may be under way at once.
@@ -147,21 +147,25 @@ impl Mirror {
         self.state == State::Complete
     }
 
-    /// Takes in a change of a watched znode; `None` if it is not below the mirrored directory.
+    /// Takes in a change of a watched znode, which is ours if it is not above or beside the mirrored directory.
     pub fn on_changed<R>(
         &mut self,
         path: &str,
         kind: ChangeKind,
         out: &mut Actions<R>,
-    ) -> Option<Vec<Change>> {
-        let below = path.strip_prefix(self.root.as_str())?;
+    ) -> Routed<Vec<Change>> {
+        let Some(below) = path.strip_prefix(self.root.as_str()) else { return Routed::NotMine };
         if below.is_empty() {
-            return Some(Vec::new());
+            return Routed::Mine(Vec::new());
         }
-        let below = below.strip_prefix('/')?;
+        let Some(below) = below.strip_prefix('/') else { return Routed::NotMine };
         if self.state == State::Off || level(below) > self.depth {
-            return Some(Vec::new());
+            return Routed::Mine(Vec::new());
         }
+        Routed::Mine(self.on_changed_below(below, kind, out))
+    }
+
+    fn on_changed_below<R>(&mut self, below: &str, kind: ChangeKind, out: &mut Actions<R>) -> Vec<Change> {
         let mut changes = Vec::new();
         match kind {
             ChangeKind::Children => {}
@@ -190,7 +194,7 @@ impl Mirror {
             }
         }
         self.pump(out);
-        Some(changes)
+        changes
     }
 
     /// Sees to it that it is read again, at once or later; a change of which the reading is put off is told.
@@ -304,29 +308,39 @@ impl Mirror {
         self.state != State::Complete || !self.to_list.is_empty() || self.calls.len() > self.reading.len()
     }
 
-    /// Takes in a reply; `None` if it is somebody else's.
+    /// Takes in a reply.
     pub fn on_reply<R>(
         &mut self,
         id: CallId,
         result: &CallResult,
         out: &mut Actions<R>,
-    ) -> Option<Vec<Change>> {
-        let purpose = self.calls.take(id)?;
-        let Some(result) = answered(result) else {
-            // What is still answered must not make it look complete.
-            self.reset();
-            return Some(Vec::new());
-        };
+    ) -> Routed<Vec<Change>> {
+        self.calls.route(id, result).map(|(purpose, answer)| match answer {
+            Some(answer) => self.on_answer(purpose, answer, out),
+            None => {
+                // What is still answered must not make it look complete.
+                self.reset();
+                Vec::new()
+            }
+        })
+    }
+
+    fn on_answer<R>(
+        &mut self,
+        purpose: Purpose,
+        answer: Result<&Reply, Refusal>,
+        out: &mut Actions<R>,
+    ) -> Vec<Change> {
         let mut changes = Vec::new();
         match purpose {
-            Purpose::Watch => match result {
+            Purpose::Watch => match answer {
                 Ok(_) => {
                     self.state = State::Loading;
                     self.to_list.push(String::new());
                 }
                 other => changes.push(self.refuse("", false, other)),
             },
-            Purpose::List(dir) => match result {
+            Purpose::List(dir) => match answer {
                 Ok(Reply::Children(names)) => self.on_listed(&dir, names, &mut changes),
                 Err(Refusal::NoNode) => {}
                 other => changes.push(self.refuse(&dir, true, other)),
@@ -337,7 +351,7 @@ impl Mirror {
                 if again {
                     self.enlist([path.clone()]);
                 }
-                match result {
+                match answer {
                     Ok(_) if void => {}
                     Ok(Reply::Data { data, stat }) => {
                         changes.push(Change::Seen { path, data: data.clone(), stat: *stat });
@@ -357,7 +371,7 @@ impl Mirror {
         if !self.lists() {
             self.gone.clear();
         }
-        Some(changes)
+        changes
     }
 
     /// Whether all that lists named was read. What changes meanwhile need not be: there may always be some.

@@ -22,7 +22,7 @@ use crate::contract::{Incarnation, Layout};
 use crate::exit;
 use crate::machine::{
     Actions, Call, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Prng, Refusal, Reply, Routed,
-    WatchMode, answered, earlier,
+    WatchMode, earlier,
 };
 
 /// A registration whose process died stands for its session timeout and up to a tick more; this much longer we
@@ -302,38 +302,39 @@ impl Registrar {
         self.retry.trouble()
     }
 
-    /// Takes in a change of a watched znode.
-    pub fn on_changed<R>(&mut self, path: &str, kind: ChangeKind, out: &mut Actions<R>) -> Step {
-        if kind == ChangeKind::Data && self.is_standing() && self.path(self.n) == path {
+    /// Takes in a change of a watched znode, which is ours if it is a registration.
+    pub fn on_changed<R>(&mut self, path: &str, kind: ChangeKind, out: &mut Actions<R>) -> Routed<Step> {
+        if path.rsplit_once('/').is_none_or(|(dir, _)| dir != self.layout.workers()) {
+            return Routed::NotMine;
+        }
+        let is_own = self.path(self.n) == path;
+        if kind == ChangeKind::Data && self.is_standing() && is_own {
             self.calls.issue(out, Call::Exists { path: path.to_string(), watch: false }, Purpose::Inspect);
         }
         if kind != ChangeKind::Deleted {
-            return Step::Pending;
+            return Routed::Mine(Step::Pending);
         }
         if self.state == State::Waiting {
-            let workers = self.layout.workers();
-            if path.rsplit_once('/').is_some_and(|(dir, _)| dir == workers) {
-                self.look(false, out);
-            }
-        } else if self.path(self.n) == path
+            self.look(false, out);
+        } else if is_own
             && matches!(
                 self.state,
                 State::Confirming { .. } | State::Looking { again: true, .. } | State::Standing { .. }
             )
         {
-            return self.die(&format!("its registration {path} was deleted"));
+            return Routed::Mine(self.die(&format!("its registration {path} was deleted")));
         }
-        Step::Pending
+        Routed::Mine(Step::Pending)
     }
 
-    /// Takes in a reply; `None` if it is somebody else's.
+    /// Takes in a reply.
     pub fn on_reply<R>(
         &mut self,
         id: CallId,
         result: &CallResult,
         now: Instant,
         out: &mut Actions<R>,
-    ) -> Option<Step> {
+    ) -> Routed<Step> {
         if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
             match step {
                 ensure::Step::Pending => {}
@@ -341,49 +342,50 @@ impl Registrar {
                 ensure::Step::Done => self.look(false, out),
                 ensure::Step::Refused(path, refusal) => self.refused(&path, refusal, now, out),
             }
-            return Some(Step::Pending);
+            return Routed::Mine(Step::Pending);
         }
-        let purpose = self.calls.take(id)?;
-        let Some(result) = answered(result) else { return Some(Step::Pending) };
-        Some(match purpose {
-            Purpose::List | Purpose::Read(_) => self.on_look(purpose, result, now, out),
-            Purpose::WatchRival => {
-                if result == Err(Refusal::NoNode) {
-                    self.look(false, out);
-                }
-                Step::Pending
+        self.calls.route(id, result).map(|(purpose, answer)| match answer {
+            Some(answer) => self.on_answer(purpose, answer, now, out),
+            None => Step::Pending,
+        })
+    }
+
+    fn on_answer<R>(
+        &mut self,
+        purpose: Purpose,
+        answer: Result<&Reply, Refusal>,
+        now: Instant,
+        out: &mut Actions<R>,
+    ) -> Step {
+        match (purpose, answer) {
+            (purpose @ (Purpose::List | Purpose::Read(_)), answer) => {
+                return self.on_look(purpose, answer, now, out);
             }
-            Purpose::RemovePredecessor => {
-                match result {
-                    Ok(_) | Err(Refusal::NoNode) => self.look(false, out),
-                    Err(refusal) => self.refused(&self.layout.workers(), refusal, now, out),
-                }
-                Step::Pending
+            (Purpose::WatchRival, Err(Refusal::NoNode)) => self.look(false, out),
+            (Purpose::WatchRival, Ok(_) | Err(_)) => {}
+            (Purpose::RemovePredecessor, Ok(_) | Err(Refusal::NoNode)) => self.look(false, out),
+            (Purpose::RemovePredecessor, Err(refusal)) => {
+                self.refused(&self.layout.workers(), refusal, now, out);
             }
-            Purpose::RemoveMine | Purpose::Leave => Step::Pending,
-            Purpose::Assign => {
-                match result {
-                    Ok(_) => self.register(out),
-                    Err(refusal) => self.refused(&self.layout.assign(), refusal, now, out),
-                }
-                Step::Pending
+            (Purpose::RemoveMine | Purpose::Leave, Ok(_) | Err(_)) => {}
+            (Purpose::Assign, Ok(_)) => self.register(out),
+            (Purpose::Assign, Err(refusal)) => self.refused(&self.layout.assign(), refusal, now, out),
+            (Purpose::Register, answer) if self.state == State::Registering => {
+                return self.on_registered(answer, now, out);
             }
-            Purpose::Register if self.state == State::Registering => self.on_registered(result, now, out),
-            Purpose::Register => {
+            (Purpose::Register, Ok(_) | Err(_)) => {
                 if self.state == State::Landing {
                     self.prepare(out);
                 }
-                Step::Pending
             }
-            Purpose::WatchOwn | Purpose::Own | Purpose::Replace => self.on_confirm(purpose, result, now, out),
-            Purpose::Publish(body) => self.on_published(body, result, now, out),
-            Purpose::Inspect => {
-                if let Ok(Reply::Stat(stat)) = result {
-                    self.mend(stat.version, out);
-                }
-                Step::Pending
+            (purpose @ (Purpose::WatchOwn | Purpose::Own | Purpose::Replace), answer) => {
+                return self.on_confirm(purpose, answer, now, out);
             }
-        })
+            (Purpose::Publish(body), answer) => return self.on_published(body, answer, now, out),
+            (Purpose::Inspect, Ok(Reply::Stat(stat))) => self.mend(stat.version, out),
+            (Purpose::Inspect, Ok(_) | Err(_)) => {}
+        }
+        Step::Pending
     }
 
     fn path(&self, n: u64) -> String {

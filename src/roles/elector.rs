@@ -467,8 +467,9 @@ impl Role for Elector {
             Event::Reply { id, result } => {
                 if let Routed::Mine(step) = self.ensure.on_reply(id, &result, out) {
                     self.on_ensured(&step, now, out);
-                } else if !self.election.on_reply(id, &result, out) {
-                    self.lease.on_reply(id, &result, now, out);
+                } else if let Routed::NotMine = self.election.on_reply(id, &result, out) {
+                    // Nobody else is left: a reply that is not the lease's either is stale.
+                    let _ = self.lease.on_reply(id, &result, now, out);
                 }
             }
             Event::Stop { again } => self.on_stop(again, now, out),

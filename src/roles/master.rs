@@ -173,11 +173,11 @@ impl Master {
                 ensure::Step::Done => self.start_missing(out),
                 ensure::Step::Refused(path, refusal) => self.retry.refused(&path, refusal, now, out),
             }
-        } else if let Some(changes) = self.tasks.on_reply(id, result, out) {
+        } else if let Routed::Mine(changes) = self.tasks.on_reply(id, result, out) {
             self.on_tasks(changes, now, out);
-        } else if let Some(changes) = self.workers.on_reply(id, result, out) {
+        } else if let Routed::Mine(changes) = self.workers.on_reply(id, result, out) {
             self.on_workers(changes, now, out);
-        } else if !self.election.on_reply(id, result, out) {
+        } else if let Routed::NotMine = self.election.on_reply(id, result, out) {
             self.on_term_reply(id, result, now, out);
         }
     }
@@ -219,9 +219,9 @@ impl Master {
         if kind == ChangeKind::Deleted && self.ensure.has(path) {
             self.retry.vanished(path, now, out);
         }
-        if let Some(changes) = self.tasks.on_changed(path, kind, out) {
+        if let Routed::Mine(changes) = self.tasks.on_changed(path, kind, out) {
             self.on_tasks(changes, now, out);
-        } else if let Some(changes) = self.workers.on_changed(path, kind, out) {
+        } else if let Routed::Mine(changes) = self.workers.on_changed(path, kind, out) {
             self.on_workers(changes, now, out);
         } else {
             self.election.on_changed(path, kind, out);

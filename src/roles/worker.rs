@@ -30,8 +30,8 @@ use crate::contract::worker::{Assignment, EntryId, ProcessIdentity, Registration
 use crate::contract::{Labels, Layout};
 use crate::exit;
 use crate::machine::{
-    Action, Actions, Call, CallError, CallId, CallResult, Calls, ChangeKind, Event, Instant, Level, Refusal,
-    Reply, Role, RunId, Stat, WatchMode, earlier,
+    Action, Actions, Call, CallId, CallResult, Calls, ChangeKind, Event, Instant, Level, Refusal, Reply,
+    Role, Routed, RunId, Stat, WatchMode, earlier,
 };
 use crate::recipes::lease::Lease;
 use crate::recipes::past::Past;
@@ -353,25 +353,19 @@ impl Worker {
     }
 
     fn on_reply(&mut self, id: CallId, result: &CallResult, now: Instant, out: &mut Out) {
-        if let Some(step) = self.registrar.on_reply(id, result, now, out) {
-            return self.on_registrar(step, out);
+        if let Routed::Mine(step) = self.registrar.on_reply(id, result, now, out) {
+            self.on_registrar(step, out);
+        } else if let Routed::Mine(()) = self.lease.on_reply(id, result, now, out) {
+            self.after_own_write(out);
+        } else if let Routed::Mine(step) = self.reports.on_reply(id, result, now, out) {
+            self.on_report(step, out);
+        } else if let Routed::Mine((purpose, Some(answer))) = self.calls.route(id, result) {
+            self.on_answer(purpose, answer, now, out);
         }
-        if self.lease.on_reply(id, result, now, out) {
-            return self.after_own_write(out);
-        }
-        if let Some(settled) = self.reports.on_reply(id, result, now, out) {
-            if let Some((task, settled)) = settled {
-                self.on_settled(&task, settled, out);
-            }
-            return;
-        }
-        let Some(purpose) = self.calls.take(id) else { return };
-        let result = match result {
-            Ok(reply) => Ok(reply),
-            Err(CallError::Refused(refusal)) => Err(*refusal),
-            Err(CallError::NotSent | CallError::MaybeApplied) => return,
-        };
-        match (purpose, result) {
+    }
+
+    fn on_answer(&mut self, purpose: Purpose, answer: Result<&Reply, Refusal>, now: Instant, out: &mut Out) {
+        match (purpose, answer) {
             (Purpose::WatchAssignment, Ok(_)) => self.read_assignment(out),
             (Purpose::ReadAssignment, Ok(Reply::Data { data, stat })) => {
                 self.expecting = false;
@@ -392,9 +386,9 @@ impl Worker {
             (Purpose::ReadTask { id, .. }, Err(refusal)) => {
                 self.set_aside(&id, &refusal.to_string(), out);
             }
-            (Purpose::ReadJob(dir), result) => self.on_job(dir, result, out),
-            (Purpose::Save(id), result) => self.on_saved(&id, result, now, out),
-            (Purpose::Reread { id, verified }, result) => self.on_reread(&id, verified, result, now, out),
+            (Purpose::ReadJob(dir), answer) => self.on_job(dir, answer, out),
+            (Purpose::Save(id), answer) => self.on_saved(&id, answer, now, out),
+            (Purpose::Reread { id, verified }, answer) => self.on_reread(&id, verified, answer, now, out),
             (Purpose::DeleteAssignment, Ok(_) | Err(Refusal::NoNode)) => self.on_unassigned(out),
             // The leader was faster with one more write: what it added was not started.
             (Purpose::DeleteAssignment, Err(Refusal::BadVersion)) => self.read_assignment(out),
@@ -428,8 +422,9 @@ impl Worker {
             }
             return;
         }
-        let step = self.registrar.on_changed(path, kind, out);
-        self.on_registrar(step, out);
+        if let Routed::Mine(step) = self.registrar.on_changed(path, kind, out) {
+            self.on_registrar(step, out);
+        }
     }
 
     /// At most one read is waiting behind the one under way, whatever the number of changes.

@@ -3,7 +3,9 @@
 use super::{Asked, at_ms, refused};
 use crate::contract::worker::{Assignment, Entry, EntryId};
 use crate::contract::{Incarnation, Layout, TaskId};
-use crate::machine::{Action, Actions, Call, CallId, CallResult, ChangeKind, Instant, Refusal, Reply, Stat};
+use crate::machine::{
+    Action, Actions, Call, CallId, CallResult, ChangeKind, Instant, Refusal, Reply, Routed, Stat,
+};
 use crate::recipes::assignment::{Book, Doubt, Held, Step, Urgency};
 
 struct Desk {
@@ -81,7 +83,10 @@ impl Desk {
     }
 
     fn answer(&mut self, id: CallId, result: CallResult) {
-        assert!(self.book.on_reply(id, &result, &mut self.steps, &mut self.out));
+        let Routed::Mine(steps) = self.book.on_reply(id, &result, &mut self.out) else {
+            panic!("it is awaited")
+        };
+        self.steps.extend(steps);
         let all: Vec<_> = self.out.drain().collect();
         for action in all {
             match action {
@@ -268,7 +273,7 @@ fn an_assignment_unreadable_at_takeover_is_claimed_later() {
 fn an_unreadable_assignment_made_after_takeover_hides_nothing() {
     let mut desk = Desk::ready(&["w"]);
     let path = format!("/z/assign/{}", incarnation("x"));
-    desk.book.on_changed(&path, ChangeKind::Created, &mut desk.steps, &mut desk.out);
+    assert_eq!(desk.book.on_changed(&path, ChangeKind::Created, &mut desk.out), Routed::Mine(vec![]));
     let (read, _) = Asked::one(&mut desk.out);
     desk.answer(read, refused(Refusal::NoAuth));
     assert_eq!(desk.book.unclaimed().count(), 0);

@@ -6,7 +6,7 @@ use super::{Asked, LOST, NO_NODE, refused, stat};
 use crate::contract::contender_rank;
 use crate::exit;
 use crate::machine::{
-    Action, Actions, Call, CallId, CallResult, ChangeKind, CreateMode, Level, Refusal, Reply,
+    Action, Actions, Call, CallId, CallResult, ChangeKind, CreateMode, Level, Refusal, Reply, Routed,
 };
 use crate::recipes::election::Election;
 
@@ -79,7 +79,7 @@ impl Bench {
 
     #[track_caller]
     fn reply(&mut self, id: CallId, result: CallResult) {
-        assert!(self.election.on_reply(id, &result, &mut self.out), "it is awaited");
+        assert_eq!(self.election.on_reply(id, &result, &mut self.out), Routed::Mine(()), "it is awaited");
     }
 
     fn changed(&mut self, name: &str, kind: ChangeKind) {
@@ -209,7 +209,7 @@ fn a_leader_whose_contender_is_deleted_contends_anew() {
 fn a_list_of_an_earlier_term_is_ignored() {
     let (mut bench, list) = Bench::listing();
     bench.changed(OWN, ChangeKind::Deleted);
-    assert!(!bench.election.on_reply(list, &children(&[OWN]), &mut bench.out), "stale");
+    assert_eq!(bench.election.on_reply(list, &children(&[OWN]), &mut bench.out), Routed::NotMine, "stale");
     bench.stands_anew();
     assert!(bench.election.leading().is_none());
 }
@@ -365,7 +365,7 @@ fn doubt_at_any_call_leads_nowhere_until_the_next_connection() {
         assert!(bench.election.leading().is_none());
         bench.election.on_lost();
         assert!(bench.election.is_out());
-        assert!(!bench.election.on_reply(id, &created(OWN), &mut bench.out), "stale");
+        assert_eq!(bench.election.on_reply(id, &created(OWN), &mut bench.out), Routed::NotMine, "stale");
         bench.election.stand(&mut bench.out);
         bench.stands_anew();
     }
@@ -376,7 +376,7 @@ fn no_reply_is_taken_for_a_call_of_a_lost_connection() {
     let (mut bench, create) = Bench::creating();
     bench.election.on_lost();
     bench.election.stand(&mut bench.out);
-    assert!(!bench.election.on_reply(create, &created(OWN), &mut bench.out));
+    assert_eq!(bench.election.on_reply(create, &created(OWN), &mut bench.out), Routed::NotMine);
     bench.stands_anew();
 }
 
@@ -413,7 +413,7 @@ fn withdrawing_while_entering_leaves_no_contender() {
     let (look, _) = Asked::one(&mut bench.out);
     bench.election.withdraw(&mut bench.out);
     assert!(bench.election.is_out());
-    assert!(!bench.election.on_reply(look, &exists(1), &mut bench.out), "stale");
+    assert_eq!(bench.election.on_reply(look, &exists(1), &mut bench.out), Routed::NotMine, "stale");
     Asked::none(&mut bench.out);
 
     let (mut bench, create) = Bench::creating();

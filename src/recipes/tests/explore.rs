@@ -196,7 +196,8 @@ impl World {
     fn receive_reply(&mut self, who: usize) {
         let contender = &mut self.contenders[who];
         if let Some((id, result)) = contender.replies.pop_front() {
-            contender.election.on_reply(id, &result, &mut contender.out);
+            // Nobody else waits for replies: one that is not awaited is stale.
+            let _ = contender.election.on_reply(id, &result, &mut contender.out);
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Asked, LOST, NO_NODE, at_ms, refused, stat};
 use crate::contract::Layout;
 use crate::exit;
-use crate::machine::{Actions, Call, CallId, CallResult, CreateMode, Refusal, Reply, Stat};
+use crate::machine::{Actions, Call, CallId, CallResult, CreateMode, Refusal, Reply, Routed, Stat};
 use crate::recipes::lease::Lease;
 
 const T: Duration = Duration::from_secs(12);
@@ -70,7 +70,11 @@ impl Bench {
 
     #[track_caller]
     fn reply(&mut self, id: CallId, result: CallResult, ms: u64) {
-        assert!(self.lease.on_reply(id, &result, at_ms(ms), &mut self.out), "it is awaited");
+        assert_eq!(
+            self.lease.on_reply(id, &result, at_ms(ms), &mut self.out),
+            Routed::Mine(()),
+            "it is awaited"
+        );
     }
 
     #[track_caller]
@@ -169,7 +173,7 @@ fn a_doubtful_write_proves_nothing_and_proofs_outlive_sessions() {
     bench.reply(id, LOST, 3_100);
     assert_eq!(bench.lease.expires(), Some(at_ms(1_000 + HOLDS_MS)));
     bench.lease.on_lost();
-    assert!(!bench.lease.on_reply(id, &set(1), at_ms(3_200), &mut bench.out), "stale");
+    assert_eq!(bench.lease.on_reply(id, &set(1), at_ms(3_200), &mut bench.out), Routed::NotMine, "stale");
     assert!(bench.lease.holds(at_ms(1_000 + HOLDS_MS - 1)));
     bench.need(4_000);
     Asked::none(&mut bench.out);
@@ -185,7 +189,7 @@ fn each_session_has_its_own_znode_and_a_renamed_one_proves_none() {
     let id = bench.create_call("/r/leases/h~2");
     bench.lease.rename("i");
     assert!(!bench.lease.holds(at_ms(2_000)), "nothing is proven for a new life");
-    assert!(!bench.lease.on_reply(id, &created(), at_ms(2_000), &mut bench.out), "stale");
+    assert_eq!(bench.lease.on_reply(id, &created(), at_ms(2_000), &mut bench.out), Routed::NotMine, "stale");
     bench.need(9_000);
     Asked::none(&mut bench.out);
     bench.lease.on_session(T);

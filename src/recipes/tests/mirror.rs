@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 
 use super::{Asked, LOST, NO_NODE, refused, stat};
-use crate::machine::{Action, Actions, Call, CallId, CallResult, ChangeKind, Refusal, Reply, WatchMode};
+use crate::machine::{
+    Action, Actions, Call, CallId, CallResult, ChangeKind, Refusal, Reply, Routed, WatchMode,
+};
 use crate::recipes::mirror::{Change, Mirror};
 
 fn children(names: &[&str]) -> CallResult {
@@ -56,13 +58,17 @@ impl Bench {
     }
 
     fn reply(&mut self, id: CallId, result: CallResult) -> Vec<Change> {
-        let changes = self.mirror.on_reply(id, &result, &mut self.out).expect("it is awaited");
+        let Routed::Mine(changes) = self.mirror.on_reply(id, &result, &mut self.out) else {
+            panic!("it is awaited")
+        };
         self.calls.extend(Asked::of(&mut self.out).calls);
         changes
     }
 
     fn changed(&mut self, path: &str, kind: ChangeKind) -> Vec<Change> {
-        let changes = self.mirror.on_changed(path, kind, &mut self.out).expect("it is below the root");
+        let Routed::Mine(changes) = self.mirror.on_changed(path, kind, &mut self.out) else {
+            panic!("it is below the root")
+        };
         self.calls.extend(Asked::of(&mut self.out).calls);
         changes
     }
@@ -200,15 +206,15 @@ fn events_that_arrive_before_the_watch_is_acknowledged_count() {
     let mut mirror = Mirror::new("/r".into(), 1, 8);
     mirror.start(&mut out);
     let (watch, _) = Asked::one(&mut out);
-    assert_eq!(mirror.on_changed("/r/a", ChangeKind::Created, &mut out), Some(vec![appeared("a")]));
+    assert_eq!(mirror.on_changed("/r/a", ChangeKind::Created, &mut out), Routed::Mine(vec![appeared("a")]));
     Asked::none(&mut out);
     assert!(mirror.is_reading("a"));
-    mirror.on_reply(watch, &Ok(Reply::Watching), &mut out);
+    assert_eq!(mirror.on_reply(watch, &Ok(Reply::Watching), &mut out), Routed::Mine(vec![]));
     let calls = Asked::of(&mut out).calls;
     let id = |path: &str| calls.iter().find(|(_, call)| call.path() == path).expect("asked").0;
-    mirror.on_reply(id("/r/a"), &data("A"), &mut out);
+    assert_ne!(mirror.on_reply(id("/r/a"), &data("A"), &mut out), Routed::NotMine);
     assert!(!mirror.is_complete(), "the listing is still to come");
-    mirror.on_reply(id("/r"), &children(&[]), &mut out);
+    assert_ne!(mirror.on_reply(id("/r"), &children(&[]), &mut out), Routed::NotMine);
     assert!(mirror.is_complete());
 }
 
@@ -216,7 +222,11 @@ fn events_that_arrive_before_the_watch_is_acknowledged_count() {
 fn what_is_not_below_the_root_belongs_to_others() {
     let mut bench = Bench::complete();
     for path in ["/r2/a", "/x", "/"] {
-        assert_eq!(bench.mirror.on_changed(path, ChangeKind::Created, &mut bench.out), None, "{path}");
+        assert_eq!(
+            bench.mirror.on_changed(path, ChangeKind::Created, &mut bench.out),
+            Routed::NotMine,
+            "{path}"
+        );
     }
     assert_eq!(bench.changed("/r", ChangeKind::Data), []);
     assert_eq!(bench.changed("/r/a/too/deep", ChangeKind::Created), []);
@@ -230,7 +240,10 @@ fn without_its_watch_it_is_never_complete() {
     mirror.start(&mut out);
     let (watch, _) = Asked::one(&mut out);
     let changes = mirror.on_reply(watch, &refused(Refusal::Unimplemented), &mut out);
-    assert_eq!(changes, Some(vec![Change::Refused { path: "/r".into(), refusal: Refusal::Unimplemented }]));
+    assert_eq!(
+        changes,
+        Routed::Mine(vec![Change::Refused { path: "/r".into(), refusal: Refusal::Unimplemented }])
+    );
     assert!(!mirror.is_complete());
     Asked::none(&mut out);
 }
@@ -244,7 +257,7 @@ fn a_good_reply_after_a_lost_one_neither_panics_nor_completes() {
     let ids: Vec<_> = bench.calls.drain(..).map(|(id, _)| id).collect();
     assert_eq!(bench.reply(ids[0], LOST), []);
     for id in &ids[1..] {
-        assert_eq!(bench.mirror.on_reply(*id, &data("x"), &mut bench.out), None, "stale");
+        assert_eq!(bench.mirror.on_reply(*id, &data("x"), &mut bench.out), Routed::NotMine, "stale");
     }
     assert_eq!(bench.changed("/r/a", ChangeKind::Data), []);
     assert!(!bench.mirror.is_complete() && bench.calls.is_empty());
@@ -258,7 +271,7 @@ fn a_lost_listing_is_not_an_empty_directory() {
     let list = bench.calls.iter().find(|(_, call)| matches!(call, Call::Children { .. })).expect("it").0;
     let read = bench.calls.iter().find(|(_, call)| matches!(call, Call::Get { .. })).expect("it").0;
     bench.reply(list, LOST);
-    assert_eq!(bench.mirror.on_reply(read, &data("J"), &mut bench.out), None);
+    assert_eq!(bench.mirror.on_reply(read, &data("J"), &mut bench.out), Routed::NotMine);
     assert!(!bench.mirror.is_complete());
     bench.mirror.start(&mut bench.out);
     assert!(matches!(Asked::one(&mut bench.out).1, Call::Watch { .. }));

@@ -13,7 +13,7 @@ use super::{Master, Out};
 use crate::contract::worker::EntryId;
 use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
 use crate::machine::{
-    Call, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, Stat, answered, earlier,
+    Call, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, Routed, Stat, answered, earlier,
 };
 use crate::recipes::assignment::{Book, Step};
 
@@ -195,17 +195,15 @@ impl Master {
 
     pub(super) fn on_term_changed(&mut self, path: &str, kind: ChangeKind, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
-        let mut steps = Vec::new();
         term.summary.on_changed(path, kind, now, out);
-        if term.book.on_changed(path, kind, &mut steps, out) {
+        if let Routed::Mine(steps) = term.book.on_changed(path, kind, out) {
             self.on_book(steps, now, out);
         }
     }
 
     pub(super) fn on_term_reply(&mut self, id: CallId, result: &CallResult, now: Instant, out: &mut Out) {
         let Some(term) = &mut self.term else { return };
-        let mut steps = Vec::new();
-        if term.book.on_reply(id, result, &mut steps, out) {
+        if let Routed::Mine(steps) = term.book.on_reply(id, result, out) {
             self.on_book(steps, now, out);
         } else if let Some(finished) = term.editor.on_reply(id, result, now, out) {
             if let Some((task, edit, edited)) = finished {

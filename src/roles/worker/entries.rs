@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::reports::{Settled, Want};
+use super::reports::{self, Settled, Want};
 use super::slot::{Slot, State, Why, Work};
 use super::{Mode, Out, Purpose, Worker};
 use crate::contract::share::{Ending, Release, Rest};
@@ -238,11 +238,14 @@ impl Worker {
         }
     }
 
-    pub(super) fn on_settled(&mut self, task: &EntryId, settled: Settled, out: &mut Out) {
-        match settled {
-            Settled::Impossible(why) => return self.set_aside(task, &why, out),
-            Settled::Void => self.close(task, true, out),
-            Settled::Written => self.close(task, false, out),
+    pub(super) fn on_report(&mut self, step: reports::Step, out: &mut Out) {
+        match step {
+            reports::Step::Pending => return,
+            reports::Step::Settled(task, Settled::Impossible(why)) => {
+                return self.set_aside(&task, &why, out);
+            }
+            reports::Step::Settled(task, Settled::Void) => self.close(&task, true, out),
+            reports::Step::Settled(task, Settled::Written) => self.close(&task, false, out),
         }
         if matches!(self.mode, Mode::Leaving { .. }) {
             self.leave(out);

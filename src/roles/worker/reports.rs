@@ -18,7 +18,7 @@ use crate::contract::task::{Outcome, State, Task};
 use crate::contract::worker::EntryId;
 use crate::contract::{Incarnation, Layout, MAX_DATA_BYTES};
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Stat,
+    Actions, Call, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Routed, Stat,
 };
 
 /// How often a report is tried anew because the task changed in between.
@@ -83,6 +83,15 @@ pub enum Settled {
     Void,
     /// It can never be written.
     Impossible(String),
+}
+
+/// What a reply to a report's call led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The report is still owed.
+    Pending,
+    /// The report on this entry is owed no longer.
+    Settled(EntryId, Settled),
 }
 
 #[derive(Debug)]
@@ -195,69 +204,81 @@ impl Reports {
         self.connected = false;
     }
 
-    /// Takes in a reply; `None` if it is somebody else's, `Some(None)` if the report is still owed.
+    /// Takes in a reply.
     pub fn on_reply<R>(
         &mut self,
         id: CallId,
         result: &CallResult,
         now: Instant,
         out: &mut Actions<R>,
-    ) -> Option<Option<(EntryId, Settled)>> {
-        let purpose = self.calls.take(id)?;
-        let (task, settled) = match (purpose, result) {
-            (_, Err(CallError::NotSent | CallError::MaybeApplied)) => return Some(None),
-            (Purpose::Read(task), Ok(Reply::Data { data, stat })) => {
-                let settled = self.on_read(&task, data, stat, out);
-                (task, settled)
+    ) -> Routed<Step> {
+        self.calls.route(id, result).map(|(purpose, answer)| {
+            let Some(answer) = answer else { return Step::Pending };
+            let (Purpose::Read(task) | Purpose::Write(task)) = &purpose;
+            let task = task.clone();
+            match self.on_answer(&purpose, answer, now, out) {
+                Some(settled) => self.settle(task, settled, now),
+                None => Step::Pending,
             }
+        })
+    }
+
+    /// What became of the report; `None` if it is still owed.
+    fn on_answer<R>(
+        &mut self,
+        purpose: &Purpose,
+        answer: Result<&Reply, Refusal>,
+        now: Instant,
+        out: &mut Actions<R>,
+    ) -> Option<Settled> {
+        match (purpose, answer) {
+            (Purpose::Read(task), Ok(Reply::Data { data, stat })) => self.on_read(task, data, stat, out),
             (Purpose::Write(task), Ok(Reply::Stat(_))) => {
-                self.on_written(&task, out);
-                (task, Some(Settled::Written))
+                self.on_written(task, out);
+                Some(Settled::Written)
             }
-            (Purpose::Write(task), Err(CallError::Refused(Refusal::TooLarge))) => {
-                let settled = self.on_too_large(&task, out);
-                (task, settled)
+            (Purpose::Write(task), Err(Refusal::TooLarge)) => self.on_too_large(task, out),
+            (Purpose::Read(task), Err(refusal @ Refusal::Other(_))) => {
+                self.on_refused(task, refusal, now, out);
+                None
             }
-            (Purpose::Read(task), Err(CallError::Refused(refusal @ Refusal::Other(_)))) => {
-                self.on_refused(&task, *refusal, now, out);
-                (task, None)
+            (Purpose::Write(task), Err(refusal @ Refusal::Other(_))) => {
+                self.on_refused(task, refusal, now, out);
+                self.shorten_in_time(task, now);
+                None
             }
-            (Purpose::Write(task), Err(CallError::Refused(refusal @ Refusal::Other(_)))) => {
-                self.on_refused(&task, *refusal, now, out);
-                self.shorten_in_time(&task, now);
-                (task, None)
+            (Purpose::Read(_) | Purpose::Write(_), Err(Refusal::NoNode)) => Some(Settled::Void),
+            (Purpose::Write(task), Err(Refusal::BadVersion)) => self.on_changed_meanwhile(task, out),
+            (Purpose::Read(_) | Purpose::Write(_), Err(refusal)) => {
+                Some(Settled::Impossible(refusal.to_string()))
             }
-            (Purpose::Read(task) | Purpose::Write(task), Err(CallError::Refused(Refusal::NoNode))) => {
-                (task, Some(Settled::Void))
+            (Purpose::Read(_) | Purpose::Write(_), Ok(_)) => {
+                Some(Settled::Impossible("an answer that is none".into()))
             }
-            (Purpose::Write(task), Err(CallError::Refused(Refusal::BadVersion))) => {
-                let tries = self.owed.get_mut(&task).map_or(u32::MAX, |report| {
-                    // Others write their shares of a chunk into it all the time.
-                    report.tries += u32::from(!matches!(report.want, Want::Share(_)));
-                    report.tries
-                });
-                if tries <= MAX_TRIES {
-                    self.read(&task, out);
-                    (task, None)
-                } else {
-                    (task, Some(Settled::Impossible("somebody else keeps changing the task".into())))
-                }
-            }
-            (Purpose::Read(task) | Purpose::Write(task), Err(CallError::Refused(refusal))) => {
-                (task, Some(Settled::Impossible(refusal.to_string())))
-            }
-            (Purpose::Read(task) | Purpose::Write(task), Ok(_)) => {
-                (task, Some(Settled::Impossible("an answer that is none".into())))
-            }
-        };
-        Some(settled.map(|settled| {
-            let was_refused = self.owed.remove(&task).is_some_and(|report| report.refused.is_some());
-            if was_refused && !self.refused.is_empty() {
-                // So may the others be, of which only some are tried at a time.
-                self.try_at = Some(now);
-            }
-            (task, settled)
-        }))
+        }
+    }
+
+    /// The task was changed between the read and the write: it is read again, unless that happens too often.
+    fn on_changed_meanwhile<R>(&mut self, task: &EntryId, out: &mut Actions<R>) -> Option<Settled> {
+        let tries = self.owed.get_mut(task).map_or(u32::MAX, |report| {
+            // Others write their shares of a chunk into it all the time.
+            report.tries += u32::from(!matches!(report.want, Want::Share(_)));
+            report.tries
+        });
+        if tries > MAX_TRIES {
+            return Some(Settled::Impossible("somebody else keeps changing the task".into()));
+        }
+        self.read(task, out);
+        None
+    }
+
+    fn settle(&mut self, task: EntryId, settled: Settled, now: Instant) -> Step {
+        let was_refused = self.owed.remove(&task).is_some_and(|report| report.refused.is_some());
+        if was_refused && !self.refused.is_empty() {
+            // So may the others be, of which only some are tried at a time.
+            self.try_at = Some(now);
+        }
+        Step::Settled(task, settled)
     }
 
     /// When [`Reports::wake`] has something to do.
@@ -429,7 +450,7 @@ mod tests {
     use super::*;
     use crate::contract::TaskId;
     use crate::contract::task::{Options, Payload};
-    use crate::machine::{Action, Stat};
+    use crate::machine::{Action, CallError, Stat};
 
     struct Bench {
         reports: Reports,
@@ -463,10 +484,11 @@ mod tests {
         }
 
         fn answer(&mut self, id: CallId, result: CallResult) -> Option<Settled> {
-            self.reports
-                .on_reply(id, &result, Instant::default(), &mut self.out)
-                .expect("ours")
-                .map(|(_, settled)| settled)
+            match self.reports.on_reply(id, &result, Instant::default(), &mut self.out) {
+                Routed::Mine(Step::Settled(_, settled)) => Some(settled),
+                Routed::Mine(Step::Pending) => None,
+                Routed::NotMine => panic!("the reply is awaited"),
+            }
         }
 
         /// Loses the reply to the write under way, and reads this back afterwards.

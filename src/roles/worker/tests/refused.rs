@@ -1,6 +1,7 @@
 //! Outcomes that the servers do not take, for their size or for a quota.
 
 use super::*;
+use crate::machine::CallError;
 
 /// A worker whose only task has printed so many bytes.
 fn printed(bytes: usize) -> (World, Desk<Worker>) {
