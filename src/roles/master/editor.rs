@@ -8,7 +8,7 @@ use crate::contract::share::Move;
 use crate::contract::task::{Outcome, Reason, State, Task};
 use crate::contract::{Incarnation, Layout, TaskId};
 use crate::machine::{
-    Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Stat, answered,
+    Actions, Call, CallError, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Routed, Stat,
 };
 use crate::recipes::retry::pause_of_one;
 
@@ -79,6 +79,22 @@ pub enum Edited {
     },
     /// The task cannot be read or written.
     Refused(Refusal),
+}
+
+/// What a reply led to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// The edit goes on, or the connection is gone.
+    Pending,
+    /// An edit is over.
+    Finished {
+        /// Its task.
+        task: TaskId,
+        /// The edit.
+        edit: Edit,
+        /// What came of it.
+        edited: Edited,
+    },
 }
 
 #[derive(Debug)]
@@ -158,52 +174,51 @@ impl Editor {
         self.pump(out);
     }
 
-    /// Takes in a reply; `None` if it is somebody else's, `Some(None)` if the edit goes on.
-    #[allow(clippy::type_complexity)]
+    /// Takes in a reply.
     pub fn on_reply<R>(
         &mut self,
         id: CallId,
         result: &CallResult,
         now: Instant,
         out: &mut Actions<R>,
-    ) -> Option<Option<(TaskId, Edit, Edited)>> {
-        let purpose = self.calls.take(id)?;
-        let Some(result) = answered(result) else {
-            if let (Purpose::Write(task, _), Err(CallError::MaybeApplied)) = (&purpose, result) {
-                self.in_doubt |= self.works.get(task).is_some_and(|work| takes(&work.edit));
+    ) -> Routed<Step> {
+        self.calls.route(id, result).map(|(purpose, answer)| match answer {
+            Some(answer) => self.on_answer(purpose, answer, now, out),
+            None => {
+                if let (Purpose::Write(task, _), Err(CallError::MaybeApplied)) = (&purpose, result) {
+                    self.in_doubt |= self.works.get(task).is_some_and(|work| takes(&work.edit));
+                }
+                Step::Pending
             }
-            return Some(None);
-        };
-        let (task, edited) = match (purpose, result) {
-            (Purpose::Read(task), Ok(Reply::Data { data, stat })) => {
-                let edited = self.decide(&task, data, stat, out);
-                (task, edited)
-            }
-            (Purpose::Write(task, data), Ok(Reply::Stat(stat))) => {
+        })
+    }
+
+    fn on_answer<R>(
+        &mut self,
+        purpose: Purpose,
+        answer: Result<&Reply, Refusal>,
+        now: Instant,
+        out: &mut Actions<R>,
+    ) -> Step {
+        let (Purpose::Read(task) | Purpose::Write(task, _)) = &purpose;
+        let task = task.clone();
+        let edited = match (purpose, answer) {
+            (Purpose::Read(_), Ok(Reply::Data { data, stat })) => self.decide(&task, data, stat, out),
+            (Purpose::Write(_, data), Ok(Reply::Stat(stat))) => {
                 self.told = false;
-                (task, Some(Edited::Written { data, stat: *stat }))
+                Some(Edited::Written { data, stat: *stat })
             }
-            (Purpose::Read(task) | Purpose::Write(task, _), Err(Refusal::NoNode)) => {
-                (task, Some(Edited::Done))
-            }
-            (Purpose::Write(task, _), Err(Refusal::BadVersion)) => {
-                let edited = self.again(&task);
-                (task, edited)
-            }
-            (Purpose::Read(task) | Purpose::Write(task, _), Err(refusal)) => {
-                let edited = self.refused(&task, refusal, now, out);
-                (task, edited)
-            }
-            (Purpose::Read(task) | Purpose::Write(task, _), Ok(_)) => {
-                (task, Some(Edited::Refused(Refusal::Other(0))))
-            }
+            (Purpose::Read(_) | Purpose::Write(..), Err(Refusal::NoNode)) => Some(Edited::Done),
+            (Purpose::Write(..), Err(Refusal::BadVersion)) => self.again(&task),
+            (Purpose::Read(_) | Purpose::Write(..), Err(refusal)) => self.refused(&task, refusal, now, out),
+            (Purpose::Read(_) | Purpose::Write(..), Ok(_)) => Some(Edited::Refused(Refusal::Other(0))),
         };
-        let finished = edited.and_then(|edited| {
-            let work = self.works.remove(&task)?;
-            Some((task, work.edit, edited))
-        });
+        let finished = edited.and_then(|edited| Some((self.works.remove(&task)?.edit, edited)));
         self.pump(out);
-        Some(finished)
+        match finished {
+            Some((edit, edited)) => Step::Finished { task, edit, edited },
+            None => Step::Pending,
+        }
     }
 
     fn again(&mut self, task: &TaskId) -> Option<Edited> {

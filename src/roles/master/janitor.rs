@@ -11,7 +11,9 @@ use super::leading::Term;
 use super::outcomes::Limits;
 use super::{Master, Out};
 use crate::contract::TaskId;
-use crate::machine::{Call, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, answered, earlier};
+use crate::machine::{
+    Answer, Call, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Routed, earlier,
+};
 
 /// Deletions under way at once.
 const WINDOW: usize = 64;
@@ -31,9 +33,12 @@ const FAILED_PART_OF_BYTES: u64 = 4;
 /// that can wait.
 const KEPT_FOR: Duration = Duration::from_secs(60);
 
+/// What a call of the janitor is for.
 #[derive(Debug)]
-enum Purpose {
+pub enum Purpose {
+    /// To delete a task with its outcome.
     DeleteTask(TaskId),
+    /// To delete an empty job.
     DeleteJob(String),
     /// Who waits: asked after an own write, for the tasks that were known before it.
     ListSubmitters(BTreeMap<TaskId, Box<str>>),
@@ -57,6 +62,11 @@ pub struct Janitor {
 }
 
 impl Janitor {
+    /// Takes in a reply: what was asked for, and the answer.
+    pub fn on_reply<'a>(&mut self, id: CallId, result: &'a CallResult) -> Routed<(Purpose, Answer<'a>)> {
+        self.calls.route(id, result)
+    }
+
     /// It could not be deleted: that is tried again later.
     fn keep(&mut self, task: TaskId, now: Instant) {
         self.kept.push(task);
@@ -210,11 +220,14 @@ impl Master {
         }
     }
 
-    pub(super) fn on_janitor_reply(&mut self, id: CallId, result: &CallResult, now: Instant, out: &mut Out) {
-        let Some(term) = &mut self.term else { return };
-        let Some(purpose) = term.janitor.calls.take(id) else { return };
-        let Some(result) = answered(result) else { return };
-        match (purpose, result) {
+    pub(super) fn on_janitor_answer(
+        &mut self,
+        purpose: Purpose,
+        answer: Result<&Reply, Refusal>,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        match (purpose, answer) {
             (Purpose::ListSubmitters(suspects), Ok(Reply::Children(names))) => {
                 self.cancel_orphans(&suspects, names, now, out);
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::balance::Looks;
 use super::dispatch::WorkerLoads;
-use super::editor::{Edit, Edited, Editor};
+use super::editor::{self, Edit, Edited, Editor};
 use super::failover::Failovers;
 use super::janitor::Janitor;
 use super::summary::{self, Summary};
@@ -13,7 +13,7 @@ use super::{Master, Out};
 use crate::contract::worker::EntryId;
 use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
 use crate::machine::{
-    Call, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, Routed, Stat, answered, earlier,
+    Answer, Call, CallId, CallResult, Calls, ChangeKind, Instant, Level, Reply, Routed, Stat, earlier,
 };
 use crate::recipes::assignment::{Book, Step};
 
@@ -205,11 +205,14 @@ impl Master {
         let Some(term) = &mut self.term else { return };
         if let Routed::Mine(steps) = term.book.on_reply(id, result, out) {
             self.on_book(steps, now, out);
-        } else if let Some(finished) = term.editor.on_reply(id, result, now, out) {
-            if let Some((task, edit, edited)) = finished {
-                self.on_edited(&task, &edit, edited, now, out);
+        } else if let Routed::Mine(step) = term.editor.on_reply(id, result, now, out) {
+            match step {
+                editor::Step::Pending => {}
+                editor::Step::Finished { task, edit, edited } => {
+                    self.on_edited(&task, &edit, edited, now, out);
+                }
             }
-        } else if let Some(step) = term.summary.on_reply(id, result, now, out) {
+        } else if let Routed::Mine(step) = term.summary.on_reply(id, result, now, out) {
             match step {
                 summary::Step::Pending => {}
                 summary::Step::Written { mtime_ms, mzxid } => {
@@ -225,10 +228,10 @@ impl Master {
                     self.retry.vanished(self.params.layout.root(), now, out);
                 }
             }
-        } else if term.calls.take(id).is_some() {
-            self.on_workers_listed(result, now, out);
-        } else {
-            self.on_janitor_reply(id, result, now, out);
+        } else if let Routed::Mine(((), answer)) = term.calls.route(id, result) {
+            self.on_workers_listed(answer, now, out);
+        } else if let Routed::Mine((purpose, Some(answer))) = term.janitor.on_reply(id, result) {
+            self.on_janitor_answer(purpose, answer, now, out);
         }
     }
 
@@ -295,8 +298,8 @@ impl Master {
 
     /// The list of registrations is younger than every assignment that was taken over. So an assignment with
     /// entries whose worker is not in it belongs to a dead incarnation.
-    fn on_workers_listed(&mut self, result: &CallResult, now: Instant, out: &mut Out) {
-        let names = match answered(result) {
+    fn on_workers_listed(&mut self, answer: Answer<'_>, now: Instant, out: &mut Out) {
+        let names = match answer {
             Some(Ok(Reply::Children(names))) => names,
             Some(Ok(_)) | None => return,
             Some(Err(refusal)) => {

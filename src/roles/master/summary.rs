@@ -12,8 +12,8 @@ use crate::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
 use crate::contract::worker::{EntryId, MAX_UNHEALTHY_BYTES, Registration};
 use crate::contract::{Incarnation, MAX_DATA_BYTES, shortened};
 use crate::machine::{
-    Actions, Call, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Refusal, Reply, WatchMode,
-    answered,
+    Actions, Call, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Refusal, Reply, Routed,
+    WatchMode,
 };
 use crate::recipes::assignment::Held;
 use crate::recipes::retry::Retry;
@@ -153,17 +153,28 @@ impl Summary {
         self.calls.issue(out, call, Purpose::Write);
     }
 
-    /// Takes in a reply; `None` if it is somebody else's.
+    /// Takes in a reply.
     pub fn on_reply<R>(
         &mut self,
         id: CallId,
         result: &CallResult,
         now: Instant,
         out: &mut Actions<R>,
-    ) -> Option<Step> {
-        let purpose = self.calls.take(id)?;
-        let Some(result) = answered(result) else { return Some(Step::Pending) };
-        Some(match (purpose, result) {
+    ) -> Routed<Step> {
+        self.calls.route(id, result).map(|(purpose, answer)| match answer {
+            Some(answer) => self.on_answer(purpose, answer, now, out),
+            None => Step::Pending,
+        })
+    }
+
+    fn on_answer<R>(
+        &mut self,
+        purpose: Purpose,
+        answer: Result<&Reply, Refusal>,
+        now: Instant,
+        out: &mut Actions<R>,
+    ) -> Step {
+        match (purpose, answer) {
             (Purpose::Look, Ok(Reply::Stat(stat))) => {
                 self.state = State::Standing { version: stat.version };
                 Step::Pending
@@ -203,7 +214,7 @@ impl Summary {
                 if homeless { Step::Homeless } else { Step::Pending }
             }
             (Purpose::Look | Purpose::Watch, Ok(_)) => Step::Pending,
-        })
+        }
     }
 }
 
