@@ -5,6 +5,7 @@
 //! It reads the source as tokens, without comments, literals and test code. It is no compiler: a name that a macro
 //! puts together would escape it.
 
+mod calls;
 mod document;
 mod names;
 mod rules;

@@ -1,398 +1,131 @@
 //! Who gets the next task: the worker that has the least to do, for its slots, of those that have the labels.
 //!
-//! A worker whose slots are all taken gets more only if its runs are so short that what waits there is soon started,
-//! so that its slots need not wait for a round trip between two tasks. Should what waits be held up all the same, and
-//! another worker have a free slot, it is recalled. A turn costs the same however many workers and tasks there are,
-//! but for the logarithm of ordered maps.
+//! Should what waits at a worker be held up, and another worker have a free slot, it is recalled: see
+//! [`super::balance`]. A turn costs the same however many workers and tasks there are, but for the logarithm of ordered
+//! maps.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::collections::BTreeSet;
 
-use super::balance::{BALANCE_PACE, WORTH_IT};
-use super::fleet::Fleet;
-use super::leading::Term;
-use super::{Master, Out};
-use crate::contract::worker::MAX_ENTRIES;
-use crate::contract::{Incarnation, TaskId};
+use super::Out;
+use super::leader::Leader;
+use super::loads::Fitness;
+use crate::contract::Incarnation;
 use crate::machine::Instant;
-use crate::recipes::assignment::{Book, Load, Urgency};
-use crate::recipes::queue::{Need, Needs};
+use crate::recipes::queue::Need;
 
-/// What waits at a worker should be started within this time.
-const PREFETCH: Duration = Duration::from_millis(400);
-
-/// Most entries that wait at a worker, whatever is known of how long its runs take.
-const MAX_PREFETCH: usize = 512;
-
-/// What a command costs a worker besides the time that it runs, in µs.
-const OVERHEAD_US: u64 = 200;
-
-/// How much the last run counts in what is known of how long runs take: 1 in so many.
-const MEMORY: u64 = 8;
-
-/// All of a worker's slots are taken: [`Rank::share`] is at least this.
-pub(super) const FULL: u64 = 1 << 20;
-
-/// Where a worker stands among those that could take a task; the least goes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Rank {
-    /// What it has to do, in parts of its slots.
-    pub share: u64,
-    /// Of equals, who has more slots.
-    pub slots: Reverse<u32>,
-}
-
-/// What is known of a living worker.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Known {
-    /// Those that it can use now: all of them, if its starts work.
-    pub slots: u32,
-    /// How many it has, so that so many may have been started before.
-    all_slots: u32,
-    /// Its place among those that can take more, if it can.
-    rank: Option<Rank>,
-    /// How long a command keeps a slot, in µs, once one was seen.
-    pub cost_us: Option<u64>,
-    /// When something was last known to have ended there.
-    ran_at: Instant,
-    /// It is being given more than its slots: from half of what may wait to all of it, so that many go in one write.
-    filling: bool,
-}
-
-impl Known {
-    fn fill(&mut self, load: Load) {
-        let (ahead, room) = (ahead(self.slots, self.cost_us), MAX_PREFETCH.min(MAX_ENTRIES));
-        let waiting = load.width.saturating_sub(u64::from(self.slots));
-        let entries = load.entries.saturating_sub(self.slots as usize);
-        if waiting >= ahead || entries >= room {
-            self.filling = false;
-        } else if waiting <= ahead / 2 && entries <= room / 2 {
-            self.filling = true;
-        }
-    }
-
-    /// Whether the last of what waits there is started soon, as far as anybody can tell.
-    pub fn gets_on(&self, load: Load, now: Instant) -> bool {
-        let waiting = load.width.saturating_sub(u64::from(self.slots));
-        let us = waiting.saturating_mul(self.cost_us.unwrap_or(0)) / u64::from(self.slots.max(1));
-        Duration::from_micros(us) < WORTH_IT && now.since(self.ran_at) < BALANCE_PACE
-    }
-}
-
-/// The workers that could take more, the least loaded first.
-#[derive(Debug, Default)]
-pub struct WorkerLoads {
-    pub(super) known: BTreeMap<Incarnation, Known>,
-    pub(super) order: BTreeSet<(Rank, Incarnation)>,
-    /// Those that have more than their slots.
-    pub(super) overfull: BTreeSet<Incarnation>,
-    /// It gets nothing but what is to run alone.
-    reserved: Option<Incarnation>,
-    /// When to look whether what waits should go elsewhere.
-    pub balance_at: Option<Instant>,
-}
-
-impl WorkerLoads {
-    /// How many slots the incarnation had when it was last seen alive.
-    pub fn slots(&self, incarnation: &Incarnation) -> Option<u32> {
-        self.known.get(incarnation).map(|known| known.all_slots)
-    }
-
-    /// How many slots the incarnation can use, and how long a command keeps one, once one was seen.
-    pub fn pace_of(&self, incarnation: &Incarnation) -> (u32, Option<Duration>) {
-        let known = self.known.get(incarnation);
-        (
-            known.map_or(1, |known| known.slots),
-            known.and_then(|known| known.cost_us).map(Duration::from_micros),
-        )
-    }
-
-    /// The incarnation is dead.
-    pub fn forget(&mut self, incarnation: &Incarnation) {
-        self.rank(incarnation, None);
-        self.known.remove(incarnation);
-        self.overfull.remove(incarnation);
-    }
-
-    fn rank(&mut self, incarnation: &Incarnation, rank: Option<Rank>) {
-        let Some(known) = self.known.get_mut(incarnation) else { return };
-        let before = std::mem::replace(&mut known.rank, rank);
-        if before == rank {
-            return;
-        }
-        if let Some(before) = before {
-            self.order.remove(&(before, incarnation.clone()));
-        }
-        if let Some(rank) = rank {
-            self.order.insert((rank, incarnation.clone()));
-        }
-    }
-
-    /// The incarnation lives, can use so many of its slots, and has so much to do; `None` if it takes nothing now.
-    fn update(&mut self, incarnation: &Incarnation, (slots, all_slots): (u32, u32), load: Option<Load>) {
-        let known = self.known.entry(incarnation.clone()).or_default();
-        (known.slots, known.all_slots) = (slots, all_slots);
-        if let Some(load) = load {
-            known.fill(load);
-        }
-        // Where starts fail nothing is to wait: it would have to be moved.
-        let filling = known.filling && slots >= known.all_slots;
-        let is_reserved = self.is_reserved(incarnation);
-        let takes = |load: &Load| {
-            let free = load.width < u64::from(slots) || filling;
-            load.alone == 0 && free && (!is_reserved || load.width == 0)
-        };
-        let share = |load: Load| load.width.saturating_mul(FULL) / u64::from(slots.max(1));
-        let rank = load.filter(takes).map(|load| Rank { share: share(load), slots: Reverse(slots) });
-        if load.is_some_and(|load| load.width > u64::from(slots)) {
-            self.overfull.insert(incarnation.clone());
-        } else {
-            self.overfull.remove(incarnation);
-        }
-        self.rank(incarnation, rank);
-    }
-
-    /// So long a task of so many commands ran there.
-    pub fn note_run(&mut self, incarnation: &Incarnation, ran_ms: u64, width: u32, now: Instant) {
-        let Some(known) = self.known.get_mut(incarnation) else { return };
-        known.ran_at = now;
-        let width = u64::from(width.max(1));
-        let at_once = u64::from(known.slots).min(width).max(1);
-        let cost = ran_ms.saturating_mul(1_000).saturating_mul(at_once) / width + OVERHEAD_US;
-        known.cost_us = Some(match known.cost_us {
-            None => cost,
-            Some(before) => (before * (MEMORY - 1)).saturating_add(cost) / MEMORY,
-        });
-    }
-
-    /// How soon a worker has to hear of one more task.
-    fn urgency(&self, incarnation: &Incarnation, book: &Book) -> Urgency {
-        let (Some(known), Some(load)) = (self.known.get(incarnation), book.load(incarnation)) else {
-            return Urgency::Now;
-        };
-        if load.width > u64::from(known.slots) { Urgency::Soon } else { Urgency::Now }
-    }
-
-    /// Whether the incarnation gets nothing but what is to run alone.
-    pub fn is_reserved(&self, incarnation: &Incarnation) -> bool {
-        self.reserved.as_ref() == Some(incarnation)
-    }
-
-    /// Whether somebody has a slot that nothing is planned for.
-    pub(super) fn is_slot_free(&self) -> bool {
-        self.order.first().is_some_and(|(rank, _)| rank.share < FULL)
-    }
-
-    /// The one with the least to do that can take a task with this need, and is none of these.
-    fn find(&self, need: Need, facts: &Facts<'_>, avoid: &[Incarnation]) -> Option<&Incarnation> {
-        let fits = |(rank, incarnation): &&(Rank, Incarnation)| {
-            facts.fits(*rank, incarnation, need) && !avoid.contains(incarnation)
-        };
-        self.order.iter().find(fits).map(|(_, incarnation)| incarnation)
-    }
-
-    /// Whether this one can take a task with this need.
-    fn takes(&self, incarnation: &Incarnation, need: Need, facts: &Facts<'_>) -> bool {
-        let rank = self.known.get(incarnation).and_then(|known| known.rank);
-        rank.is_some_and(|rank| facts.fits(rank, incarnation, need))
-    }
-}
-
-/// What says, besides its rank, which tasks a worker can take.
-struct Facts<'a> {
-    reserved: Option<&'a Incarnation>,
-    needs: &'a Needs,
-    fleet: &'a Fleet,
-    book: &'a Book,
-}
-
-impl Facts<'_> {
-    /// Whether a worker of this rank can take a task with this need.
-    fn fits(&self, rank: Rank, incarnation: &Incarnation, need: Need) -> bool {
-        let free = rank.share < FULL;
-        let Some(registration) = self.fleet.get(incarnation) else { return false };
-        let load = self.book.load(incarnation).unwrap_or_default();
-        (free || !(need.suspect || need.prompt))
-            && !(need.suspect && load.suspects > 0)
-            && (if need.is_alone() { load.width == 0 } else { self.reserved != Some(incarnation) })
-            && self.needs.fits(need, &registration.labels)
-    }
-}
-
-/// How many commands may wait at a worker, beyond its slots.
-fn ahead(slots: u32, cost_us: Option<u64>) -> u64 {
-    let Some(cost) = cost_us else { return 0 };
-    let within = u64::try_from(PREFETCH.as_micros()).unwrap_or(u64::MAX);
-    u64::from(slots).saturating_mul(within) / cost.max(OVERHEAD_US)
-}
-
-impl Master {
-    /// Takes in what changed of workers and their pages. Gives whose did.
+impl Leader {
+    /// Takes in what changed of workers and their assignments. Gives whose did.
     fn refresh(&mut self) -> BTreeSet<Incarnation> {
-        let Some(term) = &mut self.term else { return BTreeSet::new() };
-        let touched = term.book.take_touched();
+        let touched = self.assignments.take_touched();
         for incarnation in &touched {
-            let Some(registration) = self.fleet.get(incarnation) else {
-                // Its slots are still asked for if it was not buried yet.
-                term.loads.rank(incarnation, None);
-                term.loads.overfull.remove(incarnation);
+            let Some(registration) = self.view.workers.get(incarnation) else {
+                // Its slots are still asked for if its failover has not begun.
+                self.scheduler.loads.rank(incarnation, None);
+                self.scheduler.loads.overfull.remove(incarnation);
                 continue;
             };
             // A dead incarnation may seem to rise for a moment: its worker registers anew before it finds out.
-            let takes = !registration.draining && !term.failovers.contains(incarnation);
-            let load = term.book.load(incarnation).filter(|_| takes);
-            term.loads.update(incarnation, (registration.usable_slots(), registration.slots), load);
+            let takes = !registration.draining && !self.failovers.contains(incarnation);
+            let load = self.assignments.load(incarnation).filter(|_| takes);
+            self.scheduler.loads.update(incarnation, (registration.usable_slots(), registration.slots), load);
         }
         touched
     }
 
     /// What nobody could take may be taken by those of whom something has changed.
     fn unblock(&mut self, changed: &BTreeSet<Incarnation>) {
-        let Some(Term { loads, book, .. }) = &self.term else { return };
-        let reserved = loads.reserved.as_ref();
-        let facts = Facts { reserved, needs: &self.table.needs, fleet: &self.fleet, book };
+        let loads = &self.scheduler.loads;
+        let fitness = Fitness {
+            reserved: loads.reserved.as_ref(),
+            needs: &self.view.table.needs,
+            workers: &self.view.workers,
+            assignments: &self.assignments,
+        };
         for incarnation in changed {
-            self.queue.unblock(|need| loads.takes(incarnation, need, &facts));
-        }
-    }
-
-    /// A task was changed. It is read at once, unless it is a chunk that is not due: its worker writes results several
-    /// times a second.
-    pub(super) fn on_touched(&mut self, task: &TaskId, now: Instant, out: &mut Out) {
-        self.table.take_seen(task);
-        let Some(term) = &self.term else { return };
-        let is_running = term.is_leading() && term.book.is_held(task);
-        if !is_running || term.looks.is_due(task, now) {
-            self.tasks.read_again(task.as_str(), out);
+            self.view.queue.unblock(|need| loads.takes(incarnation, need, &fitness));
         }
     }
 
     /// Gives queued tasks to workers.
     pub(super) fn dispatch(&mut self, now: Instant, out: &mut Out) {
-        if !self.workers.is_complete() || !self.term.as_ref().is_some_and(|term| term.is_leading()) {
+        if !self.view.registrations.is_complete() {
             return;
         }
         self.unreserve();
         let changed = self.refresh();
         self.unblock(&changed);
-        if self.queue.is_empty() || self.is_blind(now, out) {
+        if self.view.queue.is_empty() || self.is_blind(now, out) {
             return;
         }
         // Where all are full nobody is looked for: a turn must not cost more with every job.
-        while let Some(term) = self.term.as_mut().filter(|term| !term.loads.order.is_empty()) {
-            let reserved = term.loads.reserved.as_ref();
-            let facts = Facts { reserved, needs: &self.table.needs, fleet: &self.fleet, book: &term.book };
-            let find = |need, avoid| term.loads.find(need, &facts, avoid);
-            let Some((id, need)) = self.queue.pop(|need| find(need, &[]).is_some()) else { break };
-            let Some(unit) = self.table.unit(&id) else { continue };
-            // Who could not start it gets it again only if nobody else could take it now.
-            let another = find(need, self.table.avoid(&id.task));
-            let Some(incarnation) = another.or_else(|| find(need, &[])).cloned() else { continue };
-            let urgency = term.loads.urgency(&incarnation, &term.book);
-            term.book.assign(&incarnation, &id, unit.held(), urgency);
-            if let Some(seen) = self.table.take_seen(&id.task) {
-                term.book.carry(&id, seen);
-            }
-            term.summary.touch();
-            // Who has more to do than before takes nothing that it did not take before.
-            self.refresh();
-        }
+        while !self.scheduler.loads.order.is_empty() && self.assign_next() {}
         self.reserve();
+    }
+
+    /// Assigns the next task that anybody can take; false if there is none.
+    fn assign_next(&mut self) -> bool {
+        let loads = &self.scheduler.loads;
+        let fitness = Fitness {
+            reserved: loads.reserved.as_ref(),
+            needs: &self.view.table.needs,
+            workers: &self.view.workers,
+            assignments: &self.assignments,
+        };
+        let find = |need, avoid| loads.find(need, &fitness, avoid);
+        let Some((id, need)) = self.view.queue.pop(|need| find(need, &[]).is_some()) else { return false };
+        let Some(unit) = self.view.table.unit(&id) else { return true };
+        // Who could not start it gets it again only if nobody else could take it now.
+        let another = find(need, self.view.table.avoid(&id.task));
+        let Some(incarnation) = another.or_else(|| find(need, &[])).cloned() else { return true };
+        let urgency = loads.urgency(&incarnation, &self.assignments);
+        self.assignments.assign(&incarnation, &id, unit.held(), urgency);
+        if let Some(seen) = self.view.table.take_seen(&id.task) {
+            self.assignments.carry(&id, seen);
+        }
+        self.status.touch();
+        // Who has more to do than before takes nothing that it did not take before.
+        self.refresh();
+        true
     }
 
     /// Nothing waits any more for a worker to itself.
     fn unreserve(&mut self) {
-        let Some(term) = &mut self.term else { return };
-        if term.loads.reserved.is_some()
-            && self.queue.waits_alone().next().is_none()
-            && let Some(reserved) = term.loads.reserved.take()
+        if self.scheduler.loads.reserved.is_some()
+            && self.view.queue.waits_alone().next().is_none()
+            && let Some(reserved) = self.scheduler.loads.reserved.take()
         {
-            term.book.touch(&reserved);
+            self.assignments.touch(&reserved);
         }
     }
 
     /// What is to run alone waits for a worker that has nothing else: one is given nothing more until it has.
     fn reserve(&mut self) {
-        let Some(term) = &mut self.term else { return };
-        let needs: Vec<Need> = self.queue.waits_alone().collect();
+        let needs: Vec<Need> = self.view.queue.waits_alone().collect();
         if needs.is_empty() {
             return;
         }
         let fits = |incarnation: &Incarnation| {
-            let registration = self.fleet.get(incarnation).filter(|registration| !registration.draining);
+            let registration =
+                self.view.workers.get(incarnation).filter(|registration| !registration.draining);
             let labels = registration.map(|registration| &registration.labels);
-            labels.is_some_and(|labels| needs.iter().any(|need| self.table.needs.fits(*need, labels)))
+            labels.is_some_and(|labels| needs.iter().any(|need| self.view.table.needs.fits(*need, labels)))
         };
-        let width = |incarnation: &Incarnation| term.book.load(incarnation).map(|load| load.width);
-        if term.loads.reserved.as_ref().is_some_and(|reserved| fits(reserved) && width(reserved).is_some()) {
+        let width = |incarnation: &Incarnation| self.assignments.load(incarnation).map(|load| load.width);
+        if self
+            .scheduler
+            .loads
+            .reserved
+            .as_ref()
+            .is_some_and(|reserved| fits(reserved) && width(reserved).is_some())
+        {
             return;
         }
-        let able = self.fleet.incarnations().filter(|incarnation| fits(incarnation));
+        let able = self.view.workers.incarnations().filter(|incarnation| fits(incarnation));
         let least = able.filter_map(|incarnation| Some((width(incarnation)?, incarnation.clone()))).min();
         let reserved = least.map(|(_, incarnation)| incarnation);
-        let before = std::mem::replace(&mut term.loads.reserved, reserved.clone());
+        let before = std::mem::replace(&mut self.scheduler.loads.reserved, reserved.clone());
         for changed in [before, reserved].into_iter().flatten() {
-            term.book.touch(&changed);
+            self.assignments.touch(&changed);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(width: u64) -> Option<Load> {
-        Some(Load { width, entries: usize::try_from(width).expect("small"), ..Load::default() })
-    }
-
-    fn first(loads: &WorkerLoads) -> Option<&str> {
-        loads.order.first().map(|(_, incarnation)| incarnation.worker())
-    }
-
-    #[test]
-    fn least_loaded_first_and_full_workers_only_for_short_runs() {
-        let (a, b) = (Incarnation::new("a", 1), Incarnation::new("b", 1));
-        let mut loads = WorkerLoads::default();
-        loads.update(&a, (2, 2), load(1));
-        loads.update(&b, (4, 4), load(1));
-        assert_eq!(first(&loads), Some("b"));
-        loads.update(&b, (4, 4), load(3));
-        assert_eq!(first(&loads), Some("a"));
-        loads.update(&a, (2, 2), load(2));
-        loads.update(&b, (4, 4), load(4));
-        assert_eq!(first(&loads), None);
-        loads.note_run(&a, 1, 1, Instant::default());
-        loads.update(&a, (2, 2), load(2));
-        assert!(first(&loads) == Some("a") && !loads.is_slot_free());
-        loads.update(&b, (4, 4), load(3));
-        assert!(first(&loads) == Some("b") && loads.is_slot_free());
-        loads.forget(&b);
-        assert_eq!(first(&loads), Some("a"));
-    }
-
-    #[test]
-    fn long_runs_let_nothing_wait() {
-        assert_eq!(ahead(8, None), 0);
-        assert_eq!((ahead(8, Some(10_000)), ahead(8, Some(4_000_000)), ahead(8, Some(0))), (320, 0, 16_000));
-        let mut loads = WorkerLoads::default();
-        let a = Incarnation::new("a", 1);
-        loads.update(&a, (8, 8), load(0));
-        for _ in 0..40 {
-            loads.note_run(&a, 0, 1, Instant::default());
-        }
-        assert_eq!(loads.known[&a].cost_us, Some(OVERHEAD_US));
-        loads.note_run(&a, 60_000, 1, Instant::default());
-        assert!(ahead(8, loads.known[&a].cost_us) == 0, "one long run is enough");
-    }
-
-    #[test]
-    fn a_chunk_takes_up_as_many_slots_as_it_has_commands() {
-        let mut loads = WorkerLoads::default();
-        let a = Incarnation::new("a", 1);
-        loads.update(&a, (8, 8), load(0));
-        loads.note_run(&a, 50, 100, Instant::default());
-        // 100 commands, 8 at once, in 50 ms: 4 ms each.
-        assert_eq!(loads.known[&a].cost_us, Some(4_000 + OVERHEAD_US));
     }
 }

@@ -1,5 +1,4 @@
-//! What follows a worker's death: each of its unfinished tasks goes on to its next attempt, then its assignment
-//! is deleted.
+//! How far the recovery from a worker failure is, and who is charged. It makes no call: [`super::recovery`] does.
 //!
 //! What may have been started is suspected, and charged: what was revoked is not, nor what stood too far behind on the
 //! page. What is suspected runs where no other suspect is, and the last time alone, so nobody is convicted for what
@@ -7,20 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::dispatch::WorkerLoads;
 use super::editor::{Edit, Edited};
-use super::{Master, Out};
 use crate::contract::worker::{EntryId, START_AHEAD, START_AHEAD_LINES};
 use crate::contract::{Incarnation, TaskId};
-use crate::machine::Instant;
-use crate::recipes::assignment::Book;
 
 /// The entries of one dead incarnation. No step looks through all of them but the one decision: a thousand workers may
 /// die at once.
 #[derive(Debug)]
 pub struct Failover {
     incarnation: Incarnation,
-    entries: BTreeMap<EntryId, Stage>,
+    entries: BTreeMap<EntryId, EntryStage>,
     /// They in the order in which they were to be started.
     order: Vec<EntryId>,
     /// How many slots it had, if that is known.
@@ -38,11 +33,11 @@ pub struct Failover {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum Stage {
+enum EntryStage {
     /// It is not known yet how much of it may have been started.
     Looking { revoked: bool },
     /// It is to be moved on; so many of its commands may have been started.
-    Known { revoked: bool, window: usize },
+    Weighed { revoked: bool, window: usize },
     /// It is to be moved on, and it is decided whether that is charged.
     Decided { charge: bool },
     /// It is being moved on.
@@ -60,7 +55,7 @@ impl Failover {
         unlooked.sort();
         unlooked.dedup();
         let entries: BTreeMap<_, _> =
-            entries.into_iter().map(|(id, revoked)| (id, Stage::Looking { revoked })).collect();
+            entries.into_iter().map(|(id, revoked)| (id, EntryStage::Looking { revoked })).collect();
         Failover {
             incarnation: incarnation.clone(),
             unknown: entries.len(),
@@ -75,6 +70,11 @@ impl Failover {
         }
     }
 
+    /// Whose it is.
+    pub fn incarnation(&self) -> &Incarnation {
+        &self.incarnation
+    }
+
     /// The tasks that a look has to be begun at. Where another edit is under way, its end brings the task here again.
     pub fn take_unlooked(&mut self) -> Vec<TaskId> {
         std::mem::take(&mut self.unlooked)
@@ -85,33 +85,35 @@ impl Failover {
         let of_task = self.entries.range_mut(EntryId::all_of(task));
         for (id, stage) in of_task {
             match (&*stage, edit) {
-                (Stage::Looking { revoked }, Edit::Peek) => {
+                (EntryStage::Looking { revoked }, Edit::Peek) => {
                     let windows = match edited {
                         Edited::Pending { windows } => &windows[..],
                         Edited::Written { .. } | Edited::Done | Edited::Refused(_) => &[],
                     };
                     // Without one it has an outcome, or is at another attempt, or cannot be read: the entry is void.
                     match windows.iter().find(|(attempt, _)| *attempt == id.attempt) {
-                        Some((_, window)) => *stage = Stage::Known { revoked: *revoked, window: *window },
+                        Some((_, window)) => {
+                            *stage = EntryStage::Weighed { revoked: *revoked, window: *window }
+                        }
                         None => {
-                            *stage = Stage::Done;
+                            *stage = EntryStage::Done;
                             self.done.push(id.clone());
                         }
                     }
                     self.unknown -= 1;
                 }
-                (Stage::Looking { .. }, _) => {
+                (EntryStage::Looking { .. }, _) => {
                     if !self.unlooked.contains(task) {
                         self.unlooked.push(task.clone());
                     }
                 }
-                (Stage::Moving, Edit::Move { from, .. }) if *from == id.attempt => {
-                    *stage = Stage::Done;
+                (EntryStage::Moving, Edit::Move { from, .. }) if *from == id.attempt => {
+                    *stage = EntryStage::Done;
                     self.done.push(id.clone());
                 }
                 // Its own edit could not be begun while this one was under way.
-                (Stage::Decided { .. }, _) => self.ready.push(id.clone()),
-                (Stage::Known { .. } | Stage::Moving | Stage::Done, _) => {}
+                (EntryStage::Decided { .. }, _) => self.ready.push(id.clone()),
+                (EntryStage::Weighed { .. } | EntryStage::Moving | EntryStage::Done, _) => {}
             }
         }
     }
@@ -129,7 +131,7 @@ impl Failover {
         }
         let mut moves = Vec::new();
         for id in std::mem::take(&mut self.ready) {
-            let Some(&Stage::Decided { charge }) = self.entries.get(&id) else { continue };
+            let Some(&EntryStage::Decided { charge }) = self.entries.get(&id) else { continue };
             let charge = if charge { attempts(&id.task).map(Some) } else { Some(None) };
             let Some(charge) = charge else {
                 self.parked.push(id);
@@ -147,28 +149,28 @@ impl Failover {
     fn decide(&mut self) {
         let (mut entries, mut commands) = (0, 0);
         for id in &self.order {
-            let Some(Stage::Known { revoked, window }) = self.entries.get(id) else { continue };
+            let Some(EntryStage::Weighed { revoked, window }) = self.entries.get(id) else { continue };
             let is_in_reach = self
                 .slots
                 .is_none_or(|slots| entries < slots + START_AHEAD && commands < slots + START_AHEAD_LINES);
             (entries, commands) = (entries + 1, commands + window);
             let charge = is_in_reach && !revoked;
             self.ready.push(id.clone());
-            self.entries.insert(id.clone(), Stage::Decided { charge });
+            self.entries.insert(id.clone(), EntryStage::Decided { charge });
         }
         self.ready.sort();
     }
 
     /// The entry is somebody else's by now.
-    fn skip(&mut self, id: &EntryId) {
-        self.entries.insert(id.clone(), Stage::Done);
+    pub fn skip(&mut self, id: &EntryId) {
+        self.entries.insert(id.clone(), EntryStage::Done);
         self.done.push(id.clone());
     }
 
     /// The entry's move is under way.
     pub fn begun(&mut self, id: &EntryId) {
         if let Some(stage) = self.entries.get_mut(id) {
-            *stage = Stage::Moving;
+            *stage = EntryStage::Moving;
         }
     }
 
@@ -182,7 +184,7 @@ impl Failover {
     }
 
     /// Whether an entry of this task is yet to be dealt with.
-    fn has(&self, task: &TaskId) -> bool {
+    pub fn has(&self, task: &TaskId) -> bool {
         self.entries.range(EntryId::all_of(task)).next().is_some()
     }
 
@@ -208,6 +210,16 @@ impl Failovers {
         self.all.contains_key(incarnation)
     }
 
+    /// The failover of the incarnation, while there is one.
+    pub fn get_mut(&mut self, incarnation: &Incarnation) -> Option<&mut Failover> {
+        self.all.get_mut(incarnation)
+    }
+
+    /// Takes those that may go on.
+    pub fn take_due(&mut self) -> BTreeSet<Incarnation> {
+        std::mem::take(&mut self.due)
+    }
+
     /// Something happened that may let a failover go on.
     pub fn wake(&mut self, incarnation: &Incarnation) {
         if self.all.contains_key(incarnation) {
@@ -215,7 +227,8 @@ impl Failovers {
         }
     }
 
-    fn put(&mut self, failover: Failover) {
+    /// Adds a failover, in place of an earlier one of the same incarnation.
+    pub fn put(&mut self, failover: Failover) {
         self.drop(&failover.incarnation.clone());
         for id in failover.entries.keys() {
             let whose = self.of_task.entry(id.task.clone()).or_default();
@@ -227,13 +240,15 @@ impl Failovers {
         self.all.insert(failover.incarnation.clone(), failover);
     }
 
-    fn drop(&mut self, incarnation: &Incarnation) {
+    /// Ends a failover: its assignment is gone.
+    pub fn drop(&mut self, incarnation: &Incarnation) {
         if let Some(failover) = self.all.remove(incarnation) {
             failover.entries.keys().for_each(|id| self.forget(&id.task, incarnation));
         }
     }
 
-    fn forget(&mut self, task: &TaskId, incarnation: &Incarnation) {
+    /// No entry of this task is left to be dealt with in the failover of the incarnation.
+    pub fn forget(&mut self, task: &TaskId, incarnation: &Incarnation) {
         if let Some(whose) = self.of_task.get_mut(task) {
             whose.retain(|other| other != incarnation);
             if whose.is_empty() {
@@ -260,109 +275,6 @@ impl Failovers {
             self.due.insert(incarnation.clone());
         }
     }
-}
-
-impl Master {
-    /// Begins the failover of an incarnation that is dead.
-    pub(super) fn bury(&mut self, incarnation: &Incarnation) {
-        let Some(term) = &mut self.term else { return };
-        if term.failovers.contains(incarnation) || !term.book.has(incarnation) {
-            return;
-        }
-        term.failovers.put(failover_of(incarnation, &term.book, &term.loads));
-        term.book.touch(incarnation);
-    }
-
-    /// Goes on with failovers; those that are over end with the deletion of the assignment.
-    pub(super) fn continue_failovers(&mut self, now: Instant, out: &mut Out) {
-        let Some(term) = &mut self.term else { return };
-        let mut settled = Vec::new();
-        for incarnation in std::mem::take(&mut term.failovers.due) {
-            if !term.book.has(&incarnation) {
-                term.failovers.drop(&incarnation);
-                continue;
-            }
-            let is_empty = term.book.entries(&incarnation).next().is_none();
-            // The page may have been read, or read again, after the death was known.
-            if !is_empty && term.failovers.all.get(&incarnation).is_some_and(Failover::is_over) {
-                term.failovers.put(failover_of(&incarnation, &term.book, &term.loads));
-                continue;
-            }
-            let Some(failover) = term.failovers.all.get_mut(&incarnation) else { continue };
-            for task in failover.take_unlooked() {
-                term.editor.begin(&task, Edit::Peek, out);
-            }
-            let (table, complete) = (&self.table, self.tasks.is_complete());
-            for (id, edit) in failover.moves(|task| table.attempts_in(task.dir(), complete)) {
-                // What was refused to stand on its page came back to the queue, and is no part of this any more.
-                if term.book.holder(&id).is_none_or(|(holder, _)| *holder != incarnation) {
-                    failover.skip(&id);
-                } else if term.editor.begin(&id.task, edit, out) {
-                    failover.begun(&id);
-                }
-            }
-            let done = failover.take_done();
-            let is_over = failover.is_over();
-            let (others, gone): (Vec<EntryId>, Vec<EntryId>) =
-                done.into_iter().partition(|id| failover.has(&id.task));
-            for id in &gone {
-                term.failovers.forget(&id.task, &incarnation);
-            }
-            for id in others.into_iter().chain(gone) {
-                term.book.release(&incarnation, &id);
-                settled.push(id.task);
-            }
-            if is_over {
-                term.book.close(&incarnation, out);
-                // Should there be more on the page, the next turn sees to it.
-                if term.book.entries(&incarnation).next().is_some() {
-                    term.failovers.wake(&incarnation);
-                }
-            }
-        }
-        for task in settled {
-            self.settle(&task, now, out);
-        }
-    }
-
-    /// A page is gone; these tasks stood on it. A worker that drains, or gave its incarnation up, deletes its page when
-    /// all that it ran is dead. If somebody else did, it runs on until it hears of that; it kills what it runs, hands
-    /// it back, and only then takes its registration away. So nobody else gets those tasks before that is gone.
-    pub(super) fn on_closed(
-        &mut self,
-        incarnation: &Incarnation,
-        tasks: Vec<TaskId>,
-        now: Instant,
-        out: &mut Out,
-    ) {
-        let Some(term) = &mut self.term else { return };
-        // It may have been read as somebody's page, and not be closed at all.
-        let is_gone = !term.book.has(incarnation);
-        term.unregistered.remove(incarnation);
-        term.failovers.wake(incarnation);
-        match self.fleet.get(incarnation) {
-            None => term.loads.forget(incarnation),
-            Some(registration) if is_gone && !registration.draining && !tasks.is_empty() => {
-                term.held_back.entry(incarnation.clone()).or_default().extend(tasks.iter().cloned());
-            }
-            Some(_) => {}
-        }
-        self.settle_all(&tasks, now, out);
-    }
-
-    /// The worker's registration is gone: whatever it ran is dead.
-    pub(super) fn give_back(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
-        let held_back = self.term.as_mut().and_then(|term| term.held_back.remove(incarnation));
-        for task in held_back.unwrap_or_default() {
-            self.settle(&task, now, out);
-        }
-    }
-}
-
-fn failover_of(incarnation: &Incarnation, book: &Book, loads: &WorkerLoads) -> Failover {
-    let slots = loads.slots(incarnation).map(|slots| slots as usize);
-    let entries = book.entries(incarnation).map(|(id, held)| (id.clone(), held.is_revoked()));
-    Failover::new(incarnation, entries.collect(), slots)
 }
 
 #[cfg(test)]

@@ -1,222 +1,12 @@
-//! The leader's `status` znode: its summary, its proof of the present, and its view of the ensemble's clock.
-//!
-//! Written when something changed, at most once a second; and when the leader needs a write of its own, after
-//! which its reads are not stale, or the ensemble's time, which the reply carries.
+//! What `status` says: the leader, its workers, and how many commands are in each state.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use super::Master;
-use super::leading::Term;
-use crate::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
+use super::leader::Leader;
+use crate::contract::status::{self, Admission, Counts, Status, WorkerRow};
 use crate::contract::worker::{EntryId, MAX_UNHEALTHY_BYTES, Registration};
-use crate::contract::{Incarnation, MAX_DATA_BYTES, shortened};
-use crate::machine::{
-    Actions, Call, CallId, CallResult, Calls, ChangeKind, CreateMode, Instant, Refusal, Reply, Routed,
-    WatchMode,
-};
+use crate::contract::{Incarnation, shortened};
 use crate::recipes::assignment::Held;
-use crate::recipes::retry::Retry;
-
-/// The least time between two writes that nothing but the summary's content asks for.
-const PACE: Duration = Duration::from_secs(1);
-
-/// What a reply led to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// More replies are awaited.
-    Pending,
-    /// It was written.
-    Written {
-        /// When it was committed, by the ensemble's clock.
-        mtime_ms: i64,
-        /// The transaction of it.
-        mzxid: i64,
-    },
-    /// The directory that it stands in is gone.
-    Homeless,
-}
-
-/// The writer of `status`.
-#[derive(Debug)]
-pub struct Summary {
-    path: String,
-    state: State,
-    calls: Calls<Purpose>,
-    written: Vec<u8>,
-    /// Most bytes that it may take, as far as the servers have shown.
-    max_bytes: usize,
-    sent: Option<Instant>,
-    dirty: bool,
-    forced: bool,
-    /// Whether its end will be told.
-    watched: bool,
-    retry: Retry,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Unknown,
-    Absent,
-    Standing { version: i32 },
-}
-
-#[derive(Debug)]
-enum Purpose {
-    Watch,
-    Look,
-    Write,
-}
-
-impl Summary {
-    /// A writer for the znode at `path`.
-    pub fn new(path: String) -> Summary {
-        Summary {
-            path,
-            state: State::Unknown,
-            calls: Calls::default(),
-            written: Vec::new(),
-            max_bytes: MAX_DATA_BYTES,
-            sent: None,
-            dirty: true,
-            forced: false,
-            watched: false,
-            retry: Retry::default(),
-        }
-    }
-
-    /// The summary changed.
-    pub fn touch(&mut self) {
-        self.dirty = true;
-    }
-
-    /// A write that begins now or later is needed, whatever it says.
-    pub fn force(&mut self) {
-        self.forced = true;
-    }
-
-    /// Whether a write was asked for, or is under way, that will tell the time.
-    pub fn is_writing(&self) -> bool {
-        self.forced || !self.calls.is_empty()
-    }
-
-    /// When [`Summary::offer`] is worth calling again.
-    pub fn next_wake(&self) -> Option<Instant> {
-        if !self.calls.is_empty() || !(self.dirty || self.forced) {
-            return None;
-        }
-        let due = self.sent.filter(|_| !self.forced).map_or(Instant::default(), |sent| sent + PACE);
-        Some(self.retry.next_wake().map_or(due, |again| due.max(again)))
-    }
-
-    /// What is refused to it, in words for people.
-    pub fn trouble(&self) -> Option<&str> {
-        self.retry.trouble()
-    }
-
-    /// Takes in a change of the znode: if somebody deletes it, it is made again, whether or not there is news.
-    pub fn on_changed<R>(&mut self, path: &str, kind: ChangeKind, now: Instant, out: &mut Actions<R>) {
-        if path == self.path && kind == ChangeKind::Deleted {
-            self.retry.vanished(path, now, out);
-            self.state = State::Unknown;
-            self.forced = true;
-        }
-    }
-
-    /// Writes the summary, if it is time and something changed.
-    pub fn offer<R>(&mut self, now: Instant, summary: &Status, out: &mut Actions<R>) {
-        if self.next_wake().is_none_or(|at| at > now) {
-            return;
-        }
-        self.retry.is_due(now);
-        if !std::mem::replace(&mut self.watched, true) {
-            let call = Call::Watch { path: self.path.clone(), mode: WatchMode::Node };
-            self.calls.issue(out, call, Purpose::Watch);
-        }
-        if self.state == State::Unknown {
-            self.calls.issue(out, Call::Exists { path: self.path.clone(), watch: false }, Purpose::Look);
-            return;
-        }
-        let data = summary.encode_within(self.max_bytes);
-        self.dirty = false;
-        if data == self.written && !self.forced {
-            return;
-        }
-        self.forced = false;
-        self.sent = Some(now);
-        self.written = data.clone();
-        let path = self.path.clone();
-        let call = match self.state {
-            State::Standing { version } => Call::Set { path, data, version },
-            State::Absent | State::Unknown => Call::Create { path, data, mode: CreateMode::Persistent },
-        };
-        self.calls.issue(out, call, Purpose::Write);
-    }
-
-    /// Takes in a reply.
-    pub fn on_reply<R>(
-        &mut self,
-        id: CallId,
-        result: &CallResult,
-        now: Instant,
-        out: &mut Actions<R>,
-    ) -> Routed<Step> {
-        self.calls.route(id, result).map(|(purpose, answer)| match answer {
-            Some(answer) => self.on_answer(purpose, answer, now, out),
-            None => Step::Pending,
-        })
-    }
-
-    fn on_answer<R>(
-        &mut self,
-        purpose: Purpose,
-        answer: Result<&Reply, Refusal>,
-        now: Instant,
-        out: &mut Actions<R>,
-    ) -> Step {
-        match (purpose, answer) {
-            (Purpose::Look, Ok(Reply::Stat(stat))) => {
-                self.state = State::Standing { version: stat.version };
-                Step::Pending
-            }
-            (Purpose::Look, Err(Refusal::NoNode)) => {
-                self.state = State::Absent;
-                Step::Pending
-            }
-            (Purpose::Write, Ok(Reply::Stat(stat))) => {
-                self.state = State::Standing { version: stat.version };
-                self.retry.done(out);
-                Step::Written { mtime_ms: stat.mtime_ms, mzxid: stat.mzxid }
-            }
-            // A create's reply carries no time: write once more. So does whoever met another's write.
-            (Purpose::Write, Ok(_) | Err(Refusal::BadVersion | Refusal::NodeExists)) => {
-                self.state = State::Unknown;
-                self.forced = true;
-                Step::Pending
-            }
-            // A takeover waits for this write. It is refused for good only if nothing can be left out any more.
-            (Purpose::Write, Err(Refusal::TooLarge)) if self.written.len() <= self.max_bytes => {
-                self.max_bytes = self.written.len() / 2;
-                self.forced = true;
-                Step::Pending
-            }
-            (purpose, Err(refusal)) => {
-                // Deleted since it was last seen, or since its directory was.
-                let homeless = refusal == Refusal::NoNode && self.state == State::Absent;
-                self.watched &= !matches!(purpose, Purpose::Watch);
-                self.state = State::Unknown;
-                self.forced = true;
-                if homeless || refusal != Refusal::NoNode {
-                    self.retry.refused(&self.path, refusal, now, out);
-                } else {
-                    self.retry.vanished(&self.path, now, out);
-                }
-                if homeless { Step::Homeless } else { Step::Pending }
-            }
-            (Purpose::Look | Purpose::Watch, Ok(_)) => Step::Pending,
-        }
-    }
-}
 
 /// How many commands without a result a worker has.
 #[derive(Clone, Copy, Default)]
@@ -225,21 +15,22 @@ struct Share {
     assigned: u32,
 }
 
-impl Master {
+impl Leader {
     /// What the leader knows, in short.
-    pub(super) fn summarize(&self, term: &Term) -> Status {
-        let leader = Leader {
-            id: self.params.id.clone(),
-            host: self.params.host.clone(),
-            pid: self.params.pid,
-            epoch: term.epoch(),
+    pub(super) fn summarize(&self) -> Status {
+        let params = &self.view.params;
+        let leader = status::Leader {
+            id: params.id.clone(),
+            host: params.host.clone(),
+            pid: params.pid,
+            epoch: self.term.epoch,
         };
-        let mut counts = self.table.counts();
+        let mut counts = self.view.table.counts();
         let mut shares = BTreeMap::new();
-        for incarnation in term.book.incarnations() {
-            shares.insert(incarnation, self.share_of(term, incarnation, &mut counts));
+        for incarnation in self.assignments.incarnations() {
+            shares.insert(incarnation, self.share_of(incarnation, &mut counts));
         }
-        let rows = self.fleet.iter().map(|(incarnation, registration)| {
+        let rows = self.view.workers.iter().map(|(incarnation, registration)| {
             let Share { running, assigned } = shares.get(incarnation).copied().unwrap_or_default();
             WorkerRow {
                 id: incarnation.worker().to_string(),
@@ -254,25 +45,25 @@ impl Master {
                 labels: registration.labels.clone(),
             }
         });
-        let loading = !self.tasks.is_complete() || !term.is_leading();
+        let loading = !self.view.tasks.is_complete() || !self.term.is_assigning();
         let mut status = Status::new(leader, rows.collect(), counts, loading);
         status.admission = Some(Admission {
-            bytes: self.table.bytes(),
-            max_pending: self.params.max_pending,
-            max_pending_bytes: self.params.max_pending_bytes,
+            bytes: self.view.table.bytes(),
+            max_pending: params.max_pending,
+            max_pending_bytes: params.max_pending_bytes,
         });
         status
     }
 
     /// How many of the pending commands an incarnation has; they are counted there, and no longer as waiting for a
     /// worker. Commands are started in their order, so the first of them run, as many as there are slots.
-    fn share_of(&self, term: &Term, incarnation: &Incarnation, counts: &mut Counts) -> Share {
-        let registration = self.fleet.get(incarnation);
+    fn share_of(&self, incarnation: &Incarnation, counts: &mut Counts) -> Share {
+        let registration = self.view.workers.get(incarnation);
         let aside = registration.map_or(&[][..], |registration| &registration.aside);
         let mut free = registration.map_or(0, Registration::usable_slots);
         let mut share = Share::default();
-        let is_pending = |(id, _): &(&EntryId, &Held)| self.table.unit(id).is_some();
-        for (id, held) in term.book.entries(incarnation).filter(is_pending) {
+        let is_pending = |(id, _): &(&EntryId, &Held)| self.view.table.unit(id).is_some();
+        for (id, held) in self.assignments.entries(incarnation).filter(is_pending) {
             counts.pending = counts.pending.saturating_sub(held.width.into());
             if aside.contains(&id.task) {
                 counts.aside += u64::from(held.width);

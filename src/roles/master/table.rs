@@ -22,7 +22,7 @@ const MAX_SEEN_KEPT: usize = 64 * 1024;
 
 /// A task, as far as a master needs it.
 #[derive(Debug)]
-pub struct Known {
+pub struct KnownTask {
     /// When it was created, as the ensemble counts.
     pub czxid: i64,
     /// When it was last changed, likewise.
@@ -64,7 +64,7 @@ pub enum Phase {
     /// It cannot be read as a task.
     Malformed,
     /// It is a task that cannot be written.
-    Aside,
+    Quarantined,
 }
 
 /// A task without an outcome.
@@ -159,7 +159,7 @@ pub enum Update {
 /// All tasks and jobs.
 #[derive(Debug, Default)]
 pub struct Table {
-    tasks: BTreeMap<TaskId, Known>,
+    tasks: BTreeMap<TaskId, KnownTask>,
     dirs: BTreeMap<String, Dir>,
     /// Tasks whose directory is not known yet.
     waiting: BTreeMap<String, BTreeSet<TaskId>>,
@@ -190,7 +190,7 @@ pub struct Table {
 
 impl Table {
     /// A task.
-    pub fn get(&self, task: &TaskId) -> Option<&Known> {
+    pub fn get(&self, task: &TaskId) -> Option<&KnownTask> {
         self.tasks.get(task)
     }
 
@@ -198,7 +198,7 @@ impl Table {
     pub fn pending(&self, task: &TaskId) -> Option<&Pending> {
         match &self.tasks.get(task)?.phase {
             Phase::Pending(pending) => Some(pending),
-            Phase::Ended { .. } | Phase::Malformed | Phase::Aside => None,
+            Phase::Ended { .. } | Phase::Malformed | Phase::Quarantined => None,
         }
     }
 
@@ -317,7 +317,7 @@ impl Table {
                              waits until one is not"
                                 .into(),
                         ));
-                        Phase::Aside
+                        Phase::Quarantined
                     }
                     None => {
                         self.waiting.entry(task.dir().to_string()).or_default().insert(task.clone());
@@ -332,8 +332,8 @@ impl Table {
         };
         let (czxid, mzxid, mtime_ms, version) = (stat.czxid, stat.mzxid, stat.mtime_ms, stat.version);
         let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let waits = matches!((&phase, &trouble), (Phase::Aside, Some(_)));
-        self.put(task, Known { czxid, mzxid, mtime_ms, version, bytes, lines, phase });
+        let waits = matches!((&phase, &trouble), (Phase::Quarantined, Some(_)));
+        self.put(task, KnownTask { czxid, mzxid, mtime_ms, version, bytes, lines, phase });
         if waits {
             self.unnumbered.insert(task.clone());
         }
@@ -425,7 +425,7 @@ impl Table {
             if let Some(dir) = self.dirs.get_mut(task.dir()) {
                 dir.tasks -= 1;
             }
-            known.phase = Phase::Aside;
+            known.phase = Phase::Quarantined;
             self.put(task, known);
         }
     }
@@ -472,7 +472,7 @@ impl Table {
         Some(task)
     }
 
-    fn put(&mut self, task: &TaskId, known: Known) {
+    fn put(&mut self, task: &TaskId, known: KnownTask) {
         // Before the last look is forgotten, which may hold the same.
         if let Phase::Pending(pending) = &known.phase {
             self.needs.hold(pending.whole.need);
@@ -496,7 +496,7 @@ impl Table {
                     self.orphanable.insert(task.clone(), submitter.clone());
                 }
             }
-            Phase::Ended { .. } | Phase::Malformed | Phase::Aside => {}
+            Phase::Ended { .. } | Phase::Malformed | Phase::Quarantined => {}
         }
         if let Some(kept) = kept(&known) {
             self.outcomes.insert(task, kept);
@@ -506,7 +506,7 @@ impl Table {
         self.tasks.insert(task.clone(), known);
     }
 
-    fn unindex(&mut self, task: &TaskId, known: &Known) {
+    fn unindex(&mut self, task: &TaskId, known: &KnownTask) {
         match &known.phase {
             Phase::Pending(pending) => {
                 self.expiring.remove(&(pending.expires_ms, task.clone()));
@@ -518,7 +518,7 @@ impl Table {
                 self.needs.release(pending.whole.need);
             }
             Phase::Ended { .. } => {}
-            Phase::Malformed | Phase::Aside => {
+            Phase::Malformed | Phase::Quarantined => {
                 self.unnumbered.remove(task);
             }
         }
@@ -555,19 +555,19 @@ fn run_ms(results: &Results) -> Option<u64> {
 }
 
 /// What it is for the index of outcomes, if it has one.
-fn kept(known: &Known) -> Option<Kept> {
+fn kept(known: &KnownTask) -> Option<Kept> {
     let Phase::Ended { is_dropped, is_doomed, .. } = known.phase else { return None };
     let failed = if is_dropped || is_doomed { 0 } else { known.lines.ended_badly() };
     Some(Kept { mtime_ms: known.mtime_ms, failed, bytes: u64::from(known.bytes), is_doomed })
 }
 
 /// Changes the counts by the commands of a task.
-fn count(counts: &mut Counts, known: &Known, change: impl Fn(&mut u64, u64)) {
+fn count(counts: &mut Counts, known: &KnownTask, change: impl Fn(&mut u64, u64)) {
     let LineCounts { open, done, failed, cancelled, expired } = known.lines;
     match &known.phase {
         Phase::Pending(_) | Phase::Ended { .. } => change(&mut counts.pending, open.into()),
         Phase::Malformed => change(&mut counts.malformed, 1),
-        Phase::Aside => change(&mut counts.aside, open.max(1).into()),
+        Phase::Quarantined => change(&mut counts.aside, open.max(1).into()),
     }
     change(&mut counts.done, done.into());
     change(&mut counts.failed, failed.into());

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::contract::status::{Counts, Status};
+use crate::contract::worker::Seen;
 
 /// The worker's tasks so far end, after so long each.
 pub(super) fn end_all(world: &mut World, incarnation: &str, ms: i64) {

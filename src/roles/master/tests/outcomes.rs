@@ -62,7 +62,7 @@ fn what_may_not_be_shortened_is_kept_and_tried_again() {
     master.go(&mut world);
     turns(&mut master, &mut world, 4);
     assert!(world.task("/z/tasks/_00/key").digest.is_none());
-    assert_eq!(master.role.table.counts().aside, 0, "what has ended is in nobody's way");
+    assert_eq!(view(&master).table.counts().aside, 0, "what has ended is in nobody's way");
     world.writes_refused.clear();
     world.pass(Duration::from_secs(60));
     turns(&mut master, &mut world, 2);

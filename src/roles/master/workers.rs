@@ -7,11 +7,11 @@ use crate::contract::{Incarnation, parse_registration};
 
 /// The living incarnations: their registrations by number, each with what it says if that is readable.
 #[derive(Debug, Default)]
-pub struct Fleet {
+pub struct Workers {
     lives: BTreeMap<Incarnation, BTreeMap<u64, Option<Registration>>>,
 }
 
-impl Fleet {
+impl Workers {
     /// A registration stands; what it says may follow. False if the name is none of a registration.
     pub fn appeared(&mut self, name: &str) -> bool {
         let Some((incarnation, n)) = parse_registration(name) else { return false };
@@ -39,7 +39,7 @@ impl Fleet {
     }
 
     /// Whether the incarnation is registered.
-    pub fn lives(&self, incarnation: &Incarnation) -> bool {
+    pub fn is_alive(&self, incarnation: &Incarnation) -> bool {
         self.lives.contains_key(incarnation)
     }
 
@@ -65,11 +65,11 @@ mod tests {
 
     #[test]
     fn an_incarnation_lives_while_any_registration_exists() {
-        let mut fleet = Fleet::default();
-        assert!(fleet.appeared("w~1~0") && fleet.appeared("w~1~1") && !fleet.appeared("junk"));
-        assert_eq!(fleet.gone("w~1~0"), None);
-        assert_eq!(fleet.gone("w~1~0"), None);
-        assert_eq!(fleet.gone("w~1~1").map(|i| i.to_string()).as_deref(), Some("w~1"));
-        assert_eq!(fleet.incarnations().count(), 0);
+        let mut workers = Workers::default();
+        assert!(workers.appeared("w~1~0") && workers.appeared("w~1~1") && !workers.appeared("junk"));
+        assert_eq!(workers.gone("w~1~0"), None);
+        assert_eq!(workers.gone("w~1~0"), None);
+        assert_eq!(workers.gone("w~1~1").map(|i| i.to_string()).as_deref(), Some("w~1"));
+        assert_eq!(workers.incarnations().count(), 0);
     }
 }
