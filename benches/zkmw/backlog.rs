@@ -203,7 +203,7 @@ fn rows(bench: &mut Bench, size: &Size, looker: &mut Client) {
         report.row("pending", format!("{}: {what}", size.name()), unit, samples, remark);
     };
     row("throughput", "commands/s", size.rates.clone(), &remark);
-    row("takeover after SIGTERM", "ms", size.terminated.clone(), "to the last page");
+    row("takeover after SIGTERM", "ms", size.terminated.clone(), "to the last assignment");
     if !size.killed.0.is_empty() {
         let remark = format!("masters' sessions of {MASTERS_SESSION}");
         row("takeover after SIGKILL", "ms", size.killed.clone(), &remark);
@@ -268,7 +268,7 @@ fn plots(bench: &mut Bench, sizes: &[Size], limits: &Samples) {
     bench.report.plots.push(plot(
         "takeover-over-pending",
         "Takeover over the backlog",
-        "until every page carries the next leader's epoch".to_string(),
+        "until every assignment carries the next leader's epoch".to_string(),
         "milliseconds",
         vec![
             Curve::measured("from SIGTERM", points(sizes, |size| size.terminated.clone())),

@@ -119,7 +119,9 @@ fn look(
     }
     let assign = layout.assign();
     let mut looked: Vec<(String, &str)> = vec![(layout.status(), "status")];
-    looked.extend(client.children(&assign).iter().map(|page| (format!("{assign}/{page}"), "a page")));
+    looked.extend(
+        client.children(&assign).iter().map(|assignment| (format!("{assign}/{assignment}"), "an assignment")),
+    );
     let parts = client.children(&layout.tasks());
     for place in 0..DIRECTORIES.min(parts.len()) {
         let part = &parts[(turn * DIRECTORIES + place) % parts.len()];

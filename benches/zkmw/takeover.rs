@@ -28,7 +28,7 @@ impl Signal {
     }
 }
 
-/// Milliseconds until every worker's page carries the next leader's epoch, which is when that may give out tasks.
+/// Milliseconds until every worker's assignment carries the next leader's epoch, which is when that may give out tasks.
 #[derive(Clone, Copy, Debug)]
 pub struct Takeover {
     /// From the signal.
@@ -42,24 +42,27 @@ impl Service {
     pub fn takeover(&mut self, client: &mut Client, signal: Signal) -> Takeover {
         let old = self.leader_first();
         let dir = self.cluster.layout.assign();
-        let pages: Vec<String> = client.children(&dir).iter().map(|name| format!("{dir}/{name}")).collect();
-        let mut open: Vec<String> =
-            pages.into_iter().filter(|page| epoch(client, page) == Some(old.epoch)).collect();
-        assert!(!open.is_empty(), "there are pages of the leader");
+        let assignments: Vec<String> =
+            client.children(&dir).iter().map(|name| format!("{dir}/{name}")).collect();
+        let mut open: Vec<String> = assignments
+            .into_iter()
+            .filter(|assignment| epoch(client, assignment) == Some(old.epoch))
+            .collect();
+        assert!(!open.is_empty(), "there are assignments of the leader");
         client.get(&old.path, true).expect("the leader's contender stands");
         let from = Instant::now();
         match signal {
             Signal::Term => self.masters[0].term(),
             Signal::Kill => self.masters[0].kill(),
         }
-        // A session's watches fire in the order of the changes: the contender ends before a page changes hands.
+        // A session's watches fire in the order of the changes: the contender ends before an assignment changes hands.
         let mut ended = from;
         while !open.is_empty() {
             let path = client.wait_change(END).expect("somebody takes over");
             if path == old.path {
                 ended = Instant::now();
             } else if epoch(client, &path).is_some_and(|epoch| epoch != old.epoch) {
-                open.retain(|page| *page != path);
+                open.retain(|assignment| *assignment != path);
             }
         }
         assert!(ended > from, "the end of the contender was seen");
@@ -87,8 +90,8 @@ impl Service {
     }
 }
 
-/// The epoch on a page, which is watched from now on.
-fn epoch(client: &mut Client, page: &str) -> Option<i64> {
-    let (data, _) = client.get(page, true)?;
+/// The epoch on an assignment, which is watched from now on.
+fn epoch(client: &mut Client, assignment: &str) -> Option<i64> {
+    let (data, _) = client.get(assignment, true)?;
     Some(Assignment::decode(&data).ok()?.epoch)
 }

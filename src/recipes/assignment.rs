@@ -1,30 +1,31 @@
-//! Assignment: the leader's book of who has which task.
+//! Assignment: the leader's table of who has which task.
 //!
-//! A page is one incarnation's assignment znode. Every change is a compare-and-set of the page, as many entries
-//! as there are in one write, one write a page at a time. A new leader rewrites every page with its own epoch
-//! before it changes any; from then on a deposed leader's writes fail on the version.
+//! Each incarnation has one assignment znode. Every change of it is a compare-and-set that takes as many entries along
+//! as are there, and an assignment has at most one write under way. A new leader rewrites every assignment with its own
+//! epoch before it changes any. From then on a deposed leader's writes fail on the version.
 
 mod answers;
-mod page;
+mod worker_assignment;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-pub use self::page::{Held, Load};
-use self::page::{Page, PageState, Revoked};
+pub use self::worker_assignment::{Held, Load};
+use self::worker_assignment::{Revoked, SyncState, WorkerAssignment};
 use crate::contract::worker::{EntryId, MAX_SEEN_IN_ALL, Seen};
 use crate::contract::{Incarnation, Layout, MAX_DATA_BYTES, TaskId, name_of};
 use crate::machine::{
     Actions, Call, CallId, CallResult, Calls, ChangeKind, Instant, Refusal, Reply, Routed, WatchMode,
 };
 
-/// Calls of the book that may be in flight at once.
+/// Calls of the assignment table that may be in flight at once.
 const WINDOW: usize = 128;
 
-/// The most that the entries of a page may have. What is carried along beside them may double when it is encoded.
-const MAX_PAGE_BYTES: usize = MAX_DATA_BYTES - 4 * MAX_SEEN_IN_ALL;
+/// The most that the entries of an assignment may have. What is carried along beside them may double when it is
+/// encoded.
+const MAX_ASSIGNMENT_BYTES: usize = MAX_DATA_BYTES - 4 * MAX_SEEN_IN_ALL;
 
-/// How soon a change of a page has to be written. Whatever is written takes all changes along.
+/// How soon a change of an assignment has to be written. Whatever is written takes all changes along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
     /// A slot is free, or something is to be killed.
@@ -48,27 +49,27 @@ impl Urgency {
 /// What became known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Every page that stood at the takeover carries our epoch.
+    /// Every assignment that stood at the takeover carries our epoch.
     Ready,
-    /// A page was read, and can be written to from now on.
+    /// An assignment was read, and can be written to from now on.
     Opened(Incarnation),
-    /// A page was written.
+    /// An assignment was written.
     Written(Incarnation),
-    /// A page is gone; these tasks stood on it.
+    /// An assignment is gone; these tasks stood on it.
     Closed(Incarnation, Vec<EntryId>),
-    /// Another leader of a higher epoch wrote a page.
+    /// Another leader of a higher epoch wrote an assignment.
     Deposed {
         /// The other's.
         epoch: i64,
     },
-    /// A page was refused. It is tried again with a growing pause, and is not added to until it passes. These were on
-    /// it in memory only, and are on it no more.
-    PageRefused(Incarnation, Vec<EntryId>),
+    /// An assignment was refused. It is tried again with a growing pause, and is not added to until it passes. These
+    /// were on it in memory only, and are on it no more.
+    AssignmentRefused(Incarnation, Vec<EntryId>),
     /// The directory may not be read.
     Refused(String, Refusal),
 }
 
-/// What is done with a page.
+/// What is done with an assignment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Deed {
     Read,
@@ -76,7 +77,7 @@ enum Deed {
     Delete,
 }
 
-/// Why a page may say what we do not know.
+/// Why an assignment may say what we do not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doubt {
     /// It may not be read.
@@ -96,23 +97,24 @@ enum Purpose {
     Close(Incarnation),
 }
 
-/// The book.
+/// The assignment table.
 #[derive(Debug)]
-pub struct Book {
+pub struct AssignmentTable {
     layout: Layout,
     epoch: i64,
-    pages: BTreeMap<Incarnation, Page>,
+    assignments: BTreeMap<Incarnation, WorkerAssignment>,
     holders: BTreeMap<EntryId, Incarnation>,
     /// It is this time.
     now: Instant,
-    /// When pages are to be read or written: each once, as its own [`Page::due`] says.
+    /// When assignments are to be read or written: each once, as its own [`WorkerAssignment::due`] says.
     due: BTreeSet<(Instant, Incarnation)>,
-    /// Pages of which the load, or whether they are open, may have changed since somebody asked.
+    /// Assignments of which the load, or whether they are open, may have changed since somebody asked.
     touched: BTreeSet<Incarnation>,
-    /// Pages that may say what we do not know: they could not be read, or stood at the takeover and do not carry
+    /// Assignments that may say what we do not know: they could not be read, or stood at the takeover and do not carry
     /// our epoch, so that a deposed leader might write to them.
     unclaimed: BTreeSet<Incarnation>,
-    /// The most that the entries of a page may have: less than [`MAX_PAGE_BYTES`] if the servers did not take a page.
+    /// The most that the entries of an assignment may have: less than [`MAX_ASSIGNMENT_BYTES`] if the servers did not
+    /// take an assignment.
     max_bytes: usize,
     calls: Calls<Purpose>,
     state: State,
@@ -125,28 +127,33 @@ enum State {
     Ready,
 }
 
-impl Book {
-    /// A book that is shut: only a leader opens it.
-    pub fn new(layout: &Layout) -> Book {
-        Book {
+impl AssignmentTable {
+    /// An assignment table that is shut: only a leader opens it.
+    pub fn new(layout: &Layout) -> AssignmentTable {
+        AssignmentTable {
             layout: layout.clone(),
             epoch: 0,
-            pages: BTreeMap::new(),
+            assignments: BTreeMap::new(),
             holders: BTreeMap::new(),
             now: Instant::default(),
             due: BTreeSet::new(),
             touched: BTreeSet::new(),
             unclaimed: BTreeSet::new(),
-            max_bytes: MAX_PAGE_BYTES,
+            max_bytes: MAX_ASSIGNMENT_BYTES,
             calls: Calls::default(),
             state: State::Shut,
         }
     }
 
-    /// Reads every page and rewrites it with our epoch. The caller made a write of its own on this connection
+    /// Reads every assignment and rewrites it with our epoch. The caller made a write of its own on this connection
     /// before, so what is read is the present.
     pub fn take_over<R>(&mut self, epoch: i64, out: &mut Actions<R>) {
-        *self = Book { epoch, now: self.now, state: State::TakingOver, ..Book::new(&self.layout) };
+        *self = AssignmentTable {
+            epoch,
+            now: self.now,
+            state: State::TakingOver,
+            ..AssignmentTable::new(&self.layout)
+        };
         self.calls.issue(
             out,
             Call::Watch { path: self.layout.assign(), mode: WatchMode::Tree },
@@ -159,7 +166,7 @@ impl Book {
         self.state == State::TakingOver && self.calls.is_empty()
     }
 
-    /// Whether every page carries our epoch.
+    /// Whether every assignment carries our epoch.
     pub fn is_ready(&self) -> bool {
         self.state == State::Ready
     }
@@ -167,7 +174,7 @@ impl Book {
     /// All entries of a task, and whose they are.
     pub fn entries_of(&self, task: &TaskId) -> Vec<(EntryId, Incarnation, Held)> {
         let held = |(id, incarnation): (&EntryId, &Incarnation)| {
-            let held = self.pages.get(incarnation)?.get(id)?;
+            let held = self.assignments.get(incarnation)?.get(id)?;
             Some((id.clone(), incarnation.clone(), *held))
         };
         self.holders.range(EntryId::all_of(task)).filter_map(held).collect()
@@ -181,52 +188,54 @@ impl Book {
     /// Who has what an entry names, and how.
     pub fn holder(&self, task: &EntryId) -> Option<(&Incarnation, Held)> {
         let incarnation = self.holders.get(task)?;
-        let held = self.pages.get(incarnation)?.get(task)?;
+        let held = self.assignments.get(incarnation)?.get(task)?;
         Some((incarnation, *held))
     }
 
-    /// Whether a page may be added to now.
+    /// Whether an assignment may be added to now.
     pub fn is_open(&self, incarnation: &Incarnation) -> bool {
-        self.pages.get(incarnation).is_some_and(Page::is_open)
+        self.assignments.get(incarnation).is_some_and(WorkerAssignment::is_open)
     }
 
-    /// The pages that may say what we do not know, and why.
+    /// The assignments that may say what we do not know, and why.
     pub fn unclaimed(&self) -> impl Iterator<Item = (&Incarnation, Doubt)> {
-        let doubt = |page: &Page| match page.state {
-            PageState::Reading | PageState::Unreadable if page.was_refused() => Doubt::Unread,
-            PageState::Reading | PageState::Unreadable => Doubt::Malformed,
-            PageState::Idle | PageState::Writing | PageState::Closing | PageState::Refused => {
+        let doubt = |assignment: &WorkerAssignment| match assignment.state {
+            SyncState::Reading | SyncState::Unreadable if assignment.was_refused() => Doubt::Unread,
+            SyncState::Reading | SyncState::Unreadable => Doubt::Malformed,
+            SyncState::Idle | SyncState::Writing | SyncState::Closing | SyncState::Refused => {
                 Doubt::Unwritten
             }
         };
         self.unclaimed
             .iter()
-            .filter_map(move |incarnation| Some((incarnation, doubt(self.pages.get(incarnation)?))))
+            .filter_map(move |incarnation| Some((incarnation, doubt(self.assignments.get(incarnation)?))))
     }
 
-    /// Whether the incarnation has a page.
+    /// Whether the incarnation has an assignment.
     pub fn has(&self, incarnation: &Incarnation) -> bool {
-        self.pages.contains_key(incarnation)
+        self.assignments.contains_key(incarnation)
     }
 
-    /// The incarnations that have a page.
+    /// The incarnations that have an assignment.
     pub fn incarnations(&self) -> impl Iterator<Item = &Incarnation> {
-        self.pages.keys()
+        self.assignments.keys()
     }
 
-    /// The tasks on a page, in the order in which they are started.
+    /// The tasks on an assignment, in the order in which they are started.
     pub fn entries(&self, incarnation: &Incarnation) -> impl DoubleEndedIterator<Item = (&EntryId, &Held)> {
-        self.pages.get(incarnation).into_iter().flat_map(Page::entries)
+        self.assignments.get(incarnation).into_iter().flat_map(WorkerAssignment::entries)
     }
 
-    /// How much is on a page that may be added to now, and has room.
+    /// How much is on an assignment that may be added to now, and has room.
     pub fn load(&self, incarnation: &Incarnation) -> Option<Load> {
-        let page =
-            self.pages.get(incarnation).filter(|page| page.is_open() && page.has_room(self.max_bytes))?;
-        Some(page.load())
+        let assignment = self
+            .assignments
+            .get(incarnation)
+            .filter(|assignment| assignment.is_open() && assignment.has_room(self.max_bytes))?;
+        Some(assignment.load())
     }
 
-    /// The incarnations whose [`Book::load`] may be another than when this was last asked.
+    /// The incarnations whose [`AssignmentTable::load`] may be another than when this was last asked.
     pub fn take_touched(&mut self) -> BTreeSet<Incarnation> {
         std::mem::take(&mut self.touched)
     }
@@ -265,38 +274,39 @@ impl Book {
 
     /// These tasks, and no others, are set aside by the worker: they take up no slots.
     pub fn set_aside(&mut self, incarnation: &Incarnation, aside: &[TaskId]) {
-        if self.pages.get_mut(incarnation).is_some_and(|page| page.set_aside(aside)) {
+        if self.assignments.get_mut(incarnation).is_some_and(|assignment| assignment.set_aside(aside)) {
             self.touched.insert(incarnation.clone());
         }
     }
 
     fn change(&mut self, task: &EntryId, change: impl FnOnce(&mut Held)) -> bool {
         let Some(incarnation) = self.holders.get(task) else { return false };
-        let changed = self.pages.get_mut(incarnation).is_some_and(|page| page.change(task, change));
+        let changed =
+            self.assignments.get_mut(incarnation).is_some_and(|assignment| assignment.change(task, change));
         if changed {
             self.touched.insert(incarnation.clone());
         }
         changed
     }
 
-    /// The page differs from what was written.
+    /// The assignment differs from what was written.
     fn mark(&mut self, incarnation: &Incarnation, urgency: Urgency) {
-        let Some(page) = self.pages.get_mut(incarnation) else { return };
-        page.dirty = true;
-        page.urgent |= urgency == Urgency::Now;
-        match page.state {
-            PageState::Idle | PageState::Writing => self.within(incarnation, urgency.lag()),
+        let Some(assignment) = self.assignments.get_mut(incarnation) else { return };
+        assignment.dirty = true;
+        assignment.urgent |= urgency == Urgency::Now;
+        match assignment.state {
+            SyncState::Idle | SyncState::Writing => self.within(incarnation, urgency.lag()),
             // Goes along with what follows the answer, or the pause.
-            PageState::Reading | PageState::Closing | PageState::Refused | PageState::Unreadable => {}
+            SyncState::Reading | SyncState::Closing | SyncState::Refused | SyncState::Unreadable => {}
         }
     }
 
-    /// Something is to be done with the page within this time, unless it is due earlier anyway.
+    /// Something is to be done with the assignment within this time, unless it is due earlier anyway.
     fn within(&mut self, incarnation: &Incarnation, lag: Duration) {
-        let Some(page) = self.pages.get_mut(incarnation) else { return };
+        let Some(assignment) = self.assignments.get_mut(incarnation) else { return };
         let at = self.now + lag;
-        if page.due.is_none_or(|due| at < due) {
-            if let Some(due) = page.due.replace(at) {
+        if assignment.due.is_none_or(|due| at < due) {
+            if let Some(due) = assignment.due.replace(at) {
                 self.due.remove(&(due, incarnation.clone()));
             }
             self.due.insert((at, incarnation.clone()));
@@ -307,9 +317,10 @@ impl Book {
         self.within(incarnation, Duration::ZERO);
     }
 
-    /// Nothing is to be done with the page.
+    /// Nothing is to be done with the assignment.
     fn rest(&mut self, incarnation: &Incarnation) {
-        if let Some(due) = self.pages.get_mut(incarnation).and_then(|page| page.due.take()) {
+        if let Some(due) = self.assignments.get_mut(incarnation).and_then(|assignment| assignment.due.take())
+        {
             self.due.remove(&(due, incarnation.clone()));
         }
     }
@@ -320,11 +331,11 @@ impl Book {
         }
     }
 
-    /// Gives a task that nobody has to an incarnation whose page is open.
+    /// Gives a task that nobody has to an incarnation whose assignment is open.
     pub fn assign(&mut self, incarnation: &Incarnation, task: &EntryId, held: Held, urgency: Urgency) {
         debug_assert!(self.is_ready() && self.is_open(incarnation) && !self.holders.contains_key(task));
-        if let Some(page) = self.pages.get_mut(incarnation) {
-            page.push(task.clone(), held);
+        if let Some(assignment) = self.assignments.get_mut(incarnation) {
+            assignment.push(task.clone(), held);
             self.touched.insert(incarnation.clone());
             self.holders.insert(task.clone(), incarnation.clone());
             self.mark(incarnation, urgency);
@@ -333,15 +344,17 @@ impl Book {
 
     /// What was just read of a task that was just given out goes along, so that its worker need not read it.
     pub fn carry(&mut self, task: &EntryId, seen: Seen) {
-        // Servers that take only short pages get what has to be there, and no more.
-        if self.max_bytes == MAX_PAGE_BYTES
-            && let Some(page) = self.holders.get(task).and_then(|holder| self.pages.get_mut(holder))
+        // Servers that take only short assignments get what has to be there, and no more.
+        if self.max_bytes == MAX_ASSIGNMENT_BYTES
+            && let Some(assignment) =
+                self.holders.get(task).and_then(|holder| self.assignments.get_mut(holder))
         {
-            page.carry(task, seen);
+            assignment.carry(task, seen);
         }
     }
 
-    /// Takes a task off its living holder's page: its attempt is known to be dead. Who may get it again is in a hurry.
+    /// Takes a task off its living holder's assignment: its attempt is known to be dead. Who may get it again is in a
+    /// hurry.
     pub fn strip(&mut self, task: &EntryId, urgency: Urgency) {
         if let Some(incarnation) = self.holders.get(task).cloned() {
             self.strike(&incarnation, task, urgency);
@@ -353,10 +366,10 @@ impl Book {
         self.mark(incarnation, urgency);
     }
 
-    /// Forgets that a task is on a dead incarnation's page; the page itself will go.
+    /// Forgets that a task is on a dead incarnation's assignment; the assignment itself will go.
     pub fn release(&mut self, incarnation: &Incarnation, task: &EntryId) {
-        if let Some(page) = self.pages.get_mut(incarnation) {
-            page.remove(task);
+        if let Some(assignment) = self.assignments.get_mut(incarnation) {
+            assignment.remove(task);
             self.touched.insert(incarnation.clone());
         }
         if self.holders.get(task) == Some(incarnation) {
@@ -376,34 +389,35 @@ impl Book {
         }
     }
 
-    /// When [`Book::flush`] has something to do if nothing happens before. Where the window is full, the next answer
-    /// comes first.
+    /// When [`AssignmentTable::flush`] has something to do if nothing happens before. Where the window is full, the
+    /// next answer comes first.
     pub fn next_wake(&self) -> Option<Instant> {
         let first = self.due.first().filter(|_| self.calls.len() < WINDOW);
         first.map(|(at, _)| *at)
     }
 
-    /// The incarnation says that what was revoked up to this version of its page is dead. Gives those entries, which
-    /// are on the page no more.
+    /// The incarnation says that what was revoked up to this version of its assignment is dead. Gives those entries,
+    /// which are on the assignment no more.
     pub fn acknowledge(&mut self, incarnation: &Incarnation, through: i32) -> Vec<EntryId> {
-        let Some(page) = self.pages.get(incarnation) else { return Vec::new() };
-        let dead = page.dead_through(through);
-        // Not off its holder's page: that may be another, where the next attempt runs.
+        let Some(assignment) = self.assignments.get(incarnation) else { return Vec::new() };
+        let dead = assignment.dead_through(through);
+        // Not off its holder's assignment: that may be another, where the next attempt runs.
         for task in &dead {
             self.strike(incarnation, task, Urgency::Now);
         }
         dead
     }
 
-    /// Deletes the page of a dead incarnation, once nothing is on it.
+    /// Deletes the assignment of a dead incarnation, once nothing is on it.
     pub fn close<R>(&mut self, incarnation: &Incarnation, out: &mut Actions<R>) {
-        let Some(page) = self.pages.get_mut(incarnation) else { return };
+        let Some(assignment) = self.assignments.get_mut(incarnation) else { return };
         // What may not be deleted is clean, and waits for its time.
-        let may = page.state == PageState::Idle || (page.state == PageState::Refused && page.dirty);
-        if may && page.is_empty() {
-            (page.state, page.dirty) = (PageState::Closing, false);
+        let may = assignment.state == SyncState::Idle
+            || (assignment.state == SyncState::Refused && assignment.dirty);
+        if may && assignment.is_empty() {
+            (assignment.state, assignment.dirty) = (SyncState::Closing, false);
             let call =
-                Call::Delete { path: self.layout.assignment(incarnation), version: Some(page.version) };
+                Call::Delete { path: self.layout.assignment(incarnation), version: Some(assignment.version) };
             self.calls.issue(out, call, Purpose::Close(incarnation.clone()));
             self.touched.insert(incarnation.clone());
             self.rest(incarnation);
@@ -424,23 +438,23 @@ impl Book {
                 break;
             }
             let path = self.layout.assignment(&incarnation);
-            let Some(page) = self.pages.get_mut(&incarnation) else { continue };
-            page.due = None;
-            match page.state {
-                PageState::Idle | PageState::Refused if page.dirty => {
+            let Some(assignment) = self.assignments.get_mut(&incarnation) else { continue };
+            assignment.due = None;
+            match assignment.state {
+                SyncState::Idle | SyncState::Refused if assignment.dirty => {
                     // One that was refused, and then read, is closed from here until it passes.
                     self.touched.insert(incarnation.clone());
-                    let data = page.write(self.epoch);
-                    let call = Call::Set { path, data, version: page.version };
+                    let data = assignment.write(self.epoch);
+                    let call = Call::Set { path, data, version: assignment.version };
                     self.calls.issue(out, call, Purpose::Write(incarnation));
                 }
-                PageState::Reading | PageState::Unreadable | PageState::Refused => {
-                    page.state = PageState::Reading;
+                SyncState::Reading | SyncState::Unreadable | SyncState::Refused => {
+                    assignment.state = SyncState::Reading;
                     self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Read(incarnation));
                 }
-                PageState::Writing => page.urgent = page.dirty,
+                SyncState::Writing => assignment.urgent = assignment.dirty,
                 // Clean, or it is seen to when the call that is under way is answered.
-                PageState::Idle | PageState::Closing => {}
+                SyncState::Idle | SyncState::Closing => {}
             }
         }
     }
@@ -457,7 +471,7 @@ impl Book {
         let Some(incarnation) = Incarnation::parse(name_of(path)) else { return Routed::Mine(steps) };
         match kind {
             ChangeKind::Created => self.open(incarnation),
-            ChangeKind::Deleted => self.drop_page(&incarnation, &mut steps),
+            ChangeKind::Deleted => self.drop_assignment(&incarnation, &mut steps),
             // Mostly the echo of our own writes; a stranger's is met by the version check of the next.
             ChangeKind::Data if self.is_unreadable(&incarnation) => self.read(&incarnation),
             ChangeKind::Data | ChangeKind::Children => {}
@@ -504,63 +518,65 @@ impl Book {
             (Purpose::Read(incarnation), answer) => self.on_read(&incarnation, answer, steps, out),
             (Purpose::Write(incarnation), answer) => self.on_written(&incarnation, answer, steps, out),
             (Purpose::Close(incarnation), answer) => match answer {
-                Ok(_) | Err(Refusal::NoNode) => self.drop_page(&incarnation, steps),
+                Ok(_) | Err(Refusal::NoNode) => self.drop_assignment(&incarnation, steps),
                 Err(Refusal::BadVersion) => self.read(&incarnation),
                 Err(refusal) => self.refuse(&incarnation, Deed::Delete, refusal, steps, out),
             },
             (Purpose::List, Ok(_)) => {}
         }
         self.flush(out);
-        let busy = |page: &Page| matches!(page.state, PageState::Reading | PageState::Writing);
-        if self.state == State::TakingOver && self.calls.is_empty() && !self.pages.values().any(busy) {
+        let busy = |assignment: &WorkerAssignment| {
+            matches!(assignment.state, SyncState::Reading | SyncState::Writing)
+        };
+        if self.state == State::TakingOver && self.calls.is_empty() && !self.assignments.values().any(busy) {
             self.state = State::Ready;
             steps.push(Step::Ready);
         }
     }
 
     fn open(&mut self, incarnation: Incarnation) {
-        if !self.pages.contains_key(&incarnation) {
-            self.pages.insert(incarnation.clone(), Page::default());
+        if !self.assignments.contains_key(&incarnation) {
+            self.assignments.insert(incarnation.clone(), WorkerAssignment::default());
             self.at_once(&incarnation);
         }
     }
 
     fn is_unreadable(&self, incarnation: &Incarnation) -> bool {
-        self.pages.get(incarnation).is_some_and(|page| page.state == PageState::Unreadable)
+        self.assignments.get(incarnation).is_some_and(|assignment| assignment.state == SyncState::Unreadable)
     }
 
     fn read(&mut self, incarnation: &Incarnation) {
-        if let Some(page) = self.pages.get_mut(incarnation) {
-            page.state = PageState::Reading;
+        if let Some(assignment) = self.assignments.get_mut(incarnation) {
+            assignment.state = SyncState::Reading;
             self.touched.insert(incarnation.clone());
             self.at_once(incarnation);
         }
     }
 
-    fn drop_page(&mut self, incarnation: &Incarnation, steps: &mut Vec<Step>) {
+    fn drop_assignment(&mut self, incarnation: &Incarnation, steps: &mut Vec<Step>) {
         self.rest(incarnation);
-        let Some(mut page) = self.pages.remove(incarnation) else { return };
-        let tasks = page.take_all();
+        let Some(mut assignment) = self.assignments.remove(incarnation) else { return };
+        let tasks = assignment.take_all();
         self.forget_holder(incarnation, &tasks);
         self.unclaimed.remove(incarnation);
         self.touched.insert(incarnation.clone());
         steps.push(Step::Closed(incarnation.clone(), tasks));
     }
 
-    /// Nobody knows what is on the page.
+    /// Nobody knows what is on the assignment.
     fn lose(&mut self, incarnation: &Incarnation) {
-        if let Some(page) = self.pages.get_mut(incarnation) {
-            page.state = PageState::Unreadable;
+        if let Some(assignment) = self.assignments.get_mut(incarnation) {
+            assignment.state = SyncState::Unreadable;
             self.rest(incarnation);
             self.touched.insert(incarnation.clone());
         }
         self.note_unclaimed(incarnation);
     }
 
-    /// What stood at the takeover and is not ours yet may say what we do not know. (On a page that was made since
-    /// then is nothing but what we wrote.)
+    /// What stood at the takeover and is not ours yet may say what we do not know. (On an assignment that was made
+    /// since then is nothing but what we wrote.)
     fn note_unclaimed(&mut self, incarnation: &Incarnation) {
-        let is_ours = self.pages.get(incarnation).is_none_or(|page| page.ours);
+        let is_ours = self.assignments.get(incarnation).is_none_or(|assignment| assignment.ours);
         if self.state == State::TakingOver && !is_ours {
             self.unclaimed.insert(incarnation.clone());
         }

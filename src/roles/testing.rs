@@ -91,10 +91,14 @@ impl World {
         self.put(path, &task.encode());
     }
 
-    /// What stands on a page: task, attempt, and whether it is revoked.
-    pub fn page(&self, path: &str) -> Vec<(String, u32, bool)> {
-        let page = Assignment::decode(&self.znodes[path].data).expect("a page");
-        page.entries.into_iter().map(|entry| (entry.task.to_string(), entry.attempt, entry.revoked)).collect()
+    /// The entries of an assignment: task, attempt, and whether it is revoked.
+    pub fn entries(&self, path: &str) -> Vec<(String, u32, bool)> {
+        let assignment = Assignment::decode(&self.znodes[path].data).expect("an assignment");
+        assignment
+            .entries
+            .into_iter()
+            .map(|entry| (entry.task.to_string(), entry.attempt, entry.revoked))
+            .collect()
     }
 
     pub fn open(&mut self) -> i64 {

@@ -64,8 +64,8 @@ pub const CHECKS: [(&str, Check); 12] = [
     ("every result is what the task does", right_result),
     ("no two attempts overlapped", no_overlap),
     ("every attempt ran once at most, in order, with a rising token", attempts_once),
-    ("one leader at a time: no page's epoch went back", one_leader),
-    ("every attempt was on one worker's page alone at a time", one_holder),
+    ("one leader at a time: no assignment's epoch went back", one_leader),
+    ("every attempt was on one worker's assignment alone at a time", one_holder),
     ("one elector's command at a time, with a rising token", one_elector),
     ("all was drained after healing, and services end as told", drained),
 ];
@@ -387,10 +387,10 @@ fn attempts_once(evidence: &Evidence) -> Vec<Violation> {
     found
 }
 
-/// The writes of pages: incarnation and what was written.
-fn pages(evidence: &Evidence) -> Vec<(&Txn, &str, Assignment)> {
+/// The writes of assignments: incarnation and what was written.
+fn assignments(evidence: &Evidence) -> Vec<(&Txn, &str, Assignment)> {
     let prefix = format!("{}/", evidence.layout.assign());
-    let page = |txn| match &Txn::path(txn).filter(|path| path.starts_with(&prefix)).map(name_of) {
+    let assignment = |txn| match &Txn::path(txn).filter(|path| path.starts_with(&prefix)).map(name_of) {
         Some(name) => match &txn.op {
             Op::Create { data, .. } | Op::Set { data, .. } => {
                 Some((txn, *name, Assignment::decode(data).ok()?))
@@ -399,7 +399,7 @@ fn pages(evidence: &Evidence) -> Vec<(&Txn, &str, Assignment)> {
         },
         None => None,
     };
-    evidence.log.iter().filter_map(page).collect()
+    evidence.log.iter().filter_map(assignment).collect()
 }
 
 /// Who leads since when: epoch, name and time in ms, by the summaries.
@@ -420,11 +420,11 @@ pub fn terms(log: &[Txn], layout: &Layout) -> Vec<(i64, String, i64)> {
 fn one_leader(evidence: &Evidence) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut latest: BTreeMap<&str, i64> = BTreeMap::new();
-    for (txn, name, page) in pages(evidence) {
-        let before = latest.insert(name, page.epoch).unwrap_or(0);
-        if page.epoch < before {
-            let (zxid, epoch) = (txn.zxid, page.epoch);
-            found.push(plain(format!("page {name}: epoch {epoch} after {before}, at zxid {zxid:#x}")));
+    for (txn, name, assignment) in assignments(evidence) {
+        let before = latest.insert(name, assignment.epoch).unwrap_or(0);
+        if assignment.epoch < before {
+            let (zxid, epoch) = (txn.zxid, assignment.epoch);
+            found.push(plain(format!("assignment {name}: epoch {epoch} after {before}, at zxid {zxid:#x}")));
         }
     }
     for pair in terms(&evidence.log, &evidence.layout).windows(2) {
@@ -435,7 +435,7 @@ fn one_leader(evidence: &Evidence) -> Vec<Violation> {
     found
 }
 
-/// An entry that was never started may be given to somebody else when the page that named it is gone.
+/// An entry that was never started may be given to somebody else when the assignment that named it is gone.
 fn one_holder(evidence: &Evidence) -> Vec<Violation> {
     let prefix = format!("{}/", evidence.layout.assign());
     let mut found = Vec::new();
@@ -446,8 +446,8 @@ fn one_holder(evidence: &Evidence) -> Vec<Violation> {
             standing.remove(name);
             continue;
         };
-        let Ok(page) = Assignment::decode(data) else { continue };
-        for entry in page.entries.iter().filter(|entry| !entry.revoked) {
+        let Ok(assignment) = Assignment::decode(data) else { continue };
+        for entry in assignment.entries.iter().filter(|entry| !entry.revoked) {
             let same = |other: &Entry| other.task == entry.task && other.attempt == entry.attempt;
             let mut others = standing.iter().filter(|(other, _)| **other != name);
             if let Some((holder, _)) = others.find(|(_, entries)| entries.iter().any(same)) {
@@ -456,7 +456,7 @@ fn one_holder(evidence: &Evidence) -> Vec<Violation> {
                 found.push(about(&entry.task, what));
             }
         }
-        standing.insert(name, page.entries);
+        standing.insert(name, assignment.entries);
     }
     found
 }
@@ -503,10 +503,11 @@ pub fn story(evidence: &Evidence, id: &TaskId, clock: crate::history::Clock) -> 
             .push((written.at, format!("log {zxid:#x}: attempt {attempt}, charged {charged}{why}{outcome}")));
     }
     lines.extend(life.deleted.map(|at| (at, "log: deleted".to_string())));
-    for (txn, name, page) in pages(evidence) {
-        for entry in page.entries.iter().filter(|entry| entry.task == *id) {
+    for (txn, name, assignment) in assignments(evidence) {
+        for entry in assignment.entries.iter().filter(|entry| entry.task == *id) {
             let revoked = if entry.revoked { " (revoked)" } else { "" };
-            let text = format!("page {name}, epoch {}: attempt {}{revoked}", page.epoch, entry.attempt);
+            let text =
+                format!("assignment {name}, epoch {}: attempt {}{revoked}", assignment.epoch, entry.attempt);
             lines.push((clock.of_wall(txn.time_ms), text));
         }
     }

@@ -36,7 +36,7 @@ fn done(attempt: u32) -> serde_json::Value {
     json!({"v": 1, "command": command(), "attempt": attempt, "outcome": outcome})
 }
 
-fn page(epoch: i64, attempt: u32) -> serde_json::Value {
+fn assignment(epoch: i64, attempt: u32) -> serde_json::Value {
     json!({"v": 1, "epoch": epoch, "entries": [{"task": ID, "attempt": attempt}]})
 }
 
@@ -54,7 +54,7 @@ fn good() -> Evidence {
     let ops = vec![
         create(TASK, &pending(1)),
         create("/t/assign/w1~1", &json!({"v": 1, "epoch": 0, "entries": []})),
-        set("/t/assign/w1~1", &page(10, 1)),
+        set("/t/assign/w1~1", &assignment(10, 1)),
         set("/t/status", &json!({"leader": {"id": "m1", "epoch": 10}})),
         set(TASK, &done(1)),
         Op::Delete { path: TASK.into() },
@@ -246,17 +246,17 @@ fn an_attempt_that_runs_twice_or_was_never_given_out_is_seen() {
 
 #[test]
 fn an_epoch_that_goes_back_is_seen() {
-    only(&with(|ops| ops.insert(3, set("/t/assign/w1~1", &page(9, 1)))), one_leader);
+    only(&with(|ops| ops.insert(3, set("/t/assign/w1~1", &assignment(9, 1)))), one_leader);
     let old = json!({"leader": {"id": "m2", "epoch": 9}});
     only(&with(|ops| ops.insert(4, set("/t/status", &old))), one_leader);
 }
 
 #[test]
 fn an_attempt_in_two_assignments_is_detected() {
-    only(&with(|ops| ops.insert(3, create("/t/assign/w2~2", &page(10, 1)))), one_holder);
-    // Not when the first page is gone.
+    only(&with(|ops| ops.insert(3, create("/t/assign/w2~2", &assignment(10, 1)))), one_holder);
+    // Not when the first assignment is gone.
     let gone = Op::Delete { path: "/t/assign/w1~1".into() };
-    let moved = with(|ops| drop(ops.splice(3..3, [gone, create("/t/assign/w2~2", &page(10, 1))])));
+    let moved = with(|ops| drop(ops.splice(3..3, [gone, create("/t/assign/w2~2", &assignment(10, 1))])));
     assert_eq!(one_holder(&moved), vec![]);
 }
 

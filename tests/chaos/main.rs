@@ -272,11 +272,11 @@ fn unrest(cluster: &Cluster) -> Vec<String> {
     if ids != HOSTS[WORKERS] {
         left.push(format!("workers that are registered: {registered:?}"));
     }
-    for (page, assignment, _) in cluster.assignments() {
-        if !registered.iter().any(|name| name.starts_with(&page)) {
-            left.push(format!("the page {page} of a dead incarnation"));
+    for (name, assignment, _) in cluster.assignments() {
+        if !registered.iter().any(|registration| registration.starts_with(&name)) {
+            left.push(format!("the assignment {name} of a dead incarnation"));
         } else if !assignment.entries.is_empty() {
-            left.push(format!("entries on the page {page}: {:?}", assignment.entries));
+            left.push(format!("entries in the assignment {name}: {:?}", assignment.entries));
         }
     }
     let pending = cluster.tasks().into_iter().filter(|(_, task, _)| task.outcome.is_none());
@@ -292,7 +292,10 @@ fn remains(cluster: &Cluster) -> Vec<String> {
     let mut left: Vec<String> =
         ephemeral.map(|(path, _)| format!("left when all had ended: {path}")).collect();
     left.extend(
-        cluster.assignments().into_iter().map(|(page, ..)| format!("left when all had ended: page {page}")),
+        cluster
+            .assignments()
+            .into_iter()
+            .map(|(name, ..)| format!("left when all had ended: assignment {name}")),
     );
     left
 }

@@ -286,7 +286,7 @@ pub fn names(data: &[u8]) {
         assert!(is_user_id(incarnation.worker()) && is_path(&layout.assignment(&incarnation)));
     }
     if let Some((incarnation, n)) = parse_registration(text) {
-        // Two names of one registration would be one entry in a leader's book of the living.
+        // Two names of one registration would be one entry in a leader's list of live workers.
         assert_eq!(name_of(&layout.registration(&incarnation, n)), text);
     }
     assert!(is_shared(&shared_job(text)) && is_component(&shared_job(text)));

@@ -44,7 +44,7 @@ const PENDING_MORE: u32 = 30_000;
 const ONCE_A_BATCH: u64 = 20;
 
 /// What the budget allows of tasks that have a znode each. Each is read by the leader, by its worker unless its entry
-/// carried it along, and, when it has ended, by the leader and its submitter; the rest is a share of pages and
+/// carried it along, and, when it has ended, by the leader and its submitter; the rest is a share of assignments and
 /// registrations.
 const WRITES_A_TASK: f64 = 3.1;
 const READS_A_TASK: f64 = 4.0;
@@ -180,7 +180,7 @@ fn measure(name: &str, executor: &[&str], command: &str, chunks: &[&str], of: u3
 /// Waits until every entry is struck off and the summary says so: nothing is left to be written then.
 fn at_rest(cluster: &Cluster) {
     eventually(LIMIT, "all entries are struck off", || {
-        cluster.assignments().iter().all(|(_, page, _)| page.entries.is_empty()).then_some(())
+        cluster.assignments().iter().all(|(_, assignment, _)| assignment.entries.is_empty()).then_some(())
     });
     eventually(LIMIT, "the summary says that nothing is left", || {
         let tasks = cluster.status()?["tasks"].clone();

@@ -174,16 +174,16 @@ fn around(cluster: &Cluster, txns: &[Txn], zxid: i64) -> String {
 
 /// What the leader could have given out, as the log has it.
 #[derive(Default)]
-struct Book {
+struct Ledger {
     waiting: BTreeSet<TaskId>,
-    pages: BTreeMap<String, Vec<TaskId>>,
+    assignments: BTreeMap<String, Vec<TaskId>>,
     ended: BTreeSet<TaskId>,
 }
 
-impl Book {
+impl Ledger {
     /// Whether a task waits and a slot is free.
     fn has_work(&self) -> bool {
-        let given: BTreeSet<_> = self.pages.values().flatten().collect();
+        let given: BTreeSet<_> = self.assignments.values().flatten().collect();
         let busy = given.iter().filter(|id| !self.ended.contains(**id)).count();
         busy < SLOTS * WORKERS.len() && self.waiting.iter().any(|id| !given.contains(id))
     }
@@ -199,9 +199,9 @@ impl Book {
                     self.waiting.remove(&id);
                     self.ended.insert(id);
                 } else if path.starts_with(&cluster.layout.assign()) {
-                    let page = Assignment::decode(data).expect("an assignment");
-                    let entries = page.entries.into_iter().map(|entry| entry.task).collect();
-                    self.pages.insert(path.clone(), entries);
+                    let assignment = Assignment::decode(data).expect("an assignment");
+                    let entries = assignment.entries.into_iter().map(|entry| entry.task).collect();
+                    self.assignments.insert(path.clone(), entries);
                     return true;
                 }
             }
@@ -220,12 +220,12 @@ impl Book {
 /// For how long nothing was given out though a task waited and a slot was free, and for how long the ensemble took no
 /// write at all, during which no assignment could be made either: for each restart the longest time.
 fn tell_gaps(cluster: &Cluster, txns: &[Txn], restarts: &[(i64, u32, bool)]) {
-    let mut book = Book::default();
+    let mut ledger = Ledger::default();
     let mut since: Option<i64> = None;
     let mut gaps = Vec::new();
     for txn in txns {
-        let written = book.take_in(cluster, &txn.op);
-        let has_work = book.has_work();
+        let written = ledger.take_in(cluster, &txn.op);
+        let has_work = ledger.has_work();
         if let Some(from) = since.filter(|_| written || !has_work) {
             gaps.push((from, txn.time_ms - from));
         }

@@ -1,12 +1,12 @@
 //! What must be true of every simulation, judged from what happened: the ensemble's log of transactions, the true
 //! times of runs, and what clients told their users. Nothing here looks into a role.
 
+pub mod assignments;
 pub mod chunks;
 pub mod clients;
 pub mod elections;
 pub mod leftovers;
 pub mod orphans;
-pub mod pages;
 pub mod parts;
 pub mod runs;
 pub mod tasks;
@@ -145,7 +145,7 @@ pub fn all(world: &World) -> Vec<String> {
     runs::check(world, &mut told);
     tasks::check(world, &mut told);
     let numbers = chunks::check(world, &mut told);
-    pages::check(world, &numbers, &mut told);
+    assignments::check(world, &numbers, &mut told);
     parts::check(world, &mut told);
     elections::check(world, &mut told);
     clients::check(world, &mut told);

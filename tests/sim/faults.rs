@@ -255,21 +255,22 @@ impl World {
 
     /// An assignment is closed to masters.
     fn refuse(&mut self) {
-        let pages = format!("{ROOT}/assign/");
+        let assignments = format!("{ROOT}/assign/");
         let tree = self.ens.tree();
-        let pages: Vec<String> = tree.keys().filter(|path| path.starts_with(&pages)).cloned().collect();
-        let Some(page) = self.dice.pick(&pages).cloned() else { return };
+        let assignments: Vec<String> =
+            tree.keys().filter(|path| path.starts_with(&assignments)).cloned().collect();
+        let Some(assignment) = self.dice.pick(&assignments).cloned() else { return };
         let forbidden = self.dice.per_mille(300);
         let until = self.spell(4 * SECOND);
-        self.trace("server", || format!("** refuses {page} (by an ACL: {forbidden}) **"));
-        self.refused = Some((page, forbidden, until));
+        self.trace("server", || format!("** refuses {assignment} (by an ACL: {forbidden}) **"));
+        self.refused = Some((assignment, forbidden, until));
     }
 
     /// What a master may not do now, and why. An ACL forbids all; a quota is there for writes alone.
     pub fn refusal(&self, who: Who, call: &Call) -> Option<Refusal> {
-        let (page, forbidden, until) = self.refused.as_ref()?;
+        let (assignment, forbidden, until) = self.refused.as_ref()?;
         let is_master = matches!(self.members[who.m].kind, Kind::Master);
-        if !is_master || call.path() != page || *until <= self.now {
+        if !is_master || call.path() != assignment || *until <= self.now {
             return None;
         }
         let grows = matches!(call, Call::Create { .. } | Call::Set { .. });

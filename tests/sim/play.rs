@@ -102,7 +102,7 @@ fn end_electors(world: &mut World) {
     }
 }
 
-/// What everybody said last, and what stands on the pages.
+/// What everybody said last, and what stands on the assignments.
 fn last_words(world: &World) -> Vec<String> {
     let mut words = Vec::new();
     for (path, node) in world.ens.tree() {

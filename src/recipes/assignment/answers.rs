@@ -1,12 +1,12 @@
-//! What becomes of a page when the ensemble has answered: it was read, written, or refused.
+//! What becomes of an assignment when the ensemble has answered: it was read, written, or refused.
 
-use super::page::{Held, PageState, Revoked};
-use super::{Book, Deed, State, Step};
+use super::worker_assignment::{Held, Revoked, SyncState};
+use super::{AssignmentTable, Deed, State, Step};
 use crate::contract::Incarnation;
 use crate::contract::worker::{Assignment, Entry};
 use crate::machine::{Actions, Level, Refusal, Reply};
 
-impl Book {
+impl AssignmentTable {
     pub(super) fn on_read<R>(
         &mut self,
         incarnation: &Incarnation,
@@ -16,15 +16,15 @@ impl Book {
     ) {
         let (data, version, mzxid) = match result {
             Ok(Reply::Data { data, stat }) => (data, stat.version, stat.mzxid),
-            Err(Refusal::NoNode) => return self.drop_page(incarnation, steps),
+            Err(Refusal::NoNode) => return self.drop_assignment(incarnation, steps),
             Ok(_) => return,
             Err(refusal) => return self.refuse(incarnation, Deed::Read, refusal, steps, out),
         };
-        let Some(page) = self.pages.get_mut(incarnation) else { return };
-        page.version = version;
-        page.state = PageState::Idle;
+        let Some(assignment) = self.assignments.get_mut(incarnation) else { return };
+        assignment.version = version;
+        assignment.state = SyncState::Idle;
         let read = Assignment::decode(data);
-        // Whoever wrote it had been made a leader before: an epoch after its own page's is from another ensemble.
+        // Whoever wrote it had been made a leader before: an epoch after its own assignment's is from another ensemble.
         if let Ok(read) = &read
             && read.epoch > self.epoch
             && read.epoch < mzxid
@@ -32,14 +32,14 @@ impl Book {
             return steps.push(Step::Deposed { epoch: read.epoch });
         }
         self.touched.insert(incarnation.clone());
-        if page.ours {
+        if assignment.ours {
             // A stranger wrote over what we know better.
-            page.dirty = true;
+            assignment.dirty = true;
             return self.at_once(incarnation);
         }
-        // An earlier read of the page, if there was one, is void: a deposed leader's write came in between.
-        page.dirty = self.state == State::TakingOver || self.unclaimed.contains(incarnation);
-        let earlier = page.take_all();
+        // An earlier read of the assignment, if there was one, is void: a deposed leader's write came in between.
+        assignment.dirty = self.state == State::TakingOver || self.unclaimed.contains(incarnation);
+        let earlier = assignment.take_all();
         self.forget_holder(incarnation, &earlier);
         if !earlier.is_empty() {
             steps.push(Step::Closed(incarnation.clone(), earlier));
@@ -54,13 +54,13 @@ impl Book {
                     .log(Level::Error, format!("{path} is no assignment ({malformed}): it is left alone"));
             }
         }
-        // What is on the page must leave the queue now: a standby's queue holds all that is pending.
+        // What is on the assignment must leave the queue now: a standby's queue holds all that is pending.
         steps.push(Step::Opened(incarnation.clone()));
     }
 
-    /// Takes over what is on a page. The same may be on two, if a leader that died had written only one half of its
-    /// move from one to the other. Then the entry that is read later is void, and is revoked, so that it goes when
-    /// its worker has vouched for it.
+    /// Takes over what is on an assignment. The same may be on two, if a leader that died had written only one half
+    /// of its move from one to the other. Then the entry that is read later is void, and is revoked, so that it goes
+    /// when its worker has vouched for it.
     fn take_in(&mut self, incarnation: &Incarnation, entries: Vec<Entry>) {
         for entry in entries {
             let id = entry.id();
@@ -69,12 +69,12 @@ impl Book {
             if !is_elsewhere {
                 self.holders.insert(id.clone(), incarnation.clone());
             }
-            if let Some(page) = self.pages.get_mut(incarnation) {
-                page.dirty |= revoked == Revoked::Wanted && !entry.revoked;
+            if let Some(assignment) = self.assignments.get_mut(incarnation) {
+                assignment.dirty |= revoked == Revoked::Wanted && !entry.revoked;
                 let mut held = Held::new(1, false);
                 (held.inherited, held.revoked, held.recalled) = (true, revoked, entry.recalled);
                 held.look = entry.look;
-                page.push_written(id, held);
+                assignment.push_written(id, held);
             }
         }
     }
@@ -86,25 +86,25 @@ impl Book {
         steps: &mut Vec<Step>,
         out: &mut Actions<R>,
     ) {
-        let Some(page) = self.pages.get_mut(incarnation) else { return };
+        let Some(assignment) = self.assignments.get_mut(incarnation) else { return };
         match result {
             Ok(Reply::Stat(stat)) => {
-                if page.was_refused() {
+                if assignment.was_refused() {
                     self.touched.insert(incarnation.clone());
                 }
-                if page.sent(stat.version) {
+                if assignment.sent(stat.version) {
                     let path = self.layout.assignment(incarnation);
                     out.log(Level::Info, format!("{path} can be written again: its worker gets tasks again"));
                 }
-                if page.urgent {
+                if assignment.urgent {
                     self.at_once(incarnation);
                 }
                 self.unclaimed.remove(incarnation);
                 steps.push(Step::Written(incarnation.clone()));
             }
-            Err(Refusal::NoNode) => self.drop_page(incarnation, steps),
+            Err(Refusal::NoNode) => self.drop_assignment(incarnation, steps),
             Err(Refusal::BadVersion) => {
-                page.set_unsent();
+                assignment.set_unsent();
                 self.read(incarnation);
             }
             Ok(_) => {}
@@ -112,7 +112,7 @@ impl Book {
         }
     }
 
-    /// The ensemble refused something of a page. It is tried again after a pause.
+    /// The ensemble refused something of an assignment. It is tried again after a pause.
     pub(super) fn refuse<R>(
         &mut self,
         incarnation: &Incarnation,
@@ -121,17 +121,17 @@ impl Book {
         steps: &mut Vec<Step>,
         out: &mut Actions<R>,
     ) {
-        let Some(page) = self.pages.get_mut(incarnation) else { return };
+        let Some(assignment) = self.assignments.get_mut(incarnation) else { return };
         if deed == Deed::Write && refusal == Refusal::TooLarge {
-            // What is left of the page after this fits, for it was written before.
-            self.max_bytes = self.max_bytes.min(page.bytes) / 2;
+            // What is left of the assignment after this fits, for it was written before.
+            self.max_bytes = self.max_bytes.min(assignment.bytes) / 2;
         }
         let (unsent, pause) = match deed {
-            Deed::Read => (Vec::new(), page.refuse(PageState::Unreadable)),
-            Deed::Write => (page.unsend(), page.refuse(PageState::Refused)),
-            Deed::Delete => (Vec::new(), page.refuse_deletion()),
+            Deed::Read => (Vec::new(), assignment.refuse(SyncState::Unreadable)),
+            Deed::Write => (assignment.unsend(), assignment.refuse(SyncState::Refused)),
+            Deed::Delete => (Vec::new(), assignment.refuse_deletion()),
         };
-        if page.is_refused_anew() {
+        if assignment.is_refused_anew() {
             let (deed, so) = match deed {
                 Deed::Read => ("be read", "its worker gets no tasks until it can"),
                 Deed::Write => ("be written", "its worker gets no new tasks until it can; others do"),
@@ -148,6 +148,6 @@ impl Book {
         self.within(incarnation, pause);
         // Another worker can have what this one never heard of.
         self.forget_holder(incarnation, &unsent);
-        steps.push(Step::PageRefused(incarnation.clone(), unsent));
+        steps.push(Step::AssignmentRefused(incarnation.clone(), unsent));
     }
 }

@@ -1,4 +1,5 @@
-//! The leader's book: no page that cannot be served keeps it awake, and one that is refused holds up no other.
+//! The leader's assignments: no assignment that cannot be served keeps it awake, and one that is refused holds up no
+//! other.
 
 use super::{Asked, at_ms, refused};
 use crate::contract::worker::{Assignment, Entry, EntryId};
@@ -6,10 +7,10 @@ use crate::contract::{Incarnation, Layout, TaskId};
 use crate::machine::{
     Action, Actions, Call, CallId, CallResult, ChangeKind, Instant, Refusal, Reply, Routed, Stat,
 };
-use crate::recipes::assignment::{Book, Doubt, Held, Step, Urgency};
+use crate::recipes::assignment::{AssignmentTable, Doubt, Held, Step, Urgency};
 
 struct Desk {
-    book: Book,
+    table: AssignmentTable,
     out: Actions<()>,
     steps: Vec<Step>,
     /// What was logged.
@@ -29,8 +30,8 @@ fn written(version: i32) -> CallResult {
     Ok(Reply::Stat(Stat { version, mzxid: 1_000, ..Stat::default() }))
 }
 
-fn data(page: &Assignment) -> CallResult {
-    Ok(Reply::Data { data: page.encode(), stat: Stat { version: 3, mzxid: 900, ..Stat::default() } })
+fn data(assignment: &Assignment) -> CallResult {
+    Ok(Reply::Data { data: assignment.encode(), stat: Stat { version: 3, mzxid: 900, ..Stat::default() } })
 }
 
 fn entry(name: &str) -> Entry {
@@ -39,36 +40,36 @@ fn entry(name: &str) -> Entry {
 }
 
 impl Desk {
-    /// A book that has read these pages and is to write them, with the calls that do it.
-    fn taking_over(pages: &[(&str, Assignment)]) -> (Desk, Vec<(CallId, Call)>) {
-        let (mut desk, reads) = Desk::reading(pages);
-        for ((id, _), (_, page)) in reads.into_iter().zip(pages) {
-            desk.answer(id, data(page));
+    /// An assignment table that has read these assignments and is to write them, with the calls that do it.
+    fn taking_over(assignments: &[(&str, Assignment)]) -> (Desk, Vec<(CallId, Call)>) {
+        let (mut desk, reads) = Desk::reading(assignments);
+        for ((id, _), (_, assignment)) in reads.into_iter().zip(assignments) {
+            desk.answer(id, data(assignment));
         }
         let writes = Asked::of(&mut desk.out).calls;
         (desk, writes)
     }
 
-    /// A book that is to read these pages, with the calls that do it.
-    fn reading(pages: &[(&str, Assignment)]) -> (Desk, Vec<(CallId, Call)>) {
-        let book = Book::new(&Layout::new("/z"));
+    /// An assignment table that is to read these assignments, with the calls that do it.
+    fn reading(assignments: &[(&str, Assignment)]) -> (Desk, Vec<(CallId, Call)>) {
+        let table = AssignmentTable::new(&Layout::new("/z"));
         let (steps, told) = (Vec::new(), Vec::new());
-        let mut desk = Desk { book, out: Actions::default(), steps, told, now: at_ms(1_000) };
-        desk.book.tick(desk.now);
-        desk.book.take_over(50, &mut desk.out);
+        let mut desk = Desk { table, out: Actions::default(), steps, told, now: at_ms(1_000) };
+        desk.table.tick(desk.now);
+        desk.table.take_over(50, &mut desk.out);
         let watch = Asked::one(&mut desk.out).0;
         desk.answer(watch, Ok(Reply::Watching));
         let list = Asked::one(&mut desk.out).0;
-        let names = pages.iter().map(|(name, _)| incarnation(name).to_string()).collect();
+        let names = assignments.iter().map(|(name, _)| incarnation(name).to_string()).collect();
         desk.answer(list, Ok(Reply::Children(names)));
         let reads = Asked::of(&mut desk.out).calls;
         (desk, reads)
     }
 
-    /// A book that is ready, with an empty page for each of these.
+    /// An assignment table that is ready, with an empty assignment for each of these.
     fn ready(names: &[&str]) -> Desk {
-        let pages: Vec<_> = names.iter().map(|name| (*name, Assignment::new(0, Vec::new()))).collect();
-        let (mut desk, writes) = Desk::taking_over(&pages);
+        let assignments: Vec<_> = names.iter().map(|name| (*name, Assignment::new(0, Vec::new()))).collect();
+        let (mut desk, writes) = Desk::taking_over(&assignments);
         let mut writes = writes;
         while !writes.is_empty() {
             for (id, call) in writes {
@@ -77,13 +78,13 @@ impl Desk {
             }
             writes = Asked::of(&mut desk.out).calls;
         }
-        assert!(desk.book.is_ready());
+        assert!(desk.table.is_ready());
         desk.steps.clear();
         desk
     }
 
     fn answer(&mut self, id: CallId, result: CallResult) {
-        let Routed::Mine(steps) = self.book.on_reply(id, &result, &mut self.out) else {
+        let Routed::Mine(steps) = self.table.on_reply(id, &result, &mut self.out) else {
             panic!("it is awaited")
         };
         self.steps.extend(steps);
@@ -96,30 +97,30 @@ impl Desk {
         }
     }
 
-    /// Whether it was logged, since this was last asked, that the page is written again.
+    /// Whether it was logged, since this was last asked, that the assignment is written again.
     fn is_accepted(&mut self) -> bool {
         std::mem::take(&mut self.told).iter().any(|text| text.contains("can be written again"))
     }
 
     fn assign(&mut self, worker: &str, name: &str, urgency: Urgency) {
-        self.book.assign(&incarnation(worker), &task(name), Held::new(1, false), urgency);
+        self.table.assign(&incarnation(worker), &task(name), Held::new(1, false), urgency);
     }
 
     /// Flushes at this time. What is due then and stays undone would have the leader's loop spin.
     #[track_caller]
     fn flush(&mut self, ms: u64) -> Vec<(CallId, Call)> {
         self.now = at_ms(ms);
-        self.book.tick(self.now);
-        self.book.flush(&mut self.out);
-        let wish = self.book.next_wake();
+        self.table.tick(self.now);
+        self.table.flush(&mut self.out);
+        let wish = self.table.next_wake();
         assert!(wish.is_none_or(|at| at > self.now), "to be woken at {wish:?}, and it is {:?}", self.now);
         Asked::of(&mut self.out).calls
     }
 
-    /// Goes on to when the book wants to be woken next.
+    /// Goes on to when the assignment table wants to be woken next.
     #[track_caller]
     fn flush_next(&mut self) -> Vec<(CallId, Call)> {
-        let next = self.book.next_wake().expect("it wants to be woken");
+        let next = self.table.next_wake().expect("it wants to be woken");
         self.flush(u64::try_from(next.since(at_ms(0)).as_millis()).expect("small") + 1)
     }
 
@@ -137,7 +138,7 @@ fn no_wake_up_is_due_while_the_assignment_is_being_written() {
     let (write, _) = desk.flush(2_000).remove(0);
     desk.assign("w", "b", Urgency::Soon);
     assert_eq!(desk.flush(2_001), []);
-    assert_eq!(desk.flush(2_100), [], "it is due, and the page is being written");
+    assert_eq!(desk.flush(2_100), [], "it is due, and the assignment is being written");
     desk.answer(write, written(5));
     let asked = Asked::of(&mut desk.out).calls;
     assert!(matches!(&asked[..], [(_, Call::Set { version: 5, .. })]), "{asked:?}");
@@ -149,9 +150,9 @@ fn no_wake_up_is_due_while_it_is_deleted_or_cannot_be_read() {
     desk.assign("w", "a", Urgency::Now);
     let (write, _) = desk.flush(2_000).remove(0);
     desk.answer(write, written(5));
-    desk.book.strip(&task("a"), Urgency::Later);
+    desk.table.strip(&task("a"), Urgency::Later);
     assert_eq!(desk.flush(2_001), []);
-    desk.book.close(&incarnation("w"), &mut desk.out);
+    desk.table.close(&incarnation("w"), &mut desk.out);
     assert!(matches!(Asked::one(&mut desk.out), (_, Call::Delete { .. })));
     assert_eq!(desk.flush(3_000), []);
 
@@ -187,10 +188,10 @@ fn a_refused_write_returns_its_new_entries_and_backs_off() {
     desk.assign("w", "c", Urgency::Soon);
     desk.steps.clear();
     desk.refuse(writes);
-    assert_eq!(desk.steps, [Step::PageRefused(incarnation("w"), vec![task("b"), task("c")])]);
+    assert_eq!(desk.steps, [Step::AssignmentRefused(incarnation("w"), vec![task("b"), task("c")])]);
     assert!(matches!(&desk.told[..], [text] if text.contains("cannot be written (ZooKeeper error -125)")));
-    assert_eq!(desk.book.unclaimed().count(), 0, "what stands there is known");
-    assert!(!desk.book.is_open(&incarnation("w")) && desk.book.is_open(&incarnation("x")));
+    assert_eq!(desk.table.unclaimed().count(), 0, "what stands there is known");
+    assert!(!desk.table.is_open(&incarnation("w")) && desk.table.is_open(&incarnation("x")));
     desk.assign("x", "b", Urgency::Now);
     assert_eq!(desk.flush(2_002).len(), 1, "others are served");
 
@@ -221,17 +222,17 @@ fn a_refused_write_returns_its_new_entries_and_backs_off() {
 #[test]
 fn a_forbidden_delete_of_an_assignment_backs_off() {
     let mut desk = Desk::ready(&["w"]);
-    desk.book.close(&incarnation("w"), &mut desk.out);
+    desk.table.close(&incarnation("w"), &mut desk.out);
     let (delete, _) = Asked::one(&mut desk.out);
     desk.answer(delete, refused(Refusal::NoAuth));
-    desk.book.close(&incarnation("w"), &mut desk.out);
+    desk.table.close(&incarnation("w"), &mut desk.out);
     assert_eq!(desk.flush(1_001), [], "not before its time");
     let again = desk.flush_next();
     assert!(matches!(&again[..], [(_, Call::Get { .. })]), "{again:?}");
     desk.answer(again[0].0, data(&Assignment::new(50, Vec::new())));
     let (write, _) = Asked::one(&mut desk.out);
     desk.answer(write, written(5));
-    desk.book.close(&incarnation("w"), &mut desk.out);
+    desk.table.close(&incarnation("w"), &mut desk.out);
     assert!(matches!(Asked::one(&mut desk.out), (_, Call::Delete { .. })));
 }
 
@@ -242,14 +243,14 @@ fn an_assignment_is_trusted_only_after_it_was_claimed() {
         Desk::taking_over(&[("w", stood.clone()), ("x", Assignment::new(7, Vec::new()))]);
     desk.answer(writes[1].0, written(4));
     desk.refuse(writes[..1].to_vec());
-    assert!(desk.book.is_ready(), "the takeover goes on");
+    assert!(desk.table.is_ready(), "the takeover goes on");
     let w = incarnation("w");
-    assert_eq!(desk.book.unclaimed().collect::<Vec<_>>(), [(&w, Doubt::Unwritten)]);
-    assert_eq!(desk.book.holder(&task("a")).map(|(holder, _)| holder), Some(&w), "it stands there");
+    assert_eq!(desk.table.unclaimed().collect::<Vec<_>>(), [(&w, Doubt::Unwritten)]);
+    assert_eq!(desk.table.holder(&task("a")).map(|(holder, _)| holder), Some(&w), "it stands there");
     desk.flush(1_001);
     let again = desk.flush_next();
     desk.answer(again[0].0, written(4));
-    assert_eq!(desk.book.unclaimed().count(), 0);
+    assert_eq!(desk.table.unclaimed().count(), 0);
     assert!(desk.is_accepted());
 }
 
@@ -258,25 +259,25 @@ fn an_assignment_unreadable_at_takeover_is_claimed_later() {
     let (mut desk, reads) = Desk::reading(&[("w", Assignment::new(7, Vec::new()))]);
     desk.answer(reads[0].0, refused(Refusal::NoAuth));
     let w = incarnation("w");
-    assert!(desk.book.is_ready(), "the takeover goes on");
-    assert_eq!(desk.book.unclaimed().collect::<Vec<_>>(), [(&w, Doubt::Unread)]);
+    assert!(desk.table.is_ready(), "the takeover goes on");
+    assert_eq!(desk.table.unclaimed().collect::<Vec<_>>(), [(&w, Doubt::Unread)]);
     assert_eq!(desk.flush(1_001), []);
     let again = desk.flush_next();
     desk.answer(again[0].0, data(&Assignment::new(7, vec![entry("a")])));
-    assert_eq!(desk.book.holder(&task("a")).map(|(holder, _)| holder), Some(&w));
+    assert_eq!(desk.table.holder(&task("a")).map(|(holder, _)| holder), Some(&w));
     let (write, _) = Asked::one(&mut desk.out);
     desk.answer(write, written(4));
-    assert_eq!(desk.book.unclaimed().count(), 0);
+    assert_eq!(desk.table.unclaimed().count(), 0);
 }
 
 #[test]
 fn an_unreadable_assignment_made_after_takeover_hides_nothing() {
     let mut desk = Desk::ready(&["w"]);
     let path = format!("/z/assign/{}", incarnation("x"));
-    assert_eq!(desk.book.on_changed(&path, ChangeKind::Created, &mut desk.out), Routed::Mine(vec![]));
+    assert_eq!(desk.table.on_changed(&path, ChangeKind::Created, &mut desk.out), Routed::Mine(vec![]));
     let (read, _) = Asked::one(&mut desk.out);
     desk.answer(read, refused(Refusal::NoAuth));
-    assert_eq!(desk.book.unclaimed().count(), 0);
+    assert_eq!(desk.table.unclaimed().count(), 0);
     assert_eq!(desk.flush(1_001), []);
     assert!(matches!(&desk.flush_next()[..], [(_, Call::Get { .. })]));
 }
@@ -290,7 +291,7 @@ fn a_delete_that_is_never_permitted_is_logged_once() {
     let mut pauses = Vec::new();
     desk.flush(2_000);
     for _ in 0..9 {
-        desk.book.close(&w, &mut desk.out);
+        desk.table.close(&w, &mut desk.out);
         let (delete, call) = Asked::one(&mut desk.out);
         assert!(matches!(call, Call::Delete { .. }), "{call:?}");
         desk.answer(delete, refused(Refusal::NoAuth));

@@ -169,7 +169,7 @@ impl Running {
                 match Assignment::decode(data) {
                     Ok(assignment) => {
                         for Entry { task, attempt, revoked, .. } in assignment.entries {
-                            // The entry of a task that was moved may still be on the other page.
+                            // The entry of a task that was moved may still be on the other assignment.
                             let key = (task, attempt);
                             if !revoked || !self.tasks.contains_key(&key) {
                                 self.tasks.insert(key, Held { revoked, worker: incarnation.clone() });

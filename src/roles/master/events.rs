@@ -86,13 +86,13 @@ impl Leader {
                     self.check_workers(out);
                 }
                 Step::Opened(incarnation) => self.on_opened(&incarnation, now, out),
-                // Its worker may have read the page, and answered, before we heard that it is written.
+                // Its worker may have read the assignment, and answered, before we heard that it is written.
                 Step::Written(incarnation) => self.on_assignment(&incarnation, now, out),
                 Step::Closed(incarnation, entries) => {
                     self.on_closed(&incarnation, tasks_of(&entries), now, out);
                 }
                 Step::Deposed { epoch } => return Lead::Deposed { epoch },
-                Step::PageRefused(incarnation, entries) => {
+                Step::AssignmentRefused(incarnation, entries) => {
                     self.failovers.wake(&incarnation);
                     self.reconcile_all(&tasks_of(&entries), now, out);
                 }
@@ -144,8 +144,8 @@ impl Leader {
         }
     }
 
-    /// A task changed. It is read at once, unless it is a chunk that is not due: its worker writes results several times
-    /// a second.
+    /// A task changed. It is read at once, unless it is a chunk that is not due: its worker writes results several
+    /// times a second.
     fn on_task_changed(&mut self, task: &TaskId, now: Instant, out: &mut Out) {
         let is_running = self.term.is_assigning() && self.assignments.is_held(task);
         if !is_running || self.scheduler.chunk_reads.is_due(task, now) {

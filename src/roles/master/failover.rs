@@ -1,8 +1,8 @@
 //! How far the recovery from a worker failure is, and who is charged. It makes no call: [`super::recovery`] does.
 //!
-//! What may have been started is suspected, and charged: what was revoked is not, nor what stood too far behind on the
-//! page. What is suspected runs where no other suspect is, and the last time alone, so nobody is convicted for what
-//! another did.
+//! What may have been started is suspected, and charged: what was revoked is not, nor what stood too far behind on
+//! the assignment. What is suspected runs where no other suspect is, and the last time alone, so nobody is convicted
+//! for what another did.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -200,7 +200,7 @@ pub struct Failovers {
     all: BTreeMap<Incarnation, Failover>,
     /// Something happened with them since they were last looked at.
     due: BTreeSet<Incarnation>,
-    /// Whose failovers a task is part of: mostly one, and two if it stood on two pages.
+    /// Whose failovers a task is part of: mostly one, and two if it stood on two assignments.
     of_task: BTreeMap<TaskId, Vec<Incarnation>>,
 }
 
@@ -287,8 +287,8 @@ mod tests {
 
     /// Whether each of these entries, revoked or not and with so much that may have been started, is charged.
     fn charged(entries: &[(&str, bool, usize)], slots: Option<usize>) -> Vec<(String, bool)> {
-        let page = entries.iter().map(|(name, revoked, _)| (id(name), *revoked)).collect();
-        let mut failover = Failover::new(&Incarnation::new("w", 1), page, slots);
+        let assignment = entries.iter().map(|(name, revoked, _)| (id(name), *revoked)).collect();
+        let mut failover = Failover::new(&Incarnation::new("w", 1), assignment, slots);
         for (name, _, window) in entries {
             assert!(failover.moves(|_| Some(3)).is_empty(), "not before all is known");
             let windows = vec![(3, 9), (4, *window)];
@@ -312,7 +312,7 @@ mod tests {
     fn what_cannot_have_been_started_is_not_charged() {
         let entries = [("z", false, START_AHEAD_LINES), ("b", false, 2), ("a", false, 1)];
         let expected = [("j/a".into(), false), ("j/b".into(), true), ("j/z".into(), true)];
-        assert_eq!(charged(&entries, Some(2)), expected, "in the order of the page");
+        assert_eq!(charged(&entries, Some(2)), expected, "in the order of the assignment");
         assert!(charged(&entries, None).iter().all(|(_, charge)| *charge), "nobody knows its slots");
         let names: Vec<String> = (0..START_AHEAD + 3).map(|n| format!("{n:04}")).collect();
         let entries: Vec<_> = names.iter().map(|name| (name.as_str(), false, 0)).collect();
@@ -322,8 +322,8 @@ mod tests {
     #[test]
     fn a_stale_entry_needs_no_read_and_shares_of_a_chunk_need_one() {
         let (old, held) = (id("a"), EntryId { attempt: 7, ..id("a") });
-        let page = vec![(old.clone(), false), (held.clone(), false)];
-        let mut failover = Failover::new(&Incarnation::new("w", 1), page, None);
+        let assignment = vec![(old.clone(), false), (held.clone(), false)];
+        let mut failover = Failover::new(&Incarnation::new("w", 1), assignment, None);
         assert_eq!(failover.take_unlooked(), std::slice::from_ref(&old.task));
         failover.on_edited(&old.task, &Edit::Peek, &Edited::Pending { windows: vec![(7, 2)] });
         let moves = failover.moves(|_| Some(3));

@@ -18,7 +18,7 @@ use super::view::View;
 use crate::contract::worker::EntryId;
 use crate::contract::{Incarnation, Layout, TaskId};
 use crate::machine::{Calls, Instant, Stat, earlier};
-use crate::recipes::assignment::Book;
+use crate::recipes::assignment::AssignmentTable;
 
 /// How long an assignment without entries is kept whose worker is not registered. It is taken for one that is about to
 /// register.
@@ -145,7 +145,7 @@ pub struct Leader {
     pub(super) view: View,
     pub(super) term: Term,
     pub(super) clock: Option<Clock>,
-    pub(super) assignments: Book,
+    pub(super) assignments: AssignmentTable,
     pub(super) editor: Editor,
     pub(super) status: StatusWriter,
     pub(super) scheduler: Scheduler,
@@ -166,7 +166,7 @@ impl Leader {
         Leader {
             term: Term::new(epoch),
             clock: None,
-            assignments: Book::new(layout),
+            assignments: AssignmentTable::new(layout),
             editor: Editor::new(layout),
             status,
             scheduler: Scheduler::default(),

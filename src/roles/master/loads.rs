@@ -11,7 +11,7 @@ use super::workers::Workers;
 use crate::contract::Incarnation;
 use crate::contract::worker::MAX_ENTRIES;
 use crate::machine::Instant;
-use crate::recipes::assignment::{Book, Load, Urgency};
+use crate::recipes::assignment::{AssignmentTable, Load, Urgency};
 use crate::recipes::queue::{Need, Needs};
 
 /// What waits at a worker for less than this is not worth to be given to another.
@@ -173,7 +173,7 @@ impl WorkerLoads {
     }
 
     /// How soon a worker has to hear of one more task.
-    pub(super) fn urgency(&self, incarnation: &Incarnation, assignments: &Book) -> Urgency {
+    pub(super) fn urgency(&self, incarnation: &Incarnation, assignments: &AssignmentTable) -> Urgency {
         let (Some(known), Some(load)) = (self.known.get(incarnation), assignments.load(incarnation)) else {
             return Urgency::Now;
         };
@@ -215,7 +215,7 @@ pub(super) struct Fitness<'a> {
     pub reserved: Option<&'a Incarnation>,
     pub needs: &'a Needs,
     pub workers: &'a Workers,
-    pub assignments: &'a Book,
+    pub assignments: &'a AssignmentTable,
 }
 
 impl Fitness<'_> {

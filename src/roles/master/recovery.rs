@@ -1,5 +1,5 @@
-//! What follows a worker failure: each of the worker's unfinished tasks goes on to its next attempt, then its assignment
-//! is deleted. And what follows when an assignment is deleted while its worker lives.
+//! What follows a worker failure: each of the worker's unfinished tasks goes on to its next attempt, then its
+//! assignment is deleted. And what follows when an assignment is deleted while its worker lives.
 
 use super::Out;
 use super::editor::{Edit, Editor};
@@ -8,7 +8,7 @@ use super::leader::Leader;
 use crate::contract::worker::EntryId;
 use crate::contract::{Incarnation, TaskId};
 use crate::machine::Instant;
-use crate::recipes::assignment::Book;
+use crate::recipes::assignment::AssignmentTable;
 
 impl Leader {
     /// Begins the failover of an incarnation that is dead.
@@ -112,7 +112,7 @@ impl Leader {
 fn begin_edits(
     failover: &mut Failover,
     attempts: impl Fn(&TaskId) -> Option<u32>,
-    assignments: &Book,
+    assignments: &AssignmentTable,
     editor: &mut Editor,
     out: &mut Out,
 ) {

@@ -85,7 +85,7 @@ pub struct Pending {
     pub run_ms: Option<u64>,
 }
 
-/// What an entry of a page can name: a task at its attempt, or a share.
+/// What an entry of an assignment can name: a task at its attempt, or a share.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct Unit {
@@ -108,7 +108,7 @@ impl Unit {
         self.ahead.map_or(0, |ahead| self.width.saturating_sub(ahead))
     }
 
-    /// What it is on a page. What is suspected runs one command at a time.
+    /// What it is on an assignment. What is suspected runs one command at a time.
     pub fn held(&self) -> Held {
         let width = if self.need.suspect { self.width.min(1) } else { self.width };
         let mut held = Held::new(width, self.need.suspect);

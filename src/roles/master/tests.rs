@@ -60,7 +60,7 @@ fn vouch(world: &mut World, name: &str, slots: u32, through: i32) {
     world.put(&format!("/z/workers/{name}"), &said.encode());
 }
 
-fn page(world: &mut World, incarnation: &str, entries: &[(&str, u32, bool)]) {
+fn assignment(world: &mut World, incarnation: &str, entries: &[(&str, u32, bool)]) {
     let entry = |(task, attempt, revoked): &(&str, u32, bool)| Entry {
         task: TaskId::parse(task).expect("id"),
         attempt: *attempt,
@@ -94,14 +94,14 @@ fn a_standby_takes_over_what_is_running() {
     task(&mut world, "_00/a", |_| {});
     standby.go(&mut world);
     leader.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 1, false)]);
     world.expire(leader.session.expect("up"));
     standby.go(&mut world);
     assert!(standby.logs.iter().any(|line| line.starts_with("leading")), "{:?}", standby.logs);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 1, false)]);
 }
 
-/// Two pages name the task: its move to the second was written, its removal from the first was not.
+/// Two assignments name the task: its move to the second was written, its removal from the first was not.
 #[test]
 fn a_stale_entry_of_a_moved_task_leaves_the_current_one_alone() {
     let mut world = World::new();
@@ -109,16 +109,16 @@ fn a_stale_entry_of_a_moved_task_leaves_the_current_one_alone() {
     worker(&mut world, "w~2", 1);
     worker(&mut world, "w~3", 2);
     task(&mut world, "_00/a", |task| task.attempt = 2);
-    page(&mut world, "w~1", &[("_00/a", 1, true)]);
-    page(&mut world, "w~2", &[("_00/a", 2, false)]);
+    assignment(&mut world, "w~1", &[("_00/a", 1, true)]);
+    assignment(&mut world, "w~2", &[("_00/a", 2, false)]);
     let mut master = master("m");
     master.connect(&mut world);
     let version = world.znodes["/z/assign/w~1"].stat.version;
     vouch(&mut world, "w~1~0", 1, version);
     master.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~2"), [entry("_00/a", 2, false)], "it runs there");
-    assert_eq!(world.page("/z/assign/w~3"), [], "and nowhere else");
-    assert_eq!(world.page("/z/assign/w~1"), []);
+    assert_eq!(world.entries("/z/assign/w~2"), [entry("_00/a", 2, false)], "it runs there");
+    assert_eq!(world.entries("/z/assign/w~3"), [], "and nowhere else");
+    assert_eq!(world.entries("/z/assign/w~1"), []);
 }
 
 #[test]
@@ -160,15 +160,15 @@ fn a_half_done_move_costs_no_slot() {
     worker(&mut world, "w~2", 1);
     task(&mut world, "_00/a", |task| task.attempt = 2);
     task(&mut world, "_00/b", |_| {});
-    page(&mut world, "w~1", &[("_00/a", 1, false)]);
-    page(&mut world, "w~2", &[("_00/a", 2, false)]);
+    assignment(&mut world, "w~1", &[("_00/a", 1, false)]);
+    assignment(&mut world, "w~2", &[("_00/a", 2, false)]);
     let mut master = master("m");
     master.connect(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, true)], "void: to be vouched for");
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 1, true)], "void: to be vouched for");
     let version = world.znodes["/z/assign/w~1"].stat.version;
     vouch(&mut world, "w~1~0", 1, version);
     master.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/b", 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/b", 1, false)]);
 }
 
 /// A worker whose session had ended comes back with a new registration of the same incarnation, and will find
@@ -181,7 +181,7 @@ fn a_failed_worker_gets_nothing_even_if_it_seems_to_return() {
     task(&mut world, "_00/b", |_| {});
     let mut master = master("m");
     master.connect(&mut world);
-    assert_eq!(world.page("/z/assign/w~1").len(), 2);
+    assert_eq!(world.entries("/z/assign/w~1").len(), 2);
     // Its death is seen, and one of its tasks is moved before the other.
     master.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/_00/b");
     world.expire(session);
@@ -194,10 +194,10 @@ fn a_failed_worker_gets_nothing_even_if_it_seems_to_return() {
     master.go(&mut world);
     world.expire(session);
     master.go(&mut world);
-    assert!(!world.znodes.contains_key("/z/assign/w~1"), "{:?}", world.page("/z/assign/w~1"));
+    assert!(!world.znodes.contains_key("/z/assign/w~1"), "{:?}", world.entries("/z/assign/w~1"));
     worker(&mut world, "w~2", 2);
     master.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~2"), [entry("_00/a", 2, false)], "a suspect goes alone");
+    assert_eq!(world.entries("/z/assign/w~2"), [entry("_00/a", 2, false)], "a suspect goes alone");
 }
 
 /// Events and replies come over different threads: the death may be told before the list that lacks it.
@@ -206,7 +206,7 @@ fn a_worker_failure_reported_before_the_list_is_not_forgotten() {
     let mut world = World::new();
     let session = worker(&mut world, "w~1", 1);
     task(&mut world, "_00/a", |_| {});
-    page(&mut world, "w~1", &[("_00/a", 1, false)]);
+    assignment(&mut world, "w~1", &[("_00/a", 1, false)]);
     let mut master = master("m");
     master.hold = |call| matches!(call, Call::Children { path } if path == "/z/workers");
     master.connect(&mut world);
@@ -232,7 +232,7 @@ fn no_worker_counts_as_failed_before_the_mirror_is_complete() {
     let mut world = World::new();
     let session = worker(&mut world, "w~1", 1);
     task(&mut world, "_00/a", |_| {});
-    page(&mut world, "w~1", &[("_00/a", 1, false)]);
+    assignment(&mut world, "w~1", &[("_00/a", 1, false)]);
     let mut master = master("m");
     master.hold = |call| matches!(call, Call::Watch { path, .. } if path == "/z/workers");
     master.connect(&mut world);
@@ -251,7 +251,7 @@ fn a_failover_waits_for_another_edit_of_its_task() {
     }
     let mut master = master("m");
     master.connect(&mut world);
-    assert_eq!(world.page("/z/assign/w~1").len(), 2);
+    assert_eq!(world.entries("/z/assign/w~1").len(), 2);
     // One of its two tasks is looked at, and then marked as an orphan, before the other is looked at.
     master.hold = |call| matches!(call, Call::Get { path, .. } if path.ends_with("/b"));
     world.expire(session);
@@ -270,7 +270,7 @@ fn a_failover_waits_for_another_edit_of_its_task() {
         world.pass(T / 2);
         master.go(&mut world);
     }
-    assert!(!world.znodes.contains_key("/z/assign/w~1"), "{:?}", world.page("/z/assign/w~1"));
+    assert!(!world.znodes.contains_key("/z/assign/w~1"), "{:?}", world.entries("/z/assign/w~1"));
     for path in ["/z/tasks/_00/a", "/z/tasks/_00/b"] {
         assert_eq!(world.task(path).outcome.map(|outcome| outcome.state), Some(State::Cancelled));
     }
@@ -286,10 +286,10 @@ fn an_unreadable_assignment_stops_no_takeover() {
     let mut master = master("m");
     master.connect(&mut world);
     assert!(master.logs.iter().any(|line| line.starts_with("leading")), "{:?}", master.logs);
-    assert_eq!(world.page("/z/assign/w~1"), [], "it may name the task");
+    assert_eq!(world.entries("/z/assign/w~1"), [], "it may name the task");
     world.pass(Duration::from_secs(61));
     master.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 1, false)]);
 }
 
 /// No leader can have written it: its epoch is of a transaction after the one that wrote it.
@@ -307,7 +307,7 @@ fn an_epoch_from_the_future_deposes_nobody() {
             break;
         }
     }
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 1, false)]);
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn a_moved_task_is_given_out_at_its_new_attempt() {
             break;
         }
     }
-    assert_eq!(world.page("/z/assign/w~2"), [entry("_00/a", 2, false)]);
+    assert_eq!(world.entries("/z/assign/w~2"), [entry("_00/a", 2, false)]);
 }
 
 #[test]
@@ -345,7 +345,7 @@ fn the_limit_of_attempts_is_read_before_the_last_is_judged() {
     });
     task(&mut world, "jobs/b", |task| (task.charged, task.attempt) = (2, 3));
     world.put("/z/tasks/jobs", br#"{"max_attempts":10}"#);
-    page(&mut world, "w~1", &[("own/a", 3, false), ("jobs/b", 3, false)]);
+    assignment(&mut world, "w~1", &[("own/a", 3, false), ("jobs/b", 3, false)]);
     let mut master = master("m");
     master.hold = |call| matches!(call, Call::Watch { path, .. } if path == "/z/tasks");
     master.connect(&mut world);
@@ -375,7 +375,7 @@ fn a_standby_remembers_no_delays_that_are_over() {
     assert_eq!(view(&standby).table.delayed.len(), 0);
 }
 
-/// What a worker set aside stands in its registration for longer than on its page.
+/// What a worker set aside stands in its registration for longer than on its assignment.
 #[test]
 fn a_formerly_quarantined_task_overfills_no_worker() {
     let mut world = World::new();
@@ -387,7 +387,7 @@ fn a_formerly_quarantined_task_overfills_no_worker() {
     task(&mut world, "_00/b", |_| {});
     let mut master = master("m");
     master.connect(&mut world);
-    assert_eq!(world.page("/z/assign/w~1").len(), 1);
+    assert_eq!(world.entries("/z/assign/w~1").len(), 1);
 }
 
 /// A foreign client may use a name again as soon as it has collected the outcome.
@@ -398,7 +398,7 @@ fn a_task_that_was_made_anew_runs_again() {
     task(&mut world, "_00/a", |_| {});
     let mut master = master("m");
     master.connect(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 1, false)]);
     world.change("/z/tasks/_00/a", |task| {
         let mut outcome = Outcome::unrun(State::Done, None, "", 1);
         outcome.worker = Incarnation::parse("w~1");
@@ -412,7 +412,7 @@ fn a_task_that_was_made_anew_runs_again() {
     let version = world.znodes["/z/assign/w~1"].stat.version;
     vouch(&mut world, "w~1~0", 1, version);
     master.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 2, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 2, false)]);
 }
 
 #[test]
@@ -431,8 +431,8 @@ fn labels_of_any_size_stop_no_leader() {
     assert!(status.len() <= crate::contract::MAX_DATA_BYTES, "{} bytes", status.len());
 }
 
-/// A standby that had not read yet that a failed task runs again struck it off its worker's page. The simulator found
-/// it (seed 916203).
+/// A standby that had not read yet that a failed task runs again struck it off its worker's assignment. The simulator
+/// found it (seed 916203).
 #[test]
 fn a_retry_that_a_new_leader_has_yet_to_read_is_not_removed() {
     for reads_late in [true, false] {
@@ -455,22 +455,22 @@ fn a_retry_that_a_new_leader_has_yet_to_read_is_not_removed() {
             world.change("/z/tasks/_00/a", |task| (task.attempt, task.outcome) = (2, None));
             leader.go(&mut world);
         } else {
-            page(&mut world, "w~1", &[("_00/a", 2, false)]);
+            assignment(&mut world, "w~1", &[("_00/a", 2, false)]);
         }
-        assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 2, false)]);
+        assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 2, false)]);
         world.expire(leader.session.expect("up"));
         standby.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/_00/a");
         standby.go(&mut world);
         // Whatever it makes of the entry is written by then.
         world.pass(Duration::from_secs(1));
         standby.go(&mut world);
-        assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 2, false)]);
+        assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 2, false)]);
         standby.hold = |_| false;
         standby.go(&mut world);
         world.pass(Duration::from_secs(1));
         standby.go(&mut world);
         let left = if reads_late { vec![entry("_00/a", 2, false)] } else { vec![] };
-        assert_eq!(world.page("/z/assign/w~1"), left, "what does not even fit the present is struck off");
+        assert_eq!(world.entries("/z/assign/w~1"), left, "what does not even fit the present is struck off");
     }
 }
 
@@ -487,15 +487,15 @@ fn a_task_that_the_mirror_has_yet_to_hear_of_is_not_revoked() {
     world.expire(leader.session.expect("up"));
     standby.go(&mut world);
     assert!(standby.logs.iter().any(|line| line.starts_with("leading")), "{:?}", standby.logs);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("j/a", 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("j/a", 1, false)]);
     standby.hold = |_| false;
     standby.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("j/a", 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("j/a", 1, false)]);
     world.remove("/z/tasks/j/a");
     standby.go(&mut world);
     world.pass(Duration::from_secs(1));
     standby.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("j/a", 1, true)], "nobody knows how it ended");
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("j/a", 1, true)], "nobody knows how it ended");
 }
 
 #[test]
@@ -518,7 +518,7 @@ fn what_was_seen_to_go_does_not_come_back_with_an_older_answer() {
     assert!(!world.znodes.contains_key("/z/tasks/j"), "an empty job is deleted after its time");
 }
 
-/// The worker reads the page, kills, and says so, all before the leader hears that its write was committed. The
+/// The worker reads the assignment, kills, and says so, all before the leader hears that its write was committed. The
 /// simulator found it (seed 6732): the task was never cancelled.
 #[test]
 fn a_word_that_comes_before_the_answer_to_the_write_counts() {
@@ -527,13 +527,13 @@ fn a_word_that_comes_before_the_answer_to_the_write_counts() {
     task(&mut world, "_00/a", |_| {});
     let mut master = master("m");
     master.connect(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 1, false)]);
     master.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/assign/w~1");
     world.change("/z/tasks/_00/a", |task| task.cancel = true);
     master.go(&mut world);
     let (id, call) = master.calls.pop_front().expect("the entry is revoked");
     let result = world.apply(master.session.expect("up"), &call).expect("written");
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, true)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 1, true)]);
     let version = world.znodes["/z/assign/w~1"].stat.version;
     vouch(&mut world, "w~1~0", 1, version);
     master.go(&mut world);
@@ -542,7 +542,7 @@ fn a_word_that_comes_before_the_answer_to_the_write_counts() {
     master.go(&mut world);
     let outcome = world.task("/z/tasks/_00/a").outcome.expect("cancelled");
     assert_eq!(outcome.state, State::Cancelled);
-    assert_eq!(world.page("/z/assign/w~1"), []);
+    assert_eq!(world.entries("/z/assign/w~1"), []);
 }
 
 /// A delete of the last leader's came late, when its key was in use again, and took the new outcome: the simulator
@@ -573,7 +573,7 @@ fn what_ends_while_others_are_being_read_makes_room_at_once() {
     for id in ["_01/1", "_01/2"] {
         task(&mut world, id, |_| {});
     }
-    page(&mut world, "w~1", &[("_01/1", 1, false)]);
+    assignment(&mut world, "w~1", &[("_01/1", 1, false)]);
     let mut leader = master("m");
     leader.hold = |call| matches!(call, Call::Children { path } if path == "/z/tasks");
     leader.connect(&mut world);
@@ -582,8 +582,8 @@ fn what_ends_while_others_are_being_read_makes_room_at_once() {
     }
     leader.go(&mut world);
     let given = |world: &World| {
-        let page = world.page("/z/assign/w~1").into_iter();
-        page.filter(|(_, _, revoked)| !revoked).map(|(task, ..)| task).collect::<Vec<_>>()
+        let assignment = world.entries("/z/assign/w~1").into_iter();
+        assignment.filter(|(_, _, revoked)| !revoked).map(|(task, ..)| task).collect::<Vec<_>>()
     };
     assert_eq!(given(&world), ["_01/1", "_00/a"]);
     world.remove("/z/tasks/_00/a");

@@ -254,8 +254,8 @@ fn a_drain_that_reconnects_hands_back_what_was_not_started() {
     desk.connect(&mut world);
     assert_eq!(desk.exit, Some(exit::OK));
     assert!(world.task("/z/tasks/_00/a").outcome.is_some());
-    let page = desk.role.assignment();
-    assert!(!world.znodes.contains_key(&page), "{:?}", world.page(&page));
+    let assignment = desk.role.assignment();
+    assert!(!world.znodes.contains_key(&assignment), "{:?}", world.entries(&assignment));
 }
 
 /// Answers come in any order, and each is older than the question that was asked last.
@@ -373,12 +373,12 @@ fn a_drained_worker_keeps_its_assignment_while_it_owes_reports() {
     desk.lose(&mut world, |_| false);
     end(&world, &mut desk, Ended::Exit(0));
     desk.connect(&mut world);
-    let page = desk.role.assignment();
-    assert!(desk.exit.is_none() && world.znodes.contains_key(&page), "its outcome is on its way");
+    let assignment = desk.role.assignment();
+    assert!(desk.exit.is_none() && world.znodes.contains_key(&assignment), "its outcome is on its way");
     desk.hold = |_| false;
     desk.go(&mut world);
     assert!(world.task("/z/tasks/j/a").outcome.is_some());
-    assert!(desk.exit == Some(0) && !world.znodes.contains_key(&page));
+    assert!(desk.exit == Some(0) && !world.znodes.contains_key(&assignment));
 }
 
 /// The lease was renewed just after its slot had found it over.

@@ -122,7 +122,7 @@ fn an_interrupted_batch_goes_on_and_says_how_to_come_back() {
     // Lines are created side by side: which of them come first is not said.
     eventually(LIMIT, "two run", || {
         let assigned: usize =
-            service.cluster.assignments().iter().map(|(_, page, _)| page.entries.len()).sum();
+            service.cluster.assignments().iter().map(|(_, assignment, _)| assignment.entries.len()).sum();
         (assigned == 2).then_some(())
     });
     batch.term();

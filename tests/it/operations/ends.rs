@@ -57,8 +57,8 @@ fn a_running_task_that_is_being_cancelled_is_shown_as_such() {
         assert!(shown["outcome"].is_null(), "{shown}");
         assert_eq!(shown["state"], "cancelling", "{shown}");
         assert!(shown["assigned_to"].is_string(), "{shown}");
-        let pages = cluster.assignments();
-        let mut entries = pages.iter().flat_map(|(_, page, _)| &page.entries);
+        let assignments = cluster.assignments();
+        let mut entries = assignments.iter().flat_map(|(_, assignment, _)| &assignment.entries);
         entries.any(|entry| entry.revoked).then_some(())
     });
     let row = json_lines(&list("cancelling")).remove(0);

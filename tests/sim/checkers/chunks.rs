@@ -2,7 +2,7 @@
 //!
 //! - I1 Each open line is in exactly one share; an outcome stands if and only if none is open.
 //! - I2 Numbers only grow; a number's lines only get fewer; a number that is gone never returns.
-//! - I3 A number stands on pages of one incarnation (`pages`).
+//! - I3 A number stands on assignments of one incarnation (`assignments`).
 //! - I4 When a line is started it is open, in a share that its worker was given, and in the window.
 //! - I5 A result is what happened, is written once, after the process group is dead, and goes only by a retry.
 //! - I6 Lines leave a number only by a cut behind the window, after its holder's death, by its holder, or by a retry.
@@ -286,9 +286,11 @@ impl Given {
         if let (Some(by), None) = (step.by, step.before) {
             self.lives.insert(name.to_string(), by.life);
         }
-        let Some(page) = step.after.and_then(|znode| Assignment::decode(&znode.data).ok()) else { return };
+        let Some(assignment) = step.after.and_then(|znode| Assignment::decode(&znode.data).ok()) else {
+            return;
+        };
         let Some(life) = self.lives.get(name) else { return };
-        for entry in page.entries {
+        for entry in assignment.entries {
             self.numbers.entry((entry.task.to_string(), entry.attempt)).or_default().insert(*life);
         }
     }

@@ -17,7 +17,7 @@ use crate::processes::{Run, Stage};
 use crate::swarm::MS;
 use crate::world::World;
 
-struct Book<'a> {
+struct Ledger<'a> {
     world: &'a World,
     runs: BTreeMap<&'a str, Vec<&'a Run>>,
     /// The life that made each assignment.
@@ -28,11 +28,11 @@ struct Book<'a> {
     dead: BTreeMap<String, u64>,
     /// Tasks whose outcome was kept for its time.
     aged: BTreeSet<String>,
-    /// What ever stood on each page, or was moved from it: the leader knows of an entry before it is written, and the
-    /// write may be late, or lost.
+    /// What ever stood on each assignment, or was moved from it: the leader knows of an entry before it is written,
+    /// and the write may be late, or lost.
     given: BTreeMap<String, BTreeSet<TaskId>>,
-    /// On which incarnations' pages which attempt of a task, or share of a chunk, was put, and when. That can be more
-    /// than one: it may have been given back unstarted, or its name be used again.
+    /// On which incarnations' assignments which attempt of a task, or share of a chunk, was put, and when. That can
+    /// be more than one: it may have been given back unstarted, or its name be used again.
     numbers: BTreeMap<(String, u32), Vec<(String, u64)>>,
 }
 
@@ -41,7 +41,7 @@ pub fn check(world: &World, told: &mut Complaints) {
     for run in world.runs.iter().filter(|run| matches!(run.stage, Stage::Alive | Stage::Dead)) {
         runs.entry(&run.key).or_default().push(run);
     }
-    let mut book = Book {
+    let mut ledger = Ledger {
         world,
         runs,
         lives: BTreeMap::new(),
@@ -52,42 +52,44 @@ pub fn check(world: &World, told: &mut Complaints) {
         numbers: BTreeMap::new(),
     };
     replay(world, |step, _| {
-        let page = step.after.and_then(|znode| Assignment::decode(&znode.data).ok());
-        if let (Some(name), Some(page)) = (super::child(step.path, "assign"), page) {
+        let assignment = step.after.and_then(|znode| Assignment::decode(&znode.data).ok());
+        if let (Some(name), Some(assignment)) = (super::child(step.path, "assign"), assignment) {
             let before = step.before.and_then(|znode| Assignment::decode(&znode.data).ok());
-            let is_new = |entry: &&Entry| !before.as_ref().is_some_and(|page| super::pages::has(page, entry));
-            for entry in page.entries.iter().filter(is_new) {
+            let is_new = |entry: &&Entry| {
+                !before.as_ref().is_some_and(|assignment| super::assignments::has(assignment, entry))
+            };
+            for entry in assignment.entries.iter().filter(is_new) {
                 let key = (entry.task.to_string(), entry.attempt);
-                book.numbers.entry(key).or_default().push((name.to_string(), step.at));
+                ledger.numbers.entry(key).or_default().push((name.to_string(), step.at));
             }
-            let tasks = page.entries.into_iter().map(|entry| entry.task);
-            book.given.entry(name.to_string()).or_default().extend(tasks);
+            let tasks = assignment.entries.into_iter().map(|entry| entry.task);
+            ledger.given.entry(name.to_string()).or_default().extend(tasks);
         }
         let task = step.after.and_then(|znode| Task::decode(&znode.data).ok());
         let holder = task.and_then(|task| task.history.last()?.worker.clone());
         if let (Some(id), Some(holder)) = (task_of(step.path).and_then(TaskId::parse), holder) {
-            book.given.entry(holder.to_string()).or_default().insert(id);
+            ledger.given.entry(holder.to_string()).or_default().insert(id);
         }
     });
     replay(world, |step, tree| {
         if let (Some(name), Some(by), None) = (super::child(step.path, "assign"), step.by, step.before) {
-            book.lives.insert(name.to_string(), by.life);
+            ledger.lives.insert(name.to_string(), by.life);
         }
         if let (Some(name), None) = (super::child(step.path, "workers"), step.after)
             && let Some((incarnation, _)) = parse_registration(name)
             && registrations(tree, &incarnation) <= 1
         {
-            book.dead.entry(incarnation.to_string()).or_insert(step.at);
+            ledger.dead.entry(incarnation.to_string()).or_insert(step.at);
         }
         let Some(id) = task_of(step.path) else { return };
         if id.contains("garbage") {
             return;
         }
-        book.look(id, step, tree, told);
+        ledger.look(id, step, tree, told);
     });
 }
 
-impl Book<'_> {
+impl Ledger<'_> {
     fn look(&mut self, id: &str, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
         let decode = |data: &[u8]| Task::decode(data);
         match (step.before, step.after) {
@@ -221,11 +223,11 @@ impl Book<'_> {
         let is_dead = |number: u32| {
             incarnations(number).all(|(incarnation, _)| {
                 let parsed = Incarnation::parse(incarnation);
-                let page = tree.get(&format!("{ROOT}/assign/{incarnation}"));
-                let page = page.and_then(|znode| Assignment::decode(&znode.data).ok());
+                let assignment = tree.get(&format!("{ROOT}/assign/{incarnation}"));
+                let assignment = assignment.and_then(|znode| Assignment::decode(&znode.data).ok());
                 let named =
                     |entry: &Entry| entry.task.as_str() == id && entry.attempt == number && !entry.revoked;
-                let holds = page.is_some_and(|page| page.entries.iter().any(named));
+                let holds = assignment.is_some_and(|assignment| assignment.entries.iter().any(named));
                 !holds || self.dead.contains_key(incarnation) || parsed.is_none_or(|i| !registered(tree, &i))
             })
         };
@@ -358,18 +360,21 @@ impl Book<'_> {
         if charged && registered(tree, holder) && !self.dead.contains_key(holder.as_str()) {
             return Err(format!("moved on while {holder} is registered"));
         }
-        let page = tree.get(&format!("{ROOT}/assign/{holder}"));
-        // A leader may have been about to write more onto the page than ever came to stand there.
+        let assignment = tree.get(&format!("{ROOT}/assign/{holder}"));
+        // A leader may have been about to write more onto the assignment than ever came to stand there.
         let before_death =
-            page.zip(self.dead.get(holder.as_str())).is_some_and(|(p, died)| p.changed < *died);
-        let page = page.and_then(|znode| Assignment::decode(&znode.data).ok());
+            assignment.zip(self.dead.get(holder.as_str())).is_some_and(|(p, died)| p.changed < *died);
+        let assignment = assignment.and_then(|znode| Assignment::decode(&znode.data).ok());
         let wanted = TaskId::parse(id);
-        let mut entries = page.iter().flat_map(|page| &page.entries).enumerate();
+        let mut entries = assignment.iter().flat_map(|assignment| &assignment.entries).enumerate();
         let place =
             entries.find(|(_, entry)| Some(&entry.task) == wanted.as_ref() && entry.attempt == old.attempt);
         let entry = place.map(|(_, entry)| entry);
-        // What stands far behind on the page cannot have been started.
-        let before = page.iter().flat_map(|page| &page.entries).take(place.map_or(0, |(ahead, _)| ahead));
+        // What stands far behind on the assignment cannot have been started.
+        let before = assignment
+            .iter()
+            .flat_map(|assignment| &assignment.entries)
+            .take(place.map_or(0, |(ahead, _)| ahead));
         let lines: usize = before.map(|entry| lines_of(entry, tree)).sum();
         let far_behind = place.is_some_and(|(ahead, _)| ahead > START_AHEAD || lines > START_AHEAD_LINES);
         // It may be that it was only about to be given to the holder when that died.

@@ -6,7 +6,7 @@ use crate::contract::worker::Seen;
 
 /// The worker's tasks so far end, after so long each.
 pub(super) fn end_all(world: &mut World, incarnation: &str, ms: i64) {
-    for (task, attempt, _) in world.page(&format!("/z/assign/{incarnation}")) {
+    for (task, attempt, _) in world.entries(&format!("/z/assign/{incarnation}")) {
         world.change(&format!("/z/tasks/{task}"), |task| {
             let mut outcome = Outcome::unrun(State::Done, None, "", attempt);
             outcome.worker = Incarnation::parse(incarnation);
@@ -17,7 +17,7 @@ pub(super) fn end_all(world: &mut World, incarnation: &str, ms: i64) {
 }
 
 fn held(world: &World, incarnation: &str) -> usize {
-    world.page(&format!("/z/assign/{incarnation}")).len()
+    world.entries(&format!("/z/assign/{incarnation}")).len()
 }
 
 /// A leader of one worker with one slot, and so many tasks.
@@ -83,8 +83,8 @@ fn a_task_that_a_worker_cannot_start_goes_to_another() {
     let mut world = World::new();
     worker(&mut world, "w~1", 4);
     worker(&mut world, "w~2", 1);
-    page(&mut world, "w~1", &[]);
-    page(&mut world, "w~2", &[]);
+    assignment(&mut world, "w~1", &[]);
+    assignment(&mut world, "w~2", &[]);
     says(&mut world, "w~1", |registration| registration.usable = Some(1));
     for name in ["_00/a", "_00/b", "_00/c"] {
         task(&mut world, name, |task| task.avoid(&Incarnation::parse("w~1").expect("a name")));
@@ -92,7 +92,7 @@ fn a_task_that_a_worker_cannot_start_goes_to_another() {
     let mut master = master("m");
     master.connect(&mut world);
     assert_eq!((held(&world, "w~1"), held(&world, "w~2")), (1, 1));
-    assert_eq!(world.page("/z/assign/w~2"), [entry("_00/a", 1, false)], "who could start it comes first");
+    assert_eq!(world.entries("/z/assign/w~2"), [entry("_00/a", 1, false)], "who could start it comes first");
     says(&mut world, "w~1", |registration| registration.usable = Some(0));
     let mut status = |world: &mut World| {
         for _ in 0..2 {
@@ -109,8 +109,9 @@ fn a_task_that_a_worker_cannot_start_goes_to_another() {
 
 /// What the worker is to give back if it was not started.
 fn recalled(world: &World, incarnation: &str) -> Vec<String> {
-    let page = Assignment::decode(&world.znodes[&format!("/z/assign/{incarnation}")].data).expect("a page");
-    page.entries.iter().filter(|entry| entry.recalled).map(|entry| entry.task.to_string()).collect()
+    let assignment =
+        Assignment::decode(&world.znodes[&format!("/z/assign/{incarnation}")].data).expect("an assignment");
+    assignment.entries.iter().filter(|entry| entry.recalled).map(|entry| entry.task.to_string()).collect()
 }
 
 #[test]
@@ -120,7 +121,7 @@ fn no_more_is_recalled_than_there_are_free_slots() {
         worker(&mut world, incarnation, 1);
         let names: Vec<String> = (0..6).map(|n| format!("_00/{}{n}", &incarnation[2..])).collect();
         names.iter().for_each(|name| task(&mut world, name, |_| {}));
-        page(
+        assignment(
             &mut world,
             incarnation,
             &names.iter().map(|name| (name.as_str(), 1, false)).collect::<Vec<_>>(),
@@ -129,7 +130,7 @@ fn no_more_is_recalled_than_there_are_free_slots() {
     // One of its two slots is taken.
     worker(&mut world, "w~3", 2);
     task(&mut world, "_00/z", |_| {});
-    page(&mut world, "w~3", &[("_00/z", 1, false)]);
+    assignment(&mut world, "w~3", &[("_00/z", 1, false)]);
     let mut master = master("m");
     master.connect(&mut world);
     world.pass(Duration::from_millis(300));
@@ -158,7 +159,7 @@ fn what_waits_behind_a_long_run_is_recalled_for_a_free_slot() {
         task.released_by = Incarnation::parse("w~1");
     });
     master.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~2"), [entry("_00/008", 2, false)]);
+    assert_eq!(world.entries("/z/assign/w~2"), [entry("_00/008", 2, false)]);
 }
 
 #[test]
@@ -186,9 +187,9 @@ fn a_death_charges_only_what_can_have_been_started() {
     for name in &names {
         task(&mut world, name, |_| {});
     }
-    // In the order of the page, which is not that of the names.
+    // In the order of the assignment, which is not that of the names.
     let entries: Vec<_> = names.iter().rev().map(|name| (name.as_str(), 1, false)).collect();
-    page(&mut world, "w~1", &entries);
+    assignment(&mut world, "w~1", &entries);
     let mut master = master("m");
     master.connect(&mut world);
     world.expire(session);
@@ -228,7 +229,7 @@ fn no_more_tasks_are_said_to_run_than_there_are_slots() {
             Task::new(Payload::Chunk { first_line: 0, commands: vec!["x".into(); 9] }, Options::default());
     });
     task(&mut world, "_00/g", |_| {});
-    page(&mut world, "w~1", &[("_00/a", 1, false), ("_00/f", 1, false), ("_00/b", 1, false)]);
+    assignment(&mut world, "w~1", &[("_00/a", 1, false), ("_00/f", 1, false), ("_00/b", 1, false)]);
     let mut master = master("m");
     master.connect(&mut world);
     world.pass(Duration::from_secs(2));
@@ -242,13 +243,13 @@ fn no_more_tasks_are_said_to_run_than_there_are_slots() {
 
 /// What its entry carries along of a task that w~1 has.
 fn carried(world: &World, task: &str) -> Option<Seen> {
-    let page = Assignment::decode(&world.znodes["/z/assign/w~1"].data).expect("a page");
-    let entry = page.entries.into_iter().find(|entry| entry.task.as_str() == task);
+    let assignment = Assignment::decode(&world.znodes["/z/assign/w~1"].data).expect("an assignment");
+    let entry = assignment.entries.into_iter().find(|entry| entry.task.as_str() == task);
     entry.expect("it was given out").seen
 }
 
-/// A worker moves a chunk on, and then drains: its page goes before the leader has read the chunk, which changed not
-/// long before.
+/// A worker moves a chunk on, and then drains: its assignment goes before the leader has read the chunk, which
+/// changed not long before.
 #[test]
 fn what_changed_is_read_before_it_is_given_out_again() {
     let mut world = World::new();
@@ -272,7 +273,7 @@ fn what_changed_is_read_before_it_is_given_out_again() {
     assert_eq!(held(&world, "x~1"), 0, "at which attempt is not known");
     master.hold = |_| false;
     master.go(&mut world);
-    assert_eq!(world.page("/z/assign/x~1"), [entry("_00/a", 2, false)]);
+    assert_eq!(world.entries("/z/assign/x~1"), [entry("_00/a", 2, false)]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn an_unwritable_assignment_stops_no_other_worker() {
     task(&mut world, "_00/b", |_| {});
     master.go(&mut world);
     master.go(&mut world);
-    let first = world.page("/z/assign/w~2");
+    let first = world.entries("/z/assign/w~2");
     assert_eq!(first.len(), 1, "{:?}", master.logs);
     let said = |master: &Desk<Master>, what: &str| master.logs.iter().filter(|l| l.contains(what)).count();
     assert_eq!(
@@ -36,7 +36,7 @@ fn an_unwritable_assignment_stops_no_other_worker() {
         world.pass(Duration::from_secs(31));
         master.go(&mut world);
     }
-    let second = world.page("/z/assign/w~1");
+    let second = world.entries("/z/assign/w~1");
     assert!(second.len() == 1 && second != first, "{second:?}");
     assert_eq!(said(&master, "can be written again"), 1, "{:?}", master.logs);
 }
@@ -51,10 +51,10 @@ fn an_unclaimed_assignment_delays_while_its_leader_may_write() {
     world.writes_refused.insert("/z/assign/w~1".into(), Refusal::NoAuth);
     let mut master = master("m");
     master.connect(&mut world);
-    assert_eq!(world.page("/z/assign/w~2"), []);
+    assert_eq!(world.entries("/z/assign/w~2"), []);
     world.pass(T * 2 + Duration::from_secs(11));
     master.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~2"), [entry("_00/a", 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~2"), [entry("_00/a", 1, false)]);
 }
 
 /// It ran there, and its outcome would have been written while it did.
@@ -63,7 +63,7 @@ fn no_cancel_while_an_unread_assignment_may_run_the_task() {
     let mut world = World::new();
     worker(&mut world, "w~1", 1);
     task(&mut world, "_00/a", |task| task.cancel = true);
-    page(&mut world, "w~1", &[("_00/a", 1, false)]);
+    assignment(&mut world, "w~1", &[("_00/a", 1, false)]);
     world.refused.insert("/z/assign/w~1".into(), Refusal::NoAuth);
     let mut master = master("m");
     master.connect(&mut world);
@@ -71,7 +71,7 @@ fn no_cancel_while_an_unread_assignment_may_run_the_task() {
     world.refused.clear();
     world.pass(Duration::from_secs(31));
     master.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, true)], "its worker kills it");
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 1, true)], "its worker kills it");
     assert!(world.task("/z/tasks/_00/a").outcome.is_none());
 }
 
@@ -112,7 +112,7 @@ fn a_task_that_may_never_be_changed_is_quarantined() {
     assert!(aside(&master), "{:?}", master.logs);
 }
 
-/// A server hangs up on a longer request; what was on the page in memory only would go there again and again.
+/// A server hangs up on a longer request; what was on the assignment in memory only would go there again and again.
 #[test]
 fn a_too_long_assignment_is_written_in_parts() {
     let mut world = World::new();
@@ -144,7 +144,7 @@ fn a_summary_that_the_servers_find_too_long_lists_fewer_workers() {
         let mut registration = registration(1);
         registration.labels.insert("zone".into(), "x".repeat(100));
         register(&mut world, &format!("w{number:02}~1~0"), &registration);
-        page(&mut world, &format!("w{number:02}~1"), &[]);
+        assignment(&mut world, &format!("w{number:02}~1"), &[]);
     }
     world.limit = Some(LIMIT);
     task(&mut world, "_00/a", |_| {});
@@ -155,7 +155,7 @@ fn a_summary_that_the_servers_find_too_long_lists_fewer_workers() {
     let status = Status::decode(data).expect("a summary");
     assert!(data.len() <= LIMIT && status.workers == 40, "{} bytes: {status:?}", data.len());
     assert!((5..40).contains(&status.worker_list.len()), "{}", status.worker_list.len());
-    let given = (1..=40).filter(|number| !world.page(&format!("/z/assign/w{number:02}~1")).is_empty());
+    let given = (1..=40).filter(|number| !world.entries(&format!("/z/assign/w{number:02}~1")).is_empty());
     assert_eq!(given.count(), 1, "it leads: {:?}", master.logs);
     // Nothing can be left out of it any more: it says so, and tries again.
     world.writes_refused.insert("/z/status".into(), Refusal::TooLarge);
@@ -182,13 +182,13 @@ fn a_task_that_an_acl_hid_is_read_again() {
         world.pass(Duration::from_secs(61));
         master.go(&mut world);
     }
-    assert_eq!(world.page("/z/assign/w~1"), []);
+    assert_eq!(world.entries("/z/assign/w~1"), []);
     let said = |path: &str| master.logs.iter().filter(|line| line.starts_with(path)).count();
     assert_eq!([said("/z/workers/w~1~0: "), said("/z/tasks/_01: ")], [1, 1], "{:?}", master.logs);
     world.refused.clear();
     world.pass(Duration::from_secs(61));
     master.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false), entry("_01/b", 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 1, false), entry("_01/b", 1, false)]);
 }
 
 /// It was kept for as long as that leader led.

@@ -33,7 +33,7 @@ fn leader(lines: usize) -> (World, Desk<Master>) {
     chunk(&mut world, lines);
     let mut master = master("m");
     master.connect(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry(CHUNK, 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry(CHUNK, 1, false)]);
     (world, master)
 }
 
@@ -49,14 +49,14 @@ fn a_free_slot_gets_a_cut_once_the_window_is_known() {
     let (mut world, mut master) = leader(10);
     worker(&mut world, "w~2", 2);
     settle(&mut world, &mut master);
-    assert!(world.page("/z/assign/w~2").is_empty(), "any line may be running");
+    assert!(world.entries("/z/assign/w~2").is_empty(), "any line may be running");
     flush(&mut world, 1, &[0], 3);
     settle(&mut world, &mut master);
-    assert_eq!(world.page("/z/assign/w~2"), [entry(CHUNK, 2, false)]);
+    assert_eq!(world.entries("/z/assign/w~2"), [entry(CHUNK, 2, false)]);
     let task = world.task(&format!("/z/tasks/{CHUNK}"));
     let lines: Vec<usize> = task.shares.iter().map(|share| task.open_lines(share).len()).collect();
     assert_eq!(lines, [4, 5], "nine are left for four slots, rounded up");
-    assert_eq!(world.page("/z/assign/w~1"), [entry(CHUNK, 1, false)], "its holder is not asked");
+    assert_eq!(world.entries("/z/assign/w~1"), [entry(CHUNK, 1, false)], "its holder is not asked");
 }
 
 #[test]
@@ -79,11 +79,11 @@ fn an_entry_goes_with_its_share_and_others_of_the_chunk_stay() {
     flush(&mut world, 1, &[], 2);
     worker(&mut world, "w~2", 2);
     settle(&mut world, &mut master);
-    assert_eq!(world.page("/z/assign/w~2"), [entry(CHUNK, 2, false)]);
+    assert_eq!(world.entries("/z/assign/w~2"), [entry(CHUNK, 2, false)]);
     flush(&mut world, 2, &[3, 4, 5], 2);
     settle(&mut world, &mut master);
-    assert_eq!(world.page("/z/assign/w~2"), [entry(CHUNK, 3, false)], "the next is cut off for it");
-    assert_eq!(world.page("/z/assign/w~1"), [entry(CHUNK, 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~2"), [entry(CHUNK, 3, false)], "the next is cut off for it");
+    assert_eq!(world.entries("/z/assign/w~1"), [entry(CHUNK, 1, false)]);
 }
 
 #[test]
@@ -95,8 +95,8 @@ fn a_cancelled_line_goes_to_its_holder_or_ends_at_once() {
     let task = world.task(&format!("/z/tasks/{CHUNK}"));
     assert_eq!(task.command_state(3), Some(State::Cancelled), "nobody had it");
     assert!(task.is_open(0) && task.is_open(2));
-    let page = Assignment::decode(&world.znodes["/z/assign/w~1"].data).expect("a page");
-    let own = page.entries.iter().find(|entry| entry.attempt == 1).expect("it is held");
+    let assignment = Assignment::decode(&world.znodes["/z/assign/w~1"].data).expect("an assignment");
+    let own = assignment.entries.iter().find(|entry| entry.attempt == 1).expect("it is held");
     assert!(own.look.is_some() && !own.revoked, "it is for its holder to end it");
 }
 
@@ -131,14 +131,14 @@ fn a_line_at_its_last_attempt_runs_alone_on_a_reserved_worker() {
     let (mut world, mut master) = leader_of_a_suspect();
     task(&mut world, "_00/t", |_| {});
     master.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)], "it has to have nothing else");
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 1, false)], "it has to have nothing else");
     end_all(&mut world, "w~1", 5);
     master.go(&mut world);
     settle(&mut world, &mut master);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/s", 3, false)], "and gets nothing beside it");
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/s", 3, false)], "and gets nothing beside it");
     end_all(&mut world, "w~1", 5);
     settle(&mut world, &mut master);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/t", 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/t", 1, false)]);
 }
 
 #[test]
@@ -148,8 +148,8 @@ fn a_worker_is_not_kept_free_for_what_is_gone() {
     master.go(&mut world);
     task(&mut world, "_00/t", |_| {});
     master.go(&mut world);
-    let page = world.page("/z/assign/w~1");
-    assert_eq!(page, [entry("_00/a", 1, false), entry("_00/t", 1, false)]);
+    let assignment = world.entries("/z/assign/w~1");
+    assert_eq!(assignment, [entry("_00/a", 1, false), entry("_00/t", 1, false)]);
 }
 
 /// A move of the last term came late, when another worker had been given the share, and took it from that one while it
@@ -169,11 +169,11 @@ fn nothing_is_assigned_while_a_move_of_the_last_term_may_arrive() {
     master.hold = |_| false;
     master.connect(&mut world);
     settle(&mut world, &mut master);
-    assert!(world.page("/z/assign/w~2").is_empty(), "the move may still come");
+    assert!(world.entries("/z/assign/w~2").is_empty(), "the move may still come");
     world.apply(session, &late).expect("it comes");
     world.expire(session);
     settle(&mut world, &mut master);
-    assert_eq!(world.page("/z/assign/w~2"), [entry(CHUNK, 2, false)]);
+    assert_eq!(world.entries("/z/assign/w~2"), [entry(CHUNK, 2, false)]);
 }
 
 /// What is cut off nobody has, so a cut in doubt holds nobody up.
@@ -189,5 +189,5 @@ fn with_only_a_cut_in_doubt_a_leader_leads_again_at_once() {
     master.hold = |_| false;
     master.connect(&mut world);
     settle(&mut world, &mut master);
-    assert_eq!(world.page("/z/assign/w~2"), [entry(CHUNK, 2, false)]);
+    assert_eq!(world.entries("/z/assign/w~2"), [entry(CHUNK, 2, false)]);
 }

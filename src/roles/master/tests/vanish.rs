@@ -27,7 +27,7 @@ fn what_is_deleted_under_a_leader_is_made_again() {
     worker(&mut world, "w~1", 2);
     task(&mut world, "_00/a", |_| {});
     pass(&mut world, &mut master, 100);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 1, false)]);
     let lines = master.logs.len();
     pass(&mut world, &mut master, 60_000);
     assert_eq!(master.logs.len(), lines, "{:?}", master.logs);
@@ -42,22 +42,22 @@ fn entries_of_a_deleted_assignment_wait_for_their_worker() {
     master.connect(&mut world);
     task(&mut world, "_00/a", |_| {});
     master.go(&mut world);
-    assert_eq!(world.page("/z/assign/w~1"), [entry("_00/a", 1, false)]);
+    assert_eq!(world.entries("/z/assign/w~1"), [entry("_00/a", 1, false)]);
     worker(&mut world, "v~2", 1);
     master.go(&mut world);
     world.remove("/z/assign/w~1");
     pass(&mut world, &mut master, 1_000);
-    assert_eq!(world.page("/z/assign/v~2"), [], "it may still run");
+    assert_eq!(world.entries("/z/assign/v~2"), [], "it may still run");
     // The worker has killed it, and handed it back.
     world.change("/z/tasks/_00/a", |task| {
         task.next_attempt(None, "test");
         task.released_by = Some(Incarnation::parse("w~1").expect("an incarnation"));
     });
     pass(&mut world, &mut master, 1_000);
-    assert_eq!(world.page("/z/assign/v~2"), []);
+    assert_eq!(world.entries("/z/assign/v~2"), []);
     world.expire(session);
     pass(&mut world, &mut master, 1_000);
-    assert_eq!(world.page("/z/assign/v~2"), [entry("_00/a", 2, false)]);
+    assert_eq!(world.entries("/z/assign/v~2"), [entry("_00/a", 2, false)]);
 }
 
 /// With a quota, an ACL, or a server that has too much to do. It is said once or twice (by whoever meets it), not for

@@ -330,8 +330,8 @@ fn what_was_not_started_goes_back_when_it_is_recalled() {
     task(&mut world, "_00/b");
     assign(&mut world, &desk, &[("_00/a", 1, false), ("_00/b", 1, false)]);
     desk.go(&mut world);
-    let page = Assignment::new(1, vec![entry("_00/a"), entry("_00/b")]).encode();
-    world.put(&desk.role.assignment(), &page);
+    let assignment = Assignment::new(1, vec![entry("_00/a"), entry("_00/b")]).encode();
+    world.put(&desk.role.assignment(), &assignment);
     desk.go(&mut world);
     let attempts = ["a", "b"].map(|name| world.task(&format!("/z/tasks/_00/{name}")).attempt);
     assert_eq!(attempts, [1, 2]);

@@ -133,7 +133,7 @@ fn a_task_that_may_not_be_read_for_a_while_keeps_its_output() {
 fn a_read_that_is_due_again_ends_no_incarnation_whose_runs_live() {
     let (mut world, mut desk) = with_task(|_| {}, "_00/a");
     assert_eq!(desk.runs.len(), 1);
-    let page = desk.role.assignment();
+    let assignment = desk.role.assignment();
     desk.hold = |call| matches!(call, Call::Get { path, .. } if path.contains("/assign/"));
     assign(&mut world, &desk, &[("_00/a", 1, false)]);
     desk.go(&mut world);
@@ -144,10 +144,10 @@ fn a_read_that_is_due_again_ends_no_incarnation_whose_runs_live() {
     desk.go(&mut world);
     world.pass(Duration::from_secs(1));
     desk.go(&mut world);
-    assert!(world.znodes.contains_key(&page), "a run of it lives: {:?}", desk.logs);
+    assert!(world.znodes.contains_key(&assignment), "a run of it lives: {:?}", desk.logs);
     end(&world, &mut desk, Ended::Signal(9));
     desk.go(&mut world);
-    assert!(!world.znodes.contains_key(&page), "{:?}", desk.logs);
+    assert!(!world.znodes.contains_key(&assignment), "{:?}", desk.logs);
 }
 
 /// Each try has an incarnation of its own, and each was told of.
@@ -222,8 +222,8 @@ fn a_registration_names_only_as_many_tasks_as_fit() {
 #[test]
 fn an_assignment_that_cannot_be_deleted_keeps_its_incarnation() {
     let (mut world, mut desk) = with_task(|_| {}, "_00/a");
-    let page = desk.role.assignment();
-    world.writes_refused.insert(page.clone(), QUOTA);
+    let assignment = desk.role.assignment();
+    world.writes_refused.insert(assignment.clone(), QUOTA);
     desk.event(&world, Event::SlotsLost { why: "test".into() });
     end(&world, &mut desk, Ended::Signal(9));
     let before = registration(&desk, 0);
@@ -232,13 +232,17 @@ fn an_assignment_that_cannot_be_deleted_keeps_its_incarnation() {
         world.pass(Duration::from_secs(1));
     }
     assert_eq!(world.task("/z/tasks/_00/a").attempt, 2, "{:?}", desk.logs);
-    assert!(world.znodes.contains_key(&before), "its page stands: {:?}", desk.logs);
+    assert!(world.znodes.contains_key(&before), "its assignment stands: {:?}", desk.logs);
     world.writes_refused.clear();
     for _ in 0..3 {
         world.pass(Duration::from_secs(2));
         desk.go(&mut world);
     }
-    assert!(!world.znodes.contains_key(&page) && !world.znodes.contains_key(&before), "{:?}", desk.logs);
+    assert!(
+        !world.znodes.contains_key(&assignment) && !world.znodes.contains_key(&before),
+        "{:?}",
+        desk.logs
+    );
     assert!(desk.role.registrar.is_standing(), "the next life has begun");
 }
 

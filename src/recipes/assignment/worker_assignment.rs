@@ -20,7 +20,7 @@ fn encoded_bytes(id: &EntryId) -> usize {
     2 * id.task.as_str().len() + ENTRY_OVERHEAD
 }
 
-/// A task on a page.
+/// A task on an assignment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     /// Somebody who led before gave it out.
@@ -69,12 +69,12 @@ pub(super) enum Revoked {
     No,
     Wanted,
     InFlight,
-    /// In this version of the page at the latest.
+    /// In this version of the assignment at the latest.
     Since(i32),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum PageState {
+pub(super) enum SyncState {
     /// It is to be read.
     #[default]
     Reading,
@@ -87,7 +87,7 @@ pub(super) enum PageState {
     Unreadable,
 }
 
-/// How much is on a page.
+/// How much is on an assignment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     /// Commands to run, of all entries that take up slots.
@@ -102,7 +102,7 @@ pub struct Load {
 
 /// One incarnation's assignment.
 #[derive(Debug, Default)]
-pub(super) struct Page {
+pub(super) struct WorkerAssignment {
     pub version: i32,
     entries: BTreeMap<EntryId, Held>,
     order: BTreeMap<u64, EntryId>,
@@ -123,7 +123,7 @@ pub(super) struct Page {
     refused_growth: bool,
     refused_deletion: bool,
     load: Load,
-    pub state: PageState,
+    pub state: SyncState,
     /// When it is to be read or written, if it is.
     pub due: Option<Instant>,
     /// What is in memory differs from what was written.
@@ -134,7 +134,7 @@ pub(super) struct Page {
     pub ours: bool,
 }
 
-impl Page {
+impl WorkerAssignment {
     pub fn load(&self) -> Load {
         self.load
     }
@@ -142,10 +142,10 @@ impl Page {
     /// Whether entries may be added now.
     pub fn is_open(&self) -> bool {
         match self.state {
-            PageState::Idle => true,
+            SyncState::Idle => true,
             // What was refused has to pass first.
-            PageState::Writing => !self.was_refused(),
-            PageState::Reading | PageState::Closing | PageState::Refused | PageState::Unreadable => false,
+            SyncState::Writing => !self.was_refused(),
+            SyncState::Reading | SyncState::Closing | SyncState::Refused | SyncState::Unreadable => false,
         }
     }
 
@@ -267,10 +267,10 @@ impl Page {
         }
     }
 
-    /// The data to write; the page is then clean and being written.
+    /// The data to write; the assignment is then clean and being written.
     pub fn write(&mut self, epoch: i64) -> Vec<u8> {
         (self.dirty, self.urgent) = (false, false);
-        self.state = PageState::Writing;
+        self.state = SyncState::Writing;
         self.sent_place = self.last_place;
         self.grows = self.order.range(self.written_place + 1..).next().is_some();
         let mut seen = std::mem::take(&mut self.seen);
@@ -287,11 +287,11 @@ impl Page {
         Assignment::new(epoch, self.entries().map(entry).collect()).encode()
     }
 
-    /// The last write was applied; whether that ends a time in which it was refused. A page that was refused when it
-    /// was to grow may pass as it is, and be refused again: only one that grows tells. Of one that was to be deleted no
-    /// write tells.
+    /// The last write was applied; whether that ends a time in which it was refused. An assignment that was refused
+    /// when it was to grow may pass as it is, and be refused again: only one that grows tells. Of one that was to be
+    /// deleted no write tells.
     pub fn sent(&mut self, version: i32) -> bool {
-        self.state = PageState::Idle;
+        self.state = SyncState::Idle;
         self.version = version;
         self.ours = true;
         self.restate(Revoked::InFlight, Revoked::Since(version));
@@ -324,11 +324,11 @@ impl Page {
     /// It may not be deleted; for how long it is to be left alone.
     pub fn refuse_deletion(&mut self) -> Duration {
         self.refused_deletion = true;
-        self.refuse(PageState::Refused)
+        self.refuse(SyncState::Refused)
     }
 
     /// Something was refused; for how long it is to be left alone.
-    pub fn refuse(&mut self, state: PageState) -> Duration {
+    pub fn refuse(&mut self, state: SyncState) -> Duration {
         self.state = state;
         self.refusals = self.refusals.saturating_add(1);
         pause_of_one(self.refusals)
@@ -355,62 +355,62 @@ mod tests {
 
     #[test]
     fn entries_keep_their_order_and_the_load_what_takes_up_slots() {
-        let mut page = Page::default();
+        let mut assignment = WorkerAssignment::default();
         for (name, width) in [("z", 1), ("m", 100), ("a", 1)] {
-            page.push(id(name), Held::new(width, name == "a"));
+            assignment.push(id(name), Held::new(width, name == "a"));
         }
-        let order: Vec<_> = page.entries().map(|(id, _)| id.task.to_string()).collect();
+        let order: Vec<_> = assignment.entries().map(|(id, _)| id.task.to_string()).collect();
         assert_eq!(order, ["j/z", "j/m", "j/a"]);
-        assert_eq!(page.load(), Load { width: 102, entries: 3, suspects: 1, alone: 0 });
-        assert!(page.set_aside(&[id("m").task]) && !page.set_aside(&[id("m").task]));
+        assert_eq!(assignment.load(), Load { width: 102, entries: 3, suspects: 1, alone: 0 });
+        assert!(assignment.set_aside(&[id("m").task]) && !assignment.set_aside(&[id("m").task]));
         let ghost = |held: &mut Held| held.ghost = true;
-        assert!(page.change(&id("a"), ghost) && !page.change(&id("a"), ghost));
-        assert_eq!(page.load(), Load { width: 1, entries: 2, suspects: 0, alone: 0 });
+        assert!(assignment.change(&id("a"), ghost) && !assignment.change(&id("a"), ghost));
+        assert_eq!(assignment.load(), Load { width: 1, entries: 2, suspects: 0, alone: 0 });
         let smaller = |held: &mut Held| (held.width, held.suspect) = (40, true);
-        assert!(page.set_aside(&[]) && page.change(&id("m"), smaller));
-        assert_eq!(page.load(), Load { width: 41, entries: 2, suspects: 1, alone: 0 });
-        page.remove(&id("m"));
-        assert_eq!(page.load(), Load { width: 1, entries: 1, suspects: 0, alone: 0 });
-        page.remove(&id("a"));
-        assert_eq!(page.load(), Load { width: 1, entries: 1, suspects: 0, alone: 0 }, "it was no load");
-        assert_eq!((page.take_all().len(), page.load()), (1, Load::default()));
+        assert!(assignment.set_aside(&[]) && assignment.change(&id("m"), smaller));
+        assert_eq!(assignment.load(), Load { width: 41, entries: 2, suspects: 1, alone: 0 });
+        assignment.remove(&id("m"));
+        assert_eq!(assignment.load(), Load { width: 1, entries: 1, suspects: 0, alone: 0 });
+        assignment.remove(&id("a"));
+        assert_eq!(assignment.load(), Load { width: 1, entries: 1, suspects: 0, alone: 0 }, "it was no load");
+        assert_eq!((assignment.take_all().len(), assignment.load()), (1, Load::default()));
     }
 
     #[test]
     fn copies_go_along_once_while_they_fit_and_their_entry_exists() {
-        let mut page = Page::default();
-        let seen = |page: &mut Page| {
-            let written = Assignment::decode(&page.write(7)).expect("a page");
+        let mut assignment = WorkerAssignment::default();
+        let seen = |assignment: &mut WorkerAssignment| {
+            let written = Assignment::decode(&assignment.write(7)).expect("an assignment");
             written.entries.into_iter().filter(|entry| entry.seen.is_some()).count()
         };
         let data = "x".repeat(MAX_SEEN_IN_ALL / 4);
         for name in ["a", "b", "c", "d", "e"] {
-            page.push(id(name), Held::new(1, false));
-            page.carry(&id(name), Seen { data: data.clone(), version: 0, mzxid: 1 });
+            assignment.push(id(name), Held::new(1, false));
+            assignment.carry(&id(name), Seen { data: data.clone(), version: 0, mzxid: 1 });
         }
-        page.remove(&id("a"));
-        page.push(id("a"), Held::new(1, false));
-        assert_eq!((seen(&mut page), seen(&mut page)), (3, 0));
-        page.carry(&id("e"), Seen { data, version: 0, mzxid: 1 });
-        assert_eq!(seen(&mut page), 1, "there is room again");
+        assignment.remove(&id("a"));
+        assignment.push(id("a"), Held::new(1, false));
+        assert_eq!((seen(&mut assignment), seen(&mut assignment)), (3, 0));
+        assignment.carry(&id("e"), Seen { data, version: 0, mzxid: 1 });
+        assert_eq!(seen(&mut assignment), 1, "there is room again");
     }
 
     #[test]
     fn what_was_revoked_while_a_write_is_on_its_way_is_not_in_it() {
-        let mut page = Page::default();
-        page.push(id("a"), Held::new(1, false));
-        page.push(id("b"), Held::new(1, false));
+        let mut assignment = WorkerAssignment::default();
+        assignment.push(id("a"), Held::new(1, false));
+        assignment.push(id("b"), Held::new(1, false));
         let revoke = |held: &mut Held| held.revoked = Revoked::Wanted;
-        assert!(page.change(&id("a"), revoke));
-        page.write(7);
-        assert!(page.change(&id("b"), revoke));
-        page.sent(5);
-        assert_eq!(page.dead_through(4), []);
-        assert_eq!(page.dead_through(9), [id("a")]);
-        page.write(7);
-        page.set_unsent();
-        page.write(7);
-        page.sent(9);
-        assert_eq!(page.dead_through(9), [id("a"), id("b")]);
+        assert!(assignment.change(&id("a"), revoke));
+        assignment.write(7);
+        assert!(assignment.change(&id("b"), revoke));
+        assignment.sent(5);
+        assert_eq!(assignment.dead_through(4), []);
+        assert_eq!(assignment.dead_through(9), [id("a")]);
+        assignment.write(7);
+        assignment.set_unsent();
+        assignment.write(7);
+        assignment.sent(9);
+        assert_eq!(assignment.dead_through(9), [id("a"), id("b")]);
     }
 }

@@ -1,6 +1,6 @@
-//! Assignments and registrations: G5 (the page's writer is who its epoch says, and epochs never go back), one holder
-//! for each attempt, nothing taken off a page while it runs, and an incarnation that was without a registration is
-//! dead for ever, with all that it ran.
+//! Assignments and registrations: G5 (the assignment's writer is who its epoch says, and epochs never go back), one
+//! holder for each attempt, nothing taken off an assignment while it runs, and an incarnation that was without a
+//! registration is dead for ever, with all that it ran.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::processes::{Run, Stage};
 use crate::world::World;
 
 #[derive(Default)]
-struct Book<'a> {
+struct Ledger<'a> {
     /// Which incarnation had which attempt, and when it was given that first.
     given: BTreeMap<(String, u32), BTreeMap<String, u64>>,
     /// The life behind each incarnation.
@@ -29,44 +29,44 @@ struct Book<'a> {
     left: BTreeMap<String, SessionId>,
     /// Whose contender each epoch is.
     contenders: BTreeMap<i64, SessionId>,
-    /// What was put on which page, by which transactions, and when.
+    /// What was put on which assignment, by which transactions, and when.
     puts: BTreeMap<(String, String, u32), Vec<(i64, u64)>>,
-    /// What was taken off which page, and the transaction that did it.
+    /// What was taken off which assignment, and the transaction that did it.
     strikes: Vec<(String, Entry, i64, u64)>,
     /// The transactions that made each task: a key may be used again.
     made: BTreeMap<String, Vec<i64>>,
 }
 
 pub fn check(world: &World, numbers: &BTreeMap<usize, u32>, told: &mut Complaints) {
-    let mut book = Book::default();
+    let mut ledger = Ledger::default();
     let number = |at: usize, run: &Run| numbers.get(&at).copied().unwrap_or(run.attempt);
     let tasks = || world.runs.iter().enumerate().filter(|(_, run)| run.attempt > 0);
     for (at, run) in tasks().filter(|(_, run)| run.stage != Stage::Waiting) {
-        book.runs.entry((&run.key, number(at, run))).or_default().push(run);
+        ledger.runs.entry((&run.key, number(at, run))).or_default().push(run);
     }
     replay(world, |step, tree| {
         if let Some(name) = child(step.path, "assign") {
-            book.page(world, name, step, tree, told);
+            ledger.assignment(world, name, step, tree, told);
         } else if let Some(name) = child(step.path, "workers") {
-            book.registration(name, step, tree, told);
+            ledger.registration(name, step, tree, told);
         } else if let (Some(_), None, Some(znode)) = (child(step.path, "master"), step.before, step.after) {
-            book.contenders.insert(znode.czxid, znode.owner);
+            ledger.contenders.insert(znode.czxid, znode.owner);
         } else if let (Some(task), None) = (task_of(step.path), step.before) {
-            book.made.entry(task.to_string()).or_default().push(step.zxid);
+            ledger.made.entry(task.to_string()).or_default().push(step.zxid);
         }
     });
-    for (name, entry, zxid, at) in &book.strikes {
-        book.taken_off(world, name, entry, *zxid, *at, told);
+    for (name, entry, zxid, at) in &ledger.strikes {
+        ledger.taken_off(world, name, entry, *zxid, *at, told);
     }
     for (at, run) in tasks() {
         if matches!(run.stage, Stage::Alive | Stage::Dead) {
-            book.run(world, run, number(at, run), told);
+            ledger.run(world, run, number(at, run), told);
         }
     }
 }
 
-impl<'a> Book<'a> {
-    fn page(&mut self, world: &World, name: &str, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
+impl<'a> Ledger<'a> {
+    fn assignment(&mut self, world: &World, name: &str, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
         if step.before.is_none()
             && let Some(by) = step.by
         {
@@ -122,7 +122,9 @@ impl<'a> Book<'a> {
             for (path, znode) in
                 tree.range(format!("{ROOT}/assign/")..).take_while(|(p, _)| p.starts_with("/z/assign/"))
             {
-                if path != step.path && Assignment::decode(&znode.data).is_ok_and(|page| has(&page, entry)) {
+                if path != step.path
+                    && Assignment::decode(&znode.data).is_ok_and(|assignment| has(&assignment, entry))
+                {
                     told.add(
                         step.at,
                         format!(
@@ -223,7 +225,7 @@ impl<'a> Book<'a> {
     }
 }
 
-/// Whether this attempt or share stands on the page.
-pub fn has(page: &Assignment, entry: &Entry) -> bool {
-    page.entries.iter().any(|other| other.task == entry.task && other.attempt == entry.attempt)
+/// Whether this attempt or share stands on the assignment.
+pub fn has(assignment: &Assignment, entry: &Entry) -> bool {
+    assignment.entries.iter().any(|other| other.task == entry.task && other.attempt == entry.attempt)
 }
