@@ -10,12 +10,13 @@
 //!
 //! *Announcing* writes `status`, so that what is read afterwards is the present. *Taking over* rewrites every
 //! assignment with the new epoch. *Checking* reads who is registered, to find the dead. Then tasks are assigned,
-//! whether or not all of them are loaded yet.
+//! even if not all of them are loaded yet.
 //!
 //! A standby has the same view of tasks and workers, and the same queue; it only does not act. The view comes from
 //! mirrors. Assignments are read at the takeover alone, since nobody but a leader changes them.
 
 mod balance;
+mod carried;
 mod chunk_reads;
 mod cleanup;
 mod decide;
@@ -24,6 +25,7 @@ mod editor;
 mod events;
 mod failover;
 mod janitor;
+mod known;
 mod leader;
 mod loads;
 mod outcomes;
@@ -58,7 +60,7 @@ use crate::recipes::retry::{Condition, Retry};
 /// What a master is started with.
 #[derive(Clone, Debug)]
 pub struct Params {
-    /// Where everything stands.
+    /// The paths of everything.
     pub layout: Layout,
     /// Its id, shown to users.
     pub id: String,
@@ -72,9 +74,9 @@ pub struct Params {
     pub result_ttl: Duration,
     /// How long an empty job is kept.
     pub job_ttl: Duration,
-    /// How many tasks may stand without an outcome, for submitters to heed.
+    /// How many tasks without an outcome may exist. Submitters heed it.
     pub max_pending: u64,
-    /// How many commands that ended badly are kept until their time.
+    /// How many failed commands are kept until their time.
     pub max_failed: u64,
     /// How many bytes of data all tasks may have, likewise.
     pub max_pending_bytes: u64,
@@ -264,7 +266,7 @@ impl Master {
         match lead {
             Lead::Continues => {}
             Lead::Deposed { epoch } => {
-                // Our contender must be gone as well; whoever is told first stands again.
+                // Our contender must be gone as well. The first of the two signs makes this master contend again.
                 out.log(Level::Warn, format!("deposed by the leader of epoch {epoch}; standing again"));
                 self.election.stand(out);
                 self.follow_election(out);

@@ -1,6 +1,5 @@
-//! No slot idles beside work that was not started: what waits at one worker while another has a free slot is recalled,
-//! and of a chunk that runs what was not started is cut off. The first needs its holder's answer; the second asks
-//! nobody.
+//! Gives work that was not started to idle slots. While a worker has a free slot, the leader recalls entries that wait
+//! at another, and cuts lines off a chunk that runs. A recall needs the holder's answer. A cut asks nobody.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,7 +20,7 @@ struct Free {
     slots: u32,
 }
 
-/// A share of which something was not started.
+/// A share with lines that were not started.
 struct Uncut {
     id: EntryId,
     need: Need,
@@ -33,8 +32,8 @@ struct Uncut {
 }
 
 impl Leader {
-    /// Recalls what waits at one worker when another has had a free slot for a while, and the queue nothing for it. Of
-    /// what runs there it cuts off what was not started.
+    /// Recalls entries that wait at one worker when another has had a free slot for a while, and the queue has nothing
+    /// for it. Cuts lines that were not started off the chunks that run there.
     pub(super) fn balance(&mut self, now: Instant, out: &mut Out) {
         let drains = self.view.workers.iter().any(|(_, registration)| registration.draining);
         let is_uneven = !self.scheduler.loads.overfull.is_empty() || !self.scheduler.uncut.is_empty();
@@ -55,7 +54,7 @@ impl Leader {
         }
     }
 
-    /// The shares of which something was not started and could be cut off.
+    /// The shares with lines that were not started and could be cut off.
     fn uncut(&self) -> impl Iterator<Item = Uncut> {
         self.scheduler.uncut.iter().filter_map(|id| {
             let (holder, held) = self.assignments.holder(id)?;
@@ -86,8 +85,8 @@ impl Leader {
         registration.is_some_and(|registration| self.view.table.needs.fits(need, &registration.labels))
     }
 
-    /// What to cut, for how many slots beside those of its holder: for each worker with free slots something of the
-    /// share that would take longest, and all that a worker has not started which is about to stop.
+    /// The shares to cut, and for how many slots beside those of the holder. Each worker with free slots gets a part of
+    /// the share that would take longest. A worker that is about to stop loses all that it has not started.
     fn cuts(&self) -> Vec<(EntryId, (u32, u32))> {
         let (mut cuts, mut candidates) = (Vec::new(), Vec::new());
         for uncut in self.uncut() {
@@ -132,7 +131,7 @@ impl Leader {
         entries.filter(waits).count()
     }
 
-    /// What should not wait where it is, the last first.
+    /// The entries that should not wait where they are, the last first.
     fn surplus(&self, now: Instant) -> Vec<EntryId> {
         let (loads, assignments) = (&self.scheduler.loads, &self.assignments);
         let free = self.free();
@@ -150,11 +149,11 @@ impl Leader {
         let mut surplus = Vec::new();
         for incarnation in &loads.overfull {
             let loaded = loads.known.get(incarnation).zip(assignments.load(incarnation));
-            let Some((known, _)) = loaded.filter(|(known, load)| !known.gets_on(*load, now)) else {
+            let Some((known, _)) = loaded.filter(|(known, load)| !known.makes_progress(*load, now)) else {
                 continue;
             };
             let may = room.min(self.waiting(incarnation, known.slots));
-            // Whatever was recalled before, and is still on its way, has its place there.
+            // An entry that was recalled before, and is still on its way, counts here too.
             room -= may;
             for (id, held) in assignments.entries(incarnation).rev().take(may) {
                 let unit = self.view.table.unit(id).filter(|unit| unit.ahead.is_none() || unit.need.suspect);

@@ -21,8 +21,8 @@ const WINDOW: usize = 64;
 /// after the task that it made was deleted.
 const MIN_TTL_TIMEOUTS: u32 = 2;
 
-/// For how many session timeouts a new leader deletes no outcome. A delete of an earlier leader may be in doubt. It must
-/// have been applied, or be impossible, before a key can be used again.
+/// For how many session timeouts a new leader deletes no outcome. A delete of an earlier leader may be in doubt. It
+/// must have been applied, or be impossible, before a key can be used again.
 const RELUCTANCE_TIMEOUTS: u32 = 2;
 
 /// Failed outcomes take at most this part of the bytes that all tasks may have. Beyond that the oldest are deleted.
@@ -75,7 +75,7 @@ impl Leader {
         self.look_for_orphans(now);
     }
 
-    /// What could not be deleted is old enough again.
+    /// Tries again the deletes that were refused.
     fn try_kept(&mut self, now: Instant) {
         if self.janitor.kept_until.take_if(|at| *at <= now).is_some() {
             for task in std::mem::take(&mut self.janitor.kept) {
@@ -84,7 +84,7 @@ impl Leader {
         }
     }
 
-    /// An outcome seems to be old enough: only an own write tells for certain.
+    /// Asks for an own write when an outcome seems to be old enough: only its time proves that.
     fn ask_for_time(&mut self, ensemble_ms: i64, now: Instant) {
         let is_old =
             self.view.table.outcomes.next(&self.outcome_limits()).is_some_and(|(ms, ..)| ms < ensemble_ms);
@@ -93,7 +93,7 @@ impl Leader {
         }
     }
 
-    /// An own write was acknowledged: it was committed at `mtime_ms`.
+    /// Deletes what is old at `mtime_ms`, when an own write was committed.
     pub(super) fn on_own_write(&mut self, mtime_ms: i64, now: Instant, out: &mut Out) {
         let limits = self.outcome_limits();
         let timeout = self.view.timeout;
@@ -103,7 +103,7 @@ impl Leader {
             let Some((_, is_excess, task)) = next else { break };
             let Some((version, keyed)) = self.view.table.take_outcome(&task) else { break };
             if is_excess && keyed {
-                // Who submits the key again shall not run it once more.
+                // A submitter that uses the key again must not run it once more.
                 if !self.editor.begin(&task, Edit::Shrink { version }, out) {
                     janitor.keep(task, now);
                 }
@@ -183,7 +183,7 @@ impl Leader {
         }
     }
 
-    /// An outcome that was to be deleted, or shortened, may not be.
+    /// Keeps an outcome whose delete or change was refused.
     pub(super) fn keep_outcome(&mut self, task: TaskId, refusal: Refusal, now: Instant, out: &mut Out) {
         let path = self.view.params.layout.task(&task);
         if self.view.table.report(&path) {

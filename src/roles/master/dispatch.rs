@@ -24,7 +24,7 @@ impl Leader {
                 self.scheduler.loads.overfull.remove(incarnation);
                 continue;
             };
-            // A dead incarnation may seem to rise for a moment: its worker registers anew before it finds out.
+            // A dead incarnation may be registered for a moment: its worker registers anew before it finds out.
             let takes = !registration.draining && !self.failovers.contains(incarnation);
             let load = self.assignments.load(incarnation).filter(|_| takes);
             self.scheduler.loads.update(incarnation, (registration.usable_slots(), registration.slots), load);
@@ -32,7 +32,7 @@ impl Leader {
         touched
     }
 
-    /// What nobody could take may be taken by those of whom something has changed.
+    /// Asks again for tasks that no worker could take, for workers of whom something has changed.
     fn unblock(&mut self, changed: &BTreeSet<Incarnation>) {
         let loads = &self.scheduler.loads;
         let fitness = Fitness {
@@ -79,7 +79,7 @@ impl Leader {
         let Some(incarnation) = another.or_else(|| find(need, &[])).cloned() else { return true };
         let urgency = loads.urgency(&incarnation, &self.assignments);
         self.assignments.assign(&incarnation, &id, unit.held(), urgency);
-        if let Some(seen) = self.view.table.take_seen(&id.task) {
+        if let Some(seen) = self.view.table.carried.take(&id.task) {
             self.assignments.carry(&id, seen);
         }
         self.status.touch();
@@ -88,7 +88,7 @@ impl Leader {
         true
     }
 
-    /// Nothing waits any more for a worker to itself.
+    /// Frees the reserved worker when no task waits any more to run alone.
     fn unreserve(&mut self) {
         if self.scheduler.loads.reserved.is_some()
             && self.view.queue.waits_alone().next().is_none()
@@ -98,7 +98,7 @@ impl Leader {
         }
     }
 
-    /// What is to run alone waits for a worker that has nothing else: one is given nothing more until it has.
+    /// Reserves a worker for a task that runs alone: it gets nothing else until it has nothing to do.
     fn reserve(&mut self) {
         let needs: Vec<Need> = self.view.queue.waits_alone().collect();
         if needs.is_empty() {

@@ -18,14 +18,14 @@ const WINDOW: usize = 128;
 /// How often an edit is begun anew because the task changed in between.
 const MAX_TRIES: u32 = 20;
 
-/// A task that may not be changed by its ACL is set aside after so many refusals, in about a minute: its owner made it
-/// so. Quotas and throttling are the service's, and are waited for.
+/// After how many refusals, in about a minute, a task is quarantined that its ACL keeps from being changed: its owner
+/// made the ACL. Quotas and throttling are the service's, and the leader waits for their end.
 const MAX_FORBIDDEN: u32 = 8;
 
-/// What is to become of a task.
+/// A change of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Edit {
-    /// Only look how it is.
+    /// It is only read.
     Peek,
     /// Its outcome becomes `expired`, or `cancelled` if that is still wanted. Of a chunk that ends the lines that
     /// nobody has.
@@ -60,17 +60,17 @@ pub enum Edit {
     },
 }
 
-/// What came of an edit.
+/// The result of an edit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edited {
-    /// It was made, or not called for any more; this is what stands there now.
+    /// It was made, or there was no need for it any more. This is the task as it is now.
     Written {
         /// The task.
         data: Vec<u8>,
         /// When and as which version.
         stat: Stat,
     },
-    /// It was not called for any more.
+    /// There was no need for it any more.
     Done,
     /// The task was seen without an outcome.
     Pending {
@@ -92,7 +92,7 @@ pub enum Step {
         task: TaskId,
         /// The edit.
         edit: Edit,
-        /// What came of it.
+        /// Its result.
         edited: Edited,
     },
 }
@@ -113,7 +113,7 @@ pub struct Editor {
     /// Edits that were refused, and when they are tried again.
     paused: BTreeSet<(Instant, TaskId)>,
     /// A refusal was logged, and no edit has passed since.
-    told: bool,
+    is_refusal_logged: bool,
     /// An edit that others must not meet is in doubt: see [`Editor::is_in_doubt`].
     in_doubt: bool,
     calls: Calls<Purpose>,
@@ -133,7 +133,7 @@ impl Editor {
             works: BTreeMap::new(),
             queue: VecDeque::new(),
             paused: BTreeSet::new(),
-            told: false,
+            is_refusal_logged: false,
             in_doubt: false,
             calls: Calls::default(),
         }
@@ -155,8 +155,8 @@ impl Editor {
         true
     }
 
-    /// Whether an edit may still come that ends or moves what the next leader takes for unheld. To give that out
-    /// changes no task, so the edit would pass, and others would get what runs.
+    /// Whether a write may still arrive that ends or moves a task which the next leader takes for free. Assigning it
+    /// changes no task, so that write would pass, and another worker would get a task that runs.
     pub fn is_in_doubt(&self) -> bool {
         self.in_doubt
     }
@@ -205,7 +205,7 @@ impl Editor {
         let edited = match (purpose, answer) {
             (Purpose::Read(_), Ok(Reply::Data { data, stat })) => self.decide(&task, data, stat, out),
             (Purpose::Write(_, data), Ok(Reply::Stat(stat))) => {
-                self.told = false;
+                self.is_refusal_logged = false;
                 Some(Edited::Written { data, stat: *stat })
             }
             (Purpose::Read(_) | Purpose::Write(..), Err(Refusal::NoNode)) => Some(Edited::Done),
@@ -244,7 +244,7 @@ impl Editor {
         if !passes(refusal, work.refusals) {
             return Some(Edited::Refused(refusal));
         }
-        if !std::mem::replace(&mut self.told, true) {
+        if !std::mem::replace(&mut self.is_refusal_logged, true) {
             let path = self.layout.task(task);
             let text = format!(
                 "{path} cannot be changed ({refusal}): it is tried again; look at its ACL and at quotas"
@@ -289,7 +289,7 @@ impl Editor {
     }
 }
 
-/// Whether the same may not be refused later, after so many refusals.
+/// Whether the same edit may pass later, after so many refusals.
 fn passes(refusal: Refusal, refusals: u32) -> bool {
     match refusal {
         // Quotas, throttling, and whatever the client crate has no name for.
@@ -306,8 +306,8 @@ fn passes(refusal: Refusal, refusals: u32) -> bool {
     }
 }
 
-/// Whether the edit takes something from who has it by the time it is made. A cut takes what is behind a window, which
-/// nobody has; a mark takes nothing; and what has ended nobody has.
+/// Whether the edit takes something from the worker that has it by then. A cut takes lines behind a window, which no
+/// worker has. A mark takes nothing. No worker has a task that has ended.
 fn takes(edit: &Edit) -> bool {
     match edit {
         Edit::End { .. } | Edit::Move { .. } => true,
@@ -315,7 +315,7 @@ fn takes(edit: &Edit) -> bool {
     }
 }
 
-/// What of a task may have been started, by attempts or numbers of shares.
+/// How much of a task may have been started, by attempts or numbers of shares.
 fn windows(task: &Task) -> Vec<(u32, usize)> {
     match task.commands {
         Some(_) => task.all_shares().iter().map(|share| (share.attempt, task.window(share).len())).collect(),
@@ -323,7 +323,7 @@ fn windows(task: &Task) -> Vec<(u32, usize)> {
     }
 }
 
-/// Makes the edit on a task, which has no outcome unless the edit is about that; false if it is not called for.
+/// Makes the edit on a task, which has no outcome unless the edit is about that. False if there is no need for it.
 fn apply(edit: &Edit, task: &mut Task) -> bool {
     let is_chunk = task.commands.is_some();
     match edit {

@@ -86,7 +86,7 @@ impl Leader {
                     self.check_workers(out);
                 }
                 Step::Opened(incarnation) => self.on_opened(&incarnation, now, out),
-                // Its worker may have read the assignment, and answered, before we heard that it is written.
+                // Its worker may have read the assignment, and answered, before the reply to the write came.
                 Step::Written(incarnation) => self.on_assignment(&incarnation, now, out),
                 Step::Closed(incarnation, entries) => {
                     self.on_closed(&incarnation, tasks_of(&entries), now, out);
@@ -116,7 +116,7 @@ impl Leader {
                     self.on_own_write(*mtime_ms, now, out);
                 }
             }
-            status_writer::Step::Homeless => retry.vanished(self.view.params.layout.root(), now, out),
+            status_writer::Step::RootGone => retry.vanished(self.view.params.layout.root(), now, out),
         }
     }
 
@@ -166,7 +166,7 @@ impl Leader {
             self.note_chunk_read(task, now);
             // A follower may answer with the past. Of what was made before this term, that might be a task that has
             // ended.
-            if self.term.has_seen_made(stat)
+            if self.term.is_newer(stat)
                 && let Some(seen) = Seen::of(data, stat)
             {
                 self.view.table.keep_seen(task, seen);
@@ -178,7 +178,7 @@ impl Leader {
                 self.assignments.revoke(&id, Urgency::Now);
             }
         }
-        // A read that is no news may still be the one that others waited for.
+        // Even a stale read may be the one that a decision waited for.
         self.reconcile(task, now, out);
     }
 
@@ -212,10 +212,10 @@ impl Leader {
         } else if let Edited::Refused(refusal) = &edited {
             let path = self.view.params.layout.task(task);
             out.log(Level::Error, format!("{path}: {refusal}; the task is set aside"));
-            self.view.table.set_aside(task);
+            self.view.table.quarantine(task);
         }
         self.failovers.on_edited(task, edit, &edited);
-        // The mirror will read it too, but later: until then the task would be given out as it was before. But if
+        // The mirror will read it too, but later: until then the task would be assigned as it was before. But if
         // the mirror has seen it go, this answer is the older news, and nobody would ever correct it.
         if let Edited::Written { data, stat } = &edited
             && self.view.table.get(task).is_some()

@@ -1,8 +1,8 @@
 //! How far the recovery from a worker failure is, and who is charged. It makes no call: [`super::recovery`] does.
 //!
-//! What may have been started is suspected, and charged: what was revoked is not, nor what stood too far behind on
-//! the assignment. What is suspected runs where no other suspect is, and the last time alone, so nobody is convicted
-//! for what another did.
+//! A task that may have been started is suspected, and charged. A revoked entry is not, nor one too far behind in the
+//! assignment. A suspect runs where no other suspect is, and the last time alone. So no task fails for what another
+//! did.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,23 +10,22 @@ use super::editor::{Edit, Edited};
 use crate::contract::worker::{EntryId, START_AHEAD, START_AHEAD_LINES};
 use crate::contract::{Incarnation, TaskId};
 
-/// The entries of one dead incarnation. No step looks through all of them but the one decision: a thousand workers may
-/// die at once.
+/// The entries of one dead incarnation. Only the decision goes through all of them: a thousand workers may die at once.
 #[derive(Debug)]
 pub struct Failover {
     incarnation: Incarnation,
     entries: BTreeMap<EntryId, EntryStage>,
-    /// They in the order in which they were to be started.
+    /// The entries in the order in which they were to be started.
     order: Vec<EntryId>,
     /// How many slots it had, if that is known.
     slots: Option<usize>,
-    /// How many are not known yet, and the tasks that a look has to be begun at.
+    /// How many entries are not known yet, and the tasks whose read has to be begun.
     unknown: usize,
-    unlooked: Vec<TaskId>,
+    unread: Vec<TaskId>,
     decided: bool,
     /// Those whose edit has to be begun.
     ready: Vec<EntryId>,
-    /// Those of whom it is not known how many attempts they have, until a directory was read that may tell.
+    /// Those whose number of attempts is not known until their directory was read.
     parked: Vec<EntryId>,
     /// Those that are dealt with.
     done: Vec<EntryId>,
@@ -35,7 +34,7 @@ pub struct Failover {
 #[derive(Clone, Debug, PartialEq)]
 enum EntryStage {
     /// It is not known yet how much of it may have been started.
-    Looking { revoked: bool },
+    Reading { revoked: bool },
     /// It is to be moved on; so many of its commands may have been started.
     Weighed { revoked: bool, window: usize },
     /// It is to be moved on, and it is decided whether that is charged.
@@ -51,15 +50,15 @@ impl Failover {
     /// outcome, only so many can have been started as its slots allow; if they are not known, all.
     pub fn new(incarnation: &Incarnation, entries: Vec<(EntryId, bool)>, slots: Option<usize>) -> Failover {
         let order: Vec<EntryId> = entries.iter().map(|(id, _)| id.clone()).collect();
-        let mut unlooked: Vec<TaskId> = order.iter().map(|id| id.task.clone()).collect();
-        unlooked.sort();
-        unlooked.dedup();
+        let mut unread: Vec<TaskId> = order.iter().map(|id| id.task.clone()).collect();
+        unread.sort();
+        unread.dedup();
         let entries: BTreeMap<_, _> =
-            entries.into_iter().map(|(id, revoked)| (id, EntryStage::Looking { revoked })).collect();
+            entries.into_iter().map(|(id, revoked)| (id, EntryStage::Reading { revoked })).collect();
         Failover {
             incarnation: incarnation.clone(),
             unknown: entries.len(),
-            unlooked,
+            unread,
             entries,
             order,
             slots,
@@ -75,22 +74,22 @@ impl Failover {
         &self.incarnation
     }
 
-    /// The tasks that a look has to be begun at. Where another edit is under way, its end brings the task here again.
-    pub fn take_unlooked(&mut self) -> Vec<TaskId> {
-        std::mem::take(&mut self.unlooked)
+    /// The tasks whose read has to be begun. Where another edit is under way, its end brings the task here again.
+    pub fn take_unread(&mut self) -> Vec<TaskId> {
+        std::mem::take(&mut self.unread)
     }
 
-    /// Takes in what came of an edit.
+    /// Takes in the result of an edit.
     pub fn on_edited(&mut self, task: &TaskId, edit: &Edit, edited: &Edited) {
         let of_task = self.entries.range_mut(EntryId::all_of(task));
         for (id, stage) in of_task {
             match (&*stage, edit) {
-                (EntryStage::Looking { revoked }, Edit::Peek) => {
+                (EntryStage::Reading { revoked }, Edit::Peek) => {
                     let windows = match edited {
                         Edited::Pending { windows } => &windows[..],
                         Edited::Written { .. } | Edited::Done | Edited::Refused(_) => &[],
                     };
-                    // Without one it has an outcome, or is at another attempt, or cannot be read: the entry is void.
+                    // Without one it has an outcome, or is at another attempt, or cannot be read: the entry is stale.
                     match windows.iter().find(|(attempt, _)| *attempt == id.attempt) {
                         Some((_, window)) => {
                             *stage = EntryStage::Weighed { revoked: *revoked, window: *window }
@@ -102,9 +101,9 @@ impl Failover {
                     }
                     self.unknown -= 1;
                 }
-                (EntryStage::Looking { .. }, _) => {
-                    if !self.unlooked.contains(task) {
-                        self.unlooked.push(task.clone());
+                (EntryStage::Reading { .. }, _) => {
+                    if !self.unread.contains(task) {
+                        self.unread.push(task.clone());
                     }
                 }
                 (EntryStage::Moving, Edit::Move { from, .. }) if *from == id.attempt => {
@@ -118,9 +117,9 @@ impl Failover {
         }
     }
 
-    /// The edits to begin, when everything is known, each once. `attempts` gives how many charged attempts a task has
-    /// whose own options don't say, if that is known already. An edit counts as begun only by [`Failover::begun`]; one
-    /// that could not be begun comes again when the other edit of its task is over.
+    /// The edits to begin, once everything is known, each one time. `attempts` gives how many charged attempts a task
+    /// has whose own options don't say, if that is known already. An edit counts as begun only by [`Failover::begun`];
+    /// one that could not be begun comes again when the other edit of its task is over.
     pub fn moves(&mut self, attempts: impl Fn(&TaskId) -> Option<u32>) -> Vec<(EntryId, Edit)> {
         if self.unknown > 0 {
             return Vec::new();
@@ -161,13 +160,13 @@ impl Failover {
         self.ready.sort();
     }
 
-    /// The entry is somebody else's by now.
+    /// Notes that another worker has the entry by now.
     pub fn skip(&mut self, id: &EntryId) {
         self.entries.insert(id.clone(), EntryStage::Done);
         self.done.push(id.clone());
     }
 
-    /// The entry's move is under way.
+    /// Notes that the entry's move is under way.
     pub fn begun(&mut self, id: &EntryId) {
         if let Some(stage) = self.entries.get_mut(id) {
             *stage = EntryStage::Moving;
@@ -198,9 +197,9 @@ impl Failover {
 #[derive(Debug, Default)]
 pub struct Failovers {
     all: BTreeMap<Incarnation, Failover>,
-    /// Something happened with them since they were last looked at.
+    /// Those with which something happened since they last went on.
     due: BTreeSet<Incarnation>,
-    /// Whose failovers a task is part of: mostly one, and two if it stood on two assignments.
+    /// Whose failovers a task is part of: mostly one, and two if it was in two assignments.
     of_task: BTreeMap<TaskId, Vec<Incarnation>>,
 }
 
@@ -220,14 +219,14 @@ impl Failovers {
         std::mem::take(&mut self.due)
     }
 
-    /// Something happened that may let a failover go on.
+    /// Notes that a failover may go on.
     pub fn wake(&mut self, incarnation: &Incarnation) {
         if self.all.contains_key(incarnation) {
             self.due.insert(incarnation.clone());
         }
     }
 
-    /// Adds a failover, in place of an earlier one of the same incarnation.
+    /// Adds a failover, and drops an earlier one of the same incarnation.
     pub fn put(&mut self, failover: Failover) {
         self.drop(&failover.incarnation.clone());
         for id in failover.entries.keys() {
@@ -257,7 +256,7 @@ impl Failovers {
         }
     }
 
-    /// Takes in what came of an edit.
+    /// Takes in the result of an edit.
     pub fn on_edited(&mut self, task: &TaskId, edit: &Edit, edited: &Edited) {
         for incarnation in self.of_task.get(task).into_iter().flatten() {
             if let Some(failover) = self.all.get_mut(incarnation) {
@@ -267,7 +266,7 @@ impl Failovers {
         }
     }
 
-    /// How many attempts tasks of some directory have may be known now.
+    /// Lets those go on that waited for a directory: one was read.
     pub fn unpark(&mut self) {
         for (incarnation, failover) in self.all.iter_mut().filter(|(_, failover)| !failover.parked.is_empty())
         {
@@ -324,7 +323,7 @@ mod tests {
         let (old, held) = (id("a"), EntryId { attempt: 7, ..id("a") });
         let assignment = vec![(old.clone(), false), (held.clone(), false)];
         let mut failover = Failover::new(&Incarnation::new("w", 1), assignment, None);
-        assert_eq!(failover.take_unlooked(), std::slice::from_ref(&old.task));
+        assert_eq!(failover.take_unread(), std::slice::from_ref(&old.task));
         failover.on_edited(&old.task, &Edit::Peek, &Edited::Pending { windows: vec![(7, 2)] });
         let moves = failover.moves(|_| Some(3));
         assert_eq!(moves.iter().map(|(id, _)| id).collect::<Vec<_>>(), [&held]);
@@ -347,7 +346,7 @@ mod tests {
         }
         for incarnation in std::mem::take(&mut failovers.due) {
             let failover = failovers.all.get_mut(&incarnation).expect("there");
-            assert_eq!((failover.take_unlooked().len(), failover.take_unlooked().len()), (20, 0));
+            assert_eq!((failover.take_unread().len(), failover.take_unread().len()), (20, 0));
         }
         let pending = Edited::Pending { windows: vec![(4, 1)] };
         for k in 0..20 {

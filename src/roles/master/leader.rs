@@ -54,7 +54,7 @@ pub enum TermStage {
     TakingOver,
     /// It reads who is registered.
     Checking,
-    /// It gives tasks out.
+    /// It assigns tasks.
     Assigning {
         /// Since when.
         since: Instant,
@@ -68,7 +68,7 @@ pub struct Term {
     pub epoch: i64,
     /// How far it is.
     pub stage: TermStage,
-    /// The transaction with which the term was announced: nobody gave out before what was made after it.
+    /// The transaction with which the term was announced: nobody assigned before what was created after it.
     pub announced: Option<i64>,
     /// Workers that died before the list of workers came; it may be older than their deaths.
     pub died: BTreeSet<Incarnation>,
@@ -87,12 +87,12 @@ impl Term {
         }
     }
 
-    /// Whether tasks are given out.
+    /// Whether tasks are assigned.
     pub fn is_assigning(&self) -> bool {
         matches!(self.stage, TermStage::Assigning { .. })
     }
 
-    /// For how long tasks have been given out.
+    /// For how long tasks have been assigned.
     pub fn assigns_for(&self, now: Instant) -> Duration {
         match self.stage {
             TermStage::Assigning { since } => now.since(since),
@@ -100,12 +100,12 @@ impl Term {
         }
     }
 
-    /// Whether a znode was made in this term, so that nobody else ever gave it out.
-    pub fn has_seen_made(&self, stat: &Stat) -> bool {
+    /// Whether a znode was created in this term, so that nobody else ever assigned it.
+    pub fn is_newer(&self, stat: &Stat) -> bool {
         self.announced.is_some_and(|announced| stat.czxid > announced)
     }
 
-    /// What it is doing, in words.
+    /// The stage in words.
     pub fn describe(&self) -> String {
         let stage = if self.is_assigning() { "leading" } else { "taking over" };
         format!("{stage}, epoch {}", self.epoch)
@@ -152,7 +152,7 @@ pub struct Leader {
     pub(super) failovers: Failovers,
     pub(super) janitor: Janitor,
     pub(super) doubts: Doubts,
-    /// Empty assignments of incarnations that are not registered, since when they are known.
+    /// Empty assignments of incarnations that are not registered, and since when they are known.
     pub(super) unregistered: BTreeMap<Incarnation, Instant>,
 }
 

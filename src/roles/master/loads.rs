@@ -14,29 +14,29 @@ use crate::machine::Instant;
 use crate::recipes::assignment::{AssignmentTable, Load, Urgency};
 use crate::recipes::queue::{Need, Needs};
 
-/// What waits at a worker for less than this is not worth to be given to another.
+/// An entry that waits for less than this at a worker is not worth a recall.
 pub(super) const WORTH_IT: Duration = Duration::from_millis(100);
 
-/// A slot is free for so long before what waits elsewhere is given to it. Where nothing has ended for as long, nothing
-/// gets on.
+/// How long a slot is free before it gets work that waits elsewhere. A worker where nothing has ended for as long makes
+/// no progress.
 pub(super) const BALANCE_PACE: Duration = Duration::from_millis(150);
 
-/// What waits at a worker should be started within this time.
+/// Work that waits at a worker should start within this time.
 const PREFETCH: Duration = Duration::from_millis(400);
 
 /// Most entries that wait at a worker, whatever is known of how long its runs take.
 const MAX_PREFETCH: usize = 512;
 
-/// What a command costs a worker besides the time that it runs, in µs.
+/// The time that a command costs a worker besides its run, in µs.
 const OVERHEAD_US: u64 = 200;
 
-/// How much the last run counts in what is known of how long runs take: 1 in so many.
+/// The weight of the last run in the average duration of runs: 1 in so many.
 const MEMORY: u64 = 8;
 
 /// All of a worker's slots are taken: [`Rank::share`] is at least this.
 pub(super) const FULL: u64 = 1 << 20;
 
-/// Where a worker stands among those that could take a task; the least goes first.
+/// The rank of a worker among those that could take a task. The least goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     /// What it has to do, in parts of its slots.
@@ -45,20 +45,20 @@ pub(super) struct Rank {
     pub slots: Reverse<u32>,
 }
 
-/// What is known of a living worker.
+/// What is known of a registered worker.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct WorkerLoad {
     /// Those that it can use now: all of them, if its starts work.
     pub slots: u32,
     /// How many it has, so that so many may have been started before.
     all_slots: u32,
-    /// Its place among those that can take more, if it can.
+    /// Its rank among those that can take more, if it can.
     rank: Option<Rank>,
     /// How long a command keeps a slot, in µs, once one was seen.
     pub cost_us: Option<u64>,
     /// When something was last known to have ended there.
     ran_at: Instant,
-    /// It is being given more than its slots: from half of what may wait to all of it, so that many go in one write.
+    /// It gets more entries than it has slots, from half of what may wait to all of it, so that many go in one write.
     filling: bool,
 }
 
@@ -74,8 +74,8 @@ impl WorkerLoad {
         }
     }
 
-    /// Whether the last of what waits there is started soon, as far as anybody can tell.
-    pub fn gets_on(&self, load: Load, now: Instant) -> bool {
+    /// Whether the last entry that waits there probably starts soon.
+    pub fn makes_progress(&self, load: Load, now: Instant) -> bool {
         let waiting = load.width.saturating_sub(u64::from(self.slots));
         let us = waiting.saturating_mul(self.cost_us.unwrap_or(0)) / u64::from(self.slots.max(1));
         Duration::from_micros(us) < WORTH_IT && now.since(self.ran_at) < BALANCE_PACE
@@ -89,7 +89,7 @@ pub struct WorkerLoads {
     pub(super) order: BTreeSet<(Rank, Incarnation)>,
     /// Those that have more than their slots.
     pub(super) overfull: BTreeSet<Incarnation>,
-    /// It gets nothing but what is to run alone.
+    /// This one gets only tasks that run alone.
     pub(super) reserved: Option<Incarnation>,
 }
 
@@ -108,7 +108,7 @@ impl WorkerLoads {
         )
     }
 
-    /// The incarnation is dead.
+    /// Forgets an incarnation that is dead.
     pub fn forget(&mut self, incarnation: &Incarnation) {
         self.rank(incarnation, None);
         self.known.remove(incarnation);
@@ -159,7 +159,7 @@ impl WorkerLoads {
         self.rank(incarnation, rank);
     }
 
-    /// So long a task of so many commands ran there.
+    /// Notes that a task of `width` commands ran there for `ran_ms`.
     pub fn note_run(&mut self, incarnation: &Incarnation, ran_ms: u64, width: u32, now: Instant) {
         let Some(known) = self.known.get_mut(incarnation) else { return };
         known.ran_at = now;
@@ -172,7 +172,7 @@ impl WorkerLoads {
         });
     }
 
-    /// How soon a worker has to hear of one more task.
+    /// How soon a worker has to learn of one more task.
     pub(super) fn urgency(&self, incarnation: &Incarnation, assignments: &AssignmentTable) -> Urgency {
         let (Some(known), Some(load)) = (self.known.get(incarnation), assignments.load(incarnation)) else {
             return Urgency::Now;
@@ -185,7 +185,7 @@ impl WorkerLoads {
         self.reserved.as_ref() == Some(incarnation)
     }
 
-    /// Whether somebody has a slot that nothing is planned for.
+    /// Whether some worker has a slot that nothing is planned for.
     pub(super) fn is_slot_free(&self) -> bool {
         self.order.first().is_some_and(|(rank, _)| rank.share < FULL)
     }
@@ -210,7 +210,7 @@ impl WorkerLoads {
     }
 }
 
-/// What says, besides its rank, which tasks a worker can take.
+/// The facts that say, besides its rank, which tasks a worker can take.
 pub(super) struct Fitness<'a> {
     pub reserved: Option<&'a Incarnation>,
     pub needs: &'a Needs,

@@ -9,8 +9,8 @@ use super::decide::{
     TaskFacts, decide_entry, decide_free, may_hide_tasks,
 };
 use super::editor::{Edit, Edited};
+use super::known::{KnownTask, Pending, Phase, Unit};
 use super::leader::Leader;
-use super::table::{KnownTask, Pending, Phase, Unit};
 use crate::contract::worker::EntryId;
 use crate::contract::{Incarnation, TaskId};
 use crate::machine::{Instant, Level};

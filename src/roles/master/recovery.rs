@@ -116,7 +116,7 @@ fn begin_edits(
     editor: &mut Editor,
     out: &mut Out,
 ) {
-    for task in failover.take_unlooked() {
+    for task in failover.take_unread() {
         editor.begin(&task, Edit::Peek, out);
     }
     for (id, edit) in failover.moves(attempts) {

@@ -45,7 +45,7 @@ impl Leader {
         self.status.touch();
     }
 
-    /// A worker killed what was revoked. The same attempt is never given out twice: its worker may remember it as
+    /// A worker killed what was revoked. The same attempt is never assigned twice: its worker may remember it as
     /// refused.
     fn on_killed(&mut self, incarnation: &Incarnation, id: &EntryId, out: &mut Out) {
         let is_wanted = self.view.table.pending(&id.task).is_some_and(|pending| !pending.cancel)

@@ -1,4 +1,4 @@
-//! The leader's `status` znode: its summary, its proof of the present, and its view of the ensemble's clock.
+//! Writes the leader's `status` znode: its summary, its proof of the present, and its view of the ensemble's clock.
 //!
 //! Written when something changed, at most once a second; and when the leader needs a write of its own, after
 //! which its reads are not stale, or the ensemble's time, which the reply carries.
@@ -28,8 +28,8 @@ pub enum Step {
         /// The transaction of it.
         mzxid: i64,
     },
-    /// The directory that it stands in is gone.
-    Homeless,
+    /// The root directory is gone.
+    RootGone,
 }
 
 /// The writer of `status`.
@@ -39,12 +39,12 @@ pub struct StatusWriter {
     state: State,
     calls: Calls<Purpose>,
     written: Vec<u8>,
-    /// Most bytes that it may take, as far as the servers have shown.
+    /// The most bytes that the servers accept, as far as they have shown.
     max_bytes: usize,
     sent: Option<Instant>,
     dirty: bool,
     forced: bool,
-    /// Whether its end will be told.
+    /// Whether a watch reports its end.
     watched: bool,
     retry: Retry,
 }
@@ -53,13 +53,13 @@ pub struct StatusWriter {
 enum State {
     Unknown,
     Absent,
-    Standing { version: i32 },
+    Exists { version: i32 },
 }
 
 #[derive(Debug)]
 enum Purpose {
     Watch,
-    Look,
+    Exists,
     Write,
 }
 
@@ -80,12 +80,12 @@ impl StatusWriter {
         }
     }
 
-    /// The summary changed.
+    /// Notes that the summary changed.
     pub fn touch(&mut self) {
         self.dirty = true;
     }
 
-    /// A write that begins now or later is needed, whatever it says.
+    /// Asks for a write that begins now or later, whatever it says.
     pub fn force(&mut self) {
         self.forced = true;
     }
@@ -129,7 +129,7 @@ impl StatusWriter {
             self.calls.issue(out, call, Purpose::Watch);
         }
         if self.state == State::Unknown {
-            self.calls.issue(out, Call::Exists { path: self.path.clone(), watch: false }, Purpose::Look);
+            self.calls.issue(out, Call::Exists { path: self.path.clone(), watch: false }, Purpose::Exists);
             return;
         }
         let data = summary.encode_within(self.max_bytes);
@@ -142,7 +142,7 @@ impl StatusWriter {
         self.written = data.clone();
         let path = self.path.clone();
         let call = match self.state {
-            State::Standing { version } => Call::Set { path, data, version },
+            State::Exists { version } => Call::Set { path, data, version },
             State::Absent | State::Unknown => Call::Create { path, data, mode: CreateMode::Persistent },
         };
         self.calls.issue(out, call, Purpose::Write);
@@ -170,16 +170,16 @@ impl StatusWriter {
         out: &mut Actions<R>,
     ) -> Step {
         match (purpose, answer) {
-            (Purpose::Look, Ok(Reply::Stat(stat))) => {
-                self.state = State::Standing { version: stat.version };
+            (Purpose::Exists, Ok(Reply::Stat(stat))) => {
+                self.state = State::Exists { version: stat.version };
                 Step::Pending
             }
-            (Purpose::Look, Err(Refusal::NoNode)) => {
+            (Purpose::Exists, Err(Refusal::NoNode)) => {
                 self.state = State::Absent;
                 Step::Pending
             }
             (Purpose::Write, Ok(Reply::Stat(stat))) => {
-                self.state = State::Standing { version: stat.version };
+                self.state = State::Exists { version: stat.version };
                 self.retry.done(out);
                 Step::Written { mtime_ms: stat.mtime_ms, mzxid: stat.mzxid }
             }
@@ -197,18 +197,18 @@ impl StatusWriter {
             }
             (purpose, Err(refusal)) => {
                 // Deleted since it was last seen, or since its directory was.
-                let homeless = refusal == Refusal::NoNode && self.state == State::Absent;
+                let root_gone = refusal == Refusal::NoNode && self.state == State::Absent;
                 self.watched &= !matches!(purpose, Purpose::Watch);
                 self.state = State::Unknown;
                 self.forced = true;
-                if homeless || refusal != Refusal::NoNode {
+                if root_gone || refusal != Refusal::NoNode {
                     self.retry.refused(&self.path, refusal, now, out);
                 } else {
                     self.retry.vanished(&self.path, now, out);
                 }
-                if homeless { Step::Homeless } else { Step::Pending }
+                if root_gone { Step::RootGone } else { Step::Pending }
             }
-            (Purpose::Look | Purpose::Watch, Ok(_)) => Step::Pending,
+            (Purpose::Exists | Purpose::Watch, Ok(_)) => Step::Pending,
         }
     }
 }

@@ -1,133 +1,20 @@
-//! What a master knows of every task and job: little for each, so that a million of them fit.
+//! All tasks and jobs that a master knows, with an index for each question that is asked of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::outcomes::{Kept, Outcomes};
-use crate::contract::chunk::{LineCounts, Results};
-use crate::contract::share::Share;
+use super::carried::Carried;
+use super::known::{KnownTask, Pending, Phase, Unit, count, kept, run_ms, unit_of};
+use super::outcomes::Outcomes;
+use crate::contract::chunk::LineCounts;
 use crate::contract::status::Counts;
 use crate::contract::task::{Job, Options, Task};
 use crate::contract::worker::{EntryId, Seen};
 use crate::contract::{Incarnation, MAX_CHILDREN_TOLERATED, MAX_TASK_ID_BYTES, Malformed, TaskId, is_shared};
 use crate::machine::{Instant, Stat};
-use crate::recipes::assignment::Held;
-use crate::recipes::queue::{Need, Needs};
+use crate::recipes::queue::Needs;
 
-/// Znodes whose trouble is told one by one; of further ones only the number is.
+/// How many znodes have their trouble logged one by one. Of further ones only the number is reported.
 const MAX_REPORTED: usize = 1_000;
-
-/// So much is kept of what entries could carry along: some hundred small tasks. What stands behind that in the queue is
-/// read by its worker.
-const MAX_SEEN_KEPT: usize = 64 * 1024;
-
-/// A task, as far as a master needs it.
-#[derive(Debug)]
-pub struct KnownTask {
-    /// When it was created, as the ensemble counts.
-    pub czxid: i64,
-    /// When it was last changed, likewise.
-    pub mzxid: i64,
-    /// When it was last changed, by the ensemble's clock.
-    pub mtime_ms: i64,
-    /// Its version then.
-    pub version: i32,
-    /// How much data it had then.
-    pub bytes: u32,
-    /// How many of its commands were how far then.
-    pub lines: LineCounts,
-    /// What it said then.
-    pub phase: Phase,
-}
-
-/// How far a task is.
-#[derive(Debug)]
-pub enum Phase {
-    /// It has no outcome.
-    Pending(Pending),
-    /// It has one.
-    Ended {
-        /// As which attempt.
-        attempt: u32,
-        /// Who ran it to its end.
-        by: Option<Incarnation>,
-        /// For how long, or how long a command of it on average; 0 if that is not told.
-        ran_ms: u64,
-        /// It is a chunk.
-        is_chunk: bool,
-        /// Its user brought the id.
-        keyed: bool,
-        /// All was dropped but how it ended.
-        is_dropped: bool,
-        /// Somebody wants it deleted.
-        is_doomed: bool,
-    },
-    /// It cannot be read as a task.
-    Malformed,
-    /// It is a task that cannot be written.
-    Quarantined,
-}
-
-/// A task without an outcome.
-#[derive(Debug)]
-#[allow(missing_docs)]
-pub struct Pending {
-    /// What it is if it is no chunk, or one of which everything is one share.
-    pub whole: Unit,
-    /// The shares of a chunk, if there are several, or one that says more than that.
-    pub shares: Vec<Unit>,
-    pub is_chunk: bool,
-    pub priority: i32,
-    /// By the ensemble's clock; 0 if never.
-    pub expires_ms: i64,
-    pub cancel: bool,
-    pub orphan_of: Option<Box<str>>,
-    /// How long a command of a chunk runs, on average, if some have.
-    pub run_ms: Option<u64>,
-}
-
-/// What an entry of an assignment can name: a task at its attempt, or a share.
-#[derive(Clone, Debug)]
-#[allow(missing_docs)]
-pub struct Unit {
-    pub attempt: u32,
-    /// How many commands it has to run.
-    pub width: u32,
-    /// How many of them its holder may have started, if it has said so.
-    pub ahead: Option<u32>,
-    pub need: Need,
-    /// By the ensemble's clock; 0 if at once.
-    pub not_before_ms: i64,
-    pub released_by: Option<Incarnation>,
-    /// Somebody wants some of its lines cancelled.
-    pub cancel_lines: bool,
-}
-
-impl Unit {
-    /// How many of its commands are behind its window, so that others can have them.
-    pub fn behind(&self) -> u32 {
-        self.ahead.map_or(0, |ahead| self.width.saturating_sub(ahead))
-    }
-
-    /// What it is on an assignment. What is suspected runs one command at a time.
-    pub fn held(&self) -> Held {
-        let width = if self.need.suspect { self.width.min(1) } else { self.width };
-        let mut held = Held::new(width, self.need.suspect);
-        held.alone = self.need.is_alone();
-        held
-    }
-}
-
-impl Pending {
-    /// All that entries can name of it.
-    pub fn units(&self) -> &[Unit] {
-        if self.shares.is_empty() { std::slice::from_ref(&self.whole) } else { &self.shares }
-    }
-
-    /// What an entry with this number names.
-    pub fn unit(&self, attempt: u32) -> Option<&Unit> {
-        self.units().iter().find(|unit| unit.attempt == attempt)
-    }
-}
 
 /// A directory of tasks.
 #[derive(Debug, Default)]
@@ -143,7 +30,7 @@ pub struct Dir {
     reported_full: bool,
 }
 
-/// What came of a look at a task.
+/// What a read of a task showed.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Update {
     /// Nothing new.
@@ -152,8 +39,16 @@ pub enum Update {
     Changed,
     /// Its directory must be read first, then it again.
     DirUnknown,
-    /// It is no task; told once.
+    /// It is no task. This is reported once.
     Malformed(Malformed),
+}
+
+/// Why the phase of a pending task is not known.
+enum Unknown {
+    /// Its directory was not read.
+    Dir,
+    /// What it needs has no number: there are too many sets of labels.
+    Need,
 }
 
 /// All tasks and jobs.
@@ -175,9 +70,8 @@ pub struct Table {
     pub orphanable: BTreeMap<TaskId, Box<str>>,
     /// Workers that could not start a pending task, of those few where there are any.
     avoid: BTreeMap<TaskId, Vec<Incarnation>>,
-    /// Pending tasks as they were read, to be carried along when they are given out; and how much that is.
-    seen: BTreeMap<TaskId, Seen>,
-    seen_bytes: usize,
+    /// Pending tasks as they were read.
+    pub carried: Carried,
     /// The sets of labels that tasks without an outcome require.
     pub needs: Needs,
     /// Tasks that wait until one set less is required.
@@ -212,7 +106,7 @@ impl Table {
         self.counts.clone()
     }
 
-    /// Bytes of data of all tasks that stand, whatever they are; kept as they come and go.
+    /// How many bytes of data all existing tasks have.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -233,7 +127,7 @@ impl Table {
     }
 
     /// How many charged attempts a task of this directory has if it does not say; `None` if that is not known
-    /// yet. `complete` is whether all that stands has been seen.
+    /// yet. `complete` is whether every existing task has been read.
     pub fn attempts_in(&self, dir: &str, complete: bool) -> Option<u32> {
         let none = Options::default();
         let known = if is_shared(dir) { Some(&none) } else { self.options(dir) };
@@ -284,7 +178,6 @@ impl Table {
         if self.tasks.get(task).is_some_and(|known| known.mzxid >= stat.mzxid) {
             return Update::Stale;
         }
-        let mut trouble = None;
         let decoded = match task.as_str().len() {
             length if length > MAX_TASK_ID_BYTES => {
                 Err(Malformed(format!("its id has {length} bytes, more than {MAX_TASK_ID_BYTES}")))
@@ -292,47 +185,26 @@ impl Table {
             _ => Task::decode(data),
         };
         self.avoid.remove(task);
-        self.take_seen(task);
+        self.carried.take(task);
         let lines = decoded.as_ref().map_or_else(|_| LineCounts::default(), Task::line_counts);
-        let phase = match decoded {
-            Ok(mut read) => match read.outcome {
-                Some(outcome) => {
-                    let is_chunk = read.commands.is_some();
-                    let ran_ms =
-                        if is_chunk { run_ms(&outcome.results).unwrap_or(0) } else { outcome.ran_ms() };
-                    let (attempt, by) = (outcome.attempt, outcome.worker);
-                    let (keyed, is_doomed, is_dropped) = (read.keyed, read.delete, read.digest.is_some());
-                    Phase::Ended { attempt, by, ran_ms, is_chunk, keyed, is_dropped, is_doomed }
+        let (phase, trouble) = match decoded {
+            Ok(read) => match self.phase_of(task, read, stat) {
+                Ok(phase) => (phase, None),
+                Err(Unknown::Dir) => {
+                    self.waiting.entry(task.dir().to_string()).or_default().insert(task.clone());
+                    return Update::DirUnknown;
                 }
-                None => match self.pending_of(task, &read, stat) {
-                    Some(Some(pending)) => {
-                        if !read.avoid.is_empty() {
-                            self.avoid.insert(task.clone(), std::mem::take(&mut read.avoid));
-                        }
-                        Phase::Pending(pending)
-                    }
-                    Some(None) => {
-                        trouble = Some(Malformed(
-                            "too many different sets of required labels are in use; it \
-                             waits until one is not"
-                                .into(),
-                        ));
-                        Phase::Quarantined
-                    }
-                    None => {
-                        self.waiting.entry(task.dir().to_string()).or_default().insert(task.clone());
-                        return Update::DirUnknown;
-                    }
-                },
+                Err(Unknown::Need) => {
+                    let trouble =
+                        "too many different sets of required labels are in use; it waits until one is not";
+                    (Phase::Quarantined, Some(Malformed(trouble.into())))
+                }
             },
-            Err(malformed) => {
-                trouble = Some(malformed);
-                Phase::Malformed
-            }
+            Err(malformed) => (Phase::Malformed, Some(malformed)),
         };
         let (czxid, mzxid, mtime_ms, version) = (stat.czxid, stat.mzxid, stat.mtime_ms, stat.version);
         let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let waits = matches!((&phase, &trouble), (Phase::Quarantined, Some(_)));
+        let waits = matches!(phase, Phase::Quarantined);
         self.put(task, KnownTask { czxid, mzxid, mtime_ms, version, bytes, lines, phase });
         if waits {
             self.unnumbered.insert(task.clone());
@@ -343,18 +215,27 @@ impl Table {
         }
     }
 
-    /// `None` if the directory is not known yet; `Some(None)` if there are too many sets of labels.
-    fn pending_of(&mut self, id: &TaskId, task: &Task, stat: &Stat) -> Option<Option<Pending>> {
+    fn phase_of(&mut self, task: &TaskId, mut read: Task, stat: &Stat) -> Result<Phase, Unknown> {
+        if let Some(outcome) = &read.outcome {
+            return Ok(Phase::ended(&read, outcome));
+        }
+        let pending = self.pending_of(task, &read, stat)?;
+        if !read.avoid.is_empty() {
+            self.avoid.insert(task.clone(), std::mem::take(&mut read.avoid));
+        }
+        Ok(Phase::Pending(pending))
+    }
+
+    fn pending_of(&mut self, id: &TaskId, task: &Task, stat: &Stat) -> Result<Pending, Unknown> {
         let none = Options::default();
-        let job = if is_shared(id.dir()) { &none } else { self.options(id.dir())? };
+        let job = if is_shared(id.dir()) { &none } else { self.options(id.dir()).ok_or(Unknown::Dir)? };
         let options = task.options.or(job);
         let attempts = options.attempts();
         let last = task.charged.saturating_add(task.deaths).saturating_add(1) >= attempts;
-        let Some(need) = self.needs.number(options.require.as_ref(), task.deaths > 0, last) else {
-            return Some(None);
-        };
+        let need = self.needs.number(options.require.as_ref(), task.deaths > 0, last);
+        let need = need.ok_or(Unknown::Need)?;
         let expires_ms = options.expire_ms.map_or(0, |ms| stat.ctime_ms.saturating_add_unsigned(ms));
-        Some(Some(Pending {
+        Ok(Pending {
             whole: Unit {
                 attempt: task.attempt,
                 width: task.width(),
@@ -371,7 +252,7 @@ impl Table {
             cancel: task.cancel,
             orphan_of: options.orphan_of.map(String::into_boxed_str),
             run_ms: run_ms(&task.results),
-        }))
+        })
     }
 
     /// A task is gone. Gives the time from which its directory is empty, if it is now.
@@ -382,7 +263,7 @@ impl Table {
         let Some(known) = self.tasks.remove(task) else { return false };
         self.unindex(task, &known);
         self.avoid.remove(task);
-        self.take_seen(task);
+        self.carried.take(task);
         if let Some(dir) = self.dirs.get_mut(task.dir()) {
             dir.tasks -= 1;
             if dir.tasks == 0 {
@@ -397,29 +278,15 @@ impl Table {
         self.avoid.get(task).map_or(&[], Vec::as_slice)
     }
 
-    /// The task may be given out as it was just read, if it is pending and there is room: its worker need not read it.
+    /// The task may be assigned as it was just read, if it is pending and there is room: its worker need not read it.
     pub fn keep_seen(&mut self, task: &TaskId, seen: Seen) {
-        if self.pending(task).is_some() && self.seen_bytes + seen.data.len() <= MAX_SEEN_KEPT {
-            self.seen_bytes += seen.data.len();
-            self.seen.insert(task.clone(), seen);
+        if self.pending(task).is_some() {
+            self.carried.keep(task, seen);
         }
     }
 
-    /// What was kept of a task. It is out of date when the task has changed, or is given out.
-    pub fn take_seen(&mut self, task: &TaskId) -> Option<Seen> {
-        let seen = self.seen.remove(task)?;
-        self.seen_bytes -= seen.data.len();
-        Some(seen)
-    }
-
-    /// A term is over: others may have changed what was kept in it.
-    pub fn forget_seen(&mut self) {
-        self.seen.clear();
-        self.seen_bytes = 0;
-    }
-
-    /// The task cannot be written; it is left alone from now on.
-    pub fn set_aside(&mut self, task: &TaskId) {
+    /// Leaves a task alone from now on, for it cannot be written.
+    pub fn quarantine(&mut self, task: &TaskId) {
         if let Some(mut known) = self.tasks.remove(task) {
             self.unindex(task, &known);
             if let Some(dir) = self.dirs.get_mut(task.dir()) {
@@ -430,15 +297,14 @@ impl Table {
         }
     }
 
-    /// The outcome is going to be deleted: it is not named again. Gives the version of its task, and whether that has a
-    /// key.
+    /// Takes out an outcome that is going to be deleted. Gives the version of its task, and whether that has a key.
     pub fn take_outcome(&mut self, task: &TaskId) -> Option<(i32, bool)> {
         let known = self.tasks.get(task)?;
         self.outcomes.remove(task, kept(known)?);
         Some((known.version, matches!(known.phase, Phase::Ended { keyed: true, .. })))
     }
 
-    /// An outcome that was to be deleted, and was not: it is to be deleted in its turn.
+    /// Puts back an outcome that was not deleted: it is to be deleted in its turn.
     pub fn keep_outcome(&mut self, task: &TaskId) {
         if let Some(known) = self.tasks.get(task)
             && let Some(kept) = kept(known)
@@ -447,12 +313,12 @@ impl Table {
         }
     }
 
-    /// Whether the trouble with this znode is to be told: once, and not of too many.
+    /// Whether the trouble with this znode is to be logged: once, and not for too many znodes.
     pub fn report(&mut self, name: &str) -> bool {
         self.reported.len() < MAX_REPORTED && self.reported.insert(name.to_string())
     }
 
-    /// A directory that has more children than it should, if there is one that was not told yet.
+    /// A directory that has more children than it should, unless that was reported before.
     pub fn overfull(&mut self, name: &str) -> Option<i32> {
         let dir = self.dirs.get_mut(name)?;
         if dir.tasks <= MAX_CHILDREN_TOLERATED || dir.reported_full {
@@ -473,7 +339,7 @@ impl Table {
     }
 
     fn put(&mut self, task: &TaskId, known: KnownTask) {
-        // Before the last look is forgotten, which may hold the same.
+        // Before the last read is forgotten, which may need the same.
         if let Phase::Pending(pending) = &known.phase {
             self.needs.hold(pending.whole.need);
         }
@@ -528,51 +394,6 @@ impl Table {
         count(&mut self.counts, known, |count, fewer| *count -= fewer);
         self.bytes -= u64::from(known.bytes);
     }
-}
-
-/// A share of a chunk whose tasks need this and have so many attempts.
-fn unit_of(task: &Task, share: &Share, need: Need, attempts: u32) -> Unit {
-    let open = task.open_lines(share);
-    Unit {
-        attempt: share.attempt,
-        width: u32::try_from(open.len()).unwrap_or(u32::MAX),
-        ahead: share.ahead,
-        need: need.of(share.deaths > 0, share.deaths.saturating_add(1) >= attempts),
-        not_before_ms: share.not_before_ms(),
-        released_by: share.released_by.clone(),
-        cancel_lines: open.iter().any(|place| task.cancel_lines.has(*place)),
-    }
-}
-
-/// How long a command ran, on average of those that did.
-fn run_ms(results: &Results) -> Option<u64> {
-    let ran = results.iter().flatten().filter_map(|result| {
-        let ran = result.ended_ms?.saturating_sub(result.started_ms?);
-        u64::try_from(ran).ok()
-    });
-    let (count, sum) = ran.fold((0, 0_u64), |(count, sum), ran| (count + 1, sum.saturating_add(ran)));
-    sum.checked_div(count)
-}
-
-/// What it is for the index of outcomes, if it has one.
-fn kept(known: &KnownTask) -> Option<Kept> {
-    let Phase::Ended { is_dropped, is_doomed, .. } = known.phase else { return None };
-    let failed = if is_dropped || is_doomed { 0 } else { known.lines.ended_badly() };
-    Some(Kept { mtime_ms: known.mtime_ms, failed, bytes: u64::from(known.bytes), is_doomed })
-}
-
-/// Changes the counts by the commands of a task.
-fn count(counts: &mut Counts, known: &KnownTask, change: impl Fn(&mut u64, u64)) {
-    let LineCounts { open, done, failed, cancelled, expired } = known.lines;
-    match &known.phase {
-        Phase::Pending(_) | Phase::Ended { .. } => change(&mut counts.pending, open.into()),
-        Phase::Malformed => change(&mut counts.malformed, 1),
-        Phase::Quarantined => change(&mut counts.aside, open.max(1).into()),
-    }
-    change(&mut counts.done, done.into());
-    change(&mut counts.failed, failed.into());
-    change(&mut counts.cancelled, cancelled.into());
-    change(&mut counts.expired, expired.into());
 }
 
 #[cfg(test)]

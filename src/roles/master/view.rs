@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use super::table::{Pending, Table, Unit, Update};
+use super::known::{Pending, Unit};
+use super::table::{Table, Update};
 use super::workers::Workers;
 use super::{Out, Params};
 use crate::contract::worker::{EntryId, Registration};
@@ -197,7 +198,7 @@ impl View {
             Change::Appeared { .. } | Change::Refused { .. } => None,
             Change::Touched { path } => match TaskId::parse(&path) {
                 Some(task) => {
-                    self.table.take_seen(&task);
+                    self.table.carried.take(&task);
                     Some(News::TaskChanged(task))
                 }
                 None => {
@@ -358,7 +359,7 @@ impl View {
     /// A term begins or ends. A lazy mirror of tasks reads what changed later. What nobody could take in the last term,
     /// somebody may in this one.
     pub fn on_term(&mut self, is_lazy: bool, out: &mut Out) {
-        self.table.forget_seen();
+        self.table.carried.clear();
         self.tasks.take_time(is_lazy, out);
         self.queue.unblock(|_| true);
     }

@@ -38,7 +38,7 @@ fn commands_are_counted_whatever_the_chunking() {
     table.see(&chunk, over, &stat(3));
     let ended = Counts { pending: 1, done: 1, failed: 1, cancelled: 1, expired: 1, ..Counts::default() };
     assert_eq!(table.counts(), ended);
-    table.set_aside(&single);
+    table.quarantine(&single);
     assert_eq!((table.counts().pending, table.counts().aside), (0, 1));
     table.remove(&single, Instant::default());
     table.remove(&chunk, Instant::default());
@@ -65,7 +65,7 @@ fn the_bytes_are_correct_after_every_change() {
     table.see(&a, long, &stat(3));
     table.see(&a, short, &stat(1));
     assert_eq!(table.bytes(), long.len() as u64 + 7, "an old look changes nothing");
-    table.set_aside(&a);
+    table.quarantine(&a);
     table.remove(&b, Instant::default());
     assert_eq!(table.bytes(), long.len() as u64, "set aside it still stands");
     table.remove(&a, Instant::default());
