@@ -68,11 +68,6 @@ impl<P> Calls<P> {
         }
     }
 
-    /// What the call with this id was for, if it is awaited here; it no longer is.
-    pub fn take(&mut self, id: CallId) -> Option<P> {
-        self.awaited.remove(&id)
-    }
-
     /// How many are awaited.
     pub fn len(&self) -> usize {
         self.awaited.len()
@@ -113,8 +108,9 @@ mod tests {
         let mut calls = Calls::default();
         let mut other: Calls<()> = Calls::default();
         let id = calls.issue(&mut out, Call::Children { path: "/".into() }, "why");
-        assert_eq!(other.take(id), None);
-        assert_eq!(calls.take(id), Some("why"));
-        assert_eq!(calls.take(id), None);
+        let result = Ok(Reply::Children(Vec::new()));
+        assert_eq!(other.route(id, &result), Routed::NotMine);
+        assert!(matches!(calls.route(id, &result), Routed::Mine(("why", Some(Ok(_))))));
+        assert_eq!(calls.route(id, &result), Routed::NotMine);
     }
 }

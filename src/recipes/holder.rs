@@ -33,7 +33,7 @@ pub enum Seen {
     /// It is older than one that was known.
     Older,
     /// The number is gone: there is nothing to do any more.
-    Void,
+    Removed,
 }
 
 /// A worker's part in a chunk.
@@ -218,7 +218,7 @@ impl Holder {
     }
 
     fn adopt(&mut self, version: i32, task: Task) -> Seen {
-        let Some(share) = task.share(self.number) else { return Seen::Void };
+        let Some(share) = task.share(self.number) else { return Seen::Removed };
         let is_ours = |place: &usize| share.lines.has(*place) && task.is_open(*place);
         self.started.retain(|place| is_ours(place));
         self.over.retain(|place, _| is_ours(place));

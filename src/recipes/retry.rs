@@ -113,7 +113,7 @@ pub struct Condition {
 
 impl Condition {
     /// Tells what changed. Troubles were logged when they began.
-    pub fn tell<'a, R>(
+    pub fn report<'a, R>(
         &mut self,
         text: String,
         troubles: impl IntoIterator<Item = Option<&'a str>>,

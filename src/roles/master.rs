@@ -300,7 +300,7 @@ impl Master {
             State::Standby(_) if self.election.is_following() => ("standing by".to_string(), None),
             State::Standby(_) => ("connected".to_string(), None),
         };
-        self.condition.tell(text, [self.retry.trouble(), trouble], out);
+        self.condition.report(text, [self.retry.trouble(), trouble], out);
     }
 }
 

@@ -3,24 +3,29 @@
 //! The life of an entry of the assignment:
 //!
 //! ```text
-//!  reading ─pending at this attempt→ ready ─free slot, lease, defaults→ running ─group dead→ reporting → closed │ ↑
-//!  (kill: timeout, revoked, ↓ └ own write, read again                                          drain, lease lapsed)
-//!  closed (void)
+//! reading ──pending at this attempt──> ready ──free slot, lease, job defaults──> running ──all dead──> reporting
+//!  │  ^                                                                                                 │
+//!  │  └── verifying: an own write, then read again                                      outcome written │
+//!  └── stale: it is another attempt, or gone ──────────────────────────────────────────> closed <───────┘
 //! ```
+//!
+//! A run is killed for its timeout, for a revoked entry, at the end of a drain, and when the lease lapses.
 //!
 //! Nothing starts, and nothing goes on, without the lease. When the incarnation is dead (its lease lapsed, or a
 //! registration was missing for an instant) everything is killed and handed back without a charge, and only then
 //! does the next incarnation begin. A drain is the same for what outlasts its grace, and ends the process.
 
-mod course;
+mod assigned_task;
 mod drain;
 mod entries;
+mod execution;
 mod portion;
 mod reports;
 mod runs;
 mod saves;
-mod slot;
 mod starts;
+mod stop;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -37,9 +42,10 @@ use crate::recipes::lease::Lease;
 use crate::recipes::past::Past;
 use crate::recipes::registration::{Registrar, Step};
 use crate::recipes::retry::{Condition, Retry};
+use assigned_task::AssignedTask;
 use reports::Reports;
-use slot::{Slot, Stop};
 use starts::Starts;
+use stop::Stop;
 
 /// What a worker is started with.
 #[derive(Clone, Debug)]
@@ -149,9 +155,9 @@ pub struct Worker {
     /// A read of it is on its way, so something may be to start.
     expecting: bool,
     /// Its entries, and what became of them.
-    slots: BTreeMap<EntryId, Slot>,
+    tasks: BTreeMap<EntryId, AssignedTask>,
     /// Those of which something is to be started, in this order; some may be gone already.
-    line: BTreeMap<u64, EntryId>,
+    start_order: BTreeMap<u64, EntryId>,
     last_order: u64,
     /// How many were started and are not over.
     started: usize,
@@ -170,10 +176,10 @@ pub struct Worker {
     /// The incarnation is dead, and so far is its end.
     dying: Option<Dying>,
     /// When revoked entries were last said to be dead, and when that is due again.
-    vouched: Option<Instant>,
-    vouch_at: Option<Instant>,
+    confirmed: Option<Instant>,
+    confirm_at: Option<Instant>,
     /// Something happened upon which it may be due.
-    vouching: bool,
+    confirm_due: bool,
     calls: Calls<Purpose>,
     /// Its assignment may not be read.
     retry: Retry,
@@ -195,8 +201,8 @@ impl Worker {
             version: None,
             last_seen: None,
             expecting: false,
-            slots: BTreeMap::new(),
-            line: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            start_order: BTreeMap::new(),
             last_order: 0,
             started: 0,
             runs: BTreeMap::new(),
@@ -208,9 +214,9 @@ impl Worker {
             reports: Reports::new(&params.layout),
             jobs: BTreeMap::new(),
             dying: None,
-            vouched: None,
-            vouch_at: None,
-            vouching: false,
+            confirmed: None,
+            confirm_at: None,
+            confirm_due: false,
             calls: Calls::default(),
             retry: Retry::default(),
             past: Past::default(),
@@ -241,7 +247,7 @@ impl Worker {
 
     /// The answers to what was being written of shares are not awaited any more, so nobody knows what became of that.
     fn doubt_all(&mut self, out: &mut Out) {
-        for id in self.ids_of(|slot| slot.course().is_some()) {
+        for id in self.ids_of(|assigned| assigned.execution().is_some()) {
             if let Some(portion) = self.portion_mut(&id) {
                 portion.doubt();
                 portion.verifying = None;
@@ -268,7 +274,7 @@ impl Worker {
                 self.watch_assignment(out);
                 self.restart_reads(out);
                 self.reread_doubted(out);
-                self.vouching = true;
+                self.confirm_due = true;
             }
             Step::Dead(why) => self.die(&why, out),
             Step::Taken { host, pid } => {
@@ -322,7 +328,7 @@ impl Worker {
 
     /// Goes on with the end of a dead incarnation, and begins the next one when nothing of it is left. Only then,
     /// for the next one deletes its registration, upon which the leader charges what it still finds.
-    fn rise(&mut self, out: &mut Out) {
+    fn finish_dying(&mut self, out: &mut Out) {
         match self.dying {
             Some(Dying::Settling) if self.runs.is_empty() && !self.is_owing() && self.connected => {
                 self.dying = Some(Dying::Unassigning);
@@ -332,8 +338,8 @@ impl Worker {
                 self.dying = None;
                 self.version = None;
                 self.last_seen = None;
-                self.slots.clear();
-                self.line.clear();
+                self.tasks.clear();
+                self.start_order.clear();
                 match self.mode {
                     Mode::Working => self.registrar.begin(self.connected, out),
                     Mode::Draining { .. } => {}
@@ -378,13 +384,13 @@ impl Worker {
             (Purpose::ReadAssignment, Err(Refusal::NoNode)) => self.die("its assignment was deleted", out),
             // The entry is another by now, or another answer is awaited: this one may be older.
             (Purpose::ReadTask { id, verified }, _)
-                if !self.slots.get(&id).is_some_and(|slot| slot.awaits(verified)) => {}
+                if !self.tasks.get(&id).is_some_and(|assigned| assigned.awaits(verified)) => {}
             (Purpose::ReadTask { id, .. }, Ok(Reply::Data { data, stat })) => {
                 self.on_task(&id, Some((data, stat)), now, out);
             }
             (Purpose::ReadTask { id, .. }, Err(Refusal::NoNode)) => self.on_task(&id, None, now, out),
             (Purpose::ReadTask { id, .. }, Err(refusal)) => {
-                self.set_aside(&id, &refusal.to_string(), out);
+                self.quarantine(&id, &refusal.to_string(), out);
             }
             (Purpose::ReadJob(dir), answer) => self.on_job(dir, answer, out),
             (Purpose::Save(id), answer) => self.on_saved(&id, answer, now, out),
@@ -460,7 +466,7 @@ impl Worker {
         }
     }
 
-    fn tell(&mut self, out: &mut Out) {
+    fn report_condition(&mut self, out: &mut Out) {
         let incarnation = self.registrar.incarnation();
         let text = match self.mode {
             Mode::Working if !self.connected => "no connection to the ensemble".to_string(),
@@ -469,7 +475,7 @@ impl Worker {
             Mode::Draining { .. } | Mode::Leaving { .. } => "draining".to_string(),
         };
         let troubles = [self.registrar.trouble(), self.lease.trouble(), self.retry.trouble()];
-        self.condition.tell(text, troubles, out);
+        self.condition.report(text, troubles, out);
     }
 }
 
@@ -504,11 +510,11 @@ impl Role for Worker {
             Event::SlotsLost { why } => self.on_slots_lost(&why, out),
             Event::Lines(_) => {}
         }
-        self.rise(out);
+        self.finish_dying(out);
         if self.retry.is_due(now) {
             self.watch_assignment(out);
         }
-        let needed = !self.runs.is_empty() || self.expecting || !self.line.is_empty();
+        let needed = !self.runs.is_empty() || self.expecting || !self.start_order.is_empty();
         self.lease.need(needed && self.registrar.is_standing(), now, out);
         self.stop_late(now, out);
         self.reports.wake(now, out);
@@ -517,8 +523,8 @@ impl Role for Worker {
         self.start_ready(now, out);
         self.save(now, out);
         self.drain(now, out);
-        self.vouch(now, out);
-        self.tell(out);
+        self.confirm_revoked(now, out);
+        self.report_condition(out);
     }
 
     fn next_wake(&self) -> Option<Instant> {
@@ -532,18 +538,18 @@ impl Role for Worker {
         let refused = earlier(self.registrar.next_wake(), self.retry.next_wake());
         let own = earlier(mode, earlier(refused, self.lease.next_wake()));
         let pause = earlier(self.starts.next_wake(), self.reports.next_wake());
-        earlier(earlier(own, self.vouch_at), earlier(pause, earlier(lapse, self.next_deadline())))
+        earlier(earlier(own, self.confirm_at), earlier(pause, earlier(lapse, self.next_deadline())))
     }
 
     fn assert_invariants(&self) {
         let running = self.runs.len();
         assert!(running <= self.params.slots as usize, "{running} of {} slots in use", self.params.slots);
         assert!(self.timers.len() <= running, "more timers than runs");
-        // One is looked at every time, or a turn would cost more with every slot.
+        // One is looked at every time, or a turn would cost more with every assigned.
         if let Some((run, Run { id, .. })) = self.runs.first_key_value() {
-            let course = self.slots.get(id).and_then(Slot::course);
-            let known = course.is_some_and(|course| course.runs.contains(run));
-            assert!(known, "run {run:?} of task {id} has no slot");
+            let execution = self.tasks.get(id).and_then(AssignedTask::execution);
+            let known = execution.is_some_and(|execution| execution.runs.contains(run));
+            assert!(known, "run {run:?} of task {id} has no execution");
         }
     }
 }

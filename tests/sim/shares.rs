@@ -266,7 +266,7 @@ impl Worker {
 
     fn answered(&mut self, version: i32, task: Task) {
         self.waits = false;
-        if self.holder.as_mut().expect("it wrote").written(version, task) == Seen::Void {
+        if self.holder.as_mut().expect("it wrote").written(version, task) == Seen::Removed {
             self.holder = None;
         }
     }
@@ -287,10 +287,10 @@ fn worker(state: &State, scope: Scope, at: usize, next: &mut Vec<State>) {
             match read.read(*version, task.clone()) {
                 Seen::Held => next.push(state.with(|state| state.workers[at].holder = Some(read))),
                 // After a write of its own it reads the present.
-                Seen::Void if *version == state.version => {
+                Seen::Removed if *version == state.version => {
                     next.push(state.with(|state| state.workers[at].holder = None));
                 }
-                Seen::Void | Seen::Older => {}
+                Seen::Removed | Seen::Older => {}
             }
         }
     }

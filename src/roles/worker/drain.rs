@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::runs::TERM_BEFORE_KILL;
-use super::slot::Why;
+use super::stop::StopReason;
 use super::{Mode, Out, Worker};
 use crate::exit;
 use crate::machine::{Action, Instant, Level};
@@ -33,7 +33,7 @@ impl Worker {
             format!("stopping; {running} tasks run, and have {} s", kill.since(now).as_secs()),
         );
         self.mode = Mode::Draining { term, kill };
-        self.halt_all(Why::Drain, out);
+        self.halt_all(StopReason::Drain, out);
         self.registrar.publish(|body| body.draining = true, out);
     }
 

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::assigned_task::{AssignedTask, State};
 use super::reports::{self, Settled, Want};
-use super::slot::{Slot, State, Why, Work};
+use super::stop::StopReason;
+use super::work::Work;
 use super::{Mode, Out, Purpose, Worker};
 use crate::contract::share::{Ending, Release, Rest};
 use crate::contract::task::{Job, Options, Task};
@@ -13,71 +15,71 @@ use crate::contract::{TaskId, is_shared};
 use crate::machine::{Call, Instant, Level, Refusal, Reply, Stat};
 
 /// The least time between two writes that only say that something revoked, and written down as ended, is dead.
-const VOUCH_PACE: Duration = Duration::from_secs(1);
+const CONFIRM_PACE: Duration = Duration::from_secs(1);
 
 impl Worker {
     /// Takes in a new version of the assignment, or the first that is read on a connection.
     pub(super) fn merge(&mut self, entries: Vec<Entry>, is_first: bool, now: Instant, out: &mut Out) {
-        for slot in self.slots.values_mut() {
-            slot.orphaned = true;
+        for assigned in self.tasks.values_mut() {
+            assigned.removed = true;
         }
         for mut entry in entries {
             if is_first {
                 // It may have been given out, and have ended, on an earlier connection.
                 entry.seen = None;
             }
-            match self.slots.get_mut(&entry.id()) {
+            match self.tasks.get_mut(&entry.id()) {
                 None => self.take_up(entry, now, out),
-                Some(slot) => {
-                    slot.orphaned = false;
-                    slot.revoked |= entry.revoked;
-                    slot.recalled |= entry.recalled;
+                Some(assigned) => {
+                    assigned.removed = false;
+                    assigned.revoked |= entry.revoked;
+                    assigned.recalled |= entry.recalled;
                     if let Some(version) = entry.look {
-                        self.look(&entry.id(), version, out);
+                        self.recheck(&entry.id(), version, out);
                     }
                 }
             }
         }
-        self.slots.retain(|_, slot| !slot.orphaned || slot.is_busy());
+        self.tasks.retain(|_, assigned| !assigned.removed || assigned.is_busy());
         self.forget_jobs();
-        for id in self.ids_of(|slot| slot.revoked || slot.orphaned || slot.recalled) {
-            if self.slots.get(&id).is_some_and(|slot| slot.revoked || slot.orphaned) {
+        for id in self.ids_of(|assigned| assigned.revoked || assigned.removed || assigned.recalled) {
+            if self.tasks.get(&id).is_some_and(|assigned| assigned.revoked || assigned.removed) {
                 self.revoke(&id, now, out);
             } else {
                 self.give_back(&id, out);
             }
         }
-        self.vouching = true;
+        self.confirm_due = true;
     }
 
     /// The entries of which this is so.
-    pub(super) fn ids_of(&self, is: impl Fn(&Slot) -> bool) -> Vec<EntryId> {
-        self.slots.iter().filter(|(_, slot)| is(slot)).map(|(id, _)| id.clone()).collect()
+    pub(super) fn ids_of(&self, is: impl Fn(&AssignedTask) -> bool) -> Vec<EntryId> {
+        self.tasks.iter().filter(|(_, assigned)| is(assigned)).map(|(id, _)| id.clone()).collect()
     }
 
     /// Forgets the defaults of jobs of which there is no entry: a job that is empty may be deleted, and made anew with
     /// others.
     pub(super) fn forget_jobs(&mut self) {
-        let needed: BTreeSet<&str> = self.slots.keys().map(|id| id.task.dir()).collect();
+        let needed: BTreeSet<&str> = self.tasks.keys().map(|id| id.task.dir()).collect();
         self.jobs.retain(|dir, options| options.is_none() || needed.contains(dir.as_str()));
     }
 
-    /// A new entry, at the end of the line.
+    /// Takes a new entry, which is started after all others.
     fn take_up(&mut self, entry: Entry, now: Instant, out: &mut Out) {
         let id = entry.id();
         self.last_order += 1;
-        let mut slot = Slot::new(entry.revoked, self.last_order);
-        slot.recalled = entry.recalled;
+        let mut assigned = AssignedTask::new(entry.revoked, self.last_order);
+        assigned.recalled = entry.recalled;
         // Whatever that is, it does not run before what we have of the same task is dead. Shares of a chunk have no
         // line in common.
-        let mut others = self.slots.range(EntryId::all_of(&id.task));
+        let mut others = self.tasks.range(EntryId::all_of(&id.task));
         let waits = others.any(|(_, other)| other.is_busy() && !other.is_share);
         if waits {
-            slot.state = State::Waiting;
+            assigned.state = State::Waiting;
         } else {
-            self.line.insert(slot.order, id.clone());
+            self.start_order.insert(assigned.order, id.clone());
         }
-        self.slots.insert(id.clone(), slot);
+        self.tasks.insert(id.clone(), assigned);
         match entry.seen.filter(|_| !entry.revoked && !waits) {
             // The leader read it before it gave it out. Whatever became of it since is met as if we had read it then.
             Some(seen) => {
@@ -91,32 +93,32 @@ impl Worker {
 
     pub(super) fn revoke(&mut self, task: &EntryId, now: Instant, out: &mut Out) {
         let kill = now + self.params.grace;
-        let Some(slot) = self.slots.get_mut(task) else { return };
-        match &mut slot.state {
+        let Some(assigned) = self.tasks.get_mut(task) else { return };
+        match &mut assigned.state {
             State::Waiting | State::Reading { .. } | State::Verifying { .. } | State::Ready(_) => {
-                slot.state = State::Closed { vouch: true };
+                assigned.state = State::Closed { confirm: true };
             }
-            State::Running(course) => {
-                course.halt(Why::Revoked);
-                let runs: Vec<_> = course.runs.iter().copied().collect();
+            State::Running(execution) => {
+                execution.halt(StopReason::Revoked);
+                let runs: Vec<_> = execution.runs.iter().copied().collect();
                 for run in runs {
-                    self.stop_run(run, Why::Revoked, kill, out);
+                    self.stop_run(run, StopReason::Revoked, kill, out);
                 }
                 self.finish_if_over(task, out);
             }
-            State::Reporting | State::Closed { .. } | State::Aside => {}
+            State::Reporting | State::Closed { .. } | State::Quarantined => {}
         }
     }
 
     /// The leader has another worker for it, or this one cannot start it now: it goes back if it was not started,
     /// uncharged.
     pub(super) fn give_back(&mut self, id: &EntryId, out: &mut Out) {
-        let Some(slot) = self.slots.get_mut(id) else { return };
-        if !matches!(slot.state, State::Ready(_)) {
+        let Some(assigned) = self.tasks.get_mut(id) else { return };
+        if !matches!(assigned.state, State::Ready(_)) {
             // What is being read is given back when it was read; what was started stays.
             return;
         }
-        let State::Ready(work) = std::mem::replace(&mut slot.state, State::Reporting) else { return };
+        let State::Ready(work) = std::mem::replace(&mut assigned.state, State::Reporting) else { return };
         let avoid = self.starts.why().is_some();
         let why = if avoid { "its worker could not start tasks" } else { "taken back before it was started" };
         let release = Release { avoid, ..Release::because(why) };
@@ -130,8 +132,8 @@ impl Worker {
     }
 
     pub(super) fn read_task(&mut self, id: &EntryId, out: &mut Out) {
-        let Some(slot) = self.slots.get(id) else { return };
-        let State::Reading { verified } = slot.state else { return };
+        let Some(assigned) = self.tasks.get(id) else { return };
+        let State::Reading { verified } = assigned.state else { return };
         let call = Call::Get { path: self.params.layout.task(&id.task), watch: false };
         self.calls.issue(out, call, Purpose::ReadTask { id: id.clone(), verified });
         self.read_job(&id.task, out);
@@ -150,11 +152,11 @@ impl Worker {
     /// A new session is up: what was being read when the last one ended is read again. So is what had ended, if it
     /// still has an entry: the ensemble may have gone back to where it had not.
     pub(super) fn restart_reads(&mut self, out: &mut Out) {
-        self.slots.retain(|_, slot| !matches!(slot.state, State::Closed { .. }));
+        self.tasks.retain(|_, assigned| !matches!(assigned.state, State::Closed { .. }));
         let mut open = Vec::new();
-        for (id, slot) in &mut self.slots {
-            if slot.is_open() && !matches!(slot.state, State::Waiting) {
-                slot.state = State::Reading { verified: false };
+        for (id, assigned) in &mut self.tasks {
+            if assigned.is_open() && !matches!(assigned.state, State::Waiting) {
+                assigned.state = State::Reading { verified: false };
                 open.push(id.clone());
             }
         }
@@ -171,37 +173,37 @@ impl Worker {
         now: Instant,
         out: &mut Out,
     ) {
-        let Some(slot) = self.slots.get_mut(id) else { return };
-        let State::Reading { verified } = slot.state else { return };
+        let Some(assigned) = self.tasks.get_mut(id) else { return };
+        let State::Reading { verified } = assigned.state else { return };
         if let Some((data, stat)) = read
             && let Ok(task) = Task::decode(data)
             && is_at(&task, id.attempt)
         {
-            slot.is_share = task.commands.is_some();
+            assigned.is_share = task.commands.is_some();
             let work = Work { task, version: stat.version, mzxid: stat.mzxid, mtime_ms: stat.mtime_ms };
-            slot.state = State::Ready(Box::new(work));
-            if slot.recalled {
+            assigned.state = State::Ready(Box::new(work));
+            if assigned.recalled {
                 self.give_back(id, out);
             }
         } else if verified {
             // Even the present does not fit: the entry is void.
             self.close(id, false, out);
         } else {
-            slot.state = State::Verifying { ticket: self.lease.fresh(now, out) };
+            assigned.state = State::Verifying { ticket: self.lease.fresh(now, out) };
         }
     }
 
     /// An own write was acknowledged: what did not fit is read again.
     pub(super) fn after_own_write(&mut self, out: &mut Out) {
         let lease = &self.lease;
-        let again = |(task, slot): (&EntryId, &mut Slot)| match slot.state {
+        let again = |(task, assigned): (&EntryId, &mut AssignedTask)| match assigned.state {
             State::Verifying { ticket } if lease.has(ticket) => {
-                slot.state = State::Reading { verified: true };
+                assigned.state = State::Reading { verified: true };
                 Some(task.clone())
             }
             _ => None,
         };
-        let again: Vec<_> = self.slots.iter_mut().filter_map(again).collect();
+        let again: Vec<_> = self.tasks.iter_mut().filter_map(again).collect();
         for task in again {
             self.read_task(&task, out);
         }
@@ -231,10 +233,10 @@ impl Worker {
     /// Without its job's defaults a task would run with no timeout, say. The next entry asks again.
     fn on_forbidden_job(&mut self, dir: &str, refusal: Refusal, out: &mut Out) {
         self.jobs.remove(dir);
-        let open = self.slots.iter().filter(|(id, slot)| id.task.dir() == dir && slot.is_open());
+        let open = self.tasks.iter().filter(|(id, assigned)| id.task.dir() == dir && assigned.is_open());
         let open: Vec<EntryId> = open.map(|(id, _)| id.clone()).collect();
         for task in open {
-            self.set_aside(&task, &format!("{}: {refusal}", self.params.layout.job(dir)), out);
+            self.quarantine(&task, &format!("{}: {refusal}", self.params.layout.job(dir)), out);
         }
     }
 
@@ -242,9 +244,9 @@ impl Worker {
         match step {
             reports::Step::Pending => return,
             reports::Step::Settled(task, Settled::Impossible(why)) => {
-                return self.set_aside(&task, &why, out);
+                return self.quarantine(&task, &why, out);
             }
-            reports::Step::Settled(task, Settled::Void) => self.close(&task, true, out),
+            reports::Step::Settled(task, Settled::Stale) => self.close(&task, true, out),
             reports::Step::Settled(task, Settled::Written) => self.close(&task, false, out),
         }
         if matches!(self.mode, Mode::Leaving { .. }) {
@@ -252,30 +254,30 @@ impl Worker {
         }
     }
 
-    /// The task cannot be read, or nothing can be written into it: it is told and left alone, and takes up no slot.
-    pub(super) fn set_aside(&mut self, id: &EntryId, why: &str, out: &mut Out) {
+    /// The task cannot be read, or nothing can be written into it: it is told and left alone, and takes up no assigned.
+    pub(super) fn quarantine(&mut self, id: &EntryId, why: &str, out: &mut Out) {
         let path = self.params.layout.task(&id.task);
-        let was_started = self.slots.get(id).is_none_or(|slot| !slot.is_open());
+        let was_started = self.tasks.get(id).is_none_or(|assigned| !assigned.is_open());
         let so = if was_started { "its outcome is lost" } else { "this worker does not run it" };
         out.log(Level::Error, format!("{path}: {why}; the task is set aside, and {so}"));
-        if let Some(slot) = self.slots.get_mut(id) {
-            slot.state = State::Aside;
+        if let Some(assigned) = self.tasks.get_mut(id) {
+            assigned.state = State::Quarantined;
         }
         self.take_up_waiting(id, out);
-        self.vouching = true;
-        let aside = self.ids_of(|slot| matches!(slot.state, State::Aside)).into_iter();
+        self.confirm_due = true;
+        let aside = self.ids_of(|assigned| matches!(assigned.state, State::Quarantined)).into_iter();
         let mut aside: Vec<TaskId> = aside.map(|id| id.task).take(MAX_ASIDE).collect();
         aside.dedup();
         self.registrar.publish(|body| body.aside = aside, out);
     }
 
     /// A report is settled, or there was nothing to do.
-    pub(super) fn close(&mut self, id: &EntryId, vouch: bool, out: &mut Out) {
-        let Some(slot) = self.slots.get_mut(id) else { return };
-        slot.state = State::Closed { vouch };
-        self.vouching = true;
-        if slot.orphaned || self.dying.is_some() {
-            self.slots.remove(id);
+    pub(super) fn close(&mut self, id: &EntryId, confirm: bool, out: &mut Out) {
+        let Some(assigned) = self.tasks.get_mut(id) else { return };
+        assigned.state = State::Closed { confirm };
+        self.confirm_due = true;
+        if assigned.removed || self.dying.is_some() {
+            self.tasks.remove(id);
         }
         if self.dying.is_none() {
             self.take_up_waiting(id, out);
@@ -284,39 +286,39 @@ impl Worker {
 
     /// Takes up what was given out to us of the same task before this attempt was over.
     fn take_up_waiting(&mut self, id: &EntryId, out: &mut Out) {
-        let all = self.slots.range(EntryId::all_of(&id.task));
-        let waiting = all.filter(|(_, slot)| matches!(slot.state, State::Waiting));
+        let all = self.tasks.range(EntryId::all_of(&id.task));
+        let waiting = all.filter(|(_, assigned)| matches!(assigned.state, State::Waiting));
         let waiting: Vec<EntryId> = waiting.map(|(id, _)| id.clone()).collect();
         for id in waiting {
-            let Some(slot) = self.slots.get_mut(&id) else { continue };
+            let Some(assigned) = self.tasks.get_mut(&id) else { continue };
             self.last_order += 1;
-            slot.order = self.last_order;
-            slot.state = State::Reading { verified: false };
-            self.line.insert(slot.order, id.clone());
+            assigned.order = self.last_order;
+            assigned.state = State::Reading { verified: false };
+            self.start_order.insert(assigned.order, id.clone());
             self.read_task(&id, out);
         }
     }
 
     /// Tells the leader that what it revoked is dead. Where an outcome of ours says so too, the leader mostly has
     /// seen it and strikes the entry off, so that this can wait.
-    pub(super) fn vouch(&mut self, now: Instant, out: &mut Out) {
-        if !std::mem::take(&mut self.vouching) && self.vouch_at.is_none_or(|at| at > now) {
+    pub(super) fn confirm_revoked(&mut self, now: Instant, out: &mut Out) {
+        if !std::mem::take(&mut self.confirm_due) && self.confirm_at.is_none_or(|at| at > now) {
             return;
         }
-        self.vouch_at = None;
+        self.confirm_at = None;
         let Some(version) = self.version.filter(|_| self.registrar.is_standing()) else { return };
-        let mut revoked = self.slots.values().filter(|slot| slot.revoked).peekable();
-        let vouched = self.registrar.body().revoked_through.is_some_and(|through| through >= version);
-        if vouched || revoked.peek().is_none() || !revoked.clone().all(Slot::is_dead) {
+        let mut revoked = self.tasks.values().filter(|assigned| assigned.revoked).peekable();
+        let is_confirmed = self.registrar.body().revoked_through.is_some_and(|through| through >= version);
+        if is_confirmed || revoked.peek().is_none() || !revoked.clone().all(AssignedTask::is_dead) {
             return;
         }
-        let at_once = revoked.any(|slot| matches!(slot.state, State::Closed { vouch: true }));
-        let at = self.vouched.map_or(now, |last| last + VOUCH_PACE);
+        let at_once = revoked.any(|assigned| matches!(assigned.state, State::Closed { confirm: true }));
+        let at = self.confirmed.map_or(now, |last| last + CONFIRM_PACE);
         if at_once || at <= now {
-            self.vouched = Some(now);
+            self.confirmed = Some(now);
             self.registrar.publish(|body| body.revoked_through = Some(version), out);
         } else {
-            self.vouch_at = Some(at);
+            self.confirm_at = Some(at);
         }
     }
 }

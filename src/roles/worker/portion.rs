@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::slot::Work;
+use super::work::Work;
 use crate::contract::MAX_DATA_BYTES;
 use crate::contract::chunk::{CommandResult, bound_outputs};
 use crate::contract::share::Share;

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::slot::Work;
+use super::work::Work;
 use crate::contract::chunk::bound_outputs;
 use crate::contract::share::{Ending, Release, Rest};
 use crate::contract::task::{Outcome, State, Task};
@@ -46,7 +46,7 @@ pub enum Want {
     Cancelled(Box<Outcome>),
     /// There is to be another attempt: this one was cut short, or it failed and counts.
     Again {
-        /// Why, and when.
+        /// StopReason, and when.
         release: Release,
         /// Whether it counts.
         is_charged: bool,
@@ -80,7 +80,7 @@ pub enum Settled {
     /// It stands in the task.
     Written,
     /// The task is somebody else's by now, or gone; or there was nothing to write.
-    Void,
+    Stale,
     /// It can never be written.
     Impossible(String),
 }
@@ -127,7 +127,7 @@ pub struct Reports {
     pause: Duration,
     try_at: Option<Instant>,
     /// That some are refused was said, and that none are any more was not.
-    told: bool,
+    refusal_logged: bool,
 }
 
 impl Reports {
@@ -141,7 +141,7 @@ impl Reports {
             refused: VecDeque::new(),
             pause: Duration::ZERO,
             try_at: None,
-            told: false,
+            refusal_logged: false,
         }
     }
 
@@ -247,7 +247,7 @@ impl Reports {
                 self.shorten_in_time(task, now);
                 None
             }
-            (Purpose::Read(_) | Purpose::Write(_), Err(Refusal::NoNode)) => Some(Settled::Void),
+            (Purpose::Read(_) | Purpose::Write(_), Err(Refusal::NoNode)) => Some(Settled::Stale),
             (Purpose::Write(task), Err(Refusal::BadVersion)) => self.on_changed_meanwhile(task, out),
             (Purpose::Read(_) | Purpose::Write(_), Err(refusal)) => {
                 Some(Settled::Impossible(refusal.to_string()))
@@ -300,8 +300,8 @@ impl Reports {
     fn on_written<R>(&mut self, task: &EntryId, out: &mut Actions<R>) {
         self.pause = Duration::ZERO;
         let is_refused = |(other, report): (&EntryId, &Report)| other != task && report.refused.is_some();
-        if self.told && !self.owed.iter().any(is_refused) {
-            self.told = false;
+        if self.refusal_logged && !self.owed.iter().any(is_refused) {
+            self.refusal_logged = false;
             out.log(Level::Info, "the ensemble takes all outcomes again");
         }
     }
@@ -331,7 +331,7 @@ impl Reports {
         let Some(report) = self.owed.get_mut(id) else { return };
         report.refused.get_or_insert(now);
         self.refused.push_back(id.clone());
-        if !std::mem::replace(&mut self.told, true) {
+        if !std::mem::replace(&mut self.refusal_logged, true) {
             let path = self.layout.task(&id.task);
             out.log(
                 Level::Error,
@@ -383,25 +383,25 @@ impl Reports {
         out: &mut Actions<R>,
     ) -> Option<Settled> {
         let report = self.owed.get(id)?;
-        let Ok(mut task) = Task::decode(data) else { return Some(Settled::Void) };
+        let Ok(mut task) = Task::decode(data) else { return Some(Settled::Stale) };
         if let Want::Share(_) = report.want {
             // A number that is gone never returns: whatever was owed stands, or others have the lines.
             if task.share(report.attempt).is_none() || !apply(report, &mut task, stat.mtime_ms) {
-                return Some(Settled::Void);
+                return Some(Settled::Stale);
             }
             self.write(id, &mut task, stat.version, out);
             return None;
         }
         if let Some(outcome) = &task.outcome {
             let ours = outcome.attempt == report.attempt && outcome.worker.as_ref() == Some(&report.by);
-            return Some(if ours { Settled::Written } else { Settled::Void });
+            return Some(if ours { Settled::Written } else { Settled::Stale });
         }
         if task.attempt != report.attempt {
             let ours = task.released_by.as_ref() == Some(&report.by) && task.attempt == report.attempt + 1;
-            return Some(if ours { Settled::Written } else { Settled::Void });
+            return Some(if ours { Settled::Written } else { Settled::Stale });
         }
         if !apply(report, &mut task, stat.mtime_ms) {
-            return Some(Settled::Void);
+            return Some(Settled::Stale);
         }
         self.write(id, &mut task, stat.version, out);
         None
@@ -540,7 +540,7 @@ mod tests {
         let mut bench = Bench::new(outcome());
         let mut task = bench.task.clone();
         task.next_attempt(None, "its worker died");
-        assert_eq!(bench.read_back(&task), Some(Settled::Void), "a zombie's result is refused");
+        assert_eq!(bench.read_back(&task), Some(Settled::Stale), "a zombie's result is refused");
     }
 
     #[test]
@@ -562,7 +562,7 @@ mod tests {
             let mut task = bench.task.clone();
             task.cancel = cancel;
             let settled = bench.answer(read, Ok(Reply::Data { data: task.encode(), stat: Stat::default() }));
-            assert_eq!(settled, if cancel { None } else { Some(Settled::Void) });
+            assert_eq!(settled, if cancel { None } else { Some(Settled::Stale) });
         }
     }
 

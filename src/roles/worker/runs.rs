@@ -6,10 +6,12 @@
 
 use std::time::Duration;
 
-use super::course::Course;
+use super::assigned_task::{AssignedTask, State};
+use super::execution::Execution;
 use super::reports::Want;
-use super::slot::{Slot, State, Stop, Why, Work};
 use super::starts::Failed;
+use super::stop::{Stop, StopReason};
+use super::work::Work;
 use super::{Mode, Out, Run, Worker};
 use crate::contract::handler::Request;
 use crate::contract::line::id_of;
@@ -28,7 +30,7 @@ pub const TERM_BEFORE_KILL: Duration = Duration::from_secs(5);
 /// A task that could not be started for something that passes by itself waits so long, in ms.
 const TRANSIENT_DELAY_MS: u64 = 1_000;
 
-/// What comes next in the line.
+/// What the next entry in the order of starts allows.
 enum Head {
     /// It is not there any more, or all of it was started.
     Gone,
@@ -47,9 +49,9 @@ impl Worker {
         if self.started + self.reports.len() >= slots + START_AHEAD {
             return 0;
         }
-        let courses = self.slots.values().filter_map(Slot::course);
-        let unwritten: usize = courses
-            .map(|course| course.portion.as_ref().map_or(1, |portion| portion.holder.unwritten()))
+        let executions = self.tasks.values().filter_map(AssignedTask::execution);
+        let unwritten: usize = executions
+            .map(|execution| execution.portion.as_ref().map_or(1, |portion| portion.holder.unwritten()))
             .sum();
         (slots + START_AHEAD_LINES).saturating_sub(unwritten + self.reports.commands())
     }
@@ -63,17 +65,17 @@ impl Worker {
         if !may {
             return;
         }
-        if self.line.is_empty() || self.runs.len() >= self.starts.allowed() {
+        if self.start_order.is_empty() || self.runs.len() >= self.starts.allowed() {
             return;
         }
         let mut room = self.room();
         let mut next = 0;
         while room > 0 && self.runs.len() < self.starts.allowed() {
-            let first = self.line.range(next..).next().map(|(order, id)| (*order, id.clone()));
+            let first = self.start_order.range(next..).next().map(|(order, id)| (*order, id.clone()));
             let Some((order, id)) = first else { return };
             match self.head(&id, order, now) {
                 Head::Gone => {
-                    self.line.remove(&order);
+                    self.start_order.remove(&order);
                     // There may have been nothing to start: a chunk may be all blank, or have all its results already.
                     self.finish_if_over(&id, out);
                 }
@@ -91,43 +93,46 @@ impl Worker {
     }
 
     fn head(&mut self, id: &EntryId, order: u64, now: Instant) -> Head {
-        let Some(slot) = self.slots.get_mut(id).filter(|slot| slot.order == order) else {
+        let Some(assigned) = self.tasks.get_mut(id).filter(|assigned| assigned.order == order) else {
             return Head::Gone;
         };
-        match &mut slot.state {
+        match &mut assigned.state {
             State::Waiting | State::Reading { .. } | State::Verifying { .. } => return Head::Waits,
-            State::Reporting | State::Closed { .. } | State::Aside => {
+            State::Reporting | State::Closed { .. } | State::Quarantined => {
                 return Head::Gone;
             }
-            State::Running(course) => return next_of(course),
+            State::Running(execution) => return next_of(execution),
             State::Ready(_) => {}
         }
         let none = Options::default();
         let dir = id.task.dir();
         let job = if is_shared(dir) { Some(&none) } else { self.jobs.get(dir).and_then(Option::as_ref) };
         let Some(job) = job else { return Head::Waits };
-        let State::Ready(work) = std::mem::replace(&mut slot.state, State::Closed { vouch: false }) else {
+        let State::Ready(work) = std::mem::replace(&mut assigned.state, State::Closed { confirm: false })
+        else {
             return Head::Gone;
         };
-        let mut course = Box::new(Course::new(*work, id.attempt, job, now));
-        let first = next_of(&mut course);
-        slot.state = State::Running(course);
+        let mut execution = Box::new(Execution::new(*work, id.attempt, job, now));
+        let first = next_of(&mut execution);
+        assigned.state = State::Running(execution);
         self.started += 1;
         first
     }
 
     fn start(&mut self, id: &EntryId, command: usize, now: Instant, out: &mut Out) {
-        let Some(course) = self.slots.get_mut(id).and_then(|slot| slot.course_mut()) else { return };
+        let Some(execution) = self.tasks.get_mut(id).and_then(|assigned| assigned.execution_mut()) else {
+            return;
+        };
         let run = RunId(out.fresh_id());
-        let timeout = course.options.timeout_ms.map(Duration::from_millis);
+        let timeout = execution.options.timeout_ms.map(Duration::from_millis);
         let spec = match &self.params.handler {
             Some(handler) => {
-                ask(handler, run, &id.task, course, command, &self.params.id, self.params.output_limit)
+                ask(handler, run, &id.task, execution, command, &self.params.id, self.params.output_limit)
             }
-            None => spawn(&id.task, course, command, &self.params.id, self.params.output_limit),
+            None => spawn(&id.task, execution, command, &self.params.id, self.params.output_limit),
         };
         out.push(Action::Run { run, spec });
-        course.runs.insert(run);
+        execution.runs.insert(run);
         self.runs
             .insert(run, Run { id: id.clone(), command, timeout, timer: None, stop: None, begun: false });
         self.plan_save(id, now);
@@ -162,7 +167,7 @@ impl Worker {
     }
 
     /// Has a run end until it is killed, unless it is being stopped already.
-    pub(super) fn stop_run(&mut self, run: RunId, why: Why, kill: Instant, out: &mut Out) {
+    pub(super) fn stop_run(&mut self, run: RunId, why: StopReason, kill: Instant, out: &mut Out) {
         let Some(known) = self.runs.get_mut(&run).filter(|run| run.stop.is_none()) else { return };
         known.stop = Some(Stop { why, kill, killed: false });
         self.set_timer(run, Some(kill));
@@ -176,7 +181,7 @@ impl Worker {
             let Some(known) = self.runs.get_mut(&run) else { continue };
             known.timer = None;
             match &mut known.stop {
-                None => self.stop_run(run, Why::Timeout, now + self.params.grace, out),
+                None => self.stop_run(run, StopReason::Timeout, now + self.params.grace, out),
                 Some(stop) => {
                     stop.killed = true;
                     out.push(Action::Signal { run, signal: GroupSignal::Kill });
@@ -195,36 +200,36 @@ impl Worker {
                 let kill = stop.kill;
                 self.set_timer(run, Some(kill));
             } else if known.stop.is_none() && term <= now {
-                self.stop_run(run, Why::Drain, kill, out);
+                self.stop_run(run, StopReason::Drain, kill, out);
             }
         }
         self.stop_late(now, out);
     }
 
     /// No more commands of chunks are started: what is over of them is written down, the rest is handed back.
-    pub(super) fn halt_all(&mut self, why: Why, out: &mut Out) {
-        for course in self.slots.values_mut().filter_map(Slot::course_mut) {
-            course.halt(why);
+    pub(super) fn halt_all(&mut self, why: StopReason, out: &mut Out) {
+        for execution in self.tasks.values_mut().filter_map(AssignedTask::execution_mut) {
+            execution.halt(why);
         }
-        for id in self.ids_of(|slot| slot.course().is_some()) {
+        for id in self.ids_of(|assigned| assigned.execution().is_some()) {
             self.finish_if_over(&id, out);
         }
     }
 
     /// Kills everything at once: the incarnation is dead.
     pub(super) fn kill_all(&mut self, out: &mut Out) {
-        for slot in self.slots.values_mut() {
-            slot.orphaned = true;
+        for assigned in self.tasks.values_mut() {
+            assigned.removed = true;
         }
         self.timers.clear();
         for (id, run) in &mut self.runs {
             run.timer = None;
-            run.stop = Some(Stop { why: Why::Dead, kill: Instant::default(), killed: true });
+            run.stop = Some(Stop { why: StopReason::Dead, kill: Instant::default(), killed: true });
             out.push(Action::Signal { run: *id, signal: GroupSignal::Kill });
         }
-        self.slots.retain(|_, slot| slot.is_busy());
-        self.line.clear();
-        self.halt_all(Why::Dead, out);
+        self.tasks.retain(|_, assigned| assigned.is_busy());
+        self.start_order.clear();
+        self.halt_all(StopReason::Dead, out);
     }
 
     /// The next time at which a run wants something done to it.
@@ -252,15 +257,17 @@ impl Worker {
         let Some(run) = self.take_run(run) else { return };
         let by = self.registrar.incarnation().clone();
         let mut line = None;
-        if let Some(course) = self.slots.get_mut(&run.id).and_then(|slot| slot.course_mut()) {
-            line = course.payload(run.command).1;
+        if let Some(execution) = self.tasks.get_mut(&run.id).and_then(|assigned| assigned.execution_mut()) {
+            line = execution.payload(run.command).1;
             match kind {
-                NotStartedKind::Permanent => course.not_started(run.command, why, &by),
+                NotStartedKind::Permanent => execution.not_started(run.command, why, &by),
                 NotStartedKind::Transient => {
                     let delay_ms = Some(TRANSIENT_DELAY_MS);
-                    course.put_off(Release { delay_ms, ..Release::because(why) });
+                    execution.put_off(Release { delay_ms, ..Release::because(why) });
                 }
-                NotStartedKind::Shortage => course.put_off(Release { avoid: true, ..Release::because(why) }),
+                NotStartedKind::Shortage => {
+                    execution.put_off(Release { avoid: true, ..Release::because(why) })
+                }
             }
         }
         self.finish_if_over(&run.id, out);
@@ -288,9 +295,9 @@ impl Worker {
             ),
         );
         self.show_starts(out);
-        for id in self.ids_of(Slot::is_open) {
-            if let Some(slot) = self.slots.get_mut(&id) {
-                slot.recalled = true;
+        for id in self.ids_of(AssignedTask::is_open) {
+            if let Some(assigned) = self.tasks.get_mut(&id) {
+                assigned.recalled = true;
             }
             self.give_back(&id, out);
         }
@@ -313,8 +320,8 @@ impl Worker {
         let Some(run) = self.take_run(run) else { return };
         let by = self.registrar.incarnation().clone();
         self.note_run_time(report);
-        if let Some(course) = self.slots.get_mut(&run.id).and_then(|slot| slot.course_mut()) {
-            course.ended(run.command, run.stop.map(|stop| stop.why), report, &by);
+        if let Some(execution) = self.tasks.get_mut(&run.id).and_then(|assigned| assigned.execution_mut()) {
+            execution.ended(run.command, run.stop.map(|stop| stop.why), report, &by);
         }
         self.finish_if_over(&run.id, out);
         self.plan_save(&run.id, now);
@@ -323,8 +330,8 @@ impl Worker {
     fn take_run(&mut self, id: RunId) -> Option<Run> {
         self.set_timer(id, None);
         let run = self.runs.remove(&id)?;
-        if let Some(course) = self.slots.get_mut(&run.id).and_then(|slot| slot.course_mut()) {
-            course.runs.remove(&id);
+        if let Some(execution) = self.tasks.get_mut(&run.id).and_then(|assigned| assigned.execution_mut()) {
+            execution.runs.remove(&id);
         }
         Some(run)
     }
@@ -332,22 +339,24 @@ impl Worker {
     /// What was started of an entry is over: that is to be written down from now on. What is on its way of a share
     /// comes first.
     pub(super) fn finish_if_over(&mut self, id: &EntryId, out: &mut Out) {
-        let Some(slot) = self.slots.get_mut(id) else { return };
-        let is_over = |course: &Course| {
-            course.is_over() && !course.portion.as_ref().is_some_and(|portion| portion.is_writing())
+        let Some(assigned) = self.tasks.get_mut(id) else { return };
+        let is_over = |execution: &Execution| {
+            execution.is_over() && !execution.portion.as_ref().is_some_and(|portion| portion.is_writing())
         };
-        if !slot.course().is_some_and(is_over) {
+        if !assigned.execution().is_some_and(is_over) {
             return;
         }
-        let State::Running(mut course) = std::mem::replace(&mut slot.state, State::Reporting) else { return };
+        let State::Running(mut execution) = std::mem::replace(&mut assigned.state, State::Reporting) else {
+            return;
+        };
         self.started -= 1;
-        let want = course.want();
-        if let Some(at) = course.portion.as_mut().and_then(|portion| portion.save_at.take()) {
+        let want = execution.want();
+        if let Some(at) = execution.portion.as_mut().and_then(|portion| portion.save_at.take()) {
             self.saves.remove(&(at, id.clone()));
         }
-        let known = match &course.portion {
-            Some(portion) => portion.work(course.work.mzxid),
-            None => Some(course.work),
+        let known = match &execution.portion {
+            Some(portion) => portion.work(execution.work.mzxid),
+            None => Some(execution.work),
         };
         self.owe(id, known.as_ref(), want, out);
     }
@@ -359,10 +368,12 @@ impl Worker {
 }
 
 /// What to do next of an entry that was started.
-fn next_of(course: &mut Course) -> Head {
-    match course.start_next() {
+fn next_of(execution: &mut Execution) -> Head {
+    match execution.start_next() {
         Some(command) => Head::Start(command),
-        None if course.portion.as_ref().is_some_and(|portion| portion.is_left()) && !course.is_halted() => {
+        None if execution.portion.as_ref().is_some_and(|portion| portion.is_left())
+            && !execution.is_halted() =>
+        {
             Head::Passes
         }
         None => Head::Gone,
@@ -370,19 +381,19 @@ fn next_of(course: &mut Course) -> Head {
 }
 
 /// A process for a command.
-fn spawn(id: &TaskId, course: &Course, command: usize, worker: &str, limit: usize) -> RunSpec {
-    let (payload, line) = course.payload(command);
+fn spawn(id: &TaskId, execution: &Execution, command: usize, worker: &str, limit: usize) -> RunSpec {
+    let (payload, line) = execution.payload(command);
     let argv = match payload {
         Payload::Program(argv) => argv,
         Payload::Shell(line) => shell(line),
         Payload::Chunk { .. } => Vec::new(),
     };
-    let mut env: Vec<_> = course.options.env.clone().unwrap_or_default().into_iter().collect();
+    let mut env: Vec<_> = execution.options.env.clone().unwrap_or_default().into_iter().collect();
     env.extend(private(worker));
     for (key, value) in [
         ("ZKMW_TASK", id_of(id, line)),
-        ("ZKMW_ATTEMPT", course.attempt().to_string()),
-        ("ZKMW_EPOCH", course.work.mzxid.to_string()),
+        ("ZKMW_ATTEMPT", execution.attempt().to_string()),
+        ("ZKMW_EPOCH", execution.work.mzxid.to_string()),
     ] {
         env.push((key.to_string(), value));
     }
@@ -395,17 +406,17 @@ fn ask(
     handler: &str,
     run: RunId,
     id: &TaskId,
-    course: &Course,
+    execution: &Execution,
     command: usize,
     worker: &str,
     limit: usize,
 ) -> RunSpec {
-    let (payload, line) = course.payload(command);
+    let (payload, line) = execution.payload(command);
     let name = id_of(id, line);
-    let mut request = Request::new(run.0, &name, course.attempt(), course.work.mzxid, worker);
+    let mut request = Request::new(run.0, &name, execution.attempt(), execution.work.mzxid, worker);
     request.line = line.map(|line| line.saturating_add(1));
-    request.env = course.options.env.as_ref();
-    request.timeout_ms = course.options.timeout_ms;
+    request.env = execution.options.env.as_ref();
+    request.timeout_ms = execution.options.timeout_ms;
     match &payload {
         Payload::Shell(line) => request.command = Some(line),
         Payload::Program(argv) => request.argv = Some(argv),

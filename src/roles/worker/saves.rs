@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::course::Course;
+use super::assigned_task::{AssignedTask, State};
+use super::execution::Execution;
 use super::portion::{Pace, Portion};
-use super::slot::{Slot, State, Why};
+use super::stop::StopReason;
 use super::{Out, Purpose, Run, Worker};
 use crate::contract::task::Task;
 use crate::contract::worker::EntryId;
@@ -16,7 +17,7 @@ const MEMORY: u32 = 8;
 
 impl Worker {
     pub(super) fn portion_mut(&mut self, id: &EntryId) -> Option<&mut Portion> {
-        self.slots.get_mut(id)?.course_mut()?.portion.as_deref_mut()
+        self.tasks.get_mut(id)?.execution_mut()?.portion.as_deref_mut()
     }
 
     fn pace(&self) -> Pace {
@@ -44,7 +45,7 @@ impl Worker {
 
     /// Likewise of all shares.
     pub(super) fn plan_saves(&mut self, now: Instant) {
-        for id in self.ids_of(|slot| slot.course().is_some()) {
+        for id in self.ids_of(|assigned| assigned.execution().is_some()) {
             self.plan_save(&id, now);
         }
     }
@@ -109,10 +110,10 @@ impl Worker {
     }
 
     /// The leader knows that something stands in this version of a chunk that its holders should know.
-    pub(super) fn look(&mut self, id: &EntryId, version: i32, out: &mut Out) {
-        let Some(slot) = self.slots.get_mut(id) else { return };
-        if matches!(&slot.state, State::Ready(work) if work.version < version) {
-            slot.state = State::Reading { verified: false };
+    pub(super) fn recheck(&mut self, id: &EntryId, version: i32, out: &mut Out) {
+        let Some(assigned) = self.tasks.get_mut(id) else { return };
+        if matches!(&assigned.state, State::Ready(work) if work.version < version) {
+            assigned.state = State::Reading { verified: false };
             return self.read_task(id, out);
         }
         let Some(portion) = self.portion_mut(id) else { return };
@@ -124,8 +125,9 @@ impl Worker {
 
     /// A session is up: what may have been changed is read.
     pub(super) fn reread_doubted(&mut self, out: &mut Out) {
-        let doubted = |course: &Course| course.portion.as_ref().is_some_and(|own| own.holder.is_to_be_read());
-        for id in self.ids_of(|slot| slot.course().is_some_and(doubted)) {
+        let doubted =
+            |execution: &Execution| execution.portion.as_ref().is_some_and(|own| own.holder.is_to_be_read());
+        for id in self.ids_of(|assigned| assigned.execution().is_some_and(doubted)) {
             self.reread(&id, false, out);
         }
     }
@@ -133,11 +135,11 @@ impl Worker {
     /// What was older than what was known is read again, now that an own write was acknowledged.
     pub(super) fn reread_verified(&mut self, out: &mut Out) {
         let lease = &self.lease;
-        let again = |(id, slot): (&EntryId, &mut Slot)| {
-            let portion = slot.course_mut()?.portion.as_mut()?;
+        let again = |(id, assigned): (&EntryId, &mut AssignedTask)| {
+            let portion = assigned.execution_mut()?.portion.as_mut()?;
             portion.verifying.take_if(|ticket| lease.has(*ticket)).map(|_| id.clone())
         };
-        let again: Vec<EntryId> = self.slots.iter_mut().filter_map(again).collect();
+        let again: Vec<EntryId> = self.tasks.iter_mut().filter_map(again).collect();
         for id in again {
             self.reread(&id, true, out);
         }
@@ -156,21 +158,21 @@ impl Worker {
         let seen = match result {
             Ok(Reply::Data { data, stat }) => match Task::decode(data) {
                 Ok(task) => portion.read(stat, task),
-                Err(_) => Seen::Void,
+                Err(_) => Seen::Removed,
             },
             // That one read was refused says nothing of the next; the end will tell.
             Ok(_) | Err(Refusal::Other(_) | Refusal::NoAuth) => return,
-            Err(_) => Seen::Void,
+            Err(_) => Seen::Removed,
         };
         match seen {
             Seen::Held => self.stop_unwanted(id, now, out),
-            Seen::Older | Seen::Void if !verified => {
+            Seen::Older | Seen::Removed if !verified => {
                 let ticket = self.lease.fresh(now, out);
                 if let Some(portion) = self.portion_mut(id) {
                     portion.verifying = Some(ticket);
                 }
             }
-            Seen::Older | Seen::Void => {
+            Seen::Older | Seen::Removed => {
                 let path = self.params.layout.task(&id.task);
                 out.log(
                     Level::Warn,
@@ -185,8 +187,11 @@ impl Worker {
 
     /// Stops what runs of a share although somebody wants it cancelled, or it is not ours any more.
     fn stop_unwanted(&mut self, id: &EntryId, now: Instant, out: &mut Out) {
-        let Some(portion) =
-            self.slots.get(id).and_then(Slot::course).and_then(|course| course.portion.as_ref())
+        let Some(portion) = self
+            .tasks
+            .get(id)
+            .and_then(AssignedTask::execution)
+            .and_then(|execution| execution.portion.as_ref())
         else {
             return;
         };
@@ -197,7 +202,7 @@ impl Worker {
             self.runs.iter().filter(|(_, run)| is_unwanted(run)).map(|(run, _)| *run).collect();
         let kill = now + self.params.grace;
         for run in unwanted {
-            self.stop_run(run, Why::Cancelled, kill, out);
+            self.stop_run(run, StopReason::Cancelled, kill, out);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The course of an entry that was started: what runs of it, what is over, what is left, and what is to be written
+//! The execution of an entry that was started: what runs of it, what is over, what is left, and what is to be written
 //! down when nothing runs any more. A plain task has one command; of a chunk a worker has a share of the lines.
 //!
 //! Bookkeeping alone: it makes no calls and starts nothing.
@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 
 use super::portion::Portion;
 use super::reports::Want;
-use super::slot::{Why, Work};
+use super::stop::StopReason;
+use super::work::Work;
 use crate::contract::Incarnation;
 use crate::contract::chunk::{CommandResult, Results};
 use crate::contract::share::{Ending, Release, Rest};
@@ -30,7 +31,7 @@ enum Verdict {
 
 /// What was started of an entry.
 #[derive(Debug)]
-pub struct Course {
+pub struct Execution {
     /// The task as it was read; of a chunk, as it is known by now.
     pub work: Work,
     /// The task's options, with its job's where it has none.
@@ -47,11 +48,11 @@ pub struct Course {
     end: Option<Want>,
 }
 
-impl Course {
-    /// The course of an entry, with this number if it is a share, of which nothing was started yet.
-    pub fn new(work: Work, number: u32, job: &Options, now: Instant) -> Course {
+impl Execution {
+    /// The execution of an entry, with this number if it is a share, of which nothing was started yet.
+    pub fn new(work: Work, number: u32, job: &Options, now: Instant) -> Execution {
         let is_share = work.task.commands.is_some();
-        Course {
+        Execution {
             options: work.task.options.or(job),
             runs: BTreeSet::new(),
             portion: is_share.then(|| Box::new(Portion::new(number, &work, now))),
@@ -88,13 +89,13 @@ impl Course {
     }
 
     /// Nothing more is started of it. What is said first counts.
-    pub fn halt(&mut self, why: Why) {
+    pub fn halt(&mut self, why: StopReason) {
         match why {
-            Why::Revoked => self.set_halt(Rest::Cancel),
-            Why::Drain => self.put_off(Release::because("its worker was stopped")),
-            Why::Dead => self.put_off(Release::because("its worker lost its session")),
+            StopReason::Revoked => self.set_halt(Rest::Cancel),
+            StopReason::Drain => self.put_off(Release::because("its worker was stopped")),
+            StopReason::Dead => self.put_off(Release::because("its worker lost its session")),
             // It concerns a run, not the whole.
-            Why::Timeout | Why::Cancelled => {}
+            StopReason::Timeout | StopReason::Cancelled => {}
         }
     }
 
@@ -135,7 +136,7 @@ impl Course {
     }
 
     /// A command's run ended; `why` if we told it to end.
-    pub fn ended(&mut self, command: usize, why: Option<Why>, report: &RunReport, by: &Incarnation) {
+    pub fn ended(&mut self, command: usize, why: Option<StopReason>, report: &RunReport, by: &Incarnation) {
         let verdict = verdict(why, report);
         let (state, reason) = match &verdict {
             Verdict::Success => (OutcomeState::Done, None),
@@ -166,7 +167,7 @@ impl Course {
                 portion.holder.ended(command, result);
             }
             // It has no result, and is run again or cancelled with all else.
-            Verdict::Cancelled => self.halt(Why::Revoked),
+            Verdict::Cancelled => self.halt(StopReason::Revoked),
             Verdict::Cut(why) => self.put_off(Release::because(&why)),
         }
     }
@@ -211,13 +212,13 @@ fn plain_end(verdict: Verdict, outcome: Outcome, again: Option<u64>) -> Want {
 }
 
 /// What a run's end means; `why` if we told it to end.
-fn verdict(why: Option<Why>, report: &RunReport) -> Verdict {
+fn verdict(why: Option<StopReason>, report: &RunReport) -> Verdict {
     let why = why.filter(|why| report.signalled || !has_own_end(*why, report.ended));
     match (why, report.ended) {
-        (Some(Why::Revoked | Why::Cancelled), _) => Verdict::Cancelled,
-        (Some(Why::Drain), _) => Verdict::Cut("its worker was stopped".into()),
-        (Some(Why::Dead), _) => Verdict::Cut("its worker lost its session".into()),
-        (Some(Why::Timeout), _) => Verdict::Failed(Reason::Timeout, "it ran past its timeout".into()),
+        (Some(StopReason::Revoked | StopReason::Cancelled), _) => Verdict::Cancelled,
+        (Some(StopReason::Drain), _) => Verdict::Cut("its worker was stopped".into()),
+        (Some(StopReason::Dead), _) => Verdict::Cut("its worker lost its session".into()),
+        (Some(StopReason::Timeout), _) => Verdict::Failed(Reason::Timeout, "it ran past its timeout".into()),
         // Not we: the lease had ended, or its slot was lost.
         (None, _) if report.signalled => Verdict::Cut(
             report.detail.clone().unwrap_or_else(|| "it was killed at the end of the lease".into()),
@@ -233,13 +234,13 @@ fn verdict(why: Option<Why>, report: &RunReport) -> Verdict {
 
 /// Whether this is its own end if it came before our signal: then it counts as if we had sent none. What comes after
 /// one is no end of its own even if it is an exit with 0, for many a program cleans up and exits with 0 upon SIGTERM.
-fn has_own_end(why: Why, ended: Ended) -> bool {
+fn has_own_end(why: StopReason, ended: Ended) -> bool {
     match why {
-        Why::Timeout | Why::Drain => true,
+        StopReason::Timeout | StopReason::Drain => true,
         // Its slot may have killed it, for the same reason.
-        Why::Dead => ended == Ended::Exit(0),
+        StopReason::Dead => ended == Ended::Exit(0),
         // Somebody does not want it, however it ended.
-        Why::Revoked | Why::Cancelled => false,
+        StopReason::Revoked | StopReason::Cancelled => false,
     }
 }
 

@@ -1,21 +1,21 @@
-//! One entry of a worker's assignment, from being read to being written down. A state, and questions about it.
+//! One task that the leader assigned to this worker, from the first read until its end is written. A state, and
+//! questions about it.
 
-use super::course::Course;
-use crate::contract::task::Task;
-use crate::machine::Instant;
+use super::execution::Execution;
+use super::work::Work;
 use crate::recipes::lease::Ticket;
 
 /// One entry of the assignment.
 #[derive(Debug)]
-pub struct Slot {
+pub struct AssignedTask {
     /// Its place in the order in which entries are started.
     pub order: u64,
     /// The leader wants it dead.
     pub revoked: bool,
     /// The leader wants it back if it was not started.
     pub recalled: bool,
-    /// The entry is gone, and the slot goes as soon as it is closed.
-    pub orphaned: bool,
+    /// The entry is no longer in the assignment: this is forgotten as soon as it is closed.
+    pub removed: bool,
     /// Of a share: it is one of a chunk that others may have shares of, or we another.
     pub is_share: bool,
     /// How far it is.
@@ -34,75 +34,40 @@ pub enum State {
     /// It may be started.
     Ready(Box<Work>),
     /// It was started.
-    Running(Box<Course>),
+    Running(Box<Execution>),
     /// It ended, and that is being written into the task.
     Reporting,
-    /// There is nothing to do; with `vouch`, the leader must be told that it is dead.
-    Closed { vouch: bool },
+    /// There is nothing to do; with `confirm`, the leader must be told that it is dead.
+    Closed { confirm: bool },
     /// There is nothing that could be done.
-    Aside,
+    Quarantined,
 }
 
-/// A task as it was read before its attempt started.
-#[derive(Debug)]
-pub struct Work {
-    pub task: Task,
-    /// The version that its outcome will be set against.
-    pub version: i32,
-    /// The transaction that wrote it: its fencing token.
-    pub mzxid: i64,
-    /// When that was, by the ensemble's clock in ms; 0 if it is not known.
-    pub mtime_ms: i64,
-}
-
-/// Why and until when a run is being stopped.
-#[derive(Clone, Copy, Debug)]
-pub struct Stop {
-    pub why: Why,
-    pub kill: Instant,
-    pub killed: bool,
-}
-
-/// Why a run is being stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// It ran too long.
-    Timeout,
-    /// The leader wants the task dead.
-    Revoked,
-    /// Somebody wants this line of a chunk cancelled.
-    Cancelled,
-    /// The worker is to end.
-    Drain,
-    /// The incarnation is dead.
-    Dead,
-}
-
-impl Slot {
+impl AssignedTask {
     /// An entry that is to be read.
-    pub fn new(revoked: bool, order: u64) -> Slot {
-        Slot {
+    pub fn new(revoked: bool, order: u64) -> AssignedTask {
+        AssignedTask {
             order,
             revoked,
             recalled: false,
-            orphaned: false,
+            removed: false,
             is_share: false,
             state: State::Reading { verified: false },
         }
     }
 
     /// What was started of it.
-    pub fn course(&self) -> Option<&Course> {
+    pub fn execution(&self) -> Option<&Execution> {
         match &self.state {
-            State::Running(course) => Some(course),
+            State::Running(execution) => Some(execution),
             _ => None,
         }
     }
 
     /// Likewise.
-    pub fn course_mut(&mut self) -> Option<&mut Course> {
+    pub fn execution_mut(&mut self) -> Option<&mut Execution> {
         match &mut self.state {
-            State::Running(course) => Some(course),
+            State::Running(execution) => Some(execution),
             _ => None,
         }
     }
@@ -127,6 +92,6 @@ impl Slot {
 
     /// Whether its attempt is dead, and no report on it is owed.
     pub fn is_dead(&self) -> bool {
-        matches!(self.state, State::Closed { .. } | State::Aside)
+        matches!(self.state, State::Closed { .. } | State::Quarantined)
     }
 }
