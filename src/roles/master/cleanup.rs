@@ -167,7 +167,7 @@ impl Leader {
             (Purpose::ListSubmitters(suspects), Ok(Reply::Children(names))) => {
                 self.cancel_orphans(&suspects, names, now, out);
             }
-            // Somebody deleted the directory, and the marks in it: those who live make others.
+            // Somebody deleted the directory with the marks in it. Submitters that are alive create others.
             (Purpose::ListSubmitters(suspects), Err(Refusal::NoNode)) => {
                 self.cancel_orphans(&suspects, &[], now, out);
             }
@@ -195,7 +195,7 @@ impl Leader {
         self.janitor.keep(task, now);
     }
 
-    /// Cancels the tasks whose submitter was missing twice, a session timeout apart.
+    /// Cancels the tasks whose submitter was missing twice, with a session timeout in between.
     fn cancel_orphans(
         &mut self,
         suspects: &BTreeMap<TaskId, Box<str>>,

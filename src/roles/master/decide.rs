@@ -87,7 +87,7 @@ pub enum EntryDecision {
     },
     /// Its worker has to kill it and to say so.
     Revoke,
-    /// Its worker has to say that it is dead. It takes up no slot until then.
+    /// Its worker has to confirm that nothing of it runs. It takes up no slot until then.
     RevokePresumedDone,
     /// It is taken off the assignment, for nothing of it runs.
     Remove(Urgency),
@@ -194,7 +194,7 @@ pub fn decide_free(facts: &FreeFacts) -> FreeDecision {
     }
     match (facts.ends, facts.lost) {
         (Some(ending), _) => FreeDecision::End(ending),
-        // A number is given out once.
+        // A number is assigned once.
         (None, Some(from)) => FreeDecision::MoveOn { from },
         (None, None) => FreeDecision::Queue,
     }

@@ -1,6 +1,6 @@
 //! Changes of tasks that a leader makes: read, decide, compare-and-set, and again if somebody was faster.
 //!
-//! Each is correct whoever makes it: what is decided is decided on the very version that is replaced.
+//! Each is correct whoever makes it, for it is decided on the very version that it replaces.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

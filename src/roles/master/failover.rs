@@ -1,4 +1,5 @@
-//! How far the recovery from a worker failure is, and who is charged. It makes no call: [`super::recovery`] does.
+//! How far the recovery from a worker failure is, and which tasks are charged. It makes no call: [`super::recovery`]
+//! does.
 //!
 //! A task that may have been started is suspected, and charged. A revoked entry is not, nor one too far behind in the
 //! assignment. A suspect runs where no other suspect is, and the last time alone. So no task fails for what another
@@ -143,8 +144,8 @@ impl Failover {
         moves
     }
 
-    /// Decides who is charged, once everything is known. A worker starts entries in their order, and of each what is in
-    /// its window, so what is before one in that order tells whether it can have been started.
+    /// Decides which entries are charged, once everything is known. A worker starts entries in their order, and of each
+    /// what is in its window, so what is before one in that order tells whether it can have been started.
     fn decide(&mut self) {
         let (mut entries, mut commands) = (0, 0);
         for id in &self.order {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::contract::TaskId;
 use crate::machine::{Answer, CallId, CallResult, Calls, Instant, Routed};
 
-/// How long an outcome is kept whose delete was refused, before the next try. Mostly it is an ACL, and whoever repaired
-/// that can wait.
+/// How long an outcome is kept whose delete was refused, before the next try. Mostly it is an ACL, and a person who
+/// repaired that can wait.
 pub(super) const KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// What a call of the janitor is for.
@@ -17,7 +17,7 @@ pub enum Purpose {
     DeleteTask(TaskId),
     /// To delete an empty job.
     DeleteJob(String),
-    /// To list who waits, after an own write, for the sake of the tasks that were known before it.
+    /// To list the submitters that wait, after an own write, for the tasks that were known before it.
     ListSubmitters(BTreeMap<TaskId, Box<str>>),
 }
 

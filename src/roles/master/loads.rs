@@ -1,4 +1,4 @@
-//! How much each worker has to do, and who has the least to do for its slots.
+//! How much each worker has to do, and which has the least to do for its slots.
 //!
 //! A worker whose slots are all taken gets more only if its runs are so short that what waits there is soon started,
 //! so that its slots need not wait for a round trip between two tasks.
@@ -41,7 +41,7 @@ pub(super) const FULL: u64 = 1 << 20;
 pub(super) struct Rank {
     /// What it has to do, in parts of its slots.
     pub share: u64,
-    /// Of equals, who has more slots.
+    /// Of equals, the one with more slots.
     pub slots: Reverse<u32>,
 }
 

@@ -53,7 +53,7 @@ impl Leader {
         now: Instant,
         out: &mut Out,
     ) {
-        // What a dead incarnation had is up to its failover.
+        // Entries of a dead incarnation are up to its failover.
         if !self.view.workers.is_alive(incarnation) || self.failovers.contains(incarnation) {
             return;
         }

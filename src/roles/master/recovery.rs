@@ -100,7 +100,7 @@ impl Leader {
         self.reconcile_all(&tasks, now, out);
     }
 
-    /// The worker's registration is gone: whatever it ran is dead.
+    /// Lets tasks go on that were held back: the worker's registration is gone, so nothing that it ran is left.
     pub(super) fn release_held_back(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
         for task in self.doubts.held_back.remove(incarnation).unwrap_or_default() {
             self.reconcile(&task, now, out);

@@ -183,7 +183,7 @@ impl StatusWriter {
                 self.retry.done(out);
                 Step::Written { mtime_ms: stat.mtime_ms, mzxid: stat.mzxid }
             }
-            // A create's reply carries no time: write once more. So does whoever met another's write.
+            // A create's reply carries no time, so it is written once more; likewise when another process wrote it.
             (Purpose::Write, Ok(_) | Err(Refusal::BadVersion | Refusal::NodeExists)) => {
                 self.state = State::Unknown;
                 self.forced = true;

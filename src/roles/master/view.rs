@@ -1,7 +1,7 @@
 //! What a connected master knows: the mirrors of tasks and workers, and what follows from them.
 //!
 //! A standby and a leader share it. It turns each change of a mirror into at most one piece of [`News`], and decides
-//! nothing. It owns the queue: [`View::set_queued`] says what of a task is queued, whoever decided that.
+//! nothing. It owns the queue: only [`View::set_queued`] puts something into it.
 
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ const TASK_READS: usize = 128;
 /// Reads of registrations, likewise.
 const WORKER_READS: usize = 32;
 
-/// The pause between two tries to read what an ACL forbids. Nothing reports that it was repaired, and whoever repaired
-/// it can wait.
+/// The pause between two tries to read what an ACL forbids. Nothing reports that it was repaired, and the person who
+/// repaired it can wait.
 const FORBIDDEN_PACE: Duration = Duration::from_secs(60);
 
 /// Which mirror a change comes from.
@@ -97,7 +97,7 @@ pub struct View {
 }
 
 impl View {
-    /// The view of a session that is new: it knows nothing, and looks for its directories.
+    /// The view of a new session: it knows nothing, and makes sure that its directories exist.
     pub fn new(params: &Params, timeout: Duration, out: &mut Out) -> View {
         let layout = &params.layout;
         let directories = [

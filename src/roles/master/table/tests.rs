@@ -64,10 +64,10 @@ fn the_bytes_are_correct_after_every_change() {
     assert_eq!(table.bytes(), short.len() as u64 + 7);
     table.see(&a, long, &stat(3));
     table.see(&a, short, &stat(1));
-    assert_eq!(table.bytes(), long.len() as u64 + 7, "an old look changes nothing");
+    assert_eq!(table.bytes(), long.len() as u64 + 7, "an old read changes nothing");
     table.quarantine(&a);
     table.remove(&b, Instant::default());
-    assert_eq!(table.bytes(), long.len() as u64, "set aside it still stands");
+    assert_eq!(table.bytes(), long.len() as u64, "a quarantined task still exists");
     table.remove(&a, Instant::default());
     table.remove(&a, Instant::default());
     assert_eq!(table.bytes(), 0);

@@ -1,4 +1,4 @@
-//! Who gets how much, what is taken back, and who is charged.
+//! How much each worker gets, what is recalled, and which tasks are charged.
 
 use super::*;
 use crate::contract::status::{Counts, Status};
@@ -70,7 +70,7 @@ fn what_could_not_bear_to_be_charged_does_not_wait_at_a_worker() {
     assert_eq!(held(&world, "w~1"), 1);
 }
 
-/// What a worker says of itself changes.
+/// Changes what a worker's registration says.
 fn says(world: &mut World, incarnation: &str, change: impl FnOnce(&mut Registration)) {
     let path = format!("/z/workers/{incarnation}~0");
     let mut registration = Registration::decode(&world.znodes[&path].data).expect("a registration");
@@ -107,7 +107,7 @@ fn a_task_that_a_worker_cannot_start_goes_to_another() {
     assert_eq!(status(&mut world), Some((4, Some(0), Some("no room".into()))));
 }
 
-/// What the worker is to give back if it was not started.
+/// The recalled entries of a worker.
 fn recalled(world: &World, incarnation: &str) -> Vec<String> {
     let assignment =
         Assignment::decode(&world.znodes[&format!("/z/assign/{incarnation}")].data).expect("an assignment");
@@ -241,11 +241,11 @@ fn no_more_tasks_are_said_to_run_than_there_are_slots() {
     assert_eq!((row.running, row.assigned), (3, 8));
 }
 
-/// What its entry carries along of a task that w~1 has.
+/// The task that its entry in the assignment of w~1 carries along.
 fn carried(world: &World, task: &str) -> Option<Seen> {
     let assignment = Assignment::decode(&world.znodes["/z/assign/w~1"].data).expect("an assignment");
     let entry = assignment.entries.into_iter().find(|entry| entry.task.as_str() == task);
-    entry.expect("it was given out").seen
+    entry.expect("it was assigned").seen
 }
 
 /// A worker moves a chunk on, and then drains: its assignment goes before the leader has read the chunk, which
@@ -299,8 +299,8 @@ fn an_entry_for_a_free_slot_carries_its_small_task_along_once() {
     );
 }
 
-/// What a follower that lags says of it may be older than what became of it under another leader: its worker, who
-/// wrote that, has to look itself. The simulator found it (seed 2024993): a task ran again that had ended.
+/// A follower that lags may show a task as it was before it ended under another leader. So its worker has to read it.
+/// The simulator found it (seed 2024993): a task ran again that had ended.
 #[test]
 fn a_task_that_was_made_before_the_term_is_not_carried_along() {
     let mut world = World::new();

@@ -13,7 +13,7 @@ fn stand(world: &World, ids: &[&str]) -> Vec<bool> {
     ids.iter().map(|id| world.znodes.contains_key(&format!("/z/tasks/{id}"))).collect()
 }
 
-/// So many turns, a session timeout apart.
+/// Lets `n` session timeouts pass, with a turn after each.
 fn turns(master: &mut Desk<Master>, world: &mut World, turns: u32) {
     for _ in 0..turns {
         world.pass(T);
@@ -62,7 +62,7 @@ fn what_may_not_be_shortened_is_kept_and_tried_again() {
     master.go(&mut world);
     turns(&mut master, &mut world, 4);
     assert!(world.task("/z/tasks/_00/key").digest.is_none());
-    assert_eq!(view(&master).table.counts().aside, 0, "what has ended is in nobody's way");
+    assert_eq!(view(&master).table.counts().aside, 0, "a task that has ended is not quarantined");
     world.writes_refused.clear();
     world.pass(Duration::from_secs(60));
     turns(&mut master, &mut world, 2);
@@ -100,5 +100,5 @@ fn a_wanted_delete_waits_until_no_create_can_arrive() {
     turns(&mut master, &mut world, 1);
     assert_eq!(stand(&world, &["_00/key", "_00/open"]), [true, true]);
     turns(&mut master, &mut world, 3);
-    assert_eq!(stand(&world, &["_00/key", "_00/open"]), [false, true], "what has no outcome stays");
+    assert_eq!(stand(&world, &["_00/key", "_00/open"]), [false, true], "a task without an outcome stays");
 }

@@ -75,7 +75,7 @@ fn no_cancel_while_an_unread_assignment_may_run_the_task() {
     assert!(world.task("/z/tasks/_00/a").outcome.is_none());
 }
 
-/// It used to be set aside for the whole term, whatever it was.
+/// Once, every refusal quarantined the task for the whole term.
 #[test]
 fn a_change_that_a_quota_refused_is_made_when_it_is_raised() {
     let mut world = World::new();
@@ -95,7 +95,7 @@ fn a_change_that_a_quota_refused_is_made_when_it_is_raised() {
     assert!(world.task("/z/tasks/_00/a").outcome.is_some(), "{:?}", master.logs);
 }
 
-/// Its owner made it so, and the others of a dead worker wait for the end of this.
+/// Its owner made it so, and the other tasks of a dead worker wait until it is quarantined.
 #[test]
 fn a_task_that_may_never_be_changed_is_quarantined() {
     let mut world = World::new();
@@ -166,7 +166,7 @@ fn a_summary_that_the_servers_find_too_long_lists_fewer_workers() {
     assert_eq!((said, master.exit), (1, None), "{:?}", master.logs);
 }
 
-/// Nothing tells that an ACL was repaired: what was forbidden once was not looked at until it changed.
+/// Nothing reports that an ACL was repaired. Once, a task that was forbidden was not read until it changed.
 #[test]
 fn a_task_that_an_acl_hid_is_read_again() {
     let mut world = World::new();

@@ -1,4 +1,4 @@
-//! Shares of chunks: what is cut off, struck off, told to holders; and what runs alone.
+//! Shares of chunks: cuts, removals, what holders have to read; and tasks that run alone.
 
 use std::collections::BTreeMap;
 
@@ -97,7 +97,7 @@ fn a_cancelled_line_goes_to_its_holder_or_ends_at_once() {
     assert!(task.is_open(0) && task.is_open(2));
     let assignment = Assignment::decode(&world.znodes["/z/assign/w~1"].data).expect("an assignment");
     let own = assignment.entries.iter().find(|entry| entry.attempt == 1).expect("it is held");
-    assert!(own.look.is_some() && !own.revoked, "it is for its holder to end it");
+    assert!(own.look.is_some() && !own.revoked, "its holder has to end it");
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn nothing_is_assigned_while_a_move_of_the_last_term_may_arrive() {
     assert_eq!(world.entries("/z/assign/w~2"), [entry(CHUNK, 2, false)]);
 }
 
-/// What is cut off nobody has, so a cut in doubt holds nobody up.
+/// No worker has the lines that a cut takes, so a cut in doubt delays no takeover.
 #[test]
 fn with_only_a_cut_in_doubt_a_leader_leads_again_at_once() {
     let (mut world, mut master) = leader(10);

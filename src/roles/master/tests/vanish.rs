@@ -1,4 +1,4 @@
-//! What somebody deletes under a master, and what is refused to it.
+//! Directories and znodes that somebody deletes while a master runs, and refusals.
 
 use super::*;
 
@@ -23,7 +23,7 @@ fn what_is_deleted_under_a_leader_is_made_again() {
             assert_eq!(master.exit, None, "{path}");
         }
     }
-    // What is made there afterwards is heard of.
+    // The master sees what is created there afterwards.
     worker(&mut world, "w~1", 2);
     task(&mut world, "_00/a", |_| {});
     pass(&mut world, &mut master, 100);
@@ -33,7 +33,7 @@ fn what_is_deleted_under_a_leader_is_made_again() {
     assert_eq!(master.logs.len(), lines, "{:?}", master.logs);
 }
 
-/// Its worker runs on until it hears of that, so nobody else gets what stood there before its registration is gone.
+/// Its worker runs on until it learns of that, so no other worker gets its tasks before its registration is gone.
 #[test]
 fn entries_of_a_deleted_assignment_wait_for_their_worker() {
     let mut world = World::new();
@@ -60,8 +60,7 @@ fn entries_of_a_deleted_assignment_wait_for_their_worker() {
     assert_eq!(world.entries("/z/assign/v~2"), [entry("_00/a", 2, false)]);
 }
 
-/// With a quota, an ACL, or a server that has too much to do. It is said once or twice (by whoever meets it), not for
-/// ever.
+/// The cause is a quota, an ACL, or a server that has too much to do. It is logged once or twice, not for ever.
 #[test]
 fn what_is_refused_to_a_master_is_waited_for() {
     for path in ["/z/status", "/z/tasks", "/z/workers", "/z/assign", "/z/master"] {
@@ -97,4 +96,38 @@ fn no_wake_up_for_empty_jobs_before_they_can_be_known() {
     world.pass(Duration::from_secs(120));
     // It asserts that it is not woken again and again.
     master.go(&mut world);
+}
+
+/// A task that this leader assigned was known, so it is gone if it is not known any more. The end of a task that an
+/// earlier leader assigned comes as an event.
+#[test]
+fn what_ends_while_others_are_being_read_makes_room_at_once() {
+    let mut world = World::new();
+    worker(&mut world, "w~1", 2);
+    for id in ["_01/1", "_01/2"] {
+        task(&mut world, id, |_| {});
+    }
+    assignment(&mut world, "w~1", &[("_01/1", 1, false)]);
+    let mut leader = master("m");
+    leader.hold = |call| matches!(call, Call::Children { path } if path == "/z/tasks");
+    leader.connect(&mut world);
+    for id in ["_00/a", "_00/b", "_00/c"] {
+        task(&mut world, id, |_| {});
+    }
+    leader.go(&mut world);
+    let given = |world: &World| {
+        let assignment = world.entries("/z/assign/w~1").into_iter();
+        assignment.filter(|(_, _, revoked)| !revoked).map(|(task, ..)| task).collect::<Vec<_>>()
+    };
+    assert_eq!(given(&world), ["_01/1", "_00/a"]);
+    world.remove("/z/tasks/_00/a");
+    leader.go(&mut world);
+    assert_eq!(given(&world), ["_01/1", "_00/b"]);
+    world.remove("/z/tasks/_01/1");
+    leader.go(&mut world);
+    assert_eq!(given(&world), ["_00/b", "_00/c"]);
+    assert!(!view(&leader).tasks.is_complete());
+    leader.hold = |_| false;
+    leader.go(&mut world);
+    assert!(view(&leader).tasks.is_complete() && view(&leader).table.len() == 3);
 }
