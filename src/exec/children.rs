@@ -1,12 +1,21 @@
 //! Our own children, as the kernel tells of them: whom we have not reaped nobody else can be taken for.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Signal, kill_process, kill_process_group};
 
 use super::proc::{self, to_pid};
 use crate::machine::Ended;
+
+/// Keepers of all executors of this process, and what writes their logs: none is what another one has left.
+static KEEPERS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+pub(super) fn keepers() -> MutexGuard<'static, BTreeSet<u32>> {
+    KEEPERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What there is of our children.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,7 +24,7 @@ use super::hub::{FIRST_HANDLER, Hub};
 use super::{ExecEvent, NotStartedKind};
 use crate::machine::{GroupSignal, RunId, RunOutput, RunSpec};
 use crate::threads;
-pub(super) use desk::{Desk, Note};
+use desk::Desk;
 use desk::{Handed, Job};
 use pauses::{Death, Pauses};
 
@@ -91,7 +91,7 @@ impl Pool {
                 Handed::Refused(back) => {
                     // It hears nothing any more, but nobody says that it is dead.
                     self.lock().runs.remove(&run);
-                    self.hub.kill(desk.id);
+                    self.hub.kill(desk.mailbox.id());
                     job = back;
                 }
             }
@@ -170,7 +170,7 @@ impl Pool {
         let inner = self.lock();
         let Some(desk) = inner.runs.get(&run) else { return false };
         desk.tell_to_end();
-        self.hub.signal(desk.id, signal);
+        self.hub.signal(desk.mailbox.id(), signal);
         self.changed.notify_all();
         true
     }
@@ -204,7 +204,7 @@ impl Pool {
 
     /// It is none of those that idle.
     fn retire(&self, id: RunId) {
-        self.lock().idle.retain(|desk| desk.id != id);
+        self.lock().idle.retain(|desk| desk.mailbox.id() != id);
     }
 
     /// Waits as long as handlers that failed before demand; whether this one was told to end meanwhile.
@@ -250,7 +250,7 @@ impl Pool {
             std::mem::take(&mut inner.idle)
         };
         idle.iter().for_each(|desk| desk.close());
-        let idle: Vec<RunId> = idle.iter().map(|desk| desk.id).collect();
+        let idle: Vec<RunId> = idle.iter().map(|desk| desk.mailbox.id()).collect();
         self.hub.wait_dead_of(&idle, END_OF_INPUT_GRACE);
     }
 }

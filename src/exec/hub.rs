@@ -19,11 +19,12 @@ use crossbeam_channel::Sender;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use super::descriptors::too_few;
-use super::handler::{Desk, Note};
 use super::logs::Carrier;
+use super::mailbox::{Mailbox, Note};
 use super::page::{MOST_SLOTS, Page};
 use super::proc;
-use super::runfile::{RunFile, Session};
+use super::proc::Session;
+use super::runfile::RunFile;
 use super::wire::{self, FromKeeper, FromSlot, Link, Program, ToKeeper, ToSlot};
 use super::{ExecEvent, NotStartedKind};
 use crate::clock;
@@ -100,7 +101,7 @@ struct Work {
     /// What is sent as soon as the slot is there, with a handler's standard input and output.
     unsent: Option<(Program, Pipes)>,
     /// Who hears of it; `None` if the role does.
-    desk: Option<Arc<Desk>>,
+    mailbox: Option<Arc<Mailbox>>,
     /// When it was told to run, and its leader.
     started: Option<(i64, u32)>,
     /// A signal of ours was sent.
@@ -150,17 +151,23 @@ impl Hub {
     ///
     /// If the run's number is in use.
     pub(super) fn start(&self, run: RunId, program: Program) {
-        self.give(Work { run, unsent: Some((program, None)), desk: None, started: None, signalled: false });
+        self.give(Work {
+            run,
+            unsent: Some((program, None)),
+            mailbox: None,
+            started: None,
+            signalled: false,
+        });
     }
 
-    /// The same of a handler, whose desk hears of it.
-    pub(super) fn start_handler(&self, desk: &Arc<Desk>, program: Program, pipes: [OwnedFd; 2]) {
+    /// The same of a handler, whose mailbox gets what becomes of it.
+    pub(super) fn start_handler(&self, mailbox: &Arc<Mailbox>, program: Program, pipes: [OwnedFd; 2]) {
         // What is left of a handler before does not say that this one has something to do.
         let unsent = Some((program, Some(pipes)));
         self.give(Work {
-            run: desk.id(),
+            run: mailbox.id(),
             unsent,
-            desk: Some(Arc::clone(desk)),
+            mailbox: Some(Arc::clone(mailbox)),
             started: None,
             signalled: false,
         });
@@ -344,16 +351,16 @@ impl Hub {
     /// There is no process, and there never was one.
     fn not_started(&self, work: &Work, kind: NotStartedKind, why: &str) {
         let why = why.to_owned();
-        match &work.desk {
-            Some(desk) => desk.note(Note::NotStarted { kind, why }),
+        match &work.mailbox {
+            Some(mailbox) => mailbox.note(Note::NotStarted { kind, why }),
             None => self.tell(ExecEvent::NotStarted { run: work.run, kind, why }),
         }
     }
 
     /// Nothing of the run lives.
     fn ended(&self, work: &Work, report: RunReport) {
-        match &work.desk {
-            Some(desk) => desk.note(Note::Ended(Box::new(report))),
+        match &work.mailbox {
+            Some(mailbox) => mailbox.note(Note::Ended(Box::new(report))),
             None => self.tell(ExecEvent::Ended { run: work.run, report }),
         }
     }
@@ -441,8 +448,8 @@ impl Hub {
 
     fn started(&self, work: &mut Work, number: u32, pid: u32) {
         work.started = Some((clock::wall_ms(), pid));
-        match &work.desk {
-            Some(desk) => desk.note(Note::Started { pid, slot: number }),
+        match &work.mailbox {
+            Some(mailbox) => mailbox.note(Note::Started { pid, slot: number }),
             None => self.tell(ExecEvent::Started { run: work.run, pid }),
         }
     }

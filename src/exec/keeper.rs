@@ -9,7 +9,6 @@
 //! of it lives.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -17,8 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{FileType, fstat};
-use rustix::io::{fcntl_dupfd_cloexec, read};
+use rustix::io::read;
 use rustix::process::{Signal, kill_process, setsid};
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
@@ -27,7 +25,8 @@ use super::cgroup;
 use super::children::{self, Children};
 use super::page::{ENDLESS, Page};
 use super::proc::to_pid;
-use super::slot::{Slot, set_timer, signals, timespec};
+use super::slot::Slot;
+use super::system::{SLOT_SOCKET, detach, set_timer, signals, timespec};
 use super::wire::{FromKeeper, Link, ToKeeper};
 use crate::clock;
 
@@ -44,8 +43,6 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// The names of both kinds of process in short lists.
 const KEEPER_NAME: &std::ffi::CStr = c"zkmw-keeper";
 const SLOT_NAME: &std::ffi::CStr = c"zkmw-slot";
-/// Where a slot has its socket.
-const SLOT_SOCKET: i32 = 3;
 
 /// The life of a keeper: what `zkmw slots` does. Its standard input is the worker's socket.
 ///
@@ -79,38 +76,6 @@ pub fn run() -> anyhow::Result<()> {
     };
     keeper.live();
     Ok(())
-}
-
-/// Makes this process, which a worker or an elector has started, one of its own: in a session without a terminal, out
-/// of reach of signals to all of a group. Returns the socket that was its standard input.
-pub(super) fn detach(name: &std::ffi::CStr) -> anyhow::Result<OwnedFd> {
-    let stdin = rustix::stdio::stdin();
-    let found = fstat(stdin).context("cannot look at standard input")?;
-    if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
-        bail!("only a worker or an elector starts this: its standard input is no socket");
-    }
-    let socket = fcntl_dupfd_cloexec(stdin, SLOT_SOCKET).context("no room for a descriptor")?;
-    let null = File::open("/dev/null").context("cannot open /dev/null")?;
-    // SAFETY: standard input becomes another file; nobody else in this process uses it.
-    if unsafe { libc::dup2(null.as_raw_fd(), 0) } < 0 {
-        bail!("cannot replace standard input: {}", std::io::Error::last_os_error());
-    }
-    let _ = setsid();
-    for signal in [
-        libc::SIGTERM,
-        libc::SIGINT,
-        libc::SIGHUP,
-        libc::SIGQUIT,
-        libc::SIGALRM,
-        libc::SIGPIPE,
-        libc::SIGUSR2,
-        libc::SIGXFSZ,
-    ] {
-        // SAFETY: sets no handler.
-        unsafe { libc::signal(signal, libc::SIG_IGN) };
-    }
-    let _ = rustix::thread::set_name(name);
-    Ok(socket)
 }
 
 fn wait_for(link: &Link) {

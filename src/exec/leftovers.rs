@@ -12,8 +12,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::mark::{Bears, Mark, OWNER_VAR};
+use super::proc::Session;
 use super::proc::{Look, Stat, kill_exactly, look};
-use super::runfile::Session;
 
 /// The first pause between two looks; each is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);

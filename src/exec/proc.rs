@@ -14,6 +14,8 @@ use std::io;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use serde::{Deserialize, Serialize};
+
 /// The kernel's flag for a process that is being ended.
 const PF_EXITING: i64 = 0x4;
 
@@ -116,6 +118,14 @@ pub(super) fn look() -> io::Result<Look> {
         }
     }
     Ok(found)
+}
+
+/// The session of a keeper or a slot: its id is its leader's pid, so the leader's start time makes it unique.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Session {
+    pub(super) id: u32,
+    /// In ticks since boot; 0 if it could not be learnt.
+    pub(super) start_ticks: u64,
 }
 
 /// Names a process as no other ever was or will be named.

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroup;
 use super::leftovers::Leftovers;
-use super::proc::{self, Identity};
+use super::proc::{self, Identity, Session};
 
 /// The format's version; another one is not understood.
 const VERSION: u32 = 2;
@@ -36,14 +36,6 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// A run file is never longer than this many bytes.
 const LONGEST_FILE_BYTES: u64 = 4 << 20;
-
-/// The session of a keeper or a slot: its id is its leader's pid, so the leader's start time makes it unique.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Session {
-    pub(super) id: u32,
-    /// In ticks since boot; 0 if it could not be learnt.
-    pub(super) start_ticks: u64,
-}
 
 /// What stands in the file.
 #[derive(Debug, Serialize, Deserialize)]

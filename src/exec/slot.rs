@@ -15,16 +15,13 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::ptr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::read;
 use rustix::process::{Signal, kill_process, kill_process_group};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
-};
+use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
 use super::NotStartedKind;
 use super::birth::{self, Born, Failure, Place, Surroundings};
@@ -36,6 +33,7 @@ use super::memory::{Kills, Memory};
 use super::page::Page;
 use super::proc::to_pid;
 use super::stopped::{LOOK_EVERY, StopWatch};
+use super::system::{set_timer, signals, timespec};
 use super::wire::{FromSlot, Link, Program, Streams, ToSlot};
 use crate::clock;
 use crate::machine::{Ended, GroupSignal, RunReport};
@@ -514,34 +512,4 @@ impl<'a> Slot<'a> {
             )));
         }
     }
-}
-
-/// A descriptor that tells of these signals, which are blocked from now on.
-pub(super) fn signals(which: &[libc::c_int]) -> std::io::Result<OwnedFd> {
-    use std::os::fd::FromRawFd;
-    // SAFETY: bare system calls on a set of our own; the descriptor is new.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        for signal in which {
-            libc::sigaddset(&raw mut set, *signal);
-        }
-        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut());
-        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
-            fd @ 0.. => Ok(OwnedFd::from_raw_fd(fd)),
-            _ => Err(std::io::Error::last_os_error()),
-        }
-    }
-}
-
-/// Sets a timer of `CLOCK_BOOTTIME` to this time, in nanoseconds; 0 stops it.
-pub(super) fn set_timer(timer: &OwnedFd, at: u64) {
-    let second = Duration::from_secs(1).as_nanos() as u64;
-    let value = Timespec { tv_sec: (at / second).cast_signed(), tv_nsec: (at % second).cast_signed() };
-    let until = Itimerspec { it_interval: timespec(Duration::ZERO), it_value: value };
-    let _ = timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &until);
-}
-
-pub(super) fn timespec(time: Duration) -> Timespec {
-    Timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos().into() }
 }

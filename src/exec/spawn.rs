@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -13,7 +13,7 @@ use rustix::io::retry_on_intr;
 use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::cgroup::{self, Cgroups};
-use super::children;
+use super::children::{self, keepers};
 use super::hub::{self, Hub};
 use super::keeper::SLOTS_END_WITHIN;
 use super::mark::{Bears, Mark, OWNER_VAR};
@@ -59,13 +59,6 @@ const SERVICE_VARS: [&str; 15] = [
     "MEMORY_PRESSURE_WATCH",
     "MEMORY_PRESSURE_WRITE",
 ];
-
-/// Keepers of all executors of this process, and what writes their logs: none is what another one has left.
-static KEEPERS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
-
-pub(super) fn keepers() -> MutexGuard<'static, BTreeSet<u32>> {
-    KEEPERS.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// How keepers are started.
 #[derive(Debug)]

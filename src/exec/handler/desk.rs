@@ -8,16 +8,17 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::{Errno, retry_on_intr, write, writev};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr, writev};
 
 use crate::clock;
+use crate::exec::ExecEvent;
 use crate::exec::hub::Hub;
-use crate::exec::{ExecEvent, NotStartedKind};
-use crate::machine::{RunId, RunReport};
+use crate::exec::mailbox::Mailbox;
+use crate::machine::RunId;
 
 /// A request that is to be handed over.
 #[derive(Debug)]
@@ -44,37 +45,11 @@ pub(super) struct Busy {
     pub(super) told: bool,
 }
 
-/// What became of a handler's process.
-#[derive(Debug)]
-pub enum Note {
-    /// It runs.
-    Started {
-        /// The leader of its group.
-        pid: u32,
-        /// Its slot.
-        slot: u32,
-    },
-    /// It does not run and never did.
-    NotStarted {
-        /// Whose fault it is.
-        kind: NotStartedKind,
-        /// The reason.
-        why: String,
-    },
-    /// Every process of its group is dead.
-    Ended(Box<RunReport>),
-}
-
 /// One handler.
 #[derive(Debug)]
 pub struct Desk {
-    pub(super) id: RunId,
-    /// Wakes the handler's thread when the line is not all that there is to be done.
-    pub(super) wake: OwnedFd,
-    /// Its leader; 0 before it has one.
-    pid: AtomicU32,
-    slot: AtomicU32,
-    notes: Mutex<Vec<Note>>,
+    /// What became of its process; the hub fills it.
+    pub(super) mailbox: Arc<Mailbox>,
     /// Where it writes.
     pub(super) stdout: OnceLock<OwnedFd>,
     pub(super) seat: Mutex<Seat>,
@@ -115,11 +90,7 @@ impl Desk {
     /// One that is not started yet.
     pub(super) fn new(id: RunId) -> io::Result<Desk> {
         Ok(Desk {
-            id,
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            pid: AtomicU32::new(0),
-            slot: AtomicU32::new(0),
-            notes: Mutex::default(),
+            mailbox: Arc::new(Mailbox::new(id)?),
             stdout: OnceLock::new(),
             seat: Mutex::new(Seat { stdin: None, work: Work::Idle, proven: false }),
             told_to_end: AtomicBool::new(false),
@@ -129,31 +100,6 @@ impl Desk {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Seat> {
         self.seat.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Its number among runs.
-    pub fn id(&self) -> RunId {
-        self.id
-    }
-
-    /// The leader of its group.
-    pub(super) fn pid(&self) -> u32 {
-        self.pid.load(Ordering::SeqCst)
-    }
-
-    /// Something became of its process.
-    pub fn note(&self, note: Note) {
-        if let Note::Started { pid, slot } = &note {
-            self.slot.store(*slot, Ordering::SeqCst);
-            self.pid.store(*pid, Ordering::SeqCst);
-        }
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
-        self.wake();
-    }
-
-    /// What became of its process since.
-    pub(super) fn take_notes(&self) -> Vec<Note> {
-        std::mem::take(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether a signal was sent to it, so that it is not used again.
@@ -176,7 +122,7 @@ impl Desk {
         let Seat { stdin: Some(stdin), work: work @ Work::Idle, proven } = &mut *seat else {
             return Handed::Refused(job);
         };
-        if !hub.begin(self.slot.load(Ordering::SeqCst)) {
+        if !hub.begin(self.mailbox.slot()) {
             self.rests(hub);
             return Handed::NoLease;
         }
@@ -194,12 +140,12 @@ impl Desk {
         busy.handed = written > 0;
         if written <= busy.request.len() {
             busy.rest = [&busy.request.as_bytes()[written..], b"\n"].concat();
-            self.wake();
+            self.mailbox.wake();
         } else if *proven {
-            busy.tell_started(self.pid(), hub);
+            busy.tell_started(self.mailbox.pid(), hub);
         } else {
             // Its thread tells so, when it is clear that there is such a program.
-            self.wake();
+            self.mailbox.wake();
         }
         *work = Work::Busy(busy);
         Handed::Done
@@ -207,13 +153,7 @@ impl Desk {
 
     /// It has nothing to do that a lease is needed for.
     pub(super) fn rests(&self, hub: &Hub) {
-        hub.rest(self.slot.load(Ordering::SeqCst));
-    }
-
-    fn wake(&self) {
-        if let Err(error) = retry_on_intr(|| write(&self.wake, &1_u64.to_ne_bytes())) {
-            log::error!("cannot wake the thread of handler {}: {error}", self.pid());
-        }
+        hub.rest(self.mailbox.slot());
     }
 
     /// Ends its standard input.

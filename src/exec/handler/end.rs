@@ -17,7 +17,7 @@ const MISSING: [i32; 2] = [126, 127];
 impl Handler<'_> {
     /// It is used no more.
     pub(super) fn retire(mut self, end: End) {
-        self.pool.retire(self.desk.id);
+        self.pool.retire(self.desk.mailbox.id());
         let work = {
             let mut seat = self.desk.lock();
             seat.stdin = None;
@@ -29,7 +29,7 @@ impl Handler<'_> {
         };
         let at_fault = busy.is_some() || matches!(end, End::Broken(_));
         if !matches!(end, End::Dead) {
-            self.pool.hub.kill(self.desk.id);
+            self.pool.hub.kill(self.desk.mailbox.id());
         }
         self.await_death(None);
         let Some(death) = self.dead.take() else { return };
@@ -43,7 +43,8 @@ impl Handler<'_> {
         match (end, busy) {
             (End::Answered { run, told, mut report }, _) => {
                 if !told {
-                    let _ = self.pool.hub.events.send(ExecEvent::Started { run, pid: self.desk.pid() });
+                    let _ =
+                        self.pool.hub.events.send(ExecEvent::Started { run, pid: self.desk.mailbox.pid() });
                 }
                 report.signalled = death.signalled && !self.desk.had_said.load(Ordering::SeqCst);
                 self.pool.over(run, ExecEvent::Ended { run, report: *report });
@@ -55,7 +56,7 @@ impl Handler<'_> {
 
     /// The end of the run that it had.
     fn tell(&self, end: &End, mut busy: Busy, death: &RunReport) {
-        let (pid, how) = (self.desk.pid(), death.ended);
+        let (pid, how) = (self.desk.mailbox.pid(), death.ended);
         let missing = match how {
             Ended::Exit(code) => !self.answered && MISSING.contains(&code) && !death.signalled,
             Ended::Signal(_) | Ended::Broken => false,
@@ -102,7 +103,7 @@ impl Handler<'_> {
     }
 
     fn log(&self, end: &End, how: Ended, cause: Cause) {
-        let (pid, how) = (self.desk.pid(), in_words(how));
+        let (pid, how) = (self.desk.mailbox.pid(), in_words(how));
         match (end, cause) {
             (_, Cause::Told) => log::debug!("handler {pid} was told to end, and {how}"),
             (End::Broken(why), _) => log::warn!("handler {pid} broke, and was killed: {why}"),

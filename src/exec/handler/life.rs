@@ -16,13 +16,14 @@ use rustix::io::{Errno, read, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::answer::{self, Lines, Said};
-use super::desk::{Busy, Desk, Handed, Job, Note, Seat, Work};
+use super::desk::{Busy, Desk, Handed, Job, Seat, Work};
 use super::pauses::{Cause, Death};
 use super::{NO_LEASE, Pool};
 use crate::clock;
 use crate::exec::descriptors::too_few;
-use crate::exec::slot::timespec;
+use crate::exec::mailbox::Note;
 use crate::exec::stopped::{LOOK_EVERY, StopWatch};
+use crate::exec::system::timespec;
 use crate::exec::wire::{Program, Streams};
 use crate::exec::{ExecEvent, NotStartedKind};
 use crate::machine::{RunId, RunReport, RunSpec};
@@ -75,17 +76,18 @@ fn start(pool: &Arc<Pool>, desk: &Arc<Desk>, spec: RunSpec) -> Result<(), (NotSt
     let (answers, stdout) = pipe_with(PipeFlags::CLOEXEC).map_err(short)?;
     let _ = desk.stdout.set(nonblocking(answers));
     desk.lock().stdin = Some(Arc::new(nonblocking(requests)));
-    let program = Program { run: desk.id.0, argv: spec.argv, env: spec.env, streams: Streams::Handler };
-    pool.hub.start_handler(desk, program, [stdin, stdout]);
+    let program =
+        Program { run: desk.mailbox.id().0, argv: spec.argv, env: spec.env, streams: Streams::Handler };
+    pool.hub.start_handler(&desk.mailbox, program, [stdin, stdout]);
     loop {
-        let _ = poll(&mut [PollFd::new(&desk.wake, PollFlags::IN)], None);
-        let _ = read(&desk.wake, &mut [0; 8]);
-        let mut notes = desk.take_notes().into_iter();
+        let _ = poll(&mut [PollFd::new(desk.mailbox.waker(), PollFlags::IN)], None);
+        let _ = read(desk.mailbox.waker(), &mut [0; 8]);
+        let mut notes = desk.mailbox.take_notes().into_iter();
         match notes.next() {
             None => {}
             Some(Note::Started { .. }) => {
                 // What came after that is for whoever serves it.
-                notes.for_each(|note| desk.note(note));
+                notes.for_each(|note| desk.mailbox.note(note));
                 return Ok(());
             }
             Some(Note::NotStarted { kind, why }) => return Err((kind, why)),
@@ -174,7 +176,7 @@ impl Handler<'_> {
                 Ok(ready) => ready,
                 Err(Errno::INTR) => continue,
                 Err(error) => {
-                    log::warn!("cannot poll the pipes of handler {}: {error}", self.desk.pid());
+                    log::warn!("cannot poll the pipes of handler {}: {error}", self.desk.mailbox.pid());
                     std::thread::sleep(POLL_FAILED_PAUSE);
                     Ready { stdout: true, wake: true, stdin: true, paused: false }
                 }
@@ -208,7 +210,7 @@ impl Handler<'_> {
         self.looked = Instant::now();
         if let Work::Busy(busy) = &self.desk.lock().work
             && let Some(warning) =
-                self.stopped.look(self.desk.pid(), &format!("the handler of {}", busy.task()))
+                self.stopped.look(self.desk.mailbox.pid(), &format!("the handler of {}", busy.task()))
         {
             log::warn!("{warning}");
         }
@@ -219,7 +221,7 @@ impl Handler<'_> {
         // Who hands a request over to one that is known to work does not wake this thread.
         let pause = timespec(if self.untold { STARTED_AFTER } else { LOOK_EVERY });
         let stdin = if self.writing { self.desk.lock().stdin.clone() } else { None };
-        let mut sources = vec![PollFd::new(&self.desk.wake, PollFlags::IN)];
+        let mut sources = vec![PollFd::new(self.desk.mailbox.waker(), PollFlags::IN)];
         sources.extend(self.desk.stdout.get().map(|stdout| PollFd::new(stdout, PollFlags::IN)));
         sources.extend(stdin.iter().map(|stdin| PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::OUT)));
         let ready = poll(&mut sources, Some(&pause))?;
@@ -235,7 +237,7 @@ impl Handler<'_> {
         if let Work::Busy(busy) = &mut self.desk.lock().work
             && busy.rest.is_empty()
         {
-            busy.tell_started(self.desk.pid(), &self.pool.hub);
+            busy.tell_started(self.desk.mailbox.pid(), &self.pool.hub);
             self.untold = false;
         }
     }
@@ -243,7 +245,7 @@ impl Handler<'_> {
     /// Whoever handed a request over has left something to us, or something became of the process.
     fn look_at_work(&mut self) {
         // A counter: one read takes all.
-        let _ = read(&self.desk.wake, &mut [0; 8]);
+        let _ = read(self.desk.mailbox.waker(), &mut [0; 8]);
         self.take_notes();
         if let Work::Busy(busy) = &self.desk.lock().work {
             self.writing = !busy.rest.is_empty();
@@ -252,7 +254,7 @@ impl Handler<'_> {
     }
 
     fn take_notes(&mut self) {
-        for note in self.desk.take_notes() {
+        for note in self.desk.mailbox.take_notes() {
             match note {
                 Note::Ended(report) => self.dead = Some(report),
                 Note::Started { .. } | Note::NotStarted { .. } => {}
@@ -273,7 +275,7 @@ impl Handler<'_> {
                 busy.rest.drain(..written);
                 self.writing = !busy.rest.is_empty();
                 if *proven && !self.writing {
-                    busy.tell_started(self.desk.pid(), &self.pool.hub);
+                    busy.tell_started(self.desk.mailbox.pid(), &self.pool.hub);
                     self.untold = false;
                 }
                 None
@@ -338,7 +340,7 @@ impl Handler<'_> {
         self.untold = false;
         self.stopped = StopWatch::default();
         let mut report = Some(Box::new(verdict.report(started_ms)));
-        let pid = self.desk.pid();
+        let pid = self.desk.mailbox.pid();
         let over = self.pool.answered(run, &self.desk, !is_dead, || {
             if !told {
                 let _ = hub.events.send(ExecEvent::Started { run, pid });
@@ -365,8 +367,11 @@ impl Handler<'_> {
             if self.dead.is_some() || left == Some(Duration::ZERO) {
                 return;
             }
-            let _ = poll(&mut [PollFd::new(&self.desk.wake, PollFlags::IN)], left.map(timespec).as_ref());
-            let _ = read(&self.desk.wake, &mut [0; 8]);
+            let _ = poll(
+                &mut [PollFd::new(self.desk.mailbox.waker(), PollFlags::IN)],
+                left.map(timespec).as_ref(),
+            );
+            let _ = read(self.desk.mailbox.waker(), &mut [0; 8]);
         }
     }
 }

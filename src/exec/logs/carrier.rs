@@ -17,8 +17,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::{read, write};
 use rustix::net::{Shutdown, shutdown};
 
-use super::super::slot::timespec;
-use super::super::spawn::keepers;
+use super::super::children::keepers;
+use super::super::system::timespec;
 use super::super::wire::{self, Link};
 use super::{FromWriter, LogName, LogSettings, ToWriter, WRITE_LOGS};
 use crate::threads;

@@ -15,8 +15,8 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, read};
 
-use super::super::keeper::detach;
-use super::super::slot::timespec;
+use super::super::system::detach;
+use super::super::system::timespec;
 use super::super::wire::Link;
 use super::shelf::Shelf;
 use super::{FromWriter, HEADER_BYTES, LogName, ToWriter, kind};
