@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use check::{CHECKS, Evidence};
-use harness::ensemble::{Places, copy_dir};
+use harness::ensemble::{Places, copy_files};
 use harness::{Cluster, Ensemble};
 use history::{Clock, History};
 use hosts::{ELECTORS, HOSTS, MASTERS, OBSERVER, SERVERS, Services, Setting, WORKERS};
@@ -224,8 +224,8 @@ fn keep_servers(ensemble: &Ensemble, into: &Path) {
     for server in 1..=3_u32 {
         let (from, to) = (ensemble.dir.join(server.to_string()), into.join(server.to_string()));
         std::fs::create_dir_all(&to).expect("a folder");
-        copy_dir(&from.join("log"), &to);
-        copy_dir(&from.join("data"), &to);
+        copy_files(&from.join("log"), &to);
+        copy_files(&from.join("data"), &to);
     }
 }
 

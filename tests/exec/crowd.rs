@@ -77,7 +77,7 @@ fn an_unkillable_process_is_waited_for_and_reported() {
         return;
     }
     let setpriv = dir.path().join("setpriv");
-    fs::copy("/usr/bin/setpriv", &setpriv).unwrap();
+    copy_program(Path::new("/usr/bin/setpriv"), &setpriv);
     fs::set_permissions(&setpriv, fs::Permissions::from_mode(0o4755)).unwrap();
     let output = std::thread::scope(|scope| {
         let helper = scope.spawn(|| as_nobody("unkillable", dir.path()));
@@ -113,11 +113,17 @@ pub fn unkillable(dir: &Path) {
     assert_eq!(rig.ended(run).ended, Ended::Exit(3));
 }
 
+/// Copies a program. By a process of its own: one that another test forks meanwhile would have our descriptor for the
+/// copy for a moment, and a file that is open for writing cannot be executed (`ETXTBSY`).
+fn copy_program(from: &Path, into: &Path) {
+    assert!(Command::new("cp").arg("--").args([from, into]).status().unwrap().success());
+}
+
 /// Plays a role as an ordinary user, which root is not.
 pub fn as_nobody(role: &str, dir: &Path) -> std::process::Output {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
     let program = dir.join("exec");
-    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    copy_program(&std::env::current_exe().unwrap(), &program);
     let mut helper = Command::new(program);
     helper.args(["--exact", "helper", "--nocapture"]).env(ROLE, role).env(DIR, dir);
     if rustix::process::geteuid().is_root() {

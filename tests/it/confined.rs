@@ -6,6 +6,7 @@ use std::path::Path;
 use rustix::process::geteuid;
 
 use crate::harness::Cluster;
+use crate::harness::ensemble::copy_files;
 use crate::plain::{Out, Plain};
 
 /// A setting is wrong.
@@ -75,7 +76,7 @@ fn a_worker_that_cannot_change_users_says_so_and_ends() {
 fn as_stranger(args: &[&str]) -> (Option<i32>, String) {
     let dir = tempfile::tempdir().expect("a folder");
     let program = dir.path().join("zkmw");
-    std::fs::copy(env!("CARGO_BIN_EXE_zkmw"), &program).expect("a copy that everybody may run");
+    copy_files(Path::new(env!("CARGO_BIN_EXE_zkmw")), &program);
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     std::fs::set_permissions(dir.path(), open).expect("a folder for everybody");
     let mut command = std::process::Command::new(&program);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, geteuid, setrlimit};
 
+use crate::harness::ensemble::copy_files;
 use crate::harness::{Cluster, LIMIT, Proc, eventually};
 
 /// A process that does not work after this time hangs. Fewer calls at a time take longer.
@@ -105,7 +106,7 @@ fn with_too_few_threads_a_client_says_so_and_ends() {
     let (_master, _worker) = (cluster.master("m"), cluster.worker("w", &[]));
     cluster.registered(&["w"]);
     let program = cluster.dir().join("zkmw");
-    std::fs::copy(env!("CARGO_BIN_EXE_zkmw"), &program).expect("a copy that everybody may run");
+    copy_files(Path::new(env!("CARGO_BIN_EXE_zkmw")), &program);
     let lines = cluster.dir().join("lines");
     std::fs::write(&lines, "true\n".repeat(40)).expect("a batch");
     let lines = lines.display().to_string();

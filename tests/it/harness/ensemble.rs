@@ -170,7 +170,7 @@ impl Ensemble {
         for id in self.ids() {
             let to = copy.join(id.to_string());
             std::fs::create_dir_all(&to).expect("a folder");
-            copy_dir(&self.dir.join(id.to_string()).join("data"), &to);
+            copy_files(&self.dir.join(id.to_string()).join("data"), &to);
         }
         copy
     }
@@ -184,7 +184,7 @@ impl Ensemble {
             let data = self.dir.join(id.to_string()).join("data");
             std::fs::remove_dir_all(data.join("version-2")).expect("the data of a server");
             if let Some(copy) = copy {
-                copy_dir(&copy.join(id.to_string()).join("data"), &data.join(".."));
+                copy_files(&copy.join(id.to_string()).join("data"), &data.join(".."));
             }
         }
         self.start_again(&self.ids());
@@ -216,7 +216,9 @@ impl Drop for Ensemble {
     }
 }
 
-pub fn copy_dir(from: &Path, into: &Path) {
+/// Copies a file or a directory. By a process of its own: one that another test forks meanwhile would have our
+/// descriptor for a copied program for a moment, and a file that is open for writing cannot be executed (`ETXTBSY`).
+pub fn copy_files(from: &Path, into: &Path) {
     let copied = Command::new("cp").args(["-a", "--"]).args([from, into]).status();
     assert!(copied.is_ok_and(|status| status.success()), "cp {from:?} {into:?}");
 }
