@@ -54,7 +54,7 @@ impl Leader {
         self.unreserve();
         let changed = self.refresh();
         self.unblock(&changed);
-        if self.view.queue.is_empty() || self.is_blind(now, out) {
+        if self.view.queue.is_empty() || self.tasks_may_be_hidden(now, out) {
             return;
         }
         // Where all are full nobody is looked for: a turn must not cost more with every job.

@@ -179,7 +179,7 @@ impl Leader {
     /// Ends, or moves on, what is on no assignment, unless it may be on one that this leader has not read: then it
     /// may run.
     fn edit_unstarted(&mut self, task: &TaskId, edit: Edit, now: Instant, out: &mut Out) {
-        if self.is_blind(now, out) {
+        if self.tasks_may_be_hidden(now, out) {
             self.doubts.undecided.insert(task.clone());
         } else {
             self.editor.begin(task, edit, out);
@@ -189,7 +189,7 @@ impl Leader {
     /// Takes up again what had to wait until every assignment is known. Each of those that are refused is tried again
     /// after a pause, and each answer leads here.
     pub(super) fn decide_undecided(&mut self, now: Instant, out: &mut Out) {
-        if self.doubts.undecided.is_empty() || self.is_blind(now, out) {
+        if self.doubts.undecided.is_empty() || self.tasks_may_be_hidden(now, out) {
             return;
         }
         for task in std::mem::take(&mut self.doubts.undecided) {
@@ -216,7 +216,7 @@ impl Leader {
 
     /// Whether nobody may get a task, for some earlier leader may have assigned it: in an assignment that was never
     /// read, or that it might still write.
-    pub(super) fn is_blind(&mut self, now: Instant, out: &mut Out) -> bool {
+    pub(super) fn tasks_may_be_hidden(&mut self, now: Instant, out: &mut Out) -> bool {
         let (assigns_for, timeout) = (self.term.assigns_for(now), self.view.timeout);
         let hides = |(incarnation, doubt): &(&Incarnation, Doubt)| {
             let is_alive = self.view.workers.is_alive(incarnation);
