@@ -23,7 +23,7 @@ use crate::contract::task::State;
 use crate::contract::{Labels, TaskId};
 use crate::exec::Limits;
 use crate::exit;
-use crate::roles::client::Shade;
+use crate::roles::client::TaskStatus;
 use crate::roles::client::walk::Target;
 
 pub use variables::unknown_variables;
@@ -282,7 +282,7 @@ pub struct ListConfig {
     /// Only this directory below `tasks`.
     pub job: Option<String>,
     /// Only these; empty is all.
-    pub states: Vec<Shade>,
+    pub states: Vec<TaskStatus>,
     /// At most so many.
     pub limit: u32,
     /// One JSON object a line.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::contract::task::State;
 use crate::contract::{Labels, MAX_ID_BYTES, TaskId, is_component};
-use crate::roles::client::Shade;
+use crate::roles::client::TaskStatus;
 use crate::roles::client::walk::Target;
 
 use super::{Auth, Orphan, Secret, ZkAddress};
@@ -42,15 +42,15 @@ const MAX_SEGMENT_BYTES: usize = 2 * MAX_ID_BYTES + 32;
 pub const DEFAULT_PORT: u16 = 2181;
 
 /// All states, in the order of a task's life.
-pub const STATES: [Shade; 8] = [
-    Shade::Pending,
-    Shade::Assigned,
-    Shade::Running,
-    Shade::Cancelling,
-    Shade::Ended(State::Done),
-    Shade::Ended(State::Failed),
-    Shade::Ended(State::Cancelled),
-    Shade::Ended(State::Expired),
+pub const STATES: [TaskStatus; 8] = [
+    TaskStatus::Pending,
+    TaskStatus::Assigned,
+    TaskStatus::Running,
+    TaskStatus::Cancelling,
+    TaskStatus::Ended(State::Done),
+    TaskStatus::Ended(State::Failed),
+    TaskStatus::Ended(State::Cancelled),
+    TaskStatus::Ended(State::Expired),
 ];
 
 /// Why a list is wrong, and at which of its items.
@@ -277,7 +277,7 @@ pub fn segment(text: &str) -> Parsed<String> {
     Ok(text.to_owned())
 }
 
-pub fn states(items: &[String]) -> ParsedList<Vec<Shade>> {
+pub fn states(items: &[String]) -> ParsedList<Vec<TaskStatus>> {
     let mut states = Vec::new();
     for (index, item) in items.iter().enumerate() {
         let state = STATES.into_iter().find(|s| s.as_str() == item).ok_or_else(|| BadItem {
@@ -296,8 +296,8 @@ pub fn states(items: &[String]) -> ParsedList<Vec<Shade>> {
 pub fn ended_states(items: &[String]) -> ParsedList<Vec<State>> {
     let reason = "must be done, failed, cancelled or expired: what has not ended cannot be deleted";
     let ended = |(index, state)| match state {
-        Shade::Ended(state) => Ok(state),
-        Shade::Pending | Shade::Assigned | Shade::Running | Shade::Cancelling => {
+        TaskStatus::Ended(state) => Ok(state),
+        TaskStatus::Pending | TaskStatus::Assigned | TaskStatus::Running | TaskStatus::Cancelling => {
             Err(BadItem { index, reason: reason.to_owned() })
         }
     };

@@ -11,7 +11,7 @@ use crate::contract::Labels;
 use crate::contract::chunk::MAX_CHUNK_COMMANDS;
 use crate::contract::task::{MAX_RETRY_BACKOFF_MS, State};
 use crate::contract::worker::MAX_SLOTS;
-use crate::roles::client::Shade;
+use crate::roles::client::TaskStatus;
 
 use super::{Auth, Orphan, ZkAddress};
 
@@ -418,7 +418,7 @@ settings! {
 
     LIST_JOB: String = ("job", &[Verb::List], Value("JOB"), Described("all"), Anywhere)
         One(parse::segment), "List only the tasks of this job";
-    STATE: Vec<Shade> = ("state", &[Verb::List], Shape::List("STATE", Words), Described("all"), Anywhere)
+    STATE: Vec<TaskStatus> = ("state", &[Verb::List], Shape::List("STATE", Words), Described("all"), Anywhere)
         Many(parse::states), "List only tasks in this state: pending, assigned, running, cancelling, done, failed, \
         cancelled or expired; may be repeated";
     LIMIT: u32 = ("limit", &[Verb::List], Value("N"), Text("1000"), Anywhere)

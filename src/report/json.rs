@@ -20,7 +20,7 @@ use super::text;
 use crate::contract::line::{id_of, line_name};
 use crate::contract::status::Leader;
 use crate::contract::task::{Outcome, State};
-use crate::roles::client::{ClientReport, Ended, Noted, Row, Shade, Shown, StatusReport};
+use crate::roles::client::{ClientReport, Ended, Noted, Row, Shown, StatusReport, TaskStatus};
 
 /// Writes a report.
 pub fn write(report: &ClientReport, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
@@ -48,7 +48,7 @@ pub fn write(report: &ClientReport, out: &mut dyn Write, err: &mut dyn Write) ->
 }
 
 fn pending(id: &str) -> Value {
-    json!({"id": id, "state": Shade::Pending.as_str()})
+    json!({"id": id, "state": TaskStatus::Pending.as_str()})
 }
 
 fn object(value: &Value, out: &mut dyn Write) -> io::Result<()> {
@@ -120,7 +120,7 @@ fn row(row: &Row) -> Value {
     match &row.task {
         Ok(task) => json!({
             "id": row.name,
-            "state": task.shade.as_str(),
+            "state": task.status.as_str(),
             "attempt": task.attempt,
             "priority": task.priority,
             "worker": task.worker,
@@ -149,7 +149,7 @@ fn shown(shown: &Shown) -> Value {
     });
     let mut value = json!({
         "id": shown.id,
-        "state": shown.shade().as_str(),
+        "state": shown.status().as_str(),
         "command": task.command,
         "argv": task.argv,
         "attempt": task.attempt,
@@ -199,7 +199,7 @@ fn results(shown: &Shown) -> Value {
             None => {
                 let outcome = Outcome { detail: None, ..Outcome::unrun(State::Done, None, "", 0) };
                 let mut value = ended(&Ended { id, line, outcome, alone: false });
-                (value["state"], value["attempt"]) = (json!(Shade::Pending.as_str()), Value::Null);
+                (value["state"], value["attempt"]) = (json!(TaskStatus::Pending.as_str()), Value::Null);
                 value
             }
         }

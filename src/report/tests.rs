@@ -10,7 +10,7 @@ use crate::contract::task::{Options, Outcome, Output, Payload, Reason, State, Ta
 use crate::contract::{Incarnation, TaskId};
 use crate::machine::{Captured, Stat};
 use crate::roles::client::{
-    Ended, Noted, Row, RowTask, Shade, Shown, ShownLine, StatusReport, commands_ended,
+    Ended, Noted, Row, RowTask, Shown, ShownLine, StatusReport, TaskStatus, commands_ended,
 };
 
 fn look(json: bool) -> Look {
@@ -291,8 +291,8 @@ fn status_names_the_leader_only_if_it_is_certain() {
 fn a_list_has_one_heading_and_a_line_for_each() {
     let row = |task| ClientReport::Row(Box::new(Row { name: "J/t".into(), task }));
     let (worker, command) = (Some(Incarnation::new("w", 1)), "echo hi".into());
-    let (shade, attempt, outcome) = (Shade::Running, Some(2), None);
-    let task = RowTask { shade, attempt, priority: -1, worker: worker.clone(), outcome, command };
+    let (status, attempt, outcome) = (TaskStatus::Running, Some(2), None);
+    let task = RowTask { status, attempt, priority: -1, worker: worker.clone(), outcome, command };
     let rows = || vec![row(Ok(task.clone())), row(Err("it is empty".into()))];
     let (out, _) = text(rows());
     assert_eq!(out.lines().count(), 3);
@@ -318,9 +318,9 @@ fn a_line_of_a_batch_is_shown_under_its_own_name() {
     let stays = ClientReport::Ended(vec![ended(6)]).what_stays().expect("words");
     assert!(stays.contains("zkmw wait J~b/7;") && stays.contains("zkmw wait J~b comes"), "{stays}");
 
-    let show = |place: usize, shade| {
+    let show = |place: usize, status| {
         let line =
-            Some(ShownLine { name: LineName { batch: "J~b".into(), line: 4 + place as u64 }, place, shade });
+            Some(ShownLine { name: LineName { batch: "J~b".into(), line: 4 + place as u64 }, place, status });
         let (stat, options) = (Stat::default(), Options::default());
         vec![ClientReport::Shown(Box::new(Shown {
             id: id(),
@@ -331,7 +331,7 @@ fn a_line_of_a_batch_is_shown_under_its_own_name() {
             worker: None,
         }))]
     };
-    let (out, _) = text(show(2, Shade::Ended(State::Failed)));
+    let (out, _) = text(show(2, TaskStatus::Ended(State::Failed)));
     for words in [
         "id        J~b/7\ncommand   exit 3\nstate     failed\npriority",
         "outcome   attempt 2 failed with exit code 3 (exit code 3)\n",
@@ -340,13 +340,13 @@ fn a_line_of_a_batch_is_shown_under_its_own_name() {
         assert!(out.contains(words), "{words} in {out}");
     }
     assert!(!out.contains("echo a") && !out.contains("sleep 9"), "others are not shown: {out}");
-    let line = lines(show(2, Shade::Ended(State::Failed))).remove(0);
+    let line = lines(show(2, TaskStatus::Ended(State::Failed))).remove(0);
     assert_eq!(
         (&line["id"], &line["line"], &line["command"]),
         (&json!("J~b/7"), &json!(7), &json!("exit 3"))
     );
     assert_eq!((&line["outcome"]["exit_code"], line.get("commands")), (&json!(3), None));
-    let line = lines(show(3, Shade::Pending)).remove(0);
+    let line = lines(show(3, TaskStatus::Pending)).remove(0);
     assert_eq!((&line["state"], &line["outcome"]), (&json!("pending"), &json!(null)));
 }
 

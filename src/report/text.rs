@@ -7,8 +7,8 @@ use crate::contract::line::line_name;
 use crate::contract::task::{NO_DEADLINE_MS, Options, Outcome, Output, Payload, State, Task};
 use crate::machine::Captured;
 use crate::roles::client::{
-    ClientReport, Ended, Noted, Progress, Row, Shade, Shown, StatusReport, clean, exit_code, is_plain, sized,
-    start_of, verdict,
+    ClientReport, Ended, Noted, Progress, Row, Shown, StatusReport, TaskStatus, clean, exit_code, is_plain,
+    sized, start_of, verdict,
 };
 
 /// Writes a report.
@@ -166,7 +166,7 @@ fn row(row: &Row, headed: &mut bool, out: &mut dyn Write) -> io::Result<()> {
     let name = &row.name;
     match &row.task {
         Ok(task) => {
-            let (state, priority) = (task.shade.as_str(), task.priority);
+            let (state, priority) = (task.status.as_str(), task.priority);
             let dash = || "-".to_string();
             let attempt = task.attempt.map_or_else(dash, |attempt| attempt.to_string());
             let code = task.outcome.as_ref().map_or_else(dash, |outcome| exit_code(outcome).to_string());
@@ -190,13 +190,13 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
         None => writeln!(out, "id        {}", shown.id)?,
     }
     payload(shown, out)?;
-    write!(out, "state     {}", shown.shade().as_str())?;
+    write!(out, "state     {}", shown.status().as_str())?;
     match &shown.worker {
         Some(worker) => writeln!(out, " on {worker}")?,
         None => writeln!(out)?,
     }
     let is_wished = shown.line.as_ref().map_or(task.cancel, |line| task.is_cancelled(line.place));
-    if is_wished && shown.shade() == Shade::Pending {
+    if is_wished && shown.status() == TaskStatus::Pending {
         writeln!(out, "          it is to be cancelled")?;
     }
     if shown.line.is_none() {
@@ -268,7 +268,7 @@ fn commands(task: &Task, out: &mut dyn Write) -> io::Result<()> {
         let command = task.commands.as_ref().and_then(|commands| commands.get(at));
         let start = start_of(command.map_or("", String::as_str));
         let Some(outcome) = task.command_outcome(at) else {
-            writeln!(out, "line {line:<7} {:<9}     {start}", Shade::Pending.as_str())?;
+            writeln!(out, "line {line:<7} {:<9}     {start}", TaskStatus::Pending.as_str())?;
             continue;
         };
         let code = exit_code(&outcome);

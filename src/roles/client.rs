@@ -160,7 +160,7 @@ pub struct StatusReport {
 
 /// A state as users see it: that of a task without an outcome is refined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Shade {
+pub enum TaskStatus {
     /// It waits for a worker, or for its time.
     Pending,
     /// It is a line of a chunk that a living worker has, and is not to be started there yet.
@@ -173,25 +173,25 @@ pub enum Shade {
     Ended(State),
 }
 
-impl Shade {
+impl TaskStatus {
     /// Of a task that this worker has, if any.
-    pub fn of(task: &Task, worker: Option<&Incarnation>) -> Shade {
+    pub fn of(task: &Task, worker: Option<&Incarnation>) -> TaskStatus {
         match (&task.outcome, worker) {
-            (Some(outcome), _) => Shade::Ended(outcome.state),
-            (None, Some(_)) if task.cancel => Shade::Cancelling,
-            (None, Some(_)) => Shade::Running,
-            (None, None) => Shade::Pending,
+            (Some(outcome), _) => TaskStatus::Ended(outcome.state),
+            (None, Some(_)) if task.cancel => TaskStatus::Cancelling,
+            (None, Some(_)) => TaskStatus::Running,
+            (None, None) => TaskStatus::Pending,
         }
     }
 
     /// The word for it.
     pub fn as_str(self) -> &'static str {
         match self {
-            Shade::Pending => "pending",
-            Shade::Assigned => "assigned",
-            Shade::Running => "running",
-            Shade::Cancelling => "cancelling",
-            Shade::Ended(state) => state.as_str(),
+            TaskStatus::Pending => "pending",
+            TaskStatus::Assigned => "assigned",
+            TaskStatus::Running => "running",
+            TaskStatus::Cancelling => "cancelling",
+            TaskStatus::Ended(state) => state.as_str(),
         }
     }
 }
@@ -209,7 +209,7 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct RowTask {
-    pub shade: Shade,
+    pub status: TaskStatus,
     /// Of a line that is not over nobody knows.
     pub attempt: Option<u32>,
     /// Its own priority; the job's default is not read.
@@ -247,13 +247,15 @@ pub struct ShownLine {
     /// Its place in its task.
     pub place: usize,
     /// Its state.
-    pub shade: Shade,
+    pub status: TaskStatus,
 }
 
 impl Shown {
     /// Its state.
-    pub fn shade(&self) -> Shade {
-        self.line.as_ref().map_or_else(|| Shade::of(&self.task, self.worker.as_ref()), |line| line.shade)
+    pub fn status(&self) -> TaskStatus {
+        self.line
+            .as_ref()
+            .map_or_else(|| TaskStatus::of(&self.task, self.worker.as_ref()), |line| line.status)
     }
 }
 

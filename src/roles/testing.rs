@@ -1,6 +1,6 @@
-//! A world for tests of roles that keep a tree by standing watches: znodes in memory that know sessions, and a
-//! desk that plays out one role's calls on them, so that a test can hold back an answer, lose a connection, or
-//! step in between. What is held back is up to the test; all else happens in order.
+//! Test support for roles that mirror a tree through persistent watches. [`World`] holds znodes in memory and knows
+//! sessions. [`RoleDriver`] applies the calls of one role to it, so that a test can hold back an answer, lose a
+//! connection, or act between two calls. The test decides what is held back; everything else happens in order.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -23,16 +23,16 @@ pub struct Node {
     pub stat: Stat,
 }
 
-/// What a session watches, and what it was not told yet.
+/// What a session watches, and the changes that were not delivered to it yet.
 #[derive(Debug, Default)]
 pub struct Session {
     trees: BTreeSet<String>,
     nodes: BTreeSet<String>,
     once: BTreeSet<String>,
-    pub told: VecDeque<Event>,
+    pub changes: VecDeque<Event>,
 }
 
-/// The znodes, and the sessions that live.
+/// The znodes, and the sessions that are alive.
 #[derive(Debug, Default)]
 pub struct World {
     pub now: Instant,
@@ -40,9 +40,9 @@ pub struct World {
     pub sessions: BTreeMap<i64, Session>,
     /// Paths that may not be touched.
     pub refused: BTreeMap<String, Refusal>,
-    /// Paths that may be read alone.
+    /// Paths that may be read but not written.
     pub writes_refused: BTreeMap<String, Refusal>,
-    /// Nothing that begins like this may be written.
+    /// No path with this prefix may be written.
     pub below_refused: Option<(String, Refusal)>,
     /// Most bytes of data that the servers take.
     pub limit: Option<usize>,
@@ -112,15 +112,15 @@ impl World {
         (self.znodes.clone(), self.zxid)
     }
 
-    /// An older copy is put in place of the data; every connection was lost before. Transactions go on from those of
-    /// the copy, or in a new epoch, as those of an ensemble of several servers do.
+    /// An older copy replaces the data; every connection was lost before. Transactions go on from those of the copy,
+    /// or in a new epoch, as those of an ensemble of several servers do.
     pub fn restore(&mut self, (znodes, zxid): (BTreeMap<String, Node>, i64), new_epoch: bool) {
         self.zxid = if new_epoch { self.zxid + 1_000 } else { zxid };
         self.znodes = znodes;
         self.sessions.clear();
     }
 
-    /// The session's time is up.
+    /// The session expires: its ephemerals are deleted.
     pub fn expire(&mut self, session: i64) {
         self.sessions.remove(&session);
         let own = self.znodes.iter().filter(|(_, node)| node.stat.ephemeral_owner == session);
@@ -175,7 +175,7 @@ impl World {
                     ..Stat::default()
                 };
                 self.znodes.insert(path.clone(), Node { data: data.clone(), stat });
-                self.tell(&path, ChangeKind::Created);
+                self.notify_watches(&path, ChangeKind::Created);
                 Ok(Reply::Created { path })
             }
             Call::Set { path, data, version } => {
@@ -188,7 +188,7 @@ impl World {
                 node.stat.version += 1;
                 (node.stat.mzxid, node.stat.mtime_ms) = (zxid, ms);
                 let stat = node.stat;
-                self.tell(path, ChangeKind::Data);
+                self.notify_watches(path, ChangeKind::Data);
                 Ok(Reply::Stat(stat))
             }
             Call::Delete { path, version } => {
@@ -203,7 +203,7 @@ impl World {
                 }
                 self.commit();
                 self.znodes.remove(path);
-                self.tell(path, ChangeKind::Deleted);
+                self.notify_watches(path, ChangeKind::Deleted);
                 Ok(Reply::Deleted)
             }
             Call::Get { path, watch } => {
@@ -245,19 +245,19 @@ impl World {
         }
     }
 
-    fn tell(&mut self, path: &str, kind: ChangeKind) {
+    fn notify_watches(&mut self, path: &str, kind: ChangeKind) {
         for session in self.sessions.values_mut() {
             let in_tree = |tree: &String| path.starts_with(&format!("{tree}/")) || path == tree;
             if session.trees.iter().any(in_tree) || session.nodes.contains(path) || session.once.remove(path)
             {
-                session.told.push_back(Event::Changed { path: path.to_string(), kind });
+                session.changes.push_back(Event::Changed { path: path.to_string(), kind });
             }
         }
     }
 }
 
 /// One role, its connection, and the calls that are not answered yet.
-pub struct Desk<T: Role> {
+pub struct RoleDriver<T: Role> {
     pub role: T,
     out: Actions<T::Report>,
     pub session: Option<i64>,
@@ -266,13 +266,13 @@ pub struct Desk<T: Role> {
     pub signals: Vec<(RunId, GroupSignal)>,
     pub logs: Vec<String>,
     pub exit: Option<i32>,
-    /// Calls that are not played out for now.
+    /// Calls that are held back for now.
     pub hold: fn(&Call) -> bool,
 }
 
-impl<R: Role> Desk<R> {
-    pub fn new(role: R) -> Desk<R> {
-        Desk {
+impl<R: Role> RoleDriver<R> {
+    pub fn new(role: R) -> RoleDriver<R> {
+        RoleDriver {
             role,
             out: Actions::default(),
             session: None,
@@ -338,19 +338,19 @@ impl<R: Role> Desk<R> {
         true
     }
 
-    /// Tells the next change; false if there is none.
-    pub fn hear(&mut self, world: &mut World) -> bool {
+    /// Delivers the next change; false if there is none.
+    pub fn deliver(&mut self, world: &mut World) -> bool {
         let session = self.session.and_then(|session| world.sessions.get_mut(&session));
-        let Some(event) = session.and_then(|session| session.told.pop_front()) else { return false };
+        let Some(event) = session.and_then(|session| session.changes.pop_front()) else { return false };
         self.event(world, event);
         true
     }
 
-    /// Plays on until nothing happens any more.
+    /// Delivers changes, answers calls and wakes the role until nothing is left to do.
     pub fn go(&mut self, world: &mut World) {
         let mut wakes = 0;
         while self.exit.is_none() {
-            if self.hear(world) || self.answer(world) {
+            if self.deliver(world) || self.answer(world) {
                 wakes = 0;
             } else if self.role.next_wake().is_some_and(|at| at <= world.now) {
                 wakes += 1;

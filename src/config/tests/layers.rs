@@ -206,10 +206,10 @@ fn precedence() {
         |w| w.list().states,
         [
             vec![],
-            vec![Shade::Pending],
-            vec![Shade::Running],
-            vec![Shade::Ended(State::Done)],
-            vec![Shade::Ended(State::Failed)],
+            vec![TaskStatus::Pending],
+            vec![TaskStatus::Running],
+            vec![TaskStatus::Ended(State::Done)],
+            vec![TaskStatus::Ended(State::Failed)],
         ],
     );
     check(

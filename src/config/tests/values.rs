@@ -312,7 +312,10 @@ fn what_a_task_finds_is_no_setting() {
 #[test]
 fn states_to_list() {
     let list = zkmw("list --state done,failed --state pending --state done").list();
-    assert_eq!(list.states, [Shade::Ended(State::Done), Shade::Ended(State::Failed), Shade::Pending]);
+    assert_eq!(
+        list.states,
+        [TaskStatus::Ended(State::Done), TaskStatus::Ended(State::Failed), TaskStatus::Pending]
+    );
     for state in STATES {
         assert_eq!(states(&[state.as_str().to_owned()]), Ok(vec![state]));
     }

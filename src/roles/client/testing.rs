@@ -1,6 +1,7 @@
-//! A desk for tests: a few znodes in memory, and a driver that plays out a role's calls on them, one at a time,
-//! so that a test can look at each, lose its answer, or step in between. It keeps versions and one-shot and
-//! standing watches; it is no ensemble (no sessions, no reordering): the simulator has that.
+//! Test support for clients. [`ClientDriver`] holds a few znodes in memory and applies the calls of one role to them,
+//! one at a time, so that a test can inspect each call, lose its answer, or act between two calls. It keeps versions,
+//! one-shot watches and persistent watches. It is no ensemble: it has no sessions and does not reorder. The simulator
+//! has both.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -25,12 +26,12 @@ pub enum Fate {
     DroppedUnanswered,
     /// It did not leave the process, and the connection is lost.
     NotSent,
-    /// It is refused so.
+    /// It is refused for this reason.
     Refused(Refusal),
 }
 
 /// A role and the znodes that it works on.
-pub struct Desk<T: Role<Report = ClientReport>> {
+pub struct ClientDriver<T: Role<Report = ClientReport>> {
     pub role: T,
     pub znodes: BTreeMap<String, (Vec<u8>, Stat)>,
     pub reports: Vec<ClientReport>,
@@ -38,7 +39,7 @@ pub struct Desk<T: Role<Report = ClientReport>> {
     pub exit: Option<i32>,
     /// Every call that was made.
     pub made: Vec<Call>,
-    /// Calls that were not played out yet.
+    /// Calls that were not answered yet.
     pub pending: VecDeque<(CallId, Call)>,
     pub now: Instant,
     /// Lines of the batch that were not read yet.
@@ -46,18 +47,18 @@ pub struct Desk<T: Role<Report = ClientReport>> {
     zxid: i64,
     once: BTreeSet<String>,
     trees: BTreeSet<String>,
-    /// Events that the role was not told yet.
-    pub told: VecDeque<Event>,
+    /// Events that were not delivered to the role yet.
+    pub changes: VecDeque<Event>,
     pub online: bool,
     /// Znodes below which not everybody may create.
     pub closed: BTreeSet<String>,
     out: Actions<ClientReport>,
 }
 
-impl<T: Role<Report = ClientReport>> Desk<T> {
-    /// A desk with these persistent znodes, in this order.
-    pub fn new(role: T, paths: &[&str]) -> Desk<T> {
-        let mut desk = Desk {
+impl<T: Role<Report = ClientReport>> ClientDriver<T> {
+    /// A driver with these persistent znodes, in this order.
+    pub fn new(role: T, paths: &[&str]) -> ClientDriver<T> {
+        let mut driver = ClientDriver {
             role,
             znodes: BTreeMap::new(),
             reports: Vec::new(),
@@ -70,15 +71,15 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
             zxid: 100,
             once: BTreeSet::new(),
             trees: BTreeSet::new(),
-            told: VecDeque::new(),
+            changes: VecDeque::new(),
             online: false,
             closed: BTreeSet::new(),
             out: Actions::default(),
         };
         for path in paths {
-            desk.put(path, b"");
+            driver.put(path, b"");
         }
-        desk
+        driver
     }
 
     /// Somebody else writes a znode.
@@ -100,7 +101,7 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
         drop(self.apply(&Call::Delete { path: path.into(), version: None }));
     }
 
-    /// The task that stands there.
+    /// The task at this path.
     pub fn task(&self, path: &str) -> Task {
         Task::decode(&self.znodes[path].0).expect("a task")
     }
@@ -119,7 +120,10 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
         turn(&mut self.role, self.now, event, &mut self.out);
         let actions: Vec<_> = self.out.drain().collect();
         let calls = actions.iter().any(|action| matches!(action, Action::Call { .. }));
-        assert!(!(broken && calls), "a call on a connection that was just told to be gone: {actions:?}");
+        assert!(
+            !(broken && calls),
+            "a call on a connection that has just been reported as lost: {actions:?}"
+        );
         for action in actions {
             assert_eq!(self.exit, None, "{action:?} after the end");
             match action {
@@ -134,7 +138,7 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
                 Action::ReadLines(n) => {
                     let n = n.min(self.lines.len());
                     let lines = self.lines.drain(..n).collect();
-                    self.told.push_back(Event::Lines(lines));
+                    self.changes.push_back(Event::Lines(lines));
                 }
                 other => panic!("a client asked for {other:?}"),
             }
@@ -147,7 +151,7 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
         self.event(Event::Connected { timeout: Duration::from_secs(10) });
     }
 
-    /// The connection breaks: calls that were not played out are answered with doubt.
+    /// The connection breaks: calls without an answer may or may not have been applied.
     pub fn lose(&mut self) {
         while let Some((id, _)) = self.pending.pop_front() {
             self.event(Event::Reply { id, result: Err(CallError::MaybeApplied) });
@@ -158,11 +162,11 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
         self.online = false;
         self.once.clear();
         self.trees.clear();
-        self.told.retain(|event| matches!(event, Event::Lines(_)));
+        self.changes.retain(|event| matches!(event, Event::Lines(_)));
         self.event(Event::Lost { why: "test".into() });
     }
 
-    /// Plays out the next call so, and then tells what watches saw. False if there was none.
+    /// Gives the next call this fate, then delivers what watches saw. False if there was no call.
     pub fn play(&mut self, fate: Fate) -> bool {
         let Some((id, call)) = self.pending.pop_front() else { return false };
         let result = match fate {
@@ -180,21 +184,21 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
         if lost && self.exit.is_none() {
             self.lose();
         }
-        self.tell();
+        self.notify();
         true
     }
 
-    /// Tells the role what watches saw.
-    pub fn tell(&mut self) {
+    /// Delivers to the role what watches saw.
+    pub fn notify(&mut self) {
         while self.exit.is_none() {
-            let Some(event) = self.told.pop_front() else { break };
+            let Some(event) = self.changes.pop_front() else { break };
             self.event(event);
         }
     }
 
-    /// Plays everything out until the role wants nothing more.
+    /// Answers calls until the role has none left.
     pub fn settle(&mut self) {
-        self.tell();
+        self.notify();
         let mut left = 200_000;
         while self.exit.is_none() && self.play(Fate::Answered) {
             left -= 1;
@@ -202,9 +206,9 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
         }
     }
 
-    /// Plays out until a call like this is next.
+    /// Answers calls until one like this is next.
     pub fn settle_until(&mut self, is_it: impl Fn(&Call) -> bool) {
-        self.tell();
+        self.notify();
         while !self.pending.front().is_some_and(|(_, call)| is_it(call)) {
             assert!(self.play(Fate::Answered), "no such call was made: {:?}", self.made);
         }
@@ -224,7 +228,7 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
                 }
                 let stat = Stat { czxid: self.zxid, mzxid: self.zxid, ..Stat::default() };
                 self.znodes.insert(path.into(), (data.clone(), stat));
-                self.notice(path, ChangeKind::Created);
+                self.notify_watches(path, ChangeKind::Created);
                 Ok(Reply::Created { path: path.into() })
             }
             (Call::Watch { mode, .. }, _) => {
@@ -241,12 +245,12 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
             (Call::Set { data, .. }, Some(stat)) => {
                 let stat = Stat { version: stat.version + 1, mzxid: self.zxid, ..stat };
                 self.znodes.insert(path.into(), (data.clone(), stat));
-                self.notice(path, ChangeKind::Data);
+                self.notify_watches(path, ChangeKind::Data);
                 Ok(Reply::Stat(stat))
             }
             (Call::Delete { .. }, Some(_)) => {
                 self.znodes.remove(path);
-                self.notice(path, ChangeKind::Deleted);
+                self.notify_watches(path, ChangeKind::Deleted);
                 Ok(Reply::Deleted)
             }
             (Call::Get { watch, .. }, Some(stat)) => {
@@ -270,10 +274,10 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
         below.filter(|name| !name.contains('/')).map(str::to_string).collect()
     }
 
-    fn notice(&mut self, path: &str, kind: ChangeKind) {
+    fn notify_watches(&mut self, path: &str, kind: ChangeKind) {
         let tree = self.trees.iter().any(|root| path == root || path.starts_with(&format!("{root}/")));
         if self.once.remove(path) || tree {
-            self.told.push_back(Event::Changed { path: path.into(), kind });
+            self.changes.push_back(Event::Changed { path: path.into(), kind });
         }
     }
 
@@ -301,7 +305,7 @@ impl<T: Role<Report = ClientReport>> Desk<T> {
     }
 }
 
-/// What the leader writes where so many tasks and so many bytes stand, and so many may.
+/// A leader's summary of this load and these limits.
 pub fn status(pending: u64, bytes: u64, max_pending: u64, max_pending_bytes: u64) -> Vec<u8> {
     let leader = Leader { id: "m1".into(), host: "h".into(), pid: 1, epoch: 1 };
     let mut status = Status::new(leader, Vec::new(), Counts { pending, ..Counts::default() }, false);

@@ -14,7 +14,7 @@ use crate::machine::{
 };
 use crate::roles::client::walk::{Target, Walk};
 use crate::roles::client::{
-    ClientReport, INTERRUPTED, Row, RowTask, Shade, Tally, breaks_connection, refusal_code, start_of,
+    ClientReport, INTERRUPTED, Row, RowTask, Tally, TaskStatus, breaks_connection, refusal_code, start_of,
 };
 
 /// Tasks that are read, or were read and wait for their turn.
@@ -28,7 +28,7 @@ pub struct ListParams {
     /// The job whose tasks are listed; else all.
     pub job: Option<String>,
     /// The states that are listed; all if there are none.
-    pub states: Vec<Shade>,
+    pub states: Vec<TaskStatus>,
     /// How many tasks to list at most.
     pub limit: u64,
 }
@@ -37,7 +37,7 @@ pub struct ListParams {
 #[derive(Debug)]
 pub struct List {
     layout: Layout,
-    states: Vec<Shade>,
+    states: Vec<TaskStatus>,
     left: u64,
     walk: Walk,
     online: bool,
@@ -70,7 +70,7 @@ impl List {
             running: Running::new(&params.layout),
             layout: params.layout,
             // What runs matters only to tell it from what is pending.
-            pictured: !states.is_empty() && states.iter().all(|state| matches!(state, Shade::Ended(_))),
+            pictured: !states.is_empty() && states.iter().all(|state| matches!(state, TaskStatus::Ended(_))),
             states,
             left: params.limit,
             online: false,
@@ -172,23 +172,23 @@ impl List {
             }
             Err(_) => return Vec::new(),
         };
-        let is_listed = |shade: &Shade| self.states.is_empty() || self.states.contains(shade);
+        let is_listed = |status: &TaskStatus| self.states.is_empty() || self.states.contains(status);
         let priority = task.options.priority.unwrap_or(0);
         if let Some(commands) = &task.commands {
-            let lines = self.running.lines(id, &task).into_iter().filter(|line| is_listed(&line.shade));
+            let lines = self.running.lines(id, &task).into_iter().filter(|line| is_listed(&line.status));
             let row = |line: running::Line| {
                 let outcome = task.command_outcome(line.place).map(|outcome| outcome.bare());
                 let worker = outcome.as_ref().and_then(|outcome| outcome.worker.clone()).or(line.holder);
-                let (attempt, shade) = (outcome.as_ref().map(|outcome| outcome.attempt), line.shade);
+                let (attempt, status) = (outcome.as_ref().map(|outcome| outcome.attempt), line.status);
                 let command = commands.get(line.place).map_or(String::new(), |line| start_of(line));
                 let name = line_name(id, line.line);
-                Row { name, task: Ok(RowTask { shade, attempt, priority, worker, outcome, command }) }
+                Row { name, task: Ok(RowTask { status, attempt, priority, worker, outcome, command }) }
             };
             return lines.map(row).collect();
         }
         let holder = self.running.worker_of(id, &task);
-        let shade = Shade::of(&task, holder);
-        if !is_listed(&shade) {
+        let status = TaskStatus::of(&task, holder);
+        if !is_listed(&status) {
             return Vec::new();
         }
         let outcome = task.outcome.as_ref().map(Outcome::bare);
@@ -197,7 +197,7 @@ impl List {
         let attempt = Some(task.attempt);
         vec![Row {
             name: id.to_string(),
-            task: Ok(RowTask { shade, attempt, priority, worker, outcome, command }),
+            task: Ok(RowTask { status, attempt, priority, worker, outcome, command }),
         }]
     }
 }

@@ -9,7 +9,7 @@ use crate::contract::task::Task;
 use crate::contract::worker::{Assignment, Entry};
 use crate::contract::{Incarnation, Layout, TaskId, parse_registration};
 use crate::machine::{Actions, Call, CallId, CallResult, Calls, Level, Refusal, Reply, Routed, if_exists};
-use crate::roles::client::Shade;
+use crate::roles::client::TaskStatus;
 
 /// Assignments that are read at a time.
 const MAX_READS: usize = 64;
@@ -41,7 +41,7 @@ pub struct Line {
     /// Its number in the batch, from 0.
     pub line: u64,
     /// Its state.
-    pub shade: Shade,
+    pub status: TaskStatus,
     /// Who has it.
     pub holder: Option<Incarnation>,
 }
@@ -114,14 +114,14 @@ impl Running {
         }
         let line = |(place, line)| {
             let holder = held.get(&place);
-            let shade = match (task.command_state(place), holder) {
-                (Some(state), _) => Shade::Ended(state),
-                (None, None) => Shade::Pending,
-                (None, Some(_)) if task.is_cancelled(place) => Shade::Cancelling,
-                (None, Some((_, true))) => Shade::Running,
-                (None, Some((_, false))) => Shade::Assigned,
+            let status = match (task.command_state(place), holder) {
+                (Some(state), _) => TaskStatus::Ended(state),
+                (None, None) => TaskStatus::Pending,
+                (None, Some(_)) if task.is_cancelled(place) => TaskStatus::Cancelling,
+                (None, Some((_, true))) => TaskStatus::Running,
+                (None, Some((_, false))) => TaskStatus::Assigned,
             };
-            Line { place, line, shade, holder: holder.map(|(worker, _)| (*worker).clone()) }
+            Line { place, line, status, holder: holder.map(|(worker, _)| (*worker).clone()) }
         };
         task.places().map(line).collect()
     }

@@ -156,7 +156,7 @@ impl Show {
                     return self.fail(exit::DATA, format!("there is no line {name}"), out);
                 };
                 worker = line.holder;
-                Some(ShownLine { name, place, shade: line.shade })
+                Some(ShownLine { name, place, status: line.status })
             }
         };
         let shown = Shown { id, line, task, stat, options, worker };

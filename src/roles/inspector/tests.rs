@@ -8,28 +8,28 @@ use crate::contract::worker::{Assignment, Entry};
 use crate::contract::{Incarnation, Layout, TaskId};
 use crate::exit;
 use crate::machine::{Call, Event, Refusal, Role};
-use crate::roles::client::testing::{Desk, Fate, done, failed};
-use crate::roles::client::{ClientReport, INTERRUPTED, Row, Shade, Shown, StatusReport};
+use crate::roles::client::testing::{ClientDriver, Fate, done, failed};
+use crate::roles::client::{ClientReport, INTERRUPTED, Row, Shown, StatusReport, TaskStatus};
 
 const FIRST: &str = "/z/master/_c_aaaa-latch-0000000001";
 const SECOND: &str = "/z/master/_c_bbbb-latch-0000000002";
 
-fn status_desk() -> Desk<StatusOf> {
-    Desk::new(StatusOf::new(StatusParams { layout: Layout::new("/z") }), &["/z", "/z/master"])
+fn status_desk() -> ClientDriver<StatusOf> {
+    ClientDriver::new(StatusOf::new(StatusParams { layout: Layout::new("/z") }), &["/z", "/z/master"])
 }
 
-fn write_status<T: Role<Report = ClientReport>>(desk: &mut Desk<T>, contender: &str) {
-    let epoch = desk.znodes[contender].1.czxid;
+fn write_status<T: Role<Report = ClientReport>>(driver: &mut ClientDriver<T>, contender: &str) {
+    let epoch = driver.znodes[contender].1.czxid;
     let leader = Leader { id: "m".into(), host: "h".into(), pid: 7, epoch };
     let status = Status::new(leader, Vec::new(), Counts { pending: 3, ..Counts::default() }, false);
-    desk.put("/z/status", &status.encode());
+    driver.put("/z/status", &status.encode());
 }
 
-fn status(mut desk: Desk<StatusOf>) -> StatusReport {
-    desk.connect();
-    desk.settle();
-    assert_eq!(desk.exit, Some(0));
-    match desk.reports.pop() {
+fn status(mut driver: ClientDriver<StatusOf>) -> StatusReport {
+    driver.connect();
+    driver.settle();
+    assert_eq!(driver.exit, Some(0));
+    match driver.reports.pop() {
         Some(ClientReport::Status(report)) => *report,
         other => panic!("no status: {other:?}"),
     }
@@ -37,56 +37,56 @@ fn status(mut desk: Desk<StatusOf>) -> StatusReport {
 
 #[test]
 fn the_first_contenders_summary_is_the_present() {
-    let mut desk = status_desk();
+    let mut driver = status_desk();
     // A lower sequence number comes first, whatever the uuids.
-    desk.put(SECOND, b"m2");
-    desk.put(FIRST, b"m1");
-    desk.put("/z/master/foreign", b"?");
-    write_status(&mut desk, FIRST);
-    let report = status(desk);
+    driver.put(SECOND, b"m2");
+    driver.put(FIRST, b"m1");
+    driver.put("/z/master/foreign", b"?");
+    write_status(&mut driver, FIRST);
+    let report = status(driver);
     assert!(report.current);
     assert_eq!(report.contenders, ["m1", "m2"]);
 }
 
 #[test]
 fn a_former_leaders_summary_is_not_the_present() {
-    let mut desk = status_desk();
-    desk.put(FIRST, b"m1");
-    desk.put(SECOND, b"m2");
-    write_status(&mut desk, FIRST);
-    desk.remove(FIRST);
-    let report = status(desk);
+    let mut driver = status_desk();
+    driver.put(FIRST, b"m1");
+    driver.put(SECOND, b"m2");
+    write_status(&mut driver, FIRST);
+    driver.remove(FIRST);
+    let report = status(driver);
     assert!(!report.current && report.status.is_some());
     assert_eq!(report.contenders, ["m2"]);
 
-    let mut desk = status_desk();
-    desk.put(FIRST, b"m1");
-    write_status(&mut desk, FIRST);
-    desk.remove(FIRST);
-    let report = status(desk);
+    let mut driver = status_desk();
+    driver.put(FIRST, b"m1");
+    write_status(&mut driver, FIRST);
+    driver.remove(FIRST);
+    let report = status(driver);
     assert!(!report.current && report.contenders.is_empty());
 }
 
 #[test]
 fn a_takeover_between_the_reads_is_read_again() {
-    let mut desk = status_desk();
-    desk.put(FIRST, b"m1");
-    desk.put(SECOND, b"m2");
-    desk.connect();
-    desk.settle_until(|call| call.path() == "/z/status");
-    desk.remove(FIRST);
-    write_status(&mut desk, SECOND);
-    desk.settle();
-    let Some(ClientReport::Status(report)) = desk.reports.pop() else { panic!("no status") };
+    let mut driver = status_desk();
+    driver.put(FIRST, b"m1");
+    driver.put(SECOND, b"m2");
+    driver.connect();
+    driver.settle_until(|call| call.path() == "/z/status");
+    driver.remove(FIRST);
+    write_status(&mut driver, SECOND);
+    driver.settle();
+    let Some(ClientReport::Status(report)) = driver.reports.pop() else { panic!("no status") };
     assert!(report.current);
     assert_eq!(report.contenders, ["m2"]);
 }
 
 #[test]
 fn where_nothing_ever_ran_there_is_a_status_all_the_same() {
-    let desk = Desk::new(StatusOf::new(StatusParams { layout: Layout::new("/z") }), &[]);
+    let driver = ClientDriver::new(StatusOf::new(StatusParams { layout: Layout::new("/z") }), &[]);
     let expected = StatusReport { status: None, current: false, contenders: Vec::new() };
-    assert_eq!(status(desk), expected);
+    assert_eq!(status(driver), expected);
     let mut garbage = status_desk();
     garbage.put(FIRST, b"m1");
     garbage.put("/z/status", b"garbage");
@@ -95,32 +95,32 @@ fn where_nothing_ever_ran_there_is_a_status_all_the_same() {
 
 #[test]
 fn a_question_survives_its_connection_and_ends_on_refusal() {
-    let mut desk = status_desk();
-    desk.put(FIRST, b"m1");
-    desk.connect();
-    desk.play(Fate::Answered);
-    desk.play(Fate::DroppedUnanswered);
-    desk.connect();
-    desk.settle();
-    assert_eq!((desk.exit, desk.reports.len()), (Some(0), 1));
+    let mut driver = status_desk();
+    driver.put(FIRST, b"m1");
+    driver.connect();
+    driver.play(Fate::Answered);
+    driver.play(Fate::DroppedUnanswered);
+    driver.connect();
+    driver.settle();
+    assert_eq!((driver.exit, driver.reports.len()), (Some(0), 1));
 
-    let mut desk = status_desk();
-    desk.connect();
-    desk.play(Fate::Refused(Refusal::NoAuth));
-    assert_eq!(desk.exit, Some(exit::NOT_PERMITTED));
-    let mut desk = status_desk();
-    desk.event(Event::Stop { again: false });
-    assert_eq!(desk.exit, Some(INTERRUPTED));
+    let mut driver = status_desk();
+    driver.connect();
+    driver.play(Fate::Refused(Refusal::NoAuth));
+    assert_eq!(driver.exit, Some(exit::NOT_PERMITTED));
+    let mut driver = status_desk();
+    driver.event(Event::Stop { again: false });
+    assert_eq!(driver.exit, Some(INTERRUPTED));
 }
 
 /// Tasks in all states; `J/run` is with a living worker, `J/dead` with a dead one, `J/old` at an old attempt.
 /// `J/moved` and `J/ending` are revoked, and one of them is to be cancelled.
-fn fill<T: Role<Report = ClientReport>>(desk: &mut Desk<T>) {
+fn fill<T: Role<Report = ClientReport>>(driver: &mut ClientDriver<T>) {
     let defaults = Options { priority: Some(5), ..Options::default() };
     for path in ["/z", "/z/tasks", "/z/workers", "/z/assign"] {
-        desk.put(path, b"");
+        driver.put(path, b"");
     }
-    desk.put("/z/tasks/J", &Job::new(defaults).encode());
+    driver.put("/z/tasks/J", &Job::new(defaults).encode());
     for (name, outcome, attempt) in [
         ("run", None, 1),
         ("dead", None, 1),
@@ -134,9 +134,9 @@ fn fill<T: Role<Report = ClientReport>>(desk: &mut Desk<T>) {
         task.outcome = outcome;
         task.attempt = attempt;
         task.cancel = name == "ending";
-        desk.put(&format!("/z/tasks/J/{name}"), &task.encode());
+        driver.put(&format!("/z/tasks/J/{name}"), &task.encode());
     }
-    desk.put("/z/tasks/J/zz", b"garbage");
+    driver.put("/z/tasks/J/zz", b"garbage");
     let (living, dead) = (Incarnation::new("w", 1), Incarnation::new("w", 2));
     let layout = Layout::new("/z");
     let entry = |name: &str| Entry {
@@ -149,83 +149,87 @@ fn fill<T: Role<Report = ClientReport>>(desk: &mut Desk<T>) {
     };
     let revoked = |name: &str| Entry { revoked: true, ..entry(name) };
     let entries = vec![entry("run"), entry("old"), revoked("moved"), revoked("ending")];
-    desk.put(&layout.registration(&living, 1), b"");
-    desk.put(&layout.assignment(&living), &Assignment::new(1, entries).encode());
-    desk.put(&layout.assignment(&dead), &Assignment::new(1, vec![entry("dead")]).encode());
+    driver.put(&layout.registration(&living, 1), b"");
+    driver.put(&layout.assignment(&living), &Assignment::new(1, entries).encode());
+    driver.put(&layout.assignment(&dead), &Assignment::new(1, vec![entry("dead")]).encode());
 }
 
-fn list(states: &[Shade], limit: u64, job: Option<&str>) -> Desk<List> {
+fn list(states: &[TaskStatus], limit: u64, job: Option<&str>) -> ClientDriver<List> {
     let params = ListParams {
         layout: Layout::new("/z"),
         job: job.map(str::to_string),
         states: states.to_vec(),
         limit,
     };
-    let mut desk = Desk::new(List::new(params), &[]);
-    fill(&mut desk);
-    desk
+    let mut driver = ClientDriver::new(List::new(params), &[]);
+    fill(&mut driver);
+    driver
 }
 
-fn listed(desk: &Desk<List>) -> impl Iterator<Item = &Row> {
-    desk.reports.iter().map(|report| match report {
+fn listed(driver: &ClientDriver<List>) -> impl Iterator<Item = &Row> {
+    driver.reports.iter().map(|report| match report {
         ClientReport::Row(row) => row.as_ref(),
         other => panic!("{other:?}"),
     })
 }
 
-fn rows(desk: &Desk<List>) -> Vec<(&str, Option<Shade>)> {
-    listed(desk).map(|row| (row.name.as_str(), row.task.as_ref().ok().map(|task| task.shade))).collect()
+fn rows(driver: &ClientDriver<List>) -> Vec<(&str, Option<TaskStatus>)> {
+    listed(driver).map(|row| (row.name.as_str(), row.task.as_ref().ok().map(|task| task.status))).collect()
 }
 
 #[test]
 fn a_list_is_in_order_and_shows_what_runs() {
-    let mut desk = list(&[], 100, None);
-    desk.connect();
-    desk.settle();
-    assert_eq!(desk.exit, Some(0));
+    let mut driver = list(&[], 100, None);
+    driver.connect();
+    driver.settle();
+    assert_eq!(driver.exit, Some(0));
     let expected = [
-        ("J/bad", Some(Shade::Ended(State::Failed))),
-        ("J/dead", Some(Shade::Pending)),
-        ("J/ending", Some(Shade::Cancelling)),
-        ("J/good", Some(Shade::Ended(State::Done))),
-        ("J/moved", Some(Shade::Pending)),
-        ("J/old", Some(Shade::Pending)),
-        ("J/run", Some(Shade::Running)),
+        ("J/bad", Some(TaskStatus::Ended(State::Failed))),
+        ("J/dead", Some(TaskStatus::Pending)),
+        ("J/ending", Some(TaskStatus::Cancelling)),
+        ("J/good", Some(TaskStatus::Ended(State::Done))),
+        ("J/moved", Some(TaskStatus::Pending)),
+        ("J/old", Some(TaskStatus::Pending)),
+        ("J/run", Some(TaskStatus::Running)),
         ("J/zz", None),
     ];
-    assert_eq!(rows(&desk), expected);
-    let Some(Row { task: Ok(task), .. }) = listed(&desk).next() else { panic!("a row") };
+    assert_eq!(rows(&driver), expected);
+    let Some(Row { task: Ok(task), .. }) = listed(&driver).next() else { panic!("a row") };
     assert!(task.command.starts_with("echo\\n") && task.command.ends_with('…'), "{}", task.command);
 }
 
 #[test]
 fn a_list_is_filtered_and_limited() {
-    let mut desk = list(&[Shade::Pending], 100, Some("J"));
-    desk.connect();
-    desk.settle();
-    assert_eq!(rows(&desk).len(), 3);
+    let mut driver = list(&[TaskStatus::Pending], 100, Some("J"));
+    driver.connect();
+    driver.settle();
+    assert_eq!(rows(&driver).len(), 3);
 
-    let mut desk = list(&[Shade::Ended(State::Failed)], 100, None);
-    desk.connect();
-    desk.settle();
-    assert_eq!(rows(&desk).len(), 1);
-    assert_eq!(desk.count(|call| call.path().contains("assign")), 0, "nothing is read that does not matter");
+    let mut driver = list(&[TaskStatus::Ended(State::Failed)], 100, None);
+    driver.connect();
+    driver.settle();
+    assert_eq!(rows(&driver).len(), 1);
+    assert_eq!(
+        driver.count(|call| call.path().contains("assign")),
+        0,
+        "nothing is read that does not matter"
+    );
 
-    let mut desk = list(&[], 2, None);
-    desk.connect();
-    desk.settle();
-    assert_eq!((rows(&desk).len(), desk.exit), (2, Some(0)));
-    assert!(desk.logged("--limit"));
+    let mut driver = list(&[], 2, None);
+    driver.connect();
+    driver.settle();
+    assert_eq!((rows(&driver).len(), driver.exit), (2, Some(0)));
+    assert!(driver.logged("--limit"));
 
-    let mut desk = list(&[], 2, Some("K"));
-    desk.connect();
-    desk.settle();
-    assert_eq!(desk.exit, Some(exit::DATA));
+    let mut driver = list(&[], 2, Some("K"));
+    driver.connect();
+    driver.settle();
+    assert_eq!(driver.exit, Some(exit::DATA));
 }
 
 /// Lines 11 to 16 of a batch, of which the second is blank. One failed, one is being cancelled; a living worker has all
 /// but the last, and may have started one.
-fn put_chunk<T: Role<Report = ClientReport>>(desk: &mut Desk<T>) {
+fn put_chunk<T: Role<Report = ClientReport>>(driver: &mut ClientDriver<T>) {
     let commands = ["exit 3", "", "echo c", "echo d", "echo e", "echo f"].map(str::to_string).to_vec();
     let mut task = Task::new(Payload::Chunk { first_line: 10, commands }, Options::default());
     task.flush(1, &[(0, CommandResult::of(failed(3)))].into(), 1);
@@ -233,7 +237,7 @@ fn put_chunk<T: Role<Report = ClientReport>>(desk: &mut Desk<T>) {
     let mut part = Job::new(Options::default());
     part.chunk = Some(10);
     for (path, data) in [("", part.encode()), ("/0000010", task.encode())] {
-        desk.put(&format!("/z/tasks/J~b~0000{path}"), &data);
+        driver.put(&format!("/z/tasks/J~b~0000{path}"), &data);
     }
     let living = Incarnation::new("w2", 7);
     let entry = |attempt| Entry {
@@ -245,145 +249,148 @@ fn put_chunk<T: Role<Report = ClientReport>>(desk: &mut Desk<T>) {
         seen: None,
     };
     let layout = Layout::new("/z");
-    desk.put(&layout.registration(&living, 1), b"");
-    desk.put(&layout.assignment(&living), &Assignment::new(1, vec![entry(1)]).encode());
+    driver.put(&layout.registration(&living, 1), b"");
+    driver.put(&layout.assignment(&living), &Assignment::new(1, vec![entry(1)]).encode());
 }
 
 #[test]
 fn every_line_of_a_batch_is_a_row() {
-    let mut desk = list(&[], 100, Some("J~b"));
-    put_chunk(&mut desk);
-    desk.connect();
-    desk.settle();
+    let mut driver = list(&[], 100, Some("J~b"));
+    put_chunk(&mut driver);
+    driver.connect();
+    driver.settle();
     let expected = [
-        ("J~b/11", Some(Shade::Ended(State::Failed))),
-        ("J~b/13", Some(Shade::Running)),
-        ("J~b/14", Some(Shade::Assigned)),
-        ("J~b/15", Some(Shade::Cancelling)),
-        ("J~b/16", Some(Shade::Pending)),
+        ("J~b/11", Some(TaskStatus::Ended(State::Failed))),
+        ("J~b/13", Some(TaskStatus::Running)),
+        ("J~b/14", Some(TaskStatus::Assigned)),
+        ("J~b/15", Some(TaskStatus::Cancelling)),
+        ("J~b/16", Some(TaskStatus::Pending)),
     ];
-    assert_eq!(rows(&desk), expected);
-    let task = |at: usize| listed(&desk).nth(at).and_then(|row| row.task.clone().ok()).expect("a line");
+    assert_eq!(rows(&driver), expected);
+    let task = |at: usize| listed(&driver).nth(at).and_then(|row| row.task.clone().ok()).expect("a line");
     assert_eq!(task(0).outcome.and_then(|outcome| outcome.exit_code), Some(3));
     assert_eq!((task(1).worker, task(4).worker), (Some(Incarnation::new("w2", 7)), None));
     assert_eq!((task(1).command.as_str(), task(1).attempt), ("echo c", None));
 
-    let mut desk = list(&[Shade::Ended(State::Failed)], 100, None);
-    put_chunk(&mut desk);
-    desk.connect();
-    desk.settle();
-    assert_eq!(rows(&desk).iter().map(|row| row.0).collect::<Vec<_>>(), ["J/bad", "J~b/11"]);
+    let mut driver = list(&[TaskStatus::Ended(State::Failed)], 100, None);
+    put_chunk(&mut driver);
+    driver.connect();
+    driver.settle();
+    assert_eq!(rows(&driver).iter().map(|row| row.0).collect::<Vec<_>>(), ["J/bad", "J~b/11"]);
 
-    let mut desk = list(&[], 2, Some("J~b"));
-    put_chunk(&mut desk);
-    desk.connect();
-    desk.settle();
-    assert!(rows(&desk).len() == 2 && desk.logged("--limit"), "the limit counts lines");
+    let mut driver = list(&[], 2, Some("J~b"));
+    put_chunk(&mut driver);
+    driver.connect();
+    driver.settle();
+    assert!(rows(&driver).len() == 2 && driver.logged("--limit"), "the limit counts lines");
 }
 
 #[test]
 fn a_line_is_shown_by_its_name() {
     let look = |name: &str| {
         let params = ShowParams { layout: Layout::new("/z"), id: TaskId::parse(name).expect("an id") };
-        let mut desk = Desk::new(Show::new(params), &[]);
-        fill(&mut desk);
-        put_chunk(&mut desk);
-        desk.connect();
-        desk.play(Fate::Answered);
-        desk.play(Fate::DroppedUnanswered);
-        desk.connect();
-        desk.settle();
-        desk
+        let mut driver = ClientDriver::new(Show::new(params), &[]);
+        fill(&mut driver);
+        put_chunk(&mut driver);
+        driver.connect();
+        driver.play(Fate::Answered);
+        driver.play(Fate::DroppedUnanswered);
+        driver.connect();
+        driver.settle();
+        driver
     };
-    let desk = look("J~b/13");
-    let [ClientReport::Shown(shown)] = desk.reports.as_slice() else { panic!("{:?}", desk.reports) };
-    assert_eq!((shown.shade(), shown.worker.clone()), (Shade::Running, Some(Incarnation::new("w2", 7))));
+    let driver = look("J~b/13");
+    let [ClientReport::Shown(shown)] = driver.reports.as_slice() else { panic!("{:?}", driver.reports) };
+    assert_eq!(
+        (shown.status(), shown.worker.clone()),
+        (TaskStatus::Running, Some(Incarnation::new("w2", 7)))
+    );
     assert_eq!(shown.line.as_ref().map(|line| line.place), Some(2));
     for (name, words) in
         [("J~b/12", "there is no line J~b/12"), ("J~b/9", "was collected"), ("K/1", "there is no task K/1")]
     {
-        let desk = look(name);
-        assert!(desk.exit == Some(exit::DATA) && desk.logged(words), "{name}: {:?}", desk.logs);
+        let driver = look(name);
+        assert!(driver.exit == Some(exit::DATA) && driver.logged(words), "{name}: {:?}", driver.logs);
     }
 }
 
 #[test]
 fn a_list_goes_on_after_every_loss() {
     let calls = {
-        let mut desk = list(&[], 100, None);
-        desk.connect();
-        desk.settle();
-        desk.made.len()
+        let mut driver = list(&[], 100, None);
+        driver.connect();
+        driver.settle();
+        driver.made.len()
     };
     for at in 0..calls {
-        let mut desk = list(&[], 100, None);
-        desk.connect();
+        let mut driver = list(&[], 100, None);
+        driver.connect();
         for _ in 0..at {
-            desk.play(Fate::Answered);
+            driver.play(Fate::Answered);
         }
-        desk.play(Fate::DroppedUnanswered);
-        if desk.exit.is_none() {
-            desk.connect();
-            desk.settle();
+        driver.play(Fate::DroppedUnanswered);
+        if driver.exit.is_none() {
+            driver.connect();
+            driver.settle();
         }
-        assert_eq!((desk.exit, rows(&desk).len()), (Some(0), 8), "lost at call {at}");
+        assert_eq!((driver.exit, rows(&driver).len()), (Some(0), 8), "lost at call {at}");
     }
 }
 
 #[test]
 fn g08_a_long_list_is_read_through_a_window() {
-    let mut desk = list(&[], 10_000, None);
+    let mut driver = list(&[], 10_000, None);
     let task = Task::new(Payload::Shell("x".into()), Options::default()).encode();
     for n in 0..2_000 {
-        desk.put(&format!("/z/tasks/J/t{n:05}"), &task);
+        driver.put(&format!("/z/tasks/J/t{n:05}"), &task);
     }
-    desk.connect();
+    driver.connect();
     let mut most = 0;
-    while desk.exit.is_none() {
-        most = most.max(desk.pending.len());
+    while driver.exit.is_none() {
+        most = most.max(driver.pending.len());
         // Answers come in any order; rows don't.
-        desk.pending.rotate_left(most / 2 % desk.pending.len().max(1));
-        assert!(desk.play(Fate::Answered), "it neither goes on nor ends");
+        driver.pending.rotate_left(most / 2 % driver.pending.len().max(1));
+        assert!(driver.play(Fate::Answered), "it neither goes on nor ends");
     }
-    let ids: Vec<&str> = rows(&desk).into_iter().map(|(id, _)| id).collect();
+    let ids: Vec<&str> = rows(&driver).into_iter().map(|(id, _)| id).collect();
     assert!(ids.is_sorted() && ids.len() == 2_008 && most <= 128, "{most}");
 }
 
-fn show(name: &str) -> Desk<Show> {
+fn show(name: &str) -> ClientDriver<Show> {
     let params = ShowParams { layout: Layout::new("/z"), id: TaskId::new("J", name) };
-    let mut desk = Desk::new(Show::new(params), &[]);
-    fill(&mut desk);
-    desk.connect();
-    desk
+    let mut driver = ClientDriver::new(Show::new(params), &[]);
+    fill(&mut driver);
+    driver.connect();
+    driver
 }
 
 #[test]
 fn a_task_is_shown_with_its_jobs_defaults_and_its_worker() {
-    let mut desk = show("run");
-    desk.play(Fate::Answered);
-    desk.play(Fate::DroppedUnanswered);
-    desk.connect();
-    desk.settle();
-    let [ClientReport::Shown(shown)] = desk.reports.as_slice() else { panic!("{:?}", desk.reports) };
+    let mut driver = show("run");
+    driver.play(Fate::Answered);
+    driver.play(Fate::DroppedUnanswered);
+    driver.connect();
+    driver.settle();
+    let [ClientReport::Shown(shown)] = driver.reports.as_slice() else { panic!("{:?}", driver.reports) };
     let Shown { options, worker, .. } = shown.as_ref();
     assert_eq!(
-        (desk.exit, options.priority, worker.clone()),
+        (driver.exit, options.priority, worker.clone()),
         (Some(0), Some(5), Some(Incarnation::new("w", 1)))
     );
-    assert_eq!(shown.shade(), Shade::Running);
+    assert_eq!(shown.status(), TaskStatus::Running);
 
-    let mut desk = show("good");
-    desk.settle();
-    let [ClientReport::Shown(shown)] = desk.reports.as_slice() else { panic!("{:?}", desk.reports) };
-    assert_eq!(shown.shade(), Shade::Ended(State::Done));
+    let mut driver = show("good");
+    driver.settle();
+    let [ClientReport::Shown(shown)] = driver.reports.as_slice() else { panic!("{:?}", driver.reports) };
+    assert_eq!(shown.status(), TaskStatus::Ended(State::Done));
 }
 
 #[test]
 fn what_can_not_be_shown_says_why() {
     for (name, words) in [("zz", "/z/tasks/J/zz is no task"), ("nope", "there is no task J/nope")] {
-        let mut desk = show(name);
-        desk.settle();
-        assert_eq!((desk.exit, desk.count(Call::is_write)), (Some(exit::DATA), 0));
-        assert!(desk.logged(words), "{:?}", desk.logs);
+        let mut driver = show(name);
+        driver.settle();
+        assert_eq!((driver.exit, driver.count(Call::is_write)), (Some(exit::DATA), 0));
+        assert!(driver.logged(words), "{:?}", driver.logs);
     }
 }

@@ -6,7 +6,7 @@ use crate::contract::task::{Options, Outcome, Payload, State, Task};
 use crate::contract::worker::{Assignment, Entry, ProcessIdentity, Registration};
 use crate::contract::{Incarnation, TaskId};
 use crate::machine::{Call, CallError, CreateMode, Refusal};
-use crate::roles::testing::{Desk, T, World};
+use crate::roles::testing::{RoleDriver, T, World};
 
 mod dispatch;
 mod outcomes;
@@ -14,8 +14,8 @@ mod refusals;
 mod shares;
 mod vanish;
 
-fn master(id: &str) -> Desk<Master> {
-    Desk::new(Master::new(Params {
+fn master(id: &str) -> RoleDriver<Master> {
+    RoleDriver::new(Master::new(Params {
         layout: Layout::new("/z"),
         id: id.into(),
         host: "h".into(),
@@ -29,7 +29,7 @@ fn master(id: &str) -> Desk<Master> {
     }))
 }
 
-fn view(master: &Desk<Master>) -> &View {
+fn view(master: &RoleDriver<Master>) -> &View {
     match &master.role.state {
         super::State::Offline => panic!("no connection"),
         super::State::Standby(standby) => &standby.view,
@@ -136,7 +136,7 @@ fn the_leader_publishes_its_counts_and_its_limits() {
         task(&mut world, id, |_| {});
     }
     world.put("/z/tasks/_00/d", b"garbage");
-    let play = |leader: &mut Desk<Master>, world: &mut World| {
+    let play = |leader: &mut RoleDriver<Master>, world: &mut World| {
         leader.go(world);
         world.pass(Duration::from_secs(2));
         leader.go(world);
@@ -190,7 +190,7 @@ fn a_failed_worker_gets_nothing_even_if_it_seems_to_return() {
     master.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/_00/b");
     world.expire(session);
     while master.calls.iter().all(|(_, call)| !matches!(call, Call::Set { .. })) {
-        assert!(master.hear(&mut world) || master.answer(&mut world));
+        assert!(master.deliver(&mut world) || master.answer(&mut world));
     }
     let session = register(&mut world, "w~1~1", &registration(2));
     master.go(&mut world);
@@ -307,7 +307,7 @@ fn an_epoch_from_the_future_deposes_nobody() {
     master.session = Some(world.open());
     master.event(&world, Event::Connected { timeout: T });
     for _ in 0..2_000 {
-        if !master.hear(&mut world) && !master.answer(&mut world) {
+        if !master.deliver(&mut world) && !master.answer(&mut world) {
             break;
         }
     }
@@ -331,7 +331,7 @@ fn a_moved_task_is_given_out_at_its_new_attempt() {
         if written {
             master.hold = |call| matches!(call, Call::Get { path, .. } if path.starts_with("/z/tasks/"));
         }
-        if !master.hear(&mut world) && !master.answer(&mut world) {
+        if !master.deliver(&mut world) && !master.answer(&mut world) {
             break;
         }
     }

@@ -21,7 +21,7 @@ fn held(world: &World, incarnation: &str) -> usize {
 }
 
 /// A leader of one worker with one slot, and so many tasks.
-fn leader(tasks: usize, change: impl Fn(&mut Task)) -> (World, Desk<Master>) {
+fn leader(tasks: usize, change: impl Fn(&mut Task)) -> (World, RoleDriver<Master>) {
     let mut world = World::new();
     worker(&mut world, "w~1", 1);
     for n in 0..tasks {

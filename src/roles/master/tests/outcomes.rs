@@ -14,7 +14,7 @@ fn stand(world: &World, ids: &[&str]) -> Vec<bool> {
 }
 
 /// Lets `n` session timeouts pass, with a turn after each.
-fn turns(master: &mut Desk<Master>, world: &mut World, turns: u32) {
+fn turns(master: &mut RoleDriver<Master>, world: &mut World, turns: u32) {
     for _ in 0..turns {
         world.pass(T);
         master.go(world);

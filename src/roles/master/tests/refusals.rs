@@ -19,7 +19,8 @@ fn an_unwritable_assignment_stops_no_other_worker() {
     master.go(&mut world);
     let first = world.entries("/z/assign/w~2");
     assert_eq!(first.len(), 1, "{:?}", master.logs);
-    let said = |master: &Desk<Master>, what: &str| master.logs.iter().filter(|l| l.contains(what)).count();
+    let said =
+        |master: &RoleDriver<Master>, what: &str| master.logs.iter().filter(|l| l.contains(what)).count();
     assert_eq!(
         said(&master, "/z/assign/w~1 cannot be written (ZooKeeper error -125)"),
         1,
@@ -103,7 +104,7 @@ fn a_task_that_may_never_be_changed_is_quarantined() {
     world.writes_refused.insert("/z/tasks/_00/a".into(), Refusal::NoAuth);
     let mut master = master("m");
     master.connect(&mut world);
-    let aside = |master: &Desk<Master>| master.logs.iter().any(|line| line.contains("is set aside"));
+    let aside = |master: &RoleDriver<Master>| master.logs.iter().any(|line| line.contains("is set aside"));
     assert!(!aside(&master), "{:?}", master.logs);
     for _ in 0..8 {
         world.pass(Duration::from_secs(31));

@@ -27,7 +27,7 @@ fn flush(world: &mut World, number: u32, over: &[usize], ahead: u32) {
 }
 
 /// A leader of a worker with two slots, which has a chunk of so many lines.
-fn leader(lines: usize) -> (World, Desk<Master>) {
+fn leader(lines: usize) -> (World, RoleDriver<Master>) {
     let mut world = World::new();
     worker(&mut world, "w~1", 2);
     chunk(&mut world, lines);
@@ -37,7 +37,7 @@ fn leader(lines: usize) -> (World, Desk<Master>) {
     (world, master)
 }
 
-fn settle(world: &mut World, master: &mut Desk<Master>) {
+fn settle(world: &mut World, master: &mut RoleDriver<Master>) {
     for _ in 0..8 {
         world.pass(Duration::from_millis(200));
         master.go(world);
@@ -115,7 +115,7 @@ fn a_chunk_of_blank_lines_that_is_cancelled_ends() {
 }
 
 /// A leader of a worker that has `_00/a`, and of `_00/s`: of its three attempts two ended with their workers' deaths.
-fn leader_of_a_suspect() -> (World, Desk<Master>) {
+fn leader_of_a_suspect() -> (World, RoleDriver<Master>) {
     let mut world = World::new();
     worker(&mut world, "w~1", 2);
     task(&mut world, "_00/a", |_| {});

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn pass(world: &mut World, master: &mut Desk<Master>, ms: u64) {
+fn pass(world: &mut World, master: &mut RoleDriver<Master>, ms: u64) {
     master.go(world);
     for _ in 0..ms / 100 {
         world.pass(Duration::from_millis(100));

@@ -6,7 +6,9 @@ use super::*;
 use crate::contract::task::{Outcome, Output, State};
 use crate::machine::Captured;
 use crate::roles::client::INTERRUPTED;
-use crate::roles::client::testing::{Desk, Fate, done, failed, is_create, is_delete, is_get, is_set, status};
+use crate::roles::client::testing::{
+    ClientDriver, Fate, done, failed, is_create, is_delete, is_get, is_set, status,
+};
 
 const JOB: &str = "/z/tasks/J";
 const TASK: &str = "/z/tasks/J/U";
@@ -28,40 +30,40 @@ fn params() -> SingleParams {
     }
 }
 
-fn desk(params: SingleParams) -> Desk<Single> {
-    Desk::new(Single::new(params).expect("fit"), DIRS)
+fn driver(params: SingleParams) -> ClientDriver<Single> {
+    ClientDriver::new(Single::new(params).expect("fit"), DIRS)
 }
 
 /// A submitter that waits.
-fn waiting(params: SingleParams) -> Desk<Single> {
-    let mut desk = desk(params);
-    desk.connect();
-    desk.settle();
-    assert_eq!(desk.exit, None);
-    desk
+fn waiting(params: SingleParams) -> ClientDriver<Single> {
+    let mut driver = driver(params);
+    driver.connect();
+    driver.settle();
+    assert_eq!(driver.exit, None);
+    driver
 }
 
 fn keyed() -> SingleParams {
     SingleParams { key: Some("K".into()), ..params() }
 }
 
-fn submitted(desk: &Desk<Single>) -> usize {
-    desk.reports.iter().filter(|report| matches!(report, ClientReport::Submitted { .. })).count()
+fn submitted(driver: &ClientDriver<Single>) -> usize {
+    driver.reports.iter().filter(|report| matches!(report, ClientReport::Submitted { .. })).count()
 }
 
 #[test]
 fn a_task_is_created_waited_for_shown_and_deleted() {
-    let mut desk = waiting(params());
-    assert_eq!(submitted(&desk), 1);
-    assert_eq!(desk.count(|call| call.is_write()), 1);
-    desk.end(TASK, done());
-    desk.tell();
-    desk.settle_until(is_delete);
-    assert_eq!(desk.ended(), [("J/U".to_string(), State::Done)]);
-    assert!(desk.znodes.contains_key(TASK), "shown before it is deleted");
-    desk.settle();
-    assert_eq!(desk.exit, Some(0));
-    assert!(!desk.znodes.contains_key(TASK));
+    let mut driver = waiting(params());
+    assert_eq!(submitted(&driver), 1);
+    assert_eq!(driver.count(|call| call.is_write()), 1);
+    driver.end(TASK, done());
+    driver.notify();
+    driver.settle_until(is_delete);
+    assert_eq!(driver.ended(), [("J/U".to_string(), State::Done)]);
+    assert!(driver.znodes.contains_key(TASK), "shown before it is deleted");
+    driver.settle();
+    assert_eq!(driver.exit, Some(0));
+    assert!(!driver.znodes.contains_key(TASK));
 }
 
 /// It can be listed, shown and run again the day after.
@@ -69,11 +71,11 @@ fn a_task_is_created_waited_for_shown_and_deleted() {
 fn what_ended_badly_stays() {
     let unrun = |state| Outcome::unrun(state, None, "", 1);
     for (outcome, code) in [(failed(7), 7), (unrun(State::Cancelled), 1), (unrun(State::Expired), 1)] {
-        let mut desk = waiting(params());
-        desk.end(TASK, outcome);
-        desk.settle();
-        assert_eq!((desk.exit, desk.ended().len(), desk.count(is_delete)), (Some(code), 1, 0));
-        assert!(desk.znodes.contains_key(TASK));
+        let mut driver = waiting(params());
+        driver.end(TASK, outcome);
+        driver.settle();
+        assert_eq!((driver.exit, driver.ended().len(), driver.count(is_delete)), (Some(code), 1, 0));
+        assert!(driver.znodes.contains_key(TASK));
     }
 }
 
@@ -85,41 +87,47 @@ fn a_success_with_cut_output_fails_unless_that_is_allowed() {
     let none = Output::default();
     for (allow, code) in [(false, exit::TRUNCATED), (true, exit::OK)] {
         for (stdout, stderr) in printed(&cut, &none).into_iter().chain(printed(&none, &cut)) {
-            let mut desk = waiting(SingleParams { allow_truncated: allow, ..params() });
-            desk.end(TASK, Outcome { stdout: stdout.clone(), stderr: stderr.clone(), ..done() });
-            desk.settle();
-            assert_eq!((desk.exit, desk.ended().len(), desk.count(is_delete)), (Some(code), 1, 1));
-            assert_eq!(desk.logs.iter().any(|(_, text)| text.contains("7 bytes")), !allow, "{:?}", desk.logs);
+            let mut driver = waiting(SingleParams { allow_truncated: allow, ..params() });
+            driver.end(TASK, Outcome { stdout: stdout.clone(), stderr: stderr.clone(), ..done() });
+            driver.settle();
+            assert_eq!((driver.exit, driver.ended().len(), driver.count(is_delete)), (Some(code), 1, 1));
+            assert_eq!(
+                driver.logs.iter().any(|(_, text)| text.contains("7 bytes")),
+                !allow,
+                "{:?}",
+                driver.logs
+            );
             // Its own code is the stronger one.
-            let mut desk = waiting(SingleParams { allow_truncated: allow, ..params() });
-            desk.end(TASK, Outcome { stdout, stderr, ..failed(5) });
-            desk.settle();
-            assert_eq!(desk.exit, Some(5));
+            let mut driver = waiting(SingleParams { allow_truncated: allow, ..params() });
+            driver.end(TASK, Outcome { stdout, stderr, ..failed(5) });
+            driver.settle();
+            assert_eq!(driver.exit, Some(5));
         }
     }
 }
 
 #[test]
 fn missing_directories_are_made() {
-    let mut desk = Desk::new(Single::new(SingleParams { job: None, ..params() }).expect("fit"), &[]);
-    desk.connect();
-    desk.settle();
-    assert_eq!(desk.role.id().as_str(), format!("{}/U", shared_job("U")));
-    assert!(desk.znodes.contains_key(&format!("/z/tasks/{}", desk.role.id())));
+    let mut driver =
+        ClientDriver::new(Single::new(SingleParams { job: None, ..params() }).expect("fit"), &[]);
+    driver.connect();
+    driver.settle();
+    assert_eq!(driver.role.id().as_str(), format!("{}/U", shared_job("U")));
+    assert!(driver.znodes.contains_key(&format!("/z/tasks/{}", driver.role.id())));
 }
 
 #[test]
 fn g01_an_id_is_reported_only_when_its_task_exists() {
     for fate in [Fate::AppliedUnanswered, Fate::DroppedUnanswered, Fate::NotSent] {
-        let mut desk = desk(SingleParams { detach: true, ..params() });
-        desk.connect();
-        desk.settle_until(is_create);
-        desk.play(fate);
-        assert_eq!((submitted(&desk), desk.exit), (0, None), "{fate:?}");
-        desk.connect();
-        desk.settle();
-        assert_eq!((submitted(&desk), desk.exit), (1, Some(0)), "{fate:?}");
-        assert!(desk.znodes.contains_key(TASK));
+        let mut driver = driver(SingleParams { detach: true, ..params() });
+        driver.connect();
+        driver.settle_until(is_create);
+        driver.play(fate);
+        assert_eq!((submitted(&driver), driver.exit), (0, None), "{fate:?}");
+        driver.connect();
+        driver.settle();
+        assert_eq!((submitted(&driver), driver.exit), (1, Some(0)), "{fate:?}");
+        assert!(driver.znodes.contains_key(TASK));
     }
 }
 
@@ -130,185 +138,185 @@ fn a_task_is_left_to_the_leader_if_a_create_may_still_arrive() {
     for (fates, deletes) in
         [(&[applied][..], 1), (&[dropped], 0), (&[applied, dropped], 0), (&[dropped, applied], 0)]
     {
-        let mut desk = desk(params());
+        let mut driver = driver(params());
         for fate in fates {
-            desk.connect();
-            desk.settle_until(is_create);
-            desk.play(*fate);
+            driver.connect();
+            driver.settle_until(is_create);
+            driver.play(*fate);
         }
-        desk.connect();
-        desk.settle();
-        desk.end(TASK, done());
-        desk.settle();
-        assert_eq!((desk.exit, desk.count(is_delete)), (Some(0), deletes), "{fates:?}");
+        driver.connect();
+        driver.settle();
+        driver.end(TASK, done());
+        driver.settle();
+        assert_eq!((driver.exit, driver.count(is_delete)), (Some(0), deletes), "{fates:?}");
     }
 }
 
 #[test]
 fn a_creation_that_never_left_us_leaves_no_doubt() {
-    let mut desk = desk(params());
-    desk.connect();
-    desk.settle_until(is_create);
-    desk.play(Fate::NotSent);
-    desk.connect();
-    desk.settle();
-    desk.end(TASK, done());
-    desk.settle();
-    assert_eq!((desk.exit, desk.count(is_delete)), (Some(0), 1));
+    let mut driver = driver(params());
+    driver.connect();
+    driver.settle_until(is_create);
+    driver.play(Fate::NotSent);
+    driver.connect();
+    driver.settle();
+    driver.end(TASK, done());
+    driver.settle();
+    assert_eq!((driver.exit, driver.count(is_delete)), (Some(0), 1));
 }
 
 #[test]
 fn an_outcome_that_came_while_we_were_away_is_seen() {
-    let mut desk = waiting(params());
-    desk.lose();
-    desk.end(TASK, done());
-    desk.connect();
-    desk.settle();
-    assert_eq!((desk.exit, desk.ended().len()), (Some(0), 1));
+    let mut driver = waiting(params());
+    driver.lose();
+    driver.end(TASK, done());
+    driver.connect();
+    driver.settle();
+    assert_eq!((driver.exit, driver.ended().len()), (Some(0), 1));
 }
 
 #[test]
 fn a_change_reported_before_the_reply_to_a_read_is_not_missed() {
-    let mut desk = waiting(params());
-    let unchanged = desk.znodes[TASK].0.clone();
-    desk.put(TASK, &unchanged);
-    desk.tell();
-    let Some((id, call)) = desk.pending.pop_front() else { panic!("it reads again") };
+    let mut driver = waiting(params());
+    let unchanged = driver.znodes[TASK].0.clone();
+    driver.put(TASK, &unchanged);
+    driver.notify();
+    let Some((id, call)) = driver.pending.pop_front() else { panic!("it reads again") };
     assert!(is_get(&call));
-    let (data, stat) = desk.znodes[TASK].clone();
-    desk.end(TASK, done());
-    desk.event(Event::Changed { path: TASK.into(), kind: crate::machine::ChangeKind::Data });
-    desk.event(Event::Reply { id, result: Ok(Reply::Data { data, stat }) });
-    desk.settle();
-    assert_eq!(desk.exit, Some(0));
+    let (data, stat) = driver.znodes[TASK].clone();
+    driver.end(TASK, done());
+    driver.event(Event::Changed { path: TASK.into(), kind: crate::machine::ChangeKind::Data });
+    driver.event(Event::Reply { id, result: Ok(Reply::Data { data, stat }) });
+    driver.settle();
+    assert_eq!(driver.exit, Some(0));
 }
 
 #[test]
 fn a_delete_in_doubt_is_tried_once_more() {
     for fate in [Fate::AppliedUnanswered, Fate::DroppedUnanswered] {
-        let mut desk = waiting(params());
-        desk.end(TASK, done());
-        desk.tell();
-        desk.settle_until(is_delete);
-        desk.play(fate);
-        assert_eq!(desk.exit, None);
-        desk.connect();
-        desk.settle();
-        assert_eq!((desk.exit, desk.ended().len()), (Some(0), 1), "{fate:?}");
-        assert!(!desk.znodes.contains_key(TASK));
+        let mut driver = waiting(params());
+        driver.end(TASK, done());
+        driver.notify();
+        driver.settle_until(is_delete);
+        driver.play(fate);
+        assert_eq!(driver.exit, None);
+        driver.connect();
+        driver.settle();
+        assert_eq!((driver.exit, driver.ended().len()), (Some(0), 1), "{fate:?}");
+        assert!(!driver.znodes.contains_key(TASK));
     }
-    let mut desk = waiting(params());
-    desk.end(TASK, done());
-    desk.tell();
-    desk.settle_until(is_delete);
-    desk.play(Fate::DroppedUnanswered);
-    desk.connect();
-    desk.play(Fate::DroppedUnanswered);
-    assert_eq!(desk.exit, Some(0), "left to the leader");
+    let mut driver = waiting(params());
+    driver.end(TASK, done());
+    driver.notify();
+    driver.settle_until(is_delete);
+    driver.play(Fate::DroppedUnanswered);
+    driver.connect();
+    driver.play(Fate::DroppedUnanswered);
+    assert_eq!(driver.exit, Some(0), "left to the leader");
 }
 
 #[test]
 fn an_outage_does_not_keep_us_once_the_outcome_was_shown() {
-    let mut desk = waiting(params());
-    desk.end(TASK, done());
-    desk.tell();
-    desk.settle_until(is_delete);
-    desk.lose();
-    let wake = desk.role.next_wake().expect("patience ends");
-    desk.now = wake;
-    desk.event(Event::Wake);
-    assert_eq!(desk.exit, Some(0));
+    let mut driver = waiting(params());
+    driver.end(TASK, done());
+    driver.notify();
+    driver.settle_until(is_delete);
+    driver.lose();
+    let wake = driver.role.next_wake().expect("patience ends");
+    driver.now = wake;
+    driver.event(Event::Wake);
+    assert_eq!(driver.exit, Some(0));
 }
 
 #[test]
 fn what_somebody_else_changed_is_not_deleted() {
-    let mut desk = waiting(params());
-    desk.end(TASK, done());
-    desk.tell();
-    desk.settle_until(is_delete);
-    let mut task = desk.task(TASK);
+    let mut driver = waiting(params());
+    driver.end(TASK, done());
+    driver.notify();
+    driver.settle_until(is_delete);
+    let mut task = driver.task(TASK);
     task.outcome = None;
-    desk.put(TASK, &task.encode());
-    desk.settle();
-    assert_eq!(desk.exit, Some(0));
-    assert!(desk.znodes.contains_key(TASK) && desk.logged("was changed by someone"));
+    driver.put(TASK, &task.encode());
+    driver.settle();
+    assert_eq!(driver.exit, Some(0));
+    assert!(driver.znodes.contains_key(TASK) && driver.logged("was changed by someone"));
 }
 
 #[test]
 fn a_task_that_vanishes_is_reported() {
-    let mut desk = waiting(params());
-    desk.remove(TASK);
-    desk.settle();
-    assert_eq!(desk.exit, Some(1));
-    assert!(desk.logged("was deleted by someone before its outcome was seen"));
+    let mut driver = waiting(params());
+    driver.remove(TASK);
+    driver.settle();
+    assert_eq!(driver.exit, Some(1));
+    assert!(driver.logged("was deleted by someone before its outcome was seen"));
 }
 
 #[test]
 fn a_task_that_becomes_unreadable_is_reported() {
-    let mut desk = waiting(params());
-    desk.put(TASK, b"garbage");
-    desk.settle();
-    assert_eq!(desk.exit, Some(exit::DATA));
+    let mut driver = waiting(params());
+    driver.put(TASK, b"garbage");
+    driver.settle();
+    assert_eq!(driver.exit, Some(exit::DATA));
 }
 
 #[test]
 fn a_key_finds_its_own_task_and_never_deletes_it() {
-    let mut desk = desk(keyed());
+    let mut driver = driver(keyed());
     let mut task = Task::new(Payload::Shell("echo hi".into()), Options::default());
     task.keyed = true;
     task.outcome = Some(failed(9));
-    desk.put("/z/tasks/J/K", &task.encode());
-    desk.connect();
-    desk.settle();
-    assert_eq!((desk.exit, desk.ended().len(), desk.count(is_delete)), (Some(9), 1, 0));
+    driver.put("/z/tasks/J/K", &task.encode());
+    driver.connect();
+    driver.settle();
+    assert_eq!((driver.exit, driver.ended().len(), driver.count(is_delete)), (Some(9), 1, 0));
 
-    let mut desk = waiting(keyed());
-    desk.end("/z/tasks/J/K", done());
-    desk.settle();
-    assert_eq!((desk.exit, desk.count(is_delete)), (Some(0), 0));
+    let mut driver = waiting(keyed());
+    driver.end("/z/tasks/J/K", done());
+    driver.settle();
+    assert_eq!((driver.exit, driver.count(is_delete)), (Some(0), 0));
 }
 
 #[test]
 fn a_key_that_is_taken_by_another_task_is_refused() {
-    let mut desk = desk(keyed());
+    let mut driver = driver(keyed());
     let task = Task::new(Payload::Shell("other".into()), Options::default());
-    desk.put("/z/tasks/J/K", &task.encode());
-    desk.connect();
-    desk.settle();
-    assert_eq!((desk.exit, submitted(&desk)), (Some(exit::DATA), 0));
-    assert!(desk.logged("J/K"));
+    driver.put("/z/tasks/J/K", &task.encode());
+    driver.connect();
+    driver.settle();
+    assert_eq!((driver.exit, submitted(&driver)), (Some(exit::DATA), 0));
+    assert!(driver.logged("J/K"));
 }
 
 #[test]
 fn a_name_that_is_taken_without_a_creation_in_doubt_is_compared() {
-    let mut desk = desk(params());
+    let mut driver = driver(params());
     let task = Task::new(Payload::Shell("other".into()), Options::default());
-    desk.put(TASK, &task.encode());
-    desk.connect();
-    desk.settle();
-    assert_eq!(desk.exit, Some(exit::DATA));
+    driver.put(TASK, &task.encode());
+    driver.connect();
+    driver.settle();
+    assert_eq!(driver.exit, Some(exit::DATA));
 }
 
 #[test]
 fn g08_a_full_job_takes_no_more() {
-    let fill = |desk: &mut Desk<Single>| {
+    let fill = |driver: &mut ClientDriver<Single>| {
         for n in 0..MAX_CHILDREN {
-            desk.znodes.insert(format!("{JOB}/{n:05}"), (Vec::new(), Stat::default()));
+            driver.znodes.insert(format!("{JOB}/{n:05}"), (Vec::new(), Stat::default()));
         }
     };
-    let mut full = desk(params());
+    let mut full = driver(params());
     fill(&mut full);
     full.connect();
     full.settle();
     assert_eq!((full.exit, full.count(is_create)), (Some(exit::TOO_MUCH), 0));
 
-    let mut full = desk(keyed());
+    let mut full = driver(keyed());
     fill(&mut full);
     full.connect();
     full.settle();
     assert_eq!((full.exit, full.count(is_create)), (Some(exit::TOO_MUCH), 0));
 
-    let mut full = desk(SingleParams { detach: true, ..keyed() });
+    let mut full = driver(SingleParams { detach: true, ..keyed() });
     fill(&mut full);
     let mut task = Task::new(Payload::Shell("echo hi".into()), Options::default());
     task.keyed = true;
@@ -320,13 +328,13 @@ fn g08_a_full_job_takes_no_more() {
 
 #[test]
 fn g08_there_is_a_limit_to_jobs() {
-    let mut desk = Desk::new(Single::new(params()).expect("fit"), &["/z", "/z/tasks"]);
+    let mut driver = ClientDriver::new(Single::new(params()).expect("fit"), &["/z", "/z/tasks"]);
     for n in 0..MAX_CHILDREN {
-        desk.znodes.insert(format!("/z/tasks/{n:05}"), (Vec::new(), Stat::default()));
+        driver.znodes.insert(format!("/z/tasks/{n:05}"), (Vec::new(), Stat::default()));
     }
-    desk.connect();
-    desk.settle();
-    assert_eq!((desk.exit, desk.count(is_create)), (Some(exit::TOO_MUCH), 0));
+    driver.connect();
+    driver.settle();
+    assert_eq!((driver.exit, driver.count(is_create)), (Some(exit::TOO_MUCH), 0));
 }
 
 /// One task more than the service admits, in tasks and in bytes.
@@ -338,12 +346,12 @@ fn full_in(what: &str) -> Vec<u8> {
 fn a_task_beyond_the_limits_is_refused_before_it_is_created() {
     for (what, flag) in [("tasks", "--max-pending of"), ("bytes", "--max-pending-bytes of")] {
         for params in [params(), keyed(), SingleParams { detach: true, ..params() }] {
-            let mut desk = desk(params);
-            desk.put("/z/status", &full_in(what));
-            desk.connect();
-            desk.settle();
-            assert_eq!((desk.exit, desk.count(Call::is_write)), (Some(exit::TOO_MUCH), 0));
-            assert!(desk.logged(flag) && desk.logged("nothing was submitted"), "{:?}", desk.logs);
+            let mut driver = driver(params);
+            driver.put("/z/status", &full_in(what));
+            driver.connect();
+            driver.settle();
+            assert_eq!((driver.exit, driver.count(Call::is_write)), (Some(exit::TOO_MUCH), 0));
+            assert!(driver.logged(flag) && driver.logged("nothing was submitted"), "{:?}", driver.logs);
         }
     }
 }
@@ -355,100 +363,103 @@ fn the_last_task_that_fits_is_admitted_and_no_limit_admits_all() {
         "tasks":{"pending":9,"assigned":0,"done":0,"failed":0,"cancelled":0,"expired":0,"malformed":0}}"#;
     assert!(crate::contract::status::Status::decode(old).is_ok());
     for data in [status(4, 1_000, 5, 1_000 + bytes), old.to_vec(), b"garbage".to_vec()] {
-        let mut desk = desk(params());
-        desk.put("/z/status", &data);
-        desk.connect();
-        desk.settle();
-        assert_eq!((desk.exit, submitted(&desk)), (None, 1));
+        let mut driver = driver(params());
+        driver.put("/z/status", &data);
+        driver.connect();
+        driver.settle();
+        assert_eq!((driver.exit, submitted(&driver)), (None, 1));
     }
-    let mut desk = desk(params());
-    desk.put("/z/status", &full_in("tasks"));
-    desk.connect();
-    desk.settle_until(|call| call.path() == "/z/status");
-    desk.play(Fate::Refused(Refusal::NoAuth));
-    desk.settle();
-    assert_eq!((desk.exit, submitted(&desk)), (None, 1), "who may not read it is not refused");
+    let mut driver = driver(params());
+    driver.put("/z/status", &full_in("tasks"));
+    driver.connect();
+    driver.settle_until(|call| call.path() == "/z/status");
+    driver.play(Fate::Refused(Refusal::NoAuth));
+    driver.settle();
+    assert_eq!((driver.exit, submitted(&driver)), (None, 1), "who may not read it is not refused");
 }
 
 /// The two looks are made at once, and answered in any order.
 #[test]
 fn what_was_known_first_waits_for_the_other() {
     for (turned, room) in [(false, true), (true, true), (false, false), (true, false)] {
-        let mut desk = desk(params());
-        desk.put("/z/status", if room { b"" } else { b"{}" });
+        let mut driver = driver(params());
+        driver.put("/z/status", if room { b"" } else { b"{}" });
         if !room {
-            desk.put("/z/status", &full_in("tasks"));
+            driver.put("/z/status", &full_in("tasks"));
         }
-        desk.connect();
-        assert_eq!((desk.pending.len(), desk.count(Call::is_write)), (2, 0));
+        driver.connect();
+        assert_eq!((driver.pending.len(), driver.count(Call::is_write)), (2, 0));
         if turned {
-            desk.pending.rotate_left(1);
+            driver.pending.rotate_left(1);
         }
-        desk.play(Fate::Answered);
-        assert_eq!((desk.pending.len(), desk.exit, desk.made.len()), (1, None, 2), "it waits");
-        desk.settle();
-        assert_eq!((desk.exit, submitted(&desk)), if room { (None, 1) } else { (Some(exit::TOO_MUCH), 0) });
+        driver.play(Fate::Answered);
+        assert_eq!((driver.pending.len(), driver.exit, driver.made.len()), (1, None, 2), "it waits");
+        driver.settle();
+        assert_eq!(
+            (driver.exit, submitted(&driver)),
+            if room { (None, 1) } else { (Some(exit::TOO_MUCH), 0) }
+        );
     }
 }
 
 #[test]
 fn an_existing_key_is_reported_however_full_the_service_is() {
     for (command, code) in [("echo hi", exit::OK), ("echo another", exit::DATA)] {
-        let mut desk = desk(SingleParams { detach: true, ..keyed() });
+        let mut driver = driver(SingleParams { detach: true, ..keyed() });
         let mut task = Task::new(Payload::Shell(command.into()), Options::default());
         task.keyed = true;
-        desk.put("/z/tasks/J/K", &task.encode());
-        desk.put("/z/status", &full_in("tasks"));
-        desk.connect();
-        desk.settle();
-        assert_eq!((desk.exit, desk.count(Call::is_write)), (Some(code), 0));
+        driver.put("/z/tasks/J/K", &task.encode());
+        driver.put("/z/status", &full_in("tasks"));
+        driver.connect();
+        driver.settle();
+        assert_eq!((driver.exit, driver.count(Call::is_write)), (Some(code), 0));
     }
 }
 
 #[test]
 fn a_new_session_asks_anew() {
-    let mut desk = desk(keyed());
-    desk.put("/z/status", &full_in("tasks"));
-    desk.connect();
-    desk.settle_until(|call| call.path() == "/z/tasks/J/K");
-    desk.lose();
-    desk.put("/z/status", &status(0, 0, 5, 1 << 20));
-    desk.connect();
-    desk.settle();
-    assert_eq!((desk.exit, submitted(&desk)), (None, 1));
+    let mut driver = driver(keyed());
+    driver.put("/z/status", &full_in("tasks"));
+    driver.connect();
+    driver.settle_until(|call| call.path() == "/z/tasks/J/K");
+    driver.lose();
+    driver.put("/z/status", &status(0, 0, 5, 1 << 20));
+    driver.connect();
+    driver.settle();
+    assert_eq!((driver.exit, submitted(&driver)), (None, 1));
 }
 
 /// What may stand already is not refused: its user would not learn of it.
 #[test]
 fn a_task_in_doubt_is_not_asked_about_again() {
-    let mut desk = desk(params());
-    desk.connect();
-    desk.settle_until(is_create);
-    desk.play(Fate::AppliedUnanswered);
-    desk.put("/z/status", &full_in("tasks"));
-    desk.connect();
-    desk.settle();
-    assert_eq!((desk.exit, submitted(&desk)), (None, 1));
+    let mut driver = driver(params());
+    driver.connect();
+    driver.settle_until(is_create);
+    driver.play(Fate::AppliedUnanswered);
+    driver.put("/z/status", &full_in("tasks"));
+    driver.connect();
+    driver.settle();
+    assert_eq!((driver.exit, submitted(&driver)), (None, 1));
 }
 
 #[test]
 fn a_job_that_the_leader_deletes_meanwhile_is_made_again() {
-    let mut desk = desk(params());
-    desk.connect();
-    desk.settle_until(is_create);
-    desk.remove(JOB);
-    desk.settle();
-    assert!(desk.znodes.contains_key(TASK) && desk.exit.is_none());
+    let mut driver = driver(params());
+    driver.connect();
+    driver.settle_until(is_create);
+    driver.remove(JOB);
+    driver.settle();
+    assert!(driver.znodes.contains_key(TASK) && driver.exit.is_none());
 }
 
 #[test]
 fn what_is_not_permitted_or_too_much_says_so() {
     for (refusal, code) in [(Refusal::NoAuth, 77), (Refusal::TooLarge, 73), (Refusal::Other(-125), 73)] {
-        let mut desk = desk(params());
-        desk.connect();
-        desk.settle_until(is_create);
-        desk.play(Fate::Refused(refusal));
-        assert_eq!(desk.exit, Some(code));
+        let mut driver = driver(params());
+        driver.connect();
+        driver.settle_until(is_create);
+        driver.play(Fate::Refused(refusal));
+        assert_eq!(driver.exit, Some(code));
     }
     let payload = Payload::Shell("x".repeat(MAX_TASK_BYTES));
     assert_eq!(Single::new(SingleParams { payload, ..params() }).expect_err("unfit").code, exit::DATA);
@@ -456,76 +467,76 @@ fn what_is_not_permitted_or_too_much_says_so() {
 
 #[test]
 fn the_mark_of_a_possible_orphan_is_created_first() {
-    let mut desk = waiting(SingleParams { orphan_cancel: true, ..params() });
-    assert!(desk.made[0].path().starts_with("/z/submitters/U~1"), "{:?}", desk.made[0]);
-    assert!(desk.znodes.contains_key("/z/submitters/U~1"));
-    assert_eq!(desk.task(TASK).options.orphan_of.as_deref(), Some("U"));
-    desk.lose();
-    let before = desk.made.len();
-    desk.connect();
-    desk.settle();
-    assert_eq!(desk.made[before].path(), "/z/submitters/U~2");
+    let mut driver = waiting(SingleParams { orphan_cancel: true, ..params() });
+    assert!(driver.made[0].path().starts_with("/z/submitters/U~1"), "{:?}", driver.made[0]);
+    assert!(driver.znodes.contains_key("/z/submitters/U~1"));
+    assert_eq!(driver.task(TASK).options.orphan_of.as_deref(), Some("U"));
+    driver.lose();
+    let before = driver.made.len();
+    driver.connect();
+    driver.settle();
+    assert_eq!(driver.made[before].path(), "/z/submitters/U~2");
     // Somebody deletes it, alone and with its directory.
-    desk.remove("/z/submitters/U~2");
-    desk.settle();
-    assert!(desk.znodes.contains_key("/z/submitters/U~3"));
-    desk.znodes.remove("/z/submitters");
-    desk.remove("/z/submitters/U~3");
-    desk.settle();
-    assert!(desk.znodes.contains_key("/z/submitters/U~4"), "{:?}", desk.made);
+    driver.remove("/z/submitters/U~2");
+    driver.settle();
+    assert!(driver.znodes.contains_key("/z/submitters/U~3"));
+    driver.znodes.remove("/z/submitters");
+    driver.remove("/z/submitters/U~3");
+    driver.settle();
+    assert!(driver.znodes.contains_key("/z/submitters/U~4"), "{:?}", driver.made);
 
-    let desk = waiting(params());
-    assert_eq!(desk.count(|call| call.path().contains("submitters")), 0);
+    let driver = waiting(params());
+    assert_eq!(driver.count(|call| call.path().contains("submitters")), 0);
 }
 
 #[test]
 fn interrupted_it_says_how_to_come_back() {
-    let mut before = desk(params());
+    let mut before = driver(params());
     before.event(Event::Stop { again: false });
     assert_eq!(before.exit, Some(INTERRUPTED));
     assert!(before.logged("nothing was submitted"));
 
-    let mut amidst = desk(params());
+    let mut amidst = driver(params());
     amidst.connect();
     amidst.settle_until(is_create);
     amidst.event(Event::Stop { again: false });
     assert!(amidst.logged("it may have been submitted: zkmw wait J/U"));
 
-    let mut desk = waiting(params());
-    desk.event(Event::Stop { again: false });
-    assert_eq!(desk.exit, Some(INTERRUPTED));
-    assert!(desk.logged("zkmw wait J/U") && desk.znodes.contains_key(TASK) && !desk.task(TASK).cancel);
+    let mut driver = waiting(params());
+    driver.event(Event::Stop { again: false });
+    assert_eq!(driver.exit, Some(INTERRUPTED));
+    assert!(driver.logged("zkmw wait J/U") && driver.znodes.contains_key(TASK) && !driver.task(TASK).cancel);
 }
 
 #[test]
 fn an_interrupt_cancels_if_so_requested() {
     let cancelling = SingleParams { cancel_on_interrupt: true, ..params() };
-    let mut desk = waiting(cancelling.clone());
-    desk.event(Event::Stop { again: false });
-    desk.settle_until(is_set);
+    let mut driver = waiting(cancelling.clone());
+    driver.event(Event::Stop { again: false });
+    driver.settle_until(is_set);
     // Somebody else is faster: the task has moved on, and what was read of it is void.
-    let mut task = desk.task(TASK);
+    let mut task = driver.task(TASK);
     task.next_attempt(None, "test");
-    desk.put(TASK, &task.encode());
-    desk.settle();
-    assert!(desk.task(TASK).cancel && desk.task(TASK).attempt == 2 && desk.exit.is_none());
-    desk.end(TASK, Outcome::unrun(crate::contract::task::State::Cancelled, None, "", 2));
-    desk.settle();
-    assert_eq!(desk.exit, Some(1));
+    driver.put(TASK, &task.encode());
+    driver.settle();
+    assert!(driver.task(TASK).cancel && driver.task(TASK).attempt == 2 && driver.exit.is_none());
+    driver.end(TASK, Outcome::unrun(crate::contract::task::State::Cancelled, None, "", 2));
+    driver.settle();
+    assert_eq!(driver.exit, Some(1));
 
     for fate in [Fate::AppliedUnanswered, Fate::DroppedUnanswered, Fate::NotSent] {
-        let mut desk = waiting(cancelling.clone());
-        desk.event(Event::Stop { again: false });
-        desk.settle_until(is_set);
-        desk.play(fate);
-        desk.connect();
-        desk.settle();
-        assert!(desk.task(TASK).cancel, "{fate:?}");
-        desk.event(Event::Stop { again: true });
-        assert_eq!(desk.exit, Some(INTERRUPTED));
+        let mut driver = waiting(cancelling.clone());
+        driver.event(Event::Stop { again: false });
+        driver.settle_until(is_set);
+        driver.play(fate);
+        driver.connect();
+        driver.settle();
+        assert!(driver.task(TASK).cancel, "{fate:?}");
+        driver.event(Event::Stop { again: true });
+        assert_eq!(driver.exit, Some(INTERRUPTED));
     }
 
-    let mut amidst = self::desk(cancelling);
+    let mut amidst = self::driver(cancelling);
     amidst.connect();
     amidst.settle_until(is_create);
     amidst.event(Event::Stop { again: false });
@@ -536,51 +547,51 @@ fn an_interrupt_cancels_if_so_requested() {
 #[test]
 fn a_cancel_that_came_too_late_is_no_news_after_the_outcome() {
     let params = SingleParams { cancel_on_interrupt: true, orphan_cancel: true, ..params() };
-    let mut desk = waiting(params);
-    desk.lose();
-    desk.connect();
-    desk.event(Event::Stop { again: false });
+    let mut driver = waiting(params);
+    driver.lose();
+    driver.connect();
+    driver.event(Event::Stop { again: false });
     // The answers come in another order than the calls were made: mark and read, then set and read.
-    desk.pending.swap(0, 1);
-    desk.play(Fate::Answered);
-    desk.end(TASK, done());
-    desk.play(Fate::Answered);
+    driver.pending.swap(0, 1);
+    driver.play(Fate::Answered);
+    driver.end(TASK, done());
+    driver.play(Fate::Answered);
     // The mark's watch is nothing to this.
     let watch =
-        desk.pending.iter().position(|(_, call)| matches!(call, Call::Watch { .. })).expect("a watch");
-    let watch = desk.pending.remove(watch).expect("it is there");
-    desk.pending.push_front(watch);
-    desk.play(Fate::Answered);
-    assert!(is_set(&desk.pending[0].1) && is_get(&desk.pending[1].1), "{:?}", desk.pending);
-    desk.pending.swap(0, 1);
-    desk.play(Fate::Answered);
-    desk.play(Fate::Answered);
-    desk.pending.rotate_left(1);
-    desk.settle();
-    assert_eq!((desk.exit, desk.ended().len(), desk.znodes.contains_key(TASK)), (Some(0), 1, false));
+        driver.pending.iter().position(|(_, call)| matches!(call, Call::Watch { .. })).expect("a watch");
+    let watch = driver.pending.remove(watch).expect("it is there");
+    driver.pending.push_front(watch);
+    driver.play(Fate::Answered);
+    assert!(is_set(&driver.pending[0].1) && is_get(&driver.pending[1].1), "{:?}", driver.pending);
+    driver.pending.swap(0, 1);
+    driver.play(Fate::Answered);
+    driver.play(Fate::Answered);
+    driver.pending.rotate_left(1);
+    driver.settle();
+    assert_eq!((driver.exit, driver.ended().len(), driver.znodes.contains_key(TASK)), (Some(0), 1, false));
 }
 
 #[test]
 fn a_task_that_never_stops_changing_is_not_chased_for_ever() {
-    let mut desk = waiting(SingleParams { cancel_on_interrupt: true, ..params() });
-    desk.event(Event::Stop { again: false });
-    while desk.exit.is_none() {
-        desk.settle_until(is_set);
-        desk.play(Fate::Refused(Refusal::BadVersion));
+    let mut driver = waiting(SingleParams { cancel_on_interrupt: true, ..params() });
+    driver.event(Event::Stop { again: false });
+    while driver.exit.is_none() {
+        driver.settle_until(is_set);
+        driver.play(Fate::Refused(Refusal::BadVersion));
     }
-    assert_eq!(desk.exit, Some(exit::TRY_AGAIN));
+    assert_eq!(driver.exit, Some(exit::TRY_AGAIN));
 }
 
 #[test]
 fn a_doubtful_create_is_resolved_even_if_the_job_is_full() {
-    let mut desk = desk(SingleParams { detach: true, ..params() });
-    desk.connect();
-    desk.settle_until(is_create);
-    desk.play(Fate::AppliedUnanswered);
+    let mut driver = driver(SingleParams { detach: true, ..params() });
+    driver.connect();
+    driver.settle_until(is_create);
+    driver.play(Fate::AppliedUnanswered);
     for n in 0..MAX_CHILDREN {
-        desk.znodes.insert(format!("{JOB}/{n:05}"), (Vec::new(), Stat::default()));
+        driver.znodes.insert(format!("{JOB}/{n:05}"), (Vec::new(), Stat::default()));
     }
-    desk.connect();
-    desk.settle();
-    assert_eq!((desk.exit, submitted(&desk)), (Some(0), 1));
+    driver.connect();
+    driver.settle();
+    assert_eq!((driver.exit, submitted(&driver)), (Some(0), 1));
 }

@@ -13,19 +13,19 @@ fn chunk(world: &mut World, id: &str, commands: &[&str], change: impl FnOnce(&mu
 }
 
 /// A worker with the chunk `j/c`.
-fn with_chunk(slots: u32, commands: &[&str], change: impl FnOnce(&mut Task)) -> (World, Desk<Worker>) {
+fn with_chunk(slots: u32, commands: &[&str], change: impl FnOnce(&mut Task)) -> (World, RoleDriver<Worker>) {
     let mut world = World::new();
-    let mut desk = worker(|params| params.slots = slots);
-    desk.connect(&mut world);
+    let mut driver = worker(|params| params.slots = slots);
+    driver.connect(&mut world);
     chunk(&mut world, "j/c", commands, change);
-    assign(&mut world, &desk, &[("j/c", 1, false)]);
-    desk.go(&mut world);
-    (world, desk)
+    assign(&mut world, &driver, &[("j/c", 1, false)]);
+    driver.go(&mut world);
+    (world, driver)
 }
 
 /// What runs, by the last word of each command line.
-fn running(desk: &Desk<Worker>) -> Vec<String> {
-    desk.runs.values().map(|spec| spec.argv.last().cloned().unwrap_or_default()).collect()
+fn running(driver: &RoleDriver<Worker>) -> Vec<String> {
+    driver.runs.values().map(|spec| spec.argv.last().cloned().unwrap_or_default()).collect()
 }
 
 fn codes(results: &[Option<CommandResult>]) -> Vec<Option<i32>> {
@@ -34,17 +34,18 @@ fn codes(results: &[Option<CommandResult>]) -> Vec<Option<i32>> {
 
 #[test]
 fn a_chunk_runs_over_all_slots_and_its_outcome_has_every_result() {
-    let (mut world, mut desk) = with_chunk(2, &["a", " ", "b", "c"], |_| {});
-    assert_eq!(running(&desk), ["a", "b"]);
-    let lines: Vec<_> = desk.runs.values().map(|spec| spec.env.last().cloned()).collect();
+    let (mut world, mut driver) = with_chunk(2, &["a", " ", "b", "c"], |_| {});
+    assert_eq!(running(&driver), ["a", "b"]);
+    let lines: Vec<_> = driver.runs.values().map(|spec| spec.env.last().cloned()).collect();
     assert_eq!(lines, [Some(("ZKMW_LINE".into(), "41".into())), Some(("ZKMW_LINE".into(), "43".into()))]);
-    let names = desk.runs.values().map(|spec| spec.env.iter().rfind(|(key, _)| key == "ZKMW_TASK").cloned());
+    let names =
+        driver.runs.values().map(|spec| spec.env.iter().rfind(|(key, _)| key == "ZKMW_TASK").cloned());
     assert!(names.flatten().all(|(_, name)| name == "j/c"), "it is in no batch");
-    end(&world, &mut desk, Ended::Exit(0));
-    assert_eq!(running(&desk), ["b", "c"]);
-    end(&world, &mut desk, Ended::Exit(4));
-    end(&world, &mut desk, Ended::Exit(0));
-    desk.go(&mut world);
+    end(&world, &mut driver, Ended::Exit(0));
+    assert_eq!(running(&driver), ["b", "c"]);
+    end(&world, &mut driver, Ended::Exit(4));
+    end(&world, &mut driver, Ended::Exit(0));
+    driver.go(&mut world);
     let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
     assert_eq!((outcome.state, outcome.exit_code), (OutcomeState::Failed, Some(1)));
     assert_eq!(outcome.detail.as_deref(), Some("1 of 3 commands failed"));
@@ -54,11 +55,12 @@ fn a_chunk_runs_over_all_slots_and_its_outcome_has_every_result() {
 #[test]
 fn what_is_over_already_is_not_run_again() {
     let over = CommandResult { attempt: Some(1), ..CommandResult::default() };
-    let (mut world, mut desk) = with_chunk(4, &["a", "b", "c"], |task| task.results = vec![Some(over), None]);
-    assert_eq!(running(&desk), ["b", "c"]);
-    end(&world, &mut desk, Ended::Exit(0));
-    end(&world, &mut desk, Ended::Exit(0));
-    desk.go(&mut world);
+    let (mut world, mut driver) =
+        with_chunk(4, &["a", "b", "c"], |task| task.results = vec![Some(over), None]);
+    assert_eq!(running(&driver), ["b", "c"]);
+    end(&world, &mut driver, Ended::Exit(0));
+    end(&world, &mut driver, Ended::Exit(0));
+    driver.go(&mut world);
     let task = world.task("/z/tasks/j/c");
     assert_eq!(task.outcome.map(|outcome| codes(&outcome.results)), Some(vec![Some(0); 3]));
     assert!(task.results.is_empty(), "they stand in the outcome now");
@@ -66,20 +68,20 @@ fn what_is_over_already_is_not_run_again() {
 
 #[test]
 fn failed_lines_keep_results_when_their_chunk_is_cancelled() {
-    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |task| task.options.max_attempts = Some(3));
+    let (mut world, mut driver) = with_chunk(1, &["a", "b"], |task| task.options.max_attempts = Some(3));
     world.change("/z/tasks/j/c", |task| task.cancel = true);
-    end(&world, &mut desk, Ended::Exit(4));
-    end(&world, &mut desk, Ended::Exit(0));
-    desk.go(&mut world);
+    end(&world, &mut driver, Ended::Exit(4));
+    end(&world, &mut driver, Ended::Exit(0));
+    driver.go(&mut world);
     let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
     assert_eq!((outcome.state, codes(&outcome.results)), (OutcomeState::Failed, vec![Some(4), Some(0)]));
 }
 
 #[test]
 fn a_chunk_with_nothing_to_run_ends_at_once() {
-    let (world, desk) = with_chunk(1, &[" ", ""], |_| {});
+    let (world, driver) = with_chunk(1, &[" ", ""], |_| {});
     let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
-    assert_eq!((outcome.state, desk.runs.len()), (OutcomeState::Done, 0));
+    assert_eq!((outcome.state, driver.runs.len()), (OutcomeState::Done, 0));
 
     let failed = CommandResult { reason: Some(Reason::Exit), exit_code: Some(4), ..CommandResult::default() };
     let (world, _) = with_chunk(1, &["a"], |task| task.results = vec![Some(failed)]);
@@ -93,32 +95,32 @@ fn version(world: &World) -> i32 {
 
 #[test]
 fn results_are_written_as_they_come_and_the_outcome_follows() {
-    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |_| {});
-    end(&world, &mut desk, Ended::Exit(0));
-    desk.go(&mut world);
+    let (mut world, mut driver) = with_chunk(1, &["a", "b"], |_| {});
+    end(&world, &mut driver, Ended::Exit(0));
+    driver.go(&mut world);
     assert_eq!(version(&world), 0, "it may be over soon");
     world.pass(Duration::from_millis(100));
-    desk.go(&mut world);
+    driver.go(&mut world);
     assert_eq!((version(&world), codes(&world.task("/z/tasks/j/c").results)), (1, vec![Some(0)]));
     world.pass(Duration::from_secs(1));
-    desk.go(&mut world);
+    driver.go(&mut world);
     assert_eq!(version(&world), 1, "nothing new, nothing written");
-    desk.hold = |call| matches!(call, Call::Get { .. });
-    end(&world, &mut desk, Ended::Exit(0));
-    desk.go(&mut world);
+    driver.hold = |call| matches!(call, Call::Get { .. });
+    end(&world, &mut driver, Ended::Exit(0));
+    driver.go(&mut world);
     let outcome = world.task("/z/tasks/j/c").outcome.expect("set without another look");
     assert_eq!(codes(&outcome.results), [Some(0), Some(0)]);
 }
 
 #[test]
 fn results_that_come_quickly_are_written_together() {
-    let (mut world, mut desk) = with_chunk(1, &["true"; 60], |_| {});
+    let (mut world, mut driver) = with_chunk(1, &["true"; 60], |_| {});
     let mut writes = Vec::new();
     for ms in (0..1_000).step_by(20) {
         let before = version(&world);
         world.pass(Duration::from_millis(20));
-        end(&world, &mut desk, Ended::Exit(0));
-        desk.go(&mut world);
+        end(&world, &mut driver, Ended::Exit(0));
+        driver.go(&mut world);
         if version(&world) != before {
             writes.push(ms + 20);
         }
@@ -128,15 +130,15 @@ fn results_that_come_quickly_are_written_together() {
 
 #[test]
 fn large_results_are_written_less_often() {
-    let (mut world, mut desk) = with_chunk(1, &["true"; 60], |_| {});
+    let (mut world, mut driver) = with_chunk(1, &["true"; 60], |_| {});
     let mut writes = 0;
     for _ in 0..100 {
         let before = version(&world);
         world.pass(Duration::from_millis(50));
-        end_printing(&world, &mut desk, Ended::Exit(0), 60_000);
-        desk.go(&mut world);
+        end_printing(&world, &mut driver, Ended::Exit(0), 60_000);
+        driver.go(&mut world);
         writes += usize::from(version(&world) != before);
-        if desk.runs.is_empty() {
+        if driver.runs.is_empty() {
             break;
         }
     }
@@ -145,38 +147,38 @@ fn large_results_are_written_less_often() {
 
 #[test]
 fn refused_or_lost_results_are_written_again_with_backoff() {
-    let (mut world, mut desk) = with_chunk(1, &["a", "b", "c"], |_| {});
-    end(&world, &mut desk, Ended::Exit(0));
+    let (mut world, mut driver) = with_chunk(1, &["a", "b", "c"], |_| {});
+    end(&world, &mut driver, Ended::Exit(0));
     world.writes_refused.insert("/z/tasks/j/c".into(), Refusal::Other(-125));
     world.pass(Duration::from_millis(100));
-    desk.go(&mut world);
+    driver.go(&mut world);
     world.writes_refused.clear();
     world.pass(Duration::from_millis(1_900));
-    desk.go(&mut world);
+    driver.go(&mut world);
     assert_eq!(version(&world), 0);
     world.pass(Duration::from_millis(100));
-    desk.go(&mut world);
+    driver.go(&mut world);
     assert_eq!((version(&world), codes(&world.task("/z/tasks/j/c").results)), (1, vec![Some(0)]));
-    end(&world, &mut desk, Ended::Exit(0));
+    end(&world, &mut driver, Ended::Exit(0));
     world.pass(Duration::from_millis(200));
-    desk.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/c");
-    desk.go(&mut world);
-    desk.lose(&mut world, |call| !matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/c"));
-    desk.hold = |_| false;
-    desk.connect(&mut world);
+    driver.hold = |call| matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/c");
+    driver.go(&mut world);
+    driver.lose(&mut world, |call| !matches!(call, Call::Set { path, .. } if path == "/z/tasks/j/c"));
+    driver.hold = |_| false;
+    driver.connect(&mut world);
     world.pass(Duration::from_millis(200));
-    desk.go(&mut world);
+    driver.go(&mut world);
     assert_eq!(codes(&world.task("/z/tasks/j/c").results), [Some(0), Some(0)]);
 }
 
 #[test]
 fn results_keep_what_somebody_changed_meanwhile() {
-    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |_| {});
+    let (mut world, mut driver) = with_chunk(1, &["a", "b"], |_| {});
     world.change("/z/tasks/j/c", |task| task.options.priority = Some(7));
-    end(&world, &mut desk, Ended::Exit(0));
+    end(&world, &mut driver, Ended::Exit(0));
     for _ in 0..2 {
         world.pass(Duration::from_secs(1));
-        desk.go(&mut world);
+        driver.go(&mut world);
     }
     let task = world.task("/z/tasks/j/c");
     assert_eq!((task.options.priority, codes(&task.results)), (Some(7), vec![Some(0)]));
@@ -184,48 +186,48 @@ fn results_keep_what_somebody_changed_meanwhile() {
 
 #[test]
 fn results_of_an_attempt_that_was_given_up_change_nothing() {
-    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |_| {});
+    let (mut world, mut driver) = with_chunk(1, &["a", "b"], |_| {});
     world.change("/z/tasks/j/c", |task| task.next_attempt(None, "its worker died"));
-    end(&world, &mut desk, Ended::Exit(0));
-    end(&world, &mut desk, Ended::Exit(0));
+    end(&world, &mut driver, Ended::Exit(0));
+    end(&world, &mut driver, Ended::Exit(0));
     world.pass(Duration::from_secs(1));
-    desk.go(&mut world);
+    driver.go(&mut world);
     let task = world.task("/z/tasks/j/c");
     assert_eq!((task.attempt, task.results.len(), task.outcome.is_none()), (2, 0, true));
 }
 
 #[test]
 fn a_drained_worker_hands_back_the_rest_alone() {
-    let (mut world, mut desk) = with_chunk(1, &["a", "b", "c"], |_| {});
-    end(&world, &mut desk, Ended::Exit(3));
-    desk.event(&world, Event::Stop { again: false });
-    end(&world, &mut desk, Ended::Exit(0));
-    desk.go(&mut world);
+    let (mut world, mut driver) = with_chunk(1, &["a", "b", "c"], |_| {});
+    end(&world, &mut driver, Ended::Exit(3));
+    driver.event(&world, Event::Stop { again: false });
+    end(&world, &mut driver, Ended::Exit(0));
+    driver.go(&mut world);
     let task = world.task("/z/tasks/j/c");
     assert_eq!((task.attempt, task.charged, codes(&task.results)), (2, 0, vec![Some(3), Some(0)]));
     let attempt = task.results[0].as_ref().and_then(|result| result.attempt);
     assert_eq!(attempt, None, "it was its first");
-    assert_eq!(desk.exit, Some(0));
+    assert_eq!(driver.exit, Some(0));
 }
 
 #[test]
 fn a_waiting_chunk_is_handed_back_when_its_incarnation_ends() {
-    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |_| {});
-    world.remove(&registration(&desk, 0));
-    desk.go(&mut world);
-    assert!(matches!(desk.signals[..], [(_, GroupSignal::Kill)]));
-    end_after(&world, &mut desk, Ended::Signal(9), true);
-    desk.go(&mut world);
+    let (mut world, mut driver) = with_chunk(1, &["a", "b"], |_| {});
+    world.remove(&registration(&driver, 0));
+    driver.go(&mut world);
+    assert!(matches!(driver.signals[..], [(_, GroupSignal::Kill)]));
+    end_after(&world, &mut driver, Ended::Signal(9), true);
+    driver.go(&mut world);
     let task = world.task("/z/tasks/j/c");
     assert_eq!((task.attempt, task.charged, task.results.len()), (2, 0, 0));
 }
 
 #[test]
 fn only_what_failed_is_tried_again() {
-    let (mut world, mut desk) = with_chunk(2, &["a", "b"], |task| task.options.max_attempts = Some(2));
-    end(&world, &mut desk, Ended::Exit(1));
-    end(&world, &mut desk, Ended::Exit(0));
-    desk.go(&mut world);
+    let (mut world, mut driver) = with_chunk(2, &["a", "b"], |task| task.options.max_attempts = Some(2));
+    end(&world, &mut driver, Ended::Exit(1));
+    end(&world, &mut driver, Ended::Exit(0));
+    driver.go(&mut world);
     let task = world.task("/z/tasks/j/c");
     assert_eq!((task.attempt, task.shares[0].attempt, task.shares[0].failures), (2, 2, 1));
     assert_eq!(codes(&task.results), [None, Some(0)]);
@@ -233,14 +235,14 @@ fn only_what_failed_is_tried_again() {
 
 #[test]
 fn a_cancelled_chunk_keeps_what_was_over() {
-    let (mut world, mut desk) = with_chunk(1, &["a", "b", "c"], |_| {});
-    end(&world, &mut desk, Ended::Exit(0));
+    let (mut world, mut driver) = with_chunk(1, &["a", "b", "c"], |_| {});
+    end(&world, &mut driver, Ended::Exit(0));
     world.change("/z/tasks/j/c", |task| task.cancel = true);
-    assign(&mut world, &desk, &[("j/c", 1, true)]);
-    desk.go(&mut world);
-    assert!(matches!(desk.signals[..], [(_, GroupSignal::Term)]));
-    end_after(&world, &mut desk, Ended::Signal(15), true);
-    desk.go(&mut world);
+    assign(&mut world, &driver, &[("j/c", 1, true)]);
+    driver.go(&mut world);
+    assert!(matches!(driver.signals[..], [(_, GroupSignal::Term)]));
+    end_after(&world, &mut driver, Ended::Signal(15), true);
+    driver.go(&mut world);
     let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
     let reasons: Vec<_> = outcome.results.iter().flatten().map(|result| result.reason).collect();
     let cancelled = Some(Reason::Cancelled);
@@ -249,32 +251,32 @@ fn a_cancelled_chunk_keeps_what_was_over() {
 
 #[test]
 fn a_chunk_that_is_complete_is_not_cancelled() {
-    let (mut world, mut desk) = with_chunk(1, &["a"], |task| task.options.timeout_ms = Some(500));
-    let run = *desk.runs.keys().next().expect("a run");
-    desk.event(&world, Event::Started { run, pid: 1 });
+    let (mut world, mut driver) = with_chunk(1, &["a"], |task| task.options.timeout_ms = Some(500));
+    let run = *driver.runs.keys().next().expect("a run");
+    driver.event(&world, Event::Started { run, pid: 1 });
     world.pass(Duration::from_millis(500));
-    desk.go(&mut world);
+    driver.go(&mut world);
     world.change("/z/tasks/j/c", |task| task.cancel = true);
-    assign(&mut world, &desk, &[("j/c", 1, true)]);
-    desk.go(&mut world);
+    assign(&mut world, &driver, &[("j/c", 1, true)]);
+    driver.go(&mut world);
     // It had ended before the signal came, so it is not late either.
-    end_after(&world, &mut desk, Ended::Exit(0), false);
-    desk.go(&mut world);
+    end_after(&world, &mut driver, Ended::Exit(0), false);
+    driver.go(&mut world);
     let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
     assert_eq!((outcome.state, codes(&outcome.results)), (OutcomeState::Done, vec![Some(0)]));
 }
 
 #[test]
 fn a_late_command_fails_alone() {
-    let (mut world, mut desk) = with_chunk(1, &["a", "b"], |task| task.options.timeout_ms = Some(500));
-    let run = *desk.runs.keys().next().expect("a run");
-    desk.event(&world, Event::Started { run, pid: 1 });
+    let (mut world, mut driver) = with_chunk(1, &["a", "b"], |task| task.options.timeout_ms = Some(500));
+    let run = *driver.runs.keys().next().expect("a run");
+    driver.event(&world, Event::Started { run, pid: 1 });
     world.pass(Duration::from_millis(500));
-    desk.go(&mut world);
-    end_after(&world, &mut desk, Ended::Signal(15), true);
-    desk.go(&mut world);
-    end(&world, &mut desk, Ended::Exit(0));
-    desk.go(&mut world);
+    driver.go(&mut world);
+    end_after(&world, &mut driver, Ended::Signal(15), true);
+    driver.go(&mut world);
+    end(&world, &mut driver, Ended::Exit(0));
+    driver.go(&mut world);
     let outcome = world.task("/z/tasks/j/c").outcome.expect("outcome");
     let reasons: Vec<_> = outcome.results.iter().flatten().map(|result| result.reason).collect();
     assert_eq!(reasons, [Some(Reason::Timeout), None]);
@@ -283,41 +285,41 @@ fn a_late_command_fails_alone() {
 #[test]
 fn entries_are_started_in_the_order_of_the_assignment() {
     let mut world = World::new();
-    let mut desk = worker(|params| params.slots = 2);
-    desk.connect(&mut world);
+    let mut driver = worker(|params| params.slots = 2);
+    driver.connect(&mut world);
     for id in ["_00/z", "_00/m", "_00/a"] {
         task(&mut world, id);
     }
-    desk.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/_00/z");
-    assign(&mut world, &desk, &[("_00/z", 1, false), ("_00/m", 1, false), ("_00/a", 1, false)]);
-    desk.go(&mut world);
-    assert_eq!(desk.runs.len(), 0, "nothing overtakes what is still being read");
-    desk.hold = |_| false;
-    desk.go(&mut world);
-    let tasks: Vec<_> = desk.role.runs.values().map(|run| run.id.task.to_string()).collect();
+    driver.hold = |call| matches!(call, Call::Get { path, .. } if path == "/z/tasks/_00/z");
+    assign(&mut world, &driver, &[("_00/z", 1, false), ("_00/m", 1, false), ("_00/a", 1, false)]);
+    driver.go(&mut world);
+    assert_eq!(driver.runs.len(), 0, "nothing overtakes what is still being read");
+    driver.hold = |_| false;
+    driver.go(&mut world);
+    let tasks: Vec<_> = driver.role.runs.values().map(|run| run.id.task.to_string()).collect();
     assert_eq!(tasks, ["_00/z", "_00/m"]);
 }
 
 #[test]
 fn a_slot_is_free_before_the_outcome_is_written() {
     let mut world = World::new();
-    let mut desk = worker(|_| {});
-    desk.connect(&mut world);
+    let mut driver = worker(|_| {});
+    driver.connect(&mut world);
     task(&mut world, "_00/a");
     task(&mut world, "_00/b");
-    assign(&mut world, &desk, &[("_00/a", 1, false), ("_00/b", 1, false)]);
-    desk.go(&mut world);
-    desk.hold = |call| matches!(call, Call::Set { path, .. } if path.starts_with("/z/tasks/"));
-    end(&world, &mut desk, Ended::Exit(0));
-    desk.go(&mut world);
-    assert_eq!(desk.runs.len(), 1);
+    assign(&mut world, &driver, &[("_00/a", 1, false), ("_00/b", 1, false)]);
+    driver.go(&mut world);
+    driver.hold = |call| matches!(call, Call::Set { path, .. } if path.starts_with("/z/tasks/"));
+    end(&world, &mut driver, Ended::Exit(0));
+    driver.go(&mut world);
+    assert_eq!(driver.runs.len(), 1);
 }
 
 #[test]
 fn what_was_not_started_goes_back_when_it_is_recalled() {
     let mut world = World::new();
-    let mut desk = worker(|_| {});
-    desk.connect(&mut world);
+    let mut driver = worker(|_| {});
+    driver.connect(&mut world);
     let entry = |task: &str| Entry {
         task: TaskId::parse(task).expect("id"),
         attempt: 1,
@@ -328,50 +330,50 @@ fn what_was_not_started_goes_back_when_it_is_recalled() {
     };
     task(&mut world, "_00/a");
     task(&mut world, "_00/b");
-    assign(&mut world, &desk, &[("_00/a", 1, false), ("_00/b", 1, false)]);
-    desk.go(&mut world);
+    assign(&mut world, &driver, &[("_00/a", 1, false), ("_00/b", 1, false)]);
+    driver.go(&mut world);
     let assignment = Assignment::new(1, vec![entry("_00/a"), entry("_00/b")]).encode();
-    world.put(&desk.role.assignment(), &assignment);
-    desk.go(&mut world);
+    world.put(&driver.role.assignment(), &assignment);
+    driver.go(&mut world);
     let attempts = ["a", "b"].map(|name| world.task(&format!("/z/tasks/_00/{name}")).attempt);
     assert_eq!(attempts, [1, 2]);
     let back = world.task("/z/tasks/_00/b");
-    assert_eq!((back.charged, back.released_by.as_ref()), (0, Some(desk.role.registrar.incarnation())));
-    assert!(desk.signals.is_empty(), "what runs goes on");
+    assert_eq!((back.charged, back.released_by.as_ref()), (0, Some(driver.role.registrar.incarnation())));
+    assert!(driver.signals.is_empty(), "what runs goes on");
 }
 
 #[test]
 fn a_handler_is_asked_for_each_command() {
     let mut world = World::new();
-    let mut desk = worker(|params| params.handler = Some("./handle --fast".into()));
-    desk.connect(&mut world);
+    let mut driver = worker(|params| params.handler = Some("./handle --fast".into()));
+    driver.connect(&mut world);
     chunk(&mut world, "j~b~0000/0000040", &["a"], |_| {});
-    assign(&mut world, &desk, &[("j~b~0000/0000040", 1, false)]);
-    desk.go(&mut world);
-    let (run, spec) = desk.runs.first_key_value().expect("a run");
+    assign(&mut world, &driver, &[("j~b~0000/0000040", 1, false)]);
+    driver.go(&mut world);
+    let (run, spec) = driver.runs.first_key_value().expect("a run");
     assert_eq!(spec.argv, ["/bin/sh", "-c", "./handle --fast"]);
     let request: serde_json::Value =
         serde_json::from_str(spec.request.as_ref().expect("request")).expect("JSON");
     assert_eq!((&request["id"], &request["line"]), (&run.0.into(), &41.into()));
     assert_eq!((&request["command"], &request["task"]), (&"a".into(), &"j~b/41".into()));
-    end(&world, &mut desk, Ended::Broken);
-    desk.go(&mut world);
+    end(&world, &mut driver, Ended::Broken);
+    driver.go(&mut world);
     let outcome = world.task("/z/tasks/j~b~0000/0000040").outcome.expect("outcome");
     assert_eq!(outcome.results[0].as_ref().and_then(|result| result.reason), Some(Reason::Handler));
 }
 
 #[test]
 fn only_lines_that_ended_before_a_drains_sigterm_have_results() {
-    let (mut world, mut desk) = with_chunk(2, &["a", "b", "c"], |_| {});
-    desk.event(&world, Event::Stop { again: false });
+    let (mut world, mut driver) = with_chunk(2, &["a", "b", "c"], |_| {});
+    driver.event(&world, Event::Stop { again: false });
     world.pass(Duration::from_secs(3));
-    desk.event(&world, Event::Wake);
-    assert_eq!(desk.signals.len(), 2);
-    end_after(&world, &mut desk, Ended::Exit(4), false);
-    end_after(&world, &mut desk, Ended::Exit(0), true);
-    desk.go(&mut world);
+    driver.event(&world, Event::Wake);
+    assert_eq!(driver.signals.len(), 2);
+    end_after(&world, &mut driver, Ended::Exit(4), false);
+    end_after(&world, &mut driver, Ended::Exit(0), true);
+    driver.go(&mut world);
     let task = world.task("/z/tasks/j/c");
-    assert_eq!((desk.exit, codes(&task.results)), (Some(0), vec![Some(4)]));
+    assert_eq!((driver.exit, codes(&task.results)), (Some(0), vec![Some(4)]));
     assert_eq!(task.outcome, None);
     let share = task.all_shares().first().cloned().expect("what is left of it");
     assert_eq!((share.earlier, share.failures, share.deaths), (1, 0, 0), "uncharged");

@@ -4,35 +4,35 @@ use super::*;
 
 /// How the task runs: with a drain in the middle of it, and exits with `code`; `signalled` if SIGTERM came before that.
 fn drained(code: i32, signalled: bool, max_attempts: Option<u32>) -> Task {
-    let (mut world, mut desk) = started(|task| task.options.max_attempts = max_attempts);
-    drain(&mut world, &mut desk);
-    end_after(&world, &mut desk, Ended::Exit(code), signalled);
-    desk.go(&mut world);
-    assert_eq!(desk.exit, Some(0), "{:?}", desk.logs);
+    let (mut world, mut driver) = started(|task| task.options.max_attempts = max_attempts);
+    drain(&mut world, &mut driver);
+    end_after(&world, &mut driver, Ended::Exit(code), signalled);
+    driver.go(&mut world);
+    assert_eq!(driver.exit, Some(0), "{:?}", driver.logs);
     world.task("/z/tasks/_00/a")
 }
 
 /// A worker that runs this task.
-fn started(change: impl FnOnce(&mut Task)) -> (World, Desk<Worker>) {
+fn started(change: impl FnOnce(&mut Task)) -> (World, RoleDriver<Worker>) {
     let mut world = World::new();
-    let mut desk = worker(|_| {});
-    desk.connect(&mut world);
+    let mut driver = worker(|_| {});
+    driver.connect(&mut world);
     task(&mut world, "_00/a");
     world.change("/z/tasks/_00/a", change);
-    assign(&mut world, &desk, &[("_00/a", 1, false)]);
-    desk.go(&mut world);
-    let run = *desk.runs.keys().next().expect("asked for");
-    desk.event(&world, Event::Started { run, pid: 5 });
-    (world, desk)
+    assign(&mut world, &driver, &[("_00/a", 1, false)]);
+    driver.go(&mut world);
+    let run = *driver.runs.keys().next().expect("asked for");
+    driver.event(&world, Event::Started { run, pid: 5 });
+    (world, driver)
 }
 
 /// The worker drains until it sends SIGTERM.
-fn drain(world: &mut World, desk: &mut Desk<Worker>) {
-    desk.event(world, Event::Stop { again: false });
-    assert!(desk.signals.is_empty(), "what runs has its time");
+fn drain(world: &mut World, driver: &mut RoleDriver<Worker>) {
+    driver.event(world, Event::Stop { again: false });
+    assert!(driver.signals.is_empty(), "what runs has its time");
     world.pass(Duration::from_secs(3));
-    desk.event(world, Event::Wake);
-    assert!(matches!(desk.signals[..], [(_, GroupSignal::Term)]), "{:?}", desk.signals);
+    driver.event(world, Event::Wake);
+    assert!(matches!(driver.signals[..], [(_, GroupSignal::Term)]), "{:?}", driver.signals);
 }
 
 #[test]
@@ -64,18 +64,18 @@ fn a_run_that_ends_before_a_drains_sigterm_counts_as_it_ended() {
 #[test]
 fn a_run_ended_by_sigterm_before_a_session_loss_runs_again() {
     for timeout_ms in [None, Some(1_000)] {
-        let (mut world, mut desk) = started(|task| task.options.timeout_ms = timeout_ms);
+        let (mut world, mut driver) = started(|task| task.options.timeout_ms = timeout_ms);
         match timeout_ms {
-            None => drain(&mut world, &mut desk),
+            None => drain(&mut world, &mut driver),
             Some(_) => {
                 world.pass(Duration::from_secs(2));
-                desk.event(&world, Event::Wake);
-                assert!(matches!(desk.signals[..], [(_, GroupSignal::Term)]), "{:?}", desk.signals);
+                driver.event(&world, Event::Wake);
+                assert!(matches!(driver.signals[..], [(_, GroupSignal::Term)]), "{:?}", driver.signals);
             }
         }
-        desk.event(&world, Event::SlotsLost { why: "it was killed".into() });
-        end_after(&world, &mut desk, Ended::Exit(0), true);
-        desk.go(&mut world);
+        driver.event(&world, Event::SlotsLost { why: "it was killed".into() });
+        end_after(&world, &mut driver, Ended::Exit(0), true);
+        driver.go(&mut world);
         let task = world.task("/z/tasks/_00/a");
         assert_eq!((task.attempt, task.charged, task.outcome), (2, 0, None), "{timeout_ms:?}");
     }
@@ -85,24 +85,24 @@ fn a_run_ended_by_sigterm_before_a_session_loss_runs_again() {
 #[test]
 fn a_cancelled_or_timed_out_run_ends_so_whatever_its_code() {
     for code in [0, 3, 143] {
-        let (mut world, mut desk) = started(|_| {});
+        let (mut world, mut driver) = started(|_| {});
         world.change("/z/tasks/_00/a", |task| task.cancel = true);
-        assign(&mut world, &desk, &[("_00/a", 1, true)]);
-        desk.go(&mut world);
-        assert!(matches!(desk.signals[..], [(_, GroupSignal::Term)]), "{:?}", desk.signals);
+        assign(&mut world, &driver, &[("_00/a", 1, true)]);
+        driver.go(&mut world);
+        assert!(matches!(driver.signals[..], [(_, GroupSignal::Term)]), "{:?}", driver.signals);
         // A drain that begins meanwhile changes nothing.
-        desk.event(&world, Event::Stop { again: false });
-        end_after(&world, &mut desk, Ended::Exit(code), true);
-        desk.go(&mut world);
+        driver.event(&world, Event::Stop { again: false });
+        end_after(&world, &mut driver, Ended::Exit(code), true);
+        driver.go(&mut world);
         let outcome = world.task("/z/tasks/_00/a").outcome.expect("an outcome");
         assert_eq!((outcome.state, outcome.exit_code), (OutcomeState::Cancelled, Some(code)));
 
-        let (mut world, mut desk) = started(|task| task.options.timeout_ms = Some(1_000));
+        let (mut world, mut driver) = started(|task| task.options.timeout_ms = Some(1_000));
         world.pass(Duration::from_secs(2));
-        desk.event(&world, Event::Wake);
-        desk.event(&world, Event::Stop { again: false });
-        end_after(&world, &mut desk, Ended::Exit(code), true);
-        desk.go(&mut world);
+        driver.event(&world, Event::Wake);
+        driver.event(&world, Event::Stop { again: false });
+        end_after(&world, &mut driver, Ended::Exit(code), true);
+        driver.go(&mut world);
         let outcome = world.task("/z/tasks/_00/a").outcome.expect("an outcome");
         let expected = (OutcomeState::Failed, Some(Reason::Timeout), Some(code));
         assert_eq!((outcome.state, outcome.reason, outcome.exit_code), expected);

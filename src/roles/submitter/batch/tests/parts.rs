@@ -2,76 +2,76 @@
 
 use super::*;
 
-fn part(desk: &Desk<Batch>, path: &str) -> Job {
-    Job::decode(&desk.znodes[path].0).expect("a part")
+fn part(driver: &ClientDriver<Batch>, path: &str) -> Job {
+    Job::decode(&driver.znodes[path].0).expect("a part")
 }
 
 #[test]
 fn a_part_is_marked_complete_only_when_all_chunks_exist() {
     for detach in [false, true] {
-        let mut desk = desk(BatchParams { detach, ..params(LINES_PER_PART + 10) });
-        desk.connect();
-        desk.settle_until(|call| is_create(call) && call.path().ends_with("~0000/0003999"));
-        assert_eq!(desk.count(is_set), 0);
-        let early = part(&desk, "/z/tasks/B~0000");
+        let mut driver = driver(BatchParams { detach, ..params(LINES_PER_PART + 10) });
+        driver.connect();
+        driver.settle_until(|call| is_create(call) && call.path().ends_with("~0000/0003999"));
+        assert_eq!(driver.count(is_set), 0);
+        let early = part(&driver, "/z/tasks/B~0000");
         assert_eq!((early.chunk, early.lines, early.made), (Some(1), Some(LINES_PER_PART), false));
-        desk.settle();
-        let [first, last] = ["/z/tasks/B~0000", "/z/tasks/B~0001"].map(|path| part(&desk, path));
+        driver.settle();
+        let [first, last] = ["/z/tasks/B~0000", "/z/tasks/B~0001"].map(|path| part(&driver, path));
         assert_eq!((first.lines, first.made), (Some(LINES_PER_PART), true));
         assert_eq!((last.lines, last.made, last.options.priority), (Some(10), true, Some(3)));
-        assert_eq!((desk.count(is_set), desk.exit), (2, detach.then_some(0)));
+        assert_eq!((driver.count(is_set), driver.exit), (2, detach.then_some(0)));
     }
 }
 
 #[test]
 fn marking_a_part_complete_keeps_what_others_wrote_there() {
-    let mut desk = desk(params(5));
-    desk.connect();
-    desk.settle_until(is_set);
-    desk.put("/z/tasks/B~0000", br#"{"v":1,"chunk":1,"priority":3,"colour":"red"}"#);
-    desk.settle();
-    let part = String::from_utf8(desk.znodes["/z/tasks/B~0000"].0.clone()).expect("text");
+    let mut driver = driver(params(5));
+    driver.connect();
+    driver.settle_until(is_set);
+    driver.put("/z/tasks/B~0000", br#"{"v":1,"chunk":1,"priority":3,"colour":"red"}"#);
+    driver.settle();
+    let part = String::from_utf8(driver.znodes["/z/tasks/B~0000"].0.clone()).expect("text");
     assert!(part.contains(r#""colour":"red""#) && part.contains(r#""made":true"#), "{part}");
     // A part that is gone has nothing to say, and one that may not be written costs a warning.
     for (fate, warned) in [(Refusal::NoNode, false), (Refusal::NoAuth, true)] {
-        let mut desk = self::desk(params(5));
-        desk.connect();
-        desk.settle_until(is_set);
-        desk.play(Fate::Refused(fate));
-        end_all(&mut desk);
-        assert_eq!((desk.exit, desk.logged("cannot mark /z/tasks/B~0000")), (Some(0), warned));
+        let mut driver = self::driver(params(5));
+        driver.connect();
+        driver.settle_until(is_set);
+        driver.play(Fate::Refused(fate));
+        end_all(&mut driver);
+        assert_eq!((driver.exit, driver.logged("cannot mark /z/tasks/B~0000")), (Some(0), warned));
     }
 }
 
 #[test]
 fn a_batch_that_is_interrupted_leaves_its_part_incomplete() {
-    let mut desk = desk(BatchParams { cancel_on_interrupt: true, ..params(1_000) });
-    desk.connect();
-    desk.settle_until(|call| is_create(call) && call.path().ends_with("0000300"));
-    desk.event(Event::Stop { again: false });
-    desk.settle();
-    for path in tasks(&desk) {
-        desk.end(&path, Outcome::unrun(State::Cancelled, None, "", 1));
+    let mut driver = driver(BatchParams { cancel_on_interrupt: true, ..params(1_000) });
+    driver.connect();
+    driver.settle_until(|call| is_create(call) && call.path().ends_with("0000300"));
+    driver.event(Event::Stop { again: false });
+    driver.settle();
+    for path in tasks(&driver) {
+        driver.end(&path, Outcome::unrun(State::Cancelled, None, "", 1));
     }
-    desk.settle();
-    assert_eq!((desk.exit, part(&desk, "/z/tasks/B~0000").made), (Some(1), false));
+    driver.settle();
+    assert_eq!((driver.exit, part(&driver, "/z/tasks/B~0000").made), (Some(1), false));
 }
 
 /// The size of chunks is decided when it is known how many slots there are, and for a key by who came first.
 #[test]
 fn the_chunk_size_follows_lines_and_slots_or_the_keys_first_run() {
-    let of = |desk: &Desk<Batch>, path: &str| part(desk, path).chunk;
+    let of = |driver: &ClientDriver<Batch>, path: &str| part(driver, path).chunk;
     let with_slots = |slots: u32, params: BatchParams| {
-        let mut desk = desk(BatchParams { chunk: None, ..params });
+        let mut driver = driver(BatchParams { chunk: None, ..params });
         let mut status = Status::decode(&status(0, 0, 1 << 20, 1 << 30)).expect("status");
         status.slots = slots;
-        desk.put(STATUS, &status.encode());
-        desk
+        driver.put(STATUS, &status.encode());
+        driver
     };
-    let run = |mut desk: Desk<Batch>| {
-        desk.connect();
-        desk.settle();
-        desk
+    let run = |mut driver: ClientDriver<Batch>| {
+        driver.connect();
+        driver.settle();
+        driver
     };
     let small = run(with_slots(4, params(640)));
     assert_eq!((of(&small, "/z/tasks/B~0000"), tasks(&small).len()), (Some(10), 64));
@@ -105,23 +105,23 @@ fn a_part_of_another_batch_or_kind_is_refused() {
         (r#"{"v":1,"priority":3,"chunk":1,"lines":4}"#, "it has 4 lines, not 3"),
         (r#"{"v":1,"priority":3,"chunk":2}"#, "say --chunk 2"),
     ] {
-        let mut desk = desk(keyed(3));
-        desk.put("/z/tasks/K~0000", data.as_bytes());
-        desk.connect();
-        desk.settle();
-        assert!(desk.exit == Some(exit::DATA) && desk.logged(words), "{words}: {:?}", desk.logs);
+        let mut driver = driver(keyed(3));
+        driver.put("/z/tasks/K~0000", data.as_bytes());
+        driver.connect();
+        driver.settle();
+        assert!(driver.exit == Some(exit::DATA) && driver.logged(words), "{words}: {:?}", driver.logs);
     }
     // A size that somebody else chose need not fit.
-    let mut desk = desk(BatchParams { chunk: None, ..keyed(3) });
-    for line in &mut desk.lines {
+    let mut driver = driver(BatchParams { chunk: None, ..keyed(3) });
+    for line in &mut driver.lines {
         line.text = "x".repeat(100_000);
     }
-    desk.put("/z/tasks/K~0000", br#"{"v":1,"priority":3,"chunk":500}"#);
-    desk.connect();
-    desk.settle();
+    driver.put("/z/tasks/K~0000", br#"{"v":1,"priority":3,"chunk":500}"#);
+    driver.connect();
+    driver.settle();
     assert!(
-        desk.exit == Some(exit::DATA) && desk.logged("(lines 1 to 500): the chunk has"),
+        driver.exit == Some(exit::DATA) && driver.logged("(lines 1 to 500): the chunk has"),
         "{:?}",
-        desk.logs
+        driver.logs
     );
 }

@@ -6,38 +6,38 @@ use super::*;
 fn credentials_for_an_open_service_are_refused_before_creates() {
     let with = |orphan_cancel| SingleParams { credentials: true, orphan_cancel, ..params() };
     for orphan_cancel in [false, true] {
-        let mut desk = Desk::new(Single::new(with(orphan_cancel)).expect("a task"), &["/z"]);
-        desk.connect();
-        desk.settle();
-        assert_eq!((desk.exit, desk.count(is_create)), (Some(exit::NOT_PERMITTED), 0));
-        assert!(desk.logged("below /z,"), "{:?}", desk.logs);
+        let mut driver = ClientDriver::new(Single::new(with(orphan_cancel)).expect("a task"), &["/z"]);
+        driver.connect();
+        driver.settle();
+        assert_eq!((driver.exit, driver.count(is_create)), (Some(exit::NOT_PERMITTED), 0));
+        assert!(driver.logged("below /z,"), "{:?}", driver.logs);
     }
     // Only the service's own directory tells: the root may have been made by hand, and open.
-    let mut desk = Desk::new(Single::new(with(true)).expect("a task"), &["/z", "/z/tasks"]);
-    desk.closed.insert("/z/tasks".to_string());
-    desk.connect();
-    desk.play(Fate::NotSent);
-    desk.connect();
-    desk.settle();
-    assert_eq!(desk.exit, None, "it waits: {:?}", desk.logs);
+    let mut driver = ClientDriver::new(Single::new(with(true)).expect("a task"), &["/z", "/z/tasks"]);
+    driver.closed.insert("/z/tasks".to_string());
+    driver.connect();
+    driver.play(Fate::NotSent);
+    driver.connect();
+    driver.settle();
+    assert_eq!(driver.exit, None, "it waits: {:?}", driver.logs);
     // Once is enough.
-    let looks = desk.count(|call| matches!(call, Call::Acl { .. }));
-    desk.lose();
-    desk.connect();
-    desk.settle();
-    assert_eq!(desk.count(|call| matches!(call, Call::Acl { .. })), looks);
+    let looks = driver.count(|call| matches!(call, Call::Acl { .. }));
+    driver.lose();
+    driver.connect();
+    driver.settle();
+    assert_eq!(driver.count(|call| matches!(call, Call::Acl { .. })), looks);
     // Nothing stands: whoever comes first makes it.
-    let mut desk = Desk::new(Single::new(with(false)).expect("a task"), &[]);
-    desk.connect();
-    desk.settle();
-    assert!(desk.exit.is_none() && desk.znodes.contains_key("/z/tasks"));
+    let mut driver = ClientDriver::new(Single::new(with(false)).expect("a task"), &[]);
+    driver.connect();
+    driver.settle();
+    assert!(driver.exit.is_none() && driver.znodes.contains_key("/z/tasks"));
 }
 
 /// The mark says that somebody wants the task. Whoever brings the key does, in whatever life.
 #[test]
 fn a_resubmit_under_a_key_marks_its_tasks_as_wanted() {
-    let marks = |desk: &Desk<Single>| {
-        let below = desk.znodes.keys().filter_map(|path| path.strip_prefix("/z/submitters/"));
+    let marks = |driver: &ClientDriver<Single>| {
+        let below = driver.znodes.keys().filter_map(|path| path.strip_prefix("/z/submitters/"));
         below.map(str::to_string).collect::<Vec<_>>()
     };
     let mut first = waiting(SingleParams { orphan_cancel: true, ..keyed() });
@@ -46,7 +46,7 @@ fn a_resubmit_under_a_key_marks_its_tasks_as_wanted() {
     // It is killed, and its mark may stand yet. The same again, with the same wish or without, waits under its name.
     for orphan_cancel in [true, false] {
         let again = SingleParams { ulid: "V".into(), orphan_cancel, ..keyed() };
-        let mut second = Desk::new(Single::new(again).expect("fit"), &[]);
+        let mut second = ClientDriver::new(Single::new(again).expect("fit"), &[]);
         second.znodes = std::mem::take(&mut first.znodes);
         second.connect();
         second.settle();
