@@ -5,6 +5,7 @@
 //! before `show` returns, since what comes next may delete the task that it tells of.
 
 mod json;
+mod table;
 mod text;
 
 use std::io::{self, BufWriter, IsTerminal as _, Stderr, Stdout, Write};

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use self::outage::Outage;
@@ -407,7 +407,6 @@ fn hopeless(why: &Failure) -> Option<i32> {
 
 /// The results have nowhere to go. Who closed the pipe knows it; others are told.
 fn cannot_show(error: &io::Error) -> i32 {
-    const SIGPIPE: i32 = 13;
     if error.kind() == io::ErrorKind::BrokenPipe {
         return exit::SIGNAL_BASE + SIGPIPE;
     }

@@ -8,10 +8,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use libc::SIGKILL;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, write};
 
 use super::cgroup::home;
+use crate::exit;
 use crate::machine::Ended;
 
 /// How much sooner than us the kernel takes what we run, in thousandths of all memory: a worker may be larger than most
@@ -21,10 +23,8 @@ const SOONER: i32 = 500;
 const HIGHEST: i32 = 1000;
 /// How old a count may be that a run begins with.
 const READ_EVERY: Duration = Duration::from_secs(1);
-/// The signal that the kernel kills with.
-const SIGKILL: i32 = 9;
-/// What a shell exits with if that killed what it had started.
-const SHELL_KILLED: i32 = 128 + SIGKILL;
+/// A shell exits with this code if SIGKILL killed the program that it had started.
+const SHELL_KILLED: i32 = exit::SIGNAL_BASE + SIGKILL;
 
 /// What an executor knows of memory.
 #[derive(Debug)]

@@ -2,8 +2,10 @@
 
 use std::io::{self, Write};
 
+use super::table::{Column, line};
 use crate::contract::Incarnation;
 use crate::contract::line::line_name;
+use crate::contract::status::{Counts, Status};
 use crate::contract::task::{NO_DEADLINE_MS, Options, Outcome, Output, Payload, State, Task};
 use crate::machine::Captured;
 use crate::roles::client::{
@@ -66,6 +68,21 @@ fn omission(task: &Ended, omitted: u64, name: &str, err: &mut dyn Write) -> io::
     writeln!(err, "zkmw: the task {}: {omitted} bytes of its {name} were not kept", task.name())
 }
 
+/// The labels of `status`.
+const STATUS: [Column; 1] = [Column::Left(8)];
+/// The labels of `show`.
+const SHOW: [Column; 1] = [Column::Left(9)];
+
+/// A line with a label before it; a line without a label belongs to the one above.
+fn field(
+    out: &mut dyn Write,
+    labels: [Column; 1],
+    label: &str,
+    text: impl std::fmt::Display,
+) -> io::Result<()> {
+    writeln!(out, "{}", line(labels, [label], &text.to_string()))
+}
+
 fn summary(progress: &Progress, err: &mut dyn Write) -> io::Result<()> {
     let Progress { submitted, done, failed, total } = progress;
     write!(err, "zkmw: {total} tasks: {done} succeeded, {failed} failed")?;
@@ -77,67 +94,68 @@ fn summary(progress: &Progress, err: &mut dyn Write) -> io::Result<()> {
 }
 
 fn status(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
-    let contenders: Vec<String> = report.contenders.iter().map(|id| clean(id)).collect();
-    let leader = report.status.as_ref().map(|status| &status.leader);
-    match (contenders.as_slice(), leader) {
-        ([], None) => writeln!(out, "leader   none: no master is running, and none ever led")?,
-        ([], Some(last)) => {
-            writeln!(out, "leader   none: no master is running ({} on {} was the last)", last.id, last.host)?;
-        }
-        ([_, standbys @ ..], Some(leader)) if report.current => {
-            let (id, host, pid, epoch) = (&leader.id, &leader.host, leader.pid, leader.epoch);
-            writeln!(out, "leader   {id} (host {host}, pid {pid}, epoch {epoch})")?;
-            writeln!(out, "standbys {}", names(standbys))?;
-        }
-        ([next, standbys @ ..], last) => {
-            write!(out, "leader   none yet: {next} is about to lead")?;
-            if let Some(last) = last {
-                write!(out, " ({} on {} was the last)", last.id, last.host)?;
-            }
-            writeln!(out)?;
-            writeln!(out, "standbys {}", names(standbys))?;
-        }
-    }
+    leader(report, out)?;
     let Some(status) = &report.status else { return Ok(()) };
     if !report.current {
         writeln!(out, "What follows is what the last leader wrote; it may be old.")?;
     }
     if status.loading {
-        writeln!(out, "The leader is still reading what stands: the numbers are not complete.")?;
+        writeln!(out, "The leader is still reading the tasks: the numbers are not complete.")?;
     }
-    let tasks = &status.tasks;
-    writeln!(
-        out,
-        "tasks    {} pending, {} assigned, {} running, {} done, {} failed, {} cancelled, {} expired",
-        tasks.pending,
-        tasks.assigned,
-        tasks.running,
-        tasks.done,
-        tasks.failed,
-        tasks.cancelled,
-        tasks.expired
-    )?;
-    if tasks.malformed + tasks.aside > 0 {
-        writeln!(out, "         {} malformed, {} set aside", tasks.malformed, tasks.aside)?;
+    counts(status, out)?;
+    workers(status, out)
+}
+
+fn leader(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
+    let contenders: Vec<String> = report.contenders.iter().map(|id| clean(id)).collect();
+    let leader = report.status.as_ref().map(|status| &status.leader);
+    let last = leader.map(|last| format!("({} on {} was the last)", last.id, last.host));
+    let (now, standbys) = match (contenders.as_slice(), leader, last) {
+        ([], _, None) => ("none: no master is running, and none ever led".to_string(), None),
+        ([], _, Some(last)) => (format!("none: no master is running {last}"), None),
+        ([_, standbys @ ..], Some(leader), _) if report.current => {
+            let (id, host, pid, epoch) = (&leader.id, &leader.host, leader.pid, leader.epoch);
+            (format!("{id} (host {host}, pid {pid}, epoch {epoch})"), Some(standbys))
+        }
+        ([next, standbys @ ..], _, last) => {
+            let last = last.map(|last| format!(" {last}")).unwrap_or_default();
+            (format!("none yet: {next} is about to lead{last}"), Some(standbys))
+        }
+    };
+    field(out, STATUS, "leader", now)?;
+    standbys.map_or(Ok(()), |standbys| field(out, STATUS, "standbys", names(standbys)))
+}
+
+fn counts(status: &Status, out: &mut dyn Write) -> io::Result<()> {
+    let Counts { pending, assigned, running, done, failed, cancelled, expired, malformed, aside, .. } =
+        &status.tasks;
+    let tasks = format!(
+        "{pending} pending, {assigned} assigned, {running} running, {done} done, {failed} failed, \
+         {cancelled} cancelled, {expired} expired"
+    );
+    field(out, STATUS, "tasks", tasks)?;
+    if malformed + aside > 0 {
+        field(out, STATUS, "", format!("{malformed} malformed, {aside} set aside"))?;
     }
     if let Some(admission) = &status.admission {
         let (pending, max) = (status.pending(), admission.max_pending);
         let (bytes, max_bytes) = (sized(admission.bytes), sized(admission.max_pending_bytes));
-        writeln!(out, "limits   {pending} of {max} pending, {bytes} of {max_bytes}")?;
+        field(out, STATUS, "limits", format!("{pending} of {max} pending, {bytes} of {max_bytes}"))?;
     }
-    writeln!(out, "workers  {} with {} slots", status.workers, status.slots)?;
+    Ok(())
+}
+
+fn workers(status: &Status, out: &mut dyn Write) -> io::Result<()> {
+    field(out, STATUS, "workers", format!("{} with {} slots", status.workers, status.slots))?;
     for worker in &status.worker_list {
         let draining = if worker.draining { ", draining" } else { "" };
-        let labels: Vec<String> =
-            worker.labels.iter().map(|(key, value)| format!(" {key}={value}")).collect();
-        let (host, pid, running, slots) = (&worker.host, worker.pid, worker.running, worker.slots);
+        let labels: String = worker.labels.iter().map(|(key, value)| format!(" {key}={value}")).collect();
+        let (id, host, pid) = (&worker.id, &worker.host, worker.pid);
+        let (running, slots) = (worker.running, worker.slots);
         let waits = if worker.assigned > 0 { format!(", {} wait", worker.assigned) } else { String::new() };
-        let (id, labels) = (&worker.id, labels.concat());
         let usable = worker.usable.map(|usable| format!(" ({usable} usable now)")).unwrap_or_default();
-        writeln!(
-            out,
-            "  {id} (host {host}, pid {pid}) {running} tasks on {slots} slots{usable}{waits}{draining}{labels}"
-        )?;
+        let tasks = format!("{running} tasks on {slots} slots{usable}{waits}{draining}");
+        writeln!(out, "  {id} (host {host}, pid {pid}) {tasks}{labels}")?;
         if let Some(why) = &worker.unhealthy {
             writeln!(out, "    unhealthy: {why}")?;
         }
@@ -153,51 +171,47 @@ fn names(ids: &[String]) -> String {
     if ids.is_empty() { "none".to_string() } else { ids.join(", ") }
 }
 
+/// ID, STATE, EXIT, ATTEMPT, PRIORITY and WORKER of a list; the command follows.
+const LIST: [Column; 6] = [
+    Column::Left(32),
+    Column::Left(10),
+    Column::Right(4),
+    Column::Right(7),
+    Column::Right(8),
+    Column::Left(12),
+];
+
 fn row(row: &Row, headed: &mut bool, out: &mut dyn Write) -> io::Result<()> {
     if !*headed {
         *headed = true;
-        let (id, state) = ("ID", "STATE");
-        writeln!(
-            out,
-            "{id:<32} {state:<10} {:>4} {:>7} {:>8} {:<12} COMMAND",
-            "EXIT", "ATTEMPT", "PRIORITY", "WORKER"
-        )?;
+        let heading = ["ID", "STATE", "EXIT", "ATTEMPT", "PRIORITY", "WORKER"];
+        writeln!(out, "{}", line(LIST, heading, "COMMAND"))?;
     }
     let name = &row.name;
-    match &row.task {
-        Ok(task) => {
-            let (state, priority) = (task.status.as_str(), task.priority);
-            let dash = || "-".to_string();
-            let attempt = task.attempt.map_or_else(dash, |attempt| attempt.to_string());
-            let code = task.outcome.as_ref().map_or_else(dash, |outcome| exit_code(outcome).to_string());
-            let worker = task.worker.as_ref().map_or("-", Incarnation::worker);
-            writeln!(
-                out,
-                "{name:<32} {state:<10} {code:>4} {attempt:>7} {priority:>8} {worker:<12} {}",
-                task.command
-            )
-        }
-        Err(why) => {
-            writeln!(out, "{name:<32} {:<10} {:>4} {:>7} {:>8} {:<12} {why}", "malformed", "-", "-", "-", "-")
-        }
-    }
+    let task = match &row.task {
+        Ok(task) => task,
+        Err(why) => return writeln!(out, "{}", line(LIST, [name, "malformed", "-", "-", "-", "-"], why)),
+    };
+    let dash = || "-".to_string();
+    let attempt = task.attempt.map_or_else(dash, |attempt| attempt.to_string());
+    let code = task.outcome.as_ref().map_or_else(dash, |outcome| exit_code(outcome).to_string());
+    let worker = task.worker.as_ref().map_or("-", Incarnation::worker);
+    let cells = [name, task.status.as_str(), &code, &attempt, &task.priority.to_string(), worker];
+    writeln!(out, "{}", line(LIST, cells, &task.command))
 }
 
 fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     let task = &shown.task;
     match &shown.line {
-        Some(line) => writeln!(out, "id        {}", line.name)?,
-        None => writeln!(out, "id        {}", shown.id)?,
+        Some(line) => field(out, SHOW, "id", &line.name)?,
+        None => field(out, SHOW, "id", &shown.id)?,
     }
     payload(shown, out)?;
-    write!(out, "state     {}", shown.status().as_str())?;
-    match &shown.worker {
-        Some(worker) => writeln!(out, " on {worker}")?,
-        None => writeln!(out)?,
-    }
+    let worker = shown.worker.as_ref().map(|worker| format!(" on {worker}")).unwrap_or_default();
+    field(out, SHOW, "state", format!("{}{worker}", shown.status().as_str()))?;
     let is_wished = shown.line.as_ref().map_or(task.cancel, |line| task.is_cancelled(line.place));
     if is_wished && shown.status() == TaskStatus::Pending {
-        writeln!(out, "          it is to be cancelled")?;
+        field(out, SHOW, "", "it is to be cancelled")?;
     }
     if shown.line.is_none() {
         let (attempt, charged, all) = (task.attempt, task.charged, shown.options.attempts());
@@ -205,24 +219,29 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
             0 => String::new(),
             deaths => format!(", its worker died in {deaths} more"),
         };
-        writeln!(out, "attempt   {attempt} ({charged} of {all} charged{died})")?;
+        field(out, SHOW, "attempt", format!("{attempt} ({charged} of {all} charged{died})"))?;
     }
     options(&shown.options, out)?;
     if task.keyed {
-        writeln!(out, "keyed     only the leader deletes it")?;
+        field(out, SHOW, "keyed", "only the leader deletes it")?;
     }
-    writeln!(out, "created   {} (ensemble's clock)", time(shown.stat.ctime_ms))?;
-    writeln!(out, "changed   {} (version {})", time(shown.stat.mtime_ms), shown.stat.version)?;
+    field(out, SHOW, "created", format!("{} (ensemble's clock)", time(shown.stat.ctime_ms)))?;
+    let changed = format!("{} (version {})", time(shown.stat.mtime_ms), shown.stat.version);
+    field(out, SHOW, "changed", changed)?;
     if let Some(delay) = task.delay_ms {
-        let at = shown.stat.mtime_ms.saturating_add_unsigned(delay);
-        writeln!(out, "not before {}", time(at))?;
+        field(out, SHOW, "not before", time(shown.stat.mtime_ms.saturating_add_unsigned(delay)))?;
     }
     if let Some(line) = &shown.line {
         return task.command_outcome(line.place).map_or(Ok(()), |line| outcome(&line, out));
     }
     for remark in &task.history {
         let worker = remark.worker.as_ref().map_or("nobody", |worker| worker.as_str());
-        writeln!(out, "earlier   attempt {} by {worker}: {}", remark.attempt, clean(&remark.why))?;
+        field(
+            out,
+            SHOW,
+            "earlier",
+            format!("attempt {} by {worker}: {}", remark.attempt, clean(&remark.why)),
+        )?;
     }
     if let Some(whole) = &task.outcome {
         outcome(whole, out)?;
@@ -234,45 +253,51 @@ fn payload(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     let task = &shown.task;
     match (task.payload(), &shown.line) {
         (Payload::Chunk { commands, .. }, Some(line)) => {
-            writeln!(out, "command   {}", clean(commands.get(line.place).map_or("", String::as_str)))
+            field(out, SHOW, "command", clean(commands.get(line.place).map_or("", String::as_str)))
         }
-        (Payload::Shell(line), _) => writeln!(out, "command   {}", clean(&line)),
-        (Payload::Program(argv), _) => writeln!(out, "program   {argv:?}"),
+        (Payload::Shell(line), _) => field(out, SHOW, "command", clean(&line)),
+        (Payload::Program(argv), _) => field(out, SHOW, "program", format!("{argv:?}")),
         (Payload::Chunk { first_line, .. }, None) => {
             let (commands, last) =
                 (task.places().count(), task.places().last().map_or(first_line, |place| place.1));
             let (first, last) = (first_line.saturating_add(1), last.saturating_add(1));
-            writeln!(out, "commands  {commands}, of lines {first} to {last}")
+            field(out, SHOW, "commands", format!("{commands}, of lines {first} to {last}"))
         }
     }
 }
 
 fn outcome(outcome: &Outcome, out: &mut dyn Write) -> io::Result<()> {
     let (attempt, code) = (outcome.attempt, exit_code(outcome));
-    writeln!(out, "outcome   attempt {attempt} {} (exit code {code})", clean(&verdict(outcome)))?;
+    let how = format!("attempt {attempt} {} (exit code {code})", clean(&verdict(outcome)));
+    field(out, SHOW, "outcome", how)?;
     if let Some(worker) = &outcome.worker {
-        writeln!(out, "worker    {worker}")?;
+        field(out, SHOW, "worker", worker)?;
     }
     if let (Some(started), Some(ended)) = (outcome.started_ms, outcome.ended_ms) {
         let took = ended.saturating_sub(started);
-        writeln!(out, "ran       {} to {} ({took} ms, worker's clock)", time(started), time(ended))?;
+        let ran = format!("{} to {} ({took} ms, worker's clock)", time(started), time(ended));
+        field(out, SHOW, "ran", ran)?;
     }
     kept("stdout", &outcome.stdout, out)?;
     kept("stderr", &outcome.stderr, out)
 }
 
-/// The commands of a chunk, each with what became of it.
+/// The commands of a chunk with their states.
+const COMMANDS: [Column; 4] = [Column::Left(4), Column::Left(7), Column::Left(9), Column::Right(3)];
+
+/// The commands of a chunk, each with its outcome.
 fn commands(task: &Task, out: &mut dyn Write) -> io::Result<()> {
-    for (at, line) in task.places() {
-        let line = line.saturating_add(1);
+    for (at, number) in task.places() {
+        let number = number.saturating_add(1).to_string();
         let command = task.commands.as_ref().and_then(|commands| commands.get(at));
         let start = start_of(command.map_or("", String::as_str));
         let Some(outcome) = task.command_outcome(at) else {
-            writeln!(out, "line {line:<7} {:<9}     {start}", TaskStatus::Pending.as_str())?;
+            let cells = ["line", &number, TaskStatus::Pending.as_str(), ""];
+            writeln!(out, "{}", line(COMMANDS, cells, &start))?;
             continue;
         };
-        let code = exit_code(&outcome);
-        writeln!(out, "line {line:<7} {:<9} {code:>3} {start}", outcome.state.as_str())?;
+        let code = exit_code(&outcome).to_string();
+        writeln!(out, "{}", line(COMMANDS, ["line", &number, outcome.state.as_str(), &code], &start))?;
         if outcome.state != State::Done {
             writeln!(out, "             it {}", clean(&verdict(&outcome)))?;
         }
@@ -283,21 +308,22 @@ fn commands(task: &Task, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn options(options: &Options, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "priority  {}", options.priority.unwrap_or(0))?;
+    field(out, SHOW, "priority", options.priority.unwrap_or(0))?;
     if let Some(timeout_ms) = options.timeout_ms {
-        writeln!(out, "timeout   {timeout_ms} ms")?;
+        field(out, SHOW, "timeout", format!("{timeout_ms} ms"))?;
     }
     if let Some(expire_ms) = options.expire_ms.filter(|ms| *ms < NO_DEADLINE_MS) {
-        writeln!(out, "expires   {expire_ms} ms after its creation")?;
+        field(out, SHOW, "expires", format!("{expire_ms} ms after its creation"))?;
     }
     for (key, value) in options.require.iter().flatten() {
-        writeln!(out, "requires  {key}={value}")?;
+        field(out, SHOW, "requires", format!("{key}={value}"))?;
     }
     for (key, value) in options.env.iter().flatten() {
-        writeln!(out, "env       {key}={}", clean(value))?;
+        field(out, SHOW, "env", format!("{key}={}", clean(value)))?;
     }
     if let Some(submitter) = &options.orphan_of {
-        writeln!(out, "orphan of {submitter}: cancelled when that submitter is gone")?;
+        let when = format!("{submitter}: cancelled when that submitter is gone");
+        field(out, SHOW, "orphan of", when)?;
     }
     Ok(())
 }
