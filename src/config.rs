@@ -8,6 +8,8 @@
 mod assemble;
 mod cli;
 mod file;
+mod given;
+mod invalid;
 mod layers;
 mod parse;
 mod settings;

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use super::cli::{self, Arguments};
 use super::file::File;
-use super::layers::{Layers, quoted, variable};
+use super::given::{quoted, variable};
+use super::invalid::{Conflict, Invalid, InvalidCommand};
+use super::layers::Layers;
 use super::settings::{self, Verb};
 use super::{
     Command, Config, ConfigError, DeleteConfig, ElectorConfig, Ensemble, IdsConfig, ListConfig, LogsConfig,
@@ -141,8 +143,7 @@ fn elector(
         && let Some(below) = format!("{path}/").strip_prefix(&format!("{root}/"))
         && below.strip_prefix("elections/").is_none_or(str::is_empty)
     {
-        let reason = format!("below the root {root} elections may only be in {root}/elections");
-        return Err(layers.refuse(&settings::PATH.spec, reason));
+        return Err(layers.refuse(&settings::PATH.spec, Conflict::ElectionInRoot(root.to_owned())));
     }
     if command.first().is_some_and(|program| program.is_empty()) {
         return Err(ConfigError::usage("the COMMAND after -- is empty"));
@@ -253,16 +254,13 @@ fn submit(
     let orphan = layers.get_always(&settings::ORPHAN)?;
     let detach = layers.get_or_default(&settings::DETACH)?;
     if detach && orphan == Orphan::Cancel {
-        let reason = "with --detach nobody stays to wait, so the task would be cancelled at once; \
-                      say --orphan keep or --no-detach";
-        return Err(layers.refuse(&settings::ORPHAN.spec, reason.to_owned()));
+        return Err(layers.refuse(&settings::ORPHAN.spec, Conflict::OrphanAtOnce));
     }
     let task = task_source(layers.get(&settings::FROM_FILE)?, words, program)?;
     let is_batch = matches!(task, TaskSource::File(_) | TaskSource::Stdin);
     let chunk = layers.get(&settings::CHUNK)?;
     if chunk.is_some() && !is_batch {
-        let reason = "only the lines of a batch can be put together; say --from-file FILE";
-        return Err(layers.refuse(&settings::CHUNK.spec, reason.to_owned()));
+        return Err(layers.refuse(&settings::CHUNK.spec, Conflict::NoBatch));
     }
     Ok(SubmitConfig {
         task,
@@ -325,15 +323,13 @@ fn task_source(
 
 fn task_text(what: &str, text: OsString) -> Result<String, ConfigError> {
     let bytes = text.len();
-    let text = parse::check_command_bytes(bytes).and_then(|()| {
-        text.into_string()
-            .map_err(|_| "is not UTF-8, and so can't be stored; encode it, or put it into a file".into())
-    });
+    let text = parse::check_command_bytes(bytes)
+        .and_then(|()| text.into_string().map_err(|_| InvalidCommand::NotUtf8));
     text.and_then(|text| parse::check_command_line(&text).map(|()| text))
         .map_err(|reason| bad_task(what, &reason))
 }
 
-fn bad_task(what: &str, reason: &str) -> ConfigError {
+fn bad_task(what: &str, reason: &InvalidCommand) -> ConfigError {
     ConfigError::new(exit::DATA, &format!("{what} {reason}"))
 }
 
@@ -348,7 +344,7 @@ fn ids(verb: Verb, words: &[OsString]) -> Result<Vec<Target>, ConfigError> {
     words
         .iter()
         .map(|word| {
-            let id = word.to_str().ok_or_else(|| "must be UTF-8".to_owned()).and_then(parse::target);
+            let id = word.to_str().ok_or(Invalid::NotUtf8).and_then(parse::target);
             id.map_err(|reason| ConfigError::usage(&format!("ID: {} is not valid: {reason}", quoted(word))))
         })
         .collect()

@@ -9,7 +9,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::ConfigError;
-use super::layers::words;
+use super::given::words;
 use super::settings::{Fallback, Separator, Shape, Spec, TABLE, Verb};
 use crate::exit;
 

@@ -1,6 +1,6 @@
-//! The configuration file: TOML with the flags' names as keys. What stands at the top is for every command, what
-//! stands in a table `[worker]`, `[submit]`, … for that command alone. It is checked whole, whichever command
-//! runs, so that a mistake shows at the first call and not when a worker is next started.
+//! The configuration file: TOML with the flags' names as keys. Keys at the top are for every command. Keys in a table
+//! `[worker]`, `[submit]`, … are for that command alone. The whole file is checked, whichever command runs. So a
+//! mistake shows at the first call and not when a worker is next started.
 //!
 //! No message may repeat a line of the file: it may hold a credential.
 
@@ -16,7 +16,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
-use super::layers::{Given, Source, quoted, wrong_value};
+use super::given::{Given, Source, quoted, words, wrong_value};
 use super::settings::{self, Place, Separator, Shape, Verb};
 use crate::exit;
 
@@ -158,8 +158,19 @@ impl Reader<'_> {
     }
 }
 
-/// The texts that a value of the file stands for.
-fn items(shape: Shape, value: &DeValue<'_>) -> Result<Vec<OsString>, String> {
+/// Why a value of the file is none of a setting.
+#[derive(Debug, thiserror::Error)]
+enum NoValue {
+    #[error("must not be a date")]
+    Date,
+    #[error("must be one value, not an array")]
+    Array,
+    #[error("must be a value, not a table")]
+    Table,
+}
+
+/// A value of the file as texts.
+fn items(shape: Shape, value: &DeValue<'_>) -> Result<Vec<OsString>, NoValue> {
     match (shape, value) {
         (Shape::List(..), DeValue::Array(array)) => {
             array.iter().map(|item| scalar(item.get_ref()).map(OsString::from)).collect()
@@ -168,20 +179,20 @@ fn items(shape: Shape, value: &DeValue<'_>) -> Result<Vec<OsString>, String> {
             .iter()
             .map(|(k, v)| Ok(OsString::from(format!("{}={}", k.get_ref(), scalar(v.get_ref())?))))
             .collect(),
-        (Shape::List(_, Separator::Words), DeValue::String(text)) => Ok(super::layers::words(text)),
+        (Shape::List(_, Separator::Words), DeValue::String(text)) => Ok(words(text)),
         _ => Ok(vec![OsString::from(scalar(value)?)]),
     }
 }
 
-fn scalar(value: &DeValue<'_>) -> Result<String, String> {
+fn scalar(value: &DeValue<'_>) -> Result<String, NoValue> {
     match value {
         DeValue::String(text) => Ok(text.to_string()),
         DeValue::Boolean(on) => Ok(on.to_string()),
         DeValue::Integer(n) => Ok(n.to_string()),
         DeValue::Float(n) => Ok(n.to_string()),
-        DeValue::Datetime(_) => Err("must not be a date".to_owned()),
-        DeValue::Array(_) => Err("must be one value, not an array".to_owned()),
-        DeValue::Table(_) => Err("must be a value, not a table".to_owned()),
+        DeValue::Datetime(_) => Err(NoValue::Date),
+        DeValue::Array(_) => Err(NoValue::Array),
+        DeValue::Table(_) => Err(NoValue::Table),
     }
 }
 

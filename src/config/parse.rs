@@ -1,6 +1,4 @@
-//! From text to value: one pure function for each kind of setting, with the reason where the text is wrong.
-//!
-//! A reason completes the sentence "'VALUE' is not valid: …". It never repeats the value, which may be a secret.
+//! From text to value: one pure function for each kind of setting, which gives the reason if the text is wrong.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -13,6 +11,7 @@ use crate::contract::{Labels, MAX_ID_BYTES, TaskId, is_component};
 use crate::roles::client::TaskStatus;
 use crate::roles::client::walk::Target;
 
+use super::invalid::{BadItem, Invalid, InvalidCommand, InvalidId, InvalidItem, InvalidPath, InvalidServer};
 use super::{Auth, Orphan, Secret, ZkAddress};
 
 /// The most bytes a task's command may have: Linux takes no single argument over 128 KiB, and `/bin/sh -c` gets
@@ -53,19 +52,8 @@ pub const STATES: [TaskStatus; 8] = [
     TaskStatus::Ended(State::Expired),
 ];
 
-/// Why a list is wrong, and at which of its items.
-#[derive(Debug, PartialEq)]
-pub struct BadItem {
-    pub index: usize,
-    pub reason: String,
-}
-
-type Parsed<T> = Result<T, String>;
+type Parsed<T> = Result<T, Invalid>;
 type ParsedList<T> = Result<T, BadItem>;
-
-fn wrong<T>(reason: impl Into<String>) -> Parsed<T> {
-    Err(reason.into())
-}
 
 // --- plain values
 
@@ -73,7 +61,7 @@ pub fn boolean(text: &str) -> Parsed<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" | "1" => Ok(true),
         "false" | "no" | "off" | "0" => Ok(false),
-        _ => wrong("must be true or false (or yes/no, on/off, 1/0)"),
+        _ => Err(Invalid::Form("true or false (or yes/no, on/off, 1/0)")),
     }
 }
 
@@ -91,8 +79,11 @@ where
 {
     match text.parse::<T>() {
         Ok(n) if n >= min && n <= max => Ok(n),
-        _ if text.parse::<i128>().is_ok() => wrong(format!("must be between {min} and {max}")),
-        _ => wrong(format!("must be a whole number between {min} and {max}")),
+        Ok(_) | Err(_) => {
+            let is_number = text.parse::<i128>().is_ok();
+            let (min, max) = (min.to_string(), max.to_string());
+            Err(if is_number { Invalid::OutOfRange { min, max } } else { Invalid::NotANumber { min, max } })
+        }
     }
 }
 
@@ -100,7 +91,7 @@ pub fn orphan(text: &str) -> Parsed<Orphan> {
     match text {
         "keep" => Ok(Orphan::Keep),
         "cancel" => Ok(Orphan::Cancel),
-        _ => wrong("must be keep or cancel"),
+        _ => Err(Invalid::Form("keep or cancel")),
     }
 }
 
@@ -108,20 +99,20 @@ pub fn output_limit_bytes(text: &str) -> Parsed<usize> {
     let bytes = size(text).and_then(|bytes| usize::try_from(bytes).ok());
     bytes
         .filter(|bytes| *bytes <= MAX_OUTPUT_BYTES)
-        .ok_or_else(|| "must be a size between 0 and 96KiB, such as 500B, 64KiB or 65536 (bytes)".to_owned())
+        .ok_or(Invalid::Form("a size between 0 and 96KiB, such as 500B, 64KiB or 65536 (bytes)"))
 }
 
 pub fn max_pending_bytes(text: &str) -> Parsed<u64> {
-    size(text).filter(|bytes| (1..=MAX_MAX_PENDING_BYTES).contains(bytes)).ok_or_else(|| {
-        "must be a size between 1B and 1TiB, such as 512MiB, 1GiB or 1073741824 (bytes)".to_owned()
-    })
+    size(text)
+        .filter(|bytes| (1..=MAX_MAX_PENDING_BYTES).contains(bytes))
+        .ok_or(Invalid::Form("a size between 1B and 1TiB, such as 512MiB, 1GiB or 1073741824 (bytes)"))
 }
 
 /// How much a worker keeps of what a task prints, or all tasks do; 0 is nothing.
 pub fn log_bytes(text: &str) -> Parsed<u64> {
-    size(text).filter(|bytes| *bytes <= MAX_LOG_BYTES).ok_or_else(|| {
-        "must be a size between 0 and 1024TiB, such as 100MiB, 1GiB or 1073741824 (bytes)".to_owned()
-    })
+    size(text)
+        .filter(|bytes| *bytes <= MAX_LOG_BYTES)
+        .ok_or(Invalid::Form("a size between 0 and 1024TiB, such as 100MiB, 1GiB or 1073741824 (bytes)"))
 }
 
 /// With less than that no program starts.
@@ -131,7 +122,7 @@ const MAX_TASK_MEMORY: u64 = 1 << 50;
 pub fn task_memory(text: &str) -> Parsed<u64> {
     size(text)
         .filter(|bytes| (MIN_TASK_MEMORY..=MAX_TASK_MEMORY).contains(bytes))
-        .ok_or_else(|| "must be a size between 1MiB and 1PiB, such as 512MiB or 2GiB".to_owned())
+        .ok_or(Invalid::Form("a size between 1MiB and 1PiB, such as 512MiB or 2GiB"))
 }
 
 /// The kernel gives no less than a hundredth of a processor.
@@ -147,10 +138,9 @@ pub fn task_cpus(text: &str) -> Parsed<u32> {
             whole.parse::<u32>().ok()?.checked_mul(1000)?.checked_add(format!("{part:0<3}").parse().ok()?)
         })
         .flatten();
-    millis.filter(|millis| (MIN_TASK_CPU_MILLIS..=MAX_TASK_CPU_MILLIS).contains(millis)).ok_or_else(|| {
-        "must be a number of processors between 0.01 and 1000, such as 0.5 or 2, in thousandths at most"
-            .to_owned()
-    })
+    millis.filter(|millis| (MIN_TASK_CPU_MILLIS..=MAX_TASK_CPU_MILLIS).contains(millis)).ok_or(Invalid::Form(
+        "a number of processors between 0.01 and 1000, such as 0.5 or 2, in thousandths at most",
+    ))
 }
 
 fn size(text: &str) -> Option<u64> {
@@ -171,19 +161,19 @@ fn size(text: &str) -> Option<u64> {
 // --- times
 
 pub fn duration(text: &str, min: Duration, max: Duration) -> Parsed<Duration> {
-    let between = || format!("must be between {} and {}", show(min), show(max));
+    let between = || Err(Invalid::OutOfRange { min: show(min), max: show(max) });
     if text.parse::<f64>().is_ok() && text != "0" {
-        return wrong("needs a unit, such as 500ms, 10s, 5m, 24h or 7d");
+        return Err(Invalid::NoUnit);
     }
     // In humantime `5M` is five months, which nobody means.
     if text.contains('M') || text.contains("month") || text.replace("day", "").contains('y') {
-        return wrong("must be a time such as 500ms, 10s, 5m, 24h or 7d (no months or years)");
+        return Err(Invalid::Form("a time such as 500ms, 10s, 5m, 24h or 7d (no months or years)"));
     }
     match humantime::parse_duration(text) {
         Ok(d) if d >= min && d <= max => Ok(d),
-        Ok(_) => wrong(between()),
-        Err(humantime::DurationError::NumberOverflow) => wrong(between()),
-        Err(_) => wrong("must be a time such as 500ms, 10s, 5m, 24h or 7d"),
+        Ok(_) => between(),
+        Err(humantime::DurationError::NumberOverflow) => between(),
+        Err(_) => Err(Invalid::Form("a time such as 500ms, 10s, 5m, 24h or 7d")),
     }
 }
 
@@ -206,32 +196,30 @@ pub fn time_or_none(text: &str, max: Duration) -> Parsed<Option<Duration>> {
         "none" => Ok(None),
         text => {
             let time = duration(text, Duration::from_millis(100), max);
-            time.map(Some).map_err(|reason| format!("{reason}; or none"))
+            time.map(Some).map_err(|reason| Invalid::NorNone(Box::new(reason)))
         }
     }
 }
 
 // --- ids
 
-/// The rule for a name that becomes (part of) a znode's: see `ID_RULE`. `~` separates the parts of our znodes'
-/// names, and whitespace and quotes would make ids awkward in shells.
+/// A name that becomes (part of) a znode's: see [`InvalidId`]. `~` separates the parts of our znodes' names, and
+/// whitespace and quotes would make ids awkward in shells.
 pub fn id(text: &str) -> Parsed<String> {
     if text.is_empty() || text.len() > MAX_ID_BYTES {
-        return wrong(format!("must have 1 to {MAX_ID_BYTES} characters"));
+        return Err(InvalidId::Length.into());
     }
     if let Some(c) = text.chars().find(|c| !is_id_char(*c)) {
-        return wrong(format!("{} is not allowed; {ID_RULE}", describe(c)));
+        return Err(InvalidId::Character(describe(c)).into());
     }
     if text == "." || text == ".." {
-        return wrong("'.' and '..' are no names in ZooKeeper");
+        return Err(InvalidId::Dots.into());
     }
     if text.starts_with('-') {
-        return wrong("must not begin with '-', as it would be taken for a flag");
+        return Err(InvalidId::Dash.into());
     }
     Ok(text.to_owned())
 }
-
-const ID_RULE: &str = "an id is made of ASCII letters, digits and . _ - : @ + = , %";
 
 fn is_id_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || "._-:@+=,%".contains(c)
@@ -255,7 +243,7 @@ pub fn id_from_host_name(host: &str) -> String {
 pub fn job(text: &str) -> Parsed<String> {
     let name = id(text)?;
     if name.starts_with('_') {
-        return wrong("must not begin with '_': _00 to _ff are the jobs that all single tasks share");
+        return Err(InvalidId::SharedJob.into());
     }
     Ok(name)
 }
@@ -272,7 +260,7 @@ pub fn target(text: &str) -> Parsed<Target> {
 /// chose, so this is wider than what `id` allows.
 pub fn segment(text: &str) -> Parsed<String> {
     if !is_component(text) || text.len() > MAX_SEGMENT_BYTES {
-        return wrong("must be JOB/TASK, as printed by submit and list, or JOB");
+        return Err(Invalid::Form("JOB/TASK, as printed by submit and list, or JOB"));
     }
     Ok(text.to_owned())
 }
@@ -282,8 +270,9 @@ pub fn states(items: &[String]) -> ParsedList<Vec<TaskStatus>> {
     for (index, item) in items.iter().enumerate() {
         let state = STATES.into_iter().find(|s| s.as_str() == item).ok_or_else(|| BadItem {
             index,
-            reason: "must be pending, assigned, running, cancelling, done, failed, cancelled or expired"
-                .to_owned(),
+            reason: Invalid::Form(
+                "pending, assigned, running, cancelling, done, failed, cancelled or expired",
+            ),
         })?;
         if !states.contains(&state) {
             states.push(state);
@@ -294,11 +283,11 @@ pub fn states(items: &[String]) -> ParsedList<Vec<TaskStatus>> {
 
 /// The states of what is over.
 pub fn ended_states(items: &[String]) -> ParsedList<Vec<State>> {
-    let reason = "must be done, failed, cancelled or expired: what has not ended cannot be deleted";
+    let reason = "done, failed, cancelled or expired: a task that has not ended cannot be deleted";
     let ended = |(index, state)| match state {
         TaskStatus::Ended(state) => Ok(state),
         TaskStatus::Pending | TaskStatus::Assigned | TaskStatus::Running | TaskStatus::Cancelling => {
-            Err(BadItem { index, reason: reason.to_owned() })
+            Err(BadItem { index, reason: Invalid::Form(reason) })
         }
     };
     states(items)?.into_iter().enumerate().map(ended).collect()
@@ -309,21 +298,21 @@ pub fn ended_states(items: &[String]) -> ParsedList<Vec<State>> {
 fn pairs(
     items: &[String],
     max: usize,
-    shape: &str,
+    form: &'static str,
     check: impl Fn(&str, &str) -> Parsed<()>,
 ) -> ParsedList<BTreeMap<String, String>> {
     let mut map = BTreeMap::new();
     for (index, item) in items.iter().enumerate() {
-        let bad = |reason: String| BadItem { index, reason };
-        let (k, v) = item.split_once('=').ok_or_else(|| bad(format!("must be {shape}")))?;
+        let bad = |reason: Invalid| BadItem { index, reason };
+        let (k, v) = item.split_once('=').ok_or_else(|| bad(Invalid::Form(form)))?;
         check(k, v).map_err(bad)?;
         if let Some(old) = map.insert(k.to_owned(), v.to_owned())
             && old != v
         {
-            return Err(bad(format!("'{k}' is given twice, with different values")));
+            return Err(bad(InvalidItem::GivenTwice(k.to_owned()).into()));
         }
         if map.len() > max {
-            return Err(bad(format!("is one too many: at most {max} are allowed")));
+            return Err(bad(InvalidItem::TooMany(max).into()));
         }
     }
     Ok(map)
@@ -335,11 +324,7 @@ pub fn labels(items: &[String]) -> ParsedList<Labels> {
             (1..=63).contains(&s.len())
                 && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
         };
-        if fits(k) && fits(v) {
-            Ok(())
-        } else {
-            wrong("key and value must each be 1 to 63 ASCII letters, digits, '.', '_' or '-'")
-        }
+        if fits(k) && fits(v) { Ok(()) } else { Err(InvalidItem::Label.into()) }
     })
 }
 
@@ -347,20 +332,19 @@ pub fn env(items: &[String]) -> ParsedList<BTreeMap<String, String>> {
     let vars = pairs(items, MAX_ENV_VARS, "NAME=VALUE, such as LANG=C", |name, value| {
         let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
         if !starts || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-            return wrong("the name must be of ASCII letters, digits and '_', and not begin with a digit");
+            return Err(InvalidItem::VariableName.into());
         }
         if is_set_by_worker(name) {
-            return wrong(format!("{name} is set by the worker"));
+            return Err(InvalidItem::SetByWorker(name.to_owned()).into());
         }
         if value.contains('\0') {
-            return wrong("the value has a NUL byte in it");
+            return Err(InvalidItem::Nul.into());
         }
         Ok(())
     })?;
     let bytes: usize = vars.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
     if bytes > MAX_ENV_BYTES {
-        let reason =
-            format!("together the variables have {bytes} bytes; at most {MAX_ENV_BYTES} are allowed");
+        let reason = InvalidItem::Variables(bytes).into();
         return Err(BadItem { index: items.len() - 1, reason });
     }
     Ok(vars)
@@ -377,18 +361,18 @@ pub fn is_set_by_worker(name: &str) -> bool {
 pub fn auth(items: &[String]) -> ParsedList<Vec<Auth>> {
     let mut list = Vec::new();
     for (index, item) in items.iter().enumerate() {
-        let bad = |reason: &str| BadItem { index, reason: reason.to_owned() };
+        let bad = |reason: Invalid| BadItem { index, reason };
         if index == MAX_AUTH {
-            return Err(bad("is one too many: at most 16 are allowed"));
+            return Err(bad(InvalidItem::TooMany(MAX_AUTH).into()));
         }
         let (scheme, credential) = item
             .split_once(':')
             .filter(|(s, c)| {
                 !c.is_empty() && !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
             })
-            .ok_or_else(|| bad("must be SCHEME:CREDENTIAL, such as digest:USER:PASSWORD"))?;
+            .ok_or_else(|| bad(Invalid::Form("SCHEME:CREDENTIAL, such as digest:USER:PASSWORD")))?;
         if scheme == "digest" && !credential.contains(':') {
-            return Err(bad("the credential of the scheme digest must be USER:PASSWORD"));
+            return Err(bad(InvalidItem::Digest.into()));
         }
         list.push(Auth { scheme: scheme.to_owned(), credential: Secret::new(credential) });
     }
@@ -407,40 +391,38 @@ pub fn zk(text: &str) -> Parsed<ZkAddress> {
     if let Some((first, others)) = chroot.split_once(',')
         && others.split(',').any(|item| item.contains(':') || item.ends_with(first))
     {
-        return wrong(
-            "the chroot comes once, after the last server, and is that of all: HOST:PORT,HOST:PORT/chroot",
-        );
+        return Err(InvalidServer::ChrootTwice.into());
     }
     let chroot = match chroot {
         "" | "/" => None,
-        path => Some(znode_path(path).map_err(|reason| format!("the chroot {reason}"))?),
+        path => Some(checked_path(path).map_err(Invalid::Chroot)?),
     };
     let mut servers = Vec::new();
     for item in hosts.split(',') {
         servers.push(server(item.trim())?);
     }
     if servers.len() > MAX_SERVERS {
-        return wrong(format!("names more than {MAX_SERVERS} servers"));
+        return Err(InvalidServer::TooMany.into());
     }
     Ok(ZkAddress { servers, chroot })
 }
 
-fn server(text: &str) -> Parsed<(String, u16)> {
+fn server(text: &str) -> Result<(String, u16), InvalidServer> {
     if text.is_empty() {
-        return wrong("a server's name is missing; must be HOST:PORT,HOST:PORT,…[/chroot]");
+        return Err(InvalidServer::Missing);
     }
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
-        let (host, rest) = rest.split_once(']').ok_or("a ']' is missing")?;
+        let (host, rest) = rest.split_once(']').ok_or(InvalidServer::Bracket)?;
         if host.parse::<Ipv6Addr>().is_err() {
-            return wrong("what stands in brackets must be an IPv6 address");
+            return Err(InvalidServer::NotIpv6);
         }
         match rest.strip_prefix(':') {
             Some(port) => (host, Some(port)),
             None if rest.is_empty() => (host, None),
-            None => return wrong("after ']' there may only be :PORT"),
+            None => return Err(InvalidServer::AfterBracket),
         }
     } else if text.parse::<Ipv6Addr>().is_ok() {
-        return wrong("an IPv6 address must stand in brackets, such as [::1]:2181");
+        return Err(InvalidServer::NoBrackets);
     } else {
         match text.split_once(':') {
             Some((host, port)) => (host, Some(port)),
@@ -449,43 +431,48 @@ fn server(text: &str) -> Parsed<(String, u16)> {
     };
     let is_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
     if host.is_empty() || host.len() > 253 || !(host.contains(':') || host.bytes().all(is_name)) {
-        return wrong("a server must be HOST:PORT, with a host name or an address");
+        return Err(InvalidServer::Host);
     }
     let port = match port {
         None => DEFAULT_PORT,
-        Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => number(port, 1, u16::MAX)
-            .map_err(|_| "the port must be a number between 1 and 65535".to_owned())?,
-        Some(_) => return wrong("the port must be a number between 1 and 65535"),
+        Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => {
+            number(port, 1, u16::MAX).map_err(|_| InvalidServer::Port)?
+        }
+        Some(_) => return Err(InvalidServer::Port),
     };
     Ok((host.to_owned(), port))
 }
 
 /// An absolute path of a znode other than `/`, by the rules of ZooKeeper's `PathUtils.validatePath`.
 pub fn znode_path(text: &str) -> Parsed<String> {
+    Ok(checked_path(text)?)
+}
+
+fn checked_path(text: &str) -> Result<String, InvalidPath> {
     if !text.starts_with('/') {
-        return wrong("must begin with '/'");
+        return Err(InvalidPath::Relative);
     }
     if text == "/" {
-        return wrong("must not be '/' itself");
+        return Err(InvalidPath::Root);
     }
     if text.ends_with('/') {
-        return wrong("must not end with '/'");
+        return Err(InvalidPath::SlashAtEnd);
     }
     if text.len() > MAX_PATH_BYTES {
-        return wrong(format!("must have at most {MAX_PATH_BYTES} bytes"));
+        return Err(InvalidPath::Length);
     }
     for name in text[1..].split('/') {
         match name {
-            "" => return wrong("must not have '//' in it"),
-            "." | ".." => return wrong("must not have '.' or '..' as a name in it"),
+            "" => return Err(InvalidPath::EmptyName),
+            "." | ".." => return Err(InvalidPath::Dots),
             _ => {}
         }
         if let Some(c) = name.chars().find(|c| is_refused_by_zookeeper(*c)) {
-            return wrong(format!("must not have {} in it", describe(c)));
+            return Err(InvalidPath::Character(describe(c)));
         }
     }
     if text == "/zookeeper" || text.starts_with("/zookeeper/") {
-        return wrong("must not be in /zookeeper, which is ZooKeeper's own");
+        return Err(InvalidPath::Reserved);
     }
     Ok(text.to_owned())
 }
@@ -498,44 +485,36 @@ fn is_refused_by_zookeeper(c: char) -> bool {
 /// A directory that means the same wherever the daemon is started from.
 pub fn absolute_dir(text: &OsStr) -> Parsed<PathBuf> {
     let dir = PathBuf::from(text);
-    if dir.is_absolute() { Ok(dir) } else { wrong("must be an absolute path") }
+    if dir.is_absolute() { Ok(dir) } else { Err(Invalid::Form("an absolute path")) }
 }
 
-/// A shell command line that stays on this machine.
-/// The name of a user. Whether there is one, the host tells.
+/// The name of a user. Only the host knows whether there is one.
 pub fn user(text: &str) -> Parsed<String> {
     if text.is_empty() || text.contains([':', '/']) || text.contains(char::is_control) {
-        return wrong("must be the name of a user");
+        return Err(Invalid::Form("the name of a user"));
     }
     Ok(text.to_owned())
 }
 
+/// A shell command line that stays on this machine.
 pub fn handler(text: &str) -> Parsed<String> {
     if text.trim().is_empty() {
-        return wrong("must be a shell command line");
+        return Err(Invalid::Form("a shell command line"));
     }
     check_command_line(text)?;
     if let Some(c) = text.chars().find(|c| c.is_control() && !matches!(c, '\t' | '\n')) {
-        return wrong(format!("has the control character {c:?} in it"));
+        return Err(InvalidCommand::Control(c).into());
     }
     Ok(text.to_owned())
 }
 
 /// Whether a shell command line can be stored and run as a task; for the lines of a batch as for a single one.
-pub fn check_command_line(line: &str) -> Result<(), String> {
+pub fn check_command_line(line: &str) -> Result<(), InvalidCommand> {
     check_command_bytes(line.len())?;
-    if line.contains('\0') {
-        return wrong("has a NUL byte in it, which no command can have");
-    }
-    Ok(())
+    if line.contains('\0') { Err(InvalidCommand::Nul) } else { Ok(()) }
 }
 
-pub(super) fn check_command_bytes(bytes: usize) -> Result<(), String> {
-    if bytes > MAX_COMMAND_BYTES {
-        return wrong(format!(
-            "has {bytes} bytes; at most {MAX_COMMAND_BYTES} (120 KiB) are possible. Put the data in a file or \
-             an object store that the workers can read, and its name in the task"
-        ));
-    }
-    Ok(())
+/// Whether a command is short enough.
+pub fn check_command_bytes(bytes: usize) -> Result<(), InvalidCommand> {
+    if bytes > MAX_COMMAND_BYTES { Err(InvalidCommand::Length(bytes)) } else { Ok(()) }
 }

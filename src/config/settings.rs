@@ -6,7 +6,8 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::parse::{self, BadItem, duration, number, time_or_none};
+use super::invalid::{BadItem, Invalid};
+use super::parse::{self, duration, number, time_or_none};
 use crate::contract::Labels;
 use crate::contract::chunk::MAX_CHUNK_COMMANDS;
 use crate::contract::task::{MAX_RETRY_BACKOFF_MS, State};
@@ -147,28 +148,28 @@ impl Spec {
 
 /// From the given texts to a value.
 pub enum Parser<T> {
-    One(fn(&str) -> Result<T, String>),
+    One(fn(&str) -> Result<T, Invalid>),
     Many(fn(&[String]) -> Result<T, BadItem>),
     /// Paths need not be UTF-8.
-    Path(fn(&OsStr) -> Result<T, String>),
+    Path(fn(&OsStr) -> Result<T, Invalid>),
 }
 
 impl<T> Parser<T> {
     /// Items are never empty, but for a list that was given as empty.
     pub fn parse(&self, items: &[OsString]) -> Result<T, BadItem> {
-        let bad = |reason: String| BadItem { index: 0, reason };
+        let bad = |reason: Invalid| BadItem { index: 0, reason };
         if let (Parser::Path(parse), [item]) = (self, items) {
             return parse(item).map_err(bad);
         }
         let mut texts = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
-            let reason = || BadItem { index, reason: "must be UTF-8".to_owned() };
+            let reason = || BadItem { index, reason: Invalid::NotUtf8 };
             texts.push(item.to_str().ok_or_else(reason)?.to_owned());
         }
         match (self, texts.as_slice()) {
             (Parser::One(parse), [text]) => parse(text).map_err(bad),
             (Parser::Many(parse), texts) => parse(texts),
-            (Parser::One(_) | Parser::Path(_), _) => Err(bad("must be one value".to_owned())),
+            (Parser::One(_) | Parser::Path(_), _) => Err(bad(Invalid::Form("one value"))),
         }
     }
 }

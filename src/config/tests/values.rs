@@ -5,7 +5,7 @@ use crate::config::parse::*;
 use crate::config::settings::{self, Setting};
 
 fn one<T>(setting: &Setting<T>, text: &str) -> Result<T, String> {
-    setting.parser.parse(&[text.into()]).map_err(|bad| bad.reason)
+    setting.parser.parse(&[text.into()]).map_err(|bad| bad.reason.to_string())
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn connect_strings() {
         ("h1/a\u{1}", "chroot must not have the control character U+0001"),
     ];
     for (text, part) in bad {
-        let reason = zk(text).expect_err(text);
+        let reason = zk(text).expect_err(text).to_string();
         assert!(reason.contains(part), "{text}: {reason}");
     }
     assert!(zk(&vec!["h"; 64].join(",")).is_ok() && zk(&vec!["h"; 65].join(",")).is_err());
@@ -266,7 +266,7 @@ fn labels_of_workers_and_tasks() {
     let many = |n: usize| (0..n).map(|i| format!("k{i}=v")).collect::<Vec<_>>();
     assert_eq!(labels(&many(32)).map(|l| l.len()), Ok(32));
     let bad = labels(&many(33)).expect_err("too many");
-    assert_eq!((bad.index, bad.reason.contains("at most 32")), (32, true));
+    assert_eq!((bad.index, bad.reason.to_string().contains("at most 32")), (32, true));
     assert!(labels(&[format!("{}={}", "k".repeat(63), "v".repeat(63))]).is_ok());
     let (long_key, long_value) = (format!("{}=v", "k".repeat(64)), format!("k={}", "v".repeat(64)));
     for bad in ["k", "=v", "k=", "k=v=w", "k=v w", "k/l=v", "ä=v", "k=ä", &long_key, &long_value] {
