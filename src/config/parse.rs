@@ -268,7 +268,7 @@ pub fn segment(text: &str) -> Parsed<String> {
 pub fn states(items: &[String]) -> ParsedList<Vec<TaskStatus>> {
     let mut states = Vec::new();
     for (index, item) in items.iter().enumerate() {
-        let state = STATES.into_iter().find(|s| s.as_str() == item).ok_or_else(|| BadItem {
+        let state = STATES.into_iter().find(|s| s.as_str() == item).ok_or(BadItem {
             index,
             reason: Invalid::Form(
                 "pending, assigned, running, cancelling, done, failed, cancelled or expired",
