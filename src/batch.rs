@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write as _};
 use std::path::Path;
 
-use crate::contract::outcome::escaped_len;
+use crate::contract::output::escaped_len;
 use crate::contract::task::{Options, Payload, Task};
 use crate::contract::{MAX_BATCH_LINES, MAX_TASK_BYTES};
 use crate::exit;

@@ -13,7 +13,10 @@ pub mod handler;
 pub mod line;
 pub mod log;
 pub mod outcome;
+pub mod output;
+pub mod result;
 pub mod share;
+mod sharing;
 pub mod status;
 pub mod task;
 pub mod worker;
@@ -379,12 +382,12 @@ impl Layout {
 /// The beginning of a text, if it would take more than `limit` bytes as a JSON string without its quotes.
 pub fn shortened(text: &str, limit: usize) -> String {
     const CUT: char = '…';
-    if outcome::escaped_len(text) <= limit + 2 {
+    if output::escaped_len(text) <= limit + 2 {
         return text.to_string();
     }
     let mut left = limit.saturating_sub(CUT.len_utf8());
     let fits = |char: &char| {
-        let bytes = outcome::escaped_len(char.encode_utf8(&mut [0; 4])) - 2;
+        let bytes = output::escaped_len(char.encode_utf8(&mut [0; 4])) - 2;
         left.checked_sub(bytes).inspect(|rest| left = *rest).is_some()
     };
     let mut short: String = text.chars().take_while(fits).collect();

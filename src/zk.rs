@@ -8,6 +8,7 @@
 //! [`SessionEvent::Down`] of the connection on which it was made. Answers and watch events come over different
 //! threads: a read may be answered with a new value before the watch event of the change comes.
 
+mod client;
 mod connection;
 mod descriptors;
 mod meter;
@@ -39,6 +40,9 @@ use supervisor::Supervisor;
 /// Requests over one connection before it is made anew. The crate numbers them with 32 bits, and from 2³¹ on
 /// the numbers run towards those that ZooKeeper reserves; the session layer's own are not counted.
 pub const REQUESTS_MAX: u64 = (1 << 31) - 10_000_000;
+
+/// A longer path is refused, so that path and data together stay below the servers' limit.
+const PATH_MAX: usize = 16 * 1024;
 
 /// Beyond what `stop` may take by its limit: for answering the outstanding calls.
 const STOP_SLACK: Duration = Duration::from_millis(100);

@@ -2,7 +2,7 @@
 
 use super::{BatchReader, TASK_OVERHEAD, unfit};
 use crate::contract::MAX_TASK_BYTES;
-use crate::contract::outcome::escaped_len;
+use crate::contract::output::escaped_len;
 use crate::exit;
 use crate::roles::client::Unfit;
 use crate::roles::submitter::{MAX_CHOSEN, Sizes};

@@ -4,8 +4,17 @@
 
 use thiserror::Error;
 
-use super::parse::{MAX_COMMAND_BYTES, MAX_ENV_BYTES, MAX_PATH_BYTES, MAX_SERVERS};
 use crate::contract::MAX_ID_BYTES;
+
+/// The most bytes a task's command may have: Linux takes no single argument over 128 KiB, and `/bin/sh -c` gets
+/// the whole line as one. Of a program and its arguments it is the sum, with one more byte for each.
+pub const MAX_COMMAND_BYTES: usize = 120 * 1024;
+/// The most bytes a path may have that is given as a setting.
+pub const MAX_PATH_BYTES: usize = 512;
+/// The most bytes that a task's variables may have in sum.
+pub const MAX_ENV_BYTES: usize = 16 * 1024;
+/// The most servers in a connect string.
+pub const MAX_SERVERS: usize = 64;
 
 /// Why one text is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

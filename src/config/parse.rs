@@ -12,13 +12,9 @@ use crate::roles::client::TaskStatus;
 use crate::roles::client::walk::Target;
 
 use super::invalid::{BadItem, Invalid, InvalidCommand, InvalidId, InvalidItem, InvalidPath, InvalidServer};
+pub use super::invalid::{MAX_COMMAND_BYTES, MAX_ENV_BYTES, MAX_PATH_BYTES, MAX_SERVERS};
 use super::{Auth, Orphan, Secret, ZkAddress};
 
-/// The most bytes a task's command may have: Linux takes no single argument over 128 KiB, and `/bin/sh -c` gets
-/// the whole line as one. Of a program and its arguments it is the sum, with one more byte for each.
-pub const MAX_COMMAND_BYTES: usize = 120 * 1024;
-/// The most bytes a path may have that is given as a setting.
-pub const MAX_PATH_BYTES: usize = 512;
 /// The most bytes of one stream's output that may be kept with an outcome.
 pub const MAX_OUTPUT_BYTES: usize = 96 * 1024;
 /// The highest limit for the data of all tasks: 1 TiB.
@@ -29,10 +25,6 @@ const MAX_LOG_BYTES: u64 = 1 << 50;
 pub const MAX_LABELS: usize = 32;
 /// The most variables that a task may bring.
 pub const MAX_ENV_VARS: usize = 64;
-/// The most bytes that a task's variables may have in sum.
-pub const MAX_ENV_BYTES: usize = 16 * 1024;
-/// The most servers in a connect string.
-pub const MAX_SERVERS: usize = 64;
 /// The most credentials of a session.
 pub const MAX_AUTH: usize = 16;
 /// The most bytes of a name below `tasks`: `JOB~BATCH~PART`, and some.

@@ -4,174 +4,12 @@
 //! became of each stands in [`CommandResult`]s, in the same order, first (from attempts before, or as a checkpoint) in
 //! the task, at the end in its outcome.
 
-use serde::{Deserialize, Serialize};
-
-use super::outcome::{Outcome, Output, Reason, State};
+use super::outcome::Outcome;
+use super::result::State;
+use super::result::shorten_outputs;
+pub use super::result::{CHUNK_OUTPUT_BYTES, CommandResult, Results, bound_outputs, succeeded, trim};
+pub use super::task::MAX_CHUNK_COMMANDS;
 use super::task::Task;
-use super::{Incarnation, MAX_DATA_BYTES, shortened};
-
-/// Most commands of one chunk.
-pub const MAX_CHUNK_COMMANDS: usize = 1_000;
-
-/// Bytes of output, as kept, that the results of a chunk may have together; what is beyond is cut from the longest.
-/// With the commands and all else it fits a znode most of the time; [`Task::encode_to_fit`] sees to the rest.
-pub const CHUNK_OUTPUT_BYTES: usize = 192 * 1024;
-
-/// Most bytes of a result's detail, as encoded.
-const MAX_DETAIL_BYTES: usize = 200;
-
-/// What became of one command of a chunk. `{}` is one that exited with 0 and printed nothing.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct CommandResult {
-    /// Why it failed; absent if it did not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<Reason>,
-    /// Its exit code, if it had one; absent also if that is 0 and it did not fail.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exit_code: Option<i32>,
-    /// The signal that killed it, if one did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signal: Option<i32>,
-    /// More about it, in words.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
-    /// Its own attempt, the one that ended so; absent if that was its first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attempt: Option<u32>,
-    /// Who ran it, if not who is named in the outcome.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub worker: Option<Incarnation>,
-    /// When it started, by the worker's clock, ms since 1970.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_ms: Option<i64>,
-    /// When it ended, likewise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ended_ms: Option<i64>,
-    /// Its standard output.
-    #[serde(default, skip_serializing_if = "Output::is_empty")]
-    pub stdout: Output,
-    /// Its standard error.
-    #[serde(default, skip_serializing_if = "Output::is_empty")]
-    pub stderr: Output,
-}
-
-/// One for each command in turn: what became of it, or nothing if it is not over (or blank). Those at the end that
-/// would be nothing are left out.
-pub type Results = Vec<Option<CommandResult>>;
-
-impl CommandResult {
-    /// The result of a command that ended as a task of its own would have ended with this outcome.
-    pub fn of(outcome: Outcome) -> CommandResult {
-        let done = outcome.state == State::Done;
-        let reason = match outcome.state {
-            State::Done | State::Failed => outcome.reason,
-            State::Cancelled => Some(Reason::Cancelled),
-            State::Expired => Some(Reason::Expired),
-        };
-        let detail = outcome.detail.map(|detail| shortened(&detail, MAX_DETAIL_BYTES));
-        CommandResult {
-            reason,
-            exit_code: outcome.exit_code.filter(|code| !done || *code != 0),
-            signal: outcome.signal,
-            detail,
-            attempt: Some(outcome.attempt).filter(|attempt| *attempt != 1),
-            worker: outcome.worker,
-            started_ms: outcome.started_ms,
-            ended_ms: outcome.ended_ms,
-            stdout: outcome.stdout,
-            stderr: outcome.stderr,
-        }
-    }
-
-    /// The result of a command that nobody ran to its end.
-    pub fn unrun(reason: Reason, why: &str) -> CommandResult {
-        CommandResult { reason: Some(reason), detail: Some(why.to_string()), ..CommandResult::default() }
-    }
-
-    /// Leaves out who ran it, and when; false if that is not known anyway.
-    fn forget_run(&mut self) -> bool {
-        let known = self.worker.is_some() || self.started_ms.is_some() || self.ended_ms.is_some();
-        (self.worker, self.started_ms, self.ended_ms) = (None, None, None);
-        known
-    }
-
-    /// Whether it ended well.
-    pub fn succeeded(&self) -> bool {
-        self.reason.is_none()
-    }
-
-    /// In which way it ended.
-    pub fn state(&self) -> State {
-        match self.reason {
-            None => State::Done,
-            Some(Reason::Cancelled) => State::Cancelled,
-            Some(Reason::Expired) => State::Expired,
-            Some(
-                Reason::Exit
-                | Reason::Signal
-                | Reason::Timeout
-                | Reason::Poison
-                | Reason::NotStarted
-                | Reason::Handler,
-            ) => State::Failed,
-        }
-    }
-
-    /// The outcome that the command would have as a task of its own; `worker` is that of the chunk.
-    pub fn outcome(&self, worker: Option<&Incarnation>) -> Outcome {
-        let state = self.state();
-        Outcome {
-            state,
-            reason: self.reason.filter(|_| state == State::Failed),
-            exit_code: self.exit_code.or(if state == State::Done { Some(0) } else { None }),
-            signal: self.signal,
-            detail: self.detail.clone(),
-            attempt: self.attempt.unwrap_or(1),
-            worker: self.worker.clone().or_else(|| worker.cloned()),
-            started_ms: self.started_ms,
-            ended_ms: self.ended_ms,
-            stdout: self.stdout.clone(),
-            stderr: self.stderr.clone(),
-            results: Results::new(),
-        }
-    }
-
-    /// Bytes of output that it keeps.
-    pub fn output_bytes(&self) -> usize {
-        self.stdout.kept_bytes() + self.stderr.kept_bytes()
-    }
-}
-
-/// Cuts outputs if they are more than a chunk may keep.
-pub fn bound_outputs(results: &mut Results) {
-    let kept: usize = results.iter().flatten().map(CommandResult::output_bytes).sum();
-    if kept > CHUNK_OUTPUT_BYTES {
-        // Not to the brim, or it would be done anew with each result.
-        shorten_outputs(results, CHUNK_OUTPUT_BYTES / 2);
-    }
-}
-
-/// Cuts outputs, the longest first, until all results together keep no more than `limit` bytes of them.
-fn shorten_outputs(results: &mut Results, limit: usize) {
-    let outputs = |results: &Results| -> Vec<usize> {
-        let both = |result: &CommandResult| [result.stdout.kept_bytes(), result.stderr.kept_bytes()];
-        results.iter().flatten().flat_map(both).collect()
-    };
-    loop {
-        let sizes = outputs(results);
-        let longest = sizes.iter().copied().max().unwrap_or(0);
-        if sizes.iter().sum::<usize>() <= limit || longest == 0 {
-            return;
-        }
-        for result in results.iter_mut().flatten() {
-            for output in [&mut result.stdout, &mut result.stderr] {
-                if output.kept_bytes() > longest / 2 {
-                    output.shorten();
-                }
-            }
-        }
-    }
-}
 
 impl Task {
     /// What became of command `at` of a chunk, as the outcome of a task of its own: its result, or what became of the
@@ -305,26 +143,13 @@ impl LineCounts {
     }
 }
 
-/// What need not run again: the results of commands that ended well.
-pub fn succeeded(results: &Results) -> Results {
-    let mut good: Results =
-        results.iter().map(|result| result.clone().filter(CommandResult::succeeded)).collect();
-    trim(&mut good);
-    good
-}
-
-/// Takes the nothings off the end.
-pub fn trim(results: &mut Results) {
-    while results.last().is_some_and(Option::is_none) {
-        results.pop();
-    }
-}
-
-const _: () = assert!(CHUNK_OUTPUT_BYTES < MAX_DATA_BYTES);
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::Incarnation;
+    use crate::contract::MAX_DATA_BYTES;
+    use crate::contract::output::Output;
+    use crate::contract::result::Reason;
     use crate::contract::task::{Options, Payload};
     use crate::machine::Captured;
 

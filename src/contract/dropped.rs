@@ -6,7 +6,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest as _, Sha256};
 
 use super::chunk::CommandResult;
-use super::outcome::{Outcome, Output};
+use super::outcome::Outcome;
+use super::output::Output;
 use super::task::{Options, Task};
 use super::{MAX_WORDS_BYTES, shortened};
 

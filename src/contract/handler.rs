@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::outcome::Output;
+use super::output::Output;
 use super::{MAX_DATA_BYTES, Malformed, VERSION};
 
 /// Longest answer, in bytes, its line's end included. A handler that says more has broken. An outcome has no room for

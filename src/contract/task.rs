@@ -4,13 +4,18 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::chunk::{MAX_CHUNK_COMMANDS, Results};
-pub use super::outcome::{Outcome, Output, Reason, State};
+pub use super::outcome::Outcome;
+pub use super::output::Output;
+use super::result::Results;
+pub use super::result::{Reason, State};
 use super::share::{Lines, Share};
 use super::{
     Extra, Incarnation, Labels, MAX_DATA_BYTES, MAX_TASK_BYTES, MAX_WORDS_BYTES, Malformed, VERSION,
     is_default, one, shortened, version,
 };
+
+/// Most commands of one chunk.
+pub const MAX_CHUNK_COMMANDS: usize = 1_000;
 
 /// Charged attempts that a task has when its submitter names no number.
 pub const DEFAULT_MAX_ATTEMPTS: u32 = 3;

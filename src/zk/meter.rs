@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::connection::Client;
+use super::client::Client;
 use crate::threads;
 
 /// The most that one reply may have. The longest that zkmw has use for is a list of 5,000 names, or a znode's data,

@@ -17,7 +17,8 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, TrySendError};
 
 use super::SessionEvent;
-use super::connection::{Connection, End};
+use super::client::End;
+use super::connection::Connection;
 use super::repeats::{Refused, Repeats, describe, repeatable};
 use super::request::{self, LargeWrite};
 use crate::clock::now;

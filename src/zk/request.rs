@@ -4,16 +4,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use zookeeper::{Acl, Permission, WatchedEvent, WatchedEventType, ZkError};
+use zookeeper::{Acl, Permission, ZkError};
 
-use super::connection::Client;
-use crate::machine::{Call, CallError, CallResult, ChangeKind, CreateMode, Refusal, Reply, Stat, WatchMode};
+use super::PATH_MAX;
+use super::client::Client;
+use crate::machine::{Call, CallError, CallResult, CreateMode, Refusal, Reply, Stat, WatchMode};
 
 /// More data than this is refused. A server's own limit (`jute.maxbuffer`) is 1,048,575 bytes for the whole
 /// request, and it answers a larger one by hanging up, which fails every other call in flight.
 pub const DATA_MAX: usize = 1_000_000;
-/// A longer path is refused, so that path and data together stay below the servers' limit.
-pub const PATH_MAX: usize = 16 * 1024;
 
 /// What a request has besides the path below the chroot and the data: its header, the lengths, the ACL, the flags.
 const OVERHEAD: usize = 64;
@@ -180,22 +179,6 @@ fn refusal(error: ZkError, is_watch: bool) -> Option<Refusal> {
         | ZkError::APIError
         | ZkError::InvalidCallback => return None,
     })
-}
-
-/// What a watch saw; `None` for what is no change of a znode that we could name in a call.
-pub fn change(event: WatchedEvent) -> Option<(String, ChangeKind)> {
-    let kind = match event.event_type {
-        WatchedEventType::NodeCreated => ChangeKind::Created,
-        WatchedEventType::NodeDeleted => ChangeKind::Deleted,
-        WatchedEventType::NodeDataChanged => ChangeKind::Data,
-        WatchedEventType::NodeChildrenChanged => ChangeKind::Children,
-        WatchedEventType::None | WatchedEventType::DataWatchRemoved | WatchedEventType::ChildWatchRemoved => {
-            return None;
-        }
-    };
-    let path = event.path.filter(|path| path.len() <= PATH_MAX)?;
-    // The chroot's own path comes as "".
-    Some((if path.is_empty() { "/".to_owned() } else { path }, kind))
 }
 
 #[cfg(test)]

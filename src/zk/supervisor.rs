@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
-use super::connection::{Connection, End, Life, NotMade, Plan};
+use super::client::{End, Life};
+use super::connection::{Connection, NotMade, Plan};
 use super::pool::Pool;
 use super::probe::{CONNECT_WITHIN, Grant, probe};
 use super::resolve::Resolver;
