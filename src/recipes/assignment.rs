@@ -10,8 +10,8 @@ mod worker_assignment;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-pub use self::worker_assignment::{Held, Load};
-use self::worker_assignment::{Revoked, SyncState, WorkerAssignment};
+use self::worker_assignment::{Changes, Revoked, SyncState, WorkerAssignment};
+pub use self::worker_assignment::{Held, Isolation, Load};
 use crate::contract::worker::{EntryId, MAX_SEEN_IN_ALL, Seen};
 use crate::contract::{Incarnation, Layout, MAX_DATA_BYTES, TaskId, name_of};
 use crate::machine::{
@@ -248,14 +248,13 @@ impl AssignmentTable {
     /// What a task that is held is like, as far as the load goes.
     pub fn describe(&mut self, task: &EntryId, like: Held) {
         self.change(task, |held| {
-            (held.width, held.suspect, held.alone, held.ghost) =
-                (like.width, like.suspect, like.alone, false);
+            (held.width, held.isolation, held.presumed_done) = (like.width, like.isolation, false);
         });
     }
 
     /// A task that is held is over, as far as anybody can tell: it takes up no slot any more.
-    pub fn make_ghost(&mut self, task: &EntryId) {
-        self.change(task, |held| held.ghost = true);
+    pub fn presume_done(&mut self, task: &EntryId) {
+        self.change(task, |held| held.presumed_done = true);
     }
 
     /// The holder of a share is to know what stands in this version of its chunk.
@@ -272,9 +271,13 @@ impl AssignmentTable {
         }
     }
 
-    /// These tasks, and no others, are set aside by the worker: they take up no slots.
-    pub fn set_aside(&mut self, incarnation: &Incarnation, aside: &[TaskId]) {
-        if self.assignments.get_mut(incarnation).is_some_and(|assignment| assignment.set_aside(aside)) {
+    /// The worker quarantined these tasks and no others: they take up no slots.
+    pub fn set_quarantined(&mut self, incarnation: &Incarnation, quarantined: &[TaskId]) {
+        if self
+            .assignments
+            .get_mut(incarnation)
+            .is_some_and(|assignment| assignment.set_quarantined(quarantined))
+        {
             self.touched.insert(incarnation.clone());
         }
     }
@@ -292,8 +295,10 @@ impl AssignmentTable {
     /// The assignment differs from what was written.
     fn mark(&mut self, incarnation: &Incarnation, urgency: Urgency) {
         let Some(assignment) = self.assignments.get_mut(incarnation) else { return };
-        assignment.dirty = true;
-        assignment.urgent |= urgency == Urgency::Now;
+        assignment.changes = match urgency {
+            Urgency::Now => Changes::Urgent,
+            Urgency::Soon | Urgency::Later => assignment.changes.max(Changes::Pending),
+        };
         match assignment.state {
             SyncState::Idle | SyncState::Writing => self.within(incarnation, urgency.lag()),
             // Goes along with what follows the answer, or the pause.
@@ -413,9 +418,9 @@ impl AssignmentTable {
         let Some(assignment) = self.assignments.get_mut(incarnation) else { return };
         // What may not be deleted is clean, and waits for its time.
         let may = assignment.state == SyncState::Idle
-            || (assignment.state == SyncState::Refused && assignment.dirty);
+            || (assignment.state == SyncState::Refused && assignment.is_dirty());
         if may && assignment.is_empty() {
-            (assignment.state, assignment.dirty) = (SyncState::Closing, false);
+            (assignment.state, assignment.changes) = (SyncState::Closing, Changes::None);
             let call =
                 Call::Delete { path: self.layout.assignment(incarnation), version: Some(assignment.version) };
             self.calls.issue(out, call, Purpose::Close(incarnation.clone()));
@@ -441,7 +446,7 @@ impl AssignmentTable {
             let Some(assignment) = self.assignments.get_mut(&incarnation) else { continue };
             assignment.due = None;
             match assignment.state {
-                SyncState::Idle | SyncState::Refused if assignment.dirty => {
+                SyncState::Idle | SyncState::Refused if assignment.is_dirty() => {
                     // One that was refused, and then read, is closed from here until it passes.
                     self.touched.insert(incarnation.clone());
                     let data = assignment.write(self.epoch);
@@ -452,9 +457,9 @@ impl AssignmentTable {
                     assignment.state = SyncState::Reading;
                     self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Read(incarnation));
                 }
-                SyncState::Writing => assignment.urgent = assignment.dirty,
+                SyncState::Writing if assignment.is_dirty() => assignment.changes = Changes::Urgent,
                 // Clean, or it is seen to when the call that is under way is answered.
-                SyncState::Idle | SyncState::Closing => {}
+                SyncState::Idle | SyncState::Writing | SyncState::Closing => {}
             }
         }
     }

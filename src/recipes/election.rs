@@ -35,8 +35,8 @@ pub struct Election {
     state: State,
     calls: Calls<Purpose>,
     /// What is wrong with the directory is told once in the life of the process.
-    told_foreign: bool,
-    told_sequence: bool,
+    reported_foreign: bool,
+    reported_sequence: bool,
     /// It could not take part, for this reason: see [`Election::take_refused`].
     refused: Option<(String, Refusal)>,
     /// What it led by in a session whose writes may still come: see [`Election::on_lost_in_doubt`].
@@ -50,7 +50,7 @@ enum State {
     /// The directory is looked for, then the contender is created.
     Entering,
     /// The contender stands; its place is not known yet.
-    Placing { name: String },
+    Ranking { name: String },
     /// The contender stands behind `before`.
     Following { name: String, czxid: i64, before: String },
     /// First, or in the place of the own contender that was.
@@ -91,8 +91,8 @@ impl Election {
             ensure: Ensure::new([dir.to_string()]),
             state: State::Out,
             calls: Calls::default(),
-            told_foreign: false,
-            told_sequence: false,
+            reported_foreign: false,
+            reported_sequence: false,
             refused: None,
             left: None,
         }
@@ -122,7 +122,7 @@ impl Election {
                 self.state = if self.is_creating() { State::Leaving } else { State::Out };
             }
             // What it was to take the place of stands on: it may still protect something.
-            State::Placing { name }
+            State::Ranking { name }
             | State::Following { name, .. }
             | State::Inheriting { name: Some(name), .. } => {
                 let name = name.clone();
@@ -191,7 +191,7 @@ impl Election {
     pub fn own_name(&self) -> Option<&str> {
         match &self.state {
             State::Inheriting { name, .. } => name.as_deref(),
-            State::Placing { name } | State::Following { name, .. } | State::Leading { name, .. } => {
+            State::Ranking { name } | State::Following { name, .. } | State::Leading { name, .. } => {
                 Some(name)
             }
             State::Out | State::Entering | State::Suspended(_) | State::Leaving => None,
@@ -218,7 +218,7 @@ impl Election {
                     self.read_own(out);
                 }
             }
-            State::Placing { name: own }
+            State::Ranking { name: own }
             | State::Following { name: own, .. }
             | State::Leading { name: own, .. }
                 if own == name =>
@@ -235,10 +235,10 @@ impl Election {
             }
             State::Following { name: own, czxid, before } if before == name => {
                 let (own, czxid) = (own.clone(), *czxid);
-                self.state = State::Placing { name: own };
+                self.state = State::Ranking { name: own };
                 self.list(czxid, out);
             }
-            State::Placing { .. } | State::Following { .. } | State::Leading { .. } => {}
+            State::Ranking { .. } | State::Following { .. } | State::Leading { .. } => {}
         }
     }
 
@@ -275,7 +275,7 @@ impl Election {
                 self.state = State::Out;
             }
             (Purpose::Create, Ok(Reply::Created { path })) => {
-                self.state = State::Placing { name: name_of(path).to_string() };
+                self.state = State::Ranking { name: name_of(path).to_string() };
                 self.read_own(out);
             }
             (Purpose::Create, Err(Refusal::NoNode)) => self.stand(out),
@@ -287,7 +287,7 @@ impl Election {
             (Purpose::List { czxid }, Ok(Reply::Children(names))) => {
                 // Each of them looks whether it is its list.
                 self.prove(czxid, names, out);
-                self.place(czxid, names, out);
+                self.rank(czxid, names, out);
             }
             (Purpose::WatchBefore { .. }, Ok(_)) => {}
             (Purpose::WatchBefore { name }, Err(Refusal::NoNode)) => {
@@ -321,7 +321,7 @@ impl Election {
     /// The own contender was read.
     fn on_own<R>(&mut self, czxid: i64, out: &mut Actions<R>) {
         match &self.state {
-            State::Placing { .. } | State::Inheriting { .. } => self.list(czxid, out),
+            State::Ranking { .. } | State::Inheriting { .. } => self.list(czxid, out),
             // A change of its data had used up the watch, and what stands there now is not what we made.
             State::Following { czxid: own, .. } | State::Leading { czxid: own, .. } if *own != czxid => {
                 self.stand(out);
@@ -374,17 +374,17 @@ impl Election {
 
     /// Finds the own place in a list of all contenders. The list is no older than our own creation, because it
     /// was read on the connection that made it.
-    fn place<R>(&mut self, czxid: i64, names: &[String], out: &mut Actions<R>) {
-        let State::Placing { name: own } = &self.state else { return };
+    fn rank<R>(&mut self, czxid: i64, names: &[String], out: &mut Actions<R>) {
+        let State::Ranking { name: own } = &self.state else { return };
         let own = own.clone();
         let prefix = contender::prefix_of_all(&self.uuid);
-        let own_place = Contender::parse(&own);
+        let own_rank = Contender::parse(&own);
         let mut before: Option<Contender<'_>> = None;
         let mut foreign = Vec::new();
         let mut found = false;
         self.left.take_if(|left| !names.contains(left));
         for name in names {
-            let Some(place) = Contender::parse(name) else {
+            let Some(other) = Contender::parse(name) else {
                 foreign.push(name.as_str());
                 continue;
             };
@@ -392,8 +392,8 @@ impl Election {
                 found = true;
             } else if name.starts_with(&prefix) && self.left.as_ref() != Some(name) {
                 self.delete_old(name, out);
-            } else if Some(place) < own_place && before.is_none_or(|best| place > best) {
-                before = Some(place);
+            } else if Some(other) < own_rank && before.is_none_or(|best| other > best) {
+                before = Some(other);
             }
         }
         self.report_foreign(&foreign, out);
@@ -420,8 +420,8 @@ impl Election {
 
     /// Who stands by another library's rules is not seen by us, nor we by them.
     fn report_foreign<R>(&mut self, names: &[&str], out: &mut Actions<R>) {
-        let Some(first) = names.first().filter(|_| !self.told_foreign) else { return };
-        self.told_foreign = true;
+        let Some(first) = names.first().filter(|_| !self.reported_foreign) else { return };
+        self.reported_foreign = true;
         let (dir, count) = (&self.dir, names.len());
         out.log(
             Level::Warn,
@@ -436,10 +436,10 @@ impl Election {
     /// The order of Curator is no longer that of arrival when sequence numbers have become negative.
     fn report_sequence<R>(&mut self, own: &str, out: &mut Actions<R>) {
         let number: Option<i64> = contender_rank(own).and_then(|rank| rank.parse().ok());
-        if self.told_sequence || number.is_none_or(|number| (0..SEQUENCE_ENDS).contains(&number)) {
+        if self.reported_sequence || number.is_none_or(|number| (0..SEQUENCE_ENDS).contains(&number)) {
             return;
         }
-        self.told_sequence = true;
+        self.reported_sequence = true;
         out.log(
             Level::Warn,
             format!(

@@ -80,14 +80,14 @@ enum State {
     Refused,
     /// The znode is not there yet.
     Absent,
-    /// It stands at this version.
-    Standing { version: i32 },
+    /// It exists in this version.
+    Exists { version: i32 },
 }
 
 #[derive(Debug)]
 enum Purpose {
     Write { sent: Instant, index: u64 },
-    Look,
+    Recheck,
 }
 
 impl Lease {
@@ -249,20 +249,20 @@ impl Lease {
                 self.lapsed = false;
                 self.acked = index;
                 let version = if let Reply::Stat(stat) = reply { stat.version } else { 0 };
-                self.state = State::Standing { version };
+                self.state = State::Exists { version };
                 if self.wanted > self.acked {
                     self.write(now, out);
                 }
             }
             // Somebody touched a znode that is only ours. Its version is all that we want of it.
             (Purpose::Write { .. }, Err(Refusal::BadVersion | Refusal::NodeExists)) => {
-                self.calls.issue(out, Call::Exists { path: self.path(), watch: false }, Purpose::Look);
+                self.calls.issue(out, Call::Exists { path: self.path(), watch: false }, Purpose::Recheck);
             }
-            (Purpose::Look, Ok(Reply::Stat(stat))) => {
-                self.state = State::Standing { version: stat.version };
+            (Purpose::Recheck, Ok(Reply::Stat(stat))) => {
+                self.state = State::Exists { version: stat.version };
                 self.write(now, out);
             }
-            (Purpose::Write { .. } | Purpose::Look, Err(Refusal::NoNode)) => {
+            (Purpose::Write { .. } | Purpose::Recheck, Err(Refusal::NoNode)) => {
                 // Perhaps with its directory. What was proven before still holds.
                 self.retry.vanished(&self.path(), now, out);
                 self.n += 1;
@@ -298,7 +298,7 @@ impl Lease {
         let call = match self.state {
             State::Down | State::Refused => return,
             State::Absent => Call::Create { path, data: Vec::new(), mode: CreateMode::Ephemeral },
-            State::Standing { version } => Call::Set { path, data: Vec::new(), version },
+            State::Exists { version } => Call::Set { path, data: Vec::new(), version },
         };
         self.begun += 1;
         self.sent = Some(now);

@@ -78,7 +78,7 @@ struct Overtaken {
     /// It changed, or is there again, so it is read again.
     again: bool,
     /// It went, so the answer may be of what was there before.
-    void: bool,
+    stale: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,7 +177,7 @@ impl Mirror {
                 }
                 self.forget_lately(below);
                 if let Some(overtaken) = self.reading.get_mut(below) {
-                    *overtaken = Overtaken { again: false, void: true };
+                    *overtaken = Overtaken { again: false, stale: true };
                 }
                 if self.lists() {
                     self.gone.insert(below.to_string());
@@ -346,13 +346,13 @@ impl Mirror {
                 other => changes.push(self.refuse(&dir, true, other)),
             },
             Purpose::Read(path) => {
-                let Overtaken { again, void } = self.reading.remove(&path).unwrap_or_default();
+                let Overtaken { again, stale } = self.reading.remove(&path).unwrap_or_default();
                 self.initial.remove(&path);
                 if again {
                     self.enlist([path.clone()]);
                 }
                 match answer {
-                    Ok(_) if void => {}
+                    Ok(_) if stale => {}
                     Ok(Reply::Data { data, stat }) => {
                         changes.push(Change::Seen { path, data: data.clone(), stat: *stat });
                     }

@@ -7,7 +7,7 @@
 //!
 //! A newcomer with a name that is taken waits until the other's session must have ended, or deletes the other's
 //! registration at once if its process is proven to be gone. It registers only when none stands, and then looks
-//! again: of two, the one whose incarnation registered first keeps the name.
+//! recheck: of two, the one whose incarnation registered first keeps the name.
 
 mod contest;
 mod publish;
@@ -30,7 +30,7 @@ use crate::machine::{
 const RIVAL_GRACE: Duration = Duration::from_secs(5);
 
 /// Earlier incarnations of this process whose registrations are deleted when they are met.
-const MAX_MINE: usize = 64;
+const MAX_EARLIER: usize = 64;
 
 /// What an event led to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub enum Step {
     /// Not decided yet.
     Pending,
     /// The present incarnation is registered, without a gap since it began.
-    Standing,
+    Registered,
     /// The present incarnation is dead: whatever it runs must be killed, then [`Registrar::begin`] called.
     Dead(String),
     /// Another worker of this name lives.
@@ -60,19 +60,13 @@ pub struct Registrar {
     ensure: Ensure,
     /// What the registration should say; `since` is filled in here.
     body: Registration,
-    incarnation: Incarnation,
-    /// Number of the newest registration that was tried.
-    n: u64,
-    /// The transaction that made it, once that is known.
+    life: Life,
+    /// The transaction that made the newest registration, once that is known.
     made_by: Option<i64>,
-    /// The one up to which there was no gap: the first whose creation was acknowledged, then each that was
-    /// acknowledged while the one before was still there to be deleted.
-    proven: Option<u64>,
     /// What the newest registration was created with.
     created: Registration,
-    /// Whether this incarnation looked again for seniors after it was registered.
-    looked: bool,
-    mine: BTreeSet<Incarnation>,
+    /// Earlier incarnations of this process.
+    earlier: BTreeSet<Incarnation>,
     rivals: Option<Rivals>,
     /// Whether the present incarnation's name was used in any call.
     tried: bool,
@@ -81,7 +75,26 @@ pub struct Registrar {
     calls: Calls<Purpose>,
 }
 
-/// Registrations with our name that stood when we first looked.
+/// One incarnation and its registrations.
+#[derive(Debug)]
+struct Life {
+    incarnation: Incarnation,
+    /// Number of the newest registration that was tried.
+    n: u64,
+    /// The registration up to which there was no gap: the first whose creation was acknowledged, then each that was
+    /// acknowledged while the one before was still there to be deleted.
+    proven: Option<u64>,
+    /// Whether the other registrations of this name were listed again after this incarnation had registered.
+    rechecked: bool,
+}
+
+impl Life {
+    fn new(incarnation: Incarnation) -> Life {
+        Life { incarnation, n: 0, proven: None, rechecked: false }
+    }
+}
+
+/// Registrations with our name that the first list showed.
 #[derive(Debug)]
 struct Rivals {
     names: BTreeSet<String>,
@@ -90,7 +103,7 @@ struct Rivals {
 
 #[derive(Clone, Debug, PartialEq)]
 enum State {
-    Off,
+    Offline,
     /// The incarnation is dead; the role has to begin another.
     Dead,
     /// Waits for the answer to the last incarnation's registration: until then it may still come to stand.
@@ -99,8 +112,8 @@ enum State {
     /// Something was refused: it begins anew after a pause.
     Refused,
     /// Reads who has our name; `again` once we are registered ourselves.
-    Looking {
-        again: bool,
+    Listing {
+        recheck: bool,
         found: BTreeMap<String, Option<(Registration, i64)>>,
     },
     /// Waits for the rivals to go.
@@ -111,7 +124,7 @@ enum State {
     Confirming {
         replaces: Option<u64>,
     },
-    Standing {
+    Registered {
         version: i32,
         written: Box<Registration>,
         writing: bool,
@@ -125,7 +138,7 @@ enum Purpose {
     List,
     Read(String),
     RemovePredecessor,
-    RemoveMine,
+    RemoveEarlier,
     WatchRival,
     Assign,
     Register,
@@ -157,30 +170,27 @@ impl Registrar {
             prng,
             predecessor,
             ensure: Ensure::new(directories),
-            incarnation,
-            n: 0,
+            life: Life::new(incarnation),
             made_by: None,
-            proven: None,
-            looked: false,
             created: body.clone(),
             body,
-            mine: BTreeSet::new(),
+            earlier: BTreeSet::new(),
             rivals: None,
             tried: false,
             retry: Retry::default(),
-            state: State::Off,
+            state: State::Offline,
             calls: Calls::default(),
         }
     }
 
     /// The present incarnation; it may not be registered yet.
     pub fn incarnation(&self) -> &Incarnation {
-        &self.incarnation
+        &self.life.incarnation
     }
 
     /// Whether the present incarnation is registered on the present connection.
-    pub fn is_standing(&self) -> bool {
-        matches!(self.state, State::Standing { .. })
+    pub fn is_registered(&self) -> bool {
+        matches!(self.state, State::Registered { .. })
     }
 
     /// The transaction that made the newest registration: a write of our own on this connection.
@@ -190,7 +200,8 @@ impl Registrar {
 
     /// Whether the present incarnation was registered before, and is about to be on the present connection.
     pub fn is_returning(&self) -> bool {
-        self.proven.is_some() && !matches!(self.state, State::Dead | State::Yielded | State::Standing { .. })
+        self.life.proven.is_some()
+            && !matches!(self.state, State::Dead | State::Yielded | State::Registered { .. })
     }
 
     /// The session timeout that was granted last.
@@ -204,11 +215,11 @@ impl Registrar {
         self.body.session_timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         match self.state {
             State::Dead | State::Yielded => {}
-            _ if self.proven.is_some() => self.register(out),
+            _ if self.life.proven.is_some() => self.register(out),
             _ => {
                 // Nothing was acknowledged, so what may be in doubt is given up with its incarnation.
                 if std::mem::replace(&mut self.tried, true) {
-                    self.renew_life();
+                    self.begin_life();
                 }
                 self.prepare(out);
             }
@@ -224,7 +235,7 @@ impl Registrar {
         self.body.revoked_through = None;
         self.made_by = None;
         if !matches!(self.state, State::Dead | State::Yielded) {
-            self.state = State::Off;
+            self.state = State::Offline;
         }
     }
 
@@ -240,9 +251,9 @@ impl Registrar {
 
     /// Begins the next incarnation, when all that the last one ran is dead.
     pub fn begin<R>(&mut self, connected: bool, out: &mut Actions<R>) {
-        self.renew_life();
+        self.begin_life();
         self.tried = connected;
-        self.state = State::Off;
+        self.state = State::Offline;
         if self.calls.purposes().any(|purpose| matches!(purpose, Purpose::Register)) {
             self.state = State::Landing;
         } else if connected {
@@ -281,14 +292,14 @@ impl Registrar {
     /// Looks again when the rivals had their time, and tries again what was refused.
     pub fn on_wake<R>(&mut self, now: Instant, out: &mut Actions<R>) {
         if self.rivals_until().is_some_and(|at| at <= now) {
-            self.look(false, out);
+            self.list(false, out);
         }
         if self.retry.is_due(now) {
             if self.state == State::Refused {
                 // Without a registration nobody knows the incarnation; its assignment may stand already, and none is
                 // made twice.
-                if self.proven.is_none() {
-                    self.renew_life();
+                if self.life.proven.is_none() {
+                    self.begin_life();
                 }
                 self.prepare(out);
             } else {
@@ -307,19 +318,19 @@ impl Registrar {
         if path.rsplit_once('/').is_none_or(|(dir, _)| dir != self.layout.workers()) {
             return Routed::NotMine;
         }
-        let is_own = self.path(self.n) == path;
-        if kind == ChangeKind::Data && self.is_standing() && is_own {
+        let is_own = self.path(self.life.n) == path;
+        if kind == ChangeKind::Data && self.is_registered() && is_own {
             self.calls.issue(out, Call::Exists { path: path.to_string(), watch: false }, Purpose::Inspect);
         }
         if kind != ChangeKind::Deleted {
             return Routed::Mine(Step::Pending);
         }
         if self.state == State::Waiting {
-            self.look(false, out);
+            self.list(false, out);
         } else if is_own
             && matches!(
                 self.state,
-                State::Confirming { .. } | State::Looking { again: true, .. } | State::Standing { .. }
+                State::Confirming { .. } | State::Listing { recheck: true, .. } | State::Registered { .. }
             )
         {
             return Routed::Mine(self.die(&format!("its registration {path} was deleted")));
@@ -338,8 +349,8 @@ impl Registrar {
         if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
             match step {
                 ensure::Step::Pending => {}
-                ensure::Step::Done if self.proven.is_some() => self.register(out),
-                ensure::Step::Done => self.look(false, out),
+                ensure::Step::Done if self.life.proven.is_some() => self.register(out),
+                ensure::Step::Done => self.list(false, out),
                 ensure::Step::Refused(path, refusal) => self.refused(&path, refusal, now, out),
             }
             return Routed::Mine(Step::Pending);
@@ -359,15 +370,15 @@ impl Registrar {
     ) -> Step {
         match (purpose, answer) {
             (purpose @ (Purpose::List | Purpose::Read(_)), answer) => {
-                return self.on_look(purpose, answer, now, out);
+                return self.on_listing(purpose, answer, now, out);
             }
-            (Purpose::WatchRival, Err(Refusal::NoNode)) => self.look(false, out),
+            (Purpose::WatchRival, Err(Refusal::NoNode)) => self.list(false, out),
             (Purpose::WatchRival, Ok(_) | Err(_)) => {}
-            (Purpose::RemovePredecessor, Ok(_) | Err(Refusal::NoNode)) => self.look(false, out),
+            (Purpose::RemovePredecessor, Ok(_) | Err(Refusal::NoNode)) => self.list(false, out),
             (Purpose::RemovePredecessor, Err(refusal)) => {
                 self.refused(&self.layout.workers(), refusal, now, out);
             }
-            (Purpose::RemoveMine | Purpose::Leave, Ok(_) | Err(_)) => {}
+            (Purpose::RemoveEarlier | Purpose::Leave, Ok(_) | Err(_)) => {}
             (Purpose::Assign, Ok(_)) => self.register(out),
             (Purpose::Assign, Err(refusal)) => self.refused(&self.layout.assign(), refusal, now, out),
             (Purpose::Register, answer) if self.state == State::Registering => {
@@ -389,18 +400,15 @@ impl Registrar {
     }
 
     fn path(&self, n: u64) -> String {
-        self.layout.registration(&self.incarnation, n)
+        self.layout.registration(&self.life.incarnation, n)
     }
 
-    fn renew_life(&mut self) {
-        if self.mine.len() >= MAX_MINE {
-            self.mine.pop_first();
+    fn begin_life(&mut self) {
+        if self.earlier.len() >= MAX_EARLIER {
+            self.earlier.pop_first();
         }
-        self.mine.insert(self.incarnation.clone());
-        self.incarnation = Incarnation::new(&self.worker, self.prng.next_u64());
-        self.n = 0;
-        self.proven = None;
-        self.looked = false;
+        self.earlier.insert(self.life.incarnation.clone());
+        self.life = Life::new(Incarnation::new(&self.worker, self.prng.next_u64()));
         self.rivals = None;
         self.body.since = None;
         self.body.revoked_through = None;
@@ -408,8 +416,8 @@ impl Registrar {
 
     /// Creates the next registration.
     fn register<R>(&mut self, out: &mut Actions<R>) {
-        if self.proven.is_some() {
-            self.n += 1;
+        if self.life.proven.is_some() {
+            self.life.n += 1;
         }
         self.create(out);
     }
@@ -417,8 +425,11 @@ impl Registrar {
     fn create<R>(&mut self, out: &mut Actions<R>) {
         self.state = State::Registering;
         self.created = self.body.clone();
-        let call =
-            Call::Create { path: self.path(self.n), data: self.body.encode(), mode: CreateMode::Ephemeral };
+        let call = Call::Create {
+            path: self.path(self.life.n),
+            data: self.body.encode(),
+            mode: CreateMode::Ephemeral,
+        };
         self.calls.issue(out, call, Purpose::Register);
     }
 
@@ -430,16 +441,16 @@ impl Registrar {
     ) -> Step {
         match result {
             Ok(_) => {
-                let replaces = self.proven;
-                self.proven.get_or_insert(self.n);
+                let replaces = self.life.proven;
+                self.life.proven.get_or_insert(self.life.n);
                 self.state = State::Confirming { replaces };
-                let call = Call::Watch { path: self.path(self.n), mode: WatchMode::Node };
+                let call = Call::Watch { path: self.path(self.life.n), mode: WatchMode::Node };
                 self.calls.issue(out, call, Purpose::WatchOwn);
             }
             Err(Refusal::NoNode) => self.prepare(out),
             // An earlier try, in doubt then, was applied: it belongs to a session that is lost.
             Err(Refusal::NodeExists) => {
-                self.n += 1;
+                self.life.n += 1;
                 self.create(out);
             }
             Err(Refusal::TooLarge) if self.shorten() => self.create(out),
@@ -458,14 +469,14 @@ impl Registrar {
         let State::Confirming { replaces } = self.state else { return Step::Pending };
         match (purpose, result) {
             (Purpose::WatchOwn, Ok(_)) => {
-                let call = Call::Exists { path: self.path(self.n), watch: false };
+                let call = Call::Exists { path: self.path(self.life.n), watch: false };
                 self.calls.issue(out, call, Purpose::Own);
             }
             (Purpose::Own, Ok(Reply::Stat(stat))) => {
                 self.body.since.get_or_insert(stat.czxid);
                 self.made_by = Some(stat.czxid);
                 match replaces {
-                    None => self.look(true, out),
+                    None => self.list(true, out),
                     Some(old) => {
                         let call = Call::Delete { path: self.path(old), version: None };
                         self.calls.issue(out, call, Purpose::Replace);
@@ -473,12 +484,12 @@ impl Registrar {
                 }
             }
             (Purpose::Replace, Ok(_)) => {
-                self.proven = Some(self.n);
-                if !self.looked {
-                    self.look(true, out);
+                self.life.proven = Some(self.life.n);
+                if !self.life.rechecked {
+                    self.list(true, out);
                     return Step::Pending;
                 }
-                return self.stand(out);
+                return self.finish(out);
             }
             (Purpose::Replace | Purpose::Own, Err(Refusal::NoNode)) => {
                 return self.die("its session had ended before it was back");
@@ -491,12 +502,13 @@ impl Registrar {
         Step::Pending
     }
 
-    fn stand<R>(&mut self, out: &mut Actions<R>) -> Step {
-        self.looked = true;
+    fn finish<R>(&mut self, out: &mut Actions<R>) -> Step {
+        self.life.rechecked = true;
         self.retry.done(out);
-        self.state = State::Standing { version: 0, written: Box::new(self.created.clone()), writing: false };
+        self.state =
+            State::Registered { version: 0, written: Box::new(self.created.clone()), writing: false };
         self.flush(out);
-        Step::Standing
+        Step::Registered
     }
 
     fn die(&mut self, why: &str) -> Step {

@@ -140,6 +140,68 @@ struct Run {
     begun: bool,
 }
 
+/// What is known of the own assignment.
+#[derive(Debug, Default)]
+struct AssignmentView {
+    /// The newest version that was read on this connection.
+    version: Option<i32>,
+    /// The version that was read last, on whatever connection, and the transaction that wrote it.
+    newest: Option<(i32, i64)>,
+    /// A read of a changed version is under way, so there may soon be something to start.
+    expected: bool,
+}
+
+/// The tasks that the assignment names, and what is needed to start them.
+#[derive(Debug, Default)]
+struct Assigned {
+    tasks: BTreeMap<EntryId, AssignedTask>,
+    /// Those of which something is to be started, in this order; some may be gone already.
+    start_order: BTreeMap<u64, EntryId>,
+    last_order: u64,
+    /// How many were started and have not ended.
+    started: usize,
+    /// Defaults of the jobs of all entries; `None` while they are being read.
+    jobs: BTreeMap<String, Option<Options>>,
+}
+
+/// What runs, and how many more runs may be started.
+#[derive(Debug)]
+struct Running {
+    runs: BTreeMap<RunId, Run>,
+    timers: BTreeSet<(Instant, RunId)>,
+    starts: Starts,
+}
+
+/// When results of chunks are to be written, and how long writes and runs take.
+#[derive(Debug, Default)]
+struct Saves {
+    due: BTreeSet<(Instant, EntryId)>,
+    /// How long such a write takes, on average.
+    write_time: Duration,
+    /// How long a command runs, on average.
+    run_time: Option<Duration>,
+}
+
+/// When the leader is told that revoked entries are dead.
+#[derive(Debug, Default)]
+struct Confirmation {
+    /// When it was told last.
+    last: Option<Instant>,
+    /// When that is due again.
+    at: Option<Instant>,
+    /// Something happened that may make it due.
+    due: bool,
+}
+
+/// What the ensemble refuses to this worker or has forgotten, and what its log and `STATUS=` say of that.
+#[derive(Debug, Default)]
+struct Health {
+    /// The own assignment may not be read or deleted.
+    retry: Retry,
+    past: Past,
+    condition: Condition,
+}
+
 /// The role.
 #[derive(Debug)]
 pub struct Worker {
@@ -148,43 +210,16 @@ pub struct Worker {
     registrar: Registrar,
     lease: Lease,
     mode: Mode,
-    /// The newest version of the own assignment that was seen on this connection.
-    version: Option<i32>,
-    /// The version that was seen last, on whatever connection, and the transaction that wrote it.
-    last_seen: Option<(i32, i64)>,
-    /// A read of it is on its way, so something may be to start.
-    expecting: bool,
-    /// Its entries, and what became of them.
-    tasks: BTreeMap<EntryId, AssignedTask>,
-    /// Those of which something is to be started, in this order; some may be gone already.
-    start_order: BTreeMap<u64, EntryId>,
-    last_order: u64,
-    /// How many were started and are not over.
-    started: usize,
-    runs: BTreeMap<RunId, Run>,
-    starts: Starts,
-    timers: BTreeSet<(Instant, RunId)>,
-    /// Chunks of which results are to be written, by time.
-    saves: BTreeSet<(Instant, EntryId)>,
-    /// How long such a write takes, on average.
-    write_time: Duration,
-    /// How long a command runs, on average.
-    run_time: Option<Duration>,
-    reports: Reports,
-    /// Defaults of the jobs of all entries; `None` while they are being read.
-    jobs: BTreeMap<String, Option<Options>>,
-    /// The incarnation is dead, and so far is its end.
+    /// How far the end of a dead incarnation is.
     dying: Option<Dying>,
-    /// When revoked entries were last said to be dead, and when that is due again.
-    confirmed: Option<Instant>,
-    confirm_at: Option<Instant>,
-    /// Something happened upon which it may be due.
-    confirm_due: bool,
+    view: AssignmentView,
+    assigned: Assigned,
+    running: Running,
+    saves: Saves,
+    reports: Reports,
+    confirmation: Confirmation,
     calls: Calls<Purpose>,
-    /// Its assignment may not be read.
-    retry: Retry,
-    past: Past,
-    condition: Condition,
+    health: Health,
 }
 
 impl Worker {
@@ -198,29 +233,19 @@ impl Worker {
             lease: Lease::new(&params.layout, registrar.incarnation().as_str()),
             registrar,
             mode: Mode::Working,
-            version: None,
-            last_seen: None,
-            expecting: false,
-            tasks: BTreeMap::new(),
-            start_order: BTreeMap::new(),
-            last_order: 0,
-            started: 0,
-            runs: BTreeMap::new(),
-            starts: Starts::new(params.slots, params.seed),
-            timers: BTreeSet::new(),
-            saves: BTreeSet::new(),
-            write_time: Duration::ZERO,
-            run_time: None,
-            reports: Reports::new(&params.layout),
-            jobs: BTreeMap::new(),
             dying: None,
-            confirmed: None,
-            confirm_at: None,
-            confirm_due: false,
+            view: AssignmentView::default(),
+            assigned: Assigned::default(),
+            running: Running {
+                runs: BTreeMap::new(),
+                timers: BTreeSet::new(),
+                starts: Starts::new(params.slots, params.seed),
+            },
+            saves: Saves::default(),
+            reports: Reports::new(&params.layout),
+            confirmation: Confirmation::default(),
             calls: Calls::default(),
-            retry: Retry::default(),
-            past: Past::default(),
-            condition: Condition::default(),
+            health: Health::default(),
             params,
         }
     }
@@ -232,13 +257,13 @@ impl Worker {
     fn on_lost(&mut self, out: &mut Out) {
         self.connected = false;
         self.calls.clear();
-        self.version = None;
-        self.retry.on_lost();
+        self.view.version = None;
+        self.health.retry.on_lost();
         self.registrar.on_lost();
         self.lease.on_lost();
         self.reports.on_lost();
-        self.jobs.retain(|_, options| options.is_some());
-        self.expecting = false;
+        self.assigned.jobs.retain(|_, options| options.is_some());
+        self.view.expected = false;
         self.doubt_all(out);
         if self.dying == Some(Dying::Unassigning) {
             self.dying = Some(Dying::Settling);
@@ -258,23 +283,23 @@ impl Worker {
 
     /// Whether something is to be written down yet of what has ended.
     fn is_owing(&self) -> bool {
-        !self.reports.is_empty() || self.started > 0
+        !self.reports.is_empty() || self.assigned.started > 0
     }
 
     fn on_registrar(&mut self, step: Step, out: &mut Out) {
-        let went_back = self.registrar.made_by().is_some_and(|own| self.past.went_back(own, out));
-        if went_back && step == Step::Standing {
+        let went_back = self.registrar.made_by().is_some_and(|own| self.health.past.went_back(own, out));
+        if went_back && step == Step::Registered {
             return self.die("its incarnation is of the time before", out);
         }
         match step {
             Step::Pending => {}
-            Step::Standing => {
+            Step::Registered => {
                 self.lease.rename_if_new(self.registrar.incarnation().as_str());
                 self.lease.on_session(self.registrar.session_timeout());
                 self.watch_assignment(out);
                 self.restart_reads(out);
                 self.reread_doubted(out);
-                self.confirm_due = true;
+                self.confirmation.due = true;
             }
             Step::Dead(why) => self.die(&why, out),
             Step::Taken { host, pid } => {
@@ -295,7 +320,7 @@ impl Worker {
 
     /// Nothing may go on that the lease does not cover.
     fn check_lease(&mut self, now: Instant, out: &mut Out) {
-        if !self.runs.is_empty() && !self.lease.holds(now) {
+        if !self.running.runs.is_empty() && !self.lease.holds(now) {
             self.die("its session is not proven to live any more", out);
         }
     }
@@ -303,7 +328,7 @@ impl Worker {
     /// What runs is being killed, and nobody could say how it would have ended. If nothing runs, nothing is lost.
     fn on_slots_lost(&mut self, why: &str, out: &mut Out) {
         out.log(Level::Warn, format!("what ran was killed: {why}"));
-        if !self.runs.is_empty() {
+        if !self.running.runs.is_empty() {
             self.die("what it ran was killed", out);
         }
     }
@@ -318,10 +343,10 @@ impl Worker {
         self.registrar.abandon();
         self.calls.clear();
         // What was refused is not read again before all that it ran is dead, for what is read then is deleted.
-        self.retry.on_lost();
-        self.jobs.retain(|_, options| options.is_some());
-        self.version = None;
-        self.last_seen = None;
+        self.health.retry.on_lost();
+        self.assigned.jobs.retain(|_, options| options.is_some());
+        self.view.version = None;
+        self.view.newest = None;
         self.doubt_all(out);
         self.kill_all(out);
     }
@@ -330,16 +355,16 @@ impl Worker {
     /// for the next one deletes its registration, upon which the leader charges what it still finds.
     fn finish_dying(&mut self, out: &mut Out) {
         match self.dying {
-            Some(Dying::Settling) if self.runs.is_empty() && !self.is_owing() && self.connected => {
+            Some(Dying::Settling) if self.running.runs.is_empty() && !self.is_owing() && self.connected => {
                 self.dying = Some(Dying::Unassigning);
                 self.read_assignment(out);
             }
             Some(Dying::Over) => {
                 self.dying = None;
-                self.version = None;
-                self.last_seen = None;
-                self.tasks.clear();
-                self.start_order.clear();
+                self.view.version = None;
+                self.view.newest = None;
+                self.assigned.tasks.clear();
+                self.assigned.start_order.clear();
                 match self.mode {
                     Mode::Working => self.registrar.begin(self.connected, out),
                     Mode::Draining { .. } => {}
@@ -374,8 +399,8 @@ impl Worker {
         match (purpose, answer) {
             (Purpose::WatchAssignment, Ok(_)) => self.read_assignment(out),
             (Purpose::ReadAssignment, Ok(Reply::Data { data, stat })) => {
-                self.expecting = false;
-                self.retry.done(out);
+                self.view.expected = false;
+                self.health.retry.done(out);
                 self.on_assignment(data, stat, now, out);
             }
             (Purpose::ReadAssignment, Err(Refusal::NoNode)) if self.dying.is_some() => {
@@ -384,7 +409,7 @@ impl Worker {
             (Purpose::ReadAssignment, Err(Refusal::NoNode)) => self.die("its assignment was deleted", out),
             // The entry is another by now, or another answer is awaited: this one may be older.
             (Purpose::ReadTask { id, verified }, _)
-                if !self.tasks.get(&id).is_some_and(|assigned| assigned.awaits(verified)) => {}
+                if !self.assigned.tasks.get(&id).is_some_and(|assigned| assigned.awaits(verified)) => {}
             (Purpose::ReadTask { id, .. }, Ok(Reply::Data { data, stat })) => {
                 self.on_task(&id, Some((data, stat)), now, out);
             }
@@ -401,27 +426,27 @@ impl Worker {
             // Were it given up as it stands, what is on it and did not start would be charged.
             (Purpose::DeleteAssignment, Err(refusal @ Refusal::Other(_))) => {
                 let what = format!("cannot delete {}", self.assignment());
-                self.retry.refused(&what, refusal, now, out);
+                self.health.retry.refused(&what, refusal, now, out);
             }
             (Purpose::DeleteAssignment, Err(refusal)) => {
                 out.log(Level::Error, format!("{}: {refusal}", self.assignment()));
                 self.on_unassigned(out);
             }
             (Purpose::WatchAssignment | Purpose::ReadAssignment, Err(refusal)) => {
-                self.retry.refused(&self.assignment(), refusal, now, out);
+                self.health.retry.refused(&self.assignment(), refusal, now, out);
             }
             (purpose, Ok(reply)) => out.fail(exit::BUG, format!("worker: {reply:?} answers {purpose:?}")),
         }
     }
 
     fn on_changed(&mut self, path: &str, kind: ChangeKind, out: &mut Out) {
-        if path == self.assignment() && self.registrar.is_standing() {
+        if path == self.assignment() && self.registrar.is_registered() {
             match (kind, self.mode) {
                 (ChangeKind::Deleted, Mode::Leaving { .. }) => out.push(Action::Exit(exit::OK)),
                 (ChangeKind::Deleted, _) => self.die("its assignment was deleted", out),
                 (ChangeKind::Data, _) => {
                     // The lease is made sure of while the entries are being read.
-                    self.expecting = true;
+                    self.view.expected = true;
                     self.read_assignment(out);
                 }
                 (ChangeKind::Created | ChangeKind::Children, _) => {}
@@ -441,12 +466,12 @@ impl Worker {
 
     fn on_assignment(&mut self, data: &[u8], stat: &Stat, now: Instant, out: &mut Out) {
         let version = stat.version;
-        if self.version.is_some_and(|seen| seen > version) {
+        if self.view.version.is_some_and(|seen| seen > version) {
             return;
         }
-        let is_first = self.version.replace(version).is_none();
+        let is_first = self.view.version.replace(version).is_none();
         let newest = (version, stat.mzxid);
-        let last = self.last_seen.replace(newest).unwrap_or(newest);
+        let last = self.view.newest.replace(newest).unwrap_or(newest);
         // The first is read after a write of our own: it is the present.
         if is_first && self.dying.is_none() && (version < last.0 || stat.mzxid < last.1) {
             return self.die("an older copy of its assignment was restored", out);
@@ -470,12 +495,12 @@ impl Worker {
         let incarnation = self.registrar.incarnation();
         let text = match self.mode {
             Mode::Working if !self.connected => "no connection to the ensemble".to_string(),
-            Mode::Working if self.registrar.is_standing() => format!("registered as {incarnation}"),
+            Mode::Working if self.registrar.is_registered() => format!("registered as {incarnation}"),
             Mode::Working => "registering".to_string(),
             Mode::Draining { .. } | Mode::Leaving { .. } => "draining".to_string(),
         };
-        let troubles = [self.registrar.trouble(), self.lease.trouble(), self.retry.trouble()];
-        self.condition.report(text, troubles, out);
+        let troubles = [self.registrar.trouble(), self.lease.trouble(), self.health.retry.trouble()];
+        self.health.condition.report(text, troubles, out);
     }
 }
 
@@ -483,7 +508,7 @@ impl Role for Worker {
     type Report = Report;
 
     fn step(&mut self, now: Instant, event: Event, out: &mut Out) {
-        self.past.observe(&event);
+        self.health.past.observe(&event);
         // First of all: what ended after the lease may have been killed for that, even by others, since this
         // process, or its machine, may have stood still. That is no failure of the task's.
         self.check_lease(now, out);
@@ -511,14 +536,15 @@ impl Role for Worker {
             Event::Lines(_) => {}
         }
         self.finish_dying(out);
-        if self.retry.is_due(now) {
+        if self.health.retry.is_due(now) {
             self.watch_assignment(out);
         }
-        let needed = !self.runs.is_empty() || self.expecting || !self.start_order.is_empty();
-        self.lease.need(needed && self.registrar.is_standing(), now, out);
+        let needed =
+            !self.running.runs.is_empty() || self.view.expected || !self.assigned.start_order.is_empty();
+        self.lease.need(needed && self.registrar.is_registered(), now, out);
         self.stop_late(now, out);
         self.reports.wake(now, out);
-        self.starts.wake(now);
+        self.running.starts.wake(now);
         self.show_starts(out);
         self.start_ready(now, out);
         self.save(now, out);
@@ -530,24 +556,24 @@ impl Role for Worker {
     fn next_wake(&self) -> Option<Instant> {
         let mode = match self.mode {
             Mode::Working => None,
-            Mode::Draining { kill, .. } if self.runs.is_empty() => Some(kill),
+            Mode::Draining { kill, .. } if self.running.runs.is_empty() => Some(kill),
             Mode::Draining { term, kill } => self.next_stop(term, kill),
             Mode::Leaving { until } => Some(until),
         };
-        let lapse = self.lease.expires().filter(|_| !self.runs.is_empty() && self.dying.is_none());
-        let refused = earlier(self.registrar.next_wake(), self.retry.next_wake());
+        let lapse = self.lease.expires().filter(|_| !self.running.runs.is_empty() && self.dying.is_none());
+        let refused = earlier(self.registrar.next_wake(), self.health.retry.next_wake());
         let own = earlier(mode, earlier(refused, self.lease.next_wake()));
-        let pause = earlier(self.starts.next_wake(), self.reports.next_wake());
-        earlier(earlier(own, self.confirm_at), earlier(pause, earlier(lapse, self.next_deadline())))
+        let pause = earlier(self.running.starts.next_wake(), self.reports.next_wake());
+        earlier(earlier(own, self.confirmation.at), earlier(pause, earlier(lapse, self.next_deadline())))
     }
 
     fn assert_invariants(&self) {
-        let running = self.runs.len();
+        let running = self.running.runs.len();
         assert!(running <= self.params.slots as usize, "{running} of {} slots in use", self.params.slots);
-        assert!(self.timers.len() <= running, "more timers than runs");
-        // One is looked at every time, or a turn would cost more with every assigned.
-        if let Some((run, Run { id, .. })) = self.runs.first_key_value() {
-            let execution = self.tasks.get(id).and_then(AssignedTask::execution);
+        assert!(self.running.timers.len() <= running, "more timers than runs");
+        // One is looked at every time, or a turn would cost more with every slot.
+        if let Some((run, Run { id, .. })) = self.running.runs.first_key_value() {
+            let execution = self.assigned.tasks.get(id).and_then(AssignedTask::execution);
             let known = execution.is_some_and(|execution| execution.runs.contains(run));
             assert!(known, "run {run:?} of task {id} has no execution");
         }

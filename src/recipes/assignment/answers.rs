@@ -1,6 +1,6 @@
 //! What becomes of an assignment when the ensemble has answered: it was read, written, or refused.
 
-use super::worker_assignment::{Held, Revoked, SyncState};
+use super::worker_assignment::{Changes, Held, Revoked, SyncState};
 use super::{AssignmentTable, Deed, State, Step};
 use crate::contract::Incarnation;
 use crate::contract::worker::{Assignment, Entry};
@@ -34,11 +34,12 @@ impl AssignmentTable {
         self.touched.insert(incarnation.clone());
         if assignment.ours {
             // A stranger wrote over what we know better.
-            assignment.dirty = true;
+            assignment.set_dirty();
             return self.at_once(incarnation);
         }
         // An earlier read of the assignment, if there was one, is void: a deposed leader's write came in between.
-        assignment.dirty = self.state == State::TakingOver || self.unclaimed.contains(incarnation);
+        let is_to_be_claimed = self.state == State::TakingOver || self.unclaimed.contains(incarnation);
+        assignment.changes = if is_to_be_claimed { Changes::Pending } else { Changes::None };
         let earlier = assignment.take_all();
         self.forget_holder(incarnation, &earlier);
         if !earlier.is_empty() {
@@ -70,11 +71,10 @@ impl AssignmentTable {
                 self.holders.insert(id.clone(), incarnation.clone());
             }
             if let Some(assignment) = self.assignments.get_mut(incarnation) {
-                assignment.dirty |= revoked == Revoked::Wanted && !entry.revoked;
-                let mut held = Held::new(1, false);
-                (held.inherited, held.revoked, held.recalled) = (true, revoked, entry.recalled);
-                held.look = entry.look;
-                assignment.push_written(id, held);
+                if revoked == Revoked::Wanted && !entry.revoked {
+                    assignment.set_dirty();
+                }
+                assignment.push_written(id, Held::inherited(revoked, entry.recalled, entry.look));
             }
         }
     }
@@ -96,7 +96,7 @@ impl AssignmentTable {
                     let path = self.layout.assignment(incarnation);
                     out.log(Level::Info, format!("{path} can be written again: its worker gets tasks again"));
                 }
-                if assignment.urgent {
+                if assignment.changes == Changes::Urgent {
                     self.at_once(incarnation);
                 }
                 self.unclaimed.remove(incarnation);

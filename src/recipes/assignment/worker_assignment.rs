@@ -23,34 +23,65 @@ fn encoded_bytes(id: &EntryId) -> usize {
 /// A task on an assignment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// Somebody who led before gave it out.
-    pub inherited: bool,
+    /// Who assigned it.
+    origin: Origin,
     /// How many commands it has to run.
     pub width: u32,
-    /// A worker died while it may have run there.
-    pub suspect: bool,
-    /// Its worker is to run nothing else meanwhile.
-    pub alone: bool,
+    /// What may run beside it.
+    pub isolation: Isolation,
     /// Its worker is to release it, unless it was started.
     pub recalled: bool,
-    /// What stands in this version of its chunk its worker should know.
+    /// Its worker should know this version of its chunk.
     pub look: Option<i32>,
     pub(super) revoked: Revoked,
-    /// It takes up no slot, for one of these reasons.
-    pub(super) ghost: bool,
-    aside: bool,
-    place: u64,
+    /// It is over as far as anybody can tell, so it takes up no slot.
+    pub(super) presumed_done: bool,
+    /// Its worker quarantined it, so it takes up no slot.
+    quarantined: bool,
+    /// Its number in the order of starts.
+    position: u64,
+}
+
+/// Which term assigned an entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Origin {
+    #[default]
+    ThisTerm,
+    EarlierTerm,
+}
+
+/// What may run beside a task on one worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// Anything.
+    #[default]
+    Shared,
+    /// No other suspect: a worker failed while the task may have run there.
+    Suspect,
+    /// Nothing: one more worker failure convicts it.
+    Alone,
 }
 
 impl Held {
     /// An entry of a task that is given out now.
     pub fn new(width: u32, suspect: bool) -> Held {
-        Held { width, suspect, ..Held::default() }
+        let isolation = if suspect { Isolation::Suspect } else { Isolation::Shared };
+        Held { width, isolation, ..Held::default() }
+    }
+
+    /// An entry that an earlier leader assigned.
+    pub(super) fn inherited(revoked: Revoked, recalled: bool, look: Option<i32>) -> Held {
+        Held { width: 1, origin: Origin::EarlierTerm, revoked, recalled, look, ..Held::default() }
+    }
+
+    /// Whether an earlier leader assigned it.
+    pub fn is_inherited(&self) -> bool {
+        self.origin == Origin::EarlierTerm
     }
 
     /// Whether it is over as far as anybody can tell, so that it takes up no slot.
-    pub fn is_ghost(&self) -> bool {
-        self.ghost
+    pub fn is_presumed_done(&self) -> bool {
+        self.presumed_done
     }
 
     /// Whether it is, or is about to be, revoked.
@@ -59,7 +90,7 @@ impl Held {
     }
 
     fn takes_slots(&self) -> bool {
-        !self.ghost && !self.aside
+        !self.presumed_done && !self.quarantined
     }
 }
 
@@ -100,36 +131,63 @@ pub struct Load {
     pub alone: usize,
 }
 
+/// Whether an assignment has changes that were not written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Changes {
+    #[default]
+    None,
+    /// Some, and nobody waits for them.
+    Pending,
+    /// Some, and a worker waits for them.
+    Urgent,
+}
+
+/// What the next version carries along of tasks, and no later one.
+#[derive(Debug, Default)]
+struct Carried {
+    seen: BTreeMap<EntryId, Seen>,
+    /// How much that is, with what was removed again.
+    bytes: usize,
+}
+
+/// Positions of entries, which only grow.
+#[derive(Debug, Default)]
+struct Positions {
+    last: u64,
+    /// The last one in the version that the ensemble has, and in the one that is being written.
+    written: u64,
+    sent: u64,
+    /// Whether the latter version has entries that the former has not.
+    grows: bool,
+}
+
+/// What was refused since a write last passed.
+#[derive(Debug, Default)]
+struct Refusals {
+    count: u32,
+    /// A write that would have added entries was refused.
+    of_growth: bool,
+    /// A deletion was refused.
+    of_deletion: bool,
+}
+
 /// One incarnation's assignment.
 #[derive(Debug, Default)]
 pub(super) struct WorkerAssignment {
     pub version: i32,
     entries: BTreeMap<EntryId, Held>,
     order: BTreeMap<u64, EntryId>,
-    /// What the next version carries along of tasks, and no later one.
-    seen: BTreeMap<EntryId, Seen>,
-    /// How much that is, with what was taken off again.
-    seen_bytes: usize,
+    carried: Carried,
     /// The most that the entries can have when they are encoded, without what is carried along.
     pub bytes: usize,
-    last_place: u64,
-    /// The last place in the version that stands, and in the one that is being written.
-    written_place: u64,
-    sent_place: u64,
-    /// Whether something in the latter is not in the former.
-    grows: bool,
-    /// How often it was refused since it last passed, and whether it was to grow then, or to be deleted.
-    refusals: u32,
-    refused_growth: bool,
-    refused_deletion: bool,
+    positions: Positions,
+    refusals: Refusals,
     load: Load,
     pub state: SyncState,
     /// When it is to be read or written, if it is.
     pub due: Option<Instant>,
-    /// What is in memory differs from what was written.
-    pub dirty: bool,
-    /// Likewise, and somebody waits for it.
-    pub urgent: bool,
+    /// Whether what is in memory differs from what was written.
+    pub changes: Changes,
     /// It carries our epoch, so we know better than the ensemble what is to stand there.
     pub ours: bool,
 }
@@ -157,6 +215,16 @@ impl WorkerAssignment {
         self.entries.is_empty()
     }
 
+    /// Whether it has changes that were not written.
+    pub fn is_dirty(&self) -> bool {
+        self.changes != Changes::None
+    }
+
+    /// It has changes, which nobody waits for.
+    pub fn set_dirty(&mut self) {
+        self.changes = self.changes.max(Changes::Pending);
+    }
+
     /// Whether one more entry would leave it within this many bytes, or it is the only one.
     pub fn has_room(&self, max_bytes: usize) -> bool {
         self.is_empty() || (self.entries.len() < MAX_ENTRIES && self.bytes + ENTRY_BYTES <= max_bytes)
@@ -170,9 +238,9 @@ impl WorkerAssignment {
     /// Puts an entry at the end.
     pub fn push(&mut self, task: EntryId, held: Held) {
         self.remove(&task);
-        self.last_place += 1;
-        let held = Held { place: self.last_place, ..held };
-        self.order.insert(held.place, task.clone());
+        self.positions.last += 1;
+        let held = Held { position: self.positions.last, ..held };
+        self.order.insert(held.position, task.clone());
         self.count(&held, true);
         self.bytes += encoded_bytes(&task);
         self.entries.insert(task, held);
@@ -181,22 +249,22 @@ impl WorkerAssignment {
     /// Puts an entry at the end that stands in the ensemble.
     pub fn push_written(&mut self, task: EntryId, held: Held) {
         self.push(task, held);
-        self.written_place = self.last_place;
+        self.positions.written = self.positions.last;
     }
 
     /// The next version carries along what was read of the task of an entry, if there is room for it.
     pub fn carry(&mut self, task: &EntryId, seen: Seen) {
-        if self.seen_bytes + seen.data.len() <= MAX_SEEN_IN_ALL {
-            self.seen_bytes += seen.data.len();
-            self.seen.insert(task.clone(), seen);
+        if self.carried.bytes + seen.data.len() <= MAX_SEEN_IN_ALL {
+            self.carried.bytes += seen.data.len();
+            self.carried.seen.insert(task.clone(), seen);
         }
     }
 
     /// Takes an entry off.
     pub fn remove(&mut self, task: &EntryId) -> Option<Held> {
         let held = self.entries.remove(task)?;
-        self.order.remove(&held.place);
-        self.seen.remove(task);
+        self.order.remove(&held.position);
+        self.carried.seen.remove(task);
         self.bytes -= encoded_bytes(task);
         self.count(&held, false);
         Some(held)
@@ -206,17 +274,21 @@ impl WorkerAssignment {
     pub fn take_all(&mut self) -> Vec<EntryId> {
         self.load = Load::default();
         self.entries.clear();
-        self.seen.clear();
+        self.carried.seen.clear();
         self.bytes = 0;
         std::mem::take(&mut self.order).into_values().collect()
     }
 
     fn count(&mut self, held: &Held, adds: bool) {
         let (width, suspects, alone) = match held.takes_slots() {
-            true => (u64::from(held.width), usize::from(held.suspect), usize::from(held.alone)),
+            true => (
+                u64::from(held.width),
+                usize::from(held.isolation != Isolation::Shared),
+                usize::from(held.isolation == Isolation::Alone),
+            ),
             false => (0, 0, 0),
         };
-        let entries = usize::from(!held.ghost);
+        let entries = usize::from(!held.presumed_done);
         if adds {
             self.load.width += width;
             self.load.suspects += suspects;
@@ -244,12 +316,12 @@ impl WorkerAssignment {
         true
     }
 
-    /// These tasks, and no others, are set aside by the worker.
-    pub fn set_aside(&mut self, aside: &[TaskId]) -> bool {
-        let is_other = |(id, held): &(&EntryId, &Held)| held.aside != aside.contains(&id.task);
+    /// The worker quarantined these tasks and no others; whether that is new.
+    pub fn set_quarantined(&mut self, quarantined: &[TaskId]) -> bool {
+        let is_other = |(id, held): &(&EntryId, &Held)| held.quarantined != quarantined.contains(&id.task);
         let others: Vec<EntryId> = self.entries.iter().filter(is_other).map(|(id, _)| id.clone()).collect();
         for id in &others {
-            self.change(id, |held| held.aside = !held.aside);
+            self.change(id, |held| held.quarantined = !held.quarantined);
         }
         !others.is_empty()
     }
@@ -269,12 +341,11 @@ impl WorkerAssignment {
 
     /// The data to write; the assignment is then clean and being written.
     pub fn write(&mut self, epoch: i64) -> Vec<u8> {
-        (self.dirty, self.urgent) = (false, false);
+        self.changes = Changes::None;
         self.state = SyncState::Writing;
-        self.sent_place = self.last_place;
-        self.grows = self.order.range(self.written_place + 1..).next().is_some();
-        let mut seen = std::mem::take(&mut self.seen);
-        self.seen_bytes = 0;
+        self.positions.sent = self.positions.last;
+        self.positions.grows = self.order.range(self.positions.written + 1..).next().is_some();
+        let mut seen = std::mem::take(&mut self.carried).seen;
         self.restate(Revoked::Wanted, Revoked::InFlight);
         let entry = |(id, held): (&EntryId, &Held)| Entry {
             task: id.task.clone(),
@@ -295,26 +366,27 @@ impl WorkerAssignment {
         self.version = version;
         self.ours = true;
         self.restate(Revoked::InFlight, Revoked::Since(version));
-        self.written_place = self.sent_place;
-        let is_over = self.refusals > 0 && !self.refused_deletion && (self.grows || !self.refused_growth);
+        self.positions.written = self.positions.sent;
+        let tells = !self.refusals.of_deletion && (self.positions.grows || !self.refusals.of_growth);
+        let is_over = self.was_refused() && tells;
         if is_over {
-            (self.refusals, self.refused_growth) = (0, false);
+            self.refusals = Refusals::default();
         }
         is_over
     }
 
     /// The last write was not applied.
     pub fn set_unsent(&mut self) {
-        (self.dirty, self.urgent) = (true, true);
+        self.changes = Changes::Urgent;
         self.restate(Revoked::InFlight, Revoked::Wanted);
     }
 
     /// The last write was refused. What was never written is taken off, so that others can have it.
     pub fn unsend(&mut self) -> Vec<EntryId> {
         self.set_unsent();
-        self.refused_growth |= self.grows;
+        self.refusals.of_growth |= self.positions.grows;
         let unsent: Vec<EntryId> =
-            self.order.range(self.written_place + 1..).map(|(_, task)| task.clone()).collect();
+            self.order.range(self.positions.written + 1..).map(|(_, task)| task.clone()).collect();
         for task in &unsent {
             self.remove(task);
         }
@@ -323,25 +395,25 @@ impl WorkerAssignment {
 
     /// It may not be deleted; for how long it is to be left alone.
     pub fn refuse_deletion(&mut self) -> Duration {
-        self.refused_deletion = true;
+        self.refusals.of_deletion = true;
         self.refuse(SyncState::Refused)
     }
 
     /// Something was refused; for how long it is to be left alone.
     pub fn refuse(&mut self, state: SyncState) -> Duration {
         self.state = state;
-        self.refusals = self.refusals.saturating_add(1);
-        pause_of_one(self.refusals)
+        self.refusals.count = self.refusals.count.saturating_add(1);
+        pause_of_one(self.refusals.count)
     }
 
     /// Whether it was refused once since it last passed.
     pub fn is_refused_anew(&self) -> bool {
-        self.refusals == 1
+        self.refusals.count == 1
     }
 
     /// Whether it was refused since it last passed.
     pub fn was_refused(&self) -> bool {
-        self.refusals > 0
+        self.refusals.count > 0
     }
 }
 
@@ -362,12 +434,12 @@ mod tests {
         let order: Vec<_> = assignment.entries().map(|(id, _)| id.task.to_string()).collect();
         assert_eq!(order, ["j/z", "j/m", "j/a"]);
         assert_eq!(assignment.load(), Load { width: 102, entries: 3, suspects: 1, alone: 0 });
-        assert!(assignment.set_aside(&[id("m").task]) && !assignment.set_aside(&[id("m").task]));
-        let ghost = |held: &mut Held| held.ghost = true;
-        assert!(assignment.change(&id("a"), ghost) && !assignment.change(&id("a"), ghost));
+        assert!(assignment.set_quarantined(&[id("m").task]) && !assignment.set_quarantined(&[id("m").task]));
+        let done = |held: &mut Held| held.presumed_done = true;
+        assert!(assignment.change(&id("a"), done) && !assignment.change(&id("a"), done));
         assert_eq!(assignment.load(), Load { width: 1, entries: 2, suspects: 0, alone: 0 });
-        let smaller = |held: &mut Held| (held.width, held.suspect) = (40, true);
-        assert!(assignment.set_aside(&[]) && assignment.change(&id("m"), smaller));
+        let smaller = |held: &mut Held| (held.width, held.isolation) = (40, Isolation::Suspect);
+        assert!(assignment.set_quarantined(&[]) && assignment.change(&id("m"), smaller));
         assert_eq!(assignment.load(), Load { width: 41, entries: 2, suspects: 1, alone: 0 });
         assignment.remove(&id("m"));
         assert_eq!(assignment.load(), Load { width: 1, entries: 1, suspects: 0, alone: 0 });

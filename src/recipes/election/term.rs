@@ -107,7 +107,7 @@ impl Election {
                 self.stand(out);
             }
             State::Out
-            | State::Placing { .. }
+            | State::Ranking { .. }
             | State::Following { .. }
             | State::Leading { .. }
             | State::Suspended(_)

@@ -9,30 +9,30 @@ use crate::contract::worker::{Assignment, Registration};
 use crate::machine::{Actions, Call, CreateMode, Instant, Level, Refusal, Reply};
 
 impl Registrar {
-    pub(super) fn look<R>(&mut self, again: bool, out: &mut Actions<R>) {
+    pub(super) fn list<R>(&mut self, recheck: bool, out: &mut Actions<R>) {
         self.calls.clear();
-        self.state = State::Looking { again, found: BTreeMap::new() };
+        self.state = State::Listing { recheck, found: BTreeMap::new() };
         self.calls.issue(out, Call::Children { path: self.layout.workers() }, Purpose::List);
     }
 
-    pub(super) fn on_look<R>(
+    pub(super) fn on_listing<R>(
         &mut self,
         purpose: Purpose,
         result: Result<&Reply, Refusal>,
         now: Instant,
         out: &mut Actions<R>,
     ) -> Step {
-        let State::Looking { found, .. } = &mut self.state else { return Step::Pending };
+        let State::Listing { found, .. } = &mut self.state else { return Step::Pending };
         match (purpose, result) {
             (Purpose::List, Ok(Reply::Children(names))) => {
                 for name in names {
                     let Some((incarnation, _)) = parse_registration(name) else { continue };
-                    if incarnation.worker() != self.worker || incarnation == self.incarnation {
+                    if incarnation.worker() != self.worker || incarnation == self.life.incarnation {
                         continue;
                     }
                     let path = format!("{}/{name}", self.layout.workers());
-                    if self.mine.contains(&incarnation) {
-                        self.calls.issue(out, Call::Delete { path, version: None }, Purpose::RemoveMine);
+                    if self.earlier.contains(&incarnation) {
+                        self.calls.issue(out, Call::Delete { path, version: None }, Purpose::RemoveEarlier);
                     } else {
                         found.insert(name.clone(), None);
                         self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Read(name.clone()));
@@ -60,20 +60,20 @@ impl Registrar {
             (_, Ok(_)) => {}
         }
         let reads = self.calls.purposes().filter(|p| matches!(p, Purpose::Read(_) | Purpose::List)).count();
-        if reads > 0 { Step::Pending } else { self.on_looked(now, out) }
+        if reads > 0 { Step::Pending } else { self.on_listed(now, out) }
     }
 
     /// Everyone with our name is known.
-    fn on_looked<R>(&mut self, now: Instant, out: &mut Actions<R>) -> Step {
-        let State::Looking { again, found } = &self.state else { return Step::Pending };
+    fn on_listed<R>(&mut self, now: Instant, out: &mut Actions<R>) -> Step {
+        let State::Listing { recheck, found } = &self.state else { return Step::Pending };
         let found = found.clone();
-        if *again {
-            return self.on_looked_again(&found, out);
+        if *recheck {
+            return self.on_rechecked(&found, out);
         }
         if found.is_empty() {
             self.rivals = None;
             self.state = State::Assigning;
-            let path = self.layout.assignment(&self.incarnation);
+            let path = self.layout.assignment(&self.life.incarnation);
             let data = Assignment::new(0, Vec::new()).encode();
             self.calls.issue(out, Call::Create { path, data, mode: CreateMode::Persistent }, Purpose::Assign);
             return Step::Pending;
@@ -134,7 +134,7 @@ impl Registrar {
     }
 
     /// We are registered; if another of our name was registered before us, it keeps the name.
-    fn on_looked_again<R>(
+    fn on_rechecked<R>(
         &mut self,
         found: &BTreeMap<String, Option<(Registration, i64)>>,
         out: &mut Actions<R>,
@@ -142,10 +142,10 @@ impl Registrar {
         let own = self.body.since.unwrap_or(i64::MAX);
         let senior = found.values().flatten().find(|(_, since)| *since < own);
         let Some((senior, _)) = senior else {
-            return self.stand(out);
+            return self.finish(out);
         };
         let (host, pid) = (senior.process.host.clone(), senior.process.pid);
-        for path in [self.path(self.n), self.layout.assignment(&self.incarnation)] {
+        for path in [self.path(self.life.n), self.layout.assignment(&self.life.incarnation)] {
             self.calls.issue(out, Call::Delete { path, version: Some(0) }, Purpose::Leave);
         }
         self.state = State::Yielded;

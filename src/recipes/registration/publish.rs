@@ -6,8 +6,8 @@ use crate::machine::{Actions, Call, Instant, Level, Refusal, Reply};
 
 impl Registrar {
     pub(super) fn flush<R>(&mut self, out: &mut Actions<R>) {
-        let path = self.path(self.n);
-        let State::Standing { version, written, writing } = &mut self.state else { return };
+        let path = self.path(self.life.n);
+        let State::Registered { version, written, writing } = &mut self.state else { return };
         // `since` alone is not worth a write: a first registration's own czxid says the same.
         let mut like_written = self.body.clone();
         like_written.since = written.since;
@@ -23,8 +23,8 @@ impl Registrar {
     /// The own registration was seen at this version. What somebody else wrote into it is nothing to us, but a
     /// leader that cannot read it gives out no tasks.
     pub(super) fn mend<R>(&mut self, seen: i32, out: &mut Actions<R>) {
-        let path = self.path(self.n);
-        let State::Standing { version, writing, .. } = &mut self.state else { return };
+        let path = self.path(self.life.n);
+        let State::Registered { version, writing, .. } = &mut self.state else { return };
         // A write of ours that is under way meets the change by itself.
         if *writing || seen <= *version {
             return;
@@ -43,7 +43,7 @@ impl Registrar {
         now: Instant,
         out: &mut Actions<R>,
     ) -> Step {
-        let State::Standing { version, written, writing } = &mut self.state else { return Step::Pending };
+        let State::Registered { version, written, writing } = &mut self.state else { return Step::Pending };
         match result {
             Ok(Reply::Stat(stat)) => {
                 *version = stat.version;
@@ -62,7 +62,7 @@ impl Registrar {
                 if refusal == Refusal::TooLarge && self.shorten() {
                     self.flush(out);
                 } else {
-                    let what = self.with_size(self.path(self.n), refusal);
+                    let what = self.with_size(self.path(self.life.n), refusal);
                     self.retry.refused(&what, refusal, now, out);
                 }
                 Step::Pending

@@ -123,10 +123,10 @@ impl Leader {
         let mut width = 0_u32;
         let waits = |(_, held): &(&EntryId, &Held)| {
             let before = width;
-            if !held.is_ghost() {
+            if !held.is_presumed_done() {
                 width = width.saturating_add(held.width);
             }
-            before >= slots && !held.is_ghost()
+            before >= slots && !held.is_presumed_done()
         };
         entries.filter(waits).count()
     }
@@ -157,7 +157,7 @@ impl Leader {
             room -= may;
             for (id, held) in assignments.entries(incarnation).rev().take(may) {
                 let unit = self.view.table.unit(id).filter(|unit| unit.ahead.is_none() || unit.need.suspect);
-                let may = !held.recalled && !held.is_revoked() && !held.is_ghost();
+                let may = !held.recalled && !held.is_revoked() && !held.is_presumed_done();
                 if may && unit.is_some_and(|unit| goes(unit.need)) {
                     surplus.push(id.clone());
                 }

@@ -200,7 +200,7 @@ impl Leader {
         self.doubts.checked.remove(task);
         self.scheduler.chunk_reads.forget(task);
         if !self.view.tasks.is_complete()
-            && self.assignments.entries_of(task).iter().any(|(_, _, held)| held.inherited)
+            && self.assignments.entries_of(task).iter().any(|(_, _, held)| held.is_inherited())
         {
             self.doubts.gone.insert(task.clone());
         }

@@ -6,7 +6,7 @@ use crate::contract::chunk::{LineCounts, Results};
 use crate::contract::share::Share;
 use crate::contract::status::Counts;
 use crate::contract::task::{Outcome, Task};
-use crate::recipes::assignment::Held;
+use crate::recipes::assignment::{Held, Isolation};
 use crate::recipes::queue::Need;
 
 /// A task, as far as a master needs it.
@@ -110,7 +110,9 @@ impl Unit {
     pub fn held(&self) -> Held {
         let width = if self.need.suspect { self.width.min(1) } else { self.width };
         let mut held = Held::new(width, self.need.suspect);
-        held.alone = self.need.is_alone();
+        if self.need.is_alone() {
+            held.isolation = Isolation::Alone;
+        }
         held
     }
 }

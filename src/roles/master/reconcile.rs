@@ -66,7 +66,7 @@ impl Leader {
                     is_gone: self.view.tasks.is_complete() || self.doubts.gone.contains(task),
                 },
             },
-            inherited: held.inherited,
+            inherited: held.is_inherited(),
             is_reading: self.view.tasks.is_reading(task.as_str()),
             check: self.doubts.checked.get(task).copied(),
         };
@@ -101,7 +101,7 @@ impl Leader {
             EntryDecision::Revoke => self.assignments.revoke(id, Urgency::Now),
             EntryDecision::RevokePresumedDone => {
                 self.assignments.revoke(id, Urgency::Later);
-                self.assignments.make_ghost(id);
+                self.assignments.presume_done(id);
             }
             EntryDecision::Remove(urgency) => self.assignments.strip(id, urgency),
         }

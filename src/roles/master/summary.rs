@@ -69,7 +69,7 @@ impl Leader {
                 counts.aside += u64::from(held.width);
                 continue;
             }
-            let running = if held.is_ghost() { 0 } else { held.width.min(free) };
+            let running = if held.is_presumed_done() { 0 } else { held.width.min(free) };
             free -= running;
             share.running += running;
             share.assigned += held.width - running;

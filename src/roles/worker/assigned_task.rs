@@ -16,10 +16,19 @@ pub struct AssignedTask {
     pub recalled: bool,
     /// The entry is no longer in the assignment: this is forgotten as soon as it is closed.
     pub removed: bool,
-    /// Of a share: it is one of a chunk that others may have shares of, or we another.
-    pub is_share: bool,
+    /// What kind of task it is; plain until it was read.
+    pub kind: Kind,
     /// How far it is.
     pub state: State,
+}
+
+/// What an entry names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A task with one command. It has one attempt at a time.
+    Plain,
+    /// A share of a chunk. Others may have shares of the same chunk, or this worker another.
+    Share,
 }
 
 /// How far an entry is.
@@ -51,7 +60,7 @@ impl AssignedTask {
             revoked,
             recalled: false,
             removed: false,
-            is_share: false,
+            kind: Kind::Plain,
             state: State::Reading { verified: false },
         }
     }

@@ -27,7 +27,7 @@ impl Worker {
             (_, true) => (now, now),
             (Mode::Working, false) => (now + (self.params.grace - term_before), now + self.params.grace),
         };
-        let running = self.runs.len();
+        let running = self.running.runs.len();
         out.log(
             Level::Info,
             format!("stopping; {running} tasks run, and have {} s", kill.since(now).as_secs()),
@@ -46,7 +46,7 @@ impl Worker {
                 self.stop_running(term, kill, now, out);
                 // What the ensemble does not take now it may take until the very end.
                 let is_owed = self.connected && now < kill && self.is_owing();
-                if self.runs.is_empty() && !is_owed {
+                if self.running.runs.is_empty() && !is_owed {
                     self.mode = Mode::Leaving { until: now + self.params.close_timeout };
                     self.leave(out);
                 }
@@ -69,7 +69,7 @@ impl Worker {
         if self.is_owing() || !self.connected || self.dying.is_some() {
             return;
         }
-        if self.registrar.is_standing() && self.version.is_some() {
+        if self.registrar.is_registered() && self.view.version.is_some() {
             self.read_assignment(out);
         } else if self.registrar.is_returning() {
             // Once it stands, the assignment is watched and read, and that goes on with the end.

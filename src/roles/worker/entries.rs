@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::assigned_task::{AssignedTask, State};
+use super::assigned_task::{AssignedTask, Kind, State};
 use super::reports::{self, Settled, Want};
 use super::stop::StopReason;
 use super::work::Work;
@@ -20,7 +20,7 @@ const CONFIRM_PACE: Duration = Duration::from_secs(1);
 impl Worker {
     /// Takes in a new version of the assignment, or the first that is read on a connection.
     pub(super) fn merge(&mut self, entries: Vec<Entry>, is_first: bool, now: Instant, out: &mut Out) {
-        for assigned in self.tasks.values_mut() {
+        for assigned in self.assigned.tasks.values_mut() {
             assigned.removed = true;
         }
         for mut entry in entries {
@@ -28,7 +28,7 @@ impl Worker {
                 // It may have been given out, and have ended, on an earlier connection.
                 entry.seen = None;
             }
-            match self.tasks.get_mut(&entry.id()) {
+            match self.assigned.tasks.get_mut(&entry.id()) {
                 None => self.take_up(entry, now, out),
                 Some(assigned) => {
                     assigned.removed = false;
@@ -40,46 +40,46 @@ impl Worker {
                 }
             }
         }
-        self.tasks.retain(|_, assigned| !assigned.removed || assigned.is_busy());
+        self.assigned.tasks.retain(|_, assigned| !assigned.removed || assigned.is_busy());
         self.forget_jobs();
         for id in self.ids_of(|assigned| assigned.revoked || assigned.removed || assigned.recalled) {
-            if self.tasks.get(&id).is_some_and(|assigned| assigned.revoked || assigned.removed) {
+            if self.assigned.tasks.get(&id).is_some_and(|assigned| assigned.revoked || assigned.removed) {
                 self.revoke(&id, now, out);
             } else {
                 self.give_back(&id, out);
             }
         }
-        self.confirm_due = true;
+        self.confirmation.due = true;
     }
 
     /// The entries of which this is so.
     pub(super) fn ids_of(&self, is: impl Fn(&AssignedTask) -> bool) -> Vec<EntryId> {
-        self.tasks.iter().filter(|(_, assigned)| is(assigned)).map(|(id, _)| id.clone()).collect()
+        self.assigned.tasks.iter().filter(|(_, assigned)| is(assigned)).map(|(id, _)| id.clone()).collect()
     }
 
     /// Forgets the defaults of jobs of which there is no entry: a job that is empty may be deleted, and made anew with
     /// others.
     pub(super) fn forget_jobs(&mut self) {
-        let needed: BTreeSet<&str> = self.tasks.keys().map(|id| id.task.dir()).collect();
-        self.jobs.retain(|dir, options| options.is_none() || needed.contains(dir.as_str()));
+        let needed: BTreeSet<&str> = self.assigned.tasks.keys().map(|id| id.task.dir()).collect();
+        self.assigned.jobs.retain(|dir, options| options.is_none() || needed.contains(dir.as_str()));
     }
 
     /// Takes a new entry, which is started after all others.
     fn take_up(&mut self, entry: Entry, now: Instant, out: &mut Out) {
         let id = entry.id();
-        self.last_order += 1;
-        let mut assigned = AssignedTask::new(entry.revoked, self.last_order);
+        self.assigned.last_order += 1;
+        let mut assigned = AssignedTask::new(entry.revoked, self.assigned.last_order);
         assigned.recalled = entry.recalled;
         // Whatever that is, it does not run before what we have of the same task is dead. Shares of a chunk have no
         // line in common.
-        let mut others = self.tasks.range(EntryId::all_of(&id.task));
-        let waits = others.any(|(_, other)| other.is_busy() && !other.is_share);
+        let mut others = self.assigned.tasks.range(EntryId::all_of(&id.task));
+        let waits = others.any(|(_, other)| other.is_busy() && other.kind == Kind::Plain);
         if waits {
             assigned.state = State::Waiting;
         } else {
-            self.start_order.insert(assigned.order, id.clone());
+            self.assigned.start_order.insert(assigned.order, id.clone());
         }
-        self.tasks.insert(id.clone(), assigned);
+        self.assigned.tasks.insert(id.clone(), assigned);
         match entry.seen.filter(|_| !entry.revoked && !waits) {
             // The leader read it before it gave it out. Whatever became of it since is met as if we had read it then.
             Some(seen) => {
@@ -93,7 +93,7 @@ impl Worker {
 
     pub(super) fn revoke(&mut self, task: &EntryId, now: Instant, out: &mut Out) {
         let kill = now + self.params.grace;
-        let Some(assigned) = self.tasks.get_mut(task) else { return };
+        let Some(assigned) = self.assigned.tasks.get_mut(task) else { return };
         match &mut assigned.state {
             State::Waiting | State::Reading { .. } | State::Verifying { .. } | State::Ready(_) => {
                 assigned.state = State::Closed { confirm: true };
@@ -113,13 +113,13 @@ impl Worker {
     /// The leader has another worker for it, or this one cannot start it now: it goes back if it was not started,
     /// uncharged.
     pub(super) fn give_back(&mut self, id: &EntryId, out: &mut Out) {
-        let Some(assigned) = self.tasks.get_mut(id) else { return };
+        let Some(assigned) = self.assigned.tasks.get_mut(id) else { return };
         if !matches!(assigned.state, State::Ready(_)) {
             // What is being read is given back when it was read; what was started stays.
             return;
         }
         let State::Ready(work) = std::mem::replace(&mut assigned.state, State::Reporting) else { return };
-        let avoid = self.starts.why().is_some();
+        let avoid = self.running.starts.why().is_some();
         let why = if avoid { "its worker could not start tasks" } else { "taken back before it was started" };
         let release = Release { avoid, ..Release::because(why) };
         let want = if work.task.commands.is_some() {
@@ -132,7 +132,7 @@ impl Worker {
     }
 
     pub(super) fn read_task(&mut self, id: &EntryId, out: &mut Out) {
-        let Some(assigned) = self.tasks.get(id) else { return };
+        let Some(assigned) = self.assigned.tasks.get(id) else { return };
         let State::Reading { verified } = assigned.state else { return };
         let call = Call::Get { path: self.params.layout.task(&id.task), watch: false };
         self.calls.issue(out, call, Purpose::ReadTask { id: id.clone(), verified });
@@ -142,8 +142,8 @@ impl Worker {
     /// Reads the defaults that a task may need, once.
     fn read_job(&mut self, task: &TaskId, out: &mut Out) {
         let dir = task.dir();
-        if !is_shared(dir) && !self.jobs.contains_key(dir) {
-            self.jobs.insert(dir.to_string(), None);
+        if !is_shared(dir) && !self.assigned.jobs.contains_key(dir) {
+            self.assigned.jobs.insert(dir.to_string(), None);
             let call = Call::Get { path: self.params.layout.job(dir), watch: false };
             self.calls.issue(out, call, Purpose::ReadJob(dir.to_string()));
         }
@@ -152,9 +152,9 @@ impl Worker {
     /// A new session is up: what was being read when the last one ended is read again. So is what had ended, if it
     /// still has an entry: the ensemble may have gone back to where it had not.
     pub(super) fn restart_reads(&mut self, out: &mut Out) {
-        self.tasks.retain(|_, assigned| !matches!(assigned.state, State::Closed { .. }));
+        self.assigned.tasks.retain(|_, assigned| !matches!(assigned.state, State::Closed { .. }));
         let mut open = Vec::new();
-        for (id, assigned) in &mut self.tasks {
+        for (id, assigned) in &mut self.assigned.tasks {
             if assigned.is_open() && !matches!(assigned.state, State::Waiting) {
                 assigned.state = State::Reading { verified: false };
                 open.push(id.clone());
@@ -173,13 +173,13 @@ impl Worker {
         now: Instant,
         out: &mut Out,
     ) {
-        let Some(assigned) = self.tasks.get_mut(id) else { return };
+        let Some(assigned) = self.assigned.tasks.get_mut(id) else { return };
         let State::Reading { verified } = assigned.state else { return };
         if let Some((data, stat)) = read
             && let Ok(task) = Task::decode(data)
             && is_at(&task, id.attempt)
         {
-            assigned.is_share = task.commands.is_some();
+            assigned.kind = if task.commands.is_some() { Kind::Share } else { Kind::Plain };
             let work = Work { task, version: stat.version, mzxid: stat.mzxid, mtime_ms: stat.mtime_ms };
             assigned.state = State::Ready(Box::new(work));
             if assigned.recalled {
@@ -203,7 +203,7 @@ impl Worker {
             }
             _ => None,
         };
-        let again: Vec<_> = self.tasks.iter_mut().filter_map(again).collect();
+        let again: Vec<_> = self.assigned.tasks.iter_mut().filter_map(again).collect();
         for task in again {
             self.read_task(&task, out);
         }
@@ -226,14 +226,15 @@ impl Worker {
             Ok(_) | Err(Refusal::NoNode) => Options::default(),
             Err(refusal) => return self.on_forbidden_job(&dir, refusal, out),
         };
-        self.jobs.insert(dir, Some(options));
+        self.assigned.jobs.insert(dir, Some(options));
         self.forget_jobs();
     }
 
     /// Without its job's defaults a task would run with no timeout, say. The next entry asks again.
     fn on_forbidden_job(&mut self, dir: &str, refusal: Refusal, out: &mut Out) {
-        self.jobs.remove(dir);
-        let open = self.tasks.iter().filter(|(id, assigned)| id.task.dir() == dir && assigned.is_open());
+        self.assigned.jobs.remove(dir);
+        let open =
+            self.assigned.tasks.iter().filter(|(id, assigned)| id.task.dir() == dir && assigned.is_open());
         let open: Vec<EntryId> = open.map(|(id, _)| id.clone()).collect();
         for task in open {
             self.quarantine(&task, &format!("{}: {refusal}", self.params.layout.job(dir)), out);
@@ -254,17 +255,17 @@ impl Worker {
         }
     }
 
-    /// The task cannot be read, or nothing can be written into it: it is told and left alone, and takes up no assigned.
+    /// The task cannot be read, or nothing can be written into it: it is logged and left alone, and takes up no slot.
     pub(super) fn quarantine(&mut self, id: &EntryId, why: &str, out: &mut Out) {
         let path = self.params.layout.task(&id.task);
-        let was_started = self.tasks.get(id).is_none_or(|assigned| !assigned.is_open());
+        let was_started = self.assigned.tasks.get(id).is_none_or(|assigned| !assigned.is_open());
         let so = if was_started { "its outcome is lost" } else { "this worker does not run it" };
         out.log(Level::Error, format!("{path}: {why}; the task is set aside, and {so}"));
-        if let Some(assigned) = self.tasks.get_mut(id) {
+        if let Some(assigned) = self.assigned.tasks.get_mut(id) {
             assigned.state = State::Quarantined;
         }
         self.take_up_waiting(id, out);
-        self.confirm_due = true;
+        self.confirmation.due = true;
         let aside = self.ids_of(|assigned| matches!(assigned.state, State::Quarantined)).into_iter();
         let mut aside: Vec<TaskId> = aside.map(|id| id.task).take(MAX_ASIDE).collect();
         aside.dedup();
@@ -273,11 +274,11 @@ impl Worker {
 
     /// A report is settled, or there was nothing to do.
     pub(super) fn close(&mut self, id: &EntryId, confirm: bool, out: &mut Out) {
-        let Some(assigned) = self.tasks.get_mut(id) else { return };
+        let Some(assigned) = self.assigned.tasks.get_mut(id) else { return };
         assigned.state = State::Closed { confirm };
-        self.confirm_due = true;
+        self.confirmation.due = true;
         if assigned.removed || self.dying.is_some() {
-            self.tasks.remove(id);
+            self.assigned.tasks.remove(id);
         }
         if self.dying.is_none() {
             self.take_up_waiting(id, out);
@@ -286,15 +287,15 @@ impl Worker {
 
     /// Takes up what was given out to us of the same task before this attempt was over.
     fn take_up_waiting(&mut self, id: &EntryId, out: &mut Out) {
-        let all = self.tasks.range(EntryId::all_of(&id.task));
+        let all = self.assigned.tasks.range(EntryId::all_of(&id.task));
         let waiting = all.filter(|(_, assigned)| matches!(assigned.state, State::Waiting));
         let waiting: Vec<EntryId> = waiting.map(|(id, _)| id.clone()).collect();
         for id in waiting {
-            let Some(assigned) = self.tasks.get_mut(&id) else { continue };
-            self.last_order += 1;
-            assigned.order = self.last_order;
+            let Some(assigned) = self.assigned.tasks.get_mut(&id) else { continue };
+            self.assigned.last_order += 1;
+            assigned.order = self.assigned.last_order;
             assigned.state = State::Reading { verified: false };
-            self.start_order.insert(assigned.order, id.clone());
+            self.assigned.start_order.insert(assigned.order, id.clone());
             self.read_task(&id, out);
         }
     }
@@ -302,23 +303,23 @@ impl Worker {
     /// Tells the leader that what it revoked is dead. Where an outcome of ours says so too, the leader mostly has
     /// seen it and strikes the entry off, so that this can wait.
     pub(super) fn confirm_revoked(&mut self, now: Instant, out: &mut Out) {
-        if !std::mem::take(&mut self.confirm_due) && self.confirm_at.is_none_or(|at| at > now) {
+        if !std::mem::take(&mut self.confirmation.due) && self.confirmation.at.is_none_or(|at| at > now) {
             return;
         }
-        self.confirm_at = None;
-        let Some(version) = self.version.filter(|_| self.registrar.is_standing()) else { return };
-        let mut revoked = self.tasks.values().filter(|assigned| assigned.revoked).peekable();
+        self.confirmation.at = None;
+        let Some(version) = self.view.version.filter(|_| self.registrar.is_registered()) else { return };
+        let mut revoked = self.assigned.tasks.values().filter(|assigned| assigned.revoked).peekable();
         let is_confirmed = self.registrar.body().revoked_through.is_some_and(|through| through >= version);
         if is_confirmed || revoked.peek().is_none() || !revoked.clone().all(AssignedTask::is_dead) {
             return;
         }
         let at_once = revoked.any(|assigned| matches!(assigned.state, State::Closed { confirm: true }));
-        let at = self.confirmed.map_or(now, |last| last + CONFIRM_PACE);
+        let at = self.confirmation.last.map_or(now, |last| last + CONFIRM_PACE);
         if at_once || at <= now {
-            self.confirmed = Some(now);
+            self.confirmation.last = Some(now);
             self.registrar.publish(|body| body.revoked_through = Some(version), out);
         } else {
-            self.confirm_at = Some(at);
+            self.confirmation.at = Some(at);
         }
     }
 }

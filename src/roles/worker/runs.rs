@@ -46,10 +46,10 @@ impl Worker {
     /// How many more commands may be started and without a result in the ensemble.
     fn room(&self) -> usize {
         let slots = self.params.slots as usize;
-        if self.started + self.reports.len() >= slots + START_AHEAD {
+        if self.assigned.started + self.reports.len() >= slots + START_AHEAD {
             return 0;
         }
-        let executions = self.tasks.values().filter_map(AssignedTask::execution);
+        let executions = self.assigned.tasks.values().filter_map(AssignedTask::execution);
         let unwritten: usize = executions
             .map(|execution| execution.portion.as_ref().map_or(1, |portion| portion.holder.unwritten()))
             .sum();
@@ -60,22 +60,23 @@ impl Worker {
     pub(super) fn start_ready(&mut self, now: Instant, out: &mut Out) {
         let may = self.mode == Mode::Working
             && self.dying.is_none()
-            && self.registrar.is_standing()
+            && self.registrar.is_registered()
             && self.lease.holds(now);
         if !may {
             return;
         }
-        if self.start_order.is_empty() || self.runs.len() >= self.starts.allowed() {
+        if self.assigned.start_order.is_empty() || self.running.runs.len() >= self.running.starts.allowed() {
             return;
         }
         let mut room = self.room();
         let mut next = 0;
-        while room > 0 && self.runs.len() < self.starts.allowed() {
-            let first = self.start_order.range(next..).next().map(|(order, id)| (*order, id.clone()));
+        while room > 0 && self.running.runs.len() < self.running.starts.allowed() {
+            let first =
+                self.assigned.start_order.range(next..).next().map(|(order, id)| (*order, id.clone()));
             let Some((order, id)) = first else { return };
             match self.head(&id, order, now) {
                 Head::Gone => {
-                    self.start_order.remove(&order);
+                    self.assigned.start_order.remove(&order);
                     // There may have been nothing to start: a chunk may be all blank, or have all its results already.
                     self.finish_if_over(&id, out);
                 }
@@ -93,7 +94,8 @@ impl Worker {
     }
 
     fn head(&mut self, id: &EntryId, order: u64, now: Instant) -> Head {
-        let Some(assigned) = self.tasks.get_mut(id).filter(|assigned| assigned.order == order) else {
+        let Some(assigned) = self.assigned.tasks.get_mut(id).filter(|assigned| assigned.order == order)
+        else {
             return Head::Gone;
         };
         match &mut assigned.state {
@@ -106,7 +108,8 @@ impl Worker {
         }
         let none = Options::default();
         let dir = id.task.dir();
-        let job = if is_shared(dir) { Some(&none) } else { self.jobs.get(dir).and_then(Option::as_ref) };
+        let job =
+            if is_shared(dir) { Some(&none) } else { self.assigned.jobs.get(dir).and_then(Option::as_ref) };
         let Some(job) = job else { return Head::Waits };
         let State::Ready(work) = std::mem::replace(&mut assigned.state, State::Closed { confirm: false })
         else {
@@ -115,12 +118,13 @@ impl Worker {
         let mut execution = Box::new(Execution::new(*work, id.attempt, job, now));
         let first = next_of(&mut execution);
         assigned.state = State::Running(execution);
-        self.started += 1;
+        self.assigned.started += 1;
         first
     }
 
     fn start(&mut self, id: &EntryId, command: usize, now: Instant, out: &mut Out) {
-        let Some(execution) = self.tasks.get_mut(id).and_then(|assigned| assigned.execution_mut()) else {
+        let Some(execution) = self.assigned.tasks.get_mut(id).and_then(|assigned| assigned.execution_mut())
+        else {
             return;
         };
         let run = RunId(out.fresh_id());
@@ -133,42 +137,43 @@ impl Worker {
         };
         out.push(Action::Run { run, spec });
         execution.runs.insert(run);
-        self.runs
+        self.running
+            .runs
             .insert(run, Run { id: id.clone(), command, timeout, timer: None, stop: None, begun: false });
         self.plan_save(id, now);
     }
 
     /// The program runs: its time begins, however long it took to get there.
     pub(super) fn on_started(&mut self, id: RunId, now: Instant, out: &mut Out) {
-        let Some(run) = self.runs.get_mut(&id) else { return };
+        let Some(run) = self.running.runs.get_mut(&id) else { return };
         run.begun = true;
         if let Some(timeout) = run.timeout.filter(|_| run.stop.is_none()) {
             self.set_timer(id, Some(now + timeout));
         }
-        if self.starts.is_limited() && self.starts.worked(self.begun(), now) {
+        if self.running.starts.is_limited() && self.running.starts.worked(self.begun(), now) {
             out.log(Level::Info, "tasks can be started here again");
         }
     }
 
     /// How many programs run.
     fn begun(&self) -> usize {
-        self.runs.values().filter(|run| run.begun).count()
+        self.running.runs.values().filter(|run| run.begun).count()
     }
 
     /// When something is to be done to a run.
     fn set_timer(&mut self, id: RunId, at: Option<Instant>) {
-        let Some(run) = self.runs.get_mut(&id) else { return };
+        let Some(run) = self.running.runs.get_mut(&id) else { return };
         if let Some(before) = std::mem::replace(&mut run.timer, at) {
-            self.timers.remove(&(before, id));
+            self.running.timers.remove(&(before, id));
         }
         if let Some(at) = at {
-            self.timers.insert((at, id));
+            self.running.timers.insert((at, id));
         }
     }
 
     /// Has a run end until it is killed, unless it is being stopped already.
     pub(super) fn stop_run(&mut self, run: RunId, why: StopReason, kill: Instant, out: &mut Out) {
-        let Some(known) = self.runs.get_mut(&run).filter(|run| run.stop.is_none()) else { return };
+        let Some(known) = self.running.runs.get_mut(&run).filter(|run| run.stop.is_none()) else { return };
         known.stop = Some(Stop { why, kill, killed: false });
         self.set_timer(run, Some(kill));
         out.push(Action::Signal { run, signal: GroupSignal::Term });
@@ -176,9 +181,9 @@ impl Worker {
 
     /// Stops what ran past its timeout, and kills what was stopped and did not end.
     pub(super) fn stop_late(&mut self, now: Instant, out: &mut Out) {
-        while let Some((at, run)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
-            self.timers.remove(&(at, run));
-            let Some(known) = self.runs.get_mut(&run) else { continue };
+        while let Some((at, run)) = self.running.timers.first().copied().filter(|(at, _)| *at <= now) {
+            self.running.timers.remove(&(at, run));
+            let Some(known) = self.running.runs.get_mut(&run) else { continue };
             known.timer = None;
             match &mut known.stop {
                 None => self.stop_run(run, StopReason::Timeout, now + self.params.grace, out),
@@ -192,9 +197,9 @@ impl Worker {
 
     /// Stops what still runs at the end of a drain's grace.
     pub(super) fn stop_running(&mut self, term: Instant, kill: Instant, now: Instant, out: &mut Out) {
-        let runs: Vec<RunId> = self.runs.keys().copied().collect();
+        let runs: Vec<RunId> = self.running.runs.keys().copied().collect();
         for run in runs {
-            let Some(known) = self.runs.get_mut(&run) else { continue };
+            let Some(known) = self.running.runs.get_mut(&run) else { continue };
             if let Some(stop) = known.stop.as_mut().filter(|stop| !stop.killed) {
                 stop.kill = stop.kill.min(kill);
                 let kill = stop.kill;
@@ -208,7 +213,7 @@ impl Worker {
 
     /// No more commands of chunks are started: what is over of them is written down, the rest is handed back.
     pub(super) fn halt_all(&mut self, why: StopReason, out: &mut Out) {
-        for execution in self.tasks.values_mut().filter_map(AssignedTask::execution_mut) {
+        for execution in self.assigned.tasks.values_mut().filter_map(AssignedTask::execution_mut) {
             execution.halt(why);
         }
         for id in self.ids_of(|assigned| assigned.execution().is_some()) {
@@ -218,31 +223,31 @@ impl Worker {
 
     /// Kills everything at once: the incarnation is dead.
     pub(super) fn kill_all(&mut self, out: &mut Out) {
-        for assigned in self.tasks.values_mut() {
+        for assigned in self.assigned.tasks.values_mut() {
             assigned.removed = true;
         }
-        self.timers.clear();
-        for (id, run) in &mut self.runs {
+        self.running.timers.clear();
+        for (id, run) in &mut self.running.runs {
             run.timer = None;
             run.stop = Some(Stop { why: StopReason::Dead, kill: Instant::default(), killed: true });
             out.push(Action::Signal { run: *id, signal: GroupSignal::Kill });
         }
-        self.tasks.retain(|_, assigned| assigned.is_busy());
-        self.start_order.clear();
+        self.assigned.tasks.retain(|_, assigned| assigned.is_busy());
+        self.assigned.start_order.clear();
         self.halt_all(StopReason::Dead, out);
     }
 
     /// The next time at which a run wants something done to it.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let save = self.saves.first().map(|(at, _)| *at).filter(|_| self.connected);
-        earlier(self.timers.first().map(|(at, _)| *at), save)
+        let save = self.saves.due.first().map(|(at, _)| *at).filter(|_| self.connected);
+        earlier(self.running.timers.first().map(|(at, _)| *at), save)
     }
 
     /// The next step of a drain.
     pub(super) fn next_stop(&self, term: Instant, kill: Instant) -> Option<Instant> {
-        let term = self.runs.values().any(|run| run.stop.is_none()).then_some(term);
+        let term = self.running.runs.values().any(|run| run.stop.is_none()).then_some(term);
         let pending = |run: &Run| run.stop.is_some_and(|stop| !stop.killed);
-        earlier(term, self.runs.values().any(pending).then_some(kill))
+        earlier(term, self.running.runs.values().any(pending).then_some(kill))
     }
 
     /// A run could not even be started.
@@ -257,7 +262,9 @@ impl Worker {
         let Some(run) = self.take_run(run) else { return };
         let by = self.registrar.incarnation().clone();
         let mut line = None;
-        if let Some(execution) = self.tasks.get_mut(&run.id).and_then(|assigned| assigned.execution_mut()) {
+        if let Some(execution) =
+            self.assigned.tasks.get_mut(&run.id).and_then(|assigned| assigned.execution_mut())
+        {
             line = execution.payload(run.command).1;
             match kind {
                 NotStartedKind::Permanent => execution.not_started(run.command, why, &by),
@@ -281,12 +288,12 @@ impl Worker {
     /// while.
     fn on_shortage(&mut self, name: &str, why: &str, now: Instant, out: &mut Out) {
         let why = shortened(why, MAX_UNHEALTHY_BYTES);
-        let (level, pause) = match self.starts.failed(self.begun(), &why, now) {
+        let (level, pause) = match self.running.starts.failed(self.begun(), &why, now) {
             Failed::Known => return,
             Failed::First(pause) => (Level::Warn, pause),
             Failed::Again(pause) => (Level::Debug, pause),
         };
-        let (allowed, seconds) = (self.starts.allowed(), pause.as_secs_f32());
+        let (allowed, seconds) = (self.running.starts.allowed(), pause.as_secs_f32());
         out.log(
             level,
             format!(
@@ -296,7 +303,7 @@ impl Worker {
         );
         self.show_starts(out);
         for id in self.ids_of(AssignedTask::is_open) {
-            if let Some(assigned) = self.tasks.get_mut(&id) {
+            if let Some(assigned) = self.assigned.tasks.get_mut(&id) {
                 assigned.recalled = true;
             }
             self.give_back(&id, out);
@@ -305,9 +312,9 @@ impl Worker {
 
     /// The registration says how many tasks may run at a time, if fewer than there are slots, and why.
     pub(super) fn show_starts(&mut self, out: &mut Out) {
-        let usable = Some(self.starts.allowed()).filter(|_| self.starts.is_limited());
+        let usable = Some(self.running.starts.allowed()).filter(|_| self.running.starts.is_limited());
         let usable = usable.and_then(|usable| u32::try_from(usable).ok());
-        let unhealthy = self.starts.why();
+        let unhealthy = self.running.starts.why();
         let body = self.registrar.body();
         if body.usable != usable || body.unhealthy.as_deref() != unhealthy {
             let unhealthy = unhealthy.map(str::to_string);
@@ -320,7 +327,9 @@ impl Worker {
         let Some(run) = self.take_run(run) else { return };
         let by = self.registrar.incarnation().clone();
         self.note_run_time(report);
-        if let Some(execution) = self.tasks.get_mut(&run.id).and_then(|assigned| assigned.execution_mut()) {
+        if let Some(execution) =
+            self.assigned.tasks.get_mut(&run.id).and_then(|assigned| assigned.execution_mut())
+        {
             execution.ended(run.command, run.stop.map(|stop| stop.why), report, &by);
         }
         self.finish_if_over(&run.id, out);
@@ -329,8 +338,10 @@ impl Worker {
 
     fn take_run(&mut self, id: RunId) -> Option<Run> {
         self.set_timer(id, None);
-        let run = self.runs.remove(&id)?;
-        if let Some(execution) = self.tasks.get_mut(&run.id).and_then(|assigned| assigned.execution_mut()) {
+        let run = self.running.runs.remove(&id)?;
+        if let Some(execution) =
+            self.assigned.tasks.get_mut(&run.id).and_then(|assigned| assigned.execution_mut())
+        {
             execution.runs.remove(&id);
         }
         Some(run)
@@ -339,7 +350,7 @@ impl Worker {
     /// What was started of an entry is over: that is to be written down from now on. What is on its way of a share
     /// comes first.
     pub(super) fn finish_if_over(&mut self, id: &EntryId, out: &mut Out) {
-        let Some(assigned) = self.tasks.get_mut(id) else { return };
+        let Some(assigned) = self.assigned.tasks.get_mut(id) else { return };
         let is_over = |execution: &Execution| {
             execution.is_over() && !execution.portion.as_ref().is_some_and(|portion| portion.is_writing())
         };
@@ -349,10 +360,10 @@ impl Worker {
         let State::Running(mut execution) = std::mem::replace(&mut assigned.state, State::Reporting) else {
             return;
         };
-        self.started -= 1;
+        self.assigned.started -= 1;
         let want = execution.want();
         if let Some(at) = execution.portion.as_mut().and_then(|portion| portion.save_at.take()) {
-            self.saves.remove(&(at, id.clone()));
+            self.saves.due.remove(&(at, id.clone()));
         }
         let known = match &execution.portion {
             Some(portion) => portion.work(execution.work.mzxid),

@@ -17,29 +17,29 @@ const MEMORY: u32 = 8;
 
 impl Worker {
     pub(super) fn portion_mut(&mut self, id: &EntryId) -> Option<&mut Portion> {
-        self.tasks.get_mut(id)?.execution_mut()?.portion.as_deref_mut()
+        self.assigned.tasks.get_mut(id)?.execution_mut()?.portion.as_deref_mut()
     }
 
     fn pace(&self) -> Pace {
-        let slots = u32::try_from(self.starts.allowed()).unwrap_or(u32::MAX);
-        Pace { slots, run: self.run_time, write: self.write_time }
+        let slots = u32::try_from(self.running.starts.allowed()).unwrap_or(u32::MAX);
+        Pace { slots, run: self.saves.run_time, write: self.saves.write_time }
     }
 
     /// So long a command has run.
     pub(super) fn note_run_time(&mut self, report: &RunReport) {
         let ran = report.ended_ms.saturating_sub(report.started_ms).max(0);
         let ran = Duration::from_millis(ran.unsigned_abs());
-        let before = self.run_time.unwrap_or(ran);
-        self.run_time = Some((before * (MEMORY - 1) + ran) / MEMORY);
+        let before = self.saves.run_time.unwrap_or(ran);
+        self.saves.run_time = Some((before * (MEMORY - 1) + ran) / MEMORY);
     }
 
     /// Sees to it that what is known of a share is written.
     pub(super) fn plan_save(&mut self, id: &EntryId, now: Instant) {
         if let Some((at, before)) = self.portion_mut(id).and_then(|portion| portion.plan_save(now)) {
             if let Some(before) = before {
-                self.saves.remove(&(before, id.clone()));
+                self.saves.due.remove(&(before, id.clone()));
             }
-            self.saves.insert((at, id.clone()));
+            self.saves.due.insert((at, id.clone()));
         }
     }
 
@@ -56,8 +56,8 @@ impl Worker {
             return;
         }
         let pace = self.pace();
-        while self.saves.first().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, id)) = self.saves.pop_first() else { return };
+        while self.saves.due.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, id)) = self.saves.due.pop_first() else { return };
             let path = self.params.layout.task(&id.task);
             let Some(portion) = self.portion_mut(&id) else { continue };
             if let Some((version, mut task)) = portion.save(pace) {
@@ -80,7 +80,7 @@ impl Worker {
         match result {
             Ok(Reply::Stat(stat)) => {
                 if let Some(sent) = portion.written(stat) {
-                    self.write_time = (self.write_time * (MEMORY - 1) + now.since(sent)) / MEMORY;
+                    self.saves.write_time = (self.saves.write_time * (MEMORY - 1) + now.since(sent)) / MEMORY;
                 }
             }
             // It is gone, or no task any more: its end will tell.
@@ -111,7 +111,7 @@ impl Worker {
 
     /// The leader knows that something stands in this version of a chunk that its holders should know.
     pub(super) fn recheck(&mut self, id: &EntryId, version: i32, out: &mut Out) {
-        let Some(assigned) = self.tasks.get_mut(id) else { return };
+        let Some(assigned) = self.assigned.tasks.get_mut(id) else { return };
         if matches!(&assigned.state, State::Ready(work) if work.version < version) {
             assigned.state = State::Reading { verified: false };
             return self.read_task(id, out);
@@ -139,7 +139,7 @@ impl Worker {
             let portion = assigned.execution_mut()?.portion.as_mut()?;
             portion.verifying.take_if(|ticket| lease.has(*ticket)).map(|_| id.clone())
         };
-        let again: Vec<EntryId> = self.tasks.iter_mut().filter_map(again).collect();
+        let again: Vec<EntryId> = self.assigned.tasks.iter_mut().filter_map(again).collect();
         for id in again {
             self.reread(&id, true, out);
         }
@@ -188,6 +188,7 @@ impl Worker {
     /// Stops what runs of a share although somebody wants it cancelled, or it is not ours any more.
     fn stop_unwanted(&mut self, id: &EntryId, now: Instant, out: &mut Out) {
         let Some(portion) = self
+            .assigned
             .tasks
             .get(id)
             .and_then(AssignedTask::execution)
@@ -199,7 +200,7 @@ impl Worker {
             run.id == *id && (portion.is_cancelled(run.command) || !portion.holder.has(run.command))
         };
         let unwanted: Vec<RunId> =
-            self.runs.iter().filter(|(_, run)| is_unwanted(run)).map(|(run, _)| *run).collect();
+            self.running.runs.iter().filter(|(_, run)| is_unwanted(run)).map(|(run, _)| *run).collect();
         let kill = now + self.params.grace;
         for run in unwanted {
             self.stop_run(run, StopReason::Cancelled, kill, out);

@@ -449,7 +449,7 @@ fn a_registration_in_flight_is_deleted_by_the_next_incarnation() {
     driver.hold = |_| false;
     driver.go(&mut world);
     assert_ne!(*driver.role.registrar.incarnation(), last);
-    assert!(driver.role.registrar.is_standing());
+    assert!(driver.role.registrar.is_registered());
     let left: Vec<_> = world.znodes.keys().filter(|path| path.starts_with("/z/workers/")).collect();
     assert_eq!(left, [&registration(&driver, 0)], "{late} is nobody's");
 }

@@ -296,7 +296,7 @@ fn entries_are_started_in_the_order_of_the_assignment() {
     assert_eq!(driver.runs.len(), 0, "nothing overtakes what is still being read");
     driver.hold = |_| false;
     driver.go(&mut world);
-    let tasks: Vec<_> = driver.role.runs.values().map(|run| run.id.task.to_string()).collect();
+    let tasks: Vec<_> = driver.role.running.runs.values().map(|run| run.id.task.to_string()).collect();
     assert_eq!(tasks, ["_00/z", "_00/m"]);
 }
 

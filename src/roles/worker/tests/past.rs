@@ -89,7 +89,7 @@ fn what_ended_is_not_run_again_by_a_worker_that_is_only_back() {
     driver.lose(&mut world, |_| true);
     driver.connect(&mut world);
     assert!(driver.runs.is_empty(), "{:?}", driver.logs);
-    assert!(driver.role.registrar.is_standing());
+    assert!(driver.role.registrar.is_registered());
 }
 
 /// What it said of revoked entries is not said of those of a restored assignment, whose versions are others.

@@ -169,7 +169,7 @@ fn a_forbidden_registration_is_logged_once() {
     world.pass(Duration::from_secs(2));
     driver.go(&mut world);
     assert_eq!(told(&driver, "this is over"), 1, "{:?}", driver.logs);
-    assert!(driver.role.registrar.is_standing());
+    assert!(driver.role.registrar.is_registered());
 }
 
 /// Neither ends it: the servers' limit can be raised.
@@ -186,12 +186,12 @@ fn a_too_long_registration_is_reported_and_made_when_it_fits() {
     }
     let said: Vec<_> = driver.logs.iter().filter(|line| line.contains("jute.maxbuffer")).collect();
     assert!(said.len() == 1 && said[0].contains("shorter labels"), "{:?}", driver.logs);
-    assert_eq!((driver.exit, driver.role.registrar.is_standing()), (None, false));
+    assert_eq!((driver.exit, driver.role.registrar.is_registered()), (None, false));
     world.limit = None;
     world.pass(Duration::from_secs(2));
     driver.event(&world, Event::Wake);
     driver.go(&mut world);
-    assert!(driver.role.registrar.is_standing(), "{:?}", driver.logs);
+    assert!(driver.role.registrar.is_registered(), "{:?}", driver.logs);
 }
 
 /// What it has set aside is named as far as there is room; all else that it has to say is said.
@@ -245,7 +245,7 @@ fn an_assignment_that_cannot_be_deleted_keeps_its_incarnation() {
         "{:?}",
         driver.logs
     );
-    assert!(driver.role.registrar.is_standing(), "the next life has begun");
+    assert!(driver.role.registrar.is_registered(), "the next life has begun");
 }
 
 /// It ran with no timeout, no environment, and on whatever the job's defaults say else.
