@@ -10,7 +10,7 @@
 //!    [`Event::Lost`] of the connection it was made on. A call that was in flight when the connection broke is
 //!    answered with [`CallError::MaybeApplied`], one that had not left the process with [`CallError::NotSent`].
 //! 2. **A connection is a session.** After `Lost` nothing is connected until the next `Connected`, which is a
-//!    *new* session: watches are gone, the old session's ephemerals may still stand for a while, and a write
+//!    *new* session: watches are gone, the old session's ephemerals may still exist for a while, and a write
 //!    that was in doubt may even be applied later, until the old session is dead.
 //! 3. **Actions are carried out in the order in which they were put in.** If one that shows something to the
 //!    user fails, the program ends before the next.
@@ -78,7 +78,7 @@ pub enum CreateMode {
     EphemeralSequential,
 }
 
-/// What a standing watch covers. Both kinds stay until the session ends.
+/// What a persistent watch covers. Both kinds stay until the session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchMode {
     /// One znode: created, data changed, deleted, and children changed.
@@ -98,13 +98,13 @@ pub enum Call {
     Create { path: String, data: Vec<u8>, mode: CreateMode },
     /// Answered by [`Reply::Stat`].
     Set { path: String, data: Vec<u8>, version: i32 },
-    /// `version: None` deletes whatever version stands: only for a znode whose name is never used again.
+    /// `version: None` deletes any version: only for a znode whose name is never used again.
     /// Answered by [`Reply::Deleted`].
     Delete { path: String, version: Option<i32> },
-    /// With `watch`, one change of the znode is told. Answered by [`Reply::Data`].
+    /// With `watch`, one change of the znode is reported. Answered by [`Reply::Data`].
     Get { path: String, watch: bool },
-    /// With `watch`, one change of the znode (its creation, if it isn't there) is told. Answered by
-    /// [`Reply::Stat`], or refused with [`Refusal::NoNode`]; the watch then stands all the same.
+    /// With `watch`, one change of the znode (its creation, if it isn't there) is reported. Answered by
+    /// [`Reply::Stat`], or refused with [`Refusal::NoNode`]; the watch is set all the same.
     Exists { path: String, watch: bool },
     /// Answered by [`Reply::Children`], in no order.
     Children { path: String },
@@ -180,7 +180,7 @@ pub enum Reply {
     Watching,
 }
 
-/// Why ZooKeeper, or the session layer in its place, refused a call. It was not applied.
+/// Why ZooKeeper, or the session layer before it, refused a call. It was not applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// There is no such znode (or, for a create, no parent).
@@ -362,7 +362,7 @@ pub enum Event {
     /// A new session is up; `timeout` is what the servers granted. Check the own ephemerals, read everything
     /// again, set the watches again.
     Connected { timeout: Duration },
-    /// The connection, and with it the session, is gone. Ephemerals of it may stand for up to its timeout.
+    /// The connection, and with it the session, is gone. Ephemerals of it may exist for up to its timeout.
     Lost { why: String },
     /// A znode under a watch changed.
     Changed { path: String, kind: ChangeKind },
@@ -378,7 +378,7 @@ pub enum Event {
     NotStarted { run: RunId, kind: NotStartedKind, why: String },
     /// The run is over, and every process of its group is dead.
     Ended { run: RunId, report: RunReport },
-    /// All that ran gets SIGKILL, and is told as `Ended` after this: the keeper of slots is gone, or the lease was
+    /// All that ran gets SIGKILL, and is reported as `Ended` after this: the keeper of slots is gone, or the lease was
     /// renewed too late. Nothing starts until there is another keeper.
     SlotsLost { why: String },
     /// The lines that [`Action::ReadLines`] asked for; fewer than asked for means that there are no more.
@@ -487,7 +487,7 @@ impl<R> Actions<R> {
 
 /// A role as a pure state machine. Only [`turn`] calls `step`.
 pub trait Role {
-    /// What the role tells its user.
+    /// What the role reports to its user.
     type Report;
 
     /// Takes in one event.

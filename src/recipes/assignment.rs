@@ -32,7 +32,7 @@ pub enum Urgency {
     Now,
     /// A worker has enough to do for the moment.
     Soon,
-    /// It tells the worker nothing that matters.
+    /// The worker needs nothing of it.
     Later,
 }
 
@@ -49,13 +49,13 @@ impl Urgency {
 /// What became known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Every assignment that stood at the takeover carries our epoch.
+    /// Every assignment that existed at the takeover carries our epoch.
     Ready,
     /// An assignment was read, and can be written to from now on.
     Opened(Incarnation),
     /// An assignment was written.
     Written(Incarnation),
-    /// An assignment is gone; these tasks stood on it.
+    /// An assignment is gone; it had these entries.
     Closed(Incarnation, Vec<EntryId>),
     /// Another leader of a higher epoch wrote an assignment.
     Deposed {
@@ -110,8 +110,8 @@ pub struct AssignmentTable {
     due: BTreeSet<(Instant, Incarnation)>,
     /// Assignments of which the load, or whether they are open, may have changed since somebody asked.
     touched: BTreeSet<Incarnation>,
-    /// Assignments that may say what we do not know: they could not be read, or stood at the takeover and do not carry
-    /// our epoch, so that a deposed leader might write to them.
+    /// Assignments that may say what we do not know: they could not be read, or existed at the takeover and do not
+    /// carry our epoch, so that a deposed leader might write to them.
     unclaimed: BTreeSet<Incarnation>,
     /// The most that the entries of an assignment may have: less than [`MAX_ASSIGNMENT_BYTES`] if the servers did not
     /// take an assignment.
@@ -252,12 +252,12 @@ impl AssignmentTable {
         });
     }
 
-    /// A task that is held is over, as far as anybody can tell: it takes up no slot any more.
+    /// An assigned task is probably done: its entry takes up no slot any more.
     pub fn presume_done(&mut self, task: &EntryId) {
         self.change(task, |held| held.presumed_done = true);
     }
 
-    /// The holder of a share is to know what stands in this version of its chunk.
+    /// Tells the holder of a share to read its chunk, at least in this version.
     pub fn look(&mut self, id: &EntryId, version: i32) {
         if self.change(id, |held| held.look = held.look.max(Some(version))) {
             self.mark_holder(id, Urgency::Now);
@@ -578,8 +578,8 @@ impl AssignmentTable {
         self.note_unclaimed(incarnation);
     }
 
-    /// What stood at the takeover and is not ours yet may say what we do not know. (On an assignment that was made
-    /// since then is nothing but what we wrote.)
+    /// An assignment that existed at the takeover, and that we have not written yet, may have unknown entries. (On an
+    /// assignment that was made since then is nothing but what we wrote.)
     fn note_unclaimed(&mut self, incarnation: &Incarnation) {
         let is_ours = self.assignments.get(incarnation).is_none_or(|assignment| assignment.ours);
         if self.state == State::TakingOver && !is_ours {

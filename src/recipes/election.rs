@@ -1,8 +1,8 @@
 //! Election: leader is who has the first contender; everyone else watches the one just before its own.
 //!
-//! The names are those of Curator's `LeaderLatch`, and so is their order, so that a Curator peer can stand in
-//! the same election. One deliberate difference: a contender is never adopted from an earlier session. Each
-//! session stands anew, at the end, and deletes what earlier sessions of this process left, so that a standby
+//! The names are those of Curator's `LeaderLatch`, and so is their order, so that a Curator peer can take part in the
+//! same election. One deliberate difference: a contender is never adopted from an earlier session. Each session
+//! creates a new contender, at the end, and deletes what earlier sessions of this process left, so that a standby
 //! that kept its connection takes over at once.
 //!
 //! Only a contender whose creation was acknowledged on the present connection counts as ours, and a connection
@@ -34,7 +34,7 @@ pub struct Election {
     ensure: Ensure,
     state: State,
     calls: Calls<Purpose>,
-    /// What is wrong with the directory is told once in the life of the process.
+    /// A fault of the directory is logged once in the life of the process.
     reported_foreign: bool,
     reported_sequence: bool,
     /// It could not take part, for this reason: see [`Election::take_refused`].
@@ -45,19 +45,19 @@ pub struct Election {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
-    /// Not standing: no connection, or by choice.
+    /// It takes no part: it has no connection, or does not want to.
     Out,
     /// The directory is looked for, then the contender is created.
     Entering,
-    /// The contender stands; its place is not known yet.
+    /// The contender exists; its rank is not known yet.
     Ranking { name: String },
-    /// The contender stands behind `before`.
+    /// The contender comes after `before`.
     Following { name: String, czxid: i64, before: String },
-    /// First, or in the place of the own contender that was.
+    /// The contender is the first, or inherited the rank of an own one that was.
     Leading { name: String, czxid: i64, term: Term },
-    /// It led, and has no connection. What it led by stands as long as its session lives.
+    /// It led, and has no connection. Its contender exists as long as that session lives.
     Suspended(Term),
-    /// It led in the session before. The contender that inherits that place is created, then read, then looked for in
+    /// It led in the session before. The contender that inherits that rank is created, then read, then looked for in
     /// a list.
     Inheriting { name: Option<String>, term: Term },
     /// The contender is being deleted, or will be as soon as its creation is answered.
@@ -161,7 +161,7 @@ impl Election {
         }
     }
 
-    /// The transaction that made the own contender, once its place is known: a write of our own on this connection.
+    /// The transaction that made the own contender, once its rank is known: a write of our own on this connection.
     pub fn made_by(&self) -> Option<i64> {
         match self.state {
             State::Following { czxid, .. } | State::Leading { czxid, .. } => Some(czxid),
@@ -169,12 +169,12 @@ impl Election {
         }
     }
 
-    /// Whether the place is known and it is not the first.
+    /// Whether the rank is known and it is not the first.
     pub fn is_following(&self) -> bool {
         matches!(self.state, State::Following { .. })
     }
 
-    /// The name of the contender that it waits for, if its place is known and not the first.
+    /// The name of the contender that it waits for, if its rank is known and not the first.
     pub fn behind(&self) -> Option<&str> {
         match &self.state {
             State::Following { before, .. } => Some(before),
@@ -182,12 +182,12 @@ impl Election {
         }
     }
 
-    /// Whether it neither stands nor is about to.
+    /// Whether it has no contender and creates none.
     pub fn is_out(&self) -> bool {
         self.state == State::Out
     }
 
-    /// The name of the own contender, if it stands.
+    /// The name of the own contender, if it exists.
     pub fn own_name(&self) -> Option<&str> {
         match &self.state {
             State::Inheriting { name, .. } => name.as_deref(),
@@ -285,7 +285,7 @@ impl Election {
             // The directory may have been deleted with all that was in it.
             (Purpose::Own | Purpose::List { .. }, Err(Refusal::NoNode)) => self.on_gone(out),
             (Purpose::List { czxid }, Ok(Reply::Children(names))) => {
-                // Each of them looks whether it is its list.
+                // Each of them checks whether the list is for its state.
                 self.prove(czxid, names, out);
                 self.rank(czxid, names, out);
             }
@@ -372,7 +372,7 @@ impl Election {
         self.calls.issue(out, call, Purpose::DeleteOld);
     }
 
-    /// Finds the own place in a list of all contenders. The list is no older than our own creation, because it
+    /// Finds the own rank in a list of all contenders. The list is no older than our own creation, because it
     /// was read on the connection that made it.
     fn rank<R>(&mut self, czxid: i64, names: &[String], out: &mut Actions<R>) {
         let State::Ranking { name: own } = &self.state else { return };
@@ -418,7 +418,7 @@ impl Election {
         };
     }
 
-    /// Who stands by another library's rules is not seen by us, nor we by them.
+    /// Contenders of another library follow other rules: they ignore ours, and we ignore theirs.
     fn report_foreign<R>(&mut self, names: &[&str], out: &mut Actions<R>) {
         let Some(first) = names.first().filter(|_| !self.reported_foreign) else { return };
         self.reported_foreign = true;

@@ -40,7 +40,7 @@ pub enum Seen {
 #[derive(Clone, Debug)]
 pub struct Holder {
     number: u32,
-    /// The newest version that is known to have stood, and what it said.
+    /// The newest known version, and what it said.
     known: Option<(i32, Task)>,
     /// Its share there.
     share: Option<Share>,
@@ -183,7 +183,7 @@ impl Holder {
         Some((version, next))
     }
 
-    /// What was sent stands, in this version.
+    /// The write was applied, and made this version.
     pub fn written(&mut self, version: i32, task: Task) -> Seen {
         self.write = Write::None;
         self.adopt(version, task)

@@ -1,4 +1,4 @@
-//! Mirror: keeps a role informed of everything below a directory by one standing watch on the whole tree.
+//! Mirror: keeps a role informed of everything below a directory by one persistent watch on the whole tree.
 //!
 //! It lists only when it starts, in parts, and never because something changed: a change names its znode, and
 //! that znode alone is read. It holds what is on its way, not what was seen, so its memory does not grow with
@@ -29,7 +29,7 @@ const MAX_REFUSED: usize = 1_000;
 pub enum Change {
     /// It exists; it is being read.
     Appeared { path: String },
-    /// It was changed after everything was told; it is read with the next [`Mirror::catch_up`] but one, or when
+    /// It was changed after everything was reported; it is read with the next [`Mirror::catch_up`] but one, or when
     /// [`Mirror::read_again`] asks for it, if it is still there.
     Touched { path: String },
     /// It was read. This may come again for the same state, or for an older one after a newer.
@@ -40,7 +40,7 @@ pub enum Change {
     /// itself, nothing will be told until the mirror is started again. Others are read again with
     /// [`Mirror::try_refused`].
     Refused { path: String, refusal: Refusal },
-    /// Everything that stood when the mirror started has been told.
+    /// Everything that existed when the mirror started has been reported.
     Complete,
 }
 
@@ -65,14 +65,14 @@ pub struct Mirror {
     to_list: Vec<String>,
     /// Being read, or about to be, because a listing named it.
     initial: BTreeSet<String>,
-    /// What was told as gone while lists were on their way, which may be older and still name it.
+    /// What was reported as gone while lists were on their way, which may be older and still name it.
     gone: BTreeSet<String>,
     /// What was refused; true if its children are to be listed as well.
     refused: BTreeMap<String, bool>,
     state: State,
 }
 
-/// What was told of a znode while it was being read.
+/// What events said of a znode while it was being read.
 #[derive(Clone, Copy, Debug, Default)]
 struct Overtaken {
     /// It changed, or is there again, so it is read again.
@@ -84,7 +84,7 @@ struct Overtaken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Off,
-    /// Its watch may not stand yet.
+    /// Its watch may not be set yet.
     Starting,
     Loading,
     Complete,
@@ -142,7 +142,7 @@ impl Mirror {
         if below.is_empty() { self.root.clone() } else { format!("{}/{below}", self.root) }
     }
 
-    /// Whether everything that stood at the start has been told.
+    /// Whether everything that existed at the start has been reported.
     pub fn is_complete(&self) -> bool {
         self.state == State::Complete
     }
@@ -197,7 +197,7 @@ impl Mirror {
         changes
     }
 
-    /// Sees to it that it is read again, at once or later; a change of which the reading is put off is told.
+    /// Sees to it that it is read again, at once or later; a change whose read is put off is reported.
     fn note_change(&mut self, below: &str, kind: ChangeKind) -> Option<Change> {
         let complete = self.state == State::Complete;
         if let Some(overtaken) = self.reading.get_mut(below) {
@@ -265,7 +265,7 @@ impl Mirror {
         self.lately.iter().any(|set| set.contains(below))
     }
 
-    /// Reads a znode once more, which will be told as seen or gone.
+    /// Reads a znode once more; it will be reported as seen or gone.
     pub fn read_again<R>(&mut self, below: &str, out: &mut Actions<R>) {
         self.forget_lately(below);
         if self.state != State::Off && !self.reading.contains_key(below) {
@@ -400,7 +400,7 @@ impl Mirror {
 
     /// Keeps the window full.
     fn pump<R>(&mut self, out: &mut Actions<R>) {
-        // What changes, or goes, before the watch stands is told by nobody.
+        // No event reports a change or a deletion that comes before the watch is set.
         if self.state == State::Starting {
             return;
         }

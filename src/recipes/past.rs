@@ -30,8 +30,8 @@ impl Past {
         }
     }
 
-    /// Takes the number of a write of one's own on the present connection. True if the ensemble went back; it is told
-    /// once.
+    /// Takes the number of a write of one's own on the present connection. True if the ensemble went back; that is
+    /// logged once.
     pub fn went_back<R>(&mut self, own: i64, out: &mut Actions<R>) -> bool {
         if own >= self.before {
             return false;

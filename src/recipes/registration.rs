@@ -25,7 +25,7 @@ use crate::machine::{
     WatchMode, earlier,
 };
 
-/// A registration whose process died stands for its session timeout and up to a tick more; this much longer we
+/// A registration whose process died exists for its session timeout and up to a tick more; this much longer we
 /// wait before we take its worker to be alive.
 const RIVAL_GRACE: Duration = Duration::from_secs(5);
 
@@ -106,7 +106,7 @@ enum State {
     Offline,
     /// The incarnation is dead; the role has to begin another.
     Dead,
-    /// Waits for the answer to the last incarnation's registration: until then it may still come to stand.
+    /// Waits for the answer to the last incarnation's registration: until then it may still be created.
     Landing,
     Ensuring,
     /// Something was refused: it begins anew after a pause.
@@ -226,7 +226,7 @@ impl Registrar {
         }
     }
 
-    /// The connection, and with it the session, is gone; the registration may stand for a while.
+    /// The connection, and with it the session, is gone; the registration may exist for a while.
     pub fn on_lost(&mut self) {
         self.calls.clear();
         self.ensure.reset();
@@ -242,7 +242,8 @@ impl Registrar {
     /// Gives up the present incarnation, for a reason outside this recipe (its lease lapsed, its assignment is
     /// gone). [`Registrar::begin`] starts the next.
     pub fn abandon(&mut self) {
-        // A registration on its way is waited for, or it could stand after what comes next took all away.
+        // A registration on its way is waited for, or it could be created after the next incarnation has deleted all
+        // others.
         if self.state != State::Registering {
             self.calls.clear();
         }

@@ -88,7 +88,7 @@ impl Retry {
         self.at = None;
     }
 
-    /// Whether the time for another try has come. It is told once.
+    /// Whether the time for another try has come. This is true once.
     pub fn is_due(&mut self, now: Instant) -> bool {
         self.at.take_if(|at| *at <= now).is_some()
     }
@@ -104,7 +104,7 @@ impl Retry {
     }
 }
 
-/// How a daemon stands, as the log and the service manager were told last.
+/// The condition of a daemon, as the log and the service manager have it.
 #[derive(Debug, Default)]
 pub struct Condition {
     logged: String,

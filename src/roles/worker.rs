@@ -50,7 +50,7 @@ use stop::Stop;
 /// What a worker is started with.
 #[derive(Clone, Debug)]
 pub struct Params {
-    /// Where everything stands.
+    /// The paths of all znodes.
     pub layout: Layout,
     /// Its id.
     pub id: String,
@@ -182,10 +182,10 @@ struct Saves {
     run_time: Option<Duration>,
 }
 
-/// When the leader is told that revoked entries are dead.
+/// When the worker confirms that revoked entries are dead.
 #[derive(Debug, Default)]
 struct Confirmation {
-    /// When it was told last.
+    /// When it was confirmed last.
     last: Option<Instant>,
     /// When that is due again.
     at: Option<Instant>,
@@ -510,7 +510,7 @@ impl Role for Worker {
     fn step(&mut self, now: Instant, event: Event, out: &mut Out) {
         self.health.past.observe(&event);
         // First of all: what ended after the lease may have been killed for that, even by others, since this
-        // process, or its machine, may have stood still. That is no failure of the task's.
+        // process, or its machine, may have been suspended. That is no failure of the task's.
         self.check_lease(now, out);
         match event {
             Event::Connected { timeout } => {

@@ -37,7 +37,7 @@ impl AssignmentTable {
             assignment.set_dirty();
             return self.at_once(incarnation);
         }
-        // An earlier read of the assignment, if there was one, is void: a deposed leader's write came in between.
+        // An earlier read of the assignment, if there was one, is stale: a deposed leader wrote in between.
         let is_to_be_claimed = self.state == State::TakingOver || self.unclaimed.contains(incarnation);
         assignment.changes = if is_to_be_claimed { Changes::Pending } else { Changes::None };
         let earlier = assignment.take_all();
@@ -60,7 +60,7 @@ impl AssignmentTable {
     }
 
     /// Takes over what is on an assignment. The same may be on two, if a leader that died had written only one half
-    /// of its move from one to the other. Then the entry that is read later is void, and is revoked, so that it goes
+    /// of its move from one to the other. Then the entry that is read later is stale, and is revoked, so that it goes
     /// when its worker has vouched for it.
     fn take_in(&mut self, incarnation: &Incarnation, entries: Vec<Entry>) {
         for entry in entries {

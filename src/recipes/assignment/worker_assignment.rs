@@ -188,7 +188,7 @@ pub(super) struct WorkerAssignment {
     pub due: Option<Instant>,
     /// Whether what is in memory differs from what was written.
     pub changes: Changes,
-    /// It carries our epoch, so we know better than the ensemble what is to stand there.
+    /// It carries our epoch, so memory is newer than what the ensemble has.
     pub ours: bool,
 }
 
@@ -246,7 +246,7 @@ impl WorkerAssignment {
         self.entries.insert(task, held);
     }
 
-    /// Puts an entry at the end that stands in the ensemble.
+    /// Puts an entry at the end that the ensemble already has.
     pub fn push_written(&mut self, task: EntryId, held: Held) {
         self.push(task, held);
         self.positions.written = self.positions.last;

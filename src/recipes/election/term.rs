@@ -1,7 +1,7 @@
 //! Handing a term over from a lost session to the next one, for a leader whose work is protected by a lease
 //! meanwhile.
 //!
-//! The contender of the lost session, X, stands until that session ends, and nobody else leads before. The next
+//! The contender of the lost session, X, exists until that session ends, and nobody else leads before. The next
 //! session creates Y, whose name has X's rank, so that in the order Y is where X is. Then it lists. If X is in
 //! that list, which is no older than Y, then X stood when Y was created: at no instant since the term began was
 //! there none of ours in that place. Whoever sees that X is gone sees that Y is there, for servers apply changes
@@ -76,7 +76,7 @@ impl Election {
         self.state = State::Inheriting { name: None, term };
     }
 
-    /// Ends a term that was not handed over yet. What it led by stands until its session ends.
+    /// Ends a term that was not handed over yet. Its contender exists until its session ends.
     pub fn abandon<R>(&mut self, out: &mut Actions<R>) {
         if matches!(self.state, State::Suspended(_) | State::Inheriting { .. }) {
             self.withdraw(out);
@@ -101,7 +101,7 @@ impl Election {
                 *name = Some(created.to_string());
                 self.read_own(out);
             }
-            // It stands for an ordinary place by now, and must not lead by this one.
+            // It is to get an ordinary rank by now, and must not lead by this one.
             State::Entering => {
                 self.delete_old(created, out);
                 self.stand(out);
@@ -115,7 +115,7 @@ impl Election {
         }
     }
 
-    /// The directory is gone, with all contenders that stood there.
+    /// The directory is gone, with all contenders in it.
     pub(super) fn on_no_heir<R>(&mut self, out: &mut Actions<R>) {
         if let State::Inheriting { .. } = self.state {
             self.state = State::Out;

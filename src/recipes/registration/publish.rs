@@ -1,4 +1,4 @@
-//! What the registration says, kept up to date as long as it stands.
+//! What the registration says, kept up to date as long as it exists.
 
 use super::{Purpose, Registrar, State, Step};
 use crate::contract::worker::Registration;
@@ -55,7 +55,7 @@ impl Registrar {
             }
             Err(Refusal::NoNode) => self.die("its registration was deleted"),
             Err(Refusal::BadVersion) => self.die("its registration was changed by someone else"),
-            // It stands, and says what it said before.
+            // It exists, and says what it said before.
             Ok(_) | Err(_) => {
                 *writing = false;
                 let refusal = result.err().unwrap_or(Refusal::Other(0));
@@ -71,7 +71,7 @@ impl Registrar {
     }
 
     /// Leaves out what can be left out of a registration that the servers find too long; whether there was anything.
-    /// A task that is set aside and not named takes up a slot, and that is all.
+    /// A quarantined task that is not named takes up a slot, and that is all.
     pub(super) fn shorten(&mut self) -> bool {
         let aside = self.body.aside.len();
         self.body.aside.truncate(aside / 2);

@@ -8,7 +8,7 @@ use crate::recipes::lease::Ticket;
 /// One entry of the assignment.
 #[derive(Debug)]
 pub struct AssignedTask {
-    /// Its place in the order in which entries are started.
+    /// Its position in the order of starts.
     pub order: u64,
     /// The leader wants it dead.
     pub revoked: bool,
@@ -46,7 +46,7 @@ pub enum State {
     Running(Box<Execution>),
     /// It ended, and that is being written into the task.
     Reporting,
-    /// There is nothing to do; with `confirm`, the leader must be told that it is dead.
+    /// There is nothing to do; with `confirm`, the worker has to confirm that it is dead.
     Closed { confirm: bool },
     /// There is nothing that could be done.
     Quarantined,

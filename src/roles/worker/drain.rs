@@ -10,7 +10,7 @@ use crate::exit;
 use crate::machine::{Action, Instant, Level};
 
 /// How long a second signal leaves to what is being handed back: whatever has not arrived is charged. Some round trips
-/// fit into it, and whoever is in a hurry hardly notices.
+/// fit into it, and a user hardly notices it.
 const LAST_MOMENT: Duration = Duration::from_millis(500);
 
 impl Worker {
@@ -72,7 +72,7 @@ impl Worker {
         if self.registrar.is_registered() && self.view.version.is_some() {
             self.read_assignment(out);
         } else if self.registrar.is_returning() {
-            // Once it stands, the assignment is watched and read, and that goes on with the end.
+            // Once it is registered, the assignment is watched and read, and that goes on with the end.
         } else if self.calls.is_empty() {
             out.push(Action::Exit(exit::OK));
         }

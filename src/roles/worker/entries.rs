@@ -186,7 +186,7 @@ impl Worker {
                 self.give_back(id, out);
             }
         } else if verified {
-            // Even the present does not fit: the entry is void.
+            // Even the present does not fit: the entry is stale.
             self.close(id, false, out);
         } else {
             assigned.state = State::Verifying { ticket: self.lease.fresh(now, out) };
@@ -301,7 +301,7 @@ impl Worker {
     }
 
     /// Tells the leader that what it revoked is dead. Where an outcome of ours says so too, the leader mostly has
-    /// seen it and strikes the entry off, so that this can wait.
+    /// seen it and removes the entry, so that this can wait.
     pub(super) fn confirm_revoked(&mut self, now: Instant, out: &mut Out) {
         if !std::mem::take(&mut self.confirmation.due) && self.confirmation.at.is_none_or(|at| at > now) {
             return;

@@ -135,7 +135,7 @@ impl Execution {
         }
     }
 
-    /// A command's run ended; `why` if we told it to end.
+    /// A command's run ended; `why` if we stopped it.
     pub fn ended(&mut self, command: usize, why: Option<StopReason>, report: &RunReport, by: &Incarnation) {
         let verdict = verdict(why, report);
         let (state, reason) = match &verdict {
@@ -211,7 +211,7 @@ fn plain_end(verdict: Verdict, outcome: Outcome, again: Option<u64>) -> Want {
     }
 }
 
-/// What a run's end means; `why` if we told it to end.
+/// What a run's end means; `why` if we stopped it.
 fn verdict(why: Option<StopReason>, report: &RunReport) -> Verdict {
     let why = why.filter(|why| report.signalled || !has_own_end(*why, report.ended));
     match (why, report.ended) {

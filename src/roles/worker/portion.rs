@@ -113,7 +113,7 @@ impl Portion {
     }
 
     /// Whether a worker died while its lines may have run there: they run one at a time, each once the result of the
-    /// one before stands.
+    /// one before is written.
     pub fn is_suspect(&self) -> bool {
         self.share.deaths > 0
     }
@@ -221,7 +221,7 @@ impl Portion {
         self.sent = Some(task);
     }
 
-    /// What was sent stands, in this version. Gives when it was sent, if it is still ours.
+    /// The write was applied, and made this version. Gives when it was sent, if it is still ours.
     pub fn written(&mut self, stat: &Stat) -> Option<Instant> {
         let task = self.sent.take()?;
         self.mtime_ms = stat.mtime_ms;

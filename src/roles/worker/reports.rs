@@ -40,7 +40,7 @@ const WHOLE_FOR: Duration = Duration::from_secs(60);
 /// What is to be written.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Want {
-    /// How it ended. It stands even if somebody wished to cancel the task meanwhile: it is what happened.
+    /// How it ended. This counts even if somebody wished to cancel the task meanwhile: it is what happened.
     Outcome(Box<Outcome>),
     /// This, if the task was indeed cancelled; otherwise nothing.
     Cancelled(Box<Outcome>),
@@ -77,7 +77,7 @@ impl Want {
 /// What became of a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// It stands in the task.
+    /// The task has it.
     Written,
     /// The task is somebody else's by now, or gone; or there was nothing to write.
     Stale,
