@@ -2,7 +2,7 @@
 //!
 //! Owns every process that zkmw runs for its user. The worker's side is the `hub`. It has one `keeper`, a process of
 //! its own, which forks the slots; each `slot` is a process too, and parent, reader and guard of one run at a time.
-//! All share the `page`, where the lease stands. Runs with a request share long-lived processes (`handler`), each in a
+//! All share the `shared_page`, where the lease stands. Runs with a request share long-lived processes (`handler`), each in a
 //! slot.
 //!
 //! It must not: decide what runs or when (the roles do), or say [`ExecEvent::Ended`] while a process of the run lives.
@@ -21,9 +21,9 @@ mod logs;
 mod mailbox;
 mod mark;
 mod memory;
-mod page;
 mod proc;
 mod runfile;
+mod shared_page;
 mod slot;
 mod spawn;
 mod stopped;
@@ -49,9 +49,9 @@ use hub::Hub;
 pub use limits::{Limits, Unavailable};
 use logs::Carrier;
 pub use logs::{LogSettings, WRITE_LOGS, write_logs};
-use page::ENDLESS;
 pub use runfile::{Claim, Predecessor, RunFile};
 use serde::{Deserialize, Serialize};
+use shared_page::ENDLESS;
 use spawn::Starter;
 pub use user::User;
 use wire::{Program, Streams};

@@ -17,7 +17,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
 use super::given::{Given, Source, quoted, words, wrong_value};
-use super::settings::{self, Place, Separator, Shape, Verb};
+use super::settings::{self, AllowedIn, Separator, Shape, Verb};
 use crate::exit;
 
 /// The most bytes that are read of it.
@@ -115,7 +115,8 @@ impl Reader<'_> {
         }
         // A name may stand for different things in different commands; what the top says is for those of them
         // that may be set in a file.
-        let meant: Vec<_> = meant.into_iter().filter(|s| s.spec().place == Place::Anywhere).collect();
+        let meant: Vec<_> =
+            meant.into_iter().filter(|s| s.spec().allowed_in == AllowedIn::Anywhere).collect();
         let Some(first) = meant.first() else {
             return Err(bad(&format!("{at}: '{}' can't be set in a file; use --{name}", key.get_ref())));
         };
@@ -147,7 +148,7 @@ impl Reader<'_> {
         let known = settings::TABLE
             .iter()
             .map(|s| s.spec())
-            .filter(|s| table.is_none_or(|verb| s.is_of(verb)) && s.place == Place::Anywhere)
+            .filter(|s| table.is_none_or(|verb| s.is_of(verb)) && s.allowed_in == AllowedIn::Anywhere)
             .map(|s| s.name);
         let tables = Verb::ALL.into_iter().filter(|_| table.is_none()).map(Verb::name);
         let near = known.chain(tables).map(|k| (levenshtein(k, name), k)).min();

@@ -7,7 +7,7 @@ use super::ConfigError;
 use super::file::File;
 use super::given::{Given, Source, split_variable, variable, wrong_value};
 use super::invalid::{BadItem, Conflict};
-use super::settings::{Fallback, Place, Setting, Spec, Verb};
+use super::settings::{AllowedIn, Fallback, Setting, Spec, Verb};
 
 /// All sources of settings.
 pub struct Layers<'a> {
@@ -23,13 +23,15 @@ impl Layers<'_> {
         if let Some(items) = self.flags.get(spec.name) {
             return Some(Given { items: items.clone(), source: Source::Flag(spec.name) });
         }
-        if spec.place != Place::Flag
+        if spec.allowed_in != AllowedIn::Flag
             && let Some(text) = variable(self.env, &spec.variable())
         {
             let source = Source::Variable(spec.variable());
             return Some(Given { items: split_variable(spec.shape, &text), source });
         }
-        if let Some(given) = self.file.find(self.verb, spec.name).filter(|_| spec.place == Place::Anywhere) {
+        if let Some(given) =
+            self.file.find(self.verb, spec.name).filter(|_| spec.allowed_in == AllowedIn::Anywhere)
+        {
             return Some(given.clone());
         }
         match spec.default {

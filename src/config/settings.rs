@@ -98,7 +98,7 @@ pub enum Separator {
 
 /// Where a setting may be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum AllowedIn {
     Anywhere,
     /// Not in the file.
     FlagOrVariable,
@@ -125,7 +125,7 @@ pub struct Spec {
     pub verbs: &'static [Verb],
     pub shape: Shape,
     pub default: Fallback,
-    pub place: Place,
+    pub allowed_in: AllowedIn,
     /// Its value is never shown, in no message.
     pub secret: bool,
     pub help: &'static str,
@@ -203,7 +203,7 @@ pub fn find(verb: Verb, name: &str) -> Option<&'static dyn AnySetting> {
 }
 
 macro_rules! settings {
-    ($($id:ident: $type:ty = ($name:literal, $verbs:expr, $shape:expr, $default:expr, $place:ident
+    ($($id:ident: $type:ty = ($name:literal, $verbs:expr, $shape:expr, $default:expr, $allowed_in:ident
         $(, $secret:ident)?) $parser:expr, $help:expr;)*) => {
         $(pub static $id: Setting<$type> = Setting {
             spec: Spec {
@@ -211,7 +211,7 @@ macro_rules! settings {
                 verbs: $verbs,
                 shape: $shape,
                 default: $default,
-                place: Place::$place,
+                allowed_in: AllowedIn::$allowed_in,
                 secret: false $(|| settings!(@$secret))?,
                 help: $help,
             },

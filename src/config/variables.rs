@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use strsim::levenshtein;
 
 use super::parse::is_set_by_worker;
-use super::settings::{self, Place};
+use super::settings::{self, AllowedIn};
 
 /// What `zkmw-elector@.service` reads.
 const OF_UNITS: &str = "ZKMW_ELECTOR_COMMAND";
@@ -27,7 +27,7 @@ fn tell(name: &str) -> Option<String> {
         return None;
     }
     let specs = || settings::TABLE.iter().map(|setting| setting.spec());
-    let known = || specs().filter(|spec| spec.place != Place::Flag).map(|spec| spec.variable());
+    let known = || specs().filter(|spec| spec.allowed_in != AllowedIn::Flag).map(|spec| spec.variable());
     if known().any(|variable| variable == name) {
         return None;
     }

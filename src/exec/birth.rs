@@ -22,7 +22,7 @@ use super::children::reap;
 use super::descriptors::{restore_limit, too_few};
 use super::mark::OWNER_VAR;
 use super::memory::go_sooner;
-use super::page::Page;
+use super::shared_page::SharedPage;
 use super::user::User;
 use super::vfork::vfork;
 use super::wire::{Hello, Program, Streams};
@@ -107,7 +107,7 @@ pub(super) struct Surroundings {
 
 /// Where a program is born.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Place<'a> {
+pub(super) enum CgroupEntry<'a> {
     /// Without a control group of its own.
     None,
     /// In this one.
@@ -171,8 +171,8 @@ struct Child<'a> {
     /// What becomes 0, 1 and 2, where that is not ours.
     streams: [Option<BorrowedFd<'a>>; 3],
     surroundings: &'a Surroundings,
-    place: Place<'a>,
-    page: &'a Page,
+    place: CgroupEntry<'a>,
+    page: &'a SharedPage,
     parent: libc::pid_t,
 }
 
@@ -182,8 +182,8 @@ pub(super) fn start(
     slot: u32,
     pipes: Option<&(OwnedFd, OwnedFd)>,
     surroundings: &Surroundings,
-    place: Place<'_>,
-    page: &Page,
+    place: CgroupEntry<'_>,
+    page: &SharedPage,
 ) -> Result<Born, Refusal> {
     let name = program.argv.first().cloned().unwrap_or_default();
     let short = |error: Errno| explain(program, &name, error);
@@ -247,7 +247,7 @@ pub(super) fn start(
     };
     reap(leader.unsigned_abs());
     let never_ran = part.step.load(Ordering::SeqCst) == step::BORN;
-    if never_ran && matches!(place, Place::Into(_)) {
+    if never_ran && matches!(place, CgroupEntry::Into(_)) {
         // So kernels do where the group, or one above it, was killed before.
         return Err(Refusal::Place);
     }
@@ -262,8 +262,8 @@ impl Child<'_> {
     /// Makes the child, which does not come back from here.
     fn be_born(&self, slot: u32) -> Result<libc::pid_t, Errno> {
         let group = match self.place {
-            Place::Into(group) => Some(group),
-            Place::None | Place::Enters(_) => None,
+            CgroupEntry::Into(group) => Some(group),
+            CgroupEntry::None | CgroupEntry::Enters(_) => None,
         };
         // It looks there for its program.
         // SAFETY: this process has no other thread. The child, which shares our memory, looks at it, and ends with a
@@ -307,7 +307,7 @@ impl Child<'_> {
     fn prepare(&self) -> Result<(), Errno> {
         // SAFETY: a bare system call about this process.
         check(unsafe { libc::setpgid(0, 0) })?;
-        if let Place::Enters(list) = self.place {
+        if let CgroupEntry::Enters(list) = self.place {
             rustix::io::write(list, b"0")?;
         }
         // Without it, it has our chances when memory runs out, and runs all the same.

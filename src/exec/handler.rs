@@ -1,7 +1,7 @@
 //! Handlers: processes that outlive runs, and are given those with a request, one at a time, as a line each.
 //!
 //! Owns which handlers idle, which run is whose, and how long to wait before another is started. A request goes to the
-//! one that was used last, and is written by the thread that asked for the run (`desk`); without an idle one a further
+//! one that was used last, and is written by the thread that asked for the run (`handler_slot`); without an idle one a further
 //! handler is started, in a slot as every program is, and with a thread of its own that lives as long as it does
 //! (`life`) and reads its answers (`answer`).
 //!
@@ -10,10 +10,10 @@
 //! when it *answered* is its own affair, until it ends itself.
 
 mod answer;
-mod desk;
+mod backoff;
 mod end;
+mod handler_slot;
 mod life;
-mod pauses;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -24,9 +24,9 @@ use super::hub::{FIRST_HANDLER, Hub};
 use super::{ExecEvent, NotStartedKind};
 use crate::machine::{GroupSignal, RunId, RunOutput, RunSpec};
 use crate::threads;
-use desk::Desk;
-use desk::{Handed, Job};
-use pauses::{Death, Pauses};
+use backoff::{Backoff, Death};
+use handler_slot::HandlerSlot;
+use handler_slot::{Handed, Job};
 
 /// Stack of a handler's thread.
 const STACK_BYTES: usize = 512 << 10;
@@ -47,12 +47,12 @@ pub(super) struct Pool {
 #[derive(Debug, Default)]
 struct Inner {
     /// Those that have nothing to do, the one that was used last at the end.
-    idle: Vec<Arc<Desk>>,
+    idle: Vec<Arc<HandlerSlot>>,
     /// Which handler has it, or will get it first of all.
-    runs: BTreeMap<RunId, Arc<Desk>>,
+    runs: BTreeMap<RunId, Arc<HandlerSlot>>,
     /// How many handlers there have ever been.
     made: u64,
-    pauses: Pauses,
+    backoff: Backoff,
     /// It was told that there is no such program, and nothing has been answered since.
     told_missing: bool,
     /// No handler idles any more: it is told to end.
@@ -80,18 +80,18 @@ impl Pool {
         };
         let mut job = Job { run, request: spec.request.take().unwrap_or_default(), limit };
         loop {
-            let Some(desk) = self.take_idle(run) else { break };
-            match desk.hand_over(job, &self.hub) {
+            let Some(handler_slot) = self.take_idle(run) else { break };
+            match handler_slot.hand_over(job, &self.hub) {
                 Handed::Done => return,
                 Handed::NoLease => {
                     self.not_started(run, NotStartedKind::Transient, NO_LEASE.to_owned());
-                    self.lock().idles(&desk);
+                    self.lock().idles(&handler_slot);
                     return;
                 }
                 Handed::Refused(back) => {
                     // It hears nothing any more, but nobody says that it is dead.
                     self.lock().runs.remove(&run);
-                    self.hub.kill(desk.mailbox.id());
+                    self.hub.kill(handler_slot.mailbox.id());
                     job = back;
                 }
             }
@@ -100,14 +100,14 @@ impl Pool {
     }
 
     /// One that idles and was not told to end; it has the run now.
-    fn take_idle(&self, run: RunId) -> Option<Arc<Desk>> {
+    fn take_idle(&self, run: RunId) -> Option<Arc<HandlerSlot>> {
         let mut inner = self.lock();
         loop {
-            let desk = inner.idle.pop()?;
-            if !desk.is_told_to_end() {
-                let before = inner.runs.insert(run, Arc::clone(&desk));
+            let handler_slot = inner.idle.pop()?;
+            if !handler_slot.is_told_to_end() {
+                let before = inner.runs.insert(run, Arc::clone(&handler_slot));
                 assert!(before.is_none(), "run {} was started twice", run.0);
-                return Some(desk);
+                return Some(handler_slot);
             }
         }
     }
@@ -119,12 +119,12 @@ impl Pool {
             inner.made += 1;
             inner.made
         };
-        let Ok(desk) = Desk::new(RunId(FIRST_HANDLER + number)) else {
+        let Ok(handler_slot) = HandlerSlot::new(RunId(FIRST_HANDLER + number)) else {
             return self.not_started(run, NotStartedKind::Shortage, too_few());
         };
-        let (pool, desk) = (Arc::clone(self), Arc::new(desk));
-        self.lock().runs.insert(run, Arc::clone(&desk));
-        let live = move || life::live(&pool, desk, job, spec);
+        let (pool, handler_slot) = (Arc::clone(self), Arc::new(handler_slot));
+        self.lock().runs.insert(run, Arc::clone(&handler_slot));
+        let live = move || life::live(&pool, handler_slot, job, spec);
         if let Err(error) = threads::spawn_sized(&format!("handler-{number}"), STACK_BYTES, live) {
             let why = format!(
                 "no room for another thread ({error}); raise the limit (ulimit -u, TasksMax=), or have fewer slots"
@@ -149,15 +149,21 @@ impl Pool {
 
     /// Its handler has answered. Unless that was told to end meanwhile, the run is over: it is forgotten, the handler
     /// idles if it is `alive`, and `tell` tells so. Otherwise it is over when the handler's group is dead.
-    fn answered(&self, run: RunId, desk: &Arc<Desk>, alive: bool, tell: impl FnOnce()) -> bool {
+    fn answered(
+        &self,
+        run: RunId,
+        handler_slot: &Arc<HandlerSlot>,
+        alive: bool,
+        tell: impl FnOnce(),
+    ) -> bool {
         let mut inner = self.lock();
-        let fit = !desk.is_told_to_end();
+        let fit = !handler_slot.is_told_to_end();
         if fit {
             inner.runs.remove(&run);
-            desk.rests(&self.hub);
+            handler_slot.rests(&self.hub);
             if alive {
                 // Before anybody hears that there is a slot to be filled.
-                inner.idles(desk);
+                inner.idles(handler_slot);
             }
             tell();
             self.changed.notify_all();
@@ -168,9 +174,9 @@ impl Pool {
     /// Signals the handler that has the run; whether one has.
     pub(super) fn signal(&self, run: RunId, signal: GroupSignal) -> bool {
         let inner = self.lock();
-        let Some(desk) = inner.runs.get(&run) else { return false };
-        desk.tell_to_end();
-        self.hub.signal(desk.mailbox.id(), signal);
+        let Some(handler_slot) = inner.runs.get(&run) else { return false };
+        handler_slot.tell_to_end();
+        self.hub.signal(handler_slot.mailbox.id(), signal);
         self.changed.notify_all();
         true
     }
@@ -204,17 +210,17 @@ impl Pool {
 
     /// It is none of those that idle.
     fn retire(&self, id: RunId) {
-        self.lock().idle.retain(|desk| desk.mailbox.id() != id);
+        self.lock().idle.retain(|handler_slot| handler_slot.mailbox.id() != id);
     }
 
     /// Waits as long as handlers that failed before demand; whether this one was told to end meanwhile.
-    fn pause(&self, desk: &Desk) -> bool {
+    fn pause(&self, handler_slot: &HandlerSlot) -> bool {
         let mut inner = self.lock();
-        let Some(until) = inner.pauses.until() else { return desk.is_told_to_end() };
+        let Some(until) = inner.backoff.until() else { return handler_slot.is_told_to_end() };
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || desk.is_told_to_end() {
-                return desk.is_told_to_end();
+            if left.is_zero() || handler_slot.is_told_to_end() {
+                return handler_slot.is_told_to_end();
             }
             inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -223,7 +229,7 @@ impl Pool {
     /// A handler works.
     fn works(&self) {
         let mut inner = self.lock();
-        inner.pauses.answered();
+        inner.backoff.answered();
         inner.told_missing = false;
     }
 
@@ -231,7 +237,7 @@ impl Pool {
     fn died(&self, death: Death) {
         // What was killed because there was no lease has not failed.
         if self.hub.may_run() {
-            self.lock().pauses.died(death, Instant::now());
+            self.lock().backoff.died(death, Instant::now());
         }
     }
 
@@ -249,19 +255,19 @@ impl Pool {
             inner.closed = true;
             std::mem::take(&mut inner.idle)
         };
-        idle.iter().for_each(|desk| desk.close());
-        let idle: Vec<RunId> = idle.iter().map(|desk| desk.mailbox.id()).collect();
+        idle.iter().for_each(|handler_slot| handler_slot.close());
+        let idle: Vec<RunId> = idle.iter().map(|handler_slot| handler_slot.mailbox.id()).collect();
         self.hub.wait_dead_of(&idle, END_OF_INPUT_GRACE);
     }
 }
 
 impl Inner {
     /// It has nothing to do from now on.
-    fn idles(&mut self, desk: &Arc<Desk>) {
+    fn idles(&mut self, handler_slot: &Arc<HandlerSlot>) {
         if self.closed {
-            desk.close();
+            handler_slot.close();
         } else {
-            self.idle.push(Arc::clone(desk));
+            self.idle.push(Arc::clone(handler_slot));
         }
     }
 }

@@ -21,10 +21,10 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 use super::descriptors::too_few;
 use super::logs::Carrier;
 use super::mailbox::{Mailbox, Note};
-use super::page::{MOST_SLOTS, Page};
 use super::proc;
 use super::proc::Session;
 use super::runfile::RunFile;
+use super::shared_page::{MOST_SLOTS, SharedPage};
 use super::wire::{self, FromKeeper, FromSlot, Link, Program, ToKeeper, ToSlot};
 use super::{ExecEvent, NotStartedKind};
 use crate::clock;
@@ -42,7 +42,7 @@ const WAKE: u64 = u64::MAX - 1;
 /// All slots of an executor, and the keeper.
 #[derive(Debug)]
 pub(super) struct Hub {
-    pub(super) page: Page,
+    pub(super) page: SharedPage,
     pub(super) events: Sender<ExecEvent>,
     epoll: OwnedFd,
     /// Wakes the thread that listens, at the end.
@@ -111,7 +111,7 @@ struct Work {
 impl Hub {
     pub(super) fn new(events: Sender<ExecEvent>, run_file: Option<RunFile>) -> anyhow::Result<Hub> {
         let hub = Hub {
-            page: Page::new()?,
+            page: SharedPage::new()?,
             events,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,

@@ -23,8 +23,8 @@ use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use super::birth::Surroundings;
 use super::cgroup;
 use super::children::{self, Children};
-use super::page::{ENDLESS, Page};
 use super::proc::to_pid;
+use super::shared_page::{ENDLESS, SharedPage};
 use super::slot::Slot;
 use super::system::{SLOT_SOCKET, detach, set_timer, signals, timespec};
 use super::wire::{FromKeeper, Link, ToKeeper};
@@ -65,7 +65,7 @@ pub fn run() -> anyhow::Result<()> {
     let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
     let mut keeper = Keeper {
         link,
-        page: Page::map(page).context("cannot map the page")?,
+        page: SharedPage::map(page).context("cannot map the page")?,
         signals: signals(&[libc::SIGCHLD, SLOT_ENDS_WITH]).context("no room for a descriptor")?,
         timer: timerfd_create(TimerfdClockId::Boottime, flags).context("no room for a timer")?,
         cgroups: hello.cgroups.clone().map(PathBuf::from),
@@ -90,7 +90,7 @@ pub(super) fn become_subreaper() {
 
 struct Keeper {
     link: Link,
-    page: Page,
+    page: SharedPage,
     signals: OwnedFd,
     timer: OwnedFd,
     cgroups: Option<PathBuf>,

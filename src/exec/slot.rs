@@ -24,14 +24,14 @@ use rustix::process::{Signal, kill_process, kill_process_group};
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
 use super::NotStartedKind;
-use super::birth::{self, Born, Failure, Place, Surroundings};
+use super::birth::{self, Born, CgroupEntry, Failure, Surroundings};
 use super::capture::Stream;
 use super::cgroup::{Left, RunGroup};
 use super::children::{self, Children};
 use super::logs::Feeds;
 use super::memory::{Kills, Memory};
-use super::page::Page;
 use super::proc::to_pid;
+use super::shared_page::SharedPage;
 use super::stopped::{LOOK_EVERY, StopWatch};
 use super::system::{set_timer, signals, timespec};
 use super::wire::{FromSlot, Link, Program, Streams, ToSlot};
@@ -52,7 +52,7 @@ const TASK_VAR: &str = "ZKMW_TASK";
 /// What a slot has.
 pub(super) struct Slot<'a> {
     number: u32,
-    page: &'a Page,
+    page: &'a SharedPage,
     link: Link,
     /// Tells of `SIGCHLD`.
     signals: OwnedFd,
@@ -102,7 +102,7 @@ impl<'a> Slot<'a> {
     /// A slot in this process, which blocks `SIGCHLD`.
     pub(super) fn new(
         number: u32,
-        page: &'a Page,
+        page: &'a SharedPage,
         socket: OwnedFd,
         surroundings: Surroundings,
         base: Option<&'a Path>,
@@ -254,13 +254,13 @@ impl<'a> Slot<'a> {
     fn give_birth(&mut self, program: &Program, pipes: Option<&(OwnedFd, OwnedFd)>) -> Result<Born, Failure> {
         self.demand_group()?;
         let place = match &self.group {
-            None => Place::None,
-            Some(group) if self.enters => Place::Enters(group.list()),
-            Some(group) => Place::Into(group.dir()),
+            None => CgroupEntry::None,
+            Some(group) if self.enters => CgroupEntry::Enters(group.list()),
+            Some(group) => CgroupEntry::Into(group.dir()),
         };
         let started = birth::start(program, self.number, pipes, &self.surroundings, place, self.page);
         match (started, place) {
-            (Err(birth::Refusal::Place), Place::Into(_)) => {
+            (Err(birth::Refusal::Place), CgroupEntry::Into(_)) => {
                 let killed =
                     self.group.as_ref().and_then(|group| group.explain(Ended::Signal(libc::SIGKILL)));
                 if let Some(why) = killed {

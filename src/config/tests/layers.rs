@@ -1,7 +1,7 @@
 //! Who has the word, and what is said when it is wrong.
 
 use super::*;
-use crate::config::settings::{Fallback, Place, Shape, TABLE, Verb};
+use crate::config::settings::{AllowedIn, Fallback, Shape, TABLE, Verb};
 use crate::exec::Limits;
 
 #[test]
@@ -328,7 +328,7 @@ fn every_setting_is_checked_in_every_layer() {
                 .arg(wrong)
                 .fails_with(64, &where_to(&format!("from --{}", spec.name)));
         }
-        if spec.place == Place::Anywhere {
+        if spec.allowed_in == AllowedIn::Anywhere {
             zkmw(verb)
                 .arg("x")
                 .args_fix(verb)
@@ -455,7 +455,9 @@ fn the_table_is_sound() {
                 assert!(names.insert((*verb, negation)), "{negation} is there twice for {verb:?}");
             }
         }
-        for other in TABLE.iter().map(|s| s.spec()).filter(|s| s.name == spec.name && s.place == spec.place) {
+        for other in
+            TABLE.iter().map(|s| s.spec()).filter(|s| s.name == spec.name && s.allowed_in == spec.allowed_in)
+        {
             let same = std::mem::discriminant(&other.shape) == std::mem::discriminant(&spec.shape);
             assert!(same, "{} is written in two ways", spec.name);
         }

@@ -4,9 +4,9 @@
 
 use std::sync::atomic::Ordering;
 
-use super::desk::{Busy, Work};
+use super::backoff::{Cause, Death};
+use super::handler_slot::{Busy, Work};
 use super::life::{End, Handler};
-use super::pauses::{Cause, Death};
 use crate::clock;
 use crate::exec::{ExecEvent, NotStartedKind};
 use crate::machine::{Captured, Ended, RunReport};
@@ -17,11 +17,11 @@ const MISSING: [i32; 2] = [126, 127];
 impl Handler<'_> {
     /// It is used no more.
     pub(super) fn retire(mut self, end: End) {
-        self.pool.retire(self.desk.mailbox.id());
+        self.pool.retire(self.handler_slot.mailbox.id());
         let work = {
-            let mut seat = self.desk.lock();
-            seat.stdin = None;
-            std::mem::replace(&mut seat.work, Work::Over)
+            let mut state = self.handler_slot.lock();
+            state.stdin = None;
+            std::mem::replace(&mut state.work, Work::Over)
         };
         let busy = match work {
             Work::Busy(busy) => Some(busy),
@@ -29,7 +29,7 @@ impl Handler<'_> {
         };
         let at_fault = busy.is_some() || matches!(end, End::Broken(_));
         if !matches!(end, End::Dead) {
-            self.pool.hub.kill(self.desk.mailbox.id());
+            self.pool.hub.kill(self.handler_slot.mailbox.id());
         }
         self.await_death(None);
         let Some(death) = self.dead.take() else { return };
@@ -43,10 +43,13 @@ impl Handler<'_> {
         match (end, busy) {
             (End::Answered { run, told, mut report }, _) => {
                 if !told {
-                    let _ =
-                        self.pool.hub.events.send(ExecEvent::Started { run, pid: self.desk.mailbox.pid() });
+                    let _ = self
+                        .pool
+                        .hub
+                        .events
+                        .send(ExecEvent::Started { run, pid: self.handler_slot.mailbox.pid() });
                 }
-                report.signalled = death.signalled && !self.desk.had_said.load(Ordering::SeqCst);
+                report.signalled = death.signalled && !self.handler_slot.had_said.load(Ordering::SeqCst);
                 self.pool.over(run, ExecEvent::Ended { run, report: *report });
             }
             (end @ (End::Dead | End::Broken(_)), Some(busy)) => self.tell(&end, busy, &death),
@@ -56,7 +59,7 @@ impl Handler<'_> {
 
     /// The end of the run that it had.
     fn tell(&self, end: &End, mut busy: Busy, death: &RunReport) {
-        let (pid, how) = (self.desk.mailbox.pid(), death.ended);
+        let (pid, how) = (self.handler_slot.mailbox.pid(), death.ended);
         let missing = match how {
             Ended::Exit(code) => !self.answered && MISSING.contains(&code) && !death.signalled,
             Ended::Signal(_) | Ended::Broken => false,
@@ -103,7 +106,7 @@ impl Handler<'_> {
     }
 
     fn log(&self, end: &End, how: Ended, cause: Cause) {
-        let (pid, how) = (self.desk.mailbox.pid(), in_words(how));
+        let (pid, how) = (self.handler_slot.mailbox.pid(), in_words(how));
         match (end, cause) {
             (_, Cause::Told) => log::debug!("handler {pid} was told to end, and {how}"),
             (End::Broken(why), _) => log::warn!("handler {pid} broke, and was killed: {why}"),

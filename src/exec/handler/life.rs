@@ -16,8 +16,8 @@ use rustix::io::{Errno, read, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::answer::{self, Lines, Said};
-use super::desk::{Busy, Desk, Handed, Job, Seat, Work};
-use super::pauses::{Cause, Death};
+use super::backoff::{Cause, Death};
+use super::handler_slot::{Busy, Handed, HandlerSlot, HandlerState, Job, Work};
 use super::{NO_LEASE, Pool};
 use crate::clock;
 use crate::exec::descriptors::too_few;
@@ -37,14 +37,14 @@ const DEAD_AFTER_CLOSE: Duration = Duration::from_millis(200);
 const POLL_FAILED_PAUSE: Duration = Duration::from_millis(20);
 
 /// From its start to its end, with the request that it was started for.
-pub(super) fn live(pool: &Arc<Pool>, desk: Arc<Desk>, job: Job, spec: RunSpec) {
-    if pool.pause(&desk) {
+pub(super) fn live(pool: &Arc<Pool>, handler_slot: Arc<HandlerSlot>, job: Job, spec: RunSpec) {
+    if pool.pause(&handler_slot) {
         let why = "it was told to end while it waited for a handler".to_owned();
         return pool.not_started(job.run, NotStartedKind::Transient, why);
     }
     let born = Instant::now();
     let program = spec.argv.last().cloned().unwrap_or_default();
-    if let Err((kind, why)) = start(pool, &desk, spec) {
+    if let Err((kind, why)) = start(pool, &handler_slot, spec) {
         pool.died(Death { born, answered: false, cause: Cause::Fault });
         let kind = match kind {
             NotStartedKind::Transient => NotStartedKind::Transient,
@@ -55,7 +55,7 @@ pub(super) fn live(pool: &Arc<Pool>, desk: Arc<Desk>, job: Job, spec: RunSpec) {
     }
     Handler {
         pool,
-        desk,
+        handler_slot,
         lines: Lines::default(),
         born,
         program,
@@ -70,24 +70,32 @@ pub(super) fn live(pool: &Arc<Pool>, desk: Arc<Desk>, job: Job, spec: RunSpec) {
 }
 
 /// Starts it in a slot, and waits until it runs.
-fn start(pool: &Arc<Pool>, desk: &Arc<Desk>, spec: RunSpec) -> Result<(), (NotStartedKind, String)> {
+fn start(
+    pool: &Arc<Pool>,
+    handler_slot: &Arc<HandlerSlot>,
+    spec: RunSpec,
+) -> Result<(), (NotStartedKind, String)> {
     let short = |_| (NotStartedKind::Shortage, too_few());
     let (stdin, requests) = pipe_with(PipeFlags::CLOEXEC).map_err(short)?;
     let (answers, stdout) = pipe_with(PipeFlags::CLOEXEC).map_err(short)?;
-    let _ = desk.stdout.set(nonblocking(answers));
-    desk.lock().stdin = Some(Arc::new(nonblocking(requests)));
-    let program =
-        Program { run: desk.mailbox.id().0, argv: spec.argv, env: spec.env, streams: Streams::Handler };
-    pool.hub.start_handler(&desk.mailbox, program, [stdin, stdout]);
+    let _ = handler_slot.stdout.set(nonblocking(answers));
+    handler_slot.lock().stdin = Some(Arc::new(nonblocking(requests)));
+    let program = Program {
+        run: handler_slot.mailbox.id().0,
+        argv: spec.argv,
+        env: spec.env,
+        streams: Streams::Handler,
+    };
+    pool.hub.start_handler(&handler_slot.mailbox, program, [stdin, stdout]);
     loop {
-        let _ = poll(&mut [PollFd::new(desk.mailbox.waker(), PollFlags::IN)], None);
-        let _ = read(desk.mailbox.waker(), &mut [0; 8]);
-        let mut notes = desk.mailbox.take_notes().into_iter();
+        let _ = poll(&mut [PollFd::new(handler_slot.mailbox.waker(), PollFlags::IN)], None);
+        let _ = read(handler_slot.mailbox.waker(), &mut [0; 8]);
+        let mut notes = handler_slot.mailbox.take_notes().into_iter();
         match notes.next() {
             None => {}
             Some(Note::Started { .. }) => {
                 // What came after that is for whoever serves it.
-                notes.for_each(|note| desk.mailbox.note(note));
+                notes.for_each(|note| handler_slot.mailbox.note(note));
                 return Ok(());
             }
             Some(Note::NotStarted { kind, why }) => return Err((kind, why)),
@@ -102,7 +110,7 @@ fn start(pool: &Arc<Pool>, desk: &Arc<Desk>, spec: RunSpec) -> Result<(), (NotSt
 /// What its thread knows of a handler.
 pub(super) struct Handler<'a> {
     pub(super) pool: &'a Arc<Pool>,
-    pub(super) desk: Arc<Desk>,
+    pub(super) handler_slot: Arc<HandlerSlot>,
     pub(super) lines: Lines,
     pub(super) born: Instant,
     /// For messages.
@@ -150,20 +158,20 @@ impl Handler<'_> {
     /// The request that it was started for; why it is used no more, if it is not.
     fn take_first(&mut self, job: Job) -> Option<End> {
         let run = job.run;
-        let handed = match self.desk.is_told_to_end() {
-            false => self.desk.hand_over(job, &self.pool.hub),
+        let handed = match self.handler_slot.is_told_to_end() {
+            false => self.handler_slot.hand_over(job, &self.pool.hub),
             true => Handed::Refused(job),
         };
         match handed {
             Handed::Done => None,
             Handed::NoLease => {
                 self.pool.not_started(run, NotStartedKind::Transient, NO_LEASE.to_owned());
-                self.pool.lock().idles(&self.desk);
+                self.pool.lock().idles(&self.handler_slot);
                 None
             }
             Handed::Refused(job) => {
                 let busy = Busy::new(job, clock::wall_ms());
-                self.desk.lock().work = Work::Busy(busy);
+                self.handler_slot.lock().work = Work::Busy(busy);
                 Some(self.closed("it takes no request"))
             }
         }
@@ -176,7 +184,10 @@ impl Handler<'_> {
                 Ok(ready) => ready,
                 Err(Errno::INTR) => continue,
                 Err(error) => {
-                    log::warn!("cannot poll the pipes of handler {}: {error}", self.desk.mailbox.pid());
+                    log::warn!(
+                        "cannot poll the pipes of handler {}: {error}",
+                        self.handler_slot.mailbox.pid()
+                    );
                     std::thread::sleep(POLL_FAILED_PAUSE);
                     Ready { stdout: true, wake: true, stdin: true, paused: false }
                 }
@@ -208,9 +219,9 @@ impl Handler<'_> {
     /// Whether it is stopped while it has a request.
     fn look_if_stopped(&mut self) {
         self.looked = Instant::now();
-        if let Work::Busy(busy) = &self.desk.lock().work
+        if let Work::Busy(busy) = &self.handler_slot.lock().work
             && let Some(warning) =
-                self.stopped.look(self.desk.mailbox.pid(), &format!("the handler of {}", busy.task()))
+                self.stopped.look(self.handler_slot.mailbox.pid(), &format!("the handler of {}", busy.task()))
         {
             log::warn!("{warning}");
         }
@@ -220,9 +231,9 @@ impl Handler<'_> {
     fn wait(&self) -> Result<Ready, Errno> {
         // Who hands a request over to one that is known to work does not wake this thread.
         let pause = timespec(if self.untold { STARTED_AFTER } else { LOOK_EVERY });
-        let stdin = if self.writing { self.desk.lock().stdin.clone() } else { None };
-        let mut sources = vec![PollFd::new(self.desk.mailbox.waker(), PollFlags::IN)];
-        sources.extend(self.desk.stdout.get().map(|stdout| PollFd::new(stdout, PollFlags::IN)));
+        let stdin = if self.writing { self.handler_slot.lock().stdin.clone() } else { None };
+        let mut sources = vec![PollFd::new(self.handler_slot.mailbox.waker(), PollFlags::IN)];
+        sources.extend(self.handler_slot.stdout.get().map(|stdout| PollFd::new(stdout, PollFlags::IN)));
         sources.extend(stdin.iter().map(|stdin| PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::OUT)));
         let ready = poll(&mut sources, Some(&pause))?;
         let is_ready = |at: usize| sources.get(at).is_some_and(|source| !source.revents().is_empty());
@@ -234,10 +245,10 @@ impl Handler<'_> {
         if !self.untold {
             return;
         }
-        if let Work::Busy(busy) = &mut self.desk.lock().work
+        if let Work::Busy(busy) = &mut self.handler_slot.lock().work
             && busy.rest.is_empty()
         {
-            busy.tell_started(self.desk.mailbox.pid(), &self.pool.hub);
+            busy.tell_started(self.handler_slot.mailbox.pid(), &self.pool.hub);
             self.untold = false;
         }
     }
@@ -245,16 +256,16 @@ impl Handler<'_> {
     /// Whoever handed a request over has left something to us, or something became of the process.
     fn look_at_work(&mut self) {
         // A counter: one read takes all.
-        let _ = read(self.desk.mailbox.waker(), &mut [0; 8]);
+        let _ = read(self.handler_slot.mailbox.waker(), &mut [0; 8]);
         self.take_notes();
-        if let Work::Busy(busy) = &self.desk.lock().work {
+        if let Work::Busy(busy) = &self.handler_slot.lock().work {
             self.writing = !busy.rest.is_empty();
             self.untold = !busy.told;
         }
     }
 
     fn take_notes(&mut self) {
-        for note in self.desk.mailbox.take_notes() {
+        for note in self.handler_slot.mailbox.take_notes() {
             match note {
                 Note::Ended(report) => self.dead = Some(report),
                 Note::Started { .. } | Note::NotStarted { .. } => {}
@@ -264,8 +275,8 @@ impl Handler<'_> {
 
     /// Writes what the pipe has room for of the rest of a line.
     fn write_on(&mut self) -> Option<End> {
-        let mut seat = self.desk.lock();
-        let Seat { stdin: Some(stdin), work: Work::Busy(busy), proven } = &mut *seat else {
+        let mut state = self.handler_slot.lock();
+        let HandlerState { stdin: Some(stdin), work: Work::Busy(busy), proven } = &mut *state else {
             self.writing = false;
             return None;
         };
@@ -275,14 +286,14 @@ impl Handler<'_> {
                 busy.rest.drain(..written);
                 self.writing = !busy.rest.is_empty();
                 if *proven && !self.writing {
-                    busy.tell_started(self.desk.mailbox.pid(), &self.pool.hub);
+                    busy.tell_started(self.handler_slot.mailbox.pid(), &self.pool.hub);
                     self.untold = false;
                 }
                 None
             }
             Err(Errno::AGAIN | Errno::INTR) => None,
             Err(_) => {
-                drop(seat);
+                drop(state);
                 Some(self.closed("it closed its standard input"))
             }
         }
@@ -290,8 +301,8 @@ impl Handler<'_> {
 
     /// Takes in what it says; all that it has said, if it is dead.
     fn listen(&mut self, is_dead: bool) -> Option<End> {
-        let desk = Arc::clone(&self.desk);
-        let stdout = desk.stdout.get()?;
+        let handler_slot = Arc::clone(&self.handler_slot);
+        let stdout = handler_slot.stdout.get()?;
         loop {
             match self.lines.read(stdout) {
                 Said::Line => {
@@ -318,8 +329,8 @@ impl Handler<'_> {
     /// It has said a line, and it is the end of a run, or of the handler.
     fn answer(&mut self, is_dead: bool) -> Option<End> {
         let hub = &self.pool.hub;
-        let mut seat = self.desk.lock();
-        let Work::Busy(Busy { run, limit, started_ms, rest, told, .. }) = &seat.work else {
+        let mut state = self.handler_slot.lock();
+        let Work::Busy(Busy { run, limit, started_ms, rest, told, .. }) = &state.work else {
             return Some(End::Broken("it said something without having been asked".to_owned()));
         };
         if !rest.is_empty() {
@@ -330,9 +341,9 @@ impl Handler<'_> {
             Ok(verdict) => verdict,
             Err(why) => return Some(End::Broken(why)),
         };
-        seat.work = if is_dead { Work::Over } else { Work::Idle };
-        seat.proven = true;
-        drop(seat);
+        state.work = if is_dead { Work::Over } else { Work::Idle };
+        state.proven = true;
+        drop(state);
         self.lines.clear();
         if !std::mem::replace(&mut self.answered, true) {
             self.pool.works();
@@ -340,8 +351,8 @@ impl Handler<'_> {
         self.untold = false;
         self.stopped = StopWatch::default();
         let mut report = Some(Box::new(verdict.report(started_ms)));
-        let pid = self.desk.mailbox.pid();
-        let over = self.pool.answered(run, &self.desk, !is_dead, || {
+        let pid = self.handler_slot.mailbox.pid();
+        let over = self.pool.answered(run, &self.handler_slot, !is_dead, || {
             if !told {
                 let _ = hub.events.send(ExecEvent::Started { run, pid });
             }
@@ -368,10 +379,10 @@ impl Handler<'_> {
                 return;
             }
             let _ = poll(
-                &mut [PollFd::new(self.desk.mailbox.waker(), PollFlags::IN)],
+                &mut [PollFd::new(self.handler_slot.mailbox.waker(), PollFlags::IN)],
                 left.map(timespec).as_ref(),
             );
-            let _ = read(self.desk.mailbox.waker(), &mut [0; 8]);
+            let _ = read(self.handler_slot.mailbox.waker(), &mut [0; 8]);
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::atomic::Ordering;
 
 use super::{Hub, KEEPER};
-use crate::exec::page::Renewal;
+use crate::exec::shared_page::Renewal;
 use crate::exec::wire::{ToKeeper, ToSlot};
 
 impl Hub {

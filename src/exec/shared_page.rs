@@ -31,15 +31,15 @@ pub(super) const ENDLESS: u64 = u64::MAX >> 1;
 
 /// The shared memory, mapped.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(super) struct SharedPage {
     start: NonNull<u8>,
     memfd: OwnedFd,
 }
 
 // SAFETY: what is mapped is reached through atomics alone.
-unsafe impl Send for Page {}
+unsafe impl Send for SharedPage {}
 // SAFETY: as above.
-unsafe impl Sync for Page {}
+unsafe impl Sync for SharedPage {}
 
 /// A slot's part of the page.
 #[derive(Debug)]
@@ -75,21 +75,21 @@ pub(super) enum Renewal {
     Over,
 }
 
-impl Page {
+impl SharedPage {
     /// A page on which nothing may run yet.
-    pub(super) fn new() -> io::Result<Page> {
+    pub(super) fn new() -> io::Result<SharedPage> {
         let memfd = memfd_create(c"zkmw-page", MemfdFlags::CLOEXEC)?;
         ftruncate(&memfd, PAGE_BYTES as u64)?;
-        Page::map(memfd)
+        SharedPage::map(memfd)
     }
 
     /// The page that somebody else has made.
-    pub(super) fn map(memfd: OwnedFd) -> io::Result<Page> {
+    pub(super) fn map(memfd: OwnedFd) -> io::Result<SharedPage> {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping, at no fixed address. Its file is as long as that, and nobody makes it shorter.
         let start = unsafe { mmap(ptr::null_mut(), PAGE_BYTES, access, MapFlags::SHARED, &memfd, 0)? };
         let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at no address"))?;
-        Ok(Page { start, memfd })
+        Ok(SharedPage { start, memfd })
     }
 
     /// For another process.
@@ -166,7 +166,7 @@ impl Page {
     }
 }
 
-impl Drop for Page {
+impl Drop for SharedPage {
     fn drop(&mut self) {
         // SAFETY: mapped by `map`, with this length; no reference outlives the page.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), PAGE_BYTES) };
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_late_renewal_counts_unless_the_lapse_was_noticed() {
-        let page = Page::new().unwrap();
+        let page = SharedPage::new().unwrap();
         assert!(!page.holds());
         assert_eq!(page.renew(ENDLESS), Renewal::Counts { late: true, shorter: false });
         assert_eq!((page.holds(), page.look()), (true, Err(ENDLESS)));
@@ -195,7 +195,7 @@ mod tests {
     /// Whoever renews and whoever looks never both believe that they won, nor that they lost.
     #[test]
     fn at_the_deadline_one_wins() {
-        let page = Page::new().unwrap();
+        let page = SharedPage::new().unwrap();
         for _ in 0..2_000 {
             page.begin_anew(clock::now().as_nanos() + 20_000);
             let (renewed, over) = std::thread::scope(|scope| {
@@ -220,8 +220,8 @@ mod tests {
 
     #[test]
     fn each_process_sees_the_same() {
-        let page = Page::new().unwrap();
-        let other = Page::map(page.memfd().try_clone_to_owned().unwrap()).unwrap();
+        let page = SharedPage::new().unwrap();
+        let other = SharedPage::map(page.memfd().try_clone_to_owned().unwrap()).unwrap();
         page.renew(77);
         other.part(MOST_SLOTS - 1).armed.store(5, Ordering::SeqCst);
         assert_eq!((other.deadline(), page.part(MOST_SLOTS - 1).armed.load(Ordering::SeqCst)), (Some(77), 5));

@@ -47,19 +47,19 @@ pub(super) struct Busy {
 
 /// One handler.
 #[derive(Debug)]
-pub struct Desk {
+pub struct HandlerSlot {
     /// What became of its process; the hub fills it.
     pub(super) mailbox: Arc<Mailbox>,
     /// Where it writes.
     pub(super) stdout: OnceLock<OwnedFd>,
-    pub(super) seat: Mutex<Seat>,
+    pub(super) state: Mutex<HandlerState>,
     told_to_end: AtomicBool,
     /// Something was there to be read when it was first told to end.
     pub(super) had_said: AtomicBool,
 }
 
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct HandlerState {
     /// Does not keep us waiting. `None` when it is to hear no more.
     pub(super) stdin: Option<Arc<OwnedFd>>,
     pub(super) work: Work,
@@ -86,20 +86,20 @@ pub(super) enum Handed {
     Refused(Job),
 }
 
-impl Desk {
+impl HandlerSlot {
     /// One that is not started yet.
-    pub(super) fn new(id: RunId) -> io::Result<Desk> {
-        Ok(Desk {
+    pub(super) fn new(id: RunId) -> io::Result<HandlerSlot> {
+        Ok(HandlerSlot {
             mailbox: Arc::new(Mailbox::new(id)?),
             stdout: OnceLock::new(),
-            seat: Mutex::new(Seat { stdin: None, work: Work::Idle, proven: false }),
+            state: Mutex::new(HandlerState { stdin: None, work: Work::Idle, proven: false }),
             told_to_end: AtomicBool::new(false),
             had_said: AtomicBool::new(false),
         })
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Seat> {
-        self.seat.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> MutexGuard<'_, HandlerState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a signal was sent to it, so that it is not used again.
@@ -118,8 +118,8 @@ impl Desk {
     /// Gives a request to a handler that has nothing to do. The pool knows that it has it.
     pub(super) fn hand_over(&self, job: Job, hub: &Hub) -> Handed {
         // Held until `Started` is sent: no answer is taken in before.
-        let mut seat = self.lock();
-        let Seat { stdin: Some(stdin), work: work @ Work::Idle, proven } = &mut *seat else {
+        let mut state = self.lock();
+        let HandlerState { stdin: Some(stdin), work: work @ Work::Idle, proven } = &mut *state else {
             return Handed::Refused(job);
         };
         if !hub.begin(self.mailbox.slot()) {
@@ -158,10 +158,10 @@ impl Desk {
 
     /// Ends its standard input.
     pub(super) fn close(&self) {
-        let mut seat = self.lock();
-        seat.stdin = None;
-        if matches!(seat.work, Work::Idle) {
-            seat.work = Work::Over;
+        let mut state = self.lock();
+        state.stdin = None;
+        if matches!(state.work, Work::Idle) {
+            state.work = Work::Over;
         }
     }
 }

@@ -35,7 +35,7 @@ pub(super) enum Cause {
 
 /// The failures so far.
 #[derive(Debug, Default)]
-pub(super) struct Pauses {
+pub(super) struct Backoff {
     /// Without an answer since.
     failures: u32,
     last_failure: Option<Instant>,
@@ -44,7 +44,7 @@ pub(super) struct Pauses {
     until: Option<Instant>,
 }
 
-impl Pauses {
+impl Backoff {
     /// Nothing is to be started before then.
     pub(super) fn until(&self) -> Option<Instant> {
         self.until
@@ -87,7 +87,7 @@ mod tests {
 
     /// The pause after each of so many deaths in a row.
     fn pauses(of: impl Fn(Instant) -> Death, count: usize) -> Vec<u64> {
-        let mut pauses = Pauses::default();
+        let mut pauses = Backoff::default();
         let mut now = Instant::now();
         let mut seen = Vec::new();
         for _ in 0..count {
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn what_dies_together_fails_once() {
-        let (born, mut pauses) = (Instant::now(), Pauses::default());
+        let (born, mut pauses) = (Instant::now(), Backoff::default());
         let (first, second) = (born + Duration::from_millis(5), born + Duration::from_millis(6));
         for now in [first, second] {
             pauses.died(dead(born, false, Cause::Fault), now);
