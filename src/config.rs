@@ -1,8 +1,8 @@
 //! Flags > `ZKMW_*` > file > defaults, into one validated [`Config`].
 //!
 //! [`load`] is a function of its arguments (and of the host's name and number of cores, for defaults): it owns no
-//! state, looks at the process's environment only through the function that it is given, and prints nothing.
-//! Whoever has a `Config` need not check any value of it again. Every setting is declared once, in the table in
+//! state, reads the process's environment only through the function that it is given, and prints nothing.
+//! The values of a `Config` are valid and need no further check. Every setting is declared once, in the table in
 //! `settings.rs`; a credential is never in a message nor in `Debug`.
 
 mod assemble;
@@ -30,7 +30,7 @@ use crate::roles::client::walk::Target;
 
 pub use variables::unknown_variables;
 
-/// Where the file is looked for if nobody names one.
+/// The file that is read if nobody names one.
 pub const DEFAULT_FILE: &str = "/etc/zkmw/zkmw.toml";
 
 /// What this process is to do, complete and valid.
@@ -155,7 +155,7 @@ pub struct ElectorConfig {
     pub once: bool,
     /// One JSON object a line.
     pub json: bool,
-    /// The program and its arguments; empty if it is only to stand. It never leaves this machine, so it need not
+    /// The program and its arguments; empty if it is only to take part. It never leaves this machine, so it need not
     /// be UTF-8.
     pub command: Vec<OsString>,
 }
@@ -169,9 +169,9 @@ pub struct MasterConfig {
     pub result_ttl: Duration,
     /// How long empty jobs are kept.
     pub job_ttl: Duration,
-    /// How many commands may stand without an outcome; at least one.
+    /// How many commands may be without an outcome; at least one.
     pub max_pending: u64,
-    /// How many commands that ended badly are kept.
+    /// How many failed outcomes are kept.
     pub max_failed: u64,
     /// How much data all tasks may have; at least one byte.
     pub max_pending_bytes: u64,

@@ -20,9 +20,9 @@ const MAX_WIDTH: usize = 100;
 pub struct Arguments {
     pub verb: Verb,
     pub flags: BTreeMap<&'static str, Vec<OsString>>,
-    /// What stands without a flag: a TASK, or ids.
+    /// Arguments without a flag: a TASK, or ids.
     pub words: Vec<OsString>,
-    /// What stands after `--`.
+    /// Arguments after `--`.
     pub program: Vec<OsString>,
 }
 
@@ -179,16 +179,16 @@ fn usage_error(mut error: clap::Error, args: &[OsString]) -> ConfigError {
 fn about(verb: Verb) -> &'static str {
     match verb {
         Verb::Elector => "Run a command on one machine at a time, with a fencing token",
-        Verb::Master => "Assign tasks to workers; one master leads, others stand by",
+        Verb::Master => "Assign tasks to workers. One master leads, others are standbys",
         Verb::Worker => "Run tasks on this machine",
         Verb::Submit => "Submit a task, wait for it, print what it printed and exit as it exited",
         Verb::Status => "Show the leader, the standbys, the workers and how many tasks there are",
         Verb::List => "List tasks",
         Verb::Show => "Show all about a task",
-        Verb::Wait => "Wait for tasks and show their outcomes, which stay where they are",
-        Verb::Cancel => "Cancel tasks that have no outcome yet; those that run are killed",
+        Verb::Wait => "Wait for tasks and show their outcomes. The outcomes are kept",
+        Verb::Cancel => "Cancel tasks that have no outcome yet. Running tasks are killed",
         Verb::Retry => "Run tasks again that have failed, expired or been cancelled",
-        Verb::Delete => "Delete outcomes, and the tasks that they are of",
+        Verb::Delete => "Delete tasks that have ended, with their outcomes",
     }
 }
 
@@ -196,7 +196,7 @@ fn usage(verb: Verb) -> String {
     const ID: &str = "ID is JOB/TASK or BATCH/LINE, as printed by list";
     let (forms, note): (&[&str], _) = match verb {
         Verb::Elector => {
-            (&["[-- COMMAND [ARG]…]"], "Without a COMMAND it only stands in the election.".to_owned())
+            (&["[-- COMMAND [ARG]…]"], "Without a COMMAND it only takes part in the election.".to_owned())
         }
         Verb::Submit => (
             &[
@@ -231,7 +231,7 @@ Examples:
   zkmw elector --path /zkmw/elections/mailer --id mail1 --grace 20s -- ./mailer --port 25
   zkmw elector --once -- sh -c 'echo \"I lead, with token $ZKMW_EPOCH\"'
 
-The command finds its fencing token in ZKMW_EPOCH: it only grows from leader to leader."
+The command gets a fencing token in ZKMW_EPOCH. It grows with each leader."
         }
         Verb::Master => {
             "\
@@ -239,7 +239,7 @@ Examples:
   zkmw master
   zkmw --zk zk1,zk2,zk3/prod master --id m1 --result-ttl 7d
 
-Run it on two or three machines. On SIGTERM the lead passes on at once."
+Run it on two or three machines. On SIGTERM another master leads at once."
         }
         Verb::Worker => {
             "\
@@ -248,7 +248,7 @@ Examples:
   zkmw worker --slots 4 --label gpu=yes --label zone=eu1 --grace 2m
   ZKMW_SLOTS=4 ZKMW_LABEL='gpu=yes zone=eu1' zkmw worker
 
-On SIGTERM it takes no more tasks and lets those that run go on for --grace; a second one skips that."
+On SIGTERM it takes no more tasks. Running tasks may go on for --grace. A second SIGTERM skips that."
         }
         Verb::Submit => {
             "\
@@ -260,8 +260,8 @@ Examples:
   zkmw submit --from-file million.txt --job import
 
 The task finds ZKMW_TASK (its id), ZKMW_ATTEMPT, ZKMW_EPOCH (its fencing token), ZKMW_WORKER and, in
-a batch, ZKMW_LINE in its environment; its standard input is empty. Exit code: the task's own; for a
-batch 0 if all succeeded, else 1; see zkmw --help for the others."
+a batch, ZKMW_LINE in its environment. Its standard input is empty. The exit code is the task's own.
+For a batch it is 0 if all succeeded, else 1. See zkmw --help for the others."
         }
         Verb::Status => {
             "\
@@ -307,8 +307,7 @@ Examples:
   zkmw delete import~2026-01-31
   zkmw delete --state failed,cancelled --older-than 3d
 
-What has not ended is left alone. What was made under a key of its own (--id) is deleted by the
-leader, a little later."
+Tasks that have not ended are kept. The leader deletes tasks with a key (--id) a little later."
         }
     }
 }

@@ -79,9 +79,9 @@ impl Verb {
 pub enum Shape {
     /// One value; the last one given counts.
     Value(&'static str),
-    /// Several values; all that are given in one place count, and replace those of a weaker place.
+    /// Several values. All values of one source count, and replace those of weaker sources.
     List(&'static str, Separator),
-    /// On or off. `--no-NAME` takes back what a weaker place has set (or `--NAME`, where NAME begins with `no-`).
+    /// On or off. `--no-NAME` overrides a weaker source (or `--NAME`, where NAME begins with `no-`).
     Switch { negation: &'static str },
     /// A flag that may be repeated, with its letter.
     Count(char),
@@ -106,14 +106,14 @@ pub enum AllowedIn {
     Flag,
 }
 
-/// What holds where nobody says anything.
+/// The value of a setting that nobody gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fallback {
     /// A text, parsed like any other.
     Text(&'static str),
     /// Made by code, or none; the text says what.
     Described(&'static str),
-    /// Nothing to speak of.
+    /// There is no value.
     Nothing,
 }
 
@@ -248,194 +248,230 @@ settings! {
     // --- of every command
 
     ZK: ZkAddress = ("zk", ALL, Value("SERVERS"), Text("127.0.0.1:2181"), Anywhere)
-        One(parse::zk), "The ensemble, HOST:PORT,HOST:PORT,…[/chroot]; the port may be left out (2181), IPv6 \
-        addresses stand in brackets";
+        One(parse::zk),
+        "The ensemble, as HOST:PORT,HOST:PORT,…[/chroot]. The port is 2181 if it is left out. IPv6 addresses are \
+        in brackets";
     ROOT: String = ("root", ALL, Value("PATH"), Text("/zkmw"), Anywhere)
-        One(parse::znode_path), "The znode below which all of zkmw's own are; different roots are different \
-        services";
+        One(parse::znode_path),
+        "The znode that has all znodes of this service. Services with different roots know nothing of each other";
     SESSION_TIMEOUT: Duration = ("session-timeout", ALL, Value("TIME"), Text("10s"), Anywhere)
         One(|text| duration(text, 2 * SECOND, 600 * SECOND)),
-            "How long the ensemble takes to give up a process that it no longer hears \
-        of, 2s to 10m; the ensemble may have narrower limits";
+        "After this time without a sign of life the ensemble ends this process's session, 2s to 10m. The ensemble \
+        may have narrower limits";
     CONNECT_TIMEOUT: Option<Duration> = ("connect-timeout", ALL, Value("TIME"),
         Described("30s; none for elector, master and worker"), Anywhere)
-        One(|text| time_or_none(text, DAY)), "How long to wait for an ensemble at the start before exiting with 69; \
-        'none' waits for ever";
+        One(|text| time_or_none(text, DAY)),
+        "How long to wait for the first connection. Then zkmw exits with 69. 'none' waits for ever";
     CLOSE_TIMEOUT: Duration = ("close-timeout", ALL, Value("TIME"), Text("5s"), Anywhere)
-        One(|text| duration(text, TENTH, 600 * SECOND)), "How long closing the session may take at the end";
+        One(|text| duration(text, TENTH, 600 * SECOND)),
+        "How long the session may take to close at the end, 100ms to 10m";
     AUTH: Vec<Auth> = ("auth", ALL, List("SCHEME:CREDENTIAL", Lines), Nothing, Anywhere, secret)
-        Many(parse::auth), "Credential for the ensemble, such as digest:USER:PASSWORD; may be repeated. Every \
-        user of this host can read command lines, so better put it into the file or ZKMW_AUTH (one a line)";
+        Many(parse::auth),
+        "Credential for the ensemble, such as digest:USER:PASSWORD. May be repeated. Every user of this host can \
+        read command lines, so prefer the file or ZKMW_AUTH (one a line)";
     CONFIG: PathBuf = ("config", ALL, Value("FILE"), Described("/etc/zkmw/zkmw.toml if there is one"),
         FlagOrVariable)
-        Path(|text| Ok(text.into())), "Read settings from this TOML file";
+        Path(|text| Ok(text.into())),
+        "Read settings from this TOML file";
     VERBOSE: i8 = ("verbose", ALL, Count('v'), Nothing, Anywhere)
-        One(parse::count), "Log more, to standard error; more with each -v. RUST_LOG wins over it";
+        One(parse::count),
+        "Log more on standard error. May be repeated. RUST_LOG overrides it";
     QUIET: i8 = ("quiet", ALL, Count('q'), Nothing, Anywhere)
-        One(parse::count), "Log less; less with each -q";
+        One(parse::count),
+        "Log less. May be repeated. RUST_LOG overrides it";
 
-    // --- who one is
+    // --- the process's name
 
     DAEMON_ID: String = ("id", &[Elector, Master], Value("ID"), Described("host name-process id"),
         Anywhere)
-        One(parse::id), "What to call this process in logs, in status and in the election";
+        One(parse::id),
+        "The name of this process in logs, in status and in the election";
     WORKER_ID: String = ("id", &[Worker], Value("ID"), Described("the host name"), Anywhere)
-        One(parse::id), "What to call this worker. No two may have the same at the same time; it should stay \
-        the same over restarts";
+        One(parse::id),
+        "The name of this worker. Two workers must not have the same name at the same time. A worker should keep \
+        its name over restarts";
     TASK_KEY: String = ("id", &[Submit], Value("KEY"), Described("a new one"), Flag)
-        One(parse::id), "A key of your own for the task: submitting it again finds the same task and does not \
-        run it twice. Another task with the same key is an error (65)";
+        One(parse::id),
+        "Your own key for the task. Submitting it again finds the same task and does not run it twice. Another \
+        task with the same key is an error (65)";
 
     // --- elector
 
     PATH: String = ("path", &[Elector], Value("PATH"), Described("ROOT/elections/default"), Anywhere)
-        One(parse::znode_path), "The znode of the election; contenders with the same path \
-        stand in the same one";
+        One(parse::znode_path),
+        "The znode of the election. Electors with the same path compete with each other";
     ELECTOR_GRACE: Duration = ("grace", &[Elector], Value("TIME"), Text("10s"), Anywhere)
         One(|text| duration(text, Duration::ZERO, DAY)),
-            "How long the command may take to end after SIGTERM before it gets SIGKILL; shorter \
-        if the session ends before";
+        "How long the command may take to end after SIGTERM. Then it gets SIGKILL, and sooner if the session ends \
+        before";
     ONCE: bool = ("once", &[Elector], Switch { negation: "no-once" }, Nothing, Anywhere)
-        One(parse::boolean), "Exit as the command exits, instead of standing again and running it again";
+        One(parse::boolean),
+        "Exit as the command exits. Otherwise the elector competes again and runs the command again";
 
     // --- master
 
     RESULT_TTL: Duration = ("result-ttl", &[Master], Value("TIME"), Text("24h"), Anywhere)
         One(|text| duration(text, SECOND, 10 * YEAR)),
-            "How long to keep an outcome that nobody has collected, and whatever ended badly";
+        "How long to keep outcomes that nobody has collected, and all failed outcomes, 1s or more";
     MAX_FAILED: u64 = ("max-failed", &[Master], Value("N"), Text("100000"), Anywhere)
         One(|text| number(text, 0, MAX_MAX_PENDING)),
-            "Keep at most so many commands that ended badly, 0 to 1000000000, in at most a quarter \
-            of --max-pending-bytes; the oldest go first. Of those with a key how they ended stays, without command \
-            and output";
+        "Keep the failed outcomes of at most N commands, 0 to 1000000000. They take at most a quarter of --max- \
+        pending-bytes. The oldest are deleted first. A task with a key is kept without its command and output";
     JOB_TTL: Duration = ("job-ttl", &[Master], Value("TIME"), Text("1h"), Anywhere)
-        One(|text| duration(text, SECOND, 10 * YEAR)), "How long to keep a job that has become empty";
+        One(|text| duration(text, SECOND, 10 * YEAR)),
+        "How long to keep a job that has become empty, 1s or more";
     MAX_PENDING: u64 = ("max-pending", &[Master], Value("N"), Text("10000000"), Anywhere)
         One(|text| number(text, 1, MAX_MAX_PENDING)),
-            "Refuse further tasks (73) when so many commands stand without an outcome, 1 to \
-        1000000000. What the leader was given holds for all submitters, so give all masters the same";
+        "Refuse further tasks (73) if so many commands have no outcome, 1 to 1000000000. The leader's value holds \
+        for all submitters, so give all masters the same";
     MAX_PENDING_BYTES: u64 = ("max-pending-bytes", &[Master], Value("SIZE"), Text("1GiB"), Anywhere)
-        One(parse::max_pending_bytes), "Refuse further tasks (73) when the data of all that stand, with an outcome \
-        or without, takes so much, 1B to 1TiB; every server holds it in memory";
+        One(parse::max_pending_bytes),
+        "Refuse further tasks (73) if the data of all tasks takes so many bytes, with outcomes and without, 1B to \
+        1TiB. Every server holds it in memory";
 
     // --- worker
 
     SLOTS: u32 = ("slots", &[Worker], Value("N"), Described("the number of cores"), Anywhere)
-        One(|text| number(text, 1, MAX_SLOTS)), "How many tasks to run at a time, 1 to 1000";
+        One(|text| number(text, 1, MAX_SLOTS)),
+        "How many tasks to run at a time, 1 to 1000";
     LABEL: Labels = ("label", &[Worker], LABELS, Nothing, Anywhere)
-        Many(parse::labels), "A property of this worker that tasks can require, such as gpu=yes; may be \
-        repeated, up to 32";
+        Many(parse::labels),
+        "A property of this worker that tasks can require, such as gpu=yes. May be repeated, up to 32";
     WORKER_GRACE: Duration = ("grace", &[Worker], Value("TIME"), Text("30s"), Anywhere)
         One(|text| duration(text, Duration::ZERO, DAY)),
-            "How long running tasks may go on after SIGTERM; what is left then is killed and \
-        handed to other workers";
+        "How long running tasks may go on after SIGTERM. Then they are killed, and other workers run them again";
     HANDLER: String = ("handler", &[Worker], Value("COMMAND"), Described("none: each task is a process of its own"),
         Anywhere)
-        One(parse::handler), "Run tasks by handlers: this shell command line is started up to once for each slot, and is \
-        given a line of JSON for each task on its standard input, which it answers with one on its standard output \
+        One(parse::handler),
+        "Run tasks by handlers. A handler is this shell command line. Each slot starts it at most once. It reads \
+        a line of JSON for each task on standard input, and answers with a line on standard output \
         (docs/handler.md)";
     OUTPUT_LIMIT: usize = ("output-limit", &[Worker], Value("SIZE"), Text("64KiB"), Anywhere)
-        One(parse::output_limit_bytes), "How much of a task's output to keep with its outcome, 0 to 96KiB";
+        One(parse::output_limit_bytes),
+        "How many bytes of each output of a task to keep with its outcome, 0 to 96KiB";
     RUN_DIR: PathBuf = ("run-dir", &[Worker], Value("DIR"),
         Described("$RUNTIME_DIRECTORY, else /run/zkmw if root, else $XDG_RUNTIME_DIR/zkmw, else zkmw-UID in the \
         directory for temporary files"), Anywhere)
-        Path(parse::absolute_dir), "Where to note which processes run, so that the next worker on this host can \
-        clean up after a crash";
+        Path(parse::absolute_dir),
+        "The directory for the run file, which lists the processes that run. After a crash the next worker on \
+        this host kills what is left of them";
     RUN_AS: String = ("run-as", &[Worker], Value("USER"), Described("the worker's own user"), Anywhere)
-        One(parse::user), "Run tasks as this user of this host, with its groups and home directory, and without a way \
-        to more rights (sudo, set-user-id). Only for a worker that root has started";
+        One(parse::user),
+        "Run tasks as this user of this host, with its groups and home directory. They cannot get more rights \
+        (sudo, set-user-id). Only root can start such a worker";
     CLEAN_ENV: bool = ("clean-env", &[Worker], Switch { negation: "no-clean-env" }, Nothing, Anywhere)
-        One(parse::boolean), "Give tasks a minimal environment (PATH, HOME, USER, LOGNAME, SHELL, LANG, TZ) and \
-        their own variables, in place of the worker's";
+        One(parse::boolean),
+        "Give tasks a minimal environment (PATH, HOME, USER, LOGNAME, SHELL, LANG, TZ) and their own variables \
+        instead of the worker's environment";
     TASK_MEMORY: u64 = ("task-memory", &[Worker], Value("SIZE"), Described("no limit"), Anywhere)
-        One(parse::task_memory), "How much memory a task may have, with all that it starts and with its files in file \
-        systems in memory, 1MiB to 1PiB. A task that needs more is killed, and fails. This and the next two need \
-        control groups with controllers (docs/operations.md); where they can't be had the worker ends with 78";
+        One(parse::task_memory),
+        "How much memory a task may have, 1MiB to 1PiB. Its processes and its files in memory count. A task that \
+        needs more is killed, and fails. This and the next two need control groups with controllers \
+        (docs/operations.md). Without them the worker exits with 78";
     TASK_CPUS: u32 = ("task-cpus", &[Worker], Value("N"), Described("no limit"), Anywhere)
-        One(parse::task_cpus), "How many processors' time a task may use, 0.01 to 1000, such as 0.5 or 2";
+        One(parse::task_cpus),
+        "How many processors a task may use, 0.01 to 1000, such as 0.5 or 2";
     TASK_PIDS: u64 = ("task-pids", &[Worker], Value("N"), Described("no limit"), Anywhere)
         One(|text| number(text, 1, MAX_TASK_PIDS)),
-            "How many processes and threads a task may have at a time, 1 to 4194304";
+        "How many processes and threads a task may have at a time, 1 to 4194304";
 
     STATE_DIR: PathBuf = ("state-dir", &[Worker], Value("DIR"),
         Described("$STATE_DIRECTORY, else /var/lib/zkmw if root, else $XDG_STATE_HOME/zkmw, else ~/.local/state/zkmw, \
         else zkmw-UID in the directory for temporary files"), Anywhere)
-        Path(parse::absolute_dir), "Where to keep what outlives this worker: what tasks print, in \
-        task-logs/ID@SERVICE there";
+        Path(parse::absolute_dir),
+        "The directory for data that is kept after this worker. What tasks print is in task-logs/ID@SERVICE there";
     LOG_LIMIT: u64 = ("log-limit", &[Worker], Value("SIZE"), Text("100MiB"), Anywhere)
-        One(parse::log_bytes), "Keep all that a task prints up to this in files here, if it prints more than 64 KiB \
-        or runs for longer than 1 s; 0 keeps none";
+        One(parse::log_bytes),
+        "Keep up to this many bytes of what a task prints in log files here. A task has log files if it prints \
+        more than 64 KiB or runs for longer than 1 s. 0 keeps none";
     LOG_SPACE: u64 = ("log-space", &[Worker], Value("SIZE"), Text("1GiB"), Anywhere)
-        One(parse::log_bytes), "Most that these files may take together; the oldest go first";
+        One(parse::log_bytes),
+        "How many bytes all log files may take together. The oldest are deleted first";
     LOG_KEEP: Duration = ("log-keep", &[Worker], Value("TIME"), Text("24h"), Anywhere)
-        One(|text| duration(text, SECOND, 10 * YEAR)), "How long to keep them";
+        One(|text| duration(text, SECOND, 10 * YEAR)),
+        "How long to keep log files, 1s or more";
 
     // --- submit
 
     FROM_FILE: PathBuf = ("from-file", &[Submit], Value("FILE"), Nothing, Flag)
-        Path(|text| Ok(text.into())), "Submit a batch: every line of FILE is a shell command line of its own; - reads \
-        standard input";
+        Path(|text| Ok(text.into())),
+        "Submit a batch. Every line of FILE is a shell command line of its own. - reads standard input";
     CHUNK: u32 = ("chunk", &[Submit], Value("N"), Described("up to 100, by the lines and the slots"), Flag)
         One(|text| number(text, 1, MAX_CHUNK_COMMANDS as u32)),
-            "Store the lines of a batch N to a znode, 1 to 1000. Each line is told by itself, at most \
-        half a second after it ended as long as the results of N lines take less than 100 KiB";
+        "Store N lines of a batch in each znode, 1 to 1000. Each line is reported by itself, at most half a \
+        second after it ended if the results of N lines take less than 100 KiB";
     JOB: String = ("job", &[Submit], Value("NAME"), Described("a shared one; for a batch a new one"),
         Anywhere)
-        One(parse::job), "The job to put the task into";
+        One(parse::job),
+        "The job that gets the task";
     DETACH: bool = ("detach", &[Submit], Switch { negation: "no-detach" }, Nothing, Anywhere)
-        One(parse::boolean), "Print the id and exit without waiting for the outcome";
+        One(parse::boolean),
+        "Print the id and exit without waiting for the outcome";
     TIMEOUT: Option<Duration> = ("timeout", &[Submit], Value("TIME"), Text("none"), Anywhere)
-        One(|text| time_or_none(text, YEAR)), "How long the task may run; then it is killed and has failed (124)";
+        One(|text| time_or_none(text, YEAR)),
+        "How long the task may run, 100ms or more. Then it is killed and has failed (124)";
     EXPIRE_AFTER: Option<Duration> = ("expire-after", &[Submit], Value("TIME"), Text("none"), Anywhere)
         One(|text| time_or_none(text, YEAR)),
-            "How long the task may wait for its start; then it has expired and never runs";
+        "How long the task may wait for its start, 100ms or more. Then it has expired and never runs";
     MAX_ATTEMPTS: u32 = ("max-attempts", &[Submit], Value("N"), Nothing, Anywhere)
-        One(|text| number(text, 1, 1000)), "Run the task up to N times until it succeeds, 1 to \
-        1000. Without it a task that exits with an error has failed at once, and one whose workers die has after three";
+        One(|text| number(text, 1, 1000)),
+        "Run the task up to N times until it succeeds, 1 to 1000. Without it a task that exits with an error has \
+        failed at once, and a task whose workers fail has failed after three attempts";
     RETRY_BACKOFF: Duration = ("retry-backoff", &[Submit], Value("TIME"), Described("1s"), Anywhere)
         One(|text| duration(text, Duration::ZERO, Duration::from_millis(MAX_RETRY_BACKOFF_MS))),
-            "How long to wait before the second attempt, up to 1h; doubled \
-        before each that follows";
+        "How long to wait before the second attempt, up to 1h. The time doubles before each further attempt";
     PRIORITY: i32 = ("priority", &[Submit], Value("N"), Described("0"), Anywhere)
-        One(|text| number(text, -1000, 1000)), "Tasks with a higher priority always go first, -1000 to 1000";
+        One(|text| number(text, -1000, 1000)),
+        "Tasks with a higher priority always start first, -1000 to 1000";
     REQUIRE: Labels = ("require", &[Submit], LABELS, Nothing, Anywhere)
-        Many(parse::labels), "Run only on a worker with this label; may be repeated, and then all are required";
+        Many(parse::labels),
+        "Run only on a worker with this label. May be repeated, and then all are required";
     ENV: BTreeMap<String, String> = ("env", &[Submit], List("NAME=VALUE", Lines), Nothing, Anywhere, secret)
-        Many(parse::env), "A variable for the task's environment; may be repeated, up to 64 and 16 KiB in sum. \
-        It is stored in ZooKeeper as it is, so it is no place for secrets";
+        Many(parse::env),
+        "A variable for the task's environment. May be repeated, up to 64 variables and 16 KiB in sum. ZooKeeper \
+        stores it as it is, so do not put secrets here";
     ORPHAN: Orphan = ("orphan", &[Submit], Value("keep|cancel"), Text("keep"), Anywhere)
-        One(parse::orphan), "What to do with the task if this process dies while it waits";
+        One(parse::orphan),
+        "What to do with the task if this process ends while it waits";
     CANCEL_ON_INTERRUPT: bool = ("cancel-on-interrupt", &[Submit], Switch { negation: "no-cancel-on-interrupt" },
         Nothing, Anywhere)
-        One(parse::boolean), "Cancel the task on SIGINT or SIGTERM instead of leaving it alone";
+        One(parse::boolean),
+        "Cancel the task on SIGINT or SIGTERM. Otherwise the task goes on";
     ALLOW_TRUNCATED: bool = ("allow-truncated", &[Submit], Switch { negation: "no-allow-truncated" }, Nothing, Anywhere)
-        One(parse::boolean), "Exit with 0 also if a task that is waited for alone succeeded and printed more than its \
-        worker keeps with the outcome; otherwise that is 73. What is missing is said in any case";
+        One(parse::boolean),
+        "Exit with 0 if a single task succeeded and printed more than its worker keeps. Otherwise the exit code \
+        is 73. In both cases a message says what is missing";
     NO_PROGRESS: bool = ("no-progress", &[Submit], Switch { negation: "progress" }, Nothing, Anywhere)
-        One(parse::boolean), "Show no progress bar for a batch; there is none anyway if standard error is no \
-        terminal";
+        One(parse::boolean),
+        "Show no progress bar for a batch. There is none if standard error is no terminal";
 
     // --- list
 
     LIST_JOB: String = ("job", &[Verb::List], Value("JOB"), Described("all"), Anywhere)
-        One(parse::segment), "List only the tasks of this job";
+        One(parse::segment),
+        "List only the tasks of this job";
     STATE: Vec<TaskStatus> = ("state", &[Verb::List], Shape::List("STATE", Words), Described("all"), Anywhere)
-        Many(parse::states), "List only tasks in this state: pending, assigned, running, cancelling, done, failed, \
-        cancelled or expired; may be repeated";
+        Many(parse::states),
+        "List only tasks in this state: pending, assigned, running, cancelling, done, failed, cancelled or \
+        expired. May be repeated";
     LIMIT: u32 = ("limit", &[Verb::List], Value("N"), Text("1000"), Anywhere)
-        One(|text| number(text, 1, 1_000_000)), "List at most so many";
+        One(|text| number(text, 1, 1_000_000)),
+        "List at most N tasks, 1 to 1000000";
 
     // --- delete
 
     DELETE_STATE: Vec<State> = ("state", &[Delete], Shape::List("STATE", Words), Described("all"), Flag)
-        Many(parse::ended_states), "Delete only what ended so: done, failed, cancelled or expired; may be repeated. \
-        Without an ID it is looked for in all jobs. A part of a batch that is stored together goes as a whole";
+        Many(parse::ended_states),
+        "Delete only tasks that ended in this state: done, failed, cancelled or expired. May be repeated. Without \
+        an ID all jobs are searched. A part of a batch that is stored together is deleted as a whole";
     OLDER_THAN: Option<Duration> = ("older-than", &[Delete], Value("TIME"), Nothing, Flag)
-        One(|text| time_or_none(text, YEAR)), "Delete only what ended so long ago, by this machine's clock";
+        One(|text| time_or_none(text, YEAR)),
+        "Delete only tasks that ended at least this long ago, by this machine's clock";
 
     // --- of most commands
 
     JSON_OUTPUT: bool = ("json", &[Elector, Submit, Status, Verb::List, Show, Wait, Cancel, Retry, Delete], JSON,
         Nothing, Anywhere)
-        One(parse::boolean), "Print one JSON object a line, for programs";
+        One(parse::boolean),
+        "Print one JSON object a line, for programs";
 }
