@@ -25,7 +25,7 @@
 //! What it can't know: a command that ended by itself in the same moment in which it was told to stop, because
 //! leadership was lost, counts as interrupted and is run again. So `once` means at least once.
 
-mod mend;
+mod refused;
 mod report;
 mod session;
 mod state;
@@ -51,10 +51,10 @@ use crate::recipes::retry::Retry;
 const SHORT_RUN: Duration = Duration::from_secs(1);
 
 /// The pause after the first short run; it doubles with each that follows.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 
 /// The longest pause.
-const MAX_PAUSE: Duration = Duration::from_secs(30);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
 /// A leader that can't get its lease within so many session timeouts makes way for others.
 const LEASE_PATIENCE_TIMEOUTS: u32 = 2;
@@ -101,7 +101,7 @@ pub struct Elector {
     session: Session,
     state: State,
     /// How it stands, as last told; `None` before it ever stood.
-    told: Option<Report>,
+    reported: Option<Report>,
     /// Pauses of short runs since the last run that was not short.
     short_runs: u32,
 }
@@ -124,8 +124,8 @@ impl Elector {
             directory: Retry::default(),
             past: Past::default(),
             session: Session::Down,
-            state: State::Standing,
-            told: None,
+            state: State::Candidate,
+            reported: None,
             short_runs: 0,
             params,
         }
@@ -139,13 +139,13 @@ impl Elector {
     fn run(&self) -> Option<Run> {
         match self.state {
             State::Running(run) | State::Stopping { run, .. } => Some(run),
-            State::Standing | State::Acquiring { .. } | State::Pausing { .. } | State::Over => None,
+            State::Candidate | State::Acquiring { .. } | State::BackingOff { .. } | State::Over => None,
         }
     }
 
     fn on_stop(&mut self, again: bool, now: Instant, out: &mut Actions<Report>) {
         match &mut self.state {
-            State::Standing | State::Acquiring { .. } | State::Pausing { .. } => {
+            State::Candidate | State::Acquiring { .. } | State::BackingOff { .. } => {
                 self.end(self.code_without_run(), out);
             }
             State::Running(run) => {
@@ -157,7 +157,7 @@ impl Elector {
                 }
             }
             State::Stopping { then, .. } => {
-                if *then == Then::Stand {
+                if *then == Then::Rejoin {
                     *then = Then::Stop;
                 }
                 if again {
@@ -183,13 +183,13 @@ impl Elector {
     /// The command is being killed; however it ends, that was not its own doing.
     fn on_slots_lost(&mut self, why: &str, now: Instant, out: &mut Actions<Report>) {
         out.log(Level::Warn, format!("what ran was killed: {why}"));
-        self.kill_to_stand(now, out);
+        self.kill_and_rejoin(now, out);
     }
 
     /// Kills the command, and stands again when it is dead, unless there is another reason for its end.
-    fn kill_to_stand(&mut self, now: Instant, out: &mut Actions<Report>) {
+    fn kill_and_rejoin(&mut self, now: Instant, out: &mut Actions<Report>) {
         if let State::Running(run) = self.state {
-            self.state = State::Stopping { run, kill: Kill::At(now), then: Then::Stand };
+            self.state = State::Stopping { run, kill: Kill::At(now), then: Then::Rejoin };
         }
         self.kill(out);
     }
@@ -221,19 +221,19 @@ impl Elector {
         };
         out.log(Level::Info, format!("the command {how} (epoch {})", run.epoch));
         match &self.state {
-            State::Stopping { then: Then::Stand, .. } => self.stand_again(run, Duration::ZERO, now, out),
+            State::Stopping { then: Then::Rejoin, .. } => self.rejoin(run, Duration::ZERO, now, out),
             State::Stopping { then: Then::Stop, .. } => {
                 self.end(if self.params.once { code } else { exit::OK }, out);
             }
             State::Stopping { then: Then::Fail(code), .. } => self.end(*code, out),
             // Not we: the lease had ended, or its slot was lost.
-            State::Running(_) if report.signalled => self.stand_again(run, Duration::ZERO, now, out),
+            State::Running(_) if report.signalled => self.rejoin(run, Duration::ZERO, now, out),
             State::Running(_) if self.params.once => self.end(code, out),
             State::Running(_) => {
-                let pause = self.pause_after(now.since(run.started) < SHORT_RUN);
-                self.stand_again(run, pause, now, out);
+                let backoff = self.backoff_after(now.since(run.started) < SHORT_RUN);
+                self.rejoin(run, backoff, now, out);
             }
-            State::Standing | State::Acquiring { .. } | State::Pausing { .. } | State::Over => {}
+            State::Candidate | State::Acquiring { .. } | State::BackingOff { .. } | State::Over => {}
         }
     }
 
@@ -256,33 +256,33 @@ impl Elector {
                 self.end(NOT_STARTED, out);
             }
             State::Stopping { then: Then::Stop, .. } => self.end(self.code_without_run(), out),
-            State::Running(_) | State::Stopping { then: Then::Stand, .. } => {
-                let pause = self.pause_after(true);
-                self.stand_again(run, pause, now, out);
+            State::Running(_) | State::Stopping { then: Then::Rejoin, .. } => {
+                let backoff = self.backoff_after(true);
+                self.rejoin(run, backoff, now, out);
             }
-            State::Standing | State::Acquiring { .. } | State::Pausing { .. } | State::Over => {}
+            State::Candidate | State::Acquiring { .. } | State::BackingOff { .. } | State::Over => {}
         }
     }
 
     /// How long to stay away after a run.
-    fn pause_after(&mut self, short: bool) -> Duration {
+    fn backoff_after(&mut self, short: bool) -> Duration {
         if !short {
             self.short_runs = 0;
             return Duration::ZERO;
         }
         let doublings = self.short_runs.min(16);
         self.short_runs += 1;
-        (FIRST_PAUSE * 2_u32.pow(doublings)).min(MAX_PAUSE)
+        (FIRST_BACKOFF * 2_u32.pow(doublings)).min(MAX_BACKOFF)
     }
 
     /// The run is dead: makes way for others, then stands at the end of the queue.
-    fn stand_again(&mut self, run: Run, pause: Duration, now: Instant, out: &mut Actions<Report>) {
-        if pause > Duration::ZERO || self.election.term() == Some(run.epoch) {
+    fn rejoin(&mut self, run: Run, backoff: Duration, now: Instant, out: &mut Actions<Report>) {
+        if backoff > Duration::ZERO || self.election.term() == Some(run.epoch) {
             self.election.withdraw(out);
-            self.state = State::Pausing { until: now + pause };
+            self.state = State::BackingOff { until: now + backoff };
         } else {
             // Its contender was deleted, and the election stands again by itself; or there is no session.
-            self.state = State::Standing;
+            self.state = State::Candidate;
             // Or it was refused something, and could not stand again while the command lived.
             if self.election.is_out() && matches!(self.session, Session::Entered { .. }) {
                 self.election.stand(out);
@@ -305,17 +305,17 @@ impl Elector {
     fn check_lease(&mut self, now: Instant, out: &mut Actions<Report>) {
         if matches!(self.state, State::Running(_)) && !self.lease.holds(now) {
             out.log(Level::Error, "the lease ended: the command is killed at once");
-            self.kill_to_stand(now, out);
+            self.kill_and_rejoin(now, out);
         }
     }
 
     /// Does what follows from how it stands now. `why` tells what would have ended its standing.
     fn advance(&mut self, why: &str, now: Instant, out: &mut Actions<Report>) {
-        if let State::Pausing { until } = self.state
+        if let State::BackingOff { until } = self.state
             && until <= now
             && self.election.is_out()
         {
-            self.state = State::Standing;
+            self.state = State::Candidate;
             if let Session::Entered { .. } = self.session {
                 self.election.stand(out);
             }
@@ -324,9 +324,9 @@ impl Elector {
             && self.election.leading() != Some(epoch)
         {
             self.ensure.reset();
-            self.state = State::Standing;
+            self.state = State::Candidate;
         }
-        if let (State::Standing, Some(epoch), Session::Entered { timeout, .. }, true) =
+        if let (State::Candidate, Some(epoch), Session::Entered { timeout, .. }, true) =
             (&self.state, self.election.leading(), self.session, self.params.command.is_some())
         {
             let patience_ends = now + timeout * LEASE_PATIENCE_TIMEOUTS;
@@ -341,18 +341,18 @@ impl Elector {
                     out.log(Level::Warn, "leading, but no lease could be had: making way for others");
                     self.ensure.reset();
                     self.election.withdraw(out);
-                    let pause = self.pause_after(true);
-                    self.state = State::Pausing { until: now + pause };
+                    let backoff = self.backoff_after(true);
+                    self.state = State::BackingOff { until: now + backoff };
                 }
             }
             State::Running(run) if self.election.term() != Some(run.epoch) => {
                 out.log(Level::Warn, format!("no longer leading ({why}): the command is told to end"));
-                self.stop_run(run, now, Then::Stand, out);
+                self.stop_run(run, now, Then::Rejoin, out);
             }
             State::Running(_)
-            | State::Standing
+            | State::Candidate
             | State::Stopping { .. }
-            | State::Pausing { .. }
+            | State::BackingOff { .. }
             | State::Over => {}
         }
         if let State::Stopping { kill: Kill::At(at), .. } = self.state
@@ -383,37 +383,37 @@ impl Elector {
             State::Running(run) | State::Stopping { run, kill: Kill::At(_), .. } => leads(run.epoch),
             State::Acquiring { ticket: None, .. }
             | State::Stopping { kill: Kill::Sent, .. }
-            | State::Standing
-            | State::Pausing { .. }
+            | State::Candidate
+            | State::BackingOff { .. }
             | State::Over => false,
         }
     }
 
     /// Tells of a change of how it stands.
-    fn tell(&mut self, why: &str, out: &mut Actions<Report>) {
-        let standing = match (self.election.leading(), self.election.behind()) {
+    fn report_change(&mut self, why: &str, out: &mut Actions<Report>) {
+        let report = match (self.election.leading(), self.election.behind()) {
             (Some(epoch), _) => Some(Report::Leading { epoch }),
             (None, Some(behind)) => Some(Report::Following { behind: behind.to_string() }),
             // Its place is being looked up, and its contender stands: nothing is lost yet.
             (None, None) if self.election.own_name().is_some() || self.election.term().is_some() => return,
-            (None, None) => match self.told {
+            (None, None) => match self.reported {
                 None | Some(Report::Lost { .. }) => return,
                 Some(Report::Leading { .. } | Report::Following { .. }) => {
                     Some(Report::Lost { why: why.to_string() })
                 }
             },
         };
-        if self.told == standing {
+        if self.reported == report {
             return;
         }
-        if let Some(report) = &standing {
+        if let Some(report) = &report {
             out.log(Level::Info, report.to_string());
             out.push(Action::Status(report.to_string()));
             if self.params.command.is_none() {
                 out.push(Action::Report(report.clone()));
             }
         }
-        self.told = standing;
+        self.reported = report;
     }
 
     /// Lets no end through while a run's group lives: it is stopped first.
@@ -434,7 +434,7 @@ impl Elector {
                 self.stop_run(run, now, Then::Fail(code), out);
             }
             State::Stopping { then, .. } => *then = Then::Fail(code),
-            State::Standing | State::Acquiring { .. } | State::Pausing { .. } | State::Over => {
+            State::Candidate | State::Acquiring { .. } | State::BackingOff { .. } | State::Over => {
                 out.push(Action::Exit(code));
                 self.state = State::Over;
             }
@@ -489,20 +489,20 @@ impl Role for Elector {
         }
         match self.state {
             State::Over => return,
-            State::Pausing { until } if until > now => {
+            State::BackingOff { until } if until > now => {
                 why = format!("standing again {} s after the command ended", until.since(now).as_secs());
             }
-            State::Standing
+            State::Candidate
             | State::Acquiring { .. }
             | State::Running(_)
             | State::Stopping { .. }
-            | State::Pausing { .. } => {}
+            | State::BackingOff { .. } => {}
         }
-        self.mend(now, out);
+        self.retry_refused(now, out);
         self.advance(&why, now, out);
         let needed = self.needs_lease();
         self.lease.need(needed, now, out);
-        self.tell(&why, out);
+        self.report_change(&why, out);
         self.hold_exit(now, out);
     }
 
@@ -510,7 +510,7 @@ impl Role for Elector {
         let refused = earlier(self.retry.next_wake(), self.directory.next_wake());
         let lease = earlier(self.lease.next_wake(), refused);
         match &self.state {
-            State::Standing => lease,
+            State::Candidate => lease,
             State::Acquiring { patience_ends, .. } => earlier(lease, Some(*patience_ends)),
             State::Running(_) => earlier(lease, self.lease.expires()),
             State::Stopping { kill: Kill::At(at), .. } => {
@@ -518,7 +518,7 @@ impl Role for Elector {
             }
             State::Stopping { kill: Kill::Sent, .. } | State::Over => None,
             // Until its contender is deleted there is nothing to wake for.
-            State::Pausing { until } => self.election.is_out().then_some(*until),
+            State::BackingOff { until } => self.election.is_out().then_some(*until),
         }
     }
 
@@ -533,10 +533,10 @@ impl Role for Elector {
             State::Acquiring { epoch, .. } => {
                 assert_eq!(self.election.leading(), Some(*epoch), "a lease is for a leader");
             }
-            State::Stopping { .. } | State::Standing | State::Pausing { .. } | State::Over => {}
+            State::Stopping { .. } | State::Candidate | State::BackingOff { .. } | State::Over => {}
         }
         if self.params.command.is_none() {
-            let idle = matches!(self.state, State::Standing | State::Over);
+            let idle = matches!(self.state, State::Candidate | State::Over);
             assert!(idle, "without a command there is nothing to run: {:?}", self.state);
         }
         let follows = self.run().is_some() && self.election.term() == self.run().map(|run| run.epoch);

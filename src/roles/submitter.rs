@@ -1,4 +1,4 @@
-//! Submitter: puts tasks into the ensemble and, unless it is told not to, waits for their outcomes.
+//! Submitter: creates tasks in the ensemble and waits for their outcomes, unless it is detached.
 //!
 //! [`Single`] is for one task, [`Batch`] for the lines of a file. Both keep one promise: an id is reported only
 //! when the task's creation was acknowledged, so whatever was printed survives us (G1).

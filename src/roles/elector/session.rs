@@ -13,7 +13,7 @@ impl Elector {
         // What an earlier session proved is no proof for this one.
         self.lease.rename(&self.holder());
         self.lease.on_session(timeout);
-        if let State::Standing = self.state {
+        if let State::Candidate = self.state {
             self.election.stand(out);
         }
     }
@@ -51,11 +51,11 @@ impl Elector {
                 let status = format!("leading, epoch {epoch}; connection lost, lease for {left:.1} s more");
                 out.push(Action::Status(status));
             }
-            State::Standing
+            State::Candidate
             | State::Acquiring { .. }
             | State::Running(_)
             | State::Stopping { .. }
-            | State::Pausing { .. }
+            | State::BackingOff { .. }
             | State::Over => self.election.on_lost(),
         }
         self.retry.on_lost();

@@ -31,7 +31,7 @@ pub(super) enum Session {
 #[derive(Debug)]
 pub(super) enum State {
     /// No run. It stands for election, or will when there is a session.
-    Standing,
+    Candidate,
     /// It leads, and waits for its lease: first for the directory, then for a write that begins now.
     Acquiring { epoch: i64, ticket: Option<Ticket>, patience_ends: Instant },
     /// The command runs; it leads, and its lease holds.
@@ -39,7 +39,7 @@ pub(super) enum State {
     /// The command was told to stop; what comes when its group is dead.
     Stopping { run: Run, kill: Kill, then: Then },
     /// No run, and its contender is withdrawn, until then.
-    Pausing { until: Instant },
+    BackingOff { until: Instant },
     /// The end was asked for. Nothing happens any more.
     Over,
 }
@@ -63,7 +63,7 @@ pub(super) enum Kill {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Then {
     /// Stand again.
-    Stand,
+    Rejoin,
     /// The user wants an end.
     Stop,
     /// A recipe can't go on: end with this code.

@@ -1,9 +1,9 @@
 //! The elector by itself: every state meets every loss, stop and late reply.
 
+mod candidacy;
 mod explore;
 mod reconnecting;
 mod running;
-mod standing;
 mod stopping;
 
 use std::time::Duration;

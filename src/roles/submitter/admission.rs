@@ -10,10 +10,10 @@ use crate::contract::status::Status;
 use crate::machine::{Actions, Call, CallId, CallResult, Calls, Instant, Level, Reply, Routed};
 use crate::roles::client::sized;
 
-/// The least time between two looks of a batch that is under way: the leader writes no more often.
+/// The least time between two reads by a batch that is under way: the leader writes no more often.
 const PACE: Duration = Duration::from_secs(1);
 
-/// A batch that has no more to create than this doesn't look again: it is done with it before it would matter.
+/// A batch with no more lines to create than this does not read again: it is done before that would matter.
 const UNHEEDED: u64 = 1_000;
 
 /// What would be added.
@@ -129,30 +129,38 @@ impl Gate {
 #[derive(Debug)]
 pub struct Pace {
     gate: Gate,
-    /// When it last looked.
+    /// When the summary was last asked for.
     asked: Instant,
-    /// It has looked for all of the batch.
-    looked: bool,
+    /// The summary was read on behalf of the whole batch.
+    has_read: bool,
     /// The batch was admitted as a whole, or has begun earlier.
     inside: bool,
     /// The service is full.
     closed: bool,
-    /// While it was, a task was looked for that does not stand.
-    missed: bool,
-    told: bool,
+    /// While it was, a chunk was compared that does not exist.
+    saw_absent: bool,
+    logged_full: bool,
 }
 
 impl Pace {
     /// The gate for a batch.
     pub fn new(layout: &Layout) -> Pace {
         let (gate, asked) = (Gate::new(layout, ANY), Instant::default());
-        Pace { gate, asked, looked: false, inside: false, closed: false, missed: false, told: false }
+        Pace {
+            gate,
+            asked,
+            has_read: false,
+            inside: false,
+            closed: false,
+            saw_absent: false,
+            logged_full: false,
+        }
     }
 
     /// Looks whether all of the batch may come in.
     pub fn enter<R>(&mut self, now: Instant, out: &mut Actions<R>) {
         self.asked = now;
-        self.looked = false;
+        self.has_read = false;
         self.gate.ask(out);
     }
 
@@ -166,9 +174,9 @@ impl Pace {
         }
     }
 
-    /// Whether it has looked for all of the batch.
-    pub fn has_looked(&self) -> bool {
-        self.looked
+    /// Whether the summary was read on behalf of the whole batch.
+    pub fn has_read_status(&self) -> bool {
+        self.has_read
     }
 
     /// How many slots the service has; 0 if nobody says.
@@ -191,13 +199,13 @@ impl Pace {
     }
 
     /// Whether, while it is closed, tasks that a batch with a key made earlier may still be found.
-    pub fn may_look(&self) -> bool {
-        !self.missed
+    pub fn may_compare(&self) -> bool {
+        !self.saw_absent
     }
 
-    /// A task was looked for, and does not stand: those after it don't either.
-    pub fn on_missed(&mut self) {
-        self.missed |= self.closed;
+    /// A chunk was compared and does not exist: those after it don't either.
+    pub fn on_absent(&mut self) {
+        self.saw_absent |= self.closed;
     }
 
     /// The session is gone.
@@ -216,15 +224,15 @@ impl Pace {
     }
 
     fn on_answer<R>(&mut self, answer: Answer, out: &mut Actions<R>) {
-        self.looked |= answer != Answer::Nothing;
+        self.has_read |= answer != Answer::Nothing;
         match answer {
-            // Who waits for room goes on waiting until a leader knows that there is some.
+            // A batch that waits for room goes on waiting until a leader knows that there is some.
             Answer::Nothing | Answer::Unsure => {}
             Answer::Admitted => self.closed = false,
             Answer::Refused(why) if self.inside => {
                 self.closed = true;
-                if !self.told {
-                    self.told = true;
+                if !self.logged_full {
+                    self.logged_full = true;
                     out.log(Level::Warn, format!("{why}; what is left of the batch waits for room"));
                 }
             }

@@ -1,31 +1,43 @@
-//! A batch: the lines of a file, stored as chunks, created through a window and collected as they end.
+//! A batch: the lines of a file, submitted as chunks.
 //!
-//! A chunk that is not made yet is a *unit*. Windows are counted in units, but what the user is told in lines.
-//! How many lines a chunk has is decided once, when the number of slots is known, and for a key by who came first.
+//! The life of a batch:
 //!
-//! Every part (one directory) is watched as a whole before its first chunk is created, so a chunk costs no watch
-//! and no read until it has results. What is held is the window's lines and a few bytes for each chunk that
-//! waits for its outcome; lines are never read twice. A unit is `open` from the moment
-//! its lines were read until its chunk is known to stand, whatever happens to connections in between. When all chunks
-//! of a part stood, the part says so.
+//! 1. *Preflight* (`preflight`, `admission`). The submitter reads the leader's summary and counts the directories below
+//!    `tasks`. If there is no room, it ends. It decides once how many lines a chunk has; for a batch with a key that
+//!    began earlier, the first part says so. From then on `plan` knows the path of every chunk.
+//! 2. *Parts* (`parts`, `part_calls`). A part is a directory with up to `LINES_PER_PART` chunks. The submitter creates
+//!    it and sets one persistent watch on all of it, before it creates the first chunk there. So a chunk costs no watch,
+//!    and no read until it has results.
+//! 3. *Window* (`open_chunks`). Lines are read ahead and put together to chunks. A chunk is *open* from the moment
+//!    its lines were read until it is known to exist, whatever happens to connections in between. Lines are read once,
+//!    and memory holds those of open chunks only.
+//! 4. *Replies* (`replies`). An acknowledged create makes the chunk *pending*. If the answer was lost, the create is
+//!    sent again on the next connection, and `NodeExists` says that the first one was applied.
+//! 5. *Results* (`results`). The watch reports that a pending chunk changed; the submitter reads it and shows each
+//!    result once. When the chunk has its outcome, it is no longer pending.
+//! 6. *Clean-up* (`deletes`, `part_calls`). A chunk whose lines all succeeded is deleted. A part whose chunks were all
+//!    created is marked as complete: what is missing there later has succeeded and was collected.
+//! 7. *Done* (`end`). When no chunk is open or pending, the summary is shown and the process exits.
+//!
+//! Code that runs before a chunk exists calls it a *unit*. Calls are counted in units, progress in lines.
 
-mod cleaner;
+mod deletes;
 mod end;
-mod entrance;
-mod maker;
+mod open_chunks;
 mod outline;
+mod part_calls;
 mod parts;
 mod plan;
+mod preflight;
 mod replies;
 mod results;
-mod warm;
 
-use self::cleaner::Cleaner;
-use self::entrance::Entrance;
-use self::maker::{Maker, READ_AHEAD};
+use self::deletes::Deletes;
+use self::open_chunks::{OpenChunks, READ_AHEAD};
 pub use self::outline::{MAX_CHOSEN, Outline, Sizes};
 use self::parts::{Parts, part_of};
 use self::plan::{Plan, name_in};
+use self::preflight::Preflight;
 use self::results::{MAX_READS, Results};
 use super::admission::Pace;
 use super::mark::Mark;
@@ -45,10 +57,10 @@ use crate::roles::client::{ClientReport, Progress, Unfit, breaks_connection};
 /// cheaply than few (docs/design/performance.md).
 const MAX_CALLS: usize = 640;
 
-/// What a batch is told.
+/// The configuration of a batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BatchParams {
-    /// Where everything stands.
+    /// The paths.
     pub layout: Layout,
     /// A fresh ULID: the name of the batch, if the user brings no key, and of the submitter.
     pub ulid: String,
@@ -58,11 +70,11 @@ pub struct BatchParams {
     pub job: Option<String>,
     /// What was set for all its tasks.
     pub options: Options,
-    /// What its file is like.
+    /// The properties of its file.
     pub outline: Outline,
-    /// How many lines each chunk has, if the user says so.
+    /// How many lines each chunk has, if the user set it.
     pub chunk: Option<u32>,
-    /// What we make is for our credentials alone.
+    /// What we create is readable with our credentials only.
     pub credentials: bool,
     /// Don't wait.
     pub detach: bool,
@@ -72,8 +84,8 @@ pub struct BatchParams {
     pub cancel_on_interrupt: bool,
 }
 
-/// A submitter of a batch. It routes events to its parts, each of which owns its state, and decides whose call has its
-/// turn before whose.
+/// A submitter of a batch. It routes events to the fields below, each of which owns its state, and decides which calls
+/// go first.
 #[derive(Debug)]
 pub struct Batch {
     plan: Plan,
@@ -81,27 +93,27 @@ pub struct Batch {
     cancel_on_interrupt: bool,
     online: bool,
     over: bool,
-    /// The mark, if one is needed, stands on this connection.
+    /// The mark, if one is needed, exists on this connection.
     marked: bool,
     cancelling: bool,
     /// Only deletes are left, and there is no connection.
     give_up: Option<Instant>,
-    entrance: Entrance,
-    /// It has come in, for good.
+    preflight: Preflight,
+    /// It was admitted. That is never taken back.
     inside: bool,
     pace: Pace,
-    /// Makes `tasks`, where that is missing.
+    /// Creates `tasks`, if it is missing.
     ensure: Ensure,
     /// It is doing so.
     ensuring: bool,
-    /// What makes chunks.
-    maker: Maker,
-    /// Which of them stand without an outcome.
+    /// Chunks that are not known to exist.
+    open_chunks: OpenChunks,
+    /// Parts, and the chunks in them that have no outcome yet.
     parts: Parts,
-    /// What was told of results.
+    /// What was shown to the user.
     results: Results,
-    /// What cleans up.
-    cleaner: Cleaner,
+    /// Chunks that are to be deleted.
+    deletes: Deletes,
     notice: Notice,
     mark: Mark,
     calls: Calls<Purpose>,
@@ -109,18 +121,18 @@ pub struct Batch {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
-    /// Looks how many parts there are already.
+    /// Counts the directories below `tasks`.
     Room,
-    /// Looks whether the first part of a keyed batch stands already, and how its chunks were made.
+    /// Reads the first part of a keyed batch: whether it exists, and how many lines its chunks have.
     FirstPart,
     MakePart(u64),
     ComparePart(u64),
     WatchPart(u64),
-    /// Reads a part of which all chunks stood, to say so in it.
+    /// Reads a part whose chunks were all created, to mark it as complete.
     ReadPart(u64),
     CompletePart(u64),
     Create(u64),
-    /// Looks whether the chunk that has the key and number is ours.
+    /// Reads a chunk that exists already under our key: is it the same request?
     Compare(u64),
     Read(u64),
     Cancel(u64),
@@ -182,11 +194,11 @@ impl Batch {
             marked: false,
             cancelling: false,
             give_up: None,
-            entrance: Entrance::default(),
+            preflight: Preflight::default(),
             inside: false,
-            maker: Maker::new(1),
+            open_chunks: OpenChunks::new(1),
             parts: Parts::default(),
-            cleaner: Cleaner::default(),
+            deletes: Deletes::default(),
             calls: Calls::default(),
         })
     }
@@ -197,14 +209,14 @@ impl Batch {
             return;
         }
         if !self.inside {
-            return self.look(now, out);
+            return self.ask_preflight(now, out);
         }
         let Progress { submitted, total, .. } = self.results.progress();
         self.pace.keep(now, total.saturating_sub(submitted), out);
-        if self.maker.asks_for_lines() {
+        if self.open_chunks.asks_for_lines() {
             out.push(Action::ReadLines(READ_AHEAD));
         }
-        self.warm_parts(out);
+        self.prepare_parts(out);
         self.clean_up(out);
         self.collect(out);
         self.complete_parts(out);
@@ -212,12 +224,12 @@ impl Batch {
         self.end_if_done(out);
     }
 
-    /// Asks for all that has to be known first, side by side.
-    fn look(&mut self, now: Instant, out: &mut Actions<ClientReport>) {
-        if self.entrance.asked {
+    /// Sends all questions of the preflight at once.
+    fn ask_preflight(&mut self, now: Instant, out: &mut Actions<ClientReport>) {
+        if self.preflight.asked {
             return;
         }
-        self.entrance.ask(self.plan.keyed);
+        self.preflight.ask(self.plan.keyed);
         self.pace.enter(now, out);
         self.calls.issue(out, Call::Exists { path: self.plan.layout.tasks(), watch: false }, Purpose::Room);
         if self.plan.keyed {
@@ -233,15 +245,16 @@ impl Batch {
 
     fn create(&mut self, out: &mut Actions<ClientReport>) {
         while self.has_room() {
-            let Some(unit) = self.maker.next().filter(|unit| self.parts.is_warm(part_of(*unit))) else {
+            let Some(unit) = self.open_chunks.next().filter(|unit| self.parts.is_watched(part_of(*unit)))
+            else {
                 break;
             };
-            // Before a chunk can be cancelled for certain it has to stand.
+            // A chunk can be cancelled for certain only when it exists.
             let closed = self.pace.is_closed() && !self.cancelling;
-            if closed && !(self.plan.keyed && self.pace.may_look()) {
+            if closed && !(self.plan.keyed && self.pace.may_compare()) {
                 break;
             }
-            let Some(commands) = self.maker.commands(unit) else { break };
+            let Some(commands) = self.open_chunks.commands(unit) else { break };
             let path = self.plan.path(unit);
             if closed {
                 self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Compare(unit));
@@ -253,14 +266,14 @@ impl Batch {
                 let call = Call::Create { path, data, mode: CreateMode::Persistent };
                 self.calls.issue(out, call, Purpose::Create(unit));
             }
-            self.maker.begin(unit);
+            self.open_chunks.begin(unit);
         }
     }
 
-    /// The size of the chunks was set by who came first with the key.
+    /// Another submitter with the same key chose the size of the chunks, and one of ours does not fit.
     fn too_large(&mut self, unit: u64, bytes: usize, out: &mut Actions<ClientReport>) {
         let (path, lines) = (self.plan.path(unit), self.plan.lines_of(unit));
-        self.maker.drop(unit);
+        self.open_chunks.drop(unit);
         let why = format!(
             "cannot create {path} ({lines}): the chunk has {bytes} bytes; at most {MAX_TASK_BYTES} are allowed"
         );
@@ -280,7 +293,7 @@ impl Batch {
     /// Deletes what was shown before more is read: what is gone soon need not be read by masters.
     fn clean_up(&mut self, out: &mut Actions<ClientReport>) {
         while self.has_room() {
-            let Some((unit, version)) = self.cleaner.next() else { break };
+            let Some((unit, version)) = self.deletes.next() else { break };
             let call = Call::Delete { path: self.plan.path(unit), version: Some(version) };
             self.calls.issue(out, call, Purpose::Delete(unit));
         }
@@ -290,10 +303,10 @@ impl Batch {
         self.online = true;
         self.forget_calls();
         self.give_up = None;
-        self.maker.on_connected();
-        self.parts.all_cold();
-        self.entrance.asked = false;
-        self.cleaner.on_connected();
+        self.open_chunks.on_connected();
+        self.parts.on_connected();
+        self.preflight.asked = false;
+        self.deletes.on_connected();
         self.marked = false;
         let step = self.mark.on_connected(out);
         self.on_mark(step, out);
@@ -325,14 +338,14 @@ impl Batch {
             return;
         }
         if let Some(unit) = self.plan.unit_at(path)
-            && !self.maker.changed(unit)
+            && !self.open_chunks.changed(unit)
         {
             self.parts.mark_unread(unit);
         }
     }
 
     fn on_lines(&mut self, lines: Vec<BatchLine>) {
-        for unit in self.maker.on_lines(lines) {
+        for unit in self.open_chunks.on_lines(lines) {
             self.parts.open(part_of(unit));
         }
     }
@@ -381,7 +394,7 @@ impl Role for Batch {
     fn assert_invariants(&self) {
         let Progress { submitted, done, failed, .. } = self.results.progress();
         let pending = self.parts.pending_commands() - self.results.early();
-        let open = self.maker.open_count();
+        let open = self.open_chunks.open_count();
         assert!(open < 2 * READ_AHEAD, "{open} tasks are open");
         assert!(self.calls.len() <= MAX_CALLS, "too many calls in flight");
         assert!(

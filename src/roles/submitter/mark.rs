@@ -1,5 +1,5 @@
-//! What a submitter does on each session before it makes anything: with credentials it looks whether the service can
-//! use what is made with them, and then it leaves its mark, if it is to have one.
+//! What a submitter does on each session before it creates anything. With credentials, it checks whether the service
+//! can use what is created with them. Then it creates its mark, if it needs one.
 //!
 //! What we make with credentials is for these alone. In a service that works without, masters could not read our task,
 //! and a shared job that we were the first to need would be closed to everybody else for ever.
@@ -9,8 +9,8 @@
 //! then, so there is no gap that only the leader's patience covers. A mark that somebody deletes is made again, under a
 //! new number.
 //!
-//! Who brings a key is the same submitter in each life: its id follows from the key. So whoever submits the same again
-//! takes over what an earlier life has left, and as long as one of them waits nothing is orphaned.
+//! A submitter with a key has the same id in each life, since the id follows from the key. So a repeated submit adopts
+//! the tasks of an earlier life, and as long as one of them waits nothing is orphaned.
 
 use crate::contract::Layout;
 use crate::machine::{
@@ -24,7 +24,7 @@ use crate::recipes::ensure::{self, Ensure};
 pub struct Mark {
     layout: Layout,
     /// We have credentials, and it is not known yet whether the service can use what is made with them.
-    unlooked: bool,
+    acl_unread: bool,
     /// Who we are, if we may have a mark.
     id: Option<String>,
     /// What makes the numbers of this life differ from those of any other with the same id.
@@ -36,14 +36,14 @@ pub struct Mark {
     wanted: bool,
     ensure: Ensure,
     calls: Calls<Purpose>,
-    /// Whether a mark stood in this session: then its submitter waits for none.
-    stood: bool,
+    /// A mark was created in this session, so its submitter waits for none.
+    made: bool,
 }
 
 #[derive(Debug)]
 enum Purpose {
     /// Looks who may create below this.
-    Look(String),
+    ReadAcl(String),
     Create,
     Watch,
 }
@@ -68,7 +68,7 @@ impl Mark {
         let life = if key.is_some() { format!("{ulid}.") } else { String::new() };
         Mark {
             layout: layout.clone(),
-            unlooked: credentials,
+            acl_unread: credentials,
             id: key.or_else(|| asked_for.then(|| ulid.to_string())),
             life,
             n: 0,
@@ -76,7 +76,7 @@ impl Mark {
             wanted: asked_for,
             ensure: Ensure::new([layout.submitters()]),
             calls: Calls::default(),
-            stood: false,
+            made: false,
         }
     }
 
@@ -86,7 +86,7 @@ impl Mark {
     }
 
     /// A task that we wait for names this submitter: if it is an earlier life of ours, it must not count as gone.
-    pub fn stand_for<R>(&mut self, submitter: Option<&String>, out: &mut Actions<R>) {
+    pub fn adopt<R>(&mut self, submitter: Option<&String>, out: &mut Actions<R>) {
         if !self.wanted && submitter.is_some() && submitter == self.id.as_ref() {
             self.wanted = true;
             self.n += 1;
@@ -97,18 +97,18 @@ impl Mark {
     /// A new session is up: looks, and makes its mark.
     pub fn on_connected<R>(&mut self, out: &mut Actions<R>) -> Step {
         self.on_lost();
-        if self.unlooked {
-            self.look(self.layout.tasks(), out);
+        if self.acl_unread {
+            self.read_acl(self.layout.tasks(), out);
             return Step::Pending;
         }
         self.begin(out)
     }
 
-    fn look<R>(&mut self, path: String, out: &mut Actions<R>) {
-        self.calls.issue(out, Call::Acl { path: path.clone() }, Purpose::Look(path));
+    fn read_acl<R>(&mut self, path: String, out: &mut Actions<R>) {
+        self.calls.issue(out, Call::Acl { path: path.clone() }, Purpose::ReadAcl(path));
     }
 
-    fn on_looked<R>(&mut self, path: &str, answer: Result<&Reply, Refusal>, out: &mut Actions<R>) -> Step {
+    fn on_acl<R>(&mut self, path: &str, answer: Result<&Reply, Refusal>, out: &mut Actions<R>) -> Step {
         match answer {
             Ok(Reply::Acl { open: true }) => {
                 return Step::Unfit(format!(
@@ -118,12 +118,12 @@ impl Mark {
                 ));
             }
             Err(Refusal::NoNode) if path != self.layout.root() => {
-                self.look(self.layout.root().to_string(), out);
+                self.read_acl(self.layout.root().to_string(), out);
                 return Step::Pending;
             }
-            // Who may not look here may not create either, and is told so when it tries. Without a root the first
-            // who comes makes it.
-            Ok(_) | Err(_) => self.unlooked = false,
+            // A submitter that may not read the ACL may not create either, and learns that when it tries. Without a
+            // root, the first submitter creates it.
+            Ok(_) | Err(_) => self.acl_unread = false,
         }
         self.begin(out)
     }
@@ -142,7 +142,7 @@ impl Mark {
     pub fn on_lost(&mut self) {
         self.calls.clear();
         self.ensure.reset();
-        self.stood = false;
+        self.made = false;
     }
 
     /// Takes in a change of a watched znode.
@@ -165,7 +165,7 @@ impl Mark {
         }
         self.calls.route(id, result).map(|(purpose, answer)| match (purpose, answer) {
             (_, None) => Step::Pending,
-            (Purpose::Look(path), Some(answer)) => self.on_looked(&path, answer, out),
+            (Purpose::ReadAcl(path), Some(answer)) => self.on_acl(&path, answer, out),
             (Purpose::Create, Some(Ok(_))) => self.on_created(out),
             (Purpose::Watch, Some(Ok(_))) => Step::Pending,
             (Purpose::Create | Purpose::Watch, Some(Err(refusal))) => self.on_refused(refusal, out),
@@ -186,7 +186,7 @@ impl Mark {
     fn on_created<R>(&mut self, out: &mut Actions<R>) -> Step {
         let Some(path) = self.path() else { return Step::Pending };
         self.calls.issue(out, Call::Watch { path, mode: WatchMode::Tree }, Purpose::Watch);
-        if std::mem::replace(&mut self.stood, true) { Step::Pending } else { Step::Ready }
+        if std::mem::replace(&mut self.made, true) { Step::Pending } else { Step::Ready }
     }
 
     fn on_refused<R>(&mut self, refusal: Refusal, out: &mut Actions<R>) -> Step {
@@ -194,7 +194,7 @@ impl Mark {
             self.ensure.start(out);
             return Step::Pending;
         }
-        if !self.stood {
+        if !self.made {
             return Step::Refused(refusal);
         }
         // Its submitter waits already: the leader cancels what it waits for, if nobody mends that.

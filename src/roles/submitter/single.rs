@@ -395,7 +395,7 @@ impl Single {
         match Task::decode(data) {
             Ok(task) if task.same_request(&self.task) => {
                 self.attached = true;
-                self.mark.stand_for(task.options.orphan_of.as_ref(), out);
+                self.mark.adopt(task.options.orphan_of.as_ref(), out);
                 out.log(Level::Info, format!("the task {id} exists already"));
                 let was_over = self.report_submitted(out);
                 if !was_over {

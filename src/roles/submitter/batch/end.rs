@@ -7,11 +7,11 @@ use crate::roles::client::{ClientReport, INTERRUPTED, Progress};
 impl Batch {
     /// Whether only deletes can be left to do.
     pub(super) fn is_waited_for(&self) -> bool {
-        self.maker.is_done() && self.parts.pending_count() == 0
+        self.open_chunks.is_done() && self.parts.pending_count() == 0
     }
 
     pub(super) fn end_if_done(&mut self, out: &mut Actions<ClientReport>) {
-        let is_done = self.is_waited_for() && self.cleaner.is_done() && self.parts.are_complete();
+        let is_done = self.is_waited_for() && self.deletes.is_done() && self.parts.are_complete();
         if is_done && !self.over {
             self.end(out);
         }
@@ -19,7 +19,7 @@ impl Batch {
 
     pub(super) fn end(&mut self, out: &mut Actions<ClientReport>) {
         self.over = true;
-        let left = self.cleaner.left();
+        let left = self.deletes.left();
         if left > 0 {
             let why = "a connection was lost while they were made or deleted";
             let words =
@@ -48,7 +48,7 @@ impl Batch {
     /// What becomes of what was made so far; `None` if nothing was.
     fn what_stays(&self) -> Option<String> {
         let Progress { submitted, total, .. } = self.results.progress();
-        if submitted == 0 && !self.maker.is_uncertain() {
+        if submitted == 0 && !self.open_chunks.is_uncertain() {
             return None;
         }
         let words = format!("{submitted} of {total} tasks were submitted for certain");
@@ -73,7 +73,7 @@ impl Batch {
             );
             self.cancelling = true;
             // What is certain not to stand is not created any more.
-            let open = self.maker.stop();
+            let open = self.open_chunks.stop();
             self.results.cut(open);
             self.parts.mark_all_unread();
         }

@@ -1,5 +1,5 @@
-//! Which lines of a batch go into which chunk, and where that stands. What it says follows from the batch and the size
-//! of its chunks alone, which is decided once.
+//! Which lines of a batch go into which chunk, and the path of each chunk. Both follow from the batch and the size of
+//! its chunks, which is decided once.
 
 use super::outline::Outline;
 use crate::contract::task::{Job, Options, Payload, Task};
@@ -45,12 +45,12 @@ impl Plan {
         batch_unit(self.job.as_deref(), &self.batch, unit, self.size())
     }
 
-    /// Where it stands.
+    /// The path of a chunk.
     pub fn path(&self, unit: u64) -> String {
         self.layout.task(&self.id(unit))
     }
 
-    /// Where a part stands.
+    /// The path of a part.
     pub fn part_path(&self, part: u64) -> String {
         self.layout.job(self.id(part * LINES_PER_PART).dir())
     }
@@ -72,7 +72,7 @@ impl Plan {
     }
 
     /// What to call the lines of a unit to their user.
-    pub fn told(&self, unit: u64) -> String {
+    pub fn describe(&self, unit: u64) -> String {
         format!("the batch {} ({})", self.name(), self.lines_of(unit))
     }
 
@@ -86,7 +86,7 @@ impl Plan {
         self.outline.lines_of_part(part, self.size())
     }
 
-    /// What stands in a part: the options, how lines are put together, and how many there are.
+    /// The data of a part: the options, how lines are put together, and how many there are.
     pub fn part_data(&self, part: u64) -> Job {
         let mut job = Job::new(self.options.clone());
         (job.chunk, job.lines) = (Some(self.size), Some(self.part_lines(part)));
@@ -109,7 +109,7 @@ impl Plan {
         task.first_line == unit.saturating_mul(self.size())
     }
 
-    /// What all of it adds to what stands. About: what JSON escapes in a line takes more.
+    /// What the batch adds to the load. An estimate: escapes of JSON are not counted.
     pub fn demand(&self, orphan_of: Option<&str>) -> Demand {
         let empty = self.task(0, &[], orphan_of).encode().len() as u64;
         let tasks = self.outline.lines.min(self.outline.end.div_ceil(self.size()));

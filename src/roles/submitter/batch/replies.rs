@@ -1,8 +1,8 @@
 //! A batch takes in the answers to its calls.
 
-use super::entrance::Entry;
-use super::maker::{Made, Maker};
+use super::open_chunks::{Made, OpenChunks};
 use super::parts::{Chunk, part_of};
+use super::preflight::Entry;
 use super::{Batch, Purpose};
 use crate::contract::Labels;
 use crate::contract::task::{State, Task};
@@ -61,12 +61,12 @@ impl Batch {
     fn on_answer(&mut self, purpose: Purpose, answer: Result<&Reply, Refusal>, out: &mut Out) {
         match purpose {
             Purpose::Room => {
-                let looked = self.entrance.on_room(answer);
-                self.on_looked(looked, out);
+                let known = self.preflight.on_room(answer);
+                self.on_preflight(known, out);
             }
             Purpose::FirstPart => {
-                let looked = self.entrance.on_first_part(answer);
-                self.on_looked(looked, out);
+                let known = self.preflight.on_first_part(answer);
+                self.on_preflight(known, out);
             }
             Purpose::MakePart(part) => self.on_part_made(part, answer, out),
             Purpose::ComparePart(part) => self.on_part_compared(part, answer, out),
@@ -84,11 +84,12 @@ impl Batch {
         }
     }
 
-    /// The connection is gone; everything but this is found out anew on the next.
+    /// The answer was lost. Only creates and deletes need a note of that; everything else is read again on the next
+    /// connection.
     fn on_doubt(&mut self, purpose: Purpose) {
         match purpose {
-            Purpose::Create(unit) => self.maker.doubt(unit),
-            Purpose::Delete(unit) => self.cleaner.doubt(unit),
+            Purpose::Create(unit) => self.open_chunks.doubt(unit),
+            Purpose::Delete(unit) => self.deletes.doubt(unit),
             Purpose::Room
             | Purpose::FirstPart
             | Purpose::MakePart(_)
@@ -102,15 +103,15 @@ impl Batch {
         }
     }
 
-    /// What concerns a part, or all, and can't be helped.
+    /// A call about a part, or about the whole batch, was refused for good.
     pub(super) fn refused(&mut self, what: &str, part: Option<u64>, refusal: Refusal, out: &mut Out) {
         let root = || self.plan.layout.root().to_string();
         let path = part.map_or_else(root, |part| self.plan.part_path(part));
         self.fail(refusal_code(refusal), format!("cannot {what} {path}: {refusal}"), out);
     }
 
-    fn on_looked(&mut self, looked: Result<(), Refusal>, out: &mut Out) {
-        match looked {
+    fn on_preflight(&mut self, known: Result<(), Refusal>, out: &mut Out) {
+        match known {
             Ok(()) => self.enter(out),
             Err(refusal) => self.refused("look at the jobs below", None, refusal, out),
         }
@@ -120,38 +121,38 @@ impl Batch {
         if self.inside {
             return;
         }
-        match self.entrance.enter(&mut self.plan, self.mark.id(), &mut self.pace) {
+        match self.preflight.enter(&mut self.plan, self.mark.id(), &mut self.pace) {
             Entry::Unknown => {}
-            Entry::Admitted => (self.inside, self.maker) = (true, Maker::new(self.plan.size())),
+            Entry::Admitted => (self.inside, self.open_chunks) = (true, OpenChunks::new(self.plan.size())),
             Entry::Refused(why) => self.fail(exit::TOO_MUCH, why, out),
         }
     }
 
     fn on_created(&mut self, unit: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
         match result {
-            Ok(_) => self.stands(unit, false, out),
+            Ok(_) => self.on_exists(unit, false, out),
             Err(Refusal::NodeExists) if self.plan.keyed => {
                 let call = Call::Get { path: self.plan.path(unit), watch: false };
                 self.calls.issue(out, call, Purpose::Compare(unit));
             }
-            // The name is ours alone, so it can only be a request that was in doubt.
-            Err(Refusal::NodeExists) => self.stands(unit, true, out),
+            // Nobody else uses the name, so an earlier request of ours created it.
+            Err(Refusal::NodeExists) => self.on_exists(unit, true, out),
             // The leader deletes empty jobs.
             Err(Refusal::NoNode) => {
-                self.maker.again(unit);
+                self.open_chunks.again(unit);
                 self.parts.unmade(part_of(unit));
             }
             Err(refusal) => self.on_create_refused(unit, refusal, out),
         }
     }
 
-    /// A line, or a chunk, can't be made. The batch ends.
+    /// A chunk can't be created. The batch ends.
     fn on_create_refused(&mut self, unit: u64, refusal: Refusal, out: &mut Out) {
         let is_too_large = refusal == Refusal::TooLarge;
         let hint = if is_too_large && self.plan.size() > 1 { "; a smaller --chunk may pass" } else { "" };
         let (path, lines) = (self.plan.path(unit), self.plan.lines_of(unit));
         // No earlier request for it was carried out, either: the servers would have refused that as well.
-        self.maker.drop(unit);
+        self.open_chunks.drop(unit);
         let why = format!("cannot create the task {path} ({lines}): {refusal}{hint}");
         self.fail(refusal_code(refusal), why, out);
     }
@@ -160,8 +161,8 @@ impl Batch {
         let data = match result {
             Ok(Reply::Data { data, .. }) => data,
             Err(Refusal::NoNode) => {
-                self.maker.again(unit);
-                return self.pace.on_missed();
+                self.open_chunks.again(unit);
+                return self.pace.on_absent();
             }
             Err(refusal) => {
                 let why = format!("cannot read the task {}: {refusal}", self.plan.path(unit));
@@ -169,37 +170,37 @@ impl Batch {
             }
             Ok(reply) => return self.bug(reply, out),
         };
-        let told = self.plan.told(unit);
-        let Some(commands) = self.maker.commands(unit) else { return };
+        let what = self.plan.describe(unit);
+        let Some(commands) = self.open_chunks.commands(unit) else { return };
         match Task::decode(data) {
             Ok(task) if task.same_request(&self.plan.task(unit, commands, self.mark.id())) => {
-                self.mark.stand_for(task.options.orphan_of.as_ref(), out);
-                self.stands(unit, true, out);
+                self.mark.adopt(task.options.orphan_of.as_ref(), out);
+                self.on_exists(unit, true, out);
             }
             Ok(_) => {
-                let why = format!("{told} exists already and asks for something else");
+                let why = format!("{what} exists already and asks for something else");
                 self.fail(exit::DATA, why, out);
             }
             Err(malformed) => {
-                let why = format!("{told} exists already, and what stands there is no task: {malformed}");
+                let why = format!("{what} exists already, and what stands there is no task: {malformed}");
                 self.fail(exit::DATA, why, out);
             }
         }
     }
 
-    /// The chunk stands, for certain; `before` our last request did.
-    fn stands(&mut self, unit: u64, before: bool, out: &mut Out) {
-        let Some(made) = self.maker.stands(unit, before) else { return };
+    /// The chunk exists, for certain; `before` says that it did so before our last request.
+    fn on_exists(&mut self, unit: u64, before: bool, out: &mut Out) {
+        let Some(made) = self.open_chunks.created(unit, before) else { return };
         let Made { lines, doubt, changed } = made;
         let commands = lines.len() as u16;
-        self.parts.stood(unit, commands, self.plan.part_lines(part_of(unit)));
+        self.parts.count_created(unit, commands, self.plan.part_lines(part_of(unit)));
         self.results.submitted(u64::from(commands));
         if self.detach {
             let id = self.plan.id(unit);
             out.push(Action::Report(ClientReport::SubmittedLines { id, lines }));
             return;
         }
-        self.parts.stands(unit, Chunk { doubt, commands });
+        self.parts.add(unit, Chunk { doubt, commands });
         if changed || self.cancelling {
             self.parts.mark_unread(unit);
         }
@@ -228,8 +229,8 @@ impl Batch {
                 }
             },
             Err(Refusal::NoNode) => {
-                let told = self.plan.told(unit);
-                let why = format!("{told} was deleted by someone before its outcome was seen");
+                let what = self.plan.describe(unit);
+                let why = format!("{what} was deleted by someone before its outcome was seen");
                 self.lost(unit, why, out);
             }
             Err(refusal) => {
@@ -249,24 +250,24 @@ impl Batch {
             let why = format!("the task {} was changed by someone: it has other lines", self.plan.id(unit));
             return self.lost(unit, why, out);
         }
-        let Some(Chunk { doubt, .. }) = self.parts.over(unit) else { return };
+        let Some(Chunk { doubt, .. }) = self.parts.remove(unit) else { return };
         let succeeded = ended.iter().all(|command| command.outcome.state == State::Done);
         self.results.over(unit, ended, out);
-        // What ended badly stays, to be looked at and to be run again.
+        // What failed stays, for show and retry.
         if self.plan.keyed || !succeeded {
             return;
         }
         if doubt {
-            // The request in doubt might make it anew.
-            self.cleaner.leave();
+            // The request in doubt might create it again.
+            self.deletes.leave();
         } else {
-            self.cleaner.add(unit, version);
+            self.deletes.add(unit, version);
         }
     }
 
     /// The task's outcome will never be seen.
     fn lost(&mut self, unit: u64, why: String, out: &mut Out) {
-        if let Some(Chunk { commands, .. }) = self.parts.over(unit) {
+        if let Some(Chunk { commands, .. }) = self.parts.remove(unit) {
             self.results.lost(unit, commands, why, out);
         }
     }
@@ -284,12 +285,12 @@ impl Batch {
     }
 
     fn on_deleted(&mut self, unit: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
-        self.cleaner.settled(unit);
+        self.deletes.settled(unit);
         match result {
             Ok(_) | Err(Refusal::NoNode) => {}
             Err(Refusal::BadVersion) => {
-                let told = self.plan.told(unit);
-                out.log(Level::Warn, format!("{told} was changed by someone after its outcome"));
+                let what = self.plan.describe(unit);
+                out.log(Level::Warn, format!("{what} was changed by someone after its outcome"));
             }
             Err(refusal) => {
                 let why = format!("cannot delete the task {}: {refusal}", self.plan.path(unit));

@@ -1,4 +1,4 @@
-//! What the user is told of a batch: how far it is, and the result of each line, as it comes and exactly once.
+//! What the user sees of a batch: its progress, and the result of each line, as it comes and exactly once.
 //!
 //! A worker writes the results of a chunk several times a second, so of each chunk one read is under way at a time:
 //! where servers are slow, one read takes in what several writes have brought. Makes no calls.
@@ -47,7 +47,7 @@ impl Results {
         self.progress
     }
 
-    /// Lines that stand and whose result was not shown.
+    /// Lines that exist and whose result was not shown.
     pub fn awaited(&self) -> u64 {
         let Progress { submitted, done, failed, .. } = self.progress;
         submitted.saturating_sub(done).saturating_sub(failed)
@@ -63,12 +63,12 @@ impl Results {
         self.tally.code()
     }
 
-    /// So many lines more stand.
+    /// So many more lines exist.
     pub fn submitted(&mut self, lines: u64) {
         self.progress.submitted += lines;
     }
 
-    /// No more lines will stand but so many.
+    /// Only so many more lines will be created.
     pub fn cut(&mut self, lines: u64) {
         self.progress.total = self.progress.submitted + lines;
     }
@@ -155,7 +155,7 @@ impl Results {
         }
     }
 
-    /// Tells how far the batch is, if that has changed.
+    /// Reports how far the batch is, if that has changed.
     pub fn report(&mut self, out: &mut Actions<ClientReport>) -> bool {
         let is_new = self.progress != self.reported;
         if is_new {

@@ -20,7 +20,7 @@ impl Single {
             self.code = exit::TRUNCATED;
             out.log(Level::Error, why);
         }
-        // What ended badly stays, to be looked at and to be run again.
+        // What failed stays, for show and retry.
         if self.task.keyed || self.attached || self.doubts > 0 || !succeeded {
             return self.over(self.code, out);
         }

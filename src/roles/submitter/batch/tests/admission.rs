@@ -110,8 +110,8 @@ fn g08_a_batch_under_way_waits_while_full_and_says_so_once() {
     assert!((300..=300 + 2 * MAX_CALLS).contains(&made), "it stops: {made}");
     let looks = driver.count(|call| call.path() == STATUS);
     assert!((5..=7).contains(&looks), "once a second: {looks}");
-    let told = driver.logs.iter().filter(|(_, text)| text.contains("waits for room")).count();
-    assert_eq!((driver.exit, told), (None, 1), "{:?}", driver.logs);
+    let complaints = driver.logs.iter().filter(|(_, text)| text.contains("waits for room")).count();
+    assert_eq!((driver.exit, complaints), (None, 1), "{:?}", driver.logs);
     driver.lose();
     assert_eq!(driver.role.next_wake(), None, "there is nobody to ask");
     driver.connect();
@@ -183,8 +183,8 @@ fn a_keyed_batch_that_waits_meets_its_own_tasks() {
     again.now = again.now + std::time::Duration::from_secs(1);
     pass(&mut again, 5_000);
     assert_eq!((again.exit, again.ended().len(), tasks(&again).len()), (None, 1_500, 1_500));
-    let looked = again.count(|call| is_get(call) && call.path().starts_with("/z/tasks/K~0000/"));
-    assert!(looked <= 3_000 + 2 * MAX_CALLS, "none is looked for again and again: {looked}");
+    let reads = again.count(|call| is_get(call) && call.path().starts_with("/z/tasks/K~0000/"));
+    assert!(reads <= 3_000 + 2 * MAX_CALLS, "no chunk is read again and again: {reads}");
     again.put(STATUS, &status(0, 0, 10_000, 1 << 30));
     pass(&mut again, 2_000);
     assert_eq!(tasks(&again).len(), 2_000);

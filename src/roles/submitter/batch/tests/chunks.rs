@@ -3,7 +3,7 @@
 use super::*;
 use crate::contract::chunk::CommandResult;
 use crate::contract::task::Reason;
-use crate::roles::submitter::batch::maker::MAX_OPEN_BYTES;
+use crate::roles::submitter::batch::open_chunks::MAX_OPEN_BYTES;
 
 fn chunked(lines: u64, chunk: u32) -> BatchParams {
     BatchParams { chunk: Some(chunk), ..params(lines) }
@@ -45,8 +45,8 @@ fn commands(driver: &ClientDriver<Batch>, path: &str) -> Vec<String> {
     driver.task(path).commands.expect("a chunk")
 }
 
-/// The lines that were told, with their codes, in the order of the telling.
-fn told(driver: &ClientDriver<Batch>) -> Vec<(u64, Option<i32>)> {
+/// The lines that were shown, with their codes, in the order of the telling.
+fn shown(driver: &ClientDriver<Batch>) -> Vec<(u64, Option<i32>)> {
     driver.all_ended().map(|ended| (ended.line.expect("a line"), ended.outcome.exit_code)).collect()
 }
 
@@ -69,7 +69,7 @@ fn lines_go_into_chunks_and_come_back_as_lines() {
     let expected: Vec<_> = (10..20)
         .map(|line| (line, Some([0, 3, 4][usize::from(line == 13) + 2 * usize::from(line == 17)])))
         .collect();
-    assert_eq!(told(&driver), expected);
+    assert_eq!(shown(&driver), expected);
     assert!(driver.all_ended().all(|ended| ended.id.as_str() == "B~0000/0000010" && !ended.alone));
     assert_eq!(driver.reports.iter().filter(|report| matches!(report, ClientReport::Ended(_))).count(), 1);
     for path in ["/z/tasks/B~0000/0000000", "/z/tasks/B~0000/0000020"] {
@@ -88,15 +88,15 @@ fn results_are_shown_as_they_come_and_each_once() {
     let path = "/z/tasks/B~0000/0000000";
     save(&mut driver, path, &[1, 3], &[(3, 9)]);
     driver.settle();
-    assert_eq!(told(&driver), [(1, Some(0)), (3, Some(9))]);
+    assert_eq!(shown(&driver), [(1, Some(0)), (3, Some(9))]);
     save(&mut driver, path, &[2], &[]);
     driver.settle();
-    assert_eq!(told(&driver), [(1, Some(0)), (3, Some(9)), (2, Some(0))]);
+    assert_eq!(shown(&driver), [(1, Some(0)), (3, Some(9)), (2, Some(0))]);
     let Some(ClientReport::Progress(progress)) = driver.reports.last() else { panic!("no progress") };
     assert_eq!((progress.done, progress.failed, driver.exit), (2, 1, None));
     end_chunk(&mut driver, path, &[(3, 9)]);
     driver.settle();
-    assert_eq!(told(&driver)[3..], [(0, Some(0)), (4, Some(0))]);
+    assert_eq!(shown(&driver)[3..], [(0, Some(0)), (4, Some(0))]);
     assert_eq!((driver.exit, tasks(&driver).len()), (Some(1), 1), "one line of it failed");
     assert_eq!(summary(&driver), Progress { submitted: 5, done: 4, failed: 1, total: 5 });
 }
@@ -109,10 +109,10 @@ fn what_failed_and_is_tried_again_is_shown_at_the_end() {
     let path = "/z/tasks/B~0000/0000000";
     save(&mut driver, path, &[0, 1], &[(0, 9)]);
     driver.settle();
-    assert_eq!(told(&driver), [(1, Some(0))]);
+    assert_eq!(shown(&driver), [(1, Some(0))]);
     end_chunk(&mut driver, path, &[]);
     driver.settle();
-    assert_eq!(told(&driver)[1..], [(0, Some(0)), (2, Some(0))]);
+    assert_eq!(shown(&driver)[1..], [(0, Some(0)), (2, Some(0))]);
     assert_eq!(driver.exit, Some(0));
 }
 
@@ -138,7 +138,7 @@ fn of_a_chunk_one_read_is_under_way_at_a_time() {
     }
     assert_eq!(driver.count(is_get), before + 1);
     driver.settle();
-    assert_eq!((driver.count(is_get), told(&driver).len()), (before + 2, 5));
+    assert_eq!((driver.count(is_get), shown(&driver).len()), (before + 2, 5));
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_part_has_so_many_chunks_and_blank_ones_are_not_made() {
         end_chunk(&mut driver, &path, &[]);
     }
     driver.settle();
-    let mut lines: Vec<u64> = told(&driver).into_iter().map(|(line, _)| line).collect();
+    let mut lines: Vec<u64> = shown(&driver).into_iter().map(|(line, _)| line).collect();
     lines.sort_unstable();
     assert_eq!((driver.exit, lines), (Some(0), vec![1, 25, last]));
 }
@@ -208,14 +208,14 @@ fn a_keyed_batch_meets_its_own_chunks() {
     second.znodes = first.znodes.clone();
     second.connect();
     second.settle();
-    assert_eq!((tasks(&second).len(), told(&second).len(), second.exit), (3, 10, None));
+    assert_eq!((tasks(&second).len(), shown(&second).len(), second.exit), (3, 10, None));
     for path in tasks(&second) {
         if second.task(&path).outcome.is_none() {
             end_chunk(&mut second, &path, &[]);
         }
     }
     second.settle();
-    assert_eq!((second.exit, told(&second).len(), second.count(is_delete)), (Some(1), 25, 0));
+    assert_eq!((second.exit, shown(&second).len(), second.count(is_delete)), (Some(1), 25, 0));
 
     for (other, words) in [(5, "of 10 lines, not of 5; say --chunk 10"), (1, "of 10 lines, not of 1")] {
         let mut driver = driver(keyed(25, other));
@@ -317,7 +317,7 @@ fn chunks_survive_whatever_happens_to_connections() {
             }
         });
         assert_eq!(driver.exit, Some(1), "seed {seed}: {:?}", driver.role);
-        let mut lines: Vec<u64> = told(&driver).into_iter().map(|(line, _)| line).collect();
+        let mut lines: Vec<u64> = shown(&driver).into_iter().map(|(line, _)| line).collect();
         lines.sort_unstable();
         assert_eq!(lines, (0..LINES).collect::<Vec<_>>(), "seed {seed}");
     }

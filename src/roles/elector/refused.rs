@@ -23,7 +23,7 @@ impl Elector {
     }
 
     /// Tries again what was refused.
-    pub(super) fn mend(&mut self, now: Instant, out: &mut Actions<Report>) {
+    pub(super) fn retry_refused(&mut self, now: Instant, out: &mut Actions<Report>) {
         if let Some((path, refusal)) = self.election.take_refused() {
             self.retry.refused(&format!("cannot stand for election in {path}"), refusal, now, out);
             if let Some(trouble) = self.retry.trouble() {
@@ -31,7 +31,7 @@ impl Elector {
             }
         }
         let is_out = matches!(self.session, Session::Entered { .. }) && self.election.is_out();
-        if self.retry.is_due(now) && is_out && matches!(self.state, State::Standing) {
+        if self.retry.is_due(now) && is_out && matches!(self.state, State::Candidate) {
             self.election.stand(out);
         }
         if self.directory.is_due(now) && matches!(self.state, State::Acquiring { ticket: None, .. }) {
@@ -44,7 +44,7 @@ impl Elector {
         if matches!(self.state, State::Running(_)) && went_back {
             // Its contender stands in the older copy as well, but perhaps not all who came before it are known there.
             out.log(Level::Warn, "the command is killed: its lead is of the time before");
-            self.kill_to_stand(now, out);
+            self.kill_and_rejoin(now, out);
         }
     }
 }

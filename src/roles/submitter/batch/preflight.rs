@@ -1,4 +1,4 @@
-//! A batch comes in: whether there is room for it, and how many lines a chunk shall have.
+//! Preflight: what a batch has to know before it creates anything. Is there room, and how many lines does a chunk have?
 
 use super::plan::Plan;
 use crate::contract::MAX_CHILDREN;
@@ -6,27 +6,27 @@ use crate::contract::task::Job;
 use crate::machine::{Refusal, Reply};
 use crate::roles::submitter::admission::Pace;
 
-/// What has to be known before anything is made.
+/// What has to be known before anything is created.
 #[derive(Debug, Default)]
-pub struct Entrance {
-    /// It was asked on this connection.
+pub struct Preflight {
+    /// The questions were sent on this connection.
     pub asked: bool,
-    /// Directories that there are in `tasks`.
+    /// How many directories `tasks` has.
     children: Option<u64>,
     first_part: Option<FirstPart>,
 }
 
-/// The first part of a keyed batch, as it stood when this connection was new.
+/// The first part of a keyed batch, as it was when this connection was new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FirstPart {
     Missing,
-    /// With so many lines a chunk, if it says so.
-    Stands {
+    /// It may say how many lines its chunks have.
+    Exists {
         chunk: Option<u32>,
     },
 }
 
-/// Whether a batch may come in.
+/// Whether a batch is admitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// Something has to be known first.
@@ -37,11 +37,11 @@ pub enum Entry {
     Refused(String),
 }
 
-impl Entrance {
-    /// All is being asked for now.
+impl Preflight {
+    /// All questions are being sent.
     pub fn ask(&mut self, keyed: bool) {
         let first_part = (!keyed).then_some(FirstPart::Missing);
-        *self = Entrance { asked: true, children: None, first_part };
+        *self = Preflight { asked: true, children: None, first_part };
     }
 
     /// Takes in how many directories there are.
@@ -58,7 +58,7 @@ impl Entrance {
     pub fn on_first_part(&mut self, result: Result<&Reply, Refusal>) -> Result<(), Refusal> {
         self.first_part = Some(match result {
             Ok(Reply::Data { data, .. }) => {
-                FirstPart::Stands { chunk: Job::decode(data).ok().and_then(|job| job.chunk) }
+                FirstPart::Exists { chunk: Job::decode(data).ok().and_then(|job| job.chunk) }
             }
             Ok(_) | Err(Refusal::NoNode) => FirstPart::Missing,
             Err(refusal) => return Err(refusal),
@@ -69,18 +69,19 @@ impl Entrance {
     /// Goes on when all is known: how many directories there are, what the service admits, and for a key whether the
     /// batch has begun already. Decides how many lines a chunk has.
     pub fn enter(&self, plan: &mut Plan, orphan_of: Option<&str>, pace: &mut Pace) -> Entry {
-        let (Some(children), Some(first_part), true) = (self.children, self.first_part, pace.has_looked())
+        let (Some(children), Some(first_part), true) =
+            (self.children, self.first_part, pace.has_read_status())
         else {
             return Entry::Unknown;
         };
         let theirs = match first_part {
             FirstPart::Missing => None,
-            FirstPart::Stands { chunk } => chunk,
+            FirstPart::Exists { chunk } => chunk,
         };
         let size = plan.chunk.or(theirs).filter(|size| *size > 0);
         plan.size = size.unwrap_or_else(|| plan.outline.choose(pace.slots()));
         let refused = is_full(plan, children).or_else(|| pace.refuses(plan.demand(orphan_of)));
-        // What stands of it already is part of what there is.
+        // A batch that began earlier is part of the load already.
         refused.filter(|_| first_part == FirstPart::Missing).map_or(Entry::Admitted, Entry::Refused)
     }
 }

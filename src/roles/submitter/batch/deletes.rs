@@ -1,12 +1,12 @@
-//! Which chunks were shown and are to be deleted. Bookkeeping alone: it makes no calls.
+//! Which chunks were shown and are to be deleted. Bookkeeping only: it makes no calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::roles::submitter::MAX_DELETES;
 
-/// What cleans up.
+/// The chunks that are being deleted, or are to be.
 #[derive(Debug, Default)]
-pub struct Cleaner {
+pub struct Deletes {
     /// Chunks of which all was shown and that are being deleted, or are to be.
     deleting: BTreeMap<u64, Deleting>,
     /// Those of them that wait for their turn.
@@ -22,7 +22,7 @@ struct Deleting {
     doubts: u32,
 }
 
-impl Cleaner {
+impl Deletes {
     /// All of a chunk was shown, as of this version.
     pub fn add(&mut self, unit: u64, version: i32) {
         self.deleting.insert(unit, Deleting { version, doubts: 0 });
@@ -65,7 +65,7 @@ impl Cleaner {
         self.deleting.is_empty()
     }
 
-    /// Chunks of which all was shown and that stand still, if it ends now.
+    /// Chunks that were shown and still exist, if the batch ends now.
     pub fn left(&self) -> u64 {
         self.left + self.deleting.len() as u64
     }

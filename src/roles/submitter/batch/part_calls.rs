@@ -1,4 +1,4 @@
-//! The parts of a batch are made, watched, and in the end marked as complete.
+//! The calls about parts: create, watch, and in the end mark as complete.
 
 use super::{Batch, Purpose};
 use crate::contract::task::Job;
@@ -9,10 +9,10 @@ use crate::roles::client::ClientReport;
 type Out = Actions<ClientReport>;
 
 impl Batch {
-    /// Makes the parts, and sets their watches.
-    pub(super) fn warm_parts(&mut self, out: &mut Out) {
+    /// Creates the parts, and sets their watches.
+    pub(super) fn prepare_parts(&mut self, out: &mut Out) {
         while !self.ensuring && self.has_room() {
-            let Some((part, made)) = self.parts.next_cold() else { break };
+            let Some((part, made)) = self.parts.next_unwatched() else { break };
             if made {
                 self.watch_part(part, out);
             } else {
@@ -30,7 +30,7 @@ impl Batch {
                 self.calls.issue(out, call, Purpose::ComparePart(part));
             }
             // The name is ours alone.
-            Ok(_) | Err(Refusal::NodeExists) => self.on_part_stands(part, out),
+            Ok(_) | Err(Refusal::NodeExists) => self.on_part_exists(part, out),
             Err(Refusal::NoNode) => {
                 self.parts.unmade(part);
                 if !std::mem::replace(&mut self.ensuring, true) {
@@ -63,13 +63,13 @@ impl Batch {
                 let (theirs, ours) = (job.lines.unwrap_or(0), ours.lines.unwrap_or(0));
                 format!("and asks for something else: it has {theirs} lines, not {ours}; take another --id")
             }
-            Ok(_) => return self.on_part_stands(part, out),
+            Ok(_) => return self.on_part_exists(part, out),
             Err(malformed) => format!("and is no job: {malformed}"),
         };
         self.fail(exit::DATA, format!("{} exists already {why}", self.plan.part_path(part)), out);
     }
 
-    fn on_part_stands(&mut self, part: u64, out: &mut Out) {
+    fn on_part_exists(&mut self, part: u64, out: &mut Out) {
         self.parts.made(part);
         self.watch_part(part, out);
     }
@@ -77,22 +77,22 @@ impl Batch {
     /// Nobody waits for a detached batch, so it needs no watch.
     fn watch_part(&mut self, part: u64, out: &mut Out) {
         if self.detach {
-            return self.parts.warmed(part);
+            return self.parts.watched_now(part);
         }
         let call = Call::Watch { path: self.plan.part_path(part), mode: WatchMode::Tree };
         self.calls.issue(out, call, Purpose::WatchPart(part));
     }
 
-    /// We are told of all that happens in the part from now on.
+    /// The watch reports all changes in the part from now on.
     pub(super) fn on_part_watched(&mut self, part: u64) {
-        self.maker.watched(part);
-        self.parts.warmed(part);
+        self.open_chunks.watched(part);
+        self.parts.watched_now(part);
     }
 
-    /// Says in parts that all their chunks stood: who waits for them takes what is missing there for collected.
+    /// Marks parts whose chunks were all created: a waiter then knows that a missing chunk was collected.
     pub(super) fn complete_parts(&mut self, out: &mut Out) {
         while self.has_room() {
-            let Some(part) = self.parts.next_stood() else { break };
+            let Some(part) = self.parts.next_created() else { break };
             let call = Call::Get { path: self.plan.part_path(part), watch: false };
             self.calls.issue(out, call, Purpose::ReadPart(part));
         }
@@ -121,14 +121,14 @@ impl Batch {
     pub(super) fn on_part_completed(&mut self, part: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
         match result {
             Ok(_) => self.parts.completed(part),
-            Err(Refusal::BadVersion) => self.parts.stood_again(part),
+            Err(Refusal::BadVersion) => self.parts.created_again(part),
             Err(refusal) => self.on_not_completed(part, refusal, out),
         }
     }
 
     fn on_not_completed(&mut self, part: u64, refusal: Refusal, out: &mut Out) {
         self.parts.completed(part);
-        // All that was in it was collected, and the leader has deleted it.
+        // All its chunks were collected, and the leader has deleted it.
         if refusal != Refusal::NoNode {
             let path = self.plan.part_path(part);
             let words = "zkmw wait will not know what of it has succeeded and was collected";

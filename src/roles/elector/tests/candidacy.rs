@@ -1,4 +1,4 @@
-//! Standing, leading, and what it takes to start.
+//! Candidacy, leading, and what it takes to start.
 
 use super::*;
 

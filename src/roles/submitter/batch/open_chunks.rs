@@ -1,5 +1,5 @@
-//! Makes chunks: reads lines ahead, puts them together, and knows which chunks are open, that is, read and not known to
-//! stand. Bookkeeping alone: it makes no calls.
+//! Open chunks: reads lines ahead, puts them together to chunks, and keeps each chunk until it is known to exist.
+//! Bookkeeping only: it makes no calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,15 +13,15 @@ pub const MAX_OPEN_BYTES: usize = 8 * 1024 * 1024;
 /// need not wait for lines.
 pub const READ_AHEAD: usize = 1_024;
 
-/// What makes chunks.
+/// The chunks that were read and are not known to exist.
 #[derive(Debug)]
-pub struct Maker {
+pub struct OpenChunks {
     source: Source,
     /// How many lines of the file, blank ones included, are a unit.
     size: u64,
-    /// The unit whose lines come at present.
+    /// The unit whose lines are being read.
     filling: Option<(u64, Vec<String>)>,
-    /// Units that were read and whose chunks are not known to stand.
+    /// Units that were read and whose chunks are not known to exist.
     open: BTreeMap<u64, Open>,
     bytes: usize,
     /// Those of them that are not being created.
@@ -38,9 +38,9 @@ enum Source {
 
 #[derive(Debug)]
 struct Open {
-    /// Blank lines keep the places of those that follow.
+    /// Blank lines keep the indexes of those that follow.
     commands: Vec<String>,
-    /// Creations that were in doubt.
+    /// Creates whose answer was lost.
     doubts: u32,
     /// It changed before its creation was acknowledged.
     changed: bool,
@@ -51,13 +51,13 @@ impl Open {
         self.commands.iter().map(String::len).sum()
     }
 
-    /// The places of lines with something on them.
+    /// The indexes of lines that are not blank.
     fn places(&self) -> impl Iterator<Item = u64> {
         (0..).zip(&self.commands).filter(|(_, text)| !text.is_empty()).map(|(place, _)| place)
     }
 }
 
-/// A chunk that is known to stand.
+/// A chunk that is known to exist.
 #[derive(Debug)]
 pub struct Made {
     /// The lines of it that have something on them.
@@ -68,10 +68,10 @@ pub struct Made {
     pub changed: bool,
 }
 
-impl Maker {
-    /// A maker of chunks of so many lines.
-    pub fn new(size: u64) -> Maker {
-        Maker {
+impl OpenChunks {
+    /// No chunks yet; each will have so many lines.
+    pub fn new(size: u64) -> OpenChunks {
+        OpenChunks {
             source: Source::Idle,
             size,
             filling: None,
@@ -151,8 +151,8 @@ impl Maker {
         self.open.get_mut(&unit).map(|open| open.changed = true).is_some()
     }
 
-    /// All changes in the part are told from now on. What is being created may stand by now, and have results before
-    /// that.
+    /// The watch on the part is set. A chunk whose create is under way may exist by now, and have results that the watch
+    /// did not see.
     pub fn watched(&mut self, part: u64) {
         let units = part * LINES_PER_PART..(part + 1) * LINES_PER_PART;
         for (_, open) in self.open.range_mut(units).filter(|(unit, _)| !self.unsent.contains(unit)) {
@@ -160,17 +160,17 @@ impl Maker {
         }
     }
 
-    /// The chunk stands, for certain; `before` our last request did.
-    pub fn stands(&mut self, unit: u64, before: bool) -> Option<Made> {
+    /// The chunk exists, for certain; `before` says that it did so before our last request.
+    pub fn created(&mut self, unit: u64, before: bool) -> Option<Made> {
         let open = self.open.remove(&unit)?;
         self.bytes -= open.bytes();
-        // What was made by the only request in doubt is not made once more by it.
+        // If only one request was in doubt, it was the one that created the chunk, and cannot create it again.
         let doubt = if before { open.doubts != 1 } else { open.doubts > 0 };
         let lines = open.places().map(|place| unit * self.size + place).collect();
         Some(Made { lines, doubt, changed: before || open.changed })
     }
 
-    /// The chunk stands for certain not, and never will.
+    /// The chunk does not exist, and never will.
     pub fn drop(&mut self, unit: u64) {
         self.open.remove(&unit);
     }
@@ -180,7 +180,7 @@ impl Maker {
         self.unsent = self.open.keys().copied().collect();
     }
 
-    /// Makes nothing more but what may stand already. Gives how many lines that has.
+    /// Creates nothing more, except for chunks that may exist already. Returns how many lines these have.
     pub fn stop(&mut self) -> u64 {
         self.source = Source::Dry;
         let unsent = &self.unsent;
@@ -190,12 +190,12 @@ impl Maker {
         self.open.values().map(|open| open.places().count() as u64).sum()
     }
 
-    /// Whether all chunks are known to stand.
+    /// Whether all chunks are known to exist.
     pub fn is_done(&self) -> bool {
         self.source == Source::Dry && self.open.is_empty()
     }
 
-    /// Whether there are chunks that may stand or not.
+    /// Whether there are chunks that may or may not exist.
     pub fn is_uncertain(&self) -> bool {
         self.open.iter().any(|(unit, open)| open.doubts > 0 || !self.unsent.contains(unit))
     }
@@ -212,14 +212,14 @@ mod tests {
 
     #[test]
     fn lines_keep_their_positions_and_no_chunk_is_blank() {
-        let mut maker = Maker::new(4);
+        let mut open_chunks = OpenChunks::new(4);
         let line = |number: u64| BatchLine { number, text: format!("echo {number}") };
-        assert_eq!(maker.on_lines([1, 3, 12, 16].map(line).into()), [0, 3, 4]);
-        let commands = |unit| maker.commands(unit).expect("open").to_vec();
+        assert_eq!(open_chunks.on_lines([1, 3, 12, 16].map(line).into()), [0, 3, 4]);
+        let commands = |unit| open_chunks.commands(unit).expect("open").to_vec();
         assert_eq!(commands(0), ["", "echo 1", "", "echo 3"]);
         assert_eq!((commands(3), commands(4)), (vec!["echo 12".to_string()], vec!["echo 16".to_string()]));
-        assert_eq!((maker.bytes, maker.filling.is_none()), (26, true));
-        let lines = [0, 3, 4].map(|unit| maker.stands(unit, false).expect("open").lines);
-        assert_eq!((lines, maker.bytes), ([vec![1, 3], vec![12], vec![16]], 0));
+        assert_eq!((open_chunks.bytes, open_chunks.filling.is_none()), (26, true));
+        let lines = [0, 3, 4].map(|unit| open_chunks.created(unit, false).expect("open").lines);
+        assert_eq!((lines, open_chunks.bytes), ([vec![1, 3], vec![12], vec![16]], 0));
     }
 }
