@@ -1,6 +1,6 @@
 //! The znode contract: the public API that everything else rests on, in any language.
 //!
-//! Where each znode stands and how it is named is here; what is in it is in [`task`], [`worker`] and
+//! Here are the path and the name of each znode; its data is in [`task`], [`worker`] and
 //! [`status`]. `docs/contract.md` says the same for foreign clients, and the files under `tests/golden` pin it.
 //! Nothing here knows who reads or writes a znode, or when.
 //!
@@ -54,7 +54,7 @@ pub const MAX_BATCH_LINES: u64 = 10_000_000;
 /// Longest id that a user can give to a worker, master, job or task, in bytes.
 pub const MAX_ID_BYTES: usize = 128;
 
-/// What stands before the sequence number in a contender's name, as in Curator's `LeaderLatch`.
+/// The part of a contender's name before the sequence number, as in Curator's `LeaderLatch`.
 pub const LATCH: &str = "latch-";
 
 /// Most bytes that words have which zkmw writes into a task (why it failed, why an attempt was not the last), as
@@ -106,7 +106,7 @@ fn decode<T: serde::de::DeserializeOwned>(data: &[u8]) -> Result<T, Malformed> {
     if data.len() > MAX_DATA_BYTES {
         return Err(Malformed(format!("it has {} bytes, more than {MAX_DATA_BYTES}", data.len())));
     }
-    // The parser looks at the bytes of a text only where it wants that text: what is ignored would be any bytes.
+    // The parser checks the bytes of a text only where it wants that text: an ignored field could hold any bytes.
     let text = std::str::from_utf8(data)
         .map_err(|e| Malformed(format!("it is not UTF-8, from byte {} on", e.valid_up_to() + 1)))?;
     #[derive(serde::Deserialize)]
@@ -143,7 +143,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// A task's place below `tasks`, and its id for users: `job/task`.
+/// A task's path below `tasks`, and its id for users: `job/task`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct TaskId(Box<str>);
@@ -264,7 +264,7 @@ impl fmt::Display for Incarnation {
 }
 
 /// Reads a registration's (or lease's) name, `<worker>~<incarnation>~<n>`. Numbers have one spelling: with `01`
-/// beside `1` one of two registrations would stand for both, and its end for the end of both.
+/// beside `1` two registrations would count as one, and the end of one as the end of both.
 pub fn parse_registration(name: &str) -> Option<(Incarnation, u64)> {
     let (incarnation, text) = name.rsplit_once('~')?;
     let number: u64 = text.parse().ok()?;
@@ -286,7 +286,7 @@ pub fn uuid(high: u64, low: u64) -> String {
     format!("{a:08x}-{b:04x}-{c:04x}-{:04x}-{:012x}", low >> 48, low & 0xffff_ffff_ffff)
 }
 
-/// Where everything stands below one root.
+/// The paths of everything below one root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     root: String,
@@ -338,12 +338,12 @@ impl Layout {
         format!("{}/status", self.root)
     }
 
-    /// What stands at this path, `dir` or `dir/name`, below [`Layout::tasks`].
+    /// What this path, `dir` or `dir/name`, names below [`Layout::tasks`].
     pub fn below_tasks(&self, path: &str) -> String {
         format!("{}/tasks/{path}", self.root)
     }
 
-    /// The task that stands at a path, if one can.
+    /// The task that a path names, if it can name one.
     pub fn task_at(&self, path: &str) -> Option<TaskId> {
         TaskId::parse(path.strip_prefix(self.root.as_str())?.strip_prefix("/tasks/")?)
     }

@@ -1,4 +1,4 @@
-//! The exit codes, after `sysexits.h`. Where a task's own code could be taken for one, `--json` tells them apart.
+//! The exit codes, after `sysexits.h`. Where a task's own code could be mistaken for one of these, `--json` shows which it is.
 
 /// All went well.
 pub const OK: i32 = 0;
@@ -27,7 +27,7 @@ pub const NOT_PERMITTED: i32 = 77;
 pub const CONFIG: i32 = 78;
 /// The task ran past its timeout.
 pub const TIMEOUT: i32 = 124;
-/// The user interrupted it; told as 128 + the signal.
+/// The user interrupted it; the process exits with 128 + the signal.
 pub const INTERRUPTED: i32 = 130;
 /// Added to the number of the signal that ended something.
 pub const SIGNAL_BASE: i32 = 128;

@@ -20,7 +20,7 @@
 //!   who leads.
 //! - Every queue, retry, wait and buffer has a limit, named where it is used.
 //!
-//! `ARCHITECTURE.md` tells the rest, and links to a page for each topic (`docs/design`) and for each decision
+//! `ARCHITECTURE.md` has the rest, and links to a page for each topic (`docs/design`) and for each decision
 //! (`docs/decisions`).
 
 pub mod batch;

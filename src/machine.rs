@@ -318,7 +318,7 @@ pub enum Ended {
     Exit(i32),
     /// This signal killed it.
     Signal(i32),
-    /// Its handler gave no answer that could be understood; [`RunReport::detail`] tells more.
+    /// Its handler gave no answer that could be understood; [`RunReport::detail`] says more.
     Broken,
 }
 

@@ -17,7 +17,7 @@ use zkmw::{clock, exec, exit, limits, service, shell};
 /// Most bytes of a panic's message that are shown: what it quotes may be as large as all that the process holds.
 const MAX_PANIC_BYTES: usize = 2_000;
 
-/// The subcommand of the keeper of slots, which only we start: no help tells of it.
+/// The subcommand of the keeper of slots, which only zkmw starts: no help text names it.
 const SLOTS: &str = "slots";
 
 fn main() -> ExitCode {
@@ -119,7 +119,7 @@ fn run(config: Config) -> i32 {
             }
         },
         Err(_) => {
-            log::error!("this is a bug in zkmw; please report it with what stands above");
+            log::error!("this is a bug in zkmw; please report it with the log above");
             exit::BUG
         }
     }

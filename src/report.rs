@@ -2,7 +2,7 @@
 //!
 //! It owns how things look, never what they mean: reports come typed, with exit codes and words decided by the
 //! roles. Results go to standard output and everything about them to standard error. Each report is flushed
-//! before `show` returns, since what comes next may delete the task that it tells of.
+//! before `show` returns, since the next action may delete the task that the report is about.
 
 mod json;
 mod table;

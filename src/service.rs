@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Notes in `$RUNTIME_DIRECTORY`, which outlives restarts, how many starts failed in a row.
 const FAILED_STARTS: &str = "failed-starts";
 
-/// What the service manager is told by this process.
+/// What this process reports to the service manager.
 pub struct Service {
     daemon: bool,
     watchdog: Option<Duration>,
@@ -101,7 +101,7 @@ impl Service {
         if self.daemon
             && let Err(error) = sd_notify::notify(states)
         {
-            log::debug!("cannot tell the service manager: {error}");
+            log::debug!("cannot notify the service manager: {error}");
         }
     }
 }

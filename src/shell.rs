@@ -65,7 +65,7 @@ pub struct Surroundings {
     pub logs: Option<LogSettings>,
     /// Where the lines of a batch come from.
     pub batch: Option<BatchLines>,
-    /// Whether it is a service: it tells the service manager how it is, and ignores SIGHUP.
+    /// Whether it is a service: it reports its status to the service manager, and ignores SIGHUP.
     pub daemon: bool,
 }
 
@@ -95,7 +95,7 @@ struct Shell<'a, T: Role> {
     /// Until when the first connection must be up.
     connect_by: Option<Instant>,
     last_failure: Option<Failure>,
-    /// A client has no connection, and its user is to be told so.
+    /// A client has no connection, and says so to its user.
     outage: Option<Outage>,
     /// Who was asked for a session, for messages.
     servers: String,
@@ -111,7 +111,7 @@ struct Shell<'a, T: Role> {
 /// Runs a role to its end, and gives its exit code.
 ///
 /// # Errors
-/// If what the loop stands on cannot be had: threads, signals, a clock.
+/// If the loop cannot have what it needs: threads, signals, a clock.
 pub fn run<T: Role>(
     role: T,
     surroundings: Surroundings,
@@ -242,7 +242,7 @@ impl<T: Role> Shell<'_, T> {
                 Event::Stop { again }
             }
             Incoming::Time => {
-                self.tell_of_outage(time);
+                self.say_outage(time);
                 if !self.ever_connected && self.connect_by.is_some_and(|at| at <= time) {
                     return Some(self.no_ensemble());
                 }
@@ -270,7 +270,7 @@ impl<T: Role> Shell<'_, T> {
                 self.generation = Some(generation);
                 self.ever_connected = true;
                 self.last_failure = None;
-                if self.outage.take().is_some_and(|outage| outage.was_told()) {
+                if self.outage.take().is_some_and(|outage| outage.was_said()) {
                     log::warn!(target: "zkmw", "connected to ZooKeeper: {server}");
                 }
                 Some(Event::Connected { timeout })
@@ -306,7 +306,7 @@ impl<T: Role> Shell<'_, T> {
     }
 
     /// The connection is gone. What was called over it and is not answered was called too late, when its end was on
-    /// its way to us: it was not sent. The role is told so first, as it was promised.
+    /// its way to us: it was not sent. The role gets these replies before the loss, as it was promised.
     fn on_down(&mut self, why: String) -> Event {
         self.generation = None;
         self.outage = (!self.daemon).then(|| Outage::new(now()));
@@ -330,10 +330,10 @@ impl<T: Role> Shell<'_, T> {
         }
     }
 
-    /// Tells a client's user what it waits for, if that is to be told.
-    fn tell_of_outage(&mut self, time: Instant) {
+    /// Says to a client's user what it waits for, when that is due.
+    fn say_outage(&mut self, time: Instant) {
         let why = self.why_offline();
-        if self.outage.as_mut().is_some_and(|outage| outage.is_to_tell(time, &why)) {
+        if self.outage.as_mut().is_some_and(|outage| outage.is_due(time, &why)) {
             let limit = self.connect_by.filter(|_| !self.ever_connected).map(|at| at.since(time).as_secs());
             let until = limit
                 .map_or_else(String::new, |left| format!("; it gives up in {left} s (--connect-timeout)"));
@@ -405,7 +405,7 @@ fn hopeless(why: &Failure) -> Option<i32> {
     }
 }
 
-/// The results have nowhere to go. Who closed the pipe knows it; others are told.
+/// The results have nowhere to go. Whoever closed the pipe knows it, so only other errors are logged.
 fn cannot_show(error: &io::Error) -> i32 {
     if error.kind() == io::ErrorKind::BrokenPipe {
         return exit::SIGNAL_BASE + SIGPIPE;

@@ -1,4 +1,4 @@
-//! From a [`Config`] to a role that runs: the only place where settings become what roles are made of, and
+//! From a [`Config`] to a role that runs: the only module where settings become the parameters of roles, and
 //! where chance, names and processes of this host are looked up for them.
 
 use std::ffi::OsString;

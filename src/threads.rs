@@ -56,7 +56,7 @@ fn start(
         if catch_unwind(AssertUnwindSafe(body)).is_err() {
             log::error!(
                 "thread {title} panicked, so the process ends: this is a bug in zkmw; please report it with \
-                 what stands above"
+                 the log above"
             );
             std::process::exit(exit::BUG);
         }

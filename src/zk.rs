@@ -2,7 +2,7 @@
 //!
 //! A connection is a session here: it is made (`supervisor`: probe, connect, prove), used (`pool`), and
 //! ended for ever at the first doubt (`connection`, `descriptors`); then another one is made. The crate
-//! never reconnects by itself. What it does wrong, and why this is the remedy, is told in docs/design/session.md.
+//! never reconnects by itself. docs/design/session.md says what it does wrong, and why this is the remedy.
 //!
 //! Keeps the promises at the top of `machine.rs`: each call is answered exactly once, and before the
 //! [`SessionEvent::Down`] of the connection on which it was made. Answers and watch events come over different
@@ -65,17 +65,17 @@ pub struct Settings {
     pub threads: usize,
 }
 
-/// What a session tells, in order.
+/// What a session reports, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum SessionEvent {
     /// A new session; `timeout` is what the server granted.
     Up { generation: u64, timeout: Duration, server: SocketAddr },
-    /// It is gone, and so are its watches. Its ephemerals may stand for as long as its timeout.
+    /// It is gone, and so are its watches. Its ephemerals may exist for as long as its timeout.
     Down { generation: u64, why: String },
-    /// A round of connecting failed; told when it is not the same as that of the round before. Rounds go on.
+    /// A round of connecting failed, for another reason than the round before. Rounds go on.
     Failed { why: Failure },
-    /// A watch saw something. Two standing watches that overlap both tell of a change.
+    /// A watch saw something. Two persistent watches that overlap both report a change.
     Changed { generation: u64, path: String, kind: ChangeKind },
     /// The answer to a call.
     Reply { id: CallId, result: CallResult },
@@ -150,7 +150,7 @@ impl fmt::Display for Failure {
 pub enum Stopped {
     /// The server confirmed that it is closed: its ephemerals are gone.
     Closed,
-    /// No answer within the limit: its ephemerals may stand for as long as its timeout.
+    /// No answer came within the limit: its ephemerals may exist for as long as its timeout.
     Unconfirmed,
     /// There was none.
     NothingUp,
@@ -207,7 +207,7 @@ impl Session {
     /// Closes the session, within the limit. What is outstanding is answered before the last `Down`.
     pub fn stop(self, limit: Duration) -> Stopped {
         if !self.request_stop(limit) {
-            // A round of connecting may be under way; it ends by itself, and nobody was told of a session.
+            // A round of connecting may be under way. It ends by itself, and no session was reported.
             return Stopped::NothingUp;
         }
         self.ended.recv_timeout(limit + STOP_SLACK).unwrap_or(Stopped::Unconfirmed)

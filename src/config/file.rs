@@ -113,7 +113,7 @@ impl Reader<'_> {
         if meant.is_empty() {
             return Err(bad(&format!("{at}: {}", self.unknown(key.get_ref(), &name, table))));
         }
-        // A name may stand for different things in different commands; what the top says is for those of them
+        // A name may mean different things in different commands; what the top says is for those of them
         // that may be set in a file.
         let meant: Vec<_> =
             meant.into_iter().filter(|s| s.spec().allowed_in == AllowedIn::Anywhere).collect();

@@ -371,7 +371,7 @@ pub fn auth(items: &[String]) -> ParsedList<Vec<Auth>> {
     Ok(list)
 }
 
-// --- places
+// --- paths and servers
 
 /// `HOST:PORT,…[/chroot]`, as ZooKeeper's own clients take it.
 pub fn zk(text: &str) -> Parsed<ZkAddress> {
@@ -469,7 +469,7 @@ fn checked_path(text: &str) -> Result<String, InvalidPath> {
     Ok(text.to_owned())
 }
 
-/// ZooKeeper looks at UTF-16 units and refuses surrogates, so everything beyond U+FFFF is refused too.
+/// ZooKeeper checks UTF-16 units and refuses surrogates, so everything beyond U+FFFF is refused too.
 fn is_refused_by_zookeeper(c: char) -> bool {
     matches!(u32::from(c), 0..=0x1f | 0x7f..=0x9f | 0xd800..=0xf8ff | 0xfff0..)
 }

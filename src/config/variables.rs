@@ -15,14 +15,14 @@ const OF_UNITS: &str = "ZKMW_ELECTOR_COMMAND";
 pub fn unknown_variables(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<String> {
     let names =
         variables.filter(|(_, value)| !value.is_empty()).filter_map(|(name, _)| name.into_string().ok());
-    let mut told: Vec<String> =
-        names.filter(|name| name.starts_with("ZKMW_")).filter_map(|name| tell(&name)).collect();
-    told.sort();
-    told
+    let mut messages: Vec<String> =
+        names.filter(|name| name.starts_with("ZKMW_")).filter_map(|name| message(&name)).collect();
+    messages.sort();
+    messages
 }
 
 /// None if it is known.
-fn tell(name: &str) -> Option<String> {
+fn message(name: &str) -> Option<String> {
     if name == OF_UNITS || is_set_by_worker(name) {
         return None;
     }
@@ -44,28 +44,37 @@ fn tell(name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn told(names: &[&str]) -> Vec<String> {
+    fn messages(names: &[&str]) -> Vec<String> {
         unknown_variables(names.iter().map(|name| (name.into(), "1".into())))
     }
 
     #[test]
     fn a_typo_is_reported_with_a_suggestion() {
-        assert_eq!(told(&["ZKMW_SLOT"]), ["the variable ZKMW_SLOT is no setting; did you mean ZKMW_SLOTS?"]);
-        assert_eq!(told(&["ZKMW_ROTO"]), ["the variable ZKMW_ROTO is no setting; did you mean ZKMW_ROOT?"]);
-        assert_eq!(told(&["ZKMW_COLOUR"]), ["the variable ZKMW_COLOUR is no setting; unset it"]);
+        assert_eq!(
+            messages(&["ZKMW_SLOT"]),
+            ["the variable ZKMW_SLOT is no setting; did you mean ZKMW_SLOTS?"]
+        );
+        assert_eq!(
+            messages(&["ZKMW_ROTO"]),
+            ["the variable ZKMW_ROTO is no setting; did you mean ZKMW_ROOT?"]
+        );
+        assert_eq!(messages(&["ZKMW_COLOUR"]), ["the variable ZKMW_COLOUR is no setting; unset it"]);
         let flag = "the variable ZKMW_FROM_FILE is no setting: use the flag --from-file";
-        assert_eq!(told(&["ZKMW_FROM_FILE"]), [flag]);
+        assert_eq!(messages(&["ZKMW_FROM_FILE"]), [flag]);
     }
 
     #[test]
     fn every_setting_and_task_variable_is_known() {
         assert_eq!(
-            told(&["ZKMW_ZK", "ZKMW_SLOTS", "ZKMW_MAX_PENDING", "ZKMW_TIMEOUT", "PATH", "SLOT"]),
+            messages(&["ZKMW_ZK", "ZKMW_SLOTS", "ZKMW_MAX_PENDING", "ZKMW_TIMEOUT", "PATH", "SLOT"]),
             [""; 0]
         );
         let of_tasks = ["ZKMW_TASK", "ZKMW_ATTEMPT", "ZKMW_EPOCH", "ZKMW_WORKER", "ZKMW_LINE"];
-        assert_eq!(told(&of_tasks), [""; 0]);
-        assert_eq!(told(&["ZKMW_OWNER", "ZKMW_ELECTOR_COMMAND", "ZKMW_ENSEMBLE_DIR", "ZKMW_BIN"]), [""; 0]);
+        assert_eq!(messages(&of_tasks), [""; 0]);
+        assert_eq!(
+            messages(&["ZKMW_OWNER", "ZKMW_ELECTOR_COMMAND", "ZKMW_ENSEMBLE_DIR", "ZKMW_BIN"]),
+            [""; 0]
+        );
         let empty = unknown_variables(std::iter::once(("ZKMW_SLOT".into(), "".into())));
         assert_eq!(empty, [""; 0], "an empty variable counts as not set");
     }

@@ -1,8 +1,8 @@
 //! Chunks: a task of several commands, and what became of each of them.
 //!
-//! A chunk costs the ensemble what one task costs. Its commands are lines of a batch, told apart by their place; what
-//! became of each stands in [`CommandResult`]s, in the same order, first (from attempts before, or as a checkpoint) in
-//! the task, at the end in its outcome.
+//! A chunk costs the ensemble what one task costs. Its commands are lines of a batch, in order. A
+//! [`CommandResult`] says what became of each, in the same order. The results are in the task while it has no outcome
+//! (from earlier attempts, or as a checkpoint), and in its outcome afterwards.
 
 use super::outcome::Outcome;
 use super::result::State;
@@ -35,8 +35,8 @@ impl Task {
         self.outcome.as_ref().map_or(&self.results, |whole| &whole.results)
     }
 
-    /// The places of the commands of a chunk that are not blank, each with its line in the batch, from 0.
-    pub fn places(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+    /// The positions of the commands of a chunk that are not blank, each with its line in the batch, from 0.
+    pub fn positions(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
         let commands = self.commands.as_deref().unwrap_or_default().iter().enumerate();
         let first = self.first_line;
         commands
@@ -58,7 +58,7 @@ impl Task {
         if self.commands.is_none() {
             counts.add(self.outcome.as_ref().map(|outcome| outcome.state));
         }
-        for (at, _) in self.places() {
+        for (at, _) in self.positions() {
             counts.add(self.command_state(at));
         }
         counts
@@ -67,12 +67,12 @@ impl Task {
     /// Takes the outcome of the whole away. Each line has a result that says all that it said in the outcome: one
     /// without a result ended as the whole did.
     pub(super) fn reopen(&mut self) {
-        let lines: Vec<usize> = self.places().map(|(place, _)| place).collect();
+        let lines: Vec<usize> = self.positions().map(|(position, _)| position).collect();
         let Some(mut whole) = self.outcome.take() else { return };
         let mut results = std::mem::take(&mut whole.results);
         results.resize(self.commands.as_ref().map_or(0, Vec::len), None);
-        for place in lines {
-            results[place].get_or_insert_with(|| CommandResult::of(whole.bare()));
+        for position in lines {
+            results[position].get_or_insert_with(|| CommandResult::of(whole.bare()));
         }
         for result in results.iter_mut().flatten() {
             result.worker = result.worker.take().or_else(|| whole.worker.clone());
@@ -199,7 +199,7 @@ mod tests {
         task.flush(1, &[(0, CommandResult::default())].into(), 1);
         task.end(Outcome::unrun(State::Expired, None, "it was late", 1));
         assert!(task.rerun(&[3]) && task.all_shares().len() == 1, "the other is in no share");
-        let states: Vec<_> = (0..4).map(|place| task.command_state(place)).collect();
+        let states: Vec<_> = (0..4).map(|position| task.command_state(position)).collect();
         assert_eq!(states, [Some(State::Done), None, Some(State::Expired), None]);
         assert!(Task::decode(&task.encode()).is_ok());
         task.flush(2, &[(3, CommandResult::default())].into(), 1);

@@ -1,14 +1,14 @@
-//! Contenders' names: who comes before whom, and who took over the place of an earlier contender of its own.
+//! Contenders' names: their order, and which one inherited the rank of an earlier contender of the same process.
 //!
 //! The order is that of Curator's `LeaderLatch`, with one addition: an elector whose session was replaced may give the
 //! *rank* of its old contender to a new one. Whether it may lead by that is for `recipes::election` to decide.
 
 use super::{LATCH, contender_rank};
 
-/// What stands between the uuid and `latch-` in the names of contenders that respect inherited ranks.
+/// The part between the uuid and `latch-` in the names of contenders that respect inherited ranks.
 const RESPECTS: &str = "-ranked-";
 
-/// What stands before the rank in the name of a contender that inherited one.
+/// The part before the rank in the name of a contender that inherited one.
 const INHERITED: &str = "-rank-";
 
 /// What a contender's name says. The order is that in which contenders lead.
@@ -48,7 +48,7 @@ pub fn prefix_of_all(uuid: &str) -> String {
     format!("_c_{uuid}-")
 }
 
-/// The name, without its sequence number, of a contender with this uuid that stands at the end.
+/// The name, without its sequence number, of a contender with this uuid that goes to the end of the line.
 pub fn prefix(uuid: &str) -> String {
     format!("_c_{uuid}{RESPECTS}{LATCH}")
 }

@@ -11,7 +11,7 @@ use super::output::Output;
 use super::task::{Options, Task};
 use super::{MAX_WORDS_BYTES, shortened};
 
-/// What stands in the place of a command. No shell finds such a program, should a foreign client have it run again.
+/// The text that replaces a command. No shell finds such a program, should a foreign client have it run again.
 const DROPPED: &str = "(dropped)";
 
 const WHY: &str = "its command and output were dropped, for too much had ended badly";
@@ -139,13 +139,13 @@ mod tests {
         let good = CommandResult { stdout: output(), ended_ms: Some(1), ..CommandResult::default() };
         task.results = vec![Some(failed), None, Some(good)];
         task.end(Outcome::unrun(State::Expired, None, "it was late", 1));
-        let states = |task: &Task| (0..4).map(|place| task.command_state(place)).collect::<Vec<_>>();
+        let states = |task: &Task| (0..4).map(|position| task.command_state(position)).collect::<Vec<_>>();
         let before = (states(&task), task.line_counts());
         assert!(task.drop_request());
         assert_eq!((states(&task), task.line_counts()), before);
-        let line = |place| task.command_outcome(place).expect("an outcome");
+        let line = |position| task.command_outcome(position).expect("an outcome");
         assert_eq!((line(0).exit_code, line(0).attempt, line(0).stdout.is_empty()), (Some(4), 2, true));
-        assert!([0, 2, 3].iter().all(|place| line(*place).is_dropped()), "each line says so");
+        assert!([0, 2, 3].iter().all(|position| line(*position).is_dropped()), "each line says so");
         assert_eq!(task.commands.as_deref().map(|all| all.concat()), Some("(dropped)".repeat(3)));
     }
 

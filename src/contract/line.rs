@@ -1,4 +1,4 @@
-//! How users name a line of a batch: `BATCH/LINE`, LINE from 1, in whatever tasks the lines stand.
+//! How users name a line of a batch: `BATCH/LINE`, LINE from 1, whatever task holds the line.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ pub fn line_name(id: &TaskId, line: u64) -> String {
     name.unwrap_or_else(|| format!("{id} (line {})", line.saturating_add(1)))
 }
 
-/// The id of a task, or of one of its lines (from 0), as programs are told it. Lines of a chunk that is in no batch
+/// The id of a task, or of one of its lines (from 0), as programs get it. Lines of a chunk that is in no batch
 /// have that of their task.
 pub fn id_of(id: &TaskId, line: Option<u64>) -> String {
     let name = line.and_then(|line| LineName::in_task(id, line));
@@ -56,7 +56,7 @@ impl LineName {
         part_dir(None, &self.batch, self.line / u64::from(size.max(1)))
     }
 
-    /// The task that it is in, and its place there, if each task has so many lines.
+    /// The task that it is in, and its position there, if each task has so many lines.
     pub fn task(&self, size: u32) -> (TaskId, usize) {
         let size = u64::from(size.max(1));
         let id = batch_unit(None, &self.batch, self.line / size, size);
@@ -83,10 +83,10 @@ mod tests {
         for (size, line) in [(1, 0), (1, 4_000), (100, 42), (100, 400_041), (7, 9_999_999)] {
             for job in [None, Some("J")] {
                 let unit = line / u64::from(size);
-                let (id, place) = (batch_unit(job, "b", unit, u64::from(size)), line % u64::from(size));
+                let (id, position) = (batch_unit(job, "b", unit, u64::from(size)), line % u64::from(size));
                 let text = line_name(&id, line);
                 let name = name(&text).expect("a line");
-                assert_eq!((name.to_string(), name.task(size)), (text, (id.clone(), place as usize)));
+                assert_eq!((name.to_string(), name.task(size)), (text, (id.clone(), position as usize)));
                 assert_eq!((name.part(size).as_str(), batch_of(id.dir())), (id.dir(), Some(&*name.batch)));
             }
         }

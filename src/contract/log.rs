@@ -1,7 +1,7 @@
 //! What the files are called in which a worker keeps what a run printed: `DIRECTORY/TASK.ATTEMPT.out`, `….err`, and
 //! `….cut`, which says why the other two are not complete.
 //!
-//! They stand in `task-logs/WORKER@SERVICE` below the worker's state directory. A name tells task and attempt to
+//! They are in `task-logs/WORKER@SERVICE` below the worker's state directory. A name shows task and attempt to
 //! people as well: letters, digits, `_`, `-`, `~` and dots stay as they are, all else is `%` and two hexadecimal
 //! digits a byte.
 
@@ -11,12 +11,12 @@ use super::fnv1a;
 
 /// The folder of all workers' logs, below a state directory. Tasks may have theirs there, and call some of them `logs`.
 pub const LOGS: &str = "task-logs";
-/// The longest part of a name that stands for a task, or its directory: file systems take 255 bytes, and the attempt,
+/// The longest part of a name that names a task, or its directory: file systems take 255 bytes, and the attempt,
 /// a line and the ending come after it.
 const MAX_PART_BYTES: usize = 200;
-/// What stands before the digest of a part that is too long to be told whole.
+/// The separator before the digest of a part that is too long for a name.
 const DIGEST: &str = "%~";
-/// What stands before the number of a line in a task that is no batch's.
+/// The prefix of a line's number in a task that belongs to no batch.
 const LINE: char = ',';
 
 /// Which run a log is of.

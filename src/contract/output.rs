@@ -31,7 +31,7 @@ impl Bytes {
         }
     }
 
-    /// The bytes; what is no base64 is given as it stands, so that a foreign slip loses nothing.
+    /// The bytes. Text that is no base64 is returned as it is, so that a mistake of another program loses nothing.
     fn to_vec(&self) -> Vec<u8> {
         match self {
             Bytes::Text(text) => text.clone().into_bytes(),

@@ -15,7 +15,7 @@ pub const CHUNK_OUTPUT_BYTES: usize = 192 * 1024;
 pub enum State {
     /// With exit code 0.
     Done,
-    /// In any other way; the reason tells.
+    /// In any other way: see the reason.
     Failed,
     /// By its user's wish.
     Cancelled,

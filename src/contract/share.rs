@@ -56,29 +56,30 @@ pub struct Share {
 }
 
 impl Lines {
-    /// These places, in any order.
-    pub fn of(places: impl IntoIterator<Item = usize>) -> Lines {
-        let mut places: Vec<u32> = places.into_iter().filter_map(|place| u32::try_from(place).ok()).collect();
-        places.sort_unstable();
-        places.dedup();
+    /// These positions, in any order.
+    pub fn of(positions: impl IntoIterator<Item = usize>) -> Lines {
+        let mut positions: Vec<u32> =
+            positions.into_iter().filter_map(|position| u32::try_from(position).ok()).collect();
+        positions.sort_unstable();
+        positions.dedup();
         let mut ranges: Vec<(u32, u32)> = Vec::new();
-        for place in places {
+        for position in positions {
             match ranges.last_mut() {
-                Some((_, end)) if *end == place => *end += 1,
-                _ => ranges.push((place, place + 1)),
+                Some((_, end)) if *end == position => *end += 1,
+                _ => ranges.push((position, position + 1)),
             }
         }
         Lines(ranges)
     }
 
-    /// The places below `end`, in order.
+    /// The positions below `end`, in order.
     pub fn below(&self, end: usize) -> impl Iterator<Item = usize> + '_ {
         self.0.iter().flat_map(move |(from, to)| *from as usize..(*to as usize).min(end))
     }
 
-    /// Whether the place is one of them.
-    pub fn has(&self, place: usize) -> bool {
-        self.0.iter().any(|(from, to)| (*from as usize..*to as usize).contains(&place))
+    /// Whether the position is one of them.
+    pub fn has(&self, position: usize) -> bool {
+        self.0.iter().any(|(from, to)| (*from as usize..*to as usize).contains(&position))
     }
 
     /// Whether there are none.
@@ -148,10 +149,10 @@ pub struct Ending {
 
 impl Share {
     /// A share of these lines of another, with a number of its own, as if nothing had been.
-    pub(super) fn of(number: u32, places: &[usize], from: &Share) -> Share {
+    pub(super) fn of(number: u32, positions: &[usize], from: &Share) -> Share {
         Share {
             attempt: number,
-            lines: Lines::of(places.iter().copied()),
+            lines: Lines::of(positions.iter().copied()),
             // What is suspected runs one at a time wherever it is.
             ahead: (from.deaths > 0).then_some(1),
             deaths: from.deaths,

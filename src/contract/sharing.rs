@@ -10,10 +10,10 @@ use super::share::{Ending, Lines, MAX_SHARES, Move, Release, Rest, Share};
 use super::task::Task;
 
 impl Task {
-    /// Whether the line at this place has to be run.
-    pub fn is_open(&self, place: usize) -> bool {
-        let line = self.commands.as_ref().and_then(|commands| commands.get(place));
-        let over = self.results.get(place).is_some_and(Option::is_some);
+    /// Whether the line at this position has to be run.
+    pub fn is_open(&self, position: usize) -> bool {
+        let line = self.commands.as_ref().and_then(|commands| commands.get(position));
+        let over = self.results.get(position).is_some_and(Option::is_some);
         self.outcome.is_none() && !over && line.is_some_and(|line| !line.trim().is_empty())
     }
 
@@ -39,7 +39,7 @@ impl Task {
 
     /// The open lines of a share, in their order.
     pub fn open_lines(&self, share: &Share) -> Vec<usize> {
-        share.lines.below(self.line_count()).filter(|place| self.is_open(*place)).collect()
+        share.lines.below(self.line_count()).filter(|position| self.is_open(*position)).collect()
     }
 
     /// Those of them that its holder may start.
@@ -52,8 +52,8 @@ impl Task {
     }
 
     /// Whether somebody wants this line cancelled.
-    pub fn is_cancelled(&self, place: usize) -> bool {
-        self.cancel || self.cancel_lines.has(place)
+    pub fn is_cancelled(&self, position: usize) -> bool {
+        self.cancel || self.cancel_lines.has(position)
     }
 
     /// Whether each open line is in exactly one share, and the shares are no more than that.
@@ -75,13 +75,16 @@ impl Task {
                 return Err("one of its shares has lines or a number that cannot be");
             }
             numbers.push(share.attempt);
-            share.lines.below(lines).for_each(|place| owners[place] += u32::from(self.is_open(place)));
+            share
+                .lines
+                .below(lines)
+                .for_each(|position| owners[position] += u32::from(self.is_open(position)));
         }
         numbers.sort_unstable();
         if numbers.windows(2).any(|two| two[0] == two[1]) {
             return Err("two of its shares have one number");
         }
-        let is_one = |(place, owners): (usize, &u32)| *owners == u32::from(self.is_open(place));
+        let is_one = |(position, owners): (usize, &u32)| *owners == u32::from(self.is_open(position));
         if owners.iter().enumerate().all(is_one) { Ok(()) } else { Err("an open line is not in one share") }
     }
 
@@ -120,9 +123,9 @@ impl Task {
     }
 
     fn put_results(&mut self, share: &Share, results: &BTreeMap<usize, CommandResult>) {
-        for (place, result) in results {
-            if share.lines.has(*place) && self.is_open(*place) {
-                self.put_result(*place, Some(result.clone()));
+        for (position, result) in results {
+            if share.lines.has(*position) && self.is_open(*position) {
+                self.put_result(*position, Some(result.clone()));
             }
         }
     }
@@ -136,13 +139,16 @@ impl Task {
         let before = (ended(self), self.attempt);
         let mut share = shares.remove(at);
         self.put_results(&share, &ending.results);
-        for place in self.open_lines(&share) {
-            if self.is_cancelled(place) {
+        for position in self.open_lines(&share) {
+            if self.is_cancelled(position) {
                 let cancelled = || share.unrun(Reason::Cancelled, "it was cancelled");
-                self.put_result(place, Some(ending.again.get(&place).cloned().unwrap_or_else(cancelled)));
+                self.put_result(
+                    position,
+                    Some(ending.again.get(&position).cloned().unwrap_or_else(cancelled)),
+                );
             }
         }
-        let is_again = |place: &usize| ending.again.contains_key(place);
+        let is_again = |position: &usize| ending.again.contains_key(position);
         let (again, rest): (Vec<usize>, Vec<usize>) = self.open_lines(&share).into_iter().partition(is_again);
         if !again.is_empty() {
             let why = format!("{} of its lines failed", again.len());
@@ -167,7 +173,7 @@ impl Task {
     fn hand_back(
         &mut self,
         share: &Share,
-        places: &[usize],
+        positions: &[usize],
         by: &Incarnation,
         release: &Release,
         mtime_ms: i64,
@@ -182,7 +188,7 @@ impl Task {
             delay_ms: release.delay_ms,
             since_ms: release.delay_ms.map(|_| mtime_ms),
             released_by: Some(by.clone()),
-            ..Share::of(self.attempt, places, share)
+            ..Share::of(self.attempt, positions, share)
         }
     }
 
@@ -202,10 +208,10 @@ impl Task {
         let why = if suspects.is_empty() { "handed back" } else { "its worker died" };
         self.remark(number, by.cloned(), why);
         if matches!(how, Move::Death { limit } if deaths >= *limit) {
-            for place in suspects {
+            for position in suspects {
                 let why = format!("its worker died {deaths} times while it had this line");
                 let result = share.unrun(Reason::Poison, &why);
-                self.put_result(*place, Some(CommandResult { worker: by.cloned(), ..result }));
+                self.put_result(*position, Some(CommandResult { worker: by.cloned(), ..result }));
             }
         } else if !suspects.is_empty() {
             self.attempt = self.attempt.saturating_add(1);
@@ -227,9 +233,9 @@ impl Task {
         let shares = self.all_shares();
         let mut some = false;
         for share in shares.iter().filter(|share| !held.contains(&share.attempt)) {
-            for place in self.open_lines(share) {
-                if reason != Reason::Cancelled || self.is_cancelled(place) {
-                    self.put_result(place, Some(share.unrun(reason, why)));
+            for position in self.open_lines(share) {
+                if reason != Reason::Cancelled || self.is_cancelled(position) {
+                    self.put_result(position, Some(share.unrun(reason, why)));
                     some = true;
                 }
             }
@@ -239,54 +245,60 @@ impl Task {
         some || self.outcome.is_some()
     }
 
-    /// Notes that the line at this place is to be cancelled. False if it is over, or blank, or that is known.
-    pub fn cancel_line(&mut self, place: usize) -> bool {
-        if !self.is_open(place) || self.is_cancelled(place) {
+    /// Marks the line at this position as to be cancelled. False if it is over, blank, or marked already.
+    pub fn cancel_line(&mut self, position: usize) -> bool {
+        if !self.is_open(position) || self.is_cancelled(position) {
             return false;
         }
-        self.cancel_lines = Lines::of(self.cancel_lines.below(self.line_count()).chain([place]));
+        self.cancel_lines = Lines::of(self.cancel_lines.below(self.line_count()).chain([position]));
         true
     }
 
-    /// Has the lines at these places run once more, whatever became of them. False if none of them is over.
-    pub fn rerun(&mut self, places: &[usize]) -> bool {
+    /// Makes the lines at these positions run once more, whatever became of them. False if none of them is over.
+    pub fn rerun(&mut self, positions: &[usize]) -> bool {
         let was_cancelled = self.cancel && self.outcome.is_some();
         let mut shares = self.all_shares();
-        let is_over = |place: &usize| self.command_state(*place).is_some();
-        let places: Vec<usize> = places.iter().copied().filter(is_over).collect();
-        if places.is_empty() {
+        let is_over = |position: &usize| self.command_state(*position).is_some();
+        let positions: Vec<usize> = positions.iter().copied().filter(is_over).collect();
+        if positions.is_empty() {
             return false;
         }
         self.reopen();
         self.cancel &= !was_cancelled;
-        let runs = |place: &usize| self.results[*place].as_ref().map_or(0, |over| over.attempt.unwrap_or(1));
-        let earlier = places.iter().map(runs).max().unwrap_or(0);
-        for place in &places {
-            self.put_result(*place, None);
+        let runs =
+            |position: &usize| self.results[*position].as_ref().map_or(0, |over| over.attempt.unwrap_or(1));
+        let earlier = positions.iter().map(runs).max().unwrap_or(0);
+        for position in &positions {
+            self.put_result(*position, None);
         }
         trim(&mut self.results);
         for share in &mut shares {
-            let stays = |place: &usize| !places.contains(place);
+            let stays = |position: &usize| !positions.contains(position);
             share.lines = Lines::of(share.lines.below(self.line_count()).filter(stays));
         }
         self.attempt = self.attempt.saturating_add(1);
-        shares.push(Share { attempt: self.attempt, lines: Lines::of(places), earlier, ..Share::default() });
+        shares.push(Share {
+            attempt: self.attempt,
+            lines: Lines::of(positions),
+            earlier,
+            ..Share::default()
+        });
         self.close(shares);
         true
     }
 
-    fn put_result(&mut self, place: usize, result: Option<CommandResult>) {
-        if self.results.len() <= place {
-            self.results.resize(place + 1, None);
+    fn put_result(&mut self, position: usize, result: Option<CommandResult>) {
+        if self.results.len() <= position {
+            self.results.resize(position + 1, None);
         }
-        self.results[place] = result;
+        self.results[position] = result;
     }
 
     /// These shares are left: those without open lines go, and with the last of them the chunk ends.
     fn close(&mut self, mut shares: Vec<Share>) {
         shares.retain(|share| !self.open_lines(share).is_empty());
         self.shares = shares;
-        let wanted = self.cancel_lines.below(self.line_count()).filter(|place| self.is_open(*place));
+        let wanted = self.cancel_lines.below(self.line_count()).filter(|position| self.is_open(*position));
         self.cancel_lines = Lines::of(wanted.collect::<Vec<_>>());
         if self.shares.is_empty() {
             let results = std::mem::take(&mut self.results);

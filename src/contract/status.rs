@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Extra, Labels, MAX_DATA_BYTES, Malformed, VERSION, version};
 
-/// Most workers that are listed one by one; of the others only the number is told.
+/// Most workers that are listed one by one; of the others only the number is given.
 pub const MAX_WORKERS_LISTED: usize = 500;
 
 /// Who leads.
@@ -68,12 +68,12 @@ pub struct Counts {
     pub aside: u64,
 }
 
-/// What stands beyond the number of tasks, and how much may: what a submitter has to know before it adds to it.
+/// The load besides the number of tasks, and the limits: a submitter checks them before it adds tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admission {
-    /// Bytes of data of all tasks that stand, with an outcome or without.
+    /// Bytes of data of all existing tasks, with an outcome or without.
     pub bytes: u64,
-    /// The most tasks that may stand without an outcome.
+    /// The most tasks that may exist without an outcome.
     pub max_pending: u64,
     /// The most bytes of data that all tasks may have.
     pub max_pending_bytes: u64,
@@ -98,7 +98,7 @@ pub struct Status {
     /// What is admitted; leaders of before there were limits don't say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admission: Option<Admission>,
-    /// Set while the leader is still reading what stands in the ensemble.
+    /// Set while the leader is still reading the tasks in the ensemble.
     #[serde(default)]
     pub loading: bool,
     #[serde(flatten)]
@@ -116,7 +116,7 @@ impl Status {
         Status { v: VERSION, leader, workers, slots, worker_list, tasks, admission: None, loading, extra }
     }
 
-    /// Tasks without an outcome, whoever has them; those that are set aside are for a person to look after.
+    /// Tasks without an outcome, whoever has them. Tasks that are set aside don't count: a person has to see to them.
     pub fn pending(&self) -> u64 {
         self.tasks.pending.saturating_add(self.tasks.running).saturating_add(self.tasks.assigned)
     }

@@ -178,7 +178,7 @@ pub struct Task {
     /// A program and its arguments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,
-    /// The lines of a chunk, each for `/bin/sh -c`. Blank ones keep the places of the others, and are not run.
+    /// The lines of a chunk, each for `/bin/sh -c`. Blank ones keep the positions of the others, and are not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commands: Option<Vec<String>>,
     /// The number of the first of them in its batch, from 0.
@@ -209,7 +209,7 @@ pub struct Task {
     #[serde(default, skip_serializing_if = "is_default")]
     pub charged: u32,
     /// Attempts in which its worker died, which count too. Only who is convicted for them has them among `charged`.
-    /// (Of a chunk, its shares tell.)
+    /// (Of a chunk, its shares say so.)
     #[serde(default, skip_serializing_if = "is_default")]
     pub deaths: u32,
     /// Not to be started until so long after this was written, that is, after the znode's mtime. Being relative,
@@ -367,7 +367,7 @@ impl Task {
         }
     }
 
-    /// Ends the task. What is over of a chunk stands in its outcome from now on.
+    /// Ends the task. The results of a chunk are in its outcome from now on.
     pub fn end(&mut self, mut outcome: Outcome) {
         (self.shares, self.cancel_lines) = (Vec::new(), Lines::default());
         let results = std::mem::take(&mut self.results);

@@ -1,4 +1,4 @@
-//! What workers and the leader tell each other: registrations and assignments.
+//! What workers and the leader write for each other: registrations and assignments.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -117,7 +117,7 @@ impl Registration {
     }
 }
 
-/// What an entry names: a task at an attempt, or a share of a chunk, whose number stands in the place of the attempt.
+/// What an entry names: a task at an attempt, or a share of a chunk, with its number in place of the attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EntryId {
     /// The task.
@@ -159,7 +159,7 @@ pub struct Entry {
     /// Another worker could run it now: it is to be released, unless it was started.
     #[serde(default, skip_serializing_if = "is_default")]
     pub recalled: bool,
-    /// Of a share: in this version of the chunk stands something that the worker should know. Who knows only an earlier
+    /// Of a share: this version of the chunk has something that the worker should know. A worker that knows an earlier
     /// one reads it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub look: Option<i32>,

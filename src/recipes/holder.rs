@@ -91,16 +91,16 @@ impl Holder {
     }
 
     /// Whether the line is one of its own, and has no result yet.
-    pub fn has(&self, place: usize) -> bool {
-        let is_ours = self.share.as_ref().is_some_and(|share| share.lines.has(place));
-        is_ours && self.known().is_some_and(|task| task.is_open(place))
+    pub fn has(&self, position: usize) -> bool {
+        let is_ours = self.share.as_ref().is_some_and(|share| share.lines.has(position));
+        is_ours && self.known().is_some_and(|task| task.is_open(position))
     }
 
     /// Its lines that were not started, in the window or not.
     pub fn unstarted(&self) -> impl Iterator<Item = usize> + '_ {
         let both = self.known().zip(self.share.as_ref());
         let open = both.into_iter().flat_map(|(task, share)| task.open_lines(share));
-        open.filter(|place| !self.started.contains(place))
+        open.filter(|position| !self.started.contains(position))
     }
 
     /// The next line to start, if one may be; it counts as started.
@@ -111,27 +111,27 @@ impl Holder {
     }
 
     /// A line that was not started is over, without having run.
-    pub fn skip(&mut self, place: usize, result: CommandResult) {
-        self.bound.remove(&place);
-        self.started.insert(place);
-        self.over.insert(place, result);
+    pub fn skip(&mut self, position: usize, result: CommandResult) {
+        self.bound.remove(&position);
+        self.started.insert(position);
+        self.over.insert(position, result);
     }
 
     /// A line that was started is over, and its process group dead.
-    pub fn ended(&mut self, place: usize, result: CommandResult) {
-        if self.started.contains(&place) {
-            self.over.insert(place, result);
+    pub fn ended(&mut self, position: usize, result: CommandResult) {
+        if self.started.contains(&position) {
+            self.over.insert(position, result);
         }
     }
 
     /// A line that was started ended, its process group is dead, and it has no result.
-    pub fn stopped(&mut self, place: usize) {
-        self.stopped.insert(place);
+    pub fn stopped(&mut self, position: usize) {
+        self.stopped.insert(position);
     }
 
     /// Lines that were started and are not over.
     pub fn running(&self) -> impl Iterator<Item = usize> + '_ {
-        let runs = |place: &usize| !self.over.contains_key(place) && !self.stopped.contains(place);
+        let runs = |position: &usize| !self.over.contains_key(position) && !self.stopped.contains(position);
         self.started.iter().copied().filter(runs)
     }
 
@@ -168,17 +168,17 @@ impl Holder {
         }
         let (version, task) = self.known.as_ref()?;
         let (version, mut next) = (*version, task.clone());
-        let is_over = |place: &usize| self.over.contains_key(place);
+        let is_over = |position: &usize| self.over.contains_key(position);
         let open: Vec<usize> =
-            task.open_lines(self.share.as_ref()?).into_iter().filter(|place| !is_over(place)).collect();
-        let last = open.iter().rposition(|place| self.started.contains(place));
+            task.open_lines(self.share.as_ref()?).into_iter().filter(|position| !is_over(position)).collect();
+        let last = open.iter().rposition(|position| self.started.contains(position));
         let ahead = u32::try_from(last.map_or(1, |last| last + 1)).unwrap_or(u32::MAX).max(ahead);
         next.flush(self.number, &self.over, ahead);
         if next == *task {
             return None;
         }
         let window: BTreeSet<usize> = open.iter().copied().take(ahead as usize).collect();
-        self.bound.retain(|place| window.contains(place));
+        self.bound.retain(|position| window.contains(position));
         self.write = Write::Sent;
         Some((version, next))
     }
@@ -211,7 +211,7 @@ impl Holder {
         if seen == Seen::Held {
             self.write = Write::None;
             if let Some(before) = before {
-                self.bound.retain(|place| before.contains(place));
+                self.bound.retain(|position| before.contains(position));
             }
         }
         seen
@@ -219,12 +219,12 @@ impl Holder {
 
     fn adopt(&mut self, version: i32, task: Task) -> Seen {
         let Some(share) = task.share(self.number) else { return Seen::Removed };
-        let is_ours = |place: &usize| share.lines.has(*place) && task.is_open(*place);
-        self.started.retain(|place| is_ours(place));
-        self.over.retain(|place, _| is_ours(place));
-        self.stopped.retain(|place| is_ours(place));
+        let is_ours = |position: &usize| share.lines.has(*position) && task.is_open(*position);
+        self.started.retain(|position| is_ours(position));
+        self.over.retain(|position, _| is_ours(position));
+        self.stopped.retain(|position| is_ours(position));
         let window = task.window(&share).into_iter();
-        self.bound = window.filter(|place| !self.started.contains(place)).collect();
+        self.bound = window.filter(|position| !self.started.contains(position)).collect();
         self.known = Some((version, task));
         self.share = Some(share);
         Seen::Held

@@ -98,9 +98,9 @@ impl Needs {
 /// Priorities beyond this, either way, count as this; so the number of lanes is bounded.
 pub const MAX_PRIORITY: i32 = 1_000;
 
-/// Where a queued task stands.
+/// What decides when a queued task has its turn, and who can get it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct QueueKey {
     /// Higher goes first.
     pub priority: i32,
     /// What it needs.
@@ -155,7 +155,7 @@ impl Lane {
 #[derive(Debug, Default)]
 pub struct Queue {
     lanes: BTreeMap<Reverse<i32>, Lane>,
-    places: BTreeMap<EntryId, Place>,
+    keys: BTreeMap<EntryId, QueueKey>,
     /// How many tasks have each need.
     needs: BTreeMap<Need, usize>,
     /// Those of the needs that nobody could meet when they were last asked for.
@@ -163,50 +163,50 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Puts a task in, or moves it to another place.
-    pub fn insert(&mut self, task: &EntryId, mut place: Place) {
-        place.priority = place.priority.clamp(-MAX_PRIORITY, MAX_PRIORITY);
-        if self.places.get(task) == Some(&place) {
+    /// Puts a task in, or moves it to where this key belongs.
+    pub fn insert(&mut self, task: &EntryId, mut key: QueueKey) {
+        key.priority = key.priority.clamp(-MAX_PRIORITY, MAX_PRIORITY);
+        if self.keys.get(task) == Some(&key) {
             return;
         }
         self.remove(task);
-        let blocked = self.blocked.contains(&place.need);
-        let lane = self.lanes.entry(Reverse(place.priority)).or_default();
-        let jobs = lane.side(blocked).entry(place.need).or_default();
+        let blocked = self.blocked.contains(&key.need);
+        let lane = self.lanes.entry(Reverse(key.priority)).or_default();
+        let jobs = lane.side(blocked).entry(key.need).or_default();
         let job = job_of(task.task.dir());
         if !jobs.contains_key(job) {
             jobs.insert(job.to_string(), Line::new());
         }
         if let Some(line) = jobs.get_mut(job) {
-            line.insert((place.czxid, task.clone()));
+            line.insert((key.czxid, task.clone()));
         }
-        *self.needs.entry(place.need).or_insert(0) += 1;
-        self.places.insert(task.clone(), place);
+        *self.needs.entry(key.need).or_insert(0) += 1;
+        self.keys.insert(task.clone(), key);
     }
 
     /// Takes a task out; false if it is not queued.
     pub fn remove(&mut self, task: &EntryId) -> bool {
-        let Some(place) = self.places.remove(task) else { return false };
-        let blocked = self.blocked.contains(&place.need);
-        if let Some(lane) = self.lanes.get_mut(&Reverse(place.priority))
-            && let Some(jobs) = lane.side(blocked).get_mut(&place.need)
+        let Some(key) = self.keys.remove(task) else { return false };
+        let blocked = self.blocked.contains(&key.need);
+        if let Some(lane) = self.lanes.get_mut(&Reverse(key.priority))
+            && let Some(jobs) = lane.side(blocked).get_mut(&key.need)
         {
             let job = job_of(task.task.dir());
             if let Some(line) = jobs.get_mut(job) {
-                line.remove(&(place.czxid, task.clone()));
+                line.remove(&(key.czxid, task.clone()));
                 if line.is_empty() {
                     jobs.remove(job);
                 }
             }
             if jobs.is_empty() {
-                lane.side(blocked).remove(&place.need);
+                lane.side(blocked).remove(&key.need);
             }
         }
-        if let Some(tasks) = self.needs.get_mut(&place.need) {
+        if let Some(tasks) = self.needs.get_mut(&key.need) {
             *tasks -= 1;
             if *tasks == 0 {
-                self.needs.remove(&place.need);
-                self.blocked.remove(&place.need);
+                self.needs.remove(&key.need);
+                self.blocked.remove(&key.need);
             }
         }
         true
@@ -214,7 +214,7 @@ impl Queue {
 
     /// Takes out whatever is queued of a task.
     pub fn remove_all(&mut self, task: &TaskId) {
-        let all: Vec<EntryId> = self.places.range(EntryId::all_of(task)).map(|(id, _)| id.clone()).collect();
+        let all: Vec<EntryId> = self.keys.range(EntryId::all_of(task)).map(|(id, _)| id.clone()).collect();
         for id in all {
             self.remove(&id);
         }
@@ -235,7 +235,7 @@ impl Queue {
     /// How many tasks are queued.
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        self.places.len()
+        self.keys.len()
     }
 
     /// What is to run alone, and nobody could take when it was last asked for.
@@ -245,12 +245,12 @@ impl Queue {
 
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.keys.is_empty()
     }
 
     /// Some queued task, for checks.
     pub fn sample(&self) -> Option<&EntryId> {
-        self.places.keys().next()
+        self.keys.keys().next()
     }
 
     /// Takes out the task that is next among those whose need `can` be met. What cannot be met is not asked for again
@@ -283,8 +283,8 @@ mod tests {
         EntryId::new(&TaskId::new(job, name), 1)
     }
 
-    fn place(needs: &mut Needs, priority: i32, czxid: i64) -> Place {
-        Place { priority, need: needs.number(None, false, false).expect("room"), czxid }
+    fn key(needs: &mut Needs, priority: i32, czxid: i64) -> QueueKey {
+        QueueKey { priority, need: needs.number(None, false, false).expect("room"), czxid }
     }
 
     fn drain(queue: &mut Queue) -> Vec<String> {
@@ -295,10 +295,10 @@ mod tests {
     fn priority_then_jobs_in_turn_then_order_of_creation() {
         let (mut queue, mut needs) = (Queue::default(), Needs::default());
         for (n, job) in ["a~0000", "a~0001", "a~0000", "b", "c", "c"].iter().enumerate() {
-            queue.insert(&id(job, &format!("t{n}")), place(&mut needs, 0, 100 - n as i64));
+            queue.insert(&id(job, &format!("t{n}")), key(&mut needs, 0, 100 - n as i64));
         }
-        queue.insert(&id("z", "urgent"), place(&mut needs, 5, 999));
-        queue.insert(&id("z", "late"), place(&mut needs, -5, 1));
+        queue.insert(&id("z", "urgent"), key(&mut needs, 5, 999));
+        queue.insert(&id("z", "late"), key(&mut needs, -5, 1));
         let order = drain(&mut queue);
         assert_eq!(
             order,
@@ -312,8 +312,8 @@ mod tests {
         let (mut queue, mut needs) = (Queue::default(), Needs::default());
         let gpu: Labels = [("gpu".to_string(), "yes".to_string())].into();
         let picky = needs.number(Some(&gpu), false, false).expect("room");
-        queue.insert(&id("a", "picky"), Place { priority: 9, need: picky, czxid: 1 });
-        queue.insert(&id("a", "plain"), place(&mut needs, 0, 2));
+        queue.insert(&id("a", "picky"), QueueKey { priority: 9, need: picky, czxid: 1 });
+        queue.insert(&id("a", "plain"), key(&mut needs, 0, 2));
         let plain_worker = Labels::new();
         let popped = queue.pop(|need| needs.fits(need, &plain_worker)).map(|(id, _)| id.task.to_string());
         assert_eq!(popped.as_deref(), Some("a/plain"));
@@ -326,8 +326,8 @@ mod tests {
     fn inserting_again_moves() {
         let (mut queue, mut needs) = (Queue::default(), Needs::default());
         let task = id("a", "t");
-        queue.insert(&task, place(&mut needs, 0, 1));
-        queue.insert(&task, place(&mut needs, 7, 1));
+        queue.insert(&task, key(&mut needs, 0, 1));
+        queue.insert(&task, key(&mut needs, 7, 1));
         assert_eq!((queue.len(), drain(&mut queue).len(), queue.remove(&task)), (1, 1, false));
     }
 
@@ -340,8 +340,8 @@ mod tests {
             let need = needs.number(Some(&set(n)), false, false).expect("room");
             needs.hold(need);
             for job in 0..1_000 {
-                let place = Place { priority: job % 3, need, czxid: 1 };
-                queue.insert(&id(&format!("j{job}"), &format!("t{n}")), place);
+                let key = QueueKey { priority: job % 3, need, czxid: 1 };
+                queue.insert(&id(&format!("j{job}"), &format!("t{n}")), key);
             }
         }
         let mut asked = 0;
@@ -356,7 +356,11 @@ mod tests {
         assert_eq!(pop(&mut queue, &|_| false), (0, None), "nothing has changed");
         queue.insert(
             &id("new", "t"),
-            Place { priority: 9, need: needs.number(Some(&set(7)), false, false).expect("room"), czxid: 9 },
+            QueueKey {
+                priority: 9,
+                need: needs.number(Some(&set(7)), false, false).expect("room"),
+                czxid: 9,
+            },
         );
         assert_eq!(pop(&mut queue, &|_| false), (0, None), "nobody can take it either");
         queue.unblock(|need| needs.fits(need, &set(7)));

@@ -1,5 +1,5 @@
 //! Reports as programs read them: one JSON object a line on standard output. Field names are for keeps; a field
-//! that says nothing is left out or null, as told at each object.
+//! without a value is left out or null, as each object says.
 //!
 //! A task that nobody waits for: `id`, `state` (`"pending"`).
 //!
@@ -9,7 +9,7 @@
 //! `stdout` and `stderr`, each a string, or `{"base64"}`, or, where the middle was not kept,
 //! `{"head","omitted","tail"}` with the former two forms for head and tail.
 //!
-//! The `id` of a line of a batch is `BATCH/LINE`, in whatever task it stands. Of a chunk that is in no batch the `id`
+//! The `id` of a line of a batch is `BATCH/LINE`, whatever task holds it. Of a chunk that is in no batch the `id`
 //! is the same in all its lines.
 
 use std::io::{self, Write};
@@ -168,8 +168,8 @@ fn shown(shown: &Shown) -> Value {
         "outcome": ended,
     });
     if let Some(line) = &shown.line {
-        let command = task.commands.as_ref().and_then(|commands| commands.get(line.place));
-        let ended = task.command_outcome(line.place).map(|ended| {
+        let command = task.commands.as_ref().and_then(|commands| commands.get(line.position));
+        let ended = task.command_outcome(line.position).map(|ended| {
             let mut object = Map::new();
             outcome(&ended, &mut object);
             object
@@ -177,7 +177,7 @@ fn shown(shown: &Shown) -> Value {
         value["id"] = json!(line.name.to_string());
         value["line"] = json!(line.name.line.saturating_add(1));
         value["command"] = json!(command);
-        value["cancel"] = json!(task.is_cancelled(line.place));
+        value["cancel"] = json!(task.is_cancelled(line.position));
         value["outcome"] = json!(ended);
         if let Some(object) = value.as_object_mut() {
             // They are the whole's.
@@ -204,7 +204,7 @@ fn results(shown: &Shown) -> Value {
             }
         }
     };
-    shown.task.places().map(result).collect()
+    shown.task.positions().map(result).collect()
 }
 
 /// `id`, `verb` (`"cancel"` or `"retry"`), `ok`, `message`.

@@ -318,9 +318,12 @@ fn a_line_of_a_batch_is_shown_under_its_own_name() {
     let stays = ClientReport::Ended(vec![ended(6)]).what_stays().expect("words");
     assert!(stays.contains("zkmw wait J~b/7;") && stays.contains("zkmw wait J~b comes"), "{stays}");
 
-    let show = |place: usize, status| {
-        let line =
-            Some(ShownLine { name: LineName { batch: "J~b".into(), line: 4 + place as u64 }, place, status });
+    let show = |position: usize, status| {
+        let line = Some(ShownLine {
+            name: LineName { batch: "J~b".into(), line: 4 + position as u64 },
+            position,
+            status,
+        });
         let (stat, options) = (Stat::default(), Options::default());
         vec![ClientReport::Shown(Box::new(Shown {
             id: id(),

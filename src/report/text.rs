@@ -48,7 +48,7 @@ fn ended(task: &Ended, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<(
     if omitted == 0 && !needs_words && task.outcome.stderr.is_empty() {
         return Ok(());
     }
-    // Both may be one terminal: what comes first shall stand first. Else it is flushed with what follows.
+    // Both may be one terminal, so the order has to be kept. Else it is flushed with what follows.
     out.flush()?;
     let Captured { head, omitted, tail } = task.outcome.stderr.captured();
     err.write_all(&head)?;
@@ -60,7 +60,7 @@ fn ended(task: &Ended, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<(
     err.flush()
 }
 
-/// What is missing in between is told on standard error, never among the results.
+/// A note of missing bytes goes to standard error, never among the results.
 fn omission(task: &Ended, omitted: u64, name: &str, err: &mut dyn Write) -> io::Result<()> {
     if omitted == 0 {
         return Ok(());
@@ -209,7 +209,7 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     payload(shown, out)?;
     let worker = shown.worker.as_ref().map(|worker| format!(" on {worker}")).unwrap_or_default();
     field(out, SHOW, "state", format!("{}{worker}", shown.status().as_str()))?;
-    let is_wished = shown.line.as_ref().map_or(task.cancel, |line| task.is_cancelled(line.place));
+    let is_wished = shown.line.as_ref().map_or(task.cancel, |line| task.is_cancelled(line.position));
     if is_wished && shown.status() == TaskStatus::Pending {
         field(out, SHOW, "", "it is to be cancelled")?;
     }
@@ -232,7 +232,7 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
         field(out, SHOW, "not before", time(shown.stat.mtime_ms.saturating_add_unsigned(delay)))?;
     }
     if let Some(line) = &shown.line {
-        return task.command_outcome(line.place).map_or(Ok(()), |line| outcome(&line, out));
+        return task.command_outcome(line.position).map_or(Ok(()), |line| outcome(&line, out));
     }
     for remark in &task.history {
         let worker = remark.worker.as_ref().map_or("nobody", |worker| worker.as_str());
@@ -253,13 +253,13 @@ fn payload(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     let task = &shown.task;
     match (task.payload(), &shown.line) {
         (Payload::Chunk { commands, .. }, Some(line)) => {
-            field(out, SHOW, "command", clean(commands.get(line.place).map_or("", String::as_str)))
+            field(out, SHOW, "command", clean(commands.get(line.position).map_or("", String::as_str)))
         }
         (Payload::Shell(line), _) => field(out, SHOW, "command", clean(&line)),
         (Payload::Program(argv), _) => field(out, SHOW, "program", format!("{argv:?}")),
         (Payload::Chunk { first_line, .. }, None) => {
             let (commands, last) =
-                (task.places().count(), task.places().last().map_or(first_line, |place| place.1));
+                (task.positions().count(), task.positions().last().map_or(first_line, |position| position.1));
             let (first, last) = (first_line.saturating_add(1), last.saturating_add(1));
             field(out, SHOW, "commands", format!("{commands}, of lines {first} to {last}"))
         }
@@ -287,7 +287,7 @@ const COMMANDS: [Column; 4] = [Column::Left(4), Column::Left(7), Column::Left(9)
 
 /// The commands of a chunk, each with its outcome.
 fn commands(task: &Task, out: &mut dyn Write) -> io::Result<()> {
-    for (at, number) in task.places() {
+    for (at, number) in task.positions() {
         let number = number.saturating_add(1).to_string();
         let command = task.commands.as_ref().and_then(|commands| commands.get(at));
         let start = start_of(command.map_or("", String::as_str));

@@ -111,7 +111,7 @@ pub fn commands_ended(id: &TaskId, task: &Task) -> Vec<Ended> {
         let outcome = task.command_outcome(at)?;
         Some(Ended { id: id.clone(), line: Some(line), outcome, alone: false })
     };
-    task.places().filter_map(command).collect()
+    task.positions().filter_map(command).collect()
 }
 
 /// The outcome of a task, or of a command of a chunk, that was waited for.
@@ -244,8 +244,8 @@ pub struct Shown {
 pub struct ShownLine {
     /// Its name.
     pub name: LineName,
-    /// Its place in its task.
-    pub place: usize,
+    /// Its position in its task.
+    pub position: usize,
     /// Its state.
     pub status: TaskStatus,
 }

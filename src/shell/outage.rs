@@ -1,4 +1,5 @@
-//! What a client says while it has no connection: pure, told the time and the reason. Services log each failure.
+//! What a client says while it has no connection. It is pure: it gets the time and the reason as arguments. Services
+//! log each failure.
 
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ impl Outage {
         Outage { say_at: now + QUIET, pause: QUIET, said: None }
     }
 
-    /// Whether the reason is to be told now: it is news, and nothing was told a moment ago.
-    pub fn is_to_tell(&mut self, now: Instant, why: &str) -> bool {
+    /// Whether to say the reason now: it is news, and nothing was said a moment ago.
+    pub fn is_due(&mut self, now: Instant, why: &str) -> bool {
         if now < self.say_at || self.said.as_deref() == Some(why) {
             return false;
         }
@@ -30,13 +31,13 @@ impl Outage {
         true
     }
 
-    /// When this reason is to be told, if it is.
+    /// When to say this reason, if at all.
     pub fn next_wake(&self, why: &str) -> Option<Instant> {
         (self.said.as_deref() != Some(why)).then_some(self.say_at)
     }
 
     /// Whether the user knows of it.
-    pub fn was_told(&self) -> bool {
+    pub fn was_said(&self) -> bool {
         self.said.is_some()
     }
 }
@@ -50,13 +51,13 @@ mod tests {
         let start = Instant::from_nanos(1);
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let mut outage = Outage::new(start);
-        assert!(!outage.is_to_tell(at(2), "a") && !outage.was_told());
+        assert!(!outage.is_due(at(2), "a") && !outage.was_said());
         assert_eq!(outage.next_wake("a"), Some(at(3)));
-        assert!(outage.is_to_tell(at(3), "a") && outage.was_told());
-        assert!(!outage.is_to_tell(at(100), "a") && outage.next_wake("a").is_none());
-        assert!(outage.is_to_tell(at(100), "b"));
+        assert!(outage.is_due(at(3), "a") && outage.was_said());
+        assert!(!outage.is_due(at(100), "a") && outage.next_wake("a").is_none());
+        assert!(outage.is_due(at(100), "b"));
         // Reasons that take turns are no flood.
-        let told = (0..3_600).filter(|n| outage.is_to_tell(at(101 + n), ["a", "b"][usize::from(n % 2 == 0)]));
-        assert!((60..=70).contains(&told.count()));
+        let said = (0..3_600).filter(|n| outage.is_due(at(101 + n), ["a", "b"][usize::from(n % 2 == 0)]));
+        assert!((60..=70).contains(&said.count()));
     }
 }

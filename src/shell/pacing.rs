@@ -12,7 +12,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, Default)]
 pub(super) struct Pacing {
     not_before: Option<Instant>,
-    told: bool,
+    reported: bool,
 }
 
 impl Pacing {
@@ -21,12 +21,12 @@ impl Pacing {
         self.not_before.map_or(wish, |at| wish.max(at))
     }
 
-    /// The role was woken at this time, and wishes for that now. Whether to tell that it left undone what was due:
-    /// once.
+    /// The role was woken at this time, and wants to be woken at that time next. Whether to report that it left undone
+    /// what was due: once.
     pub fn woken(&mut self, at: Instant, wish: Option<Instant>) -> bool {
         let undone = wish.is_some_and(|wish| wish <= at);
         self.not_before = undone.then(|| at + PAUSE);
-        undone && !std::mem::replace(&mut self.told, true)
+        undone && !std::mem::replace(&mut self.reported, true)
     }
 }
 

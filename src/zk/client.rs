@@ -79,7 +79,7 @@ impl Life {
     fn hear(&self, state: ZkState) {
         match state {
             ZkState::Connected if !self.doomed.load(Ordering::SeqCst) => {}
-            // The answer to our own closing: the thread ends by itself, after it has told the caller.
+            // The answer to our own close request: the thread answers the caller, then it ends by itself.
             ZkState::Closed => self.end(End::Lost("the session is closed".to_owned())),
             other => {
                 self.end(End::Lost(format!("the connection broke ({other:?})")));
@@ -147,7 +147,7 @@ pub struct Client {
     report: Report,
     /// Answers and events that the crate has come up with.
     handed_over: Arc<AtomicU64>,
-    /// Paths with a standing watch.
+    /// Paths with a persistent watch.
     watched: Mutex<HashSet<String>>,
 }
 
@@ -192,13 +192,13 @@ impl Client {
         self.zookeeper.as_ref().expect("it is taken out only by drop")
     }
 
-    /// Whether a standing watch covers the path itself. Asking for a one-shot watch on top would make a server
-    /// before 3.9 forget the standing one (ZOOKEEPER-4466), and the standing one tells all that it would tell.
+    /// Whether a persistent watch covers the path itself. A one-shot watch on top would make a server before 3.9 forget
+    /// the persistent one (ZOOKEEPER-4466), and the persistent one reports the same changes.
     pub fn is_watched(&self, path: &str) -> bool {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).contains(path)
     }
 
-    /// Sets a standing watch.
+    /// Sets a persistent watch.
     pub fn watch(&self, path: &str, mode: WatchMode) -> Result<(), ZkError> {
         let mode = match mode {
             WatchMode::Node => AddWatchMode::Persistent,

@@ -154,7 +154,7 @@ impl Killer {
 
     /// Ends the connection. It never blocks, and it may be done again.
     ///
-    /// Shutting the socket down tells the server, and wakes the I/O thread of a connected client. While a client
+    /// A shutdown of the socket ends the connection at the server, and wakes the I/O thread of a connected client. While a client
     /// is still connecting, however, the crate answers a lost socket with a new one, over and over, and without
     /// a word to its listener. A hang-up reported under the socket's token reaches the listener in every state.
     pub fn kill(&self) {

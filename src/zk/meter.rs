@@ -4,7 +4,7 @@
 //! other, so while that happens nothing else comes out of the crate. The kernel counts what a socket has received: if
 //! that grows by more than a reply may have, and the crate has handed nothing over meanwhile, the connection is killed.
 //!
-//! A thread for each connection, which sleeps while the server is silent, and never looks more often than
+//! A thread for each connection, which sleeps while the server is silent, and never checks more often than
 //! [`LOOK_EVERY`].
 
 use std::mem::{MaybeUninit, offset_of, size_of};
@@ -20,7 +20,7 @@ use super::client::Client;
 use crate::threads;
 
 /// The most that one reply may have. The longest that zkmw has use for is a list of 5,000 names, or a znode's data,
-/// and both have a megabyte at most, unless others were told to make more.
+/// and both have a megabyte at most, unless somebody has raised the limit.
 const REPLY_MAX: u64 = 64 * 1024 * 1024;
 /// While data comes, the socket is looked at no more often. A server on the same machine sends some 30 MiB in this
 /// time.

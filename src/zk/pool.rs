@@ -1,4 +1,4 @@
-//! The calls: which are outstanding, on which connection, and what is told about them, in which order.
+//! The calls: which are outstanding, on which connection, and in which order their events are reported.
 //!
 //! One lock guards the table of calls and the queue of events together, so the three promises at the top of
 //! `machine.rs` hold by construction: whoever takes a call out of the table puts its reply into the queue of
@@ -155,7 +155,7 @@ impl Pool {
         }
         if state.threads == 0 {
             // Not even one thread is to be had: those that there were have not come back from a connection that was
-            // killed. Who is told that a call was not sent waits for the loss.
+            // killed. A caller that learns that its call was not sent expects the loss next.
             if let Some(up) = &state.up {
                 up.life.end(End::Lost("no thread for calls is to be had".to_owned()));
             }
@@ -246,7 +246,7 @@ impl Pool {
     ) -> bool {
         let mut state = self.lock();
         let Some(outstanding) = state.outstanding.get_mut(&number) else {
-            // The connection ended meanwhile, and this thread's place was given away.
+            // The connection ended meanwhile, and another thread counts in place of this one.
             state.astray -= 1;
             let wanted = state.threads < self.threads_max;
             state.threads += usize::from(wanted);
@@ -298,7 +298,7 @@ impl Pool {
     }
 
     fn reply(&self, state: &mut State, id: CallId, result: CallResult) {
-        self.tell(state, SessionEvent::Reply { id, result });
+        self.report(state, SessionEvent::Reply { id, result });
     }
 
     /// A new connection is up; `false` if there shall be none any more.
@@ -311,7 +311,7 @@ impl Pool {
         self.requests.store(0, Ordering::Relaxed);
         state.up = Some(Arc::clone(connection));
         let (generation, timeout) = (connection.life.generation, connection.timeout);
-        self.tell(&mut state, SessionEvent::Up { generation, timeout, server: connection.server });
+        self.report(&mut state, SessionEvent::Up { generation, timeout, server: connection.server });
         true
     }
 
@@ -341,7 +341,7 @@ impl Pool {
             let verdict = outstanding.refused.and_then(|refused| refused.verdict());
             self.reply(&mut state, outstanding.id, Err(verdict.map_or(error, CallError::Refused)));
         }
-        self.tell(&mut state, SessionEvent::Down { generation, why });
+        self.report(&mut state, SessionEvent::Down { generation, why });
         longest
     }
 
@@ -370,7 +370,7 @@ impl Pool {
 
     /// Tells of a failed round.
     pub fn failed(&self, why: super::Failure) {
-        self.tell(&mut self.lock(), SessionEvent::Failed { why });
+        self.report(&mut self.lock(), SessionEvent::Failed { why });
     }
 
     /// Takes in a watch event of a connection; of an earlier one it is dropped.
@@ -386,7 +386,7 @@ impl Pool {
             connection.life.end(End::Lost("too many watch events wait to be handled".to_owned()));
             return;
         }
-        self.tell(&mut state, SessionEvent::Changed { generation, path, kind });
+        self.report(&mut state, SessionEvent::Changed { generation, path, kind });
     }
 
     /// Wants the session closed by then; whether one is up.
@@ -408,8 +408,8 @@ impl Pool {
         self.delivery.notify_all();
     }
 
-    /// Puts an event into the consumer's channel, or behind those that wait for a place in it.
-    fn tell(&self, state: &mut State, event: SessionEvent) {
+    /// Puts an event into the consumer's channel, or behind those that wait for room in it.
+    fn report(&self, state: &mut State, event: SessionEvent) {
         let mut event = event;
         if !state.delivering && state.waiting.is_empty() {
             match self.events.try_send(event) {

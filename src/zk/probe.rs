@@ -1,4 +1,4 @@
-//! A connect request of our own, by hand: tells whether a server serves, and which session timeout it grants.
+//! A connect request of our own, by hand. It shows whether a server serves, and which session timeout it grants.
 //!
 //! The crate hides the negotiated timeout, and what it does with a server that cannot serve is worse than
 //! useless (it reconnects in a busy loop). So every server is asked here first. A server that answers has
@@ -46,8 +46,8 @@ struct NoSession {
 /// Asks one server for a session with this timeout; the error says in words why there is none.
 ///
 /// `suspect` is the length of a request over which a connection may have died, or zero. A server compares the length of
-/// every request with its limit (`jute.maxbuffer`) before it looks at what the request is, and takes a connect request
-/// with something behind it. So a connect request of that length tells whether the server would take the other one.
+/// every request with its limit (`jute.maxbuffer`) before it reads the request, and accepts a connect request with
+/// something behind it. So a connect request of that length shows whether the server would accept the other request.
 pub fn probe(
     server: SocketAddr,
     ask_for: Duration,

@@ -44,7 +44,7 @@ pub fn check(call: &Call) -> Result<(), Refusal> {
     }
     match call {
         Call::Create { data, .. } | Call::Set { data, .. } if data.len() > DATA_MAX => Err(Refusal::TooLarge),
-        // ZooKeeper takes -1 as "whatever version stands": not with us.
+        // ZooKeeper takes -1 as "any version". We never mean that.
         Call::Set { version, .. } | Call::Delete { version: Some(version), .. } if *version < 0 => {
             Err(Refusal::BadArguments)
         }

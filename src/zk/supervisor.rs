@@ -162,7 +162,7 @@ impl Supervisor {
         }
     }
 
-    /// Tells of a failure, unless it is the one that was told last.
+    /// Reports a failure, unless it is the one that was reported last.
     fn note(&mut self, failure: Failure) {
         if self.last_failure.as_ref() == Some(&failure) {
             return;
@@ -219,12 +219,12 @@ impl Supervisor {
     fn ask(&self, server: SocketAddr, answer: Sender<(SocketAddr, Result<Grant, String>)>) {
         log::debug!("asking the ZooKeeper server {server} for a session");
         let (timeout, suspect) = (self.settings.session_timeout, self.suspects.length());
-        let told = answer.clone();
+        let failed = answer.clone();
         let started = threads::spawn_small("zk-probe", move || {
             let _ = answer.try_send((server, probe(server, timeout, ANSWER_WITHIN, suspect)));
         });
         if let Err(error) = started {
-            let _ = told.try_send((server, Err(format!("no thread for asking it: {error}"))));
+            let _ = failed.try_send((server, Err(format!("no thread for asking it: {error}"))));
         }
     }
 
@@ -276,7 +276,7 @@ impl Supervisor {
         };
         match end {
             End::Worn => {
-                // The session is not closed: what it holds must stand until its successor has taken it over, as after
+                // The session is not closed: its ephemerals must exist until its successor has replaced them, as after
                 // any other loss. A worker's or an elector's lease says that it does, and what they run goes on.
                 self.pool.drain(RETIRE_WITHIN);
                 connection.kill();
@@ -388,7 +388,7 @@ impl Heartbeat {
     }
 
     /// A sixth of the timeout after the heartbeat was sent. While other answers still come, a busy server gets
-    /// as much again: a heartbeat stands in line behind all writes of its session.
+    /// as much again: a heartbeat waits behind all writes of its session.
     fn overdue(&self, sent: Instant, last_answer: Instant) -> Instant {
         (sent.max(last_answer) + self.timeout / 6).min(sent + self.timeout / 3)
     }

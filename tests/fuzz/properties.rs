@@ -227,7 +227,7 @@ proptest! {
             prop_assert!(!blank(at) || outcome.is_none());
             prop_assert!(outcome.as_ref().is_none_or(|outcome| outcome.results.is_empty()));
         }
-        let places: Vec<usize> = task.places().map(|(at, _)| at).collect();
+        let places: Vec<usize> = task.positions().map(|(at, _)| at).collect();
         prop_assert!(places.iter().all(|at| !blank(*at)));
         // Of what has ended every command has an outcome.
         let over = places.iter().filter(|at| told[**at].is_some()).count();

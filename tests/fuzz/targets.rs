@@ -157,7 +157,7 @@ fn use_task(mut task: Task) {
     if let Some(outcome) = &task.outcome {
         let _ = (outcome.stdout.captured(), outcome.stderr.captured());
     }
-    let places: Vec<_> = task.places().collect();
+    let places: Vec<_> = task.positions().collect();
     assert!(places.len() <= MAX_CHUNK_COMMANDS);
     let over = places.iter().filter(|(at, _)| task.command_outcome(*at).is_some()).count();
     assert!(task.width() as usize <= places.len().max(1) && (task.outcome.is_none() || over == places.len()));

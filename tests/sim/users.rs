@@ -160,7 +160,7 @@ impl World {
         }
         let id = self.dice.pick(&tasks).cloned()?;
         let task = tree.get(&format!("/z/tasks/{id}")).and_then(|znode| Task::decode(&znode.data).ok());
-        let lines: Vec<u64> = task.iter().flat_map(|task| task.places().map(|(_, line)| line)).collect();
+        let lines: Vec<u64> = task.iter().flat_map(|task| task.positions().map(|(_, line)| line)).collect();
         let line = self.dice.pick(&lines).and_then(|line| LineName::in_task(&id, *line));
         let named =
             line.filter(|_| self.dice.per_mille(600)).and_then(|name| TaskId::parse(&name.to_string()));

@@ -8,8 +8,8 @@ fn chunk(lines: usize) -> Task {
     Task::new(Payload::Chunk { first_line: 0, commands }, Options::default())
 }
 
-fn good(places: &[usize]) -> BTreeMap<usize, CommandResult> {
-    places.iter().map(|place| (*place, CommandResult::default())).collect()
+fn good(positions: &[usize]) -> BTreeMap<usize, CommandResult> {
+    positions.iter().map(|position| (*position, CommandResult::default())).collect()
 }
 
 /// Numbers, lines, windows and deaths.

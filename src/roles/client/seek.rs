@@ -54,8 +54,8 @@ impl Seek {
             (Ask::Task, None) => Ask::Part(format!("{}~0000", self.name.batch)),
             (Ask::Part(_), Some(Reply::Data { data, .. })) => {
                 let size = Job::decode(data).ok().and_then(|job| job.chunk).unwrap_or(1);
-                let (id, place) = self.name.task(size);
-                return Ok(Some(Found { id, named: true, line: Some((place, self.name.clone())) }));
+                let (id, position) = self.name.task(size);
+                return Ok(Some(Found { id, named: true, line: Some((position, self.name.clone())) }));
             }
             (Ask::Part(_), _) => Ask::Parts,
             (Ask::Parts, Some(Reply::Children(names))) => {

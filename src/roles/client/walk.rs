@@ -44,7 +44,7 @@ pub struct Found {
     pub id: TaskId,
     /// The user named the task itself, or a line of it, so it should be there.
     pub named: bool,
-    /// The place in it of the line that is meant, and the name by which the user knows it; else the whole is meant.
+    /// The position in it of the line that is meant, and the name by which the user knows it; else the whole is meant.
     pub line: Option<(usize, LineName)>,
 }
 

@@ -45,7 +45,7 @@ pub struct List {
     running: Running,
     /// The picture of what runs is made.
     pictured: bool,
-    /// Tasks from the first that was not reported yet, by their place in the list.
+    /// Tasks from the first that was not reported yet, by their position in the list.
     window: BTreeMap<u64, Slot>,
     next: u64,
     calls: Calls<u64>,
@@ -108,8 +108,8 @@ impl List {
         }
     }
 
-    fn read(&mut self, place: u64, id: &TaskId, out: &mut Actions<ClientReport>) {
-        self.calls.issue(out, Call::Get { path: self.layout.task(id), watch: false }, place);
+    fn read(&mut self, position: u64, id: &TaskId, out: &mut Actions<ClientReport>) {
+        self.calls.issue(out, Call::Get { path: self.layout.task(id), watch: false }, position);
     }
 
     /// Reports what is next in order, as far as it was read.
@@ -145,8 +145,8 @@ impl List {
             }
             return;
         }
-        let Routed::Mine((place, Some(answer))) = self.calls.route(id, result) else { return };
-        let Some(Slot::Reading(id)) = self.window.get(&place) else { return };
+        let Routed::Mine((position, Some(answer))) = self.calls.route(id, result) else { return };
+        let Some(Slot::Reading(id)) = self.window.get(&position) else { return };
         let id = id.clone();
         let rows = match answer {
             Ok(Reply::Data { data, .. }) => self.rows(&id, data),
@@ -159,7 +159,7 @@ impl List {
                 return self.fail(exit::BUG, format!("the read of {id} was answered with {reply:?}"), out);
             }
         };
-        self.window.insert(place, Slot::Read(rows));
+        self.window.insert(position, Slot::Read(rows));
     }
 
     /// A task, or the lines of a chunk.
@@ -177,10 +177,10 @@ impl List {
         if let Some(commands) = &task.commands {
             let lines = self.running.lines(id, &task).into_iter().filter(|line| is_listed(&line.status));
             let row = |line: running::Line| {
-                let outcome = task.command_outcome(line.place).map(|outcome| outcome.bare());
+                let outcome = task.command_outcome(line.position).map(|outcome| outcome.bare());
                 let worker = outcome.as_ref().and_then(|outcome| outcome.worker.clone()).or(line.holder);
                 let (attempt, status) = (outcome.as_ref().map(|outcome| outcome.attempt), line.status);
-                let command = commands.get(line.place).map_or(String::new(), |line| start_of(line));
+                let command = commands.get(line.position).map_or(String::new(), |line| start_of(line));
                 let name = line_name(id, line.line);
                 Row { name, task: Ok(RowTask { status, attempt, priority, worker, outcome, command }) }
             };
@@ -221,8 +221,8 @@ impl Role for List {
                     self.running.start(out);
                 }
                 let again: Vec<(u64, TaskId)> = self.window.iter().filter_map(reading).collect();
-                for (place, id) in again {
-                    self.read(place, &id, out);
+                for (position, id) in again {
+                    self.read(position, &id, out);
                 }
             }
             Event::Lost { .. } => {
@@ -252,9 +252,9 @@ impl Role for List {
     }
 }
 
-fn reading((place, slot): (&u64, &Slot)) -> Option<(u64, TaskId)> {
+fn reading((position, slot): (&u64, &Slot)) -> Option<(u64, TaskId)> {
     match slot {
-        Slot::Reading(id) => Some((*place, id.clone())),
+        Slot::Reading(id) => Some((*position, id.clone())),
         Slot::Read(_) => None,
     }
 }

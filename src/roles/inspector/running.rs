@@ -36,8 +36,8 @@ struct Held {
 /// A line of a chunk.
 #[derive(Debug)]
 pub struct Line {
-    /// Its place there.
-    pub place: usize,
+    /// Its position there.
+    pub position: usize,
     /// Its number in the batch, from 0.
     pub line: u64,
     /// Its state.
@@ -107,23 +107,23 @@ impl Running {
         for share in task.all_shares() {
             if let Some(worker) = self.holder(id, share.attempt, task) {
                 let window: BTreeSet<usize> = task.window(&share).into_iter().collect();
-                for place in task.open_lines(&share) {
-                    held.insert(place, (worker, window.contains(&place)));
+                for position in task.open_lines(&share) {
+                    held.insert(position, (worker, window.contains(&position)));
                 }
             }
         }
-        let line = |(place, line)| {
-            let holder = held.get(&place);
-            let status = match (task.command_state(place), holder) {
+        let line = |(position, line)| {
+            let holder = held.get(&position);
+            let status = match (task.command_state(position), holder) {
                 (Some(state), _) => TaskStatus::Ended(state),
                 (None, None) => TaskStatus::Pending,
-                (None, Some(_)) if task.is_cancelled(place) => TaskStatus::Cancelling,
+                (None, Some(_)) if task.is_cancelled(position) => TaskStatus::Cancelling,
                 (None, Some((_, true))) => TaskStatus::Running,
                 (None, Some((_, false))) => TaskStatus::Assigned,
             };
-            Line { place, line, status, holder: holder.map(|(worker, _)| (*worker).clone()) }
+            Line { position, line, status, holder: holder.map(|(worker, _)| (*worker).clone()) }
         };
-        task.places().map(line).collect()
+        task.positions().map(line).collect()
     }
 
     /// Takes in a reply.

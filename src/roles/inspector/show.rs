@@ -150,13 +150,13 @@ impl Show {
         let mut worker = self.running.worker_of(&id, &task).filter(|_| task.outcome.is_none()).cloned();
         let line = match line.filter(|_| task.commands.is_some()) {
             None => None,
-            Some((place, name)) => {
+            Some((position, name)) => {
                 let lines = self.running.lines(&id, &task);
-                let Some(line) = lines.into_iter().find(|line| line.place == place) else {
+                let Some(line) = lines.into_iter().find(|line| line.position == position) else {
                     return self.fail(exit::DATA, format!("there is no line {name}"), out);
                 };
                 worker = line.holder;
-                Some(ShownLine { name, place, status: line.status })
+                Some(ShownLine { name, position, status: line.status })
             }
         };
         let shown = Shown { id, line, task, stat, options, worker };

@@ -36,7 +36,7 @@ pub struct StatusOf {
     over: bool,
     /// Names of all contenders, first the first.
     names: Vec<String>,
-    /// What the first few of them say: when they were created, and their ids; by their place.
+    /// What the first few of them say: when they were created, and their ids; by their position.
     read: BTreeMap<usize, (i64, String)>,
     calls: Calls<Purpose>,
 }
@@ -86,9 +86,9 @@ impl StatusOf {
         match (purpose, reply) {
             (Purpose::Contenders, Some(Reply::Children(names))) => self.on_contenders(names, out),
             (Purpose::Contenders, None) => self.on_contenders(&[], out),
-            (Purpose::Contender(place), Some(Reply::Data { data, stat })) => {
+            (Purpose::Contender(position), Some(Reply::Data { data, stat })) => {
                 let id = String::from_utf8_lossy(data).into_owned();
-                self.read.insert(place, (stat.czxid, id));
+                self.read.insert(position, (stat.czxid, id));
                 self.read_status(out);
             }
             // It is gone since the listing.
@@ -109,13 +109,13 @@ impl StatusOf {
     }
 
     fn on_contenders(&mut self, names: &[String], out: &mut Actions<ClientReport>) {
-        // Names of other libraries have no place in this election.
+        // A name that another library made is not in this election's order.
         let mut placed: Vec<Contender<'_>> = names.iter().filter_map(|name| Contender::parse(name)).collect();
         placed.sort_unstable();
         self.names = placed.into_iter().map(|contender| contender.name.to_string()).collect();
-        for (place, name) in self.names.iter().take(MAX_CONTENDERS_READ).enumerate() {
+        for (position, name) in self.names.iter().take(MAX_CONTENDERS_READ).enumerate() {
             let path = format!("{}/{name}", self.layout.master());
-            self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Contender(place));
+            self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Contender(position));
         }
         self.read_status(out);
     }
@@ -134,9 +134,9 @@ impl StatusOf {
             return self.start(out);
         }
         let contenders = self.names.iter().enumerate();
-        let contenders = contenders.filter_map(|(place, name)| match self.read.get(&place) {
+        let contenders = contenders.filter_map(|(position, name)| match self.read.get(&position) {
             Some((_, id)) => Some(id.clone()),
-            None if place < MAX_CONTENDERS_READ => None,
+            None if position < MAX_CONTENDERS_READ => None,
             None => Some(name.clone()),
         });
         let report = StatusReport {

@@ -305,7 +305,7 @@ fn a_line_is_shown_by_its_name() {
         (shown.status(), shown.worker.clone()),
         (TaskStatus::Running, Some(Incarnation::new("w2", 7)))
     );
-    assert_eq!(shown.line.as_ref().map(|line| line.place), Some(2));
+    assert_eq!(shown.line.as_ref().map(|line| line.position), Some(2));
     for (name, words) in
         [("J~b/12", "there is no line J~b/12"), ("J~b/9", "was collected"), ("K/1", "there is no task K/1")]
     {

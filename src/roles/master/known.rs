@@ -154,7 +154,7 @@ pub fn unit_of(task: &Task, share: &Share, need: Need, attempts: u32) -> Unit {
         need: need.of(share.deaths > 0, share.deaths.saturating_add(1) >= attempts),
         not_before_ms: share.not_before_ms(),
         released_by: share.released_by.clone(),
-        cancel_lines: open.iter().any(|place| task.cancel_lines.has(*place)),
+        cancel_lines: open.iter().any(|position| task.cancel_lines.has(*position)),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::contract::{Incarnation, TaskId, name_of};
 use crate::machine::{CallId, CallResult, ChangeKind, Instant, Level, Refusal, Routed, Stat, earlier};
 use crate::recipes::ensure::{self, Ensure};
 use crate::recipes::mirror::{Change, Mirror};
-use crate::recipes::queue::{Place, Queue};
+use crate::recipes::queue::{Queue, QueueKey};
 use crate::recipes::retry::Retry;
 
 /// Reads of tasks under way at once.
@@ -376,8 +376,8 @@ impl View {
             if waits {
                 self.table.delayed.insert((unit.not_before_ms, task.clone()));
             } else {
-                let place = Place { priority, need: unit.need, czxid };
-                self.queue.insert(&EntryId::new(task, unit.attempt), place);
+                let key = QueueKey { priority, need: unit.need, czxid };
+                self.queue.insert(&EntryId::new(task, unit.attempt), key);
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::contract::task::{NO_DEADLINE_MS, Outcome, State, Task};
 use crate::exit;
 use crate::roles::client::verdict;
 
-/// The lines of a task that a wish is about, by their places; none if it is about the whole.
+/// The lines of a task that a command names, by their positions; none if it names the whole task.
 pub type Lines = BTreeMap<usize, LineName>;
 
 /// Whom a wish does not change, and why.
@@ -27,9 +27,9 @@ pub struct Left {
 /// What is to be done about a task as it stands.
 #[derive(Debug, Default, PartialEq)]
 pub struct Decision {
-    /// What is to stand in its place, if anything changes.
+    /// The task as it is to be written, if anything changes.
     pub write: Option<Box<Task>>,
-    /// It is to be deleted in place of that.
+    /// The task is to be deleted instead.
     pub deletes: bool,
     /// Whom that changes, with what follows the name.
     pub changed: Vec<(String, String)>,
@@ -51,7 +51,8 @@ impl Decision {
     /// more may have happened since.
     pub fn stands_in(&self, task: &Task, verb: &Verb) -> bool {
         let Some(write) = &self.write else { return false };
-        let is_cancelled = |place: usize| task.is_cancelled(place) || task.command_state(place).is_some();
+        let is_cancelled =
+            |position: usize| task.is_cancelled(position) || task.command_state(position).is_some();
         let lines = write.commands.as_ref().map_or(0, Vec::len);
         match (verb, &task.commands) {
             (Verb::Delete(_), _) => task.delete,
@@ -63,25 +64,26 @@ impl Decision {
     }
 }
 
-/// What is meant, with its name: places of lines that were named, or all, or a task that is no chunk.
+/// What the command is about, each with its name: the named lines, or all lines, or a task that is no chunk.
 pub(super) fn meant(id: &TaskId, task: &Task, lines: &Lines) -> Vec<(Option<usize>, String)> {
     if task.commands.is_none() {
         return vec![(None, name_of_whole(id, lines))];
     }
     match lines.is_empty() {
-        true => task.places().map(|(place, line)| (Some(place), line_name(id, line))).collect(),
-        false => lines.iter().map(|(place, name)| (Some(*place), name.to_string())).collect(),
+        true => task.positions().map(|(position, line)| (Some(position), line_name(id, line))).collect(),
+        false => lines.iter().map(|(position, name)| (Some(*position), name.to_string())).collect(),
     }
 }
 
-/// Whether there is a command at the place.
-fn is_there(task: &Task, place: Option<usize>) -> bool {
-    let command = |place| task.commands.as_ref().and_then(|commands| commands.get(place));
-    place.is_none_or(|place| command(place).is_some_and(|command: &String| !command.trim().is_empty()))
+/// Whether there is a command at the position.
+fn is_there(task: &Task, position: Option<usize>) -> bool {
+    let command = |position| task.commands.as_ref().and_then(|commands| commands.get(position));
+    position
+        .is_none_or(|position| command(position).is_some_and(|command: &String| !command.trim().is_empty()))
 }
 
-fn outcome_of(task: &Task, place: Option<usize>) -> Option<Outcome> {
-    place.map_or_else(|| task.outcome.clone(), |place| task.command_outcome(place))
+fn outcome_of(task: &Task, position: Option<usize>) -> Option<Outcome> {
+    position.map_or_else(|| task.outcome.clone(), |position| task.command_outcome(position))
 }
 
 /// The name of a task that is no chunk: that of the line, if a batch has one line in each task.
@@ -102,10 +104,10 @@ const NOT_ENDED: &str = "has not ended yet: there is nothing to retry";
 pub fn cancel(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
     let mut decision = Decision::default();
     let whole = task.commands.is_none() || lines.is_empty();
-    for (place, name) in meant(id, &task, lines) {
-        let is_wished = place.map_or(task.cancel, |place| task.is_cancelled(place));
-        match outcome_of(&task, place) {
-            _ if !is_there(&task, place) => decision.leave(name, Some(exit::DATA), NO_LINE),
+    for (position, name) in meant(id, &task, lines) {
+        let is_wished = position.map_or(task.cancel, |position| task.is_cancelled(position));
+        match outcome_of(&task, position) {
+            _ if !is_there(&task, position) => decision.leave(name, Some(exit::DATA), NO_LINE),
             Some(outcome) if outcome.state == State::Cancelled => {
                 decision.leave(name, None, "was cancelled already");
             }
@@ -113,7 +115,7 @@ pub fn cancel(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
                 decision.leave(name, None, format!("has ended already: it {}", verdict(&outcome)));
             }
             None if is_wished => decision.leave(name, None, "is being cancelled"),
-            None if whole || place.is_some_and(|place| task.cancel_line(place)) => {
+            None if whole || position.is_some_and(|position| task.cancel_line(position)) => {
                 decision.changed.push((name, "is being cancelled".to_string()));
             }
             None => {}
@@ -127,23 +129,23 @@ pub fn cancel(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
 /// Has run again what ended badly of the task, or of these lines of it.
 pub fn retry(id: &TaskId, mut task: Task, lines: &Lines) -> Decision {
     let (mut decision, mut again) = (Decision::default(), Vec::new());
-    for (place, name) in meant(id, &task, lines) {
-        match outcome_of(&task, place).map(|outcome| outcome.state) {
-            _ if !is_there(&task, place) => decision.leave(name, Some(exit::DATA), NO_LINE),
+    for (position, name) in meant(id, &task, lines) {
+        match outcome_of(&task, position).map(|outcome| outcome.state) {
+            _ if !is_there(&task, position) => decision.leave(name, Some(exit::DATA), NO_LINE),
             Some(State::Done) => decision.leave(name, Some(exit::FAILED), SUCCEEDED),
             None => decision.leave(name, Some(exit::FAILED), NOT_ENDED),
             Some(_) if task.digest.is_some() => decision.leave(name, Some(exit::DATA), DROPPED),
-            Some(State::Failed | State::Cancelled | State::Expired) => again.push((place, name)),
+            Some(State::Failed | State::Cancelled | State::Expired) => again.push((position, name)),
         }
     }
     if again.is_empty() {
         return decision;
     }
-    let places: Vec<usize> = again.iter().filter_map(|(place, _)| *place).collect();
+    let positions: Vec<usize> = again.iter().filter_map(|(position, _)| *position).collect();
     let had_ended = task.outcome.is_some();
     let will = match task.commands {
         None => Ok(rerun_task(&mut task)),
-        Some(_) => rerun_lines(&mut task, &places),
+        Some(_) => rerun_lines(&mut task, &positions),
     };
     for (_, name) in again {
         match &will {
@@ -171,14 +173,14 @@ fn rerun_task(task: &mut Task) -> String {
 }
 
 /// Others of its lines may run meanwhile: nothing happens to them.
-fn rerun_lines(task: &mut Task, places: &[usize]) -> Result<String, &'static str> {
+fn rerun_lines(task: &mut Task, positions: &[usize]) -> Result<String, &'static str> {
     if task.cancel && task.outcome.is_none() {
         return Err("is being cancelled with the others: wait for that, and retry it then");
     }
-    let again = task.places().filter(|(place, _)| places.contains(place));
+    let again = task.positions().filter(|(position, _)| positions.contains(position));
     let numbers: Vec<String> = again.map(|(_, line)| (line + 1).to_string()).collect();
     task.remark(task.attempt, None, &format!("retried by a user: lines {}", numbers.join(", ")));
-    match task.rerun(places) {
+    match task.rerun(positions) {
         true => Ok("will run again".to_string()),
         false => {
             Err("cannot run again yet, for its neighbours are spread over too many workers: try again when \

@@ -24,7 +24,7 @@ pub fn delete(id: &TaskId, mut task: Task, stat: &Stat, lines: &Lines, wish: &De
     let mut decision = Decision::default();
     let names = meant(id, &task, lines).into_iter().map(|(_, name)| name);
     // Others would go that were not named.
-    let is_part = !lines.is_empty() && !task.places().all(|(place, _)| lines.contains_key(&place));
+    let is_part = !lines.is_empty() && !task.positions().all(|(position, _)| lines.contains_key(&position));
     let left = match &task.outcome {
         _ if is_part => {
             let why = "cannot be deleted by itself: it is stored with other lines. Name the BATCH to delete all of it";

@@ -105,7 +105,7 @@ fn a_line_is_cancelled_by_its_name_and_others_are_left_alone() {
     let mut driver = lines_desk(Verb::Cancel, &["b/9", "b/10", "b/6", "b/7", "b/9", "b/99"]);
     driver.settle();
     let task = driver.task(CHUNK);
-    let cancelling: Vec<bool> = (0..5).map(|place| task.is_cancelled(place)).collect();
+    let cancelling: Vec<bool> = (0..5).map(|position| task.is_cancelled(position)).collect();
     assert_eq!((cancelling, task.cancel), (vec![false, false, false, true, true], false));
     let mut told = notes(&driver);
     told.sort_unstable();
@@ -157,7 +157,7 @@ fn lines_of_a_batch_that_was_cancelled_run_again_one_by_one() {
     driver.put(CHUNK, &task.encode());
     driver.settle();
     let task = driver.task(CHUNK);
-    let states: Vec<_> = (0..5).map(|place| task.command_state(place)).collect();
+    let states: Vec<_> = (0..5).map(|position| task.command_state(position)).collect();
     let expected = [Some(State::Failed), None, Some(State::Done), None, Some(State::Cancelled)];
     assert_eq!((states.as_slice(), task.is_open(3), task.cancel), (&expected[..], true, false));
     assert_eq!((task.charged, task.options.expire_ms), (0, Some(NO_DEADLINE_MS)));

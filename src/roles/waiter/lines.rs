@@ -18,7 +18,7 @@ pub struct Watched {
     whole: bool,
     /// How many commands it has; 1 until it was read.
     width: u64,
-    /// The places of what was shown.
+    /// The positions of what was shown.
     shown: BTreeSet<usize>,
 }
 
@@ -70,20 +70,20 @@ impl Watched {
 
     /// What ended since the last look, of a chunk as it stands now; and lines that were named and are none.
     pub fn take_new(&mut self, id: &TaskId, task: &Task) -> (Vec<Ended>, Vec<String>) {
-        let lines: BTreeMap<usize, u64> = task.places().collect();
+        let lines: BTreeMap<usize, u64> = task.positions().collect();
         self.width = lines.len() as u64;
         let (mut ended, mut unknown) = (Vec::new(), Vec::new());
-        for (place, name) in &self.named {
-            if !lines.contains_key(place) && self.shown.insert(*place) {
+        for (position, name) in &self.named {
+            if !lines.contains_key(position) && self.shown.insert(*position) {
                 unknown.push(name.to_string());
             }
         }
-        for (place, line) in lines {
-            if !(self.whole || self.named.contains_key(&place)) || self.shown.contains(&place) {
+        for (position, line) in lines {
+            if !(self.whole || self.named.contains_key(&position)) || self.shown.contains(&position) {
                 continue;
             }
-            let Some(outcome) = task.command_outcome(place) else { continue };
-            self.shown.insert(place);
+            let Some(outcome) = task.command_outcome(position) else { continue };
+            self.shown.insert(position);
             ended.push(Ended { id: id.clone(), line: Some(line), outcome, alone: false });
         }
         (ended, unknown)

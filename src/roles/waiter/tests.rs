@@ -111,7 +111,7 @@ const CHUNK: &str = "/z/tasks/b~0000/0000003";
 /// These lines end so.
 fn end_lines(driver: &mut ClientDriver<Waiter>, results: &[(usize, Outcome)]) {
     let mut task = driver.task(CHUNK);
-    let results = results.iter().map(|(place, outcome)| (*place, CommandResult::of(outcome.clone())));
+    let results = results.iter().map(|(position, outcome)| (*position, CommandResult::of(outcome.clone())));
     task.flush(1, &results.collect(), 1);
     driver.put(CHUNK, &task.encode());
     driver.settle();

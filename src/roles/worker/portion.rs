@@ -140,14 +140,14 @@ impl Portion {
     }
 
     /// Whether somebody wants this line cancelled.
-    pub fn is_cancelled(&self, place: usize) -> bool {
-        self.holder.known().is_some_and(|task| task.is_cancelled(place))
+    pub fn is_cancelled(&self, position: usize) -> bool {
+        self.holder.known().is_some_and(|task| task.is_cancelled(position))
     }
 
     /// A line failed, and is to run again.
-    pub fn failed(&mut self, place: usize, result: CommandResult) {
-        self.again.insert(place, result);
-        self.holder.stopped(place);
+    pub fn failed(&mut self, position: usize, result: CommandResult) {
+        self.again.insert(position, result);
+        self.holder.stopped(position);
     }
 
     /// What is over, and what is to run again.
@@ -158,10 +158,10 @@ impl Portion {
     /// Lines that were not started, and that somebody wants cancelled, are over.
     fn end_cancelled(&mut self) {
         let unwanted: Vec<usize> =
-            self.holder.unstarted().filter(|place| self.is_cancelled(*place)).collect();
-        for place in unwanted {
+            self.holder.unstarted().filter(|position| self.is_cancelled(*position)).collect();
+        for position in unwanted {
             let result = self.share.unrun(Reason::Cancelled, "cancelled before it was started");
-            self.holder.skip(place, result);
+            self.holder.skip(position, result);
         }
     }
 

@@ -454,7 +454,7 @@ fn a_registration_in_flight_is_deleted_by_the_next_incarnation() {
     assert_eq!(left, [&registration(&driver, 0)], "{late} is nobody's");
 }
 
-/// It was closed for good, and what the leader gave out in its place was never started.
+/// It was closed for good, and what the leader assigned in its place was never started.
 #[test]
 fn an_attempt_assigned_while_the_last_is_found_stale_starts() {
     let mut world = World::new();

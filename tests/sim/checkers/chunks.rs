@@ -74,10 +74,10 @@ pub fn judge(
 ) -> Result<(), String> {
     let by = kind(world, step.by);
     let is_client = matches!(by, Some(Kind::Client(_)));
-    let open = |task: &Task| task.places().filter(|(place, _)| task.is_open(*place)).count();
+    let open = |task: &Task| task.positions().filter(|(place, _)| task.is_open(*place)).count();
     let (before, after) = (open(old), open(new));
     // One of which all lines are blank, or were over when it was made, is ended by who finds that.
-    let is_left = new.places().any(|(place, _)| old.is_open(place) && result(new, place).is_none());
+    let is_left = new.positions().any(|(place, _)| old.is_open(place) && result(new, place).is_none());
     if new.outcome.is_none() && after == 0 && before > 0 || new.outcome.is_some() && is_left {
         return Err("I1: an outcome stands if and only if no line is open".into());
     }
@@ -85,7 +85,7 @@ pub fn judge(
     if new.all_shares().iter().any(|share| share.deaths > 0 && share.ahead != Some(1)) {
         return Err("I7: what is suspected of a death may run together".into());
     }
-    for (place, line) in old.places() {
+    for (place, line) in old.positions() {
         let is_again = is_client && new.is_open(place);
         match (result(old, place), result(new, place)) {
             (Some(was), Some(is)) if !is_same(was, is) => {
@@ -184,7 +184,7 @@ fn moves(
     by: Option<&Kind>,
     step: &Step<'_>,
 ) -> Result<(), String> {
-    for (place, line) in old.places().filter(|(place, _)| old.is_open(*place) && new.is_open(*place)) {
+    for (place, line) in old.positions().filter(|(place, _)| old.is_open(*place) && new.is_open(*place)) {
         let (Some(from), Some(to)) = (owner(old, place), owner(new, place)) else { continue };
         if from.attempt == to.attempt {
             continue;
@@ -309,7 +309,7 @@ fn start(
     let Some(task) = tree.get(&path_of(&run.key)).and_then(|znode| Task::decode(&znode.data).ok()) else {
         return told.add(run.begin, format!("I4: line {line} of {} runs, and that is gone", run.key));
     };
-    let place = task.places().find(|(_, of)| of + 1 == line).map(|(place, _)| place);
+    let place = task.positions().find(|(_, of)| of + 1 == line).map(|(place, _)| place);
     let share = place.and_then(|place| Some((place, owner(&task, place)?)));
     let Some((place, share)) = share.filter(|(place, _)| task.is_open(*place)) else {
         return told.add(run.begin, format!("I4: line {line} of {} runs, and is over", run.key));

@@ -18,7 +18,7 @@ pub fn check(world: &World, told: &mut Complaints) {
         };
         if let Some((dir, name)) = task_of(step.path).and_then(|id| id.split_once('/')) {
             if let Ok(task) = Task::decode(&after.data) {
-                let lines = task.places().count() as u64;
+                let lines = task.positions().count() as u64;
                 stood.entry(dir.to_string()).or_default().insert(name.to_string(), lines);
             }
         } else if let Some(dir) = child(step.path, "tasks")

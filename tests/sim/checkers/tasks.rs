@@ -437,7 +437,7 @@ fn is_rightly_dropped(old: &Task, new: &Task) -> bool {
     let told = |outcome: Outcome| (outcome.state, outcome.reason, outcome.exit_code, outcome.signal);
     let ended = |task: &Task| task.outcome.clone().map(told);
     let lines =
-        |task: &Task| task.places().map(|(at, _)| task.command_outcome(at).map(told)).collect::<Vec<_>>();
+        |task: &Task| task.positions().map(|(at, _)| task.command_outcome(at).map(told)).collect::<Vec<_>>();
     let fence = |task: &Task| (task.attempt, task.keyed, task.delete, task.first_line, task.charged);
     old.keyed
         && !has_succeeded(old)
@@ -450,5 +450,5 @@ fn is_rightly_dropped(old: &Task, new: &Task) -> bool {
 /// Whether all that it runs ended well.
 fn has_succeeded(task: &Task) -> bool {
     let is_done = |outcome: Option<Outcome>| outcome.is_some_and(|outcome| outcome.state == State::Done);
-    is_done(task.outcome.clone()) && task.places().all(|(at, _)| is_done(task.command_outcome(at)))
+    is_done(task.outcome.clone()) && task.positions().all(|(at, _)| is_done(task.command_outcome(at)))
 }

@@ -22,7 +22,7 @@ fn change(world: &mut World, change: impl FnOnce(&mut Task)) {
 /// The holder of this share says how far it is.
 fn flush(world: &mut World, number: u32, over: &[usize], ahead: u32) {
     let results: BTreeMap<usize, CommandResult> =
-        over.iter().map(|place| (*place, CommandResult::default())).collect();
+        over.iter().map(|position| (*position, CommandResult::default())).collect();
     change(world, |task| task.flush(number, &results, ahead));
 }
 

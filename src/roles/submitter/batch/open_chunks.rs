@@ -52,8 +52,8 @@ impl Open {
     }
 
     /// The indexes of lines that are not blank.
-    fn places(&self) -> impl Iterator<Item = u64> {
-        (0..).zip(&self.commands).filter(|(_, text)| !text.is_empty()).map(|(place, _)| place)
+    fn positions(&self) -> impl Iterator<Item = u64> {
+        (0..).zip(&self.commands).filter(|(_, text)| !text.is_empty()).map(|(position, _)| position)
     }
 }
 
@@ -99,10 +99,10 @@ impl OpenChunks {
         self.source = if lines.len() < READ_AHEAD { Source::Dry } else { Source::Idle };
         let mut complete = Vec::new();
         for BatchLine { number, text } in lines {
-            let (unit, place) = (number / self.size, number % self.size);
+            let (unit, position) = (number / self.size, number % self.size);
             complete.extend(self.filling.take_if(|(filling, _)| *filling != unit));
             let (_, commands) = self.filling.get_or_insert_with(|| (unit, Vec::new()));
-            commands.resize(usize::try_from(place).unwrap_or(0), String::new());
+            commands.resize(usize::try_from(position).unwrap_or(0), String::new());
             commands.push(text);
         }
         if self.source == Source::Dry {
@@ -166,7 +166,7 @@ impl OpenChunks {
         self.bytes -= open.bytes();
         // If only one request was in doubt, it was the one that created the chunk, and cannot create it again.
         let doubt = if before { open.doubts != 1 } else { open.doubts > 0 };
-        let lines = open.places().map(|place| unit * self.size + place).collect();
+        let lines = open.positions().map(|position| unit * self.size + position).collect();
         Some(Made { lines, doubt, changed: before || open.changed })
     }
 
@@ -187,7 +187,7 @@ impl OpenChunks {
         self.open.retain(|unit, open| open.doubts > 0 || !unsent.contains(unit));
         self.unsent.retain(|unit| self.open.contains_key(unit));
         self.bytes = self.open.values().map(Open::bytes).sum();
-        self.open.values().map(|open| open.places().count() as u64).sum()
+        self.open.values().map(|open| open.positions().count() as u64).sum()
     }
 
     /// Whether all chunks are known to exist.

@@ -19,7 +19,7 @@ fn result(code: i32) -> Option<CommandResult> {
 fn end_chunk(driver: &mut ClientDriver<Batch>, path: &str, bad: &[(u64, i32)]) {
     let task = driver.task(path);
     let mut whole = done();
-    for (at, line) in task.places() {
+    for (at, line) in task.positions() {
         let code = bad.iter().find(|(number, _)| *number == line).map_or(0, |(_, code)| *code);
         whole.results.resize(at, None);
         whole.results.push(result(code));
@@ -33,7 +33,7 @@ fn end_chunk(driver: &mut ClientDriver<Batch>, path: &str, bad: &[(u64, i32)]) {
 /// A worker writes that these lines of a chunk, and those before, are over; lines in `bad` failed with that code.
 fn save(driver: &mut ClientDriver<Batch>, path: &str, lines: &[u64], bad: &[(u64, i32)]) {
     let mut task = driver.task(path);
-    for (at, line) in task.places().filter(|(_, line)| lines.contains(line)).collect::<Vec<_>>() {
+    for (at, line) in task.positions().filter(|(_, line)| lines.contains(line)).collect::<Vec<_>>() {
         let code = bad.iter().find(|(number, _)| *number == line).map_or(0, |(_, code)| *code);
         task.results.resize(task.results.len().max(at + 1), None);
         task.results[at] = result(code);
