@@ -26,7 +26,7 @@ use crate::roles::client::walk::Target;
 use crate::roles::client::{ClientReport, Unfit};
 use crate::roles::inspector::{List, ListParams, Show, ShowParams, StatusOf, StatusParams};
 use crate::roles::operator::{Deletion, Operator, OperatorParams, Verb};
-use crate::roles::submitter::{Batch, BatchParams, Single, SingleParams};
+use crate::roles::submitter::{Batch, BatchParams, Single, SingleParams, Waiting};
 use crate::roles::waiter::{WaitParams, Waiter};
 use crate::roles::{elector, master, worker};
 use crate::shell::{self, Surroundings};
@@ -319,7 +319,7 @@ fn run_client<T: Role<Report = ClientReport>>(
 
 fn submit(ensemble: &Ensemble, layout: Layout, settings: SubmitConfig) -> anyhow::Result<i32> {
     let options = options(&settings);
-    let look = (settings.json, settings.progress);
+    let (look, waiting) = ((settings.json, settings.progress), waiting(&settings));
     let payload = match settings.task {
         TaskSource::Line(line) => Payload::Shell(line),
         TaskSource::Program(argv) => Payload::Program(argv),
@@ -334,8 +334,7 @@ fn submit(ensemble: &Ensemble, layout: Layout, settings: SubmitConfig) -> anyhow
         payload,
         options,
         credentials: !ensemble.auth.is_empty(),
-        detach: settings.detach,
-        orphan_cancel: settings.orphan == Orphan::Cancel,
+        waiting,
         cancel_on_interrupt: settings.cancel_on_interrupt,
         allow_truncated: settings.allow_truncated,
     });
@@ -350,6 +349,7 @@ fn submit_batch(
 ) -> anyhow::Result<i32> {
     let mut reader = BatchReader::open(path)?;
     settings.chunk.map(|size| reader.check_chunk(size)).transpose()?;
+    let waiting = waiting(settings);
     let batch = Batch::new(BatchParams {
         layout,
         ulid: ulid::Ulid::generate().to_string(),
@@ -359,13 +359,20 @@ fn submit_batch(
         outline: reader.outline().clone(),
         chunk: settings.chunk,
         credentials: !ensemble.auth.is_empty(),
-        detach: settings.detach,
-        orphan_cancel: settings.orphan == Orphan::Cancel,
+        waiting,
         cancel_on_interrupt: settings.cancel_on_interrupt,
     });
     let lines: shell::BatchLines =
         Box::new(move |count| reader.next(count).map_err(|unfit| anyhow::anyhow!("{unfit}")));
     run_client(batch?, ensemble, (settings.json, settings.progress), Some(lines))
+}
+
+/// Whether a submitter waits. If it does not, `--orphan` means nothing.
+fn waiting(settings: &SubmitConfig) -> Waiting {
+    match settings.detach {
+        true => Waiting::Detached,
+        false => Waiting::Attached { orphan_cancel: settings.orphan == Orphan::Cancel },
+    }
 }
 
 fn options(settings: &SubmitConfig) -> Options {

@@ -112,6 +112,11 @@ impl Ensure {
         Step::Pending
     }
 
+    /// Whether it is under way: replies are awaited.
+    pub fn is_running(&self) -> bool {
+        !self.calls.is_empty()
+    }
+
     /// Whether it is one of the directories.
     pub fn has(&self, path: &str) -> bool {
         self.paths.iter().any(|own| own == path)

@@ -15,6 +15,46 @@ mod single;
 pub use batch::{Batch, BatchParams, MAX_CHOSEN, Outline, Sizes};
 pub use single::{Single, SingleParams};
 
+/// Whether a submitter waits for the outcomes of its tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// It ends when everything is submitted.
+    Detached,
+    /// It waits for all outcomes.
+    Attached {
+        /// The tasks are cancelled if it dies while it waits.
+        orphan_cancel: bool,
+    },
+}
+
+impl Waiting {
+    fn is_detached(self) -> bool {
+        self == Waiting::Detached
+    }
+
+    /// Whether the leader cancels the tasks of a submitter that is gone.
+    fn orphan_cancel(self) -> bool {
+        self == Waiting::Attached { orphan_cancel: true }
+    }
+}
+
+/// What an interrupt of its user means to a submitter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cancel {
+    /// The tasks run on.
+    Never,
+    /// The tasks are to be cancelled.
+    OnInterrupt,
+    /// It was interrupted, and the tasks are being cancelled.
+    Wanted,
+}
+
+impl Cancel {
+    fn new(on_interrupt: bool) -> Cancel {
+        if on_interrupt { Cancel::OnInterrupt } else { Cancel::Never }
+    }
+}
+
 /// The id of the submitter of a task with a key, in all of its lives. No id that a user gives has `~` in it, and no
 /// batch's name two of them, so it is nobody else's.
 fn keyed_submitter(id: &TaskId) -> String {

@@ -7,7 +7,7 @@ use zkmw::contract::{Labels, Layout, TaskId, is_shared};
 use zkmw::machine::BatchLine;
 use zkmw::roles::client::walk::Target;
 use zkmw::roles::operator::{Deletion, Operator, OperatorParams, Verb};
-use zkmw::roles::submitter::{Batch, BatchParams, Outline, Single, SingleParams};
+use zkmw::roles::submitter::{Batch, BatchParams, Outline, Single, SingleParams, Waiting};
 use zkmw::roles::waiter::{WaitParams, Waiter};
 
 use super::member::{Kind, Playing, Program};
@@ -38,6 +38,10 @@ pub enum Wish {
 }
 
 impl ClientSpec {
+    fn waiting(&self) -> Waiting {
+        if self.detach { Waiting::Detached } else { Waiting::Attached { orphan_cancel: self.orphan } }
+    }
+
     /// The process for it.
     pub fn program(&self, layout: Layout, life: u64) -> Box<dyn Program> {
         let ulid = format!("01S{life:023}");
@@ -51,8 +55,7 @@ impl ClientSpec {
                     payload: Payload::Shell(command.clone()),
                     options: self.options.clone(),
                     credentials: false,
-                    detach: self.detach,
-                    orphan_cancel: self.orphan,
+                    waiting: self.waiting(),
                     cancel_on_interrupt: self.cancel,
                     allow_truncated: true,
                 };
@@ -68,8 +71,7 @@ impl ClientSpec {
                     outline: outline(lines),
                     chunk: self.chunk,
                     credentials: false,
-                    detach: self.detach,
-                    orphan_cancel: self.orphan,
+                    waiting: self.waiting(),
                     cancel_on_interrupt: self.cancel,
                 };
                 Box::new(Playing::new(Batch::new(params).expect("a small batch")))

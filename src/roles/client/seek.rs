@@ -1,13 +1,23 @@
-//! Seek: what a name like `BATCH/7` means. It is a task's if that stands, else that of a line: in which task that is
-//! follows from how many lines each task of the batch has, which every part of the batch says.
+//! Seek: what a name like `BATCH/7` means. It names a task if that task exists, else a line of a batch. Every part of
+//! the batch says how many lines each task has, so the line's number gives its task.
 
-use super::walk::Found;
 use crate::contract::line::{LineName, batch_of};
 use crate::contract::task::Job;
 use crate::contract::{Layout, TaskId};
 use crate::machine::{Call, Refusal, Reply, if_exists};
 
-/// A name whose meaning is looked for.
+/// A task that a walk has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The task.
+    pub id: TaskId,
+    /// The user named the task itself, or a line of it, so it should be there.
+    pub named: bool,
+    /// The position in it of the line that is meant, and the name by which the user knows it; else the whole is meant.
+    pub line: Option<(usize, LineName)>,
+}
+
+/// A name whose meaning is sought.
 #[derive(Debug)]
 pub struct Seek {
     id: TaskId,

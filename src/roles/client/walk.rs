@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+pub use super::seek::Found;
 use super::seek::Seek;
 use super::{Tally, refusal_code};
 use crate::contract::line::{LineName, batch_of};
@@ -35,17 +36,6 @@ impl Target {
             Target::All => true,
         }
     }
-}
-
-/// A task that a walk has come to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// The task.
-    pub id: TaskId,
-    /// The user named the task itself, or a line of it, so it should be there.
-    pub named: bool,
-    /// The position in it of the line that is meant, and the name by which the user knows it; else the whole is meant.
-    pub line: Option<(usize, LineName)>,
 }
 
 /// A part of a batch, as it was before it was listed.

@@ -133,13 +133,21 @@ pub struct Pace {
     asked: Instant,
     /// The summary was read on behalf of the whole batch.
     has_read: bool,
-    /// The batch was admitted as a whole, or has begun earlier.
-    inside: bool,
-    /// The service is full.
-    closed: bool,
-    /// While it was, a chunk was compared that does not exist.
+    stage: PaceStage,
+    /// While the service was full, a chunk was compared that does not exist.
     saw_absent: bool,
     logged_full: bool,
+}
+
+/// How far a batch has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PaceStage {
+    /// It was not admitted yet.
+    Outside,
+    /// It was admitted as a whole, or has begun earlier. The service has room.
+    Open,
+    /// The same, and the service is full.
+    Closed,
 }
 
 impl Pace {
@@ -150,8 +158,7 @@ impl Pace {
             gate,
             asked,
             has_read: false,
-            inside: false,
-            closed: false,
+            stage: PaceStage::Outside,
             saw_absent: false,
             logged_full: false,
         }
@@ -166,9 +173,11 @@ impl Pace {
 
     /// Looks again, if it is time and the batch has so many lines left to create that it matters.
     pub fn keep<R>(&mut self, now: Instant, left: u64, out: &mut Actions<R>) {
-        self.inside = true;
+        if self.stage == PaceStage::Outside {
+            self.stage = PaceStage::Open;
+        }
         self.gate.demand = ANY;
-        let matters = self.closed || left > UNHEEDED;
+        let matters = self.is_closed() || left > UNHEEDED;
         if matters && !self.gate.is_asking() && self.asked + PACE <= now {
             self.enter(now, out);
         }
@@ -195,7 +204,7 @@ impl Pace {
 
     /// Whether nothing more is to be created for now.
     pub fn is_closed(&self) -> bool {
-        self.closed
+        self.stage == PaceStage::Closed
     }
 
     /// Whether, while it is closed, tasks that a batch with a key made earlier may still be found.
@@ -205,7 +214,7 @@ impl Pace {
 
     /// A chunk was compared and does not exist: those after it don't either.
     pub fn on_absent(&mut self) {
-        self.saw_absent |= self.closed;
+        self.saw_absent |= self.is_closed();
     }
 
     /// The session is gone.
@@ -215,7 +224,7 @@ impl Pace {
 
     /// When to look again though nothing happens.
     pub fn next_wake(&self) -> Option<Instant> {
-        (self.closed && !self.gate.is_asking()).then(|| self.asked + PACE)
+        (self.is_closed() && !self.gate.is_asking()).then(|| self.asked + PACE)
     }
 
     /// Takes in a reply.
@@ -228,9 +237,10 @@ impl Pace {
         match answer {
             // A batch that waits for room goes on waiting until a leader knows that there is some.
             Answer::Nothing | Answer::Unsure => {}
-            Answer::Admitted => self.closed = false,
-            Answer::Refused(why) if self.inside => {
-                self.closed = true;
+            Answer::Admitted if self.stage == PaceStage::Closed => self.stage = PaceStage::Open,
+            Answer::Admitted => {}
+            Answer::Refused(why) if self.stage != PaceStage::Outside => {
+                self.stage = PaceStage::Closed;
                 if !self.logged_full {
                     self.logged_full = true;
                     out.log(Level::Warn, format!("{why}; what is left of the batch waits for room"));

@@ -41,7 +41,7 @@ use self::preflight::Preflight;
 use self::results::{MAX_READS, Results};
 use super::admission::Pace;
 use super::mark::Mark;
-use super::{DELETE_PATIENCE, keyed_batch_submitter};
+use super::{Cancel, DELETE_PATIENCE, Waiting, keyed_batch_submitter};
 use crate::contract::chunk::MAX_CHUNK_COMMANDS;
 use crate::contract::task::{Job, Options};
 use crate::contract::{Layout, MAX_BATCH_LINES, MAX_TASK_BYTES};
@@ -76,10 +76,8 @@ pub struct BatchParams {
     pub chunk: Option<u32>,
     /// What we create is readable with our credentials only.
     pub credentials: bool,
-    /// Don't wait.
-    pub detach: bool,
-    /// The tasks are to be cancelled if we die while we wait. Means nothing together with `detach`.
-    pub orphan_cancel: bool,
+    /// Whether it waits for the outcomes.
+    pub waiting: Waiting,
     /// Cancel the tasks when we are interrupted. Means nothing together with `detach`.
     pub cancel_on_interrupt: bool,
 }
@@ -89,23 +87,14 @@ pub struct BatchParams {
 #[derive(Debug)]
 pub struct Batch {
     plan: Plan,
-    detach: bool,
-    cancel_on_interrupt: bool,
-    online: bool,
+    waiting: Waiting,
+    cancel: Cancel,
+    link: Link,
     over: bool,
-    /// The mark, if one is needed, exists on this connection.
-    marked: bool,
-    cancelling: bool,
-    /// Only deletes are left, and there is no connection.
-    give_up: Option<Instant>,
     preflight: Preflight,
-    /// It was admitted. That is never taken back.
-    inside: bool,
     pace: Pace,
     /// Creates `tasks`, if it is missing.
     ensure: Ensure,
-    /// It is doing so.
-    ensuring: bool,
     /// Chunks that are not known to exist.
     open_chunks: OpenChunks,
     /// Parts, and the chunks in them that have no outcome yet.
@@ -117,6 +106,20 @@ pub struct Batch {
     notice: Notice,
     mark: Mark,
     calls: Calls<Purpose>,
+}
+
+/// Whether there is a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    /// There is none.
+    Down {
+        /// Only deletes are left: when to end without them.
+        give_up: Option<Instant>,
+    },
+    /// There is one. It has no mark yet.
+    Up,
+    /// There is one. The mark, if one is needed, exists on it.
+    Marked,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,21 +164,19 @@ impl Batch {
             return Err(Unfit { code: exit::DATA, why });
         }
         let name = name_in(params.job.as_deref(), params.key.as_ref().unwrap_or(&params.ulid));
-        let key = params.key.as_ref().filter(|_| !params.detach).map(|_| keyed_batch_submitter(&name));
-        let mark = Mark::new(
-            &params.layout,
-            &params.ulid,
-            key,
-            params.orphan_cancel && !params.detach,
-            params.credentials,
-        );
+        let key = params
+            .key
+            .as_ref()
+            .filter(|_| !params.waiting.is_detached())
+            .map(|_| keyed_batch_submitter(&name));
+        let mark =
+            Mark::new(&params.layout, &params.ulid, key, params.waiting.orphan_cancel(), params.credentials);
         let tries_again = options.max_attempts.is_some();
         Ok(Batch {
             pace: Pace::new(&params.layout),
             notice: Notice::new(&params.layout),
             mark,
             ensure: Ensure::new([params.layout.tasks()]),
-            ensuring: false,
             results: Results::new(params.outline.lines, tries_again),
             plan: Plan {
                 layout: params.layout,
@@ -187,15 +188,11 @@ impl Batch {
                 chunk: params.chunk,
                 size: 1,
             },
-            detach: params.detach,
-            cancel_on_interrupt: params.cancel_on_interrupt && !params.detach,
-            online: false,
+            waiting: params.waiting,
+            cancel: Cancel::new(params.cancel_on_interrupt && !params.waiting.is_detached()),
+            link: Link::Down { give_up: None },
             over: false,
-            marked: false,
-            cancelling: false,
-            give_up: None,
             preflight: Preflight::default(),
-            inside: false,
             open_chunks: OpenChunks::new(1),
             parts: Parts::default(),
             deletes: Deletes::default(),
@@ -205,10 +202,10 @@ impl Batch {
 
     /// Does whatever can be done now.
     fn pump(&mut self, now: Instant, out: &mut Actions<ClientReport>) {
-        if self.over || !self.online || !self.marked {
+        if self.over || self.link != Link::Marked {
             return;
         }
-        if !self.inside {
+        if !self.preflight.is_admitted() {
             return self.ask_preflight(now, out);
         }
         let Progress { submitted, total, .. } = self.results.progress();
@@ -226,7 +223,7 @@ impl Batch {
 
     /// Sends all questions of the preflight at once.
     fn ask_preflight(&mut self, now: Instant, out: &mut Actions<ClientReport>) {
-        if self.preflight.asked {
+        if self.preflight.is_asked() {
             return;
         }
         self.preflight.ask(self.plan.keyed);
@@ -250,7 +247,7 @@ impl Batch {
                 break;
             };
             // A chunk can be cancelled for certain only when it exists.
-            let closed = self.pace.is_closed() && !self.cancelling;
+            let closed = self.pace.is_closed() && self.cancel != Cancel::Wanted;
             if closed && !(self.plan.keyed && self.pace.may_compare()) {
                 break;
             }
@@ -300,30 +297,32 @@ impl Batch {
     }
 
     fn on_connected(&mut self, out: &mut Actions<ClientReport>) {
-        self.online = true;
+        self.link = Link::Up;
         self.forget_calls();
-        self.give_up = None;
         self.open_chunks.on_connected();
         self.parts.on_connected();
-        self.preflight.asked = false;
+        self.preflight.on_connected();
         self.deletes.on_connected();
-        self.marked = false;
         let step = self.mark.on_connected(out);
         self.on_mark(step, out);
     }
 
     fn on_lost(&mut self, now: Instant) {
-        self.marked = false;
         self.forget_calls();
-        if self.is_waited_for() {
-            self.give_up = Some(now + DELETE_PATIENCE);
+        self.link = Link::Down { give_up: self.is_waited_for().then(|| now + DELETE_PATIENCE) };
+    }
+
+    /// When to end although deletes are left.
+    fn give_up(&self) -> Option<Instant> {
+        match self.link {
+            Link::Down { give_up } => give_up,
+            Link::Up | Link::Marked => None,
         }
     }
 
     fn forget_calls(&mut self) {
         self.calls.clear();
         self.ensure.reset();
-        self.ensuring = false;
         self.results.on_lost();
         self.mark.on_lost();
         self.pace.on_lost();
@@ -359,7 +358,7 @@ impl Role for Batch {
             return;
         }
         if breaks_connection(&event) {
-            self.online = false;
+            self.link = Link::Down { give_up: None };
         }
         match event {
             Event::Connected { .. } => self.on_connected(out),
@@ -369,7 +368,7 @@ impl Role for Batch {
             Event::Lines(lines) => self.on_lines(lines),
             Event::Stop { again } => self.on_stop(again, out),
             Event::Wake => {
-                if self.give_up.is_some_and(|give_up| give_up <= now) {
+                if self.give_up().is_some_and(|give_up| give_up <= now) {
                     self.end(out);
                 }
             }
@@ -382,13 +381,13 @@ impl Role for Batch {
         if !self.over && self.results.report(out) {
             self.notice.on_progress();
         }
-        let waits = self.online && self.marked && !self.over && !self.detach;
+        let waits = self.link == Link::Marked && !self.over && !self.waiting.is_detached();
         self.notice.keep(now, waits && self.parts.pending_count() > 0, out);
     }
 
     fn next_wake(&self) -> Option<Instant> {
-        let look = self.pace.next_wake().filter(|_| self.online && self.marked && !self.over);
-        earlier(earlier(self.give_up, look), self.notice.next_wake())
+        let look = self.pace.next_wake().filter(|_| self.link == Link::Marked && !self.over);
+        earlier(earlier(self.give_up(), look), self.notice.next_wake())
     }
 
     fn assert_invariants(&self) {
@@ -398,7 +397,7 @@ impl Role for Batch {
         assert!(open < 2 * READ_AHEAD, "{open} tasks are open");
         assert!(self.calls.len() <= MAX_CALLS, "too many calls in flight");
         assert!(
-            self.detach || submitted == pending + done + failed,
+            self.waiting.is_detached() || submitted == pending + done + failed,
             "a task was lost: {submitted} submitted, {pending} pending, {done} done, {failed} failed"
         );
     }

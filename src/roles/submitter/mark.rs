@@ -23,21 +23,37 @@ use crate::recipes::ensure::{self, Ensure};
 #[derive(Debug)]
 pub struct Mark {
     layout: Layout,
-    /// We have credentials, and it is not known yet whether the service can use what is made with them.
-    acl_unread: bool,
+    credentials: Credentials,
     /// Who we are, if we may have a mark.
     id: Option<String>,
     /// What makes the numbers of this life differ from those of any other with the same id.
     life: String,
     n: u64,
-    /// Our own tasks name it.
-    asked_for: bool,
-    /// It is made, at once and on each session.
-    wanted: bool,
+    need: Need,
     ensure: Ensure,
     calls: Calls<Purpose>,
     /// A mark was created in this session, so its submitter waits for none.
     made: bool,
+}
+
+/// Whether the service can use what is created with our credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Credentials {
+    /// We have some, and this is not known yet.
+    Unchecked,
+    /// It can, or we have none.
+    Usable,
+}
+
+/// Whether a mark has to exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// No task names it.
+    None,
+    /// A task of an earlier life names it. It is created on each session.
+    Adopted,
+    /// Our own tasks name it. It is created on each session.
+    Ours,
 }
 
 #[derive(Debug)]
@@ -68,12 +84,11 @@ impl Mark {
         let life = if key.is_some() { format!("{ulid}.") } else { String::new() };
         Mark {
             layout: layout.clone(),
-            acl_unread: credentials,
+            credentials: if credentials { Credentials::Unchecked } else { Credentials::Usable },
             id: key.or_else(|| asked_for.then(|| ulid.to_string())),
             life,
             n: 0,
-            asked_for,
-            wanted: asked_for,
+            need: if asked_for { Need::Ours } else { Need::None },
             ensure: Ensure::new([layout.submitters()]),
             calls: Calls::default(),
             made: false,
@@ -82,13 +97,13 @@ impl Mark {
 
     /// What our tasks have to name, if they are to be cancelled when we are gone.
     pub fn id(&self) -> Option<&str> {
-        self.id.as_deref().filter(|_| self.asked_for)
+        self.id.as_deref().filter(|_| self.need == Need::Ours)
     }
 
     /// A task that we wait for names this submitter: if it is an earlier life of ours, it must not count as gone.
     pub fn adopt<R>(&mut self, submitter: Option<&String>, out: &mut Actions<R>) {
-        if !self.wanted && submitter.is_some() && submitter == self.id.as_ref() {
-            self.wanted = true;
+        if self.need == Need::None && submitter.is_some() && submitter == self.id.as_ref() {
+            self.need = Need::Adopted;
             self.n += 1;
             self.create(out);
         }
@@ -97,7 +112,7 @@ impl Mark {
     /// A new session is up: looks, and makes its mark.
     pub fn on_connected<R>(&mut self, out: &mut Actions<R>) -> Step {
         self.on_lost();
-        if self.acl_unread {
+        if self.credentials == Credentials::Unchecked {
             self.read_acl(self.layout.tasks(), out);
             return Step::Pending;
         }
@@ -123,14 +138,14 @@ impl Mark {
             }
             // A submitter that may not read the ACL may not create either, and learns that when it tries. Without a
             // root, the first submitter creates it.
-            Ok(_) | Err(_) => self.acl_unread = false,
+            Ok(_) | Err(_) => self.credentials = Credentials::Usable,
         }
         self.begin(out)
     }
 
     /// Makes the mark, if there is one to make.
     fn begin<R>(&mut self, out: &mut Actions<R>) -> Step {
-        if !self.wanted {
+        if self.need == Need::None {
             return Step::Ready;
         }
         self.n += 1;

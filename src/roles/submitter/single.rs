@@ -8,7 +8,7 @@ mod end;
 
 use super::admission::{Answer, Demand, Gate};
 use super::mark::{self, Mark};
-use super::{DELETE_PATIENCE, MAX_DELETES, keyed_submitter};
+use super::{Cancel, DELETE_PATIENCE, MAX_DELETES, Waiting, keyed_submitter};
 use crate::contract::task::{Options, Payload, Task};
 use crate::contract::{Labels, Layout, MAX_CHILDREN, MAX_TASK_BYTES, TaskId, is_shared, shared_job};
 use crate::exit;
@@ -40,10 +40,8 @@ pub struct SingleParams {
     pub options: Options,
     /// What we make is for our credentials alone.
     pub credentials: bool,
-    /// Don't wait.
-    pub detach: bool,
-    /// The task is to be cancelled if we die while we wait. Means nothing together with `detach`.
-    pub orphan_cancel: bool,
+    /// Whether it waits for the outcome.
+    pub waiting: Waiting,
     /// Cancel the task when we are interrupted.
     pub cancel_on_interrupt: bool,
     /// A success counts as one also if not all of its output was kept.
@@ -56,33 +54,55 @@ pub struct Single {
     layout: Layout,
     id: TaskId,
     task: Task,
-    /// Labels that its worker must have.
-    required: Labels,
-    detach: bool,
-    cancel_on_interrupt: bool,
+    waiting: Waiting,
     allow_truncated: bool,
-    /// What to exit with once the outcome was shown.
-    code: i32,
-    online: bool,
+    link: Link,
     phase: Phase,
-    /// Creations that were in doubt, and may be carried out yet for all that is known.
-    doubts: u32,
-    /// The task was there before us.
-    attached: bool,
-    /// We were interrupted, and the task is to be cancelled.
-    cancelling: bool,
+    origin: Origin,
+    cancel: Cancel,
     conflicts: u32,
-    /// What the look at the job's directory found, while the gate's answer is awaited.
-    found: Option<Result<Reply, Refusal>>,
-    /// Why the task can't be made on this session, if it can't; it may be there all the same.
-    denied: Option<String>,
-    /// The task changed while it was being read.
-    changed: bool,
-    gate: Gate,
+    room: Room,
     mark: Mark,
     ensure: Ensure,
     notice: Notice,
     calls: Calls<Purpose>,
+}
+
+/// Who may have created the task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Origin {
+    /// Creations that were in doubt, and may be applied yet for all that is known.
+    doubts: u32,
+    /// The task existed before us.
+    attached: bool,
+}
+
+impl Origin {
+    /// Whether the task is ours, and no request in doubt could create it anew.
+    fn is_certainly_ours(self) -> bool {
+        !self.attached && self.doubts == 0
+    }
+}
+
+/// Whether there is room for the task.
+#[derive(Debug)]
+struct Room {
+    /// What the service admits.
+    gate: Gate,
+    /// The stat of the job's directory, while the gate's answer is awaited.
+    found: Option<Result<Reply, Refusal>>,
+    /// Why the task can't be created on this session, if it can't. It may exist all the same.
+    denied: Option<String>,
+}
+
+/// Whether there is a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    Down,
+    Up {
+        /// The task changed while it was being read.
+        changed: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +112,13 @@ enum Phase {
     /// It stands, and its outcome was not seen yet.
     Waiting,
     /// It succeeded, which was shown; `tries` deletes were answered with doubt.
-    Deleting { version: i32, tries: u32, give_up: Option<Instant> },
+    Deleting {
+        version: i32,
+        tries: u32,
+        give_up: Option<Instant>,
+        /// What to exit with then.
+        code: i32,
+    },
     /// The end was asked for.
     Over,
 }
@@ -120,15 +146,9 @@ impl Single {
         let name = params.key.as_ref().unwrap_or(&params.ulid);
         let job = params.job.unwrap_or_else(|| shared_job(name));
         let id = TaskId::new(&job, name);
-        let key = params.key.as_ref().filter(|_| !params.detach).map(|_| keyed_submitter(&id));
-        let mark = Mark::new(
-            &params.layout,
-            &params.ulid,
-            key,
-            params.orphan_cancel && !params.detach,
-            params.credentials,
-        );
-        let required = params.options.require.clone().unwrap_or_default();
+        let key = params.key.as_ref().filter(|_| !params.waiting.is_detached()).map(|_| keyed_submitter(&id));
+        let mark =
+            Mark::new(&params.layout, &params.ulid, key, params.waiting.orphan_cancel(), params.credentials);
         let options = Options { orphan_of: mark.id().map(str::to_string), ..params.options };
         let mut task = Task::new(params.payload, options);
         task.keyed = params.key.is_some();
@@ -139,27 +159,20 @@ impl Single {
         }
         let demand = Demand { tasks: 1, bytes: bytes as u64 };
         Ok(Single {
-            gate: Gate::new(&params.layout, demand),
+            room: Room { gate: Gate::new(&params.layout, demand), found: None, denied: None },
             mark,
             ensure: Ensure::new([params.layout.job(&job)]),
             notice: Notice::new(&params.layout),
             layout: params.layout,
             id,
             task,
-            required,
-            detach: params.detach,
-            cancel_on_interrupt: params.cancel_on_interrupt,
+            waiting: params.waiting,
             allow_truncated: params.allow_truncated,
-            code: exit::OK,
-            online: false,
+            link: Link::Down,
             phase: Phase::Submitting,
-            doubts: 0,
-            attached: false,
-            cancelling: false,
+            origin: Origin::default(),
+            cancel: Cancel::new(params.cancel_on_interrupt),
             conflicts: 0,
-            found: None,
-            denied: None,
-            changed: false,
             calls: Calls::default(),
         })
     }
@@ -196,10 +209,10 @@ impl Single {
     fn resume(&mut self, out: &mut Actions<ClientReport>) {
         match &mut self.phase {
             // If the task is there already, it doesn't matter how full its job is.
-            Phase::Submitting if self.doubts > 0 => self.create(out),
+            Phase::Submitting if self.origin.doubts > 0 => self.create(out),
             Phase::Submitting => {
-                (self.found, self.denied) = (None, None);
-                self.gate.ask(out);
+                (self.room.found, self.room.denied) = (None, None);
+                self.room.gate.ask(out);
                 let path = self.layout.job(self.id.dir());
                 self.call(Call::Exists { path, watch: false }, Purpose::Room, out);
             }
@@ -218,11 +231,19 @@ impl Single {
     }
 
     fn read(&mut self, out: &mut Actions<ClientReport>) {
-        self.changed = self.calls.purposes().any(|purpose| *purpose == Purpose::Read);
-        if self.changed {
+        let changed = self.calls.purposes().any(|purpose| *purpose == Purpose::Read);
+        self.note_changed(changed);
+        if changed {
             return;
         }
         self.call(Call::Get { path: self.path(), watch: true }, Purpose::Read, out);
+    }
+
+    /// Notes whether the task has changed while it was being read.
+    fn note_changed(&mut self, changed: bool) {
+        if self.link != Link::Down {
+            self.link = Link::Up { changed };
+        }
     }
 
     fn delete(&mut self, out: &mut Actions<ClientReport>) {
@@ -245,18 +266,19 @@ impl Single {
                 }
             };
         }
-        if let Routed::Mine(answer) = self.gate.on_reply(id, result) {
+        if let Routed::Mine(answer) = self.room.gate.on_reply(id, result) {
             return match answer {
                 Answer::Nothing => {}
                 Answer::Admitted | Answer::Unsure => self.enter(out),
                 Answer::Refused(why) => {
-                    self.denied = Some(self.gate.advice(&why));
+                    self.room.denied = Some(self.room.gate.advice(&why));
                     self.enter(out);
                 }
             };
         }
+        let required = self.task.options.require.as_ref().unwrap_or(const { &Labels::new() });
         let awaited = || format!("the task {}", self.id);
-        if let Routed::Mine(()) = self.notice.on_reply(id, result, &self.required, awaited, out) {
+        if let Routed::Mine(()) = self.notice.on_reply(id, result, required, awaited, out) {
             return;
         }
         match self.calls.route(id, result) {
@@ -286,7 +308,7 @@ impl Single {
     ) {
         match purpose {
             Purpose::Room => {
-                self.found = Some(answer.cloned());
+                self.room.found = Some(answer.cloned());
                 self.enter(out);
             }
             Purpose::JobRoom => self.on_job_room(answer, out),
@@ -302,7 +324,7 @@ impl Single {
 
     fn on_doubt(&mut self, purpose: Purpose, out: &mut Actions<ClientReport>) {
         match (purpose, &mut self.phase) {
-            (Purpose::Create, _) => self.doubts += 1,
+            (Purpose::Create, _) => self.origin.doubts += 1,
             (Purpose::Delete, Phase::Deleting { tries, .. }) => {
                 *tries += 1;
                 if *tries >= MAX_DELETES {
@@ -316,18 +338,18 @@ impl Single {
 
     /// Goes on when both are known: what the job's directory has, and what the service admits.
     fn enter(&mut self, out: &mut Actions<ClientReport>) {
-        if self.gate.is_asking() {
+        if self.room.gate.is_asking() {
             return;
         }
-        let Some(found) = self.found.take() else { return };
+        let Some(found) = self.room.found.take() else { return };
         match found {
-            _ if self.denied.is_some() => self.deny(out),
+            _ if self.room.denied.is_some() => self.deny(out),
             Ok(Reply::Stat(stat)) if stat.num_children < MAX_CHILDREN => self.create(out),
             Ok(_) => {
                 let job = self.id.dir();
                 let why =
                     format!("the job {job} is full: it has {MAX_CHILDREN} tasks or more; try again later");
-                self.denied = Some(why);
+                self.room.denied = Some(why);
                 self.deny(out);
             }
             Err(Refusal::NoNode) if is_shared(self.id.dir()) => self.ensure.start(out),
@@ -343,7 +365,7 @@ impl Single {
     fn deny(&mut self, out: &mut Actions<ClientReport>) {
         if self.task.keyed {
             self.compare(out);
-        } else if let Some(why) = self.denied.take() {
+        } else if let Some(why) = self.room.denied.take() {
             self.fail(exit::TOO_MUCH, why, out);
         }
     }
@@ -365,8 +387,8 @@ impl Single {
             Ok(_) => self.confirmed(out),
             // The name is ours alone, so it can only be a request that was in doubt. If there was one, it is so no
             // more.
-            Err(Refusal::NodeExists) if self.doubts > 0 && !self.task.keyed => {
-                self.doubts -= 1;
+            Err(Refusal::NodeExists) if self.origin.doubts > 0 && !self.task.keyed => {
+                self.origin.doubts -= 1;
                 self.confirmed(out);
             }
             Err(Refusal::NodeExists) => self.compare(out),
@@ -377,14 +399,14 @@ impl Single {
     }
 
     fn compare(&mut self, out: &mut Actions<ClientReport>) {
-        self.changed = false;
+        self.note_changed(false);
         self.call(Call::Get { path: self.path(), watch: true }, Purpose::Compare, out);
     }
 
     fn on_compared(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
         let (data, stat) = match result {
             Ok(Reply::Data { data, stat }) => (data, stat),
-            Err(Refusal::NoNode) => match self.denied.take() {
+            Err(Refusal::NoNode) => match self.room.denied.take() {
                 Some(why) => return self.fail(exit::TOO_MUCH, why, out),
                 None => return self.create(out),
             },
@@ -394,7 +416,7 @@ impl Single {
         let id = &self.id;
         match Task::decode(data) {
             Ok(task) if task.same_request(&self.task) => {
-                self.attached = true;
+                self.origin.attached = true;
                 self.mark.adopt(task.options.orphan_of.as_ref(), out);
                 out.log(Level::Info, format!("the task {id} exists already"));
                 let was_over = self.report_submitted(out);
@@ -424,8 +446,8 @@ impl Single {
     fn report_submitted(&mut self, out: &mut Actions<ClientReport>) -> bool {
         let id = self.id.clone();
         out.log(Level::Debug, format!("the task {id} is made"));
-        out.push(Action::Report(ClientReport::Submitted { id, detached: self.detach }));
-        if self.detach && !self.cancelling {
+        out.push(Action::Report(ClientReport::Submitted { id, detached: self.waiting.is_detached() }));
+        if self.waiting.is_detached() && self.cancel != Cancel::Wanted {
             self.over(exit::OK, out);
             return true;
         }
@@ -457,11 +479,11 @@ impl Single {
             out.log(Level::Debug, format!("the task {} has its outcome", self.id));
             return self.ended(outcome, stat.version, out);
         }
-        if self.cancelling && !task.cancel {
+        if self.cancel == Cancel::Wanted && !task.cancel {
             task.cancel = true;
             let call = Call::Set { path: self.path(), data: task.encode(), version: stat.version };
             self.call(call, Purpose::Cancel, out);
-        } else if self.changed {
+        } else if self.link == (Link::Up { changed: true }) {
             self.read(out);
         }
     }
@@ -490,13 +512,13 @@ impl Single {
         if let Routed::Mine(()) = self.mark.on_changed(path, kind, out) {
             return;
         }
-        if !self.online || path != self.path() {
+        if self.link == Link::Down || path != self.path() {
             return;
         }
         match self.phase {
             Phase::Waiting if self.calls.is_empty() => self.read(out),
             // Events and replies come on different ways: a change may be told before the read that it follows.
-            Phase::Submitting | Phase::Waiting => self.changed = true,
+            Phase::Submitting | Phase::Waiting => self.note_changed(true),
             Phase::Deleting { .. } | Phase::Over => {}
         }
     }
@@ -510,11 +532,11 @@ impl Role for Single {
             return;
         }
         if breaks_connection(&event) {
-            self.online = false;
+            self.link = Link::Down;
         }
         match event {
             Event::Connected { .. } => {
-                self.online = true;
+                self.link = Link::Up { changed: false };
                 self.calls.clear();
                 self.ensure.reset();
                 let step = self.mark.on_connected(out);
@@ -522,7 +544,7 @@ impl Role for Single {
             }
             Event::Lost { .. } => {
                 self.calls.clear();
-                self.gate.on_lost();
+                self.room.gate.on_lost();
                 self.ensure.reset();
                 self.mark.on_lost();
                 if let Phase::Deleting { give_up, .. } = &mut self.phase {
@@ -545,7 +567,7 @@ impl Role for Single {
             | Event::SlotsLost { .. }
             | Event::Lines(_) => {}
         }
-        self.notice.keep(now, self.online && self.phase == Phase::Waiting, out);
+        self.notice.keep(now, self.link != Link::Down && self.phase == Phase::Waiting, out);
     }
 
     fn next_wake(&self) -> Option<Instant> {
@@ -559,7 +581,7 @@ impl Role for Single {
         assert!(self.calls.len() <= 2, "calls pile up: {:?}", self.calls);
         if let Phase::Deleting { .. } = self.phase {
             assert!(
-                !self.task.keyed && !self.attached && self.doubts == 0,
+                !self.task.keyed && self.origin.is_certainly_ours(),
                 "deleting what is not ours to delete"
             );
         }

@@ -1,6 +1,6 @@
 //! The end of a batch: all is done, or it can't go on, or its user wants an end before.
 
-use super::Batch;
+use super::{Batch, Cancel};
 use crate::machine::{Action, Actions, Level};
 use crate::roles::client::{ClientReport, INTERRUPTED, Progress};
 
@@ -29,7 +29,7 @@ impl Batch {
         let progress = self.results.progress();
         if progress.total == 0 {
             out.log(Level::Warn, "the batch has no lines: nothing was submitted");
-        } else if self.detach {
+        } else if self.waiting.is_detached() {
             let (name, submitted) = (self.plan.name(), progress.submitted);
             out.push(Action::Report(ClientReport::Detached { name, submitted }));
         } else {
@@ -60,18 +60,18 @@ impl Batch {
     }
 
     pub(super) fn on_stop(&mut self, again: bool, out: &mut Actions<ClientReport>) {
-        if self.is_waited_for() && !self.detach {
+        if self.is_waited_for() && !self.waiting.is_detached() {
             self.end(out);
         } else if self.what_stays().is_none() {
             self.fail(INTERRUPTED, "interrupted; nothing was submitted".to_string(), out);
-        } else if again || !self.cancel_on_interrupt {
+        } else if again || self.cancel == Cancel::Never {
             self.fail(INTERRUPTED, "interrupted".to_string(), out);
         } else {
             out.log(
                 Level::Warn,
                 format!("cancelling {}; interrupt again to leave it alone", self.plan.name()),
             );
-            self.cancelling = true;
+            self.cancel = Cancel::Wanted;
             // What is certain not to stand is not created any more.
             let open = self.open_chunks.stop();
             self.results.cut(open);

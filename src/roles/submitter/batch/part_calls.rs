@@ -11,7 +11,7 @@ type Out = Actions<ClientReport>;
 impl Batch {
     /// Creates the parts, and sets their watches.
     pub(super) fn prepare_parts(&mut self, out: &mut Out) {
-        while !self.ensuring && self.has_room() {
+        while !self.ensure.is_running() && self.has_room() {
             let Some((part, made)) = self.parts.next_unwatched() else { break };
             if made {
                 self.watch_part(part, out);
@@ -33,7 +33,7 @@ impl Batch {
             Ok(_) | Err(Refusal::NodeExists) => self.on_part_exists(part, out),
             Err(Refusal::NoNode) => {
                 self.parts.unmade(part);
-                if !std::mem::replace(&mut self.ensuring, true) {
+                if !self.ensure.is_running() {
                     self.ensure.start(out);
                 }
             }
@@ -76,7 +76,7 @@ impl Batch {
 
     /// Nobody waits for a detached batch, so it needs no watch.
     fn watch_part(&mut self, part: u64, out: &mut Out) {
-        if self.detach {
+        if self.waiting.is_detached() {
             return self.parts.watched_now(part);
         }
         let call = Call::Watch { path: self.plan.part_path(part), mode: WatchMode::Tree };

@@ -9,8 +9,7 @@ use crate::roles::submitter::admission::Pace;
 /// What has to be known before anything is created.
 #[derive(Debug, Default)]
 pub struct Preflight {
-    /// The questions were sent on this connection.
-    pub asked: bool,
+    stage: Stage,
     /// How many directories `tasks` has.
     children: Option<u64>,
     first_part: Option<FirstPart>,
@@ -26,6 +25,17 @@ enum FirstPart {
     },
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// Nothing was asked on this connection.
+    #[default]
+    Unasked,
+    /// The questions were sent on this connection.
+    Asked,
+    /// The batch was admitted. That is never taken back.
+    Admitted,
+}
+
 /// Whether a batch is admitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -38,10 +48,27 @@ pub enum Entry {
 }
 
 impl Preflight {
+    /// Whether the questions were sent on this connection.
+    pub fn is_asked(&self) -> bool {
+        self.stage == Stage::Asked
+    }
+
+    /// Whether the batch was admitted.
+    pub fn is_admitted(&self) -> bool {
+        self.stage == Stage::Admitted
+    }
+
+    /// A new connection: the questions are asked again, unless the batch was admitted.
+    pub fn on_connected(&mut self) {
+        if self.stage == Stage::Asked {
+            self.stage = Stage::Unasked;
+        }
+    }
+
     /// All questions are being sent.
     pub fn ask(&mut self, keyed: bool) {
         let first_part = (!keyed).then_some(FirstPart::Missing);
-        *self = Preflight { asked: true, children: None, first_part };
+        *self = Preflight { stage: Stage::Asked, children: None, first_part };
     }
 
     /// Takes in how many directories there are.
@@ -68,7 +95,7 @@ impl Preflight {
 
     /// Goes on when all is known: how many directories there are, what the service admits, and for a key whether the
     /// batch has begun already. Decides how many lines a chunk has.
-    pub fn enter(&self, plan: &mut Plan, orphan_of: Option<&str>, pace: &mut Pace) -> Entry {
+    pub fn enter(&mut self, plan: &mut Plan, orphan_of: Option<&str>, pace: &mut Pace) -> Entry {
         let (Some(children), Some(first_part), true) =
             (self.children, self.first_part, pace.has_read_status())
         else {
@@ -82,7 +109,13 @@ impl Preflight {
         plan.size = size.unwrap_or_else(|| plan.outline.choose(pace.slots()));
         let refused = is_full(plan, children).or_else(|| pace.refuses(plan.demand(orphan_of)));
         // A batch that began earlier is part of the load already.
-        refused.filter(|_| first_part == FirstPart::Missing).map_or(Entry::Admitted, Entry::Refused)
+        match refused.filter(|_| first_part == FirstPart::Missing) {
+            Some(why) => Entry::Refused(why),
+            None => {
+                self.stage = Stage::Admitted;
+                Entry::Admitted
+            }
+        }
     }
 }
 

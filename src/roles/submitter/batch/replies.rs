@@ -3,14 +3,14 @@
 use super::open_chunks::{Made, OpenChunks};
 use super::parts::{Chunk, part_of};
 use super::preflight::Entry;
-use super::{Batch, Purpose};
+use super::{Batch, Link, Purpose};
 use crate::contract::Labels;
 use crate::contract::task::{State, Task};
 use crate::exit;
 use crate::machine::{Action, Actions, Call, CallError, CallId, CallResult, Level, Refusal, Reply, Routed};
 use crate::recipes::ensure;
 use crate::roles::client::{ClientReport, commands_ended, refusal_code};
-use crate::roles::submitter::mark;
+use crate::roles::submitter::{Cancel, mark};
 
 type Out = Actions<ClientReport>;
 
@@ -21,8 +21,7 @@ impl Batch {
         }
         if let Routed::Mine(step) = self.ensure.on_reply(id, result, out) {
             return match step {
-                ensure::Step::Pending => {}
-                ensure::Step::Done => self.ensuring = false,
+                ensure::Step::Pending | ensure::Step::Done => {}
                 ensure::Step::Refused(path, refusal) => {
                     self.fail(refusal_code(refusal), format!("cannot make {path}: {refusal}"), out);
                 }
@@ -50,8 +49,8 @@ impl Batch {
     }
 
     pub(super) fn on_mark(&mut self, step: mark::Step, out: &mut Out) {
-        self.marked |= step == mark::Step::Ready;
         match step {
+            mark::Step::Ready if self.link == Link::Up => self.link = Link::Marked,
             mark::Step::Pending | mark::Step::Ready => {}
             mark::Step::Unfit(why) => self.fail(exit::NOT_PERMITTED, why, out),
             mark::Step::Refused(refusal) => self.refused("leave a mark below", None, refusal, out),
@@ -118,12 +117,12 @@ impl Batch {
     }
 
     fn enter(&mut self, out: &mut Out) {
-        if self.inside {
+        if self.preflight.is_admitted() {
             return;
         }
         match self.preflight.enter(&mut self.plan, self.mark.id(), &mut self.pace) {
             Entry::Unknown => {}
-            Entry::Admitted => (self.inside, self.open_chunks) = (true, OpenChunks::new(self.plan.size())),
+            Entry::Admitted => self.open_chunks = OpenChunks::new(self.plan.size()),
             Entry::Refused(why) => self.fail(exit::TOO_MUCH, why, out),
         }
     }
@@ -195,13 +194,13 @@ impl Batch {
         let commands = lines.len() as u16;
         self.parts.count_created(unit, commands, self.plan.part_lines(part_of(unit)));
         self.results.submitted(u64::from(commands));
-        if self.detach {
+        if self.waiting.is_detached() {
             let id = self.plan.id(unit);
             out.push(Action::Report(ClientReport::SubmittedLines { id, lines }));
             return;
         }
         self.parts.add(unit, Chunk { doubt, commands });
-        if changed || self.cancelling {
+        if changed || self.cancel == Cancel::Wanted {
             self.parts.mark_unread(unit);
         }
     }
@@ -213,7 +212,7 @@ impl Batch {
         match result {
             Ok(Reply::Data { data, stat }) => match Task::decode(data) {
                 Ok(task) if task.outcome.is_some() => self.ended(unit, &task, stat.version, out),
-                Ok(mut task) if self.cancelling && !task.cancel => {
+                Ok(mut task) if self.cancel == Cancel::Wanted && !task.cancel => {
                     task.cancel = true;
                     let call =
                         Call::Set { path: self.plan.path(unit), data: task.encode(), version: stat.version };

@@ -18,6 +18,7 @@ use crate::roles::client::INTERRUPTED;
 use crate::roles::client::testing::{
     ClientDriver, Fate, done, failed, is_create, is_delete, is_get, is_set, status,
 };
+use crate::roles::submitter::Waiting;
 
 const STATUS: &str = "/z/status";
 
@@ -40,8 +41,7 @@ fn params(lines: u64) -> BatchParams {
         outline: outline(0..lines),
         chunk: Some(1),
         credentials: false,
-        detach: false,
-        orphan_cancel: false,
+        waiting: Waiting::Attached { orphan_cancel: false },
         cancel_on_interrupt: false,
     }
 }
@@ -163,8 +163,7 @@ fn submitted(driver: &ClientDriver<Batch>) -> Vec<u64> {
 
 #[test]
 fn detached_it_prints_every_id_and_watches_nothing() {
-    let driver =
-        waiting(BatchParams { detach: true, orphan_cancel: true, job: Some("J".into()), ..params(300) });
+    let driver = waiting(BatchParams { waiting: Waiting::Detached, job: Some("J".into()), ..params(300) });
     assert_eq!((driver.exit, submitted(&driver)), (Some(0), (0..300).collect()));
     let last = ClientReport::Detached { name: "J~B".into(), submitted: 300 };
     assert_eq!(driver.reports.last(), Some(&last));
@@ -175,7 +174,7 @@ fn detached_it_prints_every_id_and_watches_nothing() {
 
 #[test]
 fn the_mark_is_in_the_tasks_and_comes_first() {
-    let mut driver = waiting(BatchParams { orphan_cancel: true, ..params(3) });
+    let mut driver = waiting(BatchParams { waiting: Waiting::Attached { orphan_cancel: true }, ..params(3) });
     assert_eq!(driver.made[0].path(), "/z/submitters/B~1");
     assert_eq!(driver.task("/z/tasks/B~0000/0000000").options.orphan_of.as_deref(), Some("B"));
     let before = driver.made.len();

@@ -1,7 +1,7 @@
 //! The end of a single submit: the outcome is shown, and a task that succeeded deleted; or its user wants an end
 //! before.
 
-use super::{Phase, Purpose, Single};
+use super::{Cancel, Link, Phase, Purpose, Single};
 use crate::contract::log::LogName;
 use crate::contract::task::{Outcome, State};
 use crate::exit;
@@ -12,19 +12,19 @@ impl Single {
     /// Shows the outcome. What follows happens only if that succeeded.
     pub(super) fn ended(&mut self, outcome: Outcome, version: i32, out: &mut Actions<ClientReport>) {
         let succeeded = outcome.state == State::Done;
-        self.code = exit_code(&outcome);
+        let mut code = exit_code(&outcome);
         let truncated = self.truncated(&outcome);
         let ended = Ended { id: self.id.clone(), line: None, outcome, alone: true };
         out.push(Action::Report(ClientReport::Ended(vec![ended])));
         if let Some(why) = truncated {
-            self.code = exit::TRUNCATED;
+            code = exit::TRUNCATED;
             out.log(Level::Error, why);
         }
         // What failed stays, for show and retry.
-        if self.task.keyed || self.attached || self.doubts > 0 || !succeeded {
-            return self.over(self.code, out);
+        if self.task.keyed || !self.origin.is_certainly_ours() || !succeeded {
+            return self.over(code, out);
         }
-        self.phase = Phase::Deleting { version, tries: 0, give_up: None };
+        self.phase = Phase::Deleting { version, tries: 0, give_up: None, code };
         self.delete(out);
     }
 
@@ -47,9 +47,7 @@ impl Single {
     }
 
     pub(super) fn on_deleted(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
-        if !matches!(self.phase, Phase::Deleting { .. }) {
-            return;
-        }
+        let Phase::Deleting { code, .. } = self.phase else { return };
         match result {
             Ok(_) | Err(Refusal::NoNode) => {}
             Err(Refusal::BadVersion) => {
@@ -63,17 +61,19 @@ impl Single {
                 out.log(Level::Warn, format!("cannot delete the task {}: {refusal}", self.path()));
             }
         }
-        self.over(self.code, out);
+        self.over(code, out);
     }
 
     pub(super) fn leave_to_leader(&mut self, out: &mut Actions<ClientReport>) {
+        let Phase::Deleting { code, .. } = self.phase else { return };
         out.log(Level::Info, format!("the task {} is left for the leader to delete", self.id));
-        self.over(self.code, out);
+        self.over(code, out);
     }
 
     /// The user wants an end.
     pub(super) fn on_stop(&mut self, again: bool, out: &mut Actions<ClientReport>) {
-        let creating = self.doubts > 0 || self.calls.purposes().any(|purpose| *purpose == Purpose::Create);
+        let creating =
+            self.origin.doubts > 0 || self.calls.purposes().any(|purpose| *purpose == Purpose::Create);
         match self.phase {
             Phase::Over => {}
             // The outcome was shown, so nothing is left that the user waits for.
@@ -81,11 +81,11 @@ impl Single {
             Phase::Submitting if !creating => {
                 self.fail(INTERRUPTED, "interrupted; nothing was submitted".to_string(), out);
             }
-            Phase::Submitting | Phase::Waiting if self.cancel_on_interrupt && !again => {
+            Phase::Submitting | Phase::Waiting if self.cancel != Cancel::Never && !again => {
                 let id = &self.id;
                 out.log(Level::Warn, format!("cancelling {id}; interrupt again to leave it alone"));
-                self.cancelling = true;
-                if self.online && self.phase == Phase::Waiting {
+                self.cancel = Cancel::Wanted;
+                if self.link != Link::Down && self.phase == Phase::Waiting {
                     self.read(out);
                 }
             }

@@ -9,6 +9,7 @@ use crate::roles::client::INTERRUPTED;
 use crate::roles::client::testing::{
     ClientDriver, Fate, done, failed, is_create, is_delete, is_get, is_set, status,
 };
+use crate::roles::submitter::Waiting;
 
 const JOB: &str = "/z/tasks/J";
 const TASK: &str = "/z/tasks/J/U";
@@ -23,8 +24,7 @@ fn params() -> SingleParams {
         payload: Payload::Shell("echo hi".into()),
         options: Options::default(),
         credentials: false,
-        detach: false,
-        orphan_cancel: false,
+        waiting: Waiting::Attached { orphan_cancel: false },
         cancel_on_interrupt: false,
         allow_truncated: false,
     }
@@ -119,7 +119,7 @@ fn missing_directories_are_made() {
 #[test]
 fn g01_an_id_is_reported_only_when_its_task_exists() {
     for fate in [Fate::AppliedUnanswered, Fate::DroppedUnanswered, Fate::NotSent] {
-        let mut driver = driver(SingleParams { detach: true, ..params() });
+        let mut driver = driver(SingleParams { waiting: Waiting::Detached, ..params() });
         driver.connect();
         driver.settle_until(is_create);
         driver.play(fate);
@@ -316,7 +316,7 @@ fn g08_a_full_job_takes_no_more() {
     full.settle();
     assert_eq!((full.exit, full.count(is_create)), (Some(exit::TOO_MUCH), 0));
 
-    let mut full = driver(SingleParams { detach: true, ..keyed() });
+    let mut full = driver(SingleParams { waiting: Waiting::Detached, ..keyed() });
     fill(&mut full);
     let mut task = Task::new(Payload::Shell("echo hi".into()), Options::default());
     task.keyed = true;
@@ -345,7 +345,7 @@ fn full_in(what: &str) -> Vec<u8> {
 #[test]
 fn a_task_beyond_the_limits_is_refused_before_it_is_created() {
     for (what, flag) in [("tasks", "--max-pending of"), ("bytes", "--max-pending-bytes of")] {
-        for params in [params(), keyed(), SingleParams { detach: true, ..params() }] {
+        for params in [params(), keyed(), SingleParams { waiting: Waiting::Detached, ..params() }] {
             let mut driver = driver(params);
             driver.put("/z/status", &full_in(what));
             driver.connect();
@@ -405,7 +405,7 @@ fn what_was_known_first_waits_for_the_other() {
 #[test]
 fn an_existing_key_is_reported_however_full_the_service_is() {
     for (command, code) in [("echo hi", exit::OK), ("echo another", exit::DATA)] {
-        let mut driver = driver(SingleParams { detach: true, ..keyed() });
+        let mut driver = driver(SingleParams { waiting: Waiting::Detached, ..keyed() });
         let mut task = Task::new(Payload::Shell(command.into()), Options::default());
         task.keyed = true;
         driver.put("/z/tasks/J/K", &task.encode());
@@ -467,7 +467,7 @@ fn what_is_not_permitted_or_too_much_says_so() {
 
 #[test]
 fn the_mark_of_a_possible_orphan_is_created_first() {
-    let mut driver = waiting(SingleParams { orphan_cancel: true, ..params() });
+    let mut driver = waiting(SingleParams { waiting: Waiting::Attached { orphan_cancel: true }, ..params() });
     assert!(driver.made[0].path().starts_with("/z/submitters/U~1"), "{:?}", driver.made[0]);
     assert!(driver.znodes.contains_key("/z/submitters/U~1"));
     assert_eq!(driver.task(TASK).options.orphan_of.as_deref(), Some("U"));
@@ -546,7 +546,11 @@ fn an_interrupt_cancels_if_so_requested() {
 
 #[test]
 fn a_cancel_that_came_too_late_is_no_news_after_the_outcome() {
-    let params = SingleParams { cancel_on_interrupt: true, orphan_cancel: true, ..params() };
+    let params = SingleParams {
+        cancel_on_interrupt: true,
+        waiting: Waiting::Attached { orphan_cancel: true },
+        ..params()
+    };
     let mut driver = waiting(params);
     driver.lose();
     driver.connect();
@@ -584,7 +588,7 @@ fn a_task_that_never_stops_changing_is_not_chased_for_ever() {
 
 #[test]
 fn a_doubtful_create_is_resolved_even_if_the_job_is_full() {
-    let mut driver = driver(SingleParams { detach: true, ..params() });
+    let mut driver = driver(SingleParams { waiting: Waiting::Detached, ..params() });
     driver.connect();
     driver.settle_until(is_create);
     driver.play(Fate::AppliedUnanswered);

@@ -238,7 +238,7 @@ fn a_keyed_batch_meets_its_own_chunks() {
 
 #[test]
 fn detached_and_interrupted_it_counts_lines() {
-    let desk_1 = waiting(BatchParams { detach: true, ..chunked(250, 100) });
+    let desk_1 = waiting(BatchParams { waiting: Waiting::Detached, ..chunked(250, 100) });
     let last = ClientReport::Detached { name: "B".into(), submitted: 250 };
     assert_eq!((desk_1.exit, desk_1.reports.last()), (Some(0), Some(&last)));
     assert_eq!(submitted(&desk_1), (0..250).collect::<Vec<_>>());
@@ -283,7 +283,8 @@ fn g08_what_is_open_is_bounded_in_bytes() {
 #[test]
 fn what_was_shown_is_deleted_before_more_is_read() {
     let lines = 2_900;
-    let mut driver = driver(BatchParams { orphan_cancel: true, ..params(lines) });
+    let mut driver =
+        driver(BatchParams { waiting: Waiting::Attached { orphan_cancel: true }, ..params(lines) });
     driver.connect();
     driver.settle_until(|call| is_create(call) && call.path().ends_with("/0000501"));
     for path in tasks(&driver) {

@@ -9,7 +9,10 @@ fn part(driver: &ClientDriver<Batch>, path: &str) -> Job {
 #[test]
 fn a_part_is_marked_complete_only_when_all_chunks_exist() {
     for detach in [false, true] {
-        let mut driver = driver(BatchParams { detach, ..params(LINES_PER_PART + 10) });
+        let mut driver = driver(BatchParams {
+            waiting: if detach { Waiting::Detached } else { params(1).waiting },
+            ..params(LINES_PER_PART + 10)
+        });
         driver.connect();
         driver.settle_until(|call| is_create(call) && call.path().ends_with("~0000/0003999"));
         assert_eq!(driver.count(is_set), 0);

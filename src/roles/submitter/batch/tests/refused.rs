@@ -36,7 +36,10 @@ fn a_too_long_line_is_named_with_what_was_created_before_it() {
 
 #[test]
 fn tasks_of_a_failing_batch_are_cancelled_if_so_requested() {
-    let driver = second_refused(BatchParams { orphan_cancel: true, ..params(3) }, Refusal::TooLarge);
+    let driver = second_refused(
+        BatchParams { waiting: Waiting::Attached { orphan_cancel: true }, ..params(3) },
+        Refusal::TooLarge,
+    );
     assert_eq!(driver.exit, Some(exit::TOO_MUCH));
     assert!(driver.logged("--orphan cancel") && !driver.logged("go on"), "{:?}", driver.logs);
 }

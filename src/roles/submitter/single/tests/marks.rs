@@ -4,7 +4,11 @@ use super::*;
 
 #[test]
 fn credentials_for_an_open_service_are_refused_before_creates() {
-    let with = |orphan_cancel| SingleParams { credentials: true, orphan_cancel, ..params() };
+    let with = |orphan_cancel| SingleParams {
+        credentials: true,
+        waiting: Waiting::Attached { orphan_cancel },
+        ..params()
+    };
     for orphan_cancel in [false, true] {
         let mut driver = ClientDriver::new(Single::new(with(orphan_cancel)).expect("a task"), &["/z"]);
         driver.connect();
@@ -40,12 +44,13 @@ fn a_resubmit_under_a_key_marks_its_tasks_as_wanted() {
         let below = driver.znodes.keys().filter_map(|path| path.strip_prefix("/z/submitters/"));
         below.map(str::to_string).collect::<Vec<_>>()
     };
-    let mut first = waiting(SingleParams { orphan_cancel: true, ..keyed() });
+    let mut first = waiting(SingleParams { waiting: Waiting::Attached { orphan_cancel: true }, ..keyed() });
     let submitter = first.task("/z/tasks/J/K").options.orphan_of.expect("it is named");
     assert_eq!(marks(&first), [format!("{submitter}~U.1")]);
     // It is killed, and its mark may stand yet. The same again, with the same wish or without, waits under its name.
     for orphan_cancel in [true, false] {
-        let again = SingleParams { ulid: "V".into(), orphan_cancel, ..keyed() };
+        let again =
+            SingleParams { ulid: "V".into(), waiting: Waiting::Attached { orphan_cancel }, ..keyed() };
         let mut second = ClientDriver::new(Single::new(again).expect("fit"), &[]);
         second.znodes = std::mem::take(&mut first.znodes);
         second.connect();
@@ -64,7 +69,7 @@ fn a_resubmit_under_a_key_marks_its_tasks_as_wanted() {
     }
     // A task that is to go on without us needs none, and of one with another key we know nothing.
     let other = waiting(SingleParams {
-        orphan_cancel: true,
+        waiting: Waiting::Attached { orphan_cancel: true },
         job: Some("J".into()),
         key: Some("L".into()),
         ..params()
