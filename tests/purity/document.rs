@@ -17,7 +17,7 @@ fn root() -> PathBuf {
 }
 
 /// All documents, by their path from the root.
-fn documents() -> BTreeMap<String, String> {
+pub fn documents() -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for dir in ["", "docs", "docs/design", "docs/decisions"] {
         for entry in fs::read_dir(root().join(dir)).expect("a directory") {

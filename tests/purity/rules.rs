@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use super::circles::circles;
 use super::source::{Named, Token, paths, tokens, without_tests};
+use super::structs::too_large;
 
 /// Most lines of a file: what one can hold in one's head.
 pub const MAX_LINES: usize = 600;
@@ -48,10 +50,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("src/roles", &["roles", "recipes", "contract", "machine", "exit"]),
 ];
 
-struct File<'a> {
-    name: &'a str,
-    tokens: Vec<Token>,
-    paths: Vec<Named>,
+pub struct File<'a> {
+    pub name: &'a str,
+    pub tokens: Vec<Token>,
+    pub paths: Vec<Named>,
 }
 
 impl File<'_> {
@@ -106,7 +108,18 @@ pub fn offences(files: &[(String, String)], dependencies: &[String]) -> Vec<Stri
     check_threads(&files, &mut found);
     check_select(&files, &mut found);
     check_step(&files, &mut found);
+    found.extend(circles(&files));
+    let is_role_or_recipe =
+        |file: &&File<'_>| file.name.starts_with("src/roles/") || file.name.starts_with("src/recipes/");
+    found.extend(files.iter().filter(is_role_or_recipe).flat_map(too_large));
     found
+}
+
+/// The module that a file holds, as its path from the crate's root.
+pub fn module_of(name: &str) -> Vec<String> {
+    let dir = module_dir(name);
+    let below = dir.trim_start_matches("src").split('/');
+    below.filter(|segment| !segment.is_empty()).map(str::to_string).collect()
 }
 
 /// The directory that a file's modules are in.
@@ -173,18 +186,12 @@ fn check_layer(file: &File<'_>, may: &[&str], found: &mut Vec<String>) {
 }
 
 /// The path from the crate's root, if it begins with `crate`, `self` or `super`; a lone `self` is a value.
-fn inner_path(name: &str, path: &Named) -> Option<Vec<String>> {
+pub fn inner_path(name: &str, path: &Named) -> Option<Vec<String>> {
     let rest = &path.segments[1..];
     match path.segments.first()?.as_str() {
         "crate" if path.is_use || !rest.is_empty() => Some(rest.to_vec()),
         "self" | "super" if path.is_use || !rest.is_empty() => {
-            let dir = module_dir(name);
-            let mut at: Vec<String> = dir
-                .trim_start_matches("src")
-                .split('/')
-                .filter(|s| !s.is_empty())
-                .map(str::to_string)
-                .collect();
+            let mut at = module_of(name);
             let ups = path.segments.iter().take_while(|segment| *segment == "super").count();
             at.truncate(at.len().saturating_sub(ups));
             let below = path.segments.iter().filter(|s| !matches!(s.as_str(), "super" | "self"));

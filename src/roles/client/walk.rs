@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 pub use super::seek::Found;
 use super::seek::Seek;
 use super::{Tally, refusal_code};
-use crate::contract::line::{LineName, batch_of};
+use crate::contract::line::batch_of;
 use crate::contract::task::Job;
 use crate::contract::{Layout, TaskId, is_component};
 use crate::exit;

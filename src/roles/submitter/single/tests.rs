@@ -9,7 +9,6 @@ use crate::roles::client::INTERRUPTED;
 use crate::roles::client::testing::{
     ClientDriver, Fate, done, failed, is_create, is_delete, is_get, is_set, status,
 };
-use crate::roles::submitter::Waiting;
 
 const JOB: &str = "/z/tasks/J";
 const TASK: &str = "/z/tasks/J/U";
