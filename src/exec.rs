@@ -1,9 +1,9 @@
-//! Processes: started, watched, signalled, and surely dead before their end is told.
+//! Processes: started, watched, signalled, and surely dead before their end is reported.
 //!
 //! Owns every process that zkmw runs for its user. The worker's side is the `hub`. It has one `keeper`, a process of
 //! its own, which forks the slots; each `slot` is a process too, and parent, reader and guard of one run at a time.
-//! All share the `shared_page`, where the lease stands. Runs with a request share long-lived processes (`handler`), each in a
-//! slot.
+//! All share the `shared_page`, which has the lease. Runs with a request share long-lived processes (`handler`), each
+//! in a slot.
 //!
 //! It must not: decide what runs or when (the roles do), or say [`ExecEvent::Ended`] while a process of the run lives.
 
@@ -56,11 +56,11 @@ use spawn::Starter;
 pub use user::User;
 use wire::{Program, Streams};
 
-/// Who this process is, on this host.
+/// The identity of this process on this host.
 ///
 /// # Errors
 ///
-/// If `/proc` does not tell.
+/// If `/proc` does not say.
 pub fn process_identity() -> anyhow::Result<ProcessIdentity> {
     let own = proc::Identity::own().context("cannot learn who we are from /proc")?;
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -75,7 +75,7 @@ pub const OWN_PROGRAM: &str = "/proc/self/exe";
 ///
 /// # Errors
 ///
-/// If no executor has started it, or it lacks what it stands on.
+/// If no executor has started it, or it lacks something that it needs.
 pub fn keep_slots() -> anyhow::Result<()> {
     keeper::run()
 }
@@ -109,7 +109,7 @@ pub enum ExecEvent {
         /// How it ended, and what it printed.
         report: RunReport,
     },
-    /// The guard is gone, and every group gets SIGKILL. Their ends are told after this.
+    /// The keeper is gone, and every group gets SIGKILL. Their ends are reported after this.
     SlotsLost {
         /// What became of it.
         why: String,

@@ -1,4 +1,5 @@
-//! The exit codes, after `sysexits.h`. Where a task's own code could be mistaken for one of these, `--json` shows which it is.
+//! The exit codes, after `sysexits.h`. Where a task's own code could be mistaken for one of these, `--json` shows
+//! which it is.
 
 /// All went well.
 pub const OK: i32 = 0;

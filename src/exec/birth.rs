@@ -1,8 +1,8 @@
 //! How a slot starts a program: what it is given, what the child does between clone and exec, and why a start failed.
 //!
 //! The child is born in its control group (`CLONE_INTO_CGROUP`), leads a process group of its own, becomes another
-//! user's if it is to, and dies with its slot (`PR_SET_PDEATHSIG`). The slot stands still until it has executed its
-//! program or ended (`vfork`), so what became of it stands in the slot's part of the page.
+//! user's if it is to, and dies with its slot (`PR_SET_PDEATHSIG`). The slot is suspended until it has executed
+//! its program or ended (`vfork`), so the child leaves its result in the slot's part of the page.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, OsString};
@@ -28,7 +28,7 @@ use super::vfork::vfork;
 use super::wire::{Hello, Program, Streams};
 use super::{Confinement, Limits, NotStartedKind};
 
-/// Bytes of `/proc/self/status` in which the number of descriptors stands; it is the tenth line or so.
+/// Bytes of `/proc/self/status` that have the number of descriptors; it is the tenth line or so.
 const STATUS_BYTES: usize = 1024;
 /// The first descriptor that is not inherited.
 const FIRST_PRIVATE_FD: RawFd = 3;
@@ -57,7 +57,7 @@ mod step {
 const JOURNAL_VAR: &str = "JOURNAL_STREAM";
 /// Where programs are looked for in a minimal environment, as most systems have it for their users.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What of ours stands in a minimal environment, if we have it. The first is what a successor knows our programs by.
+/// Variables of ours that a minimal environment has, if we have them. By the first a successor recognises our programs.
 const KEPT: [&str; 3] = [OWNER_VAR, "LANG", "TZ"];
 /// The same, where programs are the worker's user's.
 const KEPT_OF_USER: [&str; 4] = ["HOME", "USER", "LOGNAME", "SHELL"];
@@ -265,9 +265,9 @@ impl Child<'_> {
             CgroupEntry::Into(group) => Some(group),
             CgroupEntry::None | CgroupEntry::Enters(_) => None,
         };
-        // It looks there for its program.
-        // SAFETY: this process has no other thread. The child, which shares our memory, looks at it, and ends with a
-        // list that lives as long as we stand still.
+        // It searches its program there.
+        // SAFETY: this process has no other thread. The child, which shares our memory, reads the list. It lives
+        // as long as we are suspended.
         let ours = unsafe { ptr::replace(&raw mut c::environ, self.envp.as_ptr()) };
         let born = vfork(group, self.argv.len(), &|| self.live(slot));
         // SAFETY: as above.
@@ -290,7 +290,7 @@ impl Child<'_> {
             .and_then(|()| self.die_with_parent().map_err(|error| (step::NOT_PREPARED, error)));
         match prepared {
             Err((step, error)) => failed(step, error),
-            // We, or the machine, may have stood still since the run was decided on.
+            // We, or the machine, may have been suspended since the run was decided on.
             Ok(()) if !self.page.holds() => failed(step::TOO_LATE, Errno::TIME),
             Ok(()) => {
                 part.leader.store(std::process::id(), Ordering::SeqCst);

@@ -65,7 +65,7 @@ pub(super) struct Capture {
     head_limit: usize,
     tail_limit: usize,
     head: Vec<u8>,
-    /// A ring once it is full; `oldest` is then where its oldest byte stands.
+    /// A ring once it is full; `oldest` is then the index of its oldest byte.
     tail: Vec<u8>,
     oldest: usize,
     total: u64,

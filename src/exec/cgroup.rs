@@ -19,7 +19,7 @@ use super::limits::{Hits, LEAF, Limits};
 use super::proc::Identity;
 use crate::machine::Ended;
 
-/// The first pause between two looks at a cgroup that is being emptied; each is twice as long as the one before.
+/// The first pause between two checks of a cgroup that is being emptied; each is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -33,7 +33,7 @@ pub(super) struct Cgroups {
 }
 
 impl Cgroups {
-    /// Makes a folder for the runs of this process's executor with this number; the error tells why there can be none.
+    /// Makes a folder for the runs of this process's executor with this number; the error says why there can be none.
     /// Each run will have these limits.
     pub(super) fn make(own: &Identity, number: u32, limits: &Limits) -> io::Result<Cgroups> {
         let home = home()?;
@@ -53,7 +53,7 @@ impl Cgroups {
         Ok(cgroups)
     }
 
-    /// Where they stand.
+    /// Their path.
     pub(super) fn base(&self) -> &Path {
         &self.base
     }

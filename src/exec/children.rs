@@ -1,4 +1,4 @@
-//! Our own children, as the kernel tells of them: whom we have not reaped nobody else can be taken for.
+//! Our own children, as the kernel reports them. No other process has the number of a child that we have not reaped.
 
 use std::collections::BTreeSet;
 use std::fs;

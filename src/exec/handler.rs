@@ -1,12 +1,12 @@
 //! Handlers: processes that outlive runs, and are given those with a request, one at a time, as a line each.
 //!
 //! Owns which handlers idle, which run is whose, and how long to wait before another is started. A request goes to the
-//! one that was used last, and is written by the thread that asked for the run (`handler_slot`); without an idle one a further
-//! handler is started, in a slot as every program is, and with a thread of its own that lives as long as it does
-//! (`life`) and reads its answers (`answer`).
+//! one that was used last, and is written by the thread that asked for the run (`handler_slot`); without an idle one a
+//! further handler is started, in a slot as every program is, and with a thread of its own that lives as long as it
+//! does (`life`) and reads its answers (`answer`).
 //!
 //! It must not: hand anything over without a lease that holds; use a handler again that was sent a signal, or whose
-//! answer was none; or tell of a run's end while that handler's group lives. What a handler started and left running
+//! answer was none; or report a run's end while that handler's group lives. What a handler started and left running
 //! when it *answered* is its own affair, until it ends itself.
 
 mod answer;
@@ -40,7 +40,7 @@ const NO_LEASE: &str = "the lease had ended before it began, or there was no kee
 pub(super) struct Pool {
     hub: Arc<Hub>,
     inner: Mutex<Inner>,
-    /// Notified when a run is told to end.
+    /// Notified when a run gets a signal to end.
     changed: Condvar,
 }
 
@@ -53,9 +53,9 @@ struct Inner {
     /// How many handlers there have ever been.
     made: u64,
     backoff: Backoff,
-    /// It was told that there is no such program, and nothing has been answered since.
+    /// There is no such program, as was reported, and nothing has been answered since.
     told_missing: bool,
-    /// No handler idles any more: it is told to end.
+    /// No handler idles any more: its input is closed.
     closed: bool,
 }
 
@@ -89,7 +89,7 @@ impl Pool {
                     return;
                 }
                 Handed::Refused(back) => {
-                    // It hears nothing any more, but nobody says that it is dead.
+                    // It gets nothing any more, but it is not known to be dead.
                     self.lock().runs.remove(&run);
                     self.hub.kill(handler_slot.mailbox.id());
                     job = back;
@@ -99,7 +99,7 @@ impl Pool {
         self.start_handler(job, spec);
     }
 
-    /// One that idles and was not told to end; it has the run now.
+    /// One that idles and got no signal to end; it has the run now.
     fn take_idle(&self, run: RunId) -> Option<Arc<HandlerSlot>> {
         let mut inner = self.lock();
         loop {
@@ -133,7 +133,7 @@ impl Pool {
         }
     }
 
-    /// Nothing of the run was handed to anybody: tells so and forgets it. It is never the run's own fault.
+    /// Nothing of the run was handed to a handler: reports that and forgets it. It is never the run's own fault.
     fn not_started(&self, run: RunId, kind: NotStartedKind, why: String) {
         self.over(run, ExecEvent::NotStarted { run, kind, why });
     }
@@ -147,8 +147,9 @@ impl Pool {
         self.changed.notify_all();
     }
 
-    /// Its handler has answered. Unless that was told to end meanwhile, the run is over: it is forgotten, the handler
-    /// idles if it is `alive`, and `tell` tells so. Otherwise it is over when the handler's group is dead.
+    /// Its handler has answered. Unless that got a signal to end meanwhile, the run is over: it is forgotten, the
+    /// handler idles if it is `alive`, and `tell` reports the end. Otherwise it is over when the handler's group is
+    /// dead.
     fn answered(
         &self,
         run: RunId,
@@ -162,7 +163,7 @@ impl Pool {
             inner.runs.remove(&run);
             handler_slot.rests(&self.hub);
             if alive {
-                // Before anybody hears that there is a slot to be filled.
+                // Before anybody learns that a slot is free.
                 inner.idles(handler_slot);
             }
             tell();
@@ -213,7 +214,7 @@ impl Pool {
         self.lock().idle.retain(|handler_slot| handler_slot.mailbox.id() != id);
     }
 
-    /// Waits as long as handlers that failed before demand; whether this one was told to end meanwhile.
+    /// Waits as long as handlers that failed before demand; whether this one got a signal to end meanwhile.
     fn pause(&self, handler_slot: &HandlerSlot) -> bool {
         let mut inner = self.lock();
         let Some(until) = inner.backoff.until() else { return handler_slot.is_told_to_end() };

@@ -3,7 +3,7 @@
 //! Owns the sockets to the keeper and the slots, and the run file. Programs are sent by the thread that asks for them;
 //! one thread takes in what all slots say, another one waits for the end of the keeper.
 //!
-//! It must not: send a program to a slot that is not in the run file, or tell a run's end before its slot, or the
+//! It must not: send a program to a slot that is not in the run file, or report a run's end before its slot, or the
 //! keeper in its place, has said that nothing of it lives.
 
 mod lease;
@@ -100,9 +100,9 @@ struct Work {
     run: RunId,
     /// What is sent as soon as the slot is there, with a handler's standard input and output.
     unsent: Option<(Program, Pipes)>,
-    /// Who hears of it; `None` if the role does.
+    /// The handler's mailbox that gets what becomes of it; `None` if the role gets that.
     mailbox: Option<Arc<Mailbox>>,
-    /// When it was told to run, and its leader.
+    /// When the slot got it, and its leader.
     started: Option<(i64, u32)>,
     /// A signal of ours was sent.
     signalled: bool,
@@ -316,12 +316,12 @@ impl Hub {
         // Without a link it is dead, and the keeper says when nothing of it lives.
         let Some(link) = link else { return };
         let Some(work) = work else {
-            // Its run was told to end meanwhile.
+            // Its run got a signal to end meanwhile.
             return idle.push(number);
         };
         let part = self.page.part(number);
         part.leader.store(0, Ordering::SeqCst);
-        // One that hangs, and so never hears of it, is found as if it had.
+        // A slot that hangs never reads that. It is found all the same.
         part.armed.store(self.page.deadline().unwrap_or(0), Ordering::SeqCst);
         match work.unsent.take() {
             Some((program, None)) => link.say(&ToSlot::Run(program)),
@@ -438,7 +438,8 @@ impl Hub {
         self.changed.notify_all();
     }
 
-    /// A lost slot may not have come to tell that its program ran. What kills its slot at once must not run free.
+    /// A slot may be lost before it reports that its program ran. A program that kills its slot at once must be
+    /// charged.
     fn tell_if_started(&self, work: &mut Work, number: u32) {
         let pid = self.page.part(number).leader.load(Ordering::SeqCst);
         if work.started.is_none() && work.unsent.is_none() && pid != 0 {

@@ -2,7 +2,7 @@
 //!
 //! A process of its own with one thread, so that it can fork slots without an exec. It adopts what a dead slot has
 //! left. It starts slots only, so any other child of its own is such a thing, and gets SIGKILL. Slots are made to end
-//! with another signal than `SIGCHLD`: `waitid` without `__WCLONE` tells of adopted processes alone, and `ECHILD`
+//! with another signal than `SIGCHLD`: `waitid` without `__WCLONE` reports adopted processes alone, and `ECHILD`
 //! proves that there are none.
 //!
 //! It must not: wait for anybody but its children, write to standard error, or say that a slot is gone while something
@@ -32,11 +32,11 @@ use crate::clock;
 
 /// The signal with which a slot ends.
 const SLOT_ENDS_WITH: libc::c_int = libc::SIGUSR1;
-/// A slot that has not looked at the lease so long after it ended, as far as the slot knew, stands still.
+/// A slot that has not checked the lease so long after it ended, as far as the slot knew, counts as suspended.
 pub(super) const SLACK: Duration = Duration::from_millis(100);
 /// How long slots may take to end by themselves when the worker is gone.
 pub(super) const SLOTS_END_WITHIN: Duration = Duration::from_millis(500);
-/// The pause between two looks at what does not die.
+/// The pause between two checks of a process that does not die.
 const PAUSE: Duration = Duration::from_millis(2);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -48,7 +48,7 @@ const SLOT_NAME: &std::ffi::CStr = c"zkmw-slot";
 ///
 /// # Errors
 ///
-/// If no worker has started it, or it lacks what it stands on.
+/// If no worker has started it, or it lacks something that it needs.
 pub fn run() -> anyhow::Result<()> {
     let mut link = Link::new(detach(KEEPER_NAME)?);
     become_subreaper();

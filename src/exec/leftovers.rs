@@ -15,11 +15,11 @@ use super::mark::{Bears, Mark, OWNER_VAR};
 use super::proc::Session;
 use super::proc::{Look, Stat, kill_exactly, look};
 
-/// The first pause between two looks; each is twice as long as the one before.
+/// The first pause between two checks; each is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
-/// So many looks in a row must find nothing: one may miss a process that just forked.
+/// So many checks in a row must find nothing: one may miss a process that just forked.
 const LOOKS_FOR_PROOF: u32 = 2;
 
 /// What a worker that is dead may have left.
@@ -35,7 +35,7 @@ pub(super) struct Leftovers<'a> {
 /// What a look has found alive.
 #[derive(Debug, Default)]
 struct Found {
-    /// Who must die.
+    /// The processes that must die.
     doomed: BTreeSet<u32>,
     /// Why it is not known whether that is all.
     unclear: Option<String>,

@@ -1,5 +1,5 @@
 //! How much of the machine each run may have: limits of its control group. Without the group's controllers there are
-//! none, and who asks for them is told why: limits of processes (`setrlimit`) count for each user or each process,
+//! none, and an error says why: limits of processes (`setrlimit`) count for each user or each process,
 //! and so bound no run.
 
 use std::fmt;
@@ -122,7 +122,7 @@ impl Limits {
     }
 
     /// Gives the groups in `base`, which is in `home`, the controllers that they need. This process goes to a leaf of
-    /// `home` if it stands in its way.
+    /// `home` if that prevents it.
     pub(super) fn enable(&self, home: &Path, base: &Path) -> Result<(), Unavailable> {
         let controllers = self.controllers();
         let available = fs::read_to_string(home.join("cgroup.controllers")).unwrap_or_default();
@@ -244,7 +244,7 @@ fn explain_others(settings: &str, home: &Path) -> String {
     )
 }
 
-/// The number that stands after this word, in a text with a word and a number a line.
+/// The number after this word, in a text with a word and a number a line.
 fn value(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?.trim().parse().ok()
 }

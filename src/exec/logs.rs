@@ -1,9 +1,10 @@
 //! Logs: all that a run prints, in files of its worker's.
 //!
-//! A disk can hang, and who waits for it cannot be killed. So nobody writes files whom a run depends on: neither a
-//! slot, which is to see the end of the lease, nor the worker, whose sockets would stay open as long as one thread of
-//! it waits. A process of its own does, the [`writer`]. A slot ([`feed`]) passes on what a run prints through a pipe
-//! of its own, without waiting; the worker ([`carrier`]) starts the writer, and hands it the other end of each pipe.
+//! A disk can hang, and a process that waits for it cannot be killed. So no process that a run depends on writes files:
+//! neither a slot, which has to see the end of the lease, nor the worker, whose sockets would stay open as long as one
+//! thread of it waits. A process of its own, the [`writer`], does. A slot ([`feed`]) passes on what a run prints
+//! through a pipe of its own, without waiting; the worker ([`carrier`]) starts the writer, and hands it the other end
+//! of each pipe.
 //!
 //! A run that prints little and ends soon has no log, and costs nothing but a copy of what it printed.
 
@@ -36,7 +37,7 @@ pub struct LogSettings {
     pub keep: Duration,
 }
 
-/// The subcommand of the writer: which only a worker starts, so no help tells of it.
+/// The subcommand of the writer: which only a worker starts, so no help text names it.
 pub const WRITE_LOGS: &str = "write-logs";
 
 /// To the writer.
@@ -55,7 +56,7 @@ enum FromWriter {
     Warning(String),
 }
 
-/// What stands before each piece in a slot's pipe: its kind, and how many bytes follow.
+/// The header of each piece in a slot's pipe: its kind, and how many bytes follow.
 const HEADER_BYTES: usize = 5;
 
 /// Kinds of pieces.

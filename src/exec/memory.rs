@@ -1,7 +1,7 @@
 //! When memory runs out: tasks go before their worker, and an outcome says what is known of it.
 //!
-//! The kernel tells nobody whom it has killed. It counts how many, in the control group of the worker or, where that
-//! is not told, on the whole machine. So nothing is said for certain that is not.
+//! The kernel does not report which process it has killed. It counts how many, in the control group of the worker or,
+//! where that is not readable, on the whole machine. So a message here is only as certain as the count.
 
 use std::ffi::CStr;
 use std::fs;
@@ -29,7 +29,7 @@ const SHELL_KILLED: i32 = exit::SIGNAL_BASE + SIGKILL;
 /// What an executor knows of memory.
 #[derive(Debug)]
 pub(super) struct Memory {
-    /// Where the kernel counts, and for whom.
+    /// The file with the kernel's count, and the processes that it covers.
     count: PathBuf,
     whose: &'static str,
     /// What was read last, and when: to read it costs as much as to start a small program.

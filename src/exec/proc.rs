@@ -1,4 +1,4 @@
-//! What `/proc` tells of processes, and how one that is not our unreaped child is killed: through a pidfd.
+//! What `/proc` says about processes, and how one that is not our unreaped child is killed: through a pidfd.
 //!
 //! Facts of the kernel's on which this and `group` rest:
 //!

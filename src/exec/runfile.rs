@@ -37,7 +37,7 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// A run file is never longer than this many bytes.
 const LONGEST_FILE_BYTES: u64 = 4 << 20;
 
-/// What stands in the file.
+/// The content of the file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Content {
     v: u32,
@@ -77,7 +77,7 @@ pub enum Predecessor {
     },
 }
 
-/// Who has the name on this host.
+/// The process that has the name on this host.
 #[derive(Debug)]
 pub enum Claim {
     /// We have it, until the run file is dropped.

@@ -1,11 +1,12 @@
 //! The page: memory that the worker, its keeper and all slots share. It holds the lease, and of each slot until when
 //! what it runs may run as far as the slot knows.
 //!
-//! The lease is one word: its deadline, and whether somebody has found it over. Whoever finds the deadline passed sets
+//! The lease is one word: its deadline, and whether a process has found it over. The process that finds the deadline
+//! passed sets
 //! *over* by compare-exchange before it kills; a renewal is a compare-exchange too. So a renewal that comes late either
 //! counts for all, or fails, and its caller knows that what runs is being killed.
 //!
-//! It must not: tell a time by any clock but `CLOCK_BOOTTIME`, which goes on while the machine sleeps.
+//! It must not: use any clock but `CLOCK_BOOTTIME`, which goes on while the machine sleeps.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,7 +21,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 pub(super) const MOST_SLOTS: u32 = 1 << 15;
 /// Where the slots' parts begin.
 const HEAD_BYTES: usize = 4096;
-/// Of a slot: what different processes write stands in different cache lines.
+/// Of a slot: fields that different processes write are in different cache lines.
 const SLOT_BYTES: usize = 64;
 const PAGE_BYTES: usize = HEAD_BYTES + MOST_SLOTS as usize * SLOT_BYTES;
 /// Set in the lease's word when it was found over.
@@ -45,17 +46,17 @@ unsafe impl Sync for SharedPage {}
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Part {
-    /// Until when what it runs may run, as far as it knows: then it looks at the lease again. 0 while nothing runs.
+    /// Until when what it runs may run, as far as it knows: then it checks the lease again. 0 while nothing runs.
     pub(super) armed: AtomicU64,
     /// Whether it has something to run. A handler may have nothing.
     pub(super) busy: AtomicU32,
-    /// Whether the slot looks if it has to kill, or kills.
+    /// Whether the slot is checking if it has to kill, or kills.
     pub(super) killing: AtomicU32,
     /// How far the process that it starts has come, for that one to write.
     pub(super) step: AtomicU32,
     /// Why it came no further.
     pub(super) errno: AtomicU32,
-    /// That process, once its program is about to run; 0 before. Who sends a program to the slot sets that.
+    /// That process, once its program is about to run; 0 before. The sender of a program sets it.
     pub(super) leader: AtomicU32,
 }
 
@@ -68,7 +69,7 @@ pub(super) enum Renewal {
     Counts {
         /// The time before had passed, and nobody had found that out.
         late: bool,
-        /// It ends before the time before: who looks again then looks too late.
+        /// It ends earlier than before: a process that checks again at the earlier deadline checks too late.
         shorter: bool,
     },
     /// Somebody has found the lease over, and kills.
@@ -128,7 +129,7 @@ impl SharedPage {
     pub(super) fn look(&self) -> Result<(), u64> {
         let mut word = self.word().load(Ordering::SeqCst);
         loop {
-            // The clock is read after the word: who stood still in between finds it changed.
+            // The clock is read after the word: a process that was suspended in between finds the word changed.
             if word & OVER != 0 {
                 return Ok(());
             }
@@ -192,7 +193,7 @@ mod tests {
         assert!(page.holds());
     }
 
-    /// Whoever renews and whoever looks never both believe that they won, nor that they lost.
+    /// Of a process that renews and one that checks, exactly one wins.
     #[test]
     fn at_the_deadline_one_wins() {
         let page = SharedPage::new().unwrap();

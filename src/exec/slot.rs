@@ -7,8 +7,8 @@
 //! 2. It is reaped, and all that lives of the run is killed: what is in its control group, and the slot's children.
 //! 3. When the slot has no child (`ECHILD`) and the control group is empty, nothing of the run lives: whoever loses its
 //!    parent becomes the slot's child.
-//! 4. What they wrote stands in the pipes now, and is read without waiting.
-//! 5. Only then the end is told.
+//! 4. All that they wrote is in the pipes now, and is read without waiting.
+//! 5. Only then the end is reported.
 //!
 //! It must not: wait for anybody but its own children, begin anything without a lease that holds, or let anything run
 //! when the lease is over or the worker gone.
@@ -38,13 +38,13 @@ use super::wire::{FromSlot, Link, Program, Streams, ToSlot};
 use crate::clock;
 use crate::machine::{Ended, GroupSignal, RunReport};
 
-/// When a run is told to have started, if it has not ended by then: then both are told at once.
+/// The start of a run is reported after this time, or together with its end if it ends before.
 const STARTED_AFTER: Duration = Duration::from_millis(2);
-/// The first pause between two looks at what does not die; each is twice as long as the one before.
+/// The first pause between two checks of a process that does not die; each is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_micros(200);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// What does not die within this is told.
+/// A process that does not die within this is reported.
 const WARN_AFTER: Duration = Duration::from_secs(10);
 /// The variable that names a task to its program.
 const TASK_VAR: &str = "ZKMW_TASK";
@@ -182,7 +182,7 @@ impl<'a> Slot<'a> {
         Some(match &running.ending {
             Some(ending) => ending.pause,
             None if !running.told => STARTED_AFTER.saturating_sub(running.started.elapsed()),
-            // Its worker looks, and only while it has something to do.
+            // Its worker checks that, and only while the handler has something to do.
             None if running.handler => return None,
             None => LOOK_EVERY.saturating_sub(running.looked.elapsed()),
         })
@@ -352,12 +352,12 @@ impl<'a> Slot<'a> {
         set_timer(&self.timer, deadline.max(1));
     }
 
-    /// The lease has ended, or somebody has stood still.
+    /// The lease has ended, or a process was suspended.
     fn look_at_lease(&mut self) {
         let _ = read(&self.timer, &mut [0; 8]);
         let part = self.page.part(self.number);
         part.armed.store(0, Ordering::SeqCst);
-        // Who gives a handler something to do says that it is busy, and then looks at both.
+        // A worker that gives a handler something to do marks it as busy first, and then checks both.
         part.killing.store(1, Ordering::SeqCst);
         let lease = if self.is_busy() { Some(self.page.look()) } else { None };
         match lease {

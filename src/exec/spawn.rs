@@ -30,16 +30,16 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A keeper that lived so long was no failure from the start.
 const LONG_LIFE: Duration = Duration::from_secs(10);
-/// The first pause between two looks at what a dead keeper has left.
+/// The first pause between two checks of what a dead keeper has left.
 const FIRST_LOOK: Duration = Duration::from_micros(500);
 /// The process that everybody's orphans come to.
 const INIT: u32 = 1;
-/// What does not die within this is told.
+/// A process that does not die within this is reported.
 const WARN_AFTER: Duration = Duration::from_secs(10);
 /// The longest such pause.
 const LAST_LOOK: Duration = Duration::from_millis(500);
 
-/// What a service manager tells a service of itself, its sockets, its run files and its credentials. None of it is
+/// Variables by which a service manager describes itself, its sockets, its run files and its credentials. None of it is
 /// for what the service starts: a task that speaks to the watchdog would speak for us. Folders that the unit gives to
 /// tasks (`STATE_DIRECTORY`, `CACHE_DIRECTORY`, `LOGS_DIRECTORY`, `CONFIGURATION_DIRECTORY`) are.
 const SERVICE_VARS: [&str; 15] = [
@@ -68,7 +68,7 @@ pub(super) struct Starter {
     /// What runs carry in their environment.
     pub(super) token: String,
     pub(super) own: proc::Identity,
-    /// Tells the executors of this process apart.
+    /// The number of this executor among those of this process.
     pub(super) number: u32,
     pub(super) wants_cgroups: bool,
     pub(super) oom_score: String,
@@ -232,7 +232,7 @@ fn await_end(child: &mut Child) -> (String, bool) {
         match retry_on_intr(|| waitid(WaitId::Pid(pid), options)) {
             Ok(Some(status)) if status.stopped() => {
                 let _ = kill_process(pid, Signal::CONT);
-                // It is told until it is taken.
+                // It is sent until it is taken.
                 let _ = waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED | WaitIdOptions::NOHANG);
             }
             seen => {

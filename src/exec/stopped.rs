@@ -1,7 +1,7 @@
 //! Whether something of a run is stopped (`SIGSTOP`, `SIGTSTP`, `SIGTTIN`), so that it may never end: it is logged.
 //!
-//! Nobody tells us: we look now and then, at the leader and at what it has started. It must not do anything about it,
-//! for a task may have stopped itself on purpose.
+//! Nothing reports that to us. We check now and then the leader and the processes that it has started. It must not do
+//! anything about it, for a task may have stopped itself on purpose.
 
 use std::fs;
 use std::time::Duration;
@@ -10,22 +10,22 @@ use super::proc::{Stat, stat};
 
 /// How often it is looked. A task that is stopped for less is nobody's concern.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// So many looks in a row must find the same process stopped.
+/// So many checks in a row must find the same process stopped.
 const LOOKS_FOR_PROOF: u32 = 2;
 /// Most processes of a run that are looked at; a look must stay cheap.
 const MOST_PROCESSES: usize = 64;
 
-/// What the looks at one run, or at one handler's, have come to.
+/// The result of the checks of one run, or of one handler's.
 #[derive(Debug, Default)]
 pub(super) struct StopWatch {
-    /// The process that was found stopped last, by pid and birth, and in how many looks in a row.
+    /// The process that was found stopped last, by pid and birth, and in how many checks in a row.
     found: Option<((u32, u64), u32)>,
     /// It was logged.
     warned: bool,
 }
 
 impl StopWatch {
-    /// Looks, and tells once what is stopped; `task` names whose it is.
+    /// Checks, and reports once what is stopped; `task` names the task.
     pub(super) fn look(&mut self, leader: u32, task: &str) -> Option<String> {
         if self.warned {
             return None;
@@ -67,7 +67,7 @@ fn first_stopped(leader: u32) -> Option<Stat> {
     None
 }
 
-/// What a process has started, as far as the kernel tells.
+/// The processes that a process has started, as far as the kernel says.
 fn children(pid: u32) -> Vec<u32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());

@@ -47,7 +47,7 @@ pub(super) fn detach(name: &std::ffi::CStr) -> anyhow::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// A descriptor that tells of these signals, which are blocked from now on.
+/// A descriptor that receives these signals, which are blocked from now on.
 pub(super) fn signals(which: &[libc::c_int]) -> std::io::Result<OwnedFd> {
     // SAFETY: bare system calls on a set of our own; the descriptor is new.
     unsafe {

@@ -65,7 +65,7 @@ impl User {
         Ok(user)
     }
 
-    /// The variables that tell a program whose it is.
+    /// The variables that tell a program its user.
     pub(super) fn variables(&self) -> [(OsString, OsString); 4] {
         let name = || OsString::from(&self.name);
         [
@@ -113,7 +113,7 @@ fn refuse_unable() -> Result<(), String> {
     ))
 }
 
-/// What is needed and does not stand in the text of a `status` file.
+/// What is needed and is not in the text of a `status` file.
 fn missing(status: &str) -> Vec<&'static str> {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);

@@ -1,4 +1,4 @@
-//! `vfork`, into a control group if need be: the child shares the memory of its parent, which stands still until the
+//! `vfork`, into a control group if need be: the child shares the memory of its parent, which is suspended until the
 //! child has executed its program or ended. Copying the parent's page tables, and then writing to pages that both have,
 //! would be a sixth of what a small program costs.
 //!
@@ -78,7 +78,7 @@ where
 
 /// Where a child begins.
 extern "C" fn begin<F: Fn()>(live: *mut c_void) -> libc::c_int {
-    // SAFETY: its parent stands still, and so what it has lent lives.
+    // SAFETY: its parent is suspended, so the memory that it has lent stays valid.
     unsafe { (*live.cast::<F>())() };
     // SAFETY: ends this process, and runs nothing that its parent meant to run at its own end.
     unsafe { libc::_exit(NOT_EXECUTED) }
@@ -87,7 +87,7 @@ extern "C" fn begin<F: Fn()>(live: *mut c_void) -> libc::c_int {
 /// By way of glibc: where a filter of system calls knows the older one only, and on other processors.
 fn clone<F: Fn()>(stack: &Stack, live: &F) -> Result<libc::pid_t, Errno> {
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: the stack is as large as that, and nobody else uses it; the parent stands still while the child uses what
+    // SAFETY: the stack is as large as that, and nobody else uses it; the parent is suspended while the child uses what
     // both have, and has no other thread.
     let born = unsafe {
         let top = stack.start.byte_add(stack.bytes);

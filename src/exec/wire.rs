@@ -187,7 +187,7 @@ pub(super) struct Link {
     attached: VecDeque<(usize, Vec<OwnedFd>)>,
     /// The other end is gone, and all was read that it had said.
     closed: bool,
-    /// Nobody hears what is said here any more.
+    /// The other end is gone: nobody reads what is written here.
     mute: bool,
 }
 

@@ -111,7 +111,7 @@ impl Election {
     }
 
     /// Stands no more: deletes the own contender, even one that is only being created.
-    /// [`Election::is_out`] tells when it is gone.
+    /// [`Election::is_out`] says when it is gone.
     pub fn withdraw<R>(&mut self, out: &mut Actions<R>) {
         match &self.state {
             State::Out | State::Leaving => {}
@@ -121,7 +121,7 @@ impl Election {
                 // A creation can't be called back. When it is answered, what it made is deleted.
                 self.state = if self.is_creating() { State::Leaving } else { State::Out };
             }
-            // What it was to take the place of stands on: it may still protect something.
+            // The contender that it was to replace still exists: it may still protect something.
             State::Ranking { name }
             | State::Following { name, .. }
             | State::Inheriting { name: Some(name), .. } => {
@@ -242,7 +242,8 @@ impl Election {
         }
     }
 
-    /// What was refused to it, if anything was: then it is out, and whoever asks for it stands again later.
+    /// What was refused to it, if anything was: then it is out, and the caller that asks for it becomes a candidate again
+    /// later.
     pub fn take_refused(&mut self) -> Option<(String, Refusal)> {
         self.refused.take()
     }
@@ -303,7 +304,7 @@ impl Election {
         }
     }
 
-    /// A contender of ours may stand all the same: it is deleted by the next that stands.
+    /// A contender of ours may exist all the same: our next contender deletes it.
     fn refuse(&mut self, path: String, refusal: Refusal) {
         self.on_lost();
         self.refused = Some((path, refusal));
@@ -322,7 +323,7 @@ impl Election {
     fn on_own<R>(&mut self, czxid: i64, out: &mut Actions<R>) {
         match &self.state {
             State::Ranking { .. } | State::Inheriting { .. } => self.list(czxid, out),
-            // A change of its data had used up the watch, and what stands there now is not what we made.
+            // A change of its data had used up the watch, and what exists there now is not what we created.
             State::Following { czxid: own, .. } | State::Leading { czxid: own, .. } if *own != czxid => {
                 self.stand(out);
             }

@@ -230,7 +230,7 @@ impl Holder {
         Seen::Held
     }
 
-    /// All that tells it from another, beside its number and what it knows: the lines that were started, are over,
+    /// All that differs between two shares, beside its number and what it knows: the lines that were started, are over,
     /// and may be started; and whether its write is under way, or in doubt.
     pub fn state(&self) -> ([Vec<usize>; 3], [bool; 2]) {
         let started = self.started.iter().copied().collect();

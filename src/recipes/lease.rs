@@ -180,7 +180,7 @@ impl Lease {
         Ticket(self.wanted)
     }
 
-    /// Whether the write that the ticket stands for was acknowledged.
+    /// Whether the ticket's write was acknowledged.
     pub fn has(&self, ticket: Ticket) -> bool {
         self.acked >= ticket.0
     }

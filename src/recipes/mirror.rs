@@ -5,7 +5,7 @@
 //! the tree. After a lost connection its role forgets what it knew, and the mirror starts again.
 //!
 //! Replies and events reach us over different threads, so a change of a znode that is being read makes it be
-//! read once more; whoever keeps what was seen keeps the newest `mzxid`. And the end of a znode is told when its
+//! read once more; whoever keeps what was seen keeps the newest `mzxid`. And the end of a znode is reported when its
 //! event comes, never because a read found nothing: what the order of events says of two znodes would be lost.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +37,7 @@ pub enum Change {
     /// It is gone.
     Gone { path: String },
     /// It, or the list of its children, may not be read. This is its whole path: if it is the mirrored directory
-    /// itself, nothing will be told until the mirror is started again. Others are read again with
+    /// itself, nothing is reported until the mirror is started again. Others are read again with
     /// [`Mirror::try_refused`].
     Refused { path: String, refusal: Refusal },
     /// Everything that existed when the mirror started has been reported.
@@ -279,7 +279,7 @@ impl Mirror {
         !self.refused.is_empty()
     }
 
-    /// Tries again what was refused. No watch tells that an ACL was repaired, so somebody has to ask now and then.
+    /// Tries again what was refused. No watch reports that an ACL was repaired, so the caller has to ask now and then.
     pub fn try_refused<R>(&mut self, out: &mut Actions<R>) {
         for (below, lists) in std::mem::take(&mut self.refused) {
             if lists {
@@ -356,7 +356,7 @@ impl Mirror {
                     Ok(Reply::Data { data, stat }) => {
                         changes.push(Change::Seen { path, data: data.clone(), stat: *stat });
                     }
-                    // Its end is told by its event alone, so that it is told after what came before it: a worker
+                    // Its end is reported by its event alone, so after all that came before it: a worker
                     // makes a new registration before it deletes the old one, and answers come another way.
                     Err(Refusal::NoNode) => {}
                     other => changes.push(self.refuse(&path, false, other)),

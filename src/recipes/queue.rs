@@ -43,7 +43,7 @@ pub struct Needs {
     last: u32,
 }
 
-/// Most different sets of required labels that are told apart at a time. Tasks with further ones wait until one is
+/// Most different sets of required labels that have numbers at a time. Tasks with further ones wait until one is
 /// required no more; the roles report them.
 pub const MAX_LABEL_SETS: usize = 10_000;
 

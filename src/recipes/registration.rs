@@ -6,7 +6,7 @@
 //! last acknowledged one is deleted, and only `Ok` on that delete proves that there was no gap.
 //!
 //! A newcomer with a name that is taken waits until the other's session must have ended, or deletes the other's
-//! registration at once if its process is proven to be gone. It registers only when none stands, and then looks
+//! registration at once if its process is proven to be gone. It registers only when none exists, and then checks
 //! recheck: of two, the one whose incarnation registered first keeps the name.
 
 mod contest;
@@ -297,7 +297,7 @@ impl Registrar {
         }
         if self.retry.is_due(now) {
             if self.state == State::Refused {
-                // Without a registration nobody knows the incarnation; its assignment may stand already, and none is
+                // Without a registration nobody knows the incarnation; its assignment may exist already, and none is
                 // made twice.
                 if self.life.proven.is_none() {
                     self.begin_life();

@@ -3,7 +3,7 @@
 //! Almost every refusal passes: a quota is raised, an ACL repaired, a directory made again, a server less busy. So a
 //! daemon says once what is refused, tries again after a growing pause, and says when it is over. One refusal ends
 //! it: if it may not do at its start what it needs, its credentials are wrong, or the ensemble's ACLs. Its service
-//! manager tells that to a person, and starts it again.
+//! manager reports that to a person, and starts it again.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

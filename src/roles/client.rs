@@ -1,5 +1,5 @@
 //! What all client roles have in common: the reports that they give to their user, and what an outcome or a
-//! refusal means as an exit code. It holds no state and makes no calls; how a report looks is the view's.
+//! refusal means as an exit code. It holds no state and makes no calls; the view decides the form of a report.
 
 pub mod notice;
 mod seek;
@@ -29,23 +29,23 @@ const QUOTA_EXCEEDED: i32 = -125;
 /// What a client role reports to its user.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ClientReport {
-    /// The task stands in the ensemble, for certain. Its user sees the id if nobody waits for the outcome.
+    /// The task exists in the ensemble, for certain. Its user sees the id if nobody waits for the outcome.
     Submitted {
         /// The task.
         id: TaskId,
         /// Nobody waits for its outcome.
         detached: bool,
     },
-    /// These lines of a batch stand in the ensemble, for certain, and nobody waits for their outcomes.
+    /// These lines of a batch exist in the ensemble, for certain, and nobody waits for their outcomes.
     SubmittedLines {
         /// The chunk that they are in.
         id: TaskId,
         /// From 0.
         lines: Vec<u64>,
     },
-    /// A batch stands in the ensemble, all of it for certain, and nobody waits for it.
+    /// A batch exists in the ensemble, all of it for certain, and nobody waits for it.
     Detached {
-        /// What to tell `wait` to mean it.
+        /// Its name for `wait`.
         name: String,
         /// How many tasks it has.
         submitted: u64,
@@ -137,7 +137,7 @@ impl Ended {
 /// How many tasks of several are how far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// They stand in the ensemble, for certain.
+    /// They exist in the ensemble, for certain.
     pub submitted: u64,
     /// They ended as done.
     pub done: u64,
@@ -150,9 +150,9 @@ pub struct Progress {
 /// How the service is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StatusReport {
-    /// The summary that stands in the ensemble, if there is one that can be read.
+    /// The summary in the ensemble, if there is one that can be read.
     pub status: Option<Status>,
-    /// Whether the first contender wrote the summary: only then it tells the present.
+    /// Whether the first contender wrote the summary: only then it describes the present.
     pub current: bool,
     /// The ids of the contenders, first the first; of those beyond the first few only the znodes' names.
     pub contenders: Vec<String>,
@@ -205,7 +205,7 @@ pub struct Row {
     pub task: Result<RowTask, String>,
 }
 
-/// What a list tells of a task.
+/// What a list shows of a task.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct RowTask {
@@ -229,7 +229,7 @@ pub struct Shown {
     pub id: TaskId,
     /// The line that was asked for, if one was.
     pub line: Option<ShownLine>,
-    /// What stands in its znode.
+    /// The data of its znode.
     pub task: Task,
     /// Of its znode.
     pub stat: Stat,
@@ -292,7 +292,7 @@ pub fn exit_code(outcome: &Outcome) -> i32 {
 }
 
 /// As a shell has it: 127 for a program that is missing, 126 for one that can't be run. The contract has no field
-/// for that; a worker's words tell (`exec` says "cannot start" of a program that is there), and 127 is the guess.
+/// for that; a worker's words show it (`exec` says "cannot start" of a program that is there), and 127 is the guess.
 fn not_started_code(outcome: &Outcome) -> i32 {
     let is_there = |detail: &String| {
         let detail = detail.to_ascii_lowercase();
@@ -375,7 +375,7 @@ pub fn refusal_code(refusal: Refusal) -> i32 {
     }
 }
 
-/// Whether the event tells that the connection is gone, even if its `Lost` is still to come: whatever is asked of
+/// Whether the event shows that the connection is gone, even if its `Lost` is still to come: whatever is asked of
 /// it now will not be sent, and asking again for what has just failed would go on and on.
 pub fn breaks_connection(event: &Event) -> bool {
     match event {
@@ -393,7 +393,7 @@ pub fn breaks_connection(event: &Event) -> bool {
     }
 }
 
-/// What a client was told to do can't be done; found before anything was sent.
+/// A client can't do what it was asked to do; found before anything was sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfit {
     /// The exit code that goes with it.

@@ -1,4 +1,4 @@
-//! The elector: stands for election and, if it was given a command, runs it only while it leads.
+//! The elector: a candidate in an election. If it has a command, it runs it only while it leads.
 //!
 //! It owns one candidate's part in an election, a lease, and at most one run. It must never let a run outlive
 //! what protects it:
@@ -7,22 +7,22 @@
 //!   lease write that was *sent after* it began to lead was acknowledged. Each run has an epoch of its own: when
 //!   it is over, however it ended, its contender is withdrawn or already gone.
 //! - While it leads, a run lives under a lease that is renewed. A lease that lapses is SIGKILL at once.
-//! - A lost connection ends nothing as long as the lease holds, for our contender stands so long, and nobody else
+//! - A lost connection ends nothing as long as the lease holds, for our contender exists so long, and nobody else
 //!   leads. The next session takes the lead over if it can (see `recipes::election::term`), and renews the lease from
 //!   then on. The old contender is deleted only when the lease of the new session ends later than that of the old one.
 //! - Without leadership nothing is renewed, so a run that is being stopped is killed at the end of its grace or
 //!   of the lease, whichever comes first: before our old session can end and another can lead.
 //! - If the lead was not handed over, the old contender is deleted only when the run's whole group is dead: a new
-//!   session stands, and thereby deletes what the old one left, not before that.
+//!   session exists, and thereby deletes what the old one left, not before that.
 //! - The process does not end, and its session is not closed, while the run's group lives. An end that a recipe
 //!   asks for waits as well.
 //!
-//! How it ends, as the best supervisors do: a daemon that is told to stop and does so has succeeded (0). With
+//! How it ends, as the best supervisors do: a daemon that is asked to stop and does so has succeeded (0). With
 //! `once` it stands in for the command in a script, as `flock` and `consul lock` do, so it ends as the command
 //! did, also when it had to stop it; and if it was stopped before the command ran, it ends as a command that
 //! SIGTERM killed would have (143), so that no script goes on as if the work had been done.
 //!
-//! What it can't know: a command that ended by itself in the same moment in which it was told to stop, because
+//! What it can't know: a command that ended by itself in the same moment in which it was asked to stop, because
 //! leadership was lost, counts as interrupted and is run again. So `once` means at least once.
 
 mod refused;
@@ -70,17 +70,17 @@ const TERMINATED: i32 = exit::SIGNAL_BASE + 15;
 pub struct Params {
     /// The directory of the election.
     pub dir: String,
-    /// Where the leases stand.
+    /// The directory of the leases.
     pub layout: Layout,
     /// Shown to the others; a user id.
     pub id: String,
     /// Fresh for each process.
     pub uuid: String,
-    /// Program and arguments; without them the elector only reports how it stands.
+    /// Program and arguments; without them the elector only reports its state.
     pub command: Option<Vec<String>>,
     /// Added to the command's environment, besides `ZKMW_EPOCH`.
     pub env: Vec<(String, String)>,
-    /// How long a command that was told to stop may take.
+    /// How long a command may take to stop.
     pub grace: Duration,
     /// End when the command ends by itself, with its code.
     pub once: bool,
@@ -93,14 +93,14 @@ pub struct Elector {
     election: Election,
     ensure: Ensure,
     lease: Lease,
-    /// It may not stand for election.
+    /// It may not be a candidate.
     retry: Retry,
     /// It may not make the directory of leases.
     directory: Retry,
     past: Past,
     session: Session,
     state: State,
-    /// How it stands, as last told; `None` before it ever stood.
+    /// Its state, as last reported; `None` before it ever was a candidate.
     reported: Option<Report>,
     /// Pauses of short runs since the last run that was not short.
     short_runs: u32,
@@ -186,7 +186,7 @@ impl Elector {
         self.kill_and_rejoin(now, out);
     }
 
-    /// Kills the command, and stands again when it is dead, unless there is another reason for its end.
+    /// Kills the command, and becomes a candidate again when it is dead, unless there is another reason for its end.
     fn kill_and_rejoin(&mut self, now: Instant, out: &mut Actions<Report>) {
         if let State::Running(run) = self.state {
             self.state = State::Stopping { run, kill: Kill::At(now), then: Then::Rejoin };
@@ -275,15 +275,15 @@ impl Elector {
         (FIRST_BACKOFF * 2_u32.pow(doublings)).min(MAX_BACKOFF)
     }
 
-    /// The run is dead: makes way for others, then stands at the end of the queue.
+    /// The run is dead: makes way for others, then goes to the end of the line.
     fn rejoin(&mut self, run: Run, backoff: Duration, now: Instant, out: &mut Actions<Report>) {
         if backoff > Duration::ZERO || self.election.term() == Some(run.epoch) {
             self.election.withdraw(out);
             self.state = State::BackingOff { until: now + backoff };
         } else {
-            // Its contender was deleted, and the election stands again by itself; or there is no session.
+            // Its contender was deleted, and the election creates another by itself; or there is no session.
             self.state = State::Candidate;
-            // Or it was refused something, and could not stand again while the command lived.
+            // Or it was refused something, and could not be a candidate again while the command lived.
             if self.election.is_out() && matches!(self.session, Session::Entered { .. }) {
                 self.election.stand(out);
             }
@@ -309,7 +309,7 @@ impl Elector {
         }
     }
 
-    /// Does what follows from how it stands now. `why` tells what would have ended its standing.
+    /// Does what follows from its state now. `why` says what would have ended its lead.
     fn advance(&mut self, why: &str, now: Instant, out: &mut Actions<Report>) {
         if let State::BackingOff { until } = self.state
             && until <= now
@@ -389,12 +389,12 @@ impl Elector {
         }
     }
 
-    /// Tells of a change of how it stands.
+    /// Reports a change of its state.
     fn report_change(&mut self, why: &str, out: &mut Actions<Report>) {
         let report = match (self.election.leading(), self.election.behind()) {
             (Some(epoch), _) => Some(Report::Leading { epoch }),
             (None, Some(behind)) => Some(Report::Following { behind: behind.to_string() }),
-            // Its place is being looked up, and its contender stands: nothing is lost yet.
+            // Its rank is being read, and its contender exists: nothing is lost yet.
             (None, None) if self.election.own_name().is_some() || self.election.term().is_some() => return,
             (None, None) => match self.reported {
                 None | Some(Report::Lost { .. }) => return,
@@ -450,7 +450,7 @@ impl Role for Elector {
             return;
         }
         self.past.observe(&event);
-        // First of all: if we, or the machine, stood still, its slot has killed the command at the end of the lease.
+        // First of all: if we, or the machine, were suspended, its slot has killed the command at the end of the lease.
         // That is no end of its own.
         self.check_lease(now, out);
         let mut why = String::from("its contender was withdrawn or deleted");

@@ -1,4 +1,4 @@
-//! Inspector: tells how the service is ([`StatusOf`]), which tasks there are ([`List`]) and all about one of them
+//! Inspector: shows the state of the service ([`StatusOf`]), which tasks there are ([`List`]) and all about one of them
 //! ([`Show`]). It never writes; each session starts the question anew, or goes on where it was.
 
 mod list;

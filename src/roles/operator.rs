@@ -49,10 +49,10 @@ impl Verb {
     }
 }
 
-/// What an operator is told.
+/// The parameters of an operator.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OperatorParams {
-    /// Where everything stands.
+    /// The paths.
     pub layout: Layout,
     /// What to do.
     pub verb: Verb,
@@ -235,7 +235,7 @@ impl Operator {
             (_, Some(Err(refusal))) => {
                 self.refuse(&id, refusal_code(refusal), &refusal.to_string(), out);
             }
-            // It is read again on the next connection, and that tells whether the write was applied.
+            // It is read again on the next connection, and that shows whether the write was applied.
             (Step::Write, None) if *result == Err(CallError::MaybeApplied) => open.doubt = open.sent.take(),
             (Step::Read | Step::Write, None) => {}
             (Step::Read, Some(Ok(reply))) => {

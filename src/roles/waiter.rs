@@ -1,8 +1,8 @@
 //! Waiter: waits for tasks that somebody submitted, and shows their outcomes. It never writes.
 //!
 //! It watches so many tasks at a time and takes up another whenever one has ended, so its memory and its watches
-//! don't grow with what it waits for. Of a job it waits for what stands when it comes by. A line of a batch is shown
-//! when its result stands, whatever the others do that stand beside it.
+//! don't grow with what it waits for. Of a job it waits for the tasks that exist when it comes by. A line of a batch is
+//! shown when its result exists, whatever the other lines of its chunk do.
 
 mod lines;
 mod parts;
@@ -30,10 +30,10 @@ const MAX_WATCHED: usize = 1_000;
 /// Reads in flight.
 const MAX_READS: usize = 64;
 
-/// What a wait is told.
+/// The parameters of a wait.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WaitParams {
-    /// Where everything stands.
+    /// The paths.
     pub layout: Layout,
     /// What to wait for.
     pub targets: Vec<Target>,

@@ -423,7 +423,7 @@ impl Worker {
             (Purpose::DeleteAssignment, Ok(_) | Err(Refusal::NoNode)) => self.on_unassigned(out),
             // The leader was faster with one more write: what it added was not started.
             (Purpose::DeleteAssignment, Err(Refusal::BadVersion)) => self.read_assignment(out),
-            // Were it given up as it stands, what is on it and did not start would be charged.
+            // Were it given up as it is, what is on it and did not start would be charged.
             (Purpose::DeleteAssignment, Err(refusal @ Refusal::Other(_))) => {
                 let what = format!("cannot delete {}", self.assignment());
                 self.health.retry.refused(&what, refusal, now, out);

@@ -154,9 +154,10 @@ impl Killer {
 
     /// Ends the connection. It never blocks, and it may be done again.
     ///
-    /// A shutdown of the socket ends the connection at the server, and wakes the I/O thread of a connected client. While a client
-    /// is still connecting, however, the crate answers a lost socket with a new one, over and over, and without
-    /// a word to its listener. A hang-up reported under the socket's token reaches the listener in every state.
+    /// A shutdown of the socket ends the connection at the server, and wakes the I/O thread of a connected client.
+    /// While a client is still connecting, however, the crate answers a lost socket with a new one, over and over, and
+    /// without a word to its listener. A hang-up reported under the socket's token reaches the listener in every
+    /// state.
     pub fn kill(&self) {
         if let Some(socket) = self.socket.get() {
             // It may be shut down already; then there is nothing left to do.

@@ -1,9 +1,9 @@
 //! Circles: modules of one parent that use each other both ways, directly or over others. Whoever reads one of them
 //! has to read them all.
 //!
-//! A use is a path that begins with `crate`, `self` or `super`, or a `use` that begins with a child. A name that a module hands on (`pub use`) counts for
-//! the module that it comes from. Test code is left out. A method that is called on a value names no module and is
-//! not seen here.
+//! A use is a path that begins with `crate`, `self` or `super`, or a `use` that begins with a child. A name that a
+//! module hands on (`pub use`) counts for the module that it comes from. Test code is left out. A method that is
+//! called on a value names no module and is not seen here.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -29,7 +29,7 @@ pub(super) enum Cause {
     Fault,
     /// It had nothing to do.
     Idle,
-    /// It was told to end by us.
+    /// It got a signal to end from us.
     Told,
 }
 

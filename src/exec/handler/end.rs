@@ -1,6 +1,6 @@
-//! The end of a handler: killed as a run is, and then the end of the run that it had is told.
+//! The end of a handler: killed as a run is, and then the end of the run that it had is reported.
 //!
-//! It must not tell anything before every process of the group is dead.
+//! It must not report anything before every process of the group is dead.
 
 use std::sync::atomic::Ordering;
 

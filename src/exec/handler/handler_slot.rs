@@ -54,13 +54,13 @@ pub struct HandlerSlot {
     pub(super) stdout: OnceLock<OwnedFd>,
     pub(super) state: Mutex<HandlerState>,
     told_to_end: AtomicBool,
-    /// Something was there to be read when it was first told to end.
+    /// It had written something when it first got a signal to end.
     pub(super) had_said: AtomicBool,
 }
 
 #[derive(Debug)]
 pub(super) struct HandlerState {
-    /// Does not keep us waiting. `None` when it is to hear no more.
+    /// Does not block. `None` when nothing more may be written.
     pub(super) stdin: Option<Arc<OwnedFd>>,
     pub(super) work: Work,
     /// It has answered before, so it is known that there is such a program.
@@ -144,7 +144,7 @@ impl HandlerSlot {
         } else if *proven {
             busy.tell_started(self.mailbox.pid(), hub);
         } else {
-            // Its thread tells so, when it is clear that there is such a program.
+            // Its thread reports the start, when it is clear that there is such a program.
             self.mailbox.wake();
         }
         *work = Work::Busy(busy);

@@ -1,6 +1,6 @@
 //! The life of one handler, on a thread of its own: its start and its answers.
 //!
-//! The thread sleeps where answers come; at an answer it tells the run's end, after it has put the handler back among
+//! The thread sleeps where answers come; at an answer it reports the run's end, after it has put the handler back among
 //! those that idle. Whatever else happens to the handler is its end (`end`).
 //!
 //! It must not: take a line for an answer to a request that is not wholly written; or let a handler idle that has got a
@@ -28,8 +28,8 @@ use crate::exec::wire::{Program, Streams};
 use crate::exec::{ExecEvent, NotStartedKind};
 use crate::machine::{RunId, RunReport, RunSpec};
 
-/// When the first request of a handler is told to have started, if it has neither answered nor ended by then. A shell
-/// that finds no such program says so much sooner.
+/// The start of a handler's first request is reported after this time, if it has neither answered nor ended by then. A
+/// shell that finds no such program says so much sooner.
 const STARTED_AFTER: Duration = Duration::from_secs(1);
 /// One that ends closes its pipes a moment before it is dead.
 const DEAD_AFTER_CLOSE: Duration = Duration::from_millis(200);
@@ -119,7 +119,7 @@ pub(super) struct Handler<'a> {
     pub(super) dead: Option<Box<RunReport>>,
     /// It has answered before.
     pub(super) answered: bool,
-    /// It has a request of which it was not told yet that it has started.
+    /// It has a request whose start was not reported yet.
     untold: bool,
     /// There is a rest of a line to be written.
     writing: bool,
@@ -229,7 +229,7 @@ impl Handler<'_> {
 
     /// Until there is something to be looked at.
     fn wait(&self) -> Result<Ready, Errno> {
-        // Who hands a request over to one that is known to work does not wake this thread.
+        // A request that is handed to a handler that is known to work does not wake this thread.
         let pause = timespec(if self.untold { STARTED_AFTER } else { LOOK_EVERY });
         let stdin = if self.writing { self.handler_slot.lock().stdin.clone() } else { None };
         let mut sources = vec![PollFd::new(self.handler_slot.mailbox.waker(), PollFlags::IN)];
@@ -240,7 +240,7 @@ impl Handler<'_> {
         Ok(Ready { wake: is_ready(0), stdout: is_ready(1), stdin: is_ready(2), paused: ready == 0 })
     }
 
-    /// The request that it has got has begun, as far as that was left to us to tell.
+    /// The request that it has got has begun: reports that, unless it was reported.
     fn tell_started(&mut self) {
         if !self.untold {
             return;
@@ -253,7 +253,7 @@ impl Handler<'_> {
         }
     }
 
-    /// Whoever handed a request over has left something to us, or something became of the process.
+    /// A part of a request was left to this thread, or something became of the process.
     fn look_at_work(&mut self) {
         // A counter: one read takes all.
         let _ = read(self.handler_slot.mailbox.waker(), &mut [0; 8]);

@@ -18,7 +18,7 @@ impl Hub {
     pub(in crate::exec) fn begin(&self, slot: u32) -> bool {
         let part = self.page.part(slot);
         part.busy.store(1, Ordering::SeqCst);
-        // After that: a slot that kills says so before it looks whether its handler is busy.
+        // After that: a slot that kills says so before it checks whether its handler is busy.
         if part.killing.load(Ordering::SeqCst) != 0 || !self.page.holds() {
             return false;
         }

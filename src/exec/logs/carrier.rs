@@ -1,4 +1,4 @@
-//! The worker's side of logs: starts the writer, hands it the pipes that slots have made, and tells what it says.
+//! The worker's side of logs: starts the writer, hands it the pipes that slots have made, and reports what it says.
 //!
 //! A thread of its own, that waits for sockets only. The worker's other threads never wait for it.
 
@@ -27,7 +27,7 @@ use crate::threads;
 const NAME: &str = "zkmw";
 /// From one start of a writer to the next one, at least.
 const RESTART_AFTER: Duration = Duration::from_secs(5);
-/// What goes wrong with logs is told once, and again after this: it may be so with each task.
+/// A fault of the logs is reported once, and again after this time: it may be so with each task.
 const WARN_EVERY: Duration = Duration::from_secs(600);
 /// A writer that did not take what it was given gets nothing for so long: or each run would wait for it.
 const SUSPENDED_FOR: Duration = Duration::from_secs(30);
@@ -90,7 +90,8 @@ impl Carrier {
             suspended_until: None,
             warned: None,
         };
-        // Not by the thread: what it takes for a moment would be missing to whoever looks if there is enough.
+        // Not by the thread: the descriptors that it takes for a moment would be missing in the count of those that
+        // are free.
         hands.writer = Some(hands.spawn()?);
         threads::spawn("exec-logs", move || hands.live(alive))?;
         Ok(carrier)
@@ -128,7 +129,7 @@ impl Carrier {
 }
 
 impl Hands {
-    /// Until it is told to stop, and the writer has ended.
+    /// Until it has to stop, and the writer has ended.
     fn live(mut self, _alive: Sender<()>) {
         loop {
             if self.writer.is_none() && self.next_start <= Instant::now() {
@@ -198,7 +199,8 @@ impl Hands {
         writer.link.say_with(&ToWriter::Log(name), vec![pipe]);
     }
 
-    /// A log is not complete. If its pipe was closed, that may have been by a writer that was killed; this one is told.
+    /// A log is not complete. If its pipe was closed, that may have been by a writer that was killed; so this writer
+    /// is told.
     fn lost(&mut self, name: LogName, why: Option<String>) {
         if let Some(why) = why {
             self.suspended_until = Some(Instant::now() + SUSPENDED_FOR);

@@ -1,4 +1,4 @@
-//! The directory of a worker's logs: how much stands there, and what has to go.
+//! The directory of a worker's logs: how much is in it, and what has to go.
 //!
 //! It must not touch what is no log by its name, follow links, or remove what is being written.
 
@@ -18,7 +18,7 @@ use crate::contract::log::{LogFile, LogName, is_part};
 const BLOCK_BYTES: u64 = 4096;
 /// When there is no room, so many tenths of the space are left: looking at all files is not for every log.
 const TENTHS_LEFT: u64 = 9;
-/// The longest pause between two looks for what is too old, and the shortest.
+/// The longest pause between two searches for logs that are too old, and the shortest.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// What is too old stays at most so much longer, as a part of the time that it is kept.
@@ -36,11 +36,11 @@ pub(super) struct Shelf {
     keep: Duration,
     /// How much they take, or a little less than this.
     used: u64,
-    /// Those that are being written: where they stand, without an ending.
+    /// Those that are being written: their paths, without an ending.
     open: BTreeSet<PathBuf>,
     next_look: Instant,
     full_until: Option<Instant>,
-    /// Nobody else can write where ours stand.
+    /// Nobody else can write to the directory of ours.
     is_private: bool,
 }
 
@@ -78,7 +78,7 @@ impl Shelf {
         }
     }
 
-    /// A log begins: where it stands, without an ending. What was there of its name is removed.
+    /// A log begins: its path, without an ending. An older log of its name is removed.
     pub(super) fn begin(&mut self, name: &LogName) -> anyhow::Result<PathBuf> {
         if !self.is_private {
             // The state directory, `logs` in it, and ours: who owned one of them could have us write anywhere.
@@ -112,7 +112,7 @@ impl Shelf {
 
     /// A log that is being written, or was, is not complete.
     pub(super) fn mark(&mut self, base: &Path, why: &str) {
-        // Where a disk is full, an empty file says enough. Of several reasons the first one stands.
+        // Where a disk is full, an empty file says enough. Of several reasons the first one counts.
         if let Ok(mut file) = self.make(base, LogFile::Cut) {
             let _ = writeln!(file, "{why}");
         }
@@ -175,13 +175,13 @@ impl Shelf {
     }
 }
 
-/// The logs in a directory of logs. Files of one log stand together in the list that is made.
+/// The logs in a directory of logs. Files of one log are next to each other in the list.
 fn find_in(dir: &Path, found: &mut Vec<Found>) {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(stem) = name.to_str().and_then(LogFile::stem_in) else { continue };
-        // Of links this tells what they are themselves.
+        // Of a link this describes the link itself.
         let Ok(about) = entry.metadata() else { continue };
         if about.is_file() {
             let bytes = about.len().next_multiple_of(BLOCK_BYTES).max(BLOCK_BYTES);

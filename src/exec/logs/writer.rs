@@ -58,7 +58,7 @@ struct Writer {
 /// A log that is being written.
 struct Log {
     name: LogName,
-    /// Where it stands, without an ending.
+    /// Its path, without an ending.
     base: PathBuf,
     /// What its slot has read.
     pipe: OwnedFd,

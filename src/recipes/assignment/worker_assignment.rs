@@ -34,7 +34,7 @@ pub struct Held {
     /// Its worker should know this version of its chunk.
     pub look: Option<i32>,
     pub(super) revoked: Revoked,
-    /// It is over as far as anybody can tell, so it takes up no slot.
+    /// It is over as far as is known, so it takes up no slot.
     pub(super) presumed_done: bool,
     /// Its worker quarantined it, so it takes up no slot.
     quarantined: bool,
@@ -79,7 +79,7 @@ impl Held {
         self.origin == Origin::EarlierTerm
     }
 
-    /// Whether it is over as far as anybody can tell, so that it takes up no slot.
+    /// Whether it is over as far as is known, so that it takes up no slot.
     pub fn is_presumed_done(&self) -> bool {
         self.presumed_done
     }
@@ -123,7 +123,7 @@ pub(super) enum SyncState {
 pub struct Load {
     /// Commands to run, of all entries that take up slots.
     pub width: u64,
-    /// Entries that are not over, as far as anybody can tell.
+    /// Entries that are not over, as far as is known.
     pub entries: usize,
     /// Those that are suspected of a worker's death.
     pub suspects: usize,
@@ -359,8 +359,8 @@ impl WorkerAssignment {
     }
 
     /// The last write was applied; whether that ends a time in which it was refused. An assignment that was refused
-    /// when it was to grow may pass as it is, and be refused again: only one that grows tells. Of one that was to be
-    /// deleted no write tells.
+    /// when it was to grow may pass as it is, and be refused again: only one that grows shows it. Of one that was to be
+    /// deleted no write shows it.
     pub fn sent(&mut self, version: i32) -> bool {
         self.state = SyncState::Idle;
         self.version = version;

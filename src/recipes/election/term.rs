@@ -3,7 +3,7 @@
 //!
 //! The contender of the lost session, X, exists until that session ends, and nobody else leads before. The next
 //! session creates Y, whose name has X's rank, so that in the order Y is where X is. Then it lists. If X is in
-//! that list, which is no older than Y, then X stood when Y was created: at no instant since the term began was
+//! that list, which is no older than Y, then X existed when Y was created: at no instant since the term began was
 //! there none of ours in that place. Whoever sees that X is gone sees that Y is there, for servers apply changes
 //! in one order. So the term goes on, with its epoch. If X is not in the list, somebody else may have led: Y is
 //! deleted, and the term is over.
@@ -12,10 +12,10 @@
 //! already.
 //!
 //! Whoever does not go by ranks (a `LeaderLatch` of Curator's, or a zkmw from before there were any) would lead
-//! as soon as X is gone if it stands before Y by sequence numbers. Then the term is not handed over. Those that
+//! as soon as X is gone if it is before Y by sequence numbers. Then the term is not handed over. Those that
 //! come later are behind Y.
 //!
-//! The epoch stays that of the first contender of the term: whoever stands between X and Y has a greater one, and
+//! The epoch stays that of the first contender of the term: a contender between X and Y has a greater one, and
 //! must not find a still greater one in use before it leads.
 
 use super::{Election, Purpose, State};
@@ -29,7 +29,7 @@ pub(super) struct Term {
     pub(super) epoch: i64,
     /// That one's rank.
     rank: String,
-    /// Contenders of ours of which one stood at every instant since the term began. The last is the newest.
+    /// Contenders of ours, of which one existed at every instant since the term began. The last is the newest.
     standing: Vec<String>,
 }
 

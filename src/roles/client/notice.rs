@@ -1,6 +1,6 @@
-//! Why a client waits: read and told when nothing has happened for a while, once, and again when that has changed.
+//! Why a client waits: read and reported when nothing has happened for a while, once, and again when that has changed.
 //!
-//! It looks seldom, since it looks only while nothing happens, and never writes. It tells what the leader's summary and
+//! It reads seldom, since it reads only while nothing happens, and never writes. It reports what the leader's summary and
 //! the contenders show; nothing rests on that.
 
 use std::time::Duration;
@@ -150,14 +150,14 @@ impl Notice {
         })
     }
 
-    /// How loud to tell this, unless it was told.
+    /// The level at which to report this, unless it was reported.
     fn say(&mut self, why: Why) -> Option<Level> {
         if self.said.as_ref() == Some(&why) {
             return None;
         }
         let level = match (&why, &self.said) {
             (Why::AtWork, None) => Level::Notice,
-            // Whoever was told that something is wrong is told that it is over.
+            // A user who was told that something is wrong is also told that it is over.
             _ => Level::Warn,
         };
         self.said = Some(why);
@@ -173,7 +173,7 @@ fn no_leader() -> (Why, String) {
     (Why::NoLeader, "no master leads yet; see zkmw status".to_string())
 }
 
-/// What the leader's summary tells of those who wait.
+/// What the leader's summary says about tasks that wait.
 fn judge(status: &Status, required: &Labels) -> (Why, String) {
     let leader = &status.leader.id;
     if status.workers == 0 {

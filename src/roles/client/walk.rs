@@ -1,7 +1,7 @@
 //! Walk: from what a user names (tasks, jobs, everything) to the tasks it means, a directory at a time.
 //!
 //! It holds the names of one directory, never of a whole job, and hands each task out once. What is created
-//! behind its back is not looked for: a walk is over when it has seen what stood when it came by.
+//! behind its back is not searched for: a walk is over when it has seen all that existed when it came by.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -45,7 +45,7 @@ pub struct Part {
     pub dir: String,
     /// How many lines it has in all.
     pub lines: u64,
-    /// All of them stood before it was listed.
+    /// All of them existed before it was listed.
     pub made: bool,
 }
 
@@ -102,8 +102,8 @@ pub fn passed_over(path: &str) -> String {
 }
 
 impl Step {
-    /// For roles that only read: a job that is unknown, or may not be read, is told and counted, and the walk goes on.
-    /// Gives the exit code and the words if it cannot.
+    /// For roles that only read: a job that is unknown, or may not be read, is reported and counted, and the walk goes
+    /// on. Gives the exit code and the words if it cannot.
     pub fn settle<R>(self, tally: &mut Tally, out: &mut Actions<R>) -> Option<(i32, String)> {
         match self {
             Step::Pending => None,
@@ -173,7 +173,7 @@ impl Walk {
         self.online = false;
     }
 
-    /// The next task, if it is known already; otherwise looks for it.
+    /// The next task, if it is known already; otherwise searches for it.
     pub fn next<R>(&mut self, out: &mut Actions<R>) -> Option<Found> {
         while let Some(name) = self.names.pop_front() {
             let id = TaskId::new(&self.dir, &name);
@@ -289,7 +289,7 @@ impl Walk {
     }
 }
 
-/// The names in a listing, in order; none if the directory does not exist. A name that can't be told to users as part
+/// The names in a listing, in order; none if the directory does not exist. A name that users can't have as part
 /// of an id is nothing that we could act on.
 fn names_in(answer: Result<&Reply, Refusal>) -> Result<Vec<String>, Refusal> {
     let Some(Reply::Children(names)) = if_exists(answer)? else { return Ok(Vec::new()) };

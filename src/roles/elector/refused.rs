@@ -42,7 +42,7 @@ impl Elector {
         }
         let went_back = self.election.made_by().is_some_and(|own| self.past.went_back(own, out));
         if matches!(self.state, State::Running(_)) && went_back {
-            // Its contender stands in the older copy as well, but perhaps not all who came before it are known there.
+            // Its contender exists in the older copy as well, but perhaps not all who came before it are known there.
             out.log(Level::Warn, "the command is killed: its lead is of the time before");
             self.kill_and_rejoin(now, out);
         }

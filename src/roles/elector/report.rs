@@ -1,8 +1,8 @@
-//! What an elector without a command tells its user, as a line of text or of JSON.
+//! What an elector without a command reports to its user, as a line of text or of JSON.
 
 use std::fmt;
 
-/// How an elector without a command stands: one for each change.
+/// The state of an elector without a command: one for each change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Report {

@@ -14,7 +14,7 @@ pub(super) enum Session {
         timeout: Duration,
     },
     /// It is up, and the lead is being handed over to it. The run goes on under the lease of an earlier one: a write
-    /// over this one proves nothing for it before its contender stands in the place of the old one.
+    /// over this one proves nothing for it before its contender has replaced the old one.
     Inheriting {
         timeout: Duration,
     },
@@ -22,7 +22,7 @@ pub(super) enum Session {
     Entered {
         timeout: Duration,
         /// The end of the lease of the session that the lead was handed over from, as long as that protects more than
-        /// the lease of this one. So long the contender of that session has to stand.
+        /// the lease of this one. So long the contender of that session has to exist.
         inherited: Option<Instant>,
     },
 }
@@ -30,13 +30,13 @@ pub(super) enum Session {
 /// How far it is.
 #[derive(Debug)]
 pub(super) enum State {
-    /// No run. It stands for election, or will when there is a session.
+    /// No run. It is a candidate, or will be when there is a session.
     Candidate,
     /// It leads, and waits for its lease: first for the directory, then for a write that begins now.
     Acquiring { epoch: i64, ticket: Option<Ticket>, patience_ends: Instant },
     /// The command runs; it leads, and its lease holds.
     Running(Run),
-    /// The command was told to stop; what comes when its group is dead.
+    /// The command was asked to stop; what comes when its group is dead.
     Stopping { run: Run, kill: Kill, then: Then },
     /// No run, and its contender is withdrawn, until then.
     BackingOff { until: Instant },

@@ -20,10 +20,10 @@ use crate::roles::client::{
 /// Tasks that are read, or were read and wait for their turn.
 const WINDOW: usize = 128;
 
-/// What a list is told.
+/// The parameters of a list.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ListParams {
-    /// Where everything stands.
+    /// The paths.
     pub layout: Layout,
     /// The job whose tasks are listed; else all.
     pub job: Option<String>,
@@ -69,7 +69,7 @@ impl List {
             walk: Walk::new(&params.layout, [target]),
             running: Running::new(&params.layout),
             layout: params.layout,
-            // What runs matters only to tell it from what is pending.
+            // Running tasks matter only to distinguish them from pending ones.
             pictured: !states.is_empty() && states.iter().all(|state| matches!(state, TaskStatus::Ended(_))),
             states,
             left: params.limit,

@@ -13,10 +13,10 @@ use crate::roles::client::{
     ClientReport, INTERRUPTED, Shown, ShownLine, Tally, breaks_connection, refusal_code,
 };
 
-/// What a show is told.
+/// The parameters of a show.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ShowParams {
-    /// Where everything stands.
+    /// The paths.
     pub layout: Layout,
     /// The task, or the line of a batch.
     pub id: TaskId,

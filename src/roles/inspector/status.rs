@@ -1,8 +1,8 @@
 //! How the service is: the leader's summary, checked against who leads.
 //!
 //! The summary outlives its writer. So the contenders are read first and the summary after them: a summary by the
-//! first contender is then the present; one by an earlier leader tells that the first has not begun to lead; one
-//! by a later leader tells that the contenders changed in between, and they are read again.
+//! first contender is then the present; one by an earlier leader shows that the first has not begun to lead; one
+//! by a later leader shows that the contenders changed in between, and they are read again.
 
 use std::collections::BTreeMap;
 
@@ -21,10 +21,10 @@ const MAX_CONTENDERS_READ: usize = 10;
 /// How often everything is read again because the leader changed meanwhile.
 const MAX_ROUNDS: u32 = 5;
 
-/// What a question for the status is told.
+/// The parameters of a question for the status.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StatusParams {
-    /// Where everything stands.
+    /// The paths.
     pub layout: Layout,
 }
 

@@ -145,7 +145,7 @@ impl Failover {
     }
 
     /// Decides which entries are charged, once everything is known. A worker starts entries in their order, and of each
-    /// what is in its window, so what is before one in that order tells whether it can have been started.
+    /// what is in its window, so the lines before one in that order show whether it can have been started.
     fn decide(&mut self) {
         let (mut entries, mut commands) = (0, 0);
         for id in &self.order {

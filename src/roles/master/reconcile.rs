@@ -276,7 +276,7 @@ fn pending_facts(pending: &Pending, id: &EntryId, incarnation: &Incarnation) -> 
     }
 }
 
-/// How long a command of the task ran, where that tells something of the worker that has the entry.
+/// How long a command of the task ran, where that says something about the worker that has the entry.
 fn run_known_by(known: &KnownTask, facts: &TaskFacts) -> Option<u64> {
     match (&known.phase, facts) {
         (Phase::Pending(pending), _) => pending.run_ms,

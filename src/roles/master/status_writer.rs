@@ -90,7 +90,7 @@ impl StatusWriter {
         self.forced = true;
     }
 
-    /// Whether a write was asked for, or is under way, that will tell the time.
+    /// Whether a write was asked for, or is under way, that will give the time.
     pub fn is_writing(&self) -> bool {
         self.forced || !self.calls.is_empty()
     }

@@ -1,4 +1,5 @@
-//! What a wish means for a task as it stands: what to write, and what to say of whom. Decided anew on each version.
+//! What a command means for a task as it is now: what to write, and what to report about which line. Decided anew on
+//! each version.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +25,7 @@ pub struct Left {
     pub message: String,
 }
 
-/// What is to be done about a task as it stands.
+/// What is to be done about a task as it is now.
 #[derive(Debug, Default, PartialEq)]
 pub struct Decision {
     /// The task as it is to be written, if anything changes.
@@ -47,7 +48,7 @@ impl Decision {
         self.left.push(Left { name: name.into(), problem, message: message.into() });
     }
 
-    /// Whether what was to be written, and may have been, is what this came from. Of a retry the history tells, for
+    /// Whether what was to be written, and may have been, is what this came from. Of a retry the history shows it, for
     /// more may have happened since.
     pub fn stands_in(&self, task: &Task, verb: &Verb) -> bool {
         let Some(write) = &self.write else { return false };

@@ -53,7 +53,7 @@ pub enum Answer {
     Nothing,
     /// There is room, or nobody says that there is none.
     Admitted,
-    /// As far as the leader knows, which has not read all that stands yet.
+    /// As far as the leader knows, which has not read all tasks yet.
     Unsure,
     /// There is none, and why.
     Refused(String),
@@ -114,7 +114,7 @@ impl Gate {
         }
     }
 
-    /// What to tell the user whose demand was refused for this reason.
+    /// The message for a user whose demand was refused for this reason.
     pub fn advice(&self, why: &str) -> String {
         let fewer = if self.demand.tasks > 1 { ", submit fewer at a time" } else { "" };
         format!(
@@ -193,7 +193,7 @@ impl Pace {
         self.gate.status.as_ref().map_or(0, |status| status.slots)
     }
 
-    /// What to tell the user whose batch would add so much, if that is too much.
+    /// The message for a user whose batch would add so much, if that is too much.
     pub fn refuses(&mut self, demand: Demand) -> Option<String> {
         self.gate.demand = demand;
         match self.gate.judge() {

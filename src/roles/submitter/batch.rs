@@ -6,8 +6,8 @@
 //!    `tasks`. If there is no room, it ends. It decides once how many lines a chunk has; for a batch with a key that
 //!    began earlier, the first part says so. From then on `plan` knows the path of every chunk.
 //! 2. *Parts* (`parts`, `part_calls`). A part is a directory with up to `LINES_PER_PART` chunks. The submitter creates
-//!    it and sets one persistent watch on all of it, before it creates the first chunk there. So a chunk costs no watch,
-//!    and no read until it has results.
+//!    it and sets one persistent watch on all of it, before it creates the first chunk there. So a chunk costs no
+//!    watch, and no read until it has results.
 //! 3. *Window* (`open_chunks`). Lines are read ahead and put together to chunks. A chunk is *open* from the moment
 //!    its lines were read until it is known to exist, whatever happens to connections in between. Lines are read once,
 //!    and memory holds those of open chunks only.

@@ -4,8 +4,8 @@
 //! What we make with credentials is for these alone. In a service that works without, masters could not read our task,
 //! and a shared job that we were the first to need would be closed to everybody else for ever.
 //!
-//! The mark of a waiting submitter is an ephemeral by which the leader can tell that its tasks are orphaned. Each
-//! session makes a mark of its own, under a number that was never used; the mark of the session before may still stand
+//! The mark of a waiting submitter is an ephemeral. By its end the leader learns that the tasks are orphaned. Each
+//! session makes a mark of its own, under a number that was never used; the mark of the session before may still exist
 //! then, so there is no gap that only the leader's patience covers. A mark that somebody deletes is made again, under a
 //! new number.
 //!
@@ -69,7 +69,7 @@ enum Purpose {
 pub enum Step {
     /// More replies are awaited, or the connection is gone.
     Pending,
-    /// Others may begin: the mark stands, or there is none to make.
+    /// Others may begin: the mark exists, or there is none to create.
     Ready,
     /// The service works without credentials; why that will not do, and what will.
     Unfit(String),
@@ -109,7 +109,7 @@ impl Mark {
         }
     }
 
-    /// A new session is up: looks, and makes its mark.
+    /// A new session is up: checks the ACL, and creates the mark.
     pub fn on_connected<R>(&mut self, out: &mut Actions<R>) -> Step {
         self.on_lost();
         if self.credentials == Credentials::Unchecked {

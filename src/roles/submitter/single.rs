@@ -23,10 +23,10 @@ use crate::roles::client::{ClientReport, Unfit, breaks_connection, refusal_code}
 /// Changes by others that a wish to cancel may run into.
 const MAX_CONFLICTS: u32 = 20;
 
-/// What a single submit is told.
+/// The parameters of a single submit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SingleParams {
-    /// Where everything stands.
+    /// The paths.
     pub layout: Layout,
     /// A fresh ULID: the name of the task, if the user brings no key, and of the submitter.
     pub ulid: String,
@@ -107,9 +107,9 @@ enum Link {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// It is not known yet that the task stands.
+    /// It is not known yet that the task exists.
     Submitting,
-    /// It stands, and its outcome was not seen yet.
+    /// It exists, and its outcome was not seen yet.
     Waiting,
     /// It succeeded, which was shown; `tries` deletes were answered with doubt.
     Deleting {
@@ -177,7 +177,7 @@ impl Single {
         })
     }
 
-    /// The task's id. It may be told to the user only when it is reported.
+    /// The task's id. The user may see it only when it is reported.
     pub fn id(&self) -> &TaskId {
         &self.id
     }
@@ -331,7 +331,7 @@ impl Single {
                     self.leave_to_leader(out);
                 }
             }
-            // Reads are made again on the next session, and that tells whether a cancel was applied.
+            // Reads are made again on the next session, and show whether a cancel was applied.
             _ => {}
         }
     }
@@ -442,7 +442,7 @@ impl Single {
         }
     }
 
-    /// The task stands, for certain; true if that is all that was wanted.
+    /// The task exists, for certain; true if that is all that was wanted.
     fn report_submitted(&mut self, out: &mut Actions<ClientReport>) -> bool {
         let id = self.id.clone();
         out.log(Level::Debug, format!("the task {id} is made"));
@@ -473,7 +473,7 @@ impl Single {
         }
     }
 
-    /// Looks at the task as it stands; a watch will tell of its next change.
+    /// Takes in the task as it is now; a watch will report its next change.
     fn look(&mut self, mut task: Task, stat: Stat, out: &mut Actions<ClientReport>) {
         if let Some(outcome) = task.outcome.take() {
             out.log(Level::Debug, format!("the task {} has its outcome", self.id));
@@ -490,7 +490,7 @@ impl Single {
 
     fn on_cancelled(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
         match result {
-            // The change is our own, but others may have been told of by the same watch.
+            // The change is our own, but the same watch may have stood for another change as well.
             Ok(_) | Err(Refusal::NoNode) => self.read(out),
             Err(Refusal::BadVersion) if self.conflicts < MAX_CONFLICTS => {
                 self.conflicts += 1;
@@ -517,7 +517,7 @@ impl Single {
         }
         match self.phase {
             Phase::Waiting if self.calls.is_empty() => self.read(out),
-            // Events and replies come on different ways: a change may be told before the read that it follows.
+            // Events and replies come on different ways: a change may be reported before the read that it follows.
             Phase::Submitting | Phase::Waiting => self.note_changed(true),
             Phase::Deleting { .. } | Phase::Over => {}
         }

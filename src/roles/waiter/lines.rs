@@ -68,7 +68,7 @@ impl Watched {
         }
     }
 
-    /// What ended since the last look, of a chunk as it stands now; and lines that were named and are none.
+    /// What ended since the last read, of a chunk as it is now; and lines that were named and are none.
     pub fn take_new(&mut self, id: &TaskId, task: &Task) -> (Vec<Ended>, Vec<String>) {
         let lines: BTreeMap<usize, u64> = task.positions().collect();
         self.width = lines.len() as u64;

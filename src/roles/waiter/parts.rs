@@ -1,5 +1,5 @@
-//! What the parts of a batch say of lines that do not stand: where all were made, what is missing has succeeded and was
-//! collected. Where they were not, nobody knows, and the user is told so.
+//! What the parts of a batch say about lines that do not exist. In a part that was created as a whole, a missing line
+//! has succeeded and was collected. In another part nobody knows, and a message says so.
 
 use std::collections::BTreeMap;
 

@@ -34,7 +34,7 @@ const SAVED_BYTES_A_SECOND: u32 = 256 * 1024;
 /// Writes of results take one in so many parts of the time at most: servers that are slow are written to less often.
 const SAVE_SHARE: u32 = 20;
 
-/// The window has what will be started within this time, or within two writes if these are farther apart.
+/// The window has what will be started within this time, or within two writes if these take longer.
 const HORIZON: Duration = Duration::from_millis(400);
 
 /// How fast this worker is.

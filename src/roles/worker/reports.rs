@@ -56,7 +56,7 @@ pub enum Want {
 }
 
 impl Want {
-    /// Whether only the task itself can tell what is to be written.
+    /// Whether the task has to be read to know what is to be written.
     fn depends(&self) -> bool {
         match self {
             Want::Cancelled(_) => true,
@@ -385,7 +385,7 @@ impl Reports {
         let report = self.owed.get(id)?;
         let Ok(mut task) = Task::decode(data) else { return Some(Settled::Stale) };
         if let Want::Share(_) = report.want {
-            // A number that is gone never returns: whatever was owed stands, or others have the lines.
+            // A number that is gone never returns: whatever was owed is written, or others have the lines.
             if task.share(report.attempt).is_none() || !apply(report, &mut task, stat.mtime_ms) {
                 return Some(Settled::Stale);
             }

@@ -36,7 +36,7 @@ enum Head {
     Gone,
     /// It cannot be started yet, and what follows waits for it.
     Waits,
-    /// More of it may be started once what was written of it stands; what follows goes on.
+    /// More of it may be started once what was written of it exists; what follows goes on.
     Passes,
     /// This command of it.
     Start(usize),

@@ -83,7 +83,7 @@ impl Worker {
                     self.saves.write_time = (self.saves.write_time * (MEMORY - 1) + now.since(sent)) / MEMORY;
                 }
             }
-            // It is gone, or no task any more: its end will tell.
+            // It is gone, or no task any more: its end will show that.
             Ok(_) | Err(Refusal::NoNode) => portion.doubt(),
             Err(Refusal::BadVersion) => {
                 portion.doubt();
@@ -109,7 +109,7 @@ impl Worker {
         self.calls.issue(out, call, Purpose::Reread { id: id.clone(), verified });
     }
 
-    /// The leader knows that something stands in this version of a chunk that its holders should know.
+    /// The leader knows that this version of a chunk has something that its holders should know.
     pub(super) fn recheck(&mut self, id: &EntryId, version: i32, out: &mut Out) {
         let Some(assigned) = self.assigned.tasks.get_mut(id) else { return };
         if matches!(&assigned.state, State::Ready(work) if work.version < version) {
@@ -160,7 +160,7 @@ impl Worker {
                 Ok(task) => portion.read(stat, task),
                 Err(_) => Seen::Removed,
             },
-            // That one read was refused says nothing of the next; the end will tell.
+            // That one read was refused says nothing of the next; the end will show that.
             Ok(_) | Err(Refusal::Other(_) | Refusal::NoAuth) => return,
             Err(_) => Seen::Removed,
         };

@@ -15,7 +15,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause: each try costs some task a move, and nobody waits longer than this after the shortage is over.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// Failures that lie further apart than this have nothing to do with each other.
+/// Failures with more time than this between them have nothing to do with each other.
 const FORGET: Duration = Duration::from_secs(120);
 
 /// Which starts are possible.
@@ -182,7 +182,7 @@ mod tests {
         assert!(!starts.is_limited() && starts.allowed() == 8);
     }
 
-    /// It was told for ever where no more tasks came than had run when a start failed.
+    /// It was reported for ever where no more tasks came than had run when a start failed.
     #[test]
     fn what_was_short_is_forgotten_when_starts_work_long_after_it() {
         let mut starts = Starts::new(8, 1);

@@ -72,7 +72,7 @@ impl Batch {
                 format!("cancelling {}; interrupt again to leave it alone", self.plan.name()),
             );
             self.cancel = Cancel::Wanted;
-            // What is certain not to stand is not created any more.
+            // A chunk that certainly does not exist is not created any more.
             let open = self.open_chunks.stop();
             self.results.cut(open);
             self.parts.mark_all_unread();

@@ -151,8 +151,8 @@ impl OpenChunks {
         self.open.get_mut(&unit).map(|open| open.changed = true).is_some()
     }
 
-    /// The watch on the part is set. A chunk whose create is under way may exist by now, and have results that the watch
-    /// did not see.
+    /// The watch on the part is set. A chunk whose create is under way may exist by now, and have results that the
+    /// watch did not see.
     pub fn watched(&mut self, part: u64) {
         let units = part * LINES_PER_PART..(part + 1) * LINES_PER_PART;
         for (_, open) in self.open.range_mut(units).filter(|(unit, _)| !self.unsent.contains(unit)) {

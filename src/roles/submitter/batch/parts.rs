@@ -149,8 +149,8 @@ impl Parts {
         Some(chunk)
     }
 
-    /// The chunk has to be read; nothing happens if it is not pending. A part that is not watched yet has all its chunks
-    /// read as soon as it is.
+    /// The chunk has to be read; nothing happens if it is not pending. A part that is not watched yet has all its
+    /// chunks read as soon as it is.
     pub fn mark_unread(&mut self, unit: u64) {
         if self.pending.contains_key(&unit) && self.is_watched(part_of(unit)) {
             self.unread.insert(unit);

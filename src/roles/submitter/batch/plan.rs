@@ -30,7 +30,7 @@ pub fn name_in(job: Option<&str>, batch: &str) -> String {
 }
 
 impl Plan {
-    /// What to tell `wait`, `list` or `cancel` to mean this batch.
+    /// The name of this batch for `wait`, `list` and `cancel`.
     pub fn name(&self) -> String {
         name_in(self.job.as_deref(), &self.batch)
     }
