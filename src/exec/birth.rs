@@ -22,7 +22,7 @@ use super::children::reap;
 use super::descriptors::{restore_limit, too_few};
 use super::mark::OWNER_VAR;
 use super::memory::go_sooner;
-use super::shared_page::SharedPage;
+use super::shared_page::{Part, SharedPage};
 use super::user::User;
 use super::vfork::vfork;
 use super::wire::{Hello, Program, Streams};
@@ -221,20 +221,30 @@ pub(super) fn start(
         _ => Refusal::Place,
     };
     let leader = child.be_born(slot).map_err(refused)?;
+    if part.step.load(Ordering::SeqCst) == step::READY {
+        let ours = |pipe: Option<(OwnedFd, OwnedFd)>| pipe.map(|(end, _)| end);
+        return Ok(Born { leader: leader.unsigned_abs(), stdout: ours(stdout), stderr: ours(stderr) });
+    }
+    let failure = not_ready(program, &name, surroundings, part);
+    reap(leader.unsigned_abs());
+    let never_ran = part.step.load(Ordering::SeqCst) == step::BORN;
+    if never_ran && matches!(place, CgroupEntry::Into(_)) {
+        // So kernels do where the group, or one above it, was killed before.
+        return Err(Refusal::Place);
+    }
+    Err(failure.into())
+}
+
+/// Why a child did not get as far as its program, by the step that it had reached.
+fn not_ready(program: &Program, name: &str, surroundings: &Surroundings, part: &Part) -> Failure {
     let errno = || Errno::from_raw_os_error(part.errno.load(Ordering::SeqCst).cast_signed().max(1));
-    let failure = match part.step.load(Ordering::SeqCst) {
-        step::READY => {
-            let ours = |pipe: Option<(OwnedFd, OwnedFd)>| pipe.map(|(end, _)| end);
-            return Ok(Born { leader: leader.unsigned_abs(), stdout: ours(stdout), stderr: ours(stderr) });
-        }
-        step::NOT_EXECUTED => short(errno()),
-        step::NOT_PREPARED => {
-            now(&name, NotStartedKind::Shortage, "the child could not be prepared", errno())
-        }
+    match part.step.load(Ordering::SeqCst) {
+        step::NOT_EXECUTED => explain(program, name, errno()),
+        step::NOT_PREPARED => now(name, NotStartedKind::Shortage, "the child could not be prepared", errno()),
         step::NOT_THAT_USER => {
             let user = surroundings.user.as_ref().map_or("another", |user| &user.name);
             let why = format!("it could not become the user {user}");
-            now(&name, NotStartedKind::Shortage, &why, errno())
+            now(name, NotStartedKind::Shortage, &why, errno())
         }
         step::TOO_LATE => Failure {
             kind: NotStartedKind::Transient,
@@ -244,14 +254,7 @@ pub(super) fn start(
             kind: NotStartedKind::Transient,
             why: format!("cannot start {name:?} now: it was killed before it began"),
         },
-    };
-    reap(leader.unsigned_abs());
-    let never_ran = part.step.load(Ordering::SeqCst) == step::BORN;
-    if never_ran && matches!(place, CgroupEntry::Into(_)) {
-        // So kernels do where the group, or one above it, was killed before.
-        return Err(Refusal::Place);
     }
-    Err(failure.into())
 }
 
 fn pointers(of: &[CString]) -> Vec<*const libc::c_char> {

@@ -129,7 +129,7 @@ fn row(row: &Row) -> Value {
             "signal": task.outcome.as_ref().and_then(|outcome| outcome.signal),
             "command": task.command,
         }),
-        Err(why) => json!({"id": row.name, "state": "malformed", "detail": why}),
+        Err(why) => json!({"id": row.name, "state": "malformed", "detail": why.to_string()}),
     }
 }
 

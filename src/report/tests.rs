@@ -7,10 +7,10 @@ use crate::contract::chunk::CommandResult;
 use crate::contract::line::LineName;
 use crate::contract::status::{Admission, Counts, Leader, Status};
 use crate::contract::task::{Options, Outcome, Output, Payload, Reason, State, Task};
-use crate::contract::{Incarnation, TaskId};
+use crate::contract::{Incarnation, Malformed, TaskId};
 use crate::machine::{Captured, Stat};
 use crate::roles::client::{
-    Ended, Noted, Row, RowTask, Shown, ShownLine, StatusReport, TaskStatus, commands_ended,
+    Ended, Noted, Row, RowTask, Shown, ShownLine, StatusReport, TaskStatus, Unreadable, commands_ended,
 };
 
 fn look(json: bool) -> Look {
@@ -293,7 +293,8 @@ fn a_list_has_one_heading_and_a_line_for_each() {
     let (worker, command) = (Some(Incarnation::new("w", 1)), "echo hi".into());
     let (status, attempt, outcome) = (TaskStatus::Running, Some(2), None);
     let task = RowTask { status, attempt, priority: -1, worker: worker.clone(), outcome, command };
-    let rows = || vec![row(Ok(task.clone())), row(Err("it is empty".into()))];
+    let rows =
+        || vec![row(Ok(task.clone())), row(Err(Unreadable::Malformed(Malformed("it is empty".into()))))];
     let (out, _) = text(rows());
     assert_eq!(out.lines().count(), 3);
     assert!(out.starts_with("ID ") && out.contains(" running ") && out.ends_with("it is empty\n"), "{out}");

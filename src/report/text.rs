@@ -190,7 +190,13 @@ fn row(row: &Row, headed: &mut bool, out: &mut dyn Write) -> io::Result<()> {
     let name = &row.name;
     let task = match &row.task {
         Ok(task) => task,
-        Err(why) => return writeln!(out, "{}", line(LIST, [name, "malformed", "-", "-", "-", "-"], why)),
+        Err(why) => {
+            return writeln!(
+                out,
+                "{}",
+                line(LIST, [name, "malformed", "-", "-", "-", "-"], &why.to_string())
+            );
+        }
     };
     let dash = || "-".to_string();
     let attempt = task.attempt.map_or_else(dash, |attempt| attempt.to_string());

@@ -13,7 +13,7 @@ use std::fmt;
 use crate::contract::line::{LineName, batch_of, line_name};
 use crate::contract::status::Status;
 use crate::contract::task::{Options, Outcome, Reason, State, Task};
-use crate::contract::{Incarnation, TaskId};
+use crate::contract::{Incarnation, Malformed, TaskId};
 use crate::exit;
 use crate::machine::{Event, Refusal, Stat, answered};
 
@@ -202,7 +202,18 @@ pub struct Row {
     /// The task, or the line of a batch.
     pub name: String,
     /// What it is, or why it can't be read.
-    pub task: Result<RowTask, String>,
+    pub task: Result<RowTask, Unreadable>,
+}
+
+/// Why a list shows nothing of a task.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// Its znode is no task.
+    #[error("{0}")]
+    Malformed(Malformed),
+    /// It may not be read.
+    #[error("{0}")]
+    Refused(Refusal),
 }
 
 /// What a list shows of a task.

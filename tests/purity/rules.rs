@@ -40,7 +40,7 @@ const WORDS: &[&str] = &["HashMap", "HashSet", "RandomState", "rand", "unsafe"];
 const MACROS: &[&str] = &["print", "println", "eprint", "eprintln", "dbg", "thread_local"];
 
 /// The crates that pure code may name: they compute.
-const PURE_CRATES: &[&str] = &["base64", "serde", "serde_json", "sha2"];
+const PURE_CRATES: &[&str] = &["base64", "serde", "serde_json", "sha2", "thiserror"];
 
 /// The layers, from the bottom: where each lives, and which modules of ours it may name.
 const LAYERS: &[(&str, &[&str])] = &[

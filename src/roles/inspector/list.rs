@@ -14,7 +14,8 @@ use crate::machine::{
 };
 use crate::roles::client::walk::{Target, Walk};
 use crate::roles::client::{
-    ClientReport, INTERRUPTED, Row, RowTask, Tally, TaskStatus, breaks_connection, refusal_code, start_of,
+    ClientReport, INTERRUPTED, Row, RowTask, Tally, TaskStatus, Unreadable, breaks_connection, refusal_code,
+    start_of,
 };
 
 /// Tasks that are read, or were read and wait for their turn.
@@ -153,7 +154,7 @@ impl List {
             // It was collected since its job was listed.
             Err(Refusal::NoNode) => Vec::new(),
             Err(refusal) => {
-                vec![Row { name: id.to_string(), task: Err(refusal.to_string()) }]
+                vec![Row { name: id.to_string(), task: Err(Unreadable::Refused(refusal)) }]
             }
             Ok(reply) => {
                 return self.fail(exit::BUG, format!("the read of {id} was answered with {reply:?}"), out);
@@ -168,7 +169,7 @@ impl List {
             Ok(task) => task,
             // Whoever asks for certain states doesn't ask for what has none.
             Err(malformed) if self.states.is_empty() => {
-                return vec![Row { name: id.to_string(), task: Err(malformed.to_string()) }];
+                return vec![Row { name: id.to_string(), task: Err(Unreadable::Malformed(malformed)) }];
             }
             Err(_) => return Vec::new(),
         };
