@@ -6,7 +6,7 @@ use super::output::Output;
 use super::{Incarnation, MAX_DATA_BYTES};
 
 /// Bytes of output, as kept, that the results of a chunk may have together; what is beyond is cut from the longest.
-/// With the commands and all else it fits a znode most of the time; [`Task::encode_to_fit`] sees to the rest.
+/// With the commands and all else it fits a znode most of the time. [`super::task::Task::encode_to_fit`] cuts the rest.
 pub const CHUNK_OUTPUT_BYTES: usize = 192 * 1024;
 
 /// In which way a task ended.

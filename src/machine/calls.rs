@@ -24,7 +24,7 @@ impl<T> Routed<T> {
     }
 }
 
-/// What the ensemble answered; `None` if the connection broke before it did, and [`Event::Lost`] follows.
+/// What the ensemble answered; `None` if the connection broke before it did, and [`super::Event::Lost`] follows.
 pub type Answer<'a> = Option<Result<&'a Reply, Refusal>>;
 
 /// The answer to a call about a znode that need not exist: `None` if it does not.
@@ -89,7 +89,7 @@ impl<P> Calls<P> {
     }
 }
 
-/// What the ensemble answered. Without an answer the connection is gone, and [`Event::Lost`] follows.
+/// What the ensemble answered. Without an answer the connection is gone, and [`super::Event::Lost`] follows.
 pub fn answered(result: &CallResult) -> Answer<'_> {
     match result {
         Ok(reply) => Some(Ok(reply)),
