@@ -202,19 +202,19 @@ mod tests {
     #[test]
     fn a_panic_is_logged_briefly_with_the_priority_of_an_error() {
         for is_journal in [true, false] {
-            let mut told: File = tempfile::tempfile().expect("a file");
-            let meta = told.metadata().expect("metadata");
+            let mut stderr_file: File = tempfile::tempfile().expect("a file");
+            let meta = stderr_file.metadata().expect("metadata");
             let mut command = Command::new(std::env::current_exe().expect("it runs"));
             command.args(["--exact", "tests::a_daemon_that_panics", "--nocapture"]);
             command.env("ZKMW_TEST_PANIC", "1").env_remove("RUST_BACKTRACE").env_remove("RUST_LOG");
             if is_journal {
                 command.env("JOURNAL_STREAM", format!("{}:{}", meta.dev(), meta.ino()));
             }
-            let stderr = Stdio::from(told.try_clone().expect("a duplicate"));
+            let stderr = Stdio::from(stderr_file.try_clone().expect("a duplicate"));
             command.stdout(Stdio::null()).stderr(stderr).status().expect("it ends");
-            told.rewind().expect("rewind");
+            stderr_file.rewind().expect("rewind");
             let mut text = String::new();
-            told.read_to_string(&mut text).expect("text");
+            stderr_file.read_to_string(&mut text).expect("text");
             let short: String = text.chars().take(300).collect();
             assert!(text.len() < MAX_PANIC_BYTES + 1_000, "{} bytes: {short}", text.len());
             assert!(text.contains("panicked at src/main.rs") && text.contains("one\n"), "{short}");

@@ -119,11 +119,11 @@ pub(super) fn kill_those_of(killed: u32) {
 
 fn list_of(parent: u32) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
-    let mut told = false;
+    let mut has_lists = false;
     for thread in fs::read_dir(format!("/proc/{parent}/task"))? {
         match fs::read_to_string(thread?.path().join("children")) {
             Ok(text) => {
-                told = true;
+                has_lists = true;
                 found.extend(text.split_ascii_whitespace().flat_map(str::parse::<u32>));
             }
             // The thread has ended, or the kernel has no such lists.
@@ -132,7 +132,7 @@ fn list_of(parent: u32) -> io::Result<Vec<u32>> {
             Err(error) => return Err(error),
         }
     }
-    if !told {
+    if !has_lists {
         // A kernel without lists of children.
         found.extend(
             proc::look()?.all.iter().filter(|process| process.parent == parent).map(|process| process.pid),

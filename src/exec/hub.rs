@@ -521,7 +521,7 @@ impl Hub {
         if work.unsent.is_some() {
             let work = slot.work.take();
             inner.runs.remove(&run);
-            let why = "it was told to end before it began";
+            let why = "it was stopped before it began";
             work.iter().for_each(|work| self.not_started(work, NotStartedKind::Transient, why));
             return self.changed.notify_all();
         }

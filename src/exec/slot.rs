@@ -81,7 +81,7 @@ struct Running {
     started: Instant,
     started_ms: i64,
     kills: Kills,
-    told: bool,
+    start_reported: bool,
     /// A signal of ours came while the leader lived.
     signalled: bool,
     ending: Option<Ending>,
@@ -181,7 +181,7 @@ impl<'a> Slot<'a> {
         let running = self.running.as_ref()?;
         Some(match &running.ending {
             Some(ending) => ending.pause,
-            None if !running.told => STARTED_AFTER.saturating_sub(running.started.elapsed()),
+            None if !running.start_reported => STARTED_AFTER.saturating_sub(running.started.elapsed()),
             // Its worker checks that, and only while the handler has something to do.
             None if running.handler => return None,
             None => LOOK_EVERY.saturating_sub(running.looked.elapsed()),
@@ -311,7 +311,7 @@ impl<'a> Slot<'a> {
             started: Instant::now(),
             started_ms: clock::wall_ms(),
             kills: self.memory.kills(),
-            told: false,
+            start_reported: false,
             signalled: false,
             ending: None,
             stopped: StopWatch::default(),
@@ -327,7 +327,7 @@ impl<'a> Slot<'a> {
 
     fn tell_started(&mut self) {
         if let Some(running) = &mut self.running
-            && !std::mem::replace(&mut running.told, true)
+            && !std::mem::replace(&mut running.start_reported, true)
         {
             self.link.push(&FromSlot::Started { run: running.run, pid: running.leader });
             self.link.flush();
@@ -430,7 +430,7 @@ impl<'a> Slot<'a> {
             } else {
                 self.kill_again();
             }
-        } else if !running.told && running.started.elapsed() >= STARTED_AFTER {
+        } else if !running.start_reported && running.started.elapsed() >= STARTED_AFTER {
             self.tell_started();
         } else if !running.handler && running.looked.elapsed() >= LOOK_EVERY {
             running.looked = Instant::now();
@@ -479,7 +479,8 @@ impl<'a> Slot<'a> {
     /// Nothing of it lives, and that is how it has left its cgroup.
     fn end(&mut self, left: Left) {
         let Some(running) = self.running.take() else { return };
-        let Running { run, streams, started_ms, signalled, kills, ending, told, leader, .. } = running;
+        let Running { run, streams, started_ms, signalled, kills, ending, start_reported, leader, .. } =
+            running;
         let Some(Ending { ended, ended_ms, .. }) = ending else { return };
         let mut number = 0;
         let [stdout, stderr] = streams.map(|mut stream| {
@@ -491,7 +492,7 @@ impl<'a> Slot<'a> {
         let limit = self.group.as_ref().and_then(|group| group.explain(ended));
         let detail = limit.or_else(|| self.memory.explain(ended, kills)).filter(|_| !signalled);
         self.clean_group(left);
-        if !told {
+        if !start_reported {
             self.link.push(&FromSlot::Started { run, pid: leader });
         }
         let report = RunReport { ended, detail, stdout, stderr, started_ms, ended_ms, signalled };

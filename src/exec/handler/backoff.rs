@@ -30,7 +30,7 @@ pub(super) enum Cause {
     /// It had nothing to do.
     Idle,
     /// It got a signal to end from us.
-    Told,
+    Signalled,
 }
 
 /// The failures so far.
@@ -67,7 +67,7 @@ impl Backoff {
         let spared = cause == Cause::Idle && !std::mem::replace(&mut self.idle_before, cause == Cause::Idle);
         // Many are started together, and then die together: that is one failure.
         let of_the_same_start = self.last_failure.is_some_and(|last| born < last);
-        if cause == Cause::Told || spared || of_the_same_start {
+        if cause == Cause::Signalled || spared || of_the_same_start {
             return;
         }
         self.failures = if answered { 1 } else { self.failures.saturating_add(1) };
@@ -113,7 +113,7 @@ mod tests {
     fn what_is_no_failure_costs_no_pause() {
         let old = |cause| pauses(move |now| dead(now.checked_sub(LONG_LIFE).unwrap(), true, cause), 3);
         assert_eq!((old(Cause::Fault), old(Cause::Idle)), (vec![0; 3], vec![0; 3]));
-        assert_eq!(pauses(|born| dead(born, false, Cause::Told), 3), [0, 0, 0]);
+        assert_eq!(pauses(|born| dead(born, false, Cause::Signalled), 3), [0, 0, 0]);
     }
 
     #[test]

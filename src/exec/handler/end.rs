@@ -34,15 +34,15 @@ impl Handler<'_> {
         self.await_death(None);
         let Some(death) = self.dead.take() else { return };
         let cause = match (death.signalled, at_fault) {
-            (true, _) => Cause::Told,
+            (true, _) => Cause::Signalled,
             (false, true) => Cause::Fault,
             (false, false) => Cause::Idle,
         };
         self.log(&end, death.ended, cause);
         self.pool.died(Death { born: self.born, answered: self.answered, cause });
         match (end, busy) {
-            (End::Answered { run, told, mut report }, _) => {
-                if !told {
+            (End::Answered { run, start_reported, mut report }, _) => {
+                if !start_reported {
                     let _ = self
                         .pool
                         .hub
@@ -72,7 +72,7 @@ impl Handler<'_> {
                 in_words(how)
             ));
         }
-        if !busy.handed || (missing && !busy.told) {
+        if !busy.handed || (missing && !busy.start_reported) {
             let why =
                 format!("the worker's handler, {program:?}, {} before it took any request", in_words(how));
             let kind = match death.signalled {
@@ -108,7 +108,7 @@ impl Handler<'_> {
     fn log(&self, end: &End, how: Ended, cause: Cause) {
         let (pid, how) = (self.handler_slot.mailbox.pid(), in_words(how));
         match (end, cause) {
-            (_, Cause::Told) => log::debug!("handler {pid} was told to end, and {how}"),
+            (_, Cause::Signalled) => log::debug!("handler {pid} got a signal to end, and {how}"),
             (End::Broken(why), _) => log::warn!("handler {pid} broke, and was killed: {why}"),
             (End::Dead | End::Answered { .. }, Cause::Fault) => {
                 log::warn!("handler {pid} {how} while it had a request");

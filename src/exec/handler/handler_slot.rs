@@ -42,7 +42,7 @@ pub(super) struct Busy {
     /// Something of it was written.
     pub(super) handed: bool,
     /// `Started` was sent.
-    pub(super) told: bool,
+    pub(super) start_reported: bool,
 }
 
 /// One handler.
@@ -178,7 +178,7 @@ impl Busy {
     /// A request of which nothing is written yet.
     pub(super) fn new(job: Job, started_ms: i64) -> Busy {
         let Job { run, request, limit } = job;
-        Busy { run, limit, started_ms, request, rest: Vec::new(), handed: false, told: false }
+        Busy { run, limit, started_ms, request, rest: Vec::new(), handed: false, start_reported: false }
     }
 
     /// What the request is about, for messages.
@@ -190,7 +190,7 @@ impl Busy {
 
     /// Tells that it runs, once.
     pub(super) fn tell_started(&mut self, pid: u32, hub: &Hub) {
-        if !std::mem::replace(&mut self.told, true) {
+        if !std::mem::replace(&mut self.start_reported, true) {
             let _ = hub.events.send(ExecEvent::Started { run: self.run, pid });
         }
     }

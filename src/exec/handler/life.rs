@@ -39,7 +39,7 @@ const POLL_FAILED_PAUSE: Duration = Duration::from_millis(20);
 /// From its start to its end, with the request that it was started for.
 pub(super) fn live(pool: &Arc<Pool>, handler_slot: Arc<HandlerSlot>, job: Job, spec: RunSpec) {
     if pool.pause(&handler_slot) {
-        let why = "it was told to end while it waited for a handler".to_owned();
+        let why = "it was stopped while it waited for a handler".to_owned();
         return pool.not_started(job.run, NotStartedKind::Transient, why);
     }
     let born = Instant::now();
@@ -61,7 +61,7 @@ pub(super) fn live(pool: &Arc<Pool>, handler_slot: Arc<HandlerSlot>, job: Job, s
         program,
         dead: None,
         answered: false,
-        untold: false,
+        start_unreported: false,
         writing: false,
         stopped: StopWatch::default(),
         looked: Instant::now(),
@@ -120,7 +120,7 @@ pub(super) struct Handler<'a> {
     /// It has answered before.
     pub(super) answered: bool,
     /// It has a request whose start was not reported yet.
-    untold: bool,
+    start_unreported: bool,
     /// There is a rest of a line to be written.
     writing: bool,
     stopped: StopWatch,
@@ -143,7 +143,7 @@ pub(super) enum End {
     /// It did what no handler may do.
     Broken(String),
     /// It has answered, but has got a signal.
-    Answered { run: RunId, told: bool, report: Box<RunReport> },
+    Answered { run: RunId, start_reported: bool, report: Box<RunReport> },
 }
 
 impl Handler<'_> {
@@ -230,7 +230,7 @@ impl Handler<'_> {
     /// Until there is something to be looked at.
     fn wait(&self) -> Result<Ready, Errno> {
         // A request that is handed to a handler that is known to work does not wake this thread.
-        let pause = timespec(if self.untold { STARTED_AFTER } else { LOOK_EVERY });
+        let pause = timespec(if self.start_unreported { STARTED_AFTER } else { LOOK_EVERY });
         let stdin = if self.writing { self.handler_slot.lock().stdin.clone() } else { None };
         let mut sources = vec![PollFd::new(self.handler_slot.mailbox.waker(), PollFlags::IN)];
         sources.extend(self.handler_slot.stdout.get().map(|stdout| PollFd::new(stdout, PollFlags::IN)));
@@ -242,14 +242,14 @@ impl Handler<'_> {
 
     /// The request that it has got has begun: reports that, unless it was reported.
     fn tell_started(&mut self) {
-        if !self.untold {
+        if !self.start_unreported {
             return;
         }
         if let Work::Busy(busy) = &mut self.handler_slot.lock().work
             && busy.rest.is_empty()
         {
             busy.tell_started(self.handler_slot.mailbox.pid(), &self.pool.hub);
-            self.untold = false;
+            self.start_unreported = false;
         }
     }
 
@@ -260,7 +260,7 @@ impl Handler<'_> {
         self.take_notes();
         if let Work::Busy(busy) = &self.handler_slot.lock().work {
             self.writing = !busy.rest.is_empty();
-            self.untold = !busy.told;
+            self.start_unreported = !busy.start_reported;
         }
     }
 
@@ -287,7 +287,7 @@ impl Handler<'_> {
                 self.writing = !busy.rest.is_empty();
                 if *proven && !self.writing {
                     busy.tell_started(self.handler_slot.mailbox.pid(), &self.pool.hub);
-                    self.untold = false;
+                    self.start_unreported = false;
                 }
                 None
             }
@@ -330,13 +330,13 @@ impl Handler<'_> {
     fn answer(&mut self, is_dead: bool) -> Option<End> {
         let hub = &self.pool.hub;
         let mut state = self.handler_slot.lock();
-        let Work::Busy(Busy { run, limit, started_ms, rest, told, .. }) = &state.work else {
+        let Work::Busy(Busy { run, limit, started_ms, rest, start_reported, .. }) = &state.work else {
             return Some(End::Broken("it said something without having been asked".to_owned()));
         };
         if !rest.is_empty() {
             return Some(End::Broken("it answered before it had the whole request".to_owned()));
         }
-        let (run, started_ms, told) = (*run, *started_ms, *told);
+        let (run, started_ms, start_reported) = (*run, *started_ms, *start_reported);
         let verdict = match answer::judge(self.lines.line(), run, *limit) {
             Ok(verdict) => verdict,
             Err(why) => return Some(End::Broken(why)),
@@ -348,19 +348,19 @@ impl Handler<'_> {
         if !std::mem::replace(&mut self.answered, true) {
             self.pool.works();
         }
-        self.untold = false;
+        self.start_unreported = false;
         self.stopped = StopWatch::default();
         let mut report = Some(Box::new(verdict.report(started_ms)));
         let pid = self.handler_slot.mailbox.pid();
         let over = self.pool.answered(run, &self.handler_slot, !is_dead, || {
-            if !told {
+            if !start_reported {
                 let _ = hub.events.send(ExecEvent::Started { run, pid });
             }
             if let Some(report) = report.take() {
                 let _ = hub.events.send(ExecEvent::Ended { run, report: *report });
             }
         });
-        report.filter(|_| !over).map(|report| End::Answered { run, told, report })
+        report.filter(|_| !over).map(|report| End::Answered { run, start_reported, report })
     }
 
     /// It takes no more, or says no more: dead or dying, or broken.

@@ -9,7 +9,7 @@ use crate::machine::{
 };
 use crate::recipes::assignment::{AssignmentTable, Doubt, Held, Step, Urgency};
 
-struct Desk {
+struct Driver {
     table: AssignmentTable,
     out: Actions<()>,
     steps: Vec<Step>,
@@ -39,48 +39,48 @@ fn entry(name: &str) -> Entry {
     Entry { task, attempt, revoked: false, recalled: false, look: None, seen: None }
 }
 
-impl Desk {
+impl Driver {
     /// An assignment table that has read these assignments and is to write them, with the calls that do it.
-    fn taking_over(assignments: &[(&str, Assignment)]) -> (Desk, Vec<(CallId, Call)>) {
-        let (mut desk, reads) = Desk::reading(assignments);
+    fn taking_over(assignments: &[(&str, Assignment)]) -> (Driver, Vec<(CallId, Call)>) {
+        let (mut driver, reads) = Driver::reading(assignments);
         for ((id, _), (_, assignment)) in reads.into_iter().zip(assignments) {
-            desk.answer(id, data(assignment));
+            driver.answer(id, data(assignment));
         }
-        let writes = Asked::of(&mut desk.out).calls;
-        (desk, writes)
+        let writes = Asked::of(&mut driver.out).calls;
+        (driver, writes)
     }
 
     /// An assignment table that is to read these assignments, with the calls that do it.
-    fn reading(assignments: &[(&str, Assignment)]) -> (Desk, Vec<(CallId, Call)>) {
+    fn reading(assignments: &[(&str, Assignment)]) -> (Driver, Vec<(CallId, Call)>) {
         let table = AssignmentTable::new(&Layout::new("/z"));
         let (steps, told) = (Vec::new(), Vec::new());
-        let mut desk = Desk { table, out: Actions::default(), steps, told, now: at_ms(1_000) };
-        desk.table.tick(desk.now);
-        desk.table.take_over(50, &mut desk.out);
-        let watch = Asked::one(&mut desk.out).0;
-        desk.answer(watch, Ok(Reply::Watching));
-        let list = Asked::one(&mut desk.out).0;
+        let mut driver = Driver { table, out: Actions::default(), steps, told, now: at_ms(1_000) };
+        driver.table.tick(driver.now);
+        driver.table.take_over(50, &mut driver.out);
+        let watch = Asked::one(&mut driver.out).0;
+        driver.answer(watch, Ok(Reply::Watching));
+        let list = Asked::one(&mut driver.out).0;
         let names = assignments.iter().map(|(name, _)| incarnation(name).to_string()).collect();
-        desk.answer(list, Ok(Reply::Children(names)));
-        let reads = Asked::of(&mut desk.out).calls;
-        (desk, reads)
+        driver.answer(list, Ok(Reply::Children(names)));
+        let reads = Asked::of(&mut driver.out).calls;
+        (driver, reads)
     }
 
     /// An assignment table that is ready, with an empty assignment for each of these.
-    fn ready(names: &[&str]) -> Desk {
+    fn ready(names: &[&str]) -> Driver {
         let assignments: Vec<_> = names.iter().map(|name| (*name, Assignment::new(0, Vec::new()))).collect();
-        let (mut desk, writes) = Desk::taking_over(&assignments);
+        let (mut driver, writes) = Driver::taking_over(&assignments);
         let mut writes = writes;
         while !writes.is_empty() {
             for (id, call) in writes {
                 let read = matches!(call, Call::Get { .. });
-                desk.answer(id, if read { data(&Assignment::new(0, Vec::new())) } else { written(4) });
+                driver.answer(id, if read { data(&Assignment::new(0, Vec::new())) } else { written(4) });
             }
-            writes = Asked::of(&mut desk.out).calls;
+            writes = Asked::of(&mut driver.out).calls;
         }
-        assert!(desk.table.is_ready());
-        desk.steps.clear();
-        desk
+        assert!(driver.table.is_ready());
+        driver.steps.clear();
+        driver
     }
 
     fn answer(&mut self, id: CallId, result: CallResult) {
@@ -133,176 +133,176 @@ impl Desk {
 
 #[test]
 fn no_wake_up_is_due_while_the_assignment_is_being_written() {
-    let mut desk = Desk::ready(&["w"]);
-    desk.assign("w", "a", Urgency::Now);
-    let (write, _) = desk.flush(2_000).remove(0);
-    desk.assign("w", "b", Urgency::Soon);
-    assert_eq!(desk.flush(2_001), []);
-    assert_eq!(desk.flush(2_100), [], "it is due, and the assignment is being written");
-    desk.answer(write, written(5));
-    let asked = Asked::of(&mut desk.out).calls;
+    let mut driver = Driver::ready(&["w"]);
+    driver.assign("w", "a", Urgency::Now);
+    let (write, _) = driver.flush(2_000).remove(0);
+    driver.assign("w", "b", Urgency::Soon);
+    assert_eq!(driver.flush(2_001), []);
+    assert_eq!(driver.flush(2_100), [], "it is due, and the assignment is being written");
+    driver.answer(write, written(5));
+    let asked = Asked::of(&mut driver.out).calls;
     assert!(matches!(&asked[..], [(_, Call::Set { version: 5, .. })]), "{asked:?}");
 }
 
 #[test]
 fn no_wake_up_is_due_while_it_is_deleted_or_cannot_be_read() {
-    let mut desk = Desk::ready(&["w", "x"]);
-    desk.assign("w", "a", Urgency::Now);
-    let (write, _) = desk.flush(2_000).remove(0);
-    desk.answer(write, written(5));
-    desk.table.strip(&task("a"), Urgency::Later);
-    assert_eq!(desk.flush(2_001), []);
-    desk.table.close(&incarnation("w"), &mut desk.out);
-    assert!(matches!(Asked::one(&mut desk.out), (_, Call::Delete { .. })));
-    assert_eq!(desk.flush(3_000), []);
+    let mut driver = Driver::ready(&["w", "x"]);
+    driver.assign("w", "a", Urgency::Now);
+    let (write, _) = driver.flush(2_000).remove(0);
+    driver.answer(write, written(5));
+    driver.table.strip(&task("a"), Urgency::Later);
+    assert_eq!(driver.flush(2_001), []);
+    driver.table.close(&incarnation("w"), &mut driver.out);
+    assert!(matches!(Asked::one(&mut driver.out), (_, Call::Delete { .. })));
+    assert_eq!(driver.flush(3_000), []);
 
-    desk.assign("x", "b", Urgency::Now);
-    let (write, _) = desk.flush(3_001).remove(0);
-    desk.assign("x", "c", Urgency::Soon);
-    desk.flush(3_002);
-    desk.answer(write, refused(Refusal::BadVersion));
-    let (read, _) = Asked::one(&mut desk.out);
-    desk.answer(read, refused(Refusal::NoAuth));
-    assert_eq!(desk.flush(3_100), []);
+    driver.assign("x", "b", Urgency::Now);
+    let (write, _) = driver.flush(3_001).remove(0);
+    driver.assign("x", "c", Urgency::Soon);
+    driver.flush(3_002);
+    driver.answer(write, refused(Refusal::BadVersion));
+    let (read, _) = Asked::one(&mut driver.out);
+    driver.answer(read, refused(Refusal::NoAuth));
+    assert_eq!(driver.flush(3_100), []);
 }
 
 #[test]
 fn what_is_due_beyond_the_window_wakes_nobody() {
     let names: Vec<String> = (0..200).map(|n| format!("w{n:03}")).collect();
-    let mut desk = Desk::ready(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut driver = Driver::ready(&names.iter().map(String::as_str).collect::<Vec<_>>());
     for (n, name) in names.iter().enumerate() {
-        desk.assign(name, &format!("t{n}"), Urgency::Soon);
+        driver.assign(name, &format!("t{n}"), Urgency::Soon);
     }
-    let asked = desk.flush(2_000).len();
+    let asked = driver.flush(2_000).len();
     assert!(asked > 100 && asked < 200, "{asked}");
 }
 
 #[test]
 fn a_refused_write_returns_its_new_entries_and_backs_off() {
-    let mut desk = Desk::ready(&["w", "x"]);
-    desk.assign("w", "a", Urgency::Now);
-    let (write, _) = desk.flush(2_000).remove(0);
-    desk.answer(write, written(5));
-    desk.assign("w", "b", Urgency::Now);
-    let writes = desk.flush(2_001);
-    desk.assign("w", "c", Urgency::Soon);
-    desk.steps.clear();
-    desk.refuse(writes);
-    assert_eq!(desk.steps, [Step::AssignmentRefused(incarnation("w"), vec![task("b"), task("c")])]);
-    assert!(matches!(&desk.told[..], [text] if text.contains("cannot be written (ZooKeeper error -125)")));
-    assert_eq!(desk.table.unclaimed().count(), 0, "what stands there is known");
-    assert!(!desk.table.is_open(&incarnation("w")) && desk.table.is_open(&incarnation("x")));
-    desk.assign("x", "b", Urgency::Now);
-    assert_eq!(desk.flush(2_002).len(), 1, "others are served");
+    let mut driver = Driver::ready(&["w", "x"]);
+    driver.assign("w", "a", Urgency::Now);
+    let (write, _) = driver.flush(2_000).remove(0);
+    driver.answer(write, written(5));
+    driver.assign("w", "b", Urgency::Now);
+    let writes = driver.flush(2_001);
+    driver.assign("w", "c", Urgency::Soon);
+    driver.steps.clear();
+    driver.refuse(writes);
+    assert_eq!(driver.steps, [Step::AssignmentRefused(incarnation("w"), vec![task("b"), task("c")])]);
+    assert!(matches!(&driver.told[..], [text] if text.contains("cannot be written (ZooKeeper error -125)")));
+    assert_eq!(driver.table.unclaimed().count(), 0, "what stands there is known");
+    assert!(!driver.table.is_open(&incarnation("w")) && driver.table.is_open(&incarnation("x")));
+    driver.assign("x", "b", Urgency::Now);
+    assert_eq!(driver.flush(2_002).len(), 1, "others are served");
 
     let mut last = at_ms(2_002);
     let mut pauses = Vec::new();
     for _ in 0..9 {
-        let again = desk.flush_next();
-        pauses.push(desk.now.since(last).as_millis());
-        last = desk.now;
-        desk.refuse(again);
-        assert_eq!(desk.flush(u64::try_from(last.since(at_ms(0)).as_millis()).expect("small")), []);
+        let again = driver.flush_next();
+        pauses.push(driver.now.since(last).as_millis());
+        last = driver.now;
+        driver.refuse(again);
+        assert_eq!(driver.flush(u64::try_from(last.since(at_ms(0)).as_millis()).expect("small")), []);
     }
     assert!(pauses[0] <= 510 && pauses[8] <= 30_010 && pauses.is_sorted(), "{pauses:?}");
-    assert_eq!(desk.told.len(), 1, "it is said once");
-    desk.steps.clear();
+    assert_eq!(driver.told.len(), 1, "it is said once");
+    driver.steps.clear();
 
     // It passes as it stood, which tells nothing; then with one more entry.
-    let again = desk.flush_next();
-    desk.answer(again[0].0, written(6));
-    assert!(desk.steps == [Step::Written(incarnation("w"))] && !desk.is_accepted());
-    desk.assign("w", "c", Urgency::Now);
-    let ms = u64::try_from(desk.now.since(at_ms(0)).as_millis()).expect("small");
-    let more = desk.flush(ms + 1);
-    desk.answer(more[0].0, written(7));
-    assert!(desk.is_accepted());
+    let again = driver.flush_next();
+    driver.answer(again[0].0, written(6));
+    assert!(driver.steps == [Step::Written(incarnation("w"))] && !driver.is_accepted());
+    driver.assign("w", "c", Urgency::Now);
+    let ms = u64::try_from(driver.now.since(at_ms(0)).as_millis()).expect("small");
+    let more = driver.flush(ms + 1);
+    driver.answer(more[0].0, written(7));
+    assert!(driver.is_accepted());
 }
 
 #[test]
 fn a_forbidden_delete_of_an_assignment_backs_off() {
-    let mut desk = Desk::ready(&["w"]);
-    desk.table.close(&incarnation("w"), &mut desk.out);
-    let (delete, _) = Asked::one(&mut desk.out);
-    desk.answer(delete, refused(Refusal::NoAuth));
-    desk.table.close(&incarnation("w"), &mut desk.out);
-    assert_eq!(desk.flush(1_001), [], "not before its time");
-    let again = desk.flush_next();
+    let mut driver = Driver::ready(&["w"]);
+    driver.table.close(&incarnation("w"), &mut driver.out);
+    let (delete, _) = Asked::one(&mut driver.out);
+    driver.answer(delete, refused(Refusal::NoAuth));
+    driver.table.close(&incarnation("w"), &mut driver.out);
+    assert_eq!(driver.flush(1_001), [], "not before its time");
+    let again = driver.flush_next();
     assert!(matches!(&again[..], [(_, Call::Get { .. })]), "{again:?}");
-    desk.answer(again[0].0, data(&Assignment::new(50, Vec::new())));
-    let (write, _) = Asked::one(&mut desk.out);
-    desk.answer(write, written(5));
-    desk.table.close(&incarnation("w"), &mut desk.out);
-    assert!(matches!(Asked::one(&mut desk.out), (_, Call::Delete { .. })));
+    driver.answer(again[0].0, data(&Assignment::new(50, Vec::new())));
+    let (write, _) = Asked::one(&mut driver.out);
+    driver.answer(write, written(5));
+    driver.table.close(&incarnation("w"), &mut driver.out);
+    assert!(matches!(Asked::one(&mut driver.out), (_, Call::Delete { .. })));
 }
 
 #[test]
 fn an_assignment_is_trusted_only_after_it_was_claimed() {
     let stood = Assignment::new(7, vec![entry("a")]);
-    let (mut desk, writes) =
-        Desk::taking_over(&[("w", stood.clone()), ("x", Assignment::new(7, Vec::new()))]);
-    desk.answer(writes[1].0, written(4));
-    desk.refuse(writes[..1].to_vec());
-    assert!(desk.table.is_ready(), "the takeover goes on");
+    let (mut driver, writes) =
+        Driver::taking_over(&[("w", stood.clone()), ("x", Assignment::new(7, Vec::new()))]);
+    driver.answer(writes[1].0, written(4));
+    driver.refuse(writes[..1].to_vec());
+    assert!(driver.table.is_ready(), "the takeover goes on");
     let w = incarnation("w");
-    assert_eq!(desk.table.unclaimed().collect::<Vec<_>>(), [(&w, Doubt::Unwritten)]);
-    assert_eq!(desk.table.holder(&task("a")).map(|(holder, _)| holder), Some(&w), "it stands there");
-    desk.flush(1_001);
-    let again = desk.flush_next();
-    desk.answer(again[0].0, written(4));
-    assert_eq!(desk.table.unclaimed().count(), 0);
-    assert!(desk.is_accepted());
+    assert_eq!(driver.table.unclaimed().collect::<Vec<_>>(), [(&w, Doubt::Unwritten)]);
+    assert_eq!(driver.table.holder(&task("a")).map(|(holder, _)| holder), Some(&w), "it stands there");
+    driver.flush(1_001);
+    let again = driver.flush_next();
+    driver.answer(again[0].0, written(4));
+    assert_eq!(driver.table.unclaimed().count(), 0);
+    assert!(driver.is_accepted());
 }
 
 #[test]
 fn an_assignment_unreadable_at_takeover_is_claimed_later() {
-    let (mut desk, reads) = Desk::reading(&[("w", Assignment::new(7, Vec::new()))]);
-    desk.answer(reads[0].0, refused(Refusal::NoAuth));
+    let (mut driver, reads) = Driver::reading(&[("w", Assignment::new(7, Vec::new()))]);
+    driver.answer(reads[0].0, refused(Refusal::NoAuth));
     let w = incarnation("w");
-    assert!(desk.table.is_ready(), "the takeover goes on");
-    assert_eq!(desk.table.unclaimed().collect::<Vec<_>>(), [(&w, Doubt::Unread)]);
-    assert_eq!(desk.flush(1_001), []);
-    let again = desk.flush_next();
-    desk.answer(again[0].0, data(&Assignment::new(7, vec![entry("a")])));
-    assert_eq!(desk.table.holder(&task("a")).map(|(holder, _)| holder), Some(&w));
-    let (write, _) = Asked::one(&mut desk.out);
-    desk.answer(write, written(4));
-    assert_eq!(desk.table.unclaimed().count(), 0);
+    assert!(driver.table.is_ready(), "the takeover goes on");
+    assert_eq!(driver.table.unclaimed().collect::<Vec<_>>(), [(&w, Doubt::Unread)]);
+    assert_eq!(driver.flush(1_001), []);
+    let again = driver.flush_next();
+    driver.answer(again[0].0, data(&Assignment::new(7, vec![entry("a")])));
+    assert_eq!(driver.table.holder(&task("a")).map(|(holder, _)| holder), Some(&w));
+    let (write, _) = Asked::one(&mut driver.out);
+    driver.answer(write, written(4));
+    assert_eq!(driver.table.unclaimed().count(), 0);
 }
 
 #[test]
 fn an_unreadable_assignment_made_after_takeover_hides_nothing() {
-    let mut desk = Desk::ready(&["w"]);
+    let mut driver = Driver::ready(&["w"]);
     let path = format!("/z/assign/{}", incarnation("x"));
-    assert_eq!(desk.table.on_changed(&path, ChangeKind::Created, &mut desk.out), Routed::Mine(vec![]));
-    let (read, _) = Asked::one(&mut desk.out);
-    desk.answer(read, refused(Refusal::NoAuth));
-    assert_eq!(desk.table.unclaimed().count(), 0);
-    assert_eq!(desk.flush(1_001), []);
-    assert!(matches!(&desk.flush_next()[..], [(_, Call::Get { .. })]));
+    assert_eq!(driver.table.on_changed(&path, ChangeKind::Created, &mut driver.out), Routed::Mine(vec![]));
+    let (read, _) = Asked::one(&mut driver.out);
+    driver.answer(read, refused(Refusal::NoAuth));
+    assert_eq!(driver.table.unclaimed().count(), 0);
+    assert_eq!(driver.flush(1_001), []);
+    assert!(matches!(&driver.flush_next()[..], [(_, Call::Get { .. })]));
 }
 
 /// Between two tries it is read and written, which passes and tells nothing.
 #[test]
 fn a_delete_that_is_never_permitted_is_logged_once() {
-    let mut desk = Desk::ready(&["w"]);
+    let mut driver = Driver::ready(&["w"]);
     let w = incarnation("w");
     let mut last = at_ms(2_000);
     let mut pauses = Vec::new();
-    desk.flush(2_000);
+    driver.flush(2_000);
     for _ in 0..9 {
-        desk.table.close(&w, &mut desk.out);
-        let (delete, call) = Asked::one(&mut desk.out);
+        driver.table.close(&w, &mut driver.out);
+        let (delete, call) = Asked::one(&mut driver.out);
         assert!(matches!(call, Call::Delete { .. }), "{call:?}");
-        desk.answer(delete, refused(Refusal::NoAuth));
-        desk.flush(u64::try_from(last.since(at_ms(0)).as_millis()).expect("small"));
-        let again = desk.flush_next();
-        pauses.push(desk.now.since(last).as_millis());
-        last = desk.now;
-        desk.answer(again[0].0, data(&Assignment::new(50, Vec::new())));
-        let (write, _) = Asked::one(&mut desk.out);
-        desk.answer(write, written(5));
+        driver.answer(delete, refused(Refusal::NoAuth));
+        driver.flush(u64::try_from(last.since(at_ms(0)).as_millis()).expect("small"));
+        let again = driver.flush_next();
+        pauses.push(driver.now.since(last).as_millis());
+        last = driver.now;
+        driver.answer(again[0].0, data(&Assignment::new(50, Vec::new())));
+        let (write, _) = Asked::one(&mut driver.out);
+        driver.answer(write, written(5));
     }
-    assert_eq!(desk.told.len(), 1, "{:?}", desk.told);
+    assert_eq!(driver.told.len(), 1, "{:?}", driver.told);
     assert!(pauses[8] >= 30_000 && pauses.is_sorted(), "{pauses:?}");
 }

@@ -238,28 +238,28 @@ fn a_keyed_batch_meets_its_own_chunks() {
 
 #[test]
 fn detached_and_interrupted_it_counts_lines() {
-    let desk_1 = waiting(BatchParams { waiting: Waiting::Detached, ..chunked(250, 100) });
+    let detached = waiting(BatchParams { waiting: Waiting::Detached, ..chunked(250, 100) });
     let last = ClientReport::Detached { name: "B".into(), submitted: 250 };
-    assert_eq!((desk_1.exit, desk_1.reports.last()), (Some(0), Some(&last)));
-    assert_eq!(submitted(&desk_1), (0..250).collect::<Vec<_>>());
+    assert_eq!((detached.exit, detached.reports.last()), (Some(0), Some(&last)));
+    assert_eq!(submitted(&detached), (0..250).collect::<Vec<_>>());
 
     let mut plain = waiting(chunked(250, 100));
     plain.event(Event::Stop { again: false });
     assert!(plain.logged("250 of 250 tasks were submitted"));
 
-    let mut desk_2 = driver(BatchParams { cancel_on_interrupt: true, ..chunked(5_000, 10) });
-    desk_2.connect();
-    desk_2.settle_until(|call| is_create(call) && call.path().ends_with("0001000"));
-    desk_2.event(Event::Stop { again: false });
-    desk_2.settle();
-    let standing = tasks(&desk_2);
-    assert!(standing.len() > 100 && standing.iter().all(|path| desk_2.task(path).cancel));
+    let mut interrupted = driver(BatchParams { cancel_on_interrupt: true, ..chunked(5_000, 10) });
+    interrupted.connect();
+    interrupted.settle_until(|call| is_create(call) && call.path().ends_with("0001000"));
+    interrupted.event(Event::Stop { again: false });
+    interrupted.settle();
+    let standing = tasks(&interrupted);
+    assert!(standing.len() > 100 && standing.iter().all(|path| interrupted.task(path).cancel));
     for path in &standing {
-        desk_2.end(path, Outcome::unrun(State::Cancelled, None, "", 1));
+        interrupted.end(path, Outcome::unrun(State::Cancelled, None, "", 1));
     }
-    desk_2.settle();
-    assert_eq!((desk_2.exit, summary(&desk_2).failed as usize), (Some(1), 10 * standing.len()));
-    assert_eq!(summary(&desk_2).total, summary(&desk_2).submitted);
+    interrupted.settle();
+    assert_eq!((interrupted.exit, summary(&interrupted).failed as usize), (Some(1), 10 * standing.len()));
+    assert_eq!(summary(&interrupted).total, summary(&interrupted).submitted);
 }
 
 #[test]
