@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use support::*;
-use zkmw::machine::{Call, CallError, CallId, ChangeKind, CreateMode, Refusal, Reply, WatchMode};
+use zkmw::machine::{Call, CallError, CallId, CallResult, ChangeKind, CreateMode, Refusal, Reply, WatchMode};
 use zkmw::zk::{Failure, SessionEvent, Settings, Stopped};
 
 const REFUSED_NO_NODE: CallError = CallError::Refused(Refusal::NoNode);
@@ -381,13 +381,15 @@ fn stopping_is_bounded_and_takes_the_ephemerals_with_it() {
     println!("stop with a hung server: {:?}", started.elapsed());
     assert!(started.elapsed() < limit + Duration::from_millis(200), "{:?}", started.elapsed());
     // The stop may have come before a thread took the call up.
-    let unanswered = |result| matches!(result, Err(CallError::MaybeApplied | CallError::NotSent));
-    let reply = client.events.try_recv();
+    let unanswered =
+        |result: &CallResult| matches!(result, Err(CallError::MaybeApplied | CallError::NotSent));
+    // A stop that is short of time returns before the session has reported its end.
+    let reply = client.events.recv_timeout(LONG);
     assert!(
-        matches!(reply, Ok(SessionEvent::Reply { id: of, result }) if of == id && unanswered(result.clone())),
-        "the call is answered before Down"
+        matches!(&reply, Ok(SessionEvent::Reply { id: of, result }) if *of == id && unanswered(result)),
+        "the call is answered before Down: {reply:?}"
     );
-    assert!(matches!(client.events.try_recv(), Ok(SessionEvent::Down { .. })));
+    assert!(matches!(client.events.recv_timeout(LONG), Ok(SessionEvent::Down { .. })));
     ensemble.signal(&ensemble.number_of(server), Signal::CONT);
 
     let (_listener, _fillers, hole) = black_hole();
