@@ -180,8 +180,8 @@ impl BatchReader {
 
     fn text<'a>(&self, number: u64, line: &'a [u8]) -> Result<&'a str, Unfit> {
         let bad = |why: String| {
-            let place = format!("{}, line {}", self.name, number.saturating_add(1));
-            unfit(exit::DATA, format!("{place}: {why}; nothing was submitted"))
+            let position = format!("{}, line {}", self.name, number.saturating_add(1));
+            unfit(exit::DATA, format!("{position}: {why}; nothing was submitted"))
         };
         if line.len() > MAX_LINE_BYTES {
             return Err(bad(format!("it has more than {MAX_LINE_BYTES} bytes")));

@@ -18,7 +18,7 @@ use crate::roles::client::Progress;
 
 /// How reports are shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Look {
+pub struct Format {
     /// One JSON object a line.
     pub json: bool,
     /// With a progress bar on standard error, drawn by [`indicatif`] whatever `err` is.
@@ -62,7 +62,7 @@ impl View<Stdout, Stderr> {
     pub fn of_process(json: bool, progress: bool) -> View<Stdout, Stderr> {
         let (out, err) = (io::stdout(), io::stderr());
         let progress = progress && !json && err.is_terminal();
-        let view = View::new(out, err, Look { json, progress });
+        let view = View::new(out, err, Format { json, progress });
         if let Some(bar) = &view.bar {
             BAR.get_or_init(|| bar.clone());
         }
@@ -72,10 +72,10 @@ impl View<Stdout, Stderr> {
 
 impl<O: Write, E: Write> View<O, E> {
     /// A view on these streams.
-    pub fn new(out: O, err: E, look: Look) -> View<O, E> {
-        let bar = look.progress.then(|| ProgressBar::no_length().with_style(style()));
+    pub fn new(out: O, err: E, format: Format) -> View<O, E> {
+        let bar = format.progress.then(|| ProgressBar::no_length().with_style(style()));
         let (out, err) = (BufWriter::new(out), BufWriter::new(err));
-        View { out, err, json: look.json, headed: false, bar }
+        View { out, err, json: format.json, headed: false, bar }
     }
 
     /// Shows a report.

@@ -209,12 +209,12 @@ mod tests {
 
     #[test]
     fn the_pause_before_a_restart_grows_to_a_minute() {
-        let pauses: Vec<_> = [0, 1, 2, 5, 6, 40]
+        let delays: Vec<_> = [0, 1, 2, 5, 6, 40]
             .into_iter()
             .map(|failed| pause_before_restart(exit::NOT_PERMITTED, Duration::ZERO, failed))
             .collect();
         let seconds = [1, 2, 4, 32, 60, 60].map(|s| Some(Duration::from_secs(s)));
-        assert_eq!(pauses, seconds);
+        assert_eq!(delays, seconds);
     }
 
     #[test]

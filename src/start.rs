@@ -319,7 +319,7 @@ fn run_client<T: Role<Report = ClientReport>>(
 
 fn submit(ensemble: &Ensemble, layout: Layout, settings: SubmitConfig) -> anyhow::Result<i32> {
     let options = options(&settings);
-    let (look, waiting) = ((settings.json, settings.progress), waiting(&settings));
+    let (format, waiting) = ((settings.json, settings.progress), waiting(&settings));
     let payload = match settings.task {
         TaskSource::Line(line) => Payload::Shell(line),
         TaskSource::Program(argv) => Payload::Program(argv),
@@ -338,7 +338,7 @@ fn submit(ensemble: &Ensemble, layout: Layout, settings: SubmitConfig) -> anyhow
         cancel_on_interrupt: settings.cancel_on_interrupt,
         allow_truncated: settings.allow_truncated,
     });
-    run_client(single?, ensemble, look, None)
+    run_client(single?, ensemble, format, None)
 }
 
 fn submit_batch(

@@ -334,7 +334,7 @@ fn registration_later() -> Vec<u8> {
         registration.usable = Some(1);
         registration.unhealthy = Some("cannot start \"/bin/sh\" now: too many open files".into());
         registration.revoked_through = Some(17);
-        registration.aside = vec![TaskId::new("_3f", "nightly")];
+        registration.quarantined = vec![TaskId::new("_3f", "nightly")];
         registration.since = Some(4_294_967_338);
     });
     registration.encode()
@@ -346,7 +346,7 @@ fn assignment() -> Vec<u8> {
         attempt,
         revoked,
         recalled: false,
-        look: None,
+        recheck: None,
         seen: None,
     };
     let mut entries = vec![
@@ -382,7 +382,7 @@ fn status() -> Vec<u8> {
         cancelled: 1,
         expired: 1,
         malformed: 0,
-        aside: 0,
+        quarantined: 0,
     };
     let mut status = Status::new(leader, vec![worker], tasks, false);
     status.admission =

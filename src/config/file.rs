@@ -134,8 +134,8 @@ impl Reader<'_> {
     }
 
     fn unknown(&self, key: &str, name: &str, table: Option<Verb>) -> String {
-        let place = table.map(|verb| format!(" in [{}]", verb.name())).unwrap_or_default();
-        let mut message = format!("unknown key '{}'{place}", key.escape_debug());
+        let section = table.map(|verb| format!(" in [{}]", verb.name())).unwrap_or_default();
+        let mut message = format!("unknown key '{}'{section}", key.escape_debug());
         let owners: Vec<_> = Verb::ALL
             .into_iter()
             .filter(|verb| settings::find(*verb, name).is_some())

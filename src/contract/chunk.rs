@@ -25,7 +25,7 @@ impl Task {
         };
         let mut outcome = result.outcome(whole.and_then(|whole| whole.worker.as_ref()));
         if self.digest.is_some() {
-            outcome.tell_dropped();
+            outcome.note_dropped();
         }
         Some(outcome)
     }

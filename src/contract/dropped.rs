@@ -48,14 +48,14 @@ impl Task {
             let CommandResult { reason, exit_code, signal, attempt, .. } = *result;
             *result = CommandResult { reason, exit_code, signal, attempt, ..CommandResult::default() };
         }
-        outcome.tell_dropped();
+        outcome.note_dropped();
         true
     }
 }
 
 impl Outcome {
     /// Says that what was asked for and what was printed are no more.
-    pub(super) fn tell_dropped(&mut self) {
+    pub(super) fn note_dropped(&mut self) {
         let before = self.detail.as_ref().map(|detail| format!("; {detail}")).unwrap_or_default();
         self.detail = Some(shortened(&format!("{WHY}{before}"), MAX_WORDS_BYTES));
     }

@@ -63,9 +63,9 @@ pub struct Counts {
     pub expired: u64,
     /// Not readable as tasks, and left alone.
     pub malformed: u64,
-    /// Set aside because their outcome can't be written.
-    #[serde(default)]
-    pub aside: u64,
+    /// Quarantined because their outcome can't be written.
+    #[serde(rename = "aside", default)]
+    pub quarantined: u64,
 }
 
 /// The load besides the number of tasks, and the limits: a submitter checks them before it adds tasks.
@@ -116,7 +116,7 @@ impl Status {
         Status { v: VERSION, leader, workers, slots, worker_list, tasks, admission: None, loading, extra }
     }
 
-    /// Tasks without an outcome, whoever has them. Tasks that are set aside don't count: a person has to see to them.
+    /// Tasks without an outcome, whoever has them. Quarantined tasks don't count: a person has to see to them.
     pub fn pending(&self) -> u64 {
         self.tasks.pending.saturating_add(self.tasks.running).saturating_add(self.tasks.assigned)
     }

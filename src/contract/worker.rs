@@ -11,8 +11,8 @@ use crate::machine::Stat;
 /// Most entries of one assignment; each is well below 400 bytes, so it fits a znode.
 pub const MAX_ENTRIES: usize = 1_000;
 
-/// Most tasks that a registration names as set aside.
-pub const MAX_ASIDE: usize = 100;
+/// Most tasks that a registration names as quarantined.
+pub const MAX_QUARANTINED: usize = 100;
 
 /// Entries that a worker may have started beyond its slots, whose outcomes are being written down. It starts entries in
 /// their order: of those without an outcome only the first `slots` + this many can have been started.
@@ -59,8 +59,8 @@ pub struct Registration {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_through: Option<i32>,
     /// Tasks whose outcome it cannot write; they take up no slot.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub aside: Vec<TaskId>,
+    #[serde(rename = "aside", default, skip_serializing_if = "Vec::is_empty")]
+    pub quarantined: Vec<TaskId>,
     /// The czxid of this incarnation's first registration; absent in the first itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<i64>,
@@ -161,8 +161,8 @@ pub struct Entry {
     pub recalled: bool,
     /// Of a share: this version of the chunk has something that the worker should know. A worker that knows an earlier
     /// one reads it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub look: Option<i32>,
+    #[serde(rename = "look", default, skip_serializing_if = "Option::is_none")]
+    pub recheck: Option<i32>,
     /// The task as the leader had just read it, so that its worker need not. It is there in one version of the
     /// assignment at most, and only of small tasks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -236,7 +236,8 @@ mod tests {
     #[test]
     fn a_full_assignment_fits_a_znode() {
         let task = TaskId::new(&"j".repeat(128 + 1 + 128 + 5), &"t".repeat(128));
-        let entry = Entry { task, attempt: u32::MAX, revoked: true, recalled: true, look: None, seen: None };
+        let entry =
+            Entry { task, attempt: u32::MAX, revoked: true, recalled: true, recheck: None, seen: None };
         let mut entries = vec![entry; MAX_ENTRIES];
         // What takes most bytes when it is a string in a string.
         let data = "\u{1}".repeat(MAX_SEEN_BYTES);

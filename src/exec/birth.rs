@@ -73,7 +73,7 @@ pub(super) struct Failure {
 #[derive(Debug)]
 pub(super) enum Refusal {
     /// Nobody can be born in that control group.
-    Place,
+    Cgroup,
     /// There is no program.
     Failed(Failure),
 }
@@ -171,7 +171,7 @@ struct Child<'a> {
     /// What becomes 0, 1 and 2, where that is not ours.
     streams: [Option<BorrowedFd<'a>>; 3],
     surroundings: &'a Surroundings,
-    place: CgroupEntry<'a>,
+    entry: CgroupEntry<'a>,
     page: &'a SharedPage,
     parent: libc::pid_t,
 }
@@ -182,7 +182,7 @@ pub(super) fn start(
     slot: u32,
     pipes: Option<&(OwnedFd, OwnedFd)>,
     surroundings: &Surroundings,
-    place: CgroupEntry<'_>,
+    entry: CgroupEntry<'_>,
     page: &SharedPage,
 ) -> Result<Born, Refusal> {
     let name = program.argv.first().cloned().unwrap_or_default();
@@ -210,7 +210,7 @@ pub(super) fn start(
         envp: pointers(&environ),
         streams: streams.map(|end| end.map(std::os::fd::AsFd::as_fd)),
         surroundings,
-        place,
+        entry,
         page,
         parent: rustix::process::getpid().as_raw_nonzero().get(),
     };
@@ -218,7 +218,7 @@ pub(super) fn start(
     part.step.store(step::BORN, Ordering::SeqCst);
     let refused = |error| match error {
         Errno::AGAIN | Errno::NOMEM => Refusal::Failed(short(error)),
-        _ => Refusal::Place,
+        _ => Refusal::Cgroup,
     };
     let leader = child.be_born(slot).map_err(refused)?;
     if part.step.load(Ordering::SeqCst) == step::READY {
@@ -228,9 +228,9 @@ pub(super) fn start(
     let failure = not_ready(program, &name, surroundings, part);
     reap(leader.unsigned_abs());
     let never_ran = part.step.load(Ordering::SeqCst) == step::BORN;
-    if never_ran && matches!(place, CgroupEntry::Into(_)) {
+    if never_ran && matches!(entry, CgroupEntry::Into(_)) {
         // So kernels do where the group, or one above it, was killed before.
-        return Err(Refusal::Place);
+        return Err(Refusal::Cgroup);
     }
     Err(failure.into())
 }
@@ -264,7 +264,7 @@ fn pointers(of: &[CString]) -> Vec<*const libc::c_char> {
 impl Child<'_> {
     /// Makes the child, which does not come back from here.
     fn be_born(&self, slot: u32) -> Result<libc::pid_t, Errno> {
-        let group = match self.place {
+        let group = match self.entry {
             CgroupEntry::Into(group) => Some(group),
             CgroupEntry::None | CgroupEntry::Enters(_) => None,
         };
@@ -310,7 +310,7 @@ impl Child<'_> {
     fn prepare(&self) -> Result<(), Errno> {
         // SAFETY: a bare system call about this process.
         check(unsafe { libc::setpgid(0, 0) })?;
-        if let CgroupEntry::Enters(list) = self.place {
+        if let CgroupEntry::Enters(list) = self.entry {
             rustix::io::write(list, b"0")?;
         }
         // Without it, it has our chances when memory runs out, and runs all the same.

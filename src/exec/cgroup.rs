@@ -241,8 +241,8 @@ pub(super) fn home() -> io::Result<PathBuf> {
 fn locate(membership: &str, mounts: &str) -> Option<PathBuf> {
     let own = membership.lines().find_map(|line| line.strip_prefix("0::"))?;
     let mount = mounts.lines().find_map(|line| {
-        let (place, kind) = line.split_once(" - ")?;
-        (kind.split(' ').next() == Some("cgroup2")).then_some(place)
+        let (mount, kind) = line.split_once(" - ")?;
+        (kind.split(' ').next() == Some("cgroup2")).then_some(mount)
     })?;
     let mut fields = mount.split(' ').skip(3);
     let (root, point) = (fields.next()?, fields.next()?);

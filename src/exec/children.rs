@@ -23,19 +23,19 @@ pub(super) enum Children {
     /// This one has ended, and is not reaped.
     Ended(u32),
     /// There are some, and all live.
-    Living,
+    Running,
     /// There are none.
     None,
 }
 
 /// Looks for one that has ended. Those that were made to end with another signal than `SIGCHLD` are none of them:
 /// only a keeper makes such.
-pub(super) fn look() -> Children {
+pub(super) fn next_ended() -> Children {
     wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)
 }
 
 /// The same of those that were made to end with another signal.
-pub(super) fn look_at_clones() -> Children {
+pub(super) fn next_ended_clone() -> Children {
     wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WCLONE)
 }
 
@@ -69,7 +69,7 @@ fn wait(which: libc::idtype_t, pid: u32, flags: libc::c_int) -> Children {
         };
         match result {
             0 if pid > 0 => return Children::Ended(pid.unsigned_abs()),
-            0 => return Children::Living,
+            0 => return Children::Running,
             _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
             _ => return Children::None,
         }
@@ -135,7 +135,7 @@ fn list_of(parent: u32) -> io::Result<Vec<u32>> {
     if !has_lists {
         // A kernel without lists of children.
         found.extend(
-            proc::look()?.all.iter().filter(|process| process.parent == parent).map(|process| process.pid),
+            proc::scan()?.all.iter().filter(|process| process.parent == parent).map(|process| process.pid),
         );
     }
     Ok(found)
@@ -164,7 +164,7 @@ mod tests {
         while !has_ended(pid) {
             std::thread::yield_now();
         }
-        assert_ne!(look(), Children::None);
+        assert_ne!(next_ended(), Children::None);
         assert_eq!(reap(pid), Ended::Signal(9));
         assert!(!list().contains(&pid) && !has_ended(pid));
         assert!(child.wait().is_err(), "it was reaped");

@@ -54,7 +54,7 @@ struct Inner {
     made: u64,
     backoff: Backoff,
     /// There is no such program, as was reported, and nothing has been answered since.
-    told_missing: bool,
+    missing_reported: bool,
     /// No handler idles any more: its input is closed.
     closed: bool,
 }
@@ -104,7 +104,7 @@ impl Pool {
         let mut inner = self.lock();
         loop {
             let handler_slot = inner.idle.pop()?;
-            if !handler_slot.is_told_to_end() {
+            if !handler_slot.is_asked_to_end() {
                 let before = inner.runs.insert(run, Arc::clone(&handler_slot));
                 assert!(before.is_none(), "run {} was started twice", run.0);
                 return Some(handler_slot);
@@ -148,17 +148,17 @@ impl Pool {
     }
 
     /// Its handler has answered. Unless that got a signal to end meanwhile, the run is over: it is forgotten, the
-    /// handler idles if it is `alive`, and `tell` reports the end. Otherwise it is over when the handler's group is
+    /// handler idles if it is `alive`, and `report` reports the end. Otherwise it is over when the handler's group is
     /// dead.
     fn answered(
         &self,
         run: RunId,
         handler_slot: &Arc<HandlerSlot>,
         alive: bool,
-        tell: impl FnOnce(),
+        report: impl FnOnce(),
     ) -> bool {
         let mut inner = self.lock();
-        let fit = !handler_slot.is_told_to_end();
+        let fit = !handler_slot.is_asked_to_end();
         if fit {
             inner.runs.remove(&run);
             handler_slot.rests(&self.hub);
@@ -166,7 +166,7 @@ impl Pool {
                 // Before anybody learns that a slot is free.
                 inner.idles(handler_slot);
             }
-            tell();
+            report();
             self.changed.notify_all();
         }
         fit
@@ -176,7 +176,7 @@ impl Pool {
     pub(super) fn signal(&self, run: RunId, signal: GroupSignal) -> bool {
         let inner = self.lock();
         let Some(handler_slot) = inner.runs.get(&run) else { return false };
-        handler_slot.tell_to_end();
+        handler_slot.ask_to_end();
         self.hub.signal(handler_slot.mailbox.id(), signal);
         self.changed.notify_all();
         true
@@ -217,11 +217,11 @@ impl Pool {
     /// Waits as long as handlers that failed before demand; whether this one got a signal to end meanwhile.
     fn pause(&self, handler_slot: &HandlerSlot) -> bool {
         let mut inner = self.lock();
-        let Some(until) = inner.backoff.until() else { return handler_slot.is_told_to_end() };
+        let Some(until) = inner.backoff.until() else { return handler_slot.is_asked_to_end() };
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || handler_slot.is_told_to_end() {
-                return handler_slot.is_told_to_end();
+            if left.is_zero() || handler_slot.is_asked_to_end() {
+                return handler_slot.is_asked_to_end();
             }
             inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -231,7 +231,7 @@ impl Pool {
     fn works(&self) {
         let mut inner = self.lock();
         inner.backoff.answered();
-        inner.told_missing = false;
+        inner.missing_reported = false;
     }
 
     /// A handler is dead, or could not be started.
@@ -244,7 +244,7 @@ impl Pool {
 
     /// Says once that the handler's program is not there.
     fn missing(&self, why: &str) {
-        if !std::mem::replace(&mut self.lock().told_missing, true) {
+        if !std::mem::replace(&mut self.lock().missing_reported, true) {
             log::error!("{why}; no task can be run until that is mended");
         }
     }

@@ -184,7 +184,7 @@ impl Hub {
             }
             Some(why) => return self.not_started(&work, NotStartedKind::Shortage, why),
         }
-        if inner.run_file.as_ref().is_some_and(|file| !file.stands()) {
+        if inner.run_file.as_ref().is_some_and(|file| !file.is_written()) {
             inner.write_run_file();
         }
         while let Some(number) = inner.idle.pop() {
@@ -245,7 +245,7 @@ impl Hub {
     }
 
     /// Nobody listens any more: so be it.
-    fn tell(&self, event: ExecEvent) {
+    fn send_event(&self, event: ExecEvent) {
         let _ = self.events.send(event);
     }
 
@@ -353,7 +353,7 @@ impl Hub {
         let why = why.to_owned();
         match &work.mailbox {
             Some(mailbox) => mailbox.note(Note::NotStarted { kind, why }),
-            None => self.tell(ExecEvent::NotStarted { run: work.run, kind, why }),
+            None => self.send_event(ExecEvent::NotStarted { run: work.run, kind, why }),
         }
     }
 
@@ -361,7 +361,7 @@ impl Hub {
     fn ended(&self, work: &Work, report: RunReport) {
         match &work.mailbox {
             Some(mailbox) => mailbox.note(Note::Ended(Box::new(report))),
-            None => self.tell(ExecEvent::Ended { run: work.run, report }),
+            None => self.send_event(ExecEvent::Ended { run: work.run, report }),
         }
     }
 
@@ -431,7 +431,7 @@ impl Hub {
         let slot = std::mem::take(&mut inner.slots[number as usize]);
         if let Some(mut work) = slot.work {
             inner.runs.remove(&work.run);
-            self.tell_if_started(&mut work, number);
+            self.report_if_started(&mut work, number);
             let what = if killed { "stood still, and was killed" } else { "was killed by somebody" };
             self.lost(&work, &format!("the process of its slot {what}"), killed);
         }
@@ -440,7 +440,7 @@ impl Hub {
 
     /// A slot may be lost before it reports that its program ran. A program that kills its slot at once must be
     /// charged.
-    fn tell_if_started(&self, work: &mut Work, number: u32) {
+    fn report_if_started(&self, work: &mut Work, number: u32) {
         let pid = self.page.part(number).leader.load(Ordering::SeqCst);
         if work.started.is_none() && work.unsent.is_none() && pid != 0 {
             self.started(work, number, pid);
@@ -451,7 +451,7 @@ impl Hub {
         work.started = Some((clock::wall_ms(), pid));
         match &work.mailbox {
             Some(mailbox) => mailbox.note(Note::Started { pid, slot: number }),
-            None => self.tell(ExecEvent::Started { run: work.run, pid }),
+            None => self.send_event(ExecEvent::Started { run: work.run, pid }),
         }
     }
 
@@ -483,7 +483,7 @@ impl Hub {
         inner.write_run_file();
         for (number, slot) in (0..).zip(slots) {
             if let Some(mut work) = slot.work {
-                self.tell_if_started(&mut work, number);
+                self.report_if_started(&mut work, number);
                 self.lost(&work, why, true);
             }
         }

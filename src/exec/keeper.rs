@@ -149,7 +149,7 @@ impl Keeper {
         } else if self.closed_at.is_some_and(|at| at.elapsed() >= SLOTS_END_WITHIN) {
             self.slots.values_mut().for_each(Process::kill);
         }
-        self.look_for_still_ones();
+        self.kill_suspended_slots();
         if self.slots.values().any(|slot| slot.killed && !slot.dead) {
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         }
@@ -219,7 +219,7 @@ impl Keeper {
 
     /// Reaps slots that are dead.
     fn reap_slots(&mut self) {
-        while let Children::Ended(pid) = children::look_at_clones() {
+        while let Children::Ended(pid) = children::next_ended_clone() {
             children::reap(pid);
             if let Some(slot) = self.slots.values_mut().find(|slot| slot.pid == pid && !slot.dead) {
                 slot.dead = true;
@@ -230,20 +230,20 @@ impl Keeper {
 
     /// Kills and reaps what dead slots have left; says that they are gone when nothing is.
     fn clean(&mut self) {
-        while let Children::Ended(pid) = children::look() {
+        while let Children::Ended(pid) = children::next_ended() {
             children::reap(pid);
         }
         let dead: Vec<u32> = self.slots.iter().filter(|(_, slot)| slot.dead).map(|(slot, _)| *slot).collect();
-        if dead.is_empty() && children::look() == Children::None {
+        if dead.is_empty() && children::next_ended() == Children::None {
             return;
         }
         let slots: Vec<u32> = self.slots.values().filter(|slot| !slot.dead).map(|slot| slot.pid).collect();
         children::kill(children::list().into_iter().filter(|pid| !slots.contains(pid)));
         let left = self.cgroups.as_deref().is_some_and(|base| dead.iter().any(|slot| !empties(base, *slot)));
-        while let Children::Ended(pid) = children::look() {
+        while let Children::Ended(pid) = children::next_ended() {
             children::reap(pid);
         }
-        if left || children::look() != Children::None {
+        if left || children::next_ended() != Children::None {
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             return;
         }
@@ -254,7 +254,7 @@ impl Keeper {
     }
 
     /// Kills slots that should have looked at the lease and have not; sees to it that the next look comes in time.
-    fn look_for_still_ones(&mut self) {
+    fn kill_suspended_slots(&mut self) {
         let (now, slack) = (clock::now().as_nanos(), SLACK.as_nanos() as u64);
         let deadline = self.page.deadline();
         // It was made shorter, and who hangs has not heard of that.

@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 
 use super::mark::{Bears, Mark, OWNER_VAR};
 use super::proc::Session;
-use super::proc::{Look, Stat, kill_exactly, look};
+use super::proc::{Scan, Stat, kill_exactly, scan};
 
 /// The first pause between two checks; each is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// So many checks in a row must find nothing: one may miss a process that just forked.
-const LOOKS_FOR_PROOF: u32 = 2;
+const SCANS_FOR_PROOF: u32 = 2;
 
 /// What a worker that is dead may have left.
 #[derive(Debug)]
@@ -48,14 +48,14 @@ impl Leftovers<'_> {
         let mut killed = BTreeSet::new();
         let (mut pause, mut clean) = (FIRST_PAUSE, 0);
         loop {
-            let all = look().map_err(|error| format!("cannot look for processes: {error}"))?;
+            let all = scan().map_err(|error| format!("cannot look for processes: {error}"))?;
             let found = self.find(&all);
             let doomed = all.all.iter().filter(|stat| found.doomed.contains(&stat.pid));
-            let struck = doomed.filter(|stat| kill_exactly(stat)).map(|stat| (stat.pid, stat.start_ticks));
-            killed.extend(struck);
+            let signalled = doomed.filter(|stat| kill_exactly(stat)).map(|stat| (stat.pid, stat.start_ticks));
+            killed.extend(signalled);
             let is_clean = found.doomed.is_empty() && found.unclear.is_none();
             clean = if is_clean { clean + 1 } else { 0 };
-            if clean == LOOKS_FOR_PROOF {
+            if clean == SCANS_FOR_PROOF {
                 return Ok(killed.len());
             }
             if Instant::now() >= until {
@@ -68,11 +68,11 @@ impl Leftovers<'_> {
         }
     }
 
-    fn find(&self, look: &Look) -> Found {
-        let mut found = Found { unclear: look.unseen.clone(), ..Found::default() };
+    fn find(&self, scan: &Scan) -> Found {
+        let mut found = Found { unclear: scan.unseen.clone(), ..Found::default() };
         let mark = Mark { variable: OWNER_VAR, value: self.token, since: self.since };
         let own = std::process::id();
-        let alive: Vec<&Stat> = look.all.iter().filter(|stat| !stat.dead && stat.pid != own).collect();
+        let alive: Vec<&Stat> = scan.all.iter().filter(|stat| !stat.dead && stat.pid != own).collect();
         for stat in &alive {
             match mark.on(stat) {
                 Bears::Yes => drop(found.doomed.insert(stat.pid)),
@@ -86,7 +86,7 @@ impl Leftovers<'_> {
             }
         }
         for session in self.sessions {
-            let namesake = look.all.iter().find(|stat| stat.pid == session.id);
+            let namesake = scan.all.iter().find(|stat| stat.pid == session.id);
             if namesake.is_some_and(|stat| stat.start_ticks != session.start_ticks) {
                 // Its number was given to somebody else, so nothing of it lives.
                 continue;
@@ -132,7 +132,7 @@ mod tests {
     fn descendants_die_with_the_session_leader() {
         let session = Session { id: 4_000_001, start_ticks: 70 };
         let leftovers = Leftovers { sessions: &[session], token: "no such token", since: u64::MAX };
-        let found = |all: Vec<Stat>| leftovers.find(&Look { all, unseen: None });
+        let found = |all: Vec<Stat>| leftovers.find(&Scan { all, unseen: None });
         let family = vec![
             process(4_000_001, 1, 4_000_001, 70),
             process(4_000_002, 1, 4_000_001, 80),

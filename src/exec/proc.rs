@@ -92,7 +92,7 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
 
 /// What one look at `/proc` has found. Not a snapshot: one that forks and ends meanwhile may slip through.
 #[derive(Debug, Default)]
-pub(super) struct Look {
+pub(super) struct Scan {
     /// Every process that we may see. Another user's are not there where `/proc` is mounted so that one sees no more
     /// (`hidepid`, `ProtectProc`).
     pub(super) all: Vec<Stat>,
@@ -106,8 +106,8 @@ pub(super) struct Look {
 /// # Errors
 ///
 /// If `/proc` cannot be listed.
-pub(super) fn look() -> io::Result<Look> {
-    let mut found = Look::default();
+pub(super) fn scan() -> io::Result<Scan> {
+    let mut found = Scan::default();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -227,6 +227,6 @@ mod tests {
     fn our_own_process_is_recognised() {
         let own = Identity::own().unwrap();
         assert_eq!(own.pid, std::process::id());
-        assert!(look().unwrap().all.iter().any(|stat| stat.pid == own.pid));
+        assert!(scan().unwrap().all.iter().any(|stat| stat.pid == own.pid));
     }
 }

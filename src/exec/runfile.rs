@@ -98,7 +98,7 @@ pub struct RunFile {
     own: Identity,
     cgroup: Option<PathBuf>,
     /// It says what was to be written last.
-    stands: bool,
+    is_written: bool,
     warned: bool,
     /// Held locked; it is closed on exec.
     _lock: File,
@@ -132,7 +132,7 @@ impl RunFile {
             next_path,
             own,
             cgroup: None,
-            stands: false,
+            is_written: false,
             warned: false,
             _lock: lock,
         }))
@@ -174,15 +174,15 @@ impl RunFile {
     }
 
     /// Whether it says what was to be written last; it is removed otherwise.
-    pub(super) fn stands(&self) -> bool {
-        self.stands
+    pub(super) fn is_written(&self) -> bool {
+        self.is_written
     }
 
     /// Replaces the list. If that fails the file is removed, lest anybody take an old list for proof; the runs
     /// go on.
     pub(super) fn write(&mut self, sessions: &[Session]) {
         let written = self.replace(sessions);
-        self.stands = written.is_ok();
+        self.is_written = written.is_ok();
         let Err(error) = written else { return };
         let invalidated = invalidate(&self.path);
         if !self.warned {

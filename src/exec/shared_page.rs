@@ -126,7 +126,7 @@ impl SharedPage {
     }
 
     /// Whether the lease is over, for good: then who asks has to kill. As long as it is not, until when it is.
-    pub(super) fn look(&self) -> Result<(), u64> {
+    pub(super) fn check_lease(&self) -> Result<(), u64> {
         let mut word = self.word().load(Ordering::SeqCst);
         loop {
             // The clock is read after the word: a process that was suspended in between finds the word changed.
@@ -183,11 +183,11 @@ mod tests {
         let page = SharedPage::new().unwrap();
         assert!(!page.holds());
         assert_eq!(page.renew(ENDLESS), Renewal::Counts { late: true, shorter: false });
-        assert_eq!((page.holds(), page.look()), (true, Err(ENDLESS)));
+        assert_eq!((page.holds(), page.check_lease()), (true, Err(ENDLESS)));
         assert_eq!(page.renew(1), Renewal::Counts { late: false, shorter: true });
         assert_eq!((page.holds(), page.deadline()), (false, Some(1)));
         assert_eq!(page.renew(2), Renewal::Counts { late: true, shorter: false });
-        assert_eq!(page.look(), Ok(()));
+        assert_eq!(page.check_lease(), Ok(()));
         assert_eq!((page.renew(ENDLESS), page.holds(), page.deadline()), (Renewal::Over, false, None));
         page.begin_anew(ENDLESS);
         assert!(page.holds());
@@ -204,16 +204,16 @@ mod tests {
                     while clock::now().as_nanos() < page.deadline().unwrap_or(0) {}
                     page.renew(ENDLESS)
                 });
-                let looks = scope.spawn(|| {
+                let checks = scope.spawn(|| {
                     loop {
-                        match page.look() {
+                        match page.check_lease() {
                             Ok(()) => return true,
                             Err(ENDLESS) => return false,
                             Err(_) => {}
                         }
                     }
                 });
-                (renews.join().unwrap(), looks.join().unwrap())
+                (renews.join().unwrap(), checks.join().unwrap())
             });
             assert_eq!(over, renewed == Renewal::Over);
         }

@@ -32,7 +32,7 @@ use super::logs::Feeds;
 use super::memory::{Kills, Memory};
 use super::proc::to_pid;
 use super::shared_page::SharedPage;
-use super::stopped::{LOOK_EVERY, StopWatch};
+use super::stopped::{CHECK_EVERY, StopWatch};
 use super::system::{set_timer, signals, timespec};
 use super::wire::{FromSlot, Link, Program, Streams, ToSlot};
 use crate::clock;
@@ -86,7 +86,7 @@ struct Running {
     signalled: bool,
     ending: Option<Ending>,
     stopped: StopWatch,
-    looked: Instant,
+    checked: Instant,
 }
 
 /// The leader is reaped.
@@ -164,7 +164,7 @@ impl<'a> Slot<'a> {
             self.read_streams();
         }
         if ready[1] {
-            self.look_at_lease();
+            self.check_lease();
         }
         if ready[2] && !closed {
             self.hear();
@@ -172,8 +172,8 @@ impl<'a> Slot<'a> {
         if ready[0] {
             let _ = read(&self.signals, &mut [0; 1024]);
         }
-        self.look_after_running();
-        self.logs.look(&mut self.link);
+        self.advance_run();
+        self.logs.advance(&mut self.link);
     }
 
     /// How long nothing has to be done by itself.
@@ -184,7 +184,7 @@ impl<'a> Slot<'a> {
             None if !running.start_reported => STARTED_AFTER.saturating_sub(running.started.elapsed()),
             // Its worker checks that, and only while the handler has something to do.
             None if running.handler => return None,
-            None => LOOK_EVERY.saturating_sub(running.looked.elapsed()),
+            None => CHECK_EVERY.saturating_sub(running.checked.elapsed()),
         })
     }
 
@@ -253,14 +253,14 @@ impl<'a> Slot<'a> {
 
     fn give_birth(&mut self, program: &Program, pipes: Option<&(OwnedFd, OwnedFd)>) -> Result<Born, Failure> {
         self.demand_group()?;
-        let place = match &self.group {
+        let entry = match &self.group {
             None => CgroupEntry::None,
             Some(group) if self.enters => CgroupEntry::Enters(group.list()),
             Some(group) => CgroupEntry::Into(group.dir()),
         };
-        let started = birth::start(program, self.number, pipes, &self.surroundings, place, self.page);
-        match (started, place) {
-            (Err(birth::Refusal::Place), CgroupEntry::Into(_)) => {
+        let started = birth::start(program, self.number, pipes, &self.surroundings, entry, self.page);
+        match (started, entry) {
+            (Err(birth::Refusal::Cgroup), CgroupEntry::Into(_)) => {
                 let killed =
                     self.group.as_ref().and_then(|group| group.explain(Ended::Signal(libc::SIGKILL)));
                 if let Some(why) = killed {
@@ -271,7 +271,7 @@ impl<'a> Slot<'a> {
                 self.enters = true;
                 self.give_birth(program, pipes)
             }
-            (Err(birth::Refusal::Place), _) => Err(Failure {
+            (Err(birth::Refusal::Cgroup), _) => Err(Failure {
                 kind: NotStartedKind::Shortage,
                 why: "the system refused another process".to_owned(),
             }),
@@ -315,17 +315,17 @@ impl<'a> Slot<'a> {
             signalled: false,
             ending: None,
             stopped: StopWatch::default(),
-            looked: Instant::now(),
+            checked: Instant::now(),
         });
         self.logs.begin(program);
         self.page.part(self.number).killing.store(0, Ordering::SeqCst);
         if handler {
             // Nobody waits for its end.
-            self.tell_started();
+            self.report_started();
         }
     }
 
-    fn tell_started(&mut self) {
+    fn report_started(&mut self) {
         if let Some(running) = &mut self.running
             && !std::mem::replace(&mut running.start_reported, true)
         {
@@ -353,13 +353,13 @@ impl<'a> Slot<'a> {
     }
 
     /// The lease has ended, or a process was suspended.
-    fn look_at_lease(&mut self) {
+    fn check_lease(&mut self) {
         let _ = read(&self.timer, &mut [0; 8]);
         let part = self.page.part(self.number);
         part.armed.store(0, Ordering::SeqCst);
         // A worker that gives a handler something to do marks it as busy first, and then checks both.
         part.killing.store(1, Ordering::SeqCst);
-        let lease = if self.is_busy() { Some(self.page.look()) } else { None };
+        let lease = if self.is_busy() { Some(self.page.check_lease()) } else { None };
         match lease {
             // It stays marked until another program runs here.
             Some(Ok(())) => return self.kill_of_our_own(),
@@ -417,7 +417,7 @@ impl<'a> Slot<'a> {
     }
 
     /// Reaps who has ended, and brings the run nearer to its end.
-    fn look_after_running(&mut self) {
+    fn advance_run(&mut self) {
         if self.running.is_none() {
             return;
         }
@@ -431,10 +431,10 @@ impl<'a> Slot<'a> {
                 self.kill_again();
             }
         } else if !running.start_reported && running.started.elapsed() >= STARTED_AFTER {
-            self.tell_started();
-        } else if !running.handler && running.looked.elapsed() >= LOOK_EVERY {
-            running.looked = Instant::now();
-            if let Some(warning) = running.stopped.look(running.leader, &running.name) {
+            self.report_started();
+        } else if !running.handler && running.checked.elapsed() >= CHECK_EVERY {
+            running.checked = Instant::now();
+            if let Some(warning) = running.stopped.check(running.leader, &running.name) {
                 self.link.say(&FromSlot::Warning(warning));
             }
         }
@@ -443,7 +443,7 @@ impl<'a> Slot<'a> {
     /// Reaps all that have ended. Before the leader is, its group gets SIGKILL: until then that number is its own.
     fn reap(&mut self) -> Children {
         loop {
-            let pid = match children::look() {
+            let pid = match children::next_ended() {
                 Children::Ended(pid) => pid,
                 other => return other,
             };

@@ -31,13 +31,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A keeper that lived so long was no failure from the start.
 const LONG_LIFE: Duration = Duration::from_secs(10);
 /// The first pause between two checks of what a dead keeper has left.
-const FIRST_LOOK: Duration = Duration::from_micros(500);
+const FIRST_CHECK: Duration = Duration::from_micros(500);
 /// The process that everybody's orphans come to.
 const INIT: u32 = 1;
 /// A process that does not die within this is reported.
 const WARN_AFTER: Duration = Duration::from_secs(10);
 /// The longest such pause.
-const LAST_LOOK: Duration = Duration::from_millis(500);
+const LAST_CHECK: Duration = Duration::from_millis(500);
 
 /// Variables by which a service manager describes itself, its sockets, its run files and its credentials. None of it is
 /// for what the service starts: a task that speaks to the watchdog would speak for us. Folders that the unit gives to
@@ -170,7 +170,7 @@ impl Starter {
     /// not in time is killed, and so is what the dead have left.
     fn inherit(&self, slots: &[u32], cgroups: Option<Cgroups>, is_clean: bool) {
         let begun = Instant::now();
-        let (mut pause, mut warned) = (FIRST_LOOK, false);
+        let (mut pause, mut warned) = (FIRST_CHECK, false);
         loop {
             let left: Vec<u32> = slots.iter().copied().filter(|slot| children::is_ours(*slot)).collect();
             // What cannot be looked at may live.
@@ -201,7 +201,7 @@ impl Starter {
                 children::reap(pid);
             }
             std::thread::sleep(pause);
-            pause = (pause * 2).min(LAST_LOOK);
+            pause = (pause * 2).min(LAST_CHECK);
         }
         if let Some(cgroups) = cgroups {
             cgroup::kill_and_wait(cgroups.base(), None);

@@ -9,9 +9,9 @@ use std::time::Duration;
 use super::proc::{Stat, stat};
 
 /// How often it is looked. A task that is stopped for less is nobody's concern.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(3);
+pub(super) const CHECK_EVERY: Duration = Duration::from_secs(3);
 /// So many checks in a row must find the same process stopped.
-const LOOKS_FOR_PROOF: u32 = 2;
+const CHECKS_FOR_PROOF: u32 = 2;
 /// Most processes of a run that are looked at; a look must stay cheap.
 const MOST_PROCESSES: usize = 64;
 
@@ -26,7 +26,7 @@ pub(super) struct StopWatch {
 
 impl StopWatch {
     /// Checks, and reports once what is stopped; `task` names the task.
-    pub(super) fn look(&mut self, leader: u32, task: &str) -> Option<String> {
+    pub(super) fn check(&mut self, leader: u32, task: &str) -> Option<String> {
         if self.warned {
             return None;
         }
@@ -35,9 +35,9 @@ impl StopWatch {
             return None;
         };
         let identity = (process.pid, process.start_ticks);
-        let before = self.found.filter(|(found, _)| *found == identity).map_or(0, |(_, looks)| looks);
+        let before = self.found.filter(|(found, _)| *found == identity).map_or(0, |(_, checks)| checks);
         self.found = Some((identity, before + 1));
-        if before + 1 < LOOKS_FOR_PROOF {
+        if before + 1 < CHECKS_FOR_PROOF {
             return None;
         }
         self.warned = true;

@@ -258,8 +258,8 @@ impl AssignmentTable {
     }
 
     /// Tells the holder of a share to read its chunk, at least in this version.
-    pub fn look(&mut self, id: &EntryId, version: i32) {
-        if self.change(id, |held| held.look = held.look.max(Some(version))) {
+    pub fn recheck(&mut self, id: &EntryId, version: i32) {
+        if self.change(id, |held| held.recheck = held.recheck.max(Some(version))) {
             self.mark_holder(id, Urgency::Now);
         }
     }

@@ -99,7 +99,7 @@ impl Election {
     }
 
     /// Stands for election, on a connection that is up and when nothing of an earlier term goes on.
-    pub fn stand<R>(&mut self, out: &mut Actions<R>) {
+    pub fn contend<R>(&mut self, out: &mut Actions<R>) {
         if self.is_creating() {
             // Of two creations, one would leave a contender of this live session that nobody knows or deletes.
             self.state = State::Entering;
@@ -228,7 +228,7 @@ impl Election {
                         Level::Warn,
                         format!("the contender {path} was deleted by someone else; standing again"),
                     );
-                    self.stand(out);
+                    self.contend(out);
                 } else {
                     self.read_own(out);
                 }
@@ -279,7 +279,7 @@ impl Election {
                 self.state = State::Ranking { name: name_of(path).to_string() };
                 self.read_own(out);
             }
-            (Purpose::Create, Err(Refusal::NoNode)) => self.stand(out),
+            (Purpose::Create, Err(Refusal::NoNode)) => self.contend(out),
             (Purpose::Inherit, Ok(Reply::Created { path })) => self.on_heir(name_of(path), out),
             (Purpose::Inherit, Err(Refusal::NoNode)) => self.on_no_heir(out),
             (Purpose::Own, Ok(Reply::Stat(stat))) => self.on_own(stat.czxid, out),
@@ -315,7 +315,7 @@ impl Election {
         if let State::Inheriting { .. } = self.state {
             self.state = State::Out;
         } else {
-            self.stand(out);
+            self.contend(out);
         }
     }
 
@@ -325,7 +325,7 @@ impl Election {
             State::Ranking { .. } | State::Inheriting { .. } => self.list(czxid, out),
             // A change of its data had used up the watch, and what exists there now is not what we created.
             State::Following { czxid: own, .. } | State::Leading { czxid: own, .. } if *own != czxid => {
-                self.stand(out);
+                self.contend(out);
             }
             State::Out
             | State::Entering
@@ -400,7 +400,7 @@ impl Election {
         self.report_foreign(&foreign, out);
         self.report_sequence(&own, out);
         if !found {
-            return self.stand(out);
+            return self.contend(out);
         }
         self.state = match before {
             None => {

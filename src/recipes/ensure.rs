@@ -17,7 +17,7 @@ pub struct Ensure {
 
 #[derive(Debug)]
 enum Purpose {
-    Look(usize),
+    Check(usize),
     Create(usize),
 }
 
@@ -52,7 +52,7 @@ impl Ensure {
     pub fn start<R>(&mut self, out: &mut Actions<R>) {
         self.reset();
         for (at, path) in self.paths.iter().enumerate() {
-            self.calls.issue(out, Call::Exists { path: path.clone(), watch: false }, Purpose::Look(at));
+            self.calls.issue(out, Call::Exists { path: path.clone(), watch: false }, Purpose::Check(at));
         }
     }
 
@@ -82,8 +82,8 @@ impl Ensure {
         out: &mut Actions<R>,
     ) -> Step {
         match (purpose, answer) {
-            (Purpose::Look(_), Ok(_)) => {}
-            (Purpose::Look(at), Err(Refusal::NoNode)) => {
+            (Purpose::Check(_), Ok(_)) => {}
+            (Purpose::Check(at), Err(Refusal::NoNode)) => {
                 self.missing.insert(at);
             }
             (Purpose::Create(at), Ok(_) | Err(Refusal::NodeExists)) => {
@@ -95,7 +95,7 @@ impl Ensure {
                 self.start(out);
                 return Step::Pending;
             }
-            (Purpose::Look(at) | Purpose::Create(at), Err(refusal)) => {
+            (Purpose::Check(at) | Purpose::Create(at), Err(refusal)) => {
                 return Step::Refused(self.paths[at].clone(), refusal);
             }
         }

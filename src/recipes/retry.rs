@@ -159,16 +159,16 @@ mod tests {
     fn a_passing_refusal_is_logged_once_and_retried_with_backoff() {
         let (mut retry, mut out) = (Retry::default(), Actions::default());
         let mut now = Instant::default();
-        let mut pauses = Vec::new();
+        let mut delays = Vec::new();
         for _ in 0..8 {
             retry.refused("/z/status", Refusal::Other(-125), now, &mut out);
             let at = retry.next_wake().expect("another try");
             assert!(!retry.is_due(now));
-            pauses.push(at.since(now).as_millis());
+            delays.push(at.since(now).as_millis());
             now = at;
             assert!(retry.is_due(now) && !retry.is_due(now), "once");
         }
-        assert_eq!(pauses, [50, 100, 200, 400, 800, 1_600, 2_000, 2_000]);
+        assert_eq!(delays, [50, 100, 200, 400, 800, 1_600, 2_000, 2_000]);
         assert!(
             matches!(&said(&mut out)[..], [Action::Log(Level::Error, text)] if text.contains("/z/status"))
         );

@@ -13,14 +13,14 @@ use crate::roles::client::{
     Ended, Noted, Row, RowTask, Shown, ShownLine, StatusReport, TaskStatus, Unreadable, commands_ended,
 };
 
-fn look(json: bool) -> Look {
-    Look { json, progress: false }
+fn format(json: bool) -> Format {
+    Format { json, progress: false }
 }
 
 /// Standard output and standard error of these reports.
 fn shown(json: bool, reports: Vec<ClientReport>) -> (Vec<u8>, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let mut view = View::new(&mut out, &mut err, look(json));
+    let mut view = View::new(&mut out, &mut err, format(json));
     for report in reports {
         view.show(report).expect("shown");
     }
@@ -85,9 +85,9 @@ fn commands_of_a_chunk_are_shown_like_tasks_of_a_batch() {
     let words = "err\nzkmw: the task J/t (line 7) failed with exit code 3\n\
                  zkmw: the task J/t (line 8) was given up: its workers died under it\n";
     assert_eq!(text(together()), ("a\nout\n".into(), words.into()));
-    let told: Vec<_> =
+    let shown: Vec<_> =
         lines(together()).iter().map(|line| (line["line"].clone(), line["attempt"].clone())).collect();
-    assert_eq!(told, [(json!(5), json!(2)), (json!(7), json!(2)), (json!(8), json!(3))]);
+    assert_eq!(shown, [(json!(5), json!(2)), (json!(7), json!(2)), (json!(8), json!(3))]);
 }
 
 /// One stream, as a terminal is.
@@ -110,7 +110,7 @@ fn on_one_terminal_each_command_has_its_outputs_together() {
     let terminal = Terminal::default();
     let ended = |line| Ended { id: TaskId::new("J", "t"), line: Some(line), outcome: full(), alone: false };
     let report = ClientReport::Ended(vec![ended(0), ended(1)]);
-    View::new(terminal.clone(), terminal.clone(), look(false)).show(report).expect("shown");
+    View::new(terminal.clone(), terminal.clone(), format(false)).show(report).expect("shown");
     let one = |line| format!("out\nerr\nzkmw: the task J/t (line {line}) failed with exit code 3\n");
     assert_eq!(String::from_utf8_lossy(&terminal.0.borrow()), one(1) + &one(2));
 }
@@ -399,8 +399,8 @@ impl Write for Full {
 #[test]
 fn what_can_not_be_flushed_was_not_shown() {
     for report in [ended(full(), true), ended(full(), false)] {
-        assert!(View::new(Full, Vec::new(), look(false)).show(report.clone()).is_err());
-        assert!(View::new(Vec::new(), Full, look(false)).show(report.clone()).is_err());
-        assert!(View::new(Full, Vec::new(), look(true)).show(report).is_err());
+        assert!(View::new(Full, Vec::new(), format(false)).show(report.clone()).is_err());
+        assert!(View::new(Vec::new(), Full, format(false)).show(report.clone()).is_err());
+        assert!(View::new(Full, Vec::new(), format(true)).show(report).is_err());
     }
 }

@@ -127,15 +127,16 @@ fn leader(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn counts(status: &Status, out: &mut dyn Write) -> io::Result<()> {
-    let Counts { pending, assigned, running, done, failed, cancelled, expired, malformed, aside, .. } =
-        &status.tasks;
+    let Counts {
+        pending, assigned, running, done, failed, cancelled, expired, malformed, quarantined, ..
+    } = &status.tasks;
     let tasks = format!(
         "{pending} pending, {assigned} assigned, {running} running, {done} done, {failed} failed, \
          {cancelled} cancelled, {expired} expired"
     );
     field(out, STATUS, "tasks", tasks)?;
-    if malformed + aside > 0 {
-        field(out, STATUS, "", format!("{malformed} malformed, {aside} set aside"))?;
+    if malformed + quarantined > 0 {
+        field(out, STATUS, "", format!("{malformed} malformed, {quarantined} quarantined"))?;
     }
     if let Some(admission) = &status.admission {
         let (pending, max) = (status.pending(), admission.max_pending);

@@ -285,7 +285,7 @@ impl Elector {
             self.state = State::Candidate;
             // Or it was refused something, and could not be a candidate again while the command lived.
             if self.election.is_out() && matches!(self.session, Session::Entered { .. }) {
-                self.election.stand(out);
+                self.election.contend(out);
             }
         }
         if let Session::Waiting { timeout } | Session::Inheriting { timeout } = self.session {
@@ -317,7 +317,7 @@ impl Elector {
         {
             self.state = State::Candidate;
             if let Session::Entered { .. } = self.session {
-                self.election.stand(out);
+                self.election.contend(out);
             }
         }
         if let State::Acquiring { epoch, .. } = self.state

@@ -203,7 +203,7 @@ impl Master {
             view.start_missing(!leads, out);
         }
         if self.election.is_out() {
-            self.election.stand(out);
+            self.election.contend(out);
         }
         if let State::Leader(leader) = &mut self.state {
             leader.restart(out);
@@ -268,7 +268,7 @@ impl Master {
             Lead::Deposed { epoch } => {
                 // Our contender must be gone as well. The first of the two signs makes this master contend again.
                 out.log(Level::Warn, format!("deposed by the leader of epoch {epoch}; standing again"));
-                self.election.stand(out);
+                self.election.contend(out);
                 self.follow_election(out);
             }
         }

@@ -182,7 +182,7 @@ impl Operator {
     }
 
     /// What came of a wish.
-    fn tell(&mut self, wish: &Wish, decision: Decision, out: &mut Actions<ClientReport>) {
+    fn report(&mut self, wish: &Wish, decision: Decision, out: &mut Actions<ClientReport>) {
         let only = decision.changed.is_empty();
         for (name, message) in decision.changed {
             self.note(&name, None, message, out);
@@ -220,7 +220,7 @@ impl Operator {
             (Step::Write, Some(Ok(_))) => {
                 let sent = open.sent.take().unwrap_or_default();
                 if let Some(wish) = self.close(&id, out) {
-                    self.tell(&wish, sent, out);
+                    self.report(&wish, sent, out);
                 }
             }
             (Step::Write, Some(Err(Refusal::BadVersion))) => {
@@ -262,7 +262,7 @@ impl Operator {
         if let Some(deleted) = self.open.get_mut(id).and_then(ours)
             && let Some(wish) = self.close(id, out)
         {
-            return self.tell(&wish, deleted, out);
+            return self.report(&wish, deleted, out);
         }
         match self.open.get(id) {
             Some(Open { wish, .. }) if wish.named => {
@@ -288,7 +288,7 @@ impl Operator {
                 return self.refuse(&id, exit::DATA, &format!("is no task: {malformed}"), out);
             }
         };
-        let applied = open.doubt.take_if(|sent| sent.stands_in(&task, &self.verb));
+        let applied = open.doubt.take_if(|sent| sent.is_applied_in(&task, &self.verb));
         let mut decision = match applied {
             Some(sent) => Decision { write: None, ..sent },
             None => match &self.verb {
@@ -307,7 +307,7 @@ impl Operator {
             open.sent = Some(decision);
             self.calls.issue(out, call, (id, Step::Write));
         } else if let Some(wish) = self.close(&id, out) {
-            self.tell(&wish, decision, out);
+            self.report(&wish, decision, out);
         }
     }
 }

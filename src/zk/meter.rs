@@ -5,7 +5,7 @@
 //! that grows by more than a reply may have, and the crate has handed nothing over meanwhile, the connection is killed.
 //!
 //! A thread for each connection, which sleeps while the server is silent, and never checks more often than
-//! [`LOOK_EVERY`].
+//! [`CHECK_EVERY`].
 
 use std::mem::{MaybeUninit, offset_of, size_of};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,7 +24,7 @@ use crate::threads;
 const REPLY_MAX: u64 = 64 * 1024 * 1024;
 /// While data comes, the socket is looked at no more often. A server on the same machine sends some 30 MiB in this
 /// time.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const CHECK_EVERY: Duration = Duration::from_millis(20);
 /// The longest wait for data. It needs no end, for the end of the connection is one; but every wait here has a limit.
 const WAIT_MAX: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
@@ -49,7 +49,7 @@ fn measure(client: &Weak<Client>) {
         if let (Some(socket), true) = (&socket, for_good) {
             let _ = poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&WAIT_MAX)); // interrupted: as good as data
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(CHECK_EVERY);
     }
 }
 

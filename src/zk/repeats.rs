@@ -148,18 +148,18 @@ mod tests {
     #[test]
     fn the_backoff_grows_to_two_seconds_and_reads_go_on_for_ever() {
         let (mut repeats, mut refused, mut now) = (Repeats::default(), None, at(0));
-        let mut pauses = Vec::new();
+        let mut delays = Vec::new();
         for _ in 0..1_000 {
             refused = repeats.put_off((7, get()), THROTTLED, refused, IN_DOUBT, now);
             assert!(refused.is_some());
             let due = repeats.next_due().unwrap();
             assert_eq!(repeats.due(at(due.as_nanos() / 1_000_000 - 1)), None, "before its time");
             assert_eq!(repeats.due(due), Some((7, get())));
-            pauses.push(due.since(now).as_millis());
+            delays.push(due.since(now).as_millis());
             now = due;
         }
-        assert_eq!(pauses[..8], [50, 100, 200, 400, 800, 1_600, 2_000, 2_000]);
-        assert_eq!(pauses[999], 2_000);
+        assert_eq!(delays[..8], [50, 100, 200, 400, 800, 1_600, 2_000, 2_000]);
+        assert_eq!(delays[999], 2_000);
     }
 
     #[test]

@@ -38,7 +38,7 @@ const FLAPPING: Duration = Duration::from_secs(5);
 /// there is a quorum, and each new session costs a few writes and lines in logs.
 const FLAPPING_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The longest sleep while a connection is up: `recv_timeout` does not count while the machine is suspended.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// For so long it counts that what a connection needs was found to be there.
 const FOUND_FOR: Duration = Duration::from_secs(1);
 /// How long a connection that made its last request may take to get its answers.
@@ -327,10 +327,10 @@ impl Supervisor {
                 return None;
             }
             let now = now();
-            let repeat = self.pool.repeat(now).map_or(LOOK_EVERY, |at| at.since(now));
-            match pulse.look(connection, now) {
+            let repeat = self.pool.repeat(now).map_or(CHECK_EVERY, |at| at.since(now));
+            match pulse.advance(connection, now) {
                 Ok(sleep) => {
-                    let _ = self.pulse.1.recv_timeout(sleep.min(repeat).min(LOOK_EVERY));
+                    let _ = self.pulse.1.recv_timeout(sleep.min(repeat).min(CHECK_EVERY));
                 }
                 Err(why) => life.end(End::Lost(why)),
             }
@@ -353,7 +353,7 @@ impl Heartbeat {
     }
 
     /// Does what is due; how long there is nothing to do, or why the connection is to be given up.
-    fn look(&mut self, connection: &Connection, now: Instant) -> Result<Duration, String> {
+    fn advance(&mut self, connection: &Connection, now: Instant) -> Result<Duration, String> {
         if let Some((sent, answer)) = &self.beating {
             match answer.try_recv() {
                 Ok(true) => {

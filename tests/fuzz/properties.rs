@@ -247,14 +247,14 @@ proptest! {
     fn every_registration_is_read_back(
         host in any::<String>(), boot in any::<String>(), numbers in any::<[u64; 4]>(), pid in any::<u32>(),
         slots in 1..=1_000_u32, labels in labels(), draining in any::<bool>(), through in any::<Option<i32>>(),
-        aside in vec(task_id(), 0..4), since in any::<Option<i64>>(),
+        quarantined in vec(task_id(), 0..4), since in any::<Option<i64>>(),
     ) {
         let [pid_ns, start_time, timeout, _] = numbers;
         let process = ProcessIdentity { host, boot_id: boot, pid_ns, pid, start_time };
         let mut registration = Registration::new(&process, slots, labels, timeout);
         (registration.draining, registration.revoked_through) = (draining, through);
         (registration.usable, registration.unhealthy) = (draining.then_some(slots / 2), draining.then(|| "\u{1}".repeat(40)));
-        (registration.aside, registration.since) = (aside, since);
+        (registration.quarantined, registration.since) = (quarantined, since);
         prop_assert_eq!(Registration::decode(&registration.encode()), Ok(registration));
     }
 
@@ -268,7 +268,7 @@ proptest! {
             attempt,
             revoked,
             recalled: revoked,
-            look: None,
+            recheck: None,
             seen: read.map(seen),
         };
         let assignment = Assignment::new(epoch, entries.into_iter().map(entry).collect());
@@ -288,8 +288,8 @@ proptest! {
                 host: id.clone(), id, pid: n, slots: n, running: n, assigned: n, draining, usable, unhealthy, labels,
             }
         };
-        let [pending, running, assigned, done, failed, cancelled, expired, malformed, aside] = counts;
-        let counts = Counts { pending, running, assigned, done, failed, cancelled, expired, malformed, aside };
+        let [pending, running, assigned, done, failed, cancelled, expired, malformed, quarantined] = counts;
+        let counts = Counts { pending, running, assigned, done, failed, cancelled, expired, malformed, quarantined };
         let leader = Leader { id, host, pid, epoch };
         let mut status = Status::new(leader, rows.into_iter().map(row).collect(), counts, loading);
         status.admission = admission.map(|[bytes, max_pending, max_pending_bytes]| {

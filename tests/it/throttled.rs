@@ -109,6 +109,6 @@ fn told(processes: &[&Proc]) {
     let logs: Vec<String> = processes.iter().map(|process| process.stderr()).collect();
     assert!(logs.iter().any(|log| log.contains("refuses for now to")), "nothing was throttled: {logs:#?}");
     for log in logs {
-        assert!(!log.contains("aside") && !log.contains("given up"), "{log}");
+        assert!(!log.contains("quarantined") && !log.contains("given up"), "{log}");
     }
 }

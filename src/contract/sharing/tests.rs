@@ -98,7 +98,7 @@ fn what_failed_and_is_to_run_again_waits_in_a_share_of_its_own() {
 }
 
 #[test]
-fn lines_to_be_cancelled_end_so_whoever_holds_them() {
+fn cancelled_lines_end_so_with_any_holder() {
     let mut task = chunk(4);
     task.flush(1, &good(&[0]), 1);
     assert!(task.cut(1, 1) && task.cancel_line(3) && !task.cancel_line(3) && !task.cancel_line(0));

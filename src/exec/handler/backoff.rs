@@ -81,20 +81,20 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    fn dead(born: Instant, answered: bool, cause: Cause) -> Death {
+    fn death(born: Instant, answered: bool, cause: Cause) -> Death {
         Death { born, answered, cause }
     }
 
     /// The pause after each of so many deaths in a row.
-    fn pauses(of: impl Fn(Instant) -> Death, count: usize) -> Vec<u64> {
-        let mut pauses = Backoff::default();
+    fn delays(of: impl Fn(Instant) -> Death, count: usize) -> Vec<u64> {
+        let mut delays = Backoff::default();
         let mut now = Instant::now();
         let mut seen = Vec::new();
         for _ in 0..count {
             let death = of(now);
             now += Duration::from_millis(1);
-            pauses.died(death, now);
-            let pause = pauses.until().map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+            delays.died(death, now);
+            let pause = delays.until().map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
             seen.push(pause.as_millis() as u64);
             now += pause;
         }
@@ -103,31 +103,31 @@ mod tests {
 
     #[test]
     fn the_backoff_doubles_up_to_a_limit_and_an_answer_resets_it() {
-        let silent = pauses(|born| dead(born, false, Cause::Fault), 70);
+        let silent = delays(|born| death(born, false, Cause::Fault), 70);
         assert_eq!(silent[..8], [100, 200, 400, 800, 1600, 3200, 6400, 10_000]);
         assert!(silent[8..].iter().all(|&pause| pause == 10_000));
-        assert_eq!(pauses(|born| dead(born, true, Cause::Fault), 3), [100, 100, 100]);
+        assert_eq!(delays(|born| death(born, true, Cause::Fault), 3), [100, 100, 100]);
     }
 
     #[test]
     fn what_is_no_failure_costs_no_pause() {
-        let old = |cause| pauses(move |now| dead(now.checked_sub(LONG_LIFE).unwrap(), true, cause), 3);
+        let old = |cause| delays(move |now| death(now.checked_sub(LONG_LIFE).unwrap(), true, cause), 3);
         assert_eq!((old(Cause::Fault), old(Cause::Idle)), (vec![0; 3], vec![0; 3]));
-        assert_eq!(pauses(|born| dead(born, false, Cause::Signalled), 3), [0, 0, 0]);
+        assert_eq!(delays(|born| death(born, false, Cause::Signalled), 3), [0, 0, 0]);
     }
 
     #[test]
     fn one_idle_death_is_spared() {
-        assert_eq!(pauses(|born| dead(born, true, Cause::Idle), 3), [0, 100, 100]);
+        assert_eq!(delays(|born| death(born, true, Cause::Idle), 3), [0, 100, 100]);
     }
 
     #[test]
     fn what_dies_together_fails_once() {
-        let (born, mut pauses) = (Instant::now(), Backoff::default());
+        let (born, mut delays) = (Instant::now(), Backoff::default());
         let (first, second) = (born + Duration::from_millis(5), born + Duration::from_millis(6));
         for now in [first, second] {
-            pauses.died(dead(born, false, Cause::Fault), now);
+            delays.died(death(born, false, Cause::Fault), now);
         }
-        assert_eq!(pauses.until(), Some(first + FIRST_PAUSE));
+        assert_eq!(delays.until(), Some(first + FIRST_PAUSE));
     }
 }

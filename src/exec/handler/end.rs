@@ -52,13 +52,13 @@ impl Handler<'_> {
                 report.signalled = death.signalled && !self.handler_slot.had_said.load(Ordering::SeqCst);
                 self.pool.over(run, ExecEvent::Ended { run, report: *report });
             }
-            (end @ (End::Dead | End::Broken(_)), Some(busy)) => self.tell(&end, busy, &death),
+            (end @ (End::Dead | End::Broken(_)), Some(busy)) => self.report(&end, busy, &death),
             (End::Dead | End::Broken(_), None) => {}
         }
     }
 
     /// The end of the run that it had.
-    fn tell(&self, end: &End, mut busy: Busy, death: &RunReport) {
+    fn report(&self, end: &End, mut busy: Busy, death: &RunReport) {
         let (pid, how) = (self.handler_slot.mailbox.pid(), death.ended);
         let missing = match how {
             Ended::Exit(code) => !self.answered && MISSING.contains(&code) && !death.signalled,
@@ -81,7 +81,7 @@ impl Handler<'_> {
             };
             return self.pool.not_started(busy.run, kind, why);
         }
-        busy.tell_started(pid, &self.pool.hub);
+        busy.report_started(pid, &self.pool.hub);
         let (ended, detail) = match (end, how) {
             (End::Broken(why), _) => (Ended::Broken, format!("its handler, process {pid}, broke: {why}")),
             (End::Dead | End::Answered { .. }, how) => {

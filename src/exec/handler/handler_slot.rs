@@ -53,7 +53,7 @@ pub struct HandlerSlot {
     /// Where it writes.
     pub(super) stdout: OnceLock<OwnedFd>,
     pub(super) state: Mutex<HandlerState>,
-    told_to_end: AtomicBool,
+    asked_to_end: AtomicBool,
     /// It had written something when it first got a signal to end.
     pub(super) had_said: AtomicBool,
 }
@@ -93,7 +93,7 @@ impl HandlerSlot {
             mailbox: Arc::new(Mailbox::new(id)?),
             stdout: OnceLock::new(),
             state: Mutex::new(HandlerState { stdin: None, work: Work::Idle, proven: false }),
-            told_to_end: AtomicBool::new(false),
+            asked_to_end: AtomicBool::new(false),
             had_said: AtomicBool::new(false),
         })
     }
@@ -103,13 +103,13 @@ impl HandlerSlot {
     }
 
     /// Whether a signal was sent to it, so that it is not used again.
-    pub(super) fn is_told_to_end(&self) -> bool {
-        self.told_to_end.load(Ordering::SeqCst)
+    pub(super) fn is_asked_to_end(&self) -> bool {
+        self.asked_to_end.load(Ordering::SeqCst)
     }
 
     /// A signal is sent to it.
-    pub(super) fn tell_to_end(&self) {
-        if !self.told_to_end.swap(true, Ordering::SeqCst) {
+    pub(super) fn ask_to_end(&self) {
+        if !self.asked_to_end.swap(true, Ordering::SeqCst) {
             let had_said = self.stdout.get().is_some_and(is_readable);
             self.had_said.store(had_said, Ordering::SeqCst);
         }
@@ -142,7 +142,7 @@ impl HandlerSlot {
             busy.rest = [&busy.request.as_bytes()[written..], b"\n"].concat();
             self.mailbox.wake();
         } else if *proven {
-            busy.tell_started(self.mailbox.pid(), hub);
+            busy.report_started(self.mailbox.pid(), hub);
         } else {
             // Its thread reports the start, when it is clear that there is such a program.
             self.mailbox.wake();
@@ -170,8 +170,8 @@ impl HandlerSlot {
 fn is_readable(pipe: &OwnedFd) -> bool {
     let mut source = [PollFd::new(pipe, PollFlags::IN)];
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let looked = retry_on_intr(|| poll(&mut source, Some(&at_once)));
-    looked.is_ok() && source.iter().any(|source| source.revents().contains(PollFlags::IN))
+    let polled = retry_on_intr(|| poll(&mut source, Some(&at_once)));
+    polled.is_ok() && source.iter().any(|source| source.revents().contains(PollFlags::IN))
 }
 
 impl Busy {
@@ -189,7 +189,7 @@ impl Busy {
     }
 
     /// Tells that it runs, once.
-    pub(super) fn tell_started(&mut self, pid: u32, hub: &Hub) {
+    pub(super) fn report_started(&mut self, pid: u32, hub: &Hub) {
         if !std::mem::replace(&mut self.start_reported, true) {
             let _ = hub.events.send(ExecEvent::Started { run: self.run, pid });
         }

@@ -22,7 +22,7 @@ use super::{NO_LEASE, Pool};
 use crate::clock;
 use crate::exec::descriptors::too_few;
 use crate::exec::mailbox::Note;
-use crate::exec::stopped::{LOOK_EVERY, StopWatch};
+use crate::exec::stopped::{CHECK_EVERY, StopWatch};
 use crate::exec::system::timespec;
 use crate::exec::wire::{Program, Streams};
 use crate::exec::{ExecEvent, NotStartedKind};
@@ -64,7 +64,7 @@ pub(super) fn live(pool: &Arc<Pool>, handler_slot: Arc<HandlerSlot>, job: Job, s
         start_unreported: false,
         writing: false,
         stopped: StopWatch::default(),
-        looked: Instant::now(),
+        checked: Instant::now(),
     }
     .live(job);
 }
@@ -124,7 +124,7 @@ pub(super) struct Handler<'a> {
     /// There is a rest of a line to be written.
     writing: bool,
     stopped: StopWatch,
-    looked: Instant,
+    checked: Instant,
 }
 
 /// What there is to be looked at.
@@ -158,7 +158,7 @@ impl Handler<'_> {
     /// The request that it was started for; why it is used no more, if it is not.
     fn take_first(&mut self, job: Job) -> Option<End> {
         let run = job.run;
-        let handed = match self.handler_slot.is_told_to_end() {
+        let handed = match self.handler_slot.is_asked_to_end() {
             false => self.handler_slot.hand_over(job, &self.pool.hub),
             true => Handed::Refused(job),
         };
@@ -193,10 +193,10 @@ impl Handler<'_> {
                 }
             };
             if ready.paused {
-                self.tell_started();
+                self.report_started();
             }
             if ready.wake {
-                self.look_at_work();
+                self.check_work();
             }
             if self.writing
                 && (ready.wake || ready.stdin)
@@ -210,18 +210,19 @@ impl Handler<'_> {
             {
                 return end;
             }
-            if self.looked.elapsed() >= LOOK_EVERY {
-                self.look_if_stopped();
+            if self.checked.elapsed() >= CHECK_EVERY {
+                self.check_if_stopped();
             }
         }
     }
 
     /// Whether it is stopped while it has a request.
-    fn look_if_stopped(&mut self) {
-        self.looked = Instant::now();
+    fn check_if_stopped(&mut self) {
+        self.checked = Instant::now();
         if let Work::Busy(busy) = &self.handler_slot.lock().work
-            && let Some(warning) =
-                self.stopped.look(self.handler_slot.mailbox.pid(), &format!("the handler of {}", busy.task()))
+            && let Some(warning) = self
+                .stopped
+                .check(self.handler_slot.mailbox.pid(), &format!("the handler of {}", busy.task()))
         {
             log::warn!("{warning}");
         }
@@ -230,7 +231,7 @@ impl Handler<'_> {
     /// Until there is something to be looked at.
     fn wait(&self) -> Result<Ready, Errno> {
         // A request that is handed to a handler that is known to work does not wake this thread.
-        let pause = timespec(if self.start_unreported { STARTED_AFTER } else { LOOK_EVERY });
+        let pause = timespec(if self.start_unreported { STARTED_AFTER } else { CHECK_EVERY });
         let stdin = if self.writing { self.handler_slot.lock().stdin.clone() } else { None };
         let mut sources = vec![PollFd::new(self.handler_slot.mailbox.waker(), PollFlags::IN)];
         sources.extend(self.handler_slot.stdout.get().map(|stdout| PollFd::new(stdout, PollFlags::IN)));
@@ -241,20 +242,20 @@ impl Handler<'_> {
     }
 
     /// The request that it has got has begun: reports that, unless it was reported.
-    fn tell_started(&mut self) {
+    fn report_started(&mut self) {
         if !self.start_unreported {
             return;
         }
         if let Work::Busy(busy) = &mut self.handler_slot.lock().work
             && busy.rest.is_empty()
         {
-            busy.tell_started(self.handler_slot.mailbox.pid(), &self.pool.hub);
+            busy.report_started(self.handler_slot.mailbox.pid(), &self.pool.hub);
             self.start_unreported = false;
         }
     }
 
     /// A part of a request was left to this thread, or something became of the process.
-    fn look_at_work(&mut self) {
+    fn check_work(&mut self) {
         // A counter: one read takes all.
         let _ = read(self.handler_slot.mailbox.waker(), &mut [0; 8]);
         self.take_notes();
@@ -286,7 +287,7 @@ impl Handler<'_> {
                 busy.rest.drain(..written);
                 self.writing = !busy.rest.is_empty();
                 if *proven && !self.writing {
-                    busy.tell_started(self.handler_slot.mailbox.pid(), &self.pool.hub);
+                    busy.report_started(self.handler_slot.mailbox.pid(), &self.pool.hub);
                     self.start_unreported = false;
                 }
                 None
@@ -315,7 +316,7 @@ impl Handler<'_> {
                 }
                 Said::Some if is_dead => {}
                 Said::Nothing | Said::Some if !is_dead => {
-                    self.tell_started();
+                    self.report_started();
                     return None;
                 }
                 Said::Nothing | Said::Some => return Some(End::Dead),

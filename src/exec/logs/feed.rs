@@ -86,7 +86,7 @@ impl Feeds {
 
     /// It is over, and all was read that it printed.
     pub(in super::super) fn end(&mut self, link: &mut Link) {
-        self.look(link);
+        self.advance(link);
         let Some(mut feed) = self.current.take().filter(|feed| feed.pipe.is_some()) else { return };
         feed.piece(kind::END, &[]);
         feed.flush(link);
@@ -118,7 +118,7 @@ impl Feeds {
     }
 
     /// Passes on what there is room for, and makes a log of what prints much or takes long.
-    pub(in super::super) fn look(&mut self, link: &mut Link) {
+    pub(in super::super) fn advance(&mut self, link: &mut Link) {
         if let Some(feed) = &mut self.current {
             if feed.is_due() {
                 feed.open(link);

@@ -38,7 +38,7 @@ pub(super) struct Shelf {
     used: u64,
     /// Those that are being written: their paths, without an ending.
     open: BTreeSet<PathBuf>,
-    next_look: Instant,
+    next_removal: Instant,
     full_until: Option<Instant>,
     /// Nobody else can write to the directory of ours.
     is_private: bool,
@@ -57,24 +57,24 @@ impl Shelf {
     /// The directory, and what a former worker of the same name has left there. It is made if it isn't there; if that
     /// fails, it is tried again with each log.
     pub(super) fn new(dir: PathBuf, space: u64, keep: Duration) -> Shelf {
-        let (open, next_look) = (BTreeSet::new(), Instant::now());
+        let (open, next_removal) = (BTreeSet::new(), Instant::now());
         let mut shelf =
-            Shelf { dir, space, keep, used: 0, open, next_look, full_until: None, is_private: false };
-        shelf.look();
+            Shelf { dir, space, keep, used: 0, open, next_removal, full_until: None, is_private: false };
+        shelf.remove_old();
         shelf
     }
 
     /// When it has to be looked for what is too old.
     pub(super) fn pause(&self) -> Duration {
-        self.next_look.saturating_duration_since(Instant::now())
+        self.next_removal.saturating_duration_since(Instant::now())
     }
 
     /// Removes what is too old, if it is time, and what is too much.
-    pub(super) fn look(&mut self) {
+    pub(super) fn remove_old(&mut self) {
         if self.pause().is_zero() {
             self.remove(self.space);
             let pause = (self.keep / KEEP_PARTS).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-            self.next_look = Instant::now() + pause;
+            self.next_removal = Instant::now() + pause;
         }
     }
 

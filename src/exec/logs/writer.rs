@@ -86,7 +86,7 @@ impl Writer {
             // Out of memory, or interrupted: everything is looked at, and nothing waits.
             Err(_) => vec![true; sources.len()],
         };
-        self.shelf.look();
+        self.shelf.remove_old();
         let says = !closed && ready.pop().unwrap_or(false);
         let mut ready = ready.into_iter();
         let Writer { link, shelf, logs, buffer } = self;

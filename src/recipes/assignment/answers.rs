@@ -74,7 +74,7 @@ impl AssignmentTable {
                 if revoked == Revoked::Wanted && !entry.revoked {
                     assignment.set_dirty();
                 }
-                assignment.push_written(id, Held::inherited(revoked, entry.recalled, entry.look));
+                assignment.push_written(id, Held::inherited(revoked, entry.recalled, entry.recheck));
             }
         }
     }

@@ -32,7 +32,7 @@ pub struct Held {
     /// Its worker is to release it, unless it was started.
     pub recalled: bool,
     /// Its worker should know this version of its chunk.
-    pub look: Option<i32>,
+    pub recheck: Option<i32>,
     pub(super) revoked: Revoked,
     /// It is over as far as is known, so it takes up no slot.
     pub(super) presumed_done: bool,
@@ -70,8 +70,8 @@ impl Held {
     }
 
     /// An entry that an earlier leader assigned.
-    pub(super) fn inherited(revoked: Revoked, recalled: bool, look: Option<i32>) -> Held {
-        Held { width: 1, origin: Origin::EarlierTerm, revoked, recalled, look, ..Held::default() }
+    pub(super) fn inherited(revoked: Revoked, recalled: bool, recheck: Option<i32>) -> Held {
+        Held { width: 1, origin: Origin::EarlierTerm, revoked, recalled, recheck, ..Held::default() }
     }
 
     /// Whether an earlier leader assigned it.
@@ -352,7 +352,7 @@ impl WorkerAssignment {
             attempt: id.attempt,
             revoked: held.is_revoked(),
             recalled: held.recalled,
-            look: held.look,
+            recheck: held.recheck,
             seen: seen.remove(id),
         };
         Assignment::new(epoch, self.entries().map(entry).collect()).encode()
@@ -367,8 +367,8 @@ impl WorkerAssignment {
         self.ours = true;
         self.restate(Revoked::InFlight, Revoked::Since(version));
         self.positions.written = self.positions.sent;
-        let tells = !self.refusals.of_deletion && (self.positions.grows || !self.refusals.of_growth);
-        let is_over = self.was_refused() && tells;
+        let shows = !self.refusals.of_deletion && (self.positions.grows || !self.refusals.of_growth);
+        let is_over = self.was_refused() && shows;
         if is_over {
             self.refusals = Refusals::default();
         }

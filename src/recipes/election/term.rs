@@ -30,14 +30,14 @@ pub(super) struct Term {
     /// That one's rank.
     rank: String,
     /// Contenders of ours, of which one existed at every instant since the term began. The last is the newest.
-    standing: Vec<String>,
+    contenders: Vec<String>,
 }
 
 impl Term {
     /// The term of whoever is the first of all.
     pub(super) fn begin(epoch: i64, own: &str) -> Term {
         let rank = Contender::parse(own).map_or_else(String::new, |own| own.rank.to_string());
-        Term { epoch, rank, standing: vec![own.to_string()] }
+        Term { epoch, rank, contenders: vec![own.to_string()] }
     }
 }
 
@@ -87,8 +87,8 @@ impl Election {
     /// is protected by the present session for as long.
     pub fn delete_replaced<R>(&mut self, out: &mut Actions<R>) {
         let State::Leading { term, .. } = &mut self.state else { return };
-        let newest = term.standing.len().saturating_sub(1);
-        let replaced: Vec<String> = term.standing.drain(..newest).collect();
+        let newest = term.contenders.len().saturating_sub(1);
+        let replaced: Vec<String> = term.contenders.drain(..newest).collect();
         for name in replaced {
             self.delete_old(&name, out);
         }
@@ -104,7 +104,7 @@ impl Election {
             // It is to get an ordinary rank by now, and must not lead by this one.
             State::Entering => {
                 self.delete_old(created, out);
-                self.stand(out);
+                self.contend(out);
             }
             State::Out
             | State::Ranking { .. }
@@ -120,7 +120,7 @@ impl Election {
         if let State::Inheriting { .. } = self.state {
             self.state = State::Out;
         } else if self.state == State::Entering {
-            self.stand(out);
+            self.contend(out);
         }
     }
 
@@ -128,7 +128,7 @@ impl Election {
     pub(super) fn prove<R>(&mut self, czxid: i64, names: &[String], out: &mut Actions<R>) {
         let State::Inheriting { name: Some(own), term } = &self.state else { return };
         let (own, mut term) = (own.clone(), term.clone());
-        term.standing.retain(|name| names.contains(name));
+        term.contenders.retain(|name| names.contains(name));
         if let Some(why) = self.objection(&own, &term, names) {
             out.log(
                 Level::Warn,
@@ -140,15 +140,15 @@ impl Election {
         // Those of sessions in which nothing was proved.
         let unproved = names
             .iter()
-            .filter(|name| name.starts_with(&prefix) && **name != own && !term.standing.contains(name));
+            .filter(|name| name.starts_with(&prefix) && **name != own && !term.contenders.contains(name));
         unproved.for_each(|name| self.delete_old(name, out));
-        term.standing.push(own.clone());
+        term.contenders.push(own.clone());
         self.state = State::Leading { name: own, czxid, term };
     }
 
     /// Why the term can't go on with this contender.
     fn objection(&self, own: &str, term: &Term, names: &[String]) -> Option<String> {
-        if term.standing.is_empty() || !names.iter().any(|name| name == own) {
+        if term.contenders.is_empty() || !names.iter().any(|name| name == own) {
             return Some("its contender of the session before is gone, so another may lead".into());
         }
         let Some(own) = Contender::parse(own).filter(|own| own.rank == term.rank) else {

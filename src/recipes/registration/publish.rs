@@ -73,9 +73,9 @@ impl Registrar {
     /// Leaves out what can be left out of a registration that the servers find too long; whether there was anything.
     /// A quarantined task that is not named takes up a slot, and that is all.
     pub(super) fn shorten(&mut self) -> bool {
-        let aside = self.body.aside.len();
-        self.body.aside.truncate(aside / 2);
-        aside > 0
+        let quarantined = self.body.quarantined.len();
+        self.body.quarantined.truncate(quarantined / 2);
+        quarantined > 0
     }
 
     /// Adds how long the registration is, and what can be done about that, if it is too long.

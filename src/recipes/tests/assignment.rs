@@ -14,7 +14,7 @@ struct Driver {
     out: Actions<()>,
     steps: Vec<Step>,
     /// What was logged.
-    told: Vec<String>,
+    logs: Vec<String>,
     now: Instant,
 }
 
@@ -36,7 +36,7 @@ fn data(assignment: &Assignment) -> CallResult {
 
 fn entry(name: &str) -> Entry {
     let EntryId { task, attempt } = task(name);
-    Entry { task, attempt, revoked: false, recalled: false, look: None, seen: None }
+    Entry { task, attempt, revoked: false, recalled: false, recheck: None, seen: None }
 }
 
 impl Driver {
@@ -53,8 +53,8 @@ impl Driver {
     /// An assignment table that is to read these assignments, with the calls that do it.
     fn reading(assignments: &[(&str, Assignment)]) -> (Driver, Vec<(CallId, Call)>) {
         let table = AssignmentTable::new(&Layout::new("/z"));
-        let (steps, told) = (Vec::new(), Vec::new());
-        let mut driver = Driver { table, out: Actions::default(), steps, told, now: at_ms(1_000) };
+        let (steps, logs) = (Vec::new(), Vec::new());
+        let mut driver = Driver { table, out: Actions::default(), steps, logs, now: at_ms(1_000) };
         driver.table.tick(driver.now);
         driver.table.take_over(50, &mut driver.out);
         let watch = Asked::one(&mut driver.out).0;
@@ -91,7 +91,7 @@ impl Driver {
         let all: Vec<_> = self.out.drain().collect();
         for action in all {
             match action {
-                Action::Log(_, text) => self.told.push(text),
+                Action::Log(_, text) => self.logs.push(text),
                 other => self.out.push(other),
             }
         }
@@ -99,7 +99,7 @@ impl Driver {
 
     /// Whether it was logged, since this was last asked, that the assignment is written again.
     fn is_accepted(&mut self) -> bool {
-        std::mem::take(&mut self.told).iter().any(|text| text.contains("can be written again"))
+        std::mem::take(&mut self.logs).iter().any(|text| text.contains("can be written again"))
     }
 
     fn assign(&mut self, worker: &str, name: &str, urgency: Urgency) {
@@ -189,23 +189,23 @@ fn a_refused_write_returns_its_new_entries_and_backs_off() {
     driver.steps.clear();
     driver.refuse(writes);
     assert_eq!(driver.steps, [Step::AssignmentRefused(incarnation("w"), vec![task("b"), task("c")])]);
-    assert!(matches!(&driver.told[..], [text] if text.contains("cannot be written (ZooKeeper error -125)")));
+    assert!(matches!(&driver.logs[..], [text] if text.contains("cannot be written (ZooKeeper error -125)")));
     assert_eq!(driver.table.unclaimed().count(), 0, "what stands there is known");
     assert!(!driver.table.is_open(&incarnation("w")) && driver.table.is_open(&incarnation("x")));
     driver.assign("x", "b", Urgency::Now);
     assert_eq!(driver.flush(2_002).len(), 1, "others are served");
 
     let mut last = at_ms(2_002);
-    let mut pauses = Vec::new();
+    let mut delays = Vec::new();
     for _ in 0..9 {
         let again = driver.flush_next();
-        pauses.push(driver.now.since(last).as_millis());
+        delays.push(driver.now.since(last).as_millis());
         last = driver.now;
         driver.refuse(again);
         assert_eq!(driver.flush(u64::try_from(last.since(at_ms(0)).as_millis()).expect("small")), []);
     }
-    assert!(pauses[0] <= 510 && pauses[8] <= 30_010 && pauses.is_sorted(), "{pauses:?}");
-    assert_eq!(driver.told.len(), 1, "it is said once");
+    assert!(delays[0] <= 510 && delays[8] <= 30_010 && delays.is_sorted(), "{delays:?}");
+    assert_eq!(driver.logs.len(), 1, "it is said once");
     driver.steps.clear();
 
     // It passes as it stood, which tells nothing; then with one more entry.
@@ -288,7 +288,7 @@ fn a_delete_that_is_never_permitted_is_logged_once() {
     let mut driver = Driver::ready(&["w"]);
     let w = incarnation("w");
     let mut last = at_ms(2_000);
-    let mut pauses = Vec::new();
+    let mut delays = Vec::new();
     driver.flush(2_000);
     for _ in 0..9 {
         driver.table.close(&w, &mut driver.out);
@@ -297,12 +297,12 @@ fn a_delete_that_is_never_permitted_is_logged_once() {
         driver.answer(delete, refused(Refusal::NoAuth));
         driver.flush(u64::try_from(last.since(at_ms(0)).as_millis()).expect("small"));
         let again = driver.flush_next();
-        pauses.push(driver.now.since(last).as_millis());
+        delays.push(driver.now.since(last).as_millis());
         last = driver.now;
         driver.answer(again[0].0, data(&Assignment::new(50, Vec::new())));
         let (write, _) = Asked::one(&mut driver.out);
         driver.answer(write, written(5));
     }
-    assert_eq!(driver.told.len(), 1, "{:?}", driver.told);
-    assert!(pauses[8] >= 30_000 && pauses.is_sorted(), "{pauses:?}");
+    assert_eq!(driver.logs.len(), 1, "{:?}", driver.logs);
+    assert!(delays[8] >= 30_000 && delays.is_sorted(), "{delays:?}");
 }

@@ -40,9 +40,9 @@ impl Bench {
     /// The directory was seen; the create is on its way.
     fn creating() -> (Bench, CallId) {
         let mut bench = Bench::new();
-        bench.election.stand(&mut bench.out);
-        let (look, _) = Asked::one(&mut bench.out);
-        bench.reply(look, exists(1));
+        bench.election.contend(&mut bench.out);
+        let (check, _) = Asked::one(&mut bench.out);
+        bench.reply(check, exists(1));
         let create = bench.create_call();
         (bench, create)
     }
@@ -117,11 +117,11 @@ impl Bench {
 
     /// It stands again: it looks at its directory.
     #[track_caller]
-    fn stands_anew(&mut self) {
+    fn contends_anew(&mut self) {
         assert!(self.election.leading().is_none() && !self.election.is_out());
-        let (look, call) = Asked::one(&mut self.out);
+        let (check, call) = Asked::one(&mut self.out);
         assert_eq!(call, Call::Exists { path: DIR.into(), watch: false });
-        self.reply(look, exists(1));
+        self.reply(check, exists(1));
         self.create_call();
     }
 }
@@ -183,7 +183,7 @@ fn a_watch_that_was_spent_on_a_change_of_data_is_set_again() {
     assert_eq!(bench.election.leading(), Some(9), "a change of data deposes nobody");
     let own = bench.exists_call(OWN);
     bench.reply(own, NO_NODE);
-    bench.stands_anew();
+    bench.contends_anew();
 }
 
 /// Deleted and made again by a stranger while no watch stood: it is not the contender that was elected.
@@ -193,7 +193,7 @@ fn a_contender_that_was_replaced_is_not_ours() {
         bench.changed(OWN, ChangeKind::Data);
         let own = bench.exists_call(OWN);
         bench.reply(own, exists(12));
-        bench.stands_anew();
+        bench.contends_anew();
     }
 }
 
@@ -201,7 +201,7 @@ fn a_contender_that_was_replaced_is_not_ours() {
 fn a_leader_whose_contender_is_deleted_contends_anew() {
     for mut bench in [Bench::leading(), Bench::following(), Bench::listing().0] {
         bench.changed(OWN, ChangeKind::Deleted);
-        bench.stands_anew();
+        bench.contends_anew();
     }
 }
 
@@ -210,7 +210,7 @@ fn a_list_of_an_earlier_term_is_ignored() {
     let (mut bench, list) = Bench::listing();
     bench.changed(OWN, ChangeKind::Deleted);
     assert_eq!(bench.election.on_reply(list, &children(&[OWN]), &mut bench.out), Routed::NotMine, "stale");
-    bench.stands_anew();
+    bench.contends_anew();
     assert!(bench.election.leading().is_none());
 }
 
@@ -218,7 +218,7 @@ fn a_list_of_an_earlier_term_is_ignored() {
 fn a_list_without_the_own_contender_makes_no_leader() {
     let (mut bench, list) = Bench::listing();
     bench.reply(list, children(&[]));
-    bench.stands_anew();
+    bench.contends_anew();
 }
 
 /// The own contender and its directory are deleted together; the reply may come before the event.
@@ -226,10 +226,10 @@ fn a_list_without_the_own_contender_makes_no_leader() {
 fn a_directory_deleted_under_our_hands_is_made_again() {
     let (mut bench, list) = Bench::listing();
     bench.reply(list, NO_NODE);
-    bench.stands_anew();
+    bench.contends_anew();
     let (mut bench, create) = Bench::creating();
     bench.reply(create, NO_NODE);
-    bench.stands_anew();
+    bench.contends_anew();
 }
 
 #[test]
@@ -254,9 +254,9 @@ fn a_former_leader_with_doubtful_writes_waits_for_session_end() {
     let (mut bench, newer) = (Bench::leading(), "_c_u-ranked-latch-0000000008");
     bench.election.on_lost_in_doubt();
     let again = |bench: &mut Bench| {
-        bench.election.stand(&mut bench.out);
-        let (look, _) = Asked::one(&mut bench.out);
-        bench.reply(look, exists(1));
+        bench.election.contend(&mut bench.out);
+        let (check, _) = Asked::one(&mut bench.out);
+        bench.reply(check, exists(1));
         let create = bench.create_call();
         bench.reply(create, created(newer));
         let own = bench.exists_call(newer);
@@ -291,17 +291,17 @@ fn foreign_names_are_reported_once_and_do_not_count() {
     let (mut bench, list) = Bench::listing();
     bench.reply(list, children(&["stray", "0a__lock__0000000000", OWN]));
     assert_eq!(bench.election.leading(), Some(9), "they are before us as texts, and do not count");
-    let told = logged(&mut bench);
-    assert!(told.len() == 1 && told[0].contains("contenders (2)"), "{told:?}");
+    let lines = logged(&mut bench);
+    assert!(lines.len() == 1 && lines[0].contains("contenders (2)"), "{lines:?}");
     for words in [DIR, "such as stray", "may lead at the same time", "a directory of its own"] {
-        assert!(told[0].contains(words), "{told:?}");
+        assert!(lines[0].contains(words), "{lines:?}");
     }
     bench.changed(OWN, ChangeKind::Deleted);
-    let look = bench.out.drain().find_map(|action| match action {
+    let check = bench.out.drain().find_map(|action| match action {
         Action::Call { id, .. } => Some(id),
         _ => None,
     });
-    bench.reply(look.expect("it looks at its directory"), exists(1));
+    bench.reply(check.expect("it looks at its directory"), exists(1));
     let create = bench.create_call();
     bench.reply(create, created(OWN));
     let own = bench.exists_call(OWN);
@@ -322,7 +322,7 @@ fn peers_of_curator_are_no_foreigners() {
     assert_eq!(logged(&mut bench), Vec::<String>::new());
 }
 
-/// Numbers that wrapped come first, as with Curator, and it is told what that means.
+/// Numbers that wrapped come first, as with Curator, and it is lines what that means.
 #[test]
 fn sequence_numbers_that_wrapped_come_first_and_are_reported() {
     let (mut bench, list) = Bench::listing();
@@ -339,8 +339,8 @@ fn sequence_numbers_that_wrapped_come_first_and_are_reported() {
     let list = bench.list_call();
     bench.reply(list, children(&[own]));
     assert_eq!(bench.election.leading(), Some(9));
-    let told = logged(&mut bench);
-    assert!(told.len() == 1 && told[0].contains("near their end"), "{told:?}");
+    let lines = logged(&mut bench);
+    assert!(lines.len() == 1 && lines[0].contains("near their end"), "{lines:?}");
 }
 
 #[test]
@@ -366,8 +366,8 @@ fn doubt_at_any_call_leads_nowhere_until_the_next_connection() {
         bench.election.on_lost();
         assert!(bench.election.is_out());
         assert_eq!(bench.election.on_reply(id, &created(OWN), &mut bench.out), Routed::NotMine, "stale");
-        bench.election.stand(&mut bench.out);
-        bench.stands_anew();
+        bench.election.contend(&mut bench.out);
+        bench.contends_anew();
     }
 }
 
@@ -375,9 +375,9 @@ fn doubt_at_any_call_leads_nowhere_until_the_next_connection() {
 fn no_reply_is_taken_for_a_call_of_a_lost_connection() {
     let (mut bench, create) = Bench::creating();
     bench.election.on_lost();
-    bench.election.stand(&mut bench.out);
+    bench.election.contend(&mut bench.out);
     assert_eq!(bench.election.on_reply(create, &created(OWN), &mut bench.out), Routed::NotMine);
-    bench.stands_anew();
+    bench.contends_anew();
 }
 
 #[test]
@@ -409,11 +409,11 @@ fn withdrawing_deletes_the_contender_and_ends_the_term_at_once() {
 #[test]
 fn withdrawing_while_entering_leaves_no_contender() {
     let mut bench = Bench::new();
-    bench.election.stand(&mut bench.out);
-    let (look, _) = Asked::one(&mut bench.out);
+    bench.election.contend(&mut bench.out);
+    let (check, _) = Asked::one(&mut bench.out);
     bench.election.withdraw(&mut bench.out);
     assert!(bench.election.is_out());
-    assert_eq!(bench.election.on_reply(look, &exists(1), &mut bench.out), Routed::NotMine, "stale");
+    assert_eq!(bench.election.on_reply(check, &exists(1), &mut bench.out), Routed::NotMine, "stale");
     Asked::none(&mut bench.out);
 
     let (mut bench, create) = Bench::creating();
@@ -436,7 +436,7 @@ fn withdrawing_while_entering_leaves_no_contender() {
 fn entering_again_while_creating_creates_once() {
     let (mut bench, create) = Bench::creating();
     bench.election.withdraw(&mut bench.out);
-    bench.election.stand(&mut bench.out);
+    bench.election.contend(&mut bench.out);
     Asked::none(&mut bench.out);
     bench.reply(create, created(OWN));
     bench.exists_call(OWN);

@@ -12,7 +12,7 @@ fn created(path: &str) -> CallResult {
     Ok(Reply::Created { path: path.into() })
 }
 
-/// An `Ensure` of /a/b and /a/c that looks, and its three looks: /a, /a/b, /a/c.
+/// An `Ensure` of /a/b and /a/c that checks, and its three checks: /a, /a/b, /a/c.
 fn looking() -> (Ensure, Actions<()>, Vec<CallId>) {
     let mut out = Actions::default();
     let mut ensure = Ensure::new(["/a/c".to_string(), "/a/b".to_string()]);
@@ -102,8 +102,8 @@ fn a_parent_deleted_under_our_hands_is_made_again() {
     let _ = ensure.on_reply(ids[2], &exists(), &mut out);
     let (id, _) = Asked::one(&mut out);
     assert_eq!(ensure.on_reply(id, &NO_NODE, &mut out), Routed::Mine(Step::Pending));
-    let looks = Asked::of(&mut out).calls;
-    assert!(looks.len() == 3 && looks.iter().all(|(_, call)| matches!(call, Call::Exists { .. })));
+    let checks = Asked::of(&mut out).calls;
+    assert!(checks.len() == 3 && checks.iter().all(|(_, call)| matches!(call, Call::Exists { .. })));
 }
 
 /// ZooKeeper answers so when the connect string's chroot does not exist. Looking again would go on for ever.

@@ -160,7 +160,7 @@ impl World {
         if contender.election.term().is_some() {
             contender.election.inherit(&mut contender.out);
         } else {
-            contender.election.stand(&mut contender.out);
+            contender.election.contend(&mut contender.out);
         }
     }
 
@@ -205,7 +205,7 @@ impl World {
         let contender = &mut self.contenders[who];
         if let Some((name, kind)) = contender.events.pop_front() {
             contender.election.on_changed(&format!("{DIR}/{name}"), kind, &mut contender.out);
-            // A watch may be left of an earlier place in the same session; nobody acts on what that sees.
+            // A watch may be left of an earlier position in the same session; nobody acts on what that sees.
             contender.woken += usize::from(!contender.out.is_empty());
         }
     }
@@ -263,7 +263,7 @@ impl World {
             5 | 6 if self.contenders[who].session.is_none() => self.connect(who),
             5 | 6 if self.contenders[who].election.is_out() => {
                 let contender = &mut self.contenders[who];
-                contender.election.stand(&mut contender.out);
+                contender.election.contend(&mut contender.out);
             }
             7 if !self.late.is_empty() => {
                 let at = self.below(self.late.len());
@@ -317,9 +317,9 @@ impl World {
     fn check_leader(&mut self, who: usize) {
         let election = &self.contenders[who].election;
         let own = election.own_name().expect("a leader stands");
-        let place = Name::parse(own).expect("a contender");
+        let position = Name::parse(own).expect("a contender");
         let epoch = election.leading().expect("it leads");
-        let fresh = place.rank == place.sequence;
+        let fresh = position.rank == position.sequence;
         assert!(!fresh || epoch == self.server.znodes[own].czxid, "the epoch of a new term");
         assert!(fresh || epoch < self.server.znodes[own].czxid, "the epoch of a term that goes on");
         assert!(self.epoch <= epoch, "the term {epoch} goes on after {} began", self.epoch);
@@ -333,9 +333,9 @@ impl World {
         let before = others.filter(|other| {
             if other.respects_ranks {
                 // One that inherited its rank leads only if that was proved.
-                other.rank == other.sequence && *other < place
+                other.rank == other.sequence && *other < position
             } else {
-                other.sequence < place.sequence
+                other.sequence < position.sequence
             }
         });
         assert_eq!(before.map(|other| other.name).next(), None, "{own} leads");
@@ -372,7 +372,7 @@ impl World {
         // Whose term could not be handed over is out, too.
         for contender in &mut self.contenders {
             if contender.election.is_out() {
-                contender.election.stand(&mut contender.out);
+                contender.election.contend(&mut contender.out);
             }
         }
         self.quiesce();
@@ -397,13 +397,13 @@ impl World {
     }
 
     /// When nothing is on its way, exactly one leads and each other waits for the one before it.
-    fn assert_settled(&self, living: usize) {
+    fn assert_settled(&self, live: usize) {
         let state = || self.contenders.iter().map(|c| format!("\n{:?}", c.election)).collect::<String>();
         let leaders = (0..CONTENDERS).filter(|who| self.leads(*who)).count();
         let claims = self.contenders.iter().filter(|c| c.election.leading().is_some()).count();
         let followers = self.contenders.iter().filter(|c| c.election.is_following()).count();
-        assert_eq!((leaders, claims, followers), (1, 1, living - 1), "{}", state());
-        assert_eq!(self.server.znodes.len(), living, "one contender each: {:?}", self.server.znodes.keys());
+        assert_eq!((leaders, claims, followers), (1, 1, live - 1), "{}", state());
+        assert_eq!(self.server.znodes.len(), live, "one contender each: {:?}", self.server.znodes.keys());
     }
 }
 
@@ -424,8 +424,8 @@ fn run(seed: u64) -> usize {
     }
     let dead = world.below(CONTENDERS);
     let own = world.contenders[dead].election.own_name().map(str::to_string);
-    let place = own.as_deref().and_then(Name::parse);
-    let was_last = world.server.znodes.keys().all(|name| Name::parse(name) <= place);
+    let position = own.as_deref().and_then(Name::parse);
+    let was_last = world.server.znodes.keys().all(|name| Name::parse(name) <= position);
     let session = world.contenders[dead].session.expect("it is connected");
     world.disconnect(dead);
     world.server.expire(session);

@@ -56,9 +56,9 @@ impl Bench {
         let due = ms + 50;
         assert_eq!(self.lease.next_wake(), Some(at_ms(due)));
         self.lease.need(needed, at_ms(due), &mut self.out);
-        let looks = Asked::of(&mut self.out).calls;
-        assert_eq!(looks.len(), 2, "{looks:?}");
-        for ((id, call), result) in looks.into_iter().zip([set(0), NO_NODE]) {
+        let checks = Asked::of(&mut self.out).calls;
+        assert_eq!(checks.len(), 2, "{checks:?}");
+        for ((id, call), result) in checks.into_iter().zip([set(0), NO_NODE]) {
             assert!(matches!(call, Call::Exists { .. }));
             self.reply(id, result, due);
         }
@@ -219,9 +219,9 @@ fn a_write_by_a_stranger_only_costs_a_read() {
         let ticket = bench.lease.fresh(at_ms(2_000), &mut bench.out);
         let id = bench.set_call("/r/leases/h~1", 0);
         bench.reply(id, refused(refusal), 2_001);
-        let (look, call) = Asked::one(&mut bench.out);
+        let (check, call) = Asked::one(&mut bench.out);
         assert_eq!(call, Call::Exists { path: "/r/leases/h~1".into(), watch: false });
-        bench.reply(look, set(7), 2_002);
+        bench.reply(check, set(7), 2_002);
         assert!(!bench.lease.has(ticket));
         let id = bench.set_call("/r/leases/h~1", 7);
         bench.reply(id, set(8), 2_003);

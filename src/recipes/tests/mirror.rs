@@ -1,4 +1,4 @@
-//! Mirror: everything is told once it stands, nothing that changed is missed, and a lost reply completes nothing.
+//! Mirror: everything is seen once it stands, nothing that changed is missed, and a lost reply completes nothing.
 
 use std::collections::VecDeque;
 
@@ -104,12 +104,12 @@ fn it_watches_before_it_lists_and_is_complete_when_all_was_read() {
 fn never_more_reads_at_once_than_its_window() {
     let (mut bench, list) = Bench::listing(1, 2);
     bench.reply(list, children(&["a", "b", "c", "d", "e"]));
-    let mut told = 0;
+    let mut seen = 0;
     while let Some((id, _)) = bench.calls.pop_front() {
         assert!(bench.calls.len() < 2);
-        told += bench.reply(id, data("x")).iter().filter(|c| matches!(c, Change::Seen { .. })).count();
+        seen += bench.reply(id, data("x")).iter().filter(|c| matches!(c, Change::Seen { .. })).count();
     }
-    assert!(told == 5 && bench.mirror.is_complete());
+    assert!(seen == 5 && bench.mirror.is_complete());
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn a_lost_listing_is_not_an_empty_directory() {
     assert!(matches!(Asked::one(&mut bench.out).1, Call::Watch { .. }));
 }
 
-/// What changes between a read and the watch is told by no event: the simulator found it (seed 7115547), a task that
+/// What changes between a read and the watch is seen by no event: the simulator found it (seed 7115547), a task that
 /// was moved on meanwhile was given out as it had been before, and waited for ever. Nor is an end (seed 21413): a
 /// task that went meanwhile kept its job for ever.
 #[test]

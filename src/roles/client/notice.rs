@@ -37,7 +37,7 @@ enum Why {
 pub struct Notice {
     layout: Layout,
     /// When to look, while something is waited for.
-    look_at: Option<Instant>,
+    next_check: Option<Instant>,
     pause: Duration,
     said: Option<Why>,
     calls: Calls<Purpose>,
@@ -57,13 +57,13 @@ enum Purpose {
 impl Notice {
     /// For a client of this service.
     pub fn new(layout: &Layout) -> Notice {
-        Notice { layout: layout.clone(), look_at: None, pause: QUIET, said: None, calls: Calls::default() }
+        Notice { layout: layout.clone(), next_check: None, pause: QUIET, said: None, calls: Calls::default() }
     }
 
     /// Something that was waited for has happened.
     pub fn on_progress(&mut self) {
         self.calls.clear();
-        (self.look_at, self.pause) = (None, QUIET);
+        (self.next_check, self.pause) = (None, QUIET);
         // What was wrong is over. That all is well was said, and is no news.
         self.said = self.said.take().filter(|said| *said == Why::AtWork);
     }
@@ -72,20 +72,20 @@ impl Notice {
     pub fn keep<R>(&mut self, now: Instant, waits: bool, out: &mut Actions<R>) {
         if !waits {
             self.calls.clear();
-            self.look_at = None;
+            self.next_check = None;
             return;
         }
-        let look_at = *self.look_at.get_or_insert(now + self.pause);
-        if look_at <= now && self.calls.is_empty() {
+        let next_check = *self.next_check.get_or_insert(now + self.pause);
+        if next_check <= now && self.calls.is_empty() {
             self.pause = (self.pause * 2).min(MAX_PAUSE);
-            self.look_at = Some(now + self.pause);
+            self.next_check = Some(now + self.pause);
             self.calls.issue(out, Call::Children { path: self.layout.master() }, Purpose::Contenders);
         }
     }
 
     /// When to look though nothing happens.
     pub fn next_wake(&self) -> Option<Instant> {
-        self.look_at.filter(|_| self.calls.is_empty())
+        self.next_check.filter(|_| self.calls.is_empty())
     }
 
     /// Takes in a reply. What is `awaited` needs a worker with the labels that are
@@ -100,7 +100,7 @@ impl Notice {
     ) -> Routed<()> {
         self.calls.route(id, result).map(|(purpose, answer)| {
             if let Some(answer) = answer
-                && let Some((why, reason)) = self.look_on(purpose, answer, required, out)
+                && let Some((why, reason)) = self.go_on(purpose, answer, required, out)
                 && let Some(level) = self.say(why)
             {
                 out.log(level, format!("waiting for {}: {reason}", awaited()));
@@ -109,7 +109,7 @@ impl Notice {
     }
 
     /// What the look has found, or goes on with it.
-    fn look_on<R>(
+    fn go_on<R>(
         &mut self,
         purpose: Purpose,
         answer: Result<&Reply, Refusal>,

@@ -32,7 +32,7 @@ impl Elector {
         }
         let is_out = matches!(self.session, Session::Entered { .. }) && self.election.is_out();
         if self.retry.is_due(now) && is_out && matches!(self.state, State::Candidate) {
-            self.election.stand(out);
+            self.election.contend(out);
         }
         if self.directory.is_due(now) && matches!(self.state, State::Acquiring { ticket: None, .. }) {
             self.ensure.start(out);

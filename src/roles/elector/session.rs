@@ -14,7 +14,7 @@ impl Elector {
         self.lease.rename(&self.holder());
         self.lease.on_session(timeout);
         if let State::Candidate = self.state {
-            self.election.stand(out);
+            self.election.contend(out);
         }
     }
 

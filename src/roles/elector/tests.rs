@@ -38,9 +38,9 @@ struct Bench {
     /// Other contenders.
     others: Vec<&'static str>,
     /// How many contenders it has made so far.
-    contenders: u64,
+    created: u64,
     /// Names and czxids of those that stand; the last is the present one.
-    standing: Vec<(String, i64)>,
+    contenders: Vec<(String, i64)>,
     /// What was done, in order, in words.
     did: Vec<String>,
     runs: Vec<(RunId, RunSpec)>,
@@ -68,8 +68,8 @@ impl Bench {
             now_ms: 1_000,
             calls: Vec::new(),
             others: Vec::new(),
-            contenders: 0,
-            standing: Vec::new(),
+            created: 0,
+            contenders: Vec::new(),
             did: Vec::new(),
             runs: Vec::new(),
             status: String::new(),
@@ -101,22 +101,22 @@ impl Bench {
     }
 
     fn own(&self) -> String {
-        self.standing.last().map(|(name, _)| name.clone()).unwrap_or_default()
+        self.contenders.last().map(|(name, _)| name.clone()).unwrap_or_default()
     }
 
     /// The czxid of its newest contender.
     fn epoch(&self) -> i64 {
-        100 + i64::try_from(self.contenders).expect("few")
+        100 + i64::try_from(self.created).expect("few")
     }
 
     /// The names of the contenders that stand, shortened.
-    fn standing(&self) -> Vec<&str> {
-        self.standing.iter().map(|(name, _)| name.trim_start_matches("_c_u-")).collect()
+    fn contenders(&self) -> Vec<&str> {
+        self.contenders.iter().map(|(name, _)| name.trim_start_matches("_c_u-")).collect()
     }
 
     /// The old session ends, and its contender goes: all but the newest if there is one of a new session.
     fn expire(&mut self, name: &str) {
-        self.standing.retain(|(standing, _)| !standing.ends_with(name));
+        self.contenders.retain(|(contender, _)| !contender.ends_with(name));
     }
 
     /// What the ensemble says to a call.
@@ -125,20 +125,20 @@ impl Bench {
         let missing = Err(CallError::Refused(Refusal::NoNode));
         match call {
             Call::Create { path, mode: CreateMode::EphemeralSequential, .. } => {
-                self.contenders += 1;
-                let path = format!("{path}{:010}", self.contenders);
+                self.created += 1;
+                let path = format!("{path}{:010}", self.created);
                 let name = path.trim_start_matches("/z/elections/e/").to_string();
-                self.standing.push((name, self.epoch()));
+                self.contenders.push((name, self.epoch()));
                 Ok(Reply::Created { path })
             }
             Call::Create { path, .. } => Ok(Reply::Created { path: path.clone() }),
             Call::Exists { path, .. } | Call::Delete { path, .. } if path.contains("/_c_u-") => {
-                let at = self.standing.iter().position(|(name, _)| path.ends_with(name.as_str()));
+                let at = self.contenders.iter().position(|(name, _)| path.ends_with(name.as_str()));
                 match (at, call) {
                     (None, _) => missing,
-                    (Some(at), Call::Exists { .. }) => stat(self.standing[at].1),
+                    (Some(at), Call::Exists { .. }) => stat(self.contenders[at].1),
                     (Some(at), _) => {
-                        self.standing.remove(at);
+                        self.contenders.remove(at);
                         Ok(Reply::Deleted)
                     }
                 }
@@ -146,7 +146,7 @@ impl Bench {
             Call::Exists { .. } => stat(1),
             Call::Children { .. } => {
                 let others = self.others.iter().map(|name| name.to_string());
-                let own = self.standing.iter().map(|(name, _)| name.clone());
+                let own = self.contenders.iter().map(|(name, _)| name.clone());
                 Ok(Reply::Children(others.chain(own).collect()))
             }
             Call::Set { version, .. } => {
@@ -219,7 +219,7 @@ impl Bench {
     }
 
     fn deposed(&mut self) {
-        let (name, _) = self.standing.pop().expect("it stands");
+        let (name, _) = self.contenders.pop().expect("it stands");
         let path = format!("/z/elections/e/{name}");
         self.step(Event::Changed { path, kind: ChangeKind::Deleted });
     }

@@ -1,4 +1,4 @@
-//! Which tasks are with a worker: those that a living incarnation's assignment names, and does not revoke. One that is
+//! Which tasks are with a worker: those that a live incarnation's assignment names, and does not revoke. One that is
 //! revoked because the task is cancelled stays there until its processes are dead, so the worker has that, too.
 //!
 //! A picture, not a mirror: it is as old as the reads that made it.
@@ -19,7 +19,7 @@ const MAX_READS: usize = 64;
 pub struct Running {
     layout: Layout,
     /// Incarnations with a registration.
-    living: BTreeSet<Incarnation>,
+    live: BTreeSet<Incarnation>,
     to_read: Vec<Incarnation>,
     /// By task and attempt, which of a chunk is the number of a share.
     tasks: BTreeMap<(TaskId, u32), Held>,
@@ -69,7 +69,7 @@ impl Running {
     pub fn new(layout: &Layout) -> Running {
         Running {
             layout: layout.clone(),
-            living: BTreeSet::new(),
+            live: BTreeSet::new(),
             to_read: Vec::new(),
             tasks: BTreeMap::new(),
             calls: Calls::default(),
@@ -158,12 +158,12 @@ impl Running {
         match (purpose, reply) {
             (Purpose::Workers, Some(Reply::Children(names))) => {
                 let names = names.iter().filter_map(|name| parse_registration(name));
-                self.living = names.map(|(incarnation, _)| incarnation).collect();
+                self.live = names.map(|(incarnation, _)| incarnation).collect();
                 self.calls.issue(out, Call::Children { path: self.layout.assign() }, Purpose::Assignments);
             }
             (Purpose::Assignments, Some(Reply::Children(names))) => {
                 let names = names.iter().filter_map(|name| Incarnation::parse(name));
-                self.to_read = names.filter(|incarnation| self.living.contains(incarnation)).collect();
+                self.to_read = names.filter(|incarnation| self.live.contains(incarnation)).collect();
             }
             (Purpose::Assignment(incarnation), Some(Reply::Data { data, .. })) => {
                 match Assignment::decode(data) {

@@ -113,7 +113,7 @@ fn a_question_survives_its_connection_and_ends_on_refusal() {
     assert_eq!(driver.exit, Some(INTERRUPTED));
 }
 
-/// Tasks in all states; `J/run` is with a living worker, `J/dead` with a dead one, `J/old` at an old attempt.
+/// Tasks in all states; `J/run` is with a live worker, `J/dead` with a dead one, `J/old` at an old attempt.
 /// `J/moved` and `J/ending` are revoked, and one of them is to be cancelled.
 fn fill<T: Role<Report = ClientReport>>(driver: &mut ClientDriver<T>) {
     let defaults = Options { priority: Some(5), ..Options::default() };
@@ -137,20 +137,20 @@ fn fill<T: Role<Report = ClientReport>>(driver: &mut ClientDriver<T>) {
         driver.put(&format!("/z/tasks/J/{name}"), &task.encode());
     }
     driver.put("/z/tasks/J/zz", b"garbage");
-    let (living, dead) = (Incarnation::new("w", 1), Incarnation::new("w", 2));
+    let (live, dead) = (Incarnation::new("w", 1), Incarnation::new("w", 2));
     let layout = Layout::new("/z");
     let entry = |name: &str| Entry {
         task: TaskId::new("J", name),
         attempt: 1,
         revoked: false,
         recalled: false,
-        look: None,
+        recheck: None,
         seen: None,
     };
     let revoked = |name: &str| Entry { revoked: true, ..entry(name) };
     let entries = vec![entry("run"), entry("old"), revoked("moved"), revoked("ending")];
-    driver.put(&layout.registration(&living, 1), b"");
-    driver.put(&layout.assignment(&living), &Assignment::new(1, entries).encode());
+    driver.put(&layout.registration(&live, 1), b"");
+    driver.put(&layout.assignment(&live), &Assignment::new(1, entries).encode());
     driver.put(&layout.assignment(&dead), &Assignment::new(1, vec![entry("dead")]).encode());
 }
 
@@ -227,7 +227,7 @@ fn a_list_is_filtered_and_limited() {
     assert_eq!(driver.exit, Some(exit::DATA));
 }
 
-/// Lines 11 to 16 of a batch, of which the second is blank. One failed, one is being cancelled; a living worker has all
+/// Lines 11 to 16 of a batch, of which the second is blank. One failed, one is being cancelled; a live worker has all
 /// but the last, and may have started one.
 fn put_chunk<T: Role<Report = ClientReport>>(driver: &mut ClientDriver<T>) {
     let commands = ["exit 3", "", "echo c", "echo d", "echo e", "echo f"].map(str::to_string).to_vec();
@@ -239,18 +239,18 @@ fn put_chunk<T: Role<Report = ClientReport>>(driver: &mut ClientDriver<T>) {
     for (path, data) in [("", part.encode()), ("/0000010", task.encode())] {
         driver.put(&format!("/z/tasks/J~b~0000{path}"), &data);
     }
-    let living = Incarnation::new("w2", 7);
+    let live = Incarnation::new("w2", 7);
     let entry = |attempt| Entry {
         task: TaskId::new("J~b~0000", "0000010"),
         attempt,
         revoked: false,
         recalled: false,
-        look: None,
+        recheck: None,
         seen: None,
     };
     let layout = Layout::new("/z");
-    driver.put(&layout.registration(&living, 1), b"");
-    driver.put(&layout.assignment(&living), &Assignment::new(1, vec![entry(1)]).encode());
+    driver.put(&layout.registration(&live, 1), b"");
+    driver.put(&layout.assignment(&live), &Assignment::new(1, vec![entry(1)]).encode());
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn every_line_of_a_batch_is_a_row() {
 
 #[test]
 fn a_line_is_shown_by_its_name() {
-    let look = |name: &str| {
+    let show = |name: &str| {
         let params = ShowParams { layout: Layout::new("/z"), id: TaskId::parse(name).expect("an id") };
         let mut driver = ClientDriver::new(Show::new(params), &[]);
         fill(&mut driver);
@@ -299,7 +299,7 @@ fn a_line_is_shown_by_its_name() {
         driver.settle();
         driver
     };
-    let driver = look("J~b/13");
+    let driver = show("J~b/13");
     let [ClientReport::Shown(shown)] = driver.reports.as_slice() else { panic!("{:?}", driver.reports) };
     assert_eq!(
         (shown.status(), shown.worker.clone()),
@@ -309,7 +309,7 @@ fn a_line_is_shown_by_its_name() {
     for (name, words) in
         [("J~b/12", "there is no line J~b/12"), ("J~b/9", "was collected"), ("K/1", "there is no task K/1")]
     {
-        let driver = look(name);
+        let driver = show(name);
         assert!(driver.exit == Some(exit::DATA) && driver.logged(words), "{name}: {:?}", driver.logs);
     }
 }

@@ -72,7 +72,7 @@ impl Leader {
         self.try_kept(now);
         self.ask_for_time(ensemble_ms, now);
         self.delete_empty_jobs(now, out);
-        self.look_for_orphans(now);
+        self.find_orphans(now);
     }
 
     /// Tries again the deletes that were refused.
@@ -142,7 +142,7 @@ impl Leader {
     }
 
     /// Asks for an own write, after which the list of submitters is not older than the tasks seen by now.
-    fn look_for_orphans(&mut self, now: Instant) {
+    fn find_orphans(&mut self, now: Instant) {
         let janitor = &mut self.janitor;
         if self.view.table.orphanable.is_empty() {
             janitor.missing.clear();

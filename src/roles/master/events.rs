@@ -211,7 +211,7 @@ impl Leader {
             self.keep_outcome(task.clone(), *refusal, now, out);
         } else if let Edited::Refused(refusal) = &edited {
             let path = self.view.params.layout.task(task);
-            out.log(Level::Error, format!("{path}: {refusal}; the task is set aside"));
+            out.log(Level::Error, format!("{path}: {refusal}; the task is quarantined"));
             self.view.table.quarantine(task);
         }
         self.failovers.on_edited(task, edit, &edited);

@@ -182,7 +182,7 @@ pub fn count(counts: &mut Counts, known: &KnownTask, change: impl Fn(&mut u64, u
     match &known.phase {
         Phase::Pending(_) | Phase::Ended { .. } => change(&mut counts.pending, open.into()),
         Phase::Malformed => change(&mut counts.malformed, 1),
-        Phase::Quarantined => change(&mut counts.aside, open.max(1).into()),
+        Phase::Quarantined => change(&mut counts.quarantined, open.max(1).into()),
     }
     change(&mut counts.done, done.into());
     change(&mut counts.failed, failed.into());

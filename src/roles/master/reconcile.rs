@@ -95,7 +95,7 @@ impl Leader {
                 let (Some(unit), Some(known)) = (table.unit(id), known) else { return };
                 self.assignments.describe(id, unit.held());
                 if cancel_lines {
-                    self.assignments.look(id, known.version);
+                    self.assignments.recheck(id, known.version);
                 }
             }
             EntryDecision::Revoke => self.assignments.revoke(id, Urgency::Now),

@@ -36,7 +36,7 @@ impl Leader {
         self.unregistered.remove(incarnation);
         self.assignments.touch(incarnation);
         let Some(registration) = self.view.workers.get(incarnation) else { return };
-        self.assignments.set_quarantined(incarnation, &registration.aside);
+        self.assignments.set_quarantined(incarnation, &registration.quarantined);
         let Some(through) = registration.revoked_through else { return };
         for id in self.assignments.acknowledge(incarnation, through) {
             self.on_killed(incarnation, &id, out);

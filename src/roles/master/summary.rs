@@ -59,14 +59,14 @@ impl Leader {
     /// worker. Commands are started in their order, so the first of them run, as many as there are slots.
     fn share_of(&self, incarnation: &Incarnation, counts: &mut Counts) -> Share {
         let registration = self.view.workers.get(incarnation);
-        let aside = registration.map_or(&[][..], |registration| &registration.aside);
+        let quarantined = registration.map_or(&[][..], |registration| &registration.quarantined);
         let mut free = registration.map_or(0, Registration::usable_slots);
         let mut share = Share::default();
         let is_pending = |(id, _): &(&EntryId, &Held)| self.view.table.unit(id).is_some();
         for (id, held) in self.assignments.entries(incarnation).filter(is_pending) {
             counts.pending = counts.pending.saturating_sub(held.width.into());
-            if aside.contains(&id.task) {
-                counts.aside += u64::from(held.width);
+            if quarantined.contains(&id.task) {
+                counts.quarantined += u64::from(held.width);
                 continue;
             }
             let running = if held.is_presumed_done() { 0 } else { held.width.min(free) };

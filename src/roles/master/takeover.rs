@@ -69,8 +69,8 @@ impl Leader {
         for incarnation in &died {
             self.begin_failover(incarnation);
         }
-        let living: Vec<_> = self.view.workers.incarnations().cloned().collect();
-        for incarnation in &living {
+        let live: Vec<_> = self.view.workers.incarnations().cloned().collect();
+        for incarnation in &live {
             self.on_registration(incarnation, now, out);
         }
         let cancelling: Vec<_> = self.view.table.cancelling.iter().cloned().collect();

@@ -66,7 +66,7 @@ fn assignment(world: &mut World, incarnation: &str, entries: &[(&str, u32, bool)
         attempt: *attempt,
         revoked: *revoked,
         recalled: false,
-        look: None,
+        recheck: None,
         seen: None,
     };
     let data = Assignment::new(1, entries.iter().map(entry).collect()).encode();
@@ -127,7 +127,7 @@ fn the_leader_publishes_its_counts_and_its_limits() {
     worker(&mut world, "w~1", 1);
     let mut leader = master("m");
     leader.connect(&mut world);
-    let told = |world: &World| {
+    let shown = |world: &World| {
         let status =
             crate::contract::status::Status::decode(&world.znodes["/z/status"].data).expect("status");
         (status.pending(), status.admission.expect("limits"))
@@ -145,12 +145,12 @@ fn the_leader_publishes_its_counts_and_its_limits() {
     };
     let bytes = play(&mut leader, &mut world);
     let admission = Admission { bytes, max_pending: 1_000, max_pending_bytes: 1 << 20 };
-    assert_eq!(told(&world), (3, admission), "one of them is with a worker");
+    assert_eq!(shown(&world), (3, admission), "one of them is with a worker");
     let outcome = Outcome::unrun(State::Done, None, "", 1);
     world.change("/z/tasks/_00/b", |task| task.outcome = Some(outcome));
     world.remove("/z/tasks/_00/c");
     let less = play(&mut leader, &mut world);
-    assert_eq!(told(&world), (1, Admission { bytes: less, ..admission }));
+    assert_eq!(shown(&world), (1, Admission { bytes: less, ..admission }));
 }
 
 #[test]
@@ -385,7 +385,7 @@ fn a_formerly_quarantined_task_overfills_no_worker() {
     let mut world = World::new();
     worker(&mut world, "w~1", 1);
     let mut said = registration(1);
-    said.aside = vec![TaskId::new("_00", "gone")];
+    said.quarantined = vec![TaskId::new("_00", "gone")];
     world.put("/z/workers/w~1~0", &said.encode());
     task(&mut world, "_00/a", |_| {});
     task(&mut world, "_00/b", |_| {});

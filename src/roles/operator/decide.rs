@@ -50,7 +50,7 @@ impl Decision {
 
     /// Whether what was to be written, and may have been, is what this came from. Of a retry the history shows it, for
     /// more may have happened since.
-    pub fn stands_in(&self, task: &Task, verb: &Verb) -> bool {
+    pub fn is_applied_in(&self, task: &Task, verb: &Verb) -> bool {
         let Some(write) = &self.write else { return false };
         let is_cancelled =
             |position: usize| task.is_cancelled(position) || task.command_state(position).is_some();

@@ -65,9 +65,9 @@ fn what_succeeded_of_a_chunk_does_not_run_again() {
     driver.settle();
     let task = driver.task(TASK);
     assert_eq!((driver.exit, task.attempt, task.width(), task.results.len()), (Some(0), 4, 2, 3));
-    let told = |at: usize| task.results[at].clone().map(|result| (result.attempt, result.worker));
-    assert_eq!(told(0), Some((None, Some(Incarnation::new("w", 1)))));
-    assert_eq!((told(1), told(2)), (None, Some((Some(1), Some(Incarnation::new("old", 1))))));
+    let kept = |at: usize| task.results[at].clone().map(|result| (result.attempt, result.worker));
+    assert_eq!(kept(0), Some((None, Some(Incarnation::new("w", 1)))));
+    assert_eq!((kept(1), kept(2)), (None, Some((Some(1), Some(Incarnation::new("old", 1))))));
 }
 
 /// Operates on lines of a batch of five, of which the second is blank: the first failed, the third succeeded, and the
@@ -91,7 +91,7 @@ fn lines_desk(verb: Verb, targets: &[&str]) -> ClientDriver<Operator> {
 
 const CHUNK: &str = "/z/tasks/b~0000/0000005";
 
-/// What was told of whom, and whether it was as wished.
+/// What was noted of which task, and whether it was as wished.
 fn notes(driver: &ClientDriver<Operator>) -> Vec<(&str, bool, &str)> {
     let note = |report| match report {
         &ClientReport::Noted(Noted { ref id, ok, ref message, .. }) => (id.as_str(), ok, message.as_str()),
@@ -107,8 +107,8 @@ fn a_line_is_cancelled_by_its_name_and_others_are_left_alone() {
     let task = driver.task(CHUNK);
     let cancelling: Vec<bool> = (0..5).map(|position| task.is_cancelled(position)).collect();
     assert_eq!((cancelling, task.cancel), (vec![false, false, false, true, true], false));
-    let mut told = notes(&driver);
-    told.sort_unstable();
+    let mut shown = notes(&driver);
+    shown.sort_unstable();
     let expected = [
         ("b/10", true, "is being cancelled"),
         ("b/6", true, "has ended already: it failed with exit code 3"),
@@ -116,7 +116,7 @@ fn a_line_is_cancelled_by_its_name_and_others_are_left_alone() {
         ("b/9", true, "is being cancelled"),
         ("b/99", false, "there is no such line, or it has succeeded and was collected"),
     ];
-    assert_eq!((told, driver.exit), (expected.to_vec(), Some(exit::DATA)));
+    assert_eq!((shown, driver.exit), (expected.to_vec(), Some(exit::DATA)));
 }
 
 #[test]
@@ -210,8 +210,8 @@ fn what_ended_is_deleted_once_whatever_becomes_of_the_answer() {
             driver.connect();
             driver.settle();
         }
-        let told = vec![("J/1", true, "will be deleted by the leader")];
-        assert!(driver.task(TASK).delete && notes(&driver) == told, "{fate:?}: {:?}", driver.reports);
+        let shown = vec![("J/1", true, "will be deleted by the leader")];
+        assert!(driver.task(TASK).delete && notes(&driver) == shown, "{fate:?}: {:?}", driver.reports);
     }
     let mut retried = driver(verb(i64::MAX), "J/1", Some(failed(2)));
     retried.settle_until(|call| matches!(call, Call::Delete { .. }));

@@ -39,9 +39,9 @@ fn excess(status: &Status, demand: Demand) -> Option<String> {
         return Some(format!("{pending} tasks are pending, and {more} more would exceed {limit}"));
     }
     if admission.bytes.saturating_add(demand.bytes) > max_bytes {
-        let (stand, more, max) = (sized(admission.bytes), sized(demand.bytes), sized(max_bytes));
+        let (stored, more, max) = (sized(admission.bytes), sized(demand.bytes), sized(max_bytes));
         let limit = format!("the {max} that the leader {leader} admits (--max-pending-bytes of zkmw master)");
-        return Some(format!("the data of all tasks takes {stand}, and {more} more would exceed {limit}"));
+        return Some(format!("the data of all tasks takes {stored}, and {more} more would exceed {limit}"));
     }
     None
 }
@@ -258,7 +258,7 @@ mod tests {
 
     fn status(pending: u64, assigned: u64, bytes: u64) -> Status {
         let leader = Leader { id: "m1".into(), host: "h".into(), pid: 1, epoch: 1 };
-        let counts = Counts { pending, assigned, done: 1_000, aside: 1_000, ..Counts::default() };
+        let counts = Counts { pending, assigned, done: 1_000, quarantined: 1_000, ..Counts::default() };
         let mut status = Status::new(leader, Vec::new(), counts, false);
         status.admission = Some(Admission { bytes, max_pending: 100, max_pending_bytes: 4_096 });
         status

@@ -386,8 +386,8 @@ impl Role for Batch {
     }
 
     fn next_wake(&self) -> Option<Instant> {
-        let look = self.pace.next_wake().filter(|_| self.link == Link::Marked && !self.over);
-        earlier(earlier(self.give_up(), look), self.notice.next_wake())
+        let check = self.pace.next_wake().filter(|_| self.link == Link::Marked && !self.over);
+        earlier(earlier(self.give_up(), check), self.notice.next_wake())
     }
 
     fn assert_invariants(&self) {

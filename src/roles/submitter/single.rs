@@ -421,7 +421,7 @@ impl Single {
                 out.log(Level::Info, format!("the task {id} exists already"));
                 let was_over = self.report_submitted(out);
                 if !was_over {
-                    self.look(task, *stat, out);
+                    self.take_in(task, *stat, out);
                 }
             }
             Ok(_) => {
@@ -458,7 +458,7 @@ impl Single {
     fn on_read(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
         match result {
             Ok(Reply::Data { data, stat }) => match Task::decode(data) {
-                Ok(task) => self.look(task, *stat, out),
+                Ok(task) => self.take_in(task, *stat, out),
                 Err(malformed) => {
                     let why = format!("the task {} can no longer be read: {malformed}", self.path());
                     self.fail(exit::DATA, why, out);
@@ -474,7 +474,7 @@ impl Single {
     }
 
     /// Takes in the task as it is now; a watch will report its next change.
-    fn look(&mut self, mut task: Task, stat: Stat, out: &mut Actions<ClientReport>) {
+    fn take_in(&mut self, mut task: Task, stat: Stat, out: &mut Actions<ClientReport>) {
         if let Some(outcome) = task.outcome.take() {
             out.log(Level::Debug, format!("the task {} has its outcome", self.id));
             return self.ended(outcome, stat.version, out);

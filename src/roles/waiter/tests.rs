@@ -53,8 +53,8 @@ fn a_chunk_is_waited_for_as_a_batch_is() {
     driver.end("/z/tasks/J/1", whole);
     driver.settle();
     assert_eq!(driver.exit, Some(exit::FAILED));
-    let told: Vec<_> = driver.all_ended().map(|one| (one.line, one.outcome.exit_code, one.alone)).collect();
-    assert_eq!(told, [(Some(10), Some(0), false), (Some(12), Some(9), false), (Some(13), Some(1), false)]);
+    let ended: Vec<_> = driver.all_ended().map(|one| (one.line, one.outcome.exit_code, one.alone)).collect();
+    assert_eq!(ended, [(Some(10), Some(0), false), (Some(12), Some(9), false), (Some(13), Some(1), false)]);
     let summary = Progress { submitted: 3, done: 1, failed: 2, total: 3 };
     assert_eq!(driver.reports.last(), Some(&ClientReport::Summary(summary)));
 }
@@ -125,8 +125,8 @@ fn a_line_is_waited_for_alone_and_passes_on_its_code() {
     assert_eq!((driver.exit, driver.reports.len()), (None, 0));
     end_lines(&mut driver, &[(1, failed(7))]);
     assert_eq!((driver.exit, driver.count(Call::is_write)), (Some(7), 0));
-    let told: Vec<_> = driver.all_ended().map(|one| (one.name(), one.alone)).collect();
-    assert_eq!(told, [("b/5".to_string(), true)]);
+    let ended: Vec<_> = driver.all_ended().map(|one| (one.name(), one.alone)).collect();
+    assert_eq!(ended, [("b/5".to_string(), true)]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::work::Work;
 use super::{Mode, Out, Purpose, Worker};
 use crate::contract::share::{Ending, Release, Rest};
 use crate::contract::task::{Job, Options, Task};
-use crate::contract::worker::{Entry, EntryId, MAX_ASIDE};
+use crate::contract::worker::{Entry, EntryId, MAX_QUARANTINED};
 use crate::contract::{TaskId, is_shared};
 use crate::machine::{Call, Instant, Level, Refusal, Reply, Stat};
 
@@ -34,7 +34,7 @@ impl Worker {
                     assigned.removed = false;
                     assigned.revoked |= entry.revoked;
                     assigned.recalled |= entry.recalled;
-                    if let Some(version) = entry.look {
+                    if let Some(version) = entry.recheck {
                         self.recheck(&entry.id(), version, out);
                     }
                 }
@@ -260,16 +260,16 @@ impl Worker {
         let path = self.params.layout.task(&id.task);
         let was_started = self.assigned.tasks.get(id).is_none_or(|assigned| !assigned.is_open());
         let so = if was_started { "its outcome is lost" } else { "this worker does not run it" };
-        out.log(Level::Error, format!("{path}: {why}; the task is set aside, and {so}"));
+        out.log(Level::Error, format!("{path}: {why}; the task is quarantined, and {so}"));
         if let Some(assigned) = self.assigned.tasks.get_mut(id) {
             assigned.state = State::Quarantined;
         }
         self.take_up_waiting(id, out);
         self.confirmation.due = true;
-        let aside = self.ids_of(|assigned| matches!(assigned.state, State::Quarantined)).into_iter();
-        let mut aside: Vec<TaskId> = aside.map(|id| id.task).take(MAX_ASIDE).collect();
-        aside.dedup();
-        self.registrar.publish(|body| body.aside = aside, out);
+        let quarantined = self.ids_of(|assigned| matches!(assigned.state, State::Quarantined)).into_iter();
+        let mut quarantined: Vec<TaskId> = quarantined.map(|id| id.task).take(MAX_QUARANTINED).collect();
+        quarantined.dedup();
+        self.registrar.publish(|body| body.quarantined = quarantined, out);
     }
 
     /// A report is settled, or there was nothing to do.

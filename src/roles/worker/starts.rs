@@ -158,17 +158,17 @@ mod tests {
                 && !starts.worked(2, zero)
         );
         assert_eq!((starts.allowed(), starts.why()), (2, Some("no room")));
-        let mut pauses = Vec::new();
+        let mut delays = Vec::new();
         for _ in 0..9 {
             now = starts.next_wake().expect("a pause");
             starts.wake(now);
             assert_eq!((starts.allowed(), starts.next_wake()), (3, None));
             let failed = starts.failed(2, "no room", now);
             assert!(matches!(failed, Failed::Again(_)), "said once");
-            pauses.push(pause(&failed));
+            delays.push(pause(&failed));
         }
-        assert!(pauses[0] >= FIRST_PAUSE && pauses.iter().all(|pause| *pause <= MAX_PAUSE), "{pauses:?}");
-        assert!(pauses[8] >= MAX_PAUSE * 3 / 4, "{pauses:?}");
+        assert!(delays[0] >= FIRST_PAUSE && delays.iter().all(|pause| *pause <= MAX_PAUSE), "{delays:?}");
+        assert!(delays[8] >= MAX_PAUSE * 3 / 4, "{delays:?}");
     }
 
     #[test]

@@ -48,7 +48,7 @@ fn assign(world: &mut World, driver: &RoleDriver<Worker>, entries: &[(&str, u32,
         attempt: *attempt,
         revoked: *revoked,
         recalled: false,
-        look: None,
+        recheck: None,
         seen: None,
     };
     let data = Assignment::new(1, entries.iter().map(entry).collect()).encode();
@@ -115,7 +115,7 @@ fn carried(attempt: u32, now: u32) -> (World, RoleDriver<Worker>) {
     }
     let seen = Some(Seen { data, version: 0, mzxid: 77 });
     let entry =
-        Entry { task: TaskId::new("j", "a"), attempt, revoked: false, recalled: false, look: None, seen };
+        Entry { task: TaskId::new("j", "a"), attempt, revoked: false, recalled: false, recheck: None, seen };
     world.put(&driver.role.assignment(), &Assignment::new(1, vec![entry]).encode());
     (world, driver)
 }
@@ -143,15 +143,15 @@ fn a_task_whose_entry_has_a_copy_runs_without_a_read() {
 #[test]
 fn what_an_entry_carries_along_and_does_not_fit_is_read() {
     let (mut world, mut driver) = carried(2, 2);
-    let stands = run_to_its_end(&mut world, &mut driver);
-    assert_eq!(stands.outcome.map(|outcome| outcome.attempt), Some(2), "it was read, and is at that attempt");
+    let task = run_to_its_end(&mut world, &mut driver);
+    assert_eq!(task.outcome.map(|outcome| outcome.attempt), Some(2), "it was read, and is at that attempt");
 }
 
 #[test]
 fn what_changed_after_the_leader_read_it_is_not_overwritten() {
     let (mut world, mut driver) = carried(1, 2);
-    let stands = run_to_its_end(&mut world, &mut driver);
-    assert!(stands.outcome.is_none() && stands.attempt == 2, "{stands:?}");
+    let task = run_to_its_end(&mut world, &mut driver);
+    assert!(task.outcome.is_none() && task.attempt == 2, "{task:?}");
 }
 
 #[test]

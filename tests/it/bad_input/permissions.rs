@@ -47,7 +47,7 @@ fn an_acl_that_forbids_is_77_and_the_right_credential_helps() {
     assert_eq!((out.code, out.text().as_str()), (0, "too\n"), "{}", out.stderr);
 }
 
-/// G12: an outcome that may not be written is reported, and the task set aside, not run for ever.
+/// G12: an outcome that may not be written is reported, and the task quarantined, not run for ever.
 #[test]
 fn a_task_whose_outcome_may_not_be_written_is_quarantined() {
     let mut service = Service::new("read-only-task", &["--slots", "1"]);
@@ -62,7 +62,9 @@ fn a_task_whose_outcome_may_not_be_written_is_quarantined() {
     let read_only = vec![Acl::new(Permission::READ, "world", "anyone")];
     zk.create(&cluster.layout.task(&id), task.into_bytes(), read_only, CreateMode::Persistent).expect("made");
     zk.close().expect("closed");
-    eventually(LIMIT, "it is set aside", || cluster.status().filter(|status| status["tasks"]["aside"] == 1));
+    eventually(LIMIT, "it is quarantined", || {
+        cluster.status().filter(|status| status["tasks"]["aside"] == 1)
+    });
     let log = service.worker.stderr();
     let told: Vec<&str> = log.lines().filter(|line| line.contains(id.as_str())).collect();
     assert!(told.iter().any(|line| line.contains("ERROR")), "{log}");
@@ -72,7 +74,7 @@ fn a_task_whose_outcome_may_not_be_written_is_quarantined() {
     }
     assert_eq!(std::fs::read_to_string(&runs).unwrap_or_default(), "ran\n");
     let out = Plain::on(&service.cluster, &["status"]).run();
-    assert!(out.text().contains("1 set aside"), "{}", out.text());
+    assert!(out.text().contains("1 quarantined"), "{}", out.text());
 }
 
 /// What it made would be its own for ever: other submitters, and `list`, would fail at the shared job.

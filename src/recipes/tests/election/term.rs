@@ -66,7 +66,7 @@ fn a_term_keeps_its_epoch_while_both_contenders_exist() {
     bench.reply(own, exists(15));
     assert_eq!(bench.election.leading(), Some(9), "its own czxid is not its epoch");
     bench.changed(HEIR, ChangeKind::Deleted);
-    bench.stands_anew();
+    bench.contends_anew();
 }
 
 #[test]
@@ -122,16 +122,16 @@ fn a_contender_without_ranks_may_follow_the_heir_not_precede_it() {
 /// that it was held proves the next.
 #[test]
 fn a_term_is_handed_over_again_and_again() {
-    for (standing, goes_on) in [(&[OWN, HEIR][..], true), (&[HEIR], true), (&[OWN], true), (&[], false)] {
+    for (contenders, goes_on) in [(&[OWN, HEIR][..], true), (&[HEIR], true), (&[OWN], true), (&[], false)] {
         let mut bench = Bench::handed_over();
         bench.election.suspend();
         let list = bench.listing_as(NEXT, 18);
-        let names: Vec<_> = standing.iter().copied().chain([NEXT, PEER]).collect();
+        let names: Vec<_> = contenders.iter().copied().chain([NEXT, PEER]).collect();
         bench.reply(list, children(&names));
         if goes_on {
-            assert_eq!(bench.election.leading(), Some(9), "{standing:?}");
+            assert_eq!(bench.election.leading(), Some(9), "{contenders:?}");
             bench.election.delete_replaced(&mut bench.out);
-            assert_eq!(Asked::of(&mut bench.out).calls.len(), standing.len());
+            assert_eq!(Asked::of(&mut bench.out).calls.len(), contenders.len());
         } else {
             bench.gives_up(NEXT);
         }
@@ -174,13 +174,13 @@ fn an_heir_created_after_its_term_is_deleted_and_never_leads() {
     let mut bench = Bench::suspended();
     let create = bench.inherit_call();
     bench.election.withdraw(&mut bench.out);
-    bench.election.stand(&mut bench.out);
+    bench.election.contend(&mut bench.out);
     Asked::none(&mut bench.out);
     bench.reply(create, created(HEIR));
     let calls = Asked::of(&mut bench.out).calls;
     assert_eq!(calls[0].1, Call::Delete { path: format!("{DIR}/{HEIR}"), version: None });
-    let look = calls[1].0;
-    bench.reply(look, exists(1));
+    let check = calls[1].0;
+    bench.reply(check, exists(1));
     bench.create_call();
 }
 

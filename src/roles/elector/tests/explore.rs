@@ -31,7 +31,7 @@ enum Happens {
     Break { who: usize },
     Mend { who: usize },
     Arrive { who: usize, session: u64, id: CallId, call: Call },
-    Tell { who: usize, session: u64, event: Event },
+    Deliver { who: usize, session: u64, event: Event },
     Beat { who: usize, session: u64 },
     Ping,
     Expire { session: u64 },
@@ -188,7 +188,7 @@ impl Sim {
             if let Some(who) = self.sessions.get(&session).map(|session| session.who) {
                 let delay = 1 + self.below(8);
                 let event = Event::Changed { path: path.to_string(), kind };
-                self.after(delay, Happens::Tell { who, session, event });
+                self.after(delay, Happens::Deliver { who, session, event });
             }
         }
     }
@@ -300,10 +300,10 @@ impl Sim {
                     // Of a connection that broke: applied late, and answered to nobody.
                     let result = self.apply(session, &call);
                     let delay = 1 + self.below(8);
-                    self.after(delay, Happens::Tell { who, session, event: Event::Reply { id, result } });
+                    self.after(delay, Happens::Deliver { who, session, event: Event::Reply { id, result } });
                 }
             }
-            Happens::Tell { who, session, event } => {
+            Happens::Deliver { who, session, event } => {
                 if self.members[who].session == Some(session) {
                     if let Event::Reply { id, .. } = &event {
                         self.members[who].unanswered.remove(id);

@@ -36,7 +36,7 @@ fn repeated_session_losses_do_not_disturb_the_command() {
         bench.answer();
         bench.pass(1);
         assert_eq!(
-            bench.standing(),
+            bench.contenders(),
             [format!("rank-0000000001-latch-{:010}", reconnect + 1)],
             "the old one is gone"
         );
@@ -65,7 +65,7 @@ fn no_lease_is_written_over_a_session_before_its_handover() {
     // The list comes when it is too late.
     bench.answer();
     assert_eq!(bench.role.election.term(), None);
-    assert_eq!(bench.standing(), ["ranked-latch-0000000001"], "the heir is deleted, the old one is not");
+    assert_eq!(bench.contenders(), ["ranked-latch-0000000001"], "the heir is deleted, the old one is not");
 }
 
 /// Another server may grant a shorter timeout: then the old session protects the run for longer, by its contender.
@@ -78,12 +78,12 @@ fn the_old_contender_stays_until_the_new_lease_is_longer() {
     bench.answer();
     let both = ["ranked-latch-0000000001", "rank-0000000001-latch-0000000002"];
     let until = at_ms(3_000 + LEASE_MS);
-    assert_eq!((bench.standing(), bench.leased_until), (both.to_vec(), Some(until)));
+    assert_eq!((bench.contenders(), bench.leased_until), (both.to_vec(), Some(until)));
     // Of three seconds a lease has one.
     bench.pass(3_998);
-    assert_eq!((bench.standing(), bench.leased_until), (both.to_vec(), Some(until)));
+    assert_eq!((bench.contenders(), bench.leased_until), (both.to_vec(), Some(until)));
     bench.pass(1_000);
-    assert_eq!(bench.standing(), both[1..]);
+    assert_eq!(bench.contenders(), both[1..]);
     bench.pass_with(1_000, is_lease_write);
     assert_eq!(bench.did(), ["Kill"], "the lease is the new session's");
 }
@@ -99,7 +99,7 @@ fn a_lead_that_cannot_be_handed_over_ends_within_the_grace() {
         bench.connect();
         bench.answer();
         assert_eq!(bench.did(), ["Term"]);
-        assert!(bench.standing().iter().all(|name| name.starts_with("ranked")), "{:?}", bench.standing());
+        assert!(bench.contenders().iter().all(|name| name.starts_with("ranked")), "{:?}", bench.contenders());
         bench.pass(2_999);
         assert_eq!(bench.did(), [""; 0]);
         bench.pass(1);
@@ -109,7 +109,11 @@ fn a_lead_that_cannot_be_handed_over_ends_within_the_grace() {
         bench.answer();
         bench.pass(0);
         assert_eq!(bench.did(), ["run"]);
-        assert!(bench.own().starts_with("_c_u-ranked-") && bench.standing.len() == 1, "{:?}", bench.standing);
+        assert!(
+            bench.own().starts_with("_c_u-ranked-") && bench.contenders.len() == 1,
+            "{:?}",
+            bench.contenders
+        );
     }
 }
 
@@ -144,7 +148,7 @@ fn a_doubtful_call_in_a_handover_changes_and_leaves_nothing() {
                 (Vec::<String>::new(), Some(101)),
                 "{nth}, {again}"
             );
-            assert_eq!(bench.standing.len(), 1, "{nth}, {again}: {:?}", bench.standing);
+            assert_eq!(bench.contenders.len(), 1, "{nth}, {again}: {:?}", bench.contenders);
         }
     }
 }
@@ -160,7 +164,7 @@ fn an_end_without_a_connection_is_an_end() {
     bench.connect();
     bench.answer();
     assert_eq!(bench.did(), ["run"]);
-    assert_eq!(bench.standing(), ["ranked-latch-0000000002"], "it made way");
+    assert_eq!(bench.contenders(), ["ranked-latch-0000000002"], "it made way");
 
     for connected in [false, true] {
         let mut bench = Bench::running(|params| params.once = true);
@@ -187,7 +191,7 @@ fn a_command_that_ends_while_its_lead_is_handed_over_makes_way() {
         bench.answer();
         bench.pass(0);
         assert_eq!(bench.did(), ["run"]);
-        let names = bench.standing();
+        let names = bench.contenders();
         assert!(names.len() == 1 && names[0].starts_with("ranked"), "{names:?}");
     }
 }
@@ -225,11 +229,11 @@ fn a_kill_of_the_command_during_a_handover_ends_the_lead() {
         bench.step(Event::SlotsLost { why: "it was killed".into() });
         assert_eq!(bench.did(), ["Kill"]);
         bench.answer();
-        assert_eq!(bench.standing(), ["ranked-latch-0000000001"]);
+        assert_eq!(bench.contenders(), ["ranked-latch-0000000001"]);
         bench.ended(Ended::Signal(9));
         bench.answer();
         bench.pass(0);
-        assert_eq!((bench.did(), bench.standing.len()), (vec!["run".to_string()], 1));
+        assert_eq!((bench.did(), bench.contenders.len()), (vec!["run".to_string()], 1));
     }
 }
 

@@ -115,7 +115,7 @@ fn an_ended_command_yields_the_lead_before_it_contends_again() {
     bench.ended(Ended::Exit(3));
     assert_eq!(bench.paths(), [format!("/z/elections/e/{}", bench.own())]);
     bench.answer_but(creates_contender);
-    assert_eq!(bench.contenders, 1);
+    assert_eq!(bench.created, 1);
     bench.answer();
     assert_eq!(bench.did(), ["run"]);
 }
@@ -261,8 +261,8 @@ fn an_elector_that_may_not_read_contends_after_its_command_died() {
     let mut bench = Bench::running(|_| {});
     let path = format!("/z/elections/e/{}", bench.own());
     bench.step(Event::Changed { path, kind: ChangeKind::Data });
-    let (look, _) = bench.calls.pop().expect("it looks");
-    bench.step(Event::Reply { id: look, result: Err(CallError::Refused(Refusal::Other(-127))) });
+    let (check, _) = bench.calls.pop().expect("it looks");
+    bench.step(Event::Reply { id: check, result: Err(CallError::Refused(Refusal::Other(-127))) });
     assert_eq!(bench.did(), ["Term"]);
     bench.pass(1_000);
     bench.ended(Ended::Signal(15));

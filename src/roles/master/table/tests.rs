@@ -39,7 +39,7 @@ fn commands_are_counted_whatever_the_chunking() {
     let ended = Counts { pending: 1, done: 1, failed: 1, cancelled: 1, expired: 1, ..Counts::default() };
     assert_eq!(table.counts(), ended);
     table.quarantine(&single);
-    assert_eq!((table.counts().pending, table.counts().aside), (0, 1));
+    assert_eq!((table.counts().pending, table.counts().quarantined), (0, 1));
     table.remove(&single, Instant::default());
     table.remove(&chunk, Instant::default());
     assert_eq!(table.counts(), Counts::default());

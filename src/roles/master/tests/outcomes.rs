@@ -9,7 +9,7 @@ fn failed(world: &mut World, id: &str, change: impl FnOnce(&mut Task)) {
     });
 }
 
-fn stand(world: &World, ids: &[&str]) -> Vec<bool> {
+fn exist(world: &World, ids: &[&str]) -> Vec<bool> {
     ids.iter().map(|id| world.znodes.contains_key(&format!("/z/tasks/{id}"))).collect()
 }
 
@@ -36,9 +36,9 @@ fn failed_outcomes_stay_for_the_ttl_or_up_to_the_limit() {
     master.go(&mut world);
     let all = ["_00/key", "_00/a", "_00/b", "_00/c", "_00/good"];
     turns(&mut master, &mut world, 1);
-    assert_eq!(stand(&world, &all), [true; 5], "none of them is old enough");
+    assert_eq!(exist(&world, &all), [true; 5], "none of them is old enough");
     turns(&mut master, &mut world, 3);
-    assert_eq!(stand(&world, &all), [true, false, true, true, true]);
+    assert_eq!(exist(&world, &all), [true, false, true, true, true]);
     let key = world.task("/z/tasks/_00/key");
     assert!(
         key.digest.is_some() && key.outcome.is_some_and(|outcome| outcome.is_dropped()),
@@ -47,7 +47,7 @@ fn failed_outcomes_stay_for_the_ttl_or_up_to_the_limit() {
     assert!(world.task("/z/tasks/_00/b").digest.is_none());
     world.pass(Duration::from_secs(3_600));
     turns(&mut master, &mut world, 3);
-    assert_eq!(stand(&world, &all), [false; 5]);
+    assert_eq!(exist(&world, &all), [false; 5]);
 }
 
 /// Its owner lets nobody else write it.
@@ -62,7 +62,7 @@ fn what_may_not_be_shortened_is_kept_and_tried_again() {
     master.go(&mut world);
     turns(&mut master, &mut world, 4);
     assert!(world.task("/z/tasks/_00/key").digest.is_none());
-    assert_eq!(view(&master).table.counts().aside, 0, "a task that has ended is not quarantined");
+    assert_eq!(view(&master).table.counts().quarantined, 0, "a task that has ended is not quarantined");
     world.writes_refused.clear();
     world.pass(Duration::from_secs(60));
     turns(&mut master, &mut world, 2);
@@ -85,7 +85,7 @@ fn lines_that_ended_badly_count_one_by_one() {
     }
     master.go(&mut world);
     turns(&mut master, &mut world, 4);
-    assert_eq!(stand(&world, &["b~0000/0000000", "b~0000/0000010"]), [false, true]);
+    assert_eq!(exist(&world, &["b~0000/0000000", "b~0000/0000010"]), [false, true]);
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_wanted_delete_waits_until_no_create_can_arrive() {
     task(&mut world, "_00/open", |task| task.delete = true);
     master.go(&mut world);
     turns(&mut master, &mut world, 1);
-    assert_eq!(stand(&world, &["_00/key", "_00/open"]), [true, true]);
+    assert_eq!(exist(&world, &["_00/key", "_00/open"]), [true, true]);
     turns(&mut master, &mut world, 3);
-    assert_eq!(stand(&world, &["_00/key", "_00/open"]), [false, true], "a task without an outcome stays");
+    assert_eq!(exist(&world, &["_00/key", "_00/open"]), [false, true], "a task without an outcome stays");
 }

@@ -104,13 +104,14 @@ fn a_task_that_may_never_be_changed_is_quarantined() {
     world.writes_refused.insert("/z/tasks/_00/a".into(), Refusal::NoAuth);
     let mut master = master("m");
     master.connect(&mut world);
-    let aside = |master: &RoleDriver<Master>| master.logs.iter().any(|line| line.contains("is set aside"));
-    assert!(!aside(&master), "{:?}", master.logs);
+    let quarantined =
+        |master: &RoleDriver<Master>| master.logs.iter().any(|line| line.contains("is quarantined"));
+    assert!(!quarantined(&master), "{:?}", master.logs);
     for _ in 0..8 {
         world.pass(Duration::from_secs(31));
         master.go(&mut world);
     }
-    assert!(aside(&master), "{:?}", master.logs);
+    assert!(quarantined(&master), "{:?}", master.logs);
 }
 
 /// A server hangs up on a longer request; what was on the assignment in memory only would go there again and again.

@@ -97,7 +97,7 @@ fn a_cancelled_line_goes_to_its_holder_or_ends_at_once() {
     assert!(task.is_open(0) && task.is_open(2));
     let assignment = Assignment::decode(&world.znodes["/z/assign/w~1"].data).expect("an assignment");
     let own = assignment.entries.iter().find(|entry| entry.attempt == 1).expect("it is held");
-    assert!(own.look.is_some() && !own.revoked, "its holder has to end it");
+    assert!(own.recheck.is_some() && !own.revoked, "its holder has to end it");
 }
 
 #[test]

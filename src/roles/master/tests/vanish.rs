@@ -70,8 +70,8 @@ fn what_is_refused_to_a_master_is_waited_for() {
         master.connect(&mut world);
         pass(&mut world, &mut master, 60_000);
         assert_eq!(master.exit, None, "{path}");
-        let told = master.logs.iter().filter(|line| line.contains("ZooKeeper error -6")).count();
-        assert!((1..=2).contains(&told), "{path}: {:?}", master.logs);
+        let lines = master.logs.iter().filter(|line| line.contains("ZooKeeper error -6")).count();
+        assert!((1..=2).contains(&lines), "{path}: {:?}", master.logs);
         world.refused.clear();
         pass(&mut world, &mut master, 5_000);
         let leads = master.logs.iter().any(|line| line.starts_with("leading"));

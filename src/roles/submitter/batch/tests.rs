@@ -270,14 +270,14 @@ fn interrupted_it_says_how_to_come_back_or_cancels() {
     driver.play(Fate::DroppedUnanswered);
     driver.connect();
     driver.settle();
-    let standing = tasks(&driver);
-    assert!((301..=301 + MAX_CALLS).contains(&standing.len()), "no more are created: {}", standing.len());
-    assert!(standing.iter().all(|path| driver.task(path).cancel) && driver.exit.is_none());
-    for path in &standing {
+    let open = tasks(&driver);
+    assert!((301..=301 + MAX_CALLS).contains(&open.len()), "no more are created: {}", open.len());
+    assert!(open.iter().all(|path| driver.task(path).cancel) && driver.exit.is_none());
+    for path in &open {
         driver.end(path, Outcome::unrun(State::Cancelled, None, "", 1));
     }
     driver.settle();
-    assert_eq!((driver.exit, summary(&driver).failed as usize), (Some(1), standing.len()));
+    assert_eq!((driver.exit, summary(&driver).failed as usize), (Some(1), open.len()));
 }
 
 #[test]

@@ -325,7 +325,7 @@ fn what_was_not_started_goes_back_when_it_is_recalled() {
         attempt: 1,
         revoked: false,
         recalled: true,
-        look: None,
+        recheck: None,
         seen: None,
     };
     task(&mut world, "_00/a");

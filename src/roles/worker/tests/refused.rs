@@ -34,7 +34,7 @@ fn a_task_whose_shortest_outcome_does_not_fit_is_quarantined() {
     world.limit = None;
     assert!(
         world.task("/z/tasks/_00/a").outcome.is_none()
-            && driver.logs.iter().any(|line| line.contains("set aside"))
+            && driver.logs.iter().any(|line| line.contains("quarantined"))
     );
 }
 
@@ -161,14 +161,14 @@ fn a_forbidden_registration_is_logged_once() {
         world.pass(Duration::from_secs(2));
         driver.go(&mut world);
     }
-    let told = |driver: &RoleDriver<Worker>, what: &str| {
+    let logged = |driver: &RoleDriver<Worker>, what: &str| {
         driver.logs.iter().filter(|line| line.contains(what)).count()
     };
-    assert_eq!(told(&driver, "cannot register"), 1, "{:?}", driver.logs);
+    assert_eq!(logged(&driver, "cannot register"), 1, "{:?}", driver.logs);
     world.below_refused = None;
     world.pass(Duration::from_secs(2));
     driver.go(&mut world);
-    assert_eq!(told(&driver, "this is over"), 1, "{:?}", driver.logs);
+    assert_eq!(logged(&driver, "this is over"), 1, "{:?}", driver.logs);
     assert!(driver.role.registrar.is_registered());
 }
 
@@ -194,16 +194,16 @@ fn a_too_long_registration_is_reported_and_made_when_it_fits() {
     assert!(driver.role.registrar.is_registered(), "{:?}", driver.logs);
 }
 
-/// What it has set aside is named as far as there is room; all else that it has to say is said.
+/// A registration names quarantined tasks as far as there is room; nothing else is cut.
 #[test]
 fn a_registration_names_only_as_many_tasks_as_fit() {
     let mut world = World::new();
     let mut driver = worker(|params| params.slots = 2);
     driver.connect(&mut world);
     world.limit = Some(1_000);
-    let aside: Vec<TaskId> = (0..100).map(|n| TaskId::new("_00", &format!("task-{n}"))).collect();
+    let quarantined: Vec<TaskId> = (0..100).map(|n| TaskId::new("_00", &format!("task-{n}"))).collect();
     let mut out: Out = Actions::default();
-    driver.role.registrar.publish(|body| (body.aside, body.draining) = (aside, true), &mut out);
+    driver.role.registrar.publish(|body| (body.quarantined, body.draining) = (quarantined, true), &mut out);
     driver.calls.extend(out.drain().filter_map(|action| match action {
         Action::Call { id, call } => Some((id, call)),
         _ => None,
@@ -213,9 +213,9 @@ fn a_registration_names_only_as_many_tasks_as_fit() {
         world.znodes.iter().find(|(path, _)| path.starts_with("/z/workers/")).expect("it stands");
     let said = Registration::decode(&node.data).expect("a registration");
     assert!(
-        said.draining && (10..100).contains(&said.aside.len()),
+        said.draining && (10..100).contains(&said.quarantined.len()),
         "{path}: {} {:?}",
-        said.aside.len(),
+        said.quarantined.len(),
         driver.logs
     );
 }

@@ -108,8 +108,8 @@ fn g08_a_batch_under_way_waits_while_full_and_says_so_once() {
     pass(&mut driver, 5_000);
     let made = tasks(&driver).len();
     assert!((300..=300 + 2 * MAX_CALLS).contains(&made), "it stops: {made}");
-    let looks = driver.count(|call| call.path() == STATUS);
-    assert!((5..=7).contains(&looks), "once a second: {looks}");
+    let checks = driver.count(|call| call.path() == STATUS);
+    assert!((5..=7).contains(&checks), "once a second: {checks}");
     let complaints = driver.logs.iter().filter(|(_, text)| text.contains("waits for room")).count();
     assert_eq!((driver.exit, complaints), (None, 1), "{:?}", driver.logs);
     driver.lose();

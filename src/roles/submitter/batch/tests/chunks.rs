@@ -252,13 +252,13 @@ fn detached_and_interrupted_it_counts_lines() {
     interrupted.settle_until(|call| is_create(call) && call.path().ends_with("0001000"));
     interrupted.event(Event::Stop { again: false });
     interrupted.settle();
-    let standing = tasks(&interrupted);
-    assert!(standing.len() > 100 && standing.iter().all(|path| interrupted.task(path).cancel));
-    for path in &standing {
+    let open = tasks(&interrupted);
+    assert!(open.len() > 100 && open.iter().all(|path| interrupted.task(path).cancel));
+    for path in &open {
         interrupted.end(path, Outcome::unrun(State::Cancelled, None, "", 1));
     }
     interrupted.settle();
-    assert_eq!((interrupted.exit, summary(&interrupted).failed as usize), (Some(1), 10 * standing.len()));
+    assert_eq!((interrupted.exit, summary(&interrupted).failed as usize), (Some(1), 10 * open.len()));
     assert_eq!(summary(&interrupted).total, summary(&interrupted).submitted);
 }
 

@@ -25,11 +25,11 @@ fn credentials_for_an_open_service_are_refused_before_creates() {
     driver.settle();
     assert_eq!(driver.exit, None, "it waits: {:?}", driver.logs);
     // Once is enough.
-    let looks = driver.count(|call| matches!(call, Call::Acl { .. }));
+    let checks = driver.count(|call| matches!(call, Call::Acl { .. }));
     driver.lose();
     driver.connect();
     driver.settle();
-    assert_eq!(driver.count(|call| matches!(call, Call::Acl { .. })), looks);
+    assert_eq!(driver.count(|call| matches!(call, Call::Acl { .. })), checks);
     // Nothing stands: whoever comes first makes it.
     let mut driver = ClientDriver::new(Single::new(with(false)).expect("a task"), &[]);
     driver.connect();
