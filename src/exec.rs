@@ -46,6 +46,7 @@ use crate::machine::{GroupSignal, Instant, RunId, RunOutput, RunReport, RunSpec}
 use crate::threads;
 use handler::Pool;
 use hub::Hub;
+pub use hub::RenewedTooLate;
 pub use limits::{Limits, Unavailable};
 use logs::Carrier;
 pub use logs::{LogSettings, WRITE_LOGS, write_logs};
@@ -221,7 +222,7 @@ impl Executor {
     ///
     /// If the lease before was found over while something runs. Then everything gets SIGKILL; it is as after
     /// [`ExecEvent::SlotsLost`], whatever was sent before.
-    pub fn lease(&self, until: Instant) -> Result<(), String> {
+    pub fn lease(&self, until: Instant) -> Result<(), RenewedTooLate> {
         if self.leased { self.hub.lease(until.as_nanos(), self.handlers.len() > 0) } else { Ok(()) }
     }
 

@@ -362,9 +362,15 @@ impl<T: Role> Shell<'_, T> {
                         }
                     }
                     Action::Lease(until) => {
-                        if let Some(Err(why)) = self.executor.as_ref().map(|executor| executor.lease(until)) {
+                        if let Some(Err(late)) = self.executor.as_ref().map(|executor| executor.lease(until))
+                        {
                             // At once: what it brings must not come before it.
-                            turn(&mut self.role, now(), Event::SlotsLost { why }, &mut self.out);
+                            turn(
+                                &mut self.role,
+                                now(),
+                                Event::SlotsLost { why: late.to_string() },
+                                &mut self.out,
+                            );
                         }
                     }
                     Action::Report(report) => {

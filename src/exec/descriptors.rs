@@ -33,7 +33,7 @@ pub(super) fn restore_limit(inherited: Option<u64>) {
     let _ = setrlimit(Resource::Nofile, Rlimit { current, maximum });
 }
 
-/// Why nothing can be started, in words.
+/// Why nothing can be started when descriptors run out, in words.
 pub(super) fn too_few() -> String {
     let limit = getrlimit(Resource::Nofile).current;
     let limit = limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());

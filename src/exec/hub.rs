@@ -7,6 +7,9 @@
 //! keeper in its place, has said that nothing of it lives.
 
 mod lease;
+mod slots;
+
+pub use lease::RenewedTooLate;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,14 +21,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
-use super::descriptors::too_few;
 use super::logs::Carrier;
 use super::mailbox::{Mailbox, Note};
 use super::proc;
 use super::proc::Session;
 use super::runfile::RunFile;
 use super::shared_page::{MOST_SLOTS, SharedPage};
-use super::wire::{self, FromKeeper, FromSlot, Link, Program, ToKeeper, ToSlot};
+use super::wire::{FromKeeper, FromSlot, Link, Program, ToSlot};
 use super::{ExecEvent, NotStartedKind};
 use crate::clock;
 use crate::machine::{Captured, Ended, GroupSignal, RunId, RunReport};
@@ -201,38 +203,9 @@ impl Hub {
             Ok(number) => drop(inner.runs.insert(run, number)),
             Err(refused) => {
                 let (work, why) = *refused;
-                self.not_started(&work, NotStartedKind::Shortage, &why);
+                self.not_started(&work, NotStartedKind::Shortage, &why.to_string());
             }
         }
-    }
-
-    /// Asks for another slot, that will have this to do.
-    fn make(&self, inner: &mut Inner, work: Work) -> Result<u32, Box<(Work, String)>> {
-        let is_free = |slot: &Slot| !slot.asked;
-        let number = inner.slots.iter().position(is_free).unwrap_or(inner.slots.len());
-        let slot = match u32::try_from(number) {
-            Ok(slot) if slot < MOST_SLOTS => slot,
-            Ok(_) | Err(_) => return Err(Box::new((work, format!("there are {MOST_SLOTS} slots already")))),
-        };
-        let link = match self.ask_for(inner, slot) {
-            Ok(link) => link,
-            Err(why) => return Err(Box::new((work, why))),
-        };
-        if number == inner.slots.len() {
-            inner.slots.push(Slot::default());
-        }
-        inner.slots[number] = Slot { asked: true, link: Some(link), process: None, work: Some(work) };
-        Ok(slot)
-    }
-
-    /// Our end of the socket of a slot that is being made.
-    fn ask_for(&self, inner: &mut Inner, slot: u32) -> Result<Link, String> {
-        let (link, theirs) = wire::pair().map_err(|_| too_few())?;
-        self.listen(&link, slot.into()).map_err(|_| too_few())?;
-        let keeper = inner.keeper.as_mut().ok_or("there is no keeper of slots now")?;
-        keeper.link.say_with(&ToKeeper::Make { slot }, vec![theirs]);
-        self.await_room(&keeper.link, KEEPER);
-        Ok(link)
     }
 
     /// Listens for room in the socket only as long as something waits for it.

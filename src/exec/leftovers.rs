@@ -9,6 +9,7 @@
 //! session, and lost its parents is out of reach here, unless it is in a control group.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::time::{Duration, Instant};
 
 use super::mark::{Bears, Mark, OWNER_VAR};
@@ -32,23 +33,37 @@ pub(super) struct Leftovers<'a> {
     pub(super) since: u64,
 }
 
-/// What a look has found alive.
+/// Why something that a dead worker has started may still run.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unproved {
+    #[error("cannot list the processes: {0}")]
+    Scan(#[from] io::Error),
+    #[error("{0}")]
+    Unseen(String),
+    #[error("whether process {pid} is one of its processes cannot be found out")]
+    Unreadable { pid: u32 },
+    #[error("session {id} could not be proved to be the worker's and dead")]
+    Session { id: u32 },
+    #[error("processes {0:?} do not die")]
+    Undying(BTreeSet<u32>),
+}
+
+/// The result of one scan.
 #[derive(Debug, Default)]
 struct Found {
     /// The processes that must die.
     doomed: BTreeSet<u32>,
     /// Why it is not known whether that is all.
-    unclear: Option<String>,
+    unclear: Option<Unproved>,
 }
 
 impl Leftovers<'_> {
-    /// Kills them all, and waits until they are dead, but no longer than until then: how many were killed, or why
-    /// something may live.
-    pub(super) fn end(&self, until: Instant) -> Result<usize, String> {
+    /// Kills them all, and waits until they are dead, but no longer than until then. Gives how many were killed.
+    pub(super) fn end(&self, until: Instant) -> Result<usize, Unproved> {
         let mut killed = BTreeSet::new();
         let (mut pause, mut clean) = (FIRST_PAUSE, 0);
         loop {
-            let all = scan().map_err(|error| format!("cannot look for processes: {error}"))?;
+            let all = scan()?;
             let found = self.find(&all);
             let doomed = all.all.iter().filter(|stat| found.doomed.contains(&stat.pid));
             let signalled = doomed.filter(|stat| kill_exactly(stat)).map(|stat| (stat.pid, stat.start_ticks));
@@ -59,9 +74,7 @@ impl Leftovers<'_> {
                 return Ok(killed.len());
             }
             if Instant::now() >= until {
-                return Err(found
-                    .unclear
-                    .unwrap_or_else(|| format!("processes {:?} do not die", found.doomed)));
+                return Err(found.unclear.unwrap_or(Unproved::Undying(found.doomed)));
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -69,7 +82,7 @@ impl Leftovers<'_> {
     }
 
     fn find(&self, scan: &Scan) -> Found {
-        let mut found = Found { unclear: scan.unseen.clone(), ..Found::default() };
+        let mut found = Found { unclear: scan.unseen.clone().map(Unproved::Unseen), ..Found::default() };
         let mark = Mark { variable: OWNER_VAR, value: self.token, since: self.since };
         let own = std::process::id();
         let alive: Vec<&Stat> = scan.all.iter().filter(|stat| !stat.dead && stat.pid != own).collect();
@@ -77,10 +90,7 @@ impl Leftovers<'_> {
             match mark.on(stat) {
                 Bears::Yes => drop(found.doomed.insert(stat.pid)),
                 Bears::Unreadable => {
-                    found.unclear = Some(format!(
-                        "whether process {} is one of its processes cannot be found out",
-                        stat.pid
-                    ));
+                    found.unclear = Some(Unproved::Unreadable { pid: stat.pid });
                 }
                 Bears::No => {}
             }
@@ -96,8 +106,7 @@ impl Leftovers<'_> {
             if namesake.is_some() || members.iter().any(|pid| found.doomed.contains(pid)) {
                 found.doomed.extend(members);
             } else if !members.is_empty() {
-                found.unclear =
-                    Some(format!("session {} could not be proved to be the worker's and dead", session.id));
+                found.unclear = Some(Unproved::Session { id: session.id });
             }
         }
         add_descendants(&alive, &mut found.doomed);

@@ -287,6 +287,6 @@ fn kill_leftovers(content: &Content) -> Predecessor {
     }
     match (Leftovers { sessions, token: &old.token(), since: *start_ticks }).end(until) {
         Ok(killed) => Predecessor::Gone { pid: *pid, start_ticks: *start_ticks, leftovers_killed: killed },
-        Err(why) => unknown(why),
+        Err(why) => unknown(why.to_string()),
     }
 }

@@ -44,24 +44,55 @@ pub struct User {
     shell: OsString,
 }
 
+/// Why programs cannot run as a user.
+#[derive(Debug, thiserror::Error)]
+pub enum NoUser {
+    /// The machine has no user of this name.
+    #[error("there is no user {0:?} on this machine; make one, or name another")]
+    Unknown(String),
+    /// The machine's list of users cannot be read.
+    #[error("cannot look up the user {name:?}: {error}")]
+    Unreadable {
+        /// The name of the user.
+        name: String,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The user is root.
+    #[error("{0} is root: name a user who may do less")]
+    Root(String),
+    /// The user's groups cannot be read.
+    #[error("cannot look up the groups of the user {0:?}")]
+    Groups(String),
+    /// This process is not root's.
+    #[error("only a worker that root has started can run tasks as another user")]
+    NotRoot,
+    /// This process lacks capabilities.
+    #[error(
+        "this worker is root's, but lacks {} to run tasks as another user; give it that (CapabilityBoundingSet= of \
+         its unit, or the container's settings)",
+        .0.join(", ")
+    )]
+    Lacks(Vec<&'static str>),
+}
+
 impl User {
     /// The user of this name.
     ///
     /// # Errors
     ///
-    /// If there is none, if it is root, or if this process may not run programs as others; the text says so.
-    pub fn find(name: &str) -> Result<User, String> {
+    /// If there is none, if it is root, or if this process may not run programs as others.
+    pub fn find(name: &str) -> Result<User, NoUser> {
         refuse_unable()?;
-        let unknown = || format!("there is no user {name:?} on this machine; make one, or name another");
+        let unknown = || NoUser::Unknown(name.to_owned());
         let text = CString::new(name).map_err(|_| unknown())?;
         let mut user = entry(&text)
-            .map_err(|error| format!("cannot look up the user {name:?}: {error}"))?
+            .map_err(|error| NoUser::Unreadable { name: name.to_owned(), error })?
             .ok_or_else(unknown)?;
         if user.uid == 0 {
-            return Err(format!("{name} is root: name a user who may do less"));
+            return Err(NoUser::Root(name.to_owned()));
         }
-        user.groups = groups(&text, user.gid)
-            .ok_or_else(|| format!("cannot look up the groups of the user {name:?}"))?;
+        user.groups = groups(&text, user.gid).ok_or_else(|| NoUser::Groups(name.to_owned()))?;
         Ok(user)
     }
 
@@ -96,21 +127,14 @@ fn check(result: libc::c_long) -> Result<(), Errno> {
     }
 }
 
-/// Says what this process lacks to run programs as others.
-fn refuse_unable() -> Result<(), String> {
+/// Refuses if this process cannot run programs as others.
+fn refuse_unable() -> Result<(), NoUser> {
     if !rustix::process::geteuid().is_root() {
-        return Err("only a worker that root has started can run tasks as another user".to_owned());
+        return Err(NoUser::NotRoot);
     }
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let lacks = missing(&status);
-    if lacks.is_empty() {
-        return Ok(());
-    }
-    Err(format!(
-        "this worker is root's, but lacks {} to run tasks as another user; give it that (CapabilityBoundingSet= of \
-         its unit, or the container's settings)",
-        lacks.join(", ")
-    ))
+    if lacks.is_empty() { Ok(()) } else { Err(NoUser::Lacks(lacks)) }
 }
 
 /// What is needed and is not in the text of a `status` file.

@@ -20,7 +20,7 @@ use super::SessionEvent;
 use super::client::End;
 use super::connection::Connection;
 use super::repeats::{Refused, Repeats, describe, repeatable};
-use super::request::{self, LargeWrite};
+use super::request::{self, LargeWrite, Unanswered};
 use crate::clock::now;
 use crate::machine::{Call, CallError, CallId, CallResult, ChangeKind, Instant, Refusal};
 use crate::threads;
@@ -241,7 +241,7 @@ impl Pool {
         &self,
         number: u64,
         connection: &Connection,
-        outcome: Result<CallResult, String>,
+        outcome: Result<CallResult, Unanswered>,
         again: Option<Call>,
     ) -> bool {
         let mut state = self.lock();
@@ -276,7 +276,7 @@ impl Pool {
             Err(why) => {
                 outstanding.stage = Stage::InDoubt;
                 self.landed.notify_all();
-                connection.life.end(End::Lost(why));
+                connection.life.end(End::Lost(why.to_string()));
             }
         }
         true

@@ -36,14 +36,26 @@ pub struct Grant {
     pub request_max: usize,
 }
 
-/// Why there is no session.
-struct NoSession {
-    /// The server closed the connection.
-    hung_up: bool,
-    why: String,
+/// Why a server grants no session.
+#[derive(Debug, thiserror::Error)]
+pub enum NoSession {
+    #[error("no connection within {CONNECT_WITHIN:?}")]
+    NoConnection,
+    #[error("cannot connect: {0}")]
+    CannotConnect(io::Error),
+    #[error("hung up without an answer: it has no quorum, or too many connections from here")]
+    HungUp,
+    #[error("accepted the connection, but did not answer within {0:?}")]
+    Silent(Duration),
+    #[error("no answer to a connect request: {0}")]
+    NoAnswer(io::Error),
+    #[error("refused a new session")]
+    Refused,
+    #[error("no thread for asking it: {0}")]
+    NoThread(io::Error),
 }
 
-/// Asks one server for a session with this timeout; the error says in words why there is none.
+/// Asks one server for a session with this timeout.
 ///
 /// `suspect` is the length of a request over which a connection may have died, or zero. A server compares the length of
 /// every request with its limit (`jute.maxbuffer`) before it reads the request, and accepts a connect request with
@@ -53,9 +65,9 @@ pub fn probe(
     ask_for: Duration,
     answer_within: Duration,
     suspect: usize,
-) -> Result<Grant, String> {
+) -> Result<Grant, NoSession> {
     let ask = |length| ask(server, ask_for, answer_within, length);
-    let timeout = ask(0).map_err(|none| none.why)?;
+    let timeout = ask(0)?;
     if suspect == 0 {
         return Ok(Grant { timeout, request_max: usize::MAX });
     }
@@ -67,7 +79,7 @@ pub fn probe(
         match ask(length) {
             Ok(_) => Some(true),
             // A server also hangs up when it has no quorum, or too many connections. Then it does so again.
-            Err(none) if none.hung_up => ask(0).is_ok().then_some(false),
+            Err(NoSession::HungUp) => ask(0).is_ok().then_some(false),
             Err(_) => None,
         }
     };
@@ -99,25 +111,21 @@ fn ask(
     answer_within: Duration,
     length: usize,
 ) -> Result<Duration, NoSession> {
-    let no_session = |why| NoSession { hung_up: false, why };
-    let stream = TcpStream::connect_timeout(&server, CONNECT_WITHIN).map_err(|error| match error.kind() {
-        io::ErrorKind::TimedOut => format!("no connection within {CONNECT_WITHIN:?}"),
-        _ => format!("cannot connect: {error}"),
-    });
-    let mut stream = stream.map_err(no_session)?;
+    let stream = TcpStream::connect_timeout(&server, CONNECT_WITHIN);
+    let mut stream = stream.map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => NoSession::NoConnection,
+        _ => NoSession::CannotConnect(error),
+    })?;
     let deadline = Instant::now() + answer_within;
     let answer = exchange(&mut stream, &connect_request(ask_for, length), deadline);
     let answer = answer.map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
-            let why = "hung up without an answer: it has no quorum, or too many connections from here";
-            NoSession { hung_up: true, why: why.to_owned() }
+            NoSession::HungUp
         }
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
-            no_session(format!("accepted the connection, but did not answer within {answer_within:?}"))
-        }
-        _ => no_session(format!("no answer to a connect request: {error}")),
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => NoSession::Silent(answer_within),
+        _ => NoSession::NoAnswer(error),
     })?;
-    let timeout = read_grant(&answer).map_err(no_session)?;
+    let timeout = read_grant(&answer).ok_or(NoSession::Refused)?;
     close(&mut stream);
     Ok(timeout)
 }
@@ -176,11 +184,12 @@ fn framed(body: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn read_grant(answer: &[u8]) -> Result<Duration, String> {
+/// The timeout that a server grants, if it grants a session.
+fn read_grant(answer: &[u8]) -> Option<Duration> {
     let timeout_ms = answer.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(i32::from_be_bytes);
     match timeout_ms.and_then(|timeout_ms| u64::try_from(timeout_ms).ok()) {
-        Some(timeout_ms) if timeout_ms > 0 => Ok(Duration::from_millis(timeout_ms)),
-        _ => Err("refused a new session".to_owned()),
+        Some(timeout_ms) if timeout_ms > 0 => Some(Duration::from_millis(timeout_ms)),
+        _ => None,
     }
 }
 
@@ -212,11 +221,11 @@ mod tests {
     #[test]
     fn a_grant_of_nothing_is_a_refusal() {
         let mut answer = vec![0; 37];
-        assert!(read_grant(&answer).is_err());
+        assert!(read_grant(&answer).is_none());
         answer[4..8].copy_from_slice(&(-5_i32).to_be_bytes());
-        assert!(read_grant(&answer).is_err());
+        assert!(read_grant(&answer).is_none());
         answer[4..8].copy_from_slice(&4_000_i32.to_be_bytes());
-        assert_eq!(read_grant(&answer), Ok(Duration::from_secs(4)));
+        assert_eq!(read_grant(&answer), Some(Duration::from_secs(4)));
     }
 
     #[test]

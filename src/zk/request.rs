@@ -71,9 +71,17 @@ fn is_valid_char(char: char) -> bool {
     !matches!(char, '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..)
 }
 
-/// Makes the call and waits for its end. An error is why there is no answer, and why the connection can't be trusted
-/// any more.
-pub fn make(client: &Client, call: Call) -> Result<CallResult, String> {
+/// Why a call has no answer, and its connection can't be trusted any more.
+#[derive(Debug, thiserror::Error)]
+pub enum Unanswered {
+    #[error("a call failed: {0:?}")]
+    Failed(ZkError),
+    #[error("a call panicked: malformed answer")]
+    Panicked,
+}
+
+/// Makes the call and waits for its end.
+pub fn make(client: &Client, call: Call) -> Result<CallResult, Unanswered> {
     let is_watch = matches!(call, Call::Watch { .. });
     // The crate unwraps what it reads from the server, on the caller's thread too.
     let came = catch_unwind(AssertUnwindSafe(|| perform(client, call)));
@@ -82,9 +90,9 @@ pub fn make(client: &Client, call: Call) -> Result<CallResult, String> {
         Ok(Ok(reply)) => Ok(Ok(reply)),
         Ok(Err(error)) => match refusal(error, is_watch) {
             Some(refusal) => Ok(Err(CallError::Refused(refusal))),
-            None => Err(format!("a call failed: {error:?}")),
+            None => Err(Unanswered::Failed(error)),
         },
-        Err(_) => Err("a call panicked: malformed answer".to_owned()),
+        Err(_) => Err(Unanswered::Panicked),
     }
 }
 

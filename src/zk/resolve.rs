@@ -5,6 +5,7 @@
 //! that does not resolve does not spoil the others.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,20 @@ const WAIT_FOR_MORE: Duration = Duration::from_millis(200);
 /// More addresses than this of one name are ignored.
 const ADDRESSES_MAX: usize = 64;
 
-type Answer = Result<Vec<SocketAddr>, String>;
+type Answer = Result<Vec<SocketAddr>, LookupError>;
+
+/// Why a name has no address.
+#[derive(Debug, thiserror::Error)]
+enum LookupError {
+    #[error("{0}")]
+    Failed(io::Error),
+    #[error("no thread for looking it up")]
+    NoThread,
+    #[error("looking it up takes long")]
+    Late,
+    #[error("looking it up failed")]
+    Died,
+}
 
 /// What is known of the servers' names.
 #[derive(Default)]
@@ -55,7 +69,7 @@ impl Resolver {
             let wait = if resolved.addresses.is_empty() { WAIT_FOR_ANY } else { WAIT_FOR_MORE };
             match self.take(&name, started + wait) {
                 Ok(addresses) => resolved.add(addresses),
-                Err(why) => resolved.unresolved.push((name, why)),
+                Err(why) => resolved.unresolved.push((name, why.to_string())),
             }
         }
         resolved
@@ -71,7 +85,7 @@ impl Resolver {
         let started = threads::spawn("zk-resolve", move || {
             let found = (host.as_str(), port).to_socket_addrs();
             let found = found.map(|found| found.take(ADDRESSES_MAX).collect());
-            let _ = answer.send(found.map_err(|error| error.to_string()));
+            let _ = answer.send(found.map_err(LookupError::Failed));
         });
         if started.is_ok() {
             self.pending.insert(name, receiver);
@@ -80,17 +94,17 @@ impl Resolver {
 
     fn take(&mut self, name: &str, deadline: Instant) -> Answer {
         let Some(receiver) = self.pending.get(name) else {
-            return Err("no thread for looking it up".to_owned());
+            return Err(LookupError::NoThread);
         };
         match receiver.recv_deadline(deadline) {
             Ok(answer) => {
                 self.pending.remove(name);
                 answer
             }
-            Err(crossbeam_channel::RecvTimeoutError::Timeout) => Err("looking it up takes long".to_owned()),
+            Err(crossbeam_channel::RecvTimeoutError::Timeout) => Err(LookupError::Late),
             Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
                 self.pending.remove(name);
-                Err("looking it up failed".to_owned())
+                Err(LookupError::Died)
             }
         }
     }

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use super::client::{End, Life};
 use super::connection::{Connection, NotMade, Plan};
 use super::pool::Pool;
-use super::probe::{CONNECT_WITHIN, Grant, probe};
+use super::probe::{CONNECT_WITHIN, Grant, NoSession, probe};
 use super::resolve::Resolver;
 use super::suspects::Suspects;
 use super::{Attempt, Failure, Settings, Stopped};
@@ -197,7 +197,10 @@ impl Supervisor {
             if granted.is_ok() {
                 log::debug!("the ZooKeeper server {server} grants sessions");
             }
-            match granted.map_err(NotMade::ThisServer).and_then(|grant| self.connect(server, grant)) {
+            match granted
+                .map_err(|why| NotMade::ThisServer(why.to_string()))
+                .and_then(|grant| self.connect(server, grant))
+            {
                 Ok(connection) => {
                     self.shunned.remove(&server);
                     self.last_failure = None;
@@ -216,7 +219,7 @@ impl Supervisor {
     }
 
     /// Probes a server on a thread of its own.
-    fn ask(&self, server: SocketAddr, answer: Sender<(SocketAddr, Result<Grant, String>)>) {
+    fn ask(&self, server: SocketAddr, answer: Sender<(SocketAddr, Result<Grant, NoSession>)>) {
         log::debug!("asking the ZooKeeper server {server} for a session");
         let (timeout, suspect) = (self.settings.session_timeout, self.suspects.length());
         let failed = answer.clone();
@@ -224,7 +227,7 @@ impl Supervisor {
             let _ = answer.try_send((server, probe(server, timeout, ANSWER_WITHIN, suspect)));
         });
         if let Err(error) = started {
-            let _ = failed.try_send((server, Err(format!("no thread for asking it: {error}"))));
+            let _ = failed.try_send((server, Err(NoSession::NoThread(error))));
         }
     }
 
@@ -332,10 +335,23 @@ impl Supervisor {
                 Ok(sleep) => {
                     let _ = self.pulse.1.recv_timeout(sleep.min(repeat).min(CHECK_EVERY));
                 }
-                Err(why) => life.end(End::Lost(why)),
+                Err(why) => life.end(End::Lost(why.to_string())),
             }
         }
     }
+}
+
+/// Why a connection is given up.
+#[derive(Debug, thiserror::Error)]
+enum Silence {
+    #[error("a heartbeat failed")]
+    Failed,
+    #[error("a heartbeat came to nothing")]
+    NotSent,
+    #[error("nothing was heard for {0:?}: the session has expired")]
+    Expired(Duration),
+    #[error("{server} did not answer for {after:?}")]
+    NoAnswer { server: SocketAddr, after: Duration },
 }
 
 /// Whether the server still answers, asked every third of the session timeout.
@@ -352,25 +368,22 @@ impl Heartbeat {
         Heartbeat { timeout: connection.timeout, proved: now(), beating: None }
     }
 
-    /// Does what is due; how long there is nothing to do, or why the connection is to be given up.
-    fn advance(&mut self, connection: &Connection, now: Instant) -> Result<Duration, String> {
+    /// Does what is due. Gives for how long there is nothing to do.
+    fn advance(&mut self, connection: &Connection, now: Instant) -> Result<Duration, Silence> {
         if let Some((sent, answer)) = &self.beating {
             match answer.try_recv() {
                 Ok(true) => {
                     self.proved = *sent;
                     self.beating = None;
                 }
-                Ok(false) => return Err("a heartbeat failed".to_owned()),
-                Err(TryRecvError::Disconnected) => return Err("a heartbeat came to nothing".to_owned()),
+                Ok(false) => return Err(Silence::Failed),
+                Err(TryRecvError::Disconnected) => return Err(Silence::NotSent),
                 Err(TryRecvError::Empty) => {}
             }
         }
         if now.since(self.proved) > self.timeout {
-            // Overdue heartbeats are noticed long before: this process, or its machine, stood still.
-            return Err(format!(
-                "nothing was heard for {:?}: the session has expired",
-                now.since(self.proved)
-            ));
+            // Overdue heartbeats are noticed long before: this process, or its machine, was suspended.
+            return Err(Silence::Expired(now.since(self.proved)));
         }
         let Some((sent, _)) = &self.beating else {
             let due = self.proved + self.timeout / 3;
@@ -382,7 +395,7 @@ impl Heartbeat {
         };
         let overdue = self.overdue(*sent, connection.life.last_answer());
         if now >= overdue {
-            return Err(format!("{} did not answer for {:?}", connection.server, now.since(*sent)));
+            return Err(Silence::NoAnswer { server: connection.server, after: now.since(*sent) });
         }
         Ok(overdue.since(now))
     }

@@ -101,13 +101,13 @@ fn an_answer_counts_although_the_handler_ends_right_after_it() {
 #[test]
 fn what_is_no_answer_breaks_the_handler() {
     let mut rig = Rig::new();
-    broken(&mut rig, "say garbage", "its answer is none");
+    broken(&mut rig, "say garbage", "its answer is malformed");
     broken(&mut rig, r#"say "{\"id\":999999}""#, "it answers the request 999999");
     // In one write: a second line that comes later is said unasked.
     broken(&mut rig, r#"printf '{"id":%s}\n{"id":%s}\n' $id $id"#, "more than one line");
     broken(&mut rig, "exec >&-; sleep 600", "closed its standard output");
     broken(&mut rig, "printf x; exec >&-; sleep 600", "closed its standard output");
-    broken(&mut rig, r#"say "{\"id\":$id,\"exit_code\":256}""#, "its answer is none");
+    broken(&mut rig, r#"say "{\"id\":$id,\"exit_code\":256}""#, "its answer is malformed");
     assert_eq!(asked(&mut rig, "ok").ended, Ended::Exit(0));
 }
 

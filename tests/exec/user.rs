@@ -14,7 +14,10 @@ fn by_nobody(means: Means) -> Option<Rig> {
             Some(Rig::by(Means { confinement, ..means }))
         }
         Err(why) => {
-            assert!(!rustix::process::geteuid().is_root() && why.contains("root has started"), "{why}");
+            assert!(
+                !rustix::process::geteuid().is_root() && why.to_string().contains("root has started"),
+                "{why}"
+            );
             None
         }
     }
@@ -149,7 +152,7 @@ fn what_its_user_may_not_run_is_not_run() {
     fs::write(&program, "#!/bin/sh\n").unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
     let (kind, why) = rig.not_started(argv(&[program.to_str().unwrap()]));
-    assert!(kind == NotStartedKind::Permanent && why.contains("forbids"), "{kind:?} {why}");
+    assert!(kind == NotStartedKind::Permanent && why.to_string().contains("forbids"), "{kind:?} {why}");
 }
 
 #[test]
@@ -158,8 +161,8 @@ fn users_that_are_not_there_or_may_do_all_are_refused() {
         return;
     }
     let why = User::find("no-such-user").unwrap_err();
-    assert!(why.contains("there is no user \"no-such-user\" on this machine"), "{why}");
-    assert!(User::find("root").unwrap_err().contains("root is root"));
+    assert!(why.to_string().contains("there is no user \"no-such-user\" on this machine"), "{why}");
+    assert!(User::find("root").unwrap_err().to_string().contains("root is root"));
 }
 
 /// The helper: prints the environments of programs, with the sandbox that the role's name asks for.

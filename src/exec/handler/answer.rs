@@ -9,6 +9,7 @@ use rustix::buffer::spare_capacity;
 use rustix::io::{Errno, read};
 
 use crate::clock;
+use crate::contract::Malformed;
 use crate::contract::handler::{Answer, MAX_ANSWER_BYTES};
 use crate::exec::capture::Capture;
 use crate::exec::capture::READ_BYTES;
@@ -105,10 +106,9 @@ impl Verdict {
     }
 }
 
-/// Reads the answer to the request of this run, and keeps so many bytes of each output; or says what is wrong with it.
-pub(super) fn judge(line: &[u8], run: RunId, limit: usize) -> Result<Verdict, String> {
-    let answer =
-        Answer::decode(line, run.0).map_err(|malformed| format!("its answer is none: {malformed}"))?;
+/// Reads the answer to the request of this run, and keeps so many bytes of each output.
+pub(super) fn judge(line: &[u8], run: RunId, limit: usize) -> Result<Verdict, Malformed> {
+    let answer = Answer::decode(line, run.0)?;
     Ok(Verdict {
         exit_code: i32::from(answer.exit_code),
         stdout: shorten(answer.stdout.captured(), limit),

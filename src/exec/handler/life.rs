@@ -340,7 +340,7 @@ impl Handler<'_> {
         let (run, started_ms, start_reported) = (*run, *started_ms, *start_reported);
         let verdict = match answer::judge(self.lines.line(), run, *limit) {
             Ok(verdict) => verdict,
-            Err(why) => return Some(End::Broken(why)),
+            Err(malformed) => return Some(End::Broken(format!("its answer is malformed: {malformed}"))),
         };
         state.work = if is_dead { Work::Over } else { Work::Idle };
         state.proven = true;

@@ -8,6 +8,11 @@ use super::{Hub, KEEPER};
 use crate::exec::shared_page::Renewal;
 use crate::exec::wire::{ToKeeper, ToSlot};
 
+/// The lease before was found over while something ran.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the lease was renewed too late")]
+pub struct RenewedTooLate;
+
 impl Hub {
     /// Whether something may run now.
     pub(in crate::exec) fn may_run(&self) -> bool {
@@ -43,7 +48,7 @@ impl Hub {
     /// # Errors
     ///
     /// If the lease before was found over while something runs: that is being killed.
-    pub(in crate::exec) fn lease(&self, until: u64, busy: bool) -> Result<(), String> {
+    pub(in crate::exec) fn lease(&self, until: u64, busy: bool) -> Result<(), RenewedTooLate> {
         match self.page.renew(until) {
             Renewal::Counts { late: false, shorter: false } => return Ok(()),
             Renewal::Counts { shorter: true, .. } => {
@@ -59,7 +64,7 @@ impl Hub {
             Renewal::Over => {
                 if busy || self.len() > 0 {
                     self.kill_all();
-                    return Err("the lease was renewed too late".to_owned());
+                    return Err(RenewedTooLate);
                 }
                 self.page.begin_anew(until);
             }

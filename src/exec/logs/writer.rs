@@ -97,7 +97,7 @@ impl Writer {
             let over = log.read(buffer, shelf);
             let goes_on = matches!(over, Ok(false));
             if let Err(why) = &over {
-                log.mark(why, shelf);
+                log.mark(&why.to_string(), shelf);
                 let LogName { task, attempt, .. } = &log.name;
                 link.say(&FromWriter::Warning(format!(
                     "the log of task {task}, attempt {attempt}, is cut: {why}"
@@ -148,9 +148,20 @@ impl Writer {
     }
 }
 
+/// Why a log is not complete.
+#[derive(Debug, thiserror::Error)]
+enum Cut {
+    #[error("cannot read it from its slot ({0})")]
+    Read(Errno),
+    #[error("cannot write it ({0}); make room, or see --state-dir and --log-space of the worker")]
+    Write(#[from] io::Error),
+    #[error("logs of what runs take all of the worker's --log-space")]
+    NoSpace,
+}
+
 impl Log {
-    /// Writes what came; whether that was all. Otherwise why no more can be written.
-    fn read(&mut self, buffer: &mut Vec<u8>, shelf: &mut Shelf) -> Result<bool, String> {
+    /// Writes what came. Gives whether that was all.
+    fn read(&mut self, buffer: &mut Vec<u8>, shelf: &mut Shelf) -> Result<bool, Cut> {
         buffer.clear();
         buffer.reserve(READ_BYTES);
         match read(&self.pipe, spare_capacity(buffer)) {
@@ -161,7 +172,7 @@ impl Log {
             }
             Ok(_) => {}
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
-            Err(error) => return Err(format!("cannot read it from its slot ({error})")),
+            Err(error) => return Err(Cut::Read(error)),
         }
         let Log { pieces, out, err, cut, base, .. } = self;
         let mut ended = false;
@@ -170,7 +181,7 @@ impl Log {
                 kind::OUT => &mut *out,
                 kind::ERR => match err {
                     Some(file) => file,
-                    None => err.insert(shelf.make(base, LogFile::Err).map_err(|error| cannot_write(&error))?),
+                    None => err.insert(shelf.make(base, LogFile::Err)?),
                 },
                 kind::CUT => {
                     cut.extend(&bytes[..bytes.len().min(MOST_WORDS_BYTES.saturating_sub(cut.len()))]);
@@ -182,9 +193,9 @@ impl Log {
                 }
             };
             if !shelf.take(bytes.len() as u64) {
-                return Err("logs of what runs take all of the worker's --log-space".to_owned());
+                return Err(Cut::NoSpace);
             }
-            file.write_all(bytes).map_err(|error| cannot_write(&error))
+            Ok(file.write_all(bytes)?)
         })?;
         if !self.cut.is_empty() && self.pieces.left == 0 {
             let why = std::mem::take(&mut self.cut);
@@ -197,10 +208,6 @@ impl Log {
     fn mark(&self, why: &str, shelf: &mut Shelf) {
         shelf.mark(&self.base, why);
     }
-}
-
-fn cannot_write(error: &io::Error) -> String {
-    format!("cannot write it ({error}); make room, or see --state-dir and --log-space of the worker")
 }
 
 /// What a slot has sent, taken to pieces however it comes.
@@ -217,8 +224,8 @@ impl Pieces {
     fn take(
         &mut self,
         mut bytes: &[u8],
-        mut to: impl FnMut(u8, &[u8]) -> Result<(), String>,
-    ) -> Result<(), String> {
+        mut to: impl FnMut(u8, &[u8]) -> Result<(), Cut>,
+    ) -> Result<(), Cut> {
         while !bytes.is_empty() {
             if self.have < HEADER_BYTES {
                 let (of_header, rest) = bytes.split_at(bytes.len().min(HEADER_BYTES - self.have));
