@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use harness::Ensemble;
-use harness::ensemble::Places;
+use harness::ensemble::Setup;
 use limit::Limit;
 use options::{CASES, Options};
 use report::Report;
@@ -128,13 +128,13 @@ fn run(options: Options) -> ExitCode {
 impl Bench {
     fn start(options: Options) -> Bench {
         say(&format!("starting three servers with a heap of {}", options.heap));
-        let places = Places {
+        let setup = Setup {
             java_options: JAVA_OPTIONS.to_string(),
             tick: Some(TICK),
             heap: options.heap.clone(),
-            ..Places::default()
+            ..Setup::default()
         };
-        let ensemble = Ensemble::start_at(3, places);
+        let ensemble = Ensemble::start_with(3, setup);
         say("warming the servers up, and looking for their limit");
         let limit = Limit::find(&ensemble.connect, options.writes, options.warm_up);
         for ((sessions, in_flight), rates) in &limit.tried {

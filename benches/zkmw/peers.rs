@@ -97,7 +97,7 @@ fn rate(programs: Vec<(&str, Vec<&str>)>, folder: &Path, lines: usize) -> f64 {
 
 fn start(command: &mut Command) -> Child {
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
-    process::tell_reaper(&format!("pid {}", child.id()));
+    process::notify_reaper(&format!("pid {}", child.id()));
     child
 }
 
@@ -108,7 +108,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-        process::tell_reaper(&format!("gone {}", self.0.id()));
+        process::notify_reaper(&format!("gone {}", self.0.id()));
     }
 }
 

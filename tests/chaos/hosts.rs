@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::Proc;
+use crate::harness::keeper_process::keeper_of;
 use crate::history::{Clock, History};
 use crate::net::{Net, Place};
 use crate::plan::SESSION;
@@ -132,7 +133,7 @@ impl Services {
     /// SIGKILL for its keeper, if it has one.
     pub fn kill_keeper(&mut self, host: usize) -> bool {
         let keeper = self.running(host).and_then(|process| keeper_of(process.pid()));
-        keeper.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
+        keeper.is_some_and(|pid| signal(pid, Signal::KILL))
     }
 
     /// SIGSTOP for its keeper and all slots, if it has any.
@@ -140,12 +141,10 @@ impl Services {
         let Some(keeper) = self.running(host).and_then(|process| keeper_of(process.pid())) else {
             return false;
         };
-        let slots = children_of(keeper.as_raw_nonzero().get().unsigned_abs());
-        let stop = |pid: Pid| kill_process(pid, Signal::STOP).is_ok();
-        slots.into_iter().filter_map(|slot| Pid::from_raw(slot.cast_signed())).for_each(|slot| {
-            stop(slot);
-        });
-        stop(keeper)
+        for slot in children_of(keeper) {
+            signal(slot, Signal::STOP);
+        }
+        signal(keeper, Signal::STOP)
     }
 
     /// Starts it, if it is away.
@@ -293,18 +292,15 @@ impl Services {
     }
 }
 
-/// The keeper that this process has started: its child of that name.
-fn keeper_of(pid: u32) -> Option<Pid> {
-    children_of(pid).into_iter().find_map(|child| {
-        let cmdline = std::fs::read(format!("/proc/{child}/cmdline")).ok()?;
-        let is_keeper = cmdline.split(|byte| *byte == 0).nth(1)? == b"slots";
-        is_keeper.then(|| Pid::from_raw(child.cast_signed())).flatten()
-    })
-}
-
+/// The processes that this process started.
 fn children_of(pid: u32) -> Vec<u32> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let texts = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
     let texts: Vec<String> = texts.collect();
     texts.iter().flat_map(|text| text.split_whitespace()).filter_map(|child| child.parse().ok()).collect()
+}
+
+/// Whether the signal was sent.
+fn signal(pid: u32, signal: Signal) -> bool {
+    Pid::from_raw(pid.cast_signed()).is_some_and(|pid| kill_process(pid, signal).is_ok())
 }

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use check::{CHECKS, Evidence};
-use harness::ensemble::{Places, copy_files};
+use harness::ensemble::{Setup, copy_files};
 use harness::{Cluster, Ensemble};
 use history::{Clock, History};
 use hosts::{ELECTORS, HOSTS, MASTERS, OBSERVER, SERVERS, Services, Setting, WORKERS};
@@ -205,18 +205,18 @@ fn run(options: &Options, net: &Arc<Net>) -> Run {
 
 fn servers(net: &Net) -> Arc<Ensemble> {
     let folder = harness::process::base_dir().join("namespaces");
-    let mut places = Places {
+    let mut setup = Setup {
         hosts: Vec::new(),
         enter: String::new(),
         java_options: JAVA_OPTIONS.to_string(),
-        ..Places::default()
+        ..Setup::default()
     };
     if net.is_separate() {
         net::link_namespaces(&net.places[SERVERS], &folder).expect("links can be made");
-        places.hosts = net.places[SERVERS].iter().map(|place| place.address.clone()).collect();
-        places.enter = format!("nsenter --net={}/%", folder.display());
+        setup.hosts = net.places[SERVERS].iter().map(|place| place.address.clone()).collect();
+        setup.enter = format!("nsenter --net={}/%", folder.display());
     }
-    Ensemble::start_at(3, places)
+    Ensemble::start_with(3, setup)
 }
 
 /// What the servers logged, and their data: who looks for a write that is missing needs both.

@@ -1,6 +1,7 @@
 //! The keeper, in the executor's hands. Each scenario has a process of its own: a keeper kills whatever carries the
 //! mark of its process.
 
+use super::keeper_process::keeper_of;
 use super::*;
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::{fcntl_dupfd_cloexec, write};
@@ -51,22 +52,14 @@ pub fn leased(lease: Duration) -> (Rig, Boottime) {
 }
 
 pub fn keeper_pid() -> u32 {
-    keeper_of(std::process::id())
+    wait_keeper(std::process::id())
 }
 
-/// The keeper of the executor of a process.
-pub fn keeper_of(worker: u32) -> u32 {
+/// Waits for the keeper of a process's executor.
+pub fn wait_keeper(worker: u32) -> u32 {
     let mut found = None;
     until("there is a keeper", || {
-        let own = worker.to_string();
-        found = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
-            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-            let command = fs::read(entry.path().join("cmdline")).ok()?;
-            let child = stat.rsplit_once(") ")?.1.split(' ').nth(1)? == own;
-            (child && command.split(|byte| *byte == 0).nth(1) == Some(b"slots") && is_alive(pid))
-                .then_some(pid)
-        });
+        found = keeper_of(worker);
         found.is_some()
     });
     found.unwrap()

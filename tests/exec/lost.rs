@@ -1,6 +1,6 @@
 //! What dies, stands still or hangs between a worker and what it runs: whoever is left ends the run in time.
 
-use super::keeper::{keeper_of, leased_rig};
+use super::keeper::{leased_rig, wait_keeper};
 use super::runfile::claim;
 use super::strays::has_cgroups;
 use super::*;
@@ -47,7 +47,7 @@ impl Family {
         fs::write(file("line"), line).unwrap();
         let worker = spawn_helper("leasing", dir.path());
         let (leader, stray) = (pid_in(&file("leader")), pid_in(&file("stray")));
-        let (slot, keeper) = (parent(leader), keeper_of(worker.id()));
+        let (slot, keeper) = (parent(leader), wait_keeper(worker.id()));
         assert_eq!(parent(slot), keeper);
         Family { dir, worker, keeper, slot, leader, stray }
     }
@@ -343,7 +343,7 @@ pub fn pid_one() {
         assert_eq!(processes(), ["exec", "sleep", "zkmw-keeper", "zkmw-slot"]);
     }
     rig.started(sh("sleep 600"));
-    kill(keeper_of(1), Signal::KILL);
+    kill(wait_keeper(1), Signal::KILL);
     until("the keeper is replaced, and what was left to us is dead and reaped", || {
         processes() == ["exec", "sleep", "zkmw-keeper"]
     });
@@ -382,7 +382,7 @@ fn as_process_one_it_reaps_what_runs_leave_and_spares_others() {
 pub fn told_in_the_end() {
     use std::sync::atomic::{AtomicBool, Ordering};
     let mut rig = Rig::new();
-    let keeper = keeper_of(std::process::id());
+    let keeper = wait_keeper(std::process::id());
     let (stop, mut runs) = (AtomicBool::new(false), Vec::new());
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -429,7 +429,7 @@ fn each_run_is_reported_although_new_slots_and_keepers_die() {
 pub fn blind() {
     let mut rig = Rig::new();
     let (run, pid) = rig.started(sh("sleep 600"));
-    let (keeper, slot) = (keeper_of(std::process::id()), parent(pid));
+    let (keeper, slot) = (wait_keeper(std::process::id()), parent(pid));
     let limits = rustix::process::getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..limits }).unwrap();
     // Before its keeper can wake it.

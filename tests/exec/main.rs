@@ -20,6 +20,8 @@ mod ended;
 mod handler;
 mod handler_lease;
 mod keeper;
+#[path = "../it/harness/keeper_process.rs"]
+mod keeper_process;
 mod limits;
 mod logs;
 mod lost;

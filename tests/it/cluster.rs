@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use zkmw::contract::task::{State, Task};
 use zkmw::contract::{TaskId, name_of};
 
-use crate::harness::ensemble::Places;
+use crate::harness::ensemble::Setup;
 use crate::harness::history::BAD_VERSION;
 use crate::harness::{Cluster, DEATH, Ensemble, LIMIT, Op, Proc, SESSION, eventually, wall_clock_ms};
 
@@ -336,8 +336,8 @@ fn g09_an_exit_takes_no_longer_than_its_close_timeout() {
 #[test]
 fn g05_a_late_write_of_a_deposed_leader_is_refused() {
     // What a server holds back is lost if the others drop it before it goes on.
-    let places = Places { sync: Some(LIMIT), ..Places::default() };
-    let ensemble = Ensemble::start_at(3, places);
+    let setup = Setup { sync: Some(LIMIT), ..Setup::default() };
+    let ensemble = Ensemble::start_with(3, setup);
     let everywhere = Cluster::on(&ensemble, "late-write");
     // On a follower, so that the quorum goes on without it.
     let connected = |n: u32| {

@@ -47,7 +47,7 @@ impl Foreign {
             .stdout(file("out"))
             .stderr(file("err"));
         let child = command.spawn().expect("Python starts");
-        process::tell_reaper(&format!("pid {}", child.id()));
+        process::notify_reaper(&format!("pid {}", child.id()));
         Foreign { child, files }
     }
 
@@ -80,7 +80,7 @@ impl Foreign {
     fn ends(&mut self) -> i32 {
         let child = &mut self.child;
         let status = eventually(LIMIT, "Python ends", || child.try_wait().expect("our child"));
-        process::tell_reaper(&format!("gone {}", self.child.id()));
+        process::notify_reaper(&format!("gone {}", self.child.id()));
         status.code().unwrap_or_else(|| panic!("{status}: {}", self.text("err")))
     }
 }
@@ -90,7 +90,7 @@ impl Drop for Foreign {
         // It has ended already, or is killed.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        process::tell_reaper(&format!("gone {}", self.child.id()));
+        process::notify_reaper(&format!("gone {}", self.child.id()));
     }
 }
 

@@ -6,24 +6,15 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::harness::keeper_process::keeper_of;
 use crate::harness::{Cluster, LIMIT, Proc, SESSION, eventually, process};
 use crate::scenarios::{locked, started, starts};
 
 /// How long the keeper of a dead worker may take.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
-/// The keeper of a worker: the child of it that bears the name.
-fn keeper_of(worker: &Proc) -> u32 {
-    eventually(LIMIT, "the worker has a keeper", || {
-        fs::read_dir("/proc").expect("/proc").flatten().find_map(|entry| {
-            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-            let parent: u32 = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
-            let command = fs::read(entry.path().join("cmdline")).ok()?;
-            let is_keeper = command.split(|byte| *byte == 0).nth(1) == Some(b"slots");
-            (parent == worker.pid() && is_keeper && process::is_alive(pid)).then_some(pid)
-        })
-    })
+fn wait_keeper(worker: &Proc) -> u32 {
+    eventually(LIMIT, "the worker has a keeper", || keeper_of(worker.pid()))
 }
 
 fn kill(pid: u32) {
@@ -83,7 +74,7 @@ fn g03_the_runs_of_a_killed_worker_are_dead_at_once() {
     let then = format!("[ $ZKMW_ATTEMPT = 1 ] || {{ echo second; exit; }}; {}", stubborn(&file));
     let mut submit = cluster.submit(&[&locked(cluster.dir(), "t", &then)]);
     let children = pids(&file, 2);
-    let keeper = keeper_of(&w1);
+    let keeper = wait_keeper(&w1);
     w1.kill();
     eventually(AT_ONCE, "everything that it ran is dead, and its keeper is gone", || {
         let dead = children.iter().all(|pid| !process::is_alive(*pid));
@@ -103,12 +94,12 @@ fn g03_a_worker_that_loses_its_keeper_kills_its_runs() {
     let then = "[ $ZKMW_ATTEMPT = 1 ] && { (trap '' TERM; sleep 600) & wait; }; echo $ZKMW_ATTEMPT";
     let mut submit = cluster.submit(&["--max-attempts", "1", &locked(cluster.dir(), "t", then)]);
     let first = started(cluster.dir(), "t", 1, LIMIT).remove(0);
-    let keeper = keeper_of(&w1);
+    let keeper = wait_keeper(&w1);
     kill(keeper);
     eventually(AT_ONCE, "what ran is dead", || (!process::is_alive(first.pid)).then_some(()));
     let exit = submit.wait_exit(LIMIT);
     assert_eq!((exit.code, exit.stdout.as_str()), (0, "2\n"), "run again, not charged: {}", exit.stderr);
-    assert_ne!(keeper_of(&w1), keeper);
+    assert_ne!(wait_keeper(&w1), keeper);
 }
 
 #[test]
@@ -116,7 +107,7 @@ fn g09_a_worker_that_is_stopped_gracefully_leaves_no_keeper() {
     let cluster = Cluster::new("keeper-ends");
     let mut w1 = cluster.worker("w1", &[]);
     cluster.registered(&["w1"]);
-    let keeper = keeper_of(&w1);
+    let keeper = wait_keeper(&w1);
     w1.term();
     assert_eq!(w1.wait_exit(LIMIT).code, 0);
     eventually(AT_ONCE, "its keeper is gone", || (!process::is_alive(keeper)).then_some(()));

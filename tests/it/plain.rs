@@ -98,7 +98,7 @@ impl Plain {
         let to = |file: &tempfile::NamedTempFile| -> File { file.reopen().expect("a file") };
         let stdout = self.stdout.unwrap_or_else(|| to(&out));
         let child = self.command.stdin(self.stdin).stdout(stdout).stderr(to(&err)).spawn().expect("starts");
-        process::tell_reaper(&format!("pid {}", child.id()));
+        process::notify_reaper(&format!("pid {}", child.id()));
         Background { child, out, err }
     }
 
@@ -158,7 +158,7 @@ impl Drop for Background {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
-        process::tell_reaper(&format!("gone {}", self.child.id()));
+        process::notify_reaper(&format!("gone {}", self.child.id()));
         if std::thread::panicking() {
             eprintln!("--- a process in the background, its standard error:\n{}", self.stderr());
         }

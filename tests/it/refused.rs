@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::harness::ensemble::Places;
+use crate::harness::ensemble::Setup;
 use crate::harness::{Cluster, Ensemble, LIMIT, Proc, eventually};
 use crate::plain::Plain;
 
@@ -16,7 +16,7 @@ const FEW_LINES: usize = 60;
 /// A root on a server that hangs up on requests of more bytes.
 fn with_limit(name: &str, bytes: usize) -> Cluster {
     let java_options = format!("-Djute.maxbuffer={bytes}");
-    let ensemble = Ensemble::start_at(1, Places { java_options, ..Places::default() });
+    let ensemble = Ensemble::start_with(1, Setup { java_options, ..Setup::default() });
     Cluster::on(&ensemble, name)
 }
 
@@ -125,7 +125,7 @@ const SLACK: u64 = 2_000;
 #[test]
 fn an_outcome_a_quota_refused_is_written_when_it_is_raised() {
     let java_options = "-Dzookeeper.enforceQuota=true".to_string();
-    let ensemble = Ensemble::start_at(1, Places { java_options, ..Places::default() });
+    let ensemble = Ensemble::start_with(1, Setup { java_options, ..Setup::default() });
     let cluster = Cluster::on(&ensemble, "quota");
     let _master = cluster.master("m");
     let worker = cluster.worker("w", &[]);

@@ -10,7 +10,7 @@ use zkmw::contract::task::Task;
 use zkmw::contract::worker::Assignment;
 use zkmw::contract::{TaskId, name_of, parse_registration};
 
-use crate::harness::ensemble::Places;
+use crate::harness::ensemble::Setup;
 use crate::harness::{Cluster, Ensemble, LIMIT, Op, Txn, eventually, history, wall_clock_ms};
 use crate::scenarios::{locked, starts};
 
@@ -33,7 +33,7 @@ const TICK: Duration = Duration::from_millis(1500);
 fn g10_a_rolling_restart_under_load_interrupts_nothing() {
     let rolls: u32 =
         std::env::var("ZKMW_ROLLS").map_or(ROLLS, |text| text.parse().expect("a number of rounds"));
-    let ensemble = Ensemble::start_at(3, Places { tick: Some(TICK), ..Places::default() });
+    let ensemble = Ensemble::start_with(3, Setup { tick: Some(TICK), ..Setup::default() });
     let cluster = Cluster::on(&ensemble, "rolls").with(&["--session-timeout", SESSION_TIMEOUT]);
     let slots = SLOTS.to_string();
     let _masters = [cluster.master("m1"), cluster.master("m2")];

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use zkmw::machine::Call;
 
-use crate::harness::ensemble::Places;
+use crate::harness::ensemble::Setup;
 use crate::harness::tree::Tree;
 use crate::harness::{Cluster, Ensemble, Proc, eventually};
 
@@ -48,8 +48,8 @@ impl Drop for Stop<'_> {
 
 #[test]
 fn under_throttling_every_task_ends_and_none_is_quarantined() {
-    let places = Places { java_options: THROTTLES.to_string(), ..Places::default() };
-    let ensemble = Ensemble::start_at(1, places);
+    let setup = Setup { java_options: THROTTLES.to_string(), ..Setup::default() };
+    let ensemble = Ensemble::start_with(1, setup);
     let cluster = Cluster::on(&ensemble, "throttled");
     let mut maker = cluster.master("maker");
     cluster.leads("maker", Duration::from_secs(20));

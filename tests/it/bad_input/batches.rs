@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use zkmw::contract::MAX_CHILDREN;
 
-use crate::harness::process::{base_dir, tell_reaper};
+use crate::harness::process::{base_dir, notify_reaper};
 use crate::harness::{Cluster, Ensemble, LIMIT, eventually};
 use crate::plain::{Plain, Service};
 
@@ -46,13 +46,13 @@ fn a_bad_line_is_named_and_nothing_is_submitted() {
 fn a_hundred_thousand_lines_keep_every_directory_small() {
     const LINES: usize = 100_001;
     let dir = base_dir().join("e-long-batch");
-    tell_reaper(&format!("dir {}", dir.display()));
+    notify_reaper(&format!("dir {}", dir.display()));
     let mut up = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/ensemble"));
     up.arg("--dir").arg(&dir).args(["up", "1"]).stdin(Stdio::null());
     let up = up.env("ZKMW_ENSEMBLE_HEAP", "512m").output().expect("scripts/ensemble starts");
     assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
     let connect = String::from_utf8_lossy(&up.stdout).trim().to_string();
-    let ensemble = Arc::new(Ensemble { dir, connect, places: Default::default() });
+    let ensemble = Arc::new(Ensemble { dir, connect, setup: Default::default() });
     let cluster = Cluster::on(&ensemble, "long-batch");
 
     let lines = "true\n".repeat(LINES);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use zkmw::contract::{TaskId, shared_job};
 use zookeeper::{Acl, CreateMode, Permission, WatchedEvent, ZooKeeper};
 
-use crate::harness::ensemble::Places;
+use crate::harness::ensemble::Setup;
 use crate::harness::{Cluster, Ensemble, LIMIT, eventually, process};
 use crate::plain::{Plain, Service};
 
@@ -129,7 +129,7 @@ fn an_unreadable_znode_is_skipped_and_reported() {
 fn servers_that_insist_on_credentials_are_77_and_say_so() {
     let java_options =
         "-Dzookeeper.enforce.auth.enabled=true -Dzookeeper.enforce.auth.schemes=digest".to_string();
-    let ensemble = Ensemble::start_at(1, Places { java_options, ..Places::default() });
+    let ensemble = Ensemble::start_with(1, Setup { java_options, ..Setup::default() });
     let run_dir = process::base_dir().join("enforced-run").display().to_string();
     for args in [&["status"][..], &["submit", "true"], &["master"], &["worker", "--run-dir", &run_dir]] {
         let out = Plain::new(&[&["--zk", &ensemble.connect], args].concat()).run();

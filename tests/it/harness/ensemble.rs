@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::process::{base_dir, is_alive, tell_reaper};
+use super::process::{base_dir, is_alive, notify_reaper};
 use super::{LIMIT, eventually, wall_clock_ms};
 
 /// What a server is, as `scripts/ensemble status` tells it.
@@ -26,15 +26,15 @@ pub struct Server {
 pub struct Ensemble {
     pub dir: PathBuf,
     pub connect: String,
-    pub places: Places,
+    pub setup: Setup,
 }
 
-/// Where servers live, if not all on 127.0.0.1: see the script's `ZKMW_ENSEMBLE_HOSTS` and `ZKMW_ENSEMBLE_ENTER`.
+/// The set-up of an ensemble, where it is not the usual one: see the variables that `scripts/ensemble` reads.
 #[derive(Clone, Debug, Default)]
-pub struct Places {
-    /// The servers' addresses.
+pub struct Setup {
+    /// The servers' addresses, if not all are 127.0.0.1.
     pub hosts: Vec<String>,
-    /// A command that runs the rest of its line where server `%` lives.
+    /// A command that runs the rest of its line in the network of server `%`.
     pub enter: String,
     /// More options for the servers' Java.
     pub java_options: String,
@@ -58,21 +58,21 @@ impl Ensemble {
 
     /// `n` servers of the test's own.
     pub fn start(n: u32) -> Arc<Ensemble> {
-        Ensemble::start_at(n, Places::default())
+        Ensemble::start_with(n, Setup::default())
     }
 
-    /// The same, with each server in a place of its own.
-    pub fn start_at(n: u32, places: Places) -> Arc<Ensemble> {
+    /// Like [`Ensemble::start`], with a set-up of its own.
+    pub fn start_with(n: u32, setup: Setup) -> Arc<Ensemble> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let dir = base_dir().join(format!("e-{count}"));
-        tell_reaper(&format!("dir {}", dir.display()));
-        let connect = script(&dir, &places, &["up", &n.to_string()]).trim().to_string();
-        Arc::new(Ensemble { dir, connect, places })
+        notify_reaper(&format!("dir {}", dir.display()));
+        let connect = script(&dir, &setup, &["up", &n.to_string()]).trim().to_string();
+        Arc::new(Ensemble { dir, connect, setup })
     }
 
     pub fn status(&self) -> Vec<Server> {
-        let text = script(&self.dir, &self.places, &["status"]);
+        let text = script(&self.dir, &self.setup, &["status"]);
         let server = |line: &str| {
             let [id, port, pid, mode] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{text}") };
             let (id, port) = (id.parse().expect("an id"), port.parse().expect("a port"));
@@ -112,7 +112,7 @@ impl Ensemble {
 
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&self, id: u32) {
-        script(&self.dir, &self.places, &["kill", &id.to_string()]);
+        script(&self.dir, &self.setup, &["kill", &id.to_string()]);
     }
 
     /// SIGKILL without waiting, where milliseconds count; the time just before it, see [`wall_clock_ms`].
@@ -136,11 +136,11 @@ impl Ensemble {
 
     /// SIGSTOP: its sockets stay open, nothing answers.
     pub fn stop(&self, id: u32) {
-        script(&self.dir, &self.places, &["stop", &id.to_string()]);
+        script(&self.dir, &self.setup, &["stop", &id.to_string()]);
     }
 
     pub fn cont(&self, id: u32) {
-        script(&self.dir, &self.places, &["cont", &id.to_string()]);
+        script(&self.dir, &self.setup, &["cont", &id.to_string()]);
     }
 
     /// Starts servers again with the data they had, and waits until they serve.
@@ -148,14 +148,14 @@ impl Ensemble {
         let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
         script(
             &self.dir,
-            &self.places,
+            &self.setup,
             &[&["start"], &ids.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat(),
         );
     }
 
     /// The same without waiting, for when there is no quorum yet.
     pub fn start_no_wait(&self, id: u32) {
-        script(&self.dir, &self.places, &["start", "--no-wait", &id.to_string()]);
+        script(&self.dir, &self.setup, &["start", "--no-wait", &id.to_string()]);
     }
 
     fn ids(&self) -> Vec<u32> {
@@ -209,9 +209,9 @@ impl Ensemble {
 
 impl Drop for Ensemble {
     fn drop(&mut self) {
-        let done = command(&self.dir, &self.places, &["down"]).status();
+        let done = command(&self.dir, &self.setup, &["down"]).status();
         if done.is_ok_and(|status| status.success()) {
-            tell_reaper(&format!("down {}", self.dir.display()));
+            notify_reaper(&format!("down {}", self.dir.display()));
         }
     }
 }
@@ -223,26 +223,26 @@ pub fn copy_files(from: &Path, into: &Path) {
     assert!(copied.is_ok_and(|status| status.success()), "cp {from:?} {into:?}");
 }
 
-fn command(dir: &Path, places: &Places, args: &[&str]) -> Command {
+fn command(dir: &Path, setup: &Setup, args: &[&str]) -> Command {
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/ensemble"));
     command.arg("--dir").arg(dir).args(args).stdin(Stdio::null());
-    let tick = places.tick.unwrap_or(Ensemble::TICK);
+    let tick = setup.tick.unwrap_or(Ensemble::TICK);
     command.env("ZKMW_ENSEMBLE_TICK", tick.as_millis().to_string());
-    command.env("ZKMW_ENSEMBLE_HOSTS", places.hosts.join(" ")).env("ZKMW_ENSEMBLE_ENTER", &places.enter);
-    if let Some(sync) = places.sync {
+    command.env("ZKMW_ENSEMBLE_HOSTS", setup.hosts.join(" ")).env("ZKMW_ENSEMBLE_ENTER", &setup.enter);
+    if let Some(sync) = setup.sync {
         command.env("ZKMW_ENSEMBLE_SYNC", sync.as_millis().to_string());
     }
-    if !places.heap.is_empty() {
-        command.env("ZKMW_ENSEMBLE_HEAP", &places.heap);
+    if !setup.heap.is_empty() {
+        command.env("ZKMW_ENSEMBLE_HEAP", &setup.heap);
     }
-    if !places.java_options.is_empty() {
-        command.env("ZKMW_ENSEMBLE_JAVA_OPTS", &places.java_options);
+    if !setup.java_options.is_empty() {
+        command.env("ZKMW_ENSEMBLE_JAVA_OPTS", &setup.java_options);
     }
     command
 }
 
-fn script(dir: &Path, places: &Places, args: &[&str]) -> String {
-    let output = command(dir, places, args).output().expect("scripts/ensemble starts");
+fn script(dir: &Path, setup: &Setup, args: &[&str]) -> String {
+    let output = command(dir, setup, args).output().expect("scripts/ensemble starts");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "scripts/ensemble {args:?}: {}\n{err}", output.status);
     out.into_owned()

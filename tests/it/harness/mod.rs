@@ -35,6 +35,7 @@
 
 pub mod ensemble;
 pub mod history;
+pub mod keeper_process;
 pub mod process;
 pub mod proxy;
 pub mod tree;

@@ -67,7 +67,7 @@ impl Proc {
         }
         prepare(&mut command);
         let child = command.spawn().expect("the binary starts");
-        tell_reaper(&format!("pid {}", child.id()));
+        notify_reaper(&format!("pid {}", child.id()));
         Proc { label: label.to_string(), child, files: files.to_path_buf(), status: None }
     }
 
@@ -128,7 +128,7 @@ impl Proc {
         if self.status.is_none() {
             self.status = self.child.try_wait().expect("it is our child");
             if self.status.is_some() {
-                tell_reaper(&format!("gone {}", self.child.id()));
+                notify_reaper(&format!("gone {}", self.child.id()));
             }
         }
         self.status.is_none()
@@ -188,7 +188,7 @@ impl Drop for Proc {
         if self.is_running() {
             let _ = self.child.kill();
             let _ = self.child.wait();
-            tell_reaper(&format!("gone {}", self.child.id()));
+            notify_reaper(&format!("gone {}", self.child.id()));
         }
         if std::thread::panicking() {
             let log = self.stderr();
@@ -235,8 +235,8 @@ const REAPER: &str = r#"
     rm -rf "$2"
 "#;
 
-/// Tells the reaper: `pid N`, `gone N`, `dir D` (an ensemble runs there), `down D`.
-pub fn tell_reaper(line: &str) {
+/// Sends a line to the reaper: `pid N`, `gone N`, `dir D` (an ensemble runs there), `down D`.
+pub fn notify_reaper(line: &str) {
     static REAPERS_PIPE: OnceLock<Mutex<std::process::ChildStdin>> = OnceLock::new();
     let pipe = REAPERS_PIPE.get_or_init(|| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/ensemble");
