@@ -1,7 +1,7 @@
 //! The contract as bytes: each file in `tests/golden` is the data of one znode.
 //!
-//! What this version writes must stay what it wrote before, byte for byte, and what stands in the files must be
-//! read back without loss. `docs/contract.md` shows the same files, and is compared with them.
+//! This version must write the same bytes as every version before it, and must read these files back without loss.
+//! `docs/contract.md` shows the same files, and is compared with them.
 //!
 //! `ZKMW_BLESS=1 cargo test --test golden` writes the files anew; the difference is the review. (The files have
 //! no line's end, since znodes have none. The examples in the document are changed by hand.)
@@ -18,7 +18,7 @@ use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration, S
 use zkmw::contract::{Incarnation, Labels, TaskId};
 use zkmw::machine::Captured;
 
-/// What a znode is read as.
+/// The type that a znode is read as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Task,
@@ -83,7 +83,7 @@ const GOLDEN: &[Golden] = &[
     golden("status.json", Kind::Status, status),
 ];
 
-/// What people and foreign programs may write, and what this version makes of it.
+/// Data that people and foreign programs may write, with the file that this version makes of it.
 const BY_HAND: &[(&str, Kind, &str)] = &[
     ("task-by-hand.json", Kind::Task, "task-new.json"),
     ("job-by-hand.json", Kind::Job, "job-without-defaults.json"),
@@ -306,7 +306,7 @@ fn successor() -> Incarnation {
     Incarnation::new("w8", 0x02d3_c0ff_ee00_beef)
 }
 
-/// The last part of a batch of 1,000,250 lines that was submitted with `--chunk 100`: all its chunks stood.
+/// The last part of a batch of 1,000,250 lines that was submitted with `--chunk 100`: all its chunks existed.
 fn job_part() -> Vec<u8> {
     let mut job = Job::new(Options::default());
     (job.chunk, job.lines, job.made) = (Some(100), Some(200_250), true);
@@ -471,7 +471,7 @@ fn other_versions_are_refused() {
 }
 
 /// Each field of the golden files is one that this version knows: under another name it would be a foreign one,
-/// and what it stands for would be missing.
+/// and its meaning would be lost.
 #[test]
 fn every_field_is_known() {
     for Golden { file, kind, .. } in GOLDEN.iter().filter(|golden| golden.file != "task-foreign-field.json") {
@@ -485,7 +485,7 @@ fn every_field_is_known() {
             let renamed = serde_json::to_vec(&without).expect("json");
             let again = kind.again(&renamed);
             // A known field that is renamed is either missed, or written again under its own name, or was
-            // left out because it says nothing. A foreign one would only keep its place.
+            // left out because it says nothing. A foreign one would keep its position.
             if let Ok(again) = again {
                 assert_ne!(shown(&again), shown(&data), "{file}: {name} is not known");
                 let order: serde_json::Map<String, serde_json::Value> =

@@ -1,6 +1,6 @@
-//! Judges a run by what was recorded, apart from the code that is judged: what the users were told, what the tasks and
-//! the electors' commands noted themselves, and what the servers' logs have. Each check gives what broke, in words,
-//! with the id of the task where it is about one. Must not look at anything that still runs.
+//! Judges a run by its records, without the code that is judged: the reports to users, the notes of the tasks and of
+//! the electors' commands, and the servers' logs. Each check describes what broke, with the id of the task if it is
+//! about one. Must not read anything that still runs.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::harness::{Op, Txn};
 use crate::history::{Lead, Life, Note, Written};
 use crate::load::{Asked, Deed, Kind, Record};
 
-/// Exit codes that tell of a bug: our own, a panic's, an abort's, a wild pointer's.
+/// Exit codes that mean a bug: our own, a panic's, an abort's, a wild pointer's.
 const BUGS: [i32; 4] = [zkmw::exit::BUG, 101, 134, 139];
 
 /// All that is judged.
@@ -27,9 +27,9 @@ pub struct Evidence {
     pub notes: BTreeMap<String, Vec<Note>>,
     pub leads: Vec<Lead>,
     pub records: Vec<Record>,
-    /// What was seen of services and users that must not be.
+    /// Misbehaviour of services and users.
     pub complaints: Vec<String>,
-    /// What was left when all should have been done.
+    /// Leftovers at a time when all should have been done.
     pub leftovers: Vec<String>,
 }
 
@@ -37,7 +37,7 @@ pub struct Evidence {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Violation {
     pub what: String,
-    /// The task whose story tells more.
+    /// The task whose story explains it.
     pub task: Option<TaskId>,
 }
 
@@ -55,19 +55,16 @@ type Check = fn(&Evidence) -> Vec<Violation>;
 pub const CHECKS: [(&str, Check); 12] = [
     ("the servers' log is complete", log_is_complete),
     ("the servers forgot nothing: every write follows on the one before", nothing_forgotten),
-    (
-        "nothing was lost: every task that stood has an outcome, and every id that was told stood",
-        nothing_lost,
-    ),
+    ("nothing was lost: every task that existed has an outcome, and every reported id existed", nothing_lost),
     ("one outcome each; attempts never fall", one_outcome),
-    ("every user was told what the log has", told_right),
+    ("every report to a user agrees with the log", reports_agree_with_log),
     ("every result is what the task does", right_result),
     ("no two attempts overlapped", no_overlap),
     ("every attempt ran once at most, in order, with a rising token", attempts_once),
     ("one leader at a time: no assignment's epoch went back", one_leader),
     ("every attempt was on one worker's assignment alone at a time", one_holder),
     ("one elector's command at a time, with a rising token", one_elector),
-    ("all was drained after healing, and services end as told", drained),
+    ("all was drained after healing, and services stop when asked", drained),
 ];
 
 fn log_is_complete(evidence: &Evidence) -> Vec<Violation> {
@@ -81,8 +78,8 @@ fn log_is_complete(evidence: &Evidence) -> Vec<Violation> {
     found
 }
 
-/// A server that came to lead without all that had been written went on from what it had: a version is written twice,
-/// or a znode that was deleted. Whatever else broke may follow from that, and no client can mend it.
+/// A server that became the leader without every committed write went on from older data: a version is written twice,
+/// or a deleted znode is written again. Other violations may follow from this, and no client can repair it.
 fn nothing_forgotten(evidence: &Evidence) -> Vec<Violation> {
     // With the version, unless it was deleted.
     let mut last: BTreeMap<&str, (i64, Option<i32>)> = BTreeMap::new();
@@ -107,8 +104,8 @@ fn nothing_forgotten(evidence: &Evidence) -> Vec<Violation> {
     found
 }
 
-/// The ids that users were told, with the record.
-fn told(evidence: &Evidence) -> Vec<(TaskId, &Record)> {
+/// The ids that were reported to users, with the record.
+fn reported_ids(evidence: &Evidence) -> Vec<(TaskId, &Record)> {
     let submits = |record: &&Record| !matches!(record.deed, Deed::Wait | Deed::Cancel | Deed::Retry);
     let ids = |record| {
         let printed: Vec<Value> = Record::printed(record);
@@ -119,9 +116,9 @@ fn told(evidence: &Evidence) -> Vec<(TaskId, &Record)> {
 
 fn nothing_lost(evidence: &Evidence) -> Vec<Violation> {
     let mut found = Vec::new();
-    for (id, record) in told(evidence) {
+    for (id, record) in reported_ids(evidence) {
         if !evidence.lives.contains_key(&id) {
-            found.push(about(&id, format!("{} was told of it, and it never stood", record.label)));
+            found.push(about(&id, format!("{} reported it, and it never existed", record.label)));
         }
     }
     for (id, life) in &evidence.lives {
@@ -176,7 +173,7 @@ fn code_of(outcome: &Outcome) -> Option<i32> {
     }
 }
 
-fn told_right(evidence: &Evidence) -> Vec<Violation> {
+fn reports_agree_with_log(evidence: &Evidence) -> Vec<Violation> {
     let mut found = Vec::new();
     for record in evidence.records.iter().filter(|record| !record.hurt) {
         let label = format!("{} ({:?})", record.label, record.deed);
@@ -195,30 +192,32 @@ fn told_right(evidence: &Evidence) -> Vec<Violation> {
                 if code != 0 || printed.len() != record.asked.len() {
                     let ids = printed.len();
                     let end = tail(&exit.stderr);
-                    found.push(plain(format!("{label} exited with {code} and told {ids} ids: {end}")));
+                    found.push(plain(format!("{label} exited with {code} and reported {ids} ids: {end}")));
                 }
             }
             Deed::Batch => {
                 let all_done = printed.iter().all(|line| line["state"] == "done");
                 if printed.len() != record.asked.len() || (code == 0) != all_done || code > 1 {
                     found.push(plain(format!(
-                        "{label} exited with {code}, told {} outcomes of {}: {}",
+                        "{label} exited with {code}, reported {} outcomes of {}: {}",
                         printed.len(),
                         record.asked.len(),
                         tail(&exit.stderr)
                     )));
                 }
-                found.extend(printed.iter().filter_map(|line| outcome_told(evidence, &label, line, None)));
+                found.extend(
+                    printed.iter().filter_map(|line| check_reported_outcome(evidence, &label, line, None)),
+                );
             }
             Deed::Single | Deed::Keyed | Deed::Wait => {
                 let gone = |id: &String| {
                     task_at(id).and_then(|id| evidence.lives.get(&id)).is_some_and(|l| l.deleted.is_some())
                 };
                 if let [line] = &printed[..] {
-                    found.extend(outcome_told(evidence, &label, line, Some(code)));
+                    found.extend(check_reported_outcome(evidence, &label, line, Some(code)));
                 } else if !(record.deed == Deed::Wait && record.about.as_ref().is_some_and(gone)) {
                     let (outs, end) = (printed.len(), tail(&exit.stderr));
-                    found.push(plain(format!("{label} exited with {code}, told {outs} outcomes: {end}")));
+                    found.push(plain(format!("{label} exited with {code}, reported {outs} outcomes: {end}")));
                 }
             }
         }
@@ -237,31 +236,38 @@ fn task_at(text: &str) -> Option<TaskId> {
     Some(LineName::of(&id).map_or(id, |line| line.task(1).0))
 }
 
-/// What became of what the task runs: of the only line that each chunk has here, its batches being small.
+/// The outcome of the task's command. A chunk has only one line here, since the batches are small.
 fn outcome_of(task: &Task) -> Option<Outcome> {
     if task.commands.is_some() { task.command_outcome(0) } else { task.outcome.clone() }
 }
 
-/// What was told of a task must be an outcome that it had; a lone one's exit code goes with it.
-fn outcome_told(evidence: &Evidence, label: &str, line: &Value, code: Option<i32>) -> Option<Violation> {
+/// A reported outcome must be one that the task had. The exit code for a single task must agree with it.
+fn check_reported_outcome(
+    evidence: &Evidence,
+    label: &str,
+    line: &Value,
+    code: Option<i32>,
+) -> Option<Violation> {
     let Some(id) = line["id"].as_str().and_then(task_at) else {
-        return Some(plain(format!("{label} told of no task: {line}")));
+        return Some(plain(format!("{label} reported no task: {line}")));
     };
-    let Some(life) = evidence.lives.get(&id) else { return Some(about(&id, format!("{label} told of it"))) };
-    let as_told = |outcome: &Outcome| {
+    let Some(life) = evidence.lives.get(&id) else { return Some(about(&id, format!("{label} reported it"))) };
+    let as_reported = |outcome: &Outcome| {
         line["state"] == outcome.state.as_str()
             && line["attempt"] == outcome.attempt
             && line["exit_code"].as_i64() == outcome.exit_code.map(i64::from)
             && serde_json::to_value(&outcome.stdout).is_ok_and(|text| text == line["stdout"])
-            // Whose it was, too: servers that lose a write which they had shown make a task run once more.
+            // The worker must agree as well: a task runs again if the servers lose a write that they had shown.
             && serde_json::to_value(&outcome.worker).is_ok_and(|worker| worker == line["worker"])
             && line["started_ms"].as_i64() == outcome.started_ms
     };
     let is_line = life.written.first().is_some_and(|written| written.task.commands.is_some());
-    let had = life.written.iter().filter_map(|written| outcome_of(&written.task)).find(as_told);
+    let had = life.written.iter().filter_map(|written| outcome_of(&written.task)).find(as_reported);
     match had {
-        None => Some(about(&id, format!("{label} told an outcome that is not in the servers' logs: {line}"))),
-        // Who waits for lines says whether all of them succeeded.
+        None => {
+            Some(about(&id, format!("{label} reported an outcome that is not in the servers' logs: {line}")))
+        }
+        // A client that waits for lines exits with 0 only if all of them succeeded.
         Some(outcome)
             if is_line && code.is_some_and(|code| (code == 0) != (outcome.state == State::Done)) =>
         {
@@ -291,12 +297,12 @@ fn right_result(evidence: &Evidence) -> Vec<Violation> {
     for (id, life) in &evidence.lives {
         let (Some(name), Some(last)) = (name_in(life), life.written.last()) else { continue };
         let (Some(asked), Some(outcome)) = (asked.get(name), outcome_of(&last.task)) else { continue };
-        // Of a line each attempt that was not the last is one that failed, or in which its worker died.
+        // Each attempt of a line but the last failed, or lost its worker.
         let charged = match last.task.commands {
             Some(_) => outcome.attempt,
             None => last.task.charged + last.task.deaths,
         };
-        // With its result a line is not to be cancelled any more.
+        // A line that has a result can no longer be cancelled.
         let wished = |written: &Written| written.task.cancel || !written.task.cancel_lines.is_empty();
         let cancel = life.written.iter().any(wished);
         if let Some(why) = wrong(asked, &outcome, cancel, charged) {
@@ -346,7 +352,7 @@ fn no_overlap(evidence: &Evidence) -> Vec<Violation> {
             let what = format!("attempt {attempt} on {worker} found another one alive at {at:.2} s");
             found.push(of_name(evidence, name, &what));
         }
-        // Whoever notes something has the lock: a former attempt's note is as bad.
+        // Only the holder of the lock writes notes, so a note of a former attempt is an overlap too.
         let mut latest = 0;
         for note in notes.iter().filter(|note| note.what != "overlap") {
             if note.attempt < latest {
@@ -402,7 +408,7 @@ fn assignments(evidence: &Evidence) -> Vec<(&Txn, &str, Assignment)> {
     evidence.log.iter().filter_map(assignment).collect()
 }
 
-/// Who leads since when: epoch, name and time in ms, by the summaries.
+/// The terms of leaders by the summaries: epoch, name, and begin in ms.
 pub fn terms(log: &[Txn], layout: &Layout) -> Vec<(i64, String, i64)> {
     let mut terms: Vec<(i64, String, i64)> = Vec::new();
     for txn in log.iter().filter(|txn| txn.path() == Some(&layout.status())) {
@@ -435,28 +441,28 @@ fn one_leader(evidence: &Evidence) -> Vec<Violation> {
     found
 }
 
-/// An entry that was never started may be given to somebody else when the assignment that named it is gone.
+/// An entry that was never started may go to another worker when the assignment that named it is gone.
 fn one_holder(evidence: &Evidence) -> Vec<Violation> {
     let prefix = format!("{}/", evidence.layout.assign());
     let mut found = Vec::new();
-    let mut standing: BTreeMap<&str, Vec<Entry>> = BTreeMap::new();
+    let mut current: BTreeMap<&str, Vec<Entry>> = BTreeMap::new();
     for txn in &evidence.log {
         let Some(name) = txn.path().filter(|path| path.starts_with(&prefix)).map(name_of) else { continue };
         let (Op::Create { data, .. } | Op::Set { data, .. }) = &txn.op else {
-            standing.remove(name);
+            current.remove(name);
             continue;
         };
         let Ok(assignment) = Assignment::decode(data) else { continue };
         for entry in assignment.entries.iter().filter(|entry| !entry.revoked) {
             let same = |other: &Entry| other.task == entry.task && other.attempt == entry.attempt;
-            let mut others = standing.iter().filter(|(other, _)| **other != name);
+            let mut others = current.iter().filter(|(other, _)| **other != name);
             if let Some((holder, _)) = others.find(|(_, entries)| entries.iter().any(same)) {
                 let (attempt, zxid) = (entry.attempt, txn.zxid);
                 let what = format!("attempt {attempt} given to {name} while {holder} had it, zxid {zxid:#x}");
                 found.push(about(&entry.task, what));
             }
         }
-        standing.insert(name, assignment.entries);
+        current.insert(name, assignment.entries);
     }
     found
 }
@@ -487,9 +493,9 @@ fn drained(evidence: &Evidence) -> Vec<Violation> {
     evidence.leftovers.iter().chain(&evidence.complaints).map(plain).collect()
 }
 
-/// All that is known of a task, for a person who looks for what went wrong.
+/// All that is known of a task, for a person who searches for the cause of a violation.
 pub fn story(evidence: &Evidence, id: &TaskId, clock: crate::history::Clock) -> Vec<String> {
-    let Some(life) = evidence.lives.get(id) else { return vec![format!("{id}: it never stood")] };
+    let Some(life) = evidence.lives.get(id) else { return vec![format!("{id}: it never existed")] };
     let mut lines: Vec<(f64, String)> = Vec::new();
     for written in &life.written {
         let task = &written.task;

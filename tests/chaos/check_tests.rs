@@ -1,4 +1,4 @@
-//! Every check is shown what it is there for: a small run in which all is well, with one thing broken in each test.
+//! Tests of the checks: a small run in which all is well, with one thing broken in each test.
 
 use serde_json::json;
 
@@ -49,7 +49,7 @@ fn lead(what: &str, token: i64) -> Lead {
     Lead { what: what.into(), token, at: 1.0, name: "e1".into() }
 }
 
-/// One task, run once, collected by the one who waited.
+/// One task, run once, collected by the client that waited for it.
 fn good() -> Evidence {
     let ops = vec![
         create(TASK, &pending(1)),
@@ -59,7 +59,7 @@ fn good() -> Evidence {
         set(TASK, &done(1)),
         Op::Delete { path: TASK.into() },
     ];
-    let told = json!({"id": ID, "state": "done", "exit_code": 0, "attempt": 1, "stdout": "out name 1\n"});
+    let printed = json!({"id": ID, "state": "done", "exit_code": 0, "attempt": 1, "stdout": "out name 1\n"});
     let asked = Asked { name: "name".into(), kind: Kind::Plain, code: 0, command: command() };
     let record = Record {
         deed: Deed::Single,
@@ -69,7 +69,7 @@ fn good() -> Evidence {
         about: None,
         from: 0.0,
         until: 1.0,
-        exit: Some(Exit { code: 0, stdout: format!("{told}\n"), stderr: String::new() }),
+        exit: Some(Exit { code: 0, stdout: format!("{printed}\n"), stderr: String::new() }),
         hurt: false,
     };
     with_log(
@@ -169,12 +169,11 @@ fn a_lost_task_is_seen() {
     only(&with(|ops| ops.extend([create("/t/tasks/_3f/b", &pending(1))])), nothing_lost);
     let ops = [create("/t/tasks/_3f/b", &pending(1)), Op::Delete { path: "/t/tasks/_3f/b".into() }];
     only(&with(|ops_| ops_.extend(ops)), nothing_lost);
-    at_least(
-        &with(|ops| {
-            ops.retain(|op| !matches!(op, Op::Create { path, .. } | Op::Set { path, .. } | Op::Delete { path } if path == TASK))
-        }),
-        nothing_lost,
-    );
+    let is_of_task = |op: &Op| match op {
+        Op::Create { path, .. } | Op::Set { path, .. } | Op::Delete { path } => path == TASK,
+        _ => false,
+    };
+    at_least(&with(|ops| ops.retain(|op| !is_of_task(op))), nothing_lost);
 }
 
 #[test]
@@ -200,17 +199,17 @@ fn an_attempt_that_falls_is_seen() {
 fn a_wrong_answer_to_a_user_is_detected() {
     let mut wrong_code = good();
     wrong_code.records[0].exit.as_mut().expect("it ended").code = 1;
-    only(&wrong_code, told_right);
-    let mut nothing_told = good();
-    nothing_told.records[0].exit.as_mut().expect("it ended").stdout.clear();
-    only(&nothing_told, told_right);
+    only(&wrong_code, reports_agree_with_log);
+    let mut nothing_printed = good();
+    nothing_printed.records[0].exit.as_mut().expect("it ended").stdout.clear();
+    only(&nothing_printed, reports_agree_with_log);
     let mut wrong_output = good();
     let exit = wrong_output.records[0].exit.as_mut().expect("it ended");
     exit.stdout = exit.stdout.replace("out name 1", "out name 2");
-    only(&wrong_output, told_right);
+    only(&wrong_output, reports_agree_with_log);
     let mut panicked = good();
     panicked.records[0].exit.as_mut().expect("it ended").code = 101;
-    only(&panicked, told_right);
+    only(&panicked, reports_agree_with_log);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 #!/bin/sh
-# What the electors of a chaos run run: one at a time, or it is noted. The lock is held as long as any process of the
-# command lives.
+# The command of the electors of a chaos run. Only one may run at a time, else it notes an overlap. Any process of the
+# command holds the lock as long as it lives.
 #
 # usage: elector.sh FILE NAME STEPS
 log=$1 name=$2 steps=$3

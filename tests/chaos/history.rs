@@ -1,4 +1,4 @@
-//! What was recorded in a run, and how it is read back: the nemesis' actions, the notes of tasks and electors, the
+//! The records of a run, and how they are read back: the nemesis' actions, the notes of tasks and electors, the
 //! servers' transaction logs. Judges nothing: that is for `check`.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use zkmw::contract::{Layout, TaskId};
 use crate::harness::history::read_folder;
 use crate::harness::{Ensemble, LIMIT, Op, Tree, Txn, eventually, wall_clock_ms};
 
-/// Seconds since the run began, from the machine's three ways to tell the time.
+/// Seconds since the run began, from the machine's three clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     boot_secs: f64,
@@ -28,12 +28,12 @@ impl Clock {
         boot_secs() - self.boot_secs
     }
 
-    /// Of a time by `/proc/uptime`.
+    /// From a time in `/proc/uptime`.
     pub fn of_uptime(&self, secs: f64) -> f64 {
         secs - self.boot_secs
     }
 
-    /// Of a time that a server tells.
+    /// From a time that a server wrote.
     pub fn of_wall(&self, ms: i64) -> f64 {
         // Milliseconds of a run are few enough for any float.
         #[allow(clippy::cast_precision_loss)]
@@ -52,7 +52,7 @@ fn boot_secs() -> f64 {
 pub struct Deed {
     pub from: f64,
     pub until: f64,
-    /// The rows of the timeline that it stands in.
+    /// The rows of the timeline that show it.
     pub hosts: Vec<usize>,
     pub kind: String,
     pub text: String,
@@ -131,7 +131,7 @@ pub fn notes(folder: &Path, clock: Clock) -> BTreeMap<String, Vec<Note>> {
     all
 }
 
-/// What the electors' commands noted, in order.
+/// The notes of the electors' commands, in order.
 pub fn leads(file: &Path, clock: Clock) -> Vec<Lead> {
     let text = fs::read_to_string(file).unwrap_or_default();
     let lead = |line: &str| {
@@ -188,7 +188,7 @@ pub struct Life {
     /// The first is the creation.
     pub written: Vec<Written>,
     pub deleted: Option<f64>,
-    /// What could not be read.
+    /// Writes that could not be decoded.
     pub unreadable: u32,
 }
 

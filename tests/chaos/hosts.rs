@@ -1,5 +1,5 @@
-//! Who lives where, and the services: masters, workers and electors as processes of the real binary, each on its host.
-//! Owns the processes. Starts again what ended without being told, as an init system would; decides no fault.
+//! The hosts, and the services on them: masters, workers and electors as processes of the real binary.
+//! Owns the processes. Restarts a process that ended unasked, as an init system would; decides no fault.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::harness::Proc;
 use crate::harness::keeper_process::keeper_of;
 use crate::history::{Clock, History};
-use crate::net::{Net, Place};
+use crate::net::{Host, Net};
 use crate::plan::SESSION;
 
-/// All hosts; their place in this list is their number. The last is ours: it sees everything.
+/// All hosts; a host's index in this list is its number. The last is ours: it sees everything.
 pub const HOSTS: [&str; 16] =
     ["s1", "s2", "s3", "m1", "m2", "m3", "w1", "w2", "w3", "w4", "e1", "e2", "e3", "c1", "c2", "observer"];
 pub const SERVERS: Range<usize> = 0..3;
@@ -26,20 +26,20 @@ pub const OBSERVER: usize = 15;
 /// Slots of each worker, in their order.
 const SLOTS: [&str; 4] = ["2", "3", "3", "4"];
 
-/// What running tasks get when their worker is told to stop.
+/// The grace of running tasks when their worker is asked to stop.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// How long a service that was told to stop may take at most: the grace of what it runs, the end of its session,
-/// and some for a machine that has other things to do.
+/// How long a service may take to stop: the grace of what it runs, the end of its session, and a margin for a busy
+/// machine.
 pub const STOP_LIMIT: Duration = Duration::from_secs(3 + 5 + 8);
 
 /// Before a service that has ended is started again.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The exit codes with which a service may end without being told: its name is taken for now.
+/// The exit codes with which a service may end unasked: its name is taken for now.
 const MAY_END_WITH: [i32; 1] = [zkmw::exit::TRY_AGAIN];
 
-/// Where all that a run writes goes, and what its processes have in common.
+/// The directory that a run writes to, and the settings that its processes share.
 #[derive(Clone, Debug)]
 pub struct Setting {
     pub dir: PathBuf,
@@ -58,25 +58,25 @@ impl Setting {
     }
 
     /// Starts the binary on a host.
-    pub fn start(&self, place: &Place, label: &str, args: &[String]) -> Proc {
+    pub fn start(&self, host: &Host, label: &str, args: &[String]) -> Proc {
         let all: Vec<String> = self.common().into_iter().chain(args.iter().cloned()).collect();
         Proc::start_as(label, &self.dir.join("logs").join(label), &all, |command| {
             command.env("RUST_LOG", "zkmw=debug");
-            place.enter(command);
+            host.enter(command);
         })
     }
 }
 
-/// How a service stands.
+/// The state of a service.
 enum State {
     Running(Proc),
-    /// It was told to end, then.
+    /// It was asked to stop at `since`, and is asked once more at `again`.
     Leaving {
         process: Proc,
         since: Instant,
         again: Option<Instant>,
     },
-    /// It is gone, and started again then; without a time it waits to be told.
+    /// It has ended, and is started again at this time; without a time it waits for [`Services::again`].
     Gone(Option<Instant>),
 }
 
@@ -87,13 +87,13 @@ pub struct Service {
     starts: u32,
 }
 
-/// All of them.
+/// All services.
 pub struct Services {
     setting: Setting,
-    places: Vec<Place>,
+    hosts: Vec<Host>,
     services: Vec<Service>,
     clock: Clock,
-    /// What must not happen, and did.
+    /// Misbehaviour that was seen.
     pub complaints: Vec<String>,
 }
 
@@ -103,13 +103,13 @@ impl Services {
         let services = (MASTERS.start..ELECTORS.end)
             .map(|host| Service { host, state: State::Gone(Some(Instant::now())), starts: 0 })
             .collect();
-        let (setting, places) = (setting.clone(), net.places.clone());
-        let mut all = Services { setting, places, services, clock, complaints: Vec::new() };
-        all.look(&mut History::default());
+        let (setting, hosts) = (setting.clone(), net.hosts.clone());
+        let mut all = Services { setting, hosts, services, clock, complaints: Vec::new() };
+        all.check(&mut History::default());
         all
     }
 
-    /// Their process, if it lives and was not told to end.
+    /// The process of a host, if it lives and was not asked to stop.
     fn running(&mut self, host: usize) -> Option<&mut Proc> {
         match &mut self.services.iter_mut().find(|service| service.host == host)?.state {
             State::Running(process) => process.is_running().then_some(process),
@@ -180,17 +180,17 @@ impl Services {
         true
     }
 
-    /// Takes note of who has ended, and starts who is due.
-    pub fn look(&mut self, history: &mut History) {
+    /// Notes which services have ended, and starts those that are due.
+    pub fn check(&mut self, history: &mut History) {
         for number in 0..self.services.len() {
             let host = self.services[number].host;
             let state = std::mem::replace(&mut self.services[number].state, State::Gone(None));
-            let next = self.looked_at(host, state, history);
+            let next = self.next_state(host, state, history);
             self.services[number].state = next;
         }
     }
 
-    fn looked_at(&mut self, host: usize, state: State, history: &mut History) -> State {
+    fn next_state(&mut self, host: usize, state: State, history: &mut History) -> State {
         let now = Instant::now();
         match state {
             State::Running(mut process) => {
@@ -209,13 +209,14 @@ impl Services {
                 if !process.is_running() {
                     let code = process.wait_exit(PAUSE).code;
                     if code != zkmw::exit::OK {
-                        let text = format!("{} was told to stop and exited with {code}", HOSTS[host]);
+                        let text = format!("{} was asked to stop and exited with {code}", HOSTS[host]);
                         self.complaints.push(format!("at {:.1} s {text}", self.clock.now()));
                     }
                     return State::Gone(Some(now + PAUSE));
                 }
                 if since.elapsed() > STOP_LIMIT {
-                    let text = format!("{} was told to stop and had not after {STOP_LIMIT:?}", HOSTS[host]);
+                    let text =
+                        format!("{} was asked to stop and still ran after {STOP_LIMIT:?}", HOSTS[host]);
                     self.complaints.push(format!("at {:.1} s {text}", self.clock.now()));
                     return State::Gone(Some(now));
                 }
@@ -258,7 +259,7 @@ impl Services {
                 .map(str::to_string)
                 .to_vec()
         };
-        self.setting.start(&self.places[host], &label, &args)
+        self.setting.start(&self.hosts[host], &label, &args)
     }
 
     /// Whether every one runs.
@@ -269,7 +270,7 @@ impl Services {
         })
     }
 
-    /// Tells all to stop, and waits until they have.
+    /// Asks all services to stop, and waits until they have.
     pub fn end(&mut self, history: &mut History) {
         for host in MASTERS.start..ELECTORS.end {
             self.restart(host, None);
@@ -281,7 +282,7 @@ impl Services {
                 if leaves(&self.services[number]) {
                     let host = self.services[number].host;
                     let state = std::mem::replace(&mut self.services[number].state, State::Gone(None));
-                    self.services[number].state = match self.looked_at(host, state, history) {
+                    self.services[number].state = match self.next_state(host, state, history) {
                         State::Gone(_) => State::Gone(None),
                         other => other,
                     };

@@ -22,7 +22,7 @@ const USERS: u64 = 7;
 /// Most lines of a batch.
 const MAX_LINES: u64 = 12;
 
-/// What a task's program does in the end.
+/// How a task's program behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Plain,
@@ -60,7 +60,7 @@ pub struct Asked {
     pub command: String,
 }
 
-/// What a user did.
+/// The command that a user ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deed {
     /// Submits a task and waits.
@@ -82,7 +82,7 @@ pub struct Record {
     pub number: u32,
     pub label: String,
     pub asked: Vec<Asked>,
-    /// For `wait`, `cancel` and `retry`: whom it was about.
+    /// For `wait`, `cancel` and `retry`: the task that it was about.
     pub about: Option<String>,
     pub from: f64,
     pub until: f64,
@@ -164,7 +164,7 @@ impl Load {
             Hurt::Term => {
                 one.hurt = true;
                 one.process.term();
-                "told to end"
+                "asked to end"
             }
             Hurt::Stop => {
                 one.stopped = true;
@@ -195,7 +195,7 @@ impl Load {
         self.shared.at_work.lock().expect("no panic").len()
     }
 
-    /// What was done. Whoever is still at work is too late.
+    /// The records of all users, and complaints about those that are still at work.
     pub fn finish(self) -> (Vec<Record>, Vec<String>) {
         self.no_more();
         let mut complaints = Vec::new();
@@ -217,7 +217,7 @@ impl Load {
     }
 }
 
-/// Which of the clients' hosts a submitter lives on.
+/// The host of a submitter.
 pub fn host_of(number: u32) -> usize {
     CLIENTS.start + usize::try_from(number).unwrap_or(0) % CLIENTS.len()
 }
@@ -286,7 +286,7 @@ impl User<'_> {
         let all: Vec<String> =
             ["--connect-timeout", "none"].iter().chain(args).map(ToString::to_string).collect();
         let from = shared.clock.now();
-        let process = shared.setting.start(&shared.net.places[host_of(number)], &label, &all);
+        let process = shared.setting.start(&shared.net.hosts[host_of(number)], &label, &all);
         shared.at_work.lock().expect("no panic").push(AtWork {
             number,
             process,
@@ -296,9 +296,9 @@ impl User<'_> {
         let (exit, hurt) = loop {
             std::thread::sleep(Duration::from_millis(20));
             let mut at_work = shared.at_work.lock().expect("no panic");
-            let place = at_work.iter().position(|one| one.number == number).expect("it was put there");
-            if !at_work[place].process.is_running() {
-                let mut one = at_work.swap_remove(place);
+            let index = at_work.iter().position(|one| one.number == number).expect("it was put there");
+            if !at_work[index].process.is_running() {
+                let mut one = at_work.swap_remove(index);
                 break (one.process.wait_exit(Duration::from_secs(1)), one.hurt);
             }
         };

@@ -3,9 +3,9 @@
 //! what everybody wrote down, and a report for people is written.
 //!
 //! - `net`: the hosts' networks and the switch between them.
-//! - `plan`: what the nemesis will do, from a seed. `nemesis` carries it out.
-//! - `hosts`: who lives where; the services. `load`: the users. `task.sh`, `elector.sh`: what runs.
-//! - `history`: what was recorded. `check`: what must hold of it. `report`, `svg`: how it is told.
+//! - `plan`: the plan of the nemesis, from a seed. `nemesis` carries it out.
+//! - `hosts`: the hosts and their services. `load`: the users. `task.sh`, `elector.sh`: the commands that run.
+//! - `history`: the records of a run. `check`: what must hold of them. `report`, `svg`: the report.
 //!
 //! `scripts/chaos` sets the variables that [`Options`] reads. Must not touch the machine's own network.
 
@@ -40,10 +40,10 @@ use net::Net;
 /// How long everything may take to come to rest after the last fault was healed.
 const REST: Duration = Duration::from_secs(120);
 
-/// Logs of the servers that are complete whatever befalls them: nobody is sent a snapshot in place of what it missed.
+/// Keeps the servers' logs complete: a server that missed writes gets these, and never a snapshot instead.
 const JAVA_OPTIONS: &str = "-Dzookeeper.commitLogCount=1000000 -Dzookeeper.snapshotSizeFactor=1000000";
 
-/// What a run is to be.
+/// The settings of a run.
 #[derive(Debug)]
 struct Options {
     seed: u64,
@@ -145,7 +145,7 @@ struct Run {
 
 fn run(options: &Options, net: &Arc<Net>) -> Run {
     // This thread, and all that it starts from now on, sees the network as the observer does.
-    net.places[OBSERVER].enter_thread();
+    net.hosts[OBSERVER].enter_thread();
     let clock = Clock::start();
     let ensemble = servers(net);
     let cluster = Cluster::on(&ensemble, "chaos");
@@ -155,11 +155,11 @@ fn run(options: &Options, net: &Arc<Net>) -> Run {
     std::fs::write(dir.join("empty.toml"), "").expect("a file");
     let setting = Setting { dir: dir.clone(), zk: ensemble.connect.clone(), root: cluster.root.clone() };
     let mut services = Services::start(&setting, net, clock);
-    harness::eventually(REST, "all stand", || (unrest(&cluster).is_empty()).then_some(()));
+    harness::eventually(REST, "all services are ready", || (unrest(&cluster).is_empty()).then_some(()));
     let load = Load::start(&setting, net, clock, options.seed);
     let plan = plan::plan(options.seed, options.length, &options.without, net.is_separate());
     let begin = clock.now();
-    say(&format!("{} faults planned; all stand after {begin:.1} s", plan.len()));
+    say(&format!("{} faults planned; all services are ready after {begin:.1} s", plan.len()));
     let mut nemesis = Nemesis::new(&ensemble, net, &mut services, &load, clock);
     nemesis.run(&plan, begin, options.length);
     let mut history = nemesis.history;
@@ -212,14 +212,14 @@ fn servers(net: &Net) -> Arc<Ensemble> {
         ..Setup::default()
     };
     if net.is_separate() {
-        net::link_namespaces(&net.places[SERVERS], &folder).expect("links can be made");
-        setup.hosts = net.places[SERVERS].iter().map(|place| place.address.clone()).collect();
+        net::link_namespaces(&net.hosts[SERVERS], &folder).expect("links can be made");
+        setup.hosts = net.hosts[SERVERS].iter().map(|host| host.address.clone()).collect();
         setup.enter = format!("nsenter --net={}/%", folder.display());
     }
     Ensemble::start_with(3, setup)
 }
 
-/// What the servers logged, and their data: who looks for a write that is missing needs both.
+/// Copies the servers' logs and data: a search for a missing write needs both.
 fn keep_servers(ensemble: &Ensemble, into: &Path) {
     for server in 1..=3_u32 {
         let (from, to) = (ensemble.dir.join(server.to_string()), into.join(server.to_string()));
@@ -238,9 +238,9 @@ fn settle(
 ) -> (Vec<load::Record>, Vec<String>, Vec<String>) {
     let start = Instant::now();
     load.no_more();
-    let mut left = vec!["nobody looked".to_string()];
+    let mut left = vec!["nothing was checked".to_string()];
     while start.elapsed() < REST && !left.is_empty() {
-        services.look(history);
+        services.check(history);
         std::thread::sleep(Duration::from_millis(100));
         left = if load.at_work() > 0 || !services.all_run() {
             vec![format!("{} users are at work; all services run: {}", load.at_work(), services.all_run())]
@@ -252,20 +252,20 @@ fn settle(
     (records, complaints, left)
 }
 
-/// What is not as it is when all services stand and nothing is to be done.
+/// Differences from a service at rest, in which every process is registered and nothing is left to do.
 fn unrest(cluster: &Cluster) -> Vec<String> {
     let mut left = Vec::new();
     let mut names: Vec<String> = cluster.contenders().into_iter().map(|contender| contender.id).collect();
     names.sort();
     if names != HOSTS[MASTERS] {
-        left.push(format!("masters that stand: {names:?}"));
+        left.push(format!("masters in the election: {names:?}"));
     }
     let elections = format!("{}/elections/default", cluster.root);
     let mut names: Vec<String> =
         cluster.contenders_below(&elections).into_iter().map(|contender| contender.id).collect();
     names.sort();
     if names != HOSTS[ELECTORS] {
-        left.push(format!("electors that stand: {names:?}"));
+        left.push(format!("electors in the election: {names:?}"));
     }
     let registered: Vec<String> = cluster.registrations().into_iter().map(|(name, ..)| name).collect();
     let ids: Vec<&str> = registered.iter().filter_map(|name| name.split('~').next()).collect();
@@ -274,7 +274,7 @@ fn unrest(cluster: &Cluster) -> Vec<String> {
     }
     for (name, assignment, _) in cluster.assignments() {
         if !registered.iter().any(|registration| registration.starts_with(&name)) {
-            left.push(format!("the assignment {name} of a dead incarnation"));
+            left.push(format!("the assignment {name} of a failed incarnation"));
         } else if !assignment.entries.is_empty() {
             left.push(format!("entries in the assignment {name}: {:?}", assignment.entries));
         }
@@ -284,7 +284,7 @@ fn unrest(cluster: &Cluster) -> Vec<String> {
     left
 }
 
-/// What is left when all services were told to stop: nothing but tasks with their outcomes.
+/// Leftovers after all services have stopped: only tasks with their outcomes may exist.
 fn remains(cluster: &Cluster) -> Vec<String> {
     cluster.tree.sync();
     let dump = cluster.tree.dump(&cluster.root);
@@ -300,7 +300,7 @@ fn remains(cluster: &Cluster) -> Vec<String> {
     left
 }
 
-/// What every check found, in their order.
+/// The findings of every check, in order.
 fn judge(evidence: &Evidence) -> Vec<(&'static str, Vec<check::Violation>)> {
     CHECKS.iter().map(|(name, check)| (*name, check(evidence))).collect()
 }

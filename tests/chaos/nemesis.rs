@@ -13,7 +13,7 @@ use crate::load::{Load, host_of};
 use crate::net::{Impaired, Link, Net};
 use crate::plan::{Fault, Hurt, Planned};
 
-/// Between two looks at the clock and at the services.
+/// The time between two checks of the clock and of the services.
 const STEP: Duration = Duration::from_millis(10);
 
 /// After a second SIGTERM.
@@ -22,7 +22,7 @@ const SECOND_TERM: Duration = Duration::from_millis(700);
 /// How long a deed that is over at once is shown.
 const MOMENT: Duration = Duration::from_millis(300);
 
-/// What is to be done when a fault ends.
+/// The way to end a fault.
 enum Undo {
     Start { host: usize },
     Cont { host: usize },
@@ -71,7 +71,7 @@ impl<'a> Nemesis<'a> {
                 self.begin(due);
             }
             self.end_those_due(now);
-            self.services.look(&mut self.history);
+            self.services.check(&mut self.history);
             std::thread::sleep(STEP);
         }
         self.end_those_due(f64::INFINITY);
@@ -83,7 +83,7 @@ impl<'a> Nemesis<'a> {
         let from = self.clock.now();
         let done = self.carry_out(&planned.fault);
         let Some((undo, hosts, text)) = done else { return };
-        // What is not undone by us is told as a moment.
+        // A fault that needs no undoing is shown as a moment.
         let lasts = if matches!(undo, Undo::Nothing) { planned.lasts.min(MOMENT) } else { planned.lasts };
         let ends = from + lasts.as_secs_f64();
         let kind = planned.kind.to_string();
@@ -114,7 +114,7 @@ impl<'a> Nemesis<'a> {
             }
             Fault::Restart { host, twice } => {
                 self.services.restart(*host, twice.then_some(SECOND_TERM)).then_some(())?;
-                let how = if *twice { "told twice to end" } else { "told to end" };
+                let how = if *twice { "asked twice to end" } else { "asked to end" };
                 (Undo::Nothing, vec![*host], format!("{} {how}", name(*host)))
             }
             Fault::KillServers { hosts } => self.kill_servers(hosts.clone()),
@@ -186,7 +186,7 @@ impl<'a> Nemesis<'a> {
     }
 }
 
-/// Whom the links are about: those that all of them have in common, else all their ends.
+/// The hosts that the links are about: those that all links have in common, else all their ends.
 fn rows(links: &[Link]) -> Vec<usize> {
     let ends = |host: usize| links.iter().filter(move |(from, to)| *from == host || *to == host).count();
     let all: Vec<usize> = (0..HOSTS.len()).filter(|host| ends(*host) > 0).collect();
@@ -199,7 +199,7 @@ fn id_of(host: usize) -> u32 {
     u32::try_from(host - SERVERS.start).expect("few servers") + 1
 }
 
-/// What a server says of itself, if it does so soon.
+/// A server's answer to `srvr`, if it comes soon.
 fn asked(address: &str) -> Option<String> {
     let limit = Duration::from_millis(500);
     let mut stream = TcpStream::connect_timeout(&address.parse().ok()?, limit).ok()?;

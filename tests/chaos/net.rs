@@ -33,14 +33,14 @@ const BURST: usize = 64;
 /// Most packets that are held back at a time; more are dropped, as a router would.
 const MAX_DELAYED: usize = 50_000;
 
-/// How long the switch sleeps at most before it looks whether it is to end.
+/// How long the switch sleeps at most before it checks whether it must end.
 const IDLE: Duration = Duration::from_millis(50);
 
 /// `TUNSETIFF`, and the flags of a device for IP packets without a header before them.
 const TUNSETIFF: u32 = 0x4004_54ca;
 const IFF_TUN_NO_PI: u16 = 0x0001 | 0x1000;
 
-/// What happens to packets of one link, in one direction.
+/// The treatment of the packets of one link, in one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Impaired {
     pub cut: bool,
@@ -50,10 +50,10 @@ pub struct Impaired {
     pub jitter_ms: u64,
 }
 
-/// From one host to another, by their places in the list of hosts.
+/// From one host to another, by their numbers.
 pub type Link = (usize, usize);
 
-/// What the switch did.
+/// The packets that the switch has handled, by their treatment.
 #[derive(Debug, Default)]
 pub struct Counts {
     pub forwarded: AtomicU64,
@@ -64,12 +64,12 @@ pub struct Counts {
 
 /// One host: its address, and its namespace where it has one.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct Host {
     pub address: String,
     namespace: Option<Arc<OwnedFd>>,
 }
 
-impl Place {
+impl Host {
     /// Has the command run on this host.
     pub fn enter(&self, command: &mut Command) {
         let Some(namespace) = self.namespace.clone() else { return };
@@ -97,9 +97,9 @@ impl Place {
     }
 }
 
-/// The hosts and what lies between them.
+/// The hosts and the links between them.
 pub struct Net {
-    pub places: Vec<Place>,
+    pub hosts: Vec<Host>,
     pub counts: Arc<Counts>,
     /// Row: from. Empty without namespaces.
     links: Arc<Mutex<Vec<Vec<Impaired>>>>,
@@ -113,12 +113,12 @@ impl Net {
     /// # Errors
     /// If that is not permitted here.
     pub fn separate(names: &[&'static str], seed: u64) -> io::Result<Net> {
-        let mut places = Vec::new();
+        let mut hosts = Vec::new();
         let mut devices = Vec::new();
         for number in 0..names.len() {
             let address = format!("10.77.0.{}", number + 1);
             let (namespace, device) = host(&address)?;
-            places.push(Place { address, namespace: Some(Arc::new(namespace)) });
+            hosts.push(Host { address, namespace: Some(Arc::new(namespace)) });
             devices.push(device);
         }
         let links = Arc::new(Mutex::new(vec![vec![Impaired::default(); names.len()]; names.len()]));
@@ -131,16 +131,16 @@ impl Net {
             delayed: BinaryHeap::new(),
             taken: 0,
         };
-        let told = Arc::clone(&ends);
-        let switch = std::thread::spawn(move || switch.run(&told));
-        Ok(Net { places, counts, links, ends, switch: Some(switch) })
+        let must_end = Arc::clone(&ends);
+        let switch = std::thread::spawn(move || switch.run(&must_end));
+        Ok(Net { hosts, counts, links, ends, switch: Some(switch) })
     }
 
     /// All hosts are this one: nothing can be cut.
     pub fn shared(names: &[&'static str]) -> Net {
-        let place = |_: &&'static str| Place { address: "127.0.0.1".into(), namespace: None };
+        let host = |_: &&'static str| Host { address: "127.0.0.1".into(), namespace: None };
         Net {
-            places: names.iter().map(place).collect(),
+            hosts: names.iter().map(host).collect(),
             counts: Arc::default(),
             links: Arc::default(),
             ends: Arc::default(),
@@ -195,7 +195,7 @@ fn host(address: &str) -> io::Result<(OwnedFd, File)> {
     made.join().unwrap_or_else(|_| Err(io::Error::other("the thread of a namespace has panicked")))
 }
 
-/// What `TUNSETIFF` takes: an `ifreq` with a name and flags.
+/// The argument of `TUNSETIFF`: an `ifreq` with a name and flags.
 #[repr(C)]
 struct Request {
     name: [u8; 16],
@@ -225,10 +225,10 @@ fn configure(batch: &str) -> io::Result<()> {
 }
 
 /// Links to the hosts' namespaces, `<folder>/1` and so on, for programs that enter by a path.
-pub fn link_namespaces(places: &[Place], folder: &Path) -> io::Result<()> {
+pub fn link_namespaces(hosts: &[Host], folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    for (number, place) in places.iter().enumerate() {
-        if let Some(path) = place.namespace_path() {
+    for (number, host) in hosts.iter().enumerate() {
+        if let Some(path) = host.namespace_path() {
             std::os::unix::fs::symlink(path, folder.join((number + 1).to_string()))?;
         }
     }

@@ -1,5 +1,5 @@
-//! What the nemesis will do, drawn from a seed before the run begins: the same seed gives the same plan for ever.
-//! Pure: no clock, no process. Who leads is not known here, so some faults name their victim by what it is then.
+//! The plan of the nemesis, drawn from a seed before the run begins: the same seed gives the same plan for ever.
+//! Pure: no clock, no process. A plan does not know the later leaders, so some faults name a victim by its role.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ pub enum Fault {
     KillLeadingServer,
     /// SIGSTOP for a server.
     StopServer { host: usize },
-    /// Something with the links, told in words.
+    /// A fault of links, with its description.
     Links { what: String, links: Vec<Link>, impaired: Impaired },
     /// A submitter that waits, one of those that there are then, gets SIGKILL, SIGTERM, or SIGSTOP until the end.
     HurtSubmitter { how: Hurt, pick: u64 },
@@ -116,7 +116,7 @@ pub fn plan(seed: u64, length: Duration, without: &[String], net: bool) -> Vec<P
     let mut storm_ends = at + draw.millis(STORM_MS);
     while at < length {
         if let Some(next) = draw.fault(&kinds, at) {
-            // What lasts beyond the end is healed there.
+            // A fault that would outlast the run is healed at its end.
             let lasts = next.lasts.min(length.saturating_sub(at));
             planned.push(Planned { lasts, ..next });
         }
@@ -228,7 +228,7 @@ impl Draw {
         if hosts.iter().any(|host| self.busy[*host] > at) {
             return None;
         }
-        // A moment more: what is started again has to come up.
+        // Two seconds more: a process that is started again needs time to come up.
         hosts.iter().for_each(|host| self.busy[*host] = at + lasts + Duration::from_secs(2));
         Some(Planned { at, lasts, kind, fault })
     }
@@ -307,7 +307,7 @@ impl Draw {
     }
 }
 
-/// Without the links of the observer, the last host: it must be able to ask who leads.
+/// Without the links of the observer, the last host: it must be able to ask for the leader.
 fn seen_by_all(links: Vec<Link>) -> Vec<Link> {
     let observer = HOSTS.len() - 1;
     links.into_iter().filter(|(from, to)| from != to && *from != observer && *to != observer).collect()

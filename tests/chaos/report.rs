@@ -11,10 +11,10 @@ use crate::check::{story, terms};
 use crate::load::Deed;
 use crate::{Run, judge, svg};
 
-/// Violations told for each check; all have their number told.
-const MOST_TOLD: usize = 20;
+/// Violations that are shown for each check. The number of all is shown as well.
+const MAX_SHOWN: usize = 20;
 
-/// Tasks whose whole story is told.
+/// Tasks whose whole story is shown.
 const MOST_STORIES: usize = 20;
 
 /// Numbers of a run.
@@ -63,16 +63,17 @@ pub fn write(folder: &Path, run: &Run) -> Vec<String> {
     let mut broken = Vec::new();
     let mut stories = BTreeSet::new();
     for (name, found) in &judged {
-        for violation in found.iter().take(MOST_TOLD) {
+        for violation in found.iter().take(MAX_SHOWN) {
             broken.push(format!("[{name}] {}", violation.what));
             stories.extend(violation.task.clone());
         }
-        if found.len() > MOST_TOLD {
-            broken.push(format!("[{name}] and {} more", found.len() - MOST_TOLD));
+        if found.len() > MAX_SHOWN {
+            broken.push(format!("[{name}] and {} more", found.len() - MAX_SHOWN));
         }
     }
-    let told: Vec<&TaskId> = stories.iter().take(MOST_STORIES).collect();
-    broken.extend(told.iter().map(|id| format!("{id}:\n{}", story(&run.evidence, id, run.clock).join("\n"))));
+    let shown: Vec<&TaskId> = stories.iter().take(MOST_STORIES).collect();
+    broken
+        .extend(shown.iter().map(|id| format!("{id}:\n{}", story(&run.evidence, id, run.clock).join("\n"))));
     let text = markdown(run, &figures, &judged, &broken);
     fs::write(folder.join("chaos.md"), text).expect("the report can be written");
     fs::write(folder.join("chaos.svg"), svg::draw(run)).expect("the picture can be written");
@@ -121,7 +122,7 @@ fn markdown(
     if !broken.is_empty() {
         let _ = writeln!(text, "## What broke\n\n```text\n{}\n```\n", broken.join("\n"));
     }
-    course(&mut text, run, figures);
+    write_figures(&mut text, run, figures);
     faults(&mut text, run);
     tasks(&mut text, run);
     text
@@ -137,7 +138,7 @@ fn checks(text: &mut String, judged: &[(&str, Vec<crate::check::Violation>)]) {
     let _ = writeln!(text);
 }
 
-fn course(text: &mut String, run: &Run, figures: &Figures) {
+fn write_figures(text: &mut String, run: &Run, figures: &Figures) {
     let during = figures.outcomes.iter().filter(|at| **at >= run.begin && **at <= run.healed).count();
     // Far fewer than a float can count.
     #[allow(clippy::cast_precision_loss)]
@@ -147,7 +148,7 @@ fn course(text: &mut String, run: &Run, figures: &Figures) {
     let [forwarded, cut, dropped, delayed] = run.packets;
     let leaders = figures.terms.len();
     let names: BTreeSet<&str> = figures.terms.iter().map(|(_, name)| name.as_str()).collect();
-    let _ = writeln!(text, "## The course\n\n| what | |\n|---|---|");
+    let _ = writeln!(text, "## Figures\n\n| what | |\n|---|---|");
     let each = by_minute(run, figures).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let _ = writeln!(text, "| in each minute | {each} |");
     let _ = writeln!(text, "| outcomes during the faults | {during}, {rate:.1} a minute |");

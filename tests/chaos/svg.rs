@@ -1,5 +1,5 @@
 //! The timeline of a run as a picture: bands of three minutes below each other, in each a row for every host with the
-//! faults as coloured bars, the leader of the masters, and below it what was done. Reads a run, judges nothing.
+//! faults as coloured bars, the leader of the masters, and below it the outcomes. Reads a run, judges nothing.
 
 use std::fmt::Write as _;
 
@@ -28,7 +28,7 @@ const STEP_SECS: f64 = 2.0;
 const COLOURS: [(&str, &str, &[&str]); 8] = [
     ("killed", "#d62728", &["kill"]),
     ("stopped (SIGSTOP)", "#9467bd", &["stop", "freeze"]),
-    ("told to end (SIGTERM)", "#1f77b4", &["restart", "term"]),
+    ("asked to end (SIGTERM)", "#1f77b4", &["restart", "term"]),
     ("cut off", "#3d3d3d", &["cut", "isolate"]),
     ("loses packets", "#ff9f1c", &["lossy"]),
     ("delays packets", "#e7cf3a", &["slow"]),
@@ -107,23 +107,23 @@ impl Picture<'_> {
             self.run.length.as_secs_f64() / 60.0
         );
         self.put(MARGIN, MARGIN + 8.0, "font-size=\"17\" font-weight=\"bold\"", &title);
-        let mut place = (MARGIN, MARGIN + 28.0);
+        let mut position = (MARGIN, MARGIN + 28.0);
         for (word, colour, _) in COLOURS {
-            self.legend(&mut place, word, colour);
+            self.legend(&mut position, word, colour);
         }
-        self.legend(&mut place, "leads the masters (a triangle: takes over)", LEADS);
-        self.legend(&mut place, "outcomes a second", OUTCOMES);
+        self.legend(&mut position, "leads the masters (a triangle: takes over)", LEADS);
+        self.legend(&mut position, "outcomes a second", OUTCOMES);
     }
 
-    fn legend(&mut self, place: &mut (f64, f64), word: &str, colour: &str) {
+    fn legend(&mut self, position: &mut (f64, f64), word: &str, colour: &str) {
         // Letters are about so wide.
         let width = 26.0 + 6.2 * f64::from(u32::try_from(word.len()).unwrap_or(0));
-        if place.0 + width > 1_080.0 {
-            *place = (MARGIN, place.1 + 19.0);
+        if position.0 + width > 1_080.0 {
+            *position = (MARGIN, position.1 + 19.0);
         }
-        self.bar(place.0, place.1, 14.0, 11.0, colour, word);
-        self.put(place.0 + 19.0, place.1 + 9.5, "", word);
-        place.0 += width + 12.0;
+        self.bar(position.0, position.1, 14.0, 11.0, colour, word);
+        self.put(position.0 + 19.0, position.1 + 9.5, "", word);
+        position.0 += width + 12.0;
     }
 
     fn band(&mut self, band: u32, figures: &Figures) {
@@ -153,8 +153,8 @@ impl Picture<'_> {
         let right = frame.right();
         for (row, name) in HOSTS.iter().take(OBSERVER).enumerate() {
             let y = frame.row(row);
-            let shade = if row % 2 == 0 { "#f3f5f8" } else { "#fafbfc" };
-            self.bar(MARGIN + LABELS, y, right - MARGIN - LABELS, ROW, shade, name);
+            let background = if row % 2 == 0 { "#f3f5f8" } else { "#fafbfc" };
+            self.bar(MARGIN + LABELS, y, right - MARGIN - LABELS, ROW, background, name);
             let what = match &name[..1] {
                 "s" => "server",
                 "m" => "master",
@@ -174,15 +174,15 @@ impl Picture<'_> {
         }
     }
 
-    /// What ran where: thin bars at the foot of the rows.
+    /// The runs on each host: thin bars at the foot of the rows.
     fn work(&mut self, frame: &Frame) {
         let run = self.run;
         for (name, notes) in &run.evidence.notes {
-            for (place, note) in notes.iter().enumerate().filter(|(_, note)| note.what == "start") {
+            for (index, note) in notes.iter().enumerate().filter(|(_, note)| note.what == "start") {
                 let Some(row) = WORKERS.into_iter().find(|host| HOSTS[*host] == note.worker) else {
                     continue;
                 };
-                let until = end_of(run, name, notes, place);
+                let until = end_of(run, name, notes, index);
                 self.thin(
                     frame,
                     row,
@@ -203,9 +203,9 @@ impl Picture<'_> {
             );
         }
         let leads = &run.evidence.leads;
-        for (place, lead) in leads.iter().enumerate().filter(|(_, lead)| lead.what == "start") {
+        for (index, lead) in leads.iter().enumerate().filter(|(_, lead)| lead.what == "start") {
             let Some(row) = ELECTORS.into_iter().find(|host| HOSTS[*host] == lead.name) else { continue };
-            let until = leads.get(place + 1).map_or(run.rested, |next| next.at);
+            let until = leads.get(index + 1).map_or(run.rested, |next| next.at);
             self.thin(frame, row, lead.at - run.begin, until - run.begin, &format!("token {}", lead.token));
         }
     }
@@ -217,9 +217,9 @@ impl Picture<'_> {
     }
 
     fn leaders(&mut self, frame: &Frame, figures: &Figures) {
-        for (place, (at, name)) in figures.terms.iter().enumerate() {
+        for (index, (at, name)) in figures.terms.iter().enumerate() {
             let Some(row) = MASTERS.into_iter().find(|host| HOSTS[*host] == name) else { continue };
-            let until = figures.terms.get(place + 1).map_or(self.run.rested, |next| next.0);
+            let until = figures.terms.get(index + 1).map_or(self.run.rested, |next| next.0);
             let (from, until) = (at - self.run.begin, until - self.run.begin);
             let y = frame.row(row);
             if let Some((x, width)) = frame.span(from, until) {
@@ -242,7 +242,7 @@ impl Picture<'_> {
                 .iter()
                 .find(|(_, _, kinds)| kinds.iter().any(|kind| deed.kind.starts_with(kind)))
                 .map_or("#000000", |(_, colour, _)| *colour);
-            // What concerns the network lies above what concerns the process.
+            // Faults of the network are drawn above faults of the process.
             let network = crate::plan::needs_net(&deed.kind);
             let (offset, height) = if network { (1.0, 4.0) } else { (5.0, 6.0) };
             for row in deed.hosts.iter().filter(|host| **host < OBSERVER) {
@@ -291,15 +291,15 @@ impl Picture<'_> {
 }
 
 /// When an attempt was over, as far as is known.
-fn end_of(run: &Run, name: &str, notes: &[Note], place: usize) -> f64 {
-    let attempt = notes[place].attempt;
-    if let Some(next) = notes.get(place + 1) {
+fn end_of(run: &Run, name: &str, notes: &[Note], index: usize) -> f64 {
+    let attempt = notes[index].attempt;
+    if let Some(next) = notes.get(index + 1) {
         return next.at;
     }
     let life = run.evidence.lives.values().find(|life| name_in(life) == Some(name));
     let over = life.into_iter().flat_map(|life| &life.written);
     let mut over = over.filter(|written| written.task.attempt > attempt || written.task.outcome.is_some());
-    over.next().map_or(notes[place].at, |written| written.at.max(notes[place].at))
+    over.next().map_or(notes[index].at, |written| written.at.max(notes[index].at))
 }
 
 /// Every step's beginning.
@@ -316,7 +316,7 @@ fn clock(at: f64) -> String {
     format!("{minutes:.0}:{:02.0}", at - minutes * 60.0)
 }
 
-/// Where a band's time lies.
+/// The position and the time of a band.
 struct Frame {
     top: f64,
     first: f64,
@@ -340,7 +340,7 @@ impl Frame {
         (at >= self.first && at < self.last).then(|| self.clamped(at))
     }
 
-    /// Where it begins, and how wide it is; what is very short is drawn so that it can be seen.
+    /// The left edge and the width of a bar. A very short one is drawn wide enough to be seen.
     fn span(&self, from: f64, until: f64) -> Option<(f64, f64)> {
         let seen = until >= self.first && from < self.last;
         seen.then(|| (self.clamped(from), (self.clamped(until) - self.clamped(from)).max(1.5)))

@@ -1,6 +1,6 @@
 #!/bin/sh
-# What the tasks of a chaos run run: notes of every start and end, and a lock that is held as long as any process of the
-# attempt lives. Who can't have it at once runs beside another attempt, and says so.
+# The command of the tasks of a chaos run. It notes every start and end, and any process of the attempt holds a lock as
+# long as it lives. A process that does not get the lock at once runs beside another attempt, and notes that.
 #
 # usage: task.sh FOLDER NAME KIND SECONDS CODE
 dir=$1 name=$2 kind=$3 secs=$4 code=$5
@@ -20,9 +20,9 @@ fi
 note start -
 case $kind in
     trap) trap '' TERM ;;
-    # Says that all is well when it is told to end.
+    # Exits with 0 when it is asked to end.
     polite) trap 'exit 0' TERM ;;
-    # Left behind on purpose: it has to be dead before the end is told.
+    # It leaves a child behind on purpose, which has to be killed before the end is reported.
     fork) (trap '' TERM; exec sleep 30) & ;;
     # Fails until two attempts have come to their end, and each leaves something behind outside of its group.
     flaky)

@@ -25,7 +25,7 @@ fn a_foreign_fraction_keeps_its_digits() {
     holds("job", br#"{"x-own":91804962e-97}"#);
 }
 
-/// What was ignored was not even looked at.
+/// Ignored fields were not checked at all.
 #[test]
 fn invalid_utf_8_is_refused_anywhere() {
     let data = b"{\"command\":\"\",\"outcome\":{\"state\":\"done\",\"attempt\":1,\"x-own\":\"\x9e\"}}";
@@ -34,7 +34,7 @@ fn invalid_utf_8_is_refused_anywhere() {
     assert!(why.contains("it is not UTF-8, from byte 62 on"), "{why}");
 }
 
-/// What is ignored may hold a number that fits no type.
+/// An ignored field may hold a number that fits no type.
 #[test]
 fn a_number_beyond_all_types_is_ignored_in_unknown_fields() {
     holds("assignment", br#"{"entries":[{"task":"a/b","x-own":1e400}]}"#);
@@ -57,7 +57,7 @@ fn the_worst_data_has_bounded_memory() {
     holds("job", format!("{{{}}}", keys.join(",")).as_bytes());
 }
 
-/// What is ignored may hold half of a pair of surrogates.
+/// An ignored field may hold half of a pair of surrogates.
 #[test]
 fn half_a_character_is_ignored_in_unknown_fields() {
     holds("task", br#"{"command":"","outcome":{"state":"failed","attempt":3,"x-own":"\ud800"}}"#);

@@ -28,7 +28,7 @@ static ALLOCATOR: memory::Counting = memory::Counting;
 /// How long one execution may take on a machine that has other things to do.
 const HANGS: Duration = Duration::from_secs(30);
 
-/// What a core that does no execution shows.
+/// The number that a core shows when it makes no execution.
 const IDLE: u64 = u64::MAX;
 
 fn number(name: &str, default: u64) -> u64 {
@@ -45,7 +45,7 @@ fn files(folder: &str, names: &dyn Fn(&str) -> bool) -> Vec<Vec<u8>> {
     found.into_iter().map(|path| fs::read(path).expect("a file")).collect()
 }
 
-/// What each target's inputs are made of: the golden files that are its own, or good texts.
+/// The seeds of each target's inputs: its golden files, or good texts.
 fn seeds(target: &Target) -> Vec<Vec<u8>> {
     let texts: &[&str] = match target.name {
         "names" => &[
@@ -78,13 +78,13 @@ fn seeds(target: &Target) -> Vec<Vec<u8>> {
 /// Execution `n`.
 fn execution(n: u64, seeds: &[Vec<Vec<u8>>]) -> (&'static Target, Vec<u8>) {
     let mut prng = Prng::new(n);
-    // Tasks are what strangers write, and have the most to decode: every other execution is one.
+    // Strangers write tasks, and a task has the most to decode: every other execution is one.
     let at = if prng.one_in(2) { 0 } else { prng.below(TARGETS.len()) };
     (&TARGETS[at], input(&mut prng, &seeds[at]))
 }
 
 thread_local! {
-    /// Set while a panic is only a finding, which is told later.
+    /// Set while a panic is only a finding, which is reported later.
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -112,7 +112,7 @@ fn shown(data: &[u8]) -> String {
     format!("{}{more}", data[..data.len().min(MOST)].escape_ascii())
 }
 
-/// Takes away what need not be there for it to fail.
+/// Removes the bytes that the failure does not need.
 fn smaller(target: &Target, data: &[u8]) -> Vec<u8> {
     let mut data = data.to_vec();
     let mut step = data.len() / 2;
@@ -167,7 +167,7 @@ fn watch(cores: &[AtomicU64], path: &PathBuf) {
             );
         }
         let _ = fs::write(path, format!("{:?}\n", since.iter().map(|(n, _)| *n).collect::<Vec<_>>()));
-        std::thread::sleep(Duration::from_millis(100)); // how often it looks
+        std::thread::sleep(Duration::from_millis(100)); // the time between two checks
     }
 }
 

@@ -48,7 +48,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What the call gives, and the most bytes that it had at one time.
+/// The result of the call, and the most bytes that it had at one time.
 pub fn peak<T>(call: impl FnOnce() -> T) -> (T, usize) {
     let before = NOW.get();
     PEAK.set(before);

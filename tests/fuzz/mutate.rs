@@ -28,7 +28,7 @@ impl Prng {
     }
 }
 
-/// Texts that stand for themselves in JSON as well as in a file or a name.
+/// Texts that are put into JSON, files and names alike.
 const WORDS: &[&str] = &[
     "",
     "v",
@@ -248,7 +248,7 @@ fn mangle(data: &mut Vec<u8>, seeds: &[Vec<u8>], prng: &mut Prng) {
         1 => splice(data, at, prng.pick(WORDS).as_bytes()),
         2 | 3 => splice(data, at, prng.pick(RAW).as_bytes()),
         4 => {
-            // In place of a value.
+            // Replaces a value.
             let ends = |byte: &u8| matches!(byte, b',' | b'}' | b']');
             if let Some(from) = data[at..].iter().position(|byte| *byte == b':').map(|colon| at + colon + 1) {
                 let to = data[from..].iter().position(ends).map_or(data.len(), |end| from + end);

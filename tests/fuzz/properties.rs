@@ -34,7 +34,7 @@ fn config() -> ProptestConfig {
     ProptestConfig { cases: CASES, failure_persistence: None, rng_seed, ..given }
 }
 
-/// What users may call something, with the longest among it.
+/// Names that users may give, the longest among them.
 fn user_id() -> impl Strategy<Value = String> {
     let good =
         vec(any::<char>(), 1..130).prop_map(|chars| chars.into_iter().filter(|c| is_user_id(&c.to_string())));
@@ -156,7 +156,7 @@ fn results(commands: usize) -> impl Strategy<Value = Results> {
     vec(proptest::option::of(result().boxed()), 0..=commands.min(4)).boxed()
 }
 
-/// A chunk, over or not, with what is over of it.
+/// A chunk, ended or not, with the results that it has.
 fn chunk() -> impl Strategy<Value = Task> {
     let commands = vec(prop_oneof![any::<String>(), Just(String::new())], 1..6);
     let whole = commands.prop_flat_map(|commands| {
@@ -173,8 +173,8 @@ fn chunk() -> impl Strategy<Value = Task> {
     whole.prop_map(|(commands, first_line, options, results, ended, cancelled)| {
         let mut task = Task::new(Payload::Chunk { first_line, commands }, options);
         task.results = results;
-        for place in cancelled {
-            task.cancel_line(place);
+        for position in cancelled {
+            task.cancel_line(position);
         }
         if let Some((outcome, results)) = ended {
             task.end(Outcome { results, ..outcome });
@@ -221,17 +221,17 @@ proptest! {
     #[test]
     fn each_command_of_a_chunk_has_at_most_one_outcome(task in chunk()) {
         let commands = task.commands.clone().expect("a chunk");
-        let told: Vec<_> = (0..commands.len() + 2).map(|at| task.command_outcome(at)).collect();
+        let outcomes: Vec<_> = (0..commands.len() + 2).map(|at| task.command_outcome(at)).collect();
         let blank = |at: usize| commands.get(at).is_none_or(|command| command.trim().is_empty());
-        for (at, outcome) in told.iter().enumerate() {
+        for (at, outcome) in outcomes.iter().enumerate() {
             prop_assert!(!blank(at) || outcome.is_none());
             prop_assert!(outcome.as_ref().is_none_or(|outcome| outcome.results.is_empty()));
         }
-        let places: Vec<usize> = task.positions().map(|(at, _)| at).collect();
-        prop_assert!(places.iter().all(|at| !blank(*at)));
-        // Of what has ended every command has an outcome.
-        let over = places.iter().filter(|at| told[**at].is_some()).count();
-        prop_assert!(task.outcome.is_none() || over == places.len());
+        let positions: Vec<usize> = task.positions().map(|(at, _)| at).collect();
+        prop_assert!(positions.iter().all(|at| !blank(*at)));
+        // Every command of a chunk that has ended has an outcome.
+        let over = positions.iter().filter(|at| outcomes[**at].is_some()).count();
+        prop_assert!(task.outcome.is_none() || over == positions.len());
     }
 
     #[test]
@@ -253,14 +253,16 @@ proptest! {
         let process = ProcessIdentity { host, boot_id: boot, pid_ns, pid, start_time };
         let mut registration = Registration::new(&process, slots, labels, timeout);
         (registration.draining, registration.revoked_through) = (draining, through);
-        (registration.usable, registration.unhealthy) = (draining.then_some(slots / 2), draining.then(|| "\u{1}".repeat(40)));
+        registration.usable = draining.then_some(slots / 2);
+        registration.unhealthy = draining.then(|| "\u{1}".repeat(40));
         (registration.quarantined, registration.since) = (quarantined, since);
         prop_assert_eq!(Registration::decode(&registration.encode()), Ok(registration));
     }
 
     #[test]
     fn every_assignment_is_read_back(
-        epoch in any::<i64>(), entries in vec((task_id(), any::<u32>(), any::<bool>(), any::<Option<(String, i32, i64)>>()), 0..20),
+        epoch in any::<i64>(),
+        entries in vec((task_id(), any::<u32>(), any::<bool>(), any::<Option<(String, i32, i64)>>()), 0..20),
     ) {
         let seen = |(data, version, mzxid)| Seen { data, version, mzxid };
         let entry = |(task, attempt, revoked, read): (_, _, _, Option<_>)| Entry {
@@ -324,8 +326,7 @@ proptest! {
         prop_assert_eq!(Task::decode(&data), Ok(task));
     }
 
-    /// Whatever becomes of a task of the largest size, what stands in the end can be read, and so can all that stood
-    /// before.
+    /// A task of the largest size can be read after each of its writes, whatever happens to it.
     #[test]
     fn whatever_happens_to_a_task_it_can_still_be_read(
         fill in 0..=100_usize, what in select(&["x", "\"", "\\", "\u{1}", "ä", "🦓"][..]), is_chunk in any::<bool>(),
@@ -422,10 +423,10 @@ proptest! {
     }
 }
 
-/// What takes more bytes in JSON than by itself, and what does not.
+/// Texts that take more bytes in JSON than by themselves, and texts that do not.
 const NASTY: &[&str] = &["\"", "\\", "\u{1}", "\n", "ä", "x", "🦓\u{7f}"];
 
-/// A task of nothing but this, which takes so many percent of what a task may have as it is submitted.
+/// A task that is filled with this text, up to so many percent of the size that a submitted task may have.
 fn largest(what: &str, percent: usize, is_chunk: bool) -> Task {
     let bytes = |text: &str| serde_json::to_string(text).expect("JSON").len() - 2;
     let times = (MAX_TASK_BYTES - 200) * percent / 100 / bytes(what);

@@ -1,4 +1,4 @@
-//! What is decoded, and what must hold of it, whatever the input is. A check panics, with the reason.
+//! The decoders, and what must hold of each for any input. A check panics, with the reason.
 
 use std::ffi::OsString;
 use std::fmt::Debug;
@@ -50,7 +50,7 @@ trait Znode: Sized + Clone + PartialEq + Debug {
     const FIELDS: &'static [&'static str];
     fn decode(data: &[u8]) -> Result<Self, Malformed>;
     fn encode(&self) -> Vec<u8>;
-    /// What is done with it beside that.
+    /// Further uses of the value.
     fn use_it(self) {}
 }
 
@@ -157,10 +157,13 @@ fn use_task(mut task: Task) {
     if let Some(outcome) = &task.outcome {
         let _ = (outcome.stdout.captured(), outcome.stderr.captured());
     }
-    let places: Vec<_> = task.positions().collect();
-    assert!(places.len() <= MAX_CHUNK_COMMANDS);
-    let over = places.iter().filter(|(at, _)| task.command_outcome(*at).is_some()).count();
-    assert!(task.width() as usize <= places.len().max(1) && (task.outcome.is_none() || over == places.len()));
+    let positions: Vec<_> = task.positions().collect();
+    assert!(positions.len() <= MAX_CHUNK_COMMANDS);
+    let over = positions.iter().filter(|(at, _)| task.command_outcome(*at).is_some()).count();
+    assert!(
+        task.width() as usize <= positions.len().max(1)
+            && (task.outcome.is_none() || over == positions.len())
+    );
     let before = task.history.last().cloned();
     task.next_attempt(None, "it was fuzzed");
     assert_ne!(task.history.last(), before.as_ref());
@@ -201,7 +204,7 @@ fn json<T: Znode>(data: &[u8]) {
     value.use_it();
 }
 
-/// What the parser minds only in what it keeps.
+/// Errors that the parser reports only for values that it keeps.
 const UNSEEN: [&str; 3] =
     ["number out of range", "unexpected end of hex escape", "lone leading surrogate in hex escape"];
 
@@ -212,7 +215,7 @@ fn check_unknown(data: &[u8], again: &[u8], known: &[&str]) {
             Ok(Value::Object(fields)) => {
                 Some(fields.into_iter().filter(|(key, _)| !known.contains(&key.as_str())).collect())
             }
-            // A number that is too large for any type, or half a character, may stand where nobody looks at it.
+            // A number that is too large for any type, or half a character, may be in an ignored field.
             Err(error) if UNSEEN.iter().any(|why| error.to_string().starts_with(why)) => None,
             other => panic!("what was read is no object: {other:?}"),
         }
@@ -228,7 +231,7 @@ fn check_unknown(data: &[u8], again: &[u8], known: &[&str]) {
     remarks(data, again);
 }
 
-/// What is not known in a remark of the history, which every writer takes along, is there again too.
+/// Unknown fields in a remark of the history are kept too: every writer copies them.
 fn remarks(data: &[u8], again: &[u8]) {
     let unknown = |data: &[u8]| -> Vec<Map<String, Value>> {
         let known = |key: &str| matches!(key, "attempt" | "worker" | "why");
@@ -261,7 +264,7 @@ pub fn is_path(path: &str) -> bool {
         && path[1..].split('/').all(|component| !matches!(component, "" | "." | ".."))
 }
 
-/// Ids, names, paths, suffixes: what is read is what was written, and leads nowhere else.
+/// Ids, names, paths, suffixes: each is read as it was written, and leads nowhere else.
 pub fn names(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let text = text.as_ref();
@@ -322,7 +325,7 @@ fn config(data: &[u8]) {
     });
 }
 
-/// The chunks that are chosen fit; what is refused is refused with a size that does.
+/// Chosen chunks fit, and a refusal names a size that fits.
 fn chunked(batch: &mut BatchReader) {
     for slots in [0, 1, 1_000] {
         let chosen = batch.outline().choose(slots);
@@ -335,10 +338,10 @@ fn chunked(batch: &mut BatchReader) {
     }
 }
 
-/// A batch: what is handed out is what stands there.
+/// A batch: the lines that are handed out are the lines of the file.
 fn batch(data: &[u8]) {
     let (read, bytes) = peak(|| BatchReader::spool(data, "fuzz"));
-    // What is read through is not kept: a line and two buffers.
+    // Lines are not kept: at any time there are one line and two buffers.
     assert!(bytes <= 8 * MAX_LINE_BYTES + MEMORY_BASE, "{} bytes took {bytes}", data.len());
     let mut batch = match read {
         Ok(batch) => batch,

@@ -1,4 +1,4 @@
-//! Circles: modules of one parent that use each other both ways, directly or over others. Whoever reads one of them
+//! Circles: modules of one parent that use each other both ways, directly or over others. A reader of one of them
 //! has to read them all.
 //!
 //! A use is a path that begins with `crate`, `self` or `super`, or a `use` that begins with a child. A name that a
@@ -13,7 +13,7 @@ use super::source::Named;
 /// A module, as its path from the crate's root.
 type Module = Vec<String>;
 
-/// Names that a module imports, and what they stand for.
+/// Names that a module imports, and the modules that they mean.
 type Imports = BTreeMap<Module, BTreeMap<String, Module>>;
 
 /// How often a name may be handed on before it is taken for what it is.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::collect;
 
-/// A newcomer reads `ARCHITECTURE.md` as a whole. What does not fit belongs to a page of `docs/design`.
+/// A newcomer reads `ARCHITECTURE.md` as a whole. The rest belongs to the documents in `docs/design`.
 const ARCHITECTURE_BYTES: usize = 12 * 1024;
 
 const CODE_MAP: &str = "docs/design/code-map.md";
@@ -100,7 +100,7 @@ fn the_tests_that_are_named_exist() {
 #[test]
 fn architecture_md_is_short() {
     let size = documents()["ARCHITECTURE.md"].len();
-    assert!(size <= ARCHITECTURE_BYTES, "{size} bytes; what does not fit belongs to docs/design");
+    assert!(size <= ARCHITECTURE_BYTES, "{size} bytes; move the rest to docs/design");
 }
 
 /// The anchors that GitHub makes of a document's headings.

@@ -1,6 +1,6 @@
-//! What the source may name, and where: roles, recipes, the contract and the vocabulary are pure, and dependencies go
-//! one way. `clippy.toml` forbids the same types and macros in those modules; this test sees what clippy cannot,
-//! such as whole modules of the standard library, other crates, and which of our modules names which.
+//! Rules for the names that the source may use: roles, recipes, the contract and the vocabulary are pure, and
+//! dependencies go one way. `clippy.toml` forbids the same types and macros in those modules. This test also checks
+//! what clippy cannot: whole modules of the standard library, other crates, and which of our modules names which.
 //!
 //! It reads the source as tokens, without comments, literals and test code. It is no compiler: a name that a macro
 //! puts together would escape it.
@@ -50,7 +50,7 @@ fn dependencies(manifest: &str) -> Vec<String> {
     section.lines().filter(|line| !line.starts_with('#')).filter_map(name).collect()
 }
 
-/// A tree that keeps all rules, with one file put in, or in place of another.
+/// A tree that keeps all rules, with one file added or replaced.
 fn with(path: &str, text: &str) -> Vec<String> {
     let clean = [
         (
@@ -79,7 +79,7 @@ fn with(path: &str, text: &str) -> Vec<String> {
 #[track_caller]
 fn refused(path: &str, text: &str, word: &str) {
     let mut found = with(path, text);
-    // Who names a layer above closes a circle, too.
+    // A file that names a layer above closes a circle, too.
     found.retain(|message| !message.ends_with("use each other"));
     assert!(
         !found.is_empty() && found.iter().all(|message| message.contains(word)),
@@ -156,7 +156,7 @@ fn comments_literals_and_tests_say_what_they_like() {
     ] {
         accepted(PURE, text);
     }
-    // What follows a test is looked at again.
+    // Code after a test is checked again.
     refused(PURE, "#[cfg(test)]\nmod tests { fn f() {} }\nuse std::thread;", "std::thread");
     refused(PURE, "fn f() { \"\" } use std::thread;", "std::thread");
     refused(PURE, "#[cfg(not(test))]\nuse std::thread;", "std::thread");
@@ -261,7 +261,7 @@ fn no_modules_use_each_other_both_ways() {
             "{lease}"
         );
     }
-    // What the parent hands on comes from a child.
+    // A name that the parent hands on comes from a child.
     assert_eq!(tree("use super::Queue;", "", "pub use queue::Queue;").len(), 1);
     assert_eq!(tree("use super::Queue;", "", "pub use self::queue::Queue;").len(), 1);
     assert_eq!(tree("use super::Other;", "", "pub use self::queue::Queue;"), none);

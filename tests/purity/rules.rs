@@ -6,10 +6,10 @@ use super::circles::circles;
 use super::source::{Named, Token, paths, tokens, without_tests};
 use super::structs::too_large;
 
-/// Most lines of a file: what one can hold in one's head.
+/// Most lines of a file: a reader can hold them in his head.
 pub const MAX_LINES: usize = 600;
 
-/// What pure code may not name of the standard library.
+/// The parts of the standard library that pure code may not name.
 const WORLD: &[&str] = &[
     "std::thread",
     "std::sync",
@@ -98,7 +98,7 @@ pub fn offences(files: &[(String, String)], dependencies: &[String]) -> Vec<Stri
                 path.segments.first().is_some_and(|root| root == "zookeeper")
                     && (path.is_use || path.segments.len() > 1)
             });
-            // In pure code it is told as a foreign crate.
+            // In pure code it is reported as a foreign crate.
             if file.layer().is_none() {
                 found
                     .extend(names.map(|path| file.at(path.line, "only src/zk may name the zookeeper crate")));
@@ -142,7 +142,7 @@ fn check_world(file: &File<'_>, dependencies: &[String], found: &mut Vec<String>
         let forbidden = WORLD.iter().find(|world| {
             text == **world
                 || text.starts_with(&format!("{world}::"))
-                // Whoever has the parent has the child.
+                // An import of the parent gives access to the child.
                 || (path.is_use && world.starts_with(&format!("{text}::")) && !is_harmless_parent(path))
         });
         let is_crate = path.is_use || path.segments.len() > 1;
@@ -220,37 +220,37 @@ fn check_threads(files: &[File<'_>], found: &mut Vec<String>) {
 }
 
 fn check_select(files: &[File<'_>], found: &mut Vec<String>) {
-    let mut places = Vec::new();
+    let mut selects = Vec::new();
     for file in files {
         for window in file.tokens.windows(2) {
             let [word, sign] = window else { continue };
             let is_macro = matches!(word.text.as_str(), "select" | "select_biased") && sign.text == "!";
             let is_type = word.text == "Select" && sign.text == "::";
             if is_macro || is_type {
-                places.push(file.at(word.line, "a select"));
+                selects.push(file.at(word.line, "a select"));
             }
         }
     }
-    if places.len() != 1 {
-        found.push(format!("there must be one select!, and there are {}: {places:?}", places.len()));
+    if selects.len() != 1 {
+        found.push(format!("there must be one select!, and there are {}: {selects:?}", selects.len()));
     }
 }
 
 fn check_step(files: &[File<'_>], found: &mut Vec<String>) {
-    let mut places = Vec::new();
+    let mut calls = Vec::new();
     for file in files {
         for (at, window) in file.tokens.windows(3).enumerate() {
             let [before, word, after] = window else { continue };
             if word.text == "step" && after.text == "(" && matches!(before.text.as_str(), "." | "::") {
                 let caller = file.tokens[..at].windows(2).rev().find(|pair| pair[0].text == "fn");
                 let caller = caller.map_or("", |pair| pair[1].text.as_str());
-                places.push((file.at(word.line, &format!("step called by {caller}")), file.name, caller));
+                calls.push((file.at(word.line, &format!("step called by {caller}")), file.name, caller));
             }
         }
     }
     let right = |(_, name, caller): &&(String, &str, &str)| *name == "src/machine.rs" && *caller == "turn";
-    if places.len() != 1 || !places.iter().all(|place| right(&place)) {
-        let places: Vec<&String> = places.iter().map(|(place, ..)| place).collect();
-        found.push(format!("step must be called once, in machine::turn: {places:?}"));
+    if calls.len() != 1 || !calls.iter().all(|call| right(&call)) {
+        let calls: Vec<&String> = calls.iter().map(|(call, ..)| call).collect();
+        found.push(format!("step must be called once, in machine::turn: {calls:?}"));
     }
 }

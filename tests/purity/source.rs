@@ -20,7 +20,7 @@ impl Token {
 pub struct Named {
     pub segments: Vec<String>,
     pub line: usize,
-    /// It stands in a `use`: its last segment is then a name in the file.
+    /// It is part of a `use`: its last segment is then a name in the file.
     pub is_use: bool,
     /// It ends in `::*`.
     pub is_glob: bool,
@@ -182,7 +182,7 @@ fn end_of_item(tokens: &[Token], start: usize) -> usize {
     at
 }
 
-/// Every path that the tokens name; a `use` is taken apart.
+/// Every path that the tokens name; a `use` is split into its paths.
 pub fn paths(tokens: &[Token]) -> Vec<Named> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -218,7 +218,7 @@ fn plain(tokens: &[Token], start: usize, found: &mut Vec<Named>) -> usize {
     at
 }
 
-/// A tree of a `use`, below `above`; gives the place after it.
+/// A tree of a `use`, below `above`; gives the position after it.
 fn tree(tokens: &[Token], start: usize, above: &[String], found: &mut Vec<Named>) -> usize {
     let mut segments = above.to_vec();
     let mut at = start;
@@ -250,6 +250,6 @@ fn tree(tokens: &[Token], start: usize, above: &[String], found: &mut Vec<Named>
         }
     }
     found.push(Named::new(segments, line, true));
-    // Never stand still, whatever stands there.
+    // Goes on by one token at least, whatever it is.
     at.max(start + 1)
 }

@@ -1,4 +1,4 @@
-//! Structs of roles and recipes: small enough to be held in one's head, and states as enums in place of flags.
+//! Structs of roles and recipes: small enough to be held in one's head, and states as enums instead of flags.
 
 use super::rules::File;
 use super::source::Token;

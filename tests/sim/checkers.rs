@@ -1,5 +1,5 @@
-//! What must be true of every simulation, judged from what happened: the ensemble's log of transactions, the true
-//! times of runs, and what clients told their users. Nothing here looks into a role.
+//! The rules that every simulation must keep, checked against the records: the ensemble's log of transactions, the true
+//! times of runs, and the clients' reports to their users. Nothing here reads the state of a role.
 
 pub mod assignments;
 pub mod chunks;
@@ -21,7 +21,7 @@ use super::member::{Kind, Who};
 use super::swarm::SECOND;
 use super::world::World;
 
-/// A znode, as the log tells of it.
+/// A znode, as the log has it.
 #[derive(Clone, Debug)]
 pub struct Znode {
     pub data: Vec<u8>,
@@ -39,7 +39,7 @@ pub struct Step<'a> {
     pub zxid: i64,
     pub at: u64,
     pub session: SessionId,
-    /// Who did it; nobody for outsiders and for the ensemble itself.
+    /// The member that did it; none for outsiders and for the ensemble itself.
     pub by: Option<Who>,
     pub path: &'a str,
     pub before: Option<&'a Znode>,
@@ -48,7 +48,7 @@ pub struct Step<'a> {
     pub ended: bool,
 }
 
-/// What a checker says.
+/// The findings of the checkers.
 pub struct Complaints {
     pub all: Vec<String>,
 }
@@ -61,13 +61,13 @@ impl Complaints {
     }
 }
 
-/// What kind of member it was.
+/// The kind of a member.
 pub fn kind(world: &World, who: Option<Who>) -> Option<&Kind> {
     who.map(|who| &world.members[who.m].kind)
 }
 
-/// Goes through the log. `look` sees each change, with the tree as it was before.
-pub fn replay(world: &World, mut look: impl FnMut(&Step<'_>, &Tree)) -> Tree {
+/// Replays the log. `visit` gets each change, with the tree before it.
+pub fn replay(world: &World, mut visit: impl FnMut(&Step<'_>, &Tree)) -> Tree {
     let mut tree = Tree::new();
     for txn in world.ens.log() {
         for (path, after, ended) in changes(txn, &tree) {
@@ -81,7 +81,7 @@ pub fn replay(world: &World, mut look: impl FnMut(&Step<'_>, &Tree)) -> Tree {
                 after: after.as_ref(),
                 ended,
             };
-            look(&step, &tree);
+            visit(&step, &tree);
             match after {
                 Some(znode) => drop(tree.insert(path, znode)),
                 None => drop(tree.remove(&path)),
@@ -91,7 +91,7 @@ pub fn replay(world: &World, mut look: impl FnMut(&Step<'_>, &Tree)) -> Tree {
     tree
 }
 
-/// What a transaction makes of which znodes.
+/// The znodes that a transaction changes: their new states, and whether the end of their session deletes them.
 fn changes(txn: &Txn, tree: &Tree) -> Vec<(String, Option<Znode>, bool)> {
     let at = txn.time.as_nanos();
     match &txn.op {
@@ -116,23 +116,23 @@ fn changes(txn: &Txn, tree: &Tree) -> Vec<(String, Option<Znode>, bool)> {
     }
 }
 
-/// What stands below a directory of ours, and is its child.
+/// The name of a direct child of one of our directories.
 pub fn child<'a>(path: &'a str, dir: &str) -> Option<&'a str> {
     let name = path.strip_prefix(ROOT)?.strip_prefix('/')?.strip_prefix(dir)?.strip_prefix('/')?;
     (!name.contains('/')).then_some(name)
 }
 
-/// What stands below the directory of jobs.
+/// The part of a path below the directory of jobs.
 fn below(path: &str) -> Option<&str> {
     path.strip_prefix(ROOT)?.strip_prefix("/tasks/")
 }
 
-/// Where a job, or what is in it, stands.
+/// The path of a job, or of a task in it.
 pub fn path_of(below: &str) -> String {
     Layout::new(ROOT).below_tasks(below)
 }
 
-/// The id of the task that a path is that of.
+/// The id of the task at a path.
 pub fn task_of(path: &str) -> Option<&str> {
     let id = below(path)?;
     let (_, name) = id.split_once('/')?;
@@ -141,14 +141,14 @@ pub fn task_of(path: &str) -> Option<&str> {
 
 /// All complaints about a simulation.
 pub fn all(world: &World) -> Vec<String> {
-    let mut told = Complaints { all: Vec::new() };
-    runs::check(world, &mut told);
-    tasks::check(world, &mut told);
-    let numbers = chunks::check(world, &mut told);
-    assignments::check(world, &numbers, &mut told);
-    parts::check(world, &mut told);
-    elections::check(world, &mut told);
-    clients::check(world, &mut told);
-    orphans::check(world, &mut told);
-    told.all
+    let mut complaints = Complaints { all: Vec::new() };
+    runs::check(world, &mut complaints);
+    tasks::check(world, &mut complaints);
+    let numbers = chunks::check(world, &mut complaints);
+    assignments::check(world, &numbers, &mut complaints);
+    parts::check(world, &mut complaints);
+    elections::check(world, &mut complaints);
+    clients::check(world, &mut complaints);
+    orphans::check(world, &mut complaints);
+    complaints.all
 }

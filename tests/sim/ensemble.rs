@@ -4,9 +4,9 @@
 //! - A session is attached to one server. Its reads are answered from that server's state, so they may be old; its
 //!   writes wait there until they are [forwarded](Ensemble::forward), and are answered when *that server* has
 //!   applied what came of them. Its requests are answered in order, its replies and watch events are one stream.
-//! - Watches fire when the server applies the transaction, one-shot and standing ones as the project's session layer
-//!   sets them. A session is told of a change once for every standing watch that covers it, as by the real client.
-//! - Nothing happens by itself: whoever drives the ensemble says when a server forwards, applies, crashes or is cut
+//! - Watches fire when the server applies the transaction, one-shot and persistent ones as the project's session layer
+//!   sets them. A session gets a change once for every persistent watch that covers it, as from the real client.
+//! - Nothing happens by itself: the driver of the ensemble says when a server forwards, applies, crashes or is cut
 //!   off, and what time it is. There is no chance in it, no clock and no thread.
 //!
 //! `tests/it/conformance.rs` compares it with real servers.
@@ -50,7 +50,7 @@ pub struct Txn {
     pub zxid: i64,
     /// When it was committed.
     pub time: Instant,
-    /// Who asked for it; 0 for an operator.
+    /// The session that asked for it; 0 for an operator.
     pub session: SessionId,
     pub op: Op,
 }
@@ -215,7 +215,7 @@ impl Ensemble {
         self.elect();
     }
 
-    /// Who leads. Without a quorum of servers that run and reach each other it is nobody, and nothing is committed.
+    /// The leader. Without a quorum of servers that run and reach each other there is none, and nothing is committed.
     pub fn leader(&self) -> Option<ServerId> {
         self.leader
     }
@@ -250,7 +250,7 @@ impl Ensemble {
         }
     }
 
-    /// The server applies one more transaction: its sessions are told. False if there is none, or it is cut off.
+    /// The server applies one more transaction: its sessions are notified. False if there is none, or it is cut off.
     pub fn apply_next(&mut self, server: ServerId) -> bool {
         let at = self.servers[server].applied;
         if !self.in_quorum(server) || at == self.log.len() {
@@ -264,7 +264,7 @@ impl Ensemble {
         for id in &applying.sessions {
             let session = self.sessions.get_mut(id).expect("it is connected");
             for (path, kind) in &changes {
-                session.tell(path, *kind);
+                session.notify(path, *kind);
             }
         }
         changes.clear();
@@ -273,7 +273,7 @@ impl Ensemble {
         true
     }
 
-    /// Replies to what a transaction was asked for by, and to the reads that waited for it.
+    /// Answers the request that led to a transaction, and the reads that waited for it.
     fn answer(&mut self, server: ServerId, at: usize) {
         let (txn, entry) = (&self.log[at], &self.entries[at]);
         let Some(session) = self.sessions.get_mut(&txn.session) else { return };
@@ -308,8 +308,8 @@ impl Ensemble {
         Some(id)
     }
 
-    /// The connection is gone, with its watches and what it was not told. The session lives on, and what it asked for
-    /// may be forwarded yet.
+    /// The connection is gone, with its watches and its undelivered output. The session lives on, and its requests may
+    /// still be forwarded.
     pub fn disconnect(&mut self, session: SessionId) {
         let Some(gone) = self.sessions.get_mut(&session) else { return };
         gone.disconnect();
@@ -366,7 +366,7 @@ impl Ensemble {
     }
 
     /// The server's oldest write gets to the leader, which commits or refuses it. False if there is none, or it can't.
-    /// What a session asks for that is no more comes to nothing.
+    /// A request of a session that has ended is dropped.
     pub fn forward(&mut self, server: ServerId) -> bool {
         if !self.in_quorum(server) {
             return false;
@@ -396,7 +396,7 @@ impl Ensemble {
         true
     }
 
-    /// The next thing that the session is told.
+    /// The next output for the session.
     pub fn take(&mut self, session: SessionId) -> Option<Output> {
         self.sessions.get_mut(&session)?.outbox.pop_front()
     }
@@ -458,7 +458,7 @@ impl Ensemble {
         self.entries.push(Entry { data, origin });
     }
 
-    /// What is answered to the write that was committed just now.
+    /// The answer to the write that was committed just now.
     fn result(&self, op: &Op) -> Result<Reply, Refusal> {
         Ok(match op {
             Op::Create { path, .. } => Reply::Created { path: path.clone() },

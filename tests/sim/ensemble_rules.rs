@@ -1,5 +1,5 @@
-//! What the ensemble in memory does when servers lag, are cut off or die. `tests/it/conformance.rs` compares all else
-//! with real servers; these are the states that real ones can't be held in.
+//! The rules of the ensemble in memory for servers that lag, are cut off or die. Real servers can't be held in these
+//! states; `tests/it/conformance.rs` compares all else with them.
 
 use std::time::Duration;
 
@@ -37,8 +37,8 @@ fn at(seconds: u64) -> Instant {
     Instant::from_nanos(seconds * 1_000_000_000)
 }
 
-/// What the session is told, without the requests' names.
-fn told(ensemble: &mut Ensemble, session: SessionId) -> Vec<Result<Reply, Refusal>> {
+/// The replies to the session, without the requests' ids.
+fn replies(ensemble: &mut Ensemble, session: SessionId) -> Vec<Result<Reply, Refusal>> {
     std::iter::from_fn(|| ensemble.take(session))
         .map(|output| match output {
             Output::Reply { result, .. } => result,
@@ -54,8 +54,8 @@ fn a_server_that_lags_answers_from_what_it_knows() {
     apply(&mut ensemble, 0);
     ensemble.request(near, exists("/a", false));
     ensemble.request(far, exists("/a", true));
-    assert!(matches!(told(&mut ensemble, near)[..], [Ok(Reply::Stat(_))]));
-    assert_eq!(told(&mut ensemble, far), [Err(Refusal::NoNode)]);
+    assert!(matches!(replies(&mut ensemble, near)[..], [Ok(Reply::Stat(_))]));
+    assert_eq!(replies(&mut ensemble, far), [Err(Refusal::NoNode)]);
     assert_eq!((ensemble.lag(0), ensemble.lag(1)), (0, 1));
     assert!(ensemble.apply_next(1) && !ensemble.apply_next(1));
     let event = Output::Changed { path: "/a".into(), kind: ChangeKind::Created };
@@ -68,9 +68,9 @@ fn requests_are_answered_in_order_and_reads_see_own_writes() {
     ensemble.request(session, create("/a", CreateMode::Persistent));
     ensemble.request(session, exists("/a", false));
     assert!(ensemble.forward(1) && !ensemble.forward(1));
-    assert_eq!(told(&mut ensemble, session), []);
+    assert_eq!(replies(&mut ensemble, session), []);
     apply(&mut ensemble, 1);
-    let answers = told(&mut ensemble, session);
+    let answers = replies(&mut ensemble, session);
     assert!(matches!(answers[..], [Ok(Reply::Created { .. }), Ok(Reply::Stat(_))]), "{answers:?}");
 }
 
@@ -81,9 +81,9 @@ fn a_new_session_reads_nothing_before_its_server_knows_of_it() {
     let session = ensemble.connect(2, T).expect("a quorum");
     ensemble.request(session, exists("/a", false));
     assert!(ensemble.apply_next(2));
-    assert_eq!(told(&mut ensemble, session), []);
+    assert_eq!(replies(&mut ensemble, session), []);
     assert!(ensemble.apply_next(2));
-    assert!(matches!(told(&mut ensemble, session)[..], [Ok(Reply::Stat(_))]));
+    assert!(matches!(replies(&mut ensemble, session)[..], [Ok(Reply::Stat(_))]));
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn an_expired_session_loses_all_ephemerals_in_one_transaction() {
     }
     while ensemble.forward(0) {}
     apply(&mut ensemble, 0);
-    assert_eq!(told(&mut ensemble, session).len(), 2);
+    assert_eq!(replies(&mut ensemble, session).len(), 2);
     ensemble.set_time(at(5));
     ensemble.heard(other);
     ensemble.set_time(at(11));
@@ -189,7 +189,7 @@ fn an_expired_session_loses_all_ephemerals_in_one_transaction() {
     assert_eq!(closed.last().map(|txn| &txn.op), Some(&Op::CloseSession { expired: true }));
     // Its server does not know yet: it still reads, but what it writes comes to nothing.
     ensemble.request(session, exists("/e1", false));
-    assert!(matches!(told(&mut ensemble, session)[..], [Ok(Reply::Stat(_))]));
+    assert!(matches!(replies(&mut ensemble, session)[..], [Ok(Reply::Stat(_))]));
     ensemble.request(session, set("/e1", 0));
     let committed = ensemble.log().len();
     assert!(ensemble.forward(0));

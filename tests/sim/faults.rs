@@ -1,4 +1,4 @@
-//! What goes wrong, and how it is made good again.
+//! The faults, and how they are healed.
 
 use zkmw::machine::{Call, Refusal};
 
@@ -12,8 +12,8 @@ use super::world::{Ev, World};
 const QUOTA_EXCEEDED: i32 = -125;
 
 impl World {
-    /// The lives of members that go on and are of this kind.
-    fn living(&self, is: impl Fn(&Kind) -> bool) -> Vec<Who> {
+    /// The live members of this kind.
+    fn live_members(&self, is: impl Fn(&Kind) -> bool) -> Vec<Who> {
         let all = self.members.iter().enumerate();
         all.filter(|(_, member)| member.program.is_some() && is(&member.kind))
             .map(|(m, member)| Who { m, life: member.life })
@@ -21,7 +21,7 @@ impl World {
     }
 
     fn victim(&mut self, is: impl Fn(&Kind) -> bool) -> Option<Who> {
-        let all = self.living(is);
+        let all = self.live_members(is);
         self.dice.pick(&all).copied()
     }
 
@@ -49,65 +49,15 @@ impl World {
             Fault::CrashWorker => self.crash_one(|kind| matches!(kind, Kind::Worker { .. })),
             Fault::CrashElector => self.crash_one(|kind| matches!(kind, Kind::Elector { .. })),
             Fault::CrashClient => self.crash_client(),
-            Fault::Stop => {
-                if let Some(who) = self.victim(|_| true) {
-                    let mean = if self.dice.per_mille(500) { SECOND } else { 2 * self.swarm.timeout };
-                    let until = self.spell(mean);
-                    self.stop(who, until);
-                }
-            }
-            Fault::Break => {
-                if let Some(who) = self.victim(|_| true) {
-                    self.hurt(who);
-                    let generation = self.members[who.m].generation;
-                    self.on_break(who, generation);
-                }
-            }
+            Fault::Stop => self.stop_one(),
+            Fault::Break => self.break_one(),
             Fault::CutLink | Fault::CutMember => self.cut(fault == Fault::CutMember),
-            Fault::CutServer => {
-                let server = self.dice.below(SERVERS as u64) as usize;
-                let until = self.spell(4 * SECOND);
-                self.hurt_clients(server);
-                self.cut_server(server, until);
-            }
-            Fault::CrashServer => {
-                let server = self.dice.below(SERVERS as u64) as usize;
-                let back = self.dice.around(3 * SECOND);
-                self.hurt_clients(server);
-                self.crash_server(server, back);
-            }
-            Fault::RestartNext => {
-                if self.servers.iter().all(|server| server.serves(self.now)) {
-                    let back = self.dice.between(200 * MS, 2 * SECOND);
-                    self.crash_server(self.restarts % SERVERS, back);
-                    self.restarts += 1;
-                }
-            }
-            Fault::LoseQuorum => {
-                let spared = self.dice.below(SERVERS as u64) as usize;
-                let back = self.dice.around(6 * SECOND);
-                for server in (0..SERVERS).filter(|server| *server != spared) {
-                    let later = self.dice.below(SECOND);
-                    self.hurt_clients(server);
-                    self.crash_server(server, back + later);
-                }
-                self.hurt_clients(spared);
-            }
-            Fault::Lag => {
-                let server = self.dice.below(SERVERS as u64) as usize;
-                let spell = self.dice.around(SECOND);
-                self.trace("server", || format!("** {server} lags for {} ms **", spell / MS));
-                self.servers[server].lags = self.now + spell;
-                self.hurt_clients(server);
-            }
-            Fault::Slow => {
-                if let Some(who) = self.victim(|_| true) {
-                    self.hurt(who);
-                    let until = self.spell(4 * SECOND);
-                    let most = self.dice.between(1, 300) * MS;
-                    self.members[who.m].slow = (until, most);
-                }
-            }
+            Fault::CutServer => self.cut_one_server(),
+            Fault::CrashServer => self.crash_one_server(),
+            Fault::RestartNext => self.restart_next(),
+            Fault::LoseQuorum => self.lose_quorum(),
+            Fault::Lag => self.lag_one_server(),
+            Fault::Slow => self.slow_one(),
             Fault::Term => {
                 let again = self.dice.per_mille(300);
                 self.ask(|kind| !kind.is_client(), again);
@@ -117,11 +67,7 @@ impl World {
                 self.ask(Kind::is_client, again);
             }
             Fault::Double => self.double(),
-            Fault::LoseKeeper => {
-                if let Some(who) = self.victim(Kind::runs) {
-                    self.lose_keeper(who.m);
-                }
-            }
+            Fault::LoseKeeper => self.lose_one_keeper(),
             Fault::Garbage => self.garbage(),
             Fault::Refuse => self.refuse(),
             Fault::Throttle => self.throttle(),
@@ -136,7 +82,80 @@ impl World {
         }
     }
 
-    /// Who brought a key mostly comes again, and means what was left.
+    fn stop_one(&mut self) {
+        let Some(who) = self.victim(|_| true) else { return };
+        let mean = if self.dice.per_mille(500) { SECOND } else { 2 * self.swarm.timeout };
+        let until = self.spell(mean);
+        self.stop(who, until);
+    }
+
+    fn break_one(&mut self) {
+        let Some(who) = self.victim(|_| true) else { return };
+        self.hurt(who);
+        let generation = self.members[who.m].generation;
+        self.on_break(who, generation);
+    }
+
+    fn slow_one(&mut self) {
+        let Some(who) = self.victim(|_| true) else { return };
+        self.hurt(who);
+        let until = self.spell(4 * SECOND);
+        let most = self.dice.between(1, 300) * MS;
+        self.members[who.m].slow = (until, most);
+    }
+
+    fn lose_one_keeper(&mut self) {
+        if let Some(who) = self.victim(Kind::runs) {
+            self.lose_keeper(who.m);
+        }
+    }
+
+    fn any_server(&mut self) -> usize {
+        self.dice.below(SERVERS as u64) as usize
+    }
+
+    fn cut_one_server(&mut self) {
+        let server = self.any_server();
+        let until = self.spell(4 * SECOND);
+        self.hurt_clients(server);
+        self.cut_server(server, until);
+    }
+
+    fn crash_one_server(&mut self) {
+        let server = self.any_server();
+        let back = self.dice.around(3 * SECOND);
+        self.hurt_clients(server);
+        self.crash_server(server, back);
+    }
+
+    fn restart_next(&mut self) {
+        if self.servers.iter().all(|server| server.serves(self.now)) {
+            let back = self.dice.between(200 * MS, 2 * SECOND);
+            self.crash_server(self.restarts % SERVERS, back);
+            self.restarts += 1;
+        }
+    }
+
+    fn lose_quorum(&mut self) {
+        let spared = self.any_server();
+        let back = self.dice.around(6 * SECOND);
+        for server in (0..SERVERS).filter(|server| *server != spared) {
+            let later = self.dice.below(SECOND);
+            self.hurt_clients(server);
+            self.crash_server(server, back + later);
+        }
+        self.hurt_clients(spared);
+    }
+
+    fn lag_one_server(&mut self) {
+        let server = self.any_server();
+        let spell = self.dice.around(SECOND);
+        self.trace("server", || format!("** {server} lags for {} ms **", spell / MS));
+        self.servers[server].lags = self.now + spell;
+        self.hurt_clients(server);
+    }
+
+    /// A client with a key mostly comes again, and takes over the task that it left.
     fn crash_client(&mut self) {
         let Some(who) = self.victim(Kind::is_client) else { return };
         self.hurt(who);
@@ -148,7 +167,7 @@ impl World {
         }
     }
 
-    /// A user does once more what it did.
+    /// A user makes the same request once more.
     pub fn on_again(&mut self, m: usize) {
         if let (false, Kind::Client(spec)) = (self.healed, &self.members[m].kind) {
             let spec = ClientSpec::clone(spec);
@@ -156,9 +175,9 @@ impl World {
         }
     }
 
-    /// Everybody at this server has something to fear for.
+    /// Every member at this server may lose its session.
     fn hurt_clients(&mut self, server: usize) {
-        for who in self.living(|_| true) {
+        for who in self.live_members(|_| true) {
             if self.members[who.m].net.as_ref().is_none_or(|net| net.server == server) {
                 self.hurt(who);
             }
@@ -168,7 +187,7 @@ impl World {
     pub fn stop(&mut self, who: Who, until: u64) {
         self.hurt(who);
         self.trace(&self.members[who.m].name, || {
-            format!("** stands still for {} ms **", (until - self.now) / MS)
+            format!("** is suspended for {} ms **", (until - self.now) / MS)
         });
         self.members[who.m].stopped = until;
         self.at(until, Ev::Resume(who));
@@ -223,7 +242,7 @@ impl World {
         self.after(lasts, Ev::Kill(who));
     }
 
-    /// Somebody writes what is none of ours.
+    /// An outsider writes foreign data.
     fn garbage(&mut self) {
         const WHAT: &[&[u8]] = &[
             b"",
@@ -266,7 +285,7 @@ impl World {
         self.refused = Some((assignment, forbidden, until));
     }
 
-    /// What a master may not do now, and why. An ACL forbids all; a quota is there for writes alone.
+    /// Why a master may not make a call now. An ACL forbids all calls, a quota only those that write data.
     pub fn refusal(&self, who: Who, call: &Call) -> Option<Refusal> {
         let (assignment, forbidden, until) = self.refused.as_ref()?;
         let is_master = matches!(self.members[who.m].kind, Kind::Master);
@@ -279,7 +298,7 @@ impl World {
 
     /// A server refuses requests.
     fn throttle(&mut self) {
-        let server = self.dice.below(SERVERS as u64) as usize;
+        let server = self.any_server();
         let part = self.dice.between(50, 900);
         let until = self.spell(4 * SECOND);
         self.trace("server", || format!("** {server} refuses {part} in a thousand reads and deletes **"));
@@ -294,9 +313,9 @@ impl World {
         may && throttled == server && until > self.now && self.dice.per_mille(part)
     }
 
-    /// Somebody deletes the summary, a lease, or a directory in which nothing stands. (With a registration, an
-    /// assignment or a contender goes the proof that its holder is dead, and what it runs overlaps with what others
-    /// start: nobody can help that, so the checkers could not stay as they are.)
+    /// An outsider deletes the summary, a lease, or an empty directory. (A registration, an assignment or a contender
+    /// proves that its holder may run something. Without it runs can overlap, and no code can prevent that, so the
+    /// checkers could not stay as they are.)
     fn vanish(&mut self) {
         let tree = self.ens.tree();
         let is_ours = |path: &str| {
@@ -316,7 +335,7 @@ impl World {
         self.ens.remove(&path);
     }
 
-    /// All faults are over: whoever is gone comes back, whoever stands still goes on, everybody hears everybody.
+    /// All faults are over: ended members come back, suspended ones go on, and every link works.
     pub fn heal(&mut self) {
         self.trace("-", || "==== everything is healed ====".into());
         self.healed = true;
@@ -330,7 +349,7 @@ impl World {
             self.on_restart(server);
             self.on_join(server);
         }
-        // Whoever wrote what is none of ours takes it away.
+        // The outsider removes its data.
         let tree = self.ens.tree();
         let foreign: Vec<String> =
             tree.keys().rev().filter(|path| path.contains("garbage")).cloned().collect();

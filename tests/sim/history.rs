@@ -1,5 +1,5 @@
-//! What happened, for the checkers: who had which session, what clients told their users, and which contenders' deaths
-//! were told to whom. The driver writes it; nothing reads it while the simulation goes on.
+//! The records for the checkers: the owner of each session, the clients' reports to their users, and the members that
+//! were notified of each contender's end. The driver writes it; nothing reads it while the simulation goes on.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use zkmw::roles::client::ClientReport;
 use super::ensemble::SessionId;
 use super::member::Who;
 
-/// What a client did.
+/// The record of a client.
 #[derive(Clone, Debug, Default)]
 pub struct Client {
     pub reports: Vec<(u64, ClientReport)>,
@@ -23,11 +23,11 @@ pub struct Client {
 pub struct History {
     pub sessions: BTreeMap<SessionId, Who>,
     pub clients: BTreeMap<usize, Client>,
-    /// To whom the deletion of a contender was told, and when.
+    /// The members that were notified of a contender's deletion, and when.
     pub woken: BTreeMap<String, Vec<(u64, Who)>>,
-    /// Lives that something happened to, or to their way to the ensemble, since then.
+    /// Lives that a fault may have cost their session, and since when.
     pub hurt: BTreeMap<u64, u64>,
-    /// Which member had which life.
+    /// The member of each life.
     pub lives: BTreeMap<u64, (usize, String)>,
 }
 
@@ -41,7 +41,7 @@ impl History {
         self.sessions.insert(session, who);
     }
 
-    /// Whose session it is.
+    /// The owner of a session.
     pub fn by(&self, session: SessionId) -> Option<Who> {
         self.sessions.get(&session).copied()
     }

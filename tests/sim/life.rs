@@ -1,4 +1,4 @@
-//! The life of a process: it starts, takes turns, carries out what its role asks for, stands still, dies, ends. The
+//! The life of a process: it starts, takes turns, carries out what its role asks for, is suspended, dies, ends. The
 //! order of things here is that of `src/shell.rs`.
 
 use std::time::Duration;
@@ -8,17 +8,17 @@ use zkmw::contract::{Labels, Layout, uuid};
 use zkmw::machine::{Action, CallError, Event, Instant};
 use zkmw::roles::{elector, master, worker};
 
-use super::member::{Kind, Playing, Program, Shown, Told, Who};
+use super::member::{Kind, Playing, Program, SessionEvent, Shown, Who};
 use super::swarm::{MS, SECOND};
 use super::world::{Ev, World};
 
-/// Where everything stands.
+/// The root znode of the service.
 pub const ROOT: &str = "/z";
 
 /// The directory of the electors' election.
 pub const ELECTION: &str = "/z/elections/e";
 
-/// What a graceful end may take.
+/// How long a graceful end may take.
 const CLOSE_TIMEOUT: u64 = 5 * SECOND;
 
 impl World {
@@ -27,7 +27,7 @@ impl World {
         if member.program.is_some() || member.life != life {
             return;
         }
-        // A newcomer on the same machine kills what the last one left behind.
+        // A new process on the same machine kills the runs that the last one left behind.
         self.kill_runs_at_once(m);
         self.lives += 1;
         let life = self.lives;
@@ -103,7 +103,7 @@ impl World {
         if self.lives(who) && self.members[who.m].stopped <= self.now {
             self.trace(&self.members[who.m].name, || "goes on".into());
             self.nudge(who.m);
-            self.look_at_clock(who.m);
+            self.schedule_wake(who.m);
         }
     }
 
@@ -168,10 +168,10 @@ impl World {
         if self.members[m].has_input() {
             self.nudge(m);
         }
-        self.look_at_clock(m);
+        self.schedule_wake(m);
     }
 
-    /// What a role wants to be woken for and then leaves undone would have the shell's loop spin.
+    /// A role that does not serve what it is woken for would make the shell's loop spin.
     fn check_served(&self, m: usize, now: Instant) {
         let wish = self.members[m].program.as_ref().and_then(|program| program.next_wake());
         assert!(
@@ -181,8 +181,8 @@ impl World {
         );
     }
 
-    /// Sees to it that the role is woken when it wants to be.
-    fn look_at_clock(&mut self, m: usize) {
+    /// Schedules the wake-up that the role wants next.
+    fn schedule_wake(&mut self, m: usize) {
         let member = &self.members[m];
         let Some(wish) = member.program.as_ref().and_then(|program| program.next_wake()) else { return };
         let at = member.clock.when(wish).max(self.now);
@@ -258,7 +258,7 @@ impl World {
         self.hurt(self.who(m));
         self.kill_runs(m, 50 * MS);
         if let Some(net) = self.members[m].net.take() {
-            // The kernel says good-bye in its place, unless the whole machine went.
+            // The kernel closes the connection, unless the whole machine failed.
             let delay = if self.dice.per_mille(200) { 60 * SECOND } else { self.travel() };
             self.after(delay, Ev::Fin(net.session));
         }
@@ -285,8 +285,8 @@ impl World {
         }
     }
 
-    /// What was called over a connection that is not there.
+    /// Answers a call for which there is no connection.
     pub fn not_sent(&mut self, m: usize, id: zkmw::machine::CallId) {
-        self.tell(m, Told::Reply { id, result: Err(CallError::NotSent) });
+        self.deliver(m, SessionEvent::Reply { id, result: Err(CallError::NotSent) });
     }
 }

@@ -2,7 +2,7 @@
 //! drawn from a seed. A seed is an exact reproduction. Afterwards checkers judge what happened, by the ensemble's own
 //! log and the true times of all runs.
 //!
-//! `ZKMW_SEED=7` plays one seed and tells everything; `ZKMW_SEEDS=0..1000` plays many. See `scripts/simulate`.
+//! `ZKMW_SEED=7` plays one seed and prints everything; `ZKMW_SEEDS=0..1000` plays many. See `scripts/simulate`.
 
 mod checkers;
 // Some of it is there for the comparison with real servers alone.
@@ -30,17 +30,17 @@ use std::time::Instant;
 use play::{Outcome, play};
 use swarm::{Fault, MS, SECOND, Swarm};
 
-/// What is played when nothing is asked for; without optimisation a few have to do.
+/// The seeds that are played by default: few without optimisation.
 const SEEDS: Range<u64> = if cfg!(debug_assertions) { 0..100 } else { 0..2_000 };
 
-/// Failures that are told in full.
-const MAX_TOLD: usize = 100;
+/// Failures that are printed in full.
+const MAX_PRINTED: usize = 100;
 
 fn number(text: &str) -> u64 {
     text.trim().parse().unwrap_or_else(|_| panic!("{text:?} is no number: give 7, or 0..1000"))
 }
 
-/// The seeds that were asked for, and whether everything is to be told.
+/// The seeds that were asked for, and whether to print everything.
 fn wanted() -> (Range<u64>, bool) {
     if let Ok(seed) = std::env::var("ZKMW_SEED") {
         let seed = number(&seed);
@@ -91,7 +91,7 @@ fn whatever_happens_nothing_is_lost_and_nothing_runs_twice() {
     let failed = play_all(seeds, jobs.max(1), tracing);
     let took = started.elapsed().as_secs_f64();
     println!("{count} seeds in {took:.1} s: {:.0} a second, {} failed", count as f64 / took, failed.len());
-    for (seed, outcome) in failed.iter().take(MAX_TOLD) {
+    for (seed, outcome) in failed.iter().take(MAX_PRINTED) {
         println!("\nseed {seed}:");
         for complaint in &outcome.complaints {
             println!("  {complaint}");

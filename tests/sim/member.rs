@@ -1,5 +1,5 @@
 //! A process of zkmw: a production role, what is on its way to it, and the one loop that plays the shell's part.
-//! What is around it (connection, runs, chance) belongs to others.
+//! Its surroundings (connection, runs, chance) belong to others.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -12,14 +12,14 @@ use zkmw::roles::{elector, master, worker};
 use super::net::Net;
 use super::users::ClientSpec;
 
-/// A member's index, and which of its lives is meant: what is for an earlier one is for nobody.
+/// A member's index, and one of its lives. An event for an earlier life is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Who {
     pub m: usize,
     pub life: u64,
 }
 
-/// What roles tell their users.
+/// The reports of roles to their users.
 #[derive(Clone, Debug)]
 pub enum Shown {
     Client(ClientReport),
@@ -99,7 +99,7 @@ impl<R: Role<Report: Show>> Program for Playing<R> {
     }
 }
 
-/// What a member is.
+/// The kind of a member.
 #[derive(Clone, Debug)]
 pub enum Kind {
     Master,
@@ -135,7 +135,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// What it shows at this time.
+    /// The time that it shows at this true time.
     pub fn at(self, now: u64) -> Instant {
         let gained = i128::from(now) * i128::from(self.drift) / 1_000_000;
         Instant::from_nanos(u64::try_from(i128::from(self.offset) + i128::from(now) + gained).unwrap_or(0))
@@ -148,26 +148,26 @@ impl Clock {
     }
 }
 
-/// What the session layer tells.
+/// An event of the session layer.
 #[derive(Debug)]
-pub enum Told {
+pub enum SessionEvent {
     Up { generation: u64, timeout: std::time::Duration },
     Down { generation: u64, why: String },
     Changed { generation: u64, path: String, kind: ChangeKind },
     Reply { id: CallId, result: CallResult },
 }
 
-/// How many of its last words are kept of each.
+/// How many of its last log lines are kept of each member.
 const WORDS: usize = 14;
 
-/// A process, or the place of one that is gone.
+/// A process, live or ended.
 pub struct Member {
     pub name: String,
     pub kind: Kind,
     pub life: u64,
     pub program: Option<Box<dyn Program>>,
     pub clock: Clock,
-    pub sessions: VecDeque<Told>,
+    pub sessions: VecDeque<SessionEvent>,
     pub execs: VecDeque<Event>,
     /// Signals to end that were not seen yet, and whether one was.
     pub signals: u32,
@@ -180,13 +180,13 @@ pub struct Member {
     /// The next pause after a failed round, and after a connection that lived for a short time.
     pub pause: u64,
     pub flapped: u64,
-    /// It stands still until then.
+    /// It is suspended until then.
     pub stopped: u64,
     /// Every turn takes up to so long, until then.
     pub slow: (u64, u64),
     pub turning: bool,
     pub wake: u64,
-    /// What the keeper was told, and when the next keeper is there.
+    /// The lease as the keeper knows it, and the time at which the next keeper is ready.
     pub lease: Option<Instant>,
     pub without_keeper: u64,
     pub runs: BTreeMap<RunId, usize>,
@@ -253,7 +253,7 @@ impl Member {
         self.asked = None;
     }
 
-    /// Keeps some last words.
+    /// Keeps the last log lines.
     pub fn say(&mut self, words: String) {
         if self.words.len() >= WORDS {
             self.words.pop_front();
@@ -266,14 +266,14 @@ impl Member {
         !self.sessions.is_empty() || !self.execs.is_empty() || self.signals > 0
     }
 
-    /// What the next thing from the session layer is to the role; as the shell has it.
+    /// The next event of the session layer, as the shell would give it to the role.
     pub fn hear(&mut self, now: Instant) -> Option<Event> {
         match self.sessions.pop_front()? {
-            Told::Up { generation, timeout } => {
+            SessionEvent::Up { generation, timeout } => {
                 self.known = Some(generation);
                 Some(Event::Connected { timeout })
             }
-            Told::Down { generation, why } => {
+            SessionEvent::Down { generation, why } => {
                 if self.known != Some(generation) {
                     return None;
                 }
@@ -284,10 +284,12 @@ impl Member {
                 }
                 Some(Event::Lost { why })
             }
-            Told::Changed { generation, path, kind } => {
+            SessionEvent::Changed { generation, path, kind } => {
                 (self.known == Some(generation)).then_some(Event::Changed { path, kind })
             }
-            Told::Reply { id, result } => self.outstanding.remove(&id).then_some(Event::Reply { id, result }),
+            SessionEvent::Reply { id, result } => {
+                self.outstanding.remove(&id).then_some(Event::Reply { id, result })
+            }
         }
     }
 }

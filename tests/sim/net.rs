@@ -1,8 +1,8 @@
 //! Between a process and a server: connections, packets, heartbeats. It keeps the promises of `src/zk`, with its
-//! bounds: a connection is a session; every call is answered once, and before the loss is told; a session that is
-//! silent is given up. Whatever those promises leave open is drawn: which of the calls of a turn is sent first, in
-//! which order replies are taken in, how far watch events are behind them, and what becomes of what was on its way
-//! when a connection broke.
+//! bounds: a connection is a session; every call is answered once, and before the loss is reported; a session that is
+//! silent is given up. Everything that those promises leave open is drawn: which of the calls of a turn is sent first,
+//! in which order replies are taken in, how far watch events are behind them, and the fate of packets on their way when
+//! a connection breaks.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,18 +10,18 @@ use std::time::Duration;
 use zkmw::machine::{Call, CallError, CallId, CallResult, Instant, Refusal};
 
 use super::ensemble::{Output, SessionId};
-use super::member::{Told, Who};
+use super::member::{SessionEvent, Who};
 use super::servers::Line;
 use super::swarm::{MS, SECOND, SERVERS};
 use super::world::{Ev, World};
 
-/// The pauses between rounds of connecting.
+/// The backoff between rounds of connecting.
 const PAUSE_MIN: u64 = 50 * MS;
 const PAUSE_MAX: u64 = 500 * MS;
 /// A connection that lived for less is followed by a pause that doubles each time, too.
 const FLAPPING: u64 = 5 * SECOND;
 const FLAPPING_PAUSE_MAX: u64 = SECOND;
-/// The pauses before a call that was throttled is made again.
+/// The backoff before a throttled call is made again.
 const REPEAT_MIN: u64 = 50 * MS;
 const REPEAT_MAX: u64 = 2 * SECOND;
 /// ZooKeeper's code for a request that it throttles.
@@ -140,8 +140,8 @@ impl World {
             last_answer: now,
         });
         self.lines.entry(session).and_modify(|line| line.generation = generation);
-        self.tell(who.m, Told::Up { generation, timeout });
-        self.after(0, Ev::Look(who, generation));
+        self.deliver(who.m, SessionEvent::Up { generation, timeout });
+        self.after(0, Ev::HeartbeatCheck(who, generation));
     }
 
     fn net(&mut self, who: Who, generation: u64) -> Option<&mut Net> {
@@ -152,12 +152,12 @@ impl World {
     }
 
     /// The session layer's heartbeat.
-    pub fn on_look(&mut self, who: Who, generation: u64) {
+    pub fn on_heartbeat_check(&mut self, who: Who, generation: u64) {
         if self.net(who, generation).is_none() {
             return;
         }
         if self.members[who.m].stopped > self.now {
-            return self.at(self.members[who.m].stopped + MS, Ev::Look(who, generation));
+            return self.at(self.members[who.m].stopped + MS, Ev::HeartbeatCheck(who, generation));
         }
         let now = self.local(who.m);
         let timeout = Duration::from_nanos(self.swarm.timeout);
@@ -183,7 +183,7 @@ impl World {
             self.after(delay, Ev::Beat(who, generation, session, now));
         }
         let sleep = (sleep.as_nanos() as u64).max(MS);
-        self.after(sleep, Ev::Look(who, generation));
+        self.after(sleep, Ev::HeartbeatCheck(who, generation));
     }
 
     pub fn on_beat(&mut self, who: Who, generation: u64, session: SessionId, sent: Instant) {
@@ -256,7 +256,7 @@ impl World {
     pub fn on_arrive(&mut self, session: SessionId, who: Who, generation: u64, id: CallId, call: Call) {
         let Some(at) = self.arrival(session, who) else { return };
         if at > self.now {
-            // What was held back by one cause is let go in any order.
+            // Packets that one cause held back are released in any order.
             let at = at + self.dice.below(MS);
             return self.at(at, Ev::Arrive(session, who, generation, id, call));
         }
@@ -301,7 +301,7 @@ impl World {
         while let Some(output) = self.ens.take(session) {
             let Some(line) = self.lines.get(&session).filter(|line| line.open) else { continue };
             let (who, generation, at) = (line.who, line.generation, line.last);
-            // One stream from the server, two threads that take it apart.
+            // The server sends one stream, and two threads process it.
             let arrives = at.max(self.now + self.travel());
             let thread = self.dawdle();
             let Some(line) = self.lines.get_mut(&session) else { continue };
@@ -338,7 +338,7 @@ impl World {
         if net.inflight.remove(&id).is_some() {
             net.throttled.remove(&id);
             net.last_answer = now;
-            self.tell(who.m, Told::Reply { id, result });
+            self.deliver(who.m, SessionEvent::Reply { id, result });
         }
     }
 
@@ -357,7 +357,7 @@ impl World {
         let next = self.lines.get_mut(&session).and_then(|line| line.changes.pop_front());
         let Some((path, kind)) = next else { return };
         self.history.changed(who, self.now, &path, kind);
-        self.tell(who.m, Told::Changed { generation, path, kind });
+        self.deliver(who.m, SessionEvent::Changed { generation, path, kind });
     }
 
     pub fn on_break(&mut self, who: Who, generation: u64) {
@@ -366,23 +366,23 @@ impl World {
         }
     }
 
-    /// The process's end of the connection is over. What was on its way may still get to the server, also late.
+    /// The process's end of the connection is over. Packets on their way may still get to the server, also late.
     pub fn lose(&mut self, who: Who, why: &str) {
         let Some(net) = self.members[who.m].net.take() else { return };
         self.hurt(who);
         self.trace(&self.members[who.m].name, || format!("** loses session {}: {why} **", net.session.0));
         for (id, sent) in net.inflight {
             let error = if sent { CallError::MaybeApplied } else { CallError::NotSent };
-            self.tell(who.m, Told::Reply { id, result: Err(error) });
+            self.deliver(who.m, SessionEvent::Reply { id, result: Err(error) });
         }
-        self.tell(who.m, Told::Down { generation: net.generation, why: why.to_string() });
+        self.deliver(who.m, SessionEvent::Down { generation: net.generation, why: why.to_string() });
         let timeout = self.swarm.timeout;
         let (stall, fin) = match self.dice.below(6) {
-            // What was on its way is lost with the connection.
+            // Packets on their way are lost with the connection.
             0 | 1 => (0, 0),
-            // It arrives, and then the end of the connection.
+            // They arrive, and then the end of the connection.
             2 | 3 => (0, self.travel() * 2),
-            // It arrives late.
+            // They arrive late.
             4 => {
                 let stall = self.dice.below(timeout / 4);
                 (stall, stall + 50 * MS)

@@ -12,16 +12,16 @@ use super::world::{Ev, World};
 /// By when all must be done after the healing.
 const SETTLES_WITHIN: u64 = 240 * SECOND;
 
-/// How long after the healing the electors are told to end.
+/// How long after the healing the electors are asked to end.
 const ELECTORS_END: u64 = 15 * SECOND;
 
-/// What an end of all work may be followed by, before it must be quiet.
+/// How long writes may go on after the end of all work, before it must be quiet.
 const CALMS_WITHIN: u64 = 30 * SECOND;
 
 /// How long it must be quiet then.
 const QUIET: u64 = 60 * SECOND;
 
-/// What came of a seed.
+/// The result of a seed.
 pub struct Outcome {
     pub complaints: Vec<String>,
     pub digest: u64,
@@ -102,7 +102,7 @@ fn end_electors(world: &mut World) {
     }
 }
 
-/// What everybody said last, and what stands on the assignments.
+/// The last log lines of every member, and the assignments.
 fn last_words(world: &World) -> Vec<String> {
     let mut words = Vec::new();
     for (path, node) in world.ens.tree() {

@@ -1,5 +1,5 @@
-//! What workers and electors run: process groups that take some time and end in some way, and the keeper, which lives
-//! on the worker's machine and by its clock, and kills when the worker is dead or its lease is over.
+//! The runs of workers and electors: process groups that take some time and end in some way. Also the keeper, which
+//! lives on the worker's machine and by its clock, and kills when the worker has ended or its lease is over.
 
 use zkmw::contract::TaskId;
 use zkmw::contract::line::LineName;
@@ -25,7 +25,7 @@ pub enum Stage {
     /// It was asked for.
     Waiting,
     Alive,
-    Dead,
+    Ended,
     /// It never began.
     Never,
 }
@@ -45,15 +45,16 @@ pub struct Run {
     pub begin: u64,
     pub end: u64,
     pub ended: Option<Ended>,
-    /// Somebody told it to end, or killed it.
+    /// It was asked to end, or killed.
     pub signalled: bool,
-    told: Option<GroupSignal>,
+    /// A signal that came before it began.
+    early_signal: Option<GroupSignal>,
     stubborn: bool,
     command: String,
 }
 
 impl Run {
-    /// What it prints.
+    /// The output that it prints.
     pub fn output(&self) -> String {
         let line = self.line.map(|line| format!(":{line}")).unwrap_or_default();
         format!("{}{line}#{} by {}", self.key, self.attempt, self.who.life)
@@ -77,7 +78,7 @@ impl World {
             end: 0,
             ended: None,
             signalled: false,
-            told: None,
+            early_signal: None,
             stubborn: false,
             command: spec.argv.last().cloned().unwrap_or_default(),
         };
@@ -135,7 +136,7 @@ impl World {
         run.stage = Stage::Alive;
         run.begin = self.now;
         run.stubborn = stubborn;
-        let (id, command, told) = (run.id, run.command.clone(), run.told);
+        let (id, command, early_signal) = (run.id, run.command.clone(), run.early_signal);
         let how = match command.as_str() {
             "fail" => Ended::Exit(3),
             "flaky" if dice < 60 => Ended::Exit(1),
@@ -151,7 +152,7 @@ impl World {
         }
         self.after(lasts, Ev::RunEnds(index, how));
         self.after(MS, Ev::Exec(who, Event::Started { run: id, pid: index as u32 }));
-        if let Some(signal) = told {
+        if let Some(signal) = early_signal {
             self.signal_run(who, id, signal);
         }
     }
@@ -161,17 +162,17 @@ impl World {
             return;
         }
         let run = &mut self.runs[index];
-        run.stage = Stage::Dead;
+        run.stage = Stage::Ended;
         run.end = self.now;
         run.ended = Some(how);
         self.trace(&self.members[self.runs[index].who.m].name, || {
-            format!("## {} attempt {} is dead: {how:?} ##", self.runs[index].key, self.runs[index].attempt)
+            format!("## {} attempt {} has ended: {how:?} ##", self.runs[index].key, self.runs[index].attempt)
         });
         let delay = self.dice.between(MS / 10, 5 * MS);
-        self.after(delay, Ev::RunTold(index));
+        self.after(delay, Ev::RunReported(index));
     }
 
-    pub fn on_run_told(&mut self, index: usize) {
+    pub fn on_run_reported(&mut self, index: usize) {
         let run = &self.runs[index];
         let (who, id) = (run.who, run.id);
         let Some(ended) = run.ended else { return };
@@ -190,8 +191,10 @@ impl World {
         let Some(index) = self.members[who.m].runs.get(&id).copied() else { return };
         match self.runs[index].stage {
             Stage::Waiting => {
-                let told = self.runs[index].told;
-                self.runs[index].told = if told == Some(GroupSignal::Kill) { told } else { Some(signal) };
+                let early = &mut self.runs[index].early_signal;
+                if *early != Some(GroupSignal::Kill) {
+                    *early = Some(signal);
+                }
             }
             Stage::Alive => {
                 self.runs[index].signalled = true;
@@ -209,11 +212,11 @@ impl World {
                     self.after(delay, Ev::RunEnds(index, how));
                 }
             }
-            Stage::Dead | Stage::Never => {}
+            Stage::Ended | Stage::Never => {}
         }
     }
 
-    /// Whoever watches over the member's runs kills them all, within so long; by when that is done.
+    /// The guardian of the member's runs kills them all, each within `most`. Gives the time at which that is done.
     pub fn kill_runs(&mut self, m: usize, most: u64) -> u64 {
         let runs: Vec<usize> = self.members[m].runs.values().copied().collect();
         let mut done = self.now;
@@ -240,7 +243,7 @@ impl World {
         self.at(at, Ev::Keeper(who));
     }
 
-    /// The keeper looks at its clock.
+    /// The keeper checks its clock.
     pub fn on_keeper(&mut self, who: Who) {
         let over = self.members[who.m].lease.is_some_and(|until| self.local(who.m) >= until);
         if self.lives(who) && over && !self.members[who.m].runs.is_empty() {

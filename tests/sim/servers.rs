@@ -1,5 +1,5 @@
-//! What the servers do in between: they pass writes on, learn of commits, ping, fall out and come back. When each of
-//! that happens is drawn; what it means is the ensemble's.
+//! The servers' own work: they forward writes, learn of commits, ping, fail and come back. The time of each is drawn;
+//! its effect is up to the ensemble.
 
 use std::collections::VecDeque;
 
@@ -10,7 +10,7 @@ use super::member::Who;
 use super::swarm::{MS, SECOND, SERVERS};
 use super::world::{Ev, World};
 
-/// Half of the ensemble's tick: so often followers tell the leader whom they have heard of.
+/// Half of the ensemble's tick: so often followers report to the leader the sessions that they have heard of.
 const PING_EVERY: u64 = SECOND;
 
 /// A server, as far as the driver has to know.
@@ -70,7 +70,7 @@ impl Line {
 }
 
 impl World {
-    /// The server has heard of the session; the leader is told with the next ping.
+    /// The server has heard of the session; the leader learns of it with the next ping.
     pub fn touch(&mut self, session: SessionId) {
         let Some(line) = self.lines.get_mut(&session) else { return };
         line.touched = true;
@@ -106,8 +106,8 @@ impl World {
         }
     }
 
-    /// After anything that may have been committed: every server will learn of it, and everybody is told what his
-    /// server has for him.
+    /// Runs after anything that may have been committed: every server will learn of it, and then its sessions get their
+    /// output.
     pub fn settle_servers(&mut self) {
         self.trace_log();
         for server in 0..SERVERS {
@@ -203,7 +203,7 @@ impl World {
         if self.servers[server].cut > self.now || self.servers[server].down {
             return;
         }
-        // What its clients asked for meanwhile, it may have forgotten; then it has hung up on them.
+        // It may have lost the requests of its clients meanwhile. Then it has closed their connections too.
         if self.dice.per_mille(300) {
             self.drop_clients(server);
             while self.ens.drop_queued(server, 0) {}

@@ -12,7 +12,7 @@ use zkmw::contract::share::Move;
 use zkmw::contract::task::{Options, Payload, Task};
 use zkmw::recipes::holder::{Holder, Seen};
 
-/// What is searched.
+/// The bounds of a search.
 #[derive(Clone, Copy)]
 struct Scope {
     lines: usize,
@@ -47,7 +47,7 @@ struct State {
     task: Task,
     /// Versions before, the last first: what a stale read may show.
     past: VecDeque<(i32, Task)>,
-    /// Who got which number.
+    /// The worker that got each number.
     given: BTreeMap<u32, usize>,
     workers: Vec<Worker>,
     net: Vec<Sent>,
@@ -66,7 +66,7 @@ fn task_key(task: &Task, key: &mut Vec<u8>) {
     key.push(u8::try_from(task.attempt).expect("few"));
     for share in task.all_shares() {
         key.push(u8::try_from(share.attempt).expect("few"));
-        key.extend(share.lines.below(9).map(|place| 100 + place as u8));
+        key.extend(share.lines.below(9).map(|position| 100 + position as u8));
         key.extend([share.ahead.map_or(99, |ahead| ahead as u8), share.deaths as u8]);
     }
     key.push(u8::from(task.outcome.is_some()));
@@ -83,7 +83,7 @@ fn holder_key(holder: &Holder, key: &mut Vec<u8>) {
         task_key(task, key);
     }
     for set in sets {
-        key.extend(set.iter().map(|place| *place as u8));
+        key.extend(set.iter().map(|position| *position as u8));
         key.push(252);
     }
 }
@@ -142,7 +142,7 @@ impl State {
     fn with(&self, change: impl FnOnce(&mut State)) -> State {
         let mut next = self.clone();
         change(&mut next);
-        // What can never be applied, and nobody waits for, is forgotten.
+        // A write that can never be applied, and that nobody waits for, is dropped.
         let (version, workers) = (next.version, next.workers.clone());
         next.net.retain(|sent| sent.base == version || workers[sent.by].waits);
         for worker in &mut next.workers {
@@ -161,25 +161,30 @@ fn sent_key(sent: &Sent) -> Vec<u8> {
 }
 
 fn open(task: &Task) -> BTreeSet<usize> {
-    (0..task.commands.as_ref().map_or(0, Vec::len)).filter(|place| task.is_open(*place)).collect()
+    (0..task.commands.as_ref().map_or(0, Vec::len)).filter(|position| task.is_open(*position)).collect()
 }
 
 /// I1, I2: each open line is in one share; numbers only grow, and their lines only get fewer.
 fn check_step(before: &Task, after: &Task) {
     let mut owned = BTreeSet::new();
     for share in after.all_shares() {
-        for place in after.open_lines(&share) {
-            assert!(owned.insert(place), "line {place} is in two shares: {:?}", after.shares);
+        for position in after.open_lines(&share) {
+            assert!(owned.insert(position), "line {position} is in two shares: {:?}", after.shares);
         }
         if let Some(old) = before.share(share.attempt) {
-            assert!(share.lines.below(9).all(|place| old.lines.has(place)), "number {} grew", share.attempt);
+            assert!(
+                share.lines.below(9).all(|position| old.lines.has(position)),
+                "number {} grew",
+                share.attempt
+            );
         } else {
             assert!(share.attempt > before.attempt, "number {} came back", share.attempt);
         }
     }
     assert_eq!(owned, open(after), "an open line is in no share");
-    let has_result = |place: &usize| after.outcome.as_ref().is_some_and(|all| all.results[*place].is_some());
-    let is_lost = |place: &usize| after.outcome.is_some() && !has_result(place);
+    let has_result =
+        |position: &usize| after.outcome.as_ref().is_some_and(|all| all.results[*position].is_some());
+    let is_lost = |position: &usize| after.outcome.is_some() && !has_result(position);
     assert!(!open(before).iter().any(is_lost), "it has an outcome, and a line without a result");
     assert_eq!(after.outcome.is_some(), owned.is_empty());
 }
@@ -203,18 +208,18 @@ fn leader(state: &State, scope: Scope, next: &mut Vec<State>) {
         if may && cut.cut(share.attempt, usize::MAX) {
             next.push(state.with(|state| state.set(cut)));
         }
-        let is_dead = state.given.get(&share.attempt).is_some_and(|by| !state.workers[*by].lives);
+        let has_failed = state.given.get(&share.attempt).is_some_and(|by| !state.workers[*by].lives);
         let mut moved = state.task.clone();
-        if is_dead && moved.move_on(share.attempt, Some(&by()), &Move::Death { limit: 9 }) {
+        if has_failed && moved.move_on(share.attempt, Some(&by()), &Move::Death { limit: 9 }) {
             next.push(state.with(|state| state.set(moved)));
         }
     }
-    for place in 0..scope.lines {
+    for position in 0..scope.lines {
         let mut again = state.task.clone();
         let may = state.reruns < scope.reruns
             && state.task.attempt < scope.most_numbers
             && state.version < scope.most_versions;
-        if may && again.rerun(&[place]) {
+        if may && again.rerun(&[position]) {
             next.push(state.with(|state| {
                 state.reruns += 1;
                 state.set(again);
@@ -297,22 +302,22 @@ fn worker(state: &State, scope: Scope, at: usize, next: &mut Vec<State>) {
     let running: Vec<usize> = holder.running().collect();
     let mut started = holder.clone();
     if running.is_empty()
-        && let Some(place) = started.start_next()
+        && let Some(position) = started.start_next()
     {
         let number = started.number();
         let share = state
             .task
             .share(number)
-            .unwrap_or_else(|| panic!("{place} is started for {number}, which is gone"));
+            .unwrap_or_else(|| panic!("{position} is started for {number}, which is gone"));
         assert!(
-            state.task.window(&share).contains(&place),
-            "line {place} is started, and not in the window of {share:?}"
+            state.task.window(&share).contains(&position),
+            "line {position} is started, and not in the window of {share:?}"
         );
         next.push(state.with(|state| state.workers[at].holder = Some(started)));
     }
-    for place in running {
+    for position in running {
         let mut ended = holder.clone();
-        ended.ended(place, CommandResult::default());
+        ended.ended(position, CommandResult::default());
         next.push(state.with(|state| state.workers[at].holder = Some(ended)));
     }
     for ahead in [1, 2] {

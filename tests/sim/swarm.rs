@@ -1,4 +1,4 @@
-//! What one seed is about: how large the cluster is, how fast everything is, and which faults come how often. It
+//! The numbers of one seed: how large the cluster is, how fast everything is, and which faults come how often. It
 //! decides nothing later: all that happens afterwards follows from these numbers and the seed's dice.
 
 use zkmw::machine::Prng;
@@ -66,7 +66,7 @@ pub enum Fault {
     CrashElector,
     /// A user's process is killed for good.
     CrashClient,
-    /// A process, or its machine, stands still for a while.
+    /// A process, or its machine, is suspended for a while.
     Stop,
     /// A connection breaks.
     Break,
@@ -94,13 +94,13 @@ pub enum Fault {
     Double,
     /// The keeper of a worker or elector dies.
     LoseKeeper,
-    /// Somebody writes what nobody can read.
+    /// An outsider writes data that nobody can read.
     Garbage,
     /// No master may write an assignment, for a while (a quota), or not even read or delete it (an ACL).
     Refuse,
     /// A server throttles requests: it refuses some reads and deletes for a moment.
     Throttle,
-    /// Somebody deletes what is ours: what no life hangs on.
+    /// An outsider deletes some of our znodes, but none that proves that a process lives.
     Vanish,
 }
 
@@ -174,7 +174,7 @@ pub struct Swarm {
 }
 
 impl Swarm {
-    /// What this seed is about.
+    /// Draws the numbers of a seed.
     pub fn new(seed: u64) -> Swarm {
         let mut dice = Dice::new(seed ^ 0x5a5a_1234_8765_a5a5);
         let mut faults = Vec::new();
@@ -220,7 +220,7 @@ impl Swarm {
             max_failed: 1_000,
             faults,
         };
-        // Last, so that what a seed is about besides stays what it was.
+        // Last, so that all other numbers of a seed stay the same.
         if dice.below(10) < part {
             swarm.faults.push((Fault::Vanish, dice.between(1_000, 10_000) * MS));
         }

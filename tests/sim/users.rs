@@ -14,7 +14,7 @@ use super::member::{Kind, Playing, Program};
 use super::swarm::SECOND;
 use super::world::{Ev, World};
 
-/// What a user wants.
+/// The request of a user.
 #[derive(Clone, Debug)]
 pub struct ClientSpec {
     pub wish: Wish,
@@ -149,7 +149,7 @@ impl World {
         Some(ClientSpec { wish, options, key, job, chunk, detach: false, orphan: false, cancel: false })
     }
 
-    /// A task, a line of one, or a whole job, that stands.
+    /// A task, a line of one, or a whole job, that exists.
     fn target(&mut self) -> Option<Target> {
         let tree = self.ens.tree();
         let jobs = tree.range("/z/tasks/".to_string()..);
@@ -214,7 +214,7 @@ impl World {
             chunk = Some(if keyed { 2 } else { self.dice.between(1, 8) as u32 });
         }
         let (wish, options) = if keyed && self.dice.per_mille(700) {
-            // Who comes with a key mostly means the same by it.
+            // Clients with a key mostly mean the same task by it.
             let wish = if batch {
                 Wish::Batch(vec!["ok".into(), "flaky".into(), "ok".into()])
             } else {

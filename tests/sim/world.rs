@@ -8,7 +8,7 @@ use zkmw::machine::{Call, CallId, CallResult, Ended, Event, Instant};
 
 use super::ensemble::{Ensemble, RequestId, ServerId, SessionId};
 use super::history::History;
-use super::member::{Clock, Kind, Member, Told, Who};
+use super::member::{Clock, Kind, Member, SessionEvent, Who};
 use super::processes::Run;
 use super::servers::{Line, Server};
 use super::swarm::{Dice, Fault, MS, SECOND, SERVERS, Swarm};
@@ -19,7 +19,7 @@ const MAX_EVENTS: u64 = 3_000_000;
 /// The ensemble's clock when the simulation begins, in ms since 1970.
 pub const EPOCH_MS: i64 = 1_700_000_000_000;
 
-/// What comes.
+/// An event of the simulation.
 #[derive(Debug)]
 pub enum Ev {
     Turn(Who),
@@ -28,7 +28,7 @@ pub enum Ev {
     Resume(Who),
     Connect(Who),
     Up(Who, SessionId),
-    Look(Who, u64),
+    HeartbeatCheck(Who, u64),
     Beat(Who, u64, SessionId, Instant),
     BeatBack(Who, u64, Instant),
     Depart(Who, u64, CallId, Call),
@@ -46,7 +46,7 @@ pub enum Ev {
     Drop(ServerId),
     RunBegins(usize),
     RunEnds(usize, Ended),
-    RunTold(usize),
+    RunReported(usize),
     Exec(Who, Event),
     Keeper(Who),
     KeeperBack(Who),
@@ -85,7 +85,7 @@ pub struct World {
     pub events: u64,
     pub traced: usize,
     pub tracing: bool,
-    /// When, in which order, and where it is kept: what is sifted stays small.
+    /// When, in which order, and the index in `kept`: the items of the heap stay small.
     queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
     kept: Vec<Option<Ev>>,
     free: Vec<usize>,
@@ -150,7 +150,7 @@ impl World {
         }
     }
 
-    /// A further member, which is started by whoever asked for it.
+    /// Adds a member. The caller starts it.
     pub fn add(&mut self, name: String, kind: Kind) -> usize {
         let drift = self.swarm.drift;
         let clock = Clock {
@@ -194,7 +194,7 @@ impl World {
         Who { m, life: self.members[m].life }
     }
 
-    /// What the member's clock shows.
+    /// The time on the member's clock.
     pub fn local(&self, m: usize) -> Instant {
         self.members[m].clock.at(self.now)
     }
@@ -231,7 +231,7 @@ impl World {
             Ev::Resume(who) => self.on_resume(who),
             Ev::Connect(who) => self.on_connect(who),
             Ev::Up(who, session) => self.on_up(who, session),
-            Ev::Look(who, generation) => self.on_look(who, generation),
+            Ev::HeartbeatCheck(who, generation) => self.on_heartbeat_check(who, generation),
             Ev::Beat(who, generation, session, sent) => self.on_beat(who, generation, session, sent),
             Ev::BeatBack(who, generation, sent) => self.on_beat_back(who, generation, sent),
             Ev::Depart(who, generation, id, call) => self.on_depart(who, generation, id, call),
@@ -251,7 +251,7 @@ impl World {
             Ev::Drop(server) => self.drop_clients(server),
             Ev::RunBegins(run) => self.on_run_begins(run),
             Ev::RunEnds(run, how) => self.on_run_ends(run, how),
-            Ev::RunTold(run) => self.on_run_told(run),
+            Ev::RunReported(run) => self.on_run_reported(run),
             Ev::Exec(who, event) => self.on_exec(who, event),
             Ev::Keeper(who) => self.on_keeper(who),
             Ev::KeeperBack(who) => self.trace(&self.members[who.m].name, || "has a keeper again".into()),
@@ -268,8 +268,8 @@ impl World {
     }
 
     /// Something from the session layer for a member's loop.
-    pub fn tell(&mut self, m: usize, told: Told) {
-        self.members[m].sessions.push_back(told);
+    pub fn deliver(&mut self, m: usize, event: SessionEvent) {
+        self.members[m].sessions.push_back(event);
         self.nudge(m);
     }
 

@@ -5,15 +5,15 @@ use std::io::Write as _;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-/// What `run` exits with where this machine cannot start the container.
+/// The exit code of `run` where this machine cannot start the container.
 const SKIPPED: i32 = 77;
 
-/// One container at a time: some checks look at how long something takes.
+/// One container at a time: some checks measure how long something takes.
 static MACHINE: Mutex<()> = Mutex::new(());
 
 #[test]
 fn the_units_do_their_work_under_a_real_systemd() {
-    // A choice of checks, or a mutation, is for whoever calls the script by hand.
+    // A choice of checks, or a mutation, is for a person who calls the script by hand.
     works("run", |command| command.env_remove("CHECKS"));
 }
 
@@ -28,7 +28,7 @@ fn a_worker_of_systemds_limits_its_tasks_where_the_kernel_can() {
     assert!(checks.is_none_or(|checks| checks.contains("ok   limits hold after a restart")));
 }
 
-/// What the script prints, if this machine can start the container.
+/// The output of the script, if this machine can start the container.
 fn works(script: &str, choose: impl Fn(&mut Command) -> &mut Command) -> Option<String> {
     let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new(format!("{}/tests/units/{script}", env!("CARGO_MANIFEST_DIR")));

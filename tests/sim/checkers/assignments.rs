@@ -1,6 +1,6 @@
-//! Assignments and registrations: G5 (the assignment's writer is who its epoch says, and epochs never go back), one
-//! holder for each attempt, nothing taken off an assignment while it runs, and an incarnation that was without a
-//! registration is dead for ever, with all that it ran.
+//! Assignments and registrations: G5 (only the master that its epoch names writes an assignment, and epochs never go
+//! back), one holder for each attempt, no entry removed from an assignment while it runs, and an incarnation that has
+//! lost its registration has ended for ever, with all that it ran.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::world::World;
 
 #[derive(Default)]
 struct Ledger<'a> {
-    /// Which incarnation had which attempt, and when it was given that first.
+    /// The incarnations that were given each attempt, and when each was given it first.
     given: BTreeMap<(String, u32), BTreeMap<String, u64>>,
     /// The life behind each incarnation.
     lives: BTreeMap<String, u64>,
@@ -25,19 +25,19 @@ struct Ledger<'a> {
     gaps: BTreeMap<String, u64>,
     /// Runs by task and attempt, or number of a share.
     runs: BTreeMap<(&'a str, u32), Vec<&'a Run>>,
-    /// Incarnations that took their own last registration away.
+    /// Incarnations that deleted their own last registration.
     left: BTreeMap<String, SessionId>,
-    /// Whose contender each epoch is.
+    /// The session whose contender each epoch names.
     contenders: BTreeMap<i64, SessionId>,
-    /// What was put on which assignment, by which transactions, and when.
+    /// The entries that were put on each assignment, by which transactions, and when.
     puts: BTreeMap<(String, String, u32), Vec<(i64, u64)>>,
-    /// What was taken off which assignment, and the transaction that did it.
-    strikes: Vec<(String, Entry, i64, u64)>,
+    /// The entries that were removed from each assignment, by which transaction, and when.
+    removals: Vec<(String, Entry, i64, u64)>,
     /// The transactions that made each task: a key may be used again.
     made: BTreeMap<String, Vec<i64>>,
 }
 
-pub fn check(world: &World, numbers: &BTreeMap<usize, u32>, told: &mut Complaints) {
+pub fn check(world: &World, numbers: &BTreeMap<usize, u32>, complaints: &mut Complaints) {
     let mut ledger = Ledger::default();
     let number = |at: usize, run: &Run| numbers.get(&at).copied().unwrap_or(run.attempt);
     let tasks = || world.runs.iter().enumerate().filter(|(_, run)| run.attempt > 0);
@@ -46,27 +46,34 @@ pub fn check(world: &World, numbers: &BTreeMap<usize, u32>, told: &mut Complaint
     }
     replay(world, |step, tree| {
         if let Some(name) = child(step.path, "assign") {
-            ledger.assignment(world, name, step, tree, told);
+            ledger.assignment(world, name, step, tree, complaints);
         } else if let Some(name) = child(step.path, "workers") {
-            ledger.registration(name, step, tree, told);
+            ledger.registration(name, step, tree, complaints);
         } else if let (Some(_), None, Some(znode)) = (child(step.path, "master"), step.before, step.after) {
             ledger.contenders.insert(znode.czxid, znode.owner);
         } else if let (Some(task), None) = (task_of(step.path), step.before) {
             ledger.made.entry(task.to_string()).or_default().push(step.zxid);
         }
     });
-    for (name, entry, zxid, at) in &ledger.strikes {
-        ledger.taken_off(world, name, entry, *zxid, *at, told);
+    for (name, entry, zxid, at) in &ledger.removals {
+        ledger.removed(world, name, entry, *zxid, *at, complaints);
     }
     for (at, run) in tasks() {
-        if matches!(run.stage, Stage::Alive | Stage::Dead) {
-            ledger.run(world, run, number(at, run), told);
+        if matches!(run.stage, Stage::Alive | Stage::Ended) {
+            ledger.run(world, run, number(at, run), complaints);
         }
     }
 }
 
 impl<'a> Ledger<'a> {
-    fn assignment(&mut self, world: &World, name: &str, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
+    fn assignment(
+        &mut self,
+        world: &World,
+        name: &str,
+        step: &Step<'_>,
+        tree: &Tree,
+        complaints: &mut Complaints,
+    ) {
         if step.before.is_none()
             && let Some(by) = step.by
         {
@@ -75,70 +82,62 @@ impl<'a> Ledger<'a> {
         let Some(after) = step.after else { return };
         let Ok(new) = Assignment::decode(&after.data) else { return };
         let old = step.before.and_then(|znode| Assignment::decode(&znode.data).ok());
-        // A write may land late, while nobody has taken over: then it changes what nobody else has changed.
-        if let Some(Kind::Master) = kind(world, step.by)
-            && self.contenders.get(&new.epoch) != Some(&step.session)
-        {
-            let owner = self.contenders.get(&new.epoch);
-            told.add(
-                step.at,
-                format!(
-                    "G5: {name} is written with epoch {:x} of {owner:?} by {:?}",
-                    new.epoch, step.session
-                ),
-            );
-        }
-        if let Some(old) = &old {
-            if old.epoch > new.epoch {
-                told.add(
-                    step.at,
-                    format!("G5: the epoch of {name} goes back from {:x} to {:x}", old.epoch, new.epoch),
-                );
-            }
-            for entry in old.entries.iter().filter(|entry| !has(&new, entry)) {
-                self.strikes.push((name.to_string(), entry.clone(), step.zxid, step.at));
-            }
+        self.check_epoch(world, name, step, old.as_ref(), &new, complaints);
+        for entry in old.iter().flat_map(|old| &old.entries).filter(|entry| !has(&new, entry)) {
+            self.removals.push((name.to_string(), entry.clone(), step.zxid, step.at));
         }
         for entry in &new.entries {
-            if !old.as_ref().is_some_and(|old| has(old, entry)) {
-                let key = (name.to_string(), entry.task.to_string(), entry.attempt);
-                self.puts.entry(key).or_default().push((step.zxid, step.at));
-            }
             let key = (entry.task.to_string(), entry.attempt);
             self.given.entry(key).or_default().entry(name.to_string()).or_insert(step.at);
-            // What is gone, or over, may be given to anybody: nobody will run it.
-            let task = tree.get(&path_of(entry.task.as_str()));
-            let task = task.and_then(|znode| Task::decode(&znode.data).ok());
-            let runs = task.is_some_and(|task| match task.commands {
-                Some(_) => task.share(entry.attempt).is_some(),
-                None => task.outcome.is_none() && task.attempt == entry.attempt,
-            });
-            if !runs {
-                continue;
-            }
             if old.as_ref().is_some_and(|old| has(old, entry)) {
                 continue;
             }
-            for (path, znode) in
-                tree.range(format!("{ROOT}/assign/")..).take_while(|(p, _)| p.starts_with("/z/assign/"))
-            {
-                if path != step.path
-                    && Assignment::decode(&znode.data).is_ok_and(|assignment| has(&assignment, entry))
-                {
-                    told.add(
-                        step.at,
-                        format!(
-                            "{} attempt {} is given to {name} while it stands on {path}",
-                            entry.task, entry.attempt
-                        ),
-                    );
-                }
+            let key = (name.to_string(), entry.task.to_string(), entry.attempt);
+            self.puts.entry(key).or_default().push((step.zxid, step.at));
+            if may_run(entry, tree) {
+                check_holder(name, entry, step, tree, complaints);
             }
         }
     }
 
-    /// Whoever had this has nothing to do with it any more.
-    fn taken_off(&self, world: &World, name: &str, entry: &Entry, zxid: i64, at: u64, told: &mut Complaints) {
+    /// G5. A write may land late, while nobody has taken over: then it changes what nobody else has changed.
+    fn check_epoch(
+        &self,
+        world: &World,
+        name: &str,
+        step: &Step<'_>,
+        old: Option<&Assignment>,
+        new: &Assignment,
+        complaints: &mut Complaints,
+    ) {
+        let owner = self.contenders.get(&new.epoch);
+        if let Some(Kind::Master) = kind(world, step.by)
+            && owner != Some(&step.session)
+        {
+            let by = step.session;
+            complaints.add(
+                step.at,
+                format!("G5: {name} is written with epoch {:x} of {owner:?} by {by:?}", new.epoch),
+            );
+        }
+        if let Some(old) = old.filter(|old| old.epoch > new.epoch) {
+            complaints.add(
+                step.at,
+                format!("G5: the epoch of {name} goes back from {:x} to {:x}", old.epoch, new.epoch),
+            );
+        }
+    }
+
+    /// The worker that had this entry must have ended what it ran of it.
+    fn removed(
+        &self,
+        world: &World,
+        name: &str,
+        entry: &Entry,
+        zxid: i64,
+        at: u64,
+        complaints: &mut Complaints,
+    ) {
         let made = self.made.get(entry.task.as_str());
         let made = |before: i64| made.into_iter().flatten().filter(|made| **made <= before).count();
         let key = (name.to_string(), entry.task.to_string(), entry.attempt);
@@ -150,21 +149,19 @@ impl<'a> Ledger<'a> {
             // The name's next task, which the same worker was given after this one was taken off.
             let is_next =
                 made(put) < made(run.epoch) && puts().any(|(put, since)| *put > zxid && *since <= run.begin);
-            let over = run.stage == Stage::Never || (run.stage == Stage::Dead && run.end <= at);
+            let over = run.stage == Stage::Never || (run.stage == Stage::Ended && run.end <= at);
             if !over && !is_next {
                 let holder = &world.members[run.who.m].name;
-                told.add(
+                let (task, attempt) = (&entry.task, entry.attempt);
+                complaints.add(
                     at,
-                    format!(
-                        "{} attempt {} is struck off {name}, and {holder} runs it",
-                        entry.task, entry.attempt
-                    ),
+                    format!("{task} attempt {attempt} is removed from {name}, and {holder} runs it"),
                 );
             }
         }
     }
 
-    fn registration(&mut self, name: &str, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
+    fn registration(&mut self, name: &str, step: &Step<'_>, tree: &Tree, complaints: &mut Complaints) {
         let Some((incarnation, _)) = parse_registration(name) else { return };
         let znode = step.before.or(step.after);
         if znode.is_none_or(|znode| znode.owner.0 == 0) {
@@ -176,15 +173,15 @@ impl<'a> Ledger<'a> {
         let incarnation = incarnation.to_string();
         match (step.before, step.after) {
             (None, Some(znode)) => {
-                // What its session before had in flight may land late.
+                // A write of its earlier session may land late.
                 if self.left.get(&incarnation).is_some_and(|session| *session <= step.session) {
-                    told.add(
+                    complaints.add(
                         step.at,
-                        format!("{incarnation} is registered again after it took its registration away"),
+                        format!("{incarnation} is registered again after it deleted its registration"),
                     );
                 }
                 if let Err(why) = Registration::decode(&znode.data) {
-                    told.add(step.at, format!("{name} is no registration: {why}"));
+                    complaints.add(step.at, format!("{name} is no registration: {why}"));
                 }
             }
             (Some(_), None) if others == 0 => {
@@ -198,8 +195,8 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// A run was given to its worker, and is dead when the incarnation that had it is.
-    fn run(&self, world: &World, run: &Run, number: u32, told: &mut Complaints) {
+    /// A run was given to its worker, and ends before the incarnation that had it.
+    fn run(&self, world: &World, run: &Run, number: u32, complaints: &mut Complaints) {
         let name = &world.members[run.who.m].name;
         let given = self.given.get(&(run.key.clone(), number));
         let own: Vec<(&String, &u64)> = given
@@ -208,7 +205,7 @@ impl<'a> Ledger<'a> {
             .filter(|(incarnation, _)| self.lives.get(*incarnation) == Some(&run.who.life))
             .collect();
         if !own.iter().any(|(_, since)| **since <= run.begin) {
-            told.add(
+            complaints.add(
                 run.begin,
                 format!("{name} runs {} attempt {}, which it was never given", run.key, run.attempt),
             );
@@ -217,15 +214,38 @@ impl<'a> Ledger<'a> {
         if !own.is_empty()
             && own.iter().all(|(incarnation, _)| self.gaps.get(*incarnation).is_some_and(|gap| *gap < end))
         {
-            told.add(
+            complaints.add(
                 run.begin,
-                format!("{name} runs {} attempt {} although its incarnation is dead", run.key, run.attempt),
+                format!("{name} runs {} attempt {} although its incarnation has ended", run.key, run.attempt),
             );
         }
     }
 }
 
-/// Whether this attempt or share stands on the assignment.
+/// Whether anybody may run the entry: its task exists, and its attempt or share is not over.
+fn may_run(entry: &Entry, tree: &Tree) -> bool {
+    let task = tree.get(&path_of(entry.task.as_str()));
+    let task = task.and_then(|znode| Task::decode(&znode.data).ok());
+    task.is_some_and(|task| match task.commands {
+        Some(_) => task.share(entry.attempt).is_some(),
+        None => task.outcome.is_none() && task.attempt == entry.attempt,
+    })
+}
+
+/// No other assignment has the entry.
+fn check_holder(name: &str, entry: &Entry, step: &Step<'_>, tree: &Tree, complaints: &mut Complaints) {
+    let prefix = format!("{ROOT}/assign/");
+    let assignments = tree.range(prefix.clone()..).take_while(|(path, _)| path.starts_with(&prefix));
+    for (path, znode) in assignments.filter(|(path, _)| *path != step.path) {
+        if Assignment::decode(&znode.data).is_ok_and(|assignment| has(&assignment, entry)) {
+            let (task, attempt) = (&entry.task, entry.attempt);
+            complaints
+                .add(step.at, format!("{task} attempt {attempt} is given to {name} while it is on {path}"));
+        }
+    }
+}
+
+/// Whether this attempt or share is on the assignment.
 pub fn has(assignment: &Assignment, entry: &Entry) -> bool {
     assignment.entries.iter().any(|other| other.task == entry.task && other.attempt == entry.attempt)
 }

@@ -1,14 +1,14 @@
-//! Chunks and their shares, write by write, and each run of a line against the chunk as it stood when it began:
+//! Chunks and their shares, write by write, and each run of a line against the chunk at the begin of the run:
 //!
-//! - I1 Each open line is in exactly one share; an outcome stands if and only if none is open.
+//! - I1 Each open line is in exactly one share; an outcome exists if and only if none is open.
 //! - I2 Numbers only grow; a number's lines only get fewer; a number that is gone never returns.
-//! - I3 A number stands on assignments of one incarnation (`assignments`).
+//! - I3 A number is on assignments of one incarnation (`assignments`).
 //! - I4 When a line is started it is open, in a share that its worker was given, and in the window.
-//! - I5 A result is what happened, is written once, after the process group is dead, and goes only by a retry.
-//! - I6 Lines leave a number only by a cut behind the window, after its holder's death, by its holder, or by a retry.
-//! - I7 Deaths rise by one, by a leader, for lines in the window; suspects run one at a time; poison comes at the
-//!   limit, and to who was alone.
-//! - I8 A line is not started by who was told that it is cancelled.
+//! - I5 A result is true, is written once, after the process group has ended, and goes only by a retry.
+//! - I6 Lines leave a number only by a cut behind the window, after its holder's failure, by its holder, or by a retry.
+//! - I7 Deaths rise by one, by a leader, for lines in the window; suspects run one at a time; a line is poison only at
+//!   the limit, and only if it ran alone.
+//! - I8 A worker does not start a line that it knows to be cancelled.
 //! - I9 A chunk is cut into no more than so many shares.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,10 +25,10 @@ use crate::member::Kind;
 use crate::processes::{Run, Stage};
 use crate::world::World;
 
-/// How often that happened for which chunks are.
+/// How often chunks were saved, resumed, ended and cut.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
-    /// Results were written down while others ran.
+    /// Results were written while other lines ran.
     pub saves: usize,
     /// Lines moved on with others over.
     pub resumed: usize,
@@ -40,31 +40,31 @@ pub struct Tally {
     pub suspects: usize,
 }
 
-/// The results that stand in a task, with an outcome or without.
+/// The results of a task, with an outcome or without.
 pub fn results(task: &Task) -> &Results {
     task.outcome.as_ref().map_or(&task.results, |outcome| &outcome.results)
 }
 
-fn result(task: &Task, place: usize) -> Option<&CommandResult> {
-    results(task).get(place).and_then(Option::as_ref)
+fn result(task: &Task, position: usize) -> Option<&CommandResult> {
+    results(task).get(position).and_then(Option::as_ref)
 }
 
-fn owner(task: &Task, place: usize) -> Option<Share> {
-    task.all_shares().into_iter().find(|share| share.lines.has(place))
+fn owner(task: &Task, position: usize) -> Option<Share> {
+    task.all_shares().into_iter().find(|share| share.lines.has(position))
 }
 
-/// What a write of a chunk is judged by, besides the chunk.
+/// The facts by which a write of a chunk is judged, besides the chunk.
 pub struct Facts<'a> {
     pub options: &'a Options,
     /// All runs of its lines.
     pub runs: Vec<&'a Run>,
-    /// The life of who has this number.
+    /// The life of the worker that has this number.
     pub holder: &'a dyn Fn(u32) -> Option<u64>,
-    /// Whether the number's holder was without a registration by then, or has vouched.
-    pub is_dead: &'a dyn Fn(u32) -> bool,
+    /// Whether the number's holder has no registration any more, or has given the number up.
+    pub has_given_up: &'a dyn Fn(u32) -> bool,
 }
 
-/// Whether a chunk after a write goes with what it was before, and with what happened.
+/// Whether a chunk after a write agrees with the chunk before it, and with the facts.
 pub fn judge(
     old: &Task,
     new: &Task,
@@ -74,20 +74,21 @@ pub fn judge(
 ) -> Result<(), String> {
     let by = kind(world, step.by);
     let is_client = matches!(by, Some(Kind::Client(_)));
-    let open = |task: &Task| task.positions().filter(|(place, _)| task.is_open(*place)).count();
+    let open = |task: &Task| task.positions().filter(|(position, _)| task.is_open(*position)).count();
     let (before, after) = (open(old), open(new));
-    // One of which all lines are blank, or were over when it was made, is ended by who finds that.
-    let is_left = new.positions().any(|(place, _)| old.is_open(place) && result(new, place).is_none());
+    // A chunk that never had an open line gets its outcome from the first process that finds that.
+    let is_left =
+        new.positions().any(|(position, _)| old.is_open(position) && result(new, position).is_none());
     if new.outcome.is_none() && after == 0 && before > 0 || new.outcome.is_some() && is_left {
-        return Err("I1: an outcome stands if and only if no line is open".into());
+        return Err("I1: an outcome exists if and only if no line is open".into());
     }
     numbers(old, new)?;
     if new.all_shares().iter().any(|share| share.deaths > 0 && share.ahead != Some(1)) {
-        return Err("I7: what is suspected of a death may run together".into());
+        return Err("I7: suspects of a worker failure may run together".into());
     }
-    for (place, line) in old.positions() {
-        let is_again = is_client && new.is_open(place);
-        match (result(old, place), result(new, place)) {
+    for (position, line) in old.positions() {
+        let is_again = is_client && new.is_open(position);
+        match (result(old, position), result(new, position)) {
             (Some(was), Some(is)) if !is_same(was, is) => {
                 return Err(format!("I5: the result of line {line} is overwritten"));
             }
@@ -95,7 +96,7 @@ pub fn judge(
                 return Err(format!("I5: the result of line {line} is lost"));
             }
             (None, Some(is)) if old.outcome.is_none() => {
-                is_result_true(old, place, line, is, facts, by, step)?
+                is_result_true(old, position, line, is, facts, by, step)?
             }
             _ => {}
         }
@@ -111,7 +112,7 @@ fn numbers(old: &Task, new: &Task) -> Result<(), String> {
     let (before, after) = (old.all_shares(), new.all_shares());
     for share in &after {
         match before.iter().find(|other| other.attempt == share.attempt) {
-            Some(other) if share.lines.below(1_000).any(|place| !other.lines.has(place)) => {
+            Some(other) if share.lines.below(1_000).any(|position| !other.lines.has(position)) => {
                 return Err(format!("I2: number {} gets lines", share.attempt));
             }
             None if share.attempt <= old.attempt => {
@@ -134,14 +135,14 @@ fn numbers(old: &Task, new: &Task) -> Result<(), String> {
 /// I5, and the half of I7 that is about poison.
 fn is_result_true(
     old: &Task,
-    place: usize,
+    position: usize,
     line: u64,
     is: &CommandResult,
     facts: &Facts<'_>,
     by: Option<&Kind>,
     step: &Step<'_>,
 ) -> Result<(), String> {
-    let Some(share) = owner(old, place) else { return Err(format!("line {line} was in no share")) };
+    let Some(share) = owner(old, position) else { return Err(format!("line {line} was in no share")) };
     let of_worker = matches!(by, Some(Kind::Worker { .. }));
     let wrong = |why: &str| Err(format!("I5: the result of line {line} {why}"));
     let attempt = share.earlier + 1;
@@ -152,7 +153,7 @@ fn is_result_true(
         return wrong("is written while it runs");
     }
     match is.reason {
-        Some(Reason::Cancelled) if old.is_cancelled(place) => return Ok(()),
+        Some(Reason::Cancelled) if old.is_cancelled(position) => return Ok(()),
         Some(Reason::Cancelled) => return wrong("is that it was cancelled, and nobody wanted that"),
         Some(Reason::Expired) if facts.options.expire_ms.is_some() && !of_worker => return Ok(()),
         Some(Reason::Poison) => {
@@ -160,16 +161,16 @@ fn is_result_true(
             let alone = limit == 1 || old.window(&share).len() == 1;
             return match share.deaths + 1 >= limit && alone && matches!(by, Some(Kind::Master)) {
                 true => Ok(()),
-                false => Err(format!("I7: line {line} is convicted after {} deaths", share.deaths + 1)),
+                false => Err(format!("I7: line {line} is blamed after {} deaths", share.deaths + 1)),
             };
         }
         _ => {}
     }
     if (facts.holder)(share.attempt) != step.by.map(|by| by.life) {
-        return wrong("is written by who has not got it");
+        return wrong("is written by a process that does not have it");
     }
     let ran =
-        |run: &&&Run| own(run) && step.by == Some(run.who) && run.stage == Stage::Dead && run.end <= step.at;
+        |run: &&&Run| own(run) && step.by == Some(run.who) && run.stage == Stage::Ended && run.end <= step.at;
     if !facts.runs.iter().filter(ran).any(|run| is_true(is, run, facts.options)) {
         return wrong("is not what happened");
     }
@@ -184,19 +185,21 @@ fn moves(
     by: Option<&Kind>,
     step: &Step<'_>,
 ) -> Result<(), String> {
-    for (place, line) in old.positions().filter(|(place, _)| old.is_open(*place) && new.is_open(*place)) {
-        let (Some(from), Some(to)) = (owner(old, place), owner(new, place)) else { continue };
+    for (position, line) in
+        old.positions().filter(|(position, _)| old.is_open(*position) && new.is_open(*position))
+    {
+        let (Some(from), Some(to)) = (owner(old, position), owner(new, position)) else { continue };
         if from.attempt == to.attempt {
             continue;
         }
-        let in_window = old.window(&from).contains(&place);
+        let in_window = old.window(&from).contains(&position);
         let stays = new.share(from.attempt).is_some();
         let is_suspected = to.deaths != from.deaths;
         let ok = match by {
             Some(Kind::Master) if stays => from.ahead.is_some() && !in_window && !is_suspected,
             Some(Kind::Master) => {
                 let is_charged = is_suspected && to.deaths == from.deaths + 1 && in_window;
-                (is_charged || !is_suspected) && (facts.is_dead)(from.attempt)
+                (is_charged || !is_suspected) && (facts.has_given_up)(from.attempt)
             }
             Some(Kind::Worker { .. }) => {
                 let is_holder = (facts.holder)(from.attempt) == step.by.map(|by| by.life);
@@ -222,7 +225,7 @@ fn moves(
     Ok(())
 }
 
-/// Whether a line failed that was not ended for another reason.
+/// Whether a line failed, and was not ended for another reason.
 fn has_failed(line: u64, share: &Share, facts: &Facts<'_>, at: u64) -> bool {
     facts.options.max_attempts.is_some()
         && facts.runs.iter().any(|run| {
@@ -234,14 +237,14 @@ fn has_failed(line: u64, share: &Share, facts: &Facts<'_>, at: u64) -> bool {
 }
 
 fn is_same(a: &CommandResult, b: &CommandResult) -> bool {
-    let told = |result: &CommandResult| {
+    let summary = |result: &CommandResult| {
         (result.reason, result.exit_code, result.signal, result.stdout.captured().head.clone())
     };
-    told(a) == told(b)
+    summary(a) == summary(b)
 }
 
 fn is_true(result: &CommandResult, run: &Run, options: &Options) -> bool {
-    // What its worker ended, to end itself, runs again whatever it made of that.
+    // A command that its worker stopped in order to end runs again, however it ended.
     let by_itself = !run.signalled;
     let ended = match (result.reason, run.ended) {
         (None, Some(Ended::Exit(0))) => by_itself,
@@ -254,26 +257,26 @@ fn is_true(result: &CommandResult, run: &Run, options: &Options) -> bool {
     ended && result.stdout.captured().head == run.output().as_bytes()
 }
 
-/// I4, I8: each run of a line against the chunk as it stood when it began. Gives the numbers by which lines ran.
-pub fn check(world: &World, told: &mut Complaints) -> BTreeMap<usize, u32> {
-    let is_line = |run: &Run| run.line.is_some() && matches!(run.stage, Stage::Alive | Stage::Dead);
+/// I4, I8: checks each run of a line against the chunk at its begin. Gives the numbers by which lines ran.
+pub fn check(world: &World, complaints: &mut Complaints) -> BTreeMap<usize, u32> {
+    let is_line = |run: &Run| run.line.is_some() && matches!(run.stage, Stage::Alive | Stage::Ended);
     let mut runs: Vec<usize> = (0..world.runs.len()).filter(|at| is_line(&world.runs[*at])).collect();
     runs.sort_by_key(|at| std::cmp::Reverse(world.runs[*at].begin));
     let mut numbers = BTreeMap::new();
     let mut given = Given::default();
     let tree = replay(world, |step, tree| {
         while let Some(at) = runs.pop_if(|at| world.runs[*at].begin < step.at) {
-            start(world, at, tree, &given, &mut numbers, told);
+            start(world, at, tree, &given, &mut numbers, complaints);
         }
         given.note(step);
     });
     while let Some(at) = runs.pop() {
-        start(world, at, &tree, &given, &mut numbers, told);
+        start(world, at, &tree, &given, &mut numbers, complaints);
     }
     numbers
 }
 
-/// Which lives were given which numbers.
+/// The lives that were given each number.
 #[derive(Default)]
 pub struct Given {
     lives: BTreeMap<String, u64>,
@@ -302,34 +305,34 @@ fn start(
     tree: &Tree,
     given: &Given,
     numbers: &mut BTreeMap<usize, u32>,
-    told: &mut Complaints,
+    complaints: &mut Complaints,
 ) {
     let run = &world.runs[at];
     let Some(line) = run.line else { return };
     let Some(task) = tree.get(&path_of(&run.key)).and_then(|znode| Task::decode(&znode.data).ok()) else {
-        return told.add(run.begin, format!("I4: line {line} of {} runs, and that is gone", run.key));
+        return complaints.add(run.begin, format!("I4: line {line} of {} runs, and that is gone", run.key));
     };
-    let place = task.positions().find(|(_, of)| of + 1 == line).map(|(place, _)| place);
-    let share = place.and_then(|place| Some((place, owner(&task, place)?)));
-    let Some((place, share)) = share.filter(|(place, _)| task.is_open(*place)) else {
-        return told.add(run.begin, format!("I4: line {line} of {} runs, and is over", run.key));
+    let position = task.positions().find(|(_, of)| of + 1 == line).map(|(position, _)| position);
+    let share = position.and_then(|position| Some((position, owner(&task, position)?)));
+    let Some((position, share)) = share.filter(|(position, _)| task.is_open(*position)) else {
+        return complaints.add(run.begin, format!("I4: line {line} of {} runs, and is over", run.key));
     };
     numbers.insert(at, share.attempt);
     let is_given = given.numbers.get(&(run.key.clone(), share.attempt));
     let name = &world.members[run.who.m].name;
     if !is_given.is_some_and(|lives| lives.contains(&run.who.life)) {
         let what = format!("I4: {name} runs line {line} of {} and has not got its share {share:?}", run.key);
-        told.add(run.begin, what);
-    } else if !task.window(&share).contains(&place) || run.attempt != share.earlier + 1 {
+        complaints.add(run.begin, what);
+    } else if !task.window(&share).contains(&position) || run.attempt != share.earlier + 1 {
         let what = format!(
             "I4: {name} runs line {line} of {} as attempt {} outside of the window of {share:?}",
             run.key, run.attempt
         );
-        told.add(run.begin, what);
+        complaints.add(run.begin, what);
     }
 }
 
-/// Counts.
+/// Counts what happened to the chunks.
 pub fn tally(world: &World) -> Tally {
     let mut tally = Tally::default();
     replay(world, |step, _| {

@@ -1,5 +1,5 @@
-//! What users were told: an id only of what stands, an outcome only as it was written, and the exit code that goes
-//! with it. And nobody waits for ever.
+//! The clients' reports to their users: an id only of a task that exists, an outcome only as it was written, and the
+//! exit code that belongs to it. And no client waits for ever.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,8 @@ struct Known {
     aged: bool,
 }
 
-pub fn check(world: &World, told: &mut Complaints) {
+/// All tasks that ever existed, by id.
+fn all_tasks(world: &World) -> BTreeMap<String, Known> {
     let mut tasks: BTreeMap<String, Known> = BTreeMap::new();
     replay(world, |step, _| {
         let Some(id) = task_of(step.path) else { return };
@@ -48,12 +49,17 @@ pub fn check(world: &World, told: &mut Complaints) {
             known.outcomes.push((step.at, None, outcome));
         }
     });
+    tasks
+}
+
+pub fn check(world: &World, complaints: &mut Complaints) {
+    let tasks = all_tasks(world);
     for (m, member) in world.members.iter().enumerate() {
         let Kind::Client(spec) = &member.kind else { continue };
         let Some(client) = world.history.clients.get(&m) else { continue };
         let mut wrong = |what: String| {
             let at = client.exit.map_or(world.now, |(at, _)| at);
-            told.add(at, format!("{}: {what} ({spec:?}, exit {:?})", member.name, client.exit));
+            complaints.add(at, format!("{}: {what} ({spec:?}, exit {:?})", member.name, client.exit));
         };
         if client.exit.is_none() && !client.killed {
             wrong("never ends".into());
@@ -98,7 +104,7 @@ fn report_holds(at: u64, report: &ClientReport, tasks: &BTreeMap<String, Known>)
     match report {
         ClientReport::Submitted { id, .. } | ClientReport::SubmittedLines { id, .. } => {
             let made = tasks.get(id.as_str()).is_some_and(|known| known.made.iter().any(|made| *made <= at));
-            if made { Ok(()) } else { Err(format!("G1: is told of {id}, which was never made")) }
+            if made { Ok(()) } else { Err(format!("G1: reports {id}, which was never made")) }
         }
         ClientReport::Ended(all) => all.iter().try_for_each(|ended| was_written(at, ended, tasks)),
         _ => Ok(()),
@@ -114,7 +120,7 @@ fn was_written(at: u64, ended: &Ended, tasks: &BTreeMap<String, Known>) -> Resul
     if outcomes.any(|(when, line, outcome)| *when <= at && is_it(line, outcome)) {
         Ok(())
     } else {
-        Err(format!("is told an outcome of {} that was never written", ended.id))
+        Err(format!("reports an outcome of {} that was never written", ended.id))
     }
 }
 
@@ -128,7 +134,7 @@ fn ended(client: &Client) -> Vec<&Outcome> {
     outcomes
 }
 
-/// Whether a task that it was told of was gone when it ended.
+/// Whether a task that it reported was gone when it ended.
 fn collected(client: &Client, tasks: &BTreeMap<String, Known>) -> bool {
     let until = client.exit.map_or(u64::MAX, |(at, _)| at);
     client.reports.iter().any(|(_, report)| {
@@ -137,22 +143,22 @@ fn collected(client: &Client, tasks: &BTreeMap<String, Known>) -> bool {
     })
 }
 
-/// Whether the exit code is one that goes with what was wished for and what happened.
+/// Whether the exit code agrees with the wish and with what happened.
 fn code_fits(spec: &ClientSpec, client: &Client, missed: bool, collected: bool) -> Result<(), String> {
     let Some((_, code)) = client.exit else { return Ok(()) };
     if client.interrupted && code == INTERRUPTED {
         return Ok(());
     }
     if refused(client) && matches!(spec.wish, Wish::Single(_) | Wish::Batch(_)) {
-        let told = client.reports.iter().find(|(_, report)| !matches!(report, ClientReport::Progress(_)));
-        return told.map_or(Ok(()), |told| Err(format!("it is refused, and told of {told:?}")));
+        let report = client.reports.iter().find(|(_, report)| !matches!(report, ClientReport::Progress(_)));
+        return report.map_or(Ok(()), |report| Err(format!("it is refused, and reports {report:?}")));
     }
     let outcomes = ended(client);
     let submitted = client.reports.iter().any(|(_, report)| matches!(report, ClientReport::Submitted { .. }));
     let detached = client.reports.iter().any(|(_, report)| matches!(report, ClientReport::Detached { .. }));
-    // Somebody else may have meant the same key, and who comes too late finds nothing.
+    // Another client may have used the same key, and a client that comes too late finds nothing.
     let keyed = spec.key.is_some() || missed;
-    // Who asked for nothing but to be rid of it waits for the end all the same.
+    // A client that detached waits for the end all the same when an interrupt makes it cancel the task.
     let waits = !spec.detach || (client.interrupted && spec.cancel);
     let ok = match &spec.wish {
         Wish::Single(_) if spec.detach && waits && !outcomes.is_empty() => {
@@ -172,7 +178,7 @@ fn code_fits(spec: &ClientSpec, client: &Client, missed: bool, collected: bool) 
             let good = outcomes.iter().filter(|outcome| outcome.state == State::Done).count();
             match code {
                 exit::OK => good == lines.len(),
-                // Who wants to be rid of it makes no more of it.
+                // A client that cancels its batch creates no more of it.
                 exit::FAILED => {
                     let cut_short = client.interrupted && spec.cancel;
                     good < lines.len() && (outcomes.len() == lines.len() || keyed || cut_short)

@@ -1,4 +1,4 @@
-//! The end: what must be gone when everything is healed and all work is done, and that nobody writes anything then.
+//! The end of a play: when everything is healed and all work is done, nothing is left over and nobody writes.
 
 use super::super::ensemble::Op;
 use crate::life::{ELECTION, ROOT};
@@ -6,7 +6,7 @@ use crate::member::Kind;
 use crate::swarm::SECOND;
 use crate::world::World;
 
-/// What stands that should not, or is missing; empty if all has settled.
+/// Znodes and processes that should not exist, or are missing; empty if all has settled.
 pub fn unsettled(world: &World) -> Vec<String> {
     let mut found = Vec::new();
     for (m, member) in world.members.iter().enumerate() {
@@ -25,8 +25,8 @@ pub fn unsettled(world: &World) -> Vec<String> {
         let Some(below) = path.strip_prefix(ROOT) else { continue };
         let parts: Vec<&str> = below.split('/').skip(1).collect();
         match parts.as_slice() {
-            ["tasks", dir] if !zkmw::contract::is_shared(dir) => found.push(format!("{path} stands")),
-            ["tasks", _, _] => found.push(format!("{path} stands: {}", String::from_utf8_lossy(&node.data))),
+            ["tasks", dir] if !zkmw::contract::is_shared(dir) => found.push(format!("{path} exists")),
+            ["tasks", _, _] => found.push(format!("{path} exists: {}", String::from_utf8_lossy(&node.data))),
             ["master", _] => count[0] += 1,
             ["workers", _] => count[1] += 1,
             ["assign", name] => {
@@ -36,7 +36,7 @@ pub fn unsettled(world: &World) -> Vec<String> {
                     found.push(format!("{path} is nobody's: {}", String::from_utf8_lossy(&node.data)));
                 }
             }
-            ["submitters", _] => found.push(format!("{path} stands")),
+            ["submitters", _] => found.push(format!("{path} exists")),
             _ if path.starts_with(ELECTION) && path.len() > ELECTION.len() => count[3] += 1,
             _ => {}
         }
@@ -52,7 +52,7 @@ pub fn unsettled(world: &World) -> Vec<String> {
     found
 }
 
-/// Who wrote anything after this time, when nobody should.
+/// Writes after this time, when nobody should write.
 pub fn writes_since(world: &World, since: u64) -> Vec<String> {
     let late = world.ens.log().iter().rev().take_while(|txn| txn.time.as_nanos() > since);
     late.filter(|txn| !matches!(txn.op, Op::Refused { .. } if txn.session.0 == 0))

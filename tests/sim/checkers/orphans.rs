@@ -1,4 +1,5 @@
-//! Nothing is cancelled as an orphan while who wants it waits: whoever submits again under a key has what it left.
+//! No task is cancelled as an orphan while a client waits for it. A client that submits again under a key takes over
+//! the task that it had left.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +12,8 @@ use crate::swarm::SECOND;
 use crate::users::{ClientSpec, Wish};
 use crate::world::World;
 
-pub fn check(world: &World, told: &mut Complaints) {
-    // A leader that looked before the mark stood may be late with what follows, but not for longer than its session
+pub fn check(world: &World, complaints: &mut Complaints) {
+    // A leader that read the marks before this one existed may cancel late, but not for longer than its session
     // lives.
     let late = world.swarm.timeout + 2 * SECOND;
     // Since when each member has had a mark, and how many it has.
@@ -48,7 +49,7 @@ pub fn check(world: &World, told: &mut Complaints) {
             let Kind::Client(spec) = &world.members[*m].kind else { continue };
             if since + late < step.at && wants(spec, &id) {
                 let name = &world.members[*m].name;
-                told.add(step.at, format!("{id} is cancelled as an orphan, and {name} waits for it"));
+                complaints.add(step.at, format!("{id} is cancelled as an orphan, and {name} waits for it"));
             }
         }
     });

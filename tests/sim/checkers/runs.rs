@@ -8,7 +8,7 @@ use crate::member::Who;
 use crate::processes::{Run, Stage};
 use crate::world::World;
 
-/// What nobody else may run in.
+/// The time of a run, in which no other may run.
 struct Span {
     who: Who,
     begin: u64,
@@ -16,9 +16,9 @@ struct Span {
     epoch: i64,
 }
 
-pub fn check(world: &World, told: &mut Complaints) {
+pub fn check(world: &World, complaints: &mut Complaints) {
     let mut by_key: BTreeMap<(&str, Option<u64>), Vec<Span>> = BTreeMap::new();
-    for run in world.runs.iter().filter(|run| matches!(run.stage, Stage::Alive | Stage::Dead)) {
+    for run in world.runs.iter().filter(|run| matches!(run.stage, Stage::Alive | Stage::Ended)) {
         let end = if run.stage == Stage::Alive { u64::MAX } else { run.end };
         let span = Span { who: run.who, begin: run.begin, end, epoch: run.epoch };
         by_key.entry((&run.key, run.line)).or_default().push(span);
@@ -30,19 +30,20 @@ pub fn check(world: &World, told: &mut Complaints) {
         for pair in spans.windows(2) {
             let (first, next) = (&pair[0], &pair[1]);
             if next.begin < first.end {
-                told.add(next.begin, format!("G3: {key} runs on {} and on {}", name(first), name(next)));
+                complaints
+                    .add(next.begin, format!("G3: {key} runs on {} and on {}", name(first), name(next)));
             }
             if next.epoch <= first.epoch {
                 let (a, b) = (first.epoch, next.epoch);
-                told.add(next.begin, format!("fence: {key} runs with epoch {b:x} after {a:x}"));
+                complaints.add(next.begin, format!("fence: {key} runs with epoch {b:x} after {a:x}"));
             }
         }
     }
-    check_attempts(world, told);
+    check_attempts(world, complaints);
 }
 
 /// No attempt of a task is run twice, and only the attempt that the task is at.
-fn check_attempts(world: &World, told: &mut Complaints) {
+fn check_attempts(world: &World, complaints: &mut Complaints) {
     // When each task was made: a key may be used again when its task is long gone.
     let mut made: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     replay(world, |step, _| {
@@ -60,7 +61,8 @@ fn check_attempts(world: &World, told: &mut Complaints) {
         let life = times.iter().filter(|at| **at <= run.begin).count();
         if let Some(other) = seen.insert((&run.key, life, run.attempt, run.line), run) {
             let (a, b) = (&world.members[other.who.m].name, &world.members[run.who.m].name);
-            told.add(run.begin, format!("attempt {} of {} runs on {a} and on {b}", run.attempt, run.key));
+            complaints
+                .add(run.begin, format!("attempt {} of {} runs on {a} and on {b}", run.attempt, run.key));
         }
     }
 }

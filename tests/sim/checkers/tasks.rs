@@ -25,20 +25,20 @@ struct Ledger<'a> {
     /// Ids that were chosen by nobody, and so are used once.
     made: BTreeSet<String>,
     /// Incarnations that were without a registration, and since when.
-    dead: BTreeMap<String, u64>,
+    unregistered: BTreeMap<String, u64>,
     /// Tasks whose outcome was kept for its time.
     aged: BTreeSet<String>,
-    /// What ever stood on each assignment, or was moved from it: the leader knows of an entry before it is written,
-    /// and the write may be late, or lost.
+    /// The tasks that were ever on each assignment, or were moved from it: the leader knows of an entry before it is
+    /// written, and the write may be late, or lost.
     given: BTreeMap<String, BTreeSet<TaskId>>,
-    /// On which incarnations' assignments which attempt of a task, or share of a chunk, was put, and when. That can
-    /// be more than one: it may have been given back unstarted, or its name be used again.
+    /// The incarnations to which each attempt of a task, or share of a chunk, was assigned, and when. There can be more
+    /// than one: it may be handed back unstarted, or its name may be used again.
     numbers: BTreeMap<(String, u32), Vec<(String, u64)>>,
 }
 
-pub fn check(world: &World, told: &mut Complaints) {
+pub fn check(world: &World, complaints: &mut Complaints) {
     let mut runs: BTreeMap<&str, Vec<&Run>> = BTreeMap::new();
-    for run in world.runs.iter().filter(|run| matches!(run.stage, Stage::Alive | Stage::Dead)) {
+    for run in world.runs.iter().filter(|run| matches!(run.stage, Stage::Alive | Stage::Ended)) {
         runs.entry(&run.key).or_default().push(run);
     }
     let mut ledger = Ledger {
@@ -46,7 +46,7 @@ pub fn check(world: &World, told: &mut Complaints) {
         runs,
         lives: BTreeMap::new(),
         made: BTreeSet::new(),
-        dead: BTreeMap::new(),
+        unregistered: BTreeMap::new(),
         aged: BTreeSet::new(),
         given: BTreeMap::new(),
         numbers: BTreeMap::new(),
@@ -79,56 +79,57 @@ pub fn check(world: &World, told: &mut Complaints) {
             && let Some((incarnation, _)) = parse_registration(name)
             && registrations(tree, &incarnation) <= 1
         {
-            ledger.dead.entry(incarnation.to_string()).or_insert(step.at);
+            ledger.unregistered.entry(incarnation.to_string()).or_insert(step.at);
         }
         let Some(id) = task_of(step.path) else { return };
         if id.contains("garbage") {
             return;
         }
-        ledger.look(id, step, tree, told);
+        ledger.check_change(id, step, tree, complaints);
     });
 }
 
 impl Ledger<'_> {
-    fn look(&mut self, id: &str, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
+    fn check_change(&mut self, id: &str, step: &Step<'_>, tree: &Tree, complaints: &mut Complaints) {
         let decode = |data: &[u8]| Task::decode(data);
         match (step.before, step.after) {
             (None, Some(znode)) => {
-                // Who sleeps through the outcome's whole life, with its creation in doubt, finds nothing of it.
+                // A client that is suspended for the outcome's whole life, with its create in doubt, makes it again.
                 if id.contains("01S") && !self.made.insert(id.to_string()) && !self.aged.contains(id) {
-                    told.add(step.at, format!("{id} is made once more"));
+                    complaints.add(step.at, format!("{id} is made once more"));
                 }
                 if let Err(why) = decode(&znode.data) {
-                    told.add(step.at, format!("{id} is no task: {why}"));
+                    complaints.add(step.at, format!("{id} is no task: {why}"));
                 }
             }
             (Some(before), Some(after)) => {
                 let Ok(old) = decode(&before.data) else { return };
                 match decode(&after.data) {
-                    Ok(new) => self.write(id, &old, &new, step, tree, told),
-                    Err(why) => told.add(step.at, format!("{id} is a task no more: {why}")),
+                    Ok(new) => self.write(id, &old, &new, step, tree, complaints),
+                    Err(why) => complaints.add(step.at, format!("{id} is a task no more: {why}")),
                 }
             }
             (Some(before), None) => {
                 let Ok(old) = decode(&before.data) else { return };
                 let age = step.at.saturating_sub(before.changed);
                 if old.outcome.is_none() {
-                    told.add(step.at, format!("G1: {id} vanishes without an outcome"));
+                    complaints.add(step.at, format!("G1: {id} vanishes without an outcome"));
                 }
                 let least = 2 * self.world.swarm.timeout;
-                // Of what ended badly the oldest go sooner, but for what has a key.
+                // The oldest failed tasks without a key are deleted sooner.
                 let is_excess = !old.keyed && !has_succeeded(&old) && self.world.swarm.max_failed < 1_000;
                 let is_early = old.delete || is_excess;
                 let ttl = if is_early { least } else { self.world.swarm.result_ttl.max(least) };
                 match kind(self.world, step.by) {
                     Some(Kind::Master) if age + MS < ttl => {
-                        told.add(step.at, format!("the outcome of {id} is deleted after {} ms", age / MS));
+                        complaints
+                            .add(step.at, format!("the outcome of {id} is deleted after {} ms", age / MS));
                     }
                     Some(Kind::Client(_)) if old.keyed => {
-                        told.add(step.at, format!("{id} has a key and is deleted by a client"));
+                        complaints.add(step.at, format!("{id} has a key and is deleted by a client"));
                     }
                     Some(Kind::Client(_)) if !has_succeeded(&old) => {
-                        told.add(step.at, format!("{id} ended badly and is deleted by a client"));
+                        complaints.add(step.at, format!("{id} ended badly and is deleted by a client"));
                     }
                     Some(Kind::Master) => drop(self.aged.insert(id.to_string())),
                     _ => {}
@@ -145,18 +146,24 @@ impl Ledger<'_> {
         task.options.or(&job.unwrap_or_default())
     }
 
-    fn write(&self, id: &str, old: &Task, new: &Task, step: &Step<'_>, tree: &Tree, told: &mut Complaints) {
+    fn write(
+        &self,
+        id: &str,
+        old: &Task,
+        new: &Task,
+        step: &Step<'_>,
+        tree: &Tree,
+        complaints: &mut Complaints,
+    ) {
         let by = kind(self.world, step.by);
         let options = self.options(id, old, tree);
         let mut wrong =
-            |what: &str| told.add(step.at, format!("{id}: {what} (by {by:?}; {old:?} -> {new:?})"));
+            |what: &str| complaints.add(step.at, format!("{id}: {what} (by {by:?}; {old:?} -> {new:?})"));
         if !new.same_request(old) && !matches!(by, Some(Kind::Client(_))) {
             wrong("what was asked for is changed");
         }
         if new.digest.is_some() && old.digest.is_none() {
-            let changed = step.before.map_or(0, |znode| znode.changed);
-            let is_old = step.at.saturating_sub(changed) + MS >= 2 * self.world.swarm.timeout;
-            if !is_old || !matches!(by, Some(Kind::Master)) || !is_rightly_dropped(old, new) {
+            if !self.may_be_shortened(old, new, step) {
                 wrong("it is shortened, and should not be, or not so");
             }
             return;
@@ -200,6 +207,14 @@ impl Ledger<'_> {
         }
     }
 
+    /// A leader may shorten a task with a key that failed some time ago.
+    fn may_be_shortened(&self, old: &Task, new: &Task, step: &Step<'_>) -> bool {
+        let changed = step.before.map_or(0, |znode| znode.changed);
+        let is_old = step.at.saturating_sub(changed) + MS >= 2 * self.world.swarm.timeout;
+        let is_leader = matches!(kind(self.world, step.by), Some(Kind::Master));
+        is_old && is_leader && is_rightly_dropped(old, new)
+    }
+
     fn chunk(
         &self,
         id: &str,
@@ -220,7 +235,7 @@ impl Ledger<'_> {
             let (incarnation, _) = incarnations(number).next_back()?;
             self.lives.get(incarnation).copied()
         };
-        let is_dead = |number: u32| {
+        let has_given_up = |number: u32| {
             incarnations(number).all(|(incarnation, _)| {
                 let parsed = Incarnation::parse(incarnation);
                 let assignment = tree.get(&format!("{ROOT}/assign/{incarnation}"));
@@ -228,11 +243,13 @@ impl Ledger<'_> {
                 let named =
                     |entry: &Entry| entry.task.as_str() == id && entry.attempt == number && !entry.revoked;
                 let holds = assignment.is_some_and(|assignment| assignment.entries.iter().any(named));
-                !holds || self.dead.contains_key(incarnation) || parsed.is_none_or(|i| !registered(tree, &i))
+                !holds
+                    || self.unregistered.contains_key(incarnation)
+                    || parsed.is_none_or(|i| !registered(tree, &i))
             })
         };
         let runs = self.runs_of(id).collect();
-        let facts = chunks::Facts { options, runs, holder: &holder, is_dead: &is_dead };
+        let facts = chunks::Facts { options, runs, holder: &holder, has_given_up: &has_given_up };
         chunks::judge(old, new, &facts, self.world, step)
     }
 
@@ -274,7 +291,7 @@ impl Ledger<'_> {
             self.runs_of(id).any(|run| fits(run) && text == run.output().as_bytes())
         };
         let ok = match (outcome.state, outcome.reason) {
-            // What its worker ended, to end itself, runs again whatever it made of that.
+            // A command that its worker stopped in order to end runs again, however it ended.
             (State::Done, _) => ran(|run, _| run.ended == Some(Ended::Exit(0)) && !run.signalled),
             (State::Failed, Some(Reason::Exit | Reason::Signal | Reason::Handler)) => {
                 ran(|run, outcome| exited(run, outcome) && !run.signalled)
@@ -328,7 +345,7 @@ impl Ledger<'_> {
                     self.runs_of(id).filter(|run| run.attempt == old.attempt && run.end <= step.at).last();
                 let Some(run) = run else { return Err("charged by a worker that did not run it".into()) };
                 let late = is_late(run, options);
-                // Who ended well by itself was not stopped, however long it took.
+                // A run that succeeded by itself was not stopped, however long it took.
                 if run.ended == Some(Ended::Exit(0)) && !(late && run.signalled) {
                     return Err("charged although it succeeded".into());
                 }
@@ -343,7 +360,7 @@ impl Ledger<'_> {
         }
     }
 
-    /// A leader moves a task on because its worker is dead.
+    /// A leader moves a task on because its worker has failed.
     fn moved(
         &self,
         id: &str,
@@ -356,38 +373,42 @@ impl Ledger<'_> {
         let Some(holder) = new.history.last().and_then(|remark| remark.worker.as_ref()) else {
             return Err("moved on, and nobody had it".into());
         };
-        // Uncharged it is handed back by a worker that has vouched that it is dead.
-        if charged && registered(tree, holder) && !self.dead.contains_key(holder.as_str()) {
+        // Without a charge, the worker has confirmed that the attempt has ended, and hands it back.
+        if charged && registered(tree, holder) && !self.unregistered.contains_key(holder.as_str()) {
             return Err(format!("moved on while {holder} is registered"));
         }
         let assignment = tree.get(&format!("{ROOT}/assign/{holder}"));
-        // A leader may have been about to write more onto the assignment than ever came to stand there.
-        let before_death =
-            assignment.zip(self.dead.get(holder.as_str())).is_some_and(|(p, died)| p.changed < *died);
+        // A leader may have planned entries for the assignment that were never written.
+        let before_failure =
+            assignment.zip(self.unregistered.get(holder.as_str())).is_some_and(|(p, died)| p.changed < *died);
         let assignment = assignment.and_then(|znode| Assignment::decode(&znode.data).ok());
         let wanted = TaskId::parse(id);
         let mut entries = assignment.iter().flat_map(|assignment| &assignment.entries).enumerate();
-        let place =
+        let found =
             entries.find(|(_, entry)| Some(&entry.task) == wanted.as_ref() && entry.attempt == old.attempt);
-        let entry = place.map(|(_, entry)| entry);
-        // What stands far behind on the assignment cannot have been started.
+        let entry = found.map(|(_, entry)| entry);
+        // An entry far behind on the assignment cannot have been started.
         let before = assignment
             .iter()
             .flat_map(|assignment| &assignment.entries)
-            .take(place.map_or(0, |(ahead, _)| ahead));
+            .take(found.map_or(0, |(ahead, _)| ahead));
         let lines: usize = before.map(|entry| lines_of(entry, tree)).sum();
-        let far_behind = place.is_some_and(|(ahead, _)| ahead > START_AHEAD || lines > START_AHEAD_LINES);
-        // It may be that it was only about to be given to the holder when that died.
+        let far_behind = found.is_some_and(|(ahead, _)| ahead > START_AHEAD || lines > START_AHEAD_LINES);
+        // The holder may have failed before it was given the task.
         if charged && entry.is_some_and(|entry| entry.revoked) {
             return Err("charged although it was revoked".into());
         }
-        if !charged && before_death && !far_behind && !old.cancel && entry.is_some_and(|entry| !entry.revoked)
+        if !charged
+            && before_failure
+            && !far_behind
+            && !old.cancel
+            && entry.is_some_and(|entry| !entry.revoked)
         {
             return Err(format!("not charged although {holder} died with it"));
         }
         let life = self.lives.get(holder.as_str()).copied().unwrap_or(0);
         let hurt = self.world.history.hurt.get(&life).is_some_and(|since| *since <= step.at);
-        // A known gap: who gives its name up before it was sure of it may have been given tasks for a moment.
+        // A known gap: a worker that gives up its name before it is sure of it may have been given tasks for a moment.
         let ran = self.runs_of(id).any(|run| run.attempt == old.attempt && run.who.life == life);
         if charged && !hurt && ran {
             return Err(format!("charged although nothing was done to {holder} (life {life})"));
@@ -421,7 +442,7 @@ fn lines_of(entry: &Entry, tree: &Tree) -> usize {
     share.map_or(1, |(task, share)| task.window(&share).len())
 }
 
-/// Whether a registration of the incarnation stands.
+/// Whether a registration of the incarnation exists.
 fn registered(tree: &Tree, incarnation: &Incarnation) -> bool {
     registrations(tree, incarnation) > 0
 }
@@ -432,12 +453,13 @@ fn registrations(tree: &Tree, incarnation: &Incarnation) -> usize {
     own.filter(|(_, znode)| znode.owner.0 != 0).count()
 }
 
-/// Whether just that is gone which may be dropped of what has a key and ended badly.
+/// Whether only those parts are gone that may be dropped of a failed task with a key.
 fn is_rightly_dropped(old: &Task, new: &Task) -> bool {
-    let told = |outcome: Outcome| (outcome.state, outcome.reason, outcome.exit_code, outcome.signal);
-    let ended = |task: &Task| task.outcome.clone().map(told);
-    let lines =
-        |task: &Task| task.positions().map(|(at, _)| task.command_outcome(at).map(told)).collect::<Vec<_>>();
+    let summary = |outcome: Outcome| (outcome.state, outcome.reason, outcome.exit_code, outcome.signal);
+    let ended = |task: &Task| task.outcome.clone().map(summary);
+    let lines = |task: &Task| {
+        task.positions().map(|(at, _)| task.command_outcome(at).map(summary)).collect::<Vec<_>>()
+    };
     let fence = |task: &Task| (task.attempt, task.keyed, task.delete, task.first_line, task.charged);
     old.keyed
         && !has_succeeded(old)

@@ -1,4 +1,4 @@
-//! A session as its server sees it: what it asked for, what it watches, and what it is to be told.
+//! A session as its server sees it: its requests, its watches, and its undelivered output.
 //! Also what the project's session layer does by itself: which calls it refuses, which watches it does not set.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,11 +23,11 @@ pub struct Session {
     pub opened: bool,
     /// It has asked for its end.
     pub closing: bool,
-    /// What is not answered, in order.
+    /// The requests without an answer, in order.
     pub pending: VecDeque<(RequestId, Call)>,
     pub outbox: VecDeque<Output>,
     once: BTreeSet<String>,
-    standing: BTreeMap<String, WatchMode>,
+    persistent: BTreeMap<String, WatchMode>,
 }
 
 impl Session {
@@ -42,7 +42,7 @@ impl Session {
             pending: VecDeque::new(),
             outbox: VecDeque::new(),
             once: BTreeSet::new(),
-            standing: BTreeMap::new(),
+            persistent: BTreeMap::new(),
         }
     }
 
@@ -61,7 +61,7 @@ impl Session {
         self.closing = true;
         self.pending.clear();
         self.once.clear();
-        self.standing.clear();
+        self.persistent.clear();
     }
 
     /// The oldest request that waits was a write, and this came of it.
@@ -77,12 +77,12 @@ impl Session {
         while self.opened
             && let Some((request, call)) = self.pending.pop_front_if(|(_, call)| !call.is_write())
         {
-            let result = self.look(tree, &call);
+            let result = self.answer(tree, &call);
             self.outbox.push_back(Output::Reply { request, result });
         }
     }
 
-    fn look(&mut self, tree: &Tree, call: &Call) -> Result<Reply, Refusal> {
+    fn answer(&mut self, tree: &Tree, call: &Call) -> Result<Reply, Refusal> {
         let node = tree.nodes.get(call.path()).ok_or(Refusal::NoNode);
         match call {
             Call::Get { path, watch } => {
@@ -95,11 +95,11 @@ impl Session {
                 Ok(Reply::Stat(node?.stat))
             }
             Call::Children { .. } => Ok(Reply::Children(node?.children().iter().cloned().collect())),
-            // All that stands here is open to all.
+            // Every znode here is open to all.
             Call::Acl { .. } => node.map(|_| Reply::Acl { open: true }),
             Call::Watch { path, mode } => {
                 // The server would forget the mode of before, and the client would go by it.
-                let before = self.standing.insert(path.clone(), *mode);
+                let before = self.persistent.insert(path.clone(), *mode);
                 assert!(before.is_none_or(|before| before == *mode), "two kinds of watch on {path}");
                 self.once.remove(path);
                 Ok(Reply::Watching)
@@ -108,18 +108,18 @@ impl Session {
         }
     }
 
-    /// Where a standing watch is, the session layer sets no other.
+    /// The session layer sets no one-shot watch where a persistent one is.
     fn watch_once(&mut self, path: &str, watch: bool) {
-        if watch && !self.standing.contains_key(path) {
+        if watch && !self.persistent.contains_key(path) {
             self.once.insert(path.to_owned());
         }
     }
 
-    /// The server sends one event, whatever watches it meets; the client tells each standing watch that covers the
-    /// path of it, or else what asked for a one-shot.
-    pub fn tell(&mut self, path: &str, kind: ChangeKind) {
-        let own = self.standing.get(path);
-        let trees = if self.standing.is_empty() { 0 } else { self.trees_over(path) };
+    /// The server sends one event, however many watches it fires. The client gives it to each persistent watch that
+    /// covers the path, or else to the one-shot watch.
+    pub fn notify(&mut self, path: &str, kind: ChangeKind) {
+        let own = self.persistent.get(path);
+        let trees = if self.persistent.is_empty() { 0 } else { self.trees_over(path) };
         let children = kind == ChangeKind::Children;
         let fires = (!children && self.once.remove(path))
             || own == Some(&WatchMode::Node)
@@ -134,11 +134,11 @@ impl Session {
 
     fn trees_over(&self, path: &str) -> usize {
         let ends = path.match_indices('/').map(|(at, _)| at).filter(|at| *at > 0).chain([path.len()]);
-        ends.filter(|end| self.standing.get(&path[..*end]) == Some(&WatchMode::Tree)).count()
+        ends.filter(|end| self.persistent.get(&path[..*end]) == Some(&WatchMode::Tree)).count()
     }
 }
 
-/// What the session layer refuses by itself.
+/// The calls that the session layer refuses by itself.
 pub fn check(call: &Call) -> Result<(), Refusal> {
     let path = call.path();
     let names = path.strip_prefix('/').ok_or(Refusal::BadArguments)?;

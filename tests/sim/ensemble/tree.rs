@@ -47,7 +47,7 @@ impl Tree {
         Tree { nodes: BTreeMap::from([("/".to_owned(), Node::default())]), ephemerals: BTreeMap::new() }
     }
 
-    /// What the leader makes of a write, in the order in which a real one looks.
+    /// The operation that the leader makes of a write. Its checks have the order of a real leader's.
     pub fn prepare(&self, call: &Call) -> Op {
         let op = match call {
             Call::Create { path, data, mode } => self.prepare_create(path, data, *mode),
@@ -75,11 +75,11 @@ impl Tree {
     }
 
     fn prepare_set(&self, path: &str, data: &[u8], version: i32) -> Result<Op, Refusal> {
-        let stands = self.nodes.get(path).ok_or(Refusal::NoNode)?.stat.version;
-        if stands != version {
+        let current = self.nodes.get(path).ok_or(Refusal::NoNode)?.stat.version;
+        if current != version {
             return Err(Refusal::BadVersion);
         }
-        Ok(Op::Set { path: path.to_owned(), data: data.to_vec(), version: stands.wrapping_add(1) })
+        Ok(Op::Set { path: path.to_owned(), data: data.to_vec(), version: current.wrapping_add(1) })
     }
 
     fn prepare_delete(&self, path: &str, version: Option<i32>) -> Result<Op, Refusal> {
@@ -93,7 +93,7 @@ impl Tree {
         Ok(Op::Delete { path: path.to_owned() })
     }
 
-    /// Carries out a transaction that is possible, and tells in order what a watch would see of it.
+    /// Carries out a transaction that is possible, and lists in order the changes that a watch would see.
     pub fn apply(
         &mut self,
         txn: &Txn,
@@ -117,7 +117,7 @@ impl Tree {
                 self.insert(path, Node { data: Arc::clone(data), stat, ..Node::default() }, changes);
             }
             Op::Set { path, version, .. } => {
-                let node = self.nodes.get_mut(path).expect("it was looked for");
+                let node = self.nodes.get_mut(path).expect("it was checked");
                 node.data = Arc::clone(data);
                 node.stat.version = *version;
                 (node.stat.mzxid, node.stat.mtime_ms) = (txn.zxid, ms);
@@ -136,7 +136,7 @@ impl Tree {
 
     fn insert(&mut self, path: &str, node: Node, changes: &mut Vec<(String, ChangeKind)>) {
         let (parent_path, name) = split(path).expect("the root is not created");
-        let parent = self.nodes.get_mut(parent_path).expect("it was looked for");
+        let parent = self.nodes.get_mut(parent_path).expect("it was checked");
         parent.children.insert(name.to_owned());
         parent.sequence = parent.sequence.wrapping_add(1);
         parent.stat.num_children += 1;
@@ -151,7 +151,7 @@ impl Tree {
     }
 
     fn delete(&mut self, path: &str, zxid: i64, changes: &mut Vec<(String, ChangeKind)>) {
-        let gone = self.nodes.remove(path).expect("it was looked for");
+        let gone = self.nodes.remove(path).expect("it was checked");
         let (parent_path, name) = split(path).expect("the root is not deleted");
         let parent = self.nodes.get_mut(parent_path).expect("a parent goes after its children");
         parent.children.remove(name);

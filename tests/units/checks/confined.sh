@@ -7,7 +7,8 @@ dropin $w DynamicUser=no User=root "CapabilityBoundingSet=$capabilities" Working
 printf '%s\n' ZKMW_RUN_AS=runner ZKMW_CLEAN_ENV=yes >/etc/zkmw/worker-w7.env
 systemctl start $w
 check 'tasks of another user than the worker' \
-    '[[ $(task "id -un; echo \$USER; echo x >/dev/stdout") == runner*runner*x && $(stat -c %U /proc/$(prop $w MainPID)) == root ]]'
+    '[[ $(task "id -un; echo \$USER; echo x >/dev/stdout") == runner*runner*x ]] &&
+    [[ $(stat -c %U /proc/$(prop $w MainPID)) == root ]]'
 check 'cannot read what it has, nor kill it' \
     '! task "cat /proc/$(prop $w MainPID)/environ" 2>/dev/null && ! task "kill -9 $(prop $w MainPID)" 2>/dev/null'
 check 'nor their slot' '! task "kill -9 \$PPID || exit 3" 2>/dev/null && [[ $(task "echo lives") == lives ]]'
@@ -33,7 +34,8 @@ if grep -q memory /sys/fs/cgroup/cgroup.controllers; then
     } 2>/dev/null
     check 'the worker goes to a leaf of its group' 'within in_leaf'
     check 'a task that needs too much memory fails, and says so' \
-        '! task "dd if=/dev/zero of=/dev/null bs=200M count=1" 2>/tmp/said && grep -q -- "64MiB (--task-memory)" /tmp/said'
+        '! task "dd if=/dev/zero of=/dev/null bs=200M count=1" 2>/tmp/said &&
+        grep -q -- "64MiB (--task-memory)" /tmp/said'
     check 'the worker lives on' '[[ $(task "echo lives") == lives && $(prop $w NRestarts) == 0 ]]'
     bomb=$(zkmw submit --detach "exec perl -e 'fork while 1'")
     within '(($(pgrep -c perl) >= 30))'

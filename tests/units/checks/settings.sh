@@ -1,4 +1,4 @@
-# What stands in the files of /etc/zkmw.
+# The files of /etc/zkmw.
 
 bad=zkmw-worker@bad
 echo ZKMW_SLOTS=0 >/etc/zkmw/worker-bad.env
@@ -27,7 +27,7 @@ locked=zkmw-worker@locked
 echo ZKMW_ROOT=/locked >/etc/zkmw/worker-locked.env
 systemctl start $locked
 sleep 10
-check 'what is refused (77) is restarted with growing pauses' \
+check 'a refused worker (77) is restarted with a growing backoff' \
     'journalctl -u $locked | grep -q "ends with code 77 in 4 s" && (($(prop $locked NRestarts) <= 3))'
 check 'and says so' '[[ $(prop $locked StatusText) == "failed with code 77"* ]]'
 begin=$SECONDS

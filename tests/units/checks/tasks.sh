@@ -1,4 +1,4 @@
-# What a task may do in the worker's sandbox, and what becomes of what it starts.
+# The rights of a task in the worker's sandbox, and the end of the processes that it starts.
 check 'a task runs' '[[ $(task "echo \$ZKMW_WORKER") == w7 ]]'
 check 'in a control group of its own' 'task "cat /proc/self/cgroup" | grep -q "zkmw-worker@w7.service/zkmw-.*\.0/"'
 check 'without new privileges' '[[ $(task "grep NoNewPrivs /proc/self/status") == NoNewPrivs:*1 ]]'
@@ -10,17 +10,18 @@ check 'it goes before its worker when memory runs out' \
     '(($(task "cat /proc/self/oom_score_adj") == $(cat "/proc/$(prop $w MainPID)/oom_score_adj") + 500))'
 check 'it has the usual limit of open files, and its worker the highest' \
     '[[ $(task "ulimit -n") == 1024 ]] && grep -Eq "^Max open files +([0-9]+) +\1 " "/proc/$(prop $w MainPID)/limits"'
-check 'it is not told what systemd tells the worker' \
-    '[[ -z $(task "env | grep -E \"^(INVOCATION_ID|JOURNAL_STREAM|SYSTEMD_EXEC_PID|RUNTIME_DIRECTORY|CREDENTIALS_DIRECTORY)=\"; true") ]]'
+foreign='INVOCATION_ID|JOURNAL_STREAM|SYSTEMD_EXEC_PID|RUNTIME_DIRECTORY|CREDENTIALS_DIRECTORY'
+check 'it does not have the variables that systemd sets for the worker' \
+    '[[ -z $(task "env | grep -E \"^($foreign)=\"; true") ]]'
 task 'setsid env -i sleep 881 & exit 0'
-check 'a daemon that left its group and cleared its environment is dead' '! pgrep -f "^sleep 881"'
+check 'a daemon that left its group and cleared its environment is killed' '! pgrep -f "^sleep 881"'
 
-# Whoever reaches the socket can say anything to systemd; it must not count as the worker's word.
+# A process that reaches the socket can send anything to systemd, which must not take it for the worker's.
 cat >/usr/local/bin/forge-notify <<'PYTHON'
 #!/usr/bin/python3
 import socket, time
 socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"STATUS=forged", "/run/systemd/notify")
-time.sleep(1)  # systemd looks the sender up
+time.sleep(1)  # systemd identifies the sender
 PYTHON
 chmod +x /usr/local/bin/forge-notify
 task forge-notify

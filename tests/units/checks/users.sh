@@ -3,7 +3,8 @@ echo ZKMW_LABEL=who=w7 >/etc/zkmw/worker-w7.env
 printf '%s\n' ZKMW_LABEL=who=w8 ZKMW_ID=w8.example.com >/etc/zkmw/worker-w8.env
 systemctl restart $w
 systemctl start zkmw-worker@w8
-check 'an id with a dot stands in the file' 'within "[[ \$(prop zkmw-worker@w8 StatusText) == registered\ as\ w8.example* ]]"'
+check 'an id with a dot comes from the file' \
+    'within "[[ \$(prop zkmw-worker@w8 StatusText) == registered\ as\ w8.example* ]]"'
 id=$(zkmw submit --detach --require who=w7 --env SECRET=squeamish 'exec sleep 886')
 within 'pgrep -f "^sleep 886$" >/dev/null'
 victim=$(pgrep -f '^sleep 886$')
