@@ -61,7 +61,7 @@ class Unreadable(Exception):
 
 @dataclass
 class Submitted:
-    """A task that stands. `doubtful` means that its create may be applied a second time, at any later time."""
+    """A task that exists. `doubtful` means that its create may be applied a second time, at any later time."""
 
     id: str
     doubtful: bool
@@ -211,14 +211,14 @@ class Tasks:
             status = json.loads(self.client.get(self.status)[0])
             tasks = status["tasks"]
             pending = tasks["pending"] + tasks["assigned"] + tasks.get("running", 0)
-            stands, limits = status["admission"]["bytes"], status["admission"]
-            full = pending + 1 > limits["max_pending"] or stands + size > limits["max_pending_bytes"]
+            stored, limits = status["admission"]["bytes"], status["admission"]
+            full = pending + 1 > limits["max_pending"] or stored + size > limits["max_pending_bytes"]
         except (NoNodeError, NoAuthError, ValueError, KeyError, TypeError):
             return
         if full:
             raise Full(
                 f"the service is full: {pending} tasks of {limits['max_pending']} are pending, and all tasks take"
-                f" {stands} bytes of {limits['max_pending_bytes']}; try again later"
+                f" {stored} bytes of {limits['max_pending_bytes']}; try again later"
             )
 
     def _make_directories(self, directory: str) -> None:

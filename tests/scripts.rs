@@ -5,7 +5,7 @@ use std::process::Command;
 
 fn script(name: &str) -> Command {
     let mut command = Command::new(format!("{}/scripts/{name}", env!("CARGO_MANIFEST_DIR")));
-    // What stands in the environment of whoever runs the tests is not for them.
+    // The environment of the one who runs the tests is not for them.
     for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ZKMW_")) {
         command.env_remove(variable);
     }

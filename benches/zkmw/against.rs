@@ -71,7 +71,7 @@ fn measure(bench: &Bench, program: &Path) -> [f64; FIGURES.len()] {
         [(bench.cheapest(), tasks), (Executor::Process, tasks.div_ceil(PROCESSES))].into_iter().enumerate()
     {
         let cluster = Cluster::on(&bench.ensemble, "against").with_program(program);
-        let service = Service::start_on(cluster, bench.options.fleet, &executor, SESSION);
+        let service = Service::start_on(cluster, bench.options.pool, &executor, SESSION);
         service.batch(tasks.div_ceil(WARM_UP), &[]);
         figures[at] = tasks as f64 / service.batch(tasks, &[]);
         figures[2 + at] = stretch(bench, &service, each, CALM).0.median();

@@ -1,5 +1,5 @@
 //! (d) Many commands pending, as lines of a batch or as single tasks: what a batch takes beside them, what they cost a
-//! leader and a standby, how soon another master leads, how long the longest listing is. All sizes stand side by side
+//! leader and a standby, how soon another master leads, how long the longest listing is. All sizes exist side by side
 //! and are measured in turn. Must not let the backlog run.
 
 use crate::client::Client;
@@ -12,7 +12,7 @@ use crate::takeover::Signal;
 use crate::throughput::SINGLE;
 use crate::{Bench, say};
 
-/// Calls that the looking client may have in flight.
+/// Calls that the measuring client may have in flight.
 const THREADS: usize = 2;
 
 /// The budget compares 1,000,000 lines pending with 1,000, and takeover with 100.
@@ -92,7 +92,7 @@ impl Size {
         say(&format!("making {} {} that stay pending", human(pending as f64), kind.name()));
         let name = format!("pending-{pending}-{}", kind.name().replace(' ', "-"));
         let cluster = Cluster::on(&bench.ensemble, &name);
-        let mut service = Service::start_on(cluster, bench.options.fleet, &bench.cheapest(), MASTERS_SESSION);
+        let mut service = Service::start_on(cluster, bench.options.pool, &bench.cheapest(), MASTERS_SESSION);
         // What a process needs once and for all, such as its threads' memory, is had before the first reading.
         service.batch((kind.batch(bench) / 10).max(1), kind.flags());
         let resident =

@@ -24,7 +24,7 @@ const SIGMA: f64 = 1.2;
 const SEED: u64 = 20_261_130;
 
 /// Workers, and slots of each.
-const FLEET: (usize, usize) = (3, 2);
+const POOL: (usize, usize) = (3, 2);
 
 /// How long a worker is stopped, in seconds: long enough to matter, and much shorter than its session.
 const STOPPED: f64 = 2.0;
@@ -33,11 +33,11 @@ const STOPPED: f64 = 2.0;
 pub fn run(bench: &mut Bench) {
     let lengths = lengths();
     let lines: String = lengths.iter().map(|length| format!("sleep {length:.4}\n")).collect();
-    let slots = FLEET.0 * FLEET.1;
+    let slots = POOL.0 * POOL.1;
     let ideal = schedule(&lengths, slots, 0, 0.0..0.0);
     let away = ideal / 2.0..ideal / 2.0 + STOPPED;
-    let ideal_stopped = schedule(&lengths, slots, FLEET.1, away.clone());
-    let service = Service::start(&bench.ensemble, "balance", FLEET, &Executor::Process);
+    let ideal_stopped = schedule(&lengths, slots, POOL.1, away.clone());
+    let service = Service::start(&bench.ensemble, "balance", POOL, &Executor::Process);
     // What ran before is how long the leader thinks that runs take.
     service.run("sleep 0.05\n".repeat(LINES / 20).as_str(), &[]);
     let mut times = [Samples::default(), Samples::default()];
@@ -50,8 +50,7 @@ pub fn run(bench: &mut Bench) {
         times[1].0.push(took);
     }
     service.stop();
-    let how =
-        format!("{LINES} lines, sigma {SIGMA}, mean {} ms, {} x {} slots", MEAN * 1e3, FLEET.0, FLEET.1);
+    let how = format!("{LINES} lines, sigma {SIGMA}, mean {} ms, {} x {} slots", MEAN * 1e3, POOL.0, POOL.1);
     let over = |times: &Samples, ideal: f64| Samples(times.0.iter().map(|time| time / ideal).collect());
     let ratios = over(&times[0], ideal);
     let mut row = |what: &str, samples, remark: &str| bench.report.row("balance", what, "", samples, remark);

@@ -22,7 +22,7 @@ pub struct Client {
     events: Receiver<SessionEvent>,
     generation: u64,
     next: u64,
-    /// Paths that a watch told of, and nobody has asked for yet.
+    /// Paths that a watch reported, and nobody has asked for yet.
     changed: Vec<String>,
 }
 
@@ -52,7 +52,7 @@ impl Client {
     }
 
     fn event(&self) -> SessionEvent {
-        self.events.recv_timeout(LIMIT).expect("the session tells something")
+        self.events.recv_timeout(LIMIT).expect("the session reports something")
     }
 
     fn send(&mut self, call: Call) -> CallId {
@@ -62,7 +62,7 @@ impl Client {
         id
     }
 
-    /// The next answer; what watches tell meanwhile is kept.
+    /// The next answer; events of watches are kept meanwhile.
     fn reply(&mut self) -> (CallId, CallResult) {
         loop {
             match self.event() {
@@ -84,8 +84,8 @@ impl Client {
 
     /// One call that must not fail.
     pub fn must(&mut self, call: Call) -> Reply {
-        let told = format!("{call:?}");
-        self.call(call).unwrap_or_else(|error| panic!("{told}: {error}"))
+        let text = format!("{call:?}");
+        self.call(call).unwrap_or_else(|error| panic!("{text}: {error}"))
     }
 
     /// Makes a persistent znode, if it is not there.
@@ -96,7 +96,7 @@ impl Client {
         }
     }
 
-    /// Data and stat, if it is there; with `watch`, one change is told.
+    /// Data and stat, if it is there; with `watch`, one change is reported.
     pub fn get(&mut self, path: &str, watch: bool) -> Option<(Vec<u8>, Stat)> {
         match self.call(Call::Get { path: path.into(), watch }) {
             Ok(Reply::Data { data, stat }) => Some((data, stat)),
@@ -123,7 +123,7 @@ impl Client {
         }
     }
 
-    /// Waits until a watch tells of any znode, or the time is over.
+    /// Waits until a watch reports any znode, or the time is over.
     pub fn wait_change(&mut self, limit: Duration) -> Option<String> {
         let until = Instant::now() + limit;
         while self.changed.is_empty() {

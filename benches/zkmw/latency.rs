@@ -74,7 +74,7 @@ impl Pace {
     }
 
     /// Its rows of the table.
-    fn tell(&self, bench: &mut Bench, executor: &Executor) {
+    fn report(&self, bench: &mut Bench, executor: &Executor) {
         say(&format!(
             "{}, {}: {} ms, one write {} ms; the ratios: {}",
             executor.name(),
@@ -103,14 +103,14 @@ fn one(bench: &mut Bench, executor: &Executor, with_write: bool) -> Vec<Curve> {
     let mut calm = Pace::new("after 10 ms of calm", CALM);
     let mut whole = Samples::default();
     for _ in 0..bench.options.repeats {
-        let service = Service::start(&bench.ensemble, "latency", bench.options.fleet, executor);
+        let service = Service::start(&bench.ensemble, "latency", bench.options.pool, executor);
         swift.add(bench, &service, each);
         calm.add(bench, &service, each);
         whole.0.extend(commands(&service).0);
         service.stop();
     }
-    swift.tell(bench, executor);
-    calm.tell(bench, executor);
+    swift.report(bench, executor);
+    calm.report(bench, executor);
     bench.report.row("latency", "the whole command `submit`", "ms", whole, executor.name());
     let remark = calm.remark(executor);
     bench.report.measured(budget::LATENCY, calm.ratios, remark);
@@ -153,13 +153,13 @@ fn one_task(user: &mut Client, service: &Service, number: usize) -> f64 {
     let from = Instant::now();
     user.must(create(&path, &data));
     loop {
-        // One watch on one znode: what changes next is told.
+        // One watch on one znode: the next change is reported.
         let (data, stat) = user.get(&path, true).expect("only we delete it");
         if Task::decode(&data).expect("a task").outcome.is_some() {
             let seconds = from.elapsed().as_secs_f64();
             user.must(Call::Delete { path, version: Some(stat.version) });
-            // Its own end is told as well, and would be taken for the next one's.
-            user.wait_change(LIMIT).expect("the watch tells of the end");
+            // Its own deletion is reported as well, and would be taken for the next one's.
+            user.wait_change(LIMIT).expect("the watch reports the deletion");
             return seconds;
         }
         user.wait_change(LIMIT).expect("the task ends");

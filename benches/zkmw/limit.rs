@@ -62,9 +62,9 @@ impl Limit {
         limit.run(SHAPES[2], warm_up, Steps::Writes);
         limit.tried = SHAPES.map(|shape| (shape, Samples::default())).to_vec();
         for _ in 0..ROUNDS {
-            for (place, shape) in SHAPES.into_iter().enumerate() {
+            for (at, shape) in SHAPES.into_iter().enumerate() {
                 let rate = limit.run(shape, writes, Steps::Writes);
-                limit.tried[place].1.0.push(rate);
+                limit.tried[at].1.0.push(rate);
             }
         }
         let best = limit.tried.iter().max_by(|a, b| a.1.median().total_cmp(&b.1.median()));
@@ -80,8 +80,8 @@ impl Limit {
     }
 
     /// Tasks a second if a task were its five requests and nothing else: made, read by who runs it, set, read by who
-    /// waits for it, deleted; nobody is told of anything, and nobody decides anything. What no service can surpass
-    /// that reads each task.
+    /// waits for it, deleted; nobody is notified, and nobody decides anything. No service that reads each
+    /// task can surpass it.
     pub fn five_requests(&mut self) -> f64 {
         self.run(self.shape, self.writes, Steps::Task) / WRITES as f64
     }

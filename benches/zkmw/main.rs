@@ -1,11 +1,11 @@
 //! The benchmark: the service's real processes on an ensemble of three, measured side by side with what the ensemble
-//! itself can do. `scripts/bench` runs it; `docs/benchmarks.md` tells how each figure is measured.
+//! itself can do. `scripts/bench` runs it; `docs/benchmarks.md` says how each figure is measured.
 //!
 //! - `options`: what a run is to do. `limit`: W, the ensemble's own limit. `client`: a connection of our own.
 //! - `service`: the processes that are measured. `takeover`: how soon a standby leads.
 //! - `handler`: the executor that does nothing.
 //! - `throughput`, `process` (with `peers`), `balance`, `latency`, `backlog`, `idle`, `million`, `against`: the cases.
-//! - `report`, `stats`, `plot`: how it is told.
+//! - `report`, `stats`, `plot`: how the figures are shown.
 //!
 //! Must not need anything of the service that users do not have, and not compare figures of different runs.
 
@@ -135,7 +135,7 @@ impl Bench {
             ..Setup::default()
         };
         let ensemble = Ensemble::start_with(3, setup);
-        say("warming the servers up, and looking for their limit");
+        say("warming the servers up, and finding their limit");
         let limit = Limit::find(&ensemble.connect, options.writes, options.warm_up);
         for ((sessions, in_flight), rates) in &limit.tried {
             let rate = human(rates.median());
@@ -183,7 +183,7 @@ fn facts(options: &Options) -> serde_json::Map<String, serde_json::Value> {
         "arguments": options.called, "cores": cores, "cpu": cpu, "memory": memory, "kernel": kernel,
         "servers": 3, "heap": options.heap, "tick_ms": TICK.as_millis() as u64, "session_timeout": service::SESSION,
         "zkmw": env!("CARGO_PKG_VERSION"), "tasks": options.tasks, "repeats": options.repeats,
-        "fleet": format!("{} workers x {} slots", options.fleet.0, options.fleet.1),
+        "pool": format!("{} workers x {} slots", options.pool.0, options.pool.1),
     });
     facts.as_object().cloned().unwrap_or_default()
 }

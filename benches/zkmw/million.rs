@@ -1,4 +1,4 @@
-//! (h) As many tasks as fit: lines of a batch, and tasks that each have a znode of their own. Looks at everything
+//! (h) As many tasks as fit: lines of a batch, and tasks that each have a znode of their own. Samples all sizes
 //! while it goes on, for the peaks. Must not disturb it: a few reads a second.
 
 use std::collections::BTreeMap;
@@ -16,10 +16,10 @@ use crate::stats::{Samples, human};
 use crate::throughput::SINGLE;
 use crate::{Bench, say};
 
-/// How often all is looked at.
+/// How often all is sampled.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// Of the directories of tasks, so many are looked at each time, in turn.
+/// Of the directories of tasks, so many are sampled each time, in turn.
 const DIRECTORIES: usize = 20;
 
 /// How long it may take: so long for each task, and in any case.
@@ -35,7 +35,7 @@ pub fn run(bench: &mut Bench) {
 
 fn one(bench: &mut Bench, name: &str, tasks: usize, more: &[&str]) {
     let executor = bench.cheapest();
-    let service = Service::start(&bench.ensemble, name, bench.options.fleet, &executor);
+    let service = Service::start(&bench.ensemble, name, bench.options.pool, &executor);
     let before = bench.limit.measure();
     say(&format!("{} tasks, {name}", human(tasks as f64)));
     let from = Instant::now();
@@ -46,7 +46,7 @@ fn one(bench: &mut Bench, name: &str, tasks: usize, more: &[&str]) {
         ("worker", service.workers[0].pid()),
         ("submitter", submit.pid()),
     ];
-    let looker = Looker::start(&bench.ensemble.connect, service.cluster.layout.clone(), &roles);
+    let looker = Sampler::start(&bench.ensemble.connect, service.cluster.layout.clone(), &roles);
     let exit = submit.wait_exit(IN_ANY_CASE + TASK * u32::try_from(tasks).expect("a sane number"));
     let seconds = from.elapsed().as_secs_f64();
     let peaks = looker.stop();
@@ -69,14 +69,14 @@ fn one(bench: &mut Bench, name: &str, tasks: usize, more: &[&str]) {
     service.stop();
 }
 
-/// A thread that looks at memory and sizes until it is told to stop.
-struct Looker {
+/// A thread that samples memory and sizes until it is stopped.
+struct Sampler {
     over: Arc<AtomicBool>,
     thread: JoinHandle<BTreeMap<String, f64>>,
 }
 
-impl Looker {
-    fn start(connect: &str, layout: Layout, roles: &[(&'static str, u32)]) -> Looker {
+impl Sampler {
+    fn start(connect: &str, layout: Layout, roles: &[(&'static str, u32)]) -> Sampler {
         let over = Arc::new(AtomicBool::new(false));
         let (connect, roles, seen) = (connect.to_string(), roles.to_vec(), Arc::clone(&over));
         let thread = thread::spawn(move || {
@@ -84,23 +84,23 @@ impl Looker {
             let mut peaks = BTreeMap::new();
             let mut turn = 0;
             while !seen.load(Ordering::Relaxed) {
-                look(&mut client, &layout, &roles, &mut peaks, turn);
+                sample(&mut client, &layout, &roles, &mut peaks, turn);
                 turn += 1;
                 thread::park_timeout(EVERY);
             }
             peaks
         });
-        Looker { over, thread }
+        Sampler { over, thread }
     }
 
     fn stop(self) -> BTreeMap<String, f64> {
         self.over.store(true, Ordering::Relaxed);
         self.thread.thread().unpark();
-        self.thread.join().expect("the looker did not panic")
+        self.thread.join().expect("the sampler did not panic")
     }
 }
 
-fn look(
+fn sample(
     client: &mut Client,
     layout: &Layout,
     roles: &[(&'static str, u32)],
@@ -118,19 +118,19 @@ fn look(
         }
     }
     let assign = layout.assign();
-    let mut looked: Vec<(String, &str)> = vec![(layout.status(), "status")];
-    looked.extend(
+    let mut sampled: Vec<(String, &str)> = vec![(layout.status(), "status")];
+    sampled.extend(
         client.children(&assign).iter().map(|assignment| (format!("{assign}/{assignment}"), "an assignment")),
     );
     let parts = client.children(&layout.tasks());
-    for place in 0..DIRECTORIES.min(parts.len()) {
-        let part = &parts[(turn * DIRECTORIES + place) % parts.len()];
-        looked.push((layout.job(part), "a directory of tasks"));
+    for at in 0..DIRECTORIES.min(parts.len()) {
+        let part = &parts[(turn * DIRECTORIES + at) % parts.len()];
+        sampled.push((layout.job(part), "a directory of tasks"));
     }
-    looked.push((layout.tasks(), "a directory of jobs"));
-    for (path, kind) in looked {
+    sampled.push((layout.tasks(), "a directory of jobs"));
+    for (path, kind) in sampled {
         if let Some(stat) = client.stat(&path) {
-            // What has no data is a directory, what has no children is none.
+            // A znode without data is a directory, one without children is none.
             if stat.data_length > 0 {
                 peak(format!("bytes of {kind}"), f64::from(stat.data_length));
             }

@@ -34,8 +34,8 @@ pub struct Options {
     pub pending_single: Vec<usize>,
     /// Numbers of workers.
     pub workers: Vec<usize>,
-    /// Workers and slots of the usual service.
-    pub fleet: (usize, usize),
+    /// Workers and slots of each, in every case that does not vary them.
+    pub pool: (usize, usize),
     /// Submits of the latency case.
     pub submits: usize,
     /// How long the idle service is watched.
@@ -64,7 +64,7 @@ impl Options {
             pending: vec![100, 1_000, 100_000, 1_000_000],
             pending_single: vec![1_000, 100_000],
             workers: vec![1, 10, 100],
-            fleet: (2, 32),
+            pool: (2, 32),
             submits: 500,
             idle: Duration::from_secs(60),
             million: (1_000_000, 200_000),
@@ -105,7 +105,7 @@ impl Options {
     }
 
     /// Of the command line; the error is for people. Sizes that are named win over `--quick` and `--full`, wherever
-    /// they stand.
+    /// they are.
     pub fn parse(args: &[String]) -> Result<Options, String> {
         let mut options = Options::usual();
         if args.iter().any(|arg| arg == "--quick") {
@@ -148,9 +148,9 @@ impl Options {
             "--pending" => self.pending = list(value)?,
             "--pending-single" => self.pending_single = list(value)?,
             "--workers" => self.workers = list(value)?,
-            "--fleet" => {
-                let (workers, slots) = value.split_once('x').ok_or("--fleet: 2x32, for instance")?;
-                self.fleet = (number(workers)?, number(slots)?);
+            "--pool" => {
+                let (workers, slots) = value.split_once('x').ok_or("--pool: 2x32, for instance")?;
+                self.pool = (number(workers)?, number(slots)?);
             }
             "--submits" => self.submits = number(value)?,
             "--idle" => self.idle = Duration::from_secs(number(value)? as u64),

@@ -13,7 +13,7 @@ use crate::harness::{eventually, process};
 /// Where daemons are, besides the folders of `PATH`.
 const DAEMONS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
-/// How long gearmand and its workers may take to stand.
+/// How long gearmand and its workers may take to be ready.
 const START: Duration = Duration::from_secs(20);
 
 /// Runs at a time, and so Gearman's workers and clients.

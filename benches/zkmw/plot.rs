@@ -14,7 +14,7 @@ const RIGHT: f64 = 48.0;
 const TOP: f64 = 78.0;
 const BOTTOM: f64 = 62.0;
 
-/// Colours of the curves, told apart by the colour-blind too.
+/// Colours of the curves, distinct for the colour-blind too.
 const COLOURS: [&str; 5] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"];
 
 /// An axis goes so much further than the numbers on it.
@@ -194,8 +194,8 @@ impl Plot {
 }
 
 fn draw_curve(text: &mut String, curve: &Curve, colour: &str, across: &Axis, up: &Axis) {
-    let place = |(x, y): &(f64, Samples)| format!("{:.1},{:.1}", across.at(*x), up.at(y.median()));
-    let path: Vec<String> = curve.points.iter().map(place).collect();
+    let point = |(x, y): &(f64, Samples)| format!("{:.1},{:.1}", across.at(*x), up.at(y.median()));
+    let path: Vec<String> = curve.points.iter().map(point).collect();
     let dashes = if curve.is_bound { " stroke-dasharray=\"6 4\"" } else { "" };
     let _ = writeln!(
         text,

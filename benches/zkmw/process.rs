@@ -63,7 +63,7 @@ pub fn run(bench: &mut Bench) {
             kind.rates.0.push(rate);
         }
     }
-    tell(bench, &peers, &rates, &kinds);
+    report(bench, &peers, &rates, &kinds);
     alone(bench, &kinds[0].service);
     kinds.into_iter().for_each(|kind| kind.service.stop());
 }
@@ -134,7 +134,7 @@ fn hidden(folder: &Path) -> Option<PathBuf> {
 }
 
 /// The rows, and the lines of the budget.
-fn tell(bench: &mut Bench, peers: &[Peer], rates: &[Samples], kinds: &[Kind]) {
+fn report(bench: &mut Bench, peers: &[Peer], rates: &[Samples], kinds: &[Kind]) {
     let count = bench.options.tasks;
     let how = format!("{} lines of a plain batch, end to end, with their results", human(count as f64));
     for (peer, rates) in peers.iter().zip(rates) {
@@ -154,8 +154,8 @@ fn tell(bench: &mut Bench, peers: &[Peer], rates: &[Samples], kinds: &[Kind]) {
     }
     bench.report.measured(budget::SLOTS, kinds[1].rates.over(&few), how.clone());
     if let [with, _, without, _] = kinds {
-        let apart = with.rates.over(&without.rates).0.into_iter().map(|ratio| ratio.max(1.0 / ratio));
-        bench.report.measured(budget::GROUPS, Samples(apart.collect()), format!("{AT_ONCE} slots; {how}"));
+        let factors = with.rates.over(&without.rates).0.into_iter().map(|ratio| ratio.max(1.0 / ratio));
+        bench.report.measured(budget::GROUPS, Samples(factors.collect()), format!("{AT_ONCE} slots; {how}"));
     }
 }
 
@@ -223,6 +223,6 @@ fn command(service: &Service, more: &[&str]) -> Vec<f64> {
     }
     assert!(child.wait().expect("it is our child").success(), "a submit failed");
     ends.push(since());
-    assert!(more.is_empty() || ends.len() == PARTS.len(), "its log does not tell all its parts");
+    assert!(more.is_empty() || ends.len() == PARTS.len(), "its log does not show all its parts");
     ends
 }

@@ -111,7 +111,7 @@ impl Report {
         self.rows.push(Row { case, what: what.into(), unit, samples, remark });
     }
 
-    /// A line of the budget was measured; `how` tells the sizes.
+    /// A line of the budget was measured; `how` says the sizes.
     pub fn measured(&mut self, what: &str, ratios: Samples, how: String) {
         let line = self.lines.iter_mut().find(|line| line.what == what).expect("a line of the budget");
         line.measured = Some((ratios, how));

@@ -1,5 +1,5 @@
-//! The service that is measured: real processes of the binary on a root of their own, and what the system tells of
-//! them. Must not look into them, and not judge.
+//! The service that is measured: real processes of the binary on a root of their own, and what the system shows
+//! of them. Must not read their state, and not judge.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use zkmw::machine::Call;
 use crate::client::Client;
 use crate::harness::{Cluster, Contender, Ensemble, Proc, eventually};
 
-/// Session timeout of everything that is measured: nobody shall be taken for dead on a busy machine.
+/// Session timeout of everything that is measured: no session shall expire on a busy machine.
 pub const SESSION: &str = "30s";
 
-/// How long a service may take to stand, for each worker, and in any case.
+/// How long a service may take to be ready, for each worker, and in any case.
 const START_EACH: Duration = Duration::from_millis(500);
 pub const START: Duration = Duration::from_secs(60);
 
@@ -83,27 +83,22 @@ pub struct Service {
     pub masters: Vec<Proc>,
     /// The workers.
     pub workers: Vec<Proc>,
-    fleet: (usize, usize),
+    pool: (usize, usize),
     executor: Executor,
     masters_session: &'static str,
     started: usize,
 }
 
 impl Service {
-    /// Starts it, and waits until everything stands.
-    pub fn start(
-        ensemble: &Arc<Ensemble>,
-        name: &str,
-        fleet: (usize, usize),
-        executor: &Executor,
-    ) -> Service {
-        Service::start_on(Cluster::on(ensemble, name), fleet, executor, SESSION)
+    /// Starts it, and waits until all its processes are ready.
+    pub fn start(ensemble: &Arc<Ensemble>, name: &str, pool: (usize, usize), executor: &Executor) -> Service {
+        Service::start_on(Cluster::on(ensemble, name), pool, executor, SESSION)
     }
 
     /// The same on a root that the caller made, of a binary that it chose, with masters of this session timeout.
     pub fn start_on(
         cluster: Cluster,
-        fleet: (usize, usize),
+        pool: (usize, usize),
         executor: &Executor,
         masters_session: &'static str,
     ) -> Service {
@@ -112,7 +107,7 @@ impl Service {
             cluster,
             masters: vec![],
             workers: vec![],
-            fleet,
+            pool,
             executor: executor.clone(),
             masters_session,
             started: 0,
@@ -122,12 +117,12 @@ impl Service {
         service.cluster.leads(&id, START);
         let standby = service.new_master();
         service.masters = vec![leader, standby];
-        for number in 0..fleet.0 {
+        for number in 0..pool.0 {
             let worker = service.new_worker(number);
             service.workers.push(worker);
         }
-        let limit = START + START_EACH * u32::try_from(fleet.0).expect("a sane number");
-        let wanted = u64::try_from(fleet.0).expect("a sane number");
+        let limit = START + START_EACH * u32::try_from(pool.0).expect("a sane number");
+        let wanted = u64::try_from(pool.0).expect("a sane number");
         eventually(limit, "all workers are known to the leader", || {
             (service.number("/workers")? == wanted).then_some(())
         });
@@ -143,7 +138,7 @@ impl Service {
     }
 
     fn new_worker(&self, number: usize) -> Proc {
-        let slots = self.fleet.1.to_string();
+        let slots = self.pool.1.to_string();
         let mut args = vec!["--slots", &slots];
         let program;
         if let Executor::Handler(path) = &self.executor {
@@ -153,11 +148,11 @@ impl Service {
         self.cluster.worker(&format!("w{number}"), &args)
     }
 
-    /// Puts the one that leads first, and tells who that is: on a busy machine a session may be lost.
+    /// Puts the one that leads first, and returns its id: on a busy machine a session may be lost.
     pub fn leader_first(&mut self) -> Contender {
         let leader = eventually(START, "somebody leads", || self.cluster.leader());
-        let place = self.masters.iter().position(|master| master.label() == leader.id);
-        self.masters.swap(0, place.expect("a master of ours leads"));
+        let position = self.masters.iter().position(|master| master.label() == leader.id);
+        self.masters.swap(0, position.expect("a master of ours leads"));
         leader
     }
 
@@ -171,7 +166,7 @@ impl Service {
         START + LEARN * u32::try_from(self.number("/tasks/pending").unwrap_or(0)).unwrap_or(0)
     }
 
-    /// Waits until a master has read all that stands, which it logs once.
+    /// Waits until a master has read all tasks that exist, which it logs once.
     pub fn loaded(&self, master: usize) {
         let proc = &self.masters[master];
         eventually(self.time_to_load(), "a master has loaded", || {
@@ -256,7 +251,7 @@ pub fn last_lines(text: &str) -> String {
     lines[lines.len().saturating_sub(5)..].join("\n")
 }
 
-/// The most children of any znode of a root, and the most bytes of any (of tasks only a sample is looked at).
+/// The most children of any znode of a root, and the most bytes of any (of tasks only a sample is read).
 pub fn largest(client: &mut Client, layout: &Layout) -> ((i32, String), (i32, String)) {
     let (mut children, mut bytes) = ((0, String::new()), (0, String::new()));
     let mut open = vec![layout.root().to_string()];

@@ -21,8 +21,8 @@ impl Samples {
         }
         #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let (low, rest) = {
-            let place = share * (sorted.len() - 1) as f64;
-            (place.floor() as usize, place.fract())
+            let position = share * (sorted.len() - 1) as f64;
+            (position.floor() as usize, position.fract())
         };
         let high = (low + 1).min(sorted.len() - 1);
         sorted[low] + (sorted[high] - sorted[low]) * rest
@@ -68,8 +68,8 @@ pub fn human(number: f64) -> String {
 fn thousands(number: f64) -> String {
     let digits = format!("{:.0}", number.abs());
     let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

@@ -19,7 +19,7 @@ pub enum Signal {
 }
 
 impl Signal {
-    /// The exit code of a process that it ended, as a shell tells it.
+    /// The exit code of a process that it ended, as a shell reports it.
     fn exit_code(self) -> i32 {
         match self {
             Signal::Term => 0,
@@ -49,7 +49,7 @@ impl Service {
             .filter(|assignment| epoch(client, assignment) == Some(old.epoch))
             .collect();
         assert!(!open.is_empty(), "there are assignments of the leader");
-        client.get(&old.path, true).expect("the leader's contender stands");
+        client.get(&old.path, true).expect("the leader's contender exists");
         let from = Instant::now();
         match signal {
             Signal::Term => self.masters[0].term(),
@@ -70,17 +70,17 @@ impl Service {
         let takeover = Takeover { since_signal: ms(from), since_end: ms(ended) };
         let exit = self.masters[0].wait_exit(END);
         assert_eq!(exit.code, signal.exit_code(), "{}", last_lines(&exit.stderr));
-        self.stand_by();
+        self.restore_standby();
         takeover
     }
 
     /// Replaces the master that ended, and waits until nothing of that goes on any more.
-    fn stand_by(&mut self) {
+    fn restore_standby(&mut self) {
         self.masters.remove(0);
         let standby = self.new_master();
         self.masters.push(standby);
         self.loaded(1);
-        eventually(self.time_to_load() + BATCH, "the leader has read what stands", || {
+        eventually(self.time_to_load() + BATCH, "the leader has read all tasks", || {
             self.cluster.leader()?;
             (self.cluster.status()?["loading"] == false).then_some(())
         });

@@ -55,7 +55,7 @@ fn rates(bench: &mut Bench, service: &Service, tasks: usize, more: &[&str]) -> R
 pub fn warm_up(bench: &Bench) {
     let tasks = bench.options.warm_up / WRITES;
     say(&format!("warming the servers up with {} tasks", human(tasks as f64)));
-    let service = Service::start(&bench.ensemble, "warm-up", bench.options.fleet, &bench.cheapest());
+    let service = Service::start(&bench.ensemble, "warm-up", bench.options.pool, &bench.cheapest());
     service.batch(tasks.max(1), &SINGLE);
     service.stop();
 }
@@ -65,12 +65,12 @@ pub const SINGLE: [&str; 2] = ["--chunk", "1"];
 
 /// (a) Empty tasks, each a znode of its own.
 pub fn empty(bench: &mut Bench) {
-    let (tasks, fleet, executor) = (bench.options.tasks, bench.options.fleet, bench.cheapest());
-    let service = Service::start(&bench.ensemble, "empty", fleet, &executor);
+    let (tasks, pool, executor) = (bench.options.tasks, bench.options.pool, bench.cheapest());
+    let service = Service::start(&bench.ensemble, "empty", pool, &executor);
     let rates = rates(bench, &service, tasks, &SINGLE);
     service.stop();
     let ratio = rates.over_tasks();
-    let remark = format!("{} tasks, {} workers x {} slots, {}", tasks, fleet.0, fleet.1, executor.name());
+    let remark = format!("{} tasks, {} workers x {} slots, {}", tasks, pool.0, pool.1, executor.name());
     bench.report.row("empty", "throughput", "tasks/s", rates.tasks, &remark);
     bench.report.row("empty", "over W/3", "", ratio.clone(), "");
     five_requests(bench);
@@ -106,12 +106,12 @@ pub fn workers(bench: &mut Bench) {
     let tasks = bench.options.tasks;
     let (mut curve, mut bare) = (Vec::new(), Vec::new());
     for count in bench.options.workers.clone() {
-        let fleet = (count, SLOTS_IN_ALL.div_ceil(count));
-        say(&format!("{count} workers with {} slots each", fleet.1));
-        let service = Service::start(&bench.ensemble, &format!("workers-{count}"), fleet, &executor);
+        let pool = (count, SLOTS_IN_ALL.div_ceil(count));
+        say(&format!("{count} workers with {} slots each", pool.1));
+        let service = Service::start(&bench.ensemble, &format!("workers-{count}"), pool, &executor);
         let rates = rates(bench, &service, tasks, &SINGLE);
         service.stop();
-        let remark = format!("{tasks} tasks, {} slots each, {}", fleet.1, executor.name());
+        let remark = format!("{tasks} tasks, {} slots each, {}", pool.1, executor.name());
         let what = format!("{} workers", human(count as f64));
         bench.report.row("workers", what, "tasks/s", rates.tasks.clone(), &remark);
         curve.push((count as f64, rates.tasks));
@@ -159,8 +159,8 @@ pub fn batch(bench: &mut Bench) {
         bench.report.notes.push("no --handler: the case batch was left out".to_string());
         return;
     };
-    let (fleet, lines) = (bench.options.fleet, bench.options.tasks * LINES_A_TASK);
-    let service = Service::start(&bench.ensemble, "batch", fleet, &executor);
+    let (pool, lines) = (bench.options.pool, bench.options.tasks * LINES_A_TASK);
+    let service = Service::start(&bench.ensemble, "batch", pool, &executor);
     let rates = rates(bench, &service, lines, &[]);
     service.stop();
     let ratio = rates.tasks.over(&rates.limit);

@@ -1,5 +1,5 @@
-//! Strays that are hard to see: among thousands of processes that come and go, or shielded from looks. Nothing that
-//! may live is taken for dead.
+//! Strays that are hard to find: among thousands of processes that come and go, or unreadable. No process that may
+//! live is taken for an ended one.
 
 use super::*;
 
@@ -102,7 +102,7 @@ pub fn unkillable(dir: &Path) {
     );
     let run = rig.start(sh(&line));
     let stray = pid_in(&file);
-    until("it is told that it does not die", || {
+    until("it is reported that it does not die", || {
         complaints
             .all()
             .iter()
@@ -135,7 +135,7 @@ pub fn as_nobody(role: &str, dir: &Path) -> std::process::Output {
 /// A user who may do nothing.
 const NOBODY: u32 = 65_534;
 
-/// The helper: an ordinary user, whose task leaves behind what nobody may look at.
+/// The helper: an ordinary user, whose task leaves a process behind that nobody may read.
 pub fn shielded(dir: &Path) {
     let mut rig = Rig::new();
     let own = std::env::current_exe().unwrap();

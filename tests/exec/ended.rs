@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn the_rest_of_a_group_is_dead_before_its_end_is_reported() {
+fn the_rest_of_a_group_is_killed_before_its_end_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let left = dir.path().join("left");
     let mut rig = Rig::new();
@@ -30,7 +30,7 @@ fn a_big_rest_of_the_group_is_waited_for() {
 }
 
 pub fn big(dir: &Path) {
-    // In small pages it takes longest.
+    // With small memory pages it takes longest.
     rustix::thread::disable_transparent_huge_pages(true).unwrap();
     let memory = vec![1_u8; 400 << 20];
     fs::write(dir.join("big"), format!("{}\n", std::process::id())).unwrap();

@@ -1,11 +1,11 @@
 //! Handlers: what they are given, what they answer, and what becomes of those that do not.
 //!
-//! The executor does not look into a request, so these are words for a shell: the id, and what to do with it.
+//! The executor does not read a request, so these are words for a shell: the id, and what to do with it.
 
 use super::*;
 use zkmw::contract::handler::Request;
 
-/// Does what it is told; `ok WORDS` answers, and `say LINE` says anything.
+/// Runs the words of the request; `ok WORDS` answers, and `say LINE` says anything.
 pub const SHELL: &str = r#"
     ok() { printf '{"id":%s,"stdout":"%s"}\n' "$id" "$*"; }
     say() { printf '%s\n' "$*"; }
@@ -22,7 +22,7 @@ pub fn asked(rig: &mut Rig, words: &str) -> RunReport {
     rig.run(ask(rig, SHELL, words))
 }
 
-/// A request to [`SHELL`], once it is told to have started; and the handler's pid.
+/// A request to [`SHELL`], once its start is reported; and the handler's pid.
 pub fn begun(rig: &mut Rig, words: &str) -> (RunId, u32) {
     rig.started(ask(rig, SHELL, words))
 }
@@ -122,7 +122,7 @@ fn an_endless_line_breaks_the_handler_in_bounded_memory() {
         &format!("yes | tr -d '\\n' & echo $! >{}; wait", file.display()),
         "more than an answer",
     );
-    assert!(!is_alive(pid_in(&file)), "the whole group is dead before that is told");
+    assert!(!is_alive(pid_in(&file)), "the whole group has ended before that is reported");
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn what_is_said_unasked_ends_the_handler_and_nobodys_run() {
     let line = format!("(until [ -s {} ]; do sleep 0.01; done; echo late) & ok $$", go.display());
     let first: u32 = text(&asked(&mut rig, &line).stdout).parse().unwrap();
     fs::write(&go, "1").unwrap();
-    until("it is dead", || !is_alive(first));
+    until("it has ended", || !is_alive(first));
     assert_ne!(handler(&mut rig), first);
 }
 
@@ -142,7 +142,7 @@ fn a_handler_that_dies_idle_is_replaced_without_a_charge() {
     let mut rig = Rig::new();
     let first = handler(&mut rig);
     kill(first, Signal::KILL);
-    until("it is dead", || state(first).is_none());
+    until("it has ended", || state(first).is_none());
     let begun = Instant::now();
     assert_ne!(handler(&mut rig), first);
     assert!(begun.elapsed() < Duration::from_secs(5));
@@ -203,7 +203,7 @@ fn a_late_answer_is_reported_as_late_and_its_handler_goes() {
         (report.ended, report.signalled, text(&report.stdout).as_str()),
         (Ended::Exit(0), true, "late")
     );
-    assert!(!is_alive(first), "it is dead when that is told");
+    assert!(!is_alive(first), "it has ended when that is reported");
     assert_eq!(asked(&mut rig, "ok").ended, Ended::Exit(0));
 }
 
@@ -357,7 +357,7 @@ fn the_example_keeps_the_protocol() {
     }
 }
 
-/// `cat` says what it is told: so a request is its answer.
+/// `cat` repeats its input: so a request is its answer.
 #[test]
 fn many_requests_are_quick() {
     const REQUESTS: u32 = 2_000;

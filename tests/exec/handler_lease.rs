@@ -94,7 +94,7 @@ fn without_keeper() {
     let next = rig.events.recv_timeout(PATIENCE).unwrap();
     assert!(matches!(&next, ExecEvent::SlotsLost { .. }), "{next:?}");
     assert_eq!(rig.ended(run).ended, Ended::Signal(9));
-    until("the idle one is dead, too", || !is_alive(idle));
+    until("the idle one has ended, too", || !is_alive(idle));
     until("requests are taken again", || {
         let run = rig.start(ask(&rig, super::handler::SHELL, "ok"));
         matches!(rig.over(run), ExecEvent::Ended { report, .. } if report.ended == Ended::Exit(0))
@@ -211,10 +211,10 @@ fn handlers_die_with_their_workers_lease_or_with_the_worker() {
     let [child, busy, idle] = ["child", "busy", "idle"].map(|name| pid_in(&dir.path().join(name)));
     assert!(is_alive(child) && is_alive(busy) && is_alive(idle));
     kill(worker.0.id(), Signal::STOP);
-    until("what is busy is dead", || !is_alive(child) && !is_alive(busy));
+    until("the busy one has ended", || !is_alive(child) && !is_alive(busy));
     assert_eq!(state(worker.0.id()), Some('T'), "nobody but the keeper has done that");
     drop(worker);
-    until("the idle one is dead", || !is_alive(idle));
+    until("the idle one has ended", || !is_alive(idle));
 }
 
 #[test]
@@ -223,5 +223,5 @@ fn a_killed_workers_handlers_and_their_children_die() {
     let mut worker = Worker(spawn_helper("handler_worker", dir.path()));
     let pids = ["child", "busy", "idle"].map(|name| pid_in(&dir.path().join(name)));
     worker.0.kill().unwrap();
-    until("all are dead", || pids.iter().all(|pid| !is_alive(*pid)));
+    until("all have ended", || pids.iter().all(|pid| !is_alive(*pid)));
 }

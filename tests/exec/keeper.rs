@@ -29,7 +29,7 @@ pub const SCENARIOS: [(&str, fn()); 11] = [
     ("keeper_strays", strays),
     ("keeper_mute", mute),
     ("keeper_hopper", hopper),
-    ("keeper_apart", apart),
+    ("keeper_hidden", hidden),
     ("keeper_nested", nested),
 ];
 
@@ -122,7 +122,7 @@ fn killed() {
         assert_eq!(rig.ended(run).ended, Ended::Signal(9));
     }
     assert_ne!(keeper_pid(), first);
-    // The new one was told of the lease.
+    // The new one knows the lease.
     until("it runs again", || {
         let run = rig.start(sh("exit 3"));
         matches!(rig.over(run), ExecEvent::Ended { report, .. } if report.ended == Ended::Exit(3))
@@ -142,7 +142,7 @@ fn hangs() {
     assert_eq!(keeper_pid(), keeper);
 }
 
-/// What has left its group, and lost its parents, dies with the lease as well.
+/// A process that has left its group, and lost its parents, dies with the lease as well.
 fn strays() {
     let dir = std::env::var(DIR).unwrap();
     let file = Path::new(&dir).join("stray");
@@ -152,11 +152,11 @@ fn strays() {
     let stray = pid_in(&file);
     assert!(is_alive(stray));
     assert_eq!(rig.ended(run).ended, Ended::Signal(9));
-    super::until("the stray is dead", || !is_alive(stray));
+    super::until("the stray has ended", || !is_alive(stray));
     assert!(now() >= until);
 }
 
-/// Whose log nobody reads: a pager, a terminal that stands still. That is when a worker hangs.
+/// Nobody reads its log: a pager, a terminal that is stopped. In that case a worker hangs.
 fn mute() {
     let (_reader, full) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
     while write(&full, &[0; 4096]).is_ok() {}
@@ -164,13 +164,13 @@ fn mute() {
     let loud = fcntl_dupfd_cloexec(stderr(), 3).unwrap();
     dup2_stderr(&full).unwrap();
     let rig = leased_rig();
-    // Whoever fails must be able to say so.
+    // An assertion that fails must be able to say so.
     dup2_stderr(&loud).unwrap();
     let mut rig = rig;
     rig.executor.lease(now() + SHORT).unwrap();
     let run = rig.start(sh("sleep 600"));
     assert_eq!(rig.ended(run).ended, Ended::Signal(9));
-    // It can go, too, with the rest unsaid.
+    // It can end, too, with the rest of its log unwritten.
     let keeper = keeper_pid();
     drop(rig);
     super::until("the keeper is gone", || !is_alive(keeper));
@@ -190,8 +190,8 @@ fn hopper() {
     });
 }
 
-/// Where a user sees its own processes only, the others being there but unreadable.
-fn apart() {
+/// On a `/proc` where a user may read only its own processes; the others are listed.
+fn hidden() {
     let error = fs::read("/proc/1/stat").unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
     lapse();
@@ -285,7 +285,7 @@ fn in_a_cgroup_the_keeper_kills_what_is_never_long_the_same() {
     });
 }
 
-/// Or who ends what another worker has left would take it for that.
+/// A worker that ends the processes of another one's failed predecessor must not take it for one of them.
 #[test]
 fn a_keeper_bears_the_mark_of_its_own_worker() {
     let dir = tempfile::tempdir().unwrap();
@@ -296,22 +296,22 @@ fn a_keeper_bears_the_mark_of_its_own_worker() {
 fn what_a_keeper_may_not_see_does_not_keep_it_from_killing() {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let apart = |command: &str| {
+    let with_hidepid = |command: &str| {
         let script = "mount --make-rprivate / && mount -t proc -o hidepid=1 proc /proc && \
             exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"";
         let mut unshare = Command::new("unshare");
         unshare
             .args(["-m", "sh", "-c", script, "sh", command])
-            .env(ROLE, "keeper_apart")
+            .env(ROLE, "keeper_hidden")
             .env(DIR, dir.path());
         unshare.stdout(Stdio::null()).args(["--exact", "helper", "--nocapture"]).status()
     };
-    if !apart("/bin/true").is_ok_and(|status| status.success()) {
+    if !with_hidepid("/bin/true").is_ok_and(|status| status.success()) {
         eprintln!("only root can show this");
         return;
     }
     let own = std::env::current_exe().unwrap();
-    let status = apart(own.to_str().unwrap()).unwrap();
+    let status = with_hidepid(own.to_str().unwrap()).unwrap();
     assert!(status.success(), "{status}");
 }
 

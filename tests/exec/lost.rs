@@ -1,4 +1,4 @@
-//! What dies, stands still or hangs between a worker and what it runs: whoever is left ends the run in time.
+//! Worker, keeper and slot die, are suspended or hang: the processes that are left end the run in time.
 
 use super::keeper::{leased_rig, wait_keeper};
 use super::runfile::claim;
@@ -22,15 +22,15 @@ struct Family {
     stray: u32,
 }
 
-/// Whom something is done to.
+/// The process that a test kills or stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Who {
+enum Target {
     Worker,
     Keeper,
     Slot,
 }
 
-use Who::{Keeper, Slot, Worker};
+use Target::{Keeper, Slot, Worker};
 
 impl Family {
     fn new(cgroups: bool) -> Family {
@@ -52,8 +52,8 @@ impl Family {
         Family { dir, worker, keeper, slot, leader, stray }
     }
 
-    fn pid(&self, who: Who) -> u32 {
-        match who {
+    fn pid(&self, target: Target) -> u32 {
+        match target {
             Worker => self.worker.id(),
             Keeper => self.keeper,
             Slot => self.slot,
@@ -61,17 +61,17 @@ impl Family {
     }
 
     /// Sends this to them, all in one moment.
-    fn send(&self, signal: Signal, to: &[Who]) {
-        to.iter().for_each(|who| kill(self.pid(*who), signal));
+    fn send(&self, signal: Signal, to: &[Target]) {
+        to.iter().for_each(|target| kill(self.pid(*target), signal));
     }
 
-    fn is_dead(&self) -> bool {
+    fn has_ended(&self) -> bool {
         !is_alive(self.leader) && !is_alive(self.stray)
     }
 
     /// With all its threads.
-    fn is_stopped(&self, who: Who) -> bool {
-        let threads = fs::read_dir(format!("/proc/{}/task", self.pid(who))).unwrap();
+    fn is_stopped(&self, target: Target) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid(target))).unwrap();
         threads.flatten().all(|thread| {
             let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
             stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
@@ -81,10 +81,10 @@ impl Family {
 
 impl Drop for Family {
     fn drop(&mut self) {
-        for who in [Worker, Keeper, Slot] {
-            kill(self.pid(who), Signal::CONT);
+        for target in [Worker, Keeper, Slot] {
+            kill(self.pid(target), Signal::CONT);
         }
-        // Who is dead and not reaped is no other process: these have an ancestor in this process.
+        // The pid of an unreaped process belongs to no other process: these have an ancestor in this process.
         let _ = self.worker.kill();
         let _ = self.worker.wait();
         until("nothing of the run lives", || {
@@ -92,7 +92,7 @@ impl Drop for Family {
                 .iter()
                 .filter(|pid| is_alive(**pid))
                 .for_each(|pid| kill(*pid, Signal::KILL));
-            self.is_dead()
+            self.has_ended()
         });
     }
 }
@@ -127,7 +127,9 @@ fn a_kill_of_any_of_the_three_ends_the_run() {
         {
             let family = Family::new(cgroups);
             family.send(Signal::KILL, killed);
-            until(&format!("{killed:?} were killed, cgroups {cgroups}: nothing lives"), || family.is_dead());
+            until(&format!("{killed:?} were killed, cgroups {cgroups}: nothing lives"), || {
+                family.has_ended()
+            });
         }
     });
 }
@@ -138,8 +140,10 @@ fn the_run_of_a_suspended_worker_dies_with_the_lease() {
         for stopped in [&[Worker][..], &[Worker, Keeper], &[Worker, Slot]] {
             let family = Family::new(cgroups);
             family.send(Signal::STOP, stopped);
-            until(&format!("{stopped:?} stand still, cgroups {cgroups}: nothing lives"), || family.is_dead());
-            until("it stands still", || family.is_stopped(Worker));
+            until(&format!("{stopped:?} are stopped, cgroups {cgroups}: nothing lives"), || {
+                family.has_ended()
+            });
+            until("it is stopped", || family.is_stopped(Worker));
         }
     });
 }
@@ -149,7 +153,7 @@ fn a_suspended_keeper_or_slot_of_a_live_worker_goes_on() {
     for stopped in [&[Keeper][..], &[Slot], &[Keeper, Slot]] {
         let family = Family::new(false);
         family.send(Signal::STOP, stopped);
-        until(&format!("{stopped:?} go on"), || !stopped.iter().any(|who| family.is_stopped(*who)));
+        until(&format!("{stopped:?} go on"), || !stopped.iter().any(|target| family.is_stopped(*target)));
         assert!(is_alive(family.leader) && is_alive(family.stray));
         assert!(!family.dir.path().join("ended").exists());
     }
@@ -171,11 +175,11 @@ fn the_run_dies_whichever_is_stopped_and_whichever_is_killed() {
             family.send(Signal::STOP, stopped);
             family.send(Signal::KILL, killed);
             if stopped.contains(&Worker) && stopped.contains(&Keeper) {
-                // Nobody is left to do anything about what has lost its parents.
-                until("its main process is dead", || !is_alive(family.leader));
+                // No process is left that could end one without parents.
+                until("its main process has ended", || !is_alive(family.leader));
                 family.send(Signal::CONT, &[Keeper]);
             }
-            until(&format!("{stopped:?} stopped, {killed:?} killed: nothing lives"), || family.is_dead());
+            until(&format!("{stopped:?} stopped, {killed:?} killed: nothing lives"), || family.has_ended());
         }
     });
 }
@@ -184,16 +188,16 @@ fn the_run_dies_whichever_is_stopped_and_whichever_is_killed() {
 fn after_all_were_suspended_past_the_lease_the_first_ends_it() {
     for first in [Worker, Keeper, Slot] {
         let family = Family::new(false);
-        // In this order none is there to wake up another.
-        for who in [Worker, Keeper, Slot] {
-            family.send(Signal::STOP, &[who]);
-            until("it stands still", || family.is_stopped(who));
+        // In this order no running process is left that could wake another.
+        for target in [Worker, Keeper, Slot] {
+            family.send(Signal::STOP, &[target]);
+            until("it is stopped", || family.is_stopped(target));
         }
         let stopped = Instant::now();
         until("the lease is over", || stopped.elapsed() > LEASE);
         assert!(is_alive(family.leader));
         family.send(Signal::CONT, &[first]);
-        until(&format!("{first:?} goes on: nothing lives"), || family.is_dead());
+        until(&format!("{first:?} goes on: nothing lives"), || family.has_ended());
     }
 }
 
@@ -243,7 +247,7 @@ impl Hung {
     }
 
     /// Its parent can reap it only after that.
-    fn release_the_dead(&self) {
+    fn let_parent_reap(&self) {
         // SAFETY: a bare system call.
         unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG) };
     }
@@ -254,7 +258,7 @@ fn over_while_hung(rig: &mut Rig, hung: &Hung, run: RunId) -> ExecEvent {
     let mut over = None;
     until("its slot is given up, and the run with it", || {
         let _ = rig.executor.lease(now() + LEASE);
-        hung.release_the_dead();
+        hung.let_parent_reap();
         if let Ok(event) = rig.events.recv_timeout(RENEW_EVERY) {
             match &event {
                 ExecEvent::Ended { run: of, .. } | ExecEvent::NotStarted { run: of, .. } if *of == run => {
@@ -298,7 +302,7 @@ fn what_a_slot_runs_dies_even_if_that_cannot_be_killed() {
     let (run, pid) = rig.started(sh("(sleep 600)"));
     let slot = parent(pid);
     let _hung = Hung::for_ever(slot);
-    until("its run is dead", || {
+    until("its run has ended", || {
         rig.executor.lease(now() + LEASE).unwrap();
         !is_alive(pid)
     });
@@ -331,7 +335,7 @@ fn a_slot_that_hangs_with_a_run_is_killed_uncharged() {
     }
 }
 
-/// The helper: process 1, to which everybody's orphans come.
+/// The helper: process 1, which all orphans get as their parent.
 pub fn pid_one() {
     assert_eq!(std::process::id(), 1);
     let mut rig = Rig::new();
@@ -344,13 +348,13 @@ pub fn pid_one() {
     }
     rig.started(sh("sleep 600"));
     kill(wait_keeper(1), Signal::KILL);
-    until("the keeper is replaced, and what was left to us is dead and reaped", || {
+    until("the keeper is replaced, and all that was left to us has ended and is reaped", || {
         processes() == ["exec", "sleep", "zkmw-keeper"]
     });
     assert!(is_alive(stranger), "it is nobody of ours");
 }
 
-/// The names of all processes that we see, dead ones too.
+/// The names of all processes that we see, zombies too.
 fn processes() -> Vec<String> {
     let all = fs::read_dir("/proc").unwrap().flatten();
     let name = |entry: fs::DirEntry| {
@@ -378,8 +382,8 @@ fn as_process_one_it_reaps_what_runs_leave_and_spares_others() {
     assert!(alone(std::env::current_exe().unwrap().to_str().unwrap()).unwrap().success());
 }
 
-/// The helper: each run is told in the end, though slots are killed as soon as they are born, and the keeper too.
-pub fn told_in_the_end() {
+/// The helper: each run is reported in the end, though slots are killed as soon as they start, and the keeper too.
+pub fn reported_in_the_end() {
     use std::sync::atomic::{AtomicBool, Ordering};
     let mut rig = Rig::new();
     let keeper = wait_keeper(std::process::id());
@@ -421,11 +425,11 @@ fn slots_of(keeper: u32) -> Vec<u32> {
 #[test]
 fn each_run_is_reported_although_new_slots_and_keepers_die() {
     for _ in 0..5 {
-        super::keeper::play("told_in_the_end");
+        super::keeper::play("reported_in_the_end");
     }
 }
 
-/// The helper: has no descriptor to look with, when its keeper is killed and its slot stands still.
+/// The helper: has no descriptor to check with, when its keeper is killed and its slot is stopped.
 pub fn blind() {
     let mut rig = Rig::new();
     let (run, pid) = rig.started(sh("sleep 600"));
@@ -444,7 +448,7 @@ pub fn blind() {
     setrlimit(Resource::Nofile, limits).unwrap();
     let report = rig.ended(run);
     assert_eq!((report.ended, report.signalled), (Ended::Signal(9), true));
-    assert!(!is_alive(pid), "its end was told");
+    assert!(!is_alive(pid), "its end was reported");
 }
 
 #[test]

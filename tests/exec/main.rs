@@ -263,14 +263,14 @@ fn helper() {
         "threadless" => threadless(),
         "service_vars" => service_vars(),
         "stops" => stops(),
-        "stands_still" => user::stands_still(dir),
+        "suspended" => user::suspended(dir),
         "clean_env" => user::clean_env(),
         "inside" => limits::inside(),
         "crowded_group" => limits::crowded_group(),
         "worker" => worker(dir),
         "leasing" => lost::leasing(dir),
         "pid_one" => lost::pid_one(),
-        "told_in_the_end" => lost::told_in_the_end(),
+        "reported_in_the_end" => lost::reported_in_the_end(),
         "blind" => lost::blind(),
         "reports" => reports(dir),
         other => panic!("no role {other}"),
@@ -298,7 +298,7 @@ fn reports(dir: &Path) {
 #[test]
 fn output_is_inherited_and_an_ignored_sigchld_does_no_harm() {
     let dir = tempfile::tempdir().unwrap();
-    // Not by a shell's `trap`: dash does not ignore SIGCHLD when told to.
+    // Not by a shell's `trap`: dash cannot ignore SIGCHLD.
     let output = Command::new("env")
         .arg("--ignore-signal=CHLD")
         .arg(std::env::current_exe().unwrap())

@@ -58,7 +58,7 @@ fn killed_with_all(dir: &Path, line: &str) -> (u32, u32, Vec<u32>) {
     let left = pid_in(&dir.join("ready"));
     pid_in(&dir.join("worker"));
     let sessions = sessions_in(&dir.join("run/w7.json"));
-    // Who is stopped cannot act when the others die.
+    // A stopped process cannot act when the others die.
     kill(helper.id(), Signal::STOP);
     until("it is stopped", || state(helper.id()) == Some('T'));
     sessions.iter().for_each(|pid| kill(*pid, Signal::KILL));
@@ -70,7 +70,7 @@ fn killed_with_all(dir: &Path, line: &str) -> (u32, u32, Vec<u32>) {
 fn a_killed_worker_takes_all_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let (_, leader) = killed_worker(dir.path(), "setsid env -i sleep 30 & echo $! > READY; wait");
-    until("what has left the group, and has no mark, is dead", || !is_alive(leader));
+    until("the process without group and mark has ended", || !is_alive(leader));
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn a_successor_kills_what_a_killed_worker_left_and_has_proof() {
     let (pid, left, _) = killed_with_all(dir.path(), "sleep 31 & env -i sleep 31 & echo $! > READY; wait");
     match claim(&dir.path().join("run")).inspect_predecessor() {
         Predecessor::Gone { pid: gone, start_ticks, leftovers_killed } => {
-            // The leader may have died before we looked, or not.
+            // The leader may have died before our check, or not.
             assert!(gone == pid && start_ticks > 0 && leftovers_killed >= 2, "{leftovers_killed}");
         }
         other => panic!("{other:?}"),

@@ -221,7 +221,7 @@ fn idle_slots_sleep() {
         };
         slots.iter().map(status).map(count).sum()
     };
-    // Each looks once more when the lease ends that it knew.
+    // Each checks once more when the lease ends that it knew.
     let (mut before, mut same) = (0, 0);
     until("none of them wakes up any more", || {
         rig.executor.lease(zkmw::clock::now() + Duration::from_millis(500)).unwrap();

@@ -1,4 +1,4 @@
-//! What leaves its process group: it ends with its run, for its slot adopts it; in a cgroup nothing hides.
+//! Processes that leave their process group: they end with their run, for its slot adopts them. In a cgroup none hides.
 
 use super::*;
 
@@ -38,7 +38,7 @@ fn leave_behind(mut rig: Rig, code: i32) -> u32 {
 }
 
 #[test]
-fn strays_of_a_run_are_dead_before_its_end_is_reported() {
+fn strays_of_a_run_are_killed_before_its_end_is_reported() {
     for code in [0, 3] {
         assert!(!is_alive(leave_behind(Rig::new(), code)));
         if let Some(rig) = confined() {
@@ -64,7 +64,7 @@ fn a_run_that_exits_0_upon_sigterm_leaves_nothing() {
     assert!(!is_alive(stray));
 }
 
-/// Not even what has cleared its environment, and lost its parents.
+/// Not even a process that has cleared its environment, and lost its parents.
 #[test]
 fn in_a_cgroup_nothing_hides() {
     let Some(mut rig) = confined() else { return };
@@ -86,8 +86,8 @@ fn in_a_cgroup_nothing_hides() {
 fn cgroup_of(rig: &mut Rig) -> std::path::PathBuf {
     let report = rig.run(sh("grep ^0:: /proc/self/cgroup"));
     let own = text(&report.stdout).trim().trim_start_matches("0::").to_owned();
-    let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(|mount| format!("{mount}{own}"));
-    places.iter().map(Path::new).find(|place| place.join("cgroup.kill").exists()).unwrap().to_owned()
+    let folders = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(|mount| format!("{mount}{own}"));
+    folders.iter().map(Path::new).find(|folder| folder.join("cgroup.kill").exists()).unwrap().to_owned()
 }
 
 fn cgroups_in(base: &Path) -> usize {
@@ -134,12 +134,12 @@ fn cgroups_are_used_again_and_none_is_left_behind() {
     assert!(first.contains(&format!("zkmw-{}-", std::process::id())), "{first}");
     assert_eq!(cgroup(&mut rig), first);
     let base = Path::new(&first).parent().unwrap().to_owned();
-    let stands = || {
+    let exists = || {
         ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
             .iter()
             .any(|mount| Path::new(&format!("{mount}{}", base.display())).exists())
     };
-    assert!(stands());
+    assert!(exists());
     drop(rig);
-    assert!(!stands(), "{} is left", base.display());
+    assert!(!exists(), "{} is left", base.display());
 }

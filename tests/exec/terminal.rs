@@ -24,7 +24,7 @@ fn a_run_that_reads_from_the_terminal_is_not_stopped_for_ever() {
     let mut helper = Command::new(std::env::current_exe().unwrap());
     helper.args(["--exact", "helper", "--nocapture"]).env(ROLE, "at_terminal").env(DIR, dir.path());
     let in_terminal = move || {
-        // SAFETY: bare system calls. Whoever leads a session and opens a terminal has it for its own.
+        // SAFETY: bare system calls. A session leader that opens a terminal has it for its own.
         let opened = unsafe { libc::setsid() >= 0 && libc::open(name.as_ptr(), libc::O_RDWR) >= 0 };
         if opened { Ok(()) } else { Err(std::io::Error::last_os_error()) }
     };

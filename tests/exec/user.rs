@@ -85,8 +85,8 @@ fn it_can_neither_kill_its_slot_nor_read_what_its_worker_has() {
     assert_eq!(text(&rig.run(sh("echo $PPID")).stdout), slot, "the slot lives");
 }
 
-/// The helper: a worker that is to stand still, with its keeper, while its slot is killed.
-pub fn stands_still(dir: &Path) {
+/// The helper: a worker that is stopped, with its keeper, while its slot is killed.
+pub fn suspended(dir: &Path) {
     let mut rig = by_nobody(plain()).unwrap();
     let (_, leader) = rig.started(sh("exec sleep 600"));
     let stat = fs::read_to_string(format!("/proc/{leader}/stat")).unwrap();
@@ -97,33 +97,33 @@ pub fn stands_still(dir: &Path) {
     std::thread::sleep(PATIENCE);
 }
 
-/// Processes that stand still do not stay so.
-struct Still([u32; 2]);
+/// Stopped processes, killed when dropped.
+struct Stopped([u32; 2]);
 
-impl Drop for Still {
+impl Drop for Stopped {
     fn drop(&mut self) {
         self.0.iter().for_each(|pid| kill(*pid, Signal::KILL));
     }
 }
 
-/// By the kernel, for nobody else is there to do it.
+/// The kernel kills it, for no other process is there to do it.
 #[test]
 fn it_dies_with_its_slot() {
     if by_nobody(plain()).is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let mut worker = spawn_helper("stands_still", dir.path());
+    let mut worker = spawn_helper("suspended", dir.path());
     let [leader, keeper, slot] = ["leader", "keeper", "slot"].map(|name| pid_in(&dir.path().join(name)));
-    let still = Still([worker.id(), keeper]);
-    for pid in still.0 {
+    let stopped = Stopped([worker.id(), keeper]);
+    for pid in stopped.0 {
         kill(pid, Signal::STOP);
-        until("it stands still", || state(pid) == Some('T'));
+        until("it is stopped", || state(pid) == Some('T'));
     }
     kill(slot, Signal::KILL);
-    until("the program is dead", || !is_alive(leader));
-    assert_eq!(still.0.map(state), [Some('T'), Some('T')]);
-    drop(still);
+    until("the program has ended", || !is_alive(leader));
+    assert_eq!(stopped.0.map(state), [Some('T'), Some('T')]);
+    drop(stopped);
     worker.wait().unwrap();
 }
 

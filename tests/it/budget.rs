@@ -1,6 +1,6 @@
 //! The short form of the benchmark: what the budget says of counts and sizes, which no noise touches. One batch is run,
 //! every process behind a proxy of its own that counts what it asks for, and the transaction log is read afterwards;
-//! each test then looks at one figure. Must not judge times: `scripts/bench` does.
+//! each test then checks one figure. Must not judge times: `scripts/bench` does.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -35,7 +35,7 @@ const BATCH: Duration = Duration::from_secs(240);
 /// How long nothing is done, to see that nothing is written.
 const IDLE: Duration = Duration::from_secs(6);
 
-/// Pending tasks before memory is first looked at, so that all threads have what they need, and from then on.
+/// Pending tasks before memory is first measured, so that all threads have what they need, and from then on.
 const PENDING_FIRST: u32 = 3_000;
 const PENDING_MORE: u32 = 30_000;
 
@@ -177,9 +177,9 @@ fn measure(name: &str, executor: &[&str], command: &str, chunks: &[&str], of: u3
     }
 }
 
-/// Waits until every entry is struck off and the summary says so: nothing is left to be written then.
+/// Waits until every entry is removed and the summary says so: nothing is left to be written then.
 fn at_rest(cluster: &Cluster) {
-    eventually(LIMIT, "all entries are struck off", || {
+    eventually(LIMIT, "all entries are removed", || {
         cluster.assignments().iter().all(|(_, assignment, _)| assignment.entries.is_empty()).then_some(())
     });
     eventually(LIMIT, "the summary says that nothing is left", || {
@@ -187,7 +187,7 @@ fn at_rest(cluster: &Cluster) {
         let left = ["pending", "assigned", "running", "done", "failed"].iter().any(|state| tasks[state] != 0);
         (!left).then_some(())
     });
-    eventually(LIMIT, "no task stands", || {
+    eventually(LIMIT, "no task is left", || {
         let has_none = |path: String| cluster.tree.children(&path).is_none_or(|all| all.is_empty());
         cluster.jobs().iter().all(|part| has_none(cluster.layout.job(part))).then_some(())
     });
@@ -224,8 +224,8 @@ fn as_json(data: &[u8]) -> serde_json::Value {
     serde_json::from_slice(data).unwrap_or_default()
 }
 
-/// What each role asked for, for a message.
-fn told(figures: &Figures) -> String {
+/// The requests of each role, for a message.
+fn requests(figures: &Figures) -> String {
     let mut text = format!("written: {:?}\nanother attempt: {:?}\n", figures.written, figures.again);
     for role in &figures.roles {
         let _ = writeln!(text, "{}: {}", role.role, role.batch);
@@ -252,14 +252,18 @@ fn budget_is_counted_alike_by_proxies_and_log() {
     let asked: u64 = figures.roles.iter().map(writes).sum();
     let committed = figures.written["tasks"];
     // What was refused is in one count only.
-    assert!(committed <= asked && asked <= committed + committed / 100, "{}", told(figures));
+    assert!(committed <= asked && asked <= committed + committed / 100, "{}", requests(figures));
 }
 
 #[test]
 fn budget_writes_per_task() {
     for (figures, bound) in [(figures(), WRITES_A_TASK), (quick_figures(), WRITES_A_LINE)] {
         let writes: u64 = figures.written.values().sum();
-        at_most(writes as f64 / f64::from(figures.of), bound, &format!("writes a task\n{}", told(figures)));
+        at_most(
+            writes as f64 / f64::from(figures.of),
+            bound,
+            &format!("writes a task\n{}", requests(figures)),
+        );
     }
 }
 
@@ -268,7 +272,7 @@ fn budget_reads_per_task() {
     for (figures, bound) in [(figures(), READS_A_TASK), (quick_figures(), READS_A_LINE)] {
         let roles = figures.roles.iter().filter(|role| role.role != "standby");
         let reads: u64 = roles.map(|role| role.batch.below_root().reads()).sum();
-        at_most(reads_each(reads, figures), bound, &format!("reads a task\n{}", told(figures)));
+        at_most(reads_each(reads, figures), bound, &format!("reads a task\n{}", requests(figures)));
     }
 }
 
@@ -277,7 +281,7 @@ fn budget_reads_of_a_standby_per_task() {
     let figures = figures();
     let standby = figures.roles.iter().find(|role| role.role == "standby").expect("there is one");
     let reads = reads_each(standby.batch.below_root().reads(), figures);
-    at_most(reads, STANDBY_READS_A_TASK, &format!("a standby's reads a task\n{}", told(figures)));
+    at_most(reads, STANDBY_READS_A_TASK, &format!("a standby's reads a task\n{}", requests(figures)));
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn works(cluster: &Cluster, text: &str) {
     assert_eq!((exit.code, exit.stdout.trim()), (0, text), "{}", exit.stderr);
 }
 
-/// A task that runs until the file `go` is there, and tells at which attempt it is.
+/// A task that runs until the file `go` is there, and prints its attempt.
 fn until_go(cluster: &Cluster) -> String {
     let (runs, go) = (cluster.dir().join("runs"), cluster.dir().join("go"));
     let (runs, go) = (runs.display(), go.display());
@@ -109,7 +109,7 @@ fn g06_a_leader_that_loses_its_connection_is_replaced_at_once() {
     let (_m1, server) = on_follower("m1", None);
     let first = cluster.leads("m1", LIMIT);
     let (_m2, _) = on_follower("m2", Some(server));
-    eventually(LIMIT, "both stand", || {
+    eventually(LIMIT, "both are contenders", || {
         let ids: Vec<_> = cluster.contenders().into_iter().map(|contender| contender.id).collect();
         (ids == ["m1", "m2"]).then_some(())
     });
@@ -145,14 +145,14 @@ fn outage(victims: &[u32], name: &str) {
     let m1 = cluster.master("m1");
     cluster.leads("m1", LIMIT);
     let m2 = cluster.master("m2");
-    eventually(LIMIT, "both stand", || (cluster.contenders().len() == 2).then_some(()));
+    eventually(LIMIT, "both are contenders", || (cluster.contenders().len() == 2).then_some(()));
     let w1 = cluster.worker("w1", &["--slots", "1"]);
     cluster.registered(&["w1"]);
     let mut running = cluster.submit(&[&until_go(&cluster)]);
     eventually(LIMIT, "it runs", || (runs(&cluster).len() == 1).then_some(()));
     let id = cluster.the_task();
     let mut queued = cluster.submit(&["echo queued"]);
-    eventually(LIMIT, "both stand", || (cluster.tasks().len() == 2).then_some(()));
+    eventually(LIMIT, "both exist", || (cluster.tasks().len() == 2).then_some(()));
     let roles = [("m1", &m1), ("m2", &m2), ("w1", &w1), ("running", &running), ("queued", &queued)];
 
     let lost_ms = wall_clock_ms();
@@ -186,7 +186,7 @@ fn outage(victims: &[u32], name: &str) {
     let exit = queued.wait_exit(LIMIT);
     assert_eq!((exit.code, exit.stdout.as_str()), (0, "queued\n"), "{}", exit.stderr);
     eprintln!("all tasks were done {:?} after the quorum was back", back.elapsed());
-    eventually(LIMIT, "both stand again", || (cluster.contenders().len() == 2).then_some(()));
+    eventually(LIMIT, "both are contenders again", || (cluster.contenders().len() == 2).then_some(()));
     cluster.registered(&["w1"]);
 
     // When each was there again, by the ensemble's own log.
@@ -261,9 +261,9 @@ fn g01_a_submitted_task_outlives_everything() {
     w1.kill();
     ensemble.kill(victim);
     drop((m1, w1));
-    let while_all_is_dead = cluster.submit_detached(&["echo dead"]);
-    // Before anybody lives: the tasks stand, on the servers that are left.
-    for id in [&running, &pending, &while_all_is_dead] {
+    let submitted_meanwhile = cluster.submit_detached(&["echo meanwhile"]);
+    // No role runs yet: the tasks exist, on the servers that are left.
+    for id in [&running, &pending, &submitted_meanwhile] {
         assert!(cluster.task(id).is_some_and(|(task, _)| task.outcome.is_none()), "{id}");
     }
     ensemble.start_again(&[victim]);
@@ -272,7 +272,7 @@ fn g01_a_submitted_task_outlives_everything() {
     fs::write(cluster.dir().join("go"), "").expect("a file");
     let _m2 = cluster.master("m2");
     let _w2 = cluster.worker("w2", &["--slots", "1"]);
-    for id in [&running, &pending, &while_all_is_dead] {
+    for id in [&running, &pending, &submitted_meanwhile] {
         let task = cluster.ended(id, LIMIT);
         assert_eq!(task.outcome.map(|outcome| outcome.state), Some(State::Done), "{id}");
     }
@@ -280,7 +280,7 @@ fn g01_a_submitted_task_outlives_everything() {
     assert_eq!((exit.code, exit.stdout.as_str()), (0, "attempt 2\n"), "{}", exit.stderr);
 }
 
-/// G9: when a service was told to stop and is gone, so are its ephemerals.
+/// G9: a service that ends after SIGTERM leaves no ephemerals.
 #[test]
 fn g09_a_clean_exit_leaves_no_ephemerals() {
     let cluster = Cluster::new("clean-exit");
@@ -290,7 +290,7 @@ fn g09_a_clean_exit_leaves_no_ephemerals() {
     cluster.registered(&["w1"]);
     works(&cluster, "so-that-there-is-a-lease");
     let mut submit = cluster.submit(&["--require", "nobody=has", "true"]);
-    eventually(LIMIT, "the task stands", || {
+    eventually(LIMIT, "the task exists", || {
         cluster.tasks().into_iter().find(|(_, task, _)| task.options.require.is_some())
     });
     for process in [&mut submit, &mut w1, &mut m1] {
@@ -331,8 +331,8 @@ fn g09_an_exit_takes_no_longer_than_its_close_timeout() {
     });
 }
 
-/// G5, as hard as it gets: a leader's write stands in the buffers of a server that hangs. The leader is replaced;
-/// then the server goes on, and the write arrives, with a session that still lives. Its version refuses it.
+/// G5, the hardest case: a leader's write is in the buffers of a server that hangs. The leader is replaced; then the
+/// server goes on, and the write arrives, with a session that still lives. Its version refuses it.
 #[test]
 fn g05_a_late_write_of_a_deposed_leader_is_refused() {
     // What a server holds back is lost if the others drop it before it goes on.
@@ -341,7 +341,7 @@ fn g05_a_late_write_of_a_deposed_leader_is_refused() {
     let everywhere = Cluster::on(&ensemble, "late-write");
     // On a follower, so that the quorum goes on without it.
     let connected = |n: u32| {
-        // A name of its own each, for what the earlier ones left stands for a while.
+        // Each has a name of its own, since an earlier one's contender exists for a while.
         let id = format!("m1-{n}");
         let m1 = everywhere.master(&id);
         let server = server_of(&ensemble, &m1);
@@ -353,7 +353,7 @@ fn g05_a_late_write_of_a_deposed_leader_is_refused() {
     let others: Vec<u32> = (1..=3).filter(|server| *server != hung).collect();
     let cluster = everywhere.with_zk(&connect_to(&ensemble, &others));
     let _m2 = cluster.master("m2");
-    eventually(LIMIT, "m2 stands by", || {
+    eventually(LIMIT, "m2 is a standby", || {
         cluster.contenders().into_iter().any(|contender| contender.id == "m2").then_some(())
     });
     let _w1 = cluster.worker("w1", &["--slots", "1"]);

@@ -1,4 +1,4 @@
-//! Workers of root's whose tasks have less than they.
+//! Root's workers whose tasks have fewer rights than they.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -14,7 +14,7 @@ const CONFIG: i32 = 78;
 /// A user who is not root.
 const STRANGER: u32 = 61_235;
 
-/// A worker that ends before it looks for an ensemble.
+/// A worker that ends before it connects to an ensemble.
 #[track_caller]
 fn refused(args: &[&str]) -> Out {
     let dir = tempfile::tempdir().expect("a folder");

@@ -1,7 +1,7 @@
 //! The simulator's ensemble does what real servers do: one script of calls and faults runs on both, and every reply,
-//! stat and watch event is compared. Zxids, times and session ids differ; what they are compared by does not.
+//! stat and watch event is compared. Zxids, times and session ids differ; their order and their equality do not.
 //!
-//! A script is made on the model (so that it can draw versions and names that stand) and then played on the servers
+//! A script is made on the model (so that it can draw versions and names that exist) and then played on the servers
 //! through the project's own session layer. Sessions of a script are all at one server, or each at another.
 
 mod compare;

@@ -1,4 +1,4 @@
-//! Who leads: one of three, never two, eventually one; takeovers, and what a deposed leader can still do.
+//! Elections: one of three leads, never two, eventually one; takeovers, and what a deposed leader can still do.
 
 use zkmw::contract::name_of;
 use zkmw::contract::task::{Options, Payload, Task};
@@ -16,29 +16,29 @@ fn reports(elector: &Proc) -> Vec<String> {
     elector.stdout().lines().map(str::to_string).collect()
 }
 
-/// Three electors (or more) of one election, in the order in which they stand.
+/// Three electors (or more) of one election, in the order of their contenders.
 struct Electors {
     cluster: Cluster,
-    standing: Vec<(String, Proc)>,
+    processes: Vec<(String, Proc)>,
     started: usize,
 }
 
 impl Electors {
     fn three(name: &str) -> Electors {
-        let mut electors = Electors { cluster: Cluster::new(name), standing: Vec::new(), started: 0 };
+        let mut electors = Electors { cluster: Cluster::new(name), processes: Vec::new(), started: 0 };
         for _ in 0..3 {
             electors.one_more();
         }
         electors
     }
 
-    /// One more stands, at the end.
+    /// Starts one more, behind the others.
     #[track_caller]
     fn one_more(&mut self) {
         self.started += 1;
         let id = format!("e{}", self.started);
         let process = self.cluster.elector(&id, &[]);
-        self.standing.push((id, process));
+        self.processes.push((id, process));
         self.agree();
     }
 
@@ -46,20 +46,20 @@ impl Electors {
         self.cluster.contenders_below(&format!("{}/elections/default", self.cluster.root))
     }
 
-    /// Waits until the tree has exactly those that live, in their order, and each of them has printed the very place
+    /// Waits until the tree has exactly those that live, in their order, and each of them has printed the very position
     /// that it has in the tree: the first leads with its czxid as the epoch, each other is behind the one before it.
     #[track_caller]
     fn agree(&self) -> Vec<Contender> {
         eventually(DEATH + LIMIT, "tree and electors agree", || {
             let contenders = self.contenders();
             let ids: Vec<_> = contenders.iter().map(|contender| contender.id.as_str()).collect();
-            if ids != self.standing.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>() {
+            if ids != self.processes.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>() {
                 return None;
             }
-            for (place, (_, process)) in self.standing.iter().enumerate() {
-                let expected = match place {
+            for (position, (_, process)) in self.processes.iter().enumerate() {
+                let expected = match position {
                     0 => format!("leading, epoch {}", contenders[0].epoch),
-                    _ => format!("standing by behind {}", name_of(&contenders[place - 1].path)),
+                    _ => format!("standing by behind {}", name_of(&contenders[position - 1].path)),
                 };
                 if reports(process).last() != Some(&expected) {
                     return None;
@@ -69,11 +69,11 @@ impl Electors {
         })
     }
 
-    /// Ends the one at this place, by TERM or by KILL, and checks that only the next one took notice.
+    /// Ends the elector at this position, by TERM or by KILL, and checks that only the next one took notice.
     #[track_caller]
-    fn lose(&mut self, place: usize, gracefully: bool) {
-        let (id, mut process) = self.standing.remove(place);
-        let before: Vec<_> = self.standing.iter().map(|(_, process)| reports(process)).collect();
+    fn lose(&mut self, position: usize, gracefully: bool) {
+        let (id, mut process) = self.processes.remove(position);
+        let before: Vec<_> = self.processes.iter().map(|(_, process)| reports(process)).collect();
         let signalled_ms = wall_clock_ms();
         if gracefully {
             process.term();
@@ -84,13 +84,13 @@ impl Electors {
         self.agree();
         let gone_ms = self.gone_ms(&id) - signalled_ms;
         eprintln!(
-            "{id} at place {place} was gone {gone_ms} ms after {}",
+            "{id} at position {position} was gone {gone_ms} ms after {}",
             if gracefully { "TERM" } else { "KILL" }
         );
         assert!(gone_ms < if gracefully { 500 } else { i64::try_from(DEATH.as_millis()).unwrap_or(0) });
-        for (at, (other, process)) in self.standing.iter().enumerate() {
-            // Who was behind it stands at its place now.
-            let expected = before[at].len() + usize::from(at == place);
+        for (at, (other, process)) in self.processes.iter().enumerate() {
+            // The one behind it now has its position.
+            let expected = before[at].len() + usize::from(at == position);
             assert_eq!(
                 reports(process).len(),
                 expected,
@@ -111,15 +111,15 @@ impl Electors {
             }
             _ => None,
         });
-        let session = born.expect("it stood");
+        let session = born.expect("it was a contender");
         let ends = |txn: &&Txn| txn.session == session && txn.op == Op::SessionEnds;
         history.iter().find(ends).expect("its session ended").time_ms
     }
 
-    /// The epochs with which those that live have led.
+    /// The epochs with which the live electors have led.
     fn epochs(&self) -> Vec<i64> {
         let mut epochs: Vec<i64> = Vec::new();
-        for (_, process) in &self.standing {
+        for (_, process) in &self.processes {
             epochs.extend(
                 reports(process)
                     .iter()
@@ -141,8 +141,8 @@ fn election_three_electors_one_leads() {
 #[test]
 fn election_term_to_any_of_three() {
     let mut electors = Electors::three("term");
-    for place in [0, 1, 2] {
-        electors.lose(place, true);
+    for position in [0, 1, 2] {
+        electors.lose(position, true);
         electors.one_more();
     }
 }
@@ -150,39 +150,39 @@ fn election_term_to_any_of_three() {
 #[test]
 fn election_kill_to_any_of_three() {
     let mut electors = Electors::three("kill");
-    for place in [0, 1, 2] {
-        electors.lose(place, false);
+    for position in [0, 1, 2] {
+        electors.lose(position, false);
         electors.one_more();
     }
     electors.lose(0, false);
     electors.lose(0, false);
-    assert_eq!(electors.standing.len(), 1, "eventually one");
+    assert_eq!(electors.processes.len(), 1, "eventually one");
 }
 
 #[test]
 fn election_a_stopped_leader_wakes_up_at_the_end_of_the_line() {
     let mut electors = Electors::three("stopped-elector");
     let first = electors.agree().remove(0);
-    electors.standing[0].1.stop();
-    let (id, old) = electors.standing.remove(0);
+    electors.processes[0].1.stop();
+    let (id, old) = electors.processes.remove(0);
     let second = electors.agree().remove(0);
     assert!(second.epoch > first.epoch);
     let woken = reports(&old).len();
     old.cont();
-    electors.standing.push((id, old));
+    electors.processes.push((id, old));
     electors.agree();
-    let told = reports(&electors.standing[2].1);
-    assert!(told[woken].starts_with("lost: "), "the first thing it says: {told:?}");
-    assert!(told[woken..].iter().all(|line| !line.starts_with("leading")), "{told:?}");
+    let after = reports(&electors.processes[2].1);
+    assert!(after[woken].starts_with("lost: "), "the first thing it says: {after:?}");
+    assert!(after[woken..].iter().all(|line| !line.starts_with("leading")), "{after:?}");
 }
 
-/// Never two: the command of each elector holds a lock for as long as it lives, and tells if it did not get it.
+/// Never two: the command of each elector holds a lock for as long as it lives, and notes if it did not get it.
 #[test]
 fn election_never_two_commands_at_once_when_leaders_stop() {
     never_two_commands("never-two-term", &["TERM", "TERM", "TERM"]);
 }
 
-/// One leader after the other gets its signal; who is stopped stays so until its successor runs.
+/// One leader after the other gets its signal. A stopped one stays so until its successor runs.
 fn never_two_commands(name: &str, signals: &[&str]) {
     let cluster = Cluster::new(name);
     let dir = cluster.dir().display().to_string();
@@ -215,7 +215,7 @@ fn never_two_commands(name: &str, signals: &[&str]) {
             _ => victim.stop(),
         }
         eventually(DEATH + LIMIT, "another one runs it", || (runs().last()?.0 > leader.epoch).then_some(()));
-        // Whoever it was, a successor of it stands at the end.
+        // The victim's successor is the last contender.
         let id = format!("e{}", round + 4);
         electors[at] = (id, elector(round + 4));
     }
@@ -225,14 +225,14 @@ fn never_two_commands(name: &str, signals: &[&str]) {
 }
 
 /// G5: the leader is stopped past its session timeout, another leads, the old one wakes up: none of its writes is
-/// applied, and it stands again at the end.
+/// applied, and it contends again, at the end of the line.
 #[test]
 fn g05_a_leader_that_wakes_up_after_its_session_changes_nothing() {
     let cluster = Cluster::new("stopped-leader");
     let mut m1 = cluster.master("m1");
     let first = cluster.leads("m1", LIMIT);
     let mut m2 = cluster.master("m2");
-    eventually(LIMIT, "both stand", || (cluster.contenders().len() == 2).then_some(()));
+    eventually(LIMIT, "both are contenders", || (cluster.contenders().len() == 2).then_some(()));
     let _w1 = cluster.worker("w1", &["--slots", "1"]);
     cluster.registered(&["w1"]);
     let mut submits: Vec<_> =
@@ -244,9 +244,9 @@ fn g05_a_leader_that_wakes_up_after_its_session_changes_nothing() {
     let second = cluster.leads("m2", DEATH);
     assert!(second.epoch > first.epoch);
     m1.cont();
-    eventually(LIMIT, "m1 stands again, behind m2", || {
-        let standing: Vec<_> = cluster.contenders().into_iter().map(|contender| contender.id).collect();
-        (standing == ["m2", "m1"]).then_some(())
+    eventually(LIMIT, "m1 is a contender again, behind m2", || {
+        let ids: Vec<_> = cluster.contenders().into_iter().map(|contender| contender.id).collect();
+        (ids == ["m2", "m1"]).then_some(())
     });
     for (number, submit) in submits.iter_mut().enumerate() {
         let exit = submit.wait_exit(LIMIT);
@@ -307,7 +307,7 @@ fn g06_takeovers_are_quick_whatever_the_backlog() {
     backlog(&cluster, 2_000);
     let standby = |id: &str| {
         let process = cluster.master(id);
-        eventually(LIMIT, &format!("{id} stands by, and knows all"), || {
+        eventually(LIMIT, &format!("{id} is a standby, and knows all"), || {
             let log = process.stderr();
             (log.contains("2000 tasks loaded") && log.contains("standing by")).then_some(())
         });
@@ -345,7 +345,7 @@ fn g06_takeovers_are_quick_whatever_the_backlog() {
     drop(next);
 }
 
-/// Which sessions have a watch on which path, as a server's `wchp` tells it.
+/// Which sessions have a watch on which path, as a server's `wchp` prints it.
 fn watchers(ensemble: &Ensemble, path: &str) -> Vec<i64> {
     let answer = ensemble.four_letters(1, "wchp").expect("an answer");
     let mut found = Vec::new();
@@ -367,10 +367,10 @@ fn watchers(ensemble: &Ensemble, path: &str) -> Vec<i64> {
 /// G7: each contender is watched by its owner and by the one behind it, and by nobody else. So a death wakes one.
 #[track_caller]
 fn each_is_watched_by_the_next_alone(ensemble: &Ensemble, contenders: &[Contender]) {
-    for (place, contender) in contenders.iter().enumerate() {
-        let mut expected: Vec<i64> = contenders[place..].iter().take(2).map(|c| c.session).collect();
+    for (position, contender) in contenders.iter().enumerate() {
+        let mut expected: Vec<i64> = contenders[position..].iter().take(2).map(|c| c.session).collect();
         expected.sort_unstable();
-        let what = format!("contender {place} is watched by its owner and by the next");
+        let what = format!("contender {position} is watched by its owner and by the next");
         eventually(LIMIT, &what, || (watchers(ensemble, &contender.path) == expected).then_some(()));
     }
     let dir = contenders[0].path.rsplit_once('/').expect("a directory").0;
@@ -385,13 +385,13 @@ fn g07_a_death_wakes_only_the_next_contender() {
     let masters: Vec<Proc> = (1..=5)
         .map(|number| {
             let master = cluster.master(&format!("m{number}"));
-            eventually(LIMIT, "it stands", || (cluster.contenders().len() == number).then_some(()));
+            eventually(LIMIT, "it is a contender", || (cluster.contenders().len() == number).then_some(()));
             master
         })
         .collect();
     each_is_watched_by_the_next_alone(&ensemble, &cluster.contenders());
     let logs = |which: &[usize]| which.iter().map(|at| masters[*at].stderr()).collect::<Vec<_>>();
-    // One in the middle dies: only the one behind it looks again, and then watches the one before the dead.
+    // One in the middle dies. Only the one behind it lists the contenders again; then it watches the one before.
     let before = logs(&[0, 1, 4]);
     masters[2].kill();
     eventually(LIMIT, "its contender is gone", || (cluster.contenders().len() == 4).then_some(()));
@@ -407,7 +407,7 @@ fn g07_a_death_wakes_only_the_next_contender() {
     assert_eq!(logs(&[3, 4]), before, "nobody else changes what it does");
 }
 
-/// G3 for electors: whoever is killed or stopped, its command is dead before another one's begins.
+/// G3 for electors: when an elector is killed or stopped, its command has ended before another one's begins.
 #[test]
 fn g03_never_two_commands_at_once_when_leaders_die_or_hang() {
     never_two_commands("never-two", &["KILL", "TERM", "STOP", "KILL"]);

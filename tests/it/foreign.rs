@@ -154,14 +154,14 @@ fn a_foreign_client_that_is_interrupted_can_come_back() {
     cluster.assigned(&id);
     client.signal(Signal::INT);
     assert_eq!(client.ends(), 130, "{}", client.text("err"));
-    let told = client.text("err");
-    let (_, again) = told.trim().split_once("submit.py --connect ").unwrap_or_else(|| panic!("{told}"));
+    let text = client.text("err");
+    let (_, again) = text.trim().split_once("submit.py --connect ").unwrap_or_else(|| panic!("{text}"));
     let words: Vec<&str> = again.split(' ').collect();
     assert_eq!(words[1..], ["--root", &cluster.root, "--wait", id.as_str()]);
     let mut client = Foreign::submit_at(&cluster, words[0], &words[3..]);
     std::fs::write(&go, "").expect("a file");
     assert_eq!((client.ends(), client.text("out").as_str()), (0, "1\n"), "{}", client.text("err"));
-    assert!(cluster.task(&id).is_some(), "who only waits does not delete");
+    assert!(cluster.task(&id).is_some(), "a client that only waits does not delete");
 }
 
 /// Stopped until its session and its watches are gone, it sees what it missed.
@@ -196,8 +196,8 @@ fn a_foreign_client_whose_create_is_in_doubt_submits_once() {
     let (cluster, _roles) = service("foreign-doubt");
     let runs = cluster.dir().join("runs");
     let line = format!("echo once | tee -a {}", runs.display());
-    // The job stands, or the first create would be refused.
-    eventually(LIMIT, "the directory of tasks stands", || cluster.tree.exists(&cluster.layout.tasks()));
+    // The job exists, or the first create would be refused.
+    eventually(LIMIT, "the directory of tasks exists", || cluster.tree.exists(&cluster.layout.tasks()));
     cluster.tree.create(&cluster.layout.job("doubt"), b"").expect("a job");
     let cuts = Cutting::start(cluster.ensemble.ports()[0], b"\"command\"");
     let mut client = Foreign::submit_at(&cluster, &cuts.connect, &["--job", "doubt", &line]);
@@ -209,7 +209,7 @@ fn a_foreign_client_whose_create_is_in_doubt_submits_once() {
     assert_eq!(cluster.history().iter().filter(|txn| creates(txn)).count(), 1);
 }
 
-/// A contender of kazoo's own recipe stands where ours stand: master and elector say so, once, and lead.
+/// A contender of kazoo's own recipe is among ours: master and elector log it, once, and lead.
 #[test]
 fn a_contender_of_another_library_is_reported() {
     const CONTEND: &str = "
@@ -220,24 +220,24 @@ client.start()
 for path in sys.argv[2:]:
     client.ensure_path(path)
     client.Lock(path, 'somebody').acquire()
-print('stands', flush=True)
+print('contends', flush=True)
 import time
 time.sleep(600)
 ";
     let cluster = Cluster::new("foreign-contender");
     let (master, election) = (cluster.layout.master(), format!("{}/elections/default", cluster.root));
     let foreign = Foreign::start(&cluster, &["-c", CONTEND, &cluster.ensemble.connect, &master, &election]);
-    eventually(LIMIT, "the foreign contenders stand", || {
-        foreign.text("out").contains("stands").then_some(())
+    eventually(LIMIT, "the foreign contenders exist", || {
+        foreign.text("out").contains("contends").then_some(())
     });
     let roles = [cluster.master("m1"), cluster.elector("e1", &[])];
     for (role, dir) in roles.iter().zip([&master, &election]) {
-        let names = cluster.tree.children(dir).expect("it stands");
+        let names = cluster.tree.children(dir).expect("it exists");
         let name = names.iter().find(|name| name.contains("__lock__")).expect("kazoo's name");
-        let told = format!(
+        let line = format!(
             "{dir} has contenders (1) that are neither zkmw's nor those of Curator's LeaderLatch, such as {name}"
         );
-        eventually(LIMIT, "it is reported", || role.stderr().contains(&told).then_some(()));
+        eventually(LIMIT, "it is reported", || role.stderr().contains(&line).then_some(()));
     }
     eventually(LIMIT, "the elector leads all the same", || {
         roles[1].stdout().contains("leading").then_some(())

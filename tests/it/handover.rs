@@ -13,7 +13,7 @@ const SESSION: Duration = Duration::from_secs(10);
 /// What an elector's command wrote.
 #[derive(Clone, Debug, PartialEq)]
 struct Note {
-    /// `start`, `term` when it was told to end, `two` when another one ran.
+    /// `start`, `term` when it got SIGTERM, `two` when another one ran.
     what: String,
     epoch: i64,
     pid: u32,
@@ -30,7 +30,7 @@ impl Election {
         Election { cluster: Cluster::on(ensemble, name).with(&["--session-timeout", &timeout]) }
     }
 
-    /// An elector whose command runs until it is told to end, under a lock that is held as long as it lives.
+    /// An elector whose command runs until SIGTERM, under a lock that is held as long as it lives.
     fn elector(&self, id: &str, more: &[&str]) -> Proc {
         let dir = self.cluster.dir().display();
         let script = format!(
@@ -57,15 +57,17 @@ impl Election {
         first
     }
 
-    /// Ids of all that stand, in the order in which they will lead.
-    fn standing(&self) -> Vec<String> {
+    /// Ids of all contenders, in the order in which they will lead.
+    fn contenders(&self) -> Vec<String> {
         let dir = format!("{}/elections/default", self.cluster.root);
         self.cluster.contenders_below(&dir).into_iter().map(|contender| contender.id).collect()
     }
 
     #[track_caller]
-    fn stand(&self, ids: &[&str]) {
-        eventually(LIMIT, &format!("{ids:?} stand"), || (self.standing() == ids).then_some(()));
+    fn wait_contenders(&self, ids: &[&str]) {
+        eventually(LIMIT, &format!("{ids:?} are the contenders"), || {
+            (self.contenders() == ids).then_some(())
+        });
     }
 }
 
@@ -81,17 +83,17 @@ fn g10_a_rolling_restart_moves_no_elector() {
     let mut e1 = election.elector("e1", &[]);
     let first = election.first();
     let _others = [election.elector("e2", &[]), election.elector("e3", &[])];
-    eventually(LIMIT, "all stand", || (election.standing().len() == 3).then_some(()));
+    eventually(LIMIT, "all are contenders", || (election.contenders().len() == 3).then_some(()));
 
     roll(&election.cluster, 2);
     let handovers = eventually(LIMIT, "it leads on", || {
         let count = handovers(&e1);
-        (count >= 2 && election.standing().len() == 3).then_some(count)
+        (count >= 2 && election.contenders().len() == 3).then_some(count)
     });
     eprintln!("two rolling restarts: {handovers} handovers, none moved");
     assert_eq!(election.notes(), std::slice::from_ref(&first), "the same process, with the same epoch");
     assert!(process::is_alive(first.pid));
-    assert_eq!(election.standing()[0], "e1");
+    assert_eq!(election.contenders()[0], "e1");
 
     e1.term();
     assert_eq!(e1.wait_exit(LIMIT).code, 0);
@@ -111,13 +113,13 @@ fn a_killed_server_of_the_leading_elector_disturbs_nothing() {
     let e1 = election.elector("e1", &[]);
     let first = election.first();
     let _e2 = election.elector("e2", &[]);
-    election.stand(&["e1", "e2"]);
+    election.wait_contenders(&["e1", "e2"]);
     ensemble.kill(server_of(&ensemble, &e1));
     eventually(LIMIT, "it leads over another server", || (handovers(&e1) == 1).then_some(()));
     // Its old contender is deleted, not left to the end of its session.
-    eventually(SESSION / 2, "one contender each", || (election.standing().len() == 2).then_some(()));
+    eventually(SESSION / 2, "one contender each", || (election.contenders().len() == 2).then_some(()));
     // The old session ends meanwhile, and so would its lease.
-    throughout(SESSION + Duration::from_secs(3), "nothing was told to it", || {
+    throughout(SESSION + Duration::from_secs(3), "it was not notified of anything", || {
         election.notes() == std::slice::from_ref(&first) && process::is_alive(first.pid)
     });
 }
@@ -130,7 +132,7 @@ fn an_isolated_elector_kills_its_command_before_another_leads() {
     let mut e1 = election.elector("e1", &["--zk", &ensemble.connect_to(only)]);
     let first = election.first();
     let _e2 = election.elector("e2", &[]);
-    election.stand(&["e1", "e2"]);
+    election.wait_contenders(&["e1", "e2"]);
 
     ensemble.kill(only);
     throughout(Duration::from_secs(1), "the lease holds", || process::is_alive(first.pid));
@@ -143,7 +145,7 @@ fn an_isolated_elector_kills_its_command_before_another_leads() {
     assert_eq!((notes.len(), notes[1].what.as_str()), (2, "start"), "{notes:?}");
     assert!(notes[1].epoch > first.epoch, "{notes:?}");
     assert!(e1.is_running() && handovers(&e1) == 0);
-    // Once its server is back, it stands at the end.
+    // Once its server is back, it is the last contender.
     ensemble.start_again(&[only]);
-    election.stand(&["e2", "e1"]);
+    election.wait_contenders(&["e2", "e1"]);
 }

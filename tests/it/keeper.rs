@@ -1,4 +1,4 @@
-//! The keeper: what a worker ran is dead before anybody else starts it, whatever became of the worker.
+//! The keeper: a worker's runs have ended before another worker starts them, whatever became of the worker.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::harness::keeper_process::keeper_of;
 use crate::harness::{Cluster, LIMIT, Proc, SESSION, eventually, process};
 use crate::scenarios::{locked, started, starts};
 
-/// How long the keeper of a dead worker may take.
+/// How long the keeper of a killed worker may take.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
 fn wait_keeper(worker: &Proc) -> u32 {
@@ -42,7 +42,7 @@ fn stubborn(file: &Path) -> String {
 }
 
 #[test]
-fn g03_a_suspended_workers_run_is_dead_before_it_runs_again() {
+fn g03_a_suspended_workers_run_ends_before_it_runs_again() {
     let cluster = Cluster::new("stopped");
     let _m1 = cluster.master("m1");
     let w1 = cluster.worker("w1", &["--slots", "1"]);
@@ -65,7 +65,7 @@ fn g03_a_suspended_workers_run_is_dead_before_it_runs_again() {
 }
 
 #[test]
-fn g03_the_runs_of_a_killed_worker_are_dead_at_once() {
+fn g03_the_runs_of_a_killed_worker_are_killed_at_once() {
     let cluster = Cluster::new("killed-worker");
     let _m1 = cluster.master("m1");
     let w1 = cluster.worker("w1", &["--slots", "1"]);
@@ -76,9 +76,9 @@ fn g03_the_runs_of_a_killed_worker_are_dead_at_once() {
     let children = pids(&file, 2);
     let keeper = wait_keeper(&w1);
     w1.kill();
-    eventually(AT_ONCE, "everything that it ran is dead, and its keeper is gone", || {
-        let dead = children.iter().all(|pid| !process::is_alive(*pid));
-        (dead && !process::is_alive(keeper)).then_some(())
+    eventually(AT_ONCE, "all its runs have ended, and its keeper is gone", || {
+        let ended = children.iter().all(|pid| !process::is_alive(*pid));
+        (ended && !process::is_alive(keeper)).then_some(())
     });
     let _w2 = cluster.worker("w2", &["--slots", "1"]);
     let exit = submit.wait_exit(LIMIT);
@@ -96,7 +96,7 @@ fn g03_a_worker_that_loses_its_keeper_kills_its_runs() {
     let first = started(cluster.dir(), "t", 1, LIMIT).remove(0);
     let keeper = wait_keeper(&w1);
     kill(keeper);
-    eventually(AT_ONCE, "what ran is dead", || (!process::is_alive(first.pid)).then_some(()));
+    eventually(AT_ONCE, "the run has ended", || (!process::is_alive(first.pid)).then_some(()));
     let exit = submit.wait_exit(LIMIT);
     assert_eq!((exit.code, exit.stdout.as_str()), (0, "2\n"), "run again, not charged: {}", exit.stderr);
     assert_ne!(wait_keeper(&w1), keeper);

@@ -1,5 +1,5 @@
 //! The integration tests: real ZooKeeper servers (`scripts/ensemble`) and real processes of the real binary.
-//! What they share, and how to write one, is told at the top of `harness/mod.rs`.
+//! `harness/mod.rs` says at its top what they share, and how to write one.
 
 mod bad_input;
 mod budget;

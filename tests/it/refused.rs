@@ -1,4 +1,4 @@
-//! What servers do not take: larger requests than `jute.maxbuffer`.
+//! Requests that servers do not take: larger ones than `jute.maxbuffer`.
 
 use std::fs;
 use std::time::Duration;
@@ -43,9 +43,9 @@ fn an_outcome_that_is_too_long_is_cut_and_others_run_meanwhile() {
     assert!(out.stderr.contains("jute.maxbuffer"), "{}", out.stderr);
 }
 
-/// What a batch says for how many of its tasks are certain to stand.
+/// How many of its tasks a batch reports as certain to exist.
 fn certain(words: &str) -> u64 {
-    let (before, _) = words.split_once(" tasks were submitted for certain").expect("it says what stands");
+    let (before, _) = words.split_once(" tasks were submitted for certain").expect("it says how many exist");
     let figures = before.rsplit_once("; ").expect("figures").1;
     figures.split(' ').next().expect("a figure").parse().expect("a number")
 }
@@ -71,7 +71,7 @@ fn a_batch_with_a_too_long_line_ends_and_says_what_exists() {
     out.says(73, &["jute.maxbuffer", "(line 1501)", "go on: zkmw wait last comes back to them"]);
     let certain = certain(&out.stderr);
     assert!((1..=before as u64).contains(&certain), "{}", out.stderr);
-    // They do go on, and the others may stand as well.
+    // They do go on, and the others may exist as well.
     let out = Plain::on(&cluster, &["wait", "--json", name]).run_within(LIMIT);
     let done = out.text().matches("\"done\"").count();
     out.says(1, &["the batch last was not submitted to its end", "of 1 of its lines"]);
@@ -121,7 +121,7 @@ fn too_long_labels_hold_up_only_their_own_worker() {
 /// The leader's summary grows and shrinks by less than this.
 const SLACK: u64 = 2_000;
 
-/// The outcome used to be lost, and whoever waited for it waited for ever, even after the quota was raised.
+/// The outcome used to be lost, and its submitter waited for ever, even after the quota was raised.
 #[test]
 fn an_outcome_a_quota_refused_is_written_when_it_is_raised() {
     let java_options = "-Dzookeeper.enforceQuota=true".to_string();

@@ -32,18 +32,18 @@ impl Service {
         service
     }
 
-    /// Everybody lives and has its place, the summary is true, and a new task of each kind is done.
+    /// Every process runs and is a contender or registered, the summary is true, and a new task of each kind is done.
     #[track_caller]
     fn works(&mut self, after: &str) {
         let cluster = &self.cluster;
         let election = format!("{}/elections/default", cluster.root);
-        eventually(AGAIN, &format!("everybody has a place after {after}"), || {
+        eventually(AGAIN, &format!("everybody is registered or a contender after {after}"), || {
             let status = cluster.status()?;
             let leader = cluster.leader()?;
             let contenders = cluster.contenders_below(&election);
             let first = contenders.first()?;
             let token: i64 = fs::read_to_string(&self.token).ok()?.trim().parse().ok()?;
-            // Who could hand its lead over within the lease has the token of the contender before, and says so.
+            // An elector that handed its lead over within the lease has the token of the contender before, and says so.
             let (elector, said) =
                 self.daemons.iter().zip(&self.said).find(|(it, _)| it.label() == first.id)?;
             let handed_over = || {

@@ -61,7 +61,7 @@ fn g10_a_rolling_restart_under_load_interrupts_nothing() {
     assert_registered_throughout(&cluster, &txns);
     let lives: BTreeSet<_> = cluster.assignments().into_iter().map(|(incarnation, ..)| incarnation).collect();
     assert_eq!(lives.len(), workers.len(), "each has one incarnation: {lives:?}");
-    tell_gaps(&cluster, &txns, &restarts);
+    report_gaps(&cluster, &txns, &restarts);
     eprintln!("{count} tasks ran once each, while {} servers were restarted", restarts.len());
     assert!(count > rolls * SUBMITTERS, "only {count} tasks were under way");
 }
@@ -77,8 +77,8 @@ fn submit_until(cluster: &Cluster, over: &AtomicBool, count: &AtomicU32) {
         let exit = cluster.run(&["submit", &line]);
         let attempts: Vec<_> =
             starts(cluster.dir(), &format!("t{number}")).iter().map(|s| s.attempt).collect();
-        let told = exit.stdout.trim().parse().map(|attempt: u32| vec![attempt]);
-        assert_eq!((exit.code, told), (0, Ok(attempts)), "t{number}: {}", exit.stderr);
+        let printed = exit.stdout.trim().parse().map(|attempt: u32| vec![attempt]);
+        assert_eq!((exit.code, printed), (0, Ok(attempts)), "t{number}: {}", exit.stderr);
     }
 }
 
@@ -104,7 +104,7 @@ pub fn roll(cluster: &Cluster, rolls: u32) -> Vec<(i64, u32, bool)> {
 #[track_caller]
 fn assert_registered_throughout(cluster: &Cluster, txns: &[Txn]) {
     let dir = format!("{}/", cluster.layout.workers());
-    let mut standing: BTreeMap<String, BTreeMap<String, i64>> = BTreeMap::new();
+    let mut registered: BTreeMap<String, BTreeMap<String, i64>> = BTreeMap::new();
     let mut made = 0;
     let mut last: Option<i64> = None;
     for txn in txns {
@@ -114,18 +114,18 @@ fn assert_registered_throughout(cluster: &Cluster, txns: &[Txn]) {
         match &txn.op {
             Op::Create { path, .. } if path.starts_with(&dir) => {
                 let (incarnation, _) = parse_registration(name_of(path)).expect("a registration");
-                let of_worker = standing.entry(incarnation.worker().to_string()).or_default();
+                let of_worker = registered.entry(incarnation.worker().to_string()).or_default();
                 of_worker.insert(path.clone(), txn.session);
                 made += 1;
             }
-            Op::Delete { path } => standing.values_mut().for_each(|paths| _ = paths.remove(path)),
+            Op::Delete { path } => registered.values_mut().for_each(|paths| _ = paths.remove(path)),
             Op::SessionEnds => {
-                standing.values_mut().for_each(|paths| paths.retain(|_, session| *session != txn.session));
+                registered.values_mut().for_each(|paths| paths.retain(|_, session| *session != txn.session));
             }
             _ => {}
         }
         let without: Vec<_> =
-            standing.iter().filter(|(_, paths)| paths.is_empty()).map(|(id, _)| id).collect();
+            registered.iter().filter(|(_, paths)| paths.is_empty()).map(|(id, _)| id).collect();
         assert!(
             without.is_empty(),
             "no registration of {without:?} at zxid {:x}:\n{}",
@@ -134,7 +134,7 @@ fn assert_registered_throughout(cluster: &Cluster, txns: &[Txn]) {
         );
     }
     assert!(made > WORKERS.len(), "no session of a worker was ever replaced");
-    eprintln!("{made} registrations of {} workers, and never none", standing.len());
+    eprintln!("{made} registrations of {} workers, and never none", registered.len());
 }
 
 /// The writes that made and ended registrations around this one, each with the servers whose logs have it.
@@ -219,7 +219,7 @@ impl Ledger {
 
 /// For how long nothing was given out though a task waited and a slot was free, and for how long the ensemble took no
 /// write at all, during which no assignment could be made either: for each restart the longest time.
-fn tell_gaps(cluster: &Cluster, txns: &[Txn], restarts: &[(i64, u32, bool)]) {
+fn report_gaps(cluster: &Cluster, txns: &[Txn], restarts: &[(i64, u32, bool)]) {
     let mut ledger = Ledger::default();
     let mut since: Option<i64> = None;
     let mut gaps = Vec::new();

@@ -1,4 +1,5 @@
-//! The scenarios that zkmw grew out of, named masters/workers/submitters: who fails, and what that costs.
+//! The scenarios that zkmw grew out of, named masters/workers/submitters: each says which role fails, and what that
+//! costs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -93,7 +94,7 @@ fn s_1_1_1_all_goes_well() {
     assert!(!writes.is_empty() && writes.iter().all(|(_, _, written)| written.epoch == leader.epoch));
 }
 
-/// Also G3: what the dead worker ran is dead before it runs again, or the lock would be held.
+/// Also G3: the failed worker's run has ended before the task runs again, or the lock would be held.
 #[test]
 fn s_1_1_1_worker_fails() {
     let cluster = Cluster::new("worker-fails");
@@ -128,7 +129,7 @@ fn s_1_1_1_worker_fails() {
     assert_eq!(outcomes_written(&cluster, &id), 1);
     assert!(
         cluster.assignments().iter().all(|(incarnation, ..)| *incarnation != old),
-        "the dead incarnation's assignment is deleted"
+        "the failed incarnation's assignment is deleted"
     );
 }
 
@@ -171,11 +172,11 @@ fn s_1_1_1_submitter_fails_and_its_orphan_is_cancelled() {
     let start = started(cluster.dir(), "t", 1, LIMIT).remove(0);
     let id = cluster.the_task();
     submit.kill();
-    // The session ends after T. The leader looks every T, and must miss the submitter in two looks that are at
-    // least T apart.
+    // The session ends after T. The leader checks every T, and must miss the submitter in two checks with at
+    // least T between them.
     let task = cluster.ended(&id, DEATH + 4 * SESSION);
     assert_eq!(task.outcome.map(|outcome| outcome.state), Some(State::Cancelled));
-    assert!(!process::is_alive(start.pid), "the outcome is written when the group is dead");
+    assert!(!process::is_alive(start.pid), "the outcome is written when the group has ended");
     assert_eq!(outcomes_written(&cluster, &id), 1);
 }
 
@@ -199,11 +200,11 @@ fn s_1_2_1_worker_fails_g04() {
         if a.worker.starts_with("w1") { (&w1, "w2", 0, 1) } else { (&w2, "w1", 0, 1) };
     let killed = Instant::now();
     victim.kill();
-    let id = eventually(DEATH, "the dead worker's task is queued again", || {
+    let id = eventually(DEATH, "the killed worker's task is queued again", || {
         cluster.tasks().into_iter().find(|(_, task, _)| task.attempt == 2).map(|(id, ..)| id)
     });
     eprintln!("queued again after {:?}", killed.elapsed());
-    // The survivor has one slot, in which the other task runs: the task of the dead waits for it.
+    // The survivor has one slot, in which the other task runs: the killed worker's task waits for it.
     assert_eq!(cluster.assigned_to(&id), None);
     assert!(process::is_alive(b.pid));
     fs::write(&go, "").expect("a file");
@@ -263,7 +264,7 @@ fn s_2_2_1_workers_share_the_tasks_of_two_submitters() {
     let _w2 = cluster.worker("w2", &["--slots", "2"]);
     cluster.registered(&["w1", "w2"]);
     // Two submitters with a batch each. Each task is long enough that one worker alone could not have taken them all
-    // before the other one looked.
+    // before the other one read its assignment.
     let names: Vec<String> = (0..12).map(|number| format!("t{number}")).collect();
     let mut submits = Vec::new();
     for (file, names) in [("a", &names[..6]), ("b", &names[6..])] {
@@ -292,7 +293,7 @@ fn s_2_2_1_workers_share_the_tasks_of_two_submitters() {
     assert!(cluster.tasks().is_empty(), "all were collected");
     let ended = ended_at(&cluster);
     for (txn, incarnation, assignment) in cluster.assignment_writes() {
-        // A revoked entry only waits for the worker's word that it is dead, and one whose task has ended for the next
+        // A revoked entry only waits for the worker's report that it has ended, and one whose task has ended for the next
         // write.
         let over = |task: &TaskId| ended.get(task).is_some_and(|zxid| *zxid < txn.zxid);
         let given = assignment.entries.iter().filter(|entry| !entry.revoked && !over(&entry.task)).count();
@@ -307,7 +308,7 @@ fn s_2_2_2_the_backup_resumes() {
     let m1 = cluster.master("m1");
     let first = cluster.leads("m1", LIMIT);
     let _m2 = cluster.master("m2");
-    eventually(LIMIT, "both stand", || (cluster.contenders().len() == 2).then_some(()));
+    eventually(LIMIT, "both are contenders", || (cluster.contenders().len() == 2).then_some(()));
     let _w1 = cluster.worker("w1", &["--slots", "1"]);
     let _w2 = cluster.worker("w2", &["--slots", "1"]);
     cluster.registered(&["w1", "w2"]);
@@ -319,10 +320,10 @@ fn s_2_2_2_the_backup_resumes() {
     started(cluster.dir(), "b", 1, LIMIT);
     let mut queued: Vec<_> =
         ["c", "d"].iter().map(|name| cluster.submit(&[&format!("echo {name}")])).collect();
-    eventually(LIMIT, "all four stand", || (cluster.tasks().len() == 4).then_some(()));
+    eventually(LIMIT, "all four exist", || (cluster.tasks().len() == 4).then_some(()));
 
     m1.kill();
-    // While nobody leads, tasks run on, end and are told; submitters can put more in.
+    // While nobody leads, tasks run on and end, submitters show their outcomes, and new tasks can be submitted.
     let mut orphaned = cluster.submit(&["echo e"]);
     fs::write(&go, "").expect("a file");
     for submit in &mut running {
@@ -342,7 +343,7 @@ fn s_2_2_2_the_backup_resumes() {
 }
 
 /// A worker that was stopped beyond its session's end wakes up with a result in its hands: the task had ended
-/// meanwhile, and somebody else has it by now. G2: nobody hears of that result.
+/// meanwhile, and another worker has it by now. G2: that result is refused.
 #[test]
 fn g02_the_result_of_a_zombie_is_refused() {
     let cluster = Cluster::new("zombie");
@@ -352,7 +353,7 @@ fn g02_the_result_of_a_zombie_is_refused() {
     let (dir, go) = (cluster.dir().clone(), cluster.dir().join("go"));
     let until = |name: &str| format!("until [ -e {} ]; do sleep .02; done", dir.join(name).display());
     let then = format!(
-        "[ $ZKMW_ATTEMPT = 1 ] && {{ {}; echo zombie; exit 3; }}; {}; echo living",
+        "[ $ZKMW_ATTEMPT = 1 ] && {{ {}; echo zombie; exit 3; }}; {}; echo second",
         until("end"),
         until("go")
     );
@@ -364,7 +365,7 @@ fn g02_the_result_of_a_zombie_is_refused() {
     cluster.registered(&["w1", "w2"]);
 
     w1.stop();
-    // It ends by itself, well before the lease does, and nobody is there to write that down.
+    // It ends by itself, well before the lease does, and its worker cannot write the outcome.
     fs::write(dir.join("end"), "").expect("a file");
     eventually(SESSION, "the first attempt has ended", || {
         matches!(process::state(first.pid), None | Some('Z')).then_some(())
@@ -378,15 +379,15 @@ fn g02_the_result_of_a_zombie_is_refused() {
         let again = |name: &&String| name.starts_with("w1~") && !name.starts_with(&old);
         names.iter().find(again).map(|_| ())
     });
-    let (task, _) = cluster.task(&id).expect("it stands");
+    let (task, _) = cluster.task(&id).expect("it exists");
     assert!(task.outcome.is_none() && task.attempt == 2, "{task:?}");
     fs::write(&go, "").expect("a file");
     let exit = submit.wait_exit(LIMIT);
-    assert_eq!((exit.code, exit.stdout.as_str()), (0, "living\n"), "{}", exit.stderr);
+    assert_eq!((exit.code, exit.stdout.as_str()), (0, "second\n"), "{}", exit.stderr);
     assert_eq!((outcomes_written(&cluster, &id), starts(&dir, "t").len()), (1, 2));
 }
 
-/// G11: the poison convicts itself; neighbours are not charged for it.
+/// G11: the poison task alone is blamed; neighbours are not charged for it.
 #[test]
 fn g11_a_task_that_kills_its_workers_fails_after_three_attempts() {
     let cluster = Cluster::new("poison");
@@ -407,7 +408,7 @@ fn g11_a_task_that_kills_its_workers_fails_after_three_attempts() {
     // From now on it is suspected, and a neighbour is always there when it strikes.
     let neighbour = cluster.submit_detached(&[&locked(cluster.dir(), "n", &until(&go))]);
     // As systemd would: each time the worker dies it is started again.
-    let task = eventually(4 * DEATH, "the poison is convicted", || {
+    let task = eventually(4 * DEATH, "the poison task is blamed", || {
         if !worker.is_running() {
             worker = new_worker();
         }
@@ -418,7 +419,7 @@ fn g11_a_task_that_kills_its_workers_fails_after_three_attempts() {
         }
         Some(task).filter(|task| task.outcome.is_some())
     });
-    eprintln!("convicted after {:?}", start.elapsed());
+    eprintln!("blamed after {:?}", start.elapsed());
     let outcome = task.outcome.as_ref().expect("an outcome");
     assert_eq!((outcome.state, outcome.reason), (State::Failed, Some(Reason::Poison)), "{task:?}");
     assert_eq!((task.charged, starts(cluster.dir(), "p").len()), (3, 3), "{task:?}");
@@ -430,11 +431,11 @@ fn g11_a_task_that_kills_its_workers_fails_after_three_attempts() {
     assert_eq!(ended.outcome.map(|outcome| outcome.state), Some(State::Done));
     let exit = cluster.run(&["wait", &poison.to_string()]);
     assert_ne!(exit.code, 0);
-    assert!(exit.stderr.contains("worker"), "it tells why: {}", exit.stderr);
+    assert!(exit.stderr.contains("worker"), "it says why: {}", exit.stderr);
     drop(worker);
 }
 
-/// G12: whatever stands below the root, roles go on, and say so once.
+/// G12: whatever znodes exist below the root, roles go on, and report them once.
 #[test]
 fn g12_garbage_never_stops_a_role() {
     let cluster = Cluster::new("garbage");
@@ -470,7 +471,7 @@ fn g12_garbage_never_stops_a_role() {
     assert_eq!((exit.code, exit.stdout.as_str()), (0, "still\n"), "{}", exit.stderr);
     // A second master reads all of it at its start, and takes over from it.
     let mut m2 = cluster.master("m2");
-    eventually(LIMIT, "both stand", || (cluster.contenders().len() >= 2).then_some(()));
+    eventually(LIMIT, "both are contenders", || (cluster.contenders().len() >= 2).then_some(()));
     m1.term();
     assert_eq!(m1.wait_exit(LIMIT).code, 0);
     let exit = cluster.run(&["submit", "--job", "bad", "echo again"]);
@@ -480,8 +481,8 @@ fn g12_garbage_never_stops_a_role() {
         assert!(now == *data && stat.version == 0, "{path} was touched");
     }
     for name in ["empty", "text", "version", "zero", "both", "deep", "long"] {
-        let told = m2.stderr().matches(&format!("/bad/{name} ")).count();
-        assert_eq!(told, 1, "{name} is reported once: {}", m2.stderr());
+        let lines = m2.stderr().matches(&format!("/bad/{name} ")).count();
+        assert_eq!(lines, 1, "{name} is reported once: {}", m2.stderr());
     }
     let status = eventually(LIMIT, "the malformed are counted", || {
         cluster.status().filter(|status| status["tasks"]["malformed"].as_u64() >= Some(7))

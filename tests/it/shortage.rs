@@ -8,7 +8,7 @@ use rustix::process::Resource;
 
 use crate::harness::{Cluster, LIMIT};
 
-/// Descriptors with which a worker stands, and can't run a task in each of its slots.
+/// Descriptors with which a worker registers, and can't run a task in each of its slots.
 const FEW: u64 = 27;
 
 /// 40 tasks of 0.2 s in four slots take 2 s; the rest is what two busy processors may take.

@@ -24,7 +24,7 @@ const TASKS: usize = 200;
 /// A flooded server is slow.
 const ENDED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Writes to a znode by turns, until it is told to stop.
+/// Writes to a znode by turns, until it has to stop.
 fn flood(tree: &Tree, stop: &AtomicBool) {
     let start = Instant::now();
     while !stop.load(Ordering::SeqCst) {
@@ -78,7 +78,7 @@ fn under_throttling_every_task_ends_and_none_is_quarantined() {
         let (master, worker) = (cluster.master("m"), cluster.worker("w", &["--slots", "4"]));
         eventually(ENDED_WITHIN, "all tasks end", || (ended(&cluster) == TASKS).then_some(()));
         eventually(ENDED_WITHIN, "the leader knows it", || (known(&cluster) == TASKS as u64).then_some(()));
-        told(&[&master, &worker]);
+        assert_reads_were_repeated(&[&master, &worker]);
     });
 }
 
@@ -105,7 +105,7 @@ fn known(cluster: &Cluster) -> u64 {
 }
 
 /// Reads were refused, and made again; nothing was given up for that.
-fn told(processes: &[&Proc]) {
+fn assert_reads_were_repeated(processes: &[&Proc]) {
     let logs: Vec<String> = processes.iter().map(|process| process.stderr()).collect();
     assert!(logs.iter().any(|log| log.contains("refuses for now to")), "nothing was throttled: {logs:#?}");
     for log in logs {

@@ -32,7 +32,7 @@ impl Service {
     fn start(name: &str) -> Service {
         let cluster = Cluster::new(name);
         let token = cluster.dir().join("token").display().to_string();
-        // Where a contender is deleted its command ends only when that is told, so another's may begin before.
+        // When a contender is deleted, its command ends only after that is reported. Another one's may begin before.
         let command = format!("echo $ZKMW_EPOCH $$ >>{token}; exec sleep 1000");
         let mut daemons = vec![cluster.master("m1"), cluster.master("m2")];
         daemons.extend(["w1", "w2"].map(|id| cluster.worker(id, &["--slots", "4"])));
@@ -47,7 +47,7 @@ impl Service {
         format!("{}/elections/default", self.cluster.root)
     }
 
-    /// The command runs with the token of who leads, and both electors stand.
+    /// The leading elector's command runs with its token, and both electors are contenders.
     #[track_caller]
     fn elects(&self, limit: Duration) {
         eventually(limit, "the command of the leading elector runs", || {
@@ -69,7 +69,7 @@ impl Service {
         let exit = submit.wait_exit(SOON);
         assert_eq!((exit.code, exit.stdout.as_str()), (0, "on\n"), "after {what} was deleted: {exit:?}");
         let left = SOON.saturating_sub(start.elapsed());
-        eventually(left, &format!("the leader tells of both workers after {what} was deleted"), || {
+        eventually(left, &format!("the leader counts both workers after {what} was deleted"), || {
             let status = self.cluster.status()?;
             (self.cluster.contenders().len() == 2 && status["workers"] == 2).then_some(())
         });
@@ -81,7 +81,7 @@ impl Service {
         }
     }
 
-    /// What is to vanish: its name, and where it stands now.
+    /// The znodes to delete: a name for each, and its present path.
     fn victims(&self) -> Vec<(&'static str, Option<String>)> {
         let layout = &self.cluster.layout;
         let below = |dir: String, last: bool| {
@@ -143,14 +143,14 @@ fn vanish(tree: &Tree, path: &str) {
     }
 }
 
-/// Several services, each with another share of what is to vanish: its places in the list.
+/// Several services, each with another share of the znodes to delete: their positions in the list.
 fn side_by_side(name: &str, play: fn(&mut Service, Vec<usize>)) {
     thread::scope(|scope| {
         for share in 0..SERVICES {
             scope.spawn(move || {
                 let mut service = Service::start(&format!("{name}-{share}"));
-                let places = (share..service.victims().len()).step_by(SERVICES).collect();
-                play(&mut service, places);
+                let positions = (share..service.victims().len()).step_by(SERVICES).collect();
+                play(&mut service, positions);
                 service.comes_to_rest();
             });
         }
@@ -159,8 +159,8 @@ fn side_by_side(name: &str, play: fn(&mut Service, Vec<usize>)) {
 
 #[test]
 fn g12_whatever_vanishes_is_made_again_while_nothing_happens() {
-    side_by_side("vanish-idle", |service, places| {
-        for at in places {
+    side_by_side("vanish-idle", |service, positions| {
+        for at in positions {
             for _ in 0..3 {
                 let (what, path) = service.victims().swap_remove(at);
                 let Some(path) = path else { continue };
@@ -173,13 +173,13 @@ fn g12_whatever_vanishes_is_made_again_while_nothing_happens() {
 
 #[test]
 fn g12_whatever_vanishes_is_made_again_under_load() {
-    side_by_side("vanish-load", |service, places| {
+    side_by_side("vanish-load", |service, positions| {
         let lines = service.cluster.dir().join("lines");
         fs::write(&lines, "sleep .05\n".repeat(400)).expect("a file");
         let lines = lines.display().to_string();
         let start = |service: &Service| service.cluster.submit(&["--from-file", &lines]);
         let mut load = start(service);
-        for at in places {
+        for at in positions {
             for _ in 0..3 {
                 if !load.is_running() {
                     load = start(service);
@@ -194,7 +194,7 @@ fn g12_whatever_vanishes_is_made_again_under_load() {
                 service.goes_on(what);
             }
         }
-        // What was deleted under it counts as failed; it ends all the same.
+        // A task that was deleted counts as failed; the batch ends all the same.
         let exit = load.wait_exit(LIMIT);
         assert!([0, 1].contains(&exit.code), "{exit:?}");
     });

@@ -140,12 +140,12 @@ fn an_endless_reply_costs_the_connection_not_the_memory() {
     {
         let fake = Fake::start(fault);
         let (child, events, _logs) = helper(&fake.servers());
-        let told = until(&events, event);
+        let event_text = until(&events, event);
         // The next connections end in the same way.
         within(LONG, "three clients", || (fake.connections.load(Ordering::SeqCst) > 6).then_some(()));
         let peak = peak_mib(child.0.id());
-        println!("{fault:?}: {told}; {peak} MiB");
-        assert!(told.contains("64 MiB"), "{fault:?}: {told}");
+        println!("{fault:?}: {event_text}; {peak} MiB");
+        assert!(event_text.contains("64 MiB"), "{fault:?}: {event_text}");
         assert!(peak < 200, "{fault:?}: {peak} MiB");
     }
 }
@@ -160,9 +160,9 @@ fn undelivered_events_cost_the_connection_not_the_memory() {
     // What the crate's own threads have between them comes on top of the 64 MiB. Without them it was 871 MiB and more.
     assert!(peak < 600, "{peak} MiB");
     child.0.stdin.take().unwrap().write_all(b"\n").unwrap();
-    let told = until(&events, "Down");
-    println!("{told}; {peak} MiB");
-    assert!(told.contains("too many watch events"), "{told}");
+    let event_text = until(&events, "Down");
+    println!("{event_text}; {peak} MiB");
+    assert!(event_text.contains("too many watch events"), "{event_text}");
 }
 
 #[test]
@@ -171,14 +171,14 @@ fn servers_that_are_none_are_not_asked_in_a_busy_loop() {
     for fault in [Fault::Closes, Fault::Garbage, Fault::ClosesAtFirstRequest] {
         let fake = Fake::start(fault);
         let (child, events, logs) = helper(&fake.servers());
-        let told = until(&events, "Failed");
+        let event_text = until(&events, "Failed");
         let (before, ticks) = (fake.connections.load(Ordering::SeqCst), cpu_ticks(child.0.id()));
         // What is counted has to have time to happen.
         thread::sleep(Duration::from_secs(3));
         let connections = fake.connections.load(Ordering::SeqCst) - before;
         let ticks = cpu_ticks(child.0.id()) - ticks;
         let lines = logs.try_iter().filter(|line| !line.contains("DEBUG")).count();
-        println!("{fault:?}: {told}; {connections} connections, {ticks} ticks, {lines} lines in 3 s");
+        println!("{fault:?}: {event_text}; {connections} connections, {ticks} ticks, {lines} lines in 3 s");
         assert!(connections < 40, "{fault:?}: {connections} connections in 3 s");
         assert!(ticks < 15, "{fault:?}: {ticks} ticks in 3 s");
         assert!(lines < 10, "{fault:?}: {lines} lines in 3 s");

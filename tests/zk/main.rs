@@ -1,4 +1,4 @@
-//! The session layer against real servers: what breaks, what is told, and how long it takes.
+//! The session layer against real servers: what breaks, which events it reports, and how long that takes.
 
 mod hostile;
 mod limits;
@@ -121,7 +121,7 @@ fn a_persistent_watch_survives_a_one_shot_on_the_same_znode() {
     let mut want = vec![(node.clone(), ChangeKind::Data); 5];
     want.push((node.clone(), ChangeKind::Deleted));
     assert_eq!(client.changes(6), want);
-    assert_eq!(client.changes_so_far(), [], "each change is told once");
+    assert_eq!(client.changes_so_far(), [], "each change is reported once");
 }
 
 #[test]
@@ -270,7 +270,7 @@ fn busy_until_down(client: &mut Client, count: usize, limit: Duration) -> usize 
                 }
             }
             SessionEvent::Down { .. } => {
-                // What is still awaited was called when Down was on its way already: it must not have been sent.
+                // A call that is still unanswered was made when Down was on its way already: it must not have been sent.
                 while !awaited.is_empty() {
                     let late = client.next(Duration::from_millis(500)).expect("an answer");
                     let SessionEvent::Reply { id, result } = late else {
@@ -411,7 +411,7 @@ fn a_worn_connection_is_made_anew() {
     }
     client.wait_down(LONG);
     client.wait_up(LONG);
-    // Its session was not closed: a lease may rest on it, and what it holds stands until the successor has it.
+    // Its session was not closed: a lease may rest on it, and its ephemerals exist until the successor has them.
     client.sync();
     assert!(client.exists(&path, false).is_ok());
 }
@@ -498,7 +498,7 @@ fn a_client_that_cannot_connect_after_its_probe_does_not_spin() {
 fn a_consumer_that_does_not_listen_blocks_nobody() {
     let (_turn, ensemble) = ensemble();
     let mut client = Client::up(settings(&ensemble.servers));
-    let path = fresh("deaf");
+    let path = fresh("unwatched");
     client.create(&path, CreateMode::Persistent).unwrap();
     client.call(Call::Watch { path: path.clone(), mode: WatchMode::Node }).unwrap();
     let mut writer = Client::up(settings(&ensemble.servers));

@@ -1,4 +1,4 @@
-//! What can only be seen on a process of its own: its processor time, its log, and its being stopped.
+//! Properties that only a process of its own shows: its processor time, its log, and its being stopped.
 
 use super::*;
 
@@ -34,7 +34,7 @@ pub fn helper(
     helper_with(servers, &[])
 }
 
-/// The same with further variables. With `ZKMW_TEST_WAIT` it looks at no event before it is given a line.
+/// The same with further variables. With `ZKMW_TEST_WAIT` it reads no event before it is given a line.
 pub fn helper_with(
     servers: &[(String, u16)],
     variables: &[(&str, &str)],
@@ -120,7 +120,7 @@ fn a_client_suspended_past_its_timeout_says_so_and_goes_on() {
     until(&events, "Up");
     let pid = i32::try_from(child.0.id()).unwrap();
     signal_pid(pid, Signal::STOP);
-    // The timeout is 6 s, and the servers look every 2 s: only time can expire a session.
+    // The timeout is 6 s, and the servers check every 2 s: only time can expire a session.
     thread::sleep(Duration::from_secs(9));
     signal_pid(pid, Signal::CONT);
     let woken = Instant::now();

@@ -1,5 +1,5 @@
 //! What the tests of the session layer share: an ensemble of real servers, a session with its events, a
-//! forwarder that can be cut, and a few looks at `/proc`.
+//! forwarder that can be cut, and a few reads of `/proc`.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -111,7 +111,7 @@ impl Ensemble {
             let (number, mode) = (words.next().expect("number"), words.last().expect("mode"));
             match mode {
                 "stopped" => drop(self.run(&["cont", number])),
-                "dead" => drop(self.run(&["start", "--no-wait", number])),
+                "ended" => drop(self.run(&["start", "--no-wait", number])),
                 _ => {}
             }
         }
@@ -135,10 +135,10 @@ pub fn signal_pid(pid: i32, signal: rustix::process::Signal) {
 }
 
 /// Waits for a condition.
-pub fn within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn within<T>(limit: Duration, what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
     loop {
-        if let Some(found) = look() {
+        if let Some(found) = check() {
             return found;
         }
         assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
@@ -156,15 +156,15 @@ pub fn settings(servers: &[(String, u16)]) -> Settings {
     }
 }
 
-/// A session, its events as far as they were looked at, and a source of call ids.
+/// A session, its events as far as they were read, and a source of call ids.
 pub struct Client {
     pub session: Session,
     pub events: Receiver<SessionEvent>,
     pub seen: Vec<SessionEvent>,
-    /// Changes that no test has looked at yet.
+    /// Changes that no test has read yet.
     changes: Vec<(String, ChangeKind)>,
     next_id: u64,
-    /// Of the connection that was last told to be up.
+    /// Of the connection that was last reported to be up.
     pub generation: u64,
 }
 
@@ -239,7 +239,7 @@ impl Client {
         self.changes.drain(..count).collect()
     }
 
-    /// The changes that were told until now: the event of a marker comes after all others.
+    /// The changes that were reported until now: the event of a marker comes after all others.
     pub fn changes_so_far(&mut self) -> Vec<(String, ChangeKind)> {
         let marker = fresh("marker");
         let _ = self.exists(&marker, true);

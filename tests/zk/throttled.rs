@@ -1,5 +1,5 @@
-//! Servers that refuse requests for now, as they do when they throttle them: whoever only reads or deletes never hears
-//! of it.
+//! Servers that refuse requests for now, as they do when they throttle them: a role that only reads or deletes never
+//! notices it.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -33,7 +33,7 @@ struct Fake {
     refuses: AtomicBool,
     /// So many of the first requests of each connection are refused.
     refuses_first: AtomicU64,
-    /// It does not know standing watches, and hangs up on who asks for one.
+    /// It does not know persistent watches, and closes a connection that asks for one.
     is_old: AtomicBool,
     /// Of each kind of request, how many were refused.
     refused: Mutex<BTreeMap<i32, u64>>,

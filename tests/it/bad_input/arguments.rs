@@ -41,7 +41,7 @@ fn bad_usage_is_64_and_names_what_is_wrong() {
         (&["--root", "zkmw", "status"], &["--root", "zkmw"]),
     ];
     for (args, words) in cases {
-        // Should one be taken for good, it finds no ensemble.
+        // If one is accepted, the role finds no ensemble.
         let out = Plain::new(args).env("ZKMW_ZK", "127.0.0.1:1").run_within(SHORT);
         out.says(64, words);
         assert!(out.stdout.is_empty(), "{args:?}: {out:?}");
@@ -68,12 +68,14 @@ fn a_misspelt_connect_string_is_64() {
 #[test]
 fn an_ensemble_that_does_not_answer_is_69_in_time() {
     // Port 1 refuses; a name below .invalid never resolves; a listener that never answers hangs.
-    let deaf = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let deaf = deaf.local_addr().expect("an address").to_string();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let silent = silent.local_addr().expect("an address").to_string();
     let run_dir = crate::harness::process::base_dir().join("no-ensemble-run").display().to_string();
-    for (zk, word) in
-        [("127.0.0.1:1", "127.0.0.1:1"), ("zk.invalid:2181", "zk.invalid"), (deaf.as_str(), deaf.as_str())]
-    {
+    for (zk, word) in [
+        ("127.0.0.1:1", "127.0.0.1:1"),
+        ("zk.invalid:2181", "zk.invalid"),
+        (silent.as_str(), silent.as_str()),
+    ] {
         for command in [&["status"][..], &["submit", "echo hi"], &["worker", "--run-dir", &run_dir]] {
             let args = [&["--zk", zk, "--connect-timeout", "500ms"], command].concat();
             let start = Instant::now();

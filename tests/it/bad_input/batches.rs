@@ -74,7 +74,7 @@ fn a_hundred_thousand_lines_keep_every_directory_small() {
     assert_eq!(counts.iter().sum::<i32>(), i32::try_from(LINES).expect("small"));
 }
 
-/// G8: our own writers stop at 4,000; more than 5,000, made by others, are told, and all of them run.
+/// G8: our own writers stop at 4,000. The leader logs more than 5,000, made by others, and all of them run.
 #[test]
 fn a_full_job_is_73_and_an_excess_by_others_is_reported() {
     let service = Service::new("full-job", &["--slots", "1"]);
@@ -98,9 +98,9 @@ fn a_full_job_is_73_and_an_excess_by_others_is_reported() {
     fill(1, 4_000);
     let submit = ["submit", "--job", "full", "--detach", "true"];
     Plain::on(&service.cluster, &submit).run().says(73, &["the job full is full", "4000"]);
-    assert!(!service.master.stderr().contains("full"), "nothing to tell yet: {}", service.master.stderr());
+    assert!(!service.master.stderr().contains("full"), "nothing to report yet: {}", service.master.stderr());
     fill(4_000, 5_002);
-    let log = eventually(LIMIT, "it is told", || {
+    let log = eventually(LIMIT, "it is reported", || {
         Some(service.master.stderr())
             .filter(|log| log.contains("/full has") && log.contains("children: too many"))
     });

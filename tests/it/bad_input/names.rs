@@ -1,4 +1,4 @@
-//! Two workers of one name, and a worker whose predecessor's registration still stands.
+//! Two workers of one name, and a worker whose predecessor is still registered.
 
 use std::time::{Duration, Instant};
 
@@ -23,12 +23,12 @@ fn a_second_worker_of_the_name_on_this_host_is_refused_at_once() {
     for word in ["w1", &host(), &pid, "--id"] {
         assert!(exit.stderr.contains(word), "{word}: {}", exit.stderr);
     }
-    assert!(start.elapsed() < Duration::from_secs(3), "the lock tells at once: {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(3), "the lock refuses at once: {:?}", start.elapsed());
     assert_eq!(service.cluster.registrations(), before, "the first was not disturbed");
     service.is_unharmed();
 }
 
-/// Nothing on disk tells of the first; the ensemble does, once the first has outlived its own timeout.
+/// No file shows the first worker. The ensemble shows it, once the first has outlived its own timeout.
 #[test]
 fn a_second_worker_of_the_name_with_another_run_dir_is_refused() {
     let mut service = Service::on(Cluster::new("same-name-2").with(&["--session-timeout", "3s"]), &[]);
@@ -104,7 +104,7 @@ fn a_restarted_worker_without_proof_waits_for_session_end() {
     assert!(again.stderr().contains("waiting") || again.stderr().contains("wait"), "{}", again.stderr());
 }
 
-/// Without a place for its run file a worker works all the same, and says what that costs.
+/// A worker that cannot write its run file works all the same, and says what that costs.
 #[test]
 fn a_run_dir_that_cannot_be_had_does_not_stop_a_worker() {
     let cluster = Cluster::new("no-run-dir");

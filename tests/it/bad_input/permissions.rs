@@ -31,7 +31,7 @@ fn an_acl_that_forbids_is_77_and_the_right_credential_helps() {
         for auth in [&[][..], &["--auth", "digest:zkmw:wrong"]] {
             let out = Plain::on(&cluster, &[args, auth].concat()).run();
             out.says(77, &[&cluster.root]);
-            assert!(!out.stderr.contains("wrong"), "a credential is told: {}", out.stderr);
+            assert!(!out.stderr.contains("wrong"), "a credential is printed: {}", out.stderr);
         }
     }
     let out = Plain::on(&cluster, &["submit", "--auth", "nonsense:x", "true"]).run();
@@ -53,7 +53,7 @@ fn a_task_whose_outcome_may_not_be_written_is_quarantined() {
     let mut service = Service::new("read-only-task", &["--slots", "1"]);
     let (cluster, runs) = (&service.cluster, service.cluster.dir().join("runs"));
     let exit = cluster.run(&["submit", "true"]);
-    assert_eq!(exit.code, 0, "it makes what stands above tasks: {exit:?}");
+    assert_eq!(exit.code, 0, "it makes the directories above tasks: {exit:?}");
     let zk = client(cluster);
     let id = TaskId::new(&shared_job("forbidden"), "forbidden");
     let open = Acl::open_unsafe().clone();
@@ -66,8 +66,8 @@ fn a_task_whose_outcome_may_not_be_written_is_quarantined() {
         cluster.status().filter(|status| status["tasks"]["aside"] == 1)
     });
     let log = service.worker.stderr();
-    let told: Vec<&str> = log.lines().filter(|line| line.contains(id.as_str())).collect();
-    assert!(told.iter().any(|line| line.contains("ERROR")), "{log}");
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains(id.as_str())).collect();
+    assert!(lines.iter().any(|line| line.contains("ERROR")), "{log}");
     // Several good tasks later it has still not run again, and its only slot is free.
     for _ in 0..3 {
         service.is_unharmed();
@@ -77,7 +77,7 @@ fn a_task_whose_outcome_may_not_be_written_is_quarantined() {
     assert!(out.text().contains("1 quarantined"), "{}", out.text());
 }
 
-/// What it made would be its own for ever: other submitters, and `list`, would fail at the shared job.
+/// The job that it made would be its own for ever: other submitters, and `list`, would fail at the shared job.
 #[test]
 fn credentials_for_an_open_service_are_refused_at_once() {
     let mut service = Service::new("auth-on-open", &[]);
@@ -91,7 +91,7 @@ fn credentials_for_an_open_service_are_refused_at_once() {
     assert_eq!(service.cluster.jobs(), before, "nothing was made");
     let marks = service.cluster.tree.children(&service.cluster.layout.submitters()).unwrap_or_default();
     assert!(marks.is_empty(), "{marks:?}");
-    // Who only looks, or writes what stands, does no harm.
+    // A client that only reads, or writes what exists, does no harm.
     let id = service.cluster.submit_detached(&["--require", "no=such", "true"]);
     for args in [&["list"][..], &["status"], &["cancel", id.as_str()]] {
         let out = Plain::on(&service.cluster, &[args, &["--auth", CREDENTIAL]].concat()).run();

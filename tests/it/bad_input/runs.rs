@@ -84,8 +84,8 @@ struct Full {
 }
 
 impl Full {
-    /// A tmpfs of one page, where mounting is permitted. Elsewhere `/dev/full`, behind a link of the name that the
-    /// worker writes its run file to: the same error (ENOSPC) at the same place.
+    /// The smallest tmpfs, where mounting is permitted. Elsewhere `/dev/full`, behind a link of the name that the
+    /// worker writes its run file to: the same error (ENOSPC) from the same write.
     fn new(dir: &Path, worker: &str) -> Full {
         fs::create_dir_all(dir).expect("a folder");
         let mount =
@@ -96,7 +96,7 @@ impl Full {
             let full = fs::write(dir.join("more"), [1]).expect_err("it is full");
             assert_eq!(full.raw_os_error(), Some(28), "ENOSPC");
         } else {
-            eprintln!("mounting is not permitted here: /dev/full stands in for a full disk");
+            eprintln!("mounting is not permitted here: /dev/full replaces a full disk");
             std::os::unix::fs::symlink("/dev/full", dir.join(format!("{worker}.json.next"))).expect("a link");
         }
         Full { dir: dir.to_path_buf(), mounted }
@@ -124,8 +124,8 @@ fn a_worker_whose_disk_is_full_works_on_and_says_so_once() {
         assert_eq!((out.code, out.text()), (0, format!("{n}\n")), "{}", out.stderr);
     }
     let log = worker.stderr();
-    let told = log.lines().filter(|line| line.contains(dir.to_str().expect("UTF-8"))).count();
-    assert_eq!(told, 1, "{log}");
+    let lines = log.lines().filter(|line| line.contains(dir.to_str().expect("UTF-8"))).count();
+    assert_eq!(lines, 1, "{log}");
     assert!(log.contains("must wait") || log.contains("may have to wait"), "it says what that costs: {log}");
     assert!(worker.is_running() && master.is_running());
 }
@@ -137,7 +137,7 @@ fn unusual_ends_of_a_task_are_reported_as_they_are() {
     let cluster = &service.cluster;
     let out = Plain::on(cluster, &["submit", "exec >&- 2>&-; exit 3"]).run();
     assert_eq!((out.code, out.stdout.len()), (3, 0), "{out:?}");
-    // Its own exit codes that are ours, too: --json tells them apart.
+    // Its own exit codes may equal ours: --json separates them.
     for code in [2, 64, 69, 124, 126, 255] {
         let out = Plain::on(cluster, &["submit", "--json", &format!("exit {code}")]).run();
         let task = &json_lines(&out.text())[0];

@@ -1,5 +1,5 @@
-//! G12: what is well formed and senseless: values at their limits, names that lead elsewhere, and registrations that
-//! nobody stands behind.
+//! G12: data that is well formed and senseless: values at their limits, names that lead elsewhere, and registrations
+//! without a process.
 
 use serde_json::json;
 use zkmw::contract::TaskId;
@@ -113,7 +113,7 @@ fn entries_that_lead_nowhere_are_ignored() {
     service.is_unharmed();
 }
 
-/// What is not ephemeral keeps nobody from a name, and nothing from being given out.
+/// A persistent registration keeps no worker from a name, and no task from being assigned.
 #[test]
 fn a_registration_without_a_worker_counts_for_nothing() {
     let cluster = Cluster::new("nobody");
@@ -163,7 +163,7 @@ fn a_foreign_registration_costs_no_task() {
     cluster.tree.create_as(&path, &data, CreateMode::Ephemeral).expect("created");
     let taken = cluster.submit_detached(&["echo moved"]);
     assert_eq!(cluster.assigned(&taken), "alien~1", "it is the least loaded");
-    // Nobody may take its name while it stands, whatever nonsense it says of its session.
+    // Nobody may take its name while it exists, whatever nonsense it says of its session.
     let mut rival = cluster.worker("alien", &[]);
     eventually(LIMIT, "the rival waits or gives up", || {
         (rival.stderr().contains("waiting") || !rival.is_running()).then_some(())

@@ -6,7 +6,7 @@ use zkmw::contract::{MAX_DATA_BYTES, TaskId, shared_job};
 use crate::harness::{LIMIT, eventually};
 use crate::plain::{Plain, Service, json_lines};
 
-/// The shared job of a task made by hand stands; others may have made it.
+/// Makes the shared job of a task made by hand, unless others have made it.
 fn by_hand(service: &Service, name: &str, data: &[u8]) -> TaskId {
     let id = TaskId::new(&shared_job(name), name);
     let _ = service.cluster.tree.create(&service.cluster.layout.tasks(), b"");
@@ -16,7 +16,7 @@ fn by_hand(service: &Service, name: &str, data: &[u8]) -> TaskId {
 }
 
 /// How many lines of the log name it.
-fn told(log: &str, what: &str) -> usize {
+fn lines_with(log: &str, what: &str) -> usize {
     log.lines().filter(|line| line.contains(what)).count()
 }
 
@@ -63,12 +63,12 @@ fn garbage_among_tasks_is_counted_reported_and_left_alone() {
     service.is_unharmed();
     let log = service.master.stderr();
     for id in &ids {
-        assert_eq!(told(&log, id.as_str()), 1, "{id}: {log}");
+        assert_eq!(lines_with(&log, id.as_str()), 1, "{id}: {log}");
     }
-    assert_eq!(told(&log, "version is 99"), 1, "{log}");
+    assert_eq!(lines_with(&log, "version is 99"), 1, "{log}");
     for ((name, data), id) in cases.iter().zip(&ids).skip(1) {
-        let (stands, stat) = service.cluster.tree.get(&service.cluster.layout.task(id)).expect(name);
-        assert!(stands == *data && stat.version == 0, "{name} was left alone");
+        let (data_now, stat) = service.cluster.tree.get(&service.cluster.layout.task(id)).expect(name);
+        assert!(data_now == *data && stat.version == 0, "{name} was left alone");
     }
 
     // Clients say what it is.
@@ -89,7 +89,7 @@ fn garbage_among_tasks_is_counted_reported_and_left_alone() {
     service.master = service.cluster.master("m2");
     service.cluster.leads("m2", LIMIT);
     service.is_unharmed();
-    assert_eq!(told(&service.master.stderr(), newer), 1, "{}", service.master.stderr());
+    assert_eq!(lines_with(&service.master.stderr(), newer), 1, "{}", service.master.stderr());
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn garbage_everywhere_else_stops_nobody() {
     let large = vec![b'x'; MAX_DATA_BYTES + 1];
     for (n, data) in [&b"garbage"[..], b"", br#"{"v":99}"#, br#"{"slots":0}"#, &large].into_iter().enumerate()
     {
-        // Below every directory: names that fit what stands there, and names that fit nothing.
+        // Below every directory: names that fit the directory, and names that fit none.
         for path in [
             format!("{}/w{n}x~000000000000000{n}~0", layout.workers()),
             format!("{}/junk-{n}", layout.workers()),
@@ -122,7 +122,7 @@ fn garbage_everywhere_else_stops_nobody() {
         assert_eq!(service.cluster.ended(&id, LIMIT).outcome.expect("ended").state, State::Done);
     }
     let status = tree.get(&layout.status()).expect("a summary").1.version;
-    // The leader may write in between; then that is what stands.
+    // The leader may write in between; then its summary remains.
     let _ = tree.set(&layout.status(), b"garbage", status);
     service.is_unharmed();
     let leads = |id: &str| {
@@ -135,7 +135,7 @@ fn garbage_everywhere_else_stops_nobody() {
     leads("m1");
     let log = service.master.stderr();
     for name in ["w0x~0000000000000000~0", "/junk-0", "job-0"] {
-        assert!((1..=4).contains(&told(&log, name)), "{name}: {log}");
+        assert!((1..=4).contains(&lines_with(&log, name)), "{name}: {log}");
     }
 
     // A leader that finds all that when it starts does no worse.
@@ -147,7 +147,7 @@ fn garbage_everywhere_else_stops_nobody() {
     service.is_unharmed();
 }
 
-/// Whoever damages a living worker's assignment costs it that life, and no task.
+/// Damage to a live worker's assignment costs the worker that incarnation, and no task.
 #[test]
 fn garbage_in_a_workers_own_assignment_costs_one_incarnation() {
     let mut service = Service::new("garbage-own", &["--slots", "1"]);
@@ -172,7 +172,7 @@ fn garbage_in_a_workers_own_assignment_costs_one_incarnation() {
     service.is_unharmed();
 }
 
-/// What a submitter waits for is damaged under its hands.
+/// A task is damaged while its submitter waits for it.
 #[test]
 fn a_task_that_is_damaged_during_a_wait_is_reported() {
     let mut service = Service::new("damaged", &["--slots", "2"]);
@@ -192,7 +192,7 @@ fn a_task_that_is_damaged_during_a_wait_is_reported() {
     service.is_unharmed();
 }
 
-/// Whoever damages a living worker's registration takes nothing from it: not its work, nor the next task.
+/// Damage to a live worker's registration takes nothing from it: not its work, nor the next task.
 #[test]
 fn garbage_in_a_workers_own_registration_is_mended() {
     let mut service = Service::new("garbage-registration", &["--slots", "2"]);

@@ -21,7 +21,7 @@ pub fn compare(script: &Script, real: &[Seen]) -> Result<(), String> {
     Ok(())
 }
 
-/// Which real number stands for which of the model's.
+/// The real number for each number of the model's.
 #[derive(Default)]
 struct Names {
     zxids: BTreeMap<i64, i64>,
@@ -33,7 +33,8 @@ fn equal<T: PartialEq + Debug>(what: &str, model: T, real: T) -> Result<(), Stri
     if model == real { Ok(()) } else { Err(format!("{what}: the model has {model:?}, the servers {real:?}")) }
 }
 
-/// The same number stands for the same, and in the same order; equal ones for different ones if `ties`.
+/// Each number of the model's has one real number, and in the same order. With `ties`, different numbers of the model's
+/// may have the same one.
 fn ordered(
     what: &str,
     pairs: &mut BTreeMap<i64, i64>,

@@ -7,7 +7,7 @@ use zkmw::machine::{Call, ChangeKind, CreateMode, Instant, Prng, Refusal, Reply,
 use super::ensemble::{Ensemble, Output, SessionId};
 use super::script::{Script, Seen, Step};
 
-/// Steps of a drawn script, besides those that look at events.
+/// Steps of a drawn script, besides those that read events.
 const STEPS: u64 = 50;
 
 /// So many scripts, on average, hold one with a cut: it takes as long as a session does to expire.
@@ -24,7 +24,7 @@ pub struct Model {
     ensemble: Ensemble,
     now: Instant,
     sessions: Vec<SessionId>,
-    told: Vec<Vec<(String, ChangeKind)>>,
+    changes: Vec<Vec<(String, ChangeKind)>>,
     script: Script,
     /// How many markers, witnesses and barriers there were.
     count: u64,
@@ -38,7 +38,7 @@ impl Model {
         let sessions: Vec<_> =
             (0..sessions).map(|at| ensemble.connect(at % 3, T).expect("a quorum")).collect();
         Model {
-            told: vec![Vec::new(); sessions.len()],
+            changes: vec![Vec::new(); sessions.len()],
             barriers: vec![(0, false); sessions.len()],
             now: Instant::default(),
             script: Script { name: String::new(), steps: Vec::new(), seen: Vec::new() },
@@ -63,16 +63,16 @@ impl Model {
         let mut dice = Dice { prng: Prng::new(seed), root: format!("/c{seed}"), spread };
         let make = |path: String| Call::Create { path, data: Vec::new(), mode: CreateMode::Persistent };
         self.call(0, make(dice.root.clone()));
-        self.call(0, make(dice.aside()));
+        self.call(0, make(dice.own_dir()));
         for by in 0..self.sessions.len() {
-            self.call(by, make(format!("{}/barrier-{by}", dice.aside())));
+            self.call(by, make(format!("{}/barrier-{by}", dice.own_dir())));
             self.witness(by, &dice);
         }
         for _ in 0..STEPS {
             let by = dice.below(self.sessions.len() as u64) as usize;
             match dice.below(100) {
                 0..2 => self.replace(by, &dice, false),
-                2..10 => self.look(by, &dice, true),
+                2..10 => self.read_changes(by, &dice, true),
                 _ => {
                     let call = dice.call(&self.ensemble);
                     self.barrier(by, &call, &dice);
@@ -90,7 +90,7 @@ impl Model {
 
     /// All events, and the whole tree.
     fn finish(&mut self, dice: &Dice) {
-        self.look_all(dice, true);
+        self.read_all_changes(dice, true);
         self.barrier(0, &Call::Children { path: "/".into() }, dice);
         let below = format!("{}/", dice.root);
         let inside = |path: &String| *path == dice.root || path.starts_with(&below);
@@ -112,7 +112,7 @@ impl Model {
         for path in own.map(|(path, _)| path.clone()).collect::<Vec<_>>() {
             self.call(0, Call::Delete { path, version: None });
         }
-        self.look_all(dice, true);
+        self.read_all_changes(dice, true);
     }
 
     fn call(&mut self, by: usize, call: Call) {
@@ -125,25 +125,25 @@ impl Model {
     }
 
     fn witness(&mut self, by: usize, dice: &Dice) -> String {
-        let path = format!("{}/witness-{by}-{}", dice.aside(), self.number());
+        let path = format!("{}/witness-{by}-{}", dice.own_dir(), self.number());
         self.call(by, Call::Create { path: path.clone(), data: Vec::new(), mode: CreateMode::Ephemeral });
         path
     }
 
-    fn look(&mut self, by: usize, dice: &Dice, ordered: bool) {
-        let marker = format!("{}/marker-{}", dice.aside(), self.number());
-        self.step(Step::Told { by, marker, ordered });
+    fn read_changes(&mut self, by: usize, dice: &Dice, ordered: bool) {
+        let marker = format!("{}/marker-{}", dice.own_dir(), self.number());
+        self.step(Step::ReadChanges { by, marker, ordered });
     }
 
-    fn look_all(&mut self, dice: &Dice, ordered: bool) {
+    fn read_all_changes(&mut self, dice: &Dice, ordered: bool) {
         for by in 0..self.sessions.len() {
-            self.look(by, dice, ordered);
+            self.read_changes(by, dice, ordered);
         }
     }
 
     fn replace(&mut self, by: usize, dice: &Dice, cut: bool) {
         let witness = self.witness(by, dice);
-        self.look_all(dice, true);
+        self.read_all_changes(dice, true);
         if cut {
             self.step(Step::Cut { by });
             self.call(by, Call::Get { path: witness.clone(), watch: true });
@@ -151,14 +151,14 @@ impl Model {
         } else {
             self.step(Step::Reopen { by });
         }
-        self.look_all(dice, false);
+        self.read_all_changes(dice, false);
         self.witness(by, dice);
     }
 
     /// A write of the session's own, after which its server knows what others wrote before.
     fn barrier(&mut self, by: usize, call: &Call, dice: &Dice) {
         if dice.spread && !call.is_write() && self.barriers[by].1 {
-            let path = format!("{}/barrier-{by}", dice.aside());
+            let path = format!("{}/barrier-{by}", dice.own_dir());
             let version = self.barriers[by].0;
             self.call(by, Call::Set { path, data: Vec::new(), version });
             self.barriers[by] = (version + 1, false);
@@ -168,15 +168,15 @@ impl Model {
     fn step(&mut self, step: Step) {
         let seen = match &step {
             Step::Call { by, call } => Seen::Reply(self.answer(*by, call.clone())),
-            Step::Told { by, marker, ordered } => {
+            Step::ReadChanges { by, marker, ordered } => {
                 self.mark(*by, marker);
-                let mut told = std::mem::take(&mut self.told[*by]);
-                let last = told.pop().expect("the marker");
+                let mut changes = std::mem::take(&mut self.changes[*by]);
+                let last = changes.pop().expect("the marker");
                 assert_eq!(last, (marker.clone(), ChangeKind::Created));
                 if !ordered {
-                    told.sort_by_key(|(path, kind)| (path.clone(), *kind as u8));
+                    changes.sort_by_key(|(path, kind)| (path.clone(), *kind as u8));
                 }
-                Seen::Told(told)
+                Seen::Changes(changes)
             }
             Step::Reopen { by } => {
                 self.ensemble.close(self.sessions[*by]);
@@ -207,7 +207,7 @@ impl Model {
     }
 
     fn connect(&mut self, by: usize) {
-        self.told[by].clear();
+        self.changes[by].clear();
         self.sessions[by] = self.ensemble.connect(by % 3, T).expect("a quorum");
         self.settle();
     }
@@ -248,10 +248,10 @@ impl Model {
             while self.ensemble.apply_next(server) {}
         }
         let mut replies = Vec::new();
-        for (session, told) in self.sessions.iter().zip(&mut self.told) {
+        for (session, changes) in self.sessions.iter().zip(&mut self.changes) {
             while let Some(output) = self.ensemble.take(*session) {
                 match output {
-                    Output::Changed { path, kind } => told.push((path, kind)),
+                    Output::Changed { path, kind } => changes.push((path, kind)),
                     reply => replies.push(reply),
                 }
             }
@@ -272,9 +272,9 @@ impl Dice {
         self.prng.next_u64() % end
     }
 
-    /// Where nothing is watched but markers.
-    fn aside(&self) -> String {
-        format!("{}-aside", self.root)
+    /// The directory of markers, witnesses and barriers. Nothing in it is watched but markers.
+    fn own_dir(&self) -> String {
+        format!("{}-own", self.root)
     }
 
     fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
@@ -282,11 +282,11 @@ impl Dice {
         &from[at as usize]
     }
 
-    /// A znode of the script that stands, more often than not; or a name below one, that may be there too.
-    fn path(&mut self, ensemble: &Ensemble, standing: u64) -> String {
+    /// A znode of the script that exists, in so many of a hundred draws; else a name below one, which may exist too.
+    fn path(&mut self, ensemble: &Ensemble, existing_percent: u64) -> String {
         let below = format!("{}/", self.root);
         let inside: Vec<&String> = ensemble.tree().keys().filter(|path| path.starts_with(&below)).collect();
-        if !inside.is_empty() && self.below(100) < standing {
+        if !inside.is_empty() && self.below(100) < existing_percent {
             return (*self.pick(&inside)).clone();
         }
         let parent = match inside.is_empty() || self.below(3) == 0 {
@@ -338,9 +338,9 @@ impl Dice {
         }
     }
 
-    /// That which stands, mostly.
+    /// The present version, mostly.
     fn version(&mut self, ensemble: &Ensemble, path: &str) -> i32 {
-        let stands = ensemble.tree().get(path).map_or(0, |node| node.stat.version);
-        if self.below(4) == 0 { stands + 1 } else { stands }
+        let present = ensemble.tree().get(path).map_or(0, |node| node.stat.version);
+        if self.below(4) == 0 { present + 1 } else { present }
     }
 }

@@ -41,12 +41,12 @@ impl Real {
     fn step(&mut self, step: &Step) -> Seen {
         match step {
             Step::Call { by, call } => Seen::Reply(self.clients[*by].call(call.clone())),
-            Step::Told { by, marker, ordered } => {
-                let mut told = self.clients[*by].told(marker);
+            Step::ReadChanges { by, marker, ordered } => {
+                let mut changes = self.clients[*by].read_changes(marker);
                 if !ordered {
-                    told.sort_by_key(|(path, kind)| (path.clone(), *kind as u8));
+                    changes.sort_by_key(|(path, kind)| (path.clone(), *kind as u8));
                 }
-                Seen::Told(told)
+                Seen::Changes(changes)
             }
             Step::Reopen { by } => {
                 self.clients[*by].reopen();
@@ -143,16 +143,16 @@ impl Client {
         panic!("no answer to {call:?}");
     }
 
-    /// What was told until now: the marker's event comes after all others.
-    fn told(&mut self, marker: &str) -> Vec<(String, ChangeKind)> {
+    /// The changes that were reported until now: the marker's event comes after all others.
+    fn read_changes(&mut self, marker: &str) -> Vec<(String, ChangeKind)> {
         let path = marker.to_owned();
         assert_eq!(self.call(Call::Exists { path: path.clone(), watch: true }), Err(Refusal::NoNode));
         self.call(Call::Create { path, data: Vec::new(), mode: CreateMode::Persistent }).expect("a marker");
         loop {
             if let Some(at) = self.changes.iter().position(|(path, _)| path == marker) {
-                let told = self.changes.drain(..at).collect();
+                let changes = self.changes.drain(..at).collect();
                 self.changes.pop_front();
-                return told;
+                return changes;
             }
             assert_eq!(self.hear(), None);
         }

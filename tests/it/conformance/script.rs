@@ -9,22 +9,22 @@ use zkmw::machine::{Call, ChangeKind, CreateMode, Refusal, Reply, WatchMode};
 pub enum Step {
     /// A session makes a call, and waits for the answer.
     Call { by: usize, call: Call },
-    /// A session looks at all events that it was told. The marker is a path of which it sees nothing else.
-    /// What one transaction does to many znodes comes in no order.
-    Told { by: usize, marker: String, ordered: bool },
-    /// A session ends, and another takes its place.
+    /// A session reads all changes that were reported to it. It sees nothing else of the marker, which is a path. The
+    /// changes of one transaction to many znodes come in no order.
+    ReadChanges { by: usize, marker: String, ordered: bool },
+    /// A session ends, and another replaces it.
     Reopen { by: usize },
-    /// A session's connection is cut, and another session takes its place. The first one lives on.
+    /// A session's connection is cut, and another session replaces it. The first one lives on.
     Cut { by: usize },
-    /// The time of the session before is up, and with it this ephemeral of its.
+    /// The session before expires, and with it this ephemeral of its.
     Expire { by: usize, witness: String },
 }
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Seen {
     Reply(Result<Reply, Refusal>),
-    Told(Vec<(String, ChangeKind)>),
+    Changes(Vec<(String, ChangeKind)>),
     Nothing,
 }
 
@@ -72,10 +72,10 @@ const EXPECTED: &[&str] = &[
     "children NoNode",
     "watch Node ok",
     "watch Tree ok",
-    "told Created",
-    "told Deleted",
-    "told Data",
-    "told Children",
+    "event Created",
+    "event Deleted",
+    "event Data",
+    "event Children",
     "reopen",
     "cut",
     "expire",
@@ -89,8 +89,8 @@ impl Counts {
         for (step, seen) in script.steps.iter().zip(&script.seen) {
             match (step, seen) {
                 (Step::Call { call, .. }, Seen::Reply(result)) => self.one(kind_of(call, result)),
-                (_, Seen::Told(changes)) => {
-                    changes.iter().for_each(|(_, kind)| self.one(format!("told {kind:?}")));
+                (_, Seen::Changes(changes)) => {
+                    changes.iter().for_each(|(_, kind)| self.one(format!("event {kind:?}")));
                 }
                 (Step::Reopen { .. }, _) => self.one("reopen".to_owned()),
                 (Step::Cut { .. }, _) => self.one("cut".to_owned()),

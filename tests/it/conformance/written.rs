@@ -41,22 +41,22 @@ fn watch(by: usize, path: &str, mode: WatchMode) -> Step {
     call(by, Call::Watch { path: path.into(), mode })
 }
 
-fn told(by: usize, marker: &str) -> Step {
-    Step::Told { by, marker: format!("/{marker}"), ordered: true }
+fn changes(by: usize, marker: &str) -> Step {
+    Step::ReadChanges { by, marker: format!("/{marker}"), ordered: true }
 }
 
-fn told_any_order(by: usize, marker: &str) -> Step {
-    Step::Told { by, marker: format!("/{marker}"), ordered: false }
+fn changes_any_order(by: usize, marker: &str) -> Step {
+    Step::ReadChanges { by, marker: format!("/{marker}"), ordered: false }
 }
 
 /// Each with its name.
 pub fn scripts() -> Vec<(&'static str, Vec<Step>)> {
     vec![
-        ("refusals, in the order in which they are looked for", refusals()),
+        ("refusals, in the order in which servers check", refusals()),
         ("what the session layer refuses", refused_by_ourselves()),
         ("sequence numbers", sequences()),
         ("one-shot watches", one_shots()),
-        ("standing watches", standing()),
+        ("persistent watches", persistent()),
         ("watches that overlap", overlaps()),
         ("stats of a directory", directory()),
         ("a session is closed", closed()),
@@ -83,7 +83,7 @@ fn refusals() -> Vec<Step> {
         set(1, "/w1/e", 0),
         delete(0, "/w1/no", None),
         delete(0, "/w1/no", Some(3)),
-        // The version is looked at before the children.
+        // The version is checked before the children.
         delete(0, "/w1", Some(1)),
         delete(0, "/w1", Some(0)),
         delete(0, "/w1", None),
@@ -151,52 +151,52 @@ fn sequences() -> Vec<Step> {
 fn one_shots() -> Vec<Step> {
     vec![
         create(0, "/w4", Persistent),
-        // A get of what isn't there leaves no watch, an exists does.
+        // A get of a znode that isn't there leaves no watch, an exists does.
         get(0, "/w4/a", true),
         exists(1, "/w4/a", true),
         create(2, "/w4/a", Persistent),
-        told(0, "w4-1"),
-        told(1, "w4-2"),
+        changes(0, "w4-1"),
+        changes(1, "w4-2"),
         set(2, "/w4/a", 0),
-        told(1, "w4-3"),
-        // Both together tell once.
+        changes(1, "w4-3"),
+        // Both together report once.
         get(0, "/w4/a", true),
         exists(0, "/w4/a", true),
         get(1, "/w4/a", true),
         set(2, "/w4/a", 1),
         set(2, "/w4/a", 2),
-        told(0, "w4-4"),
-        told(1, "w4-5"),
-        // One's own change is told too. A child is none.
+        changes(0, "w4-4"),
+        changes(1, "w4-5"),
+        // A session's own change is reported to it too. A child is no change of its parent.
         get(0, "/w4/a", true),
         create(0, "/w4/a/b", Persistent),
-        told(0, "w4-6"),
+        changes(0, "w4-6"),
         delete(0, "/w4/a/b", None),
         delete(0, "/w4/a", None),
-        told(0, "w4-7"),
-        // What is refused is no change.
+        changes(0, "w4-7"),
+        // A refused write is no change.
         exists(0, "/w4/a", true),
         exists(1, "/w4", true),
         set(1, "/w4/a", 0),
         delete(1, "/w4/a", None),
         create(1, "/w4/a/b", Persistent),
         set(1, "/w4", 7),
-        told(0, "w4-8"),
-        told(1, "w4-9"),
+        changes(0, "w4-8"),
+        changes(1, "w4-9"),
         create(1, "/w4/a", Ephemeral),
-        told(0, "w4-10"),
+        changes(0, "w4-10"),
         get(0, "/w4/a", true),
         Step::Reopen { by: 1 },
-        told(0, "w4-11"),
+        changes(0, "w4-11"),
     ]
 }
 
-fn standing() -> Vec<Step> {
+fn persistent() -> Vec<Step> {
     vec![
         create(0, "/w5", Persistent),
         watch(0, "/w5", WatchMode::Node),
         watch(1, "/w5", WatchMode::Tree),
-        // On what isn't there.
+        // On a znode that isn't there.
         watch(2, "/w5/a", WatchMode::Node),
         create(0, "/w5/a", Persistent),
         create(0, "/w5/a/b", Persistent),
@@ -207,24 +207,24 @@ fn standing() -> Vec<Step> {
         delete(2, "/w5/a/b", None),
         delete(2, "/w5/a/c-0000000001", None),
         delete(2, "/w5/a", None),
-        told(0, "w5-1"),
-        told(1, "w5-2"),
-        told(2, "w5-3"),
+        changes(0, "w5-1"),
+        changes(1, "w5-2"),
+        changes(2, "w5-3"),
         // They stay.
         create(0, "/w5/a", Ephemeral),
         set(0, "/w5", 1),
         delete(0, "/w5/a", None),
         delete(0, "/w5", None),
         create(0, "/w5", Persistent),
-        told(0, "w5-4"),
-        told(1, "w5-5"),
-        told(2, "w5-6"),
+        changes(0, "w5-4"),
+        changes(1, "w5-5"),
+        changes(2, "w5-6"),
         // A name that begins alike is not below.
         create(0, "/w5-not", Persistent),
-        told(1, "w5-7"),
+        changes(1, "w5-7"),
         watch(0, "/", WatchMode::Node),
         set(1, "/w5", 0),
-        told(1, "w5-8"),
+        changes(1, "w5-8"),
     ]
 }
 
@@ -232,7 +232,7 @@ fn overlaps() -> Vec<Step> {
     vec![
         create(0, "/w6", Persistent),
         create(0, "/w6/a", Persistent),
-        // A one-shot first, then a standing watch on the same path, and the other way round.
+        // A one-shot first, then a persistent watch on the same path, and the other way round.
         get(0, "/w6/a", true),
         watch(0, "/w6/a", WatchMode::Node),
         watch(1, "/w6/a", WatchMode::Node),
@@ -241,9 +241,9 @@ fn overlaps() -> Vec<Step> {
         watch(2, "/w6", WatchMode::Tree),
         set(0, "/w6/a", 0),
         set(0, "/w6/a", 1),
-        told(0, "w6-1"),
-        told(1, "w6-2"),
-        told(2, "w6-3"),
+        changes(0, "w6-1"),
+        changes(1, "w6-2"),
+        changes(2, "w6-3"),
         // Trees in trees, and a node in them.
         watch(2, "/w6/a/t", WatchMode::Tree),
         watch(2, "/w6/a", WatchMode::Node),
@@ -254,14 +254,14 @@ fn overlaps() -> Vec<Step> {
         set(0, "/w6/a/t/u/v", 0),
         delete(0, "/w6/a/t/u/v", None),
         delete(0, "/w6/a/t/u", None),
-        told(2, "w6-4"),
+        changes(2, "w6-4"),
         // The same watch twice.
         watch(2, "/w6", WatchMode::Tree),
         watch(1, "/w6/a", WatchMode::Node),
         delete(0, "/w6/a/t", None),
         delete(0, "/w6/a", None),
-        told(1, "w6-5"),
-        told(2, "w6-6"),
+        changes(1, "w6-5"),
+        changes(2, "w6-6"),
     ]
 }
 
@@ -301,16 +301,16 @@ fn closed() -> Vec<Step> {
         get(2, "/w8/a", true),
         watch(1, "/w8", WatchMode::Tree),
         Step::Reopen { by: 1 },
-        told_any_order(0, "w8-1"),
-        told_any_order(2, "w8-2"),
+        changes_any_order(0, "w8-1"),
+        changes_any_order(2, "w8-2"),
         exists(1, "/w8", false),
         children(1, "/w8"),
         // The new session has no watch, and owns what it creates.
         create(1, "/w8/a", Ephemeral),
         get(0, "/w8/a", false),
         get(0, "/w8/other", false),
-        told(1, "w8-3"),
-        told(0, "w8-4"),
+        changes(1, "w8-3"),
+        changes(0, "w8-4"),
     ]
 }
 
@@ -322,16 +322,16 @@ fn cut() -> Vec<Step> {
         watch(0, "/w9", WatchMode::Tree),
         exists(0, "/w9/b", true),
         watch(1, "/w9", WatchMode::Tree),
-        told(0, "w9-1"),
+        changes(0, "w9-1"),
         Step::Cut { by: 0 },
-        // What the old session owned stands, and its successor can't have it. Its watches are gone.
+        // The old session's ephemerals still exist, and its successor can't have them. Its watches are gone.
         create(0, "/w9/a", Ephemeral),
         get(0, "/w9/a", true),
         create(1, "/w9/b", Persistent),
-        told(0, "w9-2"),
+        changes(0, "w9-2"),
         Step::Expire { by: 0, witness: "/w9/a".into() },
-        told(0, "w9-3"),
-        told_any_order(1, "w9-4"),
+        changes(0, "w9-3"),
+        changes_any_order(1, "w9-4"),
         create(0, "/w9/a", Ephemeral),
         create(0, "/w9/l-", EphemeralSequential),
         get(1, "/w9/a", false),

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::process::{base_dir, is_alive, notify_reaper};
 use super::{LIMIT, eventually, wall_clock_ms};
 
-/// What a server is, as `scripts/ensemble status` tells it.
+/// A server, as `scripts/ensemble status` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     pub id: u32,
@@ -129,7 +129,7 @@ impl Ensemble {
         let pid = self.status().into_iter().find(|server| server.id == id).and_then(|server| server.pid);
         let number = pid.expect("it runs");
         let pid = Pid::from_raw(i32::try_from(number).expect("a pid")).expect("a pid");
-        kill_process(pid, Signal::TERM).expect("it can be told to end");
+        kill_process(pid, Signal::TERM).expect("SIGTERM can be sent");
         eventually(LIMIT, "the server ends", || (!is_alive(number)).then_some(()));
         self.start_again(&[id]);
     }
@@ -175,7 +175,7 @@ impl Ensemble {
         copy
     }
 
-    /// SIGKILL to all servers, then an older copy in place of their data, or nothing at all; they serve again.
+    /// SIGKILL to all servers, then an older copy replaces their data, or nothing does; they serve again.
     pub fn rewind(&self, copy: Option<&Path>) {
         for id in self.ids() {
             self.kill(id);
@@ -200,7 +200,7 @@ impl Ensemble {
         Some(answer)
     }
 
-    /// A number that `mntr` tells.
+    /// A number that `mntr` prints.
     pub fn metric(&self, id: u32, name: &str) -> Option<f64> {
         let answer = self.four_letters(id, "mntr")?;
         answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('\t')?.trim().parse().ok())

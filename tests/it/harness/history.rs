@@ -1,5 +1,5 @@
-//! The history of an ensemble: the transaction log of a server, decoded. A watch tells that something changed and
-//! not what it was; the log has every write that was committed, in order, with the session that made it, and also
+//! The history of an ensemble: the transaction log of a server, decoded. A watch reports that something changed,
+//! and not how. The log has every write that was committed, in order, with the session that made it, and also
 //! those that were refused.
 //!
 //! The format is that of ZooKeeper's `FileTxnLog`: a header of 16 bytes, then records of a checksum (8 bytes), a

@@ -8,7 +8,7 @@
 //! let w1 = cluster.worker("w1", &["--slots", "2"]);
 //! let exit = cluster.run(&["submit", "echo hi"]);          // to its end: code, stdout, stderr
 //! assert_eq!((exit.code, exit.stdout.as_str()), (0, "hi\n"));
-//! let (task, stat) = cluster.task("_3f/01H…").expect("it stands");          // the tree, decoded …
+//! let (task, stat) = cluster.task("_3f/01H…").expect("it exists");          // the tree, decoded …
 //! let raw = cluster.tree.get("/t-…/status");                                // … and raw
 //! cluster.eventually("w1 is registered", LIMIT, || (cluster.registrations().len() == 1).then_some(()));
 //! let sets = cluster.history();                            // every write that was ever committed below the root
@@ -25,7 +25,7 @@
 //! - **[`Tree`]** (`cluster.tree`): `get`, `exists`, `children`, `create`, `set`, `delete`, `dump(root)`, over the
 //!   project's own session layer; absolute paths. Reads and writes that could not be sent are tried again.
 //! - **[`history::Txn`]** (`cluster.history()`): the servers' transaction log, decoded: each write with its zxid,
-//!   its session and what it did, also those that were *refused*. Complete, unlike what any watch could tell.
+//!   its session and what it did, also those that were *refused*. Complete, unlike the events of any watch.
 //! - **[`proxy::Proxy`]**: in front of the ensemble for one process (`Cluster::with_zk(&proxy.connect())`); counts what
 //!   that asks for, reads and listings too, with no hook in it.
 //! - **[`eventually`]**: waits for a condition, with a limit. Tests never sleep "to let things settle".
@@ -64,7 +64,7 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 /// six seconds a lease has two.
 pub const SESSION: Duration = Duration::from_secs(6);
 
-/// How long the death of a process may go unseen: its session's timeout, and what its guarantees add to it.
+/// How long the death of a process may go unnoticed: its session's timeout, and what the guarantees add to it.
 pub const DEATH: Duration = Duration::from_millis(6_000 + 500 + 1_000);
 
 /// A line of the shell by which a task kills its worker: the parent of the keeper of its slot.
@@ -74,7 +74,7 @@ pub const KILL_WORKER: &str =
 /// Waits until `check` gives something.
 ///
 /// # Panics
-/// If it does not within `limit`; the message tells `what` did not happen.
+/// If it does not within `limit`; the message says that `what` did not happen.
 #[track_caller]
 pub fn eventually<T>(limit: Duration, what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -97,13 +97,13 @@ pub fn throughout(time: Duration, what: &str, mut check: impl FnMut() -> bool) {
     }
 }
 
-/// Now, as the servers (which run on this machine) tell it in a transaction.
+/// Now, as the servers (which run on this machine) write it in a transaction.
 pub fn wall_clock_ms() -> i64 {
     let since = std::time::UNIX_EPOCH.elapsed().expect("a time after 1970");
     i64::try_from(since.as_millis()).expect("a time before the year 292,000,000")
 }
 
-/// One contender, as it stands.
+/// One contender, as it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contender {
     pub path: String,
@@ -309,7 +309,7 @@ impl Cluster {
         });
     }
 
-    /// The assignments: incarnation and what stands there.
+    /// The assignments: incarnation and content.
     pub fn assignments(&self) -> Vec<(String, Assignment, Stat)> {
         self.tree.sync();
         let mut found = Vec::new();
@@ -343,7 +343,7 @@ impl Cluster {
         self.assignments().into_iter().find(|(_, assignment, _)| has(assignment)).map(|(name, ..)| name)
     }
 
-    /// A task as it stands.
+    /// A task as it is now.
     pub fn task(&self, id: &TaskId) -> Option<(Task, Stat)> {
         let (data, stat) = self.tree.get(&self.layout.task(id))?;
         Some((Task::decode(&data).expect("a task"), stat))
@@ -354,7 +354,7 @@ impl Cluster {
         self.tree.children(&self.layout.tasks()).unwrap_or_default()
     }
 
-    /// All tasks that stand.
+    /// All tasks that exist.
     pub fn tasks(&self) -> Vec<(TaskId, Task, Stat)> {
         self.tree.sync();
         let mut found = Vec::new();

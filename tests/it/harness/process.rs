@@ -19,7 +19,7 @@ const QUIET_CPU: Duration = Duration::from_millis(10);
 /// How a process ended, and what it printed.
 #[derive(Clone, Debug)]
 pub struct Exit {
-    /// Its exit code, or 128 + the signal that ended it, as a shell tells it.
+    /// Its exit code, or 128 + the signal that ended it, as a shell reports it.
     pub code: i32,
     pub stdout: String,
     pub stderr: String,
@@ -217,8 +217,8 @@ pub fn base_dir() -> PathBuf {
     dir
 }
 
-/// What the reaper does: it notes what lives, and when the pipe closes, because we ended in whatever way, it ends
-/// what is left.
+/// The reaper notes the processes that run. When the pipe closes, because we ended in whatever way, it ends those that
+/// are left.
 const REAPER: &str = r#"
     trap '' INT TERM HUP
     declare -A live dirs

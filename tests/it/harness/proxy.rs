@@ -19,10 +19,10 @@ const FRAME_MAX: usize = 2 * 1024 * 1024;
 /// Listings whose paths are kept, for a message.
 const LISTINGS_KEPT: usize = 100;
 
-/// Where paths are that don't lie below the root.
+/// The component of paths that don't lie below the root.
 const ELSEWHERE: &str = "elsewhere";
 
-/// What was asked for. Codes that are not told apart are `Other`.
+/// What was asked for. Codes that need no name are `Other`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Asked {
     Session,
@@ -69,7 +69,7 @@ impl Asked {
 pub struct Counts(pub BTreeMap<(Asked, String), u64>);
 
 impl Counts {
-    /// What came since.
+    /// Requests that came since.
     pub fn since(&self, earlier: &Counts) -> Counts {
         let less = |(key, count): (&(Asked, String), &u64)| {
             let less = count - earlier.0.get(key).copied().unwrap_or(0);
@@ -103,24 +103,25 @@ impl Counts {
         self.sum(|asked| asked == Asked::Ping)
     }
 
-    /// What concerned znodes below the root: without the session's upkeep and its heartbeats, which grow with time.
+    /// Only requests for znodes below the root: without the session's upkeep and its heartbeats, which grow with time.
     pub fn below_root(&self) -> Counts {
-        let below = self.0.iter().filter(|((_, place), _)| !place.is_empty() && place != ELSEWHERE);
+        let below =
+            self.0.iter().filter(|((_, directory), _)| !directory.is_empty() && directory != ELSEWHERE);
         Counts(below.map(|(key, count)| (key.clone(), *count)).collect())
     }
 
-    /// What concerned this component below the root.
-    pub fn at(&self, place: &str) -> Counts {
-        let at = self.0.iter().filter(|((_, at), _)| at == place);
+    /// Only requests for this component below the root.
+    pub fn at(&self, directory: &str) -> Counts {
+        let at = self.0.iter().filter(|((_, at), _)| at == directory);
         Counts(at.map(|(key, count)| (key.clone(), *count)).collect())
     }
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let part = |((asked, place), count): (&(Asked, String), &u64)| match place.as_str() {
+        let part = |((asked, directory), count): (&(Asked, String), &u64)| match directory.as_str() {
             "" => format!("{asked:?} {count}"),
-            place => format!("{asked:?} {place} {count}"),
+            directory => format!("{asked:?} {directory} {count}"),
         };
         let parts: Vec<String> = self.0.iter().map(part).collect();
         f.write_str(&parts.join(", "))
@@ -143,7 +144,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// In front of every server of a connect string; paths are told apart below `root`.
+    /// In front of every server of a connect string; paths are counted separately below `root`.
     pub fn start(connect: &str, root: &str) -> Proxy {
         let shared = Arc::new(Shared { root: root.to_string(), ..Shared::default() });
         let mut ports = Vec::new();
@@ -189,7 +190,7 @@ fn accept(listener: &TcpListener, server: &str, shared: &Arc<Shared>) {
             return;
         }
         let Ok(client) = client else { continue };
-        // A server that is down looks so through the proxy as well: the connection ends at once.
+        // A server that is down appears to be down through the proxy as well: the connection ends at once.
         let Ok(server) = TcpStream::connect(server) else { continue };
         let shared = Arc::clone(shared);
         thread::spawn(move || {
@@ -248,13 +249,13 @@ fn note(shared: &Shared, frame: &[u8], first: bool) {
     {
         path = std::str::from_utf8(bytes).unwrap_or_default();
     }
-    let place = match path.strip_prefix(&shared.root) {
+    let directory = match path.strip_prefix(&shared.root) {
         _ if path.is_empty() => "",
         Some("") => "/",
         Some(below) if below.starts_with('/') => below[1..].split('/').next().unwrap_or_default(),
         _ => ELSEWHERE,
     };
-    *shared.counts.lock().expect("no panic").0.entry((asked, place.to_string())).or_insert(0) += 1;
+    *shared.counts.lock().expect("no panic").0.entry((asked, directory.to_string())).or_insert(0) += 1;
     if asked == Asked::Children {
         let mut listings = shared.listings.lock().expect("no panic");
         if listings.len() < LISTINGS_KEPT {

@@ -17,14 +17,14 @@ type Waiting = Arc<Mutex<BTreeMap<CallId, Sender<CallResult>>>>;
 /// A connection of the test's own.
 pub struct Tree {
     session: Session,
-    /// Of the connection that was last told to be up.
+    /// Of the connection that was last reported to be up.
     generation: Arc<AtomicU64>,
     waiting: Waiting,
     next: AtomicU64,
 }
 
 impl Tree {
-    /// Connects; whoever makes the first call waits for it.
+    /// Connects; the first call waits for it.
     pub fn connect(connect: &str) -> Tree {
         let server = |text: &str| {
             let (host, port) = text.rsplit_once(':').expect("a port");

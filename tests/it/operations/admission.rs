@@ -1,4 +1,4 @@
-//! Admission: what the service has no room for is refused before anything is made.
+//! Admission: a service without room refuses a submit before anything is made.
 
 use crate::harness::{Cluster, LIMIT, Proc, eventually};
 use crate::plain::{Out, Plain, json_lines};
@@ -49,7 +49,7 @@ fn g08_what_is_pending_has_a_limit() {
         submit(&cluster, args, "").says(73, &["100 tasks are pending", "1 more", "the 100"]);
     }
     assert_eq!(cluster.tasks().len(), 100);
-    // What stands already adds nothing.
+    // A task that exists already adds nothing.
     let again = submit(&cluster, &nightly, "");
     assert_eq!((again.code, again.text()), (0, id), "{}", again.stderr);
     submit(&cluster, &["--detach", "--id", "nightly", "false"], "").says(65, &["something else"]);
@@ -78,7 +78,7 @@ fn g08_stored_tasks_have_a_limit_in_bytes() {
     submit(&cluster, &[&line(5_000)], "").says(73, &["takes 4.9 KiB"]);
     let _worker = cluster.worker("w1", &[]);
     says(&cluster, "/tasks/done", 1);
-    // It stands as before, though it ended.
+    // It still exists, though it ended.
     submit(&cluster, &[&line(5_000)], "").says(73, &["takes 5"]);
     cluster.tree.delete(&cluster.layout.task(&id)).expect("collected");
     says(&cluster, "/admission/bytes", 0);

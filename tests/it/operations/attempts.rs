@@ -26,9 +26,9 @@ fn max_attempts_retries_with_backoff_and_counts() {
     assert!((2..=3).contains(&task.charged), "two or all three were charged: {}", task.charged);
     assert_eq!(task.history.len(), 2, "{:?}", task.history);
     let at: Vec<u64> = file_says(&file).lines().map(|line| line.parse().expect("ns")).collect();
-    let pauses: Vec<u64> = at.windows(2).map(|two| (two[1] - two[0]) / 1_000_000).collect();
-    assert_eq!(pauses.len(), 2);
-    assert!(pauses[0] >= 400 && pauses[1] >= 800, "{pauses:?} ms");
+    let delays: Vec<u64> = at.windows(2).map(|two| (two[1] - two[0]) / 1_000_000).collect();
+    assert_eq!(delays.len(), 2);
+    assert!(delays[0] >= 400 && delays[1] >= 800, "{delays:?} ms");
 
     // One that succeeds at the second attempt has succeeded; without the flag a failure is final.
     let out = Plain::on(
@@ -53,17 +53,17 @@ fn retry_runs_what_failed_again_and_nothing_else() {
     assert_eq!((out.code, out.text()), (0, format!("{id}: will run again, as attempt 2\n")), "{out:?}");
     let out = Plain::on(&service.cluster, &["wait", id.as_str()]).run();
     assert_eq!((out.code, out.text().as_str()), (0, "now\n"));
-    let task = service.cluster.task(&id).expect("it stands").0;
+    let task = service.cluster.task(&id).expect("it exists").0;
     assert_eq!((task.attempt, task.charged), (2, 0));
     Plain::on(&service.cluster, &["retry", id.as_str()]).run().says(1, &["has succeeded"]);
     Plain::on(&service.cluster, &["retry", "_00/none"]).run().says(65, &["_00/none", "no such task"]);
-    // What has not ended cannot be retried; a cancelled one can.
+    // A task that has not ended cannot be retried; a cancelled one can.
     let slow = service.cluster.submit_detached(&["--require", "none=such", "echo slow"]);
     Plain::on(&service.cluster, &["retry", slow.as_str()]).run().says(1, &["has not ended"]);
     assert_eq!(Plain::on(&service.cluster, &["cancel", slow.as_str()]).run().code, 0);
     assert_eq!(service.cluster.ended(&slow, LIMIT).outcome.expect("ended").state, State::Cancelled);
     assert_eq!(Plain::on(&service.cluster, &["retry", slow.as_str()]).run().code, 0);
-    let again = service.cluster.task(&slow).expect("it stands").0;
+    let again = service.cluster.task(&slow).expect("it exists").0;
     assert!(again.outcome.is_none() && !again.cancel, "it waits again");
 }
 
@@ -97,7 +97,7 @@ fn a_drain_lets_short_tasks_finish_and_hands_long_ones_back() {
     let exit = w1.wait_exit(LIMIT);
     assert_eq!(exit.code, 0, "{exit:?}");
     assert!(start.elapsed() >= Duration::from_secs(1), "the long one had its grace: {:?}", start.elapsed());
-    let task = cluster.task(&long_id).expect("it stands").0;
+    let task = cluster.task(&long_id).expect("it exists").0;
     assert_eq!((task.attempt, task.charged), (2, 0), "handed back without a charge");
     assert!(cluster.registrations().is_empty(), "the session is closed before the process is gone");
     assert!(cluster.assignments().is_empty(), "and its assignment deleted");
@@ -125,7 +125,7 @@ fn a_second_signal_skips_the_grace() {
     let exit = service.worker.wait_exit(Duration::from_secs(10));
     assert_eq!(exit.code, 0, "{exit:?}");
     assert!(!crate::harness::process::is_alive(pid));
-    let task = service.cluster.task(&id).expect("it stands").0;
+    let task = service.cluster.task(&id).expect("it exists").0;
     assert_eq!((task.attempt, task.charged, task.outcome), (2, 0, None));
     // The move was written by the worker itself, before its session ended.
     let path = service.cluster.layout.task(&id);

@@ -75,7 +75,7 @@ fn a_detached_batch_is_waited_for_as_a_whole_job() {
     printed.sort();
     let named: Vec<String> = ids[..7].iter().zip(1..).map(|(id, line)| format!("{id} {line}")).collect();
     assert_eq!(printed, named, "each line hears its name, as users say it, and its number");
-    // Waiting never deletes; and the words that the submit told work too.
+    // Waiting never deletes; and the command that the submit printed works too.
     let name = out.stderr.trim().rsplit(' ').next().expect("a name").to_string();
     let wait = Plain::on(&service.cluster, &["wait", "--json", &name]).run();
     assert_eq!((wait.code, json_lines(&wait.text()).len()), (1, 8), "{}", wait.stderr);
@@ -118,7 +118,7 @@ fn an_interrupted_batch_goes_on_and_says_how_to_come_back() {
     std::fs::write(&file, line.repeat(3)).expect("written");
     let mut batch = service.cluster.submit(&["--from-file", file.to_str().expect("UTF-8")]);
     let tasks = || service.cluster.tasks();
-    eventually(LIMIT, "all stand", || (tasks().len() == 3).then_some(()));
+    eventually(LIMIT, "all exist", || (tasks().len() == 3).then_some(()));
     // Lines are created side by side: which of them come first is not said.
     eventually(LIMIT, "two run", || {
         let assigned: usize =
@@ -138,7 +138,7 @@ fn an_interrupted_batch_goes_on_and_says_how_to_come_back() {
     std::fs::remove_file(&gate).expect("closed");
     let mut batch =
         service.cluster.submit(&["--cancel-on-interrupt", "--from-file", file.to_str().expect("UTF-8")]);
-    eventually(LIMIT, "all stand", || (tasks().len() == 6).then_some(()));
+    eventually(LIMIT, "all exist", || (tasks().len() == 6).then_some(()));
     batch.term();
     let exit = batch.wait_exit(LIMIT);
     assert!(exit.code == 1 || exit.code == 143, "{exit:?}");
@@ -152,7 +152,9 @@ fn a_hangup_does_nothing_to_a_daemon() {
     let mut service = Service::new("hangup", &[]);
     let mut elector = service.cluster.elector("e1", &[]);
     let dir = format!("{}/elections/default", service.cluster.root);
-    eventually(LIMIT, "it stands", || (service.cluster.contenders_below(&dir).len() == 1).then_some(()));
+    eventually(LIMIT, "it is a contender", || {
+        (service.cluster.contenders_below(&dir).len() == 1).then_some(())
+    });
     for process in [&service.master, &service.worker, &elector] {
         process.signal(rustix::process::Signal::HUP);
     }

@@ -1,4 +1,4 @@
-//! Batches of which a znode has many lines: what the user is told is what he would be told if each had one.
+//! Batches of which a znode has many lines: the user sees the same as if each line had a znode of its own.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -43,7 +43,7 @@ fn a_thousand_lines_in_chunks_give_what_they_give_one_by_one() {
     assert_eq!(sorted(&chunked), expected);
     assert!(service.cluster.tasks().is_empty(), "they were collected");
 
-    // What one line is told as does not depend on how it was submitted.
+    // The report of a line does not depend on how it was submitted.
     let lines = "echo a\n\nexit 7\n  \nkill -9 $$\necho b; echo c >&2\n";
     let (one, many) = (
         submit(&service.cluster, &["--json"], lines),
@@ -51,7 +51,7 @@ fn a_thousand_lines_in_chunks_give_what_they_give_one_by_one() {
     );
     assert_eq!((one.code, many.code), (1, 1), "{many:?}");
     assert_eq!(by_line(&one), by_line(&many));
-    let told = |out: &Out| -> BTreeSet<String> {
+    let failures = |out: &Out| -> BTreeSet<String> {
         let line = |text: &str| {
             text.strip_prefix("zkmw: the task ")?.split_once('/').map(|(_, line)| line.to_string())
         };
@@ -59,7 +59,7 @@ fn a_thousand_lines_in_chunks_give_what_they_give_one_by_one() {
     };
     let (one, many) =
         (submit(&service.cluster, &[], lines), submit(&service.cluster, &["--chunk", "3"], lines));
-    assert_eq!((told(&one).len(), &told(&many)), (2, &told(&one)), "{many:?}");
+    assert_eq!((failures(&one).len(), &failures(&many)), (2, &failures(&one)), "{many:?}");
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn outputs_too_large_for_a_znode_are_cut_but_all_are_listed() {
         let omitted = stdout["omitted"].as_u64().unwrap_or(0);
         cut += u32::from(omitted > 0);
         let kept = bytes(stdout) + bytes(&stdout["head"]) + bytes(&stdout["tail"]);
-        assert_eq!(kept + omitted, 60_000, "what is missing is told");
+        assert_eq!(kept + omitted, 60_000, "it says how much is missing");
     }
     assert!(cut >= 17, "no more than three of them fit whole: {cut}");
 }
@@ -260,12 +260,12 @@ fn g04_of_a_chunk_whose_worker_dies_only_the_rest_runs_again() {
     assert_eq!(fs::read_to_string(&runs).expect("written").lines().count(), 6, "each ran once");
     let mut rows = json_lines(&out.text());
     rows.sort_by_key(|row| row["line"].as_u64());
-    let told: Vec<(u64, bool)> = rows
+    let attempts: Vec<(u64, bool)> = rows
         .iter()
         .map(|row| {
             (row["attempt"].as_u64().expect("one"), row["worker"].as_str().expect("one").starts_with("w1~"))
         })
         .collect();
-    assert_eq!(told[..6], [(1, true); 6], "{out:?}");
-    assert_eq!(told[6..], [(2, false)], "{out:?}");
+    assert_eq!(attempts[..6], [(1, true); 6], "{out:?}");
+    assert_eq!(attempts[6..], [(2, false)], "{out:?}");
 }

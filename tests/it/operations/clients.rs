@@ -1,4 +1,4 @@
-//! What the commands tell: status, list, show, and their JSON.
+//! Output of the commands: status, list, show, and their JSON.
 
 use serde_json::Value;
 
@@ -84,8 +84,8 @@ fn status_is_true_with_a_leader_and_without() {
         assert!(text.contains(words), "{words}: {text}");
     }
 
-    // The leader is killed with its session still standing, and there is no other: it looks as if it led, until
-    // the session ends. Then nobody does, and what it wrote is told to be old.
+    // The leader is killed, its session still lives, and there is no other: it appears to lead until the session
+    // ends. Then nobody leads, and the summary that it wrote is reported as old.
     m2.term();
     m2.wait_exit(LIMIT);
     m1.kill();
@@ -99,7 +99,7 @@ fn status_is_true_with_a_leader_and_without() {
     for words in ["none: no master is running (m1 on ", "what the last leader wrote"] {
         assert!(text.contains(words), "{words}: {text}");
     }
-    // The next one is told as soon as it leads.
+    // The next one is reported as soon as it leads.
     let _m3 = cluster.master("m3");
     cluster.leads("m3", LIMIT);
     assert_eq!(one(&cluster, &["status", "--json"])["leader"]["id"], "m3");

@@ -46,7 +46,7 @@ fn settings_come_from_flags_variables_and_the_file() {
     let task = cluster.ended(&id, LIMIT);
     assert_eq!(task.options.priority, Some(7));
     assert_eq!(task.options.require.expect("labels")["kind"], "variable");
-    // A chroot stands before the root.
+    // A chroot precedes the root.
     let out = Plain::new(&["status", "--json", "--zk", &format!("{zk}{root}"), "--root", "/other"]).run();
     assert!(out.code == 0 && out.text().contains("\"leader\":null"), "{out:?}");
 }
@@ -72,7 +72,7 @@ fn a_wrong_variable_or_file_is_78_and_named() {
     Plain::new(&["status", "--config", "/no/such.toml"]).run().says(78, &["/no/such.toml"]);
 }
 
-/// No role writes while nothing happens: the ensemble's transaction id stands still.
+/// No role writes while nothing happens: the ensemble's transaction id does not change.
 #[test]
 fn idle_roles_write_nothing() {
     let ensemble = crate::harness::Ensemble::start(1);
@@ -85,8 +85,10 @@ fn idle_roles_write_nothing() {
     service.cluster.the_task();
     service.is_unharmed();
     let dir = format!("{}/elections/default", service.cluster.root);
-    eventually(LIMIT, "e1 stands", || (service.cluster.contenders_below(&dir).len() == 1).then_some(()));
-    eventually(LIMIT, "m2 stands by", || (service.cluster.contenders().len() == 2).then_some(()));
+    eventually(LIMIT, "e1 is a contender", || {
+        (service.cluster.contenders_below(&dir).len() == 1).then_some(())
+    });
+    eventually(LIMIT, "m2 is a standby", || (service.cluster.contenders().len() == 2).then_some(()));
     let zxid = || {
         let answer = ensemble.four_letters(1, "srvr").expect("an answer");
         answer.lines().find_map(|line| line.strip_prefix("Zxid: ").map(str::to_string)).expect("a zxid")

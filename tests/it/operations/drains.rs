@@ -9,7 +9,7 @@ use crate::harness::{Cluster, LIMIT, eventually, process};
 use crate::plain::{Plain, json_lines};
 use crate::scenarios::{locked, started, starts};
 
-/// So many lines stand in this file.
+/// Waits until this file has so many lines.
 fn noted(file: &Path, times: usize) {
     eventually(LIMIT, &format!("{} has {times} lines", file.display()), || {
         (fs::read_to_string(file).ok()?.lines().count() >= times).then_some(())
@@ -65,7 +65,7 @@ fn a_task_that_ends_by_itself_during_a_drain_keeps_its_outcome() {
     }
 }
 
-/// Likewise lines that stand in one znode: one has ended, the other is cut.
+/// Likewise lines that are stored in one znode: one has ended, the other is cut.
 #[test]
 fn only_the_lines_that_a_drain_stopped_run_again() {
     let cluster = Cluster::new("drain-lines");
@@ -88,10 +88,10 @@ fn only_the_lines_that_a_drain_stopped_run_again() {
     assert_eq!(w1.wait_exit(LIMIT).code, 0);
     let mut rows = json_lines(&out.text());
     rows.sort_by_key(|row| row["line"].as_u64());
-    let told =
+    let results =
         |row: &serde_json::Value| (row["exit_code"].as_i64(), row["stdout"].as_str().map(str::to_owned));
-    let told: Vec<_> = rows.iter().map(told).collect();
-    assert_eq!(told, [(Some(4), Some("1\n".into())), (Some(5), Some("2\n".into()))], "{out:?}");
+    let results: Vec<_> = rows.iter().map(results).collect();
+    assert_eq!(results, [(Some(4), Some("1\n".into())), (Some(5), Some("2\n".into()))], "{out:?}");
     let notes = fs::read_to_string(cluster.dir().join("note")).expect("notes");
     assert_eq!(notes.lines().filter(|line| *line == "a").count(), 1, "it had ended");
 }

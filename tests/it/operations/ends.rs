@@ -40,7 +40,7 @@ fn a_queued_task_is_cancelled_without_running() {
     out.says(1, &["3 tasks", "3 failed"]);
 }
 
-/// What ignores SIGTERM goes on for the whole grace, and is shown all the time as what it is.
+/// A task that ignores SIGTERM goes on for the whole grace, and is shown as running all the time.
 #[test]
 fn a_running_task_that_is_being_cancelled_is_shown_as_such() {
     let service = Service::new("cancelling", &["--slots", "1", "--grace", "4s"]);
@@ -51,7 +51,7 @@ fn a_running_task_that_is_being_cancelled_is_shown_as_such() {
     file_says(&ready);
     assert_eq!(Plain::on(cluster, &["cancel", id.as_str()]).run().code, 0);
     let list = |state: &str| Plain::on(cluster, &["list", "--json", "--state", state]).run().text();
-    eventually(LIMIT, "the leader has told the worker", || {
+    eventually(LIMIT, "the leader has notified the worker", || {
         let shown = Plain::on(cluster, &["show", "--json", id.as_str()]).run();
         let shown = json_lines(&shown.text()).remove(0);
         assert!(shown["outcome"].is_null(), "{shown}");
@@ -81,7 +81,7 @@ fn a_running_task_is_killed_before_its_cancellation_is_written() {
     let mut wait = cluster.start("wait", &["wait", id.as_str()]);
     let all = file_says(&pids);
     assert_eq!(Plain::on(cluster, &["cancel", id.as_str()]).run().code, 0);
-    // At the moment when the outcome is to be seen, the group is dead.
+    // When the outcome becomes visible, the group has ended.
     let outcome = cluster.ended(&id, LIMIT).outcome.expect("ended");
     for pid in all.split_whitespace() {
         assert!(!process::is_alive(pid.parse().expect("a pid")), "{pid} lives");
@@ -114,7 +114,7 @@ fn a_task_that_waited_too_long_expires_and_never_runs() {
     assert_eq!((out.code, file_says(&file).as_str()), (0, "ran\n"), "retried, its deadline is gone");
 }
 
-/// `--orphan cancel`: whoever waits for it is killed, and it goes too. Others stay.
+/// `--orphan cancel`: when the submitter that waits for a task is killed, the task goes too. Others stay.
 #[test]
 fn an_orphan_is_cancelled_if_its_submitter_said_so() {
     let cluster = Cluster::new("orphan").with(&["--session-timeout", "3s"]);

@@ -1,4 +1,4 @@
-//! Lines of a batch as things of their own: what failed stays, is listed, shown, run again and deleted.
+//! Lines of a batch as things of their own: a failed line stays, is listed, shown, run again and deleted.
 
 use std::fs;
 
@@ -51,9 +51,9 @@ fn what_failed_of_a_batch_stays_and_a_retry_runs_nothing_else() {
     let retry = run(cluster, &["retry", &batch]);
     retry.says(0, &["18 other tasks"]);
     let text = retry.text();
-    let mut told: Vec<&str> = text.lines().collect();
-    told.sort_unstable();
-    assert_eq!(told, [format!("{batch}/23: will run again"), format!("{batch}/7: will run again")]);
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, [format!("{batch}/23: will run again"), format!("{batch}/7: will run again")]);
     assert_eq!(run(cluster, &["wait", &failed[0]]).text(), "out 7\n");
     assert_eq!(run(cluster, &["wait", &failed[1]]).code, 0);
     let ran = fs::read_to_string(&runs).expect("written");
@@ -97,7 +97,7 @@ fn failed_outcomes_are_limited_and_unwanted_ones_deleted() {
     assert_eq!(listed(&cluster, &[]), [open.as_str()]);
 }
 
-/// What has a key is not deleted for its room, or whoever submits it again would run it once more.
+/// A task with a key is not deleted to make room, or a second submit of it would run it once more.
 #[test]
 fn a_failed_keyed_task_keeps_its_outcome_and_its_key() {
     let cluster = Cluster::new("lines-keyed");
@@ -116,7 +116,7 @@ fn a_failed_keyed_task_keeps_its_outcome_and_its_key() {
     let dropped = "its command and output were dropped, for too much had ended badly";
     eventually(LIMIT, "both are shortened, the oldest first", || {
         let shown = |name: &str| run(&cluster, &["show", name]).text();
-        let key = listed(&cluster, &[]).into_iter().find(|id| id.ends_with("/k")).expect("it stands");
+        let key = listed(&cluster, &[]).into_iter().find(|id| id.ends_with("/k")).expect("it exists");
         let texts = [key.as_str(), "b/2"].map(shown);
         texts.iter().all(|text| text.contains(dropped) && text.contains("(dropped)")).then_some(())
     });

@@ -70,7 +70,7 @@ fn a_worker_that_can_write_no_logs_works_on_and_says_so_once() {
         assert!(out.code == 0 && out.text().ends_with(&format!("\n{n}\n")), "{}", out.stderr);
     }
     let log = worker.stderr();
-    let told: Vec<&str> = log.lines().filter(|line| line.contains("has no log")).collect();
-    assert!(told.len() == 1 && told[0].contains(dir.to_str().expect("UTF-8")), "{log}");
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("has no log")).collect();
+    assert!(lines.len() == 1 && lines[0].contains(dir.to_str().expect("UTF-8")), "{log}");
     assert!(worker.is_running());
 }

@@ -112,15 +112,15 @@ fn the_least_loaded_worker_gets_the_next_task() {
     let _w1 = cluster.worker("w1", &["--slots", "3", "--label", "mine=w1"]);
     let _w2 = cluster.worker("w2", &["--slots", "3", "--label", "mine=w2"]);
     cluster.registered(&["w1", "w2"]);
-    let place = |args: &[&str]| {
+    let worker_of = |args: &[&str]| {
         let id = cluster.submit_detached(&[args, &["sleep 100"]].concat());
         cluster.assigned(&id).split('~').next().expect("a name").to_string()
     };
     for _ in 0..2 {
-        assert_eq!(place(&["--require", "mine=w1"]), "w1");
+        assert_eq!(worker_of(&["--require", "mine=w1"]), "w1");
     }
-    assert_eq!([place(&[]), place(&[])], ["w2", "w2"], "where there is less to do");
-    let mut last = [place(&[]), place(&[])];
+    assert_eq!([worker_of(&[]), worker_of(&[])], ["w2", "w2"], "where there is less to do");
+    let mut last = [worker_of(&[]), worker_of(&[])];
     last.sort();
     assert_eq!(last, ["w1", "w2"], "then one each");
     // All slots are taken: the next one waits with the leader, behind nobody in particular.

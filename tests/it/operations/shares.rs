@@ -1,5 +1,5 @@
-//! Shares of chunks on real workers: nothing idles beside lines that were not started, and a line that kills its
-//! workers is convicted alone.
+//! Shares of chunks on real workers: no slot idles beside lines that were not started, and a line that kills its
+//! workers is blamed alone.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -58,7 +58,7 @@ fn g11_a_poison_line_fails_alone_and_its_neighbours_succeed() {
         (!submit.is_running()).then_some(())
     });
     let exit = submit.wait_exit(LIMIT);
-    eprintln!("199 done and 1 convicted after {deaths} deaths, in {:?}", begin.elapsed());
+    eprintln!("199 done and 1 blamed after {deaths} deaths, in {:?}", begin.elapsed());
     assert_eq!(exit.code, 1, "{}", exit.stderr);
     assert!(exit.stderr.contains("200 tasks: 199 succeeded, 1 failed"), "{}", exit.stderr);
     assert!(exit.stderr.contains("/90 was given up"), "{}", exit.stderr);
@@ -70,7 +70,7 @@ fn g11_a_poison_line_fails_alone_and_its_neighbours_succeed() {
     assert!(again.len() <= 60 && again.iter().all(|(_, times)| **times <= 3), "{again:?}");
 }
 
-/// One worker has all lines, and stands still. What it has not started goes to another that comes.
+/// One worker has all lines, and is suspended. Lines that it has not started go to another that comes.
 #[test]
 fn the_unstarted_lines_of_a_suspended_worker_go_to_another() {
     let cluster = Cluster::new("stopped-share");
@@ -96,7 +96,7 @@ fn the_unstarted_lines_of_a_suspended_worker_go_to_another() {
     let all = starts(&ran);
     let mut numbers: Vec<u32> = all.iter().map(|(_, number)| *number).collect();
     numbers.sort_unstable();
-    assert_eq!(numbers, (1..=20).collect::<Vec<_>>(), "each line ran once; {before} before it stood still");
+    assert_eq!(numbers, (1..=20).collect::<Vec<_>>(), "each line ran once; {before} before it was suspended");
     let (own, others): (Vec<_>, Vec<_>) = all.iter().partition(|(worker, _)| worker.starts_with("w1"));
     assert!(own.len() >= 4 && others.len() >= 6, "both had their part: {all:?}");
 }

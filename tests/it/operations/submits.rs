@@ -140,7 +140,7 @@ fn an_interrupted_submit_says_how_to_come_back() {
     let mut ids: Vec<TaskId> = Vec::new();
     for (signal, code) in [(rustix::process::Signal::INT, 130), (rustix::process::Signal::TERM, 143)] {
         let mut submit = service.cluster.submit(&[&line]);
-        let id = eventually(LIMIT, "its task stands", || {
+        let id = eventually(LIMIT, "its task exists", || {
             service.cluster.tasks().into_iter().map(|(id, ..)| id).find(|id| !ids.contains(id))
         });
         service.cluster.assigned(&id);
@@ -148,7 +148,7 @@ fn an_interrupted_submit_says_how_to_come_back() {
         let exit = submit.wait_exit(LIMIT);
         assert_eq!(exit.code, code, "{exit:?}");
         assert!(exit.stderr.contains(&format!("zkmw wait {id}")), "{exit:?}");
-        let task = service.cluster.task(&id).expect("it stands").0;
+        let task = service.cluster.task(&id).expect("it exists").0;
         assert!(!task.cancel && task.outcome.is_none(), "it was left alone");
         ids.push(id);
     }
@@ -166,7 +166,7 @@ fn an_interrupted_submit_says_how_to_come_back() {
     let exit = submit.wait_exit(LIMIT);
     assert!(exit.code == 1 || exit.code == 130, "{exit:?}");
     assert!(exit.stderr.contains("cancel"), "{exit:?}");
-    eventually(Duration::from_secs(5), "it is dead", || (!process::is_alive(running)).then_some(()));
+    eventually(Duration::from_secs(5), "it has ended", || (!process::is_alive(running)).then_some(()));
     let tasks = service.cluster.tasks().into_iter();
     let cancelled = tasks.filter(|(_, task, _)| {
         task.outcome.as_ref().is_some_and(|outcome| outcome.state == State::Cancelled)

@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use crate::harness::{LIMIT, eventually};
 use crate::plain::{Plain, Service};
 
-/// 74: the task ran, so whoever takes the code for *try again* would run it twice.
+/// 74: the task ran, so a caller that takes the code for *try again* would run it twice.
 #[test]
 fn an_output_that_cannot_be_written_is_74_and_the_outcome_stays() {
     let service = Service::new("full-output", &["--slots", "2"]);
