@@ -3,7 +3,7 @@
 //! This version must write the same bytes as every version before it, and must read these files back without loss.
 //! `docs/contract.md` shows the same files, and is compared with them.
 //!
-//! `ZKMW_BLESS=1 cargo test --test golden` writes the files anew; the difference is the review. (The files have
+//! `ZKMW_BLESS=1 cargo test --test golden` writes the files again; the difference is the review. (The files have
 //! no line's end, since znodes have none. The examples in the document are changed by hand.)
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -404,7 +404,7 @@ fn shown(data: &[u8]) -> String {
 }
 
 #[test]
-fn what_is_written_is_what_was_always_written() {
+fn written_data_never_changes() {
     let bless = std::env::var_os("ZKMW_BLESS").is_some_and(|value| value == "1");
     for Golden { file, make, .. } in GOLDEN {
         let made = make();
@@ -416,7 +416,7 @@ fn what_is_written_is_what_was_always_written() {
 }
 
 #[test]
-fn what_is_read_is_written_again_byte_for_byte() {
+fn data_that_is_read_is_written_back_byte_for_byte() {
     for Golden { file, kind, .. } in GOLDEN {
         let data = read(file);
         let again = kind.again(&data).unwrap_or_else(|why| panic!("{file} is refused: {why}"));
@@ -425,7 +425,7 @@ fn what_is_read_is_written_again_byte_for_byte() {
 }
 
 #[test]
-fn what_is_made_by_hand_is_completed() {
+fn hand_made_data_is_completed() {
     for (file, kind, becomes) in BY_HAND {
         let again = kind.again(&read(file)).unwrap_or_else(|why| panic!("{file} is refused: {why}"));
         assert_eq!(shown(&again), shown(&read(becomes)), "{file}");

@@ -51,7 +51,7 @@ fn plain(what: impl Into<String>) -> Violation {
 
 type Check = fn(&Evidence) -> Vec<Violation>;
 
-/// All checks, with what each shows when nothing broke.
+/// All checks, each with the statement that holds when nothing broke.
 pub const CHECKS: [(&str, Check); 12] = [
     ("the servers' log is complete", log_is_complete),
     ("the servers forgot nothing: every write follows on the one before", nothing_forgotten),
@@ -393,7 +393,7 @@ fn attempts_once(evidence: &Evidence) -> Vec<Violation> {
     found
 }
 
-/// The writes of assignments: incarnation and what was written.
+/// The writes of assignments, each with its incarnation and its data.
 fn assignments(evidence: &Evidence) -> Vec<(&Txn, &str, Assignment)> {
     let prefix = format!("{}/", evidence.layout.assign());
     let assignment = |txn| match &Txn::path(txn).filter(|path| path.starts_with(&prefix)).map(name_of) {
@@ -493,7 +493,7 @@ fn drained(evidence: &Evidence) -> Vec<Violation> {
     evidence.leftovers.iter().chain(&evidence.complaints).map(plain).collect()
 }
 
-/// All that is known of a task, for a person who searches for the cause of a violation.
+/// All records of a task, for a person who searches for the cause of a violation.
 pub fn story(evidence: &Evidence, id: &TaskId, clock: crate::history::Clock) -> Vec<String> {
     let Some(life) = evidence.lives.get(id) else { return vec![format!("{id}: it never existed")] };
     let mut lines: Vec<(f64, String)> = Vec::new();

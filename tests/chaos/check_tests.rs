@@ -145,13 +145,13 @@ fn a_good_run_is_accepted() {
 }
 
 #[test]
-fn a_log_with_a_gap_or_with_what_is_no_task_is_seen() {
+fn a_log_with_a_gap_or_a_malformed_task_is_detected() {
     only(&Evidence { gap: true, ..good() }, log_is_complete);
     only(&with(|ops| ops.insert(1, set(TASK, &json!([1])))), log_is_complete);
 }
 
 #[test]
-fn servers_that_forgot_a_write_are_seen() {
+fn servers_that_forgot_a_write_are_detected() {
     let forgot = |path: &str, ops: &[Op]| {
         let all = [vec![create(path, &json!({}))], ops.to_vec()].concat();
         nothing_forgotten(&as_it_is(good(), all)).len()
@@ -165,7 +165,7 @@ fn servers_that_forgot_a_write_are_seen() {
 }
 
 #[test]
-fn a_lost_task_is_seen() {
+fn a_lost_task_is_detected() {
     only(&with(|ops| ops.extend([create("/t/tasks/_3f/b", &pending(1))])), nothing_lost);
     let ops = [create("/t/tasks/_3f/b", &pending(1)), Op::Delete { path: "/t/tasks/_3f/b".into() }];
     only(&with(|ops_| ops_.extend(ops)), nothing_lost);
@@ -177,18 +177,18 @@ fn a_lost_task_is_seen() {
 }
 
 #[test]
-fn a_second_outcome_is_seen() {
+fn a_second_outcome_is_detected() {
     let mut other = done(1);
     other["outcome"]["worker"] = json!("w2~2");
     only(&with(|ops| ops.insert(5, set(TASK, &other))), one_outcome);
     // Taken away and written again, without a retry's step to the next attempt.
     at_least(&with(|ops| drop(ops.splice(5..5, [set(TASK, &pending(1)), set(TASK, &done(1))]))), one_outcome);
-    // Made anew under the same name.
+    // Created again under the same name.
     only(&with(|ops| ops.extend([create(TASK, &pending(1)), set(TASK, &done(1))])), one_outcome);
 }
 
 #[test]
-fn an_attempt_that_falls_is_seen() {
+fn an_attempt_that_falls_is_detected() {
     at_least(
         &with(|ops| drop(ops.splice(1..1, [set(TASK, &pending(2)), set(TASK, &pending(1))]))),
         one_outcome,
@@ -213,7 +213,7 @@ fn a_wrong_answer_to_a_user_is_detected() {
 }
 
 #[test]
-fn a_result_that_the_task_never_had_is_seen() {
+fn a_result_that_the_task_never_had_is_detected() {
     let mut another_code = good();
     another_code.records[0].asked[0].code = 3;
     only(&another_code, right_result);
@@ -223,7 +223,7 @@ fn a_result_that_the_task_never_had_is_seen() {
 }
 
 #[test]
-fn an_overlap_is_seen() {
+fn an_overlap_is_detected() {
     let mut beside = good();
     beside.notes.get_mut("name").expect("its notes").insert(0, note("overlap", 1, 4));
     at_least(&beside, no_overlap);
@@ -234,7 +234,7 @@ fn an_overlap_is_seen() {
 }
 
 #[test]
-fn an_attempt_that_runs_twice_or_was_never_given_out_is_seen() {
+fn an_attempt_that_runs_twice_or_was_never_given_is_detected() {
     let mut twice = good();
     twice.notes.get_mut("name").expect("its notes").push(note("start", 1, 6));
     only(&twice, attempts_once);
@@ -244,7 +244,7 @@ fn an_attempt_that_runs_twice_or_was_never_given_out_is_seen() {
 }
 
 #[test]
-fn an_epoch_that_goes_back_is_seen() {
+fn an_epoch_that_goes_back_is_detected() {
     only(&with(|ops| ops.insert(3, set("/t/assign/w1~1", &assignment(9, 1)))), one_leader);
     let old = json!({"leader": {"id": "m2", "epoch": 9}});
     only(&with(|ops| ops.insert(4, set("/t/status", &old))), one_leader);
@@ -260,7 +260,7 @@ fn an_attempt_in_two_assignments_is_detected() {
 }
 
 #[test]
-fn two_electors_at_a_time_are_seen() {
+fn two_electors_at_a_time_are_detected() {
     only(&Evidence { leads: vec![lead("start", 7), lead("overlap", 8)], ..good() }, one_elector);
     only(&Evidence { leads: vec![lead("start", 7), lead("start", 7)], ..good() }, one_elector);
     only(
@@ -270,7 +270,7 @@ fn two_electors_at_a_time_are_seen() {
 }
 
 #[test]
-fn what_is_left_over_is_seen() {
+fn leftovers_are_detected() {
     only(&Evidence { leftovers: vec!["something".into()], ..good() }, drained);
     only(&Evidence { complaints: vec!["somebody".into()], ..good() }, drained);
 }

@@ -163,7 +163,7 @@ pub fn log(ensemble: &Ensemble, tree: &Tree, servers: u32) -> (Vec<Txn>, bool) {
     (best.unwrap_or(put_together), gap)
 }
 
-/// A server that was sent a snapshot instead of what it had missed has no record of that.
+/// A server that got a snapshot instead of the writes that it had missed has no record of those.
 pub fn has_gap(log: &[Txn]) -> bool {
     log.windows(2).any(|pair| {
         let (before, after) = (pair[0].zxid, pair[1].zxid);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_in_the_log_is_seen() {
+    fn a_gap_in_the_log_is_detected() {
         let epoch = 1 << 32;
         assert!(!has_gap(&[at(epoch + 1), at(epoch + 2), at(2 * epoch + 1)]));
         assert!(has_gap(&[at(epoch + 1), at(epoch + 3)]));

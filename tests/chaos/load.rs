@@ -1,6 +1,6 @@
 //! The users: threads that submit tasks of all kinds, wait for some, cancel and retry others, one after the other, as
-//! processes of the real binary on the clients' hosts. Owns these processes, and the record of what each was asked
-//! and what it said; the nemesis may hurt them through [`Load::hurt`].
+//! processes of the real binary on the clients' hosts. Owns these processes, and the record of each request
+//! and its output; the nemesis may hurt them through [`Load::hurt`].
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -28,7 +28,7 @@ pub enum Kind {
     Plain,
     /// Ignores SIGTERM.
     Trap,
-    /// Exits with 0 upon SIGTERM, without what it was to do.
+    /// Exits with 0 on SIGTERM, with its work undone.
     Polite,
     Fork,
     Suicide,
@@ -147,7 +147,7 @@ impl Load {
         Load { shared, users }
     }
 
-    /// Hurts a submitter that is at work; gives its host and what was done. A stopped one is for [`Load::cont`].
+    /// Hurts a submitter that is at work; gives its number and a description. [`Load::cont`] continues a stopped one.
     pub fn hurt(&self, how: Hurt, pick: u64) -> Option<(u32, String)> {
         let mut at_work = self.shared.at_work.lock().expect("no panic");
         let count = u64::try_from(at_work.len()).ok().filter(|count| *count > 0)?;

@@ -1,6 +1,6 @@
 //! Chaos on real servers: three ZooKeeper servers and every role as real processes, each on a host with a network of
 //! its own, many users, and a nemesis that kills, stops, restarts, cuts off, delays and loses. Afterwards checkers read
-//! what everybody wrote down, and a report for people is written.
+//! all records, and a report for people is written.
 //!
 //! - `net`: the hosts' networks and the switch between them.
 //! - `plan`: the plan of the nemesis, from a seed. `nemesis` carries it out.
@@ -229,7 +229,7 @@ fn keep_servers(ensemble: &Ensemble, into: &Path) {
     }
 }
 
-/// Waits until all users have what they wait for, and all is at rest.
+/// Waits until all users have their outcomes, and all is at rest.
 fn settle(
     load: Load,
     services: &mut Services,

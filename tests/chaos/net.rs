@@ -82,7 +82,7 @@ impl Host {
         }
     }
 
-    /// The calling thread, and what it starts, lives on this host from now on.
+    /// The calling thread, and its future children, live on this host from now on.
     pub fn enter_thread(&self) {
         if let Some(namespace) = &self.namespace {
             let entered = move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network));
@@ -152,7 +152,7 @@ impl Net {
         self.switch.is_some()
     }
 
-    /// Makes the links what these say, and all others whole. Where several name a link, the worst of each holds.
+    /// Impairs these links, and makes all others whole. If several items name a link, the worst of each value holds.
     pub fn impair(&self, what: &[(Vec<Link>, Impaired)]) {
         let mut links = self.links.lock().expect("no panic");
         links.iter_mut().flatten().for_each(|link| *link = Impaired::default());

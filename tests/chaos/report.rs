@@ -1,4 +1,4 @@
-//! The report of a run, for people: what was done to it, what came of it, and whether all held. Judges nothing itself.
+//! The report of a run, for people: its faults, its results, and whether all checks held. Judges nothing itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -29,7 +29,7 @@ pub struct Figures {
     pub longest_recovery: f64,
 }
 
-/// Adds up what the log has.
+/// Computes the numbers from the records.
 pub fn figures(run: &Run) -> Figures {
     let mut outcomes: Vec<f64> = Vec::new();
     for life in run.evidence.lives.values() {
@@ -56,7 +56,7 @@ pub fn figures(run: &Run) -> Figures {
     Figures { outcomes, longest_gap, terms, longest_recovery }
 }
 
-/// Writes `chaos.md`, `chaos.svg` and `history.txt`; gives what broke, each with its story.
+/// Writes `chaos.md`, `chaos.svg` and `history.txt`; gives the violations, and the stories of their tasks.
 pub fn write(folder: &Path, run: &Run) -> Vec<String> {
     let figures = figures(run);
     let judged = judge(&run.evidence);

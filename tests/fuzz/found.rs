@@ -1,4 +1,4 @@
-//! Inputs that broke something once, each with the name of what it broke.
+//! Inputs that broke something once. The name of each test says what it broke.
 
 use zkmw::contract::MAX_DATA_BYTES;
 use zkmw::contract::task::Task;

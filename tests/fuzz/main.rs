@@ -1,5 +1,5 @@
 //! Malformed data: every decoder of the contract, the configuration file and batches, under millions of inputs made
-//! of good ones. And properties of names and of what this code itself can write.
+//! of good ones. Also properties of names and of the data that this code writes.
 //!
 //! Each execution follows from its number alone. `ZKMW_FUZZ_SECONDS` says how long (30), `ZKMW_FUZZ_SEED` with which
 //! numbers to begin; `ZKMW_FUZZ_ONLY=N` makes execution N again, alone. An input that fails is printed as a byte
@@ -212,6 +212,6 @@ fn no_input_breaks_a_decoder() {
         (target.check)(&data);
         panic!("execution {n} failed, and its smaller input does not: see above");
     }
-    // Far below what the slowest machine makes, far above what an idle loop would.
+    // Far below the count of the slowest machine, far above that of an idle loop.
     assert!(u128::from(count) > time.as_millis() / 10, "only {count} executions");
 }

@@ -1,6 +1,6 @@
 //! How much memory a call takes: an allocator that counts, for each thread of its own.
 //!
-//! Counts are of bytes asked for, not of what the system's allocator rounds them up to.
+//! Counts are of requested bytes, not of the sizes to which the system's allocator rounds them up.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-/// Chance with what these tests need of it: a seed gives the same inputs for ever.
+/// Random numbers for these tests: a seed gives the same inputs for ever.
 pub struct Prng(zkmw::machine::Prng);
 
 impl Prng {
@@ -223,7 +223,7 @@ fn some_value(other: &Value, prng: &mut Prng) -> Value {
         2 if prng.one_in(2) => json!(u64::MAX >> prng.pick::<u32>(&[0, 1, 31, 32, 33, 48, 56])),
         2 => json!(prng.next() >> prng.below(64)),
         3 => json!(-(i64::from_ne_bytes(prng.next().to_ne_bytes()) >> prng.below(64)).saturating_abs()),
-        // Any float at all; what is no number becomes null.
+        // Any float at all; NaN becomes null.
         4 => json!(f64::from_bits(prng.next())),
         5 => json!(prng.pick(WORDS)),
         6 => {

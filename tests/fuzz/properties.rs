@@ -1,5 +1,5 @@
-//! Properties of what this code itself can write: it is read back as it was, under names that lead to it alone. And the
-//! order of contenders, against Curator's.
+//! Properties of the data that this code writes: it is read back as it was, under names that lead to it alone. Also the
+//! order of contenders, compared with Curator's.
 
 use std::collections::BTreeMap;
 
@@ -328,7 +328,7 @@ proptest! {
 
     /// A task of the largest size can be read after each of its writes, whatever happens to it.
     #[test]
-    fn whatever_happens_to_a_task_it_can_still_be_read(
+    fn a_task_can_be_read_after_every_write(
         fill in 0..=100_usize, what in select(&["x", "\"", "\\", "\u{1}", "ä", "🦓"][..]), is_chunk in any::<bool>(),
         moves in vec((select(NASTY), 0..200_000_usize, 1..=128_usize), 0..12), end in any::<Option<[u16; 2]>>(),
         limit in proptest::option::of(0..MAX_DATA_BYTES),
@@ -367,7 +367,7 @@ proptest! {
     }
 
     #[test]
-    fn names_lead_to_what_they_name(
+    fn names_are_parsed_back(
         incarnation in incarnation(), n in any::<u64>(), id in task_id(), bits in any::<(u64, u64)>(),
     ) {
         let layout = Layout::new("/r/o");

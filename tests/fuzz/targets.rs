@@ -27,7 +27,7 @@ const MEMORY_BASE: usize = 64 * 1024;
 /// The longest reason for a refusal: it is logged.
 const MAX_REASON_BYTES: usize = 1_024;
 
-/// One decoder and what is asked of it.
+/// One decoder and its check.
 pub struct Target {
     pub name: &'static str,
     pub check: fn(&[u8]),

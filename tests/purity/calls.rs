@@ -47,7 +47,7 @@ fn calls(files: &BTreeMap<String, String>) -> BTreeMap<&str, BTreeSet<&str>> {
         .collect()
 }
 
-/// A circle of calls, if there is one: without the files that call no other, again and again, it is what is left.
+/// A circle of calls, if there is one: it is left over when the files that call no other are removed, again and again.
 fn circle<'a>(mut calls: BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeSet<&'a str> {
     while let Some(last) = calls.iter().find(|(_, to)| to.is_empty()).map(|(from, _)| *from) {
         calls.remove(last);

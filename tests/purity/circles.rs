@@ -16,7 +16,7 @@ type Module = Vec<String>;
 /// Names that a module imports, and the modules that they mean.
 type Imports = BTreeMap<Module, BTreeMap<String, Module>>;
 
-/// How often a name may be handed on before it is taken for what it is.
+/// How often a name may be handed on before the search for its module stops.
 const MAX_HANDED_ON: usize = 5;
 
 /// One message for each circle among modules of one parent.

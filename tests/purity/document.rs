@@ -45,7 +45,7 @@ fn prose(text: &str) -> String {
     text.split("```").step_by(2).collect()
 }
 
-/// What is between backticks in prose.
+/// The texts between backticks in prose.
 fn quoted(text: &str) -> BTreeSet<String> {
     prose(text).split('`').skip(1).step_by(2).map(str::to_string).collect()
 }

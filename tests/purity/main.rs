@@ -140,7 +140,7 @@ fn pure_code_names_nothing_of_the_world() {
 }
 
 #[test]
-fn comments_literals_and_tests_say_what_they_like() {
+fn comments_literals_and_tests_are_exempt() {
     for text in [
         "// use std::thread;",
         "//! std::thread\n/// [`std::fs`]\nfn f() {}",

@@ -168,7 +168,7 @@ fn check_world(file: &File<'_>, dependencies: &[String], found: &mut Vec<String>
     }
 }
 
-/// `std::hash` has traits that compute; only what it imports by name counts. `std::collections` likewise, but as
+/// `std::hash` has traits that compute; only an import by name counts. `std::collections` likewise, but as
 /// a name in the file it would let everything through.
 fn is_harmless_parent(path: &Named) -> bool {
     !path.is_glob && path.segments == ["std", "hash"]
@@ -185,7 +185,7 @@ fn check_layer(file: &File<'_>, may: &[&str], found: &mut Vec<String>) {
     }
 }
 
-/// The path from the crate's root, if it begins with `crate`, `self` or `super`; a lone `self` is a value.
+/// The path from the crate's root, if it begins with `crate`, `self` or `super`; `self` alone is a value.
 pub fn inner_path(name: &str, path: &Named) -> Option<Vec<String>> {
     let rest = &path.segments[1..];
     match path.segments.first()?.as_str() {

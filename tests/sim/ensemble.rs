@@ -3,7 +3,7 @@
 //!
 //! - A session is attached to one server. Its reads are answered from that server's state, so they may be old; its
 //!   writes wait there until they are [forwarded](Ensemble::forward), and are answered when *that server* has
-//!   applied what came of them. Its requests are answered in order, its replies and watch events are one stream.
+//!   applied their transactions. Its requests are answered in order, its replies and watch events are one stream.
 //! - Watches fire when the server applies the transaction, one-shot and persistent ones as the project's session layer
 //!   sets them. A session gets a change once for every persistent watch that covers it, as from the real client.
 //! - Nothing happens by itself: the driver of the ensemble says when a server forwards, applies, crashes or is cut
@@ -29,7 +29,7 @@ use tree::Tree;
 /// Servers are numbered from 0.
 pub type ServerId = usize;
 
-/// What [`Stat::ephemeral_owner`](zkmw::machine::Stat) says; 0 is nobody's, or an operator's.
+/// The value of [`Stat::ephemeral_owner`](zkmw::machine::Stat); 0 is nobody's, or an operator's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SessionId(pub i64);
 
@@ -37,7 +37,7 @@ pub struct SessionId(pub i64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
-/// What a server sends to a session.
+/// A message of a server to a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     Reply { request: RequestId, result: Result<Reply, Refusal> },
@@ -55,7 +55,7 @@ pub struct Txn {
     pub op: Op,
 }
 
-/// What a transaction does.
+/// The effect of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     OpenSession,
@@ -85,11 +85,11 @@ pub enum Op {
     },
 }
 
-/// A transaction, and what the servers need to know besides.
+/// The part of a transaction that only the servers need.
 struct Entry {
     /// The data, shared by all servers.
     data: Arc<Vec<u8>>,
-    /// Where it was asked for, and what is to be answered.
+    /// The request that led to it, and its answer.
     origin: Option<Origin>,
 }
 
@@ -99,7 +99,7 @@ struct Origin {
     result: Result<Reply, Refusal>,
 }
 
-/// What a server has to pass on to the leader.
+/// A request that a server has to forward to the leader.
 struct Queued {
     session: SessionId,
     /// `None`: the session is to be closed.
@@ -125,7 +125,7 @@ pub struct Ensemble {
     leader: Option<ServerId>,
     /// The upper half of the zxid: how many leaders there were.
     epoch: i64,
-    /// The lower half: what the leader has committed.
+    /// The lower half: the number of the leader's commits.
     counter: i64,
     log: Vec<Txn>,
     /// One for each of the log.
@@ -138,7 +138,7 @@ pub struct Ensemble {
     expires: Option<Instant>,
     last_session: i64,
     last_request: u64,
-    /// What one transaction changed, in order; kept for its memory only.
+    /// The changes of one transaction, in order; a buffer that is used again.
     changes: Vec<(String, ChangeKind)>,
 }
 
@@ -209,7 +209,7 @@ impl Ensemble {
         self.elect();
     }
 
-    /// It is back with what it had applied.
+    /// It is back, and still has all that it had applied.
     pub fn restart(&mut self, server: ServerId) {
         self.servers[server].running = true;
         self.elect();
@@ -430,12 +430,12 @@ impl Ensemble {
         self.committed.nodes.get_mut(path).expect("a znode").set_sequence(next);
     }
 
-    /// What was committed.
+    /// The committed transactions.
     pub fn log(&self) -> &[Txn] {
         &self.log
     }
 
-    /// What came of it.
+    /// The znodes after all of them.
     pub fn tree(&self) -> &BTreeMap<String, Node> {
         &self.committed.nodes
     }

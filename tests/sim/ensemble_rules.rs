@@ -48,7 +48,7 @@ fn replies(ensemble: &mut Ensemble, session: SessionId) -> Vec<Result<Reply, Ref
 }
 
 #[test]
-fn a_server_that_lags_answers_from_what_it_knows() {
+fn a_lagging_server_answers_from_its_own_state() {
     let (mut ensemble, [near, far, _]) = three();
     assert!(ensemble.put("/a", b""));
     apply(&mut ensemble, 0);
@@ -124,7 +124,7 @@ fn only_the_writes_of_the_disconnected_get_lost_on_their_way() {
 }
 
 #[test]
-fn a_crash_loses_what_was_queued_and_keeps_what_was_committed() {
+fn a_crash_loses_queued_writes_and_keeps_committed_ones() {
     let (mut ensemble, [_, session, _]) = three();
     ensemble.request(session, create("/committed", CreateMode::Ephemeral));
     assert!(ensemble.forward(1));
@@ -187,7 +187,7 @@ fn an_expired_session_loses_all_ephemerals_in_one_transaction() {
     assert!(!ensemble.is_alive(session) && ensemble.is_alive(other));
     let closed: Vec<_> = ensemble.log().iter().filter(|txn| txn.session == session).collect();
     assert_eq!(closed.last().map(|txn| &txn.op), Some(&Op::CloseSession { expired: true }));
-    // Its server does not know yet: it still reads, but what it writes comes to nothing.
+    // Its server does not know yet: its reads still work, but its writes are dropped.
     ensemble.request(session, exists("/e1", false));
     assert!(matches!(replies(&mut ensemble, session)[..], [Ok(Reply::Stat(_))]));
     ensemble.request(session, set("/e1", 0));

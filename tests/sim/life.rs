@@ -1,4 +1,4 @@
-//! The life of a process: it starts, takes turns, carries out what its role asks for, is suspended, dies, ends. The
+//! The life of a process: it starts, takes turns, carries out the actions of its role, is suspended, dies, ends. The
 //! order of things here is that of `src/shell.rs`.
 
 use std::time::Duration;
@@ -192,7 +192,7 @@ impl World {
         }
     }
 
-    /// Carries out what the role asks for; false if that was the end of it.
+    /// Carries out the role's actions; false if the process ended in doing so.
     fn carry_out(&mut self, who: Who) -> bool {
         let m = who.m;
         loop {
@@ -239,7 +239,7 @@ impl World {
         }
     }
 
-    /// The process ends in good order: what runs is killed, then the session is closed.
+    /// The process ends in good order: its runs are killed, then the session is closed.
     fn exit(&mut self, m: usize, code: i32) {
         self.trace(&self.members[m].name, || format!("exits with {code}"));
         self.history.exited(m, self.now, code);

@@ -1,4 +1,4 @@
-//! A process of zkmw: a production role, what is on its way to it, and the one loop that plays the shell's part.
+//! A process of zkmw: a production role, the events on their way to it, and the loop that plays the shell's part.
 //! Its surroundings (connection, runs, chance) belong to others.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -62,7 +62,7 @@ impl Show for worker::Report {
     }
 }
 
-/// A role with what it asked for.
+/// A role with its actions that are not carried out yet.
 pub struct Playing<R: Role> {
     role: R,
     out: Actions<R::Report>,
@@ -231,7 +231,7 @@ impl Member {
         }
     }
 
-    /// Nothing is left of what was under way to the process.
+    /// Drops everything that was under way to the process.
     pub fn forget(&mut self) {
         self.program = None;
         self.sessions.clear();

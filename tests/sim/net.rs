@@ -55,7 +55,7 @@ impl World {
     }
 
     /// How long a thread waits for its turn on a processor.
-    fn dawdle(&mut self) -> u64 {
+    fn scheduling_delay(&mut self) -> u64 {
         match self.dice.below(16) {
             0 => self.dice.below(20 * MS),
             1..4 => self.dice.below(2 * MS),
@@ -179,7 +179,7 @@ impl World {
         let session = net.session;
         if beat {
             net.beating = Some(now);
-            let delay = self.dawdle() + self.travel();
+            let delay = self.scheduling_delay() + self.travel();
             self.after(delay, Ev::Beat(who, generation, session, now));
         }
         let sleep = (sleep.as_nanos() as u64).max(MS);
@@ -227,7 +227,7 @@ impl World {
         };
         net.inflight.insert(id, false);
         let generation = net.generation;
-        let delay = self.dawdle();
+        let delay = self.scheduling_delay();
         self.after(delay, Ev::Depart(who, generation, id, call));
     }
 
@@ -303,7 +303,7 @@ impl World {
             let (who, generation, at) = (line.who, line.generation, line.last);
             // The server sends one stream, and two threads process it.
             let arrives = at.max(self.now + self.travel());
-            let thread = self.dawdle();
+            let thread = self.scheduling_delay();
             let Some(line) = self.lines.get_mut(&session) else { continue };
             line.last = arrives;
             match output {
@@ -330,7 +330,7 @@ impl World {
             return self.at(back, Ev::Answer(who, generation, id, result));
         }
         if self.members[who.m].stopped > self.now {
-            let later = self.members[who.m].stopped + self.dawdle();
+            let later = self.members[who.m].stopped + self.scheduling_delay();
             return self.at(later, Ev::Answer(who, generation, id, result));
         }
         let now = self.local(who.m);

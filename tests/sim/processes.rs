@@ -127,7 +127,7 @@ impl World {
             self.members[who.m].runs.remove(&self.runs[index].id);
             return self.after(MS, Ev::Exec(who, event));
         }
-        // Once all is healed, what is left to do must not take longer than the wait for it.
+        // When all is healed, the remaining work must not take longer than the wait for it.
         let mean = if self.healed { self.swarm.run_for.min(QUICK) } else { self.swarm.run_for };
         let lasts = self.dice.around(mean) + MS;
         let stubborn = self.dice.per_mille(150);

@@ -146,7 +146,7 @@ impl World {
         for session in sessions {
             self.poll(session);
             if !self.ens.is_alive(session) {
-                // The server hangs up on a session that is no more.
+                // The server closes the connection of a session that has ended.
                 let who = self.lines[&session].who;
                 let travel = self.travel();
                 self.on_fin(session);
@@ -248,7 +248,7 @@ impl World {
         self.servers[server].cut = until;
         self.ens.set_link(server, false);
         self.at(until, Ev::Join(server));
-        // It notices after a while, and hangs up on its clients.
+        // It notices that after a while, and closes its clients' connections.
         let notices = self.dice.around(2 * SECOND);
         if self.now + notices < until {
             self.after(notices, Ev::Drop(server));

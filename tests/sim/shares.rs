@@ -45,7 +45,7 @@ struct Worker {
 struct State {
     version: i32,
     task: Task,
-    /// Versions before, the last first: what a stale read may show.
+    /// Earlier versions, the last first: a stale read may return one.
     past: VecDeque<(i32, Task)>,
     /// The worker that got each number.
     given: BTreeMap<u32, usize>,
@@ -248,7 +248,7 @@ fn network(state: &State, scope: Scope, next: &mut Vec<State>) {
             }
         }));
         if waits && state.doubts < scope.doubts {
-            // The answer is lost: to what was applied, or to what may be later.
+            // The reply is lost: of a write that was applied, or of one that may be applied later.
             next.push(state.with(|state| {
                 let sent = state.net.remove(at);
                 state.set(sent.body.clone());

@@ -82,7 +82,7 @@ pub enum Fault {
     RestartNext,
     /// So many servers die that no quorum is left.
     LoseQuorum,
-    /// A server learns late of what was committed.
+    /// A server learns late of commits.
     Lag,
     /// A member takes long over everything.
     Slow,
@@ -140,7 +140,7 @@ pub struct Swarm {
     pub user_every: u64,
     /// Most tasks that users ask for.
     pub tasks: u64,
-    /// Most lines of a batch. Where there are many, what is short waits at workers.
+    /// Most lines of a batch. If there are many, their commands are short, and tasks wait at workers.
     pub lines: u64,
     /// How many batches are in chunks, in thousandths.
     pub chunked: u64,

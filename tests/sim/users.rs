@@ -1,5 +1,5 @@
 //! Users: they submit, wait, cancel and retry, sometimes the same key twice, and sometimes lose patience. Each is a
-//! member with a client's role; who comes when with what is drawn.
+//! member with a client's role; its time and its request are drawn.
 
 use zkmw::contract::line::LineName;
 use zkmw::contract::task::{Options, Payload, Task};
@@ -114,7 +114,7 @@ impl World {
         let every = self.swarm.user_every;
         let next = self.dice.around(every);
         self.after(next, Ev::User);
-        // All is left to the leader: what a client deletes itself is as what a submitter collects.
+        // The leader deletes all. (The checkers would take a deletion by a client for a collected outcome.)
         let wish = Deletion { settled_ms: -1, ..Deletion::default() };
         let (spec, name) = match self.dice.below(11) {
             0..6 => (self.submission(), "s"),
@@ -210,7 +210,7 @@ impl World {
         let batch = self.dice.per_mille(200);
         let mut chunk = None;
         if batch && self.dice.per_mille(self.swarm.chunked) {
-            // The same number for most of those who come with a key.
+            // The same number for all clients with a key, most of which mean the same task.
             chunk = Some(if keyed { 2 } else { self.dice.between(1, 8) as u32 });
         }
         let (wish, options) = if keyed && self.dice.per_mille(700) {

@@ -1,4 +1,4 @@
-//! The world: the true time, the queue of what comes when, and all parts. It pops the next thing and gives it to
+//! The world: the true time, the queue of events, and all parts. It pops the next thing and gives it to
 //! the part that it is for.
 
 use std::cmp::Reverse;
@@ -13,7 +13,7 @@ use super::processes::Run;
 use super::servers::{Line, Server};
 use super::swarm::{Dice, Fault, MS, SECOND, SERVERS, Swarm};
 
-/// More events than this in one seed mean that somebody goes round in circles.
+/// More events than this in one seed mean that some member loops without progress.
 const MAX_EVENTS: u64 = 3_000_000;
 
 /// The ensemble's clock when the simulation begins, in ms since 1970.
@@ -214,7 +214,7 @@ impl World {
             self.free.push(slot);
             self.now = at;
             self.events += 1;
-            assert!(self.events < MAX_EVENTS, "somebody goes round in circles");
+            assert!(self.events < MAX_EVENTS, "some member loops without progress");
             self.digest = (self.digest ^ at ^ seq.rotate_left(32)).wrapping_mul(0x100_0000_01b3);
             self.ens.set_time(Instant::from_nanos(self.now));
             self.handle(ev);

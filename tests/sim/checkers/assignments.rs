@@ -100,7 +100,7 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// G5. A write may land late, while nobody has taken over: then it changes what nobody else has changed.
+    /// G5. A write may be applied late, as long as no other leader has taken over.
     fn check_epoch(
         &self,
         world: &World,
@@ -128,7 +128,7 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// The worker that had this entry must have ended what it ran of it.
+    /// The worker that had this entry must have ended the run of its task.
     fn removed(
         &self,
         world: &World,

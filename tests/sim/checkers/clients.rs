@@ -95,7 +95,7 @@ pub fn check(world: &World, complaints: &mut Complaints) {
     }
 }
 
-/// Whether the service was too full for what it wanted.
+/// Whether the service refused its request as too much.
 fn refused(client: &Client) -> bool {
     client.exit.is_some_and(|(_, code)| code == exit::TOO_MUCH)
 }

@@ -55,7 +55,7 @@ pub fn check(world: &World, complaints: &mut Complaints) {
     });
 }
 
-/// Whether the task is what this user has submitted under its key.
+/// Whether the task is the one that this user has submitted under its key.
 fn wants(spec: &ClientSpec, id: &TaskId) -> bool {
     let Some(key) = spec.key.as_ref().filter(|_| spec.orphan && !spec.detach) else { return false };
     let (dir, name) = id.as_str().split_once('/').expect("a task's id");

@@ -56,7 +56,7 @@ impl Session {
         self.over();
     }
 
-    /// Its server knows that it is no more: nothing more is answered.
+    /// Its server knows that it has ended: no request is answered any more.
     pub fn over(&mut self) {
         self.closing = true;
         self.pending.clear();

@@ -1,4 +1,4 @@
-//! The znodes as one server has them: what a write comes to, and what a transaction changes.
+//! The znodes as one server has them: the transaction that a write leads to, and the changes that it makes.
 //! It knows no connection and no watch.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-# Two workers on one host: a task of one reaches neither the other nor what that runs.
+# Two workers on one host: a task of one reaches neither the other nor its tasks.
 echo ZKMW_LABEL=who=w7 >/etc/zkmw/worker-w7.env
 printf '%s\n' ZKMW_LABEL=who=w8 ZKMW_ID=w8.example.com >/etc/zkmw/worker-w8.env
 systemctl restart $w
