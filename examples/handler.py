@@ -2,9 +2,9 @@
 """A handler for `zkmw worker --handler examples/handler.py`: runs Python functions as tasks, without a process each.
 
 A task's command is a function's name and its arguments, as a shell would split them: `zkmw submit 'add 1 2'` prints 3.
-What a function prints, and what it returns, is the task's output. An exception is exit code 1, with the traceback on the
-task's standard error; SystemExit is the exit code that it says. The protocol is in docs/handler.md; nothing but Python
-3.9 is needed. Replace the functions below by your own.
+The task's output is all that the function prints, and then its result. An exception is exit code 1, with the
+traceback on the task's standard error; SystemExit is the exit code that it says. The protocol is in docs/handler.md;
+nothing but Python 3.9 is needed. Replace the functions below by your own.
 """
 
 import contextlib

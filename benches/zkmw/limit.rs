@@ -29,7 +29,9 @@ const ROUND: usize = 4_000;
 const TASK: &[u8] = br#"{"v":1,"command":"true","attempt":1}"#;
 
 /// What its worker makes of that.
-const ENDED: &[u8] = br#"{"v":1,"command":"true","attempt":1,"outcome":{"state":"done","exit_code":0,"attempt":1,"worker":"w1~0123456789abcdef","started_ms":1767225600000,"ended_ms":1767225600001}}"#;
+const ENDED: &[u8] = b"{\"v\":1,\"command\":\"true\",\"attempt\":1,\
+    \"outcome\":{\"state\":\"done\",\"exit_code\":0,\"attempt\":1,\"worker\":\"w1~0123456789abcdef\",\
+    \"started_ms\":1767225600000,\"ended_ms\":1767225600001}}";
 
 /// What each znode of a measurement goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

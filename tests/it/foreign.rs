@@ -205,8 +205,10 @@ fn a_foreign_client_whose_create_is_in_doubt_submits_once() {
     assert!(cuts.cut.load(Ordering::Relaxed), "no reply was lost");
     assert_eq!(std::fs::read_to_string(&runs).expect("it ran"), "once\n");
     assert_eq!(cluster.tasks().len(), 1, "the leader deletes it");
-    let creates = |txn: &crate::harness::Txn| matches!(&txn.op, Op::Create { path, .. } if path.matches('/').count() == 4 && path.contains("/tasks/"));
-    assert_eq!(cluster.history().iter().filter(|txn| creates(txn)).count(), 1);
+    let is_task = |path: &str| path.matches('/').count() == 4 && path.contains("/tasks/");
+    let history = cluster.history();
+    let creates = history.iter().filter(|txn| matches!(&txn.op, Op::Create { path, .. } if is_task(path)));
+    assert_eq!(creates.count(), 1);
 }
 
 /// A contender of kazoo's own recipe is among ours: master and elector log it, once, and lead.

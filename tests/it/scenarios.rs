@@ -293,8 +293,8 @@ fn s_2_2_1_workers_share_the_tasks_of_two_submitters() {
     assert!(cluster.tasks().is_empty(), "all were collected");
     let ended = ended_at(&cluster);
     for (txn, incarnation, assignment) in cluster.assignment_writes() {
-        // A revoked entry only waits for the worker's report that it has ended, and one whose task has ended for the next
-        // write.
+        // A revoked entry only waits for the worker's report that it has ended. An entry whose task has ended waits for
+        // the next write.
         let over = |task: &TaskId| ended.get(task).is_some_and(|zxid| *zxid < txn.zxid);
         let given = assignment.entries.iter().filter(|entry| !entry.revoked && !over(&entry.task)).count();
         // Of runs of 0.3 s as many may wait as are started within 0.4 s.

@@ -270,7 +270,7 @@ fn busy_until_down(client: &mut Client, count: usize, limit: Duration) -> usize 
                 }
             }
             SessionEvent::Down { .. } => {
-                // A call that is still unanswered was made when Down was on its way already: it must not have been sent.
+                // A call that is still unanswered was made after Down was sent: it must not have been sent itself.
                 while !awaited.is_empty() {
                     let late = client.next(Duration::from_millis(500)).expect("an answer");
                     let SessionEvent::Reply { id, result } = late else {

@@ -21,7 +21,8 @@ const ENDED: [&str; 12] = [
 #[test]
 fn a_batch_prints_each_output_whole_and_exits_1_if_any_failed() {
     let service = Service::new("batch", &["--slots", "3"]);
-    let lines = b"echo one; echo uno\n\nexit 3\n  \necho two; echo err >&2\nfor i in 1 2 3; do echo $i; sleep .05; done\n";
+    let lines = b"echo one; echo uno\n\nexit 3\n  \necho two; echo err >&2\n\
+        for i in 1 2 3; do echo $i; sleep .05; done\n";
     let batch = |args: &[&str], lines: &[u8]| {
         Plain::on(&service.cluster, &[&["submit", "--from-file", "-"], args].concat()).stdin(lines).run()
     };

@@ -103,7 +103,8 @@ fn a_request_answered_upon_a_drains_sigterm_is_asked_again() {
     let _master = cluster.master("m1");
     let note = cluster.dir().join("note");
     let handler = format!(
-        "trap 'echo \"{{\\\"id\\\":$id}}\"; exit 0' TERM; while read -r line; do id=${{line#*\\\"id\\\":}}; id=${{id%%,*}}; \
+        "trap 'echo \"{{\\\"id\\\":$id}}\"; exit 0' TERM; \
+         while read -r line; do id=${{line#*\\\"id\\\":}}; id=${{id%%,*}}; \
          echo $id >>{}; case $line in *'\"attempt\":1,'*) sleep 60 >/dev/null & wait;; \
          *) echo \"{{\\\"id\\\":$id,\\\"exit_code\\\":6}}\";; esac; done",
         note.display()
