@@ -191,7 +191,7 @@ impl BatchReader {
         }
         let text = std::str::from_utf8(line)
             .map_err(|e| bad(format!("it is not UTF-8, from byte {} on", e.valid_up_to() + 1)))?;
-        // As JSON a byte may become six, so a line can be short enough and its task too large all the same.
+        // As JSON a byte may become six, so the task of a short line can be too large.
         if text.len() * 6 + TASK_OVERHEAD > MAX_TASK_BYTES {
             let task = Task::new(Payload::Shell(text.to_string()), Options::default());
             if task.encode().len() + TASK_OVERHEAD > MAX_TASK_BYTES {
@@ -318,7 +318,7 @@ mod tests {
         file.write_all(b"a\nb\nc\n").expect("written");
         let mut batch = BatchReader::open(file.path()).expect("valid");
         file.as_file().set_len(0).expect("cut");
-        // The first lines may be in a buffer already; what is missing must not look like the end.
+        // The first lines may be in a buffer already; missing lines must not count as the end.
         let got = batch.next(10);
         assert!(got.is_err() || got.as_ref().is_ok_and(|lines| lines.len() == 3), "{got:?}");
         assert!(BatchReader::open(Path::new("/nonexistent/file")).is_err());

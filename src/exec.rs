@@ -139,7 +139,7 @@ pub struct Means {
 pub struct Confinement {
     /// Whose they are; `None` if whose we are.
     pub user: Option<User>,
-    /// Whether they have a minimal environment in place of ours.
+    /// Whether they have a minimal environment instead of ours.
     pub clean_env: bool,
     /// How much each may have.
     pub limits: Limits,
@@ -155,7 +155,7 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// Starts without any runs, and begins the run file, if there is one, anew.
+    /// Starts without any runs. Begins a new run file, if there is one.
     ///
     /// `events` must be unbounded, or read by another thread than the one that calls [`Executor::start`].
     ///

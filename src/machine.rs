@@ -4,7 +4,7 @@
 //! [`Actions`]. It owns no thread, channel, clock, file, process or random number, so the same code runs under
 //! the shell on a real ensemble and under a simulator.
 //!
-//! Three promises of whoever drives a role:
+//! Three promises of the driver of a role:
 //!
 //! 1. **Every call is answered exactly once**, by an [`Event::Reply`] with its id, and before the
 //!    [`Event::Lost`] of the connection it was made on. A call that was in flight when the connection broke is
@@ -104,7 +104,7 @@ pub enum Call {
     /// With `watch`, one change of the znode is reported. Answered by [`Reply::Data`].
     Get { path: String, watch: bool },
     /// With `watch`, one change of the znode (its creation, if it isn't there) is reported. Answered by
-    /// [`Reply::Stat`], or refused with [`Refusal::NoNode`]; the watch is set all the same.
+    /// [`Reply::Stat`], or refused with [`Refusal::NoNode`]; the watch is set in that case too.
     Exists { path: String, watch: bool },
     /// Answered by [`Reply::Children`], in no order.
     Children { path: String },
@@ -247,10 +247,10 @@ impl fmt::Display for CallError {
     }
 }
 
-/// What a call came to.
+/// The result of a call.
 pub type CallResult = Result<Reply, CallError>;
 
-/// What a watch saw. A hint to look again: it carries no truth.
+/// A change that a watch reports. It is a hint to read again, and carries no data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum ChangeKind {

@@ -1,6 +1,6 @@
 //! The view: turns what client roles report into text or JSON lines, and keeps a progress bar.
 //!
-//! It owns how things look, never what they mean: reports come typed, with exit codes and words decided by the
+//! It owns the format, never the meaning: reports come typed, with exit codes and words decided by the
 //! roles. Results go to standard output and everything about them to standard error. Each report is flushed
 //! before `show` returns, since the next action may delete the task that the report is about.
 

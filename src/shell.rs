@@ -32,7 +32,7 @@ const MAX_SESSION_EVENTS: usize = 4_096;
 /// A turn that takes longer than this is logged: nothing else happens meanwhile.
 const SLOW_TURN: Duration = Duration::from_millis(200);
 
-/// Session events that are taken in one after the other before anything else is looked at.
+/// Most session events that are taken in one after the other before anything else is.
 const MAX_STREAK: u32 = 64;
 
 /// Where messages of [`Level::Notice`] are logged.
@@ -41,7 +41,7 @@ pub const NOTICES: &str = "zkmw::notices";
 /// Names no connection: what is called over it is not sent.
 const NO_GENERATION: u64 = 0;
 
-/// The longest wait without looking at the clock, which goes on while the machine is suspended and so may jump.
+/// The longest wait without a read of the clock, which goes on while the machine is suspended and so may jump.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// Gives up to so many further lines of a batch; fewer mean that there are no more.
@@ -104,7 +104,7 @@ struct Shell<'a, T: Role> {
     daemon: bool,
     service: Service,
     pacing: Pacing,
-    /// How many session events were taken in without a look at anything else.
+    /// How many session events were taken in one after the other.
     streak: u32,
 }
 
@@ -119,7 +119,7 @@ pub fn run<T: Role>(
 ) -> anyhow::Result<i32> {
     let signals = listen(surroundings.daemon).context("cannot listen for signals")?;
     if !surroundings.runs {
-        // Whoever runs processes does without: they would inherit it.
+        // Roles that run processes do without it: the processes would inherit it.
         threads::yield_to_others();
     }
     let (session_sender, sessions) = bounded(MAX_SESSION_EVENTS);
@@ -305,8 +305,8 @@ impl<T: Role> Shell<'_, T> {
         })
     }
 
-    /// The connection is gone. What was called over it and is not answered was called too late, when its end was on
-    /// its way to us: it was not sent. The role gets these replies before the loss, as it was promised.
+    /// The connection is gone. A call without an answer was made too late, when the end was on its way to us: it was
+    /// not sent. The role gets these replies before the loss, as promised.
     fn on_down(&mut self, why: String) -> Event {
         self.generation = None;
         self.outage = (!self.daemon).then(|| Outage::new(now()));
@@ -411,7 +411,7 @@ fn hopeless(why: &Failure) -> Option<i32> {
     }
 }
 
-/// The results have nowhere to go. Whoever closed the pipe knows it, so only other errors are logged.
+/// The results have nowhere to go. The user who closed the pipe knows it, so only other errors are logged.
 fn cannot_show(error: &io::Error) -> i32 {
     if error.kind() == io::ErrorKind::BrokenPipe {
         return exit::SIGNAL_BASE + SIGPIPE;
@@ -446,7 +446,7 @@ pub fn listen(daemon: bool) -> anyhow::Result<Receiver<i32>> {
     Ok(receiver)
 }
 
-/// Whether whoever started the process had it ignore this signal. Where `/proc` can't be read, that is not known.
+/// Whether the parent had this process ignore this signal. False where `/proc` can't be read.
 fn ignored_at_start(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

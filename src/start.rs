@@ -1,5 +1,5 @@
 //! From a [`Config`] to a role that runs: the only module where settings become the parameters of roles, and
-//! where chance, names and processes of this host are looked up for them.
+//! where random numbers, names and processes of this host are read for them.
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -253,7 +253,7 @@ fn name_here(settings: &WorkerConfig, service: &str) -> String {
     format!("{}@{service}", settings.id)
 }
 
-/// Where a worker keeps all that its tasks print, if it does. What handlers answer is all that there is of it.
+/// Where a worker keeps all that its tasks print, if it does. An answer of a handler has all its output.
 fn logs(settings: &WorkerConfig, service: &str) -> Option<LogSettings> {
     let dir = settings.state_dir.join(LOGS).join(name_here(settings, service));
     let LogsConfig { limit, space, keep } = settings.logs;
@@ -266,7 +266,7 @@ fn logs(settings: &WorkerConfig, service: &str) -> Option<LogSettings> {
 }
 
 /// Claims the worker's name on this host, and learns what became of who had it before. Without a run file the
-/// worker works all the same; only a successor of it has to wait.
+/// worker works in that case too; only a successor of it has to wait.
 fn claim(
     settings: &WorkerConfig,
     service: &str,

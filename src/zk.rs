@@ -37,7 +37,7 @@ use crate::threads;
 use pool::Pool;
 use supervisor::Supervisor;
 
-/// Requests over one connection before it is made anew. The crate numbers them with 32 bits, and from 2³¹ on
+/// Requests over one connection before another replaces it. The crate numbers them with 32 bits, and from 2³¹ on
 /// the numbers run towards those that ZooKeeper reserves; the session layer's own are not counted.
 pub const REQUESTS_MAX: u64 = (1 << 31) - 10_000_000;
 

@@ -119,7 +119,7 @@ fn ensemble(layers: &Layers<'_>) -> Result<Ensemble, ConfigError> {
     })
 }
 
-/// `-v` and `-q` are one setting with two names: where one of them is given, a weaker place has no say.
+/// `-v` and `-q` are one setting with two names: where one of them is given, a weaker source does not count.
 fn verbosity(layers: &Layers<'_>) -> Result<i8, ConfigError> {
     let verbose = layers.get_or_default(&settings::VERBOSE)?;
     let quiet = layers.get_or_default(&settings::QUIET)?;

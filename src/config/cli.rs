@@ -323,7 +323,8 @@ Where settings come from, the strongest first:
      switches true or false; for lists several with spaces between (ZKMW_AUTH, ZKMW_ENV: one a line)
   3. the file given by --config or ZKMW_CONFIG, else /etc/zkmw/zkmw.toml if there is one
   4. the defaults shown here
-  Not from variables and the file: submit's --id, --from-file and --chunk, which are about one call.
+  Not from variables and the file, since they are about one call: submit's --id, --from-file and
+  --chunk; delete's --state and --older-than.
 
 The file is TOML. Keys are the flags' names; those in a command's table are for it alone:
   zk = \"zk1:2181,zk2:2181,zk3:2181/prod\"

@@ -342,7 +342,7 @@ pub fn env(items: &[String]) -> ParsedList<BTreeMap<String, String>> {
     Ok(vars)
 }
 
-/// Variables by which zkmw tells a task about itself. They are never read as settings, since a task may well
+/// Variables by which zkmw describes a task to itself. They are never read as settings, since a task may well
 /// call `zkmw submit`.
 pub fn is_set_by_worker(name: &str) -> bool {
     matches!(name, "ZKMW_TASK" | "ZKMW_LINE" | "ZKMW_ATTEMPT" | "ZKMW_EPOCH" | "ZKMW_WORKER" | "ZKMW_BIN")

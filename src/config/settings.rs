@@ -315,8 +315,8 @@ settings! {
         "How long to keep outcomes that nobody has collected, and all failed outcomes, 1s or more";
     MAX_FAILED: u64 = ("max-failed", &[Master], Value("N"), Text("100000"), Anywhere)
         One(|text| number(text, 0, MAX_MAX_PENDING)),
-        "Keep the failed outcomes of at most N commands, 0 to 1000000000. They take at most a quarter of --max- \
-        pending-bytes. The oldest are deleted first. A task with a key is kept without its command and output";
+        "Keep the failed outcomes of at most N commands, 0 to 1000000000. They take at most a quarter of \
+        --max-pending-bytes. The oldest are deleted first. A task with a key is kept without its command and output";
     JOB_TTL: Duration = ("job-ttl", &[Master], Value("TIME"), Text("1h"), Anywhere)
         One(|text| duration(text, SECOND, 10 * YEAR)),
         "How long to keep a job that has become empty, 1s or more";

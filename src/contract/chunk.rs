@@ -64,8 +64,8 @@ impl Task {
         counts
     }
 
-    /// Takes the outcome of the whole away. Each line has a result that says all that it said in the outcome: one
-    /// without a result ended as the whole did.
+    /// Removes the outcome of the whole. Each line then has a result with all that the outcome has of it. A line
+    /// without a result in the outcome ended as the whole did.
     pub(super) fn reopen(&mut self) {
         let lines: Vec<usize> = self.positions().map(|(position, _)| position).collect();
         let Some(mut whole) = self.outcome.take() else { return };

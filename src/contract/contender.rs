@@ -20,7 +20,7 @@ pub struct Contender<'a> {
     pub sequence: &'a str,
     /// Two of one sequence number can only be made by hand; their names decide, so that not both lead.
     pub name: &'a str,
-    /// Whether whoever made it goes by ranks. Others go by sequence numbers alone.
+    /// Whether its process goes by ranks. Other processes go by sequence numbers alone.
     pub respects_ranks: bool,
 }
 
@@ -31,7 +31,7 @@ impl<'a> Contender<'a> {
         let head = name.strip_suffix(sequence)?.strip_suffix(LATCH)?;
         let inherited =
             head.strip_suffix('-').and_then(|head| head.rsplit_once(INHERITED)).map(|(_, rank)| rank);
-        // A rank behind the own number would let it be passed by whoever does not go by ranks.
+        // With a rank behind its own number, a process that does not go by ranks would lead before it.
         let inherited = inherited.filter(|rank| rank.parse::<i32>().is_ok() && *rank <= sequence);
         let ours = head.starts_with("_c_");
         Some(Contender {

@@ -54,13 +54,13 @@ impl Task {
 }
 
 impl Outcome {
-    /// Says that what was asked for and what was printed are no more.
+    /// Notes in the detail that the request and the outputs were dropped.
     pub(super) fn note_dropped(&mut self) {
         let before = self.detail.as_ref().map(|detail| format!("; {detail}")).unwrap_or_default();
         self.detail = Some(shortened(&format!("{WHY}{before}"), MAX_WORDS_BYTES));
     }
 
-    /// Whether it says so.
+    /// Whether the detail says so.
     pub fn is_dropped(&self) -> bool {
         self.detail.as_ref().is_some_and(|detail| detail.starts_with(WHY))
     }

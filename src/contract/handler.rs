@@ -15,7 +15,7 @@ pub const MAX_ANSWER_BYTES: usize = MAX_DATA_BYTES;
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Request<'a> {
     v: u32,
-    /// Tells this request from every other of the worker's process. The answer has to repeat it.
+    /// Identifies this request among all of the worker's process. The answer has to repeat it.
     pub id: u64,
     /// The id of the task, or the name of the line of a batch.
     pub task: &'a str,

@@ -9,7 +9,7 @@ use super::{Incarnation, shortened};
 /// Most bytes of a result's detail, as encoded.
 const MAX_DETAIL_BYTES: usize = 200;
 
-/// How a task ended, for good.
+/// How a task ended. It is final.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// In which way.

@@ -141,7 +141,7 @@ impl CommandResult {
 pub fn bound_outputs(results: &mut Results) {
     let kept: usize = results.iter().flatten().map(CommandResult::output_bytes).sum();
     if kept > CHUNK_OUTPUT_BYTES {
-        // Not to the brim, or it would be done anew with each result.
+        // Half of it, or each further result would shorten them again.
         shorten_outputs(results, CHUNK_OUTPUT_BYTES / 2);
     }
 }

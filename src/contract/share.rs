@@ -3,11 +3,11 @@
 //!
 //! A line is *open* while it has no result. Each open line is in exactly one share, and a chunk has an outcome if and
 //! only if none is open. A share has a *number*, which is with one incarnation at most: so an entry that names chunk
-//! and number is void as soon as the number is gone. Numbers only grow, and the lines of a number only get fewer.
+//! and number is stale as soon as the number is gone. Numbers only grow, and the lines of a number only get fewer.
 //!
 //! The *window* of a share are its first `ahead` open lines, or all. Its holder starts lines in their order, and only
-//! those in the window. Lines behind it can be given to others without asking anybody, even if the holder stands
-//! still. That this holds however replies are lost and writes come late was searched: `tests/sim/shares.rs`.
+//! those in the window. Lines behind it can be given to others without asking the holder, even if the holder is
+//! suspended. `tests/sim/shares.rs` searches for a counterexample with lost replies and late writes.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use super::{Incarnation, is_default};
 /// Most shares that a chunk is cut into. Deaths may make more of them, one each, but never more than it has lines.
 pub const MAX_SHARES: usize = 16;
 
-/// Places of lines in a chunk, as ranges without their ends, in order, none touching the next.
+/// Positions of lines in a chunk, as ranges without their ends, in order, none touching the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Lines(pub(super) Vec<(u32, u32)>);

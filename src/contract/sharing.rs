@@ -241,7 +241,7 @@ impl Task {
             }
         }
         self.close(shares);
-        // One of which all lines are blank ends as well.
+        // A chunk of blank lines ends too.
         some || self.outcome.is_some()
     }
 

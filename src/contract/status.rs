@@ -86,7 +86,7 @@ pub struct Status {
     v: u32,
     /// Who wrote it.
     pub leader: Leader,
-    /// Living workers.
+    /// Registered workers.
     pub workers: u32,
     /// Their slots.
     pub slots: u32,
@@ -116,7 +116,7 @@ impl Status {
         Status { v: VERSION, leader, workers, slots, worker_list, tasks, admission: None, loading, extra }
     }
 
-    /// Tasks without an outcome, whoever has them. Quarantined tasks don't count: a person has to see to them.
+    /// Tasks without an outcome. Quarantined tasks do not count: an operator has to handle them.
     pub fn pending(&self) -> u64 {
         self.tasks.pending.saturating_add(self.tasks.running).saturating_add(self.tasks.assigned)
     }

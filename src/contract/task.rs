@@ -123,7 +123,7 @@ pub struct Job {
     /// Of a part of a batch: how many lines it has, blank ones left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lines: Option<u64>,
-    /// Of a part of a batch: all its chunks stood. What is missing has succeeded and was collected.
+    /// Of a part of a batch: all its chunks were created. A chunk that is missing has succeeded and was collected.
     #[serde(default, skip_serializing_if = "is_default")]
     pub made: bool,
     #[serde(flatten)]

@@ -46,7 +46,7 @@ pub struct Registration {
     /// What it says of itself.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
-    /// It takes no more tasks.
+    /// It takes no further tasks.
     #[serde(default, skip_serializing_if = "is_default")]
     pub draining: bool,
     /// Tasks that it can run at a time for now, if fewer than `slots`.
@@ -117,7 +117,7 @@ impl Registration {
     }
 }
 
-/// What an entry names: a task at an attempt, or a share of a chunk, with its number in place of the attempt.
+/// What an entry names: a task at an attempt, or a share of a chunk, with its number instead of the attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EntryId {
     /// The task.
@@ -149,7 +149,7 @@ impl fmt::Display for EntryId {
 pub struct Entry {
     /// The task.
     pub task: TaskId,
-    /// The attempt that it is at, or the number of the share of a chunk; an entry with an old one is void. Of a chunk
+    /// The attempt that it is at, or the number of the share of a chunk; an entry with an old one is stale. Of a chunk
     /// there may be several entries.
     #[serde(default = "one")]
     pub attempt: u32,
@@ -172,7 +172,7 @@ pub struct Entry {
 /// A task's znode as it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
-    /// What stood in it.
+    /// Its data.
     pub data: String,
     /// Its version then.
     pub version: i32,
@@ -189,7 +189,7 @@ impl Entry {
 }
 
 impl Seen {
-    /// What was read, if it is text and no more than an entry may carry along.
+    /// From what was read, if it is text and short enough for an entry.
     pub fn of(data: &[u8], stat: &Stat) -> Option<Seen> {
         let text = str::from_utf8(data).ok().filter(|text| text.len() <= MAX_SEEN_BYTES)?;
         Some(Seen { data: text.to_string(), version: stat.version, mzxid: stat.mzxid })

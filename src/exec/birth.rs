@@ -53,9 +53,9 @@ mod step {
     pub(super) const NOT_THAT_USER: u32 = 5;
 }
 
-/// Says that standard error is the journal. That is true of what has ours.
+/// Says that standard error is the journal. It is true of a program that has our standard error.
 const JOURNAL_VAR: &str = "JOURNAL_STREAM";
-/// Where programs are looked for in a minimal environment, as most systems have it for their users.
+/// The search path in a minimal environment, as most systems have it for their users.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Variables of ours that a minimal environment has, if we have them. By the first a successor recognises our programs.
 const KEPT: [&str; 3] = [OWNER_VAR, "LANG", "TZ"];
@@ -69,7 +69,7 @@ pub(super) struct Failure {
     pub(super) why: String,
 }
 
-/// What a start came to, if not to a program that runs.
+/// Why no program runs.
 #[derive(Debug)]
 pub(super) enum Refusal {
     /// Nobody can be born in that control group.
@@ -112,8 +112,8 @@ pub(super) enum CgroupEntry<'a> {
     None,
     /// In this one.
     Into(BorrowedFd<'a>),
-    /// It enters this one before it runs its program, by its list of processes: where the kernel lets nobody be born
-    /// in another group. The kernel makes whoever enters wait for up to 10 ms.
+    /// It enters this one before it runs its program, by the list of processes: the kernel lets no process be born
+    /// in another group. The kernel makes a process that enters wait for up to 10 ms.
     Enters(BorrowedFd<'a>),
 }
 
@@ -199,7 +199,7 @@ pub(super) fn start(
         None => [None, stdout.as_ref().map(|(_, end)| end), stderr.as_ref().map(|(_, end)| end)],
     };
     if let Some(user) = &surroundings.user {
-        // So that it can open them anew, as `/dev/stdout`. If that is not to be, it can use them all the same.
+        // So that it can open them again, as `/dev/stdout`. If this fails, it can still use them.
         let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
         for end in streams.iter().flatten() {
             let _ = fchown(end, Some(uid), Some(gid));
@@ -313,7 +313,7 @@ impl Child<'_> {
         if let CgroupEntry::Enters(list) = self.entry {
             rustix::io::write(list, b"0")?;
         }
-        // Without it, it has our chances when memory runs out, and runs all the same.
+        // If this fails, the program runs with our own score when memory runs out.
         let _ = go_sooner(&self.surroundings.oom_score);
         for (number, stream) in (0..).zip(&self.streams) {
             if let Some(stream) = stream {
@@ -353,7 +353,7 @@ fn last_errno() -> Errno {
         .map_or(Errno::IO, Errno::from_raw_os_error)
 }
 
-/// Marks every descriptor but 0, 1 and 2 as close-on-exec, whoever forgot to. Runs in the child.
+/// Marks every descriptor but 0, 1 and 2 as close-on-exec, wherever it was opened. Runs in the child.
 fn keep_descriptors_private() -> Result<(), Errno> {
     // SAFETY: a bare system call, which closes nothing.
     let marked = unsafe {
@@ -389,8 +389,8 @@ fn ignored_signals() -> Vec<libc::c_int> {
     (1..=LAST_SIGNAL).filter(is_ignored).collect()
 }
 
-/// Gives these signals their default action, and blocks none. What we or whoever started us ignored (`nohup`, a shell
-/// without job control) would be ignored by what we run as well, and a shell cannot even trap it then. Handlers do not
+/// Gives these signals their default action, and blocks none. A program inherits the signals that we ignore, or that
+/// our parent ignored (`nohup`, a shell without job control), and a shell cannot even trap those. Handlers do not
 /// outlive the exec. Runs in the child.
 fn heed_all_signals(ignored: &[libc::c_int]) -> Result<(), Errno> {
     // SAFETY: sets no handler.

@@ -18,7 +18,7 @@ const DRAIN_BYTES: u64 = 4 << 20;
 /// One output stream of a run.
 #[derive(Debug)]
 pub(super) struct Stream {
-    /// `None` once everybody has closed it, or if it is none of ours.
+    /// `None` once everybody has closed it, or if it is not a pipe of ours.
     pub(super) pipe: Option<OwnedFd>,
     pub(super) capture: Capture,
 }

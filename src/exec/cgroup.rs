@@ -1,7 +1,7 @@
 //! A cgroup for each run, where we may have them: whatever a task starts stays in it, so it all dies.
 //!
 //! Needs cgroup v2 with `cgroup.kill` (Linux 5.14), and the right to make children of our own cgroup: root has it,
-//! and a service whose unit says `Delegate=yes`. Without them runs are process groups and no more.
+//! and a service whose unit says `Delegate=yes`. Without them runs are only process groups.
 //!
 //! The cgroups are children of one of ours, `zkmw-PID-BIRTH.N`, one for each slot, and are used again when they are
 //! empty and were never killed: to make one costs as much as to start a small program.
@@ -109,8 +109,8 @@ impl RunGroup {
         })
     }
 
-    /// The same anew: whoever is born in a cgroup that was killed once may be killed by the kernel at once, and what a
-    /// run has left in a file system in memory stays charged to it.
+    /// Replaces it with a new one. The kernel may kill a process at once that is born in a cgroup that was killed
+    /// before, and files that a run has left in a file system in memory stay charged to the old one.
     pub(super) fn renew(&mut self) -> io::Result<()> {
         remove_below(&self.path);
         fs::remove_dir(&self.path)?;
@@ -128,7 +128,7 @@ impl RunGroup {
         self.dir.as_fd()
     }
 
-    /// Where who is to enter it writes its number.
+    /// The file to which a process that enters writes its number.
     pub(super) fn list(&self) -> BorrowedFd<'_> {
         self.list.as_fd()
     }
@@ -201,7 +201,7 @@ pub(super) fn kill_and_wait(path: &Path, give_up_after: Option<Duration>) -> boo
     }
 }
 
-/// There is no such cgroup, or no more.
+/// There is no such cgroup, or it was removed.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
 }

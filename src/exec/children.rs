@@ -24,17 +24,17 @@ pub(super) enum Children {
     Ended(u32),
     /// There are some, and all live.
     Running,
-    /// There are none.
+    /// We have no child.
     None,
 }
 
-/// Looks for one that has ended. Those that were made to end with another signal than `SIGCHLD` are none of them:
-/// only a keeper makes such.
+/// A child that has ended, if there is one. Leaves out the children that were made to end with another signal than
+/// `SIGCHLD`: only a keeper makes such.
 pub(super) fn next_ended() -> Children {
     wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)
 }
 
-/// The same of those that were made to end with another signal.
+/// The same for children that were made to end with another signal.
 pub(super) fn next_ended_clone() -> Children {
     wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WCLONE)
 }

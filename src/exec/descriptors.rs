@@ -4,7 +4,8 @@ use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Most descriptors that we ask for. Far more than any worker needs, and few enough for whoever counts up to the limit.
+/// Most descriptors that we ask for. Far more than any worker needs, and few enough for a program that counts up to
+/// the limit.
 const MOST: u64 = 1 << 20;
 /// The soft limit that we were started with, for what we start: a program that uses `select` breaks above 1,024.
 static INHERITED: OnceLock<Option<u64>> = OnceLock::new();
@@ -29,7 +30,7 @@ pub(super) fn restore_limit(inherited: Option<u64>) {
         (Some(current), Some(maximum)) => Some(current.min(maximum)),
         (current, maximum) => current.or(maximum),
     };
-    // Fewer are always allowed. Where it fails all the same, the program has more than it had.
+    // Fewer are always allowed. If this fails, the program has more than we had.
     let _ = setrlimit(Resource::Nofile, Rlimit { current, maximum });
 }
 

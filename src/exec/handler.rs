@@ -6,8 +6,8 @@
 //! does (`life`) and reads its answers (`answer`).
 //!
 //! It must not: hand anything over without a lease that holds; use a handler again that was sent a signal, or whose
-//! answer was none; or report a run's end while that handler's group lives. What a handler started and left running
-//! when it *answered* is its own affair, until it ends itself.
+//! answer was malformed; or report a run's end while that handler's group lives. Processes that a handler has left
+//! running when it *answered* are the handler's own affair, until the handler ends.
 
 mod answer;
 mod backoff;
@@ -138,11 +138,11 @@ impl Pool {
         self.over(run, ExecEvent::NotStarted { run, kind, why });
     }
 
-    /// Tells the run's last event, and forgets it.
+    /// Reports the run's last event, and forgets the run.
     fn over(&self, run: RunId, event: ExecEvent) {
         let mut inner = self.lock();
         inner.runs.remove(&run);
-        // Nobody listens any more: so be it.
+        // Nobody may listen any more, which is no fault.
         let _ = self.hub.events.send(event);
         self.changed.notify_all();
     }
@@ -195,7 +195,7 @@ impl Pool {
         self.lock().runs.len()
     }
 
-    /// Waits until no handler has a run; whether it came to that within `bound`.
+    /// Waits until no handler has a run. Whether that was so within `bound`.
     pub(super) fn wait_over(&self, bound: Duration) -> bool {
         let until = Instant::now() + bound;
         let mut inner = self.lock();
@@ -209,7 +209,7 @@ impl Pool {
         true
     }
 
-    /// It is none of those that idle.
+    /// Removes it from those that idle.
     fn retire(&self, id: RunId) {
         self.lock().idle.retain(|handler_slot| handler_slot.mailbox.id() != id);
     }

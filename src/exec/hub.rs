@@ -1,10 +1,10 @@
-//! The worker's side of its slots: who runs what, and what became of it.
+//! The worker's side of its slots: which slot runs what, and how it ended.
 //!
 //! Owns the sockets to the keeper and the slots, and the run file. Programs are sent by the thread that asks for them;
 //! one thread takes in what all slots say, another one waits for the end of the keeper.
 //!
 //! It must not: send a program to a slot that is not in the run file, or report a run's end before its slot, or the
-//! keeper in its place, has said that nothing of it lives.
+//! keeper instead of it, has reported that nothing of the run lives.
 
 mod lease;
 mod slots;
@@ -84,7 +84,7 @@ pub(super) struct Keeper {
 /// One slot.
 #[derive(Debug, Default)]
 struct Slot {
-    /// The keeper was asked for it, and has not said that it is gone: until then its number is taken.
+    /// The keeper was asked for it, and has not reported its end: until then its number is taken.
     asked: bool,
     /// Our end of its socket; `None` where there is no process, or none any more.
     link: Option<Link>,
@@ -217,7 +217,7 @@ impl Hub {
         }
     }
 
-    /// Nobody listens any more: so be it.
+    /// Sends an event. Nobody may listen any more, which is no fault.
     fn send_event(&self, event: ExecEvent) {
         let _ = self.events.send(event);
     }
@@ -294,7 +294,7 @@ impl Hub {
         };
         let part = self.page.part(number);
         part.leader.store(0, Ordering::SeqCst);
-        // A slot that hangs never reads that. It is found all the same.
+        // A slot that hangs never reads its work. The keeper finds it by this deadline.
         part.armed.store(self.page.deadline().unwrap_or(0), Ordering::SeqCst);
         match work.unsent.take() {
             Some((program, None)) => link.say(&ToSlot::Run(program)),
@@ -338,7 +338,7 @@ impl Hub {
         }
     }
 
-    /// Takes in what a slot says; whether it said anything.
+    /// Takes in the messages of a slot. Whether there was one.
     fn hear_slot(&self, inner: &mut Inner, number: u32) -> bool {
         let Some(slot) = inner.slots.get_mut(number as usize) else { return false };
         let Some(link) = &mut slot.link else { return false };
@@ -398,14 +398,14 @@ impl Hub {
 
     /// A slot is dead, and nothing of what it ran lives.
     fn gone(&self, inner: &mut Inner, number: u32, killed: bool) {
-        // What it said before comes first.
+        // Its last messages come first.
         while self.hear_slot(inner, number) {}
         inner.idle.retain(|idle| *idle != number);
         let slot = std::mem::take(&mut inner.slots[number as usize]);
         if let Some(mut work) = slot.work {
             inner.runs.remove(&work.run);
             self.report_if_started(&mut work, number);
-            let what = if killed { "stood still, and was killed" } else { "was killed by somebody" };
+            let what = if killed { "was suspended, and was killed" } else { "was killed by somebody" };
             self.lost(&work, &format!("the process of its slot {what}"), killed);
         }
         self.changed.notify_all();
@@ -510,7 +510,7 @@ impl Hub {
         runs.into_iter().for_each(|run| self.signal(run, GroupSignal::Kill));
     }
 
-    /// Ends the keeper, and the thread that listens; what is dead is said to be in the run file.
+    /// Ends the keeper, and the thread that listens. The run file says so if all is `dead`.
     pub(super) fn stop(&self, dead: bool) {
         self.stopping.store(true, Ordering::SeqCst);
         let mut inner = self.lock();
@@ -528,7 +528,7 @@ impl Hub {
         self.lock().runs.range(..RunId(FIRST_HANDLER)).count()
     }
 
-    /// Waits until nothing runs, no handler either; whether it came to that within `bound`.
+    /// Waits until nothing runs, no handler either. Whether that was so within `bound`.
     pub(super) fn wait_dead(&self, bound: Duration) -> bool {
         self.wait(bound, |inner| inner.runs.is_empty())
     }

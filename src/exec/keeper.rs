@@ -98,7 +98,7 @@ struct Keeper {
     slots: BTreeMap<u32, Process>,
     /// When the worker went.
     closed_at: Option<Instant>,
-    /// The pause until the next look at what does not die.
+    /// The pause until the next check of processes that do not die.
     pause: Duration,
 }
 
@@ -253,11 +253,11 @@ impl Keeper {
         }
     }
 
-    /// Kills slots that should have looked at the lease and have not; sees to it that the next look comes in time.
+    /// Kills slots that have not checked the lease when it was due, and arms the timer for the next check.
     fn kill_suspended_slots(&mut self) {
         let (now, slack) = (clock::now().as_nanos(), SLACK.as_nanos() as u64);
         let deadline = self.page.deadline();
-        // It was made shorter, and who hangs has not heard of that.
+        // The lease was made shorter, and a slot that hangs does not know.
         let is_over = deadline.is_some_and(|deadline| deadline.saturating_add(slack) <= now);
         let mut next = deadline.filter(|deadline| *deadline > now);
         for (number, slot) in self.slots.iter_mut().filter(|(_, slot)| !slot.dead) {
@@ -265,7 +265,7 @@ impl Keeper {
                 0 => {}
                 armed if is_over || armed.saturating_add(slack) <= now => {
                     slot.kill();
-                    // It may be where no signal reaches it, and what it runs must die all the same.
+                    // No signal may reach the slot, and its run has to die in that case too.
                     let group = self.cgroups.as_ref().map(|base| base.join(number.to_string()));
                     group.iter().for_each(|group| cgroup::kill(group));
                     children::kill_those_of(slot.pid);
@@ -288,7 +288,7 @@ impl Process {
     }
 }
 
-/// Kills what is in a dead slot's cgroup; whether it is empty, and removed. The next slot of that number makes it anew.
+/// Kills what is in a dead slot's cgroup. Whether it is empty, and removed. The next slot of that number makes another.
 fn empties(base: &Path, slot: u32) -> bool {
     let path = base.join(slot.to_string());
     let empty = cgroup::kill_and_wait(&path, Some(Duration::ZERO));

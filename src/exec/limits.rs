@@ -48,7 +48,7 @@ impl std::error::Error for Unavailable {}
 /// What a group has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Hits {
-    /// How often it came to its limit of memory, and nothing could be taken back.
+    /// How often it reached its limit of memory, and nothing could be reclaimed.
     pub(super) out_of_memory: u64,
     /// How many of it were killed for want of memory.
     pub(super) killed: u64,
@@ -181,7 +181,7 @@ impl Limits {
         files != Some(0) || self.hits(group).killed > 0
     }
 
-    /// What is to be said of a run that ended so, in a group that has counted this.
+    /// The detail of a run that ended so, in a cgroup that has counted this.
     pub(super) fn explain(&self, ended: Ended, hits: Hits) -> Option<String> {
         if ended == Ended::Exit(0) {
             return None;
@@ -211,7 +211,7 @@ fn is_busy(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::BUSY.raw_os_error())
 }
 
-/// Moves this process, whose children come to be where it is.
+/// Moves this process, and with it its future children.
 fn enter_leaf(home: &Path) -> io::Result<()> {
     let leaf = home.join(LEAF);
     match fs::create_dir(&leaf) {

@@ -1,6 +1,6 @@
 //! Whose a process is, by the variables in its environment with which we start everything.
 //!
-//! A process that cannot be looked at is not taken for somebody else's, unless something else proves that it is.
+//! A process that cannot be inspected counts as ours, unless something proves that it is not.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -17,12 +17,12 @@ pub(super) const OWNER_VAR: &str = "ZKMW_OWNER";
 /// More than the kernel gives to any program, arguments included (6 MiB).
 const LONGEST_ENVIRONMENT_BYTES: u64 = 8 << 20;
 
-/// What is looked for in environments.
+/// A variable by which a process is recognised.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mark<'a> {
     pub(super) variable: &'a str,
     pub(super) value: &'a str,
-    /// What was born before bears no such mark, in ticks since boot. So it needs not be readable.
+    /// In ticks since boot. A process that was born before has no such mark, so its environment need not be readable.
     pub(super) since: u64,
 }
 
@@ -33,7 +33,7 @@ pub(super) enum Bears {
     Yes,
     /// It does not, or it is gone.
     No,
-    /// It may: it cannot be looked at now.
+    /// It may: its environment cannot be read now.
     Unreadable,
 }
 
@@ -102,8 +102,8 @@ fn environment(pid: u32) -> io::Result<Vec<u8>> {
     Ok(Vec::new())
 }
 
-/// Whether a process into which we may not look is surely none that something of ours has started: it has another user,
-/// or another control group. (Set-user-id programs started by a task are out of our reach without a control group.)
+/// Whether a process that we may not inspect is proved not to be ours: it has another user, or another control group.
+/// (Set-user-id programs started by a task are out of our reach without a control group.)
 fn is_elsewhere(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status"));
     match status.as_deref().map(real_user) {

@@ -64,7 +64,7 @@ impl Memory {
         kills
     }
 
-    /// What is to be said of a run that began when so many had been killed, and ended so without a signal of ours.
+    /// The detail of a run that ended so without a signal of ours. `before` is the count of kills at its start.
     pub(super) fn explain(&mut self, ended: Ended, before: Kills) -> Option<String> {
         if !matches!(ended, Ended::Signal(SIGKILL) | Ended::Exit(SHELL_KILLED)) {
             return None;

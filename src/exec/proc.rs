@@ -85,23 +85,22 @@ pub(super) fn stat(pid: u32) -> io::Result<Option<Stat>> {
     }
 }
 
-/// The process ended while we looked.
+/// The process ended during the read.
 pub(super) fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
 }
 
-/// What one look at `/proc` has found. Not a snapshot: one that forks and ends meanwhile may slip through.
+/// The result of one scan of `/proc`. It is no snapshot: a process that forks and ends meanwhile may be missed.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
-    /// Every process that we may see. Another user's are not there where `/proc` is mounted so that one sees no more
-    /// (`hidepid`, `ProtectProc`).
+    /// Every process that we may see. Those of other users are missing if `/proc` is mounted so (`hidepid`,
+    /// `ProtectProc`).
     pub(super) all: Vec<Stat>,
-    /// One that is there, and of which nothing could be learnt: as long as there is such a one, the look proves
-    /// nothing.
+    /// A process of which nothing could be read. As long as there is one, the scan proves nothing.
     pub(super) unseen: Option<String>,
 }
 
-/// Looks at every process.
+/// Reads every process.
 ///
 /// # Errors
 ///

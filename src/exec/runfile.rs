@@ -93,11 +93,11 @@ pub enum Claim {
 #[derive(Debug)]
 pub struct RunFile {
     path: PathBuf,
-    /// What is written before it takes the place of `path`.
+    /// The new content is written here, and then replaces `path`.
     next_path: PathBuf,
     own: Identity,
     cgroup: Option<PathBuf>,
-    /// It says what was to be written last.
+    /// The last write succeeded.
     is_written: bool,
     warned: bool,
     /// Held locked; it is closed on exec.
@@ -138,10 +138,10 @@ impl RunFile {
         }))
     }
 
-    /// What the file proves about the worker that wrote it; kills what it has left and waits until that is dead, for 5
-    /// s at most.
+    /// What the file proves about the worker that wrote it. Kills the processes that the worker has left, and waits
+    /// until they are dead, for 5 s at most.
     ///
-    /// Ask before the file is given to an executor, which begins it anew.
+    /// Ask before the file is given to an executor, which begins a new one.
     pub fn inspect_predecessor(&self) -> Predecessor {
         let unknown = |why: String| Predecessor::Unknown { why };
         let text = match read(&self.path) {

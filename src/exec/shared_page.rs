@@ -2,9 +2,8 @@
 //! what it runs may run as far as the slot knows.
 //!
 //! The lease is one word: its deadline, and whether a process has found it over. The process that finds the deadline
-//! passed sets
-//! *over* by compare-exchange before it kills; a renewal is a compare-exchange too. So a renewal that comes late either
-//! counts for all, or fails, and its caller knows that what runs is being killed.
+//! passed sets *over* by compare-exchange before it kills; a renewal is a compare-exchange too. So a renewal that
+//! comes late either counts for all, or fails, and its caller knows that what runs is being killed.
 //!
 //! It must not: use any clock but `CLOCK_BOOTTIME`, which goes on while the machine sleeps.
 
@@ -125,19 +124,19 @@ impl SharedPage {
         self.deadline().is_some_and(|deadline| clock::now().as_nanos() < deadline)
     }
 
-    /// Whether the lease is over, for good: then who asks has to kill. As long as it is not, until when it is.
-    pub(super) fn check_lease(&self) -> Result<(), u64> {
+    /// The deadline of the lease, while it holds. `None` if it is over for good: then the caller kills what it runs.
+    pub(super) fn check_lease(&self) -> Option<u64> {
         let mut word = self.word().load(Ordering::SeqCst);
         loop {
             // The clock is read after the word: a process that was suspended in between finds the word changed.
             if word & OVER != 0 {
-                return Ok(());
+                return None;
             }
             if clock::now().as_nanos() < word >> 1 {
-                return Err(word >> 1);
+                return Some(word >> 1);
             }
             match self.word().compare_exchange(word, word | OVER, Ordering::SeqCst, Ordering::SeqCst) {
-                Ok(_) => return Ok(()),
+                Ok(_) => return None,
                 Err(now) => word = now,
             }
         }
@@ -161,7 +160,7 @@ impl SharedPage {
         }
     }
 
-    /// A lease anew, when all that ran under the last one is dead, and nothing that was sent under it can begin.
+    /// Begins a new lease, when all that ran under the last one is dead, and nothing that was sent under it can begin.
     pub(super) fn begin_anew(&self, until: u64) {
         self.word().store(until.min(ENDLESS) << 1, Ordering::SeqCst);
     }
@@ -183,11 +182,11 @@ mod tests {
         let page = SharedPage::new().unwrap();
         assert!(!page.holds());
         assert_eq!(page.renew(ENDLESS), Renewal::Counts { late: true, shorter: false });
-        assert_eq!((page.holds(), page.check_lease()), (true, Err(ENDLESS)));
+        assert_eq!((page.holds(), page.check_lease()), (true, Some(ENDLESS)));
         assert_eq!(page.renew(1), Renewal::Counts { late: false, shorter: true });
         assert_eq!((page.holds(), page.deadline()), (false, Some(1)));
         assert_eq!(page.renew(2), Renewal::Counts { late: true, shorter: false });
-        assert_eq!(page.check_lease(), Ok(()));
+        assert_eq!(page.check_lease(), None);
         assert_eq!((page.renew(ENDLESS), page.holds(), page.deadline()), (Renewal::Over, false, None));
         page.begin_anew(ENDLESS);
         assert!(page.holds());
@@ -207,9 +206,9 @@ mod tests {
                 let checks = scope.spawn(|| {
                     loop {
                         match page.check_lease() {
-                            Ok(()) => return true,
-                            Err(ENDLESS) => return false,
-                            Err(_) => {}
+                            None => return true,
+                            Some(ENDLESS) => return false,
+                            Some(_) => {}
                         }
                     }
                 });

@@ -5,8 +5,8 @@
 //!
 //! 1. The leader is a zombie: nobody else can have its number, so SIGKILL to its group is safe.
 //! 2. It is reaped, and all that lives of the run is killed: what is in its control group, and the slot's children.
-//! 3. When the slot has no child (`ECHILD`) and the control group is empty, nothing of the run lives: whoever loses its
-//!    parent becomes the slot's child.
+//! 3. When the slot has no child (`ECHILD`) and the control group is empty, nothing of the run lives: a process that
+//!    loses its parent becomes the slot's child.
 //! 4. All that they wrote is in the pipes now, and is read without waiting.
 //! 5. Only then the end is reported.
 //!
@@ -54,9 +54,9 @@ pub(super) struct Slot<'a> {
     number: u32,
     page: &'a SharedPage,
     link: Link,
-    /// Tells of `SIGCHLD`.
+    /// Readable after a `SIGCHLD`.
     signals: OwnedFd,
-    /// Tells when the lease has to be looked at again.
+    /// Readable when the lease has to be checked again.
     timer: OwnedFd,
     surroundings: Surroundings,
     memory: Memory,
@@ -143,7 +143,7 @@ impl<'a> Slot<'a> {
         let mut sources = vec![
             PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.timer.as_fd(), PollFlags::IN),
-            // One that is closed would always be ready; what is there in place of it is asked for nothing.
+            // A closed socket would always be ready, so the timer is here instead of it, without events.
             match closed {
                 true => PollFd::from_borrowed_fd(self.timer.as_fd(), PollFlags::empty()),
                 false => PollFd::from_borrowed_fd(self.link.as_fd(), wanted),
@@ -157,7 +157,7 @@ impl<'a> Slot<'a> {
         let polled = poll(&mut sources, pause.as_ref());
         let ready: Vec<bool> = match polled {
             Ok(_) => sources.iter().map(|source| !source.revents().is_empty()).collect(),
-            // Out of memory, or interrupted: everything is looked at, and nothing waits.
+            // Out of memory, or interrupted: everything counts as ready, and nothing waits.
             Err(_) => vec![true; sources.len()],
         };
         if ready[3..logs_from].contains(&true) {
@@ -176,7 +176,7 @@ impl<'a> Slot<'a> {
         self.logs.advance(&mut self.link);
     }
 
-    /// How long nothing has to be done by itself.
+    /// For how long nothing is due.
     fn pause(&self) -> Option<Duration> {
         let running = self.running.as_ref()?;
         Some(match &running.ending {
@@ -340,7 +340,7 @@ impl<'a> Slot<'a> {
         self.running.as_ref().is_some_and(|running| !running.handler || part.busy.load(Ordering::SeqCst) != 0)
     }
 
-    /// Sees to it that the lease is looked at when it ends as far as is known now.
+    /// Arms the timer for the deadline of the lease, as it is now.
     fn arm(&mut self) {
         // One that was found over has ended long ago.
         self.arm_until(self.page.deadline().unwrap_or(1));
@@ -359,12 +359,12 @@ impl<'a> Slot<'a> {
         part.armed.store(0, Ordering::SeqCst);
         // A worker that gives a handler something to do marks it as busy first, and then checks both.
         part.killing.store(1, Ordering::SeqCst);
-        let lease = if self.is_busy() { Some(self.page.check_lease()) } else { None };
-        match lease {
-            // It stays marked until another program runs here.
-            Some(Ok(())) => return self.kill_of_our_own(),
-            Some(Err(deadline)) => self.arm_until(deadline),
-            None => {}
+        if self.is_busy() {
+            match self.page.check_lease() {
+                Some(deadline) => self.arm_until(deadline),
+                // It stays marked until another program runs here.
+                None => return self.kill_of_our_own(),
+            }
         }
         part.killing.store(0, Ordering::SeqCst);
     }
@@ -416,7 +416,7 @@ impl<'a> Slot<'a> {
         children::kill(children::list());
     }
 
-    /// Reaps who has ended, and brings the run nearer to its end.
+    /// Reaps children that have ended, and goes on with the end of the run.
     fn advance_run(&mut self) {
         if self.running.is_none() {
             return;

@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const LONG_LIFE: Duration = Duration::from_secs(10);
 /// The first pause between two checks of what a dead keeper has left.
 const FIRST_CHECK: Duration = Duration::from_micros(500);
-/// The process that everybody's orphans come to.
+/// The process that becomes the parent of all orphans.
 const INIT: u32 = 1;
 /// A process that does not die within this is reported.
 const WARN_AFTER: Duration = Duration::from_secs(10);
@@ -166,14 +166,14 @@ impl Starter {
         }
     }
 
-    /// The keeper's slots, and what they ran, are our children now. Slots end what they run, and themselves; who does
-    /// not in time is killed, and so is what the dead have left.
+    /// The keeper's slots, and what they ran, are our children now. Slots end what they run, and then end. A
+    /// slot that has not ended in time is killed, and so are the processes that ended slots have left.
     fn inherit(&self, slots: &[u32], cgroups: Option<Cgroups>, is_clean: bool) {
         let begun = Instant::now();
         let (mut pause, mut warned) = (FIRST_CHECK, false);
         loop {
             let left: Vec<u32> = slots.iter().copied().filter(|slot| children::is_ours(*slot)).collect();
-            // What cannot be looked at may live.
+            // A process that cannot be inspected may live.
             let listed = children::try_list();
             let mut is_unclear = listed.is_err();
             let mut others = Vec::new();
@@ -209,7 +209,7 @@ impl Starter {
     }
 
     /// Whether a child of this process was started by one of these slots. We start keepers only, so any other child
-    /// was, unless they had none left (`is_clean`), or somebody else's children may come to us.
+    /// was, unless the slots had no child left (`is_clean`), or other processes' children can become ours.
     fn is_of_slots(&self, pid: u32, slots: &[u32], is_clean: bool) -> std::io::Result<bool> {
         if self.strangers.contains(&pid) || keepers().contains(&pid) {
             return Ok(false);

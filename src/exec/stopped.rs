@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use super::proc::{Stat, stat};
 
-/// How often it is looked. A task that is stopped for less is nobody's concern.
+/// The time between two checks. A task that is stopped for less is not reported.
 pub(super) const CHECK_EVERY: Duration = Duration::from_secs(3);
 /// So many checks in a row must find the same process stopped.
 const CHECKS_FOR_PROOF: u32 = 2;
-/// Most processes of a run that are looked at; a look must stay cheap.
+/// Most processes of a run that are checked, since a check has to stay cheap.
 const MOST_PROCESSES: usize = 64;
 
 /// The result of the checks of one run, or of one handler's.

@@ -1,5 +1,5 @@
-//! Whose the programs are where they are not the worker's user's: looked up when the worker starts, and become by each
-//! program between clone and exec.
+//! The user of `--run-as`. The worker looks the user up when it starts, and each program becomes that user between
+//! clone and exec.
 
 use std::ffi::{CStr, CString, OsString};
 use std::fs;
@@ -18,7 +18,7 @@ const MOST_TEXT_BYTES: usize = 1 << 20;
 const FIRST_GROUPS: libc::c_int = 64;
 const MOST_GROUPS: libc::c_int = 1 << 16;
 
-/// What a process must be able to do to run programs as others, and to look after them then; from
+/// The capabilities that a process needs to run programs as other users, and to signal and limit them; from
 /// `linux/capability.h`.
 const NEEDED: [(u32, &str); 5] = [
     (0, "CAP_CHOWN"),
@@ -96,7 +96,7 @@ impl User {
         Ok(user)
     }
 
-    /// The variables that tell a program its user.
+    /// The variables that name a program's user.
     pub(super) fn variables(&self) -> [(OsString, OsString); 4] {
         let name = || OsString::from(&self.name);
         [
@@ -175,7 +175,7 @@ fn entry(name: &CStr) -> io::Result<Option<User>> {
             }
             libc::ERANGE if texts.len() < MOST_TEXT_BYTES => texts.resize(texts.len() * 2, 0),
             libc::EINTR => {}
-            // So some sources of users say that there is none.
+            // Some sources of users report an unknown user so.
             libc::ENOENT | libc::ESRCH => return Ok(None),
             error => return Err(io::Error::from_raw_os_error(error)),
         }

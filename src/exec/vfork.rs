@@ -15,7 +15,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 /// Of `clone3`, from `linux/sched.h`: it does not fit into the type that libc gives it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-/// The child's stack, but for what `execvp` puts there. What is not touched costs nothing.
+/// The child's stack, without what `execvp` puts there. A page that is not touched costs nothing.
 const STACK_BYTES: usize = 256 << 10;
 /// `execvp` puts a pointer there for each argument, if it finds a script without a first line.
 const BYTES_AN_ARGUMENT: usize = 16;

@@ -34,7 +34,7 @@ const MOST_DESCRIPTORS: usize = 2;
 /// To a keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToKeeper {
-    /// First of all, with the page.
+    /// The first message. It carries the page.
     Hello(Box<Hello>),
     /// Make a slot; its end of a socket comes with it.
     Make {
@@ -46,18 +46,18 @@ pub(super) enum ToKeeper {
         /// Which one.
         slot: u32,
     },
-    /// Look at the lease: it begins anew.
+    /// Check the lease: a new one begins.
     Wake,
 }
 
-/// What a keeper, and all its slots, have to know.
+/// The settings of a keeper and of all its slots.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Hello {
     /// Where runs have their control groups, if they may have any.
     pub(super) cgroups: Option<String>,
-    /// How ready the kernel shall be to take what runs when memory is short.
+    /// The `oom_score_adj` of what runs.
     pub(super) oom_score: String,
-    /// How many descriptors what runs may have, if it is fewer than we have.
+    /// The limit of descriptors of what runs, if it is lower than ours.
     pub(super) descriptors: Option<u64>,
     pub(super) confinement: Confinement,
 }
@@ -102,12 +102,12 @@ pub(super) enum ToSlot {
         /// What to send.
         signal: GroupSignal,
     },
-    /// SIGKILL to what runs, if it is this, which does not count as a signal to it.
+    /// SIGKILL to this run, if it runs. It does not count as a signal to the run.
     Kill {
         /// The run.
         run: u64,
     },
-    /// Look at the lease: something runs again.
+    /// Check the lease: something runs again.
     Wake,
 }
 
@@ -185,7 +185,7 @@ pub(super) struct Link {
     unsent: Vec<u8>,
     /// Descriptors that go with what is unsent, and from which byte on.
     attached: VecDeque<(usize, Vec<OwnedFd>)>,
-    /// The other end is gone, and all was read that it had said.
+    /// The other end is closed, and all its messages were read.
     closed: bool,
     /// The other end is gone: nobody reads what is written here.
     mute: bool,
@@ -234,7 +234,7 @@ impl Link {
         self.flush();
     }
 
-    /// Says something together with what is said next.
+    /// Queues a message, to be sent together with the next one.
     pub(super) fn push(&mut self, frame: &impl Serialize) {
         let start = self.unsent.len();
         self.unsent.extend([0; LENGTH_BYTES]);

@@ -63,7 +63,7 @@ pub enum Step {
         epoch: i64,
     },
     /// An assignment was refused. It is tried again with a growing pause, and is not added to until it passes. These
-    /// were on it in memory only, and are on it no more.
+    /// were on it in memory only, and were removed from it.
     AssignmentRefused(Incarnation, Vec<EntryId>),
     /// The directory may not be read.
     Refused(String, Refusal),
@@ -257,7 +257,7 @@ impl AssignmentTable {
         self.change(task, |held| held.presumed_done = true);
     }
 
-    /// Tells the holder of a share to read its chunk, at least in this version.
+    /// Asks the holder of a share to read its chunk, at least in this version.
     pub fn recheck(&mut self, id: &EntryId, version: i32) {
         if self.change(id, |held| held.recheck = held.recheck.max(Some(version))) {
             self.mark_holder(id, Urgency::Now);
@@ -349,7 +349,7 @@ impl AssignmentTable {
 
     /// What was just read of a task that was just given out goes along, so that its worker need not read it.
     pub fn carry(&mut self, task: &EntryId, seen: Seen) {
-        // Servers that take only short assignments get what has to be there, and no more.
+        // Servers that take only short assignments get only what is necessary.
         if self.max_bytes == MAX_ASSIGNMENT_BYTES
             && let Some(assignment) =
                 self.holders.get(task).and_then(|holder| self.assignments.get_mut(holder))
@@ -358,8 +358,8 @@ impl AssignmentTable {
         }
     }
 
-    /// Takes a task off its living holder's assignment: its attempt is known to be dead. Who may get it again is in a
-    /// hurry.
+    /// Removes a task from its live holder's assignment: its attempt is known to be dead. The urgency is that of the
+    /// next assignment of the task.
     pub fn strip(&mut self, task: &EntryId, urgency: Urgency) {
         if let Some(incarnation) = self.holders.get(task).cloned() {
             self.strike(&incarnation, task, urgency);
@@ -402,7 +402,7 @@ impl AssignmentTable {
     }
 
     /// The incarnation says that what was revoked up to this version of its assignment is dead. Gives those entries,
-    /// which are on the assignment no more.
+    /// which are removed from the assignment.
     pub fn acknowledge(&mut self, incarnation: &Incarnation, through: i32) -> Vec<EntryId> {
         let Some(assignment) = self.assignments.get(incarnation) else { return Vec::new() };
         let dead = assignment.dead_through(through);

@@ -47,7 +47,7 @@ pub struct Election {
 enum State {
     /// It takes no part: it has no connection, or does not want to.
     Out,
-    /// The directory is looked for, then the contender is created.
+    /// The directory is checked, then the contender is created.
     Entering,
     /// The contender exists; its rank is not known yet.
     Ranking { name: String },
@@ -57,7 +57,7 @@ enum State {
     Leading { name: String, czxid: i64, term: Term },
     /// It led, and has no connection. Its contender exists as long as that session lives.
     Suspended(Term),
-    /// It led in the session before. The contender that inherits that rank is created, then read, then looked for in
+    /// It led in the session before. The contender that inherits that rank is created, then read, then searched for in
     /// a list.
     Inheriting { name: Option<String>, term: Term },
     /// The contender is being deleted, or will be as soon as its creation is answered.
@@ -110,7 +110,7 @@ impl Election {
         self.ensure.start(out);
     }
 
-    /// Stands no more: deletes the own contender, even one that is only being created.
+    /// Withdraws: deletes the own contender, even one that is only being created.
     /// [`Election::is_out`] says when it is gone.
     pub fn withdraw<R>(&mut self, out: &mut Actions<R>) {
         match &self.state {
@@ -242,8 +242,8 @@ impl Election {
         }
     }
 
-    /// What was refused to it, if anything was: then it is out, and the caller that asks for it becomes a candidate again
-    /// later.
+    /// What was refused to it, if anything was: then it is out, and the caller that asks for it becomes a candidate
+    /// again later.
     pub fn take_refused(&mut self) -> Option<(String, Refusal)> {
         self.refused.take()
     }
@@ -304,7 +304,7 @@ impl Election {
         }
     }
 
-    /// A contender of ours may exist all the same: our next contender deletes it.
+    /// A contender of ours may exist nevertheless: our next contender deletes it.
     fn refuse(&mut self, path: String, refusal: Refusal) {
         self.on_lost();
         self.refused = Some((path, refusal));

@@ -28,7 +28,7 @@ pub enum Step {
     Pending,
     /// All directories exist.
     Done,
-    /// This directory could not be looked at or made.
+    /// This directory could not be checked or created.
     Refused(String, Refusal),
 }
 
@@ -90,7 +90,7 @@ impl Ensure {
                 self.missing.remove(&at);
             }
             // Its parent was deleted after we had seen it. (Without a parent of ours above it, it is the chroot
-            // of the connect string that is missing, and no look will bring that back.)
+            // of the connect string that is missing, and another check does not bring that back.)
             (Purpose::Create(at), Err(Refusal::NoNode)) if parent_of(&self.paths[at]).is_some() => {
                 self.start(out);
                 return Step::Pending;

@@ -40,7 +40,7 @@ pub enum Seen {
 #[derive(Clone, Debug)]
 pub struct Holder {
     number: u32,
-    /// The newest known version, and what it said.
+    /// The newest known version, and its content.
     known: Option<(i32, Task)>,
     /// Its share there.
     share: Option<Share>,
@@ -85,7 +85,7 @@ impl Holder {
         self.known.as_ref().map(|(_, task)| task)
     }
 
-    /// Whether it was ever said how far it may be.
+    /// Whether a limit was ever set.
     pub fn has_window(&self) -> bool {
         self.share.as_ref().is_some_and(|share| share.ahead.is_some())
     }

@@ -5,12 +5,12 @@
 //! counts the timeout from there: a request that a follower passes on does not touch its session. The leader
 //! hears of life only in the follower's answers to its pings, every half tick (ZooKeeper's `LearnerHandler.run`,
 //! cases `PING` and `REQUEST`, and `SessionTrackerImpl.checkSession`). If the follower is cut off right after it
-//! acknowledged our write, what the leader last heard of is what was sent before that: by the session layer's
+//! acknowledged our write, the leader has last heard of what was sent before that: by the session layer's
 //! heartbeat at most a third of the timeout before, and by the pings up to half a tick more. So the session lives
 //! at least until the write's *send* time + T - T/3 - half a tick, and the lease ends a margin before.
 //!
 //! One case remains in which the *first* write after a time without need proves less: the follower had been cut
-//! off for a while, during which it answered our heartbeats all the same, and came back less than a ping before.
+//! off for a while, during which it still answered our heartbeats, and came back less than a ping before.
 //! The session may then end at any moment after the write. Only a chain of three writes, each sent after the one
 //! before was acknowledged and half a tick later, would exclude that, and nothing could start before it; later
 //! renewals form that chain.
@@ -76,7 +76,7 @@ pub struct Lease {
 enum State {
     /// No session, or none that may be relied on.
     Down,
-    /// A write was refused. After a pause the directory is looked for, and then the write is made again.
+    /// A write was refused. After a pause the directory is checked, and then the write is made again.
     Refused,
     /// The znode is not there yet.
     Absent,
@@ -216,7 +216,7 @@ impl Lease {
         })
     }
 
-    /// The directory of leases was looked for after a refusal.
+    /// The directory of leases was checked after a refusal.
     fn on_ensured<R>(&mut self, step: ensure::Step, now: Instant, out: &mut Actions<R>) {
         match step {
             ensure::Step::Pending => {}

@@ -5,8 +5,8 @@
 //! the tree. After a lost connection its role forgets what it knew, and the mirror starts again.
 //!
 //! Replies and events reach us over different threads, so a change of a znode that is being read makes it be
-//! read once more; whoever keeps what was seen keeps the newest `mzxid`. And the end of a znode is reported when its
-//! event comes, never because a read found nothing: what the order of events says of two znodes would be lost.
+//! read once more; a caller that keeps what was seen keeps the newest `mzxid`. The end of a znode is reported when its
+//! event comes, never because a read found nothing: the order of two znodes' events would be lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,7 +72,7 @@ pub struct Mirror {
     state: State,
 }
 
-/// What events said of a znode while it was being read.
+/// The events of a znode while it was being read.
 #[derive(Clone, Copy, Debug, Default)]
 struct Overtaken {
     /// It changed, or is there again, so it is read again.

@@ -3,9 +3,9 @@
 //! Transactions have numbers that only grow. A write of one's own is later than all that one has seen before it was
 //! made, whatever server answered; a lagging one changes nothing about that. So if its number is smaller than one
 //! that was seen on an earlier connection, the ensemble has forgotten that one. This proves it, and may miss it: a
-//! restored ensemble of several servers begins a new epoch, whose numbers are larger. So no role relies on it. What a
-//! role remembers beyond a connection it compares with what it reads after a write of its own; this recipe warns of
-//! what cannot be seen there: fencing tokens are such numbers, and may be given out a second time.
+//! restored ensemble of several servers begins a new epoch, whose numbers are larger. So no role relies on it. A role
+//! compares what it remembers beyond a connection with what it reads after a write of its own. This recipe warns of
+//! what no role can see: fencing tokens are such numbers, and may be given out a second time.
 
 use crate::machine::{Actions, Event, Level, Reply};
 

@@ -253,8 +253,8 @@ impl Queue {
         self.keys.keys().next()
     }
 
-    /// Takes out the task that is next among those whose need `can` be met. What cannot be met is not asked for again
-    /// until [`Queue::unblock`]: a turn must not cost more with every job and every set of labels.
+    /// Takes out the task that is next among those whose need `can` be met. A need that cannot be met is not asked for
+    /// again until [`Queue::unblock`]: a turn must not cost more with every job and every set of labels.
     pub fn pop(&mut self, mut can: impl FnMut(Need) -> bool) -> Option<(EntryId, Need)> {
         let mut refused = BTreeSet::new();
         let mut next = None;
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!((queue.len(), drain(&mut queue).len(), queue.remove(&task)), (1, 1, false));
     }
 
-    /// It was 100,000 times in each turn, and each time every worker was looked at.
+    /// It was 100,000 times in each turn, and each time every worker was checked.
     #[test]
     fn labels_that_no_worker_has_are_looked_up_once_for_all_jobs() {
         let (mut queue, mut needs) = (Queue::default(), Needs::default());

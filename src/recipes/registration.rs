@@ -109,7 +109,7 @@ enum State {
     /// Waits for the answer to the last incarnation's registration: until then it may still be created.
     Landing,
     Ensuring,
-    /// Something was refused: it begins anew after a pause.
+    /// Something was refused: it begins again after a pause.
     Refused,
     /// Reads who has our name; `again` once we are registered ourselves.
     Listing {
@@ -231,7 +231,7 @@ impl Registrar {
         self.calls.clear();
         self.ensure.reset();
         self.retry.on_lost();
-        // What was said of an assignment is said again when that was read again.
+        // A statement about an assignment is written again after the assignment was read again.
         self.body.revoked_through = None;
         self.made_by = None;
         if !matches!(self.state, State::Dead | State::Yielded) {

@@ -1,4 +1,4 @@
-//! Retry: what a daemon cannot do without was refused. It goes on by itself when that passes.
+//! Retry: a call that a daemon needs was refused. The daemon goes on by itself when the refusals end.
 //!
 //! Almost every refusal passes: a quota is raised, an ACL repaired, a directory made again, a server less busy. So a
 //! daemon says once what is refused, tries again after a growing pause, and says when it is over. One refusal ends
@@ -45,7 +45,7 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// It was refused: says so, unless it was said before, and asks for another try after a pause.
+    /// It was refused: logs that, unless it was logged before, and asks for another try after a pause.
     pub fn refused<R>(&mut self, what: &str, refusal: Refusal, now: Instant, out: &mut Actions<R>) {
         let trouble = format!("{what}: {refusal}");
         if refusal == Refusal::NoAuth && !self.settled {

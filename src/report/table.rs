@@ -1,4 +1,4 @@
-//! Lines of a table, each made by itself.
+//! Lines of a table, each made without the others.
 //!
 //! Every column but the last has a least width, and a longer cell moves the rest of its line. So a list of any length
 //! can be written while it is read: no line has to wait for the widths of those that follow.

@@ -54,7 +54,7 @@ pub enum ClientReport {
     Ended(Vec<Ended>),
     /// How far a batch, or a wait for several, has got.
     Progress(Progress),
-    /// What a batch, or a wait for several, came to.
+    /// The counts of a batch, or of a wait for several.
     Summary(Progress),
     /// How the service is.
     Status(Box<StatusReport>),

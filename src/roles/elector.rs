@@ -18,7 +18,7 @@
 //!   asks for waits as well.
 //!
 //! How it ends, as the best supervisors do: a daemon that is asked to stop and does so has succeeded (0). With
-//! `once` it stands in for the command in a script, as `flock` and `consul lock` do, so it ends as the command
+//! `once` it represents the command in a script, as `flock` and `consul lock` do, so it ends as the command
 //! did, also when it had to stop it; and if it was stopped before the command ran, it ends as a command that
 //! SIGTERM killed would have (143), so that no script goes on as if the work had been done.
 //!

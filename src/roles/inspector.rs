@@ -1,5 +1,5 @@
 //! Inspector: shows the state of the service ([`StatusOf`]), which tasks there are ([`List`]) and all about one of them
-//! ([`Show`]). It never writes; each session starts the question anew, or goes on where it was.
+//! ([`Show`]). It never writes; each session starts the question again, or goes on where it was.
 
 mod list;
 mod running;

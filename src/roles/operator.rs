@@ -1,5 +1,5 @@
 //! Operator: cancels tasks, or sends those that ended badly round again. Each wish is one compare-and-set of the
-//! task's znode, decided anew whenever somebody else was faster or a connection was lost in between.
+//! task's znode, decided again whenever somebody else was faster or a connection was lost in between.
 //!
 //! A retry never starts beside an attempt that still runs: an outcome is written only when its attempt is dead,
 //! so the outcome's writer is named as who vouches for that.

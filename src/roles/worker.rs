@@ -375,7 +375,7 @@ impl Worker {
         }
     }
 
-    /// The assignment is no more.
+    /// The assignment is gone.
     fn on_unassigned(&mut self, out: &mut Out) {
         match self.dying {
             Some(_) => self.dying = Some(Dying::Over),
@@ -486,7 +486,7 @@ impl Worker {
         }
         match Assignment::decode(data) {
             Ok(assignment) => self.merge(assignment.entries, is_first, now, out),
-            // Whoever wrote that, nobody can say any more what this incarnation has to do.
+            // A foreign write: nothing says any more what this incarnation has to do.
             Err(malformed) => self.die(&format!("its assignment cannot be read ({malformed})"), out),
         }
     }
@@ -510,7 +510,7 @@ impl Role for Worker {
     fn step(&mut self, now: Instant, event: Event, out: &mut Out) {
         self.health.past.observe(&event);
         // First of all: what ended after the lease may have been killed for that, even by others, since this
-        // process, or its machine, may have been suspended. That is no failure of the task's.
+        // process, or its machine, may have been suspended. That is not the task's failure.
         self.check_lease(now, out);
         match event {
             Event::Connected { timeout } => {
@@ -571,7 +571,7 @@ impl Role for Worker {
         let running = self.running.runs.len();
         assert!(running <= self.params.slots as usize, "{running} of {} slots in use", self.params.slots);
         assert!(self.running.timers.len() <= running, "more timers than runs");
-        // One is looked at every time, or a turn would cost more with every slot.
+        // Each turn checks one, or a turn would cost more with every slot.
         if let Some((run, Run { id, .. })) = self.running.runs.first_key_value() {
             let execution = self.assigned.tasks.get(id).and_then(AssignedTask::execution);
             let known = execution.is_some_and(|execution| execution.runs.contains(run));

@@ -21,7 +21,7 @@ use crate::clock::now;
 use crate::machine::{ChangeKind, Instant, WatchMode};
 use crate::threads;
 
-/// Why a connection came to its end.
+/// Why a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// It is lost, or can't be trusted.
@@ -55,9 +55,9 @@ impl Life {
         }
     }
 
-    /// Has the supervisor look what there is to do.
+    /// Wakes the supervisor, which checks what is due.
     pub fn wake(&self) {
-        let _ = self.pulse.try_send(()); // full: it is about to look anyway
+        let _ = self.pulse.try_send(()); // full: it is about to check anyway
     }
 
     /// Why it has ended, if it has.

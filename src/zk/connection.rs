@@ -120,12 +120,12 @@ impl Connection {
         self.ask(limit, |zookeeper| zookeeper.close().is_ok()).unwrap_or(false)
     }
 
-    /// Ends the connection, and frees whoever waits for an answer. Never blocks.
+    /// Ends the connection, and frees the threads that wait for an answer. Never blocks.
     pub fn kill(&self) {
         self.client.kill();
     }
 
-    /// The first requests: credentials, since a server may insist on them before all else, then a look at the
+    /// The first requests: credentials, since a server may insist on them before all else, then a check of the
     /// chroot.
     fn prove(&self, settings: &Settings, within: Duration) -> Result<(), NotMade> {
         let (auth, chroot) = (settings.auth.clone(), settings.chroot.clone().unwrap_or_default());
@@ -146,7 +146,7 @@ impl Connection {
         Err(NotMade::ThisServer(why))
     }
 
-    /// Has the keeper do something; `None` if that did not come to an end within the limit.
+    /// Has another thread do something; `None` if that did not end within the limit.
     fn ask<R: Send + 'static>(
         &self,
         limit: Duration,
@@ -197,7 +197,7 @@ fn ask_first(zookeeper: &ZooKeeper, auth: Vec<(String, Vec<u8>)>, chroot: String
     }
     for tries in 0..FIRST_TRIES {
         match zookeeper.exists("/", false) {
-            // A chroot that we may not look at is there.
+            // A chroot that we may not read exists.
             Ok(Some(_)) | Err(ZkError::NoAuth) => return Ok(()),
             Ok(None) => return Err(NotMade::Verdict(Failure::NoChroot { path: chroot })),
             // The crate says so for each code that it does not know. One of them is of a server that serves nobody

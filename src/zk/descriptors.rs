@@ -47,7 +47,7 @@ fn open_descriptors() -> anyhow::Result<Vec<(RawFd, String)>> {
     Ok(found)
 }
 
-/// A duplicate of whatever has that number now. The caller has to look what it got.
+/// A duplicate of whatever has that number now. The caller has to check what it got.
 fn duplicate(number: RawFd) -> Option<OwnedFd> {
     // SAFETY: the descriptor is borrowed for one fcntl only. If another thread closed it meanwhile, the kernel
     // answers EBADF; if the number was used again, we get a duplicate of something else, which the callers

@@ -22,7 +22,7 @@ use crate::threads;
 /// The most that one reply may have. The longest that zkmw has use for is a list of 5,000 names, or a znode's data,
 /// and both have a megabyte at most, unless somebody has raised the limit.
 const REPLY_MAX: u64 = 64 * 1024 * 1024;
-/// While data comes, the socket is looked at no more often. A server on the same machine sends some 30 MiB in this
+/// While data comes, the socket is checked no more often. A server on the same machine sends some 30 MiB in this
 /// time.
 const CHECK_EVERY: Duration = Duration::from_millis(20);
 /// The longest wait for data. It needs no end, for the end of the connection is one; but every wait here has a limit.

@@ -1,10 +1,10 @@
 //! The calls: which are outstanding, on which connection, and in which order their events are reported.
 //!
 //! One lock guards the table of calls and the queue of events together, so the three promises at the top of
-//! `machine.rs` hold by construction: whoever takes a call out of the table puts its reply into the queue of
-//! events in the same breath, and `Down` is put in only when the table is empty.
+//! `machine.rs` hold by construction: a thread that takes a call out of the table puts its reply into the queue of
+//! events under the same lock, and `Down` is put in only when the table is empty.
 //!
-//! Nobody who holds the lock ever blocks: not on the events' consumer (a thread of its own waits for him), and
+//! A thread that holds the lock never blocks: not on the consumer of the events (another thread waits for it), and
 //! not on the crate.
 
 use std::cmp::Reverse;
@@ -92,7 +92,7 @@ pub struct Pool {
     state: Mutex<State>,
     work: Condvar,
     delivery: Condvar,
-    /// Told when a call that was in flight has been answered.
+    /// Notified when a call that was in flight has been answered.
     landed: Condvar,
     events: Sender<SessionEvent>,
     threads_max: usize,
@@ -246,7 +246,7 @@ impl Pool {
     ) -> bool {
         let mut state = self.lock();
         let Some(outstanding) = state.outstanding.get_mut(&number) else {
-            // The connection ended meanwhile, and another thread counts in place of this one.
+            // The connection ended meanwhile, and another thread counts instead of this one.
             state.astray -= 1;
             let wanted = state.threads < self.threads_max;
             state.threads += usize::from(wanted);
@@ -315,8 +315,8 @@ impl Pool {
         true
     }
 
-    /// The connection is over: every outstanding call is answered, then it is said. Of the large writes that were in
-    /// flight, the longest.
+    /// The connection is over: answers every outstanding call, then reports the end. Gives the longest of the large
+    /// writes that were in flight.
     pub fn down(&self, generation: u64, why: String) -> Option<LargeWrite> {
         let mut state = self.lock();
         state.up = None;
@@ -368,7 +368,7 @@ impl Pool {
         }
     }
 
-    /// Tells of a failed round.
+    /// Reports a failed round.
     pub fn failed(&self, why: super::Failure) {
         self.report(&mut self.lock(), SessionEvent::Failed { why });
     }

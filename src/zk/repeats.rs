@@ -28,7 +28,7 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// What is to be said when the connection ended. A server that does not know a kind of call refuses it and hangs
+    /// The answer when the connection has ended. A server that does not know a kind of call refuses it and hangs
     /// up.
     pub fn verdict(&self) -> Option<Refusal> {
         (self.refusal == Refusal::Unimplemented && self.times == 1).then_some(self.refusal)
@@ -49,7 +49,7 @@ pub fn repeatable(call: &Call) -> Option<Call> {
 #[derive(Debug, Default)]
 pub struct Repeats {
     waiting: BTreeMap<(Instant, u64), Call>,
-    /// When something was refused last, until it was said that this is over.
+    /// When something was refused last, until the end of the refusals was logged.
     last: Option<Instant>,
 }
 
@@ -84,7 +84,7 @@ impl Repeats {
         self.last.replace(now).is_none()
     }
 
-    /// Whether it is to be logged that calls are refused no more.
+    /// Whether to log that the refusals are over.
     pub fn is_over(&mut self, now: Instant) -> bool {
         let is_calm = |last: &mut Instant| now.since(*last) >= CALM;
         self.waiting.is_empty() && self.last.take_if(is_calm).is_some()
@@ -108,7 +108,7 @@ impl Repeats {
     }
 }
 
-/// Whether the same call may be taken later, whoever makes it.
+/// Whether the same call may be accepted later, for any caller.
 fn passes(refusal: Refusal) -> bool {
     // `Unimplemented` is said of watches alone, also when they are throttled: the crate has one code for both.
     matches!(refusal, Refusal::Other(_) | Refusal::Unimplemented)

@@ -1,4 +1,4 @@
-//! Turns the servers' names into addresses, anew for every round of connecting, and never for long.
+//! Turns the servers' names into addresses, again for every round of connecting, and never for long.
 //!
 //! `getaddrinfo` can block for half a minute. Each name is looked up on a thread of its own; one that is late is
 //! left running, its answer used when it comes, and no second one started for the same name meanwhile. A name
@@ -41,7 +41,7 @@ pub struct Resolver {
     pending: BTreeMap<String, Receiver<Answer>>,
 }
 
-/// What a round of look-ups gave.
+/// The result of a round of look-ups.
 #[derive(Debug, Default)]
 pub struct Resolved {
     /// Each address once.

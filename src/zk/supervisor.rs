@@ -55,7 +55,7 @@ pub struct Supervisor {
     shunned: BTreeMap<SocketAddr, Instant>,
     last_failure: Option<Failure>,
     suspects: Suspects,
-    /// The longest request over the connection before: whoever reads the log knows of it.
+    /// The longest request over the connection before: the log has named it.
     warned_of: usize,
     /// When it was found at the start that the first connection can have what it needs. It must not be made before.
     enough: Option<Receiver<Instant>>,

@@ -1,5 +1,5 @@
 //! Which writes cost connections: a server with a small `jute.maxbuffer` hangs up on a longer request, without a word,
-//! and whoever writes the same again does so for ever.
+//! and a client that writes the same again does so for ever.
 //!
 //! Pure. The supervisor says over which write a connection died, has the next server asked about its length
 //! ([`probe`](super::probe::probe)), and learns here how long a request over the new connection may be.
@@ -7,7 +7,7 @@
 use super::request::LargeWrite;
 
 /// After so many connections in a row died over writes of one znode, though the server takes requests of that length,
-/// they are refused all the same. A server can have a leader with a smaller limit than its own, which can't be asked.
+/// they are refused. A server can have a leader with a smaller limit than its own, which can't be asked.
 /// A rolling restart of three servers may cost three connections.
 const DEATHS_MAX: u32 = 5;
 

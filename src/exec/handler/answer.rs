@@ -15,13 +15,13 @@ use crate::exec::capture::Capture;
 use crate::exec::capture::READ_BYTES;
 use crate::machine::{Captured, Ended, RunId, RunReport};
 
-/// What has been said since the last answer.
+/// The bytes that came since the last answer.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     said: Vec<u8>,
 }
 
-/// What a look at the pipe came to.
+/// The result of one read of the pipe.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Said {
     /// There is nothing to be read now.
@@ -50,7 +50,7 @@ impl Lines {
         }
     }
 
-    /// What it comes to, if what came before has no end of a line.
+    /// The result, if the first `before` bytes have no end of a line.
     fn judge(&self, before: usize) -> Said {
         let end = self.said[before..].iter().position(|&byte| byte == b'\n').map(|at| before + at);
         let length = end.map_or(self.said.len(), |end| end + 1);
@@ -75,13 +75,13 @@ impl Lines {
         self.said.shrink_to(READ_BYTES);
     }
 
-    /// What was said of an answer that never became one.
+    /// Whether nothing came of a further answer.
     pub(super) fn is_empty(&self) -> bool {
         self.said.is_empty()
     }
 }
 
-/// What a run came to, by its handler's word.
+/// The end of a run, as its handler reports it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) exit_code: i32,

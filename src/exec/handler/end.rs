@@ -15,7 +15,7 @@ use crate::machine::{Captured, Ended, RunReport};
 const MISSING: [i32; 2] = [126, 127];
 
 impl Handler<'_> {
-    /// It is used no more.
+    /// The handler is not used any more.
     pub(super) fn retire(mut self, end: End) {
         self.pool.retire(self.handler_slot.mailbox.id());
         let work = {

@@ -1,10 +1,10 @@
-//! Where a handler is given its work: who has what, and the writing of the line.
+//! Gives a handler its work: which run it has, and the writing of the request's line.
 //!
-//! Owns the handler's standard input and what it has to do. A line is written by the thread that asks for the run, for
-//! the handler's own is asleep where answers come; only what the pipe has no room for is left to that one.
+//! Owns the handler's standard input and its work. The thread that asks for the run writes the line, because the
+//! handler's own thread sleeps until an answer comes. That one writes only the rest for which the pipe had no room.
 //!
 //! It must not write a line before the slot knows that its handler has something to do, nor after the lease has ended:
-//! who is stopped between the look at the clock and the write finds the group dead when it goes on.
+//! a thread that is suspended between the check of the clock and the write finds the group dead when it goes on.
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -82,7 +82,7 @@ pub(super) enum Handed {
     Done,
     /// Nothing may begin now.
     NoLease,
-    /// The handler takes no more.
+    /// The handler takes no further request.
     Refused(Job),
 }
 
@@ -188,7 +188,7 @@ impl Busy {
         task.map_or_else(|| format!("run {}", self.run.0), |task| format!("task {task}"))
     }
 
-    /// Tells that it runs, once.
+    /// Reports once that it runs.
     pub(super) fn report_started(&mut self, pid: u32, hub: &Hub) {
         if !std::mem::replace(&mut self.start_reported, true) {
             let _ = hub.events.send(ExecEvent::Started { run: self.run, pid });

@@ -94,12 +94,12 @@ fn start(
         match notes.next() {
             None => {}
             Some(Note::Started { .. }) => {
-                // What came after that is for whoever serves it.
+                // Later notes are for `serve`.
                 notes.for_each(|note| handler_slot.mailbox.note(note));
                 return Ok(());
             }
             Some(Note::NotStarted { kind, why }) => return Err((kind, why)),
-            // It is said by whoever has lost the slot before it had said that it runs.
+            // The slot was lost before it had reported that the handler runs.
             Some(Note::Ended(report)) => {
                 return Err((NotStartedKind::Transient, report.detail.unwrap_or_default()));
             }
@@ -127,7 +127,7 @@ pub(super) struct Handler<'a> {
     checked: Instant,
 }
 
-/// What there is to be looked at.
+/// What is ready.
 struct Ready {
     stdout: bool,
     wake: bool,
@@ -136,7 +136,7 @@ struct Ready {
     paused: bool,
 }
 
-/// Why it is used no more.
+/// Why the handler is not used any more.
 pub(super) enum End {
     /// Its process is dead.
     Dead,
@@ -155,7 +155,7 @@ impl Handler<'_> {
         self.retire(end);
     }
 
-    /// The request that it was started for; why it is used no more, if it is not.
+    /// Gives it the request that it was started for. Why it is not used any more, if that fails.
     fn take_first(&mut self, job: Job) -> Option<End> {
         let run = job.run;
         let handed = match self.handler_slot.is_asked_to_end() {
@@ -177,7 +177,7 @@ impl Handler<'_> {
         }
     }
 
-    /// Until it is used no more.
+    /// Serves requests until the handler is not used any more.
     fn serve(&mut self) -> End {
         loop {
             let ready = match self.wait() {
@@ -228,7 +228,7 @@ impl Handler<'_> {
         }
     }
 
-    /// Until there is something to be looked at.
+    /// Waits until something is ready.
     fn wait(&self) -> Result<Ready, Errno> {
         // A request that is handed to a handler that is known to work does not wake this thread.
         let pause = timespec(if self.start_unreported { STARTED_AFTER } else { CHECK_EVERY });
@@ -300,7 +300,7 @@ impl Handler<'_> {
         }
     }
 
-    /// Takes in what it says; all that it has said, if it is dead.
+    /// Reads its answers; all that are left, if it is dead.
     fn listen(&mut self, is_dead: bool) -> Option<End> {
         let handler_slot = Arc::clone(&self.handler_slot);
         let stdout = handler_slot.stdout.get()?;
@@ -327,7 +327,7 @@ impl Handler<'_> {
         }
     }
 
-    /// It has said a line, and it is the end of a run, or of the handler.
+    /// Takes in a line of the handler: the end of a run, or of the handler.
     fn answer(&mut self, is_dead: bool) -> Option<End> {
         let hub = &self.pool.hub;
         let mut state = self.handler_slot.lock();
@@ -364,7 +364,7 @@ impl Handler<'_> {
         report.filter(|_| !over).map(|report| End::Answered { run, start_reported, report })
     }
 
-    /// It takes no more, or says no more: dead or dying, or broken.
+    /// It takes no further request, or sends no further answer: it is dead, dying or broken.
     fn closed(&mut self, why: &str) -> End {
         self.await_death(Some(DEAD_AFTER_CLOSE));
         if self.dead.is_some() { End::Dead } else { End::Broken(why.to_owned()) }

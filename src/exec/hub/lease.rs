@@ -23,12 +23,12 @@ impl Hub {
     pub(in crate::exec) fn begin(&self, slot: u32) -> bool {
         let part = self.page.part(slot);
         part.busy.store(1, Ordering::SeqCst);
-        // After that: a slot that kills says so before it checks whether its handler is busy.
+        // In this order: a slot that kills marks that before it checks whether its handler is busy.
         if part.killing.load(Ordering::SeqCst) != 0 || !self.page.holds() {
             return false;
         }
         if part.armed.load(Ordering::SeqCst) == 0
-            // One that hangs is found as if it had heard of that.
+            // The keeper finds a slot that hangs, as if the slot had armed itself.
             && part.armed.swap(self.page.deadline().unwrap_or(0), Ordering::SeqCst) == 0
             && let Some(link) = self.lock().slots.get_mut(slot as usize).and_then(|slot| slot.link.as_mut())
         {

@@ -23,7 +23,7 @@ const FROM_BYTES: u64 = 64 << 10;
 const FROM_TIME: Duration = Duration::from_secs(1);
 /// What waits for the writer at most while the run goes on, but for what is read at once.
 const MOST_UNSENT: usize = 1 << 20;
-/// A writer that takes nothing for so long hangs. What a run prints waits for it no longer than this, once.
+/// A writer that takes nothing for so long hangs. The output of a run waits for it once, and no longer than this.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Logs of runs that are over and wait for the writer: each has up to twice what is read of a pipe at the end.
 const MOST_CLOSING: usize = 4;
@@ -55,7 +55,7 @@ struct Feed {
     unsent: VecDeque<u8>,
     /// Since when the writer has taken nothing of what waits.
     stalled: Option<Instant>,
-    /// It was said why it is not complete.
+    /// The reason why it is not complete was logged.
     cut: bool,
     /// Nobody takes it any more.
     given_up: bool,
@@ -110,7 +110,7 @@ impl Feeds {
         waiting.filter_map(|feed| feed.pipe.as_ref()).map(AsFd::as_fd)
     }
 
-    /// How long nothing has to be done by itself.
+    /// For how long nothing is due.
     pub(in super::super) fn pause(&self) -> Option<Duration> {
         let current = self.current.iter().filter_map(Feed::pause);
         let closing = self.closing.iter().map(Feed::patience_left);

@@ -16,7 +16,7 @@ use crate::contract::log::{LogFile, LogName, is_part};
 
 /// What a file takes at least, and what its size is rounded up to: a block of most file systems. So empty files count.
 const BLOCK_BYTES: u64 = 4096;
-/// When there is no room, so many tenths of the space are left: looking at all files is not for every log.
+/// When there is no room, so many tenths of the space are left: a scan of all files is too dear for every log.
 const TENTHS_LEFT: u64 = 9;
 /// The longest pause between two searches for logs that are too old, and the shortest.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
@@ -25,7 +25,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 const KEEP_PARTS: u32 = 8;
 /// So many directories are ours alone: `STATE/task-logs/WORKER`.
 const OWN_DEPTH: usize = 3;
-/// Where looking for room was in vain, it is looked for again after this.
+/// After a scan that has found no room, the next one comes after this.
 const FULL_FOR: Duration = Duration::from_secs(1);
 
 /// All logs of a worker.
@@ -64,12 +64,12 @@ impl Shelf {
         shelf
     }
 
-    /// When it has to be looked for what is too old.
+    /// The time until the next removal of old logs.
     pub(super) fn pause(&self) -> Duration {
         self.next_removal.saturating_duration_since(Instant::now())
     }
 
-    /// Removes what is too old, if it is time, and what is too much.
+    /// Removes old logs, if it is time, and the oldest of too many.
     pub(super) fn remove_old(&mut self) {
         if self.pause().is_zero() {
             self.remove(self.space);
@@ -81,7 +81,7 @@ impl Shelf {
     /// A log begins: its path, without an ending. An older log of its name is removed.
     pub(super) fn begin(&mut self, name: &LogName) -> anyhow::Result<PathBuf> {
         if !self.is_private {
-            // The state directory, `logs` in it, and ours: who owned one of them could have us write anywhere.
+            // The state directory, `logs` in it, and ours: an owner of one of them could have us write anywhere.
             let ours: Vec<&Path> = self.dir.ancestors().take(OWN_DEPTH).collect();
             ours.into_iter().rev().try_for_each(|dir| make_private_dir(dir, "state directory"))?;
             self.is_private = true;
@@ -147,7 +147,7 @@ impl Shelf {
         self.open.remove(base);
     }
 
-    /// Removes what is too old, and then the oldest until no more than this is left.
+    /// Removes logs that are too old, and then the oldest until at most this is left.
     fn remove(&mut self, most: u64) {
         let mut found = self.find();
         found.sort_by_key(|log| log.written);

@@ -83,7 +83,7 @@ impl Writer {
         let polled = poll(&mut sources, Some(&pause));
         let mut ready: Vec<bool> = match polled {
             Ok(_) => sources.iter().map(|source| !source.revents().is_empty()).collect(),
-            // Out of memory, or interrupted: everything is looked at, and nothing waits.
+            // Out of memory, or interrupted: everything counts as ready, and nothing waits.
             Err(_) => vec![true; sources.len()],
         };
         self.shelf.remove_old();
@@ -166,7 +166,7 @@ impl Log {
         buffer.reserve(READ_BYTES);
         match read(&self.pipe, spare_capacity(buffer)) {
             Ok(0) => {
-                // That its slot was killed, or that it waited too long for us, is said where it happened.
+                // The slot, or the keeper, logs that the slot was killed, or waited too long for us.
                 self.mark("its slot ended, or had waited in vain, before it had passed on all of it", shelf);
                 return Ok(true);
             }

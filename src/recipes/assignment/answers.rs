@@ -146,7 +146,7 @@ impl AssignmentTable {
         self.touched.insert(incarnation.clone());
         self.rest(incarnation);
         self.within(incarnation, pause);
-        // Another worker can have what this one never heard of.
+        // Another worker can have what this one never read.
         self.forget_holder(incarnation, &unsent);
         steps.push(Step::AssignmentRefused(incarnation.clone(), unsent));
     }

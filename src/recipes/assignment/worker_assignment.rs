@@ -381,7 +381,7 @@ impl WorkerAssignment {
         self.restate(Revoked::InFlight, Revoked::Wanted);
     }
 
-    /// The last write was refused. What was never written is taken off, so that others can have it.
+    /// The last write was refused. Entries that were never written are removed, so that others can have them.
     pub fn unsend(&mut self) -> Vec<EntryId> {
         self.set_unsent();
         self.refusals.of_growth |= self.positions.grows;

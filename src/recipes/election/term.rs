@@ -3,15 +3,15 @@
 //!
 //! The contender of the lost session, X, exists until that session ends, and nobody else leads before. The next
 //! session creates Y, whose name has X's rank, so that in the order Y is where X is. Then it lists. If X is in
-//! that list, which is no older than Y, then X existed when Y was created: at no instant since the term began was
-//! there none of ours in that place. Whoever sees that X is gone sees that Y is there, for servers apply changes
-//! in one order. So the term goes on, with its epoch. If X is not in the list, somebody else may have led: Y is
-//! deleted, and the term is over.
+//! that list, which is no older than Y, then X existed when Y was created: one of ours has had that
+//! rank at every instant since the term began. A process that sees that X is gone sees that Y is there, for servers
+//! apply changes in one order. So the term goes on, with its epoch. If X is not in the list, somebody else may have
+//! led: Y is deleted, and the term is over.
 //!
 //! Y must never lead by its rank alone. Its creation may be applied late, when X is gone and another leads
 //! already.
 //!
-//! Whoever does not go by ranks (a `LeaderLatch` of Curator's, or a zkmw from before there were any) would lead
+//! A process that does not go by ranks (a `LeaderLatch` of Curator's, or a zkmw from before there were any) would lead
 //! as soon as X is gone if it is before Y by sequence numbers. Then the term is not handed over. Those that
 //! come later are behind Y.
 //!
@@ -34,7 +34,7 @@ pub(super) struct Term {
 }
 
 impl Term {
-    /// The term of whoever is the first of all.
+    /// The term of a contender that is the first of all.
     pub(super) fn begin(epoch: i64, own: &str) -> Term {
         let rank = Contender::parse(own).map_or_else(String::new, |own| own.rank.to_string());
         Term { epoch, rank, contenders: vec![own.to_string()] }

@@ -1,4 +1,4 @@
-//! Who else has our name: looking before we register, waiting for those who have it, and looking again after.
+//! Other processes that have our name: checks before we register, waits for them, and checks again after that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

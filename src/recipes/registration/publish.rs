@@ -20,12 +20,12 @@ impl Registrar {
         self.calls.issue(out, call, Purpose::Publish(Box::new(self.body.clone())));
     }
 
-    /// The own registration was seen at this version. What somebody else wrote into it is nothing to us, but a
-    /// leader that cannot read it gives out no tasks.
+    /// The own registration was seen at this version. A foreign write does not change what we do, but a leader
+    /// that cannot read it gives out no tasks.
     pub(super) fn mend<R>(&mut self, seen: i32, out: &mut Actions<R>) {
         let path = self.path(self.life.n);
         let State::Registered { version, writing, .. } = &mut self.state else { return };
-        // A write of ours that is under way meets the change by itself.
+        // A write of ours that is under way finds the change.
         if *writing || seen <= *version {
             return;
         }
@@ -55,7 +55,7 @@ impl Registrar {
             }
             Err(Refusal::NoNode) => self.die("its registration was deleted"),
             Err(Refusal::BadVersion) => self.die("its registration was changed by someone else"),
-            // It exists, and says what it said before.
+            // It exists with its earlier content.
             Ok(_) | Err(_) => {
                 *writing = false;
                 let refusal = result.err().unwrap_or(Refusal::Other(0));

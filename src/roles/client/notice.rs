@@ -1,7 +1,7 @@
 //! Why a client waits: read and reported when nothing has happened for a while, once, and again when that has changed.
 //!
-//! It reads seldom, since it reads only while nothing happens, and never writes. It reports what the leader's summary and
-//! the contenders show; nothing rests on that.
+//! It reads seldom, since it reads only while nothing happens, and never writes. It reports what the leader's summary
+//! and the contenders show; nothing rests on that.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::machine::{
 /// The longest that a user waits without a word. The shell has the same patience with servers.
 pub const QUIET: Duration = Duration::from_secs(3);
 
-/// From look to look the pause doubles up to this: a thousand idle clients cost the ensemble 50 reads a second.
+/// From check to check the pause doubles up to this: a thousand idle clients cost the ensemble 50 reads a second.
 pub const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// Why nothing happens, as far as can be seen.
@@ -32,18 +32,18 @@ enum Why {
     AtWork,
 }
 
-/// Tells why a client waits.
+/// Reports why a client waits.
 #[derive(Debug)]
 pub struct Notice {
     layout: Layout,
-    /// When to look, while something is waited for.
+    /// When to check, while something is waited for.
     next_check: Option<Instant>,
     pause: Duration,
     said: Option<Why>,
     calls: Calls<Purpose>,
 }
 
-/// The reads of a look, one after the other.
+/// The reads of a check, one after the other.
 #[derive(Debug)]
 enum Purpose {
     Contenders,
@@ -64,11 +64,11 @@ impl Notice {
     pub fn on_progress(&mut self) {
         self.calls.clear();
         (self.next_check, self.pause) = (None, QUIET);
-        // What was wrong is over. That all is well was said, and is no news.
+        // The fault is over. That all is well was logged, and is no news.
         self.said = self.said.take().filter(|said| *said == Why::AtWork);
     }
 
-    /// Looks if it is time. Something is waited for, or nothing is, or there is no connection.
+    /// Checks if it is time. Something is waited for, or nothing is, or there is no connection.
     pub fn keep<R>(&mut self, now: Instant, waits: bool, out: &mut Actions<R>) {
         if !waits {
             self.calls.clear();
@@ -83,7 +83,7 @@ impl Notice {
         }
     }
 
-    /// When to look though nothing happens.
+    /// When the next check is due.
     pub fn next_wake(&self) -> Option<Instant> {
         self.next_check.filter(|_| self.calls.is_empty())
     }
@@ -108,7 +108,7 @@ impl Notice {
         })
     }
 
-    /// What the look has found, or goes on with it.
+    /// Goes on with the check, or gives its result.
     fn go_on<R>(
         &mut self,
         purpose: Purpose,
@@ -157,7 +157,7 @@ impl Notice {
         }
         let level = match (&why, &self.said) {
             (Why::AtWork, None) => Level::Notice,
-            // A user who was told that something is wrong is also told that it is over.
+            // A fault that was logged is also logged when it is over.
             _ => Level::Warn,
         };
         self.said = Some(why);

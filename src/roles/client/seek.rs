@@ -6,7 +6,7 @@ use crate::contract::task::Job;
 use crate::contract::{Layout, TaskId};
 use crate::machine::{Call, Refusal, Reply, if_exists};
 
-/// A task that a walk has come to.
+/// A task that a walk has reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The task.

@@ -54,9 +54,9 @@ pub struct Part {
 pub struct Walk {
     layout: Layout,
     todo: VecDeque<Target>,
-    /// What the first target means is being looked for.
+    /// The meaning of the first target is being read.
     seek: Option<Seek>,
-    /// What it means, if that had to be looked for.
+    /// Its meaning, if that had to be read.
     found: Option<Found>,
     /// The tasks that the user named, so that they are not met again in their jobs.
     named: BTreeSet<TaskId>,
@@ -201,7 +201,7 @@ impl Walk {
         None
     }
 
-    /// The first target, if what it means need not be looked for, or was found; else asks.
+    /// The first target, if its meaning is known; otherwise reads that.
     fn settle_seek<R>(&mut self, as_task: Found, out: &mut Actions<R>) -> Option<Found> {
         let found = match (&self.seek, self.found.take()) {
             (_, Some(found)) => found,
@@ -245,7 +245,7 @@ impl Walk {
             (_, None) => Step::Pending,
             (Purpose::Seek, Some(answer)) => self.on_sought(answer),
             (Purpose::Part, Some(answer)) => {
-                // What is wrong with it is said when it is listed.
+                // Its fault is reported when it is listed.
                 self.part = Some(match answer {
                     Ok(Reply::Data { data, .. }) => Job::decode(data).unwrap_or_default(),
                     Ok(_) | Err(_) => Job::default(),

@@ -72,7 +72,7 @@ impl Show {
             if let Some((code, why)) = step.settle(&mut Tally::default(), out) {
                 self.fail(code, why, out);
             } else if self.walk.is_over() && self.target.is_none() {
-                // It may not be looked for, as was said.
+                // It may not be read, as was logged.
                 self.over = true;
                 out.push(Action::Exit(exit::NOT_PERMITTED));
             }

@@ -2,8 +2,9 @@
 //! facts and carries the decisions out.
 //!
 //! An entry of an assignment names a task at an attempt, or a share of a chunk by its number. Of a plain task only one
-//! attempt may be with anybody at a time; shares have no line in common, so each is by itself. A number that is gone
-//! never comes back, and nothing of it runs: its lines have results, or its worker released them, or is dead.
+//! attempt may be with anybody at a time; shares have no line in common, so each is decided without the others. A
+//! number that is gone never comes back, and nothing of it runs: its lines have results, or its worker released them,
+//! or is dead.
 
 use std::time::Duration;
 

@@ -24,7 +24,7 @@ impl Leader {
                 self.scheduler.loads.overfull.remove(incarnation);
                 continue;
             };
-            // A dead incarnation may be registered for a moment: its worker registers anew before it finds out.
+            // A dead incarnation may be registered for a moment: its worker registers again before it finds out.
             let takes = !registration.draining && !self.failovers.contains(incarnation);
             let load = self.assignments.load(incarnation).filter(|_| takes);
             self.scheduler.loads.update(incarnation, (registration.usable_slots(), registration.slots), load);
@@ -57,7 +57,7 @@ impl Leader {
         if self.view.queue.is_empty() || self.tasks_may_be_hidden(now, out) {
             return;
         }
-        // Where all are full nobody is looked for: a turn must not cost more with every job.
+        // Where all are full no worker is searched for: a turn must not cost more with every job.
         while !self.scheduler.loads.order.is_empty() && self.assign_next() {}
         self.reserve();
     }

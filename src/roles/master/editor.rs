@@ -1,6 +1,6 @@
 //! Changes of tasks that a leader makes: read, decide, compare-and-set, and again if somebody was faster.
 //!
-//! Each is correct whoever makes it, for it is decided on the very version that it replaces.
+//! Each is correct for any leader, since it is decided on the very version that it replaces.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -15,7 +15,7 @@ use crate::recipes::retry::pause_of_one;
 /// Edits under way at once; further ones wait.
 const WINDOW: usize = 128;
 
-/// How often an edit is begun anew because the task changed in between.
+/// How often an edit is begun again because the task changed in between.
 const MAX_TRIES: u32 = 20;
 
 /// After how many refusals, in about a minute, a task is quarantined that its ACL keeps from being changed: its owner
@@ -44,7 +44,7 @@ pub enum Edit {
     },
     /// It is marked to be cancelled, because its submitter is gone.
     Orphan,
-    /// All is dropped but how it ended, if it has still this version: what ended anew is kept whole.
+    /// Drops all but how it ended, if it still has this version: a task that ended again is kept whole.
     Shrink {
         /// The version.
         version: i32,

@@ -24,7 +24,7 @@ pub struct KnownTask {
     pub bytes: u32,
     /// How many of its commands were in each state then.
     pub lines: LineCounts,
-    /// What it said then.
+    /// Its content then.
     pub phase: Phase,
 }
 

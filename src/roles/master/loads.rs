@@ -190,7 +190,7 @@ impl WorkerLoads {
         self.order.first().is_some_and(|(rank, _)| rank.share < FULL)
     }
 
-    /// The one with the least to do that can take a task with this need, and is none of these.
+    /// The one with the least to do that can take a task with this need, and is not among these.
     pub(super) fn find(
         &self,
         need: Need,

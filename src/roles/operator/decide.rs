@@ -190,7 +190,7 @@ fn rerun_lines(task: &mut Task, positions: &[usize]) -> Result<String, &'static 
     }
 }
 
-/// What counted against a task that had ended counts no more.
+/// Failures of a task that had ended do not count any more.
 fn renew(id: &TaskId, task: &mut Task) {
     (task.charged, task.deaths) = (0, 0);
     task.cancel = false;

@@ -1,5 +1,5 @@
-//! Which outcomes are deleted, and by whom. What has a key, or is so young that a create of it may still be on its way,
-//! is marked, and the leader deletes it when no late request can do harm any more: see
+//! Which outcomes are deleted, and by whom. A task that has a key, or is so young that a create may still be on its
+//! way, is marked, and the leader deletes it when no late request can do harm any more: see
 //! docs/decisions/0034-who-deletes-outcomes.md.
 
 use super::decide::{Decision, Lines, meant};

@@ -46,12 +46,12 @@ fn excess(status: &Status, demand: Demand) -> Option<String> {
     None
 }
 
-/// What a reply that was meant for a [`Gate`] said.
+/// The result of a reply that was meant for a [`Gate`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Nothing: the connection is gone.
     Nothing,
-    /// There is room, or nobody says that there is none.
+    /// There is room, as far as is known.
     Admitted,
     /// As far as the leader knows, which has not read all tasks yet.
     Unsure,
@@ -222,7 +222,7 @@ impl Pace {
         self.gate.on_lost();
     }
 
-    /// When to look again though nothing happens.
+    /// When the next check is due.
     pub fn next_wake(&self) -> Option<Instant> {
         (self.is_closed() && !self.gate.is_asking()).then(|| self.asked + PACE)
     }

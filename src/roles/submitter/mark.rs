@@ -58,7 +58,7 @@ enum Need {
 
 #[derive(Debug)]
 enum Purpose {
-    /// Looks who may create below this.
+    /// Reads who may create below this.
     ReadAcl(String),
     Create,
     Watch,

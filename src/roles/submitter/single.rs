@@ -2,7 +2,7 @@
 //!
 //! Owns how far the task has got; that outlives a connection, and each new session takes it up again. It never
 //! deletes what it may not: a keyed task (the key has to work after the outcome was read), one that another
-//! submitter made, or one whose creation was ever in doubt (it might be made anew by the doubtful request).
+//! submitter made, or one whose creation was ever in doubt (it might be made again by the doubtful request).
 
 mod end;
 
@@ -91,7 +91,7 @@ struct Room {
     gate: Gate,
     /// The stat of the job's directory, while the gate's answer is awaited.
     found: Option<Result<Reply, Refusal>>,
-    /// Why the task can't be created on this session, if it can't. It may exist all the same.
+    /// Why the task can't be created on this session, if it can't. It may exist nevertheless.
     denied: Option<String>,
 }
 
@@ -125,12 +125,12 @@ enum Phase {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
-    /// Looks whether the job's directory has room.
+    /// Checks whether the job's directory has room.
     Room,
-    /// Looks whether `tasks` has room for the job's directory.
+    /// Checks whether `tasks` has room for the job's directory.
     JobRoom,
     Create,
-    /// Looks whether the task that has our key is ours.
+    /// Checks whether the task that has our key is ours.
     Compare,
     Read,
     Cancel,
@@ -490,7 +490,7 @@ impl Single {
 
     fn on_cancelled(&mut self, result: Result<&Reply, Refusal>, out: &mut Actions<ClientReport>) {
         match result {
-            // The change is our own, but the same watch may have stood for another change as well.
+            // The change is our own, but the same watch may have reported another change too.
             Ok(_) | Err(Refusal::NoNode) => self.read(out),
             Err(Refusal::BadVersion) if self.conflicts < MAX_CONFLICTS => {
                 self.conflicts += 1;

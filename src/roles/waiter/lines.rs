@@ -29,7 +29,7 @@ impl Watched {
         Watched { doubtful, named, whole: false, width: 1, shown: BTreeSet::new() }
     }
 
-    /// This line of it is waited for as well, or all.
+    /// Waits for this line of it too, or for all.
     pub fn take_up(&mut self, line: Option<(usize, LineName)>) {
         self.whole |= line.is_none();
         self.named.extend(line);

@@ -57,7 +57,7 @@ impl Worker {
         self.assigned.tasks.iter().filter(|(_, assigned)| is(assigned)).map(|(id, _)| id.clone()).collect()
     }
 
-    /// Forgets the defaults of jobs of which there is no entry: a job that is empty may be deleted, and made anew with
+    /// Forgets the defaults of jobs of which there is no entry: a job that is empty may be deleted, and made again with
     /// others.
     pub(super) fn forget_jobs(&mut self) {
         let needed: BTreeSet<&str> = self.assigned.tasks.keys().map(|id| id.task.dir()).collect();
@@ -300,7 +300,7 @@ impl Worker {
         }
     }
 
-    /// Tells the leader that what it revoked is dead. Where an outcome of ours says so too, the leader mostly has
+    /// Reports to the leader that what it revoked is dead. Where an outcome of ours says so too, the leader mostly has
     /// seen it and removes the entry, so that this can wait.
     pub(super) fn confirm_revoked(&mut self, now: Instant, out: &mut Out) {
         if !std::mem::take(&mut self.confirmation.due) && self.confirmation.at.is_none_or(|at| at > now) {

@@ -88,7 +88,7 @@ impl Execution {
         }
     }
 
-    /// Nothing more is started of it. What is said first counts.
+    /// Nothing more is started of it. The first reason counts.
     pub fn halt(&mut self, why: StopReason) {
         match why {
             StopReason::Revoked => self.set_halt(Rest::Cancel),

@@ -1,10 +1,10 @@
 //! Reports: what a worker has to write into the tasks that it ran, until it is certain what became of it.
 //!
 //! Every report is a compare-and-set with the version that was read before the attempt started. Whenever that
-//! fails, or its reply is lost, the task is read back and decided upon anew: the same attempt without an outcome
+//! fails, or its reply is lost, the task is read back and decided upon again: the same attempt without an outcome
 //! means that the report is still owed; anything else means that it is settled, by us or by somebody else.
 //!
-//! What the servers take no such large write of is shortened until they do. What they refuse for a reason that may
+//! A write that is too large for the servers is shortened until they take it. What they refuse for a reason that may
 //! pass (a quota, too many requests) is owed until it does: it is tried again after a growing pause, and after a
 //! while with less output.
 
@@ -21,7 +21,7 @@ use crate::machine::{
     Actions, Call, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Routed, Stat,
 };
 
-/// How often a report is tried anew because the task changed in between.
+/// How often a report is tried again because the task changed in between.
 const MAX_TRIES: u32 = 20;
 
 /// The pause after a refusal that may pass; it doubles with each that follows without a success.
@@ -126,7 +126,7 @@ pub struct Reports {
     refused: VecDeque<EntryId>,
     pause: Duration,
     try_at: Option<Instant>,
-    /// That some are refused was said, and that none are any more was not.
+    /// The refusals were logged, and their end was not.
     refusal_logged: bool,
 }
 
@@ -337,7 +337,7 @@ impl Reports {
                 Level::Error,
                 format!(
                     "{path}: {refusal} (a quota that is exceeded, too many requests): its outcome is kept here, and \
-                     written when the ensemble takes it. Look at the quotas above it; nothing is lost \
+                     written when the ensemble takes it. Check the quotas above it; nothing is lost \
                      while this worker lives"
                 ),
             );
@@ -425,7 +425,7 @@ fn apply(report: &Report, task: &mut Task, mtime_ms: i64) -> bool {
             }
             task.end((**outcome).clone());
         }
-        // Whoever is cut short, or failed, and was to be cancelled anyway gets no further attempt.
+        // A task that was stopped, or failed, and was to be cancelled anyway gets no further attempt.
         Want::Again { release, .. } if task.cancel => task.end(unrun(&release.why)),
         Want::Again { release, is_charged } => {
             if release.avoid {

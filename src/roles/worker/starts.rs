@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::machine::{Instant, Prng};
 
-/// The pause after the first failure. What is short is often so for a moment only.
+/// The pause after the first failure. A shortage often lasts for a moment only.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest pause: each try costs some task a move, and nobody waits longer than this after the shortage is over.
@@ -49,7 +49,7 @@ struct Limit {
 pub enum Failed {
     /// Nothing more is to be started for so long, beyond what runs. It is the first failure since starts worked.
     First(Duration),
-    /// Likewise, and it was said before.
+    /// The same, and it was logged before.
     Again(Duration),
     /// Nothing more: it was begun together with one that has failed already.
     Known,

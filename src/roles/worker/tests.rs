@@ -402,7 +402,7 @@ fn a_run_killed_by_its_slot_has_no_end_even_with_a_new_lease() {
     assert!(task.outcome.is_none() && task.charged == 0, "{task:?}");
 }
 
-/// A worker stood still: its clock shows that the time is up before it hears that the task has ended long ago.
+/// A worker was suspended: its clock shows that the time is up before it hears that the task has ended long ago.
 /// Found as seed 1002638 of the simulator.
 #[test]
 fn a_run_that_ended_before_its_stop_did_not_time_out() {

@@ -150,7 +150,7 @@ impl Batch {
         let is_too_large = refusal == Refusal::TooLarge;
         let hint = if is_too_large && self.plan.size() > 1 { "; a smaller --chunk may pass" } else { "" };
         let (path, lines) = (self.plan.path(unit), self.plan.lines_of(unit));
-        // No earlier request for it was carried out, either: the servers would have refused that as well.
+        // No earlier request for it was carried out, either: the servers would have refused that too.
         self.open_chunks.drop(unit);
         let why = format!("cannot create the task {path} ({lines}): {refusal}{hint}");
         self.fail(refusal_code(refusal), why, out);
@@ -181,7 +181,7 @@ impl Batch {
                 self.fail(exit::DATA, why, out);
             }
             Err(malformed) => {
-                let why = format!("{what} exists already, and what stands there is no task: {malformed}");
+                let why = format!("{what} exists already, and is no task: {malformed}");
                 self.fail(exit::DATA, why, out);
             }
         }
@@ -240,7 +240,7 @@ impl Batch {
         }
     }
 
-    /// Shows what became of each command. What follows happens only if that succeeded.
+    /// Shows how each command ended. What follows happens only if that succeeded.
     fn ended(&mut self, unit: u64, task: &Task, version: i32, out: &mut Out) {
         let is_ours = self.plan.has_our_lines(unit, task);
         let ended = commands_ended(&self.plan.id(unit), task);
@@ -274,7 +274,7 @@ impl Batch {
     fn on_cancelled(&mut self, unit: u64, result: Result<&Reply, Refusal>, out: &mut Out) {
         match result {
             Ok(_) => {}
-            // Whoever changed it has got on with it, so this comes to an end.
+            // The process that changed it has made progress, so this ends.
             Err(Refusal::BadVersion | Refusal::NoNode) => self.parts.mark_unread(unit),
             Err(refusal) => {
                 let why = format!("cannot cancel the task {}: {refusal}", self.plan.path(unit));

@@ -28,7 +28,7 @@ impl Single {
         self.delete(out);
     }
 
-    /// Why a success is none for its user: who pipes its output on must not take a part for the whole.
+    /// Why a success is a failure for its user: a user who pipes the output on must not take a part for the whole.
     fn truncated(&self, outcome: &Outcome) -> Option<String> {
         let omitted = outcome.stdout.omitted().saturating_add(outcome.stderr.omitted());
         if self.allow_truncated || outcome.state != State::Done || omitted == 0 {
