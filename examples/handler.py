@@ -79,7 +79,7 @@ def call(request):
 
 
 def kept(text):
-    """What fits into an answer; the worker keeps less than this anyway. Half a character is no JSON."""
+    """The part that fits into an answer; the worker keeps less than this anyway. Half a character is no JSON."""
     if len(text) > 2 * HALF:
         text = text[:HALF] + "\n[…]\n" + text[-HALF:]
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -98,8 +98,8 @@ def answer(request):
 
 
 def main():
-    # Nothing but answers may go where the worker listens, and nothing but this loop may read what it says: not what a
-    # library, or a child, does past sys.stdout and sys.stdin.
+    # Only answers may go to the worker, and only this loop may read its requests. A library, or a child, must not use
+    # these streams past sys.stdout and sys.stdin.
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", encoding="ascii", newline="\n")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)

@@ -39,7 +39,7 @@ except ImportError as missing:
 MAX_CHILDREN = 4_000
 MAX_TASK_BYTES = 262_144
 VERSION = 1
-# The reply is lost, and what became of the request is not known.
+# The reply is lost, and it is not known whether the request was applied.
 LOST = (ConnectionLoss, ConnectionClosedError, OperationTimeoutError, SessionExpiredError)
 
 
@@ -87,7 +87,7 @@ def to_bytes(value: Any) -> bytes:
 
 
 def output(value: Any) -> bytes:
-    """What is kept of a stream; where something was left out, a line says how much."""
+    """The kept part of a stream; where something was left out, a line says how much."""
     if value is None:
         return b""
     if isinstance(value, dict) and "omitted" in value:
@@ -149,7 +149,7 @@ class Tasks:
             except NoNodeError:
                 self._again(lambda: self._make_directories(directory))
             except NodeExistsError:
-                # The name is nobody else's, so this is what the request did whose reply was lost.
+                # Nobody else uses the name, so the request whose reply was lost has made it.
                 if not submitted.doubtful:
                     raise
                 return submitted
@@ -314,7 +314,7 @@ def work(given: argparse.Namespace, tasks: Tasks) -> int:
 
 def main() -> int:
     given = arguments()
-    # What kazoo says of connections that come and go is not for the user of a command.
+    # The user of a command need not see kazoo's log of connections that come and go.
     logging.getLogger("kazoo").addHandler(logging.NullHandler())
     client = KazooClient(hosts=given.connect, timeout=given.session_timeout)
     try:

@@ -5,7 +5,7 @@ use std::process::Command;
 
 fn script(name: &str) -> Command {
     let mut command = Command::new(format!("{}/scripts/{name}", env!("CARGO_MANIFEST_DIR")));
-    // The environment of the one who runs the tests is not for them.
+    // The scripts must not see the settings of the tests' own environment.
     for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ZKMW_")) {
         command.env_remove(variable);
     }
@@ -44,7 +44,7 @@ fn setup_with(stubs: &[(&str, &str)]) -> (String, i32) {
     (String::from_utf8_lossy(&output.stderr).into_owned(), output.status.code().unwrap_or(-1))
 }
 
-/// Nothing is downloaded for somebody who has to get cargo first.
+/// Nothing is downloaded for a user that has to install cargo first.
 #[test]
 fn setup_asks_for_cargo_before_it_installs_anything() {
     let (said, code) = setup_with(&[]);

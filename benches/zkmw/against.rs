@@ -1,4 +1,4 @@
-//! (h) Another build of the binary in turn with this one, on the same servers: what a change costs or gains. Only the
+//! (h) Another build of the binary in turn with this one, on the same servers: the cost or gain of a change. Only the
 //! ratios count. Must not let one of the two go first in every repeat.
 
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::{Bench, say};
 /// A batch of processes is this much smaller than one of tasks that do nothing.
 const PROCESSES: usize = 5;
 
-/// What of one build is measured in each repeat.
+/// The measurements of one build in each repeat.
 struct Build {
     name: &'static str,
     program: PathBuf,

@@ -1,6 +1,6 @@
-//! (d) Many commands pending, as lines of a batch or as single tasks: what a batch takes beside them, what they cost a
-//! leader and a standby, how soon another master leads, how long the longest listing is. All sizes exist side by side
-//! and are measured in turn. Must not let the backlog run.
+//! (d) Many commands pending, as lines of a batch or as single tasks: the time of a batch beside them, their
+//! cost for a leader and a standby, how soon another master leads, how long the longest listing is. All sizes exist
+//! side by side and are measured in turn. Must not let the backlog run.
 
 use crate::client::Client;
 use crate::harness::Cluster;
@@ -20,7 +20,7 @@ const MANY: usize = 1_000_000;
 const FEW: usize = 1_000;
 const FEWEST: usize = 100;
 
-/// What the budget allows a pending line in bytes, and a single task.
+/// Bytes that the budget allows for a pending line, and for a single task.
 const BYTES_A_LINE: f64 = 64.0;
 const KIB: f64 = 1_024.0;
 
@@ -29,8 +29,8 @@ const KIB: f64 = 1_024.0;
 const LINES_A_TASK: usize = 5;
 const TASKS_A_SINGLE: usize = 4;
 
-/// Takeovers after SIGTERM of each repeat, of lines: what went before one is warm in the servers, so a repeat goes over
-/// the sizes to and fro.
+/// Takeovers after SIGTERM of each repeat, of lines. Servers are warm for the size that was measured last, so a repeat
+/// goes over the sizes to and fro.
 const TAKEOVERS: usize = 2;
 
 /// Session timeout of the masters, the default of the service: each takeover after SIGKILL waits for it.
@@ -39,7 +39,7 @@ const MASTERS_SESSION: &str = "10s";
 /// From so many on, a process's other memory does not matter to the memory for each.
 const ENOUGH: usize = 10_000;
 
-/// How what is pending is stored.
+/// How pending commands are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// As a batch that was submitted without any flag.
@@ -56,7 +56,7 @@ impl Kind {
         }
     }
 
-    /// What `submit` is given.
+    /// The arguments of `submit`.
     fn flags(self) -> &'static [&'static str] {
         match self {
             Kind::Lines => &[],
@@ -93,7 +93,7 @@ impl Size {
         let name = format!("pending-{pending}-{}", kind.name().replace(' ', "-"));
         let cluster = Cluster::on(&bench.ensemble, &name);
         let mut service = Service::start_on(cluster, bench.options.pool, &bench.cheapest(), MASTERS_SESSION);
-        // What a process needs once and for all, such as its threads' memory, is had before the first reading.
+        // A process gets what it needs once and for all, such as its threads' memory, before the first reading.
         service.batch((kind.batch(bench) / 10).max(1), kind.flags());
         let resident =
             |service: &Service| [0, 1].map(|master: usize| service.masters[master].memory() as f64);
@@ -209,11 +209,11 @@ fn rows(bench: &mut Bench, size: &Size, looker: &mut Client) {
         row("takeover after SIGKILL", "ms", size.killed.clone(), &remark);
         row("the same from the session's end", "ms", size.expired.clone(), "");
     }
-    for (master, who) in ["leader", "standby"].into_iter().enumerate() {
+    for (master, role) in ["leader", "standby"].into_iter().enumerate() {
         let each = Samples(vec![size.bytes[master]]);
-        row(&format!("{who}'s memory for each"), "bytes", each, "VmRSS after less before");
+        row(&format!("{role}'s memory for each"), "bytes", each, "VmRSS after less before");
         let now = Samples(vec![size.service.masters[master].memory() as f64 / KIB / KIB]);
-        row(&format!("{who}'s memory"), "MiB", now, "of one that loaded them at its start");
+        row(&format!("{role}'s memory"), "MiB", now, "of one that loaded them at its start");
     }
     row("longest listing", "children", one(children.0), &children.1);
     row("largest znode", "bytes", one(bytes.0), &bytes.1);
@@ -295,7 +295,7 @@ fn plots(bench: &mut Bench, sizes: &[Size], limits: &Samples) {
     }
 }
 
-/// What was measured with each number of lines pending, where it was.
+/// The measurements with each number of lines pending, where there are any.
 fn points(sizes: &[Size], of: impl Fn(&Size) -> Samples) -> Vec<(f64, Samples)> {
     let lines = sizes.iter().filter(|size| size.kind == Kind::Lines);
     let all = lines.map(|size| (size.pending as f64, of(size)));

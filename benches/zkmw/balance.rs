@@ -38,7 +38,7 @@ pub fn run(bench: &mut Bench) {
     let away = ideal / 2.0..ideal / 2.0 + STOPPED;
     let ideal_stopped = schedule(&lengths, slots, POOL.1, away.clone());
     let service = Service::start(&bench.ensemble, "balance", POOL, &Executor::Process);
-    // What ran before is how long the leader thinks that runs take.
+    // The leader estimates the length of runs from earlier ones.
     service.run("sleep 0.05\n".repeat(LINES / 20).as_str(), &[]);
     let mut times = [Samples::default(), Samples::default()];
     for _ in 0..bench.options.repeats {

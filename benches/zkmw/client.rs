@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, bounded};
 use zkmw::machine::{Call, CallError, CallId, CallResult, CreateMode, Refusal, Reply, Stat};
 use zkmw::zk::{Session, SessionEvent, Settings};
 
-/// What a benchmark's session asks for; longer than any pause of a busy machine.
+/// The session timeout that the benchmark asks for; longer than any pause of a busy machine.
 const SESSION: Duration = Duration::from_secs(30);
 
 /// How long anything that this client waits for may take.
@@ -105,7 +105,7 @@ impl Client {
         }
     }
 
-    /// What ZooKeeper keeps of it, if it is there.
+    /// The stat of the znode, if it is there.
     pub fn stat(&mut self, path: &str) -> Option<Stat> {
         match self.call(Call::Exists { path: path.into(), watch: false }) {
             Ok(Reply::Stat(stat)) => Some(stat),

@@ -1,4 +1,4 @@
-//! The cheapest executor there can be, to measure the service and not what it runs: a handler that answers every task
+//! The cheapest executor there can be, to measure the service and not its tasks: a handler that answers every task
 //! at once. The program of the benchmark is started as it, with the argument `handler`. Must not do any work.
 
 use std::io::{BufRead as _, Write as _};
@@ -14,7 +14,7 @@ pub fn serve() {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
-        // Who does not know the id must not answer: silence is noticed, a wrong answer might not be.
+        // A handler that does not know the id must not answer: silence is noticed, a wrong answer might not be.
         let Some(id) = id_in(&line) else { return };
         let answered = output
             .write_all(b"{\"id\":")

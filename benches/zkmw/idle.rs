@@ -1,5 +1,5 @@
-//! (f) Nothing to do: what each role asks of the ensemble, seen by a proxy in front of it, and the processor time that
-//! it takes. Must not give it anything to do.
+//! (f) Nothing to do: the requests of each role to the ensemble, seen by a proxy in front of it, and the processor time
+//! that it takes. Must not give it anything to do.
 
 use std::time::{Duration, Instant};
 

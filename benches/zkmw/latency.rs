@@ -1,5 +1,5 @@
 //! (c) One task at a time on an idle system, by a client of the contract that has its session already; in turn with
-//! single writes over the same session. At which servers the sessions happen to be makes a third of either, so each
+//! single writes over the same session. The servers that the sessions happen to use make a third of either, so each
 //! repeat has a service and a session of its own. Must not have two tasks under way.
 
 use std::time::{Duration, Instant};
@@ -25,8 +25,8 @@ const THREADS: usize = 2;
 /// Tasks before the first that counts.
 const WARM_UP: usize = 20;
 
-/// A pause in which what a task leaves to be done comes to its end: without, no system is idle. Processors come to rest
-/// as well, so that everything takes longer.
+/// A pause in which all work that a task leaves behind ends. Without it, the system is not idle. Processors come to
+/// rest as well, so that everything takes longer.
 pub const CALM: Duration = Duration::from_millis(10);
 
 /// Runs of the whole command, in each repeat.
@@ -50,7 +50,7 @@ pub fn run(bench: &mut Bench) {
     });
 }
 
-/// What stretches of one pace came to, in milliseconds; the ratios are those of their medians.
+/// The results of stretches of one pace, in milliseconds; the ratios are those of their medians.
 struct Pace {
     name: &'static str,
     /// Before each task and each write.
@@ -121,7 +121,7 @@ fn one(bench: &mut Bench, executor: &Executor, with_write: bool) -> Vec<Curve> {
     curves
 }
 
-/// Tasks and single writes in turn, with a pause before each, over one session: where it is, both are.
+/// Tasks and single writes in turn, with a pause before each, over one session, so both use the same server.
 pub fn stretch(bench: &Bench, service: &Service, count: usize, pause: Duration) -> (Samples, Samples) {
     let mut user = Client::connect(&bench.ensemble.connect, THREADS);
     let path = format!("{}-write", service.cluster.root);

@@ -16,7 +16,7 @@ pub const WRITES: usize = 3;
 /// Sessions, and calls in flight on each.
 pub type Shape = (usize, usize);
 
-/// What is tried; the best counts.
+/// Shapes that are tried; the best counts.
 pub const SHAPES: [Shape; 5] = [(1, 64), (2, 64), (4, 32), (6, 32), (6, 128)];
 
 /// How often each is tried, in turn; its median counts.
@@ -25,15 +25,15 @@ const ROUNDS: usize = 3;
 /// Most znodes of one session at a time: no directory may have more than the service's own would.
 const ROUND: usize = 4_000;
 
-/// What a submitter writes for the task `true`.
+/// The data that a submitter writes for the task `true`.
 const TASK: &[u8] = br#"{"v":1,"command":"true","attempt":1}"#;
 
-/// What its worker makes of that.
+/// The data that its worker writes in its stead.
 const ENDED: &[u8] = b"{\"v\":1,\"command\":\"true\",\"attempt\":1,\
     \"outcome\":{\"state\":\"done\",\"exit_code\":0,\"attempt\":1,\"worker\":\"w1~0123456789abcdef\",\
     \"started_ms\":1767225600000,\"ended_ms\":1767225600001}}";
 
-/// What each znode of a measurement goes through.
+/// The requests for each znode of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Steps {
     /// Made, set, deleted.
@@ -81,9 +81,9 @@ impl Limit {
         rate
     }
 
-    /// Tasks a second if a task were its five requests and nothing else: made, read by who runs it, set, read by who
-    /// waits for it, deleted; nobody is notified, and nobody decides anything. No service that reads each
-    /// task can surpass it.
+    /// Tasks a second if a task were its five requests and nothing else: made, read by its worker, set, read by its
+    /// submitter, deleted; nobody is notified, and nobody decides anything. No service that reads each task can surpass
+    /// it.
     pub fn five_requests(&mut self) -> f64 {
         self.run(self.shape, self.writes, Steps::Task) / WRITES as f64
     }

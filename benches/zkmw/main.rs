@@ -1,7 +1,7 @@
 //! The benchmark: the service's real processes on an ensemble of three, measured side by side with what the ensemble
 //! itself can do. `scripts/bench` runs it; `docs/benchmarks.md` says how each figure is measured.
 //!
-//! - `options`: what a run is to do. `limit`: W, the ensemble's own limit. `client`: a connection of our own.
+//! - `options`: the choices of a run. `limit`: W, the ensemble's own limit. `client`: a connection of our own.
 //! - `service`: the processes that are measured. `takeover`: how soon a standby leads.
 //! - `handler`: the executor that does nothing.
 //! - `throughput`, `process` (with `peers`), `balance`, `latency`, `backlog`, `idle`, `million`, `against`: the cases.
@@ -54,21 +54,21 @@ const TICK: Duration = Duration::from_secs(2);
 /// Servers with the whole compiler, as one runs them; the script's own save it for short tests.
 const JAVA_OPTIONS: &str = "-XX:TieredStopAtLevel=4";
 
-/// What all cases share.
+/// State that all cases share.
 pub struct Bench {
-    /// What to do.
+    /// Sizes and choices.
     pub options: Options,
-    /// Where.
+    /// The servers.
     pub ensemble: Arc<Ensemble>,
-    /// What the ensemble can do.
+    /// The ensemble's own limit.
     pub limit: Limit,
     /// `--handler`, if there is one.
     pub handler: Option<Executor>,
-    /// What came of it.
+    /// The results.
     pub report: Report,
 }
 
-/// What goes on, past the results.
+/// Prints what the benchmark does now, besides the results.
 pub fn say(text: &str) {
     eprintln!("bench: {text}");
 }
@@ -169,7 +169,7 @@ impl Bench {
     }
 }
 
-/// What the figures depend on.
+/// The conditions that the figures depend on.
 fn facts(options: &Options) -> serde_json::Map<String, serde_json::Value> {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();

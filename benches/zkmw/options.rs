@@ -1,4 +1,4 @@
-//! What a run of the benchmark is to do: the command line of it. Must not start anything.
+//! The choices of a benchmark's run: its command line. Must not start anything.
 
 use std::path::PathBuf;
 use std::time::Duration;

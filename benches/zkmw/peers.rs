@@ -1,4 +1,4 @@
-//! Programs that run commands as well, and what they make of `true`: `xargs`, Gearman's command line, GNU parallel.
+//! Other programs that run commands, measured with `true`: `xargs`, Gearman's command line, GNU parallel.
 //! Must not need any of them to be installed.
 
 use std::fs::File;
@@ -33,7 +33,7 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// Those that are installed; and of each other one why it is left out.
+    /// Those that are installed; and for each other one, why it is left out.
     pub fn all() -> (Vec<Peer>, Vec<String>) {
         let (mut peers, mut missing) = (Vec::new(), Vec::new());
         let mut add = |name: &str, programs: &[&str], peer: fn() -> Peer| match programs
@@ -49,7 +49,7 @@ impl Peer {
         (peers, missing)
     }
 
-    /// What it is called, as a user would.
+    /// Its name for the report.
     pub fn name(&self) -> &'static str {
         match self {
             Peer::Xargs => "xargs -P2 -n1 sh -c true",
@@ -58,7 +58,7 @@ impl Peer {
         }
     }
 
-    /// Runs `true` about so often; how often a second.
+    /// Runs `true` about so often; returns the rate per second.
     pub fn measure(&self, folder: &Path, count: usize) -> f64 {
         match self {
             Peer::Xargs => rate(vec![("xargs", vec!["-P2", "-n1", "sh", "-c", "true"])], folder, count),
@@ -74,7 +74,7 @@ impl Peer {
     }
 }
 
-/// Has each of these programs do so many lines, all at once; how many lines a second that makes in all.
+/// Has each of these programs run so many lines, all at once; returns the lines per second of all together.
 fn rate(programs: Vec<(&str, Vec<&str>)>, folder: &Path, lines: usize) -> f64 {
     let path = folder.join("numbers");
     let mut file = File::create(&path).expect("a file");

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::stats::{Samples, human};
 
-/// Size of the picture, and of what surrounds the curves.
+/// Size of the picture, and of the margins around the curves.
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 440.0;
 const LEFT: f64 = 84.0;
@@ -26,7 +26,7 @@ const DOTS_MAX: usize = 40;
 /// Ticks that an axis is to have, about.
 const TICKS: f64 = 6.0;
 
-/// One curve: for each x what was measured there.
+/// One curve: for each x the measurements there.
 pub struct Curve {
     pub name: String,
     pub points: Vec<(f64, Samples)>,
@@ -35,12 +35,12 @@ pub struct Curve {
 }
 
 impl Curve {
-    /// What was measured.
+    /// The measurements.
     pub fn measured(name: impl Into<String>, points: Vec<(f64, Samples)>) -> Curve {
         Curve { name: name.into(), points, is_bound: false }
     }
 
-    /// What the budget asks for: each median times a factor.
+    /// The budget's bound: each median times a factor.
     pub fn bound(name: impl Into<String>, points: &[(f64, Samples)], factor: f64) -> Curve {
         let scaled = |(x, y): &(f64, Samples)| (*x, Samples(vec![factor * y.median()]));
         Curve { name: name.into(), points: points.iter().map(scaled).collect(), is_bound: true }
@@ -67,7 +67,7 @@ pub struct Plot {
     pub curves: Vec<Curve>,
 }
 
-/// One axis: what lies at its ends, and where those are in the picture.
+/// One axis: the values at its ends, and where those are in the picture.
 struct Axis {
     scale: Scale,
     from: f64,

@@ -1,6 +1,6 @@
 //! (b) `true` as a process: a plain batch on one worker, in turn with programs that run commands as well; a process
-//! task that is alone; and the command `zkmw submit true`, from start to exit and in parts. Must not let the control
-//! groups of the one who measures decide unseen.
+//! task that is alone; and the command `zkmw submit true`, from start to exit and in parts. Must not let the caller's
+//! control groups decide unseen.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -21,7 +21,7 @@ use crate::{Bench, say};
 /// Slots of the worker that has many.
 const MANY: usize = 16;
 
-/// What the whole command may cost besides the quorum writes that it waits for, in ms.
+/// The time that the whole command may take besides the quorum writes that it waits for, in ms.
 const COMMAND_MS: f64 = 15.0;
 
 /// The parts of `zkmw submit true`: each ends when its log (`-vv`) says this, the last one with the process.
@@ -34,7 +34,7 @@ const PARTS: [(&str, &str); 6] = [
     ("collect: the task deleted, the session closed, the process ended", ""),
 ];
 
-/// A service with one worker, and what was measured of it.
+/// A service with one worker, and its measurements.
 struct Kind {
     name: String,
     service: Service,
@@ -73,7 +73,7 @@ fn note(bench: &mut Bench, text: &str) {
     bench.report.notes.push(text.to_string());
 }
 
-/// Few slots and many, as they are here; and the same where nobody may have control groups.
+/// Few slots and many, as they are here; and the same without control groups.
 fn kinds(bench: &mut Bench) -> Vec<Kind> {
     let start = |bench: &Bench, slots: usize, program: Option<&Path>| {
         let cluster = Cluster::on(&bench.ensemble, "process");

@@ -1,5 +1,5 @@
-//! What a run came to: rows of a table, lines of the budget, curves; as text, as `bench.json` and as pictures. Must not
-//! measure anything.
+//! The results of a run: rows of a table, lines of the budget, curves; as text, as `bench.json` and as pictures. Must
+//! not measure anything.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -27,7 +27,7 @@ pub enum Bound {
     AtMost(f64),
 }
 
-/// One line of the budget, and what was measured of it.
+/// One line of the budget, and its measurements.
 pub struct Line {
     pub what: &'static str,
     pub bound: Bound,
@@ -59,7 +59,7 @@ pub mod budget {
     pub const BYTES: &str = "most bytes of any znode below the root";
 }
 
-/// Everything that a run came to.
+/// All results of a run.
 pub struct Report {
     pub rows: Vec<Row>,
     pub lines: Vec<Line>,

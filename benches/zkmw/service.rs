@@ -35,7 +35,7 @@ const DELETES_IN_FLIGHT: usize = 128;
 /// A label that no worker has, so that the backlog stays where it is.
 const NOBODY: &str = "backlog=stays";
 
-/// What runs the tasks.
+/// The kind of executor of the tasks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Executor {
     /// A process for each.
@@ -77,7 +77,7 @@ pub fn has_flag(command: &str, flag: &str) -> bool {
 
 /// A leader, a standby and workers.
 pub struct Service {
-    /// Where it lives.
+    /// Its root.
     pub cluster: Cluster,
     /// The one that leads comes first, as of [`Service::leader_first`].
     pub masters: Vec<Proc>,
@@ -208,7 +208,7 @@ impl Service {
         self.cluster.submit(&[&["--from-file", &file, "--no-progress"], more].concat())
     }
 
-    /// Submits commands that no worker may run, and waits until the masters know of them what they will.
+    /// Submits commands that no worker may run, and waits until the masters know them.
     pub fn backlog(&self, count: usize, more: &[&str]) {
         let limit = START + LEARN * u32::try_from(count).expect("a sane number");
         let mut submit = self.submit(count, &[&["--detach", "--require", NOBODY], more].concat());
@@ -222,7 +222,7 @@ impl Service {
         }
     }
 
-    /// Deletes all tasks, once the masters have ended: what comes next shall have servers as before.
+    /// Deletes all tasks, once the masters have ended: the next case shall have servers as before.
     pub fn delete_tasks(connect: &str, layout: &Layout) {
         let mut client = Client::connect(connect, DELETES_IN_FLIGHT);
         for job in client.children(&layout.tasks()) {

@@ -1,4 +1,4 @@
-//! Medians and spreads. Pure; must not know what the numbers are of.
+//! Medians and spreads. Pure; must not know what the numbers measure.
 
 use serde_json::{Value, json};
 
@@ -43,7 +43,7 @@ impl Samples {
         self.quantile(1.0)
     }
 
-    /// Each divided by its partner: what was measured next to it.
+    /// Each divided by its partner, which was measured next to it.
     pub fn over(&self, other: &Samples) -> Samples {
         Samples(self.0.iter().zip(&other.0).map(|(mine, its)| mine / its).collect())
     }

@@ -1,5 +1,5 @@
-//! How soon a standby leads when the leader ends, as a client with watches sees it. Must not count what a process needs
-//! to start again: that is waited for afterwards.
+//! How soon a standby leads when the leader ends, as a client with watches sees it. Must not count the time that a
+//! process needs to start again: it waits for that afterwards.
 
 use std::time::Instant;
 
@@ -9,12 +9,12 @@ use crate::client::Client;
 use crate::harness::eventually;
 use crate::service::{BATCH, END, START, Service, last_lines};
 
-/// What ends a leader.
+/// The way in which a leader ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// It leaves the election itself.
     Term,
-    /// The ensemble has to find out: its session has to end.
+    /// The ensemble has to notice: its session has to end.
     Kill,
 }
 

@@ -50,8 +50,8 @@ fn rates(bench: &mut Bench, service: &Service, tasks: usize, more: &[&str]) -> R
     in_turn(bench, |_| tasks as f64 / service.batch(tasks, more))
 }
 
-/// Warms up what servers do for tasks as far as W's writes were warmed up before it was measured: reads, watches and
-/// events take other ways through a server, and its compiler takes its time with each.
+/// Warms the servers up for tasks, as they were warmed up for W's writes: reads, watches and events take other ways
+/// through a server, and its compiler takes its time with each.
 pub fn warm_up(bench: &Bench) {
     let tasks = bench.options.warm_up / WRITES;
     say(&format!("warming the servers up with {} tasks", human(tasks as f64)));
@@ -60,7 +60,7 @@ pub fn warm_up(bench: &Bench) {
     service.stop();
 }
 
-/// What gives each line of a batch a znode of its own.
+/// The flag that gives each line of a batch a znode of its own.
 pub const SINGLE: [&str; 2] = ["--chunk", "1"];
 
 /// (a) Empty tasks, each a znode of its own.

@@ -68,7 +68,8 @@ fn an_unreadable_process_that_a_run_left_dies_as_well() {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// What `sudo` starts for a task of an ordinary user's worker, without a control group. (Root's worker may kill it.)
+/// A process that `sudo` starts for a task of an ordinary user's worker, without a control group. (Root's worker may
+/// kill it.)
 #[test]
 fn an_unkillable_process_is_waited_for_and_reported() {
     let dir = tempfile::tempdir().unwrap();
@@ -88,7 +89,7 @@ fn an_unkillable_process_is_waited_for_and_reported() {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// The helper: its task has started what belongs to root.
+/// The helper: its task has started a process that belongs to root.
 pub fn unkillable(dir: &Path) {
     let complaints = crate::terminal::Lines::default();
     log::set_boxed_logger(Box::new(complaints.clone())).unwrap();

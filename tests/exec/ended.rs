@@ -1,4 +1,4 @@
-//! Ended means ended: nothing of the group is left, and nothing holds the end up.
+//! Ended means ended: no process of the group is left, and nothing delays the end.
 
 use super::*;
 
@@ -115,7 +115,7 @@ fn an_unreaped_zombie_delays_no_end() {
 #[allow(clippy::zombie_processes, reason = "a zombie is wanted")]
 pub fn bad_parent(dir: &Path) {
     let child = Command::new("sleep").arg("30").spawn().unwrap();
-    // To a group of its own; the child stays where it was born.
+    // It moves to a group of its own; the child stays in the old one.
     setpgid(None, None).unwrap();
     fs::write(dir.join("parent"), format!("{}\n", std::process::id())).unwrap();
     fs::write(dir.join("child"), format!("{}\n", child.id())).unwrap();

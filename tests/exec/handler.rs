@@ -1,4 +1,4 @@
-//! Handlers: what they are given, what they answer, and what becomes of those that do not.
+//! Handlers: their requests, their answers, and the end of those that do not answer.
 //!
 //! The executor does not read a request, so these are words for a shell: the id, and what to do with it.
 
@@ -103,7 +103,7 @@ fn what_is_no_answer_breaks_the_handler() {
     let mut rig = Rig::new();
     broken(&mut rig, "say garbage", "its answer is malformed");
     broken(&mut rig, r#"say "{\"id\":999999}""#, "it answers the request 999999");
-    // In one write: a second line that comes later is said unasked.
+    // In one write: a second line that comes later is an answer without a request.
     broken(&mut rig, r#"printf '{"id":%s}\n{"id":%s}\n' $id $id"#, "more than one line");
     broken(&mut rig, "exec >&-; sleep 600", "closed its standard output");
     broken(&mut rig, "printf x; exec >&-; sleep 600", "closed its standard output");

@@ -127,7 +127,7 @@ fn naps(pid: u32) -> u64 {
     line.unwrap().trim().parse().unwrap()
 }
 
-/// What this process has cost so far, all its threads but no child.
+/// The processor time that this process has used, in all its threads but in no child.
 fn cpu() -> Duration {
     let stat = fs::read_to_string("/proc/self/stat").unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();

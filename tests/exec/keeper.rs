@@ -1,5 +1,5 @@
-//! The keeper, in the executor's hands. Each scenario has a process of its own: a keeper kills whatever carries the
-//! mark of its process.
+//! The keeper, as the executor uses it. Each scenario has a process of its own: a keeper kills every process that
+//! carries the mark of its worker.
 
 use super::keeper_process::keeper_of;
 use super::*;

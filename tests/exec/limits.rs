@@ -9,7 +9,7 @@ const MIB: u64 = 1 << 20;
 /// That kernel is slow, and has one processor.
 const KERNEL_WITHIN: Duration = Duration::from_secs(120);
 
-/// What is shown on that kernel.
+/// The tests that run on that kernel.
 const SCENARIOS: [(&str, fn()); 8] = [
     ("a_worker_makes_room", makes_room),
     ("memory", memory),
@@ -20,7 +20,7 @@ const SCENARIOS: [(&str, fn()); 8] = [
     ("handlers", handlers),
     ("keeper", another_keeper),
 ];
-/// How many of these are shown by an ordinary user as well, whose control group it is.
+/// How many of these also run as an ordinary user that owns its control group.
 const BY_NOBODY: usize = 2;
 
 fn limited(limits: Limits) -> Means {
@@ -47,7 +47,7 @@ fn cgroup(pid: &str) -> String {
     text.lines().find_map(|line| line.strip_prefix("0::")).unwrap().to_owned()
 }
 
-/// What has it all, and its slots, leave the group that is to be divided.
+/// The executor's own process and its slots leave the group that is to be divided.
 fn makes_room() {
     let home = cgroup("self");
     let home = home.strip_suffix("/zkmw-worker").unwrap_or(&home).to_owned();
@@ -68,7 +68,7 @@ fn makes_room() {
     assert_eq!(another.run(sh("exit 3")).ended, Ended::Exit(3));
 }
 
-/// Who needs more is killed, and nothing else.
+/// A run that needs more is killed, and nothing else.
 fn memory() {
     let mut rig = Rig::by(limited(memory_of(48 * MIB)));
     let (neighbour, pid) = rig.started(sh("sleep 600"));
@@ -84,12 +84,12 @@ fn memory() {
     rig.executor.signal(neighbour, GroupSignal::Kill);
     let report = rig.ended(neighbour);
     assert_eq!((report.ended, report.detail), (Ended::Signal(9), None), "what we kill needs no reason");
-    // A signal by somebody else, in a group that has counted nothing.
+    // A signal from another process, in a group that has counted nothing.
     let report = rig.run(sh("kill -9 $$"));
     assert_eq!(detail(&report), "killed by SIGKILL, which the worker did not send");
 }
 
-/// What a run leaves in a file system in memory counts against itself alone.
+/// Files that a run leaves in a file system in memory count against that run alone.
 fn files_in_memory() {
     let mut rig = Rig::by(limited(memory_of(48 * MIB)));
     let file = |name: &str| format!("{}/{name}", std::env::var(DIR).unwrap());
@@ -211,7 +211,7 @@ fn why_not(means: Means) -> String {
     error.downcast::<Unavailable>().unwrap().to_string()
 }
 
-/// What process 1 of that kernel does.
+/// Process 1 of that kernel.
 fn script() -> String {
     let own = std::env::current_exe().unwrap();
     let helper = |role: &str| {

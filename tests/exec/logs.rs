@@ -1,4 +1,4 @@
-//! Logs: all that a run prints, in files, whatever becomes of the disk, the writer and the slot.
+//! Logs: all that a run prints, in files, also when the disk, the writer or the slot fails.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -32,7 +32,7 @@ fn task(name: &str, line: &str) -> RunSpec {
     RunSpec { env, ..sh(line) }
 }
 
-/// What a log's file has in it; `None` if there is none.
+/// The content of a log's file; `None` if there is none.
 fn log(dir: &Path, file: &str) -> Option<Vec<u8>> {
     fs::read(dir.join("logs/w").join(file)).ok()
 }
@@ -145,7 +145,7 @@ fn the_oldest_logs_go_when_there_is_no_room() {
         assert!(all(dir.path()).values().sum::<u64>() <= 3 * MIB, "{:?}", all(dir.path()));
     }
     assert_eq!(names(dir.path()), ["J/4.1.out", "J/5.1.out", "J/6.1.out"]);
-    // What is being written does not go: it ends.
+    // A log that is being written is not deleted: it ends.
     let report = rig.run(task("J/much", "head -c 20000000 /dev/zero"));
     assert_eq!(report.ended, Ended::Exit(0));
     until("it is cut", || log(dir.path(), "J/much.1.cut").is_some_and(|why| why.ends_with(b"\n")));

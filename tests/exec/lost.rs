@@ -217,7 +217,7 @@ fn a_task_that_kills_its_slot_has_failed_however_soon() {
     }
 }
 
-/// Stops a process so that nobody but us can let it go on, as one hangs.
+/// A process that hangs: only this test can let it go on.
 struct Hung(u32);
 
 impl Hung {
@@ -306,7 +306,7 @@ fn what_a_slot_runs_dies_even_if_that_cannot_be_killed() {
         rig.executor.lease(now() + LEASE).unwrap();
         !is_alive(pid)
     });
-    assert!(is_alive(slot) && rig.executor.live() == 1, "nobody has said that it is over");
+    assert!(is_alive(slot) && rig.executor.live() == 1, "no end was reported");
     // SAFETY: a system call about another process.
     unsafe { libc::ptrace(libc::PTRACE_DETACH, slot, 0, 0) };
     assert_eq!(rig.ended(run).ended, Ended::Signal(9));
@@ -351,7 +351,7 @@ pub fn pid_one() {
     until("the keeper is replaced, and all that was left to us has ended and is reaped", || {
         processes() == ["exec", "sleep", "zkmw-keeper"]
     });
-    assert!(is_alive(stranger), "it is nobody of ours");
+    assert!(is_alive(stranger), "it is none of ours");
 }
 
 /// The names of all processes that we see, zombies too.

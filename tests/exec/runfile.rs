@@ -1,4 +1,4 @@
-//! The run file: what a successor can prove, and what it kills.
+//! The run file: a successor proves with it which processes are its predecessor's, and kills them.
 
 use super::*;
 use rustix::process::{WaitOptions, waitpid};
@@ -153,7 +153,7 @@ fn a_reused_pid_is_not_killed_nor_taken_for_the_predecessor() {
     let found = run_file.inspect_predecessor();
     assert!(matches!(found, Predecessor::Gone { pid, leftovers_killed: 0, .. } if pid == gone), "{found:?}");
     assert_eq!(bystander.try_wait().unwrap(), None);
-    // The worker's own number may be taken by somebody else, too.
+    // Another process may have the worker's own pid, too.
     content["sessions"] = serde_json::json!([]);
     content["pid"] = bystander.id().into();
     content["start_ticks"] = (born - 1).into();
@@ -218,7 +218,7 @@ fn an_unwritable_run_file_is_removed_and_the_runs_go_on() {
     let path = dir.path().join("w7.json");
     let mut rig = Rig::with(Some(claim(dir.path())));
     assert!(path.exists());
-    // Nobody can open a directory for writing, root neither.
+    // No user can open a directory for writing, not even root.
     fs::create_dir(dir.path().join("w7.json.next")).unwrap();
     assert_eq!(rig.run(sh(&format!("! [ -e {} ]", path.display()))).ended, Ended::Exit(0));
     // When it can be written again, the whole list is there again.

@@ -1,4 +1,4 @@
-//! What runs, how it ended, and what is kept of its output.
+//! Runs: what can be run, how it ends, and what is kept of its output.
 
 use super::*;
 
@@ -74,7 +74,7 @@ fn oom_kills_tasks_first_and_a_foreign_sigkill_is_reported() {
     assert_eq!(rig.run(sh("exit 137")).detail, None);
 }
 
-// What is kept of the output.
+// The kept part of the output.
 
 #[test]
 fn bytes_that_are_not_text_are_kept() {
@@ -154,7 +154,7 @@ fn a_run_that_has_closed_its_output_lives_on_and_costs_nothing() {
     assert_eq!(rig.ended(run).ended, Ended::Signal(15));
 }
 
-/// What the helper plays, with a service manager's variables about it.
+/// The helper: runs a task with a service manager's variables in its environment.
 pub fn service_vars() {
     assert!(std::env::var_os("NOTIFY_SOCKET").is_some());
     let report = Rig::new().run(sh("env | grep _OF_SERVICE; echo $KEPT"));

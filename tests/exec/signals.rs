@@ -1,4 +1,4 @@
-//! Signals reach the whole group, and nobody else.
+//! Signals reach the whole group, and no other process.
 
 use super::*;
 
@@ -113,13 +113,13 @@ fn a_signal_right_after_the_start_is_not_lost() {
         match rig.over(run) {
             ExecEvent::Ended { report, .. } => {
                 assert!(matches!(report.ended, Ended::Signal(9 | 15)), "{report:?}");
-                assert!(report.signalled && report.detail.is_none(), "it was we who killed it: {report:?}");
+                assert!(report.signalled && report.detail.is_none(), "the executor killed it: {report:?}");
             }
             // Its slot was not there yet.
             ExecEvent::NotStarted { kind, .. } => assert_eq!(kind, NotStartedKind::Transient),
             other => panic!("{other:?}"),
         }
-        // One that may be caught has to wait until there is a program to catch it.
+        // A signal that may be caught has to wait until there is a program to catch it.
         rig.run(sh("exit 0"));
         let run = rig.start(argv(&["sleep", "30"]));
         rig.executor.signal(run, GroupSignal::Term);

@@ -1,4 +1,4 @@
-//! What cannot be started; many at once; the end of the executor.
+//! Starts: programs that cannot be started, many at once, and the end of the executor.
 
 use super::*;
 use rustix::process::prlimit;
@@ -63,7 +63,7 @@ pub fn starved() {
         }
     }
     assert!(!started.is_empty() && refused > 0, "{started:?} {refused}");
-    // What there is goes on being used.
+    // The existing slots are still used.
     rig.executor.signal(started[0], GroupSignal::Kill);
     assert_eq!(rig.ended(started[0]).ended, Ended::Signal(9));
     assert_eq!(rig.run(sh("exit 5")).ended, Ended::Exit(5));

@@ -1,4 +1,4 @@
-//! Terminals, and what is stopped.
+//! Terminals, and stopped processes.
 
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -92,7 +92,7 @@ impl Lines {
         self.0.lock().unwrap().clone()
     }
 
-    /// Does what the oldest line says that wasn't heeded yet, if there is one.
+    /// Follows the oldest line that wasn't followed yet, if there is one.
     fn continue_one(&self) -> bool {
         let Some(line) = self.0.lock().unwrap().pop() else { return false };
         let Some(command) = line.split(['(', ')']).find(|part| part.starts_with("kill")) else {

@@ -6,7 +6,7 @@ use zkmw::exec::User;
 /// An ordinary user that every machine has.
 const NOBODY: &str = "nobody";
 
-/// Whose programs are that user's; `None`, with a reason, if we are not root.
+/// An executor whose programs run as that user; `None`, with a reason, if we are not root.
 fn by_nobody(means: Means) -> Option<Rig> {
     match User::find(NOBODY) {
         Ok(user) => {
@@ -127,7 +127,7 @@ fn it_dies_with_its_slot() {
     worker.wait().unwrap();
 }
 
-/// What is a pipe of root's otherwise.
+/// Without this, they are pipes that belong to root.
 #[test]
 fn it_can_open_its_standard_streams_anew() {
     let Some(mut rig) = by_nobody(plain()) else { return };
@@ -234,7 +234,6 @@ fn a_minimal_environment_has_only_the_listed_variables() {
     }
 }
 
-/// It is not the worker's to give, and so neither what the worker keeps for itself.
 #[test]
 fn files_belong_to_the_user_and_folder_and_mask_to_the_worker() {
     let Some(mut rig) = by_nobody(plain()) else { return };

@@ -1,4 +1,4 @@
-//! What users, programs and machines do wrong: a clear message, the right exit code, and no harm to anybody else.
+//! Faults of users, programs and machines: each gets a clear message and the right exit code, and harms nobody else.
 
 mod arguments;
 mod batches;

@@ -1,4 +1,4 @@
-//! The short form of the benchmark: what the budget says of counts and sizes, which no noise touches. One batch is run,
+//! The short form of the benchmark: the budget's counts and sizes, which no noise touches. One batch is run,
 //! every process behind a proxy of its own that counts what it asks for, and the transaction log is read afterwards;
 //! each test then checks one figure. Must not judge times: `scripts/bench` does.
 
@@ -39,11 +39,11 @@ const IDLE: Duration = Duration::from_secs(6);
 const PENDING_FIRST: u32 = 3_000;
 const PENDING_MORE: u32 = 30_000;
 
-/// Reads that a batch costs once, however many tasks it has, such as of its directory: of the figures for a task they
-/// are no part.
+/// Reads that a batch costs once, however many tasks it has, such as of its directory. The figures for a task leave
+/// them out.
 const ONCE_A_BATCH: u64 = 20;
 
-/// What the budget allows of tasks that have a znode each. Each is read by the leader, by its worker unless its entry
+/// Bounds of the budget for tasks that have a znode each. Each is read by the leader, by its worker unless its entry
 /// carried it along, and, when it has ended, by the leader and its submitter; the rest is a share of assignments and
 /// registrations.
 const WRITES_A_TASK: f64 = 3.1;
@@ -62,7 +62,7 @@ struct Watched {
     proc: Proc,
 }
 
-/// What was counted of one role.
+/// The counts of one role.
 struct RoleFigures {
     role: String,
     /// From the first submit to the last outcome that was collected.
@@ -73,7 +73,7 @@ struct RoleFigures {
     listings: Vec<String>,
 }
 
-/// What one run came to.
+/// The figures of one run.
 struct Figures {
     /// Tasks, or lines, of the batch.
     of: u32,
@@ -244,14 +244,14 @@ fn at_most(figure: f64, bound: f64, what: &str) {
     println!("{figure:.3} of {bound}: {what}");
 }
 
-/// Two ways of counting: what was asked for, and what was committed. If they differed, neither would say anything.
+/// Two ways of counting: requests, and committed writes. If they differed, neither count would mean anything.
 #[test]
 fn budget_is_counted_alike_by_proxies_and_log() {
     let figures = figures();
     let writes = |role: &RoleFigures| role.batch.at("tasks").writes();
     let asked: u64 = figures.roles.iter().map(writes).sum();
     let committed = figures.written["tasks"];
-    // What was refused is in one count only.
+    // Refused requests are in one count only.
     assert!(committed <= asked && asked <= committed + committed / 100, "{}", requests(figures));
 }
 

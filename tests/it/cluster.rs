@@ -10,7 +10,7 @@ use crate::harness::ensemble::Setup;
 use crate::harness::history::BAD_VERSION;
 use crate::harness::{Cluster, DEATH, Ensemble, LIMIT, Op, Proc, SESSION, eventually, wall_clock_ms};
 
-/// The server that a service of ours was connected to last, by what it logged.
+/// The server that a service of ours was connected to last, by its log.
 pub fn server_of(ensemble: &Ensemble, process: &Proc) -> u32 {
     eventually(LIMIT, "it is connected", || {
         let log = process.stderr();
@@ -127,7 +127,7 @@ fn g06_a_leader_that_loses_its_connection_is_replaced_at_once() {
     assert!(cluster.contenders().iter().all(|contender| contender.path != first.path));
 }
 
-/// The quorum is lost for longer than any lease, and everybody is there again soon after it: G10.
+/// The quorum is lost for longer than any lease, and every role is there again soon after it: G10.
 #[test]
 fn g10_an_outage_of_the_quorum_passes() {
     outage(&[1, 2], "quorum-lost");
@@ -215,7 +215,7 @@ fn assert_back_soon(cluster: &Cluster, id: &TaskId, lost_ms: i64, back_ms: i64) 
         }
     }
     let charged: u32 = moves.iter().map(|task| task.charged + task.deaths).sum();
-    assert_eq!(charged, 0, "an outage is nobody's fault: {moves:#?}");
+    assert_eq!(charged, 0, "an outage is charged to no task: {moves:#?}");
     for (what, at) in [("a master led", leads), ("the worker was registered", registered)] {
         let after_ms = at.unwrap_or_else(|| panic!("never: {what}")) - back_ms;
         eprintln!("{what} {after_ms} ms after the quorum was back");
@@ -225,7 +225,7 @@ fn assert_back_soon(cluster: &Cluster, id: &TaskId, lost_ms: i64, back_ms: i64) 
 }
 
 /// G10: a worker that alone is cut off for longer than its lease, and is back before its session could end, kills
-/// what it runs and hands it back. The leader, who noticed nothing, charges nobody for it.
+/// its runs and hands the tasks back. The leader, which noticed nothing, charges no task for it.
 #[test]
 fn g10_a_worker_that_was_cut_off_hands_back_uncharged() {
     let ensemble = Ensemble::start(3);
@@ -317,7 +317,7 @@ fn g09_a_clean_exit_leaves_no_ephemerals() {
     assert_eq!(cluster.tasks().len(), 1, "an interrupted submitter leaves its task alone");
 }
 
-/// G9: a server that hangs holds nobody up for longer than `--close-timeout`.
+/// G9: a server that hangs delays no exit for longer than `--close-timeout`.
 #[test]
 fn g09_an_exit_takes_no_longer_than_its_close_timeout() {
     let ensemble = Ensemble::start(1);
@@ -346,7 +346,7 @@ fn g09_an_exit_takes_no_longer_than_its_close_timeout() {
 /// server goes on, and the write arrives, with a session that still lives. Its version refuses it.
 #[test]
 fn g05_a_late_write_of_a_deposed_leader_is_refused() {
-    // What a server holds back is lost if the others drop it before it goes on.
+    // A server's held-back write is lost if the others drop the server before it goes on.
     let setup = Setup { sync: Some(LIMIT), ..Setup::default() };
     let ensemble = Ensemble::start_with(3, setup);
     let everywhere = Cluster::on(&ensemble, "late-write");

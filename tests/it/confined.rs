@@ -50,7 +50,7 @@ fn tasks_of_another_user_have_none_of_the_workers_rights() {
     let given = "GIVEN HOME";
     let ours = "ZKMW_ATTEMPT ZKMW_AUTH ZKMW_EPOCH ZKMW_ID ZKMW_OWNER ZKMW_TASK ZKMW_WORKER";
     let mut names: Vec<&str> = text.split_whitespace().collect();
-    // What a shell adds by itself, and what this machine may not have.
+    // Variables that a shell adds by itself, and one that this machine may lack.
     names.retain(|name| !["PWD", "OLDPWD", "SHLVL", "_", "LANG", "TZ"].contains(name));
     assert_eq!((code, names.join(" ")), (0, format!("{given} LOGNAME PATH SHELL USER {ours}")));
     let pid = worker.pid();

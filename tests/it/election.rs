@@ -364,7 +364,7 @@ fn watchers(ensemble: &Ensemble, path: &str) -> Vec<i64> {
     found
 }
 
-/// G7: each contender is watched by its owner and by the one behind it, and by nobody else. So a death wakes one.
+/// G7: each contender is watched by its owner and by the one behind it, and by no other. So a death wakes one.
 #[track_caller]
 fn each_is_watched_by_the_next_alone(ensemble: &Ensemble, contenders: &[Contender]) {
     for (position, contender) in contenders.iter().enumerate() {
@@ -397,14 +397,14 @@ fn g07_a_death_wakes_only_the_next_contender() {
     eventually(LIMIT, "its contender is gone", || (cluster.contenders().len() == 4).then_some(()));
     each_is_watched_by_the_next_alone(&ensemble, &cluster.contenders());
     assert_eq!(cluster.leads("m1", LIMIT).id, "m1");
-    assert_eq!(logs(&[0, 1, 4]), before, "nobody changes what it does");
+    assert_eq!(logs(&[0, 1, 4]), before, "no other master does anything");
     // The leader dies: the next leads, the others go on as they were.
     let before = logs(&[3, 4]);
     masters[0].term();
     cluster.leads("m2", LIMIT);
     eventually(LIMIT, "three are left", || (cluster.contenders().len() == 3).then_some(()));
     each_is_watched_by_the_next_alone(&ensemble, &cluster.contenders());
-    assert_eq!(logs(&[3, 4]), before, "nobody else changes what it does");
+    assert_eq!(logs(&[3, 4]), before, "the others do nothing");
 }
 
 /// G3 for electors: when an elector is killed or stopped, its command has ended before another one's begins.

@@ -37,7 +37,7 @@ impl Foreign {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let files = cluster.dir().join(format!("foreign-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
         let file = |name: &str| File::create(files.with_extension(name)).expect("an output file");
-        // A shell that starts the tests in the background has SIGINT ignored, and Python would heed that.
+        // A shell that starts the tests in the background has SIGINT ignored, and Python would keep that.
         let mut command = Command::new("env");
         command
             .arg("--default-signal=INT")
@@ -124,7 +124,7 @@ fn a_foreign_client_submits_waits_and_cleans_up() {
     assert!(ends && out.contains(" bytes left out]") && out.len() < 100_000, "{} bytes", out.len());
 }
 
-/// It heeds what the leader says that there is room for.
+/// It obeys the limits that the leader publishes.
 #[test]
 fn a_foreign_client_is_refused_by_a_full_service() {
     let cluster = Cluster::new("foreign-full");
@@ -143,7 +143,7 @@ fn a_foreign_client_is_refused_by_a_full_service() {
     assert_eq!(client.ends(), 0, "{}", client.text("err"));
 }
 
-/// Interrupted, it says how to come back, and what it says works.
+/// Interrupted, it prints a command to come back with, and that command works.
 #[test]
 fn a_foreign_client_that_is_interrupted_can_come_back() {
     let (cluster, _roles) = service("foreign-interrupted");
@@ -284,8 +284,8 @@ impl Cutting {
     }
 }
 
-/// Copies until either side ends, or `cuts` says so of what was just read: it is passed on, and then the way back is
-/// shut before the way there.
+/// Copies until either side ends, or `cuts` is true of the bytes just read. These are passed on, after the way back is
+/// shut.
 fn copy(mut from: TcpStream, mut to: TcpStream, cuts: impl Fn(&[u8]) -> bool) {
     let mut buffer = [0; 16 * 1024];
     loop {
@@ -304,7 +304,7 @@ fn copy(mut from: TcpStream, mut to: TcpStream, cuts: impl Fn(&[u8]) -> bool) {
             Err(_) => break,
         }
     }
-    // The other direction ends with this. What was written is delivered before the end is.
+    // The other direction ends with this. Bytes that were written are delivered before the end is.
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Write);
 }

@@ -10,7 +10,7 @@ use crate::rolling::roll;
 /// Of ten seconds a lease has more than four, which is enough for an election of servers.
 const SESSION: Duration = Duration::from_secs(10);
 
-/// What an elector's command wrote.
+/// A note of an elector's command.
 #[derive(Clone, Debug, PartialEq)]
 struct Note {
     /// `start`, `term` when it got SIGTERM, `two` when another one ran.

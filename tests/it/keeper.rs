@@ -1,4 +1,5 @@
-//! The keeper: a worker's runs have ended before another worker starts them, whatever became of the worker.
+//! The keeper: a worker's runs have ended before another worker starts them, however the worker
+//! fails.
 
 use std::fs;
 use std::path::Path;

@@ -22,7 +22,7 @@ const THREADS: std::ops::RangeInclusive<u64> = 1..=16;
 /// Try again later.
 const TRY_AGAIN: i32 = 75;
 
-/// Starts the binary with a limit of one resource; `user` is who it runs as.
+/// Starts the binary with a limit of one resource; it runs as `user`.
 pub fn limited(
     cluster: &Cluster,
     program: &Path,
@@ -41,7 +41,7 @@ pub fn limited(
     })
 }
 
-/// Whether the process came to work. If not, it has ended and said what to raise.
+/// Whether the process came to work. If not, it has ended and said which limit to raise.
 fn works(process: &mut Proc, is_daemon: bool, what: &str) -> bool {
     let came = eventually(WORKS_WITHIN, &format!("it works or ends: {what}"), || {
         let connected = is_daemon && process.stderr().contains("connected to");

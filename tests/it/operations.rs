@@ -1,4 +1,4 @@
-//! What users do with a service that works.
+//! The user's side of a service that works.
 
 mod admission;
 mod attempts;

@@ -128,7 +128,7 @@ impl Background {
         rustix::process::kill_process(pid.expect("a pid"), signal).expect("a signal can be sent");
     }
 
-    /// What it has printed so far.
+    /// Its output so far.
     pub fn stdout(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.out.path()).unwrap_or_default()).into_owned()
     }
@@ -218,7 +218,7 @@ impl Service {
         Service { cluster, master, worker }
     }
 
-    /// Nobody went down, and a good task still runs.
+    /// Both roles still run, and a good task is done.
     #[track_caller]
     pub fn is_unharmed(&mut self) {
         assert!(self.master.is_running(), "the master is gone: {}", self.master.stderr());

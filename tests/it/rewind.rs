@@ -14,7 +14,7 @@ struct Service {
     cluster: Cluster,
     daemons: Vec<Proc>,
     token: String,
-    /// How much each daemon had said when the data went back last.
+    /// The length of each daemon's log when the data went back last.
     said: Vec<usize>,
 }
 
@@ -73,7 +73,7 @@ impl Service {
         path.display().to_string()
     }
 
-    /// What waits while the data goes back: tasks that are in the copy are made by `early`, others by `late`.
+    /// Submitters that wait while the data goes back: `early` made tasks that are in the copy, `late` made others.
     fn waiters(&self, key: &str) -> Vec<Proc> {
         let lines = self.lines(key, "sleep .2\n", 60);
         let submit = |args: &[&str]| self.cluster.submit(&[args, &["--from-file", &lines]].concat());

@@ -172,7 +172,7 @@ fn around(cluster: &Cluster, txns: &[Txn], zxid: i64) -> String {
     text
 }
 
-/// What the leader could have given out, as the log has it.
+/// The tasks that the leader could have assigned, by the log.
 #[derive(Default)]
 struct Ledger {
     waiting: BTreeSet<TaskId>,

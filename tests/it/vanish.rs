@@ -1,5 +1,5 @@
-//! Directories and znodes of ours that somebody deletes while the service runs: each one, three times in a row, idle
-//! and under load. It is made again, service goes on within seconds, nothing exits, and nothing fills the log.
+//! The service's directories and znodes are deleted while it runs: each one, three times in a row, idle and under load.
+//! It is made again, service goes on within seconds, no process exits, and no log fills.
 
 use std::fs;
 use std::path::Path;
@@ -126,7 +126,7 @@ impl Service {
     }
 }
 
-/// Deletes a znode and all below it, as far as those who make it again let it.
+/// Deletes a znode and all below it, as far as the processes that make it again let it.
 fn vanish(tree: &Tree, path: &str) {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {

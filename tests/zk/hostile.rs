@@ -1,4 +1,4 @@
-//! Servers that are none: what one says, or never stops saying, costs neither memory nor processor time.
+//! Fake servers: an answer of theirs, even an endless one, costs neither memory nor processor time.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::process::{helper, helper_with, until};
 use super::*;
 
-/// What the fake server does wrong.
+/// The fault of the fake server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     /// It closes each connection at once.
     Closes,
-    /// It answers with what is no answer.
+    /// It answers with bytes that are no answer.
     Garbage,
     /// It answers the probe, and closes the connection of the client at its first request.
     ClosesAtFirstRequest,
@@ -157,7 +157,7 @@ fn undelivered_events_cost_the_connection_not_the_memory() {
     let (mut child, events, _logs) = helper_with(&fake.servers(), &[("ZKMW_TEST_WAIT", "1")]);
     within(LONG, "a second client", || (fake.connections.load(Ordering::SeqCst) > 2).then_some(()));
     let peak = peak_mib(child.0.id());
-    // What the crate's own threads have between them comes on top of the 64 MiB. Without them it was 871 MiB and more.
+    // The crate's own threads hold some memory on top of the 64 MiB. Without the limit it was 871 MiB and more.
     assert!(peak < 600, "{peak} MiB");
     child.0.stdin.take().unwrap().write_all(b"\n").unwrap();
     let event_text = until(&events, "Down");
@@ -173,7 +173,7 @@ fn servers_that_are_none_are_not_asked_in_a_busy_loop() {
         let (child, events, logs) = helper(&fake.servers());
         let event_text = until(&events, "Failed");
         let (before, ticks) = (fake.connections.load(Ordering::SeqCst), cpu_ticks(child.0.id()));
-        // What is counted has to have time to happen.
+        // Connections, ticks and lines are counted over this time.
         thread::sleep(Duration::from_secs(3));
         let connections = fake.connections.load(Ordering::SeqCst) - before;
         let ticks = cpu_ticks(child.0.id()) - ticks;

@@ -1,4 +1,4 @@
-//! What servers take and give: requests that are too large for them, and connections that die soon.
+//! Limits of servers: requests that are too large for them, and connections that die soon.
 
 use super::*;
 

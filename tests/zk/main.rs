@@ -537,7 +537,7 @@ fn sessions_in_one_process_do_not_share_connections() {
     let stop = std::sync::atomic::AtomicBool::new(false);
     let to: SocketAddr = format!("127.0.0.1:{}", ensemble.servers[0].1).parse().unwrap();
     thread::scope(|scope| {
-        // Somebody else opens and closes sockets and epoll instances all the time.
+        // Other threads open and close sockets and epoll instances all the time.
         scope.spawn(|| {
             while !stop.load(std::sync::atomic::Ordering::SeqCst) {
                 use rustix::event::epoll;

@@ -1,4 +1,4 @@
-//! What the tests of the session layer share: an ensemble of real servers, a session with its events, a
+//! The parts that the tests of the session layer share: an ensemble of real servers, a session with its events, a
 //! forwarder that can be cut, and a few reads of `/proc`.
 
 use std::io::{Read, Write};

@@ -21,7 +21,7 @@ const GET_CHILDREN: i32 = 8;
 const PING: i32 = 11;
 const ADD_WATCH: i32 = 106;
 
-/// What a refused write says: the crate takes each code that it does not know for that one.
+/// The error of a refused write: the crate takes each code that it does not know for that one.
 const REFUSED: CallError = CallError::Refused(Refusal::Other(UNIMPLEMENTED));
 
 /// The session timeout that the fake server grants, in milliseconds: it is asked for a heartbeat each third of it.

@@ -163,7 +163,7 @@ fn a_foreign_registration_costs_no_task() {
     cluster.tree.create_as(&path, &data, CreateMode::Ephemeral).expect("created");
     let taken = cluster.submit_detached(&["echo moved"]);
     assert_eq!(cluster.assigned(&taken), "alien~1", "it is the least loaded");
-    // Nobody may take its name while it exists, whatever nonsense it says of its session.
+    // No worker may take its name while it exists, whatever it says of its session.
     let mut rival = cluster.worker("alien", &[]);
     eventually(LIMIT, "the rival waits or gives up", || {
         (rival.stderr().contains("waiting") || !rival.is_running()).then_some(())

@@ -1,4 +1,4 @@
-//! G12: znodes with data that nobody expects.
+//! G12: znodes with data that no role expects.
 
 use zkmw::contract::task::{State, Task};
 use zkmw::contract::{MAX_DATA_BYTES, TaskId, shared_job};

@@ -212,7 +212,7 @@ impl Model {
         self.settle();
     }
 
-    /// The time of all sessions passes, but those that are connected are heard of.
+    /// Time passes for all sessions; the connected ones send heartbeats.
     fn expire(&mut self) {
         for _ in 0..3 {
             self.now = self.now + T / 2;
@@ -260,7 +260,7 @@ impl Model {
     }
 }
 
-/// What is drawn.
+/// The random choices of a script.
 struct Dice {
     prng: Prng,
     root: String,

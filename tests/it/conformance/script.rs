@@ -1,10 +1,10 @@
-//! What happens in a script, what was seen of it, and how often everything happens in all of them.
+//! Scripts: their steps, the results, and how often each kind of step and result occurs in all of them.
 
 use std::collections::BTreeMap;
 
 use zkmw::machine::{Call, ChangeKind, CreateMode, Refusal, Reply, WatchMode};
 
-/// One thing that happens.
+/// One step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// A session makes a call, and waits for the answer.
@@ -39,7 +39,7 @@ pub struct Script {
 #[derive(Default)]
 pub struct Counts(BTreeMap<String, u32>);
 
-/// What the scripts together must have met. The numbers are for all that is drawn.
+/// Kinds that the scripts together must have met. The numbers are for all that is drawn.
 const EXPECTED: &[&str] = &[
     "create Persistent ok",
     "create Persistent NoNode",

@@ -190,7 +190,7 @@ impl Ensemble {
         self.start_again(&self.ids());
     }
 
-    /// What a server answers to a four letter word (those in the script's whitelist).
+    /// A server's answer to a four letter word (those in the script's whitelist).
     pub fn four_letters(&self, id: u32, word: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.connect_to(id)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;

@@ -15,14 +15,14 @@ use super::{Ensemble, LIMIT, Tree, eventually};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Txn {
     pub zxid: i64,
-    /// Whose request it was; the `ephemeral_owner` of that session's ephemerals.
+    /// The session that made the request; the `ephemeral_owner` of its ephemerals.
     pub session: i64,
     /// When, by the ensemble's clock, in ms since 1970.
     pub time_ms: i64,
     pub op: Op,
 }
 
-/// What it did.
+/// The effect of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     Create {
@@ -54,7 +54,7 @@ pub enum Op {
 pub const BAD_VERSION: i32 = -103;
 
 impl Txn {
-    /// What it is about, if that is a znode.
+    /// The path of its znode, if it has one.
     pub fn path(&self) -> Option<&str> {
         match &self.op {
             Op::Create { path, .. } | Op::Set { path, .. } | Op::Delete { path } => Some(path),

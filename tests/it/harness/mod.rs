@@ -1,4 +1,4 @@
-//! What the integration tests share: ensembles, processes of the binary, the znode tree, and the history of it.
+//! The parts that the integration tests share: ensembles, processes of the binary, the znode tree, and its history.
 //!
 //! How to write a test:
 //!
@@ -30,8 +30,8 @@
 //!   that asks for, reads and listings too, with no hook in it.
 //! - **[`eventually`]**: waits for a condition, with a limit. Tests never sleep "to let things settle".
 //!
-//! Whatever happens to the test binary, a reaper process (a shell that reads a pipe) ends the servers and processes
-//! that it left, and removes its folder.
+//! However the test binary ends, a reaper process (a shell that reads a pipe) ends the servers and processes that it
+//! left, and removes its folder.
 
 pub mod ensemble;
 pub mod history;
@@ -107,7 +107,7 @@ pub fn wall_clock_ms() -> i64 {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contender {
     pub path: String,
-    /// What its owner calls itself.
+    /// The id of its owner.
     pub id: String,
     /// Its czxid: the epoch of its owner when that leads.
     pub epoch: i64,
@@ -183,7 +183,7 @@ impl Cluster {
         self.start_program(&self.program, label, args, |_| {})
     }
 
-    /// Starts a copy of the binary; `prepare` has the last word on how.
+    /// Starts a copy of the binary; `prepare` may change the command before.
     pub fn start_program(
         &self,
         program: &Path,
@@ -241,7 +241,7 @@ impl Cluster {
         eventually(limit, what, check)
     }
 
-    // What follows is the present: a write of our own comes first, since a follower may answer with the past.
+    // The methods below read the present: each writes first, since a follower may answer with the past.
 
     /// Contenders of the masters, in the order in which they will lead.
     pub fn contenders(&self) -> Vec<Contender> {
@@ -263,7 +263,7 @@ impl Cluster {
         found
     }
 
-    /// Who leads *and says so*: the first contender, if `status` is by it.
+    /// The leader that *says so*: the first contender, if `status` is by it.
     pub fn leader(&self) -> Option<Contender> {
         let first = self.contenders().into_iter().next()?;
         let status = self.status()?;
@@ -282,7 +282,7 @@ impl Cluster {
         serde_json::from_slice(&data).ok()
     }
 
-    /// Who is registered: names, what they say, and their stats, in the order of the names.
+    /// The registrations: names, contents and stats, in the order of the names.
     pub fn registrations(&self) -> Vec<(String, Registration, Stat)> {
         self.tree.sync();
         let mut found = Vec::new();

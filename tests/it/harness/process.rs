@@ -1,4 +1,4 @@
-//! Processes of the binary: started, signalled, ended. And the reaper, for what is left when a test binary dies.
+//! Processes of the binary: started, signalled, ended. And the reaper, which ends what a test binary leaves behind.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -39,7 +39,7 @@ impl Proc {
         Proc::start_as(label, files, args, |_| {})
     }
 
-    /// Starts the binary; `prepare` has the last word on how.
+    /// Starts the binary; `prepare` may change the command before.
     pub fn start_as(label: &str, files: &Path, args: &[String], prepare: impl FnOnce(&mut Command)) -> Proc {
         Proc::start_program(Path::new(env!("CARGO_BIN_EXE_zkmw")), label, files, args, prepare)
     }
@@ -75,17 +75,17 @@ impl Proc {
         self.child.id()
     }
 
-    /// What the test calls it.
+    /// The test's name for it.
     pub fn label(&self) -> &str {
         &self.label
     }
 
-    /// What it printed so far.
+    /// Its standard output so far.
     pub fn stdout(&self) -> String {
         self.file("out")
     }
 
-    /// What it logged so far.
+    /// Its log so far.
     pub fn stderr(&self) -> String {
         self.file("err")
     }

@@ -1,5 +1,5 @@
-//! Proxies in front of an ensemble, that read along: what a process asks of the servers, seen from outside it and
-//! counted by operation and by the first component of the path below the root.
+//! Proxies in front of an ensemble that read along: they count the requests of a process, from outside it, by operation
+//! and by the first component of the path below the root.
 //!
 //! Knows ZooKeeper's frames from client to server: a length (4 bytes), and then, but for the first frame of a
 //! connection, which asks for a session, the request's number (4), its operation (4), and for most the path with its
@@ -22,7 +22,7 @@ const LISTINGS_KEPT: usize = 100;
 /// The component of paths that don't lie below the root.
 const ELSEWHERE: &str = "elsewhere";
 
-/// What was asked for. Codes that need no name are `Other`.
+/// The kind of a request. Codes that need no name are `Other`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Asked {
     Session,
@@ -64,7 +64,7 @@ impl Asked {
     }
 }
 
-/// How often what was asked for, and where: the first component below the root, or `elsewhere`.
+/// Requests, counted by kind and by the first component below the root, or `elsewhere`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts(pub BTreeMap<(Asked, String), u64>);
 
@@ -87,7 +87,7 @@ impl Counts {
         self.sum(|asked| matches!(asked, Asked::Create | Asked::Delete | Asked::Set))
     }
 
-    /// Everything else that a process asks for by itself: whatever is no write and no upkeep of the session.
+    /// Everything else that a process asks for by itself: all but writes and the upkeep of the session.
     pub fn reads(&self) -> u64 {
         use Asked::{Auth, Close, Create, Delete, Ping, Session, Set};
         self.sum(|asked| !matches!(asked, Create | Delete | Set | Session | Ping | Auth | Close))
@@ -128,7 +128,7 @@ impl fmt::Display for Counts {
     }
 }
 
-/// What all threads of a proxy share.
+/// State that all threads of a proxy share.
 #[derive(Default)]
 struct Shared {
     root: String,

@@ -58,7 +58,7 @@ impl Tree {
         Tree { session, generation, waiting, next: AtomicU64::new(1) }
     }
 
-    /// One call. What was certainly not applied for want of a connection is tried again.
+    /// One call. A call that was certainly not applied, for want of a connection, is tried again.
     ///
     /// # Panics
     /// If there is no answer for a minute.
@@ -134,7 +134,7 @@ impl Tree {
         self.call(&Call::Delete { path: path.into(), version: None })
     }
 
-    /// The whole tree below `root`, which is in it too. What vanishes meanwhile is left out.
+    /// The whole tree below `root`, which is in it too. A znode that vanishes meanwhile is left out.
     #[track_caller]
     pub fn dump(&self, root: &str) -> BTreeMap<String, (Vec<u8>, Stat)> {
         let mut found = BTreeMap::new();

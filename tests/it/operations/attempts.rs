@@ -89,7 +89,7 @@ fn a_drain_lets_short_tasks_finish_and_hands_long_ones_back() {
     eventually(LIMIT, "it says that it drains", || {
         cluster.registrations().iter().any(|(_, registration, _)| registration.draining).then_some(())
     });
-    // What comes now is not for it.
+    // Tasks that come now are not for it.
     let late = cluster.submit_detached(&["echo late $ZKMW_WORKER"]);
     fs::write(&gate, "").expect("opened");
     let exit = short.wait_exit(LIMIT);

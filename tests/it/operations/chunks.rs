@@ -206,7 +206,7 @@ fn outputs_too_large_for_a_znode_are_cut_but_all_are_listed() {
     assert!(cut >= 17, "no more than three of them fit whole: {cut}");
 }
 
-/// Each result is shown soon after its command has ended, whatever the others of its chunk do, and once.
+/// Each result is shown soon after its command has ended, however long the others of its chunk take, and once.
 #[test]
 fn what_commands_print_is_shown_while_others_of_their_chunk_run() {
     let service = Service::new("chunks-early", &["--slots", "2"]);
@@ -235,7 +235,7 @@ fn what_commands_print_is_shown_while_others_of_their_chunk_run() {
     );
 }
 
-/// What was written of a chunk survives the worker, and only the rest runs again.
+/// Results of a chunk that were written survive the worker, and only the rest runs again.
 #[test]
 fn g04_of_a_chunk_whose_worker_dies_only_the_rest_runs_again() {
     let cluster = Cluster::new("chunks-death");

@@ -1,4 +1,4 @@
-//! Settings on the real binary, from everywhere that they may come from; and what idle roles cost.
+//! Settings on the real binary, from everywhere that they may come from; and the cost of idle roles.
 
 use std::fs;
 use std::time::Duration;
@@ -125,7 +125,7 @@ fn a_variable_that_is_no_setting_is_refused_by_daemons() {
     }
     let out = Plain::on(&cluster, &["status"]).env("ZKMW_SLOT", "3").run();
     out.says(0, &["warn: the variable ZKMW_SLOT is no setting"]);
-    // What tasks have in their environment, and settings of others, are no slips.
+    // Variables of tasks, and settings of other commands, are no slips.
     let out = Plain::on(&cluster, &["status"]).env("ZKMW_EPOCH", "3").env("ZKMW_SLOTS", "3").run();
     assert_eq!((out.code, out.stderr.as_str()), (0, ""), "{out:?}");
 }

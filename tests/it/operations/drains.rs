@@ -1,4 +1,4 @@
-//! A worker that drains: what its SIGTERM ended runs again, what ended by itself before that has ended.
+//! A worker that drains: tasks that its SIGTERM ended run again, those that ended by themselves before that do not.
 
 use std::fs;
 use std::path::Path;
@@ -65,7 +65,7 @@ fn a_task_that_ends_by_itself_during_a_drain_keeps_its_outcome() {
     }
 }
 
-/// Likewise lines that are stored in one znode: one has ended, the other is cut.
+/// The same for lines that are stored in one znode: one has ended, the other is cut off.
 #[test]
 fn only_the_lines_that_a_drain_stopped_run_again() {
     let cluster = Cluster::new("drain-lines");

@@ -1,4 +1,4 @@
-//! Tasks that somebody or something ends: cancel, expiry, orphans.
+//! Tasks that do not end by themselves: cancel, expiry, orphans.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the leader deletes: outcomes that nobody collects, empty jobs, assignments of failed workers.
+//! Znodes that the leader deletes: outcomes that nobody collects, empty jobs, assignments of failed workers.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use zkmw::contract::task::State;
 use crate::harness::{Cluster, DEATH, Ensemble, LIMIT, Op, eventually};
 use crate::plain::{Plain, Service, file_says};
 
-/// The zxids of the deletes of this path, and who made them.
+/// The zxids and the sessions of the deletes of this path.
 fn deletes(cluster: &Cluster, path: &str) -> Vec<(i64, i64)> {
     let of = Op::Delete { path: path.to_string() };
     cluster.history().iter().filter(|txn| txn.op == of).map(|txn| (txn.session, txn.time_ms)).collect()
@@ -117,7 +117,9 @@ fn a_resubmit_of_a_batch_under_its_key_takes_it_over() {
         };
         tasks_of(key).iter().filter(|task| is_cancelled(task)).count()
     };
-    eventually(LIMIT * 2, "what nobody takes over is cancelled", || (cancelled("left") == 60).then_some(()));
+    eventually(LIMIT * 2, "a batch that nobody takes over is cancelled", || {
+        (cancelled("left") == 60).then_some(())
+    });
     assert_eq!(cancelled("kept"), 0);
     std::fs::write(&gate, "").expect("opened");
     again.end(LIMIT * 2).says(0, &["60 tasks: 60 succeeded, 0 failed"]);

@@ -1,4 +1,4 @@
-//! What tasks print, kept in whole by their workers.
+//! Logs of tasks: all that they print, kept by their workers.
 
 use std::fs;
 use std::path::{Path, PathBuf};

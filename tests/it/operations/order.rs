@@ -83,7 +83,7 @@ fn a_task_goes_only_where_all_its_labels_are() {
     let _gpu = cluster.worker("gpu", &["--slots", "4", "--label", "gpu=yes", "--label", "zone=eu1"]);
     let _other = cluster.worker("other", &["--slots", "4", "--label", "gpu=no", "--label", "zone=eu1"]);
     cluster.registered(&["gpu", "other", "plain"]);
-    let nobody = cluster.submit_detached(&["--require", "gpu=yes", "--require", "zone=us1", "true"]);
+    let unassigned = cluster.submit_detached(&["--require", "gpu=yes", "--require", "zone=us1", "true"]);
     for (require, allowed) in [
         (&["--require", "gpu=yes"][..], &["gpu"][..]),
         (&["--require", "gpu=yes", "--require", "zone=eu1"], &["gpu"]),
@@ -97,11 +97,11 @@ fn a_task_goes_only_where_all_its_labels_are() {
             assert!(allowed.contains(&worker.as_str()), "{require:?} ran on {worker}");
         }
     }
-    assert!(cluster.task(&nobody).expect("it waits").0.outcome.is_none());
-    assert_eq!(cluster.assigned_to(&nobody), None);
+    assert!(cluster.task(&unassigned).expect("it waits").0.outcome.is_none());
+    assert_eq!(cluster.assigned_to(&unassigned), None);
     // The worker that it waits for comes, and it runs at once.
     let _late = cluster.worker("late", &["--label", "gpu=yes", "--label", "zone=us1"]);
-    let outcome = cluster.ended(&nobody, LIMIT).outcome.expect("ended");
+    let outcome = cluster.ended(&unassigned, LIMIT).outcome.expect("ended");
     assert!(outcome.worker.expect("a worker").as_str().starts_with("late~"));
 }
 
@@ -123,7 +123,7 @@ fn the_least_loaded_worker_gets_the_next_task() {
     let mut last = [worker_of(&[]), worker_of(&[])];
     last.sort();
     assert_eq!(last, ["w1", "w2"], "then one each");
-    // All slots are taken: the next one waits with the leader, behind nobody in particular.
+    // All slots are taken: the next one waits with the leader, and is assigned to no worker.
     let waits = cluster.submit_detached(&["echo ran"]);
     eventually(LIMIT, "it is counted", || cluster.status().filter(|status| status["tasks"]["pending"] == 1));
     assert_eq!(cluster.assigned_to(&waits), None);

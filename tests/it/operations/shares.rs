@@ -30,8 +30,8 @@ fn noted(file: &Path, number: u32, then: &str) -> String {
     format!("echo $ZKMW_WORKER {number} >>{}; {then}", file.display())
 }
 
-/// A batch of 200 lines, of which the 90th kills its worker each time. As systemd would, somebody starts the workers
-/// again.
+/// A batch of 200 lines, of which the 90th kills its worker each time. The test starts the workers
+/// again, as systemd would.
 #[test]
 fn g11_a_poison_line_fails_alone_and_its_neighbours_succeed() {
     let cluster = Cluster::new("poison-line");

@@ -23,7 +23,7 @@ fn a_line_goes_through_the_shell_and_a_program_does_not() {
     // Both streams, and the code.
     let out = run(&["submit", "echo out; echo err >&2; exit 42"]);
     assert_eq!((out.code, out.text().as_str(), out.stderr.as_str()), (42, "out\n", "err\n"));
-    assert_eq!(service.cluster.tasks().len(), 1, "who waited has collected what succeeded");
+    assert_eq!(service.cluster.tasks().len(), 1, "a submit that waits collects a success");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a client's surroundings do to it: output that can't be written, a terminal that is closed, too few connections.
+//! A client in bad surroundings: output that can't be written, a terminal that is closed, too few connections.
 
 use rustix::process::Signal;
 

@@ -1,4 +1,4 @@
-//! Nobody waits in silence: what clients say when nothing happens.
+//! No client waits in silence: the reports of clients when nothing happens.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ fn a_wait_without_workers_says_so_after_three_seconds() {
     assert!(start.elapsed() > Duration::from_secs(3), "not at once: {:?}", start.elapsed());
     says(&batch, SOON, "waiting for 2 tasks of ");
     says(&batch, SOON, "no master is running");
-    // Nobody collects that one.
+    // No client collects that one.
     let id = cluster.submit_detached(&["true"]);
     let mut wait = Plain::on(&cluster, &["wait", id.as_str()]).spawn();
     says(&wait, SOON, &format!("waiting for the task {id}: no master is running"));
