@@ -168,7 +168,7 @@ impl Executor {
         static EXECUTORS: AtomicU32 = AtomicU32::new(0);
         let own = proc::Identity::own().context("cannot learn who we are from /proc")?;
         let strangers =
-            children::try_list().context("cannot look for our children in /proc")?.into_iter().collect();
+            children::try_list().context("cannot list our children in /proc")?.into_iter().collect();
         keeper::become_subreaper();
         let hub = Arc::new(Hub::new(events, means.run_file)?);
         if !means.leased {

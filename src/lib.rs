@@ -16,7 +16,7 @@
 //! - There is one caller of `step` and one `select!`. After every turn the role's invariants are asserted, in
 //!   release builds too.
 //! - Only [`zk`] names the `zookeeper` crate. A connection is a session; calls are answered exactly once.
-//! - Every write is create-only or checked against a version, and correct whoever makes it: safety never rests on
+//! - Every write is create-only or checked against a version, and correct for any writer: safety never rests on
 //!   who leads.
 //! - Every queue, retry, wait and buffer has a limit, named where it is used.
 //!

@@ -1,6 +1,6 @@
 //! Whether the process may have the descriptors and threads that it needs: found out by having them for a moment.
 //!
-//! The limits come from many places (`ulimit`, control groups, the whole system), and only trying knows them all. The
+//! The limits come from many sources (`ulimit`, control groups, the whole system), and only trying knows them all. The
 //! client library panics where it gets none, in threads that nobody hears of; so it is not called before there is
 //! enough.
 

@@ -1,6 +1,6 @@
 //! Recipes: the protocols that roles are made of, as pure code over [`crate::machine`].
 //!
-//! A recipe makes calls, is shown every event, says which were meant for it, and tells its role what follows.
+//! A recipe makes calls, is shown every event, says which were meant for it, and returns to its role what follows.
 //! None of them decides what happens to the process. They know nothing of threads, clocks or randomness.
 
 pub mod assignment;

@@ -1,4 +1,4 @@
-//! The supervised session: the only place that names the `zookeeper` crate.
+//! The supervised session: the only module that names the `zookeeper` crate.
 //!
 //! A connection is a session here: it is made (`supervisor`: probe, connect, prove), used (`pool`), and
 //! ended for ever at the first doubt (`connection`, `descriptors`); then another one is made. The crate
@@ -215,7 +215,7 @@ impl Session {
 
     fn request_stop(&self, limit: Duration) -> bool {
         let up = self.pool.stop(clock::now() + limit);
-        let _ = self.pulse.try_send(()); // full: the supervisor is about to look anyway
+        let _ = self.pulse.try_send(()); // full: the supervisor is about to check anyway
         up
     }
 }

@@ -341,7 +341,7 @@ Exit codes:
   69   no ensemble in time        124  the task ran past its --timeout
   70   a bug in zkmw              128+n  (130, 143, …) ended by signal n
   126, 127  the task's program could not be run, was not found
-  submit, wait of one task and elector --once exit as what they ran; --json tells its codes from
+  submit, wait of one task and elector --once exit as what they ran; --json separates its codes from
   these.
 
 Results go to standard output, all else to standard error. RUST_LOG sets what is logged.

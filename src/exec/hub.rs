@@ -523,7 +523,7 @@ impl Hub {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// How many runs are not over, handlers aside.
+    /// How many runs are not over, without handlers.
     pub(super) fn len(&self) -> usize {
         self.lock().runs.range(..RunId(FIRST_HANDLER)).count()
     }

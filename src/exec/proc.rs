@@ -160,7 +160,7 @@ impl Identity {
 /// SIGKILL to this very process, if it is still in its group.
 pub(super) fn kill_exactly(process: &Stat) -> bool {
     let Ok(pidfd) = pidfd_open(to_pid(process.pid), PidfdFlags::empty()) else { return false };
-    // Looked at after the pidfd was opened: if it is the same now, the pidfd is of it.
+    // Read after the pidfd was opened: if it is the same now, the pidfd is of it.
     let is_same = matches!(stat(process.pid), Ok(Some(now))
         if now.start_ticks == process.start_ticks && now.group == process.group);
     is_same && pidfd_send_signal(&pidfd, Signal::KILL).is_ok()

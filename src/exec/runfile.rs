@@ -164,7 +164,7 @@ impl RunFile {
                 Predecessor::Alive { pid: content.pid }
             }
             Ok(_) => kill_leftovers(&content),
-            Err(error) => unknown(format!("cannot look for process {}: {error}", content.pid)),
+            Err(error) => unknown(format!("cannot find process {}: {error}", content.pid)),
         }
     }
 
@@ -241,7 +241,7 @@ pub(super) fn make_private_dir(dir: &Path, name: &str) -> anyhow::Result<()> {
         .mode(0o700)
         .create(dir)
         .with_context(|| format!("cannot make the {name} {}", dir.display()))?;
-    let found = fs::metadata(dir).with_context(|| format!("cannot look at {}", dir.display()))?;
+    let found = fs::metadata(dir).with_context(|| format!("cannot inspect {}", dir.display()))?;
     ensure!(
         found.uid() == geteuid().as_raw() && found.mode() & WRITABLE_BY_OTHERS == 0,
         "the {name} {} belongs to somebody else, or others may write to it; use one of mode 0700",

@@ -19,7 +19,7 @@ pub(super) const SLOT_SOCKET: i32 = 3;
 /// of reach of signals to all of a group. Returns the socket that was its standard input.
 pub(super) fn detach(name: &std::ffi::CStr) -> anyhow::Result<OwnedFd> {
     let stdin = rustix::stdio::stdin();
-    let found = fstat(stdin).context("cannot look at standard input")?;
+    let found = fstat(stdin).context("cannot inspect standard input")?;
     if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
         bail!("only a worker or an elector starts this: its standard input is no socket");
     }

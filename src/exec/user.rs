@@ -1,4 +1,4 @@
-//! The user of `--run-as`. The worker looks the user up when it starts, and each program becomes that user between
+//! The user of `--run-as`. The worker reads the user's entry when it starts, and each program becomes that user between
 //! clone and exec.
 
 use std::ffi::{CStr, CString, OsString};
@@ -51,7 +51,7 @@ pub enum NoUser {
     #[error("there is no user {0:?} on this machine; make one, or name another")]
     Unknown(String),
     /// The machine's list of users cannot be read.
-    #[error("cannot look up the user {name:?}: {error}")]
+    #[error("cannot find the user {name:?}: {error}")]
     Unreadable {
         /// The name of the user.
         name: String,
@@ -62,7 +62,7 @@ pub enum NoUser {
     #[error("{0} is root: name a user who may do less")]
     Root(String),
     /// The user's groups cannot be read.
-    #[error("cannot look up the groups of the user {0:?}")]
+    #[error("cannot find the groups of the user {0:?}")]
     Groups(String),
     /// This process is not root's.
     #[error("only a worker that root has started can run tasks as another user")]

@@ -98,7 +98,7 @@ impl Election {
         }
     }
 
-    /// Stands for election, on a connection that is up and when nothing of an earlier term goes on.
+    /// Contends, on a connection that is up and when nothing of an earlier term goes on.
     pub fn contend<R>(&mut self, out: &mut Actions<R>) {
         if self.is_creating() {
             // Of two creations, one would leave a contender of this live session that nobody knows or deletes.
@@ -226,7 +226,7 @@ impl Election {
                 if kind == ChangeKind::Deleted {
                     out.log(
                         Level::Warn,
-                        format!("the contender {path} was deleted by someone else; standing again"),
+                        format!("the contender {path} was deleted by someone else; contending again"),
                     );
                     self.contend(out);
                 } else {
@@ -444,8 +444,8 @@ impl Election {
         out.log(
             Level::Warn,
             format!(
-                "the sequence numbers of {} are near their end, or beyond it ({own}): then who comes last goes first. \
-                 Stop all that stand there, and delete the directory; it is made anew",
+                "the sequence numbers of {} are near their end, or beyond it ({own}): then the last contender leads. \
+                 Stop all that contend there, and delete the directory; it is made again",
                 self.dir
             ),
         );

@@ -48,7 +48,7 @@ impl Ensure {
         Ensure { paths, missing: BTreeSet::new(), calls: Calls::default(), done: false }
     }
 
-    /// Looks, on a connection that is up.
+    /// Checks, on a connection that is up.
     pub fn start<R>(&mut self, out: &mut Actions<R>) {
         self.reset();
         for (at, path) in self.paths.iter().enumerate() {
@@ -68,7 +68,7 @@ impl Ensure {
         self.calls.route(id, result).map(|(purpose, answer)| match answer {
             Some(answer) => self.on_answer(purpose, answer, out),
             None => {
-                // What is still answered must not make it look complete.
+                // What is still answered must not make it complete.
                 self.reset();
                 Step::Pending
             }

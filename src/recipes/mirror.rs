@@ -318,7 +318,7 @@ impl Mirror {
         self.calls.route(id, result).map(|(purpose, answer)| match answer {
             Some(answer) => self.on_answer(purpose, answer, out),
             None => {
-                // What is still answered must not make it look complete.
+                // What is still answered must not make it complete.
                 self.reset();
                 Vec::new()
             }

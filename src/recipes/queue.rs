@@ -333,7 +333,7 @@ mod tests {
 
     /// It was 100,000 times in each turn, and each time every worker was checked.
     #[test]
-    fn labels_that_no_worker_has_are_looked_up_once_for_all_jobs() {
+    fn labels_that_no_worker_has_are_read_once_for_all_jobs() {
         let (mut queue, mut needs) = (Queue::default(), Needs::default());
         let set = |n: usize| Labels::from([("rack".to_string(), format!("r{n}"))]);
         for n in 0..100 {

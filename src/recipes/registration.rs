@@ -146,7 +146,7 @@ enum Purpose {
     Own,
     Replace,
     Publish(Box<Registration>),
-    /// Looks whether the own registration was changed by somebody else.
+    /// Checks whether somebody else has changed the own registration.
     Inspect,
     Leave,
 }
@@ -290,7 +290,7 @@ impl Registrar {
         }
     }
 
-    /// Looks again when the rivals had their time, and tries again what was refused.
+    /// Checks again when the rivals had their time, and tries again what was refused.
     pub fn on_wake<R>(&mut self, now: Instant, out: &mut Actions<R>) {
         if self.rivals_until().is_some_and(|at| at <= now) {
             self.list(false, out);

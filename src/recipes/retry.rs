@@ -112,7 +112,7 @@ pub struct Condition {
 }
 
 impl Condition {
-    /// Tells what changed. Troubles were logged when they began.
+    /// Logs what changed. Troubles were logged when they began.
     pub fn report<'a, R>(
         &mut self,
         text: String,

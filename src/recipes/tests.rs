@@ -26,7 +26,7 @@ pub(super) fn stat(czxid: i64) -> Stat {
     Stat { czxid, ephemeral_owner: 1, ..Stat::default() }
 }
 
-/// What was asked for since the last look: the calls, and the codes of exits.
+/// What was asked for since the last call: the calls, and the codes of exits.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
     pub calls: Vec<(CallId, Call)>,

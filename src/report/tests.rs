@@ -1,4 +1,4 @@
-//! What reports look like, byte for byte where it matters.
+//! The format of reports, byte for byte where it matters.
 
 use serde_json::{Value, json};
 

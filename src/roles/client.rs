@@ -163,11 +163,11 @@ pub struct StatusReport {
 pub enum TaskStatus {
     /// It waits for a worker, or for its time.
     Pending,
-    /// It is a line of a chunk that a living worker has, and is not to be started there yet.
+    /// It is a line of a chunk that a live worker has, and is not to be started there yet.
     Assigned,
-    /// It is in a living worker's assignment, and may run.
+    /// It is in a live worker's assignment, and may run.
     Running,
-    /// It is in a living worker's assignment, and is to be cancelled: it may run until its grace is over.
+    /// It is in a live worker's assignment, and is to be cancelled: it may run until its grace is over.
     Cancelling,
     /// It has this outcome.
     Ended(State),
@@ -246,7 +246,7 @@ pub struct Shown {
     pub stat: Stat,
     /// What holds for it: its own options, and its job's where it has none.
     pub options: Options,
-    /// Who has it, if it is in a living worker's assignment.
+    /// Who has it, if it is in a live worker's assignment.
     pub worker: Option<Incarnation>,
 }
 

@@ -150,7 +150,7 @@ impl Elector {
             }
             State::Running(run) => {
                 let run = *run;
-                out.log(Level::Info, "stopping: the command is told to end");
+                out.log(Level::Info, "stopping: the command is asked to end");
                 self.stop_run(run, now, Then::Stop, out);
                 if again {
                     self.kill(out);
@@ -173,7 +173,7 @@ impl Elector {
         if self.params.once && self.params.command.is_some() { TERMINATED } else { exit::OK }
     }
 
-    /// Tells the command to end, within its grace.
+    /// Asks the command to end, within its grace.
     fn stop_run(&mut self, run: Run, now: Instant, then: Then, out: &mut Actions<Report>) {
         out.push(Action::Signal { run: run.id, signal: GroupSignal::Term });
         out.push(Action::Status("stopping the command".into()));
@@ -346,7 +346,7 @@ impl Elector {
                 }
             }
             State::Running(run) if self.election.term() != Some(run.epoch) => {
-                out.log(Level::Warn, format!("no longer leading ({why}): the command is told to end"));
+                out.log(Level::Warn, format!("no longer leading ({why}): the command is asked to end"));
                 self.stop_run(run, now, Then::Rejoin, out);
             }
             State::Running(_)
@@ -490,7 +490,7 @@ impl Role for Elector {
         match self.state {
             State::Over => return,
             State::BackingOff { until } if until > now => {
-                why = format!("standing again {} s after the command ended", until.since(now).as_secs());
+                why = format!("contending again {} s after the command ended", until.since(now).as_secs());
             }
             State::Candidate
             | State::Acquiring { .. }
@@ -549,7 +549,7 @@ impl Role for Elector {
                 );
             }
             Session::Waiting { .. } => {
-                assert!(self.election.own_name().is_none(), "nobody stands whose command is not dead");
+                assert!(self.election.own_name().is_none(), "no process contends whose command is not dead");
                 let waits = self.run().is_some() || matches!(self.state, State::Over);
                 assert!(waits, "nothing to wait for");
             }

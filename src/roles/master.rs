@@ -213,7 +213,7 @@ impl Master {
     /// Tries again what was refused, and makes what is gone.
     fn repair(&mut self, now: Instant, out: &mut Out) {
         if let Some((path, refusal)) = self.election.take_refused() {
-            self.retry.refused(&format!("cannot stand for election in {path}"), refusal, now, out);
+            self.retry.refused(&format!("cannot contend in {path}"), refusal, now, out);
         }
         let is_settled = match &self.state {
             State::Offline => false,
@@ -267,7 +267,7 @@ impl Master {
             Lead::Continues => {}
             Lead::Deposed { epoch } => {
                 // Our contender must be gone as well. The first of the two signs makes this master contend again.
-                out.log(Level::Warn, format!("deposed by the leader of epoch {epoch}; standing again"));
+                out.log(Level::Warn, format!("deposed by the leader of epoch {epoch}; contending again"));
                 self.election.contend(out);
                 self.follow_election(out);
             }
@@ -297,7 +297,7 @@ impl Master {
         let (text, trouble) = match &self.state {
             State::Leader(leader) => (leader.term.describe(), leader.status.trouble()),
             State::Offline => ("no connection to the ensemble".to_string(), None),
-            State::Standby(_) if self.election.is_following() => ("standing by".to_string(), None),
+            State::Standby(_) if self.election.is_following() => ("standby".to_string(), None),
             State::Standby(_) => ("connected".to_string(), None),
         };
         self.condition.report(text, [self.retry.trouble(), trouble], out);

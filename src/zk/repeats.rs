@@ -121,7 +121,7 @@ pub fn describe(call: &Call) -> String {
         Call::Set { .. } => "change",
         Call::Delete { .. } => "delete",
         Call::Get { .. } => "read",
-        Call::Exists { .. } => "look for",
+        Call::Exists { .. } => "check",
         Call::Children { .. } => "list",
         Call::Acl { .. } => "read the ACL of",
         Call::Watch { .. } => "watch",

@@ -1,6 +1,6 @@
 //! Turns the servers' names into addresses, again for every round of connecting, and never for long.
 //!
-//! `getaddrinfo` can block for half a minute. Each name is looked up on a thread of its own; one that is late is
+//! `getaddrinfo` can block for half a minute. Each name is resolved on a thread of its own; one that is late is
 //! left running, its answer used when it comes, and no second one started for the same name meanwhile. A name
 //! that does not resolve does not spoil the others.
 
@@ -41,7 +41,7 @@ pub struct Resolver {
     pending: BTreeMap<String, Receiver<Answer>>,
 }
 
-/// The result of a round of look-ups.
+/// The result of one round.
 #[derive(Debug, Default)]
 pub struct Resolved {
     /// Each address once.
@@ -51,7 +51,7 @@ pub struct Resolved {
 }
 
 impl Resolver {
-    /// Looks all servers up.
+    /// Resolves the names of all servers.
     pub fn resolve(&mut self, servers: &[(String, u16)]) -> Resolved {
         let mut resolved = Resolved::default();
         let mut names = Vec::new();

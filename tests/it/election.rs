@@ -59,7 +59,7 @@ impl Electors {
             for (position, (_, process)) in self.processes.iter().enumerate() {
                 let expected = match position {
                     0 => format!("leading, epoch {}", contenders[0].epoch),
-                    _ => format!("standing by behind {}", name_of(&contenders[position - 1].path)),
+                    _ => format!("waiting behind {}", name_of(&contenders[position - 1].path)),
                 };
                 if reports(process).last() != Some(&expected) {
                     return None;
@@ -309,7 +309,7 @@ fn g06_takeovers_are_quick_whatever_the_backlog() {
         let process = cluster.master(id);
         eventually(LIMIT, &format!("{id} is a standby, and knows all"), || {
             let log = process.stderr();
-            (log.contains("2000 tasks loaded") && log.contains("standing by")).then_some(())
+            (log.contains("2000 tasks loaded") && log.contains("standby")).then_some(())
         });
         process
     };

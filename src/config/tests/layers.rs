@@ -275,7 +275,7 @@ fn what_a_command_does_not_know_does_not_disturb_it() {
 #[test]
 fn an_empty_variable_is_not_set() {
     assert_eq!(zkmw("worker").env("ZKMW_SLOTS", "").file("slots = 3").worker().slots, 3);
-    // An empty array takes back what a weaker place has set, and an empty flag is wrong.
+    // An empty array takes back what a weaker source has set, and an empty flag is wrong.
     assert_eq!(zkmw("worker").file("label = 'a=1'\n[worker]\nlabel = []").worker().labels, map(&[]));
     zkmw("worker --label").arg("").fails_with(64, "label: '' (from --label) is not valid: must be KEY=VALUE");
 }
@@ -305,7 +305,7 @@ fn wrong_values_say_which_and_where_from() {
     assert!(message.len() < 250, "{message}");
 }
 
-/// Every setting that can be wrong says so, from every place it may be given in.
+/// Every setting that can be wrong says so, from every source that may have it.
 #[test]
 fn every_setting_is_checked_in_every_layer() {
     for setting in TABLE {

@@ -200,7 +200,7 @@ impl Hands {
     }
 
     /// A log is not complete. If its pipe was closed, that may have been by a writer that was killed; so this writer
-    /// is told.
+    /// is reported.
     fn lost(&mut self, name: LogName, why: Option<String>) {
         if let Some(why) = why {
             self.suspended_until = Some(Instant::now() + SUSPENDED_FOR);

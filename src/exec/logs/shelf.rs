@@ -265,7 +265,7 @@ mod tests {
         assert_eq!(left(&dir), ["open.1"]);
         assert!(!shelf.take(15 * BLOCK_BYTES), "what is being written stays");
         shelf.end(&dir.join("J/open.1"));
-        assert!(!shelf.take(15 * BLOCK_BYTES), "it is not looked for again at once");
+        assert!(!shelf.take(15 * BLOCK_BYTES), "there is no scan again at once");
         assert_eq!(left(&dir), ["open.1"]);
     }
 

@@ -24,7 +24,7 @@ impl AssignmentTable {
         assignment.version = version;
         assignment.state = SyncState::Idle;
         let read = Assignment::decode(data);
-        // Whoever wrote it had been made a leader before: an epoch after its own assignment's is from another ensemble.
+        // Its writer had become a leader before: an epoch after its own assignment's is from another ensemble.
         if let Ok(read) = &read
             && read.epoch > self.epoch
             && read.epoch < mzxid
@@ -138,7 +138,7 @@ impl AssignmentTable {
                 Deed::Delete => ("be deleted", "it is kept, though nothing is on it"),
             };
             let path = self.layout.assignment(incarnation);
-            let todo = "look at its ACL and at quotas above it";
+            let todo = "check its ACL and the quotas above it";
             let text = format!("{path} cannot {deed} ({refusal}): {so}. It is tried again and again; {todo}");
             out.log(Level::Error, text);
         }

@@ -160,7 +160,7 @@ impl Election {
         let mut unaware = others.filter(|other| !other.respects_ranks && other.sequence < own.sequence);
         let unaware = unaware.next()?;
         Some(format!(
-            "{} stands behind it, of a library or version that does not know how to be handed over",
+            "{} contends behind it, of a library or version that does not know how to be handed over",
             unaware.name
         ))
     }

@@ -39,7 +39,7 @@ impl Registrar {
                     }
                 }
             }
-            // Whoever has a name has it by an ephemeral: nobody lives behind this one.
+            // A live process has its name by an ephemeral: no process has this one.
             (Purpose::Read(name), Ok(Reply::Data { stat, .. })) if stat.ephemeral_owner == 0 => {
                 found.remove(&name);
             }

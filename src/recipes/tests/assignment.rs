@@ -190,7 +190,7 @@ fn a_refused_write_returns_its_new_entries_and_backs_off() {
     driver.refuse(writes);
     assert_eq!(driver.steps, [Step::AssignmentRefused(incarnation("w"), vec![task("b"), task("c")])]);
     assert!(matches!(&driver.logs[..], [text] if text.contains("cannot be written (ZooKeeper error -125)")));
-    assert_eq!(driver.table.unclaimed().count(), 0, "what stands there is known");
+    assert_eq!(driver.table.unclaimed().count(), 0, "the entries there are known");
     assert!(!driver.table.is_open(&incarnation("w")) && driver.table.is_open(&incarnation("x")));
     driver.assign("x", "b", Urgency::Now);
     assert_eq!(driver.flush(2_002).len(), 1, "others are served");
@@ -208,7 +208,7 @@ fn a_refused_write_returns_its_new_entries_and_backs_off() {
     assert_eq!(driver.logs.len(), 1, "it is said once");
     driver.steps.clear();
 
-    // It passes as it stood, which tells nothing; then with one more entry.
+    // It passes as it was, which proves nothing; then with one more entry.
     let again = driver.flush_next();
     driver.answer(again[0].0, written(6));
     assert!(driver.steps == [Step::Written(incarnation("w"))] && !driver.is_accepted());
@@ -238,15 +238,15 @@ fn a_forbidden_delete_of_an_assignment_backs_off() {
 
 #[test]
 fn an_assignment_is_trusted_only_after_it_was_claimed() {
-    let stood = Assignment::new(7, vec![entry("a")]);
+    let before = Assignment::new(7, vec![entry("a")]);
     let (mut driver, writes) =
-        Driver::taking_over(&[("w", stood.clone()), ("x", Assignment::new(7, Vec::new()))]);
+        Driver::taking_over(&[("w", before.clone()), ("x", Assignment::new(7, Vec::new()))]);
     driver.answer(writes[1].0, written(4));
     driver.refuse(writes[..1].to_vec());
     assert!(driver.table.is_ready(), "the takeover goes on");
     let w = incarnation("w");
     assert_eq!(driver.table.unclaimed().collect::<Vec<_>>(), [(&w, Doubt::Unwritten)]);
-    assert_eq!(driver.table.holder(&task("a")).map(|(holder, _)| holder), Some(&w), "it stands there");
+    assert_eq!(driver.table.holder(&task("a")).map(|(holder, _)| holder), Some(&w), "it is assigned there");
     driver.flush(1_001);
     let again = driver.flush_next();
     driver.answer(again[0].0, written(4));
@@ -282,7 +282,7 @@ fn an_unreadable_assignment_made_after_takeover_hides_nothing() {
     assert!(matches!(&driver.flush_next()[..], [(_, Call::Get { .. })]));
 }
 
-/// Between two tries it is read and written, which passes and tells nothing.
+/// Between two tries it is read and written, which passes and proves nothing.
 #[test]
 fn a_delete_that_is_never_permitted_is_logged_once() {
     let mut driver = Driver::ready(&["w"]);

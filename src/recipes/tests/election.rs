@@ -47,7 +47,7 @@ impl Bench {
         (bench, create)
     }
 
-    /// The contender stands and was read; the list is on its way.
+    /// The contender exists and was read; the list is on its way.
     fn listing() -> (Bench, CallId) {
         let (mut bench, create) = Bench::creating();
         bench.reply(create, created(OWN));
@@ -115,7 +115,7 @@ impl Bench {
         id
     }
 
-    /// It stands again: it looks at its directory.
+    /// It contends again: it checks its directory.
     #[track_caller]
     fn contends_anew(&mut self) {
         assert!(self.election.leading().is_none() && !self.election.is_out());
@@ -186,7 +186,7 @@ fn a_watch_that_was_spent_on_a_change_of_data_is_set_again() {
     bench.contends_anew();
 }
 
-/// Deleted and made again by a stranger while no watch stood: it is not the contender that was elected.
+/// Deleted and made again by a stranger while no watch was set: it is not the contender that was elected.
 #[test]
 fn a_contender_that_was_replaced_is_not_ours() {
     for mut bench in [Bench::leading(), Bench::following()] {
@@ -277,7 +277,7 @@ fn a_former_leader_with_doubtful_writes_waits_for_session_end() {
     Asked::none(&mut bench.out);
 }
 
-/// What was logged since the last look.
+/// The logs since the last call.
 fn logged(bench: &mut Bench) -> Vec<String> {
     let text = |action| match action {
         Action::Log(Level::Warn, text) => Some(text),
@@ -301,7 +301,7 @@ fn foreign_names_are_reported_once_and_do_not_count() {
         Action::Call { id, .. } => Some(id),
         _ => None,
     });
-    bench.reply(check.expect("it looks at its directory"), exists(1));
+    bench.reply(check.expect("it checks its directory"), exists(1));
     let create = bench.create_call();
     bench.reply(create, created(OWN));
     let own = bench.exists_call(OWN);
@@ -329,7 +329,7 @@ fn sequence_numbers_that_wrapped_come_first_and_are_reported() {
     let wrapped = "_c_x-latch--2147483648";
     bench.reply(list, children(&[wrapped, OWN]));
     assert_eq!(bench.election.behind(), Some(wrapped));
-    assert_eq!(logged(&mut bench), Vec::<String>::new(), "who wrapped tells it");
+    assert_eq!(logged(&mut bench), Vec::<String>::new(), "the one that wrapped reports it");
 
     let (mut bench, create) = Bench::creating();
     let own = "_c_u-ranked-latch-2000000000";
@@ -418,7 +418,7 @@ fn withdrawing_while_entering_leaves_no_contender() {
 
     let (mut bench, create) = Bench::creating();
     bench.election.withdraw(&mut bench.out);
-    assert!(!bench.election.is_out(), "the contender may stand");
+    assert!(!bench.election.is_out(), "the contender may exist");
     Asked::none(&mut bench.out);
     bench.reply(create, created(OWN));
     let delete = bench.delete_call(OWN);

@@ -6,7 +6,7 @@
 //! Curator's come and go between ours. Checked after every move:
 //!
 //! - of the contenders that lead, at most one still has its contender znode;
-//! - who leads, and still has its znode, is before everyone whose znode stands too, but for its own others and for
+//! - who leads, and still has its znode, is before everyone whose znode exists too, but for its own others and for
 //!   those with an inherited rank by which nobody leads;
 //! - no term goes on after another has begun: the epochs of those that lead never fall;
 //! - no peer of Curator's is the first by sequence numbers while one of ours leads.
@@ -116,9 +116,9 @@ struct World {
     prng: Prng,
     /// How many moves in which something gets on come for 40 in which anything may happen.
     calm: usize,
-    /// Whether peers of Curator's stand as well.
+    /// Whether peers of Curator's contend too.
     peers: bool,
-    /// The highest epoch with which one led whose contender stood.
+    /// The highest epoch with which one led whose contender existed.
     epoch: i64,
     /// Contenders to which a term was handed over.
     heirs: BTreeSet<String>,
@@ -287,7 +287,7 @@ impl World {
         self.settle();
     }
 
-    /// A peer of Curator's stands.
+    /// A peer of Curator's contends.
     fn peer(&mut self) {
         self.server.zxid += 1;
         let (session, name) = (self.server.zxid, format!("_c_peer-latch-{:010}", self.server.sequence));
@@ -316,7 +316,7 @@ impl World {
 
     fn check_leader(&mut self, who: usize) {
         let election = &self.contenders[who].election;
-        let own = election.own_name().expect("a leader stands");
+        let own = election.own_name().expect("a leader contends");
         let position = Name::parse(own).expect("a contender");
         let epoch = election.leading().expect("it leads");
         let fresh = position.rank == position.sequence;
@@ -341,14 +341,14 @@ impl World {
         assert_eq!(before.map(|other| other.name).next(), None, "{own} leads");
     }
 
-    /// Whether it believes to lead and its contender still stands.
+    /// Whether it believes to lead and its contender still exists.
     fn leads(&self, who: usize) -> bool {
         let election = &self.contenders[who].election;
         election.leading().is_some()
             && election.own_name().is_some_and(|name| self.server.znodes.contains_key(name))
     }
 
-    /// No more faults: dead sessions end, everyone connects and stands, and everything is delivered.
+    /// No more faults: dead sessions end, everyone connects and contends, and everything is delivered.
     fn heal(&mut self) {
         for who in 0..CONTENDERS {
             if self.contenders[who].session.is_some_and(|s| !self.server.sessions.contains_key(&s)) {

@@ -1,4 +1,4 @@
-//! Lease: it never holds longer than the session is proven to live, and it is renewed only for whoever needs it.
+//! Lease: it never holds longer than the session is proven to live, and it is renewed only for those that need it.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ impl Bench {
         self.lease.need(true, at_ms(ms), &mut self.out);
     }
 
-    /// After a pause the directory, which may be gone as well, is looked for, and made. Gives the time of that.
+    /// After a pause the directory, which may be gone too, is checked, and created. Gives the time of that.
     #[track_caller]
     fn mend_directory(&mut self, ms: u64, needed: bool) -> u64 {
         Asked::none(&mut self.out);
@@ -230,7 +230,7 @@ fn a_write_by_a_stranger_only_costs_a_read() {
     }
 }
 
-/// The wish used to be forgotten when nothing else needed the lease, and whoever waited for it waited for ever.
+/// The wish used to be forgotten when nothing else needed the lease, and a run that waited for it waited for ever.
 #[test]
 fn a_wish_outlives_the_deletion_of_the_znode() {
     let mut bench = Bench::held();

@@ -1,4 +1,4 @@
-//! Mirror: everything is seen once it stands, nothing that changed is missed, and a lost reply completes nothing.
+//! Mirror: everything is seen once it exists, nothing that changed is missed, and a lost reply completes nothing.
 
 use std::collections::VecDeque;
 
@@ -35,7 +35,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// A mirror of /r whose watch stands and whose root is being listed.
+    /// A mirror of /r whose watch is set and whose root is being listed.
     fn listing(depth: usize, window: usize) -> (Bench, CallId) {
         let mut bench = Bench {
             mirror: Mirror::new("/r".into(), depth, window),
@@ -167,7 +167,7 @@ fn a_lazy_mirror_does_not_read_what_is_gone_by_then() {
     assert_eq!(out.drain().count(), 1, "who is in a hurry reads at once");
 }
 
-/// A worker makes its next registration before it deletes the last one: whoever sees the end of that first takes it
+/// A worker makes its next registration before it deletes the last one: a reader that sees the end of that first takes it
 /// for dead. The simulator found it (seed 21746): its tasks were moved on while they ran.
 #[test]
 fn a_deletion_is_reported_in_order_even_if_read_before() {
@@ -263,7 +263,7 @@ fn a_good_reply_after_a_lost_one_neither_panics_nor_completes() {
     assert!(!bench.mirror.is_complete() && bench.calls.is_empty());
 }
 
-/// A listing that was lost tells of nothing; the last good reply used to be followed by "complete".
+/// A listing that was lost proves nothing; the last good reply used to be followed by "complete".
 #[test]
 fn a_lost_listing_is_not_an_empty_directory() {
     let (mut bench, list) = Bench::listing(2, 8);

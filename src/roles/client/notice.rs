@@ -197,7 +197,7 @@ fn judge(status: &Status, required: &Labels) -> (Why, String) {
         return (Why::Draining, reason.to_string());
     }
     if status.loading {
-        return (Why::Loading, format!("the leader {leader} is still reading what stands"));
+        return (Why::Loading, format!("the leader {leader} is still reading the tasks"));
     }
     let (slots, tasks) = (status.slots, &status.tasks);
     let (running, waiting) = (tasks.running, tasks.pending + tasks.assigned);

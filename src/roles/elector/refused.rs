@@ -25,7 +25,7 @@ impl Elector {
     /// Tries again what was refused.
     pub(super) fn retry_refused(&mut self, now: Instant, out: &mut Actions<Report>) {
         if let Some((path, refusal)) = self.election.take_refused() {
-            self.retry.refused(&format!("cannot stand for election in {path}"), refusal, now, out);
+            self.retry.refused(&format!("cannot contend in {path}"), refusal, now, out);
             if let Some(trouble) = self.retry.trouble() {
                 out.push(Action::Status(trouble.to_string()));
             }

@@ -18,7 +18,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Report::Leading { epoch } => write!(f, "leading, epoch {epoch}"),
-            Report::Following { behind } => write!(f, "standing by behind {behind}"),
+            Report::Following { behind } => write!(f, "waiting behind {behind}"),
             // A line is a report, so a reason must not contain one.
             Report::Lost { why } => write!(f, "lost: {}", why.replace(['\n', '\r'], " ")),
         }

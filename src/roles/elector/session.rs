@@ -20,7 +20,7 @@ impl Elector {
 
     pub(super) fn on_connected(&mut self, timeout: Duration, out: &mut Actions<Report>) {
         let Some(run) = self.run() else {
-            out.push(Action::Status("looking for its place in the election".into()));
+            out.push(Action::Status("finding its rank in the election".into()));
             return self.enter(timeout, out);
         };
         if self.election.term() == Some(run.epoch) {
@@ -28,7 +28,7 @@ impl Elector {
             self.election.inherit(out);
         } else {
             self.session = Session::Waiting { timeout };
-            out.log(Level::Info, "connected; standing again when the command is dead");
+            out.log(Level::Info, "connected; contending again when the command is dead");
         }
     }
 

@@ -62,7 +62,7 @@ pub(super) enum Kill {
 /// What comes when the command is dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Then {
-    /// Stand again.
+    /// Contend again.
     Rejoin,
     /// The user wants an end.
     Stop,

@@ -39,12 +39,12 @@ struct Bench {
     others: Vec<&'static str>,
     /// How many contenders it has made so far.
     created: u64,
-    /// Names and czxids of those that stand; the last is the present one.
+    /// Names and czxids of its contenders; the last is the present one.
     contenders: Vec<(String, i64)>,
     /// What was done, in order, in words.
     did: Vec<String>,
     runs: Vec<(RunId, RunSpec)>,
-    /// What the service manager was told last, and the lease.
+    /// The last status for the service manager, and the lease.
     status: String,
     leased_until: Option<Instant>,
 }
@@ -109,7 +109,7 @@ impl Bench {
         100 + i64::try_from(self.created).expect("few")
     }
 
-    /// The names of the contenders that stand, shortened.
+    /// The names of its contenders, shortened.
     fn contenders(&self) -> Vec<&str> {
         self.contenders.iter().map(|(name, _)| name.trim_start_matches("_c_u-")).collect()
     }
@@ -219,12 +219,12 @@ impl Bench {
     }
 
     fn deposed(&mut self) {
-        let (name, _) = self.contenders.pop().expect("it stands");
+        let (name, _) = self.contenders.pop().expect("it contends");
         let path = format!("/z/elections/e/{name}");
         self.step(Event::Changed { path, kind: ChangeKind::Deleted });
     }
 
-    /// What was done since the last look.
+    /// What was done since the last call.
     fn did(&mut self) -> Vec<String> {
         std::mem::take(&mut self.did)
     }

@@ -45,7 +45,7 @@ pub struct List {
     over: bool,
     running: Running,
     /// The picture of what runs is made.
-    pictured: bool,
+    has_running: bool,
     /// Tasks from the first that was not reported yet, by their position in the list.
     window: BTreeMap<u64, Slot>,
     next: u64,
@@ -71,7 +71,8 @@ impl List {
             running: Running::new(&params.layout),
             layout: params.layout,
             // Running tasks matter only to distinguish them from pending ones.
-            pictured: !states.is_empty() && states.iter().all(|state| matches!(state, TaskStatus::Ended(_))),
+            has_running: !states.is_empty()
+                && states.iter().all(|state| matches!(state, TaskStatus::Ended(_))),
             states,
             left: params.limit,
             online: false,
@@ -94,7 +95,7 @@ impl List {
     }
 
     fn pump(&mut self, out: &mut Actions<ClientReport>) {
-        if self.over || !self.online || !self.pictured {
+        if self.over || !self.online || !self.has_running {
             return;
         }
         self.report(out);
@@ -134,7 +135,7 @@ impl List {
         if let Routed::Mine(step) = self.running.on_reply(id, result, out) {
             return match step {
                 running::Step::Pending => {}
-                running::Step::Done => self.pictured = true,
+                running::Step::Done => self.has_running = true,
                 running::Step::Refused(path, refusal) => {
                     self.fail(refusal_code(refusal), format!("cannot read {path}: {refusal}"), out);
                 }
@@ -167,7 +168,7 @@ impl List {
     fn rows(&self, id: &TaskId, data: &[u8]) -> Vec<Row> {
         let task = match Task::decode(data) {
             Ok(task) => task,
-            // Whoever asks for certain states doesn't ask for what has none.
+            // A user who asks for certain states doesn't ask for tasks without one.
             Err(malformed) if self.states.is_empty() => {
                 return vec![Row { name: id.to_string(), task: Err(Unreadable::Malformed(malformed)) }];
             }
@@ -218,7 +219,7 @@ impl Role for List {
                 self.online = true;
                 self.calls.clear();
                 self.walk.on_connected();
-                if !self.pictured {
+                if !self.has_running {
                     self.running.start(out);
                 }
                 let again: Vec<(u64, TaskId)> = self.window.iter().filter_map(reading).collect();

@@ -1,4 +1,4 @@
-//! Status, list and show, over what stands and what does not.
+//! Status, list and show, over what exists and what does not.
 
 use super::*;
 use crate::contract::chunk::CommandResult;

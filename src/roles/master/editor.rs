@@ -247,7 +247,7 @@ impl Editor {
         if !std::mem::replace(&mut self.is_refusal_logged, true) {
             let path = self.layout.task(task);
             let text = format!(
-                "{path} cannot be changed ({refusal}): it is tried again; look at its ACL and at quotas"
+                "{path} cannot be changed ({refusal}): it is tried again; check its ACL and the quotas"
             );
             out.log(Level::Warn, text);
         }

@@ -435,7 +435,7 @@ fn labels_of_any_size_stop_no_leader() {
     assert!(status.len() <= crate::contract::MAX_DATA_BYTES, "{} bytes", status.len());
 }
 
-/// A standby that had not read yet that a failed task runs again struck it off its worker's assignment. The simulator
+/// A standby that had not read yet that a failed task runs again removed it from its worker's assignment. The simulator
 /// found it (seed 916203).
 #[test]
 fn a_retry_that_a_new_leader_has_yet_to_read_is_not_removed() {
@@ -474,7 +474,7 @@ fn a_retry_that_a_new_leader_has_yet_to_read_is_not_removed() {
         world.pass(Duration::from_secs(1));
         standby.go(&mut world);
         let left = if reads_late { vec![entry("_00/a", 2, false)] } else { vec![] };
-        assert_eq!(world.entries("/z/assign/w~1"), left, "what does not even fit the present is struck off");
+        assert_eq!(world.entries("/z/assign/w~1"), left, "what does not even fit the present is removed");
     }
 }
 

@@ -321,7 +321,7 @@ impl View {
             retry.refused(path, refusal, now, out);
         } else if self.table.report(path) {
             let pace = FORBIDDEN_PACE.as_secs();
-            out.log(Level::Error, format!("{path}: {refusal}; it is looked at again every {pace} s"));
+            out.log(Level::Error, format!("{path}: {refusal}; it is read again every {pace} s"));
         }
     }
 

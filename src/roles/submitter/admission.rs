@@ -75,7 +75,7 @@ impl Gate {
         Gate { path: layout.status(), demand, calls: Calls::default(), status: None }
     }
 
-    /// Looks, on a new session or once more.
+    /// Checks, on a new session or once more.
     pub fn ask<R>(&mut self, out: &mut Actions<R>) {
         self.calls.clear();
         self.calls.issue(out, Call::Get { path: self.path.clone(), watch: false }, ());
@@ -164,14 +164,14 @@ impl Pace {
         }
     }
 
-    /// Looks whether all of the batch may come in.
+    /// Checks whether all of the batch may come in.
     pub fn enter<R>(&mut self, now: Instant, out: &mut Actions<R>) {
         self.asked = now;
         self.has_read = false;
         self.gate.ask(out);
     }
 
-    /// Looks again, if it is time and the batch has so many lines left to create that it matters.
+    /// Checks again, if it is time and the batch has so many lines left to create that it matters.
     pub fn keep<R>(&mut self, now: Instant, left: u64, out: &mut Actions<R>) {
         if self.stage == PaceStage::Outside {
             self.stage = PaceStage::Open;

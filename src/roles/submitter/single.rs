@@ -357,7 +357,7 @@ impl Single {
                 let path = self.layout.tasks();
                 self.call(Call::Exists { path, watch: false }, Purpose::JobRoom, out);
             }
-            Err(refusal) => self.refused("look at the job of", refusal, out),
+            Err(refusal) => self.refused("read the job of", refusal, out),
         }
     }
 
@@ -378,7 +378,7 @@ impl Single {
                 self.fail(exit::TOO_MUCH, why, out);
             }
             Ok(_) | Err(Refusal::NoNode) => self.ensure.start(out),
-            Err(refusal) => self.refused("look at the jobs beside that of", refusal, out),
+            Err(refusal) => self.refused("read the jobs beside that of", refusal, out),
         }
     }
 

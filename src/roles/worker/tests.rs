@@ -120,7 +120,7 @@ fn carried(attempt: u32, now: u32) -> (World, RoleDriver<Worker>) {
     (world, driver)
 }
 
-/// It runs, and ends well; what stands in its znode then.
+/// It runs, and ends well; and its task then.
 fn run_to_its_end(world: &mut World, driver: &mut RoleDriver<Worker>) -> Task {
     driver.go(world);
     end(world, driver, Ended::Exit(0));
@@ -431,8 +431,8 @@ fn a_run_that_ended_before_its_stop_did_not_time_out() {
     }
 }
 
-/// Found by the simulator, seed 1006261: the last life's registration came to stand after the next life had taken
-/// all of them away, and would have stood as long as the session.
+/// Found by the simulator, seed 1006261: the last life's registration was created after the next life had taken
+/// all of them away, and would have existed as long as the session.
 #[test]
 fn a_registration_in_flight_is_deleted_by_the_next_incarnation() {
     let (mut world, mut driver) = with_task(|_| {}, "j/a");
@@ -454,7 +454,7 @@ fn a_registration_in_flight_is_deleted_by_the_next_incarnation() {
     assert_eq!(left, [&registration(&driver, 0)], "{late} is nobody's");
 }
 
-/// It was closed for good, and what the leader assigned in its place was never started.
+/// It was closed for good, and what the leader assigned instead of it was never started.
 #[test]
 fn an_attempt_assigned_while_the_last_is_found_stale_starts() {
     let mut world = World::new();

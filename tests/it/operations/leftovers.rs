@@ -142,7 +142,7 @@ fn a_batch_reports_what_it_leaves_when_servers_are_killed() {
     let out = batch.end(LIMIT * 4);
     out.says(0, &["3000 tasks: 3000 succeeded, 0 failed"]);
     let reported =
-        out.stderr.lines().find_map(|line| line.split_once(" outcomes that were shown still stand"));
+        out.stderr.lines().find_map(|line| line.split_once(" outcomes that were shown still exist"));
     let reported: usize = reported.map_or(0, |(words, _)| {
         words.rsplit(' ').next().and_then(|number| number.parse().ok()).expect("a number")
     });

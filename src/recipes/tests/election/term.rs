@@ -2,10 +2,10 @@
 
 use super::*;
 
-/// Inherits the place of `OWN`.
+/// Inherits the rank of `OWN`.
 const HEIR: &str = "_c_u-rank-0000000005-latch-0000000008";
 const NEXT: &str = "_c_u-rank-0000000005-latch-0000000009";
-/// Stands between `OWN` and `HEIR`, and goes by ranks.
+/// Is between `OWN` and `HEIR`, and goes by ranks.
 const PEER: &str = "_c_p-ranked-latch-0000000006";
 
 impl Bench {
@@ -27,7 +27,7 @@ impl Bench {
         id
     }
 
-    /// The heir stands and was read; the list is on its way.
+    /// The heir exists and was read; the list is on its way.
     #[track_caller]
     fn listing_as(&mut self, heir: &str, czxid: i64) -> CallId {
         let create = self.inherit_call();
@@ -118,7 +118,7 @@ fn a_contender_without_ranks_may_follow_the_heir_not_precede_it() {
     }
 }
 
-/// From one session to the next and the next, the rank and the epoch stay. Any contender of whose place it was proved
+/// From one session to the next and the next, the rank and the epoch stay. Any contender of whose rank it was proved
 /// that it was held proves the next.
 #[test]
 fn a_term_is_handed_over_again_and_again() {
@@ -170,7 +170,7 @@ fn an_heir_created_after_its_term_is_deleted_and_never_leads() {
     bench.reply(create, created(HEIR));
     bench.gives_up(HEIR);
 
-    // It stands again before the answer is there: by a place of its own.
+    // It contends again before the answer is there: with a rank of its own.
     let mut bench = Bench::suspended();
     let create = bench.inherit_call();
     bench.election.withdraw(&mut bench.out);
@@ -226,7 +226,7 @@ fn only_a_leader_has_a_term_to_keep() {
     assert!(bench.election.is_out() && bench.election.term().is_none());
 }
 
-/// The one behind a leader that handed its term over finds the heir in its place, and watches that.
+/// The one behind a leader that handed its term over finds the heir with its rank, and watches that.
 #[test]
 fn a_contender_behind_the_old_one_stays_behind_the_heir() {
     let (old, heir) = ("_c_p-ranked-latch-0000000002", "_c_p-rank-0000000002-latch-0000000007");
@@ -239,7 +239,7 @@ fn a_contender_behind_the_old_one_stays_behind_the_heir() {
     bench.reply(list, children(&[heir, OWN]));
     bench.exists_call(heir);
     assert_eq!(bench.election.behind(), Some(heir));
-    // Who comes while both stand is behind the heir, whose end is the one that counts.
+    // A contender that comes while both exist is behind the heir, whose end counts.
     let (mut bench, list) = Bench::listing();
     bench.reply(list, children(&[heir, old, OWN]));
     bench.exists_call(heir);

@@ -8,7 +8,7 @@ fn without_a_command_each_change_is_reported_once() {
     bench.others = vec![OTHER];
     bench.connect();
     bench.answer();
-    assert_eq!(bench.did(), [format!("standing by behind {OTHER}")]);
+    assert_eq!(bench.did(), [format!("waiting behind {OTHER}")]);
     bench.others.clear();
     let path = format!("/z/elections/e/{OTHER}");
     bench.step(Event::Changed { path, kind: ChangeKind::Deleted });

@@ -7,7 +7,7 @@
 //! was cut off for longer than T/3, is back for less than a ping, and commits the first write of an idle session
 //! before its leader hears of that session again.)
 //!
-//! Sessions have one of two timeouts, as servers may grant them, and contenders of the old ones stand until those end.
+//! Sessions have one of two timeouts, as servers may grant them, and contenders of the old ones exist until those end.
 //!
 //! Checked always: two commands never run at once, and epochs only grow. And when the
 //! faults end, one command runs.

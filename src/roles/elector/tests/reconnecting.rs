@@ -18,7 +18,10 @@ fn a_command_runs_on_under_the_lease_and_is_killed_at_its_end() {
     assert_eq!(bench.did(), ["Kill"]);
     bench.connect();
     bench.pass(60_000);
-    assert!(bench.calls.is_empty() && bench.did().is_empty(), "once, and nobody stands before it is dead");
+    assert!(
+        bench.calls.is_empty() && bench.did().is_empty(),
+        "once, and it does not contend before it is dead"
+    );
     bench.ended(Ended::Signal(9));
     bench.answer();
     bench.pass(0);
@@ -50,7 +53,7 @@ fn repeated_session_losses_do_not_disturb_the_command() {
     assert_eq!(bench.runs[1].1.env[1].1, "151", "the next run has a new epoch");
 }
 
-/// Only what the old session proved counts until it is certain that the new one took its place.
+/// Only what the old session proved counts until it is certain that the new one replaced it.
 #[test]
 fn no_lease_is_written_over_a_session_before_its_handover() {
     let mut bench = Bench::running(|_| {});

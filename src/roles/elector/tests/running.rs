@@ -62,7 +62,7 @@ fn the_deposed_contends_anew_only_after_its_group_is_dead() {
         bench.lose();
         bench.connect();
         bench.pass(500);
-        assert!(bench.calls.is_empty(), "neither stands nor renews: {:?}", bench.calls);
+        assert!(bench.calls.is_empty(), "neither contends nor renews: {:?}", bench.calls);
     }
     bench.ended(Ended::Signal(15));
     assert_eq!(bench.paths(), ["/z", "/z/elections", "/z/elections/e"]);
@@ -221,7 +221,7 @@ fn a_failed_start_after_the_term_backs_off_as_well() {
     assert_eq!(bench.did(), ["Term", "run"]);
 }
 
-/// A slot kills the command of one that stands still when the lease ends: that is no end of its own.
+/// A slot kills the command of a suspended elector when the lease ends: that is no end of its own.
 #[test]
 fn what_was_killed_while_we_slept_is_run_again() {
     let mut bench = Bench::running(|params| params.once = true);
@@ -261,7 +261,7 @@ fn an_elector_that_may_not_read_contends_after_its_command_died() {
     let mut bench = Bench::running(|_| {});
     let path = format!("/z/elections/e/{}", bench.own());
     bench.step(Event::Changed { path, kind: ChangeKind::Data });
-    let (check, _) = bench.calls.pop().expect("it looks");
+    let (check, _) = bench.calls.pop().expect("it checks");
     bench.step(Event::Reply { id: check, result: Err(CallError::Refused(Refusal::Other(-127))) });
     assert_eq!(bench.did(), ["Term"]);
     bench.pass(1_000);

@@ -103,7 +103,7 @@ fn no_failure_ends_the_process_before_the_group_is_dead() {
     let mut bench = Bench::running(|_| {});
     let path = format!("/z/elections/e/{}", bench.own());
     bench.step(Event::Changed { path, kind: ChangeKind::Data });
-    let (id, _) = bench.calls.pop().expect("a look at the contender");
+    let (id, _) = bench.calls.pop().expect("a read of the contender");
     bench.step(Event::Reply { id, result: Ok(Reply::Watching) });
     assert_eq!(bench.did(), ["Term"]);
     bench.step(Event::Stop { again: true });
@@ -129,7 +129,7 @@ fn without_a_run_a_failure_ends_at_once_and_once() {
     let mut bench = Bench::new(|_| {});
     bench.connect();
     bench.answer_but(|call| call.path() == "/z/leases");
-    let (id, _) = bench.calls.pop().expect("the look at the directory");
+    let (id, _) = bench.calls.pop().expect("the check of the directory");
     bench.step(Event::Reply { id, result: Err(CallError::Refused(Refusal::NoAuth)) });
     assert_eq!(bench.did(), ["exit 77"]);
     bench.step(Event::Stop { again: false });

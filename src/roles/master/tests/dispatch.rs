@@ -176,7 +176,7 @@ fn waiting_tasks_are_recalled_for_slots_that_stay_free() {
         recalled(world, "w~1").len()
     };
     assert_eq!(pass(&mut world, 140), 0, "it was not free for long");
-    assert_eq!((pass(&mut world, 20), pass(&mut world, 160)), (2, 2), "they have their places there");
+    assert_eq!((pass(&mut world, 20), pass(&mut world, 160)), (2, 2), "they have their positions there");
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn what_is_refused_to_a_master_is_waited_for() {
 }
 
 /// The simulator found it (seed 701008): between the last answers of a connection and its end nothing is known of
-/// what stands, and empty jobs were to be looked for.
+/// what exists, and empty jobs were to be found.
 #[test]
 fn no_wake_up_for_empty_jobs_before_they_can_be_known() {
     let mut world = World::new();

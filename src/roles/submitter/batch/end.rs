@@ -23,7 +23,7 @@ impl Batch {
         if left > 0 {
             let why = "a connection was lost while they were made or deleted";
             let words =
-                "outcomes that were shown still stand, and the leader deletes them after its --result-ttl";
+                "outcomes that were shown still exist, and the leader deletes them after its --result-ttl";
             out.log(Level::Warn, format!("{left} {words}: {why}"));
         }
         let progress = self.results.progress();

@@ -112,7 +112,7 @@ impl Batch {
     fn on_preflight(&mut self, known: Result<(), Refusal>, out: &mut Out) {
         match known {
             Ok(()) => self.enter(out),
-            Err(refusal) => self.refused("look at the jobs below", None, refusal, out),
+            Err(refusal) => self.refused("read the jobs below", None, refusal, out),
         }
     }
 

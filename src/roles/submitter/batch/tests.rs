@@ -57,7 +57,7 @@ fn driver(params: BatchParams) -> ClientDriver<Batch> {
     driver
 }
 
-/// A batch that stands and waits.
+/// A batch that is created and waits.
 fn waiting(params: BatchParams) -> ClientDriver<Batch> {
     let mut driver = driver(params);
     driver.connect();
@@ -117,7 +117,7 @@ fn a_batch_is_created_collected_and_deleted() {
     end_all(&mut driver);
     assert_eq!((driver.exit, tasks(&driver)), (Some(1), vec!["/z/tasks/B~0000/0000007".to_string()]));
     assert_eq!(summary(&driver), Progress { submitted: lines, done: lines - 1, failed: 1, total: lines });
-    assert_eq!(driver.count(is_read) as u64, lines, "one look at each");
+    assert_eq!(driver.count(is_read) as u64, lines, "one read of each");
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn an_empty_batch_is_no_failure() {
     assert!(driver.logged("no lines"));
 }
 
-/// The lines that a detached batch told of.
+/// The lines that a detached batch reported.
 fn submitted(driver: &ClientDriver<Batch>) -> Vec<u64> {
     let lines = |report: &ClientReport| match report {
         ClientReport::SubmittedLines { lines, .. } => lines.clone(),
@@ -377,7 +377,7 @@ fn through_losses(
     driver
 }
 
-/// Whether the task stands and may get its outcome.
+/// Whether the task exists and may get its outcome.
 fn is_to_end(driver: &ClientDriver<Batch>, path: &str) -> bool {
     driver.znodes.contains_key(path) && driver.task(path).outcome.is_none()
 }
@@ -400,7 +400,7 @@ fn a_batch_survives_whatever_happens_to_its_connections() {
     }
 }
 
-/// What was made by the one request that was in doubt is collected; what such a request may make anew is told.
+/// What was made by the one request that was in doubt is collected; what such a request may make again is reported.
 #[test]
 fn tasks_left_for_the_leader_are_reported() {
     for (fate, deletes) in [(Fate::AppliedUnanswered, 2), (Fate::DroppedUnanswered, 1)] {
@@ -419,7 +419,7 @@ fn tasks_left_for_the_leader_are_reported() {
         driver.settle();
         assert_eq!((driver.exit, driver.count(is_delete)), (Some(0), deletes), "{fate:?}: {:?}", driver.made);
         assert_eq!(
-            driver.logged("1 outcomes that were shown still stand"),
+            driver.logged("1 outcomes that were shown still exist"),
             deletes == 1,
             "{:?}",
             driver.logs

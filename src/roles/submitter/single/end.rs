@@ -90,7 +90,8 @@ impl Single {
                 }
             }
             Phase::Submitting => {
-                let why = format!("interrupted; it may have been submitted: zkmw wait {} tells", self.id);
+                let why =
+                    format!("interrupted; it may have been submitted: zkmw wait {} shows that", self.id);
                 self.fail(INTERRUPTED, why, out);
             }
             Phase::Waiting => {

@@ -133,7 +133,7 @@ fn g01_an_id_is_reported_only_when_its_task_exists() {
 #[test]
 fn a_task_is_left_to_the_leader_if_a_create_may_still_arrive() {
     let (applied, dropped) = (Fate::AppliedUnanswered, Fate::DroppedUnanswered);
-    // `NodeExists` tells that one request that was in doubt was carried out. Of two the other may come yet.
+    // `NodeExists` shows that one request that was in doubt was carried out. Of two the other may come yet.
     for (fates, deletes) in
         [(&[applied][..], 1), (&[dropped], 0), (&[applied, dropped], 0), (&[dropped, applied], 0)]
     {
@@ -377,7 +377,7 @@ fn the_last_task_that_fits_is_admitted_and_no_limit_admits_all() {
     assert_eq!((driver.exit, submitted(&driver)), (None, 1), "who may not read it is not refused");
 }
 
-/// The two looks are made at once, and answered in any order.
+/// The two checks are made at once, and answered in any order.
 #[test]
 fn what_was_known_first_waits_for_the_other() {
     for (turned, room) in [(false, true), (true, true), (false, false), (true, false)] {
@@ -428,7 +428,7 @@ fn a_new_session_asks_anew() {
     assert_eq!((driver.exit, submitted(&driver)), (None, 1));
 }
 
-/// What may stand already is not refused: its user would not learn of it.
+/// A task that may exist already is not refused: its user would not learn of it.
 #[test]
 fn a_task_in_doubt_is_not_asked_about_again() {
     let mut driver = driver(params());
@@ -513,7 +513,7 @@ fn an_interrupt_cancels_if_so_requested() {
     let mut driver = waiting(cancelling.clone());
     driver.event(Event::Stop { again: false });
     driver.settle_until(is_set);
-    // Somebody else is faster: the task has moved on, and what was read of it is void.
+    // Somebody else is faster: the task has moved on, and what was read of it is stale.
     let mut task = driver.task(TASK);
     task.next_attempt(None, "test");
     driver.put(TASK, &task.encode());

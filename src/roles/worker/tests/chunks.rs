@@ -63,7 +63,7 @@ fn what_is_over_already_is_not_run_again() {
     driver.go(&mut world);
     let task = world.task("/z/tasks/j/c");
     assert_eq!(task.outcome.map(|outcome| codes(&outcome.results)), Some(vec![Some(0); 3]));
-    assert!(task.results.is_empty(), "they stand in the outcome now");
+    assert!(task.results.is_empty(), "they are in the outcome now");
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn results_are_written_as_they_come_and_the_outcome_follows() {
     driver.hold = |call| matches!(call, Call::Get { .. });
     end(&world, &mut driver, Ended::Exit(0));
     driver.go(&mut world);
-    let outcome = world.task("/z/tasks/j/c").outcome.expect("set without another look");
+    let outcome = world.task("/z/tasks/j/c").outcome.expect("set without another read");
     assert_eq!(codes(&outcome.results), [Some(0), Some(0)]);
 }
 

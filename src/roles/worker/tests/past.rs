@@ -80,7 +80,7 @@ fn a_task_that_is_pending_again_after_a_restore_runs_again() {
     assert_eq!(driver.runs.len(), 1, "{:?}", driver.logs);
 }
 
-/// In the same world as before nothing runs twice, although what had ended is looked at again, and its entry still
+/// In the same world as before nothing runs twice, although what had ended is read again, and its entry still
 /// carries along what the leader had read.
 #[test]
 fn what_ended_is_not_run_again_by_a_worker_that_is_only_back() {

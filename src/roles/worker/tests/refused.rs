@@ -150,7 +150,7 @@ fn a_read_that_is_due_again_ends_no_incarnation_whose_runs_live() {
     assert!(!world.znodes.contains_key(&assignment), "{:?}", driver.logs);
 }
 
-/// Each try has an incarnation of its own, and each was told of.
+/// Each try has an incarnation of its own, and each was reported.
 #[test]
 fn a_forbidden_registration_is_logged_once() {
     let mut world = World::new();
@@ -210,7 +210,7 @@ fn a_registration_names_only_as_many_tasks_as_fit() {
     }));
     driver.go(&mut world);
     let (path, node) =
-        world.znodes.iter().find(|(path, _)| path.starts_with("/z/workers/")).expect("it stands");
+        world.znodes.iter().find(|(path, _)| path.starts_with("/z/workers/")).expect("it exists");
     let said = Registration::decode(&node.data).expect("a registration");
     assert!(
         said.draining && (10..100).contains(&said.quarantined.len()),
@@ -234,7 +234,7 @@ fn an_assignment_that_cannot_be_deleted_keeps_its_incarnation() {
         world.pass(Duration::from_secs(1));
     }
     assert_eq!(world.task("/z/tasks/_00/a").attempt, 2, "{:?}", driver.logs);
-    assert!(world.znodes.contains_key(&before), "its assignment stands: {:?}", driver.logs);
+    assert!(world.znodes.contains_key(&before), "its assignment exists: {:?}", driver.logs);
     world.writes_refused.clear();
     for _ in 0..3 {
         world.pass(Duration::from_secs(2));

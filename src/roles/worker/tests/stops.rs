@@ -1,4 +1,4 @@
-//! What was told to end, and how it ended then: what ends after a signal of ours has no end of its own.
+//! Runs that were asked to end, and how they ended: a run that ends after a signal of ours has no end of its own.
 
 use super::*;
 
@@ -60,7 +60,7 @@ fn a_run_that_ends_before_a_drains_sigterm_counts_as_it_ended() {
     );
 }
 
-/// Its worker had told it to end, and then lost its session as well.
+/// Its worker had asked it to end, and then lost its session as well.
 #[test]
 fn a_run_ended_by_sigterm_before_a_session_loss_runs_again() {
     for timeout_ms in [None, Some(1_000)] {
@@ -81,7 +81,7 @@ fn a_run_ended_by_sigterm_before_a_session_loss_runs_again() {
     }
 }
 
-/// A cancel and a timeout have an end of their own to tell, whatever the task makes of SIGTERM.
+/// A cancel and a timeout have an end of their own, whatever the task makes of SIGTERM.
 #[test]
 fn a_cancelled_or_timed_out_run_ends_so_whatever_its_code() {
     for code in [0, 3, 143] {

@@ -50,7 +50,7 @@ fn a_batch_beyond_the_limits_is_refused_as_a_whole() {
                 "{}",
                 String::from_utf8_lossy(&data)
             );
-            assert_eq!(driver.count(|call| call.path() == STATUS), 1, "a small one looks once");
+            assert_eq!(driver.count(|call| call.path() == STATUS), 1, "a small one reads once");
             if exit.is_some() {
                 assert_eq!(driver.count(Call::is_write), 0);
                 assert!(
@@ -133,7 +133,7 @@ fn g08_a_batch_under_way_waits_while_full_and_says_so_once() {
 fn a_read_that_was_lost_with_its_session_is_repeated() {
     let mut driver = overtaken(params(2_000));
     pass(&mut driver, 1_500);
-    driver.now = driver.role.next_wake().expect("it looks again");
+    driver.now = driver.role.next_wake().expect("it reads again");
     driver.event(Event::Wake);
     assert!(driver.pending.iter().any(|(_, call)| call.path() == STATUS));
     driver.pending.clear();

@@ -268,7 +268,7 @@ fn g08_what_is_open_is_bounded_in_bytes() {
     for line in &mut driver.lines {
         line.text = "x".repeat(100_000);
     }
-    // Until its first part stands nothing is created.
+    // Until its first part exists nothing else is created.
     driver.connect();
     driver.notify();
     while !driver.pending.front().is_some_and(|(_, call)| is_create(call)) {

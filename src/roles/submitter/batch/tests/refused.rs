@@ -1,8 +1,8 @@
-//! A batch of which something is refused for good: what was made is told.
+//! A batch of which something is refused for good: what was made is reported.
 
 use super::*;
 
-/// A batch of three lines. The creation of the second is refused so, when the first stands.
+/// A batch of three lines. The creation of the second is refused so, when the first exists.
 fn second_refused(params: BatchParams, refusal: Refusal) -> ClientDriver<Batch> {
     let mut driver = driver(params);
     driver.connect();
@@ -44,7 +44,7 @@ fn tasks_of_a_failing_batch_are_cancelled_if_so_requested() {
     assert!(driver.logged("--orphan cancel") && !driver.logged("go on"), "{:?}", driver.logs);
 }
 
-/// Nothing stands of the only line, though its first request was in doubt: it was that request which killed the
+/// Nothing exists of the only line, though its first request was in doubt: it was that request which killed the
 /// connection.
 #[test]
 fn a_single_too_long_line_leaves_nothing() {

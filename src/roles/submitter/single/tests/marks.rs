@@ -16,7 +16,7 @@ fn credentials_for_an_open_service_are_refused_before_creates() {
         assert_eq!((driver.exit, driver.count(is_create)), (Some(exit::NOT_PERMITTED), 0));
         assert!(driver.logged("below /z,"), "{:?}", driver.logs);
     }
-    // Only the service's own directory tells: the root may have been made by hand, and open.
+    // Only the service's own directory shows it: the root may have been made by hand, and open.
     let mut driver = ClientDriver::new(Single::new(with(true)).expect("a task"), &["/z", "/z/tasks"]);
     driver.closed.insert("/z/tasks".to_string());
     driver.connect();
@@ -30,14 +30,14 @@ fn credentials_for_an_open_service_are_refused_before_creates() {
     driver.connect();
     driver.settle();
     assert_eq!(driver.count(|call| matches!(call, Call::Acl { .. })), checks);
-    // Nothing stands: whoever comes first makes it.
+    // Nothing exists: the first submitter makes it.
     let mut driver = ClientDriver::new(Single::new(with(false)).expect("a task"), &[]);
     driver.connect();
     driver.settle();
     assert!(driver.exit.is_none() && driver.znodes.contains_key("/z/tasks"));
 }
 
-/// The mark says that somebody wants the task. Whoever brings the key does, in whatever life.
+/// The mark says that somebody wants the task. Every process that brings the key does.
 #[test]
 fn a_resubmit_under_a_key_marks_its_tasks_as_wanted() {
     let marks = |driver: &ClientDriver<Single>| {
@@ -47,7 +47,7 @@ fn a_resubmit_under_a_key_marks_its_tasks_as_wanted() {
     let mut first = waiting(SingleParams { waiting: Waiting::Attached { orphan_cancel: true }, ..keyed() });
     let submitter = first.task("/z/tasks/J/K").options.orphan_of.expect("it is named");
     assert_eq!(marks(&first), [format!("{submitter}~U.1")]);
-    // It is killed, and its mark may stand yet. The same again, with the same wish or without, waits under its name.
+    // It is killed, and its mark may exist yet. The same again, with the same wish or without, waits under its name.
     for orphan_cancel in [true, false] {
         let again =
             SingleParams { ulid: "V".into(), waiting: Waiting::Attached { orphan_cancel }, ..keyed() };
