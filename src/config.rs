@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use crate::contract::task::State;
 use crate::contract::{Labels, TaskId};
-use crate::exec::Limits;
+use crate::exec::RunLimits;
 use crate::exit;
 use crate::roles::client::TaskStatus;
 use crate::roles::client::walk::Target;
@@ -199,7 +199,7 @@ pub struct WorkerConfig {
     /// Give tasks a minimal environment.
     pub clean_env: bool,
     /// How much each task may have.
-    pub limits: Limits,
+    pub limits: RunLimits,
     /// The same.
     pub state_dir: PathBuf,
     /// What is kept of what tasks print.

@@ -44,10 +44,10 @@ use crate::contract::worker::ProcessIdentity;
 pub use crate::machine::NotStartedKind;
 use crate::machine::{GroupSignal, Instant, RunId, RunOutput, RunReport, RunSpec};
 use crate::threads;
-use handler::Pool;
+use handler::HandlerPool;
 use hub::Hub;
 pub use hub::RenewedTooLate;
-pub use limits::{Limits, Unavailable};
+pub use limits::{RunLimits, Unavailable};
 use logs::Carrier;
 pub use logs::{LogSettings, WRITE_LOGS, write_logs};
 pub use runfile::{Claim, Predecessor, RunFile};
@@ -142,14 +142,14 @@ pub struct Confinement {
     /// Whether they have a minimal environment instead of ours.
     pub clean_env: bool,
     /// How much each may have.
-    pub limits: Limits,
+    pub limits: RunLimits,
 }
 
 /// Runs process groups. Dropping it kills them all.
 #[derive(Debug)]
 pub struct Executor {
     hub: Arc<Hub>,
-    handlers: Arc<Pool>,
+    handlers: Arc<HandlerPool>,
     leased: bool,
     log_limit: u64,
 }
@@ -196,7 +196,7 @@ impl Executor {
             let carrier = Carrier::start(means.program, settings).context("cannot start what writes logs")?;
             let _ = hub.logs.set(carrier);
         }
-        let handlers = Arc::new(Pool::new(Arc::clone(&hub)));
+        let handlers = Arc::new(HandlerPool::new(Arc::clone(&hub)));
         Ok(Executor { hub, handlers, leased: means.leased, log_limit })
     }
 

@@ -27,7 +27,7 @@ pub struct Format {
 
 /// Shows reports on two streams.
 #[derive(Debug)]
-pub struct View<O: Write, E: Write> {
+pub struct ReportPrinter<O: Write, E: Write> {
     /// Buffered, since a report may have a thousand lines; a report is flushed as a whole.
     out: BufWriter<O>,
     err: BufWriter<E>,
@@ -57,12 +57,12 @@ impl Write for StderrAboveBar {
     }
 }
 
-impl View<Stdout, Stderr> {
+impl ReportPrinter<Stdout, Stderr> {
     /// A view on the process's own streams; a bar only where there is a terminal to draw it on.
-    pub fn of_process(json: bool, progress: bool) -> View<Stdout, Stderr> {
+    pub fn of_process(json: bool, progress: bool) -> ReportPrinter<Stdout, Stderr> {
         let (out, err) = (io::stdout(), io::stderr());
         let progress = progress && !json && err.is_terminal();
-        let view = View::new(out, err, Format { json, progress });
+        let view = ReportPrinter::new(out, err, Format { json, progress });
         if let Some(bar) = &view.bar {
             BAR.get_or_init(|| bar.clone());
         }
@@ -70,12 +70,12 @@ impl View<Stdout, Stderr> {
     }
 }
 
-impl<O: Write, E: Write> View<O, E> {
+impl<O: Write, E: Write> ReportPrinter<O, E> {
     /// A view on these streams.
-    pub fn new(out: O, err: E, format: Format) -> View<O, E> {
+    pub fn new(out: O, err: E, format: Format) -> ReportPrinter<O, E> {
         let bar = format.progress.then(|| ProgressBar::no_length().with_style(style()));
         let (out, err) = (BufWriter::new(out), BufWriter::new(err));
-        View { out, err, json: format.json, headed: false, bar }
+        ReportPrinter { out, err, json: format.json, headed: false, bar }
     }
 
     /// Shows a report.

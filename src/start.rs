@@ -21,7 +21,7 @@ use crate::contract::{Layout, fnv1a, uuid};
 use crate::exec::{self, Claim, Confinement, LogSettings, Predecessor, RunFile, Unavailable, User};
 use crate::exit;
 use crate::machine::Role;
-use crate::report::View;
+use crate::report::ReportPrinter;
 use crate::roles::client::walk::Target;
 use crate::roles::client::{ClientReport, Unfit};
 use crate::roles::inspector::{List, ListParams, Show, ShowParams, StatusOf, StatusParams};
@@ -311,7 +311,7 @@ fn run_client<T: Role<Report = ClientReport>>(
     (json, progress): (bool, bool),
     batch: Option<shell::BatchLines>,
 ) -> anyhow::Result<i32> {
-    let mut view = View::of_process(json, progress);
+    let mut view = ReportPrinter::of_process(json, progress);
     let mut around = surroundings(ensemble, CLIENT_THREADS);
     around.batch = batch;
     shell::run(role, around, &mut |report| view.show(report))

@@ -34,7 +34,7 @@ use crate::clock;
 use crate::limits;
 use crate::machine::{Call, CallId, CallResult, ChangeKind};
 use crate::threads;
-use pool::Pool;
+use pool::CallPool;
 use supervisor::Supervisor;
 
 /// Requests over one connection before another replaces it. The crate numbers them with 32 bits, and from 2³¹ on
@@ -158,7 +158,7 @@ pub enum Stopped {
 
 /// A session, or the attempt to have one. Dropping it closes it in the background.
 pub struct Session {
-    pool: Arc<Pool>,
+    pool: Arc<CallPool>,
     pulse: Sender<()>,
     ended: Receiver<Stopped>,
 }
@@ -176,7 +176,8 @@ impl Session {
         requests_max: u64,
     ) -> anyhow::Result<Session> {
         validate(&settings)?;
-        let pool = Pool::start(events, settings.threads, requests_max).context("cannot start a thread")?;
+        let pool =
+            CallPool::start(events, settings.threads, requests_max).context("cannot start a thread")?;
         let (pulse, pulses) = bounded(1);
         let seed = RandomState::new().build_hasher().finish();
         let (found, enough) = bounded(1);

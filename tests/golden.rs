@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use zkmw::contract::chunk::CommandResult;
 use zkmw::contract::share::Move;
-use zkmw::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
+use zkmw::contract::status::{Admission, Counts, LeaderStatus, Status, WorkerRow};
 use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration, Seen};
 use zkmw::contract::{Incarnation, Labels, TaskId};
@@ -360,7 +360,7 @@ fn assignment() -> Vec<u8> {
 }
 
 fn status() -> Vec<u8> {
-    let leader = Leader { id: "m1".into(), host: "node1".into(), pid: 42, epoch: 4_294_967_299 };
+    let leader = LeaderStatus { id: "m1".into(), host: "node1".into(), pid: 42, epoch: 4_294_967_299 };
     let worker = WorkerRow {
         id: "w7".into(),
         host: "node7".into(),

@@ -18,7 +18,7 @@ use super::{
 
 use crate::contract::worker::MAX_SLOTS;
 use crate::contract::{TaskId, is_shared};
-use crate::exec::Limits;
+use crate::exec::RunLimits;
 use crate::exit;
 use crate::roles::client::walk::Target;
 
@@ -181,7 +181,7 @@ fn worker(layers: &Layers<'_>, host: &Host) -> Result<WorkerConfig, ConfigError>
         },
         run_as: layers.get(&settings::RUN_AS)?,
         clean_env: layers.get_or_default(&settings::CLEAN_ENV)?,
-        limits: Limits {
+        limits: RunLimits {
             memory_bytes: layers.get(&settings::TASK_MEMORY)?,
             cpu_millis: layers.get(&settings::TASK_CPUS)?,
             processes: layers.get(&settings::TASK_PIDS)?,

@@ -9,7 +9,7 @@ pub const MAX_WORKERS_LISTED: usize = 500;
 
 /// Who leads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Leader {
+pub struct LeaderStatus {
     /// The master's id.
     pub id: String,
     /// The machine it runs on.
@@ -85,7 +85,7 @@ pub struct Status {
     #[serde(default = "version")]
     v: u32,
     /// Who wrote it.
-    pub leader: Leader,
+    pub leader: LeaderStatus,
     /// Registered workers.
     pub workers: u32,
     /// Their slots.
@@ -107,7 +107,7 @@ pub struct Status {
 
 impl Status {
     /// A summary, so far without what is admitted.
-    pub fn new(leader: Leader, worker_list: Vec<WorkerRow>, tasks: Counts, loading: bool) -> Status {
+    pub fn new(leader: LeaderStatus, worker_list: Vec<WorkerRow>, tasks: Counts, loading: bool) -> Status {
         let slots = worker_list.iter().map(|worker| worker.slots).sum();
         let workers = u32::try_from(worker_list.len()).unwrap_or(u32::MAX);
         let mut worker_list = worker_list;

@@ -22,11 +22,11 @@ use super::children::reap;
 use super::descriptors::{restore_limit, too_few};
 use super::mark::OWNER_VAR;
 use super::memory::go_sooner;
-use super::shared_page::{Part, SharedPage};
+use super::shared_page::{SharedPage, SlotPart};
 use super::user::User;
 use super::vfork::vfork;
 use super::wire::{Hello, Program, Streams};
-use super::{Confinement, Limits, NotStartedKind};
+use super::{Confinement, NotStartedKind, RunLimits};
 
 /// Bytes of `/proc/self/status` that have the number of descriptors; it is the tenth line or so.
 const STATUS_BYTES: usize = 1024;
@@ -64,23 +64,23 @@ const KEPT_OF_USER: [&str; 4] = ["HOME", "USER", "LOGNAME", "SHELL"];
 
 /// Why there is no program.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct StartFailure {
     pub(super) kind: NotStartedKind,
     pub(super) why: String,
 }
 
 /// Why no program runs.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub(super) enum StartRefusal {
     /// Nobody can be born in that control group.
     Cgroup,
     /// There is no program.
-    Failed(Failure),
+    Failed(StartFailure),
 }
 
-impl From<Failure> for Refusal {
-    fn from(failure: Failure) -> Refusal {
-        Refusal::Failed(failure)
+impl From<StartFailure> for StartRefusal {
+    fn from(failure: StartFailure) -> StartRefusal {
+        StartRefusal::Failed(failure)
     }
 }
 
@@ -100,7 +100,7 @@ pub(super) struct Surroundings {
     environ: Vec<(OsString, CString)>,
     pub(super) oom_score: String,
     pub(super) descriptors: Option<u64>,
-    pub(super) limits: Limits,
+    pub(super) limits: RunLimits,
     user: Option<User>,
     ignored: Vec<libc::c_int>,
 }
@@ -184,7 +184,7 @@ pub(super) fn start(
     surroundings: &Surroundings,
     entry: CgroupEntry<'_>,
     page: &SharedPage,
-) -> Result<Born, Refusal> {
+) -> Result<Born, StartRefusal> {
     let name = program.argv.first().cloned().unwrap_or_default();
     let short = |error: Errno| explain(program, &name, error);
     refuse_unfit(program)?;
@@ -217,8 +217,8 @@ pub(super) fn start(
     let part = page.part(slot);
     part.step.store(step::BORN, Ordering::SeqCst);
     let refused = |error| match error {
-        Errno::AGAIN | Errno::NOMEM => Refusal::Failed(short(error)),
-        _ => Refusal::Cgroup,
+        Errno::AGAIN | Errno::NOMEM => StartRefusal::Failed(short(error)),
+        _ => StartRefusal::Cgroup,
     };
     let leader = child.be_born(slot).map_err(refused)?;
     if part.step.load(Ordering::SeqCst) == step::READY {
@@ -230,13 +230,13 @@ pub(super) fn start(
     let never_ran = part.step.load(Ordering::SeqCst) == step::BORN;
     if never_ran && matches!(entry, CgroupEntry::Into(_)) {
         // So kernels do where the group, or one above it, was killed before.
-        return Err(Refusal::Cgroup);
+        return Err(StartRefusal::Cgroup);
     }
     Err(failure.into())
 }
 
 /// Why a child did not get as far as its program, by the step that it had reached.
-fn not_ready(program: &Program, name: &str, surroundings: &Surroundings, part: &Part) -> Failure {
+fn not_ready(program: &Program, name: &str, surroundings: &Surroundings, part: &SlotPart) -> StartFailure {
     let errno = || Errno::from_raw_os_error(part.errno.load(Ordering::SeqCst).cast_signed().max(1));
     match part.step.load(Ordering::SeqCst) {
         step::NOT_EXECUTED => explain(program, name, errno()),
@@ -246,11 +246,11 @@ fn not_ready(program: &Program, name: &str, surroundings: &Surroundings, part: &
             let why = format!("it could not become the user {user}");
             now(name, NotStartedKind::Shortage, &why, errno())
         }
-        step::TOO_LATE => Failure {
+        step::TOO_LATE => StartFailure {
             kind: NotStartedKind::Transient,
             why: format!("cannot start {name:?} now: the lease had ended before it began"),
         },
-        _ => Failure {
+        _ => StartFailure {
             kind: NotStartedKind::Transient,
             why: format!("cannot start {name:?} now: it was killed before it began"),
         },
@@ -418,8 +418,8 @@ fn descriptor_slots() -> Result<i32, Errno> {
     digits.parse().map_err(|_| Errno::NODATA)
 }
 
-fn refuse_unfit(program: &Program) -> Result<(), Failure> {
-    let permanent = |why: String| Err(Failure { kind: NotStartedKind::Permanent, why });
+fn refuse_unfit(program: &Program) -> Result<(), StartFailure> {
+    let permanent = |why: String| Err(StartFailure { kind: NotStartedKind::Permanent, why });
     if program.argv.is_empty() {
         return permanent("there is no program to run".to_owned());
     }
@@ -434,15 +434,15 @@ fn refuse_unfit(program: &Program) -> Result<(), Failure> {
     }
 }
 
-fn now(name: &str, kind: NotStartedKind, why: &str, error: Errno) -> Failure {
+fn now(name: &str, kind: NotStartedKind, why: &str, error: Errno) -> StartFailure {
     let error = io::Error::from(error);
-    Failure { kind, why: format!("cannot start {name:?} now: {why} ({error})") }
+    StartFailure { kind, why: format!("cannot start {name:?} now: {why} ({error})") }
 }
 
 /// What the errno of a failed start means to the user.
-fn explain(program: &Program, name: &str, errno: Errno) -> Failure {
+fn explain(program: &Program, name: &str, errno: Errno) -> StartFailure {
     let error = io::Error::from(errno);
-    let permanent = |why: String| Failure { kind: NotStartedKind::Permanent, why };
+    let permanent = |why: String| StartFailure { kind: NotStartedKind::Permanent, why };
     let short = |why: &str| now(name, NotStartedKind::Shortage, why, errno);
     match errno {
         Errno::NOENT => permanent(explain_missing(name)),
@@ -465,7 +465,7 @@ fn explain(program: &Program, name: &str, errno: Errno) -> Failure {
         Errno::AGAIN | Errno::NOMEM => {
             short("no room for another process; raise the limit (ulimit -u, TasksMax=, memory)")
         }
-        Errno::MFILE | Errno::NFILE => Failure {
+        Errno::MFILE | Errno::NFILE => StartFailure {
             kind: NotStartedKind::Shortage,
             why: format!("cannot start {name:?} now: {}", too_few()),
         },

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::limits::{Hits, LEAF, Limits};
+use super::limits::{Hits, LEAF, RunLimits};
 use super::proc::Identity;
 use crate::machine::Ended;
 
@@ -35,7 +35,7 @@ pub(super) struct Cgroups {
 impl Cgroups {
     /// Makes a folder for the runs of this process's executor with this number; the error says why there can be none.
     /// Each run will have these limits.
-    pub(super) fn make(own: &Identity, number: u32, limits: &Limits) -> io::Result<Cgroups> {
+    pub(super) fn make(own: &Identity, number: u32, limits: &RunLimits) -> io::Result<Cgroups> {
         let home = home()?;
         let base = home.join(format!("{}{number}", prefix(own.pid, own.start_ticks)));
         fs::create_dir(&base)?;
@@ -75,7 +75,7 @@ pub(super) struct RunGroup {
     list: File,
     events: File,
     stat: File,
-    limits: Limits,
+    limits: RunLimits,
     killed: bool,
 }
 
@@ -92,7 +92,7 @@ pub(super) enum Left {
 
 impl RunGroup {
     /// Makes it, or uses what is there.
-    pub(super) fn make(base: &Path, slot: u32, limits: Limits) -> io::Result<RunGroup> {
+    pub(super) fn make(base: &Path, slot: u32, limits: RunLimits) -> io::Result<RunGroup> {
         let path = base.join(slot.to_string());
         if !path.exists() {
             fs::create_dir(&path)?;

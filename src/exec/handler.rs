@@ -26,7 +26,7 @@ use crate::machine::{GroupSignal, RunId, RunOutput, RunSpec};
 use crate::threads;
 use backoff::{Backoff, Death};
 use handler_slot::HandlerSlot;
-use handler_slot::{Handed, Job};
+use handler_slot::{Handed, HandlerJob};
 
 /// Stack of a handler's thread.
 const STACK_BYTES: usize = 512 << 10;
@@ -37,15 +37,15 @@ const NO_LEASE: &str = "the lease had ended before it began, or there was no kee
 
 /// All handlers of an executor. They run the same program, with the same environment.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct HandlerPool {
     hub: Arc<Hub>,
-    inner: Mutex<Inner>,
+    inner: Mutex<PoolState>,
     /// Notified when a run gets a signal to end.
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct PoolState {
     /// Those that have nothing to do, the one that was used last at the end.
     idle: Vec<Arc<HandlerSlot>>,
     /// Which handler has it, or will get it first of all.
@@ -59,12 +59,12 @@ struct Inner {
     closed: bool,
 }
 
-impl Pool {
-    pub(super) fn new(hub: Arc<Hub>) -> Pool {
-        Pool { hub, inner: Mutex::default(), changed: Condvar::new() }
+impl HandlerPool {
+    pub(super) fn new(hub: Arc<Hub>) -> HandlerPool {
+        HandlerPool { hub, inner: Mutex::default(), changed: Condvar::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -78,7 +78,7 @@ impl Pool {
             RunOutput::Capture { limit } => limit,
             RunOutput::Inherit => 0,
         };
-        let mut job = Job { run, request: spec.request.take().unwrap_or_default(), limit };
+        let mut job = HandlerJob { run, request: spec.request.take().unwrap_or_default(), limit };
         loop {
             let Some(handler_slot) = self.take_idle(run) else { break };
             match handler_slot.hand_over(job, &self.hub) {
@@ -112,7 +112,7 @@ impl Pool {
         }
     }
 
-    fn start_handler(self: &Arc<Self>, job: Job, spec: RunSpec) {
+    fn start_handler(self: &Arc<Self>, job: HandlerJob, spec: RunSpec) {
         let run = job.run;
         let number = {
             let mut inner = self.lock();
@@ -262,7 +262,7 @@ impl Pool {
     }
 }
 
-impl Inner {
+impl PoolState {
     /// It has nothing to do from now on.
     fn idles(&mut self, handler_slot: &Arc<HandlerSlot>) {
         if self.closed {

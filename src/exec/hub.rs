@@ -24,7 +24,7 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 use super::logs::Carrier;
 use super::mailbox::{Mailbox, Note};
 use super::proc;
-use super::proc::Session;
+use super::proc::ProcessSession;
 use super::runfile::RunFile;
 use super::shared_page::{MOST_SLOTS, SharedPage};
 use super::wire::{FromKeeper, FromSlot, Link, Program, ToSlot};
@@ -49,7 +49,7 @@ pub(super) struct Hub {
     epoll: OwnedFd,
     /// Wakes the thread that listens, at the end.
     wake: OwnedFd,
-    inner: Mutex<Inner>,
+    inner: Mutex<HubState>,
     /// Notified when a run is over, or the keeper gone.
     changed: Condvar,
     pub(super) stopping: AtomicBool,
@@ -58,10 +58,10 @@ pub(super) struct Hub {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Inner {
-    pub(super) keeper: Option<Keeper>,
+pub(super) struct HubState {
+    pub(super) keeper: Option<KeeperHandle>,
     /// By their numbers.
-    slots: Vec<Slot>,
+    slots: Vec<SlotEntry>,
     /// Those that have nothing to do, the one that was used last at the end.
     idle: Vec<u32>,
     /// Which slot has it.
@@ -75,7 +75,7 @@ pub(super) struct Inner {
 
 /// The keeper that lives.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct KeeperHandle {
     pub(super) pid: u32,
     pub(super) start_ticks: u64,
     pub(super) link: Link,
@@ -83,14 +83,14 @@ pub(super) struct Keeper {
 
 /// One slot.
 #[derive(Debug, Default)]
-struct Slot {
+struct SlotEntry {
     /// The keeper was asked for it, and has not reported its end: until then its number is taken.
     asked: bool,
     /// Our end of its socket; `None` where there is no process, or none any more.
     link: Option<Link>,
     /// Its process and when that was born; `None` as long as it is being made.
-    process: Option<Session>,
-    work: Option<Work>,
+    process: Option<ProcessSession>,
+    work: Option<SlotWork>,
 }
 
 /// Descriptors that go to a slot with a program.
@@ -98,7 +98,7 @@ type Pipes = Option<[OwnedFd; 2]>;
 
 /// What a slot has to do.
 #[derive(Debug)]
-struct Work {
+struct SlotWork {
     run: RunId,
     /// What is sent as soon as the slot is there, with a handler's standard input and output.
     unsent: Option<(Program, Pipes)>,
@@ -127,12 +127,12 @@ impl Hub {
         Ok(hub)
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HubState> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A keeper that has just been started, and where runs have their cgroups under it.
-    pub(super) fn take_keeper(&self, keeper: Keeper, cgroups: Option<PathBuf>) -> std::io::Result<()> {
+    pub(super) fn take_keeper(&self, keeper: KeeperHandle, cgroups: Option<PathBuf>) -> std::io::Result<()> {
         let mut inner = self.lock();
         inner.run_file.iter_mut().for_each(|file| file.set_cgroup(cgroups.clone()));
         self.listen(&keeper.link, KEEPER)?;
@@ -153,7 +153,7 @@ impl Hub {
     ///
     /// If the run's number is in use.
     pub(super) fn start(&self, run: RunId, program: Program) {
-        self.give(Work {
+        self.give(SlotWork {
             run,
             unsent: Some((program, None)),
             mailbox: None,
@@ -166,7 +166,7 @@ impl Hub {
     pub(super) fn start_handler(&self, mailbox: &Arc<Mailbox>, program: Program, pipes: [OwnedFd; 2]) {
         // What is left of a handler before does not say that this one has something to do.
         let unsent = Some((program, Some(pipes)));
-        self.give(Work {
+        self.give(SlotWork {
             run: mailbox.id(),
             unsent,
             mailbox: Some(Arc::clone(mailbox)),
@@ -175,7 +175,7 @@ impl Hub {
         });
     }
 
-    fn give(&self, work: Work) {
+    fn give(&self, work: SlotWork) {
         let mut inner = self.lock();
         let run = work.run;
         assert!(!inner.runs.contains_key(&run), "run {} was started twice", run.0);
@@ -244,7 +244,7 @@ impl Hub {
         }
     }
 
-    fn hear_keeper(&self, inner: &mut Inner) {
+    fn hear_keeper(&self, inner: &mut HubState) {
         let Some(keeper) = &mut inner.keeper else { return };
         keeper.link.flush();
         keeper.link.receive();
@@ -261,7 +261,7 @@ impl Hub {
             match frame {
                 FromKeeper::Made { slot, pid } => {
                     let start_ticks = proc::stat(pid).ok().flatten().map_or(0, |stat| stat.start_ticks);
-                    inner.slots[slot as usize].process = Some(Session { id: pid, start_ticks });
+                    inner.slots[slot as usize].process = Some(ProcessSession { id: pid, start_ticks });
                     made.push(slot);
                 }
                 FromKeeper::Refused { slot, errno } => self.refused(inner, slot, errno),
@@ -283,9 +283,9 @@ impl Hub {
     }
 
     /// Sends what a slot is to run, that is there and on record.
-    fn send_first(&self, inner: &mut Inner, number: u32) {
-        let Inner { slots, idle, .. } = inner;
-        let Slot { link, work, .. } = &mut slots[number as usize];
+    fn send_first(&self, inner: &mut HubState, number: u32) {
+        let HubState { slots, idle, .. } = inner;
+        let SlotEntry { link, work, .. } = &mut slots[number as usize];
         // Without a link it is dead, and the keeper says when nothing of it lives.
         let Some(link) = link else { return };
         let Some(work) = work else {
@@ -307,7 +307,7 @@ impl Hub {
         self.await_room(link, number.into());
     }
 
-    fn refused(&self, inner: &mut Inner, number: u32, errno: i32) {
+    fn refused(&self, inner: &mut HubState, number: u32, errno: i32) {
         let slot = std::mem::take(&mut inner.slots[number as usize]);
         if let Some(work) = slot.work {
             let error = std::io::Error::from_raw_os_error(errno);
@@ -322,7 +322,7 @@ impl Hub {
     }
 
     /// There is no process, and there never was one.
-    fn not_started(&self, work: &Work, kind: NotStartedKind, why: &str) {
+    fn not_started(&self, work: &SlotWork, kind: NotStartedKind, why: &str) {
         let why = why.to_owned();
         match &work.mailbox {
             Some(mailbox) => mailbox.note(Note::NotStarted { kind, why }),
@@ -331,7 +331,7 @@ impl Hub {
     }
 
     /// Nothing of the run lives.
-    fn ended(&self, work: &Work, report: RunReport) {
+    fn ended(&self, work: &SlotWork, report: RunReport) {
         match &work.mailbox {
             Some(mailbox) => mailbox.note(Note::Ended(Box::new(report))),
             None => self.send_event(ExecEvent::Ended { run: work.run, report }),
@@ -339,7 +339,7 @@ impl Hub {
     }
 
     /// Takes in the messages of a slot. Whether there was one.
-    fn hear_slot(&self, inner: &mut Inner, number: u32) -> bool {
+    fn hear_slot(&self, inner: &mut HubState, number: u32) -> bool {
         let Some(slot) = inner.slots.get_mut(number as usize) else { return false };
         let Some(link) = &mut slot.link else { return false };
         let had_unsent = link.has_unsent();
@@ -397,7 +397,7 @@ impl Hub {
     }
 
     /// A slot is dead, and nothing of what it ran lives.
-    fn gone(&self, inner: &mut Inner, number: u32, killed: bool) {
+    fn gone(&self, inner: &mut HubState, number: u32, killed: bool) {
         // Its last messages come first.
         while self.hear_slot(inner, number) {}
         inner.idle.retain(|idle| *idle != number);
@@ -413,14 +413,14 @@ impl Hub {
 
     /// A slot may be lost before it reports that its program ran. A program that kills its slot at once must be
     /// charged.
-    fn report_if_started(&self, work: &mut Work, number: u32) {
+    fn report_if_started(&self, work: &mut SlotWork, number: u32) {
         let pid = self.page.part(number).leader.load(Ordering::SeqCst);
         if work.started.is_none() && work.unsent.is_none() && pid != 0 {
             self.started(work, number, pid);
         }
     }
 
-    fn started(&self, work: &mut Work, number: u32, pid: u32) {
+    fn started(&self, work: &mut SlotWork, number: u32, pid: u32) {
         work.started = Some((clock::wall_ms(), pid));
         match &work.mailbox {
             Some(mailbox) => mailbox.note(Note::Started { pid, slot: number }),
@@ -429,7 +429,7 @@ impl Hub {
     }
 
     /// The run's slot is lost, and so is what it had printed.
-    fn lost(&self, work: &Work, why: &str, ours: bool) {
+    fn lost(&self, work: &SlotWork, why: &str, ours: bool) {
         let Some((started_ms, _)) = work.started else {
             return self.not_started(work, NotStartedKind::Transient, why);
         };
@@ -543,7 +543,7 @@ impl Hub {
         self.wait(bound, |inner| inner.closed)
     }
 
-    fn wait(&self, bound: Duration, done: impl Fn(&Inner) -> bool) -> bool {
+    fn wait(&self, bound: Duration, done: impl Fn(&HubState) -> bool) -> bool {
         let until = Instant::now() + bound;
         let mut inner = self.lock();
         while !done(&inner) {
@@ -557,13 +557,15 @@ impl Hub {
     }
 }
 
-impl Inner {
+impl HubState {
     /// Writes down whose sessions are ours.
     fn write_run_file(&mut self) {
         let Some(file) = &mut self.run_file else { return };
-        let keeper =
-            self.keeper.iter().map(|keeper| Session { id: keeper.pid, start_ticks: keeper.start_ticks });
-        let sessions: Vec<Session> =
+        let keeper = self
+            .keeper
+            .iter()
+            .map(|keeper| ProcessSession { id: keeper.pid, start_ticks: keeper.start_ticks });
+        let sessions: Vec<ProcessSession> =
             keeper.chain(self.slots.iter().filter_map(|slot| slot.process)).collect();
         file.write(&sessions);
     }

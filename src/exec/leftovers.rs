@@ -12,9 +12,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::mark::{Bears, Mark, OWNER_VAR};
-use super::proc::Session;
-use super::proc::{Scan, Stat, kill_exactly, scan};
+use super::mark::{Bears, EnvMark, OWNER_VAR};
+use super::proc::ProcessSession;
+use super::proc::{ProcessStat, Scan, kill_exactly, scan};
 
 /// The first pause between two checks; each is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -26,7 +26,7 @@ const SCANS_FOR_PROOF: u32 = 2;
 /// What a worker that is dead may have left.
 #[derive(Debug)]
 pub(super) struct Leftovers<'a> {
-    pub(super) sessions: &'a [Session],
+    pub(super) sessions: &'a [ProcessSession],
     /// What its runs carry in their environment.
     pub(super) token: &'a str,
     /// When it was started, in ticks since boot.
@@ -83,9 +83,9 @@ impl Leftovers<'_> {
 
     fn find(&self, scan: &Scan) -> Found {
         let mut found = Found { unclear: scan.unseen.clone().map(Unproved::Unseen), ..Found::default() };
-        let mark = Mark { variable: OWNER_VAR, value: self.token, since: self.since };
+        let mark = EnvMark { variable: OWNER_VAR, value: self.token, since: self.since };
         let own = std::process::id();
-        let alive: Vec<&Stat> = scan.all.iter().filter(|stat| !stat.dead && stat.pid != own).collect();
+        let alive: Vec<&ProcessStat> = scan.all.iter().filter(|stat| !stat.dead && stat.pid != own).collect();
         for stat in &alive {
             match mark.on(stat) {
                 Bears::Yes => drop(found.doomed.insert(stat.pid)),
@@ -116,9 +116,9 @@ impl Leftovers<'_> {
 }
 
 /// Adds the children of those that are there, and theirs.
-fn add_descendants(alive: &[&Stat], doomed: &mut BTreeSet<u32>) {
+fn add_descendants(alive: &[&ProcessStat], doomed: &mut BTreeSet<u32>) {
     loop {
-        let is_new = |stat: &&&Stat| doomed.contains(&stat.parent) && !doomed.contains(&stat.pid);
+        let is_new = |stat: &&&ProcessStat| doomed.contains(&stat.parent) && !doomed.contains(&stat.pid);
         let children: Vec<u32> = alive.iter().filter(is_new).map(|stat| stat.pid).collect();
         if children.is_empty() {
             return;
@@ -131,17 +131,17 @@ fn add_descendants(alive: &[&Stat], doomed: &mut BTreeSet<u32>) {
 mod tests {
     use super::*;
 
-    fn process(pid: u32, parent: u32, session: u32, start_ticks: u64) -> Stat {
-        let stat = Stat { pid, parent, group: pid, session, start_ticks, ..Stat::default() };
+    fn process(pid: u32, parent: u32, session: u32, start_ticks: u64) -> ProcessStat {
+        let stat = ProcessStat { pid, parent, group: pid, session, start_ticks, ..ProcessStat::default() };
         assert!(!stat.dead);
         stat
     }
 
     #[test]
     fn descendants_die_with_the_session_leader() {
-        let session = Session { id: 4_000_001, start_ticks: 70 };
+        let session = ProcessSession { id: 4_000_001, start_ticks: 70 };
         let leftovers = Leftovers { sessions: &[session], token: "no such token", since: u64::MAX };
-        let found = |all: Vec<Stat>| leftovers.find(&Scan { all, unseen: None });
+        let found = |all: Vec<ProcessStat>| leftovers.find(&Scan { all, unseen: None });
         let family = vec![
             process(4_000_001, 1, 4_000_001, 70),
             process(4_000_002, 1, 4_000_001, 80),

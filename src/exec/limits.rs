@@ -17,14 +17,14 @@ use crate::machine::Ended;
 pub(super) const LEAF: &str = "zkmw-worker";
 /// The time, in microseconds, in which a run may use its share of the processors; the kernel's own default.
 const CPU_PERIOD_US: u64 = 100_000;
-/// What [`Limits::cpu_millis`] counts in.
+/// What [`RunLimits::cpu_millis`] counts in.
 const MILLIS: u64 = 1_000;
 /// Most processes named in a message.
 const MOST_NAMED: usize = 5;
 
 /// How much a run may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
+pub struct RunLimits {
     /// Bytes of memory.
     pub memory_bytes: Option<u64>,
     /// Thousandths of a processor's time.
@@ -65,10 +65,10 @@ struct Knob {
     optional: bool,
 }
 
-impl Limits {
+impl RunLimits {
     /// Nothing is limited.
     pub fn is_empty(&self) -> bool {
-        *self == Limits::default()
+        *self == RunLimits::default()
     }
 
     /// The controllers that they need, each with the setting that asks for it.
@@ -107,7 +107,7 @@ impl Limits {
         knobs
     }
 
-    /// Limits what this group has.
+    /// RunLimits what this group has.
     pub(super) fn apply(&self, group: &Path) -> io::Result<()> {
         for Knob { file, text, optional } in self.knobs() {
             let path = group.join(file);
@@ -260,7 +260,8 @@ fn in_words(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    const ALL: Limits = Limits { memory_bytes: Some(64 << 20), cpu_millis: Some(1_500), processes: Some(32) };
+    const ALL: RunLimits =
+        RunLimits { memory_bytes: Some(64 << 20), cpu_millis: Some(1_500), processes: Some(32) };
 
     /// A folder that has the files of a group with these texts.
     fn group(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -282,7 +283,7 @@ mod tests {
         assert_eq!(read("memory.swap.max"), "0");
         let why = ALL.apply(group(&[]).path()).unwrap_err().to_string();
         assert!(why.contains("memory.max"), "what cannot be limited is named: {why}");
-        Limits::default().apply(Path::new("/nonexistent")).unwrap();
+        RunLimits::default().apply(Path::new("/nonexistent")).unwrap();
     }
 
     #[test]
@@ -301,7 +302,7 @@ mod tests {
         fs::write(home.path().join("cgroup.controllers"), "hugetlb cpu\n").unwrap();
         let why = ALL.enable(home.path(), base.path()).unwrap_err().to_string();
         assert!(why.starts_with("task-memory: ") && why.contains("it has: hugetlb cpu"), "{why}");
-        let cpu = Limits { cpu_millis: Some(500), ..Limits::default() };
+        let cpu = RunLimits { cpu_millis: Some(500), ..RunLimits::default() };
         cpu.enable(home.path(), base.path()).unwrap();
     }
 
@@ -327,7 +328,7 @@ mod tests {
     fn what_is_left_in_memory_counts_against_the_next_run() {
         let strained = |stat: &str, events: &str| {
             let dir = group(&[("memory.stat", stat), ("memory.events", events)]);
-            [ALL, Limits { memory_bytes: None, ..ALL }].map(|limits| limits.are_strained(dir.path()))
+            [ALL, RunLimits { memory_bytes: None, ..ALL }].map(|limits| limits.are_strained(dir.path()))
         };
         assert_eq!(strained("anon 9\nshmem 0\nshmem_thp 5\n", "oom_kill 0\n"), [false, false]);
         assert_eq!(strained("anon 0\nshmem 4096\n", "oom_kill 0\n"), [true, false]);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::getuid;
 
 use super::cgroup::without_leaf;
-use super::proc::{Stat, is_gone, stat};
+use super::proc::{ProcessStat, is_gone, stat};
 
 /// The variable that marks what an executor has started; its value is [`super::proc::Identity::token`].
 pub(super) const OWNER_VAR: &str = "ZKMW_OWNER";
@@ -19,7 +19,7 @@ const LONGEST_ENVIRONMENT_BYTES: u64 = 8 << 20;
 
 /// A variable by which a process is recognised.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Mark<'a> {
+pub(super) struct EnvMark<'a> {
     pub(super) variable: &'a str,
     pub(super) value: &'a str,
     /// In ticks since boot. A process that was born before has no such mark, so its environment need not be readable.
@@ -37,9 +37,9 @@ pub(super) enum Bears {
     Unreadable,
 }
 
-impl Mark<'_> {
+impl EnvMark<'_> {
     /// Whether this process bears it.
-    pub(super) fn on(&self, process: &Stat) -> Bears {
+    pub(super) fn on(&self, process: &ProcessStat) -> Bears {
         // Process 1 was started by the kernel, or together with the container.
         if process.dead || process.pid == 1 || process.start_ticks < self.since {
             return Bears::No;
@@ -58,7 +58,7 @@ impl Mark<'_> {
     }
 
     /// A process without an environment: started so, or on its way out. The latter may still hold locks.
-    fn on_empty(&self, process: &Stat) -> Bears {
+    fn on_empty(&self, process: &ProcessStat) -> Bears {
         match stat(process.pid) {
             Ok(Some(now)) if now.start_ticks != process.start_ticks || now.dead => Bears::No,
             Ok(Some(now)) if now.exiting => Bears::Unreadable,
@@ -68,7 +68,7 @@ impl Mark<'_> {
     }
 
     fn is_in(&self, environ: &[u8]) -> bool {
-        let Mark { variable, value, .. } = self;
+        let EnvMark { variable, value, .. } = self;
         let wanted = format!("{variable}={value}");
         environ.split(|&byte| byte == 0).any(|found| found == wanted.as_bytes())
     }
@@ -161,10 +161,10 @@ mod tests {
     fn a_process_older_than_the_mark_needs_no_check() {
         let own = stat(std::process::id()).unwrap().unwrap();
         let (variable, value) = std::env::vars().find(|(_, value)| !value.is_empty()).unwrap();
-        let mark = |since| Mark { variable: &variable, value: &value, since };
+        let mark = |since| EnvMark { variable: &variable, value: &value, since };
         assert_eq!(mark(own.start_ticks).on(&own), Bears::Yes);
         assert_eq!(mark(own.start_ticks + 1).on(&own), Bears::No);
-        let other = Stat { start_ticks: own.start_ticks + 1, ..own };
+        let other = ProcessStat { start_ticks: own.start_ticks + 1, ..own };
         assert_eq!(mark(0).on(&other), Bears::No, "its number belongs to another process now");
     }
 }

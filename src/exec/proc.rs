@@ -21,7 +21,7 @@ const PF_EXITING: i64 = 0x4;
 
 /// What is read of `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Stat {
+pub(super) struct ProcessStat {
     pub(super) pid: u32,
     pub(super) parent: u32,
     pub(super) group: u32,
@@ -36,9 +36,9 @@ pub(super) struct Stat {
     pub(super) exiting: bool,
 }
 
-impl Stat {
+impl ProcessStat {
     /// `None` if this isn't the text of a `stat` file.
-    fn parse(text: &[u8]) -> Option<Stat> {
+    fn parse(text: &[u8]) -> Option<ProcessStat> {
         // The second field is the program's name in brackets, and may hold anything, brackets too.
         let open = text.iter().position(|&byte| byte == b'(')?;
         let close = text.iter().rposition(|&byte| byte == b')')?;
@@ -53,7 +53,7 @@ impl Stat {
         let threads = number(20)?;
         // A process whose first thread has ended shows as a zombie although its other threads run on.
         let dead = threads == 0 || (matches!(field(3)?, "Z" | "X" | "x") && threads == 1);
-        Some(Stat {
+        Some(ProcessStat {
             pid,
             parent: id(4)?,
             group: id(5)?,
@@ -72,10 +72,11 @@ impl Stat {
 }
 
 /// The process with this pid; `None` if there is none. Fails if `/proc` cannot be read.
-pub(super) fn stat(pid: u32) -> io::Result<Option<Stat>> {
+pub(super) fn stat(pid: u32) -> io::Result<Option<ProcessStat>> {
     match fs::read(format!("/proc/{pid}/stat")) {
         Ok(text) => Ok(Some(
-            Stat::parse(&text).ok_or_else(|| io::Error::other(format!("cannot parse /proc/{pid}/stat")))?,
+            ProcessStat::parse(&text)
+                .ok_or_else(|| io::Error::other(format!("cannot parse /proc/{pid}/stat")))?,
         )),
         Err(error) if is_gone(&error) => {
             // Without this, a /proc that isn't mounted would prove that everybody is dead.
@@ -95,7 +96,7 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
 pub(super) struct Scan {
     /// Every process that we may see. Those of other users are missing if `/proc` is mounted so (`hidepid`,
     /// `ProtectProc`).
-    pub(super) all: Vec<Stat>,
+    pub(super) all: Vec<ProcessStat>,
     /// A process of which nothing could be read. As long as there is one, the scan proves nothing.
     pub(super) unseen: Option<String>,
 }
@@ -121,7 +122,7 @@ pub(super) fn scan() -> io::Result<Scan> {
 
 /// The session of a keeper or a slot: its id is its leader's pid, so the leader's start time makes it unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Session {
+pub(super) struct ProcessSession {
     pub(super) id: u32,
     /// In ticks since boot; 0 if it could not be learnt.
     pub(super) start_ticks: u64,
@@ -158,7 +159,7 @@ impl Identity {
 }
 
 /// SIGKILL to this very process, if it is still in its group.
-pub(super) fn kill_exactly(process: &Stat) -> bool {
+pub(super) fn kill_exactly(process: &ProcessStat) -> bool {
     let Ok(pidfd) = pidfd_open(to_pid(process.pid), PidfdFlags::empty()) else { return false };
     // Read after the pidfd was opened: if it is the same now, the pidfd is of it.
     let is_same = matches!(stat(process.pid), Ok(Some(now))
@@ -181,8 +182,8 @@ mod tests {
     #[test]
     fn a_name_with_brackets_and_spaces_is_no_trouble() {
         let line = b"42 (a) S 1 (b) c) Z 7 8 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 12345 0 0";
-        let stat = Stat::parse(line).unwrap();
-        let expected = Stat {
+        let stat = ProcessStat::parse(line).unwrap();
+        let expected = ProcessStat {
             pid: 42,
             parent: 7,
             group: 8,
@@ -194,16 +195,16 @@ mod tests {
         };
         assert_eq!(stat, expected);
         let threads_left = b"42 (x) Z 7 8 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 3 0 12345 0 0";
-        assert!(!Stat::parse(threads_left).unwrap().dead);
+        assert!(!ProcessStat::parse(threads_left).unwrap().dead);
         for cut in 0..line.len() - 6 {
-            let _ = Stat::parse(&line[..cut]);
+            let _ = ProcessStat::parse(&line[..cut]);
         }
     }
 
     #[test]
     fn a_process_that_is_being_removed_counts_as_ended() {
         let line = b"1494 (sh) X 0 -1 -1 0 -1 4227084 50 0 0 0 0 0 0 0 20 0 0 0 98765 0 0";
-        let stat = Stat {
+        let stat = ProcessStat {
             pid: 1494,
             parent: 0,
             group: 0,
@@ -213,13 +214,13 @@ mod tests {
             stopped: false,
             exiting: true,
         };
-        assert_eq!(Stat::parse(line), Some(stat));
+        assert_eq!(ProcessStat::parse(line), Some(stat));
         // The letter may have been read a moment before the rest.
         let line = b"1494 (sh) R 0 -1 -1 0 -1 4227084 50 0 0 0 0 0 0 0 20 0 0 0 98765 0 0";
-        assert_eq!(Stat::parse(line), Some(stat));
+        assert_eq!(ProcessStat::parse(line), Some(stat));
         let line = b"1494 (sh) R 7 8 8 0 -1 4194308 50 0 0 0 0 0 0 0 20 0 1 0 98765 0 0";
-        let exiting = Stat { parent: 7, group: 8, session: 8, dead: false, ..stat };
-        assert_eq!(Stat::parse(line), Some(exiting));
+        let exiting = ProcessStat { parent: 7, group: 8, session: 8, dead: false, ..stat };
+        assert_eq!(ProcessStat::parse(line), Some(exiting));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroup;
 use super::leftovers::Leftovers;
-use super::proc::{self, Identity, Session};
+use super::proc::{self, Identity, ProcessSession};
 
 /// The format's version; another one is not understood.
 const VERSION: u32 = 2;
@@ -45,7 +45,7 @@ struct Content {
     pid_ns: u64,
     pid: u32,
     start_ticks: u64,
-    sessions: Vec<Session>,
+    sessions: Vec<ProcessSession>,
     /// Where runs have their cgroups, if they have any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cgroup: Option<PathBuf>,
@@ -180,7 +180,7 @@ impl RunFile {
 
     /// Replaces the list. If that fails the file is removed, lest anybody take an old list for proof; the runs
     /// go on.
-    pub(super) fn write(&mut self, sessions: &[Session]) {
+    pub(super) fn write(&mut self, sessions: &[ProcessSession]) {
         let written = self.replace(sessions);
         self.is_written = written.is_ok();
         let Err(error) = written else { return };
@@ -202,7 +202,7 @@ impl RunFile {
         }
     }
 
-    fn replace(&self, sessions: &[Session]) -> io::Result<()> {
+    fn replace(&self, sessions: &[ProcessSession]) -> io::Result<()> {
         let Identity { boot_id, pid_ns, pid, start_ticks } = self.own.clone();
         let (sessions, cgroup) = (sessions.to_vec(), self.cgroup.clone());
         let content = Content { v: VERSION, boot_id, pid_ns, pid, start_ticks, sessions, cgroup };
@@ -267,7 +267,7 @@ fn try_lock(lock: &File) -> io::Result<bool> {
 fn kill_leftovers(content: &Content) -> Predecessor {
     let Content { boot_id, pid_ns, pid, start_ticks, sessions, cgroup, .. } = content;
     let unknown = |why: String| Predecessor::Unknown { why };
-    let is_none = |session: &&Session| {
+    let is_none = |session: &&ProcessSession| {
         i32::try_from(session.id).is_err() || session.id <= 1 || session.start_ticks == 0
     };
     if let Some(session) = sessions.iter().find(is_none) {

@@ -44,7 +44,7 @@ unsafe impl Sync for SharedPage {}
 /// A slot's part of the page.
 #[derive(Debug)]
 #[repr(C)]
-pub(super) struct Part {
+pub(super) struct SlotPart {
     /// Until when what it runs may run, as far as it knows: then it checks the lease again. 0 while nothing runs.
     pub(super) armed: AtomicU64,
     /// Whether it has something to run. A handler may have nothing.
@@ -59,7 +59,7 @@ pub(super) struct Part {
     pub(super) leader: AtomicU32,
 }
 
-const _: () = assert!(size_of::<Part>() <= SLOT_BYTES);
+const _: () = assert!(size_of::<SlotPart>() <= SLOT_BYTES);
 
 /// What became of a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ impl SharedPage {
     /// # Panics
     ///
     /// If the number is [`MOST_SLOTS`] or more.
-    pub(super) fn part(&self, slot: u32) -> &Part {
+    pub(super) fn part(&self, slot: u32) -> &SlotPart {
         assert!(slot < MOST_SLOTS, "there is no slot {slot}");
         // SAFETY: in bounds, aligned, and only ever used as this.
         unsafe { self.start.add(HEAD_BYTES + slot as usize * SLOT_BYTES).cast().as_ref() }

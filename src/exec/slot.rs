@@ -24,7 +24,7 @@ use rustix::process::{Signal, kill_process, kill_process_group};
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
 use super::NotStartedKind;
-use super::birth::{self, Born, CgroupEntry, Failure, Surroundings};
+use super::birth::{self, Born, CgroupEntry, StartFailure, Surroundings};
 use super::capture::Stream;
 use super::cgroup::{Left, RunGroup};
 use super::children::{self, Children};
@@ -65,13 +65,13 @@ pub(super) struct Slot<'a> {
     group: Option<RunGroup>,
     /// Programs cannot be born in their control group here.
     enters: bool,
-    running: Option<Running>,
+    running: Option<RunningProgram>,
     logs: Feeds,
     buffer: Vec<u8>,
 }
 
 /// What it runs.
-struct Running {
+struct RunningProgram {
     run: u64,
     leader: u32,
     /// What to call it in the log.
@@ -233,25 +233,29 @@ impl<'a> Slot<'a> {
         let started = match pipes {
             _ if !self.page.holds() => {
                 let why = "the lease had ended before it began, or there was no guard".to_owned();
-                Err(Failure { kind: NotStartedKind::Transient, why })
+                Err(StartFailure { kind: NotStartedKind::Transient, why })
             }
             Some(None) => {
                 let why = super::descriptors::too_few();
-                Err(Failure { kind: NotStartedKind::Shortage, why })
+                Err(StartFailure { kind: NotStartedKind::Shortage, why })
             }
             None => self.give_birth(program, None),
             Some(Some(pipes)) => self.give_birth(program, Some(&pipes)),
         };
         match started {
             Ok(born) => self.runs(program, born),
-            Err(Failure { kind, why }) => {
+            Err(StartFailure { kind, why }) => {
                 self.clean_group(self.group.as_ref().map_or(Left::Clean, RunGroup::left));
                 self.link.say(&FromSlot::NotStarted { run, kind, why });
             }
         }
     }
 
-    fn give_birth(&mut self, program: &Program, pipes: Option<&(OwnedFd, OwnedFd)>) -> Result<Born, Failure> {
+    fn give_birth(
+        &mut self,
+        program: &Program,
+        pipes: Option<&(OwnedFd, OwnedFd)>,
+    ) -> Result<Born, StartFailure> {
         self.demand_group()?;
         let entry = match &self.group {
             None => CgroupEntry::None,
@@ -260,34 +264,34 @@ impl<'a> Slot<'a> {
         };
         let started = birth::start(program, self.number, pipes, &self.surroundings, entry, self.page);
         match (started, entry) {
-            (Err(birth::Refusal::Cgroup), CgroupEntry::Into(_)) => {
+            (Err(birth::StartRefusal::Cgroup), CgroupEntry::Into(_)) => {
                 let killed =
                     self.group.as_ref().and_then(|group| group.explain(Ended::Signal(libc::SIGKILL)));
                 if let Some(why) = killed {
                     let why = format!("it was {why}");
-                    return Err(Failure { kind: NotStartedKind::Permanent, why });
+                    return Err(StartFailure { kind: NotStartedKind::Permanent, why });
                 }
                 // The kernel, or a filter of system calls, lets nobody be born in another group.
                 self.enters = true;
                 self.give_birth(program, pipes)
             }
-            (Err(birth::Refusal::Cgroup), _) => Err(Failure {
+            (Err(birth::StartRefusal::Cgroup), _) => Err(StartFailure {
                 kind: NotStartedKind::Shortage,
                 why: "the system refused another process".to_owned(),
             }),
-            (Err(birth::Refusal::Failed(failure)), _) => Err(failure),
+            (Err(birth::StartRefusal::Failed(failure)), _) => Err(failure),
             (Ok(born), _) => Ok(born),
         }
     }
 
     /// What is to have limits has a control group, or does not begin.
-    fn demand_group(&mut self) -> Result<(), Failure> {
+    fn demand_group(&mut self) -> Result<(), StartFailure> {
         let limits = self.surroundings.limits;
         if self.group.is_none() && !limits.is_empty() {
             let nowhere = || std::io::Error::other("no control groups");
             let base = self.base.ok_or_else(nowhere);
             let made = base.and_then(|base| RunGroup::make(base, self.number, limits));
-            self.group = Some(made.map_err(|error| Failure {
+            self.group = Some(made.map_err(|error| StartFailure {
                 kind: NotStartedKind::Shortage,
                 why: format!("its limits ({}) cannot be had now: {error}", limits.settings()),
             })?);
@@ -302,7 +306,7 @@ impl<'a> Slot<'a> {
         };
         let task = program.env.iter().find(|(name, _)| name == TASK_VAR);
         let handler = program.streams == Streams::Handler;
-        self.running = Some(Running {
+        self.running = Some(RunningProgram {
             run: program.run,
             leader: born.leader,
             name: task.map_or_else(|| "the command".to_owned(), |(_, task)| format!("task {task}")),
@@ -465,7 +469,7 @@ impl<'a> Slot<'a> {
     /// Something of it lives yet.
     fn kill_again(&mut self) {
         self.kill_rest();
-        let Some(Running { ending: Some(ending), name, .. }) = &mut self.running else { return };
+        let Some(RunningProgram { ending: Some(ending), name, .. }) = &mut self.running else { return };
         ending.pause = (ending.pause * 2).min(LONGEST_PAUSE);
         if ending.since.elapsed() >= WARN_AFTER && !std::mem::replace(&mut ending.warned, true) {
             let warning = format!(
@@ -479,8 +483,9 @@ impl<'a> Slot<'a> {
     /// Nothing of it lives, and that is how it has left its cgroup.
     fn end(&mut self, left: Left) {
         let Some(running) = self.running.take() else { return };
-        let Running { run, streams, started_ms, signalled, kills, ending, start_reported, leader, .. } =
-            running;
+        let RunningProgram {
+            run, streams, started_ms, signalled, kills, ending, start_reported, leader, ..
+        } = running;
         let Some(Ending { ended, ended_ms, .. }) = ending else { return };
         let mut number = 0;
         let [stdout, stderr] = streams.map(|mut stream| {

@@ -16,10 +16,10 @@ use super::cgroup::{self, Cgroups};
 use super::children::{self, keepers};
 use super::hub::{self, Hub};
 use super::keeper::SLOTS_END_WITHIN;
-use super::mark::{Bears, Mark, OWNER_VAR};
+use super::mark::{Bears, EnvMark, OWNER_VAR};
 use super::proc::{self, to_pid};
 use super::wire::{self, Hello, Link, ToKeeper};
-use super::{Confinement, ExecEvent, Limits, Unavailable};
+use super::{Confinement, ExecEvent, RunLimits, Unavailable};
 
 /// What a keeper calls itself before the word `slots`.
 const KEEPER_NAME: &str = "zkmw";
@@ -115,7 +115,7 @@ impl Starter {
         let mut link: Link = ours;
         link.say_with(&ToKeeper::Hello(Box::new(hello)), vec![page]);
         let base = cgroups.as_ref().map(|cgroups| cgroups.base().to_path_buf());
-        if let Err(error) = hub.take_keeper(hub::Keeper { pid, start_ticks, link }, base) {
+        if let Err(error) = hub.take_keeper(hub::KeeperHandle { pid, start_ticks, link }, base) {
             // Its socket is closed, so it ends, and has started nothing.
             let _ = child.wait();
             keepers().remove(&pid);
@@ -218,7 +218,7 @@ impl Starter {
         if !is_clean && !may_be_others {
             return Ok(true);
         }
-        let mark = Mark { variable: OWNER_VAR, value: &self.token, since: self.own.start_ticks };
+        let mark = EnvMark { variable: OWNER_VAR, value: &self.token, since: self.own.start_ticks };
         let stat = proc::stat(pid)?;
         Ok(stat.is_some_and(|stat| slots.contains(&stat.session) || mark.on(&stat) != Bears::No))
     }
@@ -246,7 +246,7 @@ fn await_end(child: &mut Child) -> (String, bool) {
 }
 
 /// Why runs can have no limits.
-fn no_limits(limits: &Limits, error: &std::io::Error) -> Unavailable {
+fn no_limits(limits: &RunLimits, error: &std::io::Error) -> Unavailable {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<Unavailable>()) {
         Some(Unavailable(why)) => Unavailable(why.clone()),
         None => Unavailable(format!(

@@ -6,7 +6,7 @@
 use std::fs;
 use std::time::Duration;
 
-use super::proc::{Stat, stat};
+use super::proc::{ProcessStat, stat};
 
 /// The time between two checks. A task that is stopped for less is not reported.
 pub(super) const CHECK_EVERY: Duration = Duration::from_secs(3);
@@ -51,7 +51,7 @@ impl StopWatch {
 }
 
 /// Of the leader and its descendants the first that is stopped.
-fn first_stopped(leader: u32) -> Option<Stat> {
+fn first_stopped(leader: u32) -> Option<ProcessStat> {
     let mut family = vec![leader];
     let mut next = 0;
     while let Some(&pid) = family.get(next) {

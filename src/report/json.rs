@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 
 use super::text;
 use crate::contract::line::{id_of, line_name};
-use crate::contract::status::Leader;
+use crate::contract::status::LeaderStatus;
 use crate::contract::task::{Outcome, State};
 use crate::roles::client::{ClientReport, Ended, Noted, Row, Shown, StatusReport, TaskStatus};
 
@@ -83,7 +83,7 @@ fn outcome(outcome: &Outcome, object: &mut Map<String, Value>) {
     object.extend(fields.map(|(name, value)| (name.to_string(), value)));
 }
 
-fn leader(leader: &Leader) -> Value {
+fn leader(leader: &LeaderStatus) -> Value {
     json!({"id": leader.id, "host": leader.host, "pid": leader.pid, "epoch": leader.epoch})
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::contract::chunk::CommandResult;
 use crate::contract::line::LineName;
-use crate::contract::status::{Admission, Counts, Leader, Status};
+use crate::contract::status::{Admission, Counts, LeaderStatus, Status};
 use crate::contract::task::{Options, Outcome, Output, Payload, Reason, State, Task};
 use crate::contract::{Incarnation, Malformed, TaskId};
 use crate::machine::{Captured, Stat};
@@ -20,7 +20,7 @@ fn format(json: bool) -> Format {
 /// Standard output and standard error of these reports.
 fn shown(json: bool, reports: Vec<ClientReport>) -> (Vec<u8>, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let mut view = View::new(&mut out, &mut err, format(json));
+    let mut view = ReportPrinter::new(&mut out, &mut err, format(json));
     for report in reports {
         view.show(report).expect("shown");
     }
@@ -110,7 +110,7 @@ fn on_one_terminal_each_command_has_its_outputs_together() {
     let terminal = Terminal::default();
     let ended = |line| Ended { id: TaskId::new("J", "t"), line: Some(line), outcome: full(), alone: false };
     let report = ClientReport::Ended(vec![ended(0), ended(1)]);
-    View::new(terminal.clone(), terminal.clone(), format(false)).show(report).expect("shown");
+    ReportPrinter::new(terminal.clone(), terminal.clone(), format(false)).show(report).expect("shown");
     let one = |line| format!("out\nerr\nzkmw: the task J/t (line {line}) failed with exit code 3\n");
     assert_eq!(String::from_utf8_lossy(&terminal.0.borrow()), one(1) + &one(2));
 }
@@ -251,7 +251,7 @@ fn a_summary_is_no_result() {
 }
 
 fn status(current: bool, contenders: &[&str]) -> ClientReport {
-    let leader = Leader { id: "m1".into(), host: "h".into(), pid: 7, epoch: 42 };
+    let leader = LeaderStatus { id: "m1".into(), host: "h".into(), pid: 7, epoch: 42 };
     let counts = Counts { pending: 3, assigned: 1, running: 1, ..Counts::default() };
     let mut status = Status::new(leader, Vec::new(), counts, false);
     status.admission = Some(Admission { bytes: 3_300_000, max_pending: 9, max_pending_bytes: 1 << 30 });
@@ -399,8 +399,8 @@ impl Write for Full {
 #[test]
 fn what_can_not_be_flushed_was_not_shown() {
     for report in [ended(full(), true), ended(full(), false)] {
-        assert!(View::new(Full, Vec::new(), format(false)).show(report.clone()).is_err());
-        assert!(View::new(Vec::new(), Full, format(false)).show(report.clone()).is_err());
-        assert!(View::new(Full, Vec::new(), format(true)).show(report).is_err());
+        assert!(ReportPrinter::new(Full, Vec::new(), format(false)).show(report.clone()).is_err());
+        assert!(ReportPrinter::new(Vec::new(), Full, format(false)).show(report.clone()).is_err());
+        assert!(ReportPrinter::new(Full, Vec::new(), format(true)).show(report).is_err());
     }
 }

@@ -9,7 +9,7 @@ mod delete;
 
 use std::collections::BTreeMap;
 
-use self::decide::{Decision, Left, Lines};
+use self::decide::{Decision, Lines, Unchanged};
 pub use self::delete::Deletion;
 use super::client::walk::{self, Found, Target, Walk};
 use super::client::{ClientReport, INTERRUPTED, Noted, Tally, breaks_connection, refusal_code};
@@ -187,7 +187,7 @@ impl Operator {
         for (name, message) in decision.changed {
             self.note(&name, None, message, out);
         }
-        for Left { name, problem, message } in decision.left {
+        for Unchanged { name, problem, message } in decision.left {
             if wish.named && (only || !wish.lines.is_empty()) {
                 self.note(&name, problem, message, out);
             } else {

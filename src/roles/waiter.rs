@@ -10,7 +10,7 @@ mod parts;
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::lines::Watched;
-use self::parts::Parts;
+use self::parts::AwaitedParts;
 
 use super::client::notice::Notice;
 use super::client::walk::{Found, Target, Walk};
@@ -52,7 +52,7 @@ pub struct Waiter {
     watched: BTreeMap<TaskId, Watched>,
     /// Those of them that have to be read. One that changes while it is being read comes in again.
     unread: BTreeSet<TaskId>,
-    parts: Parts,
+    parts: AwaitedParts,
     calls: Calls<TaskId>,
     notice: Notice,
     progress: Progress,
@@ -71,7 +71,7 @@ impl Waiter {
             over: false,
             watched: BTreeMap::new(),
             unread: BTreeSet::new(),
-            parts: Parts::default(),
+            parts: AwaitedParts::default(),
             calls: Calls::default(),
             progress: Progress::default(),
             tally: Tally::default(),

@@ -31,7 +31,7 @@ pub enum End {
 }
 
 /// Whether a connection lives; shared by all who use it.
-pub struct Life {
+pub struct ConnectionLife {
     /// The number of the connection.
     pub generation: u64,
     end: OnceLock<End>,
@@ -41,11 +41,11 @@ pub struct Life {
     pulse: Sender<()>,
 }
 
-impl Life {
+impl ConnectionLife {
     /// A life that wakes the supervisor through `pulse` when it ends.
-    pub fn new(generation: u64, pulse: Sender<()>) -> Life {
+    pub fn new(generation: u64, pulse: Sender<()>) -> ConnectionLife {
         let (end, doomed) = (OnceLock::new(), AtomicBool::new(false));
-        Life { generation, end, doomed, last_answer_nanos: AtomicU64::new(0), pulse }
+        ConnectionLife { generation, end, doomed, last_answer_nanos: AtomicU64::new(0), pulse }
     }
 
     /// Ends it; the first reason stays. Never blocks.
@@ -96,7 +96,7 @@ pub type Report = Arc<dyn Fn(String, ChangeKind) + Send + Sync>;
 
 /// The default watcher. The event thread owns it, so when it is dropped the thread is gone.
 struct Sink {
-    life: Arc<Life>,
+    life: Arc<ConnectionLife>,
     report: Report,
     handed_over: Arc<AtomicU64>,
 }
@@ -141,7 +141,7 @@ pub struct Client {
     /// `None` only while it is being dropped.
     zookeeper: Option<ZooKeeper>,
     killer: Option<Killer>,
-    life: Arc<Life>,
+    life: Arc<ConnectionLife>,
     /// The ACL of what it creates.
     pub acl: &'static Vec<Acl>,
     report: Report,
@@ -156,7 +156,7 @@ impl Client {
     pub fn make(
         target: &str,
         settings: &Settings,
-        life: &Arc<Life>,
+        life: &Arc<ConnectionLife>,
         report: &Report,
     ) -> anyhow::Result<Client> {
         let before = open_sockets()?;
@@ -234,7 +234,7 @@ impl Client {
     }
 
     /// The life of its connection.
-    pub fn life(&self) -> &Life {
+    pub fn life(&self) -> &ConnectionLife {
         &self.life
     }
 

@@ -12,7 +12,7 @@ use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use zookeeper::{ZkError, ZooKeeper};
 
-use super::client::{Client, End, Life, Report};
+use super::client::{Client, ConnectionLife, End, Report};
 use super::meter;
 use super::request;
 use super::{Failure, Settings};
@@ -44,7 +44,7 @@ pub struct Connection {
     /// To the keeper: a thread for the session layer's own requests, whatever else is in flight.
     errands: Sender<Errand>,
     /// Whether it lives.
-    pub life: Arc<Life>,
+    pub life: Arc<ConnectionLife>,
     /// The server at the other end.
     pub server: SocketAddr,
     /// The negotiated session timeout.
@@ -55,7 +55,7 @@ pub struct Connection {
 }
 
 /// Everything needed for making a connection to one server.
-pub struct Plan<'a> {
+pub struct ConnectionPlan<'a> {
     /// What the user set.
     pub settings: &'a Settings,
     /// A server that granted us a session a moment ago.
@@ -69,7 +69,7 @@ pub struct Plan<'a> {
     /// It was found just now that there are descriptors and threads for it.
     pub enough: bool,
     /// The new connection's life.
-    pub life: Arc<Life>,
+    pub life: Arc<ConnectionLife>,
     /// Where watch events go.
     pub report: Report,
 }
@@ -84,9 +84,10 @@ pub enum NotMade {
 
 impl Connection {
     /// Connects to one server, and proves that the session works and that the chroot is there.
-    pub fn make(plan: Plan<'_>) -> Result<Connection, NotMade> {
+    pub fn make(plan: ConnectionPlan<'_>) -> Result<Connection, NotMade> {
         let this_server = |error: anyhow::Error| NotMade::ThisServer(format!("{error:#}"));
-        let Plan { settings, server, timeout, request_max, answer_within, life, report, enough } = plan;
+        let ConnectionPlan { settings, server, timeout, request_max, answer_within, life, report, enough } =
+            plan;
         let client = Arc::new(make_client(server, settings, enough, &life, &report).map_err(this_server)?);
         meter::watch(&client).map_err(this_server)?;
         let errands = start_keeper(Arc::clone(&client)).map_err(this_server)?;
@@ -173,7 +174,7 @@ fn make_client(
     server: SocketAddr,
     settings: &Settings,
     enough: bool,
-    life: &Arc<Life>,
+    life: &Arc<ConnectionLife>,
     report: &Report,
 ) -> anyhow::Result<Client> {
     // A client that panicked while it was made poisons nothing that we use.

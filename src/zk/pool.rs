@@ -53,7 +53,7 @@ struct Outstanding {
 }
 
 /// A call for a thread to make.
-struct Job {
+struct CallJob {
     number: u64,
     call: Call,
     connection: Arc<Connection>,
@@ -88,7 +88,7 @@ struct State {
 }
 
 /// See the module's description.
-pub struct Pool {
+pub struct CallPool {
     state: Mutex<State>,
     work: Condvar,
     delivery: Condvar,
@@ -101,14 +101,14 @@ pub struct Pool {
     requests: AtomicU64,
 }
 
-impl Pool {
+impl CallPool {
     /// A pool, and the thread that delivers its events.
     pub fn start(
         events: Sender<SessionEvent>,
         threads_max: usize,
         requests_max: u64,
-    ) -> anyhow::Result<Arc<Pool>> {
-        let pool = Arc::new(Pool {
+    ) -> anyhow::Result<Arc<CallPool>> {
+        let pool = Arc::new(CallPool {
             state: Mutex::default(),
             work: Condvar::new(),
             delivery: Condvar::new(),
@@ -133,7 +133,7 @@ impl Pool {
     }
 
     /// Takes a call in. Never blocks.
-    pub fn call(self: &Arc<Pool>, generation: u64, id: CallId, call: Call) {
+    pub fn call(self: &Arc<CallPool>, generation: u64, id: CallId, call: Call) {
         let checked = request::check(&call);
         let mut state = self.lock();
         if let Err(refusal) = checked {
@@ -186,7 +186,7 @@ impl Pool {
         }
     }
 
-    fn hire(self: &Arc<Pool>, state: &mut State) -> io::Result<()> {
+    fn hire(self: &Arc<CallPool>, state: &mut State) -> io::Result<()> {
         let pool = Arc::clone(self);
         threads::spawn_small("zk-call", move || pool.work())?;
         state.threads += 1;
@@ -205,7 +205,7 @@ impl Pool {
         }
     }
 
-    fn next_job(&self) -> Option<Job> {
+    fn next_job(&self) -> Option<CallJob> {
         let mut state = self.lock();
         loop {
             if state.over {
@@ -221,7 +221,7 @@ impl Pool {
         }
     }
 
-    fn take_job(&self, state: &mut State) -> Option<Job> {
+    fn take_job(&self, state: &mut State) -> Option<CallJob> {
         let connection = Arc::clone(state.up.as_ref()?);
         if connection.life.ended().is_some() {
             return None; // what is still queued will be answered as not sent
@@ -233,7 +233,7 @@ impl Pool {
         if let Some(outstanding) = state.outstanding.get_mut(&number) {
             outstanding.stage = Stage::InFlight;
         }
-        Some(Job { number, call, connection })
+        Some(CallJob { number, call, connection })
     }
 
     /// Answers a call, unless that has been done, or it is to be made again; whether the thread is still wanted.

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
-use super::client::{End, Life};
-use super::connection::{Connection, NotMade, Plan};
-use super::pool::Pool;
+use super::client::{ConnectionLife, End};
+use super::connection::{Connection, ConnectionPlan, NotMade};
+use super::pool::CallPool;
 use super::probe::{CONNECT_WITHIN, Grant, NoSession, probe};
 use super::resolve::Resolver;
 use super::suspects::Suspects;
@@ -47,7 +47,7 @@ const RETIRE_WITHIN: Duration = Duration::from_secs(1);
 /// See the module's description.
 pub struct Supervisor {
     settings: Settings,
-    pool: Arc<Pool>,
+    pool: Arc<CallPool>,
     pulse: (Sender<()>, Receiver<()>),
     resolver: Resolver,
     prng: Prng,
@@ -91,7 +91,7 @@ impl Supervisor {
     /// A supervisor that is woken through `pulse`, and makes no connection before something comes through `enough`.
     pub fn new(
         settings: Settings,
-        pool: Arc<Pool>,
+        pool: Arc<CallPool>,
         pulse: (Sender<()>, Receiver<()>),
         enough: Receiver<Instant>,
         seed: u64,
@@ -248,14 +248,14 @@ impl Supervisor {
         let generation = self.generation;
         let pool = Arc::clone(&self.pool);
         let found = self.enough.take().and_then(|enough| enough.recv().ok());
-        Connection::make(Plan {
+        Connection::make(ConnectionPlan {
             enough: found.is_some_and(|at| now().since(at) < FOUND_FOR),
             settings: &self.settings,
             server,
             timeout: grant.timeout,
             request_max: self.suspects.request_max(grant.request_max),
             answer_within: ANSWER_WITHIN,
-            life: Arc::new(Life::new(generation, self.pulse.0.clone())),
+            life: Arc::new(ConnectionLife::new(generation, self.pulse.0.clone())),
             report: Arc::new(move |path, kind| pool.changed(generation, path, kind)),
         })
     }

@@ -1,9 +1,9 @@
-//! Limits of runs. They need the controllers of control groups, which few machines have to spare for a test. So a
+//! RunLimits of runs. They need the controllers of control groups, which few machines have to spare for a test. So a
 //! kernel of its own is started for them as an ordinary process (user-mode Linux), on the files of this machine,
 //! which it only reads.
 
 use super::*;
-use zkmw::exec::{Limits, Unavailable};
+use zkmw::exec::{RunLimits, Unavailable};
 
 const MIB: u64 = 1 << 20;
 /// That kernel is slow, and has one processor.
@@ -23,13 +23,13 @@ const SCENARIOS: [(&str, fn()); 8] = [
 /// How many of these also run as an ordinary user that owns its control group.
 const BY_NOBODY: usize = 2;
 
-fn limited(limits: Limits) -> Means {
+fn limited(limits: RunLimits) -> Means {
     let confinement = Confinement { limits, ..Confinement::default() };
     Means { cgroups: true, confinement, ..plain() }
 }
 
-fn memory_of(bytes: u64) -> Limits {
-    Limits { memory_bytes: Some(bytes), ..Limits::default() }
+fn memory_of(bytes: u64) -> RunLimits {
+    RunLimits { memory_bytes: Some(bytes), ..RunLimits::default() }
 }
 
 /// A line for a shell that uses so much memory.
@@ -51,7 +51,7 @@ fn cgroup(pid: &str) -> String {
 fn makes_room() {
     let home = cgroup("self");
     let home = home.strip_suffix("/zkmw-worker").unwrap_or(&home).to_owned();
-    let limits = Limits { memory_bytes: Some(64 * MIB), cpu_millis: Some(500), processes: Some(20) };
+    let limits = RunLimits { memory_bytes: Some(64 * MIB), cpu_millis: Some(500), processes: Some(20) };
     let mut rig = Rig::by(limited(limits));
     let leaf = format!("{home}/zkmw-worker");
     assert_eq!(cgroup("self"), leaf);
@@ -122,7 +122,7 @@ fn tight() {
 /// It has as many processes as it may, and dies like everything else.
 fn fork_bomb() {
     let processes = 30;
-    let mut rig = Rig::by(limited(Limits { processes: Some(processes), ..Limits::default() }));
+    let mut rig = Rig::by(limited(RunLimits { processes: Some(processes), ..RunLimits::default() }));
     let (neighbour, pid) = rig.started(sh("sleep 600"));
     let (run, leader) = rig.started(argv(&["perl", "-e", "fork while 1"]));
     let group = format!("/sys/fs/cgroup{}", cgroup(&leader.to_string()));
@@ -151,7 +151,7 @@ fn fork_bomb() {
 
 /// A fifth of a processor is a fifth.
 fn processors() {
-    let mut rig = Rig::by(limited(Limits { cpu_millis: Some(200), ..Limits::default() }));
+    let mut rig = Rig::by(limited(RunLimits { cpu_millis: Some(200), ..RunLimits::default() }));
     let begun = Instant::now();
     let (run, leader) = rig.started(sh("while :; do :; done"));
     let group = format!("/sys/fs/cgroup{}", cgroup(&leader.to_string()));

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::RngSeed;
 use zkmw::contract::chunk::{CommandResult, MAX_CHUNK_COMMANDS, Results};
-use zkmw::contract::status::{Admission, Counts, Leader, Status, WorkerRow};
+use zkmw::contract::status::{Admission, Counts, LeaderStatus, Status, WorkerRow};
 use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration, Seen};
 use zkmw::contract::{
@@ -292,7 +292,7 @@ proptest! {
         };
         let [pending, running, assigned, done, failed, cancelled, expired, malformed, quarantined] = counts;
         let counts = Counts { pending, running, assigned, done, failed, cancelled, expired, malformed, quarantined };
-        let leader = Leader { id, host, pid, epoch };
+        let leader = LeaderStatus { id, host, pid, epoch };
         let mut status = Status::new(leader, rows.into_iter().map(row).collect(), counts, loading);
         status.admission = admission.map(|[bytes, max_pending, max_pending_bytes]| {
             Admission { bytes, max_pending, max_pending_bytes }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::settings::{AllowedIn, Fallback, Shape, TABLE, Verb};
-use crate::exec::Limits;
+use crate::exec::RunLimits;
 
 #[test]
 fn defaults_of_every_command() {
@@ -44,7 +44,7 @@ fn defaults_of_every_command() {
             clean_env: false,
             state_dir: "/tmp/zkmw-1000".into(),
             logs: LogsConfig { limit: 100 << 20, space: 1 << 30, keep: secs(86_400) },
-            limits: Limits::default(),
+            limits: RunLimits::default(),
         }
     );
     assert_eq!(

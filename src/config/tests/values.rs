@@ -372,8 +372,8 @@ fn how_much_is_kept_of_what_tasks_print() {
 #[test]
 fn limits_of_tasks() {
     let limits = |args: &str| zkmw(&format!("worker {args}")).worker().limits;
-    assert_eq!(limits(""), Limits::default());
-    let all = Limits { memory_bytes: Some(512 << 20), cpu_millis: Some(1_500), processes: Some(64) };
+    assert_eq!(limits(""), RunLimits::default());
+    let all = RunLimits { memory_bytes: Some(512 << 20), cpu_millis: Some(1_500), processes: Some(64) };
     assert_eq!(limits("--task-memory 512MiB --task-cpus 1.5 --task-pids 64"), all);
     let file = "[worker]\ntask-memory = '512MiB'\ntask-cpus = 1.5\ntask-pids = 64";
     assert_eq!(zkmw("worker").file(file).worker().limits, all);

@@ -17,7 +17,7 @@ use crate::machine::{Captured, Ended, RunId, RunReport};
 
 /// The bytes that came since the last answer.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(super) struct AnswerBuffer {
     said: Vec<u8>,
 }
 
@@ -28,7 +28,7 @@ pub(super) enum Said {
     Nothing,
     /// No whole line yet.
     Some,
-    /// One line, and nothing after it: see [`Lines::line`].
+    /// One line, and nothing after it: see [`AnswerBuffer::line`].
     Line,
     /// Everybody has closed it.
     End,
@@ -36,7 +36,7 @@ pub(super) enum Said {
     Wrong(String),
 }
 
-impl Lines {
+impl AnswerBuffer {
     /// Reads once from a pipe that does not keep us waiting.
     pub(super) fn read(&mut self, pipe: &OwnedFd) -> Said {
         let before = self.said.len();
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     fn said(parts: &[&[u8]]) -> Said {
-        let mut lines = Lines::default();
+        let mut lines = AnswerBuffer::default();
         let mut last = Said::Nothing;
         for part in parts {
             let before = lines.said.len();

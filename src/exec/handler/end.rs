@@ -5,7 +5,7 @@
 use std::sync::atomic::Ordering;
 
 use super::backoff::{Cause, Death};
-use super::handler_slot::{Busy, Work};
+use super::handler_slot::{Busy, HandlerWork};
 use super::life::{End, Handler};
 use crate::clock;
 use crate::exec::{ExecEvent, NotStartedKind};
@@ -21,11 +21,11 @@ impl Handler<'_> {
         let work = {
             let mut state = self.handler_slot.lock();
             state.stdin = None;
-            std::mem::replace(&mut state.work, Work::Over)
+            std::mem::replace(&mut state.work, HandlerWork::Over)
         };
         let busy = match work {
-            Work::Busy(busy) => Some(busy),
-            Work::Idle | Work::Over => None,
+            HandlerWork::Busy(busy) => Some(busy),
+            HandlerWork::Idle | HandlerWork::Over => None,
         };
         let at_fault = busy.is_some() || matches!(end, End::Broken(_));
         if !matches!(end, End::Dead) {

@@ -22,7 +22,7 @@ use crate::machine::RunId;
 
 /// A request that is to be handed over.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct HandlerJob {
     pub(super) run: RunId,
     /// The line, without its end.
     pub(super) request: String,
@@ -62,13 +62,13 @@ pub struct HandlerSlot {
 pub(super) struct HandlerState {
     /// Does not block. `None` when nothing more may be written.
     pub(super) stdin: Option<Arc<OwnedFd>>,
-    pub(super) work: Work,
+    pub(super) work: HandlerWork,
     /// It has answered before, so it is known that there is such a program.
     pub(super) proven: bool,
 }
 
 #[derive(Debug)]
-pub(super) enum Work {
+pub(super) enum HandlerWork {
     Idle,
     Busy(Busy),
     /// It gets nothing any more.
@@ -83,7 +83,7 @@ pub(super) enum Handed {
     /// Nothing may begin now.
     NoLease,
     /// The handler takes no further request.
-    Refused(Job),
+    Refused(HandlerJob),
 }
 
 impl HandlerSlot {
@@ -92,7 +92,7 @@ impl HandlerSlot {
         Ok(HandlerSlot {
             mailbox: Arc::new(Mailbox::new(id)?),
             stdout: OnceLock::new(),
-            state: Mutex::new(HandlerState { stdin: None, work: Work::Idle, proven: false }),
+            state: Mutex::new(HandlerState { stdin: None, work: HandlerWork::Idle, proven: false }),
             asked_to_end: AtomicBool::new(false),
             had_said: AtomicBool::new(false),
         })
@@ -116,10 +116,10 @@ impl HandlerSlot {
     }
 
     /// Gives a request to a handler that has nothing to do. The pool knows that it has it.
-    pub(super) fn hand_over(&self, job: Job, hub: &Hub) -> Handed {
+    pub(super) fn hand_over(&self, job: HandlerJob, hub: &Hub) -> Handed {
         // Held until `Started` is sent: no answer is taken in before.
         let mut state = self.lock();
-        let HandlerState { stdin: Some(stdin), work: work @ Work::Idle, proven } = &mut *state else {
+        let HandlerState { stdin: Some(stdin), work: work @ HandlerWork::Idle, proven } = &mut *state else {
             return Handed::Refused(job);
         };
         if !hub.begin(self.mailbox.slot()) {
@@ -132,7 +132,7 @@ impl HandlerSlot {
             Ok(written) => written,
             Err(Errno::AGAIN) => 0,
             Err(_) => {
-                *work = Work::Over;
+                *work = HandlerWork::Over;
                 return Handed::Refused(job);
             }
         };
@@ -147,7 +147,7 @@ impl HandlerSlot {
             // Its thread reports the start, when it is clear that there is such a program.
             self.mailbox.wake();
         }
-        *work = Work::Busy(busy);
+        *work = HandlerWork::Busy(busy);
         Handed::Done
     }
 
@@ -160,8 +160,8 @@ impl HandlerSlot {
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.stdin = None;
-        if matches!(state.work, Work::Idle) {
-            state.work = Work::Over;
+        if matches!(state.work, HandlerWork::Idle) {
+            state.work = HandlerWork::Over;
         }
     }
 }
@@ -176,8 +176,8 @@ fn is_readable(pipe: &OwnedFd) -> bool {
 
 impl Busy {
     /// A request of which nothing is written yet.
-    pub(super) fn new(job: Job, started_ms: i64) -> Busy {
-        let Job { run, request, limit } = job;
+    pub(super) fn new(job: HandlerJob, started_ms: i64) -> Busy {
+        let HandlerJob { run, request, limit } = job;
         Busy { run, limit, started_ms, request, rest: Vec::new(), handed: false, start_reported: false }
     }
 

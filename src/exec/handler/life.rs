@@ -15,10 +15,10 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, read, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::answer::{self, Lines, Said};
+use super::answer::{self, AnswerBuffer, Said};
 use super::backoff::{Cause, Death};
-use super::handler_slot::{Busy, Handed, HandlerSlot, HandlerState, Job, Work};
-use super::{NO_LEASE, Pool};
+use super::handler_slot::{Busy, Handed, HandlerJob, HandlerSlot, HandlerState, HandlerWork};
+use super::{HandlerPool, NO_LEASE};
 use crate::clock;
 use crate::exec::descriptors::too_few;
 use crate::exec::mailbox::Note;
@@ -37,7 +37,7 @@ const DEAD_AFTER_CLOSE: Duration = Duration::from_millis(200);
 const POLL_FAILED_PAUSE: Duration = Duration::from_millis(20);
 
 /// From its start to its end, with the request that it was started for.
-pub(super) fn live(pool: &Arc<Pool>, handler_slot: Arc<HandlerSlot>, job: Job, spec: RunSpec) {
+pub(super) fn live(pool: &Arc<HandlerPool>, handler_slot: Arc<HandlerSlot>, job: HandlerJob, spec: RunSpec) {
     if pool.pause(&handler_slot) {
         let why = "it was stopped while it waited for a handler".to_owned();
         return pool.not_started(job.run, NotStartedKind::Transient, why);
@@ -56,7 +56,7 @@ pub(super) fn live(pool: &Arc<Pool>, handler_slot: Arc<HandlerSlot>, job: Job, s
     Handler {
         pool,
         handler_slot,
-        lines: Lines::default(),
+        lines: AnswerBuffer::default(),
         born,
         program,
         dead: None,
@@ -71,7 +71,7 @@ pub(super) fn live(pool: &Arc<Pool>, handler_slot: Arc<HandlerSlot>, job: Job, s
 
 /// Starts it in a slot, and waits until it runs.
 fn start(
-    pool: &Arc<Pool>,
+    pool: &Arc<HandlerPool>,
     handler_slot: &Arc<HandlerSlot>,
     spec: RunSpec,
 ) -> Result<(), (NotStartedKind, String)> {
@@ -109,9 +109,9 @@ fn start(
 
 /// What its thread knows of a handler.
 pub(super) struct Handler<'a> {
-    pub(super) pool: &'a Arc<Pool>,
+    pub(super) pool: &'a Arc<HandlerPool>,
     pub(super) handler_slot: Arc<HandlerSlot>,
-    pub(super) lines: Lines,
+    pub(super) lines: AnswerBuffer,
     pub(super) born: Instant,
     /// For messages.
     pub(super) program: String,
@@ -147,7 +147,7 @@ pub(super) enum End {
 }
 
 impl Handler<'_> {
-    fn live(mut self, job: Job) {
+    fn live(mut self, job: HandlerJob) {
         let end = match self.take_first(job) {
             None => self.serve(),
             Some(end) => end,
@@ -156,7 +156,7 @@ impl Handler<'_> {
     }
 
     /// Gives it the request that it was started for. Why it is not used any more, if that fails.
-    fn take_first(&mut self, job: Job) -> Option<End> {
+    fn take_first(&mut self, job: HandlerJob) -> Option<End> {
         let run = job.run;
         let handed = match self.handler_slot.is_asked_to_end() {
             false => self.handler_slot.hand_over(job, &self.pool.hub),
@@ -171,7 +171,7 @@ impl Handler<'_> {
             }
             Handed::Refused(job) => {
                 let busy = Busy::new(job, clock::wall_ms());
-                self.handler_slot.lock().work = Work::Busy(busy);
+                self.handler_slot.lock().work = HandlerWork::Busy(busy);
                 Some(self.closed("it takes no request"))
             }
         }
@@ -219,7 +219,7 @@ impl Handler<'_> {
     /// Whether it is stopped while it has a request.
     fn check_if_stopped(&mut self) {
         self.checked = Instant::now();
-        if let Work::Busy(busy) = &self.handler_slot.lock().work
+        if let HandlerWork::Busy(busy) = &self.handler_slot.lock().work
             && let Some(warning) = self
                 .stopped
                 .check(self.handler_slot.mailbox.pid(), &format!("the handler of {}", busy.task()))
@@ -246,7 +246,7 @@ impl Handler<'_> {
         if !self.start_unreported {
             return;
         }
-        if let Work::Busy(busy) = &mut self.handler_slot.lock().work
+        if let HandlerWork::Busy(busy) = &mut self.handler_slot.lock().work
             && busy.rest.is_empty()
         {
             busy.report_started(self.handler_slot.mailbox.pid(), &self.pool.hub);
@@ -259,7 +259,7 @@ impl Handler<'_> {
         // A counter: one read takes all.
         let _ = read(self.handler_slot.mailbox.waker(), &mut [0; 8]);
         self.take_notes();
-        if let Work::Busy(busy) = &self.handler_slot.lock().work {
+        if let HandlerWork::Busy(busy) = &self.handler_slot.lock().work {
             self.writing = !busy.rest.is_empty();
             self.start_unreported = !busy.start_reported;
         }
@@ -277,7 +277,7 @@ impl Handler<'_> {
     /// Writes what the pipe has room for of the rest of a line.
     fn write_on(&mut self) -> Option<End> {
         let mut state = self.handler_slot.lock();
-        let HandlerState { stdin: Some(stdin), work: Work::Busy(busy), proven } = &mut *state else {
+        let HandlerState { stdin: Some(stdin), work: HandlerWork::Busy(busy), proven } = &mut *state else {
             self.writing = false;
             return None;
         };
@@ -331,7 +331,7 @@ impl Handler<'_> {
     fn answer(&mut self, is_dead: bool) -> Option<End> {
         let hub = &self.pool.hub;
         let mut state = self.handler_slot.lock();
-        let Work::Busy(Busy { run, limit, started_ms, rest, start_reported, .. }) = &state.work else {
+        let HandlerWork::Busy(Busy { run, limit, started_ms, rest, start_reported, .. }) = &state.work else {
             return Some(End::Broken("it said something without having been asked".to_owned()));
         };
         if !rest.is_empty() {
@@ -342,7 +342,7 @@ impl Handler<'_> {
             Ok(verdict) => verdict,
             Err(malformed) => return Some(End::Broken(format!("its answer is malformed: {malformed}"))),
         };
-        state.work = if is_dead { Work::Over } else { Work::Idle };
+        state.work = if is_dead { HandlerWork::Over } else { HandlerWork::Idle };
         state.proven = true;
         drop(state);
         self.lines.clear();

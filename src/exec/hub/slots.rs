@@ -2,7 +2,7 @@
 //!
 //! It must not: give work to a slot before the slot has a socket.
 
-use super::{Hub, Inner, KEEPER, Slot, Work};
+use super::{Hub, HubState, KEEPER, SlotEntry, SlotWork};
 use crate::exec::descriptors::too_few;
 use crate::exec::shared_page::MOST_SLOTS;
 use crate::exec::wire::{self, Link, ToKeeper};
@@ -20,8 +20,8 @@ pub(super) enum NoSlot {
 
 impl Hub {
     /// Asks for a new slot with this work, or gives the work back.
-    pub(super) fn make(&self, inner: &mut Inner, work: Work) -> Result<u32, Box<(Work, NoSlot)>> {
-        let is_free = |slot: &Slot| !slot.asked;
+    pub(super) fn make(&self, inner: &mut HubState, work: SlotWork) -> Result<u32, Box<(SlotWork, NoSlot)>> {
+        let is_free = |slot: &SlotEntry| !slot.asked;
         let number = inner.slots.iter().position(is_free).unwrap_or(inner.slots.len());
         let slot = match u32::try_from(number) {
             Ok(slot) if slot < MOST_SLOTS => slot,
@@ -32,14 +32,14 @@ impl Hub {
             Err(why) => return Err(Box::new((work, why))),
         };
         if number == inner.slots.len() {
-            inner.slots.push(Slot::default());
+            inner.slots.push(SlotEntry::default());
         }
-        inner.slots[number] = Slot { asked: true, link: Some(link), process: None, work: Some(work) };
+        inner.slots[number] = SlotEntry { asked: true, link: Some(link), process: None, work: Some(work) };
         Ok(slot)
     }
 
     /// Our end of the socket of a slot that the keeper is asked to make.
-    fn ask_for(&self, inner: &mut Inner, slot: u32) -> Result<Link, NoSlot> {
+    fn ask_for(&self, inner: &mut HubState, slot: u32) -> Result<Link, NoSlot> {
         let (link, theirs) = wire::pair().map_err(|_| NoSlot::NoDescriptors)?;
         self.listen(&link, slot.into()).map_err(|_| NoSlot::NoDescriptors)?;
         let keeper = inner.keeper.as_mut().ok_or(NoSlot::NoKeeper)?;

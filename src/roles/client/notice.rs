@@ -208,13 +208,13 @@ fn judge(status: &Status, required: &Labels) -> (Why, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::status::{Counts, Leader};
+    use crate::contract::status::{Counts, LeaderStatus};
     use crate::machine::{Action, CallError, Stat};
 
     const EPOCH: i64 = 7;
 
     fn status(workers: Vec<WorkerRow>, epoch: i64) -> Status {
-        let leader = Leader { id: "m1".into(), host: "h".into(), pid: 1, epoch };
+        let leader = LeaderStatus { id: "m1".into(), host: "h".into(), pid: 1, epoch };
         Status::new(leader, workers, Counts::default(), false)
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{ClientReport, Ended, breaks_connection};
 use crate::contract::parent_of;
-use crate::contract::status::{Admission, Counts, Leader, Status};
+use crate::contract::status::{Admission, Counts, LeaderStatus, Status};
 use crate::contract::task::{Outcome, Reason, State, Task};
 use crate::machine::{
     Action, Actions, BatchLine, Call, CallError, CallId, CallResult, ChangeKind, Event, Instant, Level,
@@ -307,7 +307,7 @@ impl<T: Role<Report = ClientReport>> ClientDriver<T> {
 
 /// A leader's summary of this load and these limits.
 pub fn status(pending: u64, bytes: u64, max_pending: u64, max_pending_bytes: u64) -> Vec<u8> {
-    let leader = Leader { id: "m1".into(), host: "h".into(), pid: 1, epoch: 1 };
+    let leader = LeaderStatus { id: "m1".into(), host: "h".into(), pid: 1, epoch: 1 };
     let mut status = Status::new(leader, Vec::new(), Counts { pending, ..Counts::default() }, false);
     status.admission = Some(Admission { bytes, max_pending, max_pending_bytes });
     status.encode()

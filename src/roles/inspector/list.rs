@@ -47,14 +47,14 @@ pub struct List {
     /// The picture of what runs is made.
     has_running: bool,
     /// Tasks from the first that was not reported yet, by their position in the list.
-    window: BTreeMap<u64, Slot>,
+    window: BTreeMap<u64, WindowEntry>,
     next: u64,
     calls: Calls<u64>,
     tally: Tally,
 }
 
 #[derive(Debug)]
-enum Slot {
+enum WindowEntry {
     Reading(TaskId),
     /// What is listed of it.
     Read(Vec<Row>),
@@ -102,7 +102,7 @@ impl List {
         while !self.over && self.window.len() < WINDOW {
             let Some(found) = self.walk.next(out) else { break };
             self.read(self.next, &found.id, out);
-            self.window.insert(self.next, Slot::Reading(found.id));
+            self.window.insert(self.next, WindowEntry::Reading(found.id));
             self.next += 1;
         }
         if !self.over && self.window.is_empty() && self.walk.is_over() {
@@ -117,9 +117,9 @@ impl List {
     /// Reports what is next in order, as far as it was read.
     fn report(&mut self, out: &mut Actions<ClientReport>) {
         while let Some(first) = self.window.first_entry()
-            && matches!(first.get(), Slot::Read(_))
+            && matches!(first.get(), WindowEntry::Read(_))
         {
-            let Slot::Read(rows) = first.remove() else { continue };
+            let WindowEntry::Read(rows) = first.remove() else { continue };
             for row in rows {
                 if self.left == 0 {
                     out.log(Level::Warn, "there are more tasks than the limit: see --limit");
@@ -148,7 +148,7 @@ impl List {
             return;
         }
         let Routed::Mine((position, Some(answer))) = self.calls.route(id, result) else { return };
-        let Some(Slot::Reading(id)) = self.window.get(&position) else { return };
+        let Some(WindowEntry::Reading(id)) = self.window.get(&position) else { return };
         let id = id.clone();
         let rows = match answer {
             Ok(Reply::Data { data, .. }) => self.rows(&id, data),
@@ -161,7 +161,7 @@ impl List {
                 return self.fail(exit::BUG, format!("the read of {id} was answered with {reply:?}"), out);
             }
         };
-        self.window.insert(position, Slot::Read(rows));
+        self.window.insert(position, WindowEntry::Read(rows));
     }
 
     /// A task, or the lines of a chunk.
@@ -254,9 +254,9 @@ impl Role for List {
     }
 }
 
-fn reading((position, slot): (&u64, &Slot)) -> Option<(u64, TaskId)> {
+fn reading((position, slot): (&u64, &WindowEntry)) -> Option<(u64, TaskId)> {
     match slot {
-        Slot::Reading(id) => Some((*position, id.clone())),
-        Slot::Read(_) => None,
+        WindowEntry::Reading(id) => Some((*position, id.clone())),
+        WindowEntry::Read(_) => None,
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::contract::chunk::CommandResult;
-use crate::contract::status::{Counts, Leader, Status};
+use crate::contract::status::{Counts, LeaderStatus, Status};
 use crate::contract::task::{Job, Options, Payload, State, Task};
 use crate::contract::worker::{Assignment, Entry};
 use crate::contract::{Incarnation, Layout, TaskId};
@@ -20,7 +20,7 @@ fn status_desk() -> ClientDriver<StatusOf> {
 
 fn write_status<T: Role<Report = ClientReport>>(driver: &mut ClientDriver<T>, contender: &str) {
     let epoch = driver.znodes[contender].1.czxid;
-    let leader = Leader { id: "m".into(), host: "h".into(), pid: 7, epoch };
+    let leader = LeaderStatus { id: "m".into(), host: "h".into(), pid: 7, epoch };
     let status = Status::new(leader, Vec::new(), Counts { pending: 3, ..Counts::default() }, false);
     driver.put("/z/status", &status.encode());
 }

@@ -10,7 +10,7 @@ use super::Out;
 use super::editor::Edit;
 use super::janitor::{KEPT_FOR, Purpose};
 use super::leader::Leader;
-use super::outcomes::Limits;
+use super::outcomes::OutcomeLimits;
 use crate::contract::TaskId;
 use crate::machine::{Call, Instant, Level, Refusal, Reply, earlier};
 
@@ -30,9 +30,9 @@ const FAILED_PART_OF_BYTES: u64 = 4;
 
 impl Leader {
     /// How long outcomes are kept, and how many.
-    fn outcome_limits(&self) -> Limits {
+    fn outcome_limits(&self) -> OutcomeLimits {
         let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
-        Limits {
+        OutcomeLimits {
             ttl_ms: ms(self.view.params.result_ttl),
             least_ms: ms(self.view.timeout * MIN_TTL_TIMEOUTS),
             max_failed: self.view.params.max_failed,

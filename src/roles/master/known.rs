@@ -1,6 +1,6 @@
 //! What a master knows of one task: as little as it needs, so that a million of them fit.
 
-use super::outcomes::Kept;
+use super::outcomes::KeptOutcomes;
 use crate::contract::Incarnation;
 use crate::contract::chunk::{LineCounts, Results};
 use crate::contract::share::Share;
@@ -169,11 +169,11 @@ pub fn run_ms(results: &Results) -> Option<u64> {
 }
 
 /// What it is for the index of outcomes, if it has one.
-pub fn kept(known: &KnownTask) -> Option<Kept> {
+pub fn kept(known: &KnownTask) -> Option<KeptOutcomes> {
     let Phase::Ended { retention, .. } = known.phase else { return None };
     let failed = if retention == Retention::Whole { known.lines.ended_badly() } else { 0 };
     let is_unwanted = retention == Retention::Unwanted;
-    Some(Kept { mtime_ms: known.mtime_ms, failed, bytes: u64::from(known.bytes), is_unwanted })
+    Some(KeptOutcomes { mtime_ms: known.mtime_ms, failed, bytes: u64::from(known.bytes), is_unwanted })
 }
 
 /// Changes the counts by the commands of a task.

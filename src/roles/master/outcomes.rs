@@ -7,7 +7,7 @@ use crate::contract::TaskId;
 
 /// How long outcomes are kept, and how many failed ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct OutcomeLimits {
     /// How long what nobody collects stays, in ms.
     pub ttl_ms: i64,
     /// How long every outcome stays, in ms: a create that was in doubt cannot be applied after that.
@@ -20,7 +20,7 @@ pub struct Limits {
 
 /// What an outcome is for this index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct KeptOutcomes {
     /// When it was last changed, by the ensemble's clock.
     pub mtime_ms: i64,
     /// Failed commands that can make room: 0 if the task was shortened, or is unwanted.
@@ -44,7 +44,7 @@ pub struct Outcomes {
 
 impl Outcomes {
     /// A task has an outcome.
-    pub fn insert(&mut self, task: &TaskId, kept: Kept) {
+    pub fn insert(&mut self, task: &TaskId, kept: KeptOutcomes) {
         let entry = || (kept.mtime_ms, task.clone());
         self.all.insert(entry());
         if kept.is_unwanted {
@@ -57,7 +57,7 @@ impl Outcomes {
     }
 
     /// It has none any more, is gone, or is about to be.
-    pub fn remove(&mut self, task: &TaskId, kept: Kept) {
+    pub fn remove(&mut self, task: &TaskId, kept: KeptOutcomes) {
         let entry = (kept.mtime_ms, task.clone());
         self.all.remove(&entry);
         self.unwanted.remove(&entry);
@@ -75,7 +75,7 @@ impl Outcomes {
 
     /// The next to be deleted, and when it may be, by the ensemble's clock in ms; and whether only the limit of failed
     /// outcomes is the reason.
-    pub fn next(&self, limits: &Limits) -> Option<(i64, bool, TaskId)> {
+    pub fn next(&self, limits: &OutcomeLimits) -> Option<(i64, bool, TaskId)> {
         let is_full = self.commands > limits.max_failed || self.bytes > limits.max_failed_bytes;
         let due = |entry: Option<&(i64, TaskId)>, stays_ms: i64, is_excess: bool| {
             entry.map(|(ms, task)| (ms.saturating_add(stays_ms), is_excess, task.clone()))
@@ -93,13 +93,14 @@ impl Outcomes {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { ttl_ms: 1_000, least_ms: 20, max_failed: 3, max_failed_bytes: 500 };
+    const LIMITS: OutcomeLimits =
+        OutcomeLimits { ttl_ms: 1_000, least_ms: 20, max_failed: 3, max_failed_bytes: 500 };
 
     /// These times, commands that ended badly, and bytes.
     fn outcomes(kept: &[(i64, u64, u64)]) -> Outcomes {
         let mut outcomes = Outcomes::default();
         for (n, (mtime_ms, failed, bytes)) in kept.iter().copied().enumerate() {
-            let kept = Kept { mtime_ms, failed, bytes, is_unwanted: false };
+            let kept = KeptOutcomes { mtime_ms, failed, bytes, is_unwanted: false };
             outcomes.insert(&TaskId::new("j", &n.to_string()), kept);
         }
         outcomes
@@ -113,10 +114,10 @@ mod tests {
     fn the_oldest_failed_outcomes_go_first_beyond_the_limit() {
         let mut kept = outcomes(&[(5, 2, 10), (7, 1, 10), (6, 0, 900)]);
         assert_eq!(next(&kept), Some((1_005, "j/0".into())), "three are kept until their time");
-        let one = Kept { mtime_ms: 9, failed: 1, bytes: 10, is_unwanted: false };
+        let one = KeptOutcomes { mtime_ms: 9, failed: 1, bytes: 10, is_unwanted: false };
         kept.insert(&TaskId::new("j", "3"), one);
         assert_eq!(next(&kept), Some((25, "j/0".into())));
-        kept.remove(&TaskId::new("j", "0"), Kept { mtime_ms: 5, failed: 2, ..one });
+        kept.remove(&TaskId::new("j", "0"), KeptOutcomes { mtime_ms: 5, failed: 2, ..one });
         assert_eq!(next(&kept), Some((1_006, "j/2".into())), "two are left");
         let large = outcomes(&[(5, 1, 300), (6, 1, 300)]);
         assert_eq!(next(&large), Some((25, "j/0".into())), "bytes count as well");
@@ -126,7 +127,7 @@ mod tests {
     #[test]
     fn what_somebody_wants_deleted_goes_as_soon_as_it_may() {
         let mut kept = outcomes(&[(5, 0, 10)]);
-        let unwanted = Kept { mtime_ms: 8, failed: 0, bytes: 10, is_unwanted: true };
+        let unwanted = KeptOutcomes { mtime_ms: 8, failed: 0, bytes: 10, is_unwanted: true };
         kept.insert(&TaskId::new("j", "x"), unwanted);
         assert_eq!(next(&kept), Some((28, "j/x".into())));
         kept.remove(&TaskId::new("j", "x"), unwanted);

@@ -19,7 +19,7 @@ impl Leader {
     /// What the leader knows, in short.
     pub(super) fn summarize(&self) -> Status {
         let params = &self.view.params;
-        let leader = status::Leader {
+        let leader = status::LeaderStatus {
             id: params.id.clone(),
             host: params.host.clone(),
             pid: params.pid,

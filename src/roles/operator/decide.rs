@@ -16,7 +16,7 @@ pub type Lines = BTreeMap<usize, LineName>;
 
 /// Whom a wish does not change, and why.
 #[derive(Debug, PartialEq)]
-pub struct Left {
+pub struct Unchanged {
     /// The task, or the line.
     pub name: String,
     /// The exit code, if that is not what the user wished.
@@ -35,7 +35,7 @@ pub struct Decision {
     /// Whom that changes, with what follows the name.
     pub changed: Vec<(String, String)>,
     /// Whom it does not.
-    pub left: Vec<Left>,
+    pub left: Vec<Unchanged>,
 }
 
 impl Decision {
@@ -45,7 +45,7 @@ impl Decision {
         problem: Option<i32>,
         message: impl Into<String>,
     ) {
-        self.left.push(Left { name: name.into(), problem, message: message.into() });
+        self.left.push(Unchanged { name: name.into(), problem, message: message.into() });
     }
 
     /// Whether what was to be written, and may have been, is what this came from. Of a retry the history shows it, for

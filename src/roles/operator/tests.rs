@@ -72,7 +72,7 @@ fn what_succeeded_of_a_chunk_does_not_run_again() {
 
 /// Operates on lines of a batch of five, of which the second is blank: the first failed, the third succeeded, and the
 /// others are open.
-fn lines_desk(verb: Verb, targets: &[&str]) -> ClientDriver<Operator> {
+fn lines_driver(verb: Verb, targets: &[&str]) -> ClientDriver<Operator> {
     let target = |name: &&str| TaskId::parse(name).map_or_else(|| Target::Job((*name).into()), Target::Task);
     let targets = targets.iter().map(target).collect();
     let params = OperatorParams { layout: Layout::new("/z"), verb, targets };
@@ -102,7 +102,7 @@ fn notes(driver: &ClientDriver<Operator>) -> Vec<(&str, bool, &str)> {
 
 #[test]
 fn a_line_is_cancelled_by_its_name_and_others_are_left_alone() {
-    let mut driver = lines_desk(Verb::Cancel, &["b/9", "b/10", "b/6", "b/7", "b/9", "b/99"]);
+    let mut driver = lines_driver(Verb::Cancel, &["b/9", "b/10", "b/6", "b/7", "b/9", "b/99"]);
     driver.settle();
     let task = driver.task(CHUNK);
     let cancelling: Vec<bool> = (0..5).map(|position| task.is_cancelled(position)).collect();
@@ -121,7 +121,7 @@ fn a_line_is_cancelled_by_its_name_and_others_are_left_alone() {
 
 #[test]
 fn a_batch_that_is_cancelled_is_reported_line_by_line() {
-    let mut driver = lines_desk(Verb::Cancel, &["b"]);
+    let mut driver = lines_driver(Verb::Cancel, &["b"]);
     driver.settle();
     assert!(driver.task(CHUNK).cancel && driver.exit == Some(0));
     assert_eq!(notes(&driver), [("b/9", true, "is being cancelled"), ("b/10", true, "is being cancelled")]);
@@ -131,7 +131,7 @@ fn a_batch_that_is_cancelled_is_reported_line_by_line() {
 #[test]
 fn a_retry_of_a_batch_runs_only_its_failed_outcomes() {
     for target in ["b", "b/6"] {
-        let mut driver = lines_desk(Verb::Retry, &[target]);
+        let mut driver = lines_driver(Verb::Retry, &[target]);
         driver.settle();
         let task = driver.task(CHUNK);
         assert_eq!((notes(&driver), driver.exit), (vec![("b/6", true, "will run again")], Some(0)));
@@ -140,7 +140,7 @@ fn a_retry_of_a_batch_runs_only_its_failed_outcomes() {
         assert_eq!(shares, [(1, vec![3, 4]), (2, vec![0])]);
         assert_eq!((task.attempt, task.command_state(2)), (2, Some(State::Done)));
     }
-    let mut driver = lines_desk(Verb::Retry, &["b/8", "b/9"]);
+    let mut driver = lines_driver(Verb::Retry, &["b/8", "b/9"]);
     driver.settle();
     assert_eq!((driver.exit, driver.count(is_set)), (Some(exit::FAILED), 0));
     assert!(
@@ -150,7 +150,7 @@ fn a_retry_of_a_batch_runs_only_its_failed_outcomes() {
 
 #[test]
 fn lines_of_a_batch_that_was_cancelled_run_again_one_by_one() {
-    let mut driver = lines_desk(Verb::Retry, &["b/9"]);
+    let mut driver = lines_driver(Verb::Retry, &["b/9"]);
     let mut task = driver.task(CHUNK);
     (task.cancel, task.charged) = (true, 2);
     task.end(Outcome::unrun(State::Cancelled, None, "so it was wished", 1));
@@ -167,7 +167,7 @@ fn lines_of_a_batch_that_was_cancelled_run_again_one_by_one() {
 fn a_retry_of_lines_in_doubt_is_made_once() {
     for fate in [Fate::AppliedUnanswered, Fate::DroppedUnanswered, Fate::NotSent] {
         for failed_again in [false, true] {
-            let mut driver = lines_desk(Verb::Retry, &["b"]);
+            let mut driver = lines_driver(Verb::Retry, &["b"]);
             driver.settle_until(is_set);
             driver.play(fate);
             let applied = fate == Fate::AppliedUnanswered;

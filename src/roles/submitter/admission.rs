@@ -254,10 +254,10 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::status::{Admission, Counts, Leader};
+    use crate::contract::status::{Admission, Counts, LeaderStatus};
 
     fn status(pending: u64, assigned: u64, bytes: u64) -> Status {
-        let leader = Leader { id: "m1".into(), host: "h".into(), pid: 1, epoch: 1 };
+        let leader = LeaderStatus { id: "m1".into(), host: "h".into(), pid: 1, epoch: 1 };
         let counts = Counts { pending, assigned, done: 1_000, quarantined: 1_000, ..Counts::default() };
         let mut status = Status::new(leader, Vec::new(), counts, false);
         status.admission = Some(Admission { bytes, max_pending: 100, max_pending_bytes: 4_096 });

@@ -89,7 +89,7 @@ pub struct Batch {
     plan: Plan,
     waiting: Waiting,
     cancel: Cancel,
-    link: Link,
+    link: Connection,
     over: bool,
     preflight: Preflight,
     pace: Pace,
@@ -110,7 +110,7 @@ pub struct Batch {
 
 /// Whether there is a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Link {
+enum Connection {
     /// There is none.
     Down {
         /// Only deletes are left: when to end without them.
@@ -190,7 +190,7 @@ impl Batch {
             },
             waiting: params.waiting,
             cancel: Cancel::new(params.cancel_on_interrupt && !params.waiting.is_detached()),
-            link: Link::Down { give_up: None },
+            link: Connection::Down { give_up: None },
             over: false,
             preflight: Preflight::default(),
             open_chunks: OpenChunks::new(1),
@@ -202,7 +202,7 @@ impl Batch {
 
     /// Does whatever can be done now.
     fn pump(&mut self, now: Instant, out: &mut Actions<ClientReport>) {
-        if self.over || self.link != Link::Marked {
+        if self.over || self.link != Connection::Marked {
             return;
         }
         if !self.preflight.is_admitted() {
@@ -297,7 +297,7 @@ impl Batch {
     }
 
     fn on_connected(&mut self, out: &mut Actions<ClientReport>) {
-        self.link = Link::Up;
+        self.link = Connection::Up;
         self.forget_calls();
         self.open_chunks.on_connected();
         self.parts.on_connected();
@@ -309,14 +309,14 @@ impl Batch {
 
     fn on_lost(&mut self, now: Instant) {
         self.forget_calls();
-        self.link = Link::Down { give_up: self.is_waited_for().then(|| now + DELETE_PATIENCE) };
+        self.link = Connection::Down { give_up: self.is_waited_for().then(|| now + DELETE_PATIENCE) };
     }
 
     /// When to end although deletes are left.
     fn give_up(&self) -> Option<Instant> {
         match self.link {
-            Link::Down { give_up } => give_up,
-            Link::Up | Link::Marked => None,
+            Connection::Down { give_up } => give_up,
+            Connection::Up | Connection::Marked => None,
         }
     }
 
@@ -358,7 +358,7 @@ impl Role for Batch {
             return;
         }
         if breaks_connection(&event) {
-            self.link = Link::Down { give_up: None };
+            self.link = Connection::Down { give_up: None };
         }
         match event {
             Event::Connected { .. } => self.on_connected(out),
@@ -381,12 +381,12 @@ impl Role for Batch {
         if !self.over && self.results.report(out) {
             self.notice.on_progress();
         }
-        let waits = self.link == Link::Marked && !self.over && !self.waiting.is_detached();
+        let waits = self.link == Connection::Marked && !self.over && !self.waiting.is_detached();
         self.notice.keep(now, waits && self.parts.pending_count() > 0, out);
     }
 
     fn next_wake(&self) -> Option<Instant> {
-        let check = self.pace.next_wake().filter(|_| self.link == Link::Marked && !self.over);
+        let check = self.pace.next_wake().filter(|_| self.link == Connection::Marked && !self.over);
         earlier(earlier(self.give_up(), check), self.notice.next_wake())
     }
 

@@ -56,7 +56,7 @@ pub struct Single {
     task: Task,
     waiting: Waiting,
     allow_truncated: bool,
-    link: Link,
+    link: Connection,
     phase: Phase,
     origin: Origin,
     cancel: Cancel,
@@ -97,7 +97,7 @@ struct Room {
 
 /// Whether there is a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Link {
+enum Connection {
     Down,
     Up {
         /// The task changed while it was being read.
@@ -168,7 +168,7 @@ impl Single {
             task,
             waiting: params.waiting,
             allow_truncated: params.allow_truncated,
-            link: Link::Down,
+            link: Connection::Down,
             phase: Phase::Submitting,
             origin: Origin::default(),
             cancel: Cancel::new(params.cancel_on_interrupt),
@@ -241,8 +241,8 @@ impl Single {
 
     /// Notes whether the task has changed while it was being read.
     fn note_changed(&mut self, changed: bool) {
-        if self.link != Link::Down {
-            self.link = Link::Up { changed };
+        if self.link != Connection::Down {
+            self.link = Connection::Up { changed };
         }
     }
 
@@ -483,7 +483,7 @@ impl Single {
             task.cancel = true;
             let call = Call::Set { path: self.path(), data: task.encode(), version: stat.version };
             self.call(call, Purpose::Cancel, out);
-        } else if self.link == (Link::Up { changed: true }) {
+        } else if self.link == (Connection::Up { changed: true }) {
             self.read(out);
         }
     }
@@ -512,7 +512,7 @@ impl Single {
         if let Routed::Mine(()) = self.mark.on_changed(path, kind, out) {
             return;
         }
-        if self.link == Link::Down || path != self.path() {
+        if self.link == Connection::Down || path != self.path() {
             return;
         }
         match self.phase {
@@ -532,11 +532,11 @@ impl Role for Single {
             return;
         }
         if breaks_connection(&event) {
-            self.link = Link::Down;
+            self.link = Connection::Down;
         }
         match event {
             Event::Connected { .. } => {
-                self.link = Link::Up { changed: false };
+                self.link = Connection::Up { changed: false };
                 self.calls.clear();
                 self.ensure.reset();
                 let step = self.mark.on_connected(out);
@@ -567,7 +567,7 @@ impl Role for Single {
             | Event::SlotsLost { .. }
             | Event::Lines(_) => {}
         }
-        self.notice.keep(now, self.link != Link::Down && self.phase == Phase::Waiting, out);
+        self.notice.keep(now, self.link != Connection::Down && self.phase == Phase::Waiting, out);
     }
 
     fn next_wake(&self) -> Option<Instant> {

@@ -8,7 +8,7 @@ use crate::roles::client::walk::Part;
 
 /// What is known of the lines of each part that was met.
 #[derive(Debug, Default)]
-pub struct Parts(BTreeMap<String, Lines>);
+pub struct AwaitedParts(BTreeMap<String, Lines>);
 
 #[derive(Debug)]
 struct Lines {
@@ -26,7 +26,7 @@ pub struct Missing {
     pub unknown: BTreeMap<String, u64>,
 }
 
-impl Parts {
+impl AwaitedParts {
     /// A part is about to be listed.
     pub fn meet(&mut self, part: Part) {
         let Part { dir, lines, made } = part;
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn missing_lines_succeeded_only_if_the_batch_is_complete() {
-        let mut parts = Parts::default();
+        let mut parts = AwaitedParts::default();
         for (dir, lines, made) in [("b~0000", 10, true), ("b~0001", 5, false), ("b~0002", 4, false)] {
             parts.meet(Part { dir: dir.into(), lines, made });
         }

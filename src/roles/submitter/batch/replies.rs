@@ -3,7 +3,7 @@
 use super::open_chunks::{Made, OpenChunks};
 use super::parts::{Chunk, part_of};
 use super::preflight::Entry;
-use super::{Batch, Link, Purpose};
+use super::{Batch, Connection, Purpose};
 use crate::contract::Labels;
 use crate::contract::task::{State, Task};
 use crate::exit;
@@ -50,7 +50,7 @@ impl Batch {
 
     pub(super) fn on_mark(&mut self, step: mark::Step, out: &mut Out) {
         match step {
-            mark::Step::Ready if self.link == Link::Up => self.link = Link::Marked,
+            mark::Step::Ready if self.link == Connection::Up => self.link = Connection::Marked,
             mark::Step::Pending | mark::Step::Ready => {}
             mark::Step::Unfit(why) => self.fail(exit::NOT_PERMITTED, why, out),
             mark::Step::Refused(refusal) => self.refused("leave a mark below", None, refusal, out),

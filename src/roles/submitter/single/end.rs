@@ -1,7 +1,7 @@
 //! The end of a single submit: the outcome is shown, and a task that succeeded deleted; or its user wants an end
 //! before.
 
-use super::{Cancel, Link, Phase, Purpose, Single};
+use super::{Cancel, Connection, Phase, Purpose, Single};
 use crate::contract::log::LogName;
 use crate::contract::task::{Outcome, State};
 use crate::exit;
@@ -85,7 +85,7 @@ impl Single {
                 let id = &self.id;
                 out.log(Level::Warn, format!("cancelling {id}; interrupt again to leave it alone"));
                 self.cancel = Cancel::Wanted;
-                if self.link != Link::Down && self.phase == Phase::Waiting {
+                if self.link != Connection::Down && self.phase == Phase::Waiting {
                     self.read(out);
                 }
             }
