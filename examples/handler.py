@@ -16,7 +16,7 @@ import sys
 import traceback
 
 TASKS = {}
-# Characters kept of each end of an output. Each takes 12 bytes at the worst, and an answer may have 512 KiB.
+# Characters kept of each end of an output. Each takes at most 12 bytes, and an answer may have 512 KiB.
 HALF = 10_000
 
 

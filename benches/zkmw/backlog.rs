@@ -30,7 +30,7 @@ const LINES_A_TASK: usize = 5;
 const TASKS_A_SINGLE: usize = 4;
 
 /// Takeovers after SIGTERM of each repeat, of lines. Servers are warm for the size that was measured last, so a repeat
-/// goes over the sizes to and fro.
+/// goes over the sizes in both directions.
 const TAKEOVERS: usize = 2;
 
 /// Session timeout of the masters, the default of the service: each takeover after SIGKILL waits for it.

@@ -112,7 +112,7 @@ fn sample(
         *entry = entry.max(number);
     };
     for (role, pid) in roles {
-        // The system's own high-water mark; it is gone with the process, so it is read all along.
+        // The system's own high-water mark; it vanishes with the process, so it is read at each turn.
         if let Some(bytes) = memory(*pid, "VmHWM") {
             peak(format!("memory of the {role}"), bytes as f64 / 1_048_576.0);
         }

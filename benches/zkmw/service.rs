@@ -179,7 +179,7 @@ impl Service {
         self.run(&"true\n".repeat(tasks), more)
     }
 
-    /// The same of these lines.
+    /// Like the above, with these lines.
     pub fn run(&self, lines: &str, more: &[&str]) -> f64 {
         self.run_and(lines, more, |_| ())
     }

@@ -74,7 +74,7 @@ impl Service {
         takeover
     }
 
-    /// Replaces the master that ended, and waits until nothing of that goes on any more.
+    /// Replaces the master that ended, and waits until the replacement is a standby and quiet.
     fn restore_standby(&mut self) {
         self.masters.remove(0);
         let standby = self.new_master();

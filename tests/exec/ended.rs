@@ -61,7 +61,7 @@ fn output_left_in_the_pipes_at_the_end_is_kept() {
     }
 }
 
-/// As much as a pipe can be made to hold, so that much of it is still there when the writer is gone.
+/// The most that a pipe can hold, so that much of it is still unread when the writer has ended.
 const WIDE_PIPE_BYTES: usize = 1 << 20;
 
 pub fn wide_pipe() -> ! {

@@ -97,7 +97,7 @@ impl Drop for Family {
     }
 }
 
-/// The role of the helper: renews its lease, and notes what becomes of its run.
+/// The role of the helper: renews its lease, and notes how its run ends.
 pub fn leasing(dir: &Path) {
     let cgroups = dir.join("cgroups").exists();
     let run_file = Some(claim(&dir.join("run")));
@@ -221,7 +221,7 @@ fn a_task_that_kills_its_slot_has_failed_however_soon() {
 struct Hung(u32);
 
 impl Hung {
-    /// With `births`, as soon as it starts a program. It can be killed all the same.
+    /// With `births`, it hangs as soon as it starts a program. It can still be killed.
     fn new(pid: u32, births: bool) -> Hung {
         Hung::with(pid, births, if births { libc::PTRACE_O_TRACEVFORK } else { 0 })
     }

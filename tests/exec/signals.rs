@@ -50,7 +50,7 @@ fn a_stopped_group_acts_on_term() {
     assert_eq!(rig.ended(run).ended, Ended::Signal(15));
 }
 
-/// It may go to another group of its session, and dies all the same.
+/// A leader that has moved to another group of its session still dies.
 #[test]
 fn a_leader_cannot_get_away() {
     let dir = tempfile::tempdir().unwrap();

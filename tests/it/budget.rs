@@ -50,7 +50,7 @@ const WRITES_A_TASK: f64 = 3.1;
 const READS_A_TASK: f64 = 4.0;
 const STANDBY_READS_A_TASK: f64 = 2.0;
 
-/// The same of lines of a batch, stored as it likes, that end as fast as can be.
+/// The same bounds for lines of a batch without flags, which end as fast as possible.
 const WRITES_A_LINE: f64 = 0.06;
 const READS_A_LINE: f64 = 0.06;
 const BYTES_A_TASK: f64 = 1_024.0;

@@ -370,7 +370,7 @@ fn g05_a_late_write_of_a_deposed_leader_is_refused() {
     let _w1 = cluster.worker("w1", &["--slots", "1"]);
     cluster.registered(&["w1"]);
     // It fails at once and is to be tried again after a while: the leader assigns it then by its own clock, without
-    // having to hear anything from its server.
+    // any event from its server.
     let id: TaskId = cluster.submit_detached(&[
         "--max-attempts",
         "2",

@@ -339,7 +339,7 @@ fn g06_takeovers_are_quick_whatever_the_backlog() {
     graceful_ms.sort_unstable();
     assert!(graceful_ms[1] < 500, "the median after TERM: {graceful_ms:?} ms");
     assert!(u128::try_from(killed_ms).is_ok_and(|ms| ms <= DEATH.as_millis()), "{killed_ms} ms");
-    // The new leader leads in earnest.
+    // The new leader does assign tasks.
     let exit = cluster.run(&["submit", "echo led"]);
     assert_eq!((exit.code, exit.stdout.as_str()), (0, "led\n"), "{}", exit.stderr);
     drop(next);

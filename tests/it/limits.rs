@@ -41,7 +41,7 @@ pub fn limited(
     })
 }
 
-/// Whether the process came to work. If not, it has ended and said which limit to raise.
+/// Whether the process works. If not, it has ended and said which limit to raise.
 fn works(process: &mut Proc, is_daemon: bool, what: &str) -> bool {
     let came = eventually(WORKS_WITHIN, &format!("it works or ends: {what}"), || {
         let connected = is_daemon && process.stderr().contains("connected to");

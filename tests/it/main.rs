@@ -10,7 +10,7 @@ mod election;
 mod foreign;
 mod handover;
 mod keeper;
-// A helper that no test needs today is part of the harness all the same.
+// The harness may have a helper that no test needs today.
 #[allow(dead_code)]
 mod harness;
 mod limits;

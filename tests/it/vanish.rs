@@ -194,7 +194,7 @@ fn g12_whatever_vanishes_is_made_again_under_load() {
                 service.goes_on(what);
             }
         }
-        // A task that was deleted counts as failed; the batch ends all the same.
+        // A task that was deleted counts as failed; the batch still ends.
         let exit = load.wait_exit(LIMIT);
         assert!([0, 1].contains(&exit.code), "{exit:?}");
     });

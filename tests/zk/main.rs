@@ -348,7 +348,7 @@ fn a_stopped_server_is_noticed_within_half_the_timeout() {
     println!("SIGSTOP of the server: down after {down:?}, up after {:?}", stopped.elapsed());
     assert!(down < timeout / 2 + Duration::from_millis(300), "{down:?}");
     ensemble.signal(&number, Signal::CONT);
-    // The hung server goes on: nothing of the old connection may be heard.
+    // The hung server goes on: no event of the old connection may arrive.
     client.seen.clear();
     assert_eq!(client.exists("/nothing", false), Err(REFUSED_NO_NODE));
     assert_eq!(client.seen.len(), 1, "{:?}", client.seen);

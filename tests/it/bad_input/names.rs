@@ -104,7 +104,7 @@ fn a_restarted_worker_without_proof_waits_for_session_end() {
     assert!(again.stderr().contains("waiting") || again.stderr().contains("wait"), "{}", again.stderr());
 }
 
-/// A worker that cannot write its run file works all the same, and says what that costs.
+/// A worker that cannot write its run file still works, and logs the consequence.
 #[test]
 fn a_run_dir_that_cannot_be_had_does_not_stop_a_worker() {
     let cluster = Cluster::new("no-run-dir");

@@ -83,7 +83,7 @@ fn garbage_among_tasks_is_counted_reported_and_left_alone() {
     let rows = json_lines(&out.text());
     assert_eq!(rows.iter().filter(|row| row["state"] == "malformed").count(), cases.len(), "{rows:?}");
 
-    // A leader that finds all that when it starts does no worse.
+    // A leader that finds the same data at its start does no worse.
     service.master.term();
     service.master.wait_exit(LIMIT);
     service.master = service.cluster.master("m2");
@@ -138,7 +138,7 @@ fn garbage_everywhere_else_stops_nobody() {
         assert!((1..=4).contains(&lines_with(&log, name)), "{name}: {log}");
     }
 
-    // A leader that finds all that when it starts does no worse.
+    // A leader that finds the same data at its start does no worse.
     service.master.term();
     service.master.wait_exit(LIMIT);
     let m2 = service.cluster.master("m2");

@@ -28,7 +28,7 @@ pub enum Seen {
     Nothing,
 }
 
-/// A script, with what the model makes of it.
+/// A script, with the model's results.
 pub struct Script {
     pub name: String,
     pub steps: Vec<Step>,

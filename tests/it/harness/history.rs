@@ -63,7 +63,7 @@ impl Txn {
     }
 }
 
-/// All that was committed up to now.
+/// All transactions that were committed up to now.
 pub fn read(ensemble: &Ensemble, tree: &Tree) -> Vec<Txn> {
     let now = tree.sync();
     let up = |mode: &str| matches!(mode, "leader" | "standalone" | "follower");
@@ -75,7 +75,7 @@ pub fn read(ensemble: &Ensemble, tree: &Tree) -> Vec<Txn> {
     })
 }
 
-/// All that was committed up to now, from the logs of all servers: one that was down lacks what it got as a snapshot.
+/// The same from the logs of all servers: a server that was down lacks the transactions that it got as a snapshot.
 pub fn read_all(ensemble: &Ensemble, tree: &Tree) -> Vec<Txn> {
     read(ensemble, tree);
     let mut all = BTreeMap::new();
@@ -86,7 +86,7 @@ pub fn read_all(ensemble: &Ensemble, tree: &Tree) -> Vec<Txn> {
     all.into_values().collect()
 }
 
-/// All that one folder of a server has.
+/// All transactions in one folder of a server.
 pub fn read_folder(folder: &Path) -> Vec<Txn> {
     let mut logs = Vec::new();
     for entry in fs::read_dir(folder).expect("a server's data").flatten() {

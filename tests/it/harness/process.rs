@@ -44,7 +44,7 @@ impl Proc {
         Proc::start_program(Path::new(env!("CARGO_BIN_EXE_zkmw")), label, files, args, prepare)
     }
 
-    /// The same of a copy of the binary.
+    /// Starts a copy of the binary.
     pub fn start_program(
         program: &Path,
         label: &str,

@@ -58,7 +58,7 @@ impl Tree {
         Tree { session, generation, waiting, next: AtomicU64::new(1) }
     }
 
-    /// One call. A call that was certainly not applied, for want of a connection, is tried again.
+    /// One call. A call that was certainly not applied, because there was no connection, is tried again.
     ///
     /// # Panics
     /// If there is no answer for a minute.

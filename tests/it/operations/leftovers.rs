@@ -148,6 +148,6 @@ fn a_batch_reports_what_it_leaves_when_servers_are_killed() {
     });
     let left = cluster.tasks().len();
     println!("{left} left, {reported} reported: {}", out.stderr);
-    // Some of the doubtful ones are gone.
+    // Some of the doubtful deletions were applied.
     assert!(left <= reported, "{left} are left: {out:?}");
 }
