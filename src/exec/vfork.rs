@@ -96,11 +96,9 @@ fn clone<F: Fn()>(stack: &Stack, live: &F) -> Result<libc::pid_t, Errno> {
     if born < 0 { Err(last_errno()) } else { Ok(born) }
 }
 
+/// The arguments of the system call, for a child with this stack, born in this cgroup.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn clone3<F>(group: Option<BorrowedFd<'_>>, stack: &Stack, live: &F) -> Result<libc::pid_t, Errno>
-where
-    F: Fn(),
-{
+fn arguments(group: Option<BorrowedFd<'_>>, stack: &Stack) -> libc::clone_args {
     // SAFETY: all zeros are a valid value of it.
     let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
     how.flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64;
@@ -111,6 +109,15 @@ where
         how.flags |= CLONE_INTO_CGROUP;
         how.cgroup = group.as_raw_fd() as u64;
     }
+    how
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn clone3<F>(group: Option<BorrowedFd<'_>>, stack: &Stack, live: &F) -> Result<libc::pid_t, Errno>
+where
+    F: Fn(),
+{
+    let how = arguments(group, stack);
     let (begin, live) = (begin::<F> as extern "C" fn(*mut c_void) -> libc::c_int, ptr::from_ref(live));
     let result: isize;
     // SAFETY: the parent comes out of the call as out of any other. The child comes out of it with the same registers

@@ -130,54 +130,12 @@ impl World {
     }
 
     pub fn apply(&mut self, session: i64, call: &Call) -> Result<Reply, Refusal> {
-        if let Some(refusal) = self.refused.get(call.path()) {
-            return Err(*refusal);
-        }
-        if let Some(refusal) = self.writes_refused.get(call.path())
-            && call.is_write()
-        {
-            return Err(*refusal);
-        }
-        if let Some((below, refusal)) = &self.below_refused
-            && call.is_write()
-            && call.path().starts_with(below)
-        {
-            return Err(*refusal);
-        }
-        if let Call::Create { data, .. } | Call::Set { data, .. } = call
-            && self.limit.is_some_and(|limit| data.len() > limit)
-        {
-            return Err(Refusal::TooLarge);
+        if let Some(refusal) = self.refusal(call) {
+            return Err(refusal);
         }
         let found = self.znodes.get(call.path()).map(|node| node.stat);
         match call {
-            Call::Create { path, data, mode } => {
-                if let Some(parent) = parent_of(path)
-                    && !self.znodes.contains_key(parent)
-                {
-                    return Err(Refusal::NoNode);
-                }
-                let mut path = path.clone();
-                if *mode == CreateMode::EphemeralSequential {
-                    path = format!("{path}{:010}", self.sequence);
-                    self.sequence += 1;
-                } else if found.is_some() {
-                    return Err(Refusal::NodeExists);
-                }
-                let (zxid, ms) = self.commit();
-                let owner = if *mode == CreateMode::Persistent { 0 } else { session };
-                let stat = Stat {
-                    czxid: zxid,
-                    mzxid: zxid,
-                    ctime_ms: ms,
-                    mtime_ms: ms,
-                    ephemeral_owner: owner,
-                    ..Stat::default()
-                };
-                self.znodes.insert(path.clone(), Node { data: data.clone(), stat });
-                self.notify_watches(&path, ChangeKind::Created);
-                Ok(Reply::Created { path })
-            }
+            Call::Create { path, data, mode } => self.create(session, path, data, *mode),
             Call::Set { path, data, version } => {
                 let (zxid, ms) = self.commit();
                 let node = self.znodes.get_mut(path).ok_or(Refusal::NoNode)?;
@@ -232,6 +190,58 @@ impl World {
                 Ok(Reply::Watching)
             }
         }
+    }
+
+    /// What a test has this server refuse.
+    fn refusal(&self, call: &Call) -> Option<Refusal> {
+        if let Some(refusal) = self.refused.get(call.path()) {
+            return Some(*refusal);
+        }
+        if !call.is_write() {
+            return None;
+        }
+        if let Some(refusal) = self.writes_refused.get(call.path()) {
+            return Some(*refusal);
+        }
+        if let Some((below, refusal)) = &self.below_refused
+            && call.path().starts_with(below)
+        {
+            return Some(*refusal);
+        }
+        match call {
+            Call::Create { data, .. } | Call::Set { data, .. } => {
+                self.limit.filter(|limit| data.len() > *limit).map(|_| Refusal::TooLarge)
+            }
+            _ => None,
+        }
+    }
+
+    fn create(&mut self, session: i64, path: &str, data: &[u8], mode: CreateMode) -> Result<Reply, Refusal> {
+        if let Some(parent) = parent_of(path)
+            && !self.znodes.contains_key(parent)
+        {
+            return Err(Refusal::NoNode);
+        }
+        let mut path = path.to_owned();
+        if mode == CreateMode::EphemeralSequential {
+            path = format!("{path}{:010}", self.sequence);
+            self.sequence += 1;
+        } else if self.znodes.contains_key(&path) {
+            return Err(Refusal::NodeExists);
+        }
+        let (zxid, ms) = self.commit();
+        let owner = if mode == CreateMode::Persistent { 0 } else { session };
+        let stat = Stat {
+            czxid: zxid,
+            mzxid: zxid,
+            ctime_ms: ms,
+            mtime_ms: ms,
+            ephemeral_owner: owner,
+            ..Stat::default()
+        };
+        self.znodes.insert(path.clone(), Node { data: data.to_vec(), stat });
+        self.notify_watches(&path, ChangeKind::Created);
+        Ok(Reply::Created { path })
     }
 
     fn commit(&mut self) -> (i64, i64) {

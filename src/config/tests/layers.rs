@@ -5,7 +5,7 @@ use crate::config::settings::{AllowedIn, Fallback, Shape, TABLE, Verb};
 use crate::exec::RunLimits;
 
 #[test]
-fn defaults_of_every_command() {
+fn defaults_of_daemons() {
     let config = zkmw("master").ok();
     assert_eq!(
         config,
@@ -58,6 +58,10 @@ fn defaults_of_every_command() {
             command: vec![],
         }
     );
+}
+
+#[test]
+fn defaults_of_clients() {
     assert_eq!(
         zkmw("submit true").submit(),
         SubmitConfig {
@@ -101,34 +105,35 @@ fn daemons_wait_for_ever_and_clients_do_not() {
     assert_eq!(zkmw("status --connect-timeout none").ok().ensemble.connect_timeout, None);
 }
 
-/// Each layer over all those below it, for each kind of setting.
-#[test]
-fn precedence() {
-    /// Args, variable, its value, what the command's table says, what the top says, and what is seen.
-    #[track_caller]
-    fn check<T: PartialEq + std::fmt::Debug>(
-        args: &str,
-        flags: &str,
-        (variable, value): (&str, &str),
-        table: &str,
-        top: &str,
-        see: impl Fn(&World) -> T,
-        expected: [T; 5],
-    ) {
-        let verb = args.split(' ').next().expect("a command");
-        let whole = format!("{top}\n[{verb}]\n{table}\n");
-        let worlds = [
-            zkmw(args),
-            zkmw(args).file(top),
-            zkmw(args).file(&whole),
-            zkmw(args).file(&whole).env(variable, value),
-            zkmw(&format!("{args} {flags}")).file(&whole).env(variable, value),
-        ];
-        for (n, (world, expected)) in worlds.iter().zip(expected).enumerate() {
-            assert_eq!(see(world), expected, "{args} {flags}, layer {n}");
-        }
+/// Each layer over all those below it: args, variable and its value, the command's table, the top of the file, and
+/// what is read of the configuration.
+#[track_caller]
+fn check_layers<T: PartialEq + std::fmt::Debug>(
+    args: &str,
+    flags: &str,
+    (variable, value): (&str, &str),
+    table: &str,
+    top: &str,
+    see: impl Fn(&World) -> T,
+    expected: [T; 5],
+) {
+    let verb = args.split(' ').next().expect("a command");
+    let whole = format!("{top}\n[{verb}]\n{table}\n");
+    let worlds = [
+        zkmw(args),
+        zkmw(args).file(top),
+        zkmw(args).file(&whole),
+        zkmw(args).file(&whole).env(variable, value),
+        zkmw(&format!("{args} {flags}")).file(&whole).env(variable, value),
+    ];
+    for (n, (world, expected)) in worlds.iter().zip(expected).enumerate() {
+        assert_eq!(see(world), expected, "{args} {flags}, layer {n}");
     }
-    check(
+}
+
+#[test]
+fn precedence_of_settings_of_workers() {
+    check_layers(
         "worker",
         "--slots 5",
         ("ZKMW_SLOTS", "4"),
@@ -137,7 +142,7 @@ fn precedence() {
         |w| w.worker().slots,
         [6, 2, 3, 4, 5],
     );
-    check(
+    check_layers(
         "worker",
         "--grace 5s",
         ("ZKMW_GRACE", "4s"),
@@ -146,7 +151,7 @@ fn precedence() {
         |w| w.worker().grace,
         [secs(30), secs(2), secs(3), secs(4), secs(5)],
     );
-    check(
+    check_layers(
         "worker",
         "--run-dir /5",
         ("ZKMW_RUN_DIR", "/4"),
@@ -155,7 +160,7 @@ fn precedence() {
         |w| w.worker().run_dir,
         ["/tmp/zkmw-1000", "/2", "/3", "/4", "/5"].map(PathBuf::from),
     );
-    check(
+    check_layers(
         "worker",
         "--label n=5 --label m=5",
         ("ZKMW_LABEL", "n=4, m=4"),
@@ -170,7 +175,11 @@ fn precedence() {
             map(&[("n", "5"), ("m", "5")]),
         ],
     );
-    check(
+}
+
+#[test]
+fn precedence_of_settings_of_clients() {
+    check_layers(
         "status",
         "--no-json",
         ("ZKMW_JSON", "yes"),
@@ -179,7 +188,7 @@ fn precedence() {
         |w| w.ok().command,
         [false, true, false, true, false].map(|json| Command::Status { json }),
     );
-    check(
+    check_layers(
         "submit x",
         "--timeout none",
         ("ZKMW_TIMEOUT", "4m"),
@@ -188,7 +197,7 @@ fn precedence() {
         |w| w.submit().timeout,
         [None, Some(secs(120)), None, Some(secs(240)), None],
     );
-    check(
+    check_layers(
         "submit x",
         "--progress",
         ("ZKMW_NO_PROGRESS", "1"),
@@ -197,7 +206,7 @@ fn precedence() {
         |w| w.submit().progress,
         [true, false, true, false, true],
     );
-    check(
+    check_layers(
         "list",
         "--state failed",
         ("ZKMW_STATE", "done"),
@@ -212,7 +221,11 @@ fn precedence() {
             vec![TaskStatus::Ended(State::Failed)],
         ],
     );
-    check(
+}
+
+#[test]
+fn precedence_of_settings_of_masters_and_ensembles() {
+    check_layers(
         "master",
         "--zk h5",
         ("ZKMW_ZK", "h4:4"),
@@ -221,7 +234,7 @@ fn precedence() {
         |w| w.ok().ensemble.servers[0].0.clone(),
         ["127.0.0.1", "h2", "h3", "h4", "h5"].map(str::to_owned),
     );
-    check(
+    check_layers(
         "master",
         "--auth a:5 --auth b:5",
         ("ZKMW_AUTH", "a:4\nb:4,c d\n"),
@@ -231,7 +244,7 @@ fn precedence() {
         [vec![], vec!["2, b:2"], vec!["3", "3"], vec!["4", "4,c d"], vec!["5", "5"]]
             .map(|list| list.into_iter().map(str::to_owned).collect()),
     );
-    check(
+    check_layers(
         "master",
         "-vvvvv",
         ("ZKMW_VERBOSE", "4"),

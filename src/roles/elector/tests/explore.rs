@@ -268,23 +268,7 @@ impl Sim {
 
     fn happens(&mut self, what: Happens) {
         match what {
-            Happens::Connect { who } => {
-                self.members[who].cut = false;
-                self.turn += 1;
-                let session = self.turn;
-                let timeout_ms = TIMEOUTS_MS[self.below(3) as usize];
-                if self.now_ms < FAULTS_UNTIL_MS && self.below(3) == 0 {
-                    // In the midst of a handover.
-                    let delay = 1 + self.below(60);
-                    self.after(delay, Happens::Break { who });
-                }
-                let ends_ms = self.now_ms + timeout_ms;
-                self.sessions.insert(session, Session { who, timeout_ms, ends_ms, heard: false });
-                self.after(timeout_ms, Happens::Expire { session });
-                self.after(timeout_ms / 3, Happens::Beat { who, session });
-                self.members[who].session = Some(session);
-                self.step(who, Event::Connected { timeout: Duration::from_millis(timeout_ms) });
-            }
+            Happens::Connect { who } => self.connect(who),
             Happens::Break { who } => self.lose(who),
             Happens::Mend { who } => {
                 self.members[who].cut = false;
@@ -323,23 +307,7 @@ impl Sim {
                 self.pings();
                 self.after(HALF_TICK_MS, Happens::Ping);
             }
-            Happens::Expire { session } => match self.sessions.get(&session).map(|s| s.ends_ms) {
-                Some(ends_ms) if ends_ms <= self.now_ms => {
-                    let gone = self.sessions.remove(&session).expect("it is there");
-                    let own = self.znodes.iter().filter(|(_, (owner, ..))| *owner == session);
-                    for path in own.map(|(path, _)| path.clone()).collect::<Vec<_>>() {
-                        self.znodes.remove(&path);
-                        self.fire(&path, ChangeKind::Deleted);
-                    }
-                    let member = &self.members[gone.who];
-                    if member.session == Some(session) && !member.cut {
-                        // Mended, but too late for a ping: its server hears of the end and hangs up.
-                        self.after(5, Happens::Mend { who: gone.who });
-                    }
-                }
-                Some(ends_ms) => self.after(ends_ms - self.now_ms, Happens::Expire { session }),
-                None => {}
-            },
+            Happens::Expire { session } => self.expire(session),
             Happens::Started { who, run } => {
                 if self.members[who].run == Some(run) {
                     self.step(who, Event::Started { run, pid: 1 });
@@ -357,6 +325,44 @@ impl Sim {
                 }
             }
             Happens::Fault => self.fault(),
+        }
+    }
+
+    fn connect(&mut self, who: usize) {
+        self.members[who].cut = false;
+        self.turn += 1;
+        let session = self.turn;
+        let timeout_ms = TIMEOUTS_MS[self.below(3) as usize];
+        if self.now_ms < FAULTS_UNTIL_MS && self.below(3) == 0 {
+            // In the midst of a handover.
+            let delay = 1 + self.below(60);
+            self.after(delay, Happens::Break { who });
+        }
+        let ends_ms = self.now_ms + timeout_ms;
+        self.sessions.insert(session, Session { who, timeout_ms, ends_ms, heard: false });
+        self.after(timeout_ms, Happens::Expire { session });
+        self.after(timeout_ms / 3, Happens::Beat { who, session });
+        self.members[who].session = Some(session);
+        self.step(who, Event::Connected { timeout: Duration::from_millis(timeout_ms) });
+    }
+
+    fn expire(&mut self, session: u64) {
+        match self.sessions.get(&session).map(|s| s.ends_ms) {
+            Some(ends_ms) if ends_ms <= self.now_ms => {
+                let gone = self.sessions.remove(&session).expect("it is there");
+                let own = self.znodes.iter().filter(|(_, (owner, ..))| *owner == session);
+                for path in own.map(|(path, _)| path.clone()).collect::<Vec<_>>() {
+                    self.znodes.remove(&path);
+                    self.fire(&path, ChangeKind::Deleted);
+                }
+                let member = &self.members[gone.who];
+                if member.session == Some(session) && !member.cut {
+                    // Mended, but too late for a ping: its server hears of the end and hangs up.
+                    self.after(5, Happens::Mend { who: gone.who });
+                }
+            }
+            Some(ends_ms) => self.after(ends_ms - self.now_ms, Happens::Expire { session }),
+            None => {}
         }
     }
 
