@@ -14,7 +14,7 @@ use crate::roles::client::{ClientReport, INTERRUPTED, Row, Shown, StatusReport, 
 const FIRST: &str = "/z/master/_c_aaaa-latch-0000000001";
 const SECOND: &str = "/z/master/_c_bbbb-latch-0000000002";
 
-fn status_desk() -> ClientDriver<StatusOf> {
+fn status_driver() -> ClientDriver<StatusOf> {
     ClientDriver::new(StatusOf::new(StatusParams { layout: Layout::new("/z") }), &["/z", "/z/master"])
 }
 
@@ -37,7 +37,7 @@ fn status(mut driver: ClientDriver<StatusOf>) -> StatusReport {
 
 #[test]
 fn the_first_contenders_summary_is_the_present() {
-    let mut driver = status_desk();
+    let mut driver = status_driver();
     // A lower sequence number comes first, whatever the uuids.
     driver.put(SECOND, b"m2");
     driver.put(FIRST, b"m1");
@@ -50,7 +50,7 @@ fn the_first_contenders_summary_is_the_present() {
 
 #[test]
 fn a_former_leaders_summary_is_not_the_present() {
-    let mut driver = status_desk();
+    let mut driver = status_driver();
     driver.put(FIRST, b"m1");
     driver.put(SECOND, b"m2");
     write_status(&mut driver, FIRST);
@@ -59,7 +59,7 @@ fn a_former_leaders_summary_is_not_the_present() {
     assert!(!report.current && report.status.is_some());
     assert_eq!(report.contenders, ["m2"]);
 
-    let mut driver = status_desk();
+    let mut driver = status_driver();
     driver.put(FIRST, b"m1");
     write_status(&mut driver, FIRST);
     driver.remove(FIRST);
@@ -69,7 +69,7 @@ fn a_former_leaders_summary_is_not_the_present() {
 
 #[test]
 fn a_takeover_between_the_reads_is_read_again() {
-    let mut driver = status_desk();
+    let mut driver = status_driver();
     driver.put(FIRST, b"m1");
     driver.put(SECOND, b"m2");
     driver.connect();
@@ -87,7 +87,7 @@ fn where_nothing_ever_ran_there_is_a_status_all_the_same() {
     let driver = ClientDriver::new(StatusOf::new(StatusParams { layout: Layout::new("/z") }), &[]);
     let expected = StatusReport { status: None, current: false, contenders: Vec::new() };
     assert_eq!(status(driver), expected);
-    let mut garbage = status_desk();
+    let mut garbage = status_driver();
     garbage.put(FIRST, b"m1");
     garbage.put("/z/status", b"garbage");
     assert_eq!(status(garbage).status, None);
@@ -95,7 +95,7 @@ fn where_nothing_ever_ran_there_is_a_status_all_the_same() {
 
 #[test]
 fn a_question_survives_its_connection_and_ends_on_refusal() {
-    let mut driver = status_desk();
+    let mut driver = status_driver();
     driver.put(FIRST, b"m1");
     driver.connect();
     driver.play(Fate::Answered);
@@ -104,11 +104,11 @@ fn a_question_survives_its_connection_and_ends_on_refusal() {
     driver.settle();
     assert_eq!((driver.exit, driver.reports.len()), (Some(0), 1));
 
-    let mut driver = status_desk();
+    let mut driver = status_driver();
     driver.connect();
     driver.play(Fate::Refused(Refusal::NoAuth));
     assert_eq!(driver.exit, Some(exit::NOT_PERMITTED));
-    let mut driver = status_desk();
+    let mut driver = status_driver();
     driver.event(Event::Stop { again: false });
     assert_eq!(driver.exit, Some(INTERRUPTED));
 }

@@ -92,7 +92,7 @@ fn a_chunk_among_others_counts_for_its_commands() {
 }
 
 /// A batch with one task of three lines, 4 to 6.
-fn batch_desk(targets: &[&str]) -> ClientDriver<Waiter> {
+fn batch_driver(targets: &[&str]) -> ClientDriver<Waiter> {
     let target = |name: &&str| TaskId::parse(name).map_or_else(|| Target::Job((*name).into()), Target::Task);
     let targets = targets.iter().map(target).collect();
     let params = WaitParams { layout: Layout::new("/z"), targets };
@@ -119,7 +119,7 @@ fn end_lines(driver: &mut ClientDriver<Waiter>, results: &[(usize, Outcome)]) {
 
 #[test]
 fn a_line_is_waited_for_alone_and_passes_on_its_code() {
-    let mut driver = batch_desk(&["b/5"]);
+    let mut driver = batch_driver(&["b/5"]);
     driver.settle();
     end_lines(&mut driver, &[(0, done())]);
     assert_eq!((driver.exit, driver.reports.len()), (None, 0));
@@ -132,7 +132,7 @@ fn a_line_is_waited_for_alone_and_passes_on_its_code() {
 #[test]
 fn lines_of_a_batch_are_shown_when_they_end_each_once() {
     for targets in [&["b"][..], &["b/6", "b/4", "b/5"]] {
-        let mut driver = batch_desk(targets);
+        let mut driver = batch_driver(targets);
         driver.settle();
         end_lines(&mut driver, &[(2, failed(1))]);
         driver.lose();
@@ -149,8 +149,8 @@ fn lines_of_a_batch_are_shown_when_they_end_each_once() {
 }
 
 /// What is waited for of a batch of so many lines, of which a part said so before any was collected.
-fn part_desk(lines: u64, made: bool) -> ClientDriver<Waiter> {
-    let mut driver = batch_desk(&["b"]);
+fn part_driver(lines: u64, made: bool) -> ClientDriver<Waiter> {
+    let mut driver = batch_driver(&["b"]);
     driver.pending.clear();
     let mut part = Job::new(Options::default());
     (part.chunk, part.lines, part.made) = (Some(3), Some(lines), made);
@@ -163,12 +163,12 @@ fn part_desk(lines: u64, made: bool) -> ClientDriver<Waiter> {
 
 #[test]
 fn missing_lines_of_a_complete_batch_count_as_succeeded() {
-    let mut driver = part_desk(10, true);
+    let mut driver = part_driver(10, true);
     end_lines(&mut driver, &[(0, done()), (1, failed(1)), (2, done())]);
     let summary = Progress { submitted: 10, done: 9, failed: 1, total: 10 };
     assert_eq!((driver.exit, driver.reports.last()), (Some(1), Some(&ClientReport::Summary(summary))));
 
-    let mut driver = part_desk(10, true);
+    let mut driver = part_driver(10, true);
     end_lines(&mut driver, &[(0, done())]);
     driver.remove(CHUNK);
     driver.settle();
@@ -178,13 +178,13 @@ fn missing_lines_of_a_complete_batch_count_as_succeeded() {
 
 #[test]
 fn an_incomplete_batch_is_reported_and_is_no_success() {
-    let mut driver = part_desk(10, false);
+    let mut driver = part_driver(10, false);
     end_lines(&mut driver, &[(0, done()), (1, done()), (2, done())]);
     let summary = Progress { submitted: 3, done: 3, failed: 0, total: 3 };
     assert_eq!((driver.exit, driver.reports.last()), (Some(1), Some(&ClientReport::Summary(summary))));
     assert!(driver.logged("the batch b was not submitted to its end") && driver.logged("of 7 of its lines"));
 
-    let mut whole = part_desk(3, false);
+    let mut whole = part_driver(3, false);
     end_lines(&mut whole, &[(0, done()), (1, done()), (2, done())]);
     assert_eq!(whole.exit, Some(0), "all that it has was seen: {:?}", whole.logs);
 }
@@ -194,7 +194,7 @@ fn a_missing_line_is_reported() {
     for (name, words) in
         [("b/7", "was collected"), ("b/2", "there is no line b/2, or"), ("c/1", "there is no task c/1")]
     {
-        let mut driver = batch_desk(&[name]);
+        let mut driver = batch_driver(&[name]);
         driver.settle();
         assert!(driver.exit == Some(exit::DATA) && driver.logged(words), "{name}: {:?}", driver.logs);
     }

@@ -45,7 +45,7 @@ fn commands(driver: &ClientDriver<Batch>, path: &str) -> Vec<String> {
     driver.task(path).commands.expect("a chunk")
 }
 
-/// The lines that were shown, with their codes, in the order of the telling.
+/// The lines that were shown, with their codes, in the order of their reports.
 fn shown(driver: &ClientDriver<Batch>) -> Vec<(u64, Option<i32>)> {
     driver.all_ended().map(|ended| (ended.line.expect("a line"), ended.outcome.exit_code)).collect()
 }
