@@ -30,12 +30,12 @@ pub mod config;
 pub mod contract;
 pub mod exec;
 pub mod exit;
-pub mod limits;
 #[cfg_attr(not(test), deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types))]
 pub mod machine;
 #[cfg_attr(not(test), deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types))]
 pub mod recipes;
 pub mod report;
+pub mod resource_check;
 #[cfg_attr(not(test), deny(clippy::disallowed_macros, clippy::disallowed_methods, clippy::disallowed_types))]
 pub mod roles;
 pub mod service;

@@ -12,7 +12,7 @@ use zkmw::config::{self, Config};
 use zkmw::machine::Instant;
 use zkmw::report::StderrAboveBar;
 use zkmw::shell::NOTICES;
-use zkmw::{clock, exec, exit, limits, service, shell};
+use zkmw::{clock, exec, exit, resource_check, service, shell};
 
 /// Most bytes of a panic's message that are shown: what it quotes may be as large as all that the process holds.
 const MAX_PANIC_BYTES: usize = 2_000;
@@ -108,7 +108,7 @@ fn line(text: &str) -> String {
 fn run(config: Config) -> i32 {
     match catch_unwind(|| zkmw::start::start(config)) {
         Ok(Ok(code)) => code,
-        Ok(Err(error)) => match limits::explain(&error) {
+        Ok(Err(error)) => match resource_check::explain(&error) {
             Some(shortage) => {
                 log::error!("{shortage}");
                 exit::TRY_AGAIN

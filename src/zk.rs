@@ -31,8 +31,8 @@ use anyhow::{Context, ensure};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::clock;
-use crate::limits;
 use crate::machine::{Call, CallId, CallResult, ChangeKind};
+use crate::resource_check;
 use crate::threads;
 use pool::CallPool;
 use supervisor::Supervisor;
@@ -193,7 +193,7 @@ impl Session {
         let session = Session { pool, pulse, ended };
         // Without them there would never be a connection. To try takes as long as a quorum write or two, so it is done
         // while the first server is being asked; nothing is made of the answer before.
-        limits::check(connection::DESCRIPTORS, connection::THREADS)?;
+        resource_check::check(connection::DESCRIPTORS, connection::THREADS)?;
         let _ = found.send(clock::now());
         Ok(session)
     }

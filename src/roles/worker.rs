@@ -16,15 +16,15 @@
 //! does the next incarnation begin. A drain is the same for what outlasts its grace, and ends the process.
 
 mod assigned_task;
+mod chunk_writes;
 mod drain;
 mod entries;
 mod execution;
 mod portion;
 mod reports;
 mod runs;
-mod saves;
 mod starts;
-mod stop;
+mod stop_reason;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,7 +45,7 @@ use crate::recipes::retry::{Condition, Retry};
 use assigned_task::AssignedTask;
 use reports::Reports;
 use starts::Starts;
-use stop::Stop;
+use stop_reason::Stop;
 
 /// What a worker is started with.
 #[derive(Clone, Debug)]

@@ -16,7 +16,7 @@ use super::client::{Client, ConnectionLife, End, Report};
 use super::meter;
 use super::request;
 use super::{Failure, Settings};
-use crate::{limits, threads};
+use crate::{resource_check, threads};
 
 /// Requests of the session layer itself that may wait for the keeper: a heartbeat and the closing.
 const ERRANDS_MAX: usize = 4;
@@ -181,7 +181,7 @@ fn make_client(
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     // Where it gets none the crate panics, partly on threads of its own.
     if !enough {
-        limits::check(DESCRIPTORS, THREADS)?;
+        resource_check::check(DESCRIPTORS, THREADS)?;
     }
     let target = format!("{server}{}", settings.chroot.as_deref().unwrap_or(""));
     Client::make(&target, settings, life, report)

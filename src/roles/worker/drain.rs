@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::runs::TERM_BEFORE_KILL;
-use super::stop::StopReason;
+use super::stop_reason::StopReason;
 use super::{Mode, Out, Worker};
 use crate::exit;
 use crate::machine::{Action, Instant, Level};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::assigned_task::{AssignedTask, Kind, State};
 use super::reports::{self, Settled, Want};
-use super::stop::StopReason;
+use super::stop_reason::StopReason;
 use super::work::Work;
 use super::{Mode, Out, Purpose, Worker};
 use crate::contract::share::{Ending, Release, Rest};

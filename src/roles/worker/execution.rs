@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use super::portion::Portion;
 use super::reports::Want;
-use super::stop::StopReason;
+use super::stop_reason::StopReason;
 use super::work::Work;
 use crate::contract::Incarnation;
 use crate::contract::chunk::{CommandResult, Results};

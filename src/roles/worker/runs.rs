@@ -10,7 +10,7 @@ use super::assigned_task::{AssignedTask, State};
 use super::execution::Execution;
 use super::reports::Want;
 use super::starts::Failed;
-use super::stop::{Stop, StopReason};
+use super::stop_reason::{Stop, StopReason};
 use super::work::Work;
 use super::{Mode, Out, Run, Worker};
 use crate::contract::handler::Request;

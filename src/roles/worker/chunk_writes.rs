@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::assigned_task::{AssignedTask, State};
 use super::execution::Execution;
 use super::portion::{Pace, Portion};
-use super::stop::StopReason;
+use super::stop_reason::StopReason;
 use super::{Out, Purpose, Run, Worker};
 use crate::contract::task::Task;
 use crate::contract::worker::EntryId;
