@@ -118,6 +118,13 @@ pub enum Command {
     },
     /// List tasks.
     List(ListConfig),
+    /// Say why a task has no outcome.
+    Why {
+        /// The task.
+        id: TaskId,
+        /// One JSON object.
+        json: bool,
+    },
     /// Show all about a task.
     Show {
         /// Which.

@@ -17,7 +17,7 @@ use crate::config::{
 use crate::contract::log::LOGS;
 use crate::contract::task::{Options, Payload};
 use crate::contract::worker::ProcessIdentity;
-use crate::contract::{Layout, fnv1a, uuid};
+use crate::contract::{Layout, TaskId, fnv1a, uuid};
 use crate::exec::{self, Claim, Confinement, LogSettings, Predecessor, RunFile, Unavailable, User};
 use crate::exit;
 use crate::machine::Role;
@@ -78,9 +78,8 @@ fn run(config: Config) -> anyhow::Result<i32> {
         }
         Command::Elector(settings) => run_elector(&ensemble, layout, settings),
         Command::List(settings) => list(&ensemble, layout, settings),
-        Command::Show { id, json } => {
-            run_client(Show::new(ShowParams { layout, id }), &ensemble, (json, false), None)
-        }
+        Command::Show { id, json } => run_client(show(layout, id, false), &ensemble, (json, false), None),
+        Command::Why { id, json } => run_client(show(layout, id, true), &ensemble, (json, false), None),
         Command::Wait(IdsConfig { ids: targets, json }) => {
             run_client(Waiter::new(WaitParams { layout, targets }), &ensemble, (json, true), None)
         }
@@ -303,6 +302,10 @@ fn claim(
         Predecessor::None | Predecessor::Alive { .. } => None,
     };
     Ok((Some(run_file), predecessor))
+}
+
+fn show(layout: Layout, id: TaskId, only_reasons: bool) -> Show {
+    Show::new(ShowParams { layout, id, only_reasons, now_ms: clock::wall_ms() })
 }
 
 fn run_client<T: Role<Report = ClientReport>>(

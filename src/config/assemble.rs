@@ -81,7 +81,8 @@ pub fn load_on(
             limit: layers.get_always(&settings::LIMIT)?,
             json: json(&layers)?,
         }),
-        Verb::Show => Command::Show { id: one_task(&words)?, json: json(&layers)? },
+        Verb::Show => Command::Show { id: one_task(verb, &words)?, json: json(&layers)? },
+        Verb::Why => Command::Why { id: one_task(verb, &words)?, json: json(&layers)? },
         Verb::Wait => Command::Wait(IdsConfig { ids: own_ids(verb, &words)?, json: json(&layers)? }),
         Verb::Cancel => Command::Cancel(IdsConfig { ids: own_ids(verb, &words)?, json: json(&layers)? }),
         Verb::Retry => Command::Retry(IdsConfig { ids: own_ids(verb, &words)?, json: json(&layers)? }),
@@ -364,8 +365,8 @@ fn own_ids(verb: Verb, words: &[OsString]) -> Result<Vec<Target>, ConfigError> {
     Ok(ids)
 }
 
-fn one_task(words: &[OsString]) -> Result<TaskId, ConfigError> {
-    match ids(Verb::Show, words)?.as_slice() {
+fn one_task(verb: Verb, words: &[OsString]) -> Result<TaskId, ConfigError> {
+    match ids(verb, words)?.as_slice() {
         [Target::Task(id)] => Ok(id.clone()),
         [Target::Job(job)] => {
             let hint = format!("name one task, or see `zkmw list --job {job}`");

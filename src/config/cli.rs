@@ -126,7 +126,9 @@ fn command(verb: Verb) -> Command {
     match verb {
         Verb::Submit => command.arg(rest(WORDS)).arg(rest(PROGRAM).last(true)),
         Verb::Elector => command.arg(rest(PROGRAM).last(true)),
-        Verb::Show | Verb::Wait | Verb::Cancel | Verb::Retry | Verb::Delete => command.arg(rest(WORDS)),
+        Verb::Show | Verb::Why | Verb::Wait | Verb::Cancel | Verb::Retry | Verb::Delete => {
+            command.arg(rest(WORDS))
+        }
         Verb::Master | Verb::Worker | Verb::Status | Verb::List => command,
     }
 }
@@ -185,6 +187,7 @@ fn about(verb: Verb) -> &'static str {
         Verb::Status => "Show the leader, the standbys, the workers and how many tasks there are",
         Verb::List => "List tasks",
         Verb::Show => "Show all about a task",
+        Verb::Why => "Say why a task has no outcome yet, with all reasons",
         Verb::Wait => "Wait for tasks and show their outcomes. The outcomes are kept",
         Verb::Cancel => "Cancel tasks that have no outcome yet. Running tasks are killed",
         Verb::Retry => "Run tasks again that have failed, expired or been cancelled",
@@ -207,7 +210,7 @@ fn usage(verb: Verb) -> String {
             "A TASK has at most 120 KiB, a PROGRAM with its arguments too.".to_owned(),
         ),
         Verb::Master | Verb::Worker | Verb::Status | Verb::List => (&[""], String::new()),
-        Verb::Show => (&["ID"], format!("{ID}.")),
+        Verb::Show | Verb::Why => (&["ID"], format!("{ID}.")),
         Verb::Wait | Verb::Cancel | Verb::Retry => {
             (&["ID…"], format!("{ID}; or a JOB or BATCH, for all of its tasks."))
         }
@@ -280,6 +283,14 @@ Examples:
 Examples:
   zkmw show import~2026-01-31/42
   zkmw show --json _3f/01J9ZS1Y0M8T6X4W2V7R5Q3P1N"
+        }
+        Verb::Why => {
+            "\
+Examples:
+  zkmw why import~2026-01-31/42
+  zkmw why --json _3f/01J9ZS1Y0M8T6X4W2V7R5Q3P1N | jq -r '.reasons[].reason'
+
+It only reads, and judges by the leader's summary, which may be some seconds old."
         }
         Verb::Wait => {
             "\

@@ -26,6 +26,7 @@ pub enum Verb {
     Status,
     List,
     Show,
+    Why,
     Wait,
     Cancel,
     Retry,
@@ -33,7 +34,7 @@ pub enum Verb {
 }
 
 impl Verb {
-    pub const ALL: [Verb; 11] = [
+    pub const ALL: [Verb; 12] = [
         Verb::Elector,
         Verb::Master,
         Verb::Worker,
@@ -41,6 +42,7 @@ impl Verb {
         Verb::Status,
         Verb::List,
         Verb::Show,
+        Verb::Why,
         Verb::Wait,
         Verb::Cancel,
         Verb::Retry,
@@ -57,6 +59,7 @@ impl Verb {
             Verb::Status => "status",
             Verb::List => "list",
             Verb::Show => "show",
+            Verb::Why => "why",
             Verb::Wait => "wait",
             Verb::Cancel => "cancel",
             Verb::Retry => "retry",
@@ -227,7 +230,7 @@ use Fallback::{Described, Nothing, Text};
 use Parser::{Many, One, Path};
 use Separator::{Lines, Words};
 use Shape::{Count, List, Switch, Value};
-use Verb::{Cancel, Delete, Elector, Master, Retry, Show, Status, Submit, Wait, Worker};
+use Verb::{Cancel, Delete, Elector, Master, Retry, Show, Status, Submit, Wait, Why, Worker};
 
 const ALL: &[Verb] = &Verb::ALL;
 const JSON: Shape = Switch { negation: "no-json" };
@@ -470,7 +473,7 @@ settings! {
 
     // --- of most commands
 
-    JSON_OUTPUT: bool = ("json", &[Elector, Submit, Status, Verb::List, Show, Wait, Cancel, Retry, Delete], JSON,
+    JSON_OUTPUT: bool = ("json", &[Elector, Submit, Status, Verb::List, Show, Why, Wait, Cancel, Retry, Delete], JSON,
         Nothing, Anywhere)
         One(parse::boolean),
         "Print one JSON object a line, for programs";

@@ -42,6 +42,7 @@ pub fn write(report: &ClientReport, out: &mut dyn Write, err: &mut dyn Write) ->
         ClientReport::Status(report) => status(report),
         ClientReport::Row(task) => row(task),
         ClientReport::Shown(task) => shown(task),
+        ClientReport::Why(task) => why(task),
         ClientReport::Noted(note) => noted(note),
     };
     object(&value, out)
@@ -134,7 +135,7 @@ fn row(row: &Row) -> Value {
 }
 
 /// `id`, `state`, `command` or `argv`, `attempt`, `charged`, `max_attempts`, `keyed`, `cancel`, `options` (those
-/// that hold, named as in the contract), `assigned_to`, `delay_ms`, `history`, `created_ms`, `changed_ms`
+/// that hold, named as in the contract), `assigned_to`, `reasons`, `delay_ms`, `history`, `created_ms`, `changed_ms`
 /// (the ensemble's clock), `version`, and `outcome`: null or an object as for an outcome, without `id`. Of a chunk
 /// also `commands`, `first_line` (from 0, as in the contract) and `results`: an object as for an outcome for each
 /// command that is not blank; of one that is not over `state` is `"pending"`, the outputs are empty, and all else is
@@ -160,6 +161,7 @@ fn shown(shown: &Shown) -> Value {
         "cancel": task.cancel,
         "options": shown.options,
         "assigned_to": shown.worker,
+        "reasons": reasons(shown),
         "delay_ms": task.delay_ms,
         "history": task.history,
         "created_ms": shown.stat.ctime_ms,
@@ -189,6 +191,17 @@ fn shown(shown: &Shown) -> Value {
         value["results"] = results(shown);
     }
     value
+}
+
+/// All reasons why a task has no outcome, each with `reason` (its name, which never changes) and `text`.
+fn reasons(shown: &Shown) -> Value {
+    shown.reasons.iter().map(|why| json!({"reason": why.code(), "text": why.to_string()})).collect()
+}
+
+/// `id`, `state` and `reasons` (as of a task that is shown; empty if it has an outcome).
+fn why(shown: &Shown) -> Value {
+    let name = shown.line.as_ref().map_or_else(|| shown.id.to_string(), |line| line.name.to_string());
+    json!({"id": name, "state": shown.status().as_str(), "reasons": reasons(shown)})
 }
 
 fn results(shown: &Shown) -> Value {

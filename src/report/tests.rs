@@ -9,6 +9,7 @@ use crate::contract::status::{Admission, Counts, LeaderStatus, Status};
 use crate::contract::task::{Options, Outcome, Output, Payload, Reason, State, Task};
 use crate::contract::{Incarnation, Malformed, TaskId};
 use crate::machine::{Captured, Stat};
+use crate::roles::client::wait_reasons::WaitReason;
 use crate::roles::client::{
     Ended, Noted, Row, RowTask, Shown, ShownLine, StatusReport, TaskStatus, Unreadable, commands_ended,
 };
@@ -120,7 +121,15 @@ fn a_chunk_is_shown_command_by_command() {
     let stat = Stat::default();
     let show = |task: Task| {
         let (id, options) = (TaskId::new("J", "t"), Options::default());
-        ClientReport::Shown(Box::new(Shown { id, task, stat, options, line: None, worker: None }))
+        ClientReport::Shown(Box::new(Shown {
+            id,
+            task,
+            stat,
+            options,
+            line: None,
+            worker: None,
+            reasons: Vec::new(),
+        }))
     };
     let (out, _) = text(vec![show(chunk())]);
     for words in [
@@ -333,6 +342,7 @@ fn a_line_of_a_batch_is_shown_under_its_own_name() {
             stat,
             options,
             worker: None,
+            reasons: Vec::new(),
         }))]
     };
     let (out, _) = text(show(2, TaskStatus::Ended(State::Failed)));
@@ -362,7 +372,7 @@ fn a_task_is_shown_whole_whatever_is_in_it() {
     task.delay_ms = Some(u64::MAX);
     task.outcome = Some(Outcome { started_ms: Some(i64::MIN), ended_ms: Some(i64::MAX), ..full() });
     let (id, stat) = (TaskId::new("J", "t"), Stat { ctime_ms: 1_700_000_000_000, ..Stat::default() });
-    let whole = Shown { id, line: None, task, stat, options, worker: None };
+    let whole = Shown { id, line: None, task, stat, options, worker: None, reasons: Vec::new() };
     let (out, _) = text(vec![ClientReport::Shown(Box::new(whole.clone()))]);
     for words in ["2023-11-14T22:13:20", "attempt 1 by nobody: its worker died", "--- stdout\nout\n", "5 ms"]
     {
@@ -403,4 +413,30 @@ fn what_can_not_be_flushed_was_not_shown() {
         assert!(ReportPrinter::new(Vec::new(), Full, format(false)).show(report.clone()).is_err());
         assert!(ReportPrinter::new(Full, Vec::new(), format(true)).show(report).is_err());
     }
+}
+
+#[test]
+fn reasons_are_shown_as_lines_and_as_objects() {
+    let why = |outcome| {
+        let mut task = Task::new(Payload::Shell("true".into()), Options::default());
+        task.outcome = outcome;
+        let reasons = vec![WaitReason::NoMaster, WaitReason::NoWorker { leader: "m\u{1b}1".into() }];
+        let reasons = if task.outcome.is_some() { Vec::new() } else { reasons };
+        let (id, stat, options) = (TaskId::new("J", "t"), Stat::default(), Options::default());
+        let shown = Shown { id, task, stat, options, line: None, worker: None, reasons };
+        vec![ClientReport::Why(Box::new(shown))]
+    };
+    let (out, _) = text(why(None));
+    let expected = "J/t is pending:\n  no master is running; start one (zkmw master)\n  the leader m\\u{1b}1 has no \
+                    workers; start one (zkmw worker)\n";
+    assert_eq!(out, expected);
+    let (out, _) = text(why(Some(full())));
+    assert_eq!(out, "J/t is failed: it failed with exit code 3\n");
+    let object = &lines(why(None))[0];
+    assert_eq!(object["state"], "pending");
+    assert_eq!(
+        object["reasons"][0],
+        json!({"reason": "no-master", "text": WaitReason::NoMaster.to_string()})
+    );
+    assert_eq!(lines(why(Some(full())))[0]["reasons"], json!([]));
 }

@@ -34,6 +34,7 @@ pub fn write(
         ClientReport::Status(report) => status(report, out),
         ClientReport::Row(task) => row(task, headed, out),
         ClientReport::Shown(task) => shown(task, out),
+        ClientReport::Why(task) => why(task, out),
         ClientReport::Noted(note) => noted(note, out, err),
     }
 }
@@ -220,6 +221,9 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     if is_wished && shown.status() == TaskStatus::Pending {
         field(out, SHOW, "", "it is to be cancelled")?;
     }
+    for reason in &shown.reasons {
+        field(out, SHOW, "why", clean(&reason.to_string()))?;
+    }
     if shown.line.is_none() {
         let (attempt, charged, all) = (task.attempt, task.charged, shown.options.attempts());
         let died = match task.deaths {
@@ -254,6 +258,18 @@ fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
         outcome(whole, out)?;
     }
     commands(task, out)
+}
+
+/// The state of a task, and all reasons why it has no outcome.
+fn why(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
+    let name = shown.line.as_ref().map_or_else(|| shown.id.to_string(), |line| line.name.to_string());
+    let line = shown.line.as_ref().map(|line| line.position);
+    let ended = line.map_or_else(|| shown.task.outcome.clone(), |at| shown.task.command_outcome(at));
+    if let Some(outcome) = ended {
+        return writeln!(out, "{name} is {}: it {}", shown.status().as_str(), clean(&verdict(&outcome)));
+    }
+    writeln!(out, "{name} is {}:", shown.status().as_str())?;
+    shown.reasons.iter().try_for_each(|reason| writeln!(out, "  {}", clean(&reason.to_string())))
 }
 
 fn payload(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {

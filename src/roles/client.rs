@@ -3,6 +3,8 @@
 
 pub mod notice;
 mod seek;
+pub mod service_state;
+pub mod wait_reasons;
 pub mod walk;
 
 #[cfg(test)]
@@ -16,6 +18,7 @@ use crate::contract::task::{Options, Outcome, Reason, State, Task};
 use crate::contract::{Incarnation, Malformed, TaskId};
 use crate::exit;
 use crate::machine::{Event, Refusal, Stat, answered};
+use wait_reasons::WaitReason;
 
 /// Exit code of a waiting client that was interrupted: that of a shell for SIGINT.
 pub const INTERRUPTED: i32 = exit::SIGNAL_BASE + 2;
@@ -62,6 +65,8 @@ pub enum ClientReport {
     Row(Box<Row>),
     /// All about one task.
     Shown(Box<Shown>),
+    /// Why one task has no outcome.
+    Why(Box<Shown>),
     /// What became of a wish to cancel or retry a task.
     Noted(Noted),
 }
@@ -100,7 +105,8 @@ impl ClientReport {
             ClientReport::Progress(_)
             | ClientReport::Status(_)
             | ClientReport::Row(_)
-            | ClientReport::Shown(_) => None,
+            | ClientReport::Shown(_)
+            | ClientReport::Why(_) => None,
         }
     }
 }
@@ -248,6 +254,8 @@ pub struct Shown {
     pub options: Options,
     /// Who has it, if it is in a live worker's assignment.
     pub worker: Option<Incarnation>,
+    /// Why it has no outcome: all reasons that apply.
+    pub reasons: Vec<WaitReason>,
 }
 
 /// A line of a batch that is shown.

@@ -17,3 +17,4 @@ mod shares;
 mod submits;
 mod terminal;
 mod waiting;
+mod why;

@@ -225,6 +225,8 @@ fn ids_of_tasks() {
     assert_eq!(wait("cancel a b").ids.len(), 2);
     let shown = zkmw("show a/b --json").ok().command;
     assert_eq!(shown, Command::Show { id: TaskId::new("a", "b"), json: true });
+    let why = zkmw("why a/b").ok().command;
+    assert_eq!(why, Command::Why { id: TaskId::new("a", "b"), json: false });
     let long = "x".repeat(300);
     for bad in ["", "/", "a/", "/a", "a/b/c", "a/..", ".", "a\n", &long] {
         zkmw("show").arg(bad).fails_with(64, "is not valid: must be JOB/TASK");

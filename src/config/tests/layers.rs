@@ -91,11 +91,12 @@ fn defaults_of_clients() {
 #[test]
 fn daemons_wait_for_ever_and_clients_do_not() {
     for verb in Verb::ALL {
-        let words = if matches!(verb.name(), "submit" | "show" | "wait" | "cancel" | "retry" | "delete") {
-            " x/y"
-        } else {
-            ""
-        };
+        let words =
+            if matches!(verb.name(), "submit" | "show" | "why" | "wait" | "cancel" | "retry" | "delete") {
+                " x/y"
+            } else {
+                ""
+            };
         let config = zkmw(&format!("{}{words}", verb.name())).ok();
         let expected = if verb.is_daemon() { None } else { Some(secs(30)) };
         assert_eq!(config.ensemble.connect_timeout, expected, "{verb:?}");

@@ -5,12 +5,10 @@
 
 use std::time::Duration;
 
-use crate::contract::contender::Contender;
-use crate::contract::status::{Status, WorkerRow};
+use super::service_state::ServiceReader;
+use super::wait_reasons::{self, WaitReason};
 use crate::contract::{Labels, Layout};
-use crate::machine::{
-    Actions, Call, CallId, CallResult, Calls, Instant, Level, Refusal, Reply, Routed, if_exists,
-};
+use crate::machine::{Actions, CallId, CallResult, Instant, Level, Routed};
 
 /// The longest that a user waits without a word. The shell has the same patience with servers.
 pub const QUIET: Duration = Duration::from_secs(3);
@@ -18,74 +16,59 @@ pub const QUIET: Duration = Duration::from_secs(3);
 /// From check to check the pause doubles up to this: a thousand idle clients cost the ensemble 50 reads a second.
 pub const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// Why nothing happens, as far as can be seen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Why {
-    NoMaster,
-    NoLeader,
-    Loading,
-    NoWorker,
-    Draining,
-    NoLabels,
-    Unreadable,
-    /// Nothing is wrong: the task runs, or others have their turn.
-    AtWork,
-}
-
 /// Reports why a client waits.
 #[derive(Debug)]
 pub struct Notice {
-    layout: Layout,
     /// When to check, while something is waited for.
     next_check: Option<Instant>,
     pause: Duration,
-    said: Option<Why>,
-    calls: Calls<Purpose>,
-}
-
-/// The reads of a check, one after the other.
-#[derive(Debug)]
-enum Purpose {
-    Contenders,
-    /// When the first contender was created: by that it is known whether the summary is its own.
-    First,
-    Status {
-        first: i64,
-    },
+    /// The codes of the reasons that were logged last: other numbers are no news.
+    said: Vec<&'static str>,
+    /// One of them was a fault. A fault that was logged is also logged when it is over.
+    had_fault: bool,
+    reader: ServiceReader,
 }
 
 impl Notice {
     /// For a client of this service.
     pub fn new(layout: &Layout) -> Notice {
-        Notice { layout: layout.clone(), next_check: None, pause: QUIET, said: None, calls: Calls::default() }
+        Notice {
+            next_check: None,
+            pause: QUIET,
+            said: Vec::new(),
+            had_fault: false,
+            reader: ServiceReader::new(layout),
+        }
     }
 
     /// Something that was waited for has happened.
     pub fn on_progress(&mut self) {
-        self.calls.clear();
+        self.reader.clear();
         (self.next_check, self.pause) = (None, QUIET);
-        // The fault is over. That all is well was logged, and is no news.
-        self.said = self.said.take().filter(|said| *said == Why::AtWork);
+        // A fault is over. That all is well was logged, and is no news.
+        if self.had_fault {
+            self.said.clear();
+        }
     }
 
     /// Checks if it is time. Something is waited for, or nothing is, or there is no connection.
     pub fn keep<R>(&mut self, now: Instant, waits: bool, out: &mut Actions<R>) {
         if !waits {
-            self.calls.clear();
+            self.reader.clear();
             self.next_check = None;
             return;
         }
         let next_check = *self.next_check.get_or_insert(now + self.pause);
-        if next_check <= now && self.calls.is_empty() {
+        if next_check <= now && !self.reader.is_reading() {
             self.pause = (self.pause * 2).min(MAX_PAUSE);
             self.next_check = Some(now + self.pause);
-            self.calls.issue(out, Call::Children { path: self.layout.master() }, Purpose::Contenders);
+            self.reader.start(out);
         }
     }
 
     /// When the next check is due.
     pub fn next_wake(&self) -> Option<Instant> {
-        self.next_check.filter(|_| self.calls.is_empty())
+        self.next_check.filter(|_| !self.reader.is_reading())
     }
 
     /// Takes in a reply. What is `awaited` needs a worker with the labels that are
@@ -98,118 +81,34 @@ impl Notice {
         awaited: impl FnOnce() -> String,
         out: &mut Actions<R>,
     ) -> Routed<()> {
-        self.calls.route(id, result).map(|(purpose, answer)| {
-            if let Some(answer) = answer
-                && let Some((why, reason)) = self.go_on(purpose, answer, required, out)
-                && let Some(level) = self.say(why)
-            {
-                out.log(level, format!("waiting for {}: {reason}", awaited()));
+        self.reader.on_reply(id, result, out).map(|state| {
+            let Some(state) = state else { return };
+            let reasons = wait_reasons::of_service(&state, required);
+            if let Some(level) = self.level(&reasons) {
+                let all = reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                out.log(level, format!("waiting for {}: {all}", awaited()));
             }
         })
     }
 
-    /// Goes on with the check, or gives its result.
-    fn go_on<R>(
-        &mut self,
-        purpose: Purpose,
-        answer: Result<&Reply, Refusal>,
-        required: &Labels,
-        out: &mut Actions<R>,
-    ) -> Option<(Why, String)> {
-        let reply = match if_exists(answer) {
-            Ok(reply) => reply,
-            Err(refusal) => {
-                let root = self.layout.root();
-                let reason = format!("how the service below {root} is may not be read: {refusal}");
-                return Some((Why::Unreadable, reason));
-            }
-        };
-        Some(match (purpose, reply) {
-            (Purpose::Contenders, Some(Reply::Children(names))) => {
-                match names.iter().filter_map(|name| Contender::parse(name)).min() {
-                    Some(first) => {
-                        let path = format!("{}/{}", self.layout.master(), first.name);
-                        self.calls.issue(out, Call::Exists { path, watch: false }, Purpose::First);
-                        return None;
-                    }
-                    None => no_master(),
-                }
-            }
-            (Purpose::First, Some(Reply::Stat(stat))) => {
-                let call = Call::Get { path: self.layout.status(), watch: false };
-                self.calls.issue(out, call, Purpose::Status { first: stat.czxid });
-                return None;
-            }
-            (Purpose::Status { first }, Some(Reply::Data { data, .. })) => match Status::decode(data) {
-                // A later leader's is as good: the contenders have changed since they were listed.
-                Ok(status) if status.leader.epoch >= first => judge(&status, required),
-                Ok(_) | Err(_) => no_leader(),
-            },
-            (Purpose::Contenders, _) => no_master(),
-            (Purpose::First | Purpose::Status { .. }, _) => no_leader(),
-        })
+    /// The level at which to log these reasons, unless the same were logged last.
+    fn level(&mut self, reasons: &[WaitReason]) -> Option<Level> {
+        let codes: Vec<&'static str> = reasons.iter().map(WaitReason::code).collect();
+        let has_fault = reasons.iter().any(WaitReason::is_fault);
+        // Slots that get free and busy again are the normal state.
+        let is_news = if has_fault || self.had_fault { codes != self.said } else { self.said.is_empty() };
+        let level = if has_fault || self.had_fault { Level::Warn } else { Level::Notice };
+        self.had_fault = has_fault;
+        self.said = codes;
+        is_news.then_some(level)
     }
-
-    /// The level at which to report this, unless it was reported.
-    fn say(&mut self, why: Why) -> Option<Level> {
-        if self.said.as_ref() == Some(&why) {
-            return None;
-        }
-        let level = match (&why, &self.said) {
-            (Why::AtWork, None) => Level::Notice,
-            // A fault that was logged is also logged when it is over.
-            _ => Level::Warn,
-        };
-        self.said = Some(why);
-        Some(level)
-    }
-}
-
-fn no_master() -> (Why, String) {
-    (Why::NoMaster, "no master is running; start one (zkmw master)".to_string())
-}
-
-fn no_leader() -> (Why, String) {
-    (Why::NoLeader, "no master leads yet; see zkmw status".to_string())
-}
-
-/// What the leader's summary says about tasks that wait.
-fn judge(status: &Status, required: &Labels) -> (Why, String) {
-    let leader = &status.leader.id;
-    if status.workers == 0 {
-        let reason = format!("the leader {leader} has no workers; start one (zkmw worker)");
-        return (Why::NoWorker, reason);
-    }
-    // Of those that are not listed nothing is known.
-    let is_complete = status.worker_list.len() == status.workers as usize;
-    let fits = |worker: &&WorkerRow| {
-        required.iter().all(|(key, value)| worker.labels.get(key).is_some_and(|label| label == value))
-    };
-    let mut fitting = status.worker_list.iter().filter(fits).peekable();
-    if is_complete && fitting.peek().is_none() {
-        let labels: Vec<String> = required.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let labels = labels.join(", ");
-        let reason = format!("none of the workers has what the task requires: {labels}; see zkmw status");
-        return (Why::NoLabels, reason);
-    }
-    if is_complete && fitting.all(|worker| worker.draining) {
-        let reason = "the workers that could run it are draining, and take no more tasks; see zkmw status";
-        return (Why::Draining, reason.to_string());
-    }
-    if status.loading {
-        return (Why::Loading, format!("the leader {leader} is still reading the tasks"));
-    }
-    let (slots, tasks) = (status.slots, &status.tasks);
-    let (running, waiting) = (tasks.running, tasks.pending + tasks.assigned);
-    let reason = format!("the service is at work ({running} tasks run on {slots} slots, {waiting} wait)");
-    (Why::AtWork, reason)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::status::{Counts, LeaderStatus};
-    use crate::machine::{Action, CallError, Stat};
+    use crate::contract::status::{Counts, LeaderStatus, Status, WorkerRow};
+    use crate::machine::{Action, Call, CallError, Refusal, Reply, Stat};
 
     const EPOCH: i64 = 7;
 
@@ -315,16 +214,16 @@ mod tests {
         bench.status = Some(status(vec![worker(None, false), worker(Some("no"), false)], EPOCH));
         bench.says(Level::Warn, "gpu=yes");
         bench.status = Some(status(vec![worker(None, false), worker(Some("yes"), true)], EPOCH));
-        bench.says(Level::Warn, "draining");
+        bench.says(Level::Warn, "take no more tasks");
         bench.status = Some(status(vec![worker(Some("yes"), false)], EPOCH));
-        bench.says(Level::Warn, "at work");
+        bench.says(Level::Warn, "2 slots are free");
     }
 
     #[test]
     fn recovery_is_logged_once_and_at_a_low_level() {
         let mut bench = Bench::new();
         bench.status = Some(status(vec![worker(None, false)], EPOCH));
-        bench.says(Level::Notice, "2 slots");
+        bench.says(Level::Notice, "2 slots are free");
         bench.notice.on_progress();
         assert_eq!(bench.pass(MAX_PAUSE), []);
         bench.status = Some(status(Vec::new(), EPOCH));

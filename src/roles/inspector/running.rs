@@ -1,7 +1,8 @@
 //! Which tasks are with a worker: those that a live incarnation's assignment names, and does not revoke. One that is
 //! revoked because the task is cancelled stays there until its processes are dead, so the worker has that, too.
 //!
-//! A picture, not a mirror: it is as old as the reads that made it.
+//! A picture, not a mirror: it is as old as the reads that made it. It can include what incarnations without a
+//! registration have.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,11 +19,15 @@ const MAX_READS: usize = 64;
 #[derive(Debug)]
 pub struct Running {
     layout: Layout,
-    /// Incarnations with a registration.
-    live: BTreeSet<Incarnation>,
+    /// The assignments of incarnations without a registration are read, too.
+    with_unregistered: bool,
+    /// Incarnations with a registration, and the numbers of their registrations.
+    live: BTreeMap<Incarnation, u64>,
     to_read: Vec<Incarnation>,
     /// By task and attempt, which of a chunk is the number of a share.
     tasks: BTreeMap<(TaskId, u32), Held>,
+    /// The same of incarnations without a registration.
+    unregistered: BTreeMap<(TaskId, u32), Incarnation>,
     calls: Calls<Purpose>,
 }
 
@@ -65,20 +70,27 @@ pub enum Step {
 }
 
 impl Running {
-    /// An empty picture.
+    /// An empty picture of what live incarnations have.
     pub fn new(layout: &Layout) -> Running {
         Running {
             layout: layout.clone(),
-            live: BTreeSet::new(),
+            with_unregistered: false,
+            live: BTreeMap::new(),
             to_read: Vec::new(),
             tasks: BTreeMap::new(),
+            unregistered: BTreeMap::new(),
             calls: Calls::default(),
         }
     }
 
+    /// An empty picture of what all incarnations have.
+    pub fn with_unregistered(layout: &Layout) -> Running {
+        Running { with_unregistered: true, ..Running::new(layout) }
+    }
+
     /// Makes the picture, on a connection that is up.
     pub fn start<R>(&mut self, out: &mut Actions<R>) {
-        *self = Running::new(&self.layout);
+        *self = Running { with_unregistered: self.with_unregistered, ..Running::new(&self.layout) };
         self.calls.issue(out, Call::Children { path: self.layout.workers() }, Purpose::Workers);
     }
 
@@ -89,11 +101,23 @@ impl Running {
 
     /// Who has this task, at the attempt that it is at; of a chunk who has a share of it.
     pub fn worker_of(&self, id: &TaskId, task: &Task) -> Option<&Incarnation> {
-        let numbers = match task.commands {
-            Some(_) => task.all_shares().iter().map(|share| share.attempt).collect(),
-            None => vec![task.attempt],
-        };
-        numbers.into_iter().find_map(|number| self.holder(id, number, task))
+        numbers_of(task).into_iter().find_map(|number| self.holder(id, number, task))
+    }
+
+    /// A live incarnation that has to end or release this task, or an earlier attempt of it.
+    pub fn revoked_at(&self, id: &TaskId) -> Option<&Incarnation> {
+        let entries = self.tasks.range((id.clone(), 0)..=(id.clone(), u32::MAX));
+        entries.map(|(_, held)| held).find(|held| held.revoked).map(|held| &held.worker)
+    }
+
+    /// An incarnation without a registration that has this task.
+    pub fn unregistered_holder(&self, id: &TaskId, task: &Task) -> Option<&Incarnation> {
+        numbers_of(task).into_iter().find_map(|number| self.unregistered.get(&(id.clone(), number)))
+    }
+
+    /// The path of a live incarnation's registration.
+    pub fn registration(&self, incarnation: &Incarnation) -> Option<String> {
+        self.live.get(incarnation).map(|number| self.layout.registration(incarnation, *number))
     }
 
     fn holder(&self, id: &TaskId, number: u32, task: &Task) -> Option<&Incarnation> {
@@ -158,23 +182,19 @@ impl Running {
         match (purpose, reply) {
             (Purpose::Workers, Some(Reply::Children(names))) => {
                 let names = names.iter().filter_map(|name| parse_registration(name));
-                self.live = names.map(|(incarnation, _)| incarnation).collect();
+                self.live = names.collect();
                 self.calls.issue(out, Call::Children { path: self.layout.assign() }, Purpose::Assignments);
             }
             (Purpose::Assignments, Some(Reply::Children(names))) => {
                 let names = names.iter().filter_map(|name| Incarnation::parse(name));
-                self.to_read = names.filter(|incarnation| self.live.contains(incarnation)).collect();
+                let is_read =
+                    |incarnation: &Incarnation| self.with_unregistered || self.live.contains_key(incarnation);
+                self.to_read = names.filter(is_read).collect();
             }
             (Purpose::Assignment(incarnation), Some(Reply::Data { data, .. })) => {
                 match Assignment::decode(data) {
                     Ok(assignment) => {
-                        for Entry { task, attempt, revoked, .. } in assignment.entries {
-                            // The entry of a task that was moved may still be on the other assignment.
-                            let key = (task, attempt);
-                            if !revoked || !self.tasks.contains_key(&key) {
-                                self.tasks.insert(key, Held { revoked, worker: incarnation.clone() });
-                            }
-                        }
+                        self.take_entries(&incarnation, assignment.entries);
                     }
                     Err(malformed) => {
                         let path = self.layout.assignment(&incarnation);
@@ -190,5 +210,27 @@ impl Running {
             self.calls.issue(out, call, Purpose::Assignment(incarnation));
         }
         if self.calls.is_empty() { Step::Done } else { Step::Pending }
+    }
+
+    fn take_entries(&mut self, incarnation: &Incarnation, entries: Vec<Entry>) {
+        for Entry { task, attempt, revoked, .. } in entries {
+            let key = (task, attempt);
+            if !self.live.contains_key(incarnation) {
+                self.unregistered.insert(key, incarnation.clone());
+                continue;
+            }
+            // The entry of a task that was moved may still be on the other assignment.
+            if !revoked || !self.tasks.contains_key(&key) {
+                self.tasks.insert(key, Held { revoked, worker: incarnation.clone() });
+            }
+        }
+    }
+}
+
+/// The attempt of a task, or the numbers of a chunk's shares.
+fn numbers_of(task: &Task) -> Vec<u32> {
+    match task.commands {
+        Some(_) => task.all_shares().iter().map(|share| share.attempt).collect(),
+        None => vec![task.attempt],
     }
 }

@@ -1,13 +1,16 @@
-//! All about one task: its znode, its job's defaults, and who has it.
+//! All about one task: its znode, its job's defaults, who has it, and why it has no outcome yet.
 
 use super::running::{self, Running};
 use crate::contract::task::{Job, Options, Task};
+use crate::contract::worker::Registration;
 use crate::contract::{Layout, TaskId};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role, Routed,
     Stat,
 };
+use crate::roles::client::service_state::{ServiceReader, ServiceState};
+use crate::roles::client::wait_reasons::{self, TaskFacts, WaitReason};
 use crate::roles::client::walk::{Found, Target, Walk};
 use crate::roles::client::{
     ClientReport, INTERRUPTED, Shown, ShownLine, Tally, breaks_connection, refusal_code,
@@ -20,6 +23,10 @@ pub struct ShowParams {
     pub layout: Layout,
     /// The task, or the line of a batch.
     pub id: TaskId,
+    /// Only the state and the reasons are reported.
+    pub only_reasons: bool,
+    /// The time, in ms since 1970 by the clock of this machine.
+    pub now_ms: i64,
 }
 
 /// One who shows a task.
@@ -33,6 +40,11 @@ pub struct Show {
     running: Running,
     found: Option<(Task, Stat)>,
     defaults: Options,
+    /// The worker that has it has reported that it cannot write the outcome.
+    is_quarantined: bool,
+    service: ServiceReader,
+    only_reasons: bool,
+    now_ms: i64,
     calls: Calls<Purpose>,
 }
 
@@ -40,13 +52,18 @@ pub struct Show {
 enum Purpose {
     Task,
     Job,
+    Registration,
 }
 
 impl Show {
     /// One who shows this task.
     pub fn new(params: ShowParams) -> Show {
         Show {
-            running: Running::new(&params.layout),
+            running: Running::with_unregistered(&params.layout),
+            service: ServiceReader::new(&params.layout),
+            only_reasons: params.only_reasons,
+            now_ms: params.now_ms,
+            is_quarantined: false,
             walk: Walk::new(&params.layout, [Target::Task(params.id)]),
             layout: params.layout,
             target: None,
@@ -81,11 +98,17 @@ impl Show {
         if let Routed::Mine(step) = self.running.on_reply(id, result, out) {
             return match step {
                 running::Step::Pending => {}
-                running::Step::Done => self.answer(out),
+                running::Step::Done => self.read_registration(out),
                 running::Step::Refused(path, refusal) => {
                     self.fail(refusal_code(refusal), format!("cannot read {path}: {refusal}"), out);
                 }
             };
+        }
+        if let Routed::Mine(state) = self.service.on_reply(id, result, out) {
+            if let Some(state) = state {
+                self.answer(&state, out);
+            }
+            return;
         }
         // Without an answer the connection is gone; everything is read again on the next.
         if let Routed::Mine((purpose, Some(answer))) = self.calls.route(id, result) {
@@ -132,6 +155,13 @@ impl Show {
                 self.running.start(out);
             }
             (Purpose::Job, Err(Refusal::NoNode)) => self.running.start(out),
+            (Purpose::Registration, Ok(Reply::Data { data, .. })) => {
+                let registration = Registration::decode(data);
+                self.is_quarantined = registration.is_ok_and(|own| own.quarantined.contains(&id));
+                self.service.start(out);
+            }
+            // It is gone, or no business of ours.
+            (Purpose::Registration, Err(_)) => self.service.start(out),
             (_, Err(refusal)) => {
                 let why = format!("cannot read the task {}: {refusal}", self.layout.task(&id));
                 self.fail(refusal_code(refusal), why, out);
@@ -143,11 +173,22 @@ impl Show {
         }
     }
 
-    fn answer(&mut self, out: &mut Actions<ClientReport>) {
+    /// Reads the registration of the worker that has the task, if one has it.
+    fn read_registration(&mut self, out: &mut Actions<ClientReport>) {
+        let (Some(Found { id, .. }), Some((task, _))) = (&self.target, &self.found) else { return };
+        let worker = self.running.worker_of(id, task).filter(|_| task.outcome.is_none());
+        match worker.and_then(|worker| self.running.registration(worker)) {
+            Some(path) => _ = self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Registration),
+            None => self.service.start(out),
+        }
+    }
+
+    fn answer(&mut self, service: &ServiceState, out: &mut Actions<ClientReport>) {
         let Some((task, stat)) = self.found.take() else { return };
         let Some(Found { id, line, .. }) = self.target.take() else { return };
         let options = task.options.or(&self.defaults);
         let mut worker = self.running.worker_of(&id, &task).filter(|_| task.outcome.is_none()).cloned();
+        let mut before = 0;
         let line = match line.filter(|_| task.commands.is_some()) {
             None => None,
             Some((position, name)) => {
@@ -155,14 +196,38 @@ impl Show {
                 let Some(line) = lines.into_iter().find(|line| line.position == position) else {
                     return self.fail(exit::DATA, format!("there is no line {name}"), out);
                 };
+                let share = task.all_shares().into_iter().find(|share| share.lines.has(position));
+                let open = share.map_or(Vec::new(), |share| task.open_lines(&share));
+                before = open.iter().filter(|open| **open < position).count();
                 worker = line.holder;
                 Some(ShownLine { name, position, status: line.status })
             }
         };
-        let shown = Shown { id, line, task, stat, options, worker };
+        let mut shown = Shown { id, line, task, stat, options, worker, reasons: Vec::new() };
+        shown.reasons = self.reasons(&shown, before, service);
         self.over = true;
-        out.push(Action::Report(ClientReport::Shown(Box::new(shown))));
+        let report = if self.only_reasons { ClientReport::Why } else { ClientReport::Shown };
+        out.push(Action::Report(report(Box::new(shown))));
         out.push(Action::Exit(exit::OK));
+    }
+}
+
+impl Show {
+    /// Why the task has no outcome. `before` is how many open lines of its share come before the line.
+    fn reasons(&self, shown: &Shown, before: usize, service: &ServiceState) -> Vec<WaitReason> {
+        let facts = TaskFacts {
+            task: &shown.task,
+            changed_ms: shown.stat.mtime_ms,
+            line: shown.line.as_ref().map(|line| (line.position, before)),
+            status: shown.status(),
+            worker: shown.worker.as_ref(),
+            is_quarantined: self.is_quarantined,
+            revoked: self.running.revoked_at(&shown.id),
+            unregistered: self.running.unregistered_holder(&shown.id, &shown.task),
+            now_ms: self.now_ms,
+        };
+        let required = shown.options.require.clone().unwrap_or_default();
+        wait_reasons::of_task(&facts, &required, service)
     }
 }
 
@@ -177,6 +242,7 @@ impl Role for Show {
         match event {
             Event::Connected { .. } => {
                 self.calls.clear();
+                self.service.clear();
                 self.running.on_lost();
                 self.walk.on_connected();
                 if self.target.is_some() {
@@ -185,6 +251,7 @@ impl Role for Show {
             }
             Event::Lost { .. } => {
                 self.calls.clear();
+                self.service.clear();
                 self.running.on_lost();
                 self.walk.on_lost();
             }

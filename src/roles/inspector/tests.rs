@@ -4,11 +4,12 @@ use super::*;
 use crate::contract::chunk::CommandResult;
 use crate::contract::status::{Counts, LeaderStatus, Status};
 use crate::contract::task::{Job, Options, Payload, State, Task};
-use crate::contract::worker::{Assignment, Entry};
-use crate::contract::{Incarnation, Layout, TaskId};
+use crate::contract::worker::{Assignment, Entry, ProcessIdentity, Registration};
+use crate::contract::{Incarnation, Labels, Layout, TaskId};
 use crate::exit;
 use crate::machine::{Call, Event, Refusal, Role};
 use crate::roles::client::testing::{ClientDriver, Fate, done, failed};
+use crate::roles::client::wait_reasons::WaitReason;
 use crate::roles::client::{ClientReport, INTERRUPTED, Row, Shown, StatusReport, TaskStatus};
 
 const FIRST: &str = "/z/master/_c_aaaa-latch-0000000001";
@@ -285,10 +286,14 @@ fn every_line_of_a_batch_is_a_row() {
     assert!(rows(&driver).len() == 2 && driver.logged("--limit"), "the limit counts lines");
 }
 
+fn show_params(id: TaskId) -> ShowParams {
+    ShowParams { layout: Layout::new("/z"), id, only_reasons: false, now_ms: 0 }
+}
+
 #[test]
 fn a_line_is_shown_by_its_name() {
     let show = |name: &str| {
-        let params = ShowParams { layout: Layout::new("/z"), id: TaskId::parse(name).expect("an id") };
+        let params = show_params(TaskId::parse(name).expect("an id"));
         let mut driver = ClientDriver::new(Show::new(params), &[]);
         fill(&mut driver);
         put_chunk(&mut driver);
@@ -357,7 +362,7 @@ fn g08_a_long_list_is_read_through_a_window() {
 }
 
 fn show(name: &str) -> ClientDriver<Show> {
-    let params = ShowParams { layout: Layout::new("/z"), id: TaskId::new("J", name) };
+    let params = show_params(TaskId::new("J", name));
     let mut driver = ClientDriver::new(Show::new(params), &[]);
     fill(&mut driver);
     driver.connect();
@@ -392,5 +397,80 @@ fn what_can_not_be_shown_says_why() {
         driver.settle();
         assert_eq!((driver.exit, driver.count(Call::is_write)), (Some(exit::DATA), 0));
         assert!(driver.logged(words), "{:?}", driver.logs);
+    }
+}
+
+fn reasons(name: &str, prepare: impl FnOnce(&mut ClientDriver<Show>)) -> (Vec<&'static str>, String) {
+    let params = ShowParams { only_reasons: true, ..show_params(TaskId::new("J", name)) };
+    let mut driver = ClientDriver::new(Show::new(params), &[]);
+    fill(&mut driver);
+    prepare(&mut driver);
+    driver.connect();
+    driver.settle();
+    assert_eq!((driver.exit, driver.count(Call::is_write)), (Some(0), 0));
+    let [ClientReport::Why(shown)] = driver.reports.as_slice() else { panic!("{:?}", driver.reports) };
+    let texts: Vec<String> = shown.reasons.iter().map(ToString::to_string).collect();
+    (shown.reasons.iter().map(|reason| reason.code()).collect(), texts.join("; "))
+}
+
+#[test]
+fn why_gives_all_reasons_of_a_task() {
+    let lead = |driver: &mut ClientDriver<Show>| {
+        driver.put("/z/master", b"");
+        driver.put(FIRST, b"m1");
+        write_status(driver, FIRST);
+    };
+    assert_eq!(reasons("good", lead).0, Vec::<&str>::new());
+    assert_eq!(reasons("run", lead).0, ["with-worker"]);
+    assert_eq!(reasons("ending", lead).0, ["cancelling"]);
+    assert_eq!(reasons("old", lead).0, ["no-worker"]);
+    let (codes, text) = reasons("dead", |_| ());
+    assert_eq!(codes, ["in-doubt", "no-master"]);
+    assert!(text.starts_with("worker w has it and is not registered"), "{text}");
+    assert_eq!(reasons("moved", |_| ()).0, ["revoked", "no-master"]);
+    let quarantine = |driver: &mut ClientDriver<Show>| {
+        let mut registration = Registration::new(&ProcessIdentity::default(), 1, Labels::new(), 10_000);
+        registration.quarantined = vec![TaskId::new("J", "run")];
+        let path = Layout::new("/z").registration(&Incarnation::new("w", 1), 1);
+        driver.put(&path, &registration.encode());
+    };
+    assert_eq!(reasons("run", quarantine).0, ["quarantined"]);
+}
+
+#[test]
+fn why_of_a_line_counts_the_lines_before_it() {
+    let of_line = |name: &str| {
+        let params = ShowParams { only_reasons: true, ..show_params(TaskId::parse(name).expect("an id")) };
+        let mut driver = ClientDriver::new(Show::new(params), &[]);
+        fill(&mut driver);
+        put_chunk(&mut driver);
+        driver.connect();
+        driver.settle();
+        let [ClientReport::Why(shown)] = driver.reports.as_slice() else { panic!("{:?}", driver.reports) };
+        shown.reasons.clone()
+    };
+    let worker = Incarnation::new("w2", 7);
+    assert_eq!(of_line("J~b/14"), [WaitReason::InShare { worker: worker.clone(), before: 1 }]);
+    assert_eq!(of_line("J~b/15"), [WaitReason::Cancelling { worker }]);
+    assert_eq!(of_line("J~b/16"), [WaitReason::NoMaster]);
+    assert_eq!(of_line("J~b/11"), []);
+}
+
+#[test]
+fn why_survives_a_loss_at_every_read() {
+    for at in 0..12 {
+        let params = ShowParams { only_reasons: true, ..show_params(TaskId::new("J", "run")) };
+        let mut driver = ClientDriver::new(Show::new(params), &[]);
+        fill(&mut driver);
+        driver.connect();
+        for _ in 0..at {
+            driver.play(Fate::Answered);
+        }
+        if driver.exit.is_none() {
+            driver.play(Fate::DroppedUnanswered);
+            driver.connect();
+            driver.settle();
+        }
+        assert_eq!((driver.exit, driver.reports.len()), (Some(0), 1), "{at}");
     }
 }

@@ -37,7 +37,7 @@ const STATUS: [&str; 11] = [
 ];
 
 /// Fields of `show --json`, sorted.
-const SHOWN: [&str; 18] = [
+const SHOWN: [&str; 19] = [
     "argv",
     "assigned_to",
     "attempt",
@@ -54,6 +54,7 @@ const SHOWN: [&str; 18] = [
     "max_attempts",
     "options",
     "outcome",
+    "reasons",
     "state",
     "version",
 ];
