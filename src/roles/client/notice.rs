@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::service_state::ServiceReader;
 use super::wait_reasons::{self, WaitReason};
+use crate::contract::task::Task;
 use crate::contract::{Labels, Layout};
 use crate::machine::{Actions, CallId, CallResult, Instant, Level, Routed};
 
@@ -26,7 +27,32 @@ pub struct Notice {
     said: Vec<&'static str>,
     /// One of them was a fault. A fault that was logged is also logged when it is over.
     had_fault: bool,
+    /// The task's attempt waits for its time.
+    delay: Option<Delay>,
     reader: ServiceReader,
+}
+
+/// An attempt that waits for its time.
+#[derive(Clone, Copy, Debug)]
+struct Delay {
+    attempt: u32,
+    is_retry: bool,
+    length: Duration,
+    /// When it is over, as far as this process knows, and how long that is from now.
+    until: Option<Instant>,
+    left: Duration,
+}
+
+impl Delay {
+    fn reason(self) -> Option<WaitReason> {
+        let left_ms = i64::try_from(self.left.as_millis()).unwrap_or(i64::MAX);
+        let Delay { attempt, is_retry, .. } = self;
+        let reason = match is_retry {
+            true => WaitReason::BackingOff { attempt, left_ms },
+            false => WaitReason::Delayed { left_ms },
+        };
+        (left_ms > 0).then_some(reason)
+    }
 }
 
 impl Notice {
@@ -37,6 +63,7 @@ impl Notice {
             pause: QUIET,
             said: Vec::new(),
             had_fault: false,
+            delay: None,
             reader: ServiceReader::new(layout),
         }
     }
@@ -51,8 +78,21 @@ impl Notice {
         }
     }
 
+    /// Takes in the only task that is waited for, as it was just read.
+    pub fn on_task(&mut self, task: &Task) {
+        let (attempt, is_retry, until) = (task.attempt, !task.history.is_empty(), None);
+        self.delay = task.delay_ms.map(|ms| {
+            let length = Duration::from_millis(ms);
+            Delay { attempt, is_retry, length, until, left: length }
+        });
+    }
+
     /// Checks if it is time. Something is waited for, or nothing is, or there is no connection.
     pub fn keep<R>(&mut self, now: Instant, waits: bool, out: &mut Actions<R>) {
+        if let Some(delay) = &mut self.delay {
+            let until = *delay.until.get_or_insert(now + delay.length);
+            delay.left = until.since(now);
+        }
         if !waits {
             self.reader.clear();
             self.next_check = None;
@@ -83,7 +123,8 @@ impl Notice {
     ) -> Routed<()> {
         self.reader.on_reply(id, result, out).map(|state| {
             let Some(state) = state else { return };
-            let reasons = wait_reasons::of_service(&state, required);
+            let own = self.delay.and_then(Delay::reason).into_iter().collect();
+            let reasons = wait_reasons::with_service(own, &state, required);
             if let Some(level) = self.level(&reasons) {
                 let all = reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                 out.log(level, format!("waiting for {}: {all}", awaited()));
@@ -108,6 +149,7 @@ impl Notice {
 mod tests {
     use super::*;
     use crate::contract::status::{Counts, LeaderStatus, Status, WorkerRow};
+    use crate::contract::task::{Options, Payload};
     use crate::machine::{Action, Call, CallError, Refusal, Reply, Stat};
 
     const EPOCH: i64 = 7;
@@ -217,6 +259,23 @@ mod tests {
         bench.says(Level::Warn, "take no more tasks");
         bench.status = Some(status(vec![worker(Some("yes"), false)], EPOCH));
         bench.says(Level::Warn, "2 slots are free");
+    }
+
+    #[test]
+    fn a_task_that_backs_off_says_so_first() {
+        let mut bench = Bench::new();
+        bench.status = Some(status(vec![worker(None, false)], EPOCH));
+        let mut task = Task::new(Payload::Shell("false".into()), Options::default());
+        task.next_attempt(None, "it failed");
+        task.delay_ms = Some(60_000);
+        bench.notice.on_task(&task);
+        let said = bench.pass(QUIET);
+        let [(Level::Notice, text)] = said.as_slice() else { panic!("{said:?}") };
+        let expected = "waiting for it: attempt 2 waits for about 57 s more, since the one before has failed";
+        assert_eq!(text, expected);
+        task.delay_ms = None;
+        bench.notice.on_task(&task);
+        assert_eq!(bench.pass(MAX_PAUSE), [], "that it goes on is no news");
     }
 
     #[test]

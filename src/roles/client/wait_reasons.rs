@@ -346,7 +346,14 @@ pub fn of_task(facts: &TaskFacts<'_>, required: &Labels, service: &ServiceState)
     let own = of_its_state(facts, service);
     let waits =
         matches!(facts.status, TaskStatus::Pending) && own.iter().all(|reason| !reason.excludes_service());
-    let of_service = if waits { of_service(service, required) } else { Vec::new() };
+    if waits { with_service(own, service, required) } else { own }
+}
+
+/// A task's own reasons, and those of the service. A free slot matters only to a task that has no other reason.
+pub fn with_service(own: Vec<WaitReason>, service: &ServiceState, required: &Labels) -> Vec<WaitReason> {
+    let is_free = |reason: &WaitReason| matches!(reason, WaitReason::FreeSlot { .. });
+    let has_own = !own.is_empty();
+    let of_service = of_service(service, required).into_iter().filter(|reason| !has_own || !is_free(reason));
     own.into_iter().chain(of_service).collect()
 }
 
