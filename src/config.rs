@@ -118,6 +118,16 @@ pub enum Command {
     },
     /// List tasks.
     List(ListConfig),
+    /// Show the workers.
+    Workers {
+        /// One JSON object a line.
+        json: bool,
+    },
+    /// Show the elections.
+    Elections {
+        /// One JSON object a line.
+        json: bool,
+    },
     /// Say why a task has no outcome.
     Why {
         /// The task.

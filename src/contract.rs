@@ -333,6 +333,11 @@ impl Layout {
         format!("{}/leases", self.root)
     }
 
+    /// The directory of the electors' elections.
+    pub fn elections(&self) -> String {
+        format!("{}/elections", self.root)
+    }
+
     /// The leader's summary.
     pub fn status(&self) -> String {
         format!("{}/status", self.root)

@@ -24,7 +24,9 @@ use crate::machine::Role;
 use crate::report::ReportPrinter;
 use crate::roles::client::walk::Target;
 use crate::roles::client::{ClientReport, Unfit};
-use crate::roles::inspector::{List, ListParams, Show, ShowParams, StatusOf, StatusParams};
+use crate::roles::inspector::{
+    Elections, ElectionsParams, List, ListParams, Show, ShowParams, StatusForm, StatusOf, StatusParams,
+};
 use crate::roles::operator::{Deletion, Operator, OperatorParams, Verb};
 use crate::roles::submitter::{Batch, BatchParams, Single, SingleParams, Waiting};
 use crate::roles::waiter::{WaitParams, Waiter};
@@ -73,8 +75,10 @@ fn run(config: Config) -> anyhow::Result<i32> {
         Command::Master(settings) => run_master(&ensemble, layout, settings),
         Command::Worker(settings) => run_worker(&ensemble, layout, settings),
         Command::Submit(settings) => submit(&ensemble, layout, settings),
-        Command::Status { json } => {
-            run_client(StatusOf::new(StatusParams { layout }), &ensemble, (json, false), None)
+        Command::Status { json } => status(&ensemble, layout, StatusForm::Summary, json),
+        Command::Workers { json } => status(&ensemble, layout, StatusForm::Workers, json),
+        Command::Elections { json } => {
+            run_client(Elections::new(ElectionsParams { layout }), &ensemble, (json, false), None)
         }
         Command::Elector(settings) => run_elector(&ensemble, layout, settings),
         Command::List(settings) => list(&ensemble, layout, settings),
@@ -302,6 +306,10 @@ fn claim(
         Predecessor::None | Predecessor::Alive { .. } => None,
     };
     Ok((Some(run_file), predecessor))
+}
+
+fn status(ensemble: &Ensemble, layout: Layout, form: StatusForm, json: bool) -> anyhow::Result<i32> {
+    run_client(StatusOf::new(StatusParams { layout, form }), ensemble, (json, false), None)
 }
 
 fn show(layout: Layout, id: TaskId, only_reasons: bool) -> Show {

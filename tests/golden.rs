@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use zkmw::contract::chunk::CommandResult;
 use zkmw::contract::share::Move;
-use zkmw::contract::status::{Admission, Counts, LeaderStatus, Status, WorkerRow};
+use zkmw::contract::status::{Admission, Counts, EndedWorker, LeaderStatus, Status, WorkerRow};
 use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration, Seen};
 use zkmw::contract::{Incarnation, Labels, TaskId};
@@ -387,6 +387,8 @@ fn status() -> Vec<u8> {
     let mut status = Status::new(leader, vec![worker], tasks, false);
     status.admission =
         Some(Admission { bytes: 20_480, max_pending: 10_000_000, max_pending_bytes: 1_073_741_824 });
+    let ended = |id: &str, drained| EndedWorker { id: id.into(), at_ms: 1_767_225_600_000, drained };
+    status.ended_workers = vec![ended("w3", true), ended("w9", false)];
     status.encode()
 }
 

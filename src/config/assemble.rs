@@ -75,6 +75,8 @@ pub fn load_on(
         Verb::Worker => Command::Worker(worker(&layers, host)?),
         Verb::Submit => Command::Submit(submit(&layers, words, program)?),
         Verb::Status => Command::Status { json: json(&layers)? },
+        Verb::Workers => Command::Workers { json: json(&layers)? },
+        Verb::Elections => Command::Elections { json: json(&layers)? },
         Verb::List => Command::List(ListConfig {
             job: layers.get(&settings::LIST_JOB)?,
             states: layers.get_or_default(&settings::STATE)?,

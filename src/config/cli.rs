@@ -129,7 +129,7 @@ fn command(verb: Verb) -> Command {
         Verb::Show | Verb::Why | Verb::Wait | Verb::Cancel | Verb::Retry | Verb::Delete => {
             command.arg(rest(WORDS))
         }
-        Verb::Master | Verb::Worker | Verb::Status | Verb::List => command,
+        Verb::Master | Verb::Worker | Verb::Status | Verb::Workers | Verb::Elections | Verb::List => command,
     }
 }
 
@@ -185,6 +185,8 @@ fn about(verb: Verb) -> &'static str {
         Verb::Worker => "Run tasks on this machine",
         Verb::Submit => "Submit a task, wait for it, print what it printed and exit as it exited",
         Verb::Status => "Show the leader, the standbys, the workers and how many tasks there are",
+        Verb::Workers => "Show the workers: slots, load, labels, and how the last ones ended",
+        Verb::Elections => "Show all elections, and who leads each",
         Verb::List => "List tasks",
         Verb::Show => "Show all about a task",
         Verb::Why => "Say why a task has no outcome yet, with all reasons",
@@ -209,7 +211,9 @@ fn usage(verb: Verb) -> String {
             ],
             "A TASK has at most 120 KiB, a PROGRAM with its arguments too.".to_owned(),
         ),
-        Verb::Master | Verb::Worker | Verb::Status | Verb::List => (&[""], String::new()),
+        Verb::Master | Verb::Worker | Verb::Status | Verb::Workers | Verb::Elections | Verb::List => {
+            (&[""], String::new())
+        }
         Verb::Show | Verb::Why => (&["ID"], format!("{ID}.")),
         Verb::Wait | Verb::Cancel | Verb::Retry => {
             (&["ID…"], format!("{ID}; or a JOB or BATCH, for all of its tasks."))
@@ -271,6 +275,20 @@ For a batch it is 0 if all succeeded, else 1. See zkmw --help for the others."
 Examples:
   zkmw status
   zkmw status --json | jq ."
+        }
+        Verb::Workers => {
+            "\
+Examples:
+  zkmw workers
+  zkmw workers --json | jq -r 'select(.draining) | .id'"
+        }
+        Verb::Elections => {
+            "\
+Examples:
+  zkmw elections
+  zkmw elections --json | jq -r '[.path, .leader.id] | @tsv'
+
+It shows the masters' election and those of electors below ROOT/elections."
         }
         Verb::List => {
             "\

@@ -24,6 +24,8 @@ pub enum Verb {
     Worker,
     Submit,
     Status,
+    Workers,
+    Elections,
     List,
     Show,
     Why,
@@ -34,12 +36,14 @@ pub enum Verb {
 }
 
 impl Verb {
-    pub const ALL: [Verb; 12] = [
+    pub const ALL: [Verb; 14] = [
         Verb::Elector,
         Verb::Master,
         Verb::Worker,
         Verb::Submit,
         Verb::Status,
+        Verb::Workers,
+        Verb::Elections,
         Verb::List,
         Verb::Show,
         Verb::Why,
@@ -57,6 +61,8 @@ impl Verb {
             Verb::Worker => "worker",
             Verb::Submit => "submit",
             Verb::Status => "status",
+            Verb::Workers => "workers",
+            Verb::Elections => "elections",
             Verb::List => "list",
             Verb::Show => "show",
             Verb::Why => "why",
@@ -230,7 +236,9 @@ use Fallback::{Described, Nothing, Text};
 use Parser::{Many, One, Path};
 use Separator::{Lines, Words};
 use Shape::{Count, List, Switch, Value};
-use Verb::{Cancel, Delete, Elector, Master, Retry, Show, Status, Submit, Wait, Why, Worker};
+use Verb::{
+    Cancel, Delete, Elections, Elector, Master, Retry, Show, Status, Submit, Wait, Why, Worker, Workers,
+};
 
 const ALL: &[Verb] = &Verb::ALL;
 const JSON: Shape = Switch { negation: "no-json" };
@@ -473,7 +481,7 @@ settings! {
 
     // --- of most commands
 
-    JSON_OUTPUT: bool = ("json", &[Elector, Submit, Status, Verb::List, Show, Why, Wait, Cancel, Retry, Delete], JSON,
+    JSON_OUTPUT: bool = ("json", &[Elector, Submit, Status, Workers, Elections, Verb::List, Show, Why, Wait, Cancel, Retry, Delete], JSON,
         Nothing, Anywhere)
         One(parse::boolean),
         "Print one JSON object a line, for programs";

@@ -2,10 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Extra, Labels, MAX_DATA_BYTES, Malformed, VERSION, version};
+use super::{Extra, Labels, MAX_DATA_BYTES, Malformed, VERSION, is_default, version};
 
 /// Most workers that are listed one by one; of the others only the number is given.
 pub const MAX_WORKERS_LISTED: usize = 500;
+
+/// Most ends of workers that the leader remembers.
+pub const MAX_ENDED_WORKERS: usize = 20;
 
 /// Who leads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +46,19 @@ pub struct WorkerRow {
     pub unhealthy: Option<String>,
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+}
+
+/// The end of a worker's incarnation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedWorker {
+    /// The worker's id.
+    pub id: String,
+    /// When the leader saw it, in ms since 1970 by the ensemble's clock.
+    pub at_ms: i64,
+    /// It had announced its end, and gave its tasks back. Otherwise its session ended, or somebody deleted its
+    /// registration.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub drained: bool,
 }
 
 /// How many tasks are in which state.
@@ -98,6 +114,9 @@ pub struct Status {
     /// What is admitted; leaders of before there were limits don't say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admission: Option<Admission>,
+    /// The last workers that ended in this leader's term, the latest first; at most [`MAX_ENDED_WORKERS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ended_workers: Vec<EndedWorker>,
     /// Set while the leader is still reading the tasks in the ensemble.
     #[serde(default)]
     pub loading: bool,
@@ -113,7 +132,18 @@ impl Status {
         let mut worker_list = worker_list;
         worker_list.truncate(MAX_WORKERS_LISTED);
         let extra = Extra::new();
-        Status { v: VERSION, leader, workers, slots, worker_list, tasks, admission: None, loading, extra }
+        Status {
+            v: VERSION,
+            leader,
+            workers,
+            slots,
+            worker_list,
+            tasks,
+            admission: None,
+            ended_workers: Vec::new(),
+            loading,
+            extra,
+        }
     }
 
     /// Tasks without an outcome. Quarantined tasks do not count: an operator has to handle them.

@@ -12,6 +12,7 @@
 //! The `id` of a line of a batch is `BATCH/LINE`, whatever task holds it. Of a chunk that is in no batch the `id`
 //! is the same in all its lines.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use serde_json::{Map, Value, json};
@@ -20,7 +21,7 @@ use super::text;
 use crate::contract::line::{id_of, line_name};
 use crate::contract::status::LeaderStatus;
 use crate::contract::task::{Outcome, State};
-use crate::roles::client::{ClientReport, Ended, Noted, Row, Shown, StatusReport, TaskStatus};
+use crate::roles::client::{ClientReport, ElectionRow, Ended, Noted, Row, Shown, StatusReport, TaskStatus};
 
 /// Writes a report.
 pub fn write(report: &ClientReport, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
@@ -40,6 +41,10 @@ pub fn write(report: &ClientReport, out: &mut dyn Write, err: &mut dyn Write) ->
             return text::write(report, out, err, &mut true);
         }
         ClientReport::Status(report) => status(report),
+        ClientReport::Workers(report) => {
+            return workers(report).iter().try_for_each(|worker| object(worker, out));
+        }
+        ClientReport::Election(row) => election(row),
         ClientReport::Row(task) => row(task),
         ClientReport::Shown(task) => shown(task),
         ClientReport::Why(task) => why(task),
@@ -112,6 +117,38 @@ fn status(report: &StatusReport) -> Value {
         "admission": status.and_then(|status| status.admission),
         "loading": status.is_some_and(|status| status.loading),
     })
+}
+
+/// One object for each worker of the summary: its fields as in `worker_list` of the status, `registered`, `stale` (as of
+/// the status) and `last_end` (`at_ms`, `drained`; null if the leader has seen none). Workers that ended and are not
+/// registered follow, with `id`, `registered`, `stale` and `last_end` only.
+fn workers(report: &StatusReport) -> Vec<Value> {
+    let Some(status) = &report.status else { return Vec::new() };
+    let end_of = |id: &str| {
+        let ended = status.ended_workers.iter().find(|ended| ended.id == id);
+        ended.map(|ended| json!({"at_ms": ended.at_ms, "drained": ended.drained}))
+    };
+    let with_end = |mut object: Value, id: &str, registered: bool| {
+        object["registered"] = json!(registered);
+        object["stale"] = json!(!report.current);
+        object["last_end"] = json!(end_of(id));
+        object
+    };
+    let listed: BTreeSet<&str> = status.worker_list.iter().map(|worker| worker.id.as_str()).collect();
+    let ended: BTreeSet<&str> = status.ended_workers.iter().map(|ended| ended.id.as_str()).collect();
+    let registered = status.worker_list.iter().map(|worker| with_end(json!(worker), &worker.id, true));
+    let others = ended.difference(&listed).map(|id| with_end(json!({"id": id}), id, false));
+    registered.chain(others).collect()
+}
+
+/// `path`, `contenders` (their number), and `leader`: null, or `id`, `epoch` and `contending_since_ms` of the first
+/// contender, which leads or is about to.
+fn election(row: &ElectionRow) -> Value {
+    let leader = row
+        .first
+        .as_ref()
+        .map(|first| json!({"id": first.id, "epoch": first.epoch, "contending_since_ms": first.created_ms}));
+    json!({"path": row.path, "contenders": row.contenders, "leader": leader})
 }
 
 /// `id`, `state` (`"pending"`, `"assigned"`, `"running"`, `"cancelling"` or that of its outcome), `attempt` (null of a

@@ -5,13 +5,14 @@ use serde_json::{Value, json};
 use super::*;
 use crate::contract::chunk::CommandResult;
 use crate::contract::line::LineName;
-use crate::contract::status::{Admission, Counts, LeaderStatus, Status};
+use crate::contract::status::{Admission, Counts, EndedWorker, LeaderStatus, Status, WorkerRow};
 use crate::contract::task::{Options, Outcome, Output, Payload, Reason, State, Task};
 use crate::contract::{Incarnation, Malformed, TaskId};
 use crate::machine::{Captured, Stat};
 use crate::roles::client::wait_reasons::WaitReason;
 use crate::roles::client::{
-    Ended, Noted, Row, RowTask, Shown, ShownLine, StatusReport, TaskStatus, Unreadable, commands_ended,
+    ElectionRow, Ended, FirstContender, Noted, Row, RowTask, Shown, ShownLine, StatusReport, TaskStatus,
+    Unreadable, commands_ended,
 };
 
 fn format(json: bool) -> Format {
@@ -439,4 +440,69 @@ fn reasons_are_shown_as_lines_and_as_objects() {
         json!({"reason": "no-master", "text": WaitReason::NoMaster.to_string()})
     );
     assert_eq!(lines(why(Some(full())))[0]["reasons"], json!([]));
+}
+
+#[test]
+fn workers_are_a_table_and_objects() {
+    let row = |id: &str, draining| WorkerRow {
+        id: id.into(),
+        host: "h".into(),
+        pid: 7,
+        slots: 4,
+        running: 1,
+        assigned: 2,
+        draining,
+        usable: None,
+        unhealthy: None,
+        labels: [("gpu".to_string(), "yes\u{1b}".to_string())].into(),
+    };
+    let leader = LeaderStatus { id: "m1".into(), host: "h".into(), pid: 7, epoch: 42 };
+    let mut status = Status::new(leader, vec![row("w1", false), row("w2", true)], Counts::default(), false);
+    let ended = |id: &str, drained| EndedWorker { id: id.into(), at_ms: 1_000, drained };
+    status.ended_workers = vec![ended("w3", true), ended("w1", false)];
+    let report = StatusReport { status: Some(status), current: true, contenders: vec!["m1".into()] };
+    let report = || vec![ClientReport::Workers(Box::new(report.clone()))];
+    let (out, _) = text(report());
+    assert_eq!(
+        out,
+        "ID               HOST                 PID SLOTS RUNNING ASSIGNED STATE      LABELS\n\
+         w1               h                      7     4       1        2 ready      gpu=yes\\u{1b}\n\
+         w2               h                      7     4       1        2 draining   gpu=yes\\u{1b}\n\
+         ended: w3 at 1970-01-01T00:00:01.000Z: drained\n\
+         ended: w1 at 1970-01-01T00:00:01.000Z: its session ended, or its registration was deleted\n"
+    );
+    let objects = lines(report());
+    assert_eq!(objects.len(), 3);
+    assert_eq!((&objects[0]["id"], &objects[0]["last_end"]["drained"]), (&json!("w1"), &json!(false)));
+    assert_eq!((&objects[1]["registered"], &objects[1]["last_end"]), (&json!(true), &Value::Null));
+    assert_eq!(
+        objects[2],
+        json!({"id": "w3", "registered": false, "stale": false, "last_end": {"at_ms": 1_000, "drained": true}})
+    );
+}
+
+#[test]
+fn elections_are_a_table_and_objects() {
+    let first = FirstContender { id: "m1".into(), created_ms: 1_000, epoch: 7 };
+    let rows = vec![
+        ClientReport::Election(Box::new(ElectionRow {
+            path: "/z/master".into(),
+            first: Some(first),
+            contenders: 2,
+        })),
+        ClientReport::Election(Box::new(ElectionRow { path: "/z/e".into(), first: None, contenders: 0 })),
+    ];
+    let (out, _) = text(rows.clone());
+    assert_eq!(
+        out,
+        "ELECTION                         LEADER               CONTENDERS            EPOCH CONTENDING SINCE\n\
+         /z/master                        m1                            2                7 1970-01-01T00:00:01.000Z\n\
+         /z/e                             -                             0                - -\n"
+    );
+    let leader = json!({"id": "m1", "epoch": 7, "contending_since_ms": 1_000});
+    let expected = [
+        json!({"path": "/z/master", "contenders": 2, "leader": leader}),
+        json!({"path": "/z/e", "contenders": 0, "leader": null}),
+    ];
+    assert_eq!(lines(rows), expected);
 }

@@ -5,12 +5,12 @@ use std::io::{self, Write};
 use super::table::{Column, line};
 use crate::contract::Incarnation;
 use crate::contract::line::line_name;
-use crate::contract::status::{Counts, Status};
+use crate::contract::status::{Counts, Status, WorkerRow};
 use crate::contract::task::{NO_DEADLINE_MS, Options, Outcome, Output, Payload, State, Task};
 use crate::machine::Captured;
 use crate::roles::client::{
-    ClientReport, Ended, Noted, Progress, Row, Shown, StatusReport, TaskStatus, clean, exit_code, is_plain,
-    sized, start_of, verdict,
+    ClientReport, ElectionRow, Ended, Noted, Progress, Row, Shown, StatusReport, TaskStatus, clean,
+    exit_code, is_plain, sized, start_of, verdict,
 };
 
 /// Writes a report.
@@ -32,6 +32,8 @@ pub fn write(
         ClientReport::Progress(_) => Ok(()),
         ClientReport::Summary(progress) => summary(progress, err),
         ClientReport::Status(report) => status(report, out),
+        ClientReport::Workers(report) => worker_table(report, out),
+        ClientReport::Election(row) => election(row, headed, out),
         ClientReport::Row(task) => row(task, headed, out),
         ClientReport::Shown(task) => shown(task, out),
         ClientReport::Why(task) => why(task, out),
@@ -162,6 +164,61 @@ fn workers(status: &Status, out: &mut dyn Write) -> io::Result<()> {
             writeln!(out, "    unhealthy: {why}")?;
         }
     }
+    more_workers(status, out)
+}
+
+fn names(ids: &[String]) -> String {
+    if ids.is_empty() { "none".to_string() } else { ids.join(", ") }
+}
+
+/// ID, HOST, PID, SLOTS, RUNNING, ASSIGNED and STATE of the workers; the labels follow.
+const WORKERS: [Column; 7] = [
+    Column::Left(16),
+    Column::Left(16),
+    Column::Right(7),
+    Column::Right(5),
+    Column::Right(7),
+    Column::Right(8),
+    Column::Left(10),
+];
+
+fn worker_table(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
+    let Some(status) = &report.status else {
+        return writeln!(out, "No leader has written a summary yet: see zkmw status.");
+    };
+    if !report.current {
+        writeln!(out, "No master leads now. What follows is what the last leader wrote; it may be old.")?;
+    }
+    let heading = ["ID", "HOST", "PID", "SLOTS", "RUNNING", "ASSIGNED", "STATE"];
+    writeln!(out, "{}", line(WORKERS, heading, "LABELS"))?;
+    for worker in &status.worker_list {
+        let state = match worker {
+            WorkerRow { draining: true, .. } => "draining",
+            WorkerRow { unhealthy: Some(_), .. } => "unhealthy",
+            WorkerRow { .. } => "ready",
+        };
+        let labels = worker.labels.iter().map(|(key, value)| format!("{key}={value}"));
+        let labels = clean(&labels.collect::<Vec<_>>().join(" "));
+        let (id, host, pid) = (clean(&worker.id), clean(&worker.host), worker.pid.to_string());
+        let usable = worker.usable.map(|usable| format!("{usable}/")).unwrap_or_default();
+        let (slots, running) = (format!("{usable}{}", worker.slots), worker.running.to_string());
+        let cells = [&id, &host, &pid, &slots, &running, &worker.assigned.to_string(), state];
+        writeln!(out, "{}", line(WORKERS, cells, &labels))?;
+        if let Some(why) = &worker.unhealthy {
+            writeln!(out, "  unhealthy: {}", clean(why))?;
+        }
+    }
+    more_workers(status, out)?;
+    for ended in &status.ended_workers {
+        let how =
+            if ended.drained { "drained" } else { "its session ended, or its registration was deleted" };
+        writeln!(out, "ended: {} at {}: {how}", clean(&ended.id), time(ended.at_ms))?;
+    }
+    Ok(())
+}
+
+/// How many workers are not listed.
+fn more_workers(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     let listed = u32::try_from(status.worker_list.len()).unwrap_or(u32::MAX);
     match status.workers.saturating_sub(listed) {
         0 => Ok(()),
@@ -169,8 +226,21 @@ fn workers(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     }
 }
 
-fn names(ids: &[String]) -> String {
-    if ids.is_empty() { "none".to_string() } else { ids.join(", ") }
+/// ELECTION, LEADER, CONTENDERS and EPOCH; the time follows.
+const ELECTIONS: [Column; 4] = [Column::Left(32), Column::Left(20), Column::Right(10), Column::Right(16)];
+
+fn election(row: &ElectionRow, headed: &mut bool, out: &mut dyn Write) -> io::Result<()> {
+    if !*headed {
+        *headed = true;
+        let heading = ["ELECTION", "LEADER", "CONTENDERS", "EPOCH"];
+        writeln!(out, "{}", line(ELECTIONS, heading, "CONTENDING SINCE"))?;
+    }
+    let (id, epoch, since) = match &row.first {
+        Some(first) => (clean(&first.id), first.epoch.to_string(), time(first.created_ms)),
+        None => ("-".to_string(), "-".to_string(), "-".to_string()),
+    };
+    let cells = [&clean(&row.path), &id, &row.contenders.to_string(), &epoch];
+    writeln!(out, "{}", line(ELECTIONS, cells.map(String::as_str), &since))
 }
 
 /// ID, STATE, EXIT, ATTEMPT, PRIORITY and WORKER of a list; the command follows.

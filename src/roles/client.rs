@@ -61,6 +61,10 @@ pub enum ClientReport {
     Summary(Progress),
     /// How the service is.
     Status(Box<StatusReport>),
+    /// The workers, as the leader's summary has them.
+    Workers(Box<StatusReport>),
+    /// One election.
+    Election(Box<ElectionRow>),
     /// One task of a list.
     Row(Box<Row>),
     /// All about one task.
@@ -104,6 +108,8 @@ impl ClientReport {
             ClientReport::Noted(Noted { id, message, .. }) => Some(format!("{id} {message}")),
             ClientReport::Progress(_)
             | ClientReport::Status(_)
+            | ClientReport::Workers(_)
+            | ClientReport::Election(_)
             | ClientReport::Row(_)
             | ClientReport::Shown(_)
             | ClientReport::Why(_) => None,
@@ -162,6 +168,29 @@ pub struct StatusReport {
     pub current: bool,
     /// The ids of the contenders, first the first; of those beyond the first few only the znodes' names.
     pub contenders: Vec<String>,
+}
+
+/// One election.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ElectionRow {
+    /// Its directory.
+    pub path: String,
+    /// The first contender. It leads, or is about to.
+    pub first: Option<FirstContender>,
+    /// How many contenders there are.
+    pub contenders: u64,
+}
+
+/// The first contender of an election.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstContender {
+    /// The id of its process.
+    pub id: String,
+    /// When the contender was created, in ms since 1970 by the ensemble's clock.
+    pub created_ms: i64,
+    /// The czxid of the contender: the epoch, or fencing token, of its term, unless it took the term over from another
+    /// contender of its process.
+    pub epoch: i64,
 }
 
 /// A state as users see it: that of a task without an outcome is refined.

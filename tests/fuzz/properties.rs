@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::RngSeed;
 use zkmw::contract::chunk::{CommandResult, MAX_CHUNK_COMMANDS, Results};
-use zkmw::contract::status::{Admission, Counts, LeaderStatus, Status, WorkerRow};
+use zkmw::contract::status::{Admission, Counts, EndedWorker, LeaderStatus, Status, WorkerRow};
 use zkmw::contract::task::{Job, Options, Outcome, Output, Payload, Reason, State, Task};
 use zkmw::contract::worker::{Assignment, Entry, ProcessIdentity, Registration, Seen};
 use zkmw::contract::{
@@ -282,6 +282,7 @@ proptest! {
         id in any::<String>(), host in any::<String>(), pid in any::<u32>(), epoch in any::<i64>(),
         rows in vec((user_id(), labels(), any::<u16>(), any::<bool>()), 0..4), counts in any::<[u64; 9]>(),
         loading in any::<bool>(), admission in any::<Option<[u64; 3]>>(),
+        ended in vec((user_id(), any::<i64>(), any::<bool>()), 0..4),
     ) {
         let row = |(id, labels, n, draining): (String, _, u16, bool)| {
             let n = u32::from(n);
@@ -297,6 +298,7 @@ proptest! {
         status.admission = admission.map(|[bytes, max_pending, max_pending_bytes]| {
             Admission { bytes, max_pending, max_pending_bytes }
         });
+        status.ended_workers = ended.into_iter().map(|(id, at_ms, drained)| EndedWorker { id, at_ms, drained }).collect();
         prop_assert_eq!(Status::decode(&status.encode()), Ok(status));
     }
 

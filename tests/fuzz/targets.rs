@@ -144,7 +144,11 @@ znode!(
     |_| ()
 );
 znode!(Assignment, &["v", "epoch", "entries"], |_| ());
-znode!(Status, &["v", "leader", "workers", "slots", "worker_list", "tasks", "loading", "admission"], |_| ());
+znode!(
+    Status,
+    &["v", "leader", "workers", "slots", "worker_list", "tasks", "loading", "admission", "ended_workers"],
+    |_| ()
+);
 
 fn use_task(mut task: Task) {
     let _ = (

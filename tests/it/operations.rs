@@ -16,5 +16,6 @@ mod order;
 mod shares;
 mod submits;
 mod terminal;
+mod views;
 mod waiting;
 mod why;

@@ -26,12 +26,24 @@ const MAX_ROUNDS: u32 = 5;
 pub struct StatusParams {
     /// The paths.
     pub layout: Layout,
+    /// What is reported.
+    pub form: StatusForm,
+}
+
+/// What is reported of the state of the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatusForm {
+    /// All of it.
+    Summary,
+    /// The workers.
+    Workers,
 }
 
 /// A question for the status.
 #[derive(Debug)]
 pub struct StatusOf {
     layout: Layout,
+    form: StatusForm,
     rounds: u32,
     over: bool,
     /// Names of all contenders, first the first.
@@ -53,6 +65,7 @@ impl StatusOf {
     pub fn new(params: StatusParams) -> StatusOf {
         StatusOf {
             layout: params.layout,
+            form: params.form,
             rounds: 0,
             over: false,
             names: Vec::new(),
@@ -145,7 +158,11 @@ impl StatusOf {
             status,
         };
         self.over = true;
-        out.push(Action::Report(ClientReport::Status(Box::new(report))));
+        let form = match self.form {
+            StatusForm::Summary => ClientReport::Status,
+            StatusForm::Workers => ClientReport::Workers,
+        };
+        out.push(Action::Report(form(Box::new(report))));
         out.push(Action::Exit(exit::OK));
     }
 }

@@ -139,7 +139,7 @@ impl Leader {
                 self.reconcile_all(&held, now, out);
             }
             News::WorkerRegistered(incarnation) => self.on_registration(&incarnation, now, out),
-            News::WorkerDied(incarnation) => self.on_death(&incarnation, now, out),
+            News::WorkerDied(gone) => self.on_death(&gone, now, out),
             News::WorkersLoaded => self.check_workers(out),
         }
     }

@@ -3,7 +3,7 @@
 //! The files beside this one say what it does with that: see the order in which they may call each other in
 //! `docs/design/code-map.md`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::Out;
@@ -15,6 +15,7 @@ use super::janitor::Janitor;
 use super::loads::WorkerLoads;
 use super::status_writer::StatusWriter;
 use super::view::View;
+use crate::contract::status::EndedWorker;
 use crate::contract::worker::EntryId;
 use crate::contract::{Incarnation, Layout, TaskId};
 use crate::machine::{Calls, Instant, Stat, earlier};
@@ -154,6 +155,8 @@ pub struct Leader {
     pub(super) doubts: Doubts,
     /// Empty assignments of incarnations that are not registered, and since when they are known.
     pub(super) unregistered: BTreeMap<Incarnation, Instant>,
+    /// The last workers that ended in this term, the latest first.
+    pub(super) ended_workers: VecDeque<EndedWorker>,
 }
 
 impl Leader {
@@ -174,6 +177,7 @@ impl Leader {
             janitor: Janitor::default(),
             doubts: Doubts::default(),
             unregistered: BTreeMap::new(),
+            ended_workers: VecDeque::new(),
             view,
         }
     }

@@ -4,7 +4,9 @@
 use super::Out;
 use super::editor::Edit;
 use super::leader::{Leader, UNREGISTERED_GRACE};
+use super::workers::Gone;
 use crate::contract::Incarnation;
+use crate::contract::status::{EndedWorker, MAX_ENDED_WORKERS};
 use crate::contract::worker::EntryId;
 use crate::machine::{Instant, Level};
 
@@ -57,7 +59,9 @@ impl Leader {
     }
 
     /// The last registration of an incarnation is gone.
-    pub(super) fn on_death(&mut self, incarnation: &Incarnation, now: Instant, out: &mut Out) {
+    pub(super) fn on_death(&mut self, gone: &Gone, now: Instant, out: &mut Out) {
+        let incarnation = &gone.incarnation;
+        self.note_end(gone, now);
         self.release_held_back(incarnation, now, out);
         if self.term.is_assigning() {
             out.log(Level::Info, format!("worker {incarnation} is gone"));
@@ -65,6 +69,15 @@ impl Leader {
         } else {
             self.term.died.insert(incarnation.clone());
         }
+    }
+
+    /// Remembers the end for the summary.
+    fn note_end(&mut self, gone: &Gone, now: Instant) {
+        let Some(clock) = &self.clock else { return };
+        let (id, at_ms) = (gone.incarnation.worker().to_string(), clock.now_ms(now));
+        self.ended_workers.push_front(EndedWorker { id, at_ms, drained: gone.drained });
+        self.ended_workers.truncate(MAX_ENDED_WORKERS);
+        self.status.touch();
     }
 
     /// Closes what was never registered.

@@ -52,6 +52,7 @@ impl Leader {
             max_pending: params.max_pending,
             max_pending_bytes: params.max_pending_bytes,
         });
+        status.ended_workers = self.ended_workers.iter().cloned().collect();
         status
     }
 

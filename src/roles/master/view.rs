@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::known::{Pending, Unit};
 use super::table::{Table, Update};
-use super::workers::Workers;
+use super::workers::{Gone, Workers};
 use super::{Out, Params};
 use crate::contract::worker::{EntryId, Registration};
 use crate::contract::{Incarnation, TaskId, name_of};
@@ -62,7 +62,7 @@ pub enum News {
     /// A registration of the incarnation was read.
     WorkerRegistered(Incarnation),
     /// The last registration of the incarnation is gone.
-    WorkerDied(Incarnation),
+    WorkerDied(Gone),
     /// All registrations that existed at the start were read.
     WorkersLoaded,
 }

@@ -11,6 +11,15 @@ pub struct Workers {
     registered: BTreeMap<Incarnation, BTreeMap<u64, Option<Registration>>>,
 }
 
+/// The end of an incarnation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// Whose registrations are gone.
+    pub incarnation: Incarnation,
+    /// Its last registration said that it drains.
+    pub drained: bool,
+}
+
 impl Workers {
     /// Notes that a registration exists; its content may follow. False if that is not the name of a registration.
     pub fn appeared(&mut self, name: &str) -> bool {
@@ -27,14 +36,14 @@ impl Workers {
     }
 
     /// Notes that a registration is gone. Gives the incarnation if that was its last: then it is dead.
-    pub fn gone(&mut self, name: &str) -> Option<Incarnation> {
+    pub fn gone(&mut self, name: &str) -> Option<Gone> {
         let (incarnation, n) = parse_registration(name)?;
         let registrations = self.registered.get_mut(&incarnation)?;
-        registrations.remove(&n);
+        let last = registrations.remove(&n).flatten();
         let is_dead = registrations.is_empty();
         is_dead.then(|| {
             self.registered.remove(&incarnation);
-            incarnation
+            Gone { incarnation, drained: last.is_some_and(|registration| registration.draining) }
         })
     }
 
@@ -69,7 +78,7 @@ mod tests {
         assert!(workers.appeared("w~1~0") && workers.appeared("w~1~1") && !workers.appeared("junk"));
         assert_eq!(workers.gone("w~1~0"), None);
         assert_eq!(workers.gone("w~1~0"), None);
-        assert_eq!(workers.gone("w~1~1").map(|i| i.to_string()).as_deref(), Some("w~1"));
+        assert_eq!(workers.gone("w~1~1").map(|gone| gone.incarnation.to_string()).as_deref(), Some("w~1"));
         assert_eq!(workers.incarnations().count(), 0);
     }
 }
