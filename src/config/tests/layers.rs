@@ -374,7 +374,7 @@ fn keys_of_the_file() {
         |text: &str, message: &str| zkmw("status").file(text).fails(78, &format!("zkmw: FILE{message}"));
     fails("\nslot = 3", ", line 2: unknown key 'slot'; did you mean 'slots'?");
     fails("sesion_timeout = '3s'", ", line 1: unknown key 'sesion_timeout'; did you mean 'session-timeout'?");
-    fails("[wokers]\nslots = 3", ", line 1: unknown key 'wokers'; did you mean 'worker'?");
+    fails("[worke]\nslots = 3", ", line 1: unknown key 'worke'; did you mean 'worker'?");
     fails("zzz = 3", ", line 1: unknown key 'zzz'");
     fails("[master]\nslots = 3", ", line 2: unknown key 'slots' in [master]; it belongs to [worker]");
     fails("[worker]\nslot = 3", ", line 2: unknown key 'slot' in [worker]; did you mean 'slots'?");

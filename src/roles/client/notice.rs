@@ -124,7 +124,7 @@ impl Notice {
         self.reader.on_reply(id, result, out).map(|state| {
             let Some(state) = state else { return };
             let own = self.delay.and_then(Delay::reason).into_iter().collect();
-            let reasons = wait_reasons::with_service(own, &state, required);
+            let reasons = wait_reasons::of_unknown(own, &state, required);
             if let Some(level) = self.level(&reasons) {
                 let all = reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                 out.log(level, format!("waiting for {}: {all}", awaited()));
@@ -258,7 +258,7 @@ mod tests {
         bench.status = Some(status(vec![worker(None, false), worker(Some("yes"), true)], EPOCH));
         bench.says(Level::Warn, "take no more tasks");
         bench.status = Some(status(vec![worker(Some("yes"), false)], EPOCH));
-        bench.says(Level::Warn, "2 slots are free");
+        bench.says(Level::Warn, "at work");
     }
 
     #[test]
@@ -282,7 +282,7 @@ mod tests {
     fn recovery_is_logged_once_and_at_a_low_level() {
         let mut bench = Bench::new();
         bench.status = Some(status(vec![worker(None, false)], EPOCH));
-        bench.says(Level::Notice, "2 slots are free");
+        bench.says(Level::Notice, "at work");
         bench.notice.on_progress();
         assert_eq!(bench.pass(MAX_PAUSE), []);
         bench.status = Some(status(Vec::new(), EPOCH));

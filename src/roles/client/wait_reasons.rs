@@ -67,6 +67,15 @@ pub enum WaitReason {
         /// The free slots.
         slots: u64,
     },
+    /// Nothing is wrong: tasks run, perhaps this one among them.
+    AtWork {
+        /// All tasks and lines that run.
+        running: u64,
+        /// All slots.
+        slots: u32,
+        /// All tasks and lines that wait for a slot.
+        waiting: u64,
+    },
     /// Its time has not come.
     Delayed {
         /// About so many ms more.
@@ -133,6 +142,7 @@ impl WaitReason {
             WaitReason::Unhealthy { .. } => "unhealthy",
             WaitReason::NoFreeSlot { .. } => "no-free-slot",
             WaitReason::FreeSlot { .. } => "free-slot",
+            WaitReason::AtWork { .. } => "at-work",
             WaitReason::Delayed { .. } => "delayed",
             WaitReason::BackingOff { .. } => "backing-off",
             WaitReason::Cancelled => "cancelled",
@@ -165,6 +175,7 @@ impl WaitReason {
             | WaitReason::Quarantined { .. } => true,
             WaitReason::NoFreeSlot { .. }
             | WaitReason::FreeSlot { .. }
+            | WaitReason::AtWork { .. }
             | WaitReason::Delayed { .. }
             | WaitReason::BackingOff { .. }
             | WaitReason::Cancelled
@@ -210,6 +221,9 @@ impl fmt::Display for WaitReason {
             WaitReason::FreeSlot { slots } => {
                 let slots = counted(*slots, "slot is", "slots are");
                 write!(f, "{slots} free, so the leader is about to assign it")
+            }
+            WaitReason::AtWork { running, slots, waiting } => {
+                write!(f, "the service is at work ({running} tasks run on {slots} slots, {waiting} wait)")
             }
             WaitReason::Delayed { left_ms } => write!(f, "it is delayed for about {} more", about(*left_ms)),
             WaitReason::BackingOff { attempt, left_ms } => {
@@ -281,6 +295,27 @@ pub fn of_service(state: &ServiceState, required: &Labels) -> Vec<WaitReason> {
     }
 }
 
+/// Reasons for a client that does not know whether what it waits for runs. Where no task waits, it does.
+pub fn of_unknown(own: Vec<WaitReason>, service: &ServiceState, required: &Labels) -> Vec<WaitReason> {
+    let reasons = with_service(own, service, required).into_iter();
+    let known = |reason| match (reason, service) {
+        (
+            WaitReason::FreeSlot { .. } | WaitReason::NoFreeSlot { waiting: 0, .. },
+            ServiceState::Led(status),
+        ) => {
+            let (tasks, slots) = (&status.tasks, status.slots);
+            WaitReason::AtWork { running: tasks.running, slots, waiting: waiting_in(status) }
+        }
+        (reason, _) => reason,
+    };
+    reasons.map(known).collect()
+}
+
+/// All tasks and lines that wait for a slot.
+fn waiting_in(status: &Status) -> u64 {
+    status.tasks.pending.saturating_add(status.tasks.assigned)
+}
+
 fn of_workers(status: &Status, required: &Labels) -> Vec<WaitReason> {
     let rows = &status.worker_list;
     let has =
@@ -312,8 +347,7 @@ fn of_workers(status: &Status, required: &Labels) -> Vec<WaitReason> {
             reasons.push(WaitReason::FreeSlot { slots: free });
         }
     } else {
-        let waiting = status.tasks.pending.saturating_add(status.tasks.assigned);
-        reasons.push(WaitReason::NoFreeSlot { workers: able.len(), slots, waiting });
+        reasons.push(WaitReason::NoFreeSlot { workers: able.len(), slots, waiting: waiting_in(status) });
     }
     reasons
 }

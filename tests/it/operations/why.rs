@@ -70,8 +70,8 @@ fn texts_at_worker(codes: &[String], texts: &[String]) -> String {
 #[test]
 fn why_names_what_the_task_waits_for() {
     let cluster = Cluster::new("why-waits");
-    let _master = cluster.master("m1");
-    let _worker = cluster.worker("w1", &["--slots", "2"]);
+    let master = cluster.master("m1");
+    let worker = cluster.worker("w1", &["--slots", "2"]);
     cluster.registered(&["w1"]);
     let failing = cluster.submit_detached(&["--max-attempts", "3", "--retry-backoff", "60s", "exit 7"]);
     let texts = comes_to(&cluster, &failing, &["backing-off"]);
@@ -82,6 +82,13 @@ fn why_names_what_the_task_waits_for() {
     assert_eq!(why(&cluster, &good), ("failed".to_string(), vec![], vec![]));
     let out = Plain::on(&cluster, &["why", good.as_str()]).run();
     assert_eq!((out.code, out.text()), (0, format!("{good} is failed: it failed with exit code 3\n")));
+
+    let running = cluster.submit_detached(&["sleep 1000"]);
+    comes_to(&cluster, &running, &["with-worker"]);
+    master.kill();
+    worker.kill();
+    let texts = comes_to(&cluster, &running, &["in-doubt", "no-master"]);
+    assert!(texts[0].starts_with("worker w1 has it and is not registered"), "{texts:?}");
 
     let out = Plain::on(&cluster, &["why", "no/such"]).run();
     assert!(out.code == 65 && out.stderr.contains("there is no task no/such"), "{out:?}");
