@@ -25,8 +25,8 @@ use crate::contract::task::State;
 use crate::contract::{Labels, TaskId};
 use crate::exec::RunLimits;
 use crate::exit;
-use crate::roles::client::TaskStatus;
 use crate::roles::client::walk::Target;
+use crate::roles::client::{ListColumn, TaskStatus};
 
 pub use variables::unknown_variables;
 
@@ -302,10 +302,39 @@ pub struct ListConfig {
     pub job: Option<String>,
     /// Only these; empty is all.
     pub states: Vec<TaskStatus>,
+    /// Only those of this worker.
+    pub worker: Option<String>,
+    /// Only those that were created at this time or later.
+    pub since: Option<Moment>,
+    /// Only those that were created before.
+    pub until: Option<Moment>,
+    /// The columns of the text; the default ones if there are none.
+    pub columns: Vec<ListColumn>,
     /// At most so many.
     pub limit: u32,
     /// One JSON object a line.
     pub json: bool,
+}
+
+/// A time that a user names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// So long ago.
+    Ago(Duration),
+    /// In ms since 1970.
+    At(i64),
+}
+
+impl Moment {
+    /// In ms since 1970, if it is this time now.
+    pub fn at_ms(self, now_ms: i64) -> i64 {
+        match self {
+            Moment::Ago(time) => {
+                now_ms.saturating_sub_unsigned(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+            }
+            Moment::At(ms) => ms,
+        }
+    }
 }
 
 /// The settings of `zkmw wait`, `cancel` and `retry`.

@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub use crate::roles::client::ClientReport;
-use crate::roles::client::Progress;
+use crate::roles::client::{ListColumn, Progress};
 
 /// How reports are shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +25,17 @@ pub struct Format {
     pub progress: bool,
 }
 
+/// How a list is printed as text.
+#[derive(Debug, Default)]
+pub struct ListForm {
+    /// The columns; the default ones if there are none.
+    columns: Vec<ListColumn>,
+    /// The most characters of a line, if there is a limit.
+    width: Option<usize>,
+    /// The heading was printed.
+    headed: bool,
+}
+
 /// Shows reports on two streams.
 #[derive(Debug)]
 pub struct ReportPrinter<O: Write, E: Write> {
@@ -32,8 +43,7 @@ pub struct ReportPrinter<O: Write, E: Write> {
     out: BufWriter<O>,
     err: BufWriter<E>,
     json: bool,
-    /// The heading of a list was printed.
-    headed: bool,
+    list: ListForm,
     bar: Option<ProgressBar>,
 }
 
@@ -68,6 +78,13 @@ impl ReportPrinter<Stdout, Stderr> {
         }
         view
     }
+
+    /// The same with these columns of a list. On a terminal its lines are cut to the terminal's width.
+    pub fn with_columns(mut self, columns: Vec<ListColumn>) -> ReportPrinter<Stdout, Stderr> {
+        let width = io::stdout().is_terminal().then(|| usize::from(console::Term::stdout().size().1));
+        self.list = ListForm { columns, width, ..self.list };
+        self
+    }
 }
 
 impl<O: Write, E: Write> ReportPrinter<O, E> {
@@ -75,7 +92,7 @@ impl<O: Write, E: Write> ReportPrinter<O, E> {
     pub fn new(out: O, err: E, format: Format) -> ReportPrinter<O, E> {
         let bar = format.progress.then(|| ProgressBar::no_length().with_style(style()));
         let (out, err) = (BufWriter::new(out), BufWriter::new(err));
-        ReportPrinter { out, err, json: format.json, headed: false, bar }
+        ReportPrinter { out, err, json: format.json, list: ListForm::default(), bar }
     }
 
     /// Shows a report.
@@ -111,7 +128,7 @@ impl<O: Write, E: Write> ReportPrinter<O, E> {
         if self.json {
             json::write(report, &mut self.out, &mut self.err)?;
         } else {
-            text::write(report, &mut self.out, &mut self.err, &mut self.headed)?;
+            text::write(report, &mut self.out, &mut self.err, &mut self.list)?;
         }
         self.out.flush()?;
         self.err.flush()

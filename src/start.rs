@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::Write as _;
+use std::io::{Stderr, Stdout, Write as _};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -113,13 +113,20 @@ fn operate(
 }
 
 fn list(ensemble: &Ensemble, layout: Layout, settings: ListConfig) -> anyhow::Result<i32> {
+    let now_ms = clock::wall_ms();
+    let since = settings.since.map_or(i64::MIN, |since| since.at_ms(now_ms));
+    let until = settings.until.map_or(i64::MAX, |until| until.at_ms(now_ms));
     let role = List::new(ListParams {
         layout,
         job: settings.job,
         states: settings.states,
+        worker: settings.worker,
+        created_ms: since..until,
         limit: u64::from(settings.limit),
+        now_ms,
     });
-    run_client(role, ensemble, (settings.json, false), None)
+    let view = ReportPrinter::of_process(settings.json, false).with_columns(settings.columns);
+    run_client_with(view, role, ensemble, None)
 }
 
 fn run_elector(ensemble: &Ensemble, layout: Layout, settings: ElectorConfig) -> anyhow::Result<i32> {
@@ -322,7 +329,15 @@ fn run_client<T: Role<Report = ClientReport>>(
     (json, progress): (bool, bool),
     batch: Option<shell::BatchLines>,
 ) -> anyhow::Result<i32> {
-    let mut view = ReportPrinter::of_process(json, progress);
+    run_client_with(ReportPrinter::of_process(json, progress), role, ensemble, batch)
+}
+
+fn run_client_with<T: Role<Report = ClientReport>>(
+    mut view: ReportPrinter<Stdout, Stderr>,
+    role: T,
+    ensemble: &Ensemble,
+    batch: Option<shell::BatchLines>,
+) -> anyhow::Result<i32> {
     let mut around = surroundings(ensemble, CLIENT_THREADS);
     around.batch = batch;
     shell::run(role, around, &mut |report| view.show(report))

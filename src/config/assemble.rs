@@ -80,6 +80,10 @@ pub fn load_on(
         Verb::List => Command::List(ListConfig {
             job: layers.get(&settings::LIST_JOB)?,
             states: layers.get_or_default(&settings::STATE)?,
+            worker: layers.get(&settings::LIST_WORKER)?,
+            since: layers.get(&settings::SINCE)?,
+            until: layers.get(&settings::UNTIL)?,
+            columns: layers.get_or_default(&settings::COLUMNS)?,
             limit: layers.get_always(&settings::LIMIT)?,
             json: json(&layers)?,
         }),

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use crate::contract::task::State;
 use crate::contract::{Labels, MAX_ID_BYTES, TaskId, is_component};
-use crate::roles::client::TaskStatus;
 use crate::roles::client::walk::Target;
+use crate::roles::client::{ListColumn, TaskStatus};
 
 use super::invalid::{BadItem, Invalid, InvalidCommand, InvalidId, InvalidItem, InvalidPath, InvalidServer};
 pub use super::invalid::{MAX_COMMAND_BYTES, MAX_ENV_BYTES, MAX_PATH_BYTES, MAX_SERVERS};
-use super::{Auth, Orphan, Secret, ZkAddress};
+use super::{Auth, Moment, Orphan, Secret, ZkAddress};
 
 /// The most bytes of one stream's output that may be kept with an outcome.
 pub const MAX_OUTPUT_BYTES: usize = 96 * 1024;
@@ -169,6 +169,20 @@ pub fn duration(text: &str, min: Duration, max: Duration) -> Parsed<Duration> {
     }
 }
 
+/// The longest time ago that a user may name: 100 years.
+const LONGEST_AGO: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// A time that a user names: how long ago, or an instant in RFC 3339.
+pub fn moment(text: &str) -> Parsed<Moment> {
+    const FORM: &str = "a time ago such as 10m, 2h or 7d, or an instant such as 2026-01-31T12:00:00Z";
+    if !text.contains(['-', ':']) {
+        return duration(text, Duration::ZERO, LONGEST_AGO).map(Moment::Ago);
+    }
+    let at = humantime::parse_rfc3339_weak(text).map_err(|_| Invalid::Form(FORM))?;
+    let since = at.duration_since(std::time::UNIX_EPOCH).map_err(|_| Invalid::Form(FORM))?;
+    i64::try_from(since.as_millis()).map(Moment::At).map_err(|_| Invalid::Form(FORM))
+}
+
 /// A duration in the words of the help text: `365d`, not `11months 30days`.
 fn show(d: Duration) -> String {
     let (secs, millis) = (d.as_secs(), d.subsec_millis());
@@ -271,6 +285,15 @@ pub fn states(items: &[String]) -> ParsedList<Vec<TaskStatus>> {
         }
     }
     Ok(states)
+}
+
+/// Columns of a list, in the order in which they are printed.
+pub fn columns(items: &[String]) -> ParsedList<Vec<ListColumn>> {
+    const NAMES: &str = "id, state, exit, attempt, priority, worker, age, duration or command";
+    let column = |(index, item): (usize, &String)| {
+        ListColumn::from_name(item).ok_or(BadItem { index, reason: Invalid::Form(NAMES) })
+    };
+    items.iter().enumerate().map(column).collect()
 }
 
 /// The states of what is over.

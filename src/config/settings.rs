@@ -12,9 +12,9 @@ use crate::contract::Labels;
 use crate::contract::chunk::MAX_CHUNK_COMMANDS;
 use crate::contract::task::{MAX_RETRY_BACKOFF_MS, State};
 use crate::contract::worker::MAX_SLOTS;
-use crate::roles::client::TaskStatus;
+use crate::roles::client::{ListColumn, TaskStatus};
 
-use super::{Auth, Orphan, ZkAddress};
+use super::{Auth, Moment, Orphan, ZkAddress};
 
 /// The commands of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -465,6 +465,21 @@ settings! {
         Many(parse::states),
         "List only tasks in this state: pending, assigned, running, cancelling, done, failed, cancelled or \
         expired. May be repeated";
+    LIST_WORKER: String = ("worker", &[Verb::List], Value("ID"), Described("all"), Flag)
+        One(parse::id),
+        "List only tasks that this worker has, or had to their end";
+    SINCE: Moment = ("since", &[Verb::List], Value("TIME"), Described("all"), Flag)
+        One(parse::moment),
+        "List only tasks that were created at this time or later: how long ago, as 2h, or an instant, as \
+        2026-01-31T12:00:00Z";
+    UNTIL: Moment = ("until", &[Verb::List], Value("TIME"), Described("all"), Flag)
+        One(parse::moment),
+        "List only tasks that were created before this time, written as for --since";
+    COLUMNS: Vec<ListColumn> = ("columns", &[Verb::List], Shape::List("NAME", Words),
+        Described("id,state,exit,attempt,worker,age,duration,command"), Anywhere)
+        Many(parse::columns),
+        "The columns to print: id, state, exit, attempt, priority, worker, age, duration or command. Without effect \
+        on --json";
     LIMIT: u32 = ("limit", &[Verb::List], Value("N"), Text("1000"), Anywhere)
         One(|text| number(text, 1, 1_000_000)),
         "List at most N tasks, 1 to 1000000";
@@ -481,8 +496,9 @@ settings! {
 
     // --- of most commands
 
-    JSON_OUTPUT: bool = ("json", &[Elector, Submit, Status, Workers, Elections, Verb::List, Show, Why, Wait, Cancel, Retry, Delete], JSON,
-        Nothing, Anywhere)
+    JSON_OUTPUT: bool = ("json",
+        &[Elector, Submit, Status, Workers, Elections, Verb::List, Show, Why, Wait, Cancel, Retry, Delete],
+        JSON, Nothing, Anywhere)
         One(parse::boolean),
         "Print one JSON object a line, for programs";
 }

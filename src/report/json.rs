@@ -17,7 +17,7 @@ use std::io::{self, Write};
 
 use serde_json::{Map, Value, json};
 
-use super::text;
+use super::{ListForm, text};
 use crate::contract::line::{id_of, line_name};
 use crate::contract::status::LeaderStatus;
 use crate::contract::task::{Outcome, State};
@@ -38,7 +38,7 @@ pub fn write(report: &ClientReport, out: &mut dyn Write, err: &mut dyn Write) ->
         }
         // On standard output every line is a task.
         ClientReport::Summary(_) | ClientReport::Detached { .. } => {
-            return text::write(report, out, err, &mut true);
+            return text::write(report, out, err, &mut ListForm::default());
         }
         ClientReport::Status(report) => status(report),
         ClientReport::Workers(report) => {
@@ -153,7 +153,8 @@ fn election(row: &ElectionRow) -> Value {
 
 /// `id`, `state` (`"pending"`, `"assigned"`, `"running"`, `"cancelling"` or that of its outcome), `attempt` (null of a
 /// line that is not over), `priority`, `worker` (who has it, or had it to its end), `reason`, `exit_code`, `signal`
-/// (as of an outcome), `command` (its start); of what is no task `id`, `state` (`"malformed"`) and `detail`.
+/// (as of an outcome), `created_ms` (the ensemble's clock), `started_ms`, `ended_ms` (as of an outcome), `command` (its
+/// start); of what is no task `id`, `state` (`"malformed"`) and `detail`.
 fn row(row: &Row) -> Value {
     match &row.task {
         Ok(task) => json!({
@@ -165,6 +166,9 @@ fn row(row: &Row) -> Value {
             "reason": task.outcome.as_ref().and_then(|outcome| outcome.reason),
             "exit_code": task.outcome.as_ref().and_then(|outcome| outcome.exit_code),
             "signal": task.outcome.as_ref().and_then(|outcome| outcome.signal),
+            "created_ms": task.created_ms,
+            "started_ms": task.outcome.as_ref().and_then(|outcome| outcome.started_ms),
+            "ended_ms": task.outcome.as_ref().and_then(|outcome| outcome.ended_ms),
             "command": task.command,
         }),
         Err(why) => json!({"id": row.name, "state": "malformed", "detail": why.to_string()}),

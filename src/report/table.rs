@@ -16,9 +16,17 @@ pub enum Column {
 
 /// One line: the cells of the columns, then a text of any length.
 pub fn line<const N: usize>(columns: [Column; N], cells: [&str; N], text: &str) -> String {
+    line_of(&columns, &cells, text)
+}
+
+/// The same with a number of columns that is known only when it runs. Each has a cell.
+pub fn line_of(columns: &[Column], cells: &[&str], text: &str) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).add_row(cells);
-    for (column, rule) in table.column_iter_mut().zip(columns) {
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .add_row(cells.to_vec());
+    for (column, rule) in table.column_iter_mut().zip(columns.iter().copied()) {
         let (width, alignment) = match rule {
             Column::Left(width) => (width, CellAlignment::Left),
             Column::Right(width) => (width, CellAlignment::Right),

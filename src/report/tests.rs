@@ -11,8 +11,8 @@ use crate::contract::{Incarnation, Malformed, TaskId};
 use crate::machine::{Captured, Stat};
 use crate::roles::client::wait_reasons::WaitReason;
 use crate::roles::client::{
-    ElectionRow, Ended, FirstContender, Noted, Row, RowTask, Shown, ShownLine, StatusReport, TaskStatus,
-    Unreadable, commands_ended,
+    ElectionRow, Ended, FirstContender, ListColumn, Noted, Row, RowTask, Shown, ShownLine, StatusReport,
+    TaskStatus, Unreadable, commands_ended,
 };
 
 fn format(json: bool) -> Format {
@@ -302,15 +302,34 @@ fn a_list_has_one_heading_and_a_line_for_each() {
     let row = |task| ClientReport::Row(Box::new(Row { name: "J/t".into(), task }));
     let (worker, command) = (Some(Incarnation::new("w", 1)), "echo hi".into());
     let (status, attempt, outcome) = (TaskStatus::Running, Some(2), None);
-    let task = RowTask { status, attempt, priority: -1, worker: worker.clone(), outcome, command };
+    let (created_ms, age_ms) = (7, 90_000);
+    let worker_of = worker.clone();
+    let task =
+        RowTask { status, attempt, priority: -1, worker: worker_of, created_ms, age_ms, outcome, command };
     let rows =
         || vec![row(Ok(task.clone())), row(Err(Unreadable::Malformed(Malformed("it is empty".into()))))];
     let (out, _) = text(rows());
     assert_eq!(out.lines().count(), 3);
-    assert!(out.starts_with("ID ") && out.contains(" running ") && out.ends_with("it is empty\n"), "{out}");
+    assert_eq!(
+        out,
+        "ID                               STATE      EXIT ATTEMPT WORKER         AGE DURATION COMMAND\n\
+         J/t                              running       -       2 w              90s        - echo hi\n\
+         J/t                              malformed     -       - -                -        - it is empty\n"
+    );
+    let columns = vec![ListColumn::Command, ListColumn::Priority, ListColumn::Id];
+    let list = ListForm { columns, width: Some(20), headed: false };
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut view = ReportPrinter { list, ..ReportPrinter::new(&mut out, &mut err, format(false)) };
+    rows().into_iter().for_each(|row| view.show(row).expect("shown"));
+    drop(view);
+    assert_eq!(
+        String::from_utf8_lossy(&out),
+        "COMMAND PRIORITY ID\necho hi       -1 J/t\nit is empty        …\n"
+    );
     let expected = json!({
         "id": "J/t", "state": "running", "attempt": 2, "priority": -1, "worker": worker, "reason": null,
-        "exit_code": null, "signal": null, "command": "echo hi",
+        "exit_code": null, "signal": null, "created_ms": 7, "started_ms": null, "ended_ms": null,
+        "command": "echo hi",
     });
     assert_eq!(
         lines(rows()),

@@ -2,15 +2,15 @@
 
 use std::io::{self, Write};
 
-use super::table::{Column, line};
-use crate::contract::Incarnation;
+use super::ListForm;
+use super::table::{Column, line, line_of};
 use crate::contract::line::line_name;
 use crate::contract::status::{Counts, Status, WorkerRow};
 use crate::contract::task::{NO_DEADLINE_MS, Options, Outcome, Output, Payload, State, Task};
 use crate::machine::Captured;
 use crate::roles::client::{
-    ClientReport, ElectionRow, Ended, Noted, Progress, Row, Shown, StatusReport, TaskStatus, clean,
-    exit_code, is_plain, sized, start_of, verdict,
+    ClientReport, ElectionRow, Ended, ListColumn, Noted, Progress, Row, Shown, StatusReport, TaskStatus,
+    clean, exit_code, is_plain, sized, start_of, verdict,
 };
 
 /// Writes a report.
@@ -18,7 +18,7 @@ pub fn write(
     report: &ClientReport,
     out: &mut dyn Write,
     err: &mut dyn Write,
-    headed: &mut bool,
+    list: &mut ListForm,
 ) -> io::Result<()> {
     match report {
         ClientReport::Submitted { id, .. } => writeln!(out, "{id}"),
@@ -33,8 +33,8 @@ pub fn write(
         ClientReport::Summary(progress) => summary(progress, err),
         ClientReport::Status(report) => status(report, out),
         ClientReport::Workers(report) => worker_table(report, out),
-        ClientReport::Election(row) => election(row, headed, out),
-        ClientReport::Row(task) => row(task, headed, out),
+        ClientReport::Election(row) => election(row, &mut list.headed, out),
+        ClientReport::Row(task) => row(task, list, out),
         ClientReport::Shown(task) => shown(task, out),
         ClientReport::Why(task) => why(task, out),
         ClientReport::Noted(note) => noted(note, out, err),
@@ -203,7 +203,7 @@ fn worker_table(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
         let usable = worker.usable.map(|usable| format!("{usable}/")).unwrap_or_default();
         let (slots, running) = (format!("{usable}{}", worker.slots), worker.running.to_string());
         let cells = [&id, &host, &pid, &slots, &running, &worker.assigned.to_string(), state];
-        writeln!(out, "{}", line(WORKERS, cells, &labels))?;
+        writeln!(out, "{}", line(WORKERS, cells, &labels).trim_end())?;
         if let Some(why) = &worker.unhealthy {
             writeln!(out, "  unhealthy: {}", clean(why))?;
         }
@@ -243,39 +243,100 @@ fn election(row: &ElectionRow, headed: &mut bool, out: &mut dyn Write) -> io::Re
     writeln!(out, "{}", line(ELECTIONS, cells.map(String::as_str), &since))
 }
 
-/// ID, STATE, EXIT, ATTEMPT, PRIORITY and WORKER of a list; the command follows.
-const LIST: [Column; 6] = [
-    Column::Left(32),
-    Column::Left(10),
-    Column::Right(4),
-    Column::Right(7),
-    Column::Right(8),
-    Column::Left(12),
+/// The columns of a list where the user names none.
+const DEFAULT_COLUMNS: [ListColumn; 8] = [
+    ListColumn::Id,
+    ListColumn::State,
+    ListColumn::Exit,
+    ListColumn::Attempt,
+    ListColumn::Worker,
+    ListColumn::Age,
+    ListColumn::Duration,
+    ListColumn::Command,
 ];
 
-fn row(row: &Row, headed: &mut bool, out: &mut dyn Write) -> io::Result<()> {
-    if !*headed {
-        *headed = true;
-        let heading = ["ID", "STATE", "EXIT", "ATTEMPT", "PRIORITY", "WORKER"];
-        writeln!(out, "{}", line(LIST, heading, "COMMAND"))?;
+fn width_of(column: ListColumn) -> Column {
+    match column {
+        ListColumn::Id => Column::Left(32),
+        ListColumn::State => Column::Left(10),
+        ListColumn::Exit => Column::Right(4),
+        ListColumn::Attempt => Column::Right(7),
+        ListColumn::Priority | ListColumn::Duration => Column::Right(8),
+        ListColumn::Worker => Column::Left(12),
+        ListColumn::Age => Column::Right(5),
+        ListColumn::Command => Column::Left(7),
     }
-    let name = &row.name;
-    let task = match &row.task {
-        Ok(task) => task,
-        Err(why) => {
-            return writeln!(
-                out,
-                "{}",
-                line(LIST, [name, "malformed", "-", "-", "-", "-"], &why.to_string())
-            );
-        }
-    };
+}
+
+fn row(row: &Row, list: &mut ListForm, out: &mut dyn Write) -> io::Result<()> {
+    if list.columns.is_empty() {
+        list.columns = DEFAULT_COLUMNS.to_vec();
+    }
+    if !list.headed {
+        list.headed = true;
+        list_line(list, |column| column.name().to_uppercase(), out)?;
+    }
+    list_line(list, |column| cell(row, column), out)
+}
+
+/// A line of a list. The last cell may have any length.
+fn list_line(list: &ListForm, cell: impl Fn(ListColumn) -> String, out: &mut dyn Write) -> io::Result<()> {
+    let Some((last, columns)) = list.columns.split_last() else { return Ok(()) };
+    let cells: Vec<String> = columns.iter().map(|column| cell(*column)).collect();
+    let cells: Vec<&str> = cells.iter().map(String::as_str).collect();
+    let widths: Vec<Column> = columns.iter().map(|column| width_of(*column)).collect();
+    let whole = line_of(&widths, &cells, &cell(*last));
+    let whole = whole.trim_end();
+    match list.width {
+        Some(width) => writeln!(out, "{}", console::truncate_str(whole, width, "…")),
+        None => writeln!(out, "{whole}"),
+    }
+}
+
+fn cell(row: &Row, column: ListColumn) -> String {
     let dash = || "-".to_string();
-    let attempt = task.attempt.map_or_else(dash, |attempt| attempt.to_string());
-    let code = task.outcome.as_ref().map_or_else(dash, |outcome| exit_code(outcome).to_string());
-    let worker = task.worker.as_ref().map_or("-", Incarnation::worker);
-    let cells = [name, task.status.as_str(), &code, &attempt, &task.priority.to_string(), worker];
-    writeln!(out, "{}", line(LIST, cells, &task.command))
+    let task = match (&row.task, column) {
+        (_, ListColumn::Id) => return row.name.clone(),
+        (Ok(task), _) => task,
+        (Err(_), ListColumn::State) => return "malformed".to_string(),
+        (Err(why), ListColumn::Command) => return why.to_string(),
+        (Err(_), _) => return dash(),
+    };
+    let outcome = task.outcome.as_ref();
+    match column {
+        ListColumn::Id => row.name.clone(),
+        ListColumn::State => task.status.as_str().to_string(),
+        ListColumn::Exit => outcome.map_or_else(dash, |outcome| exit_code(outcome).to_string()),
+        ListColumn::Attempt => task.attempt.map_or_else(dash, |attempt| attempt.to_string()),
+        ListColumn::Priority => task.priority.to_string(),
+        ListColumn::Worker => task.worker.as_ref().map_or_else(dash, |worker| worker.worker().to_string()),
+        ListColumn::Age => short_time(task.age_ms),
+        ListColumn::Duration => outcome.and_then(ran_ms).map_or_else(dash, short_time),
+        ListColumn::Command => task.command.clone(),
+    }
+}
+
+/// How long the attempt ran that an outcome is of, in ms by its worker's clock.
+fn ran_ms(outcome: &Outcome) -> Option<i64> {
+    Some(outcome.ended_ms?.saturating_sub(outcome.started_ms?).max(0))
+}
+
+/// A time in at most five characters: `250ms`, `9.5s`, `42s`, `90m`, `36h`, `12d`.
+fn short_time(ms: i64) -> String {
+    const UNITS: [(i64, i64, &str); 4] = [
+        (120_000, 1_000, "s"),
+        (7_200_000, 60_000, "m"),
+        (172_800_000, 3_600_000, "h"),
+        (i64::MAX, 86_400_000, "d"),
+    ];
+    if ms < 1_000 {
+        return format!("{ms}ms");
+    }
+    if ms < 10_000 {
+        return format!("{}.{}s", ms / 1_000, ms % 1_000 / 100);
+    }
+    let unit = UNITS.iter().find(|(below, ..)| ms < *below);
+    unit.map_or_else(|| format!("{ms}ms"), |(_, unit, name)| format!("{}{name}", ms / unit))
 }
 
 fn shown(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
@@ -452,5 +513,17 @@ fn noted(note: &Noted, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<(
     match note.ok {
         true => writeln!(out, "{}: {}", note.id, note.message),
         false => writeln!(err, "{}: {}", note.id, note.message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short_time;
+
+    #[test]
+    fn times_are_short_and_in_a_unit_that_suits_them() {
+        let times = [0, 999, 1_000, 9_999, 10_000, 119_999, 120_000, 7_200_000, 172_800_000, i64::MAX - 1];
+        let expected = ["0ms", "999ms", "1.0s", "9.9s", "10s", "119s", "2m", "2h", "2d", "106751991167d"];
+        assert_eq!(times.map(short_time), expected);
     }
 }

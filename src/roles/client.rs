@@ -231,6 +231,56 @@ impl TaskStatus {
     }
 }
 
+/// A column of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum ListColumn {
+    Id,
+    State,
+    Exit,
+    Attempt,
+    Priority,
+    Worker,
+    Age,
+    Duration,
+    Command,
+}
+
+impl ListColumn {
+    /// All, in the order in which the help names them.
+    pub const ALL: [ListColumn; 9] = [
+        ListColumn::Id,
+        ListColumn::State,
+        ListColumn::Exit,
+        ListColumn::Attempt,
+        ListColumn::Priority,
+        ListColumn::Worker,
+        ListColumn::Age,
+        ListColumn::Duration,
+        ListColumn::Command,
+    ];
+
+    /// Its name. In capitals it is the heading.
+    pub fn name(self) -> &'static str {
+        match self {
+            ListColumn::Id => "id",
+            ListColumn::State => "state",
+            ListColumn::Exit => "exit",
+            ListColumn::Attempt => "attempt",
+            ListColumn::Priority => "priority",
+            ListColumn::Worker => "worker",
+            ListColumn::Age => "age",
+            ListColumn::Duration => "duration",
+            ListColumn::Command => "command",
+        }
+    }
+
+    /// The column of this name.
+    pub fn from_name(name: &str) -> Option<ListColumn> {
+        ListColumn::ALL.into_iter().find(|column| column.name() == name)
+    }
+}
+
 /// One task of a list.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
@@ -262,6 +312,10 @@ pub struct RowTask {
     pub priority: i32,
     /// Who has it, or had it to its end.
     pub worker: Option<Incarnation>,
+    /// When its znode was created, in ms since 1970 by the ensemble's clock.
+    pub created_ms: i64,
+    /// How long ago that was when the list began, in ms.
+    pub age_ms: i64,
     /// How it ended, without its outputs.
     pub outcome: Option<Outcome>,
     /// The start of its command, on one line.

@@ -84,7 +84,19 @@ fn defaults_of_clients() {
             json: false,
         }
     );
-    assert_eq!(zkmw("list").list(), ListConfig { job: None, states: vec![], limit: 1000, json: false });
+    assert_eq!(
+        zkmw("list").list(),
+        ListConfig {
+            job: None,
+            states: vec![],
+            worker: None,
+            since: None,
+            until: None,
+            columns: vec![],
+            limit: 1000,
+            json: false,
+        }
+    );
     assert_eq!(zkmw("status").ok().command, Command::Status { json: false });
 }
 
@@ -457,8 +469,12 @@ fn the_table_is_sound() {
     let mut names = std::collections::BTreeSet::new();
     for setting in TABLE {
         let spec = setting.spec();
-        assert!(!parse::is_set_by_worker(&spec.variable()), "{} is set for tasks", spec.variable());
-        assert!(Verb::from_name(spec.name).is_none(), "{}: a key must not be a table too", spec.name);
+        let (has_variable, has_key) =
+            (spec.allowed_in != AllowedIn::Flag, spec.allowed_in == AllowedIn::Anywhere);
+        let is_of_task = parse::is_set_by_worker(&spec.variable());
+        assert!(!has_variable || !is_of_task, "{} is set for tasks", spec.variable());
+        let is_table = Verb::from_name(spec.name).is_some();
+        assert!(!has_key || !is_table, "{}: a key must not be a table too", spec.name);
         assert!(!spec.help.ends_with('.') && spec.help.starts_with(char::is_uppercase), "{}", spec.help);
         if let Fallback::Text(text) = spec.default {
             assert!(setting.check(&[text.into()]).is_ok(), "{}'s default is wrong", spec.name);

@@ -410,3 +410,17 @@ fn run_directories() {
     zkmw("worker --run-dir x")
         .fails_with(64, "run-dir: 'x' (from --run-dir) is not valid: must be an absolute path");
 }
+
+#[test]
+fn moments_are_ago_or_instants() {
+    let since = |text: &str| zkmw(&format!("list --since {text}")).list().since;
+    assert_eq!(since("2h"), Some(Moment::Ago(Duration::from_secs(7_200))));
+    assert_eq!(since("1970-01-01T00:00:01Z"), Some(Moment::At(1_000)));
+    assert_eq!((Moment::Ago(Duration::from_secs(1)).at_ms(5_000), Moment::At(7).at_ms(5_000)), (4_000, 7));
+    zkmw("list --since yesterday").fails_with(64, "--since");
+    zkmw("list --until 1960-01-01T00:00:00Z").fails_with(64, "must be a time ago such as 10m");
+    zkmw("list --columns id,colour")
+        .fails_with(64, "must be id, state, exit, attempt, priority, worker, age");
+    let columns = zkmw("list --columns command,id").list().columns;
+    assert_eq!(columns, [ListColumn::Command, ListColumn::Id]);
+}

@@ -226,7 +226,8 @@ impl<T: Role<Report = ClientReport>> ClientDriver<T> {
                 if parent_of(path).is_some_and(|parent| !self.znodes.contains_key(parent)) {
                     return refused(Refusal::NoNode);
                 }
-                let stat = Stat { czxid: self.zxid, mzxid: self.zxid, ..Stat::default() };
+                let stat =
+                    Stat { czxid: self.zxid, mzxid: self.zxid, ctime_ms: self.zxid, ..Stat::default() };
                 self.znodes.insert(path.into(), (data.clone(), stat));
                 self.notify_watches(path, ChangeKind::Created);
                 Ok(Reply::Created { path: path.into() })

@@ -3,11 +3,12 @@
 //! It reads through a window and reports in order, so it holds no more than the window however long the list is.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::running::{self, Running};
 use crate::contract::line::line_name;
 use crate::contract::task::{Outcome, Task};
-use crate::contract::{Layout, TaskId};
+use crate::contract::{Incarnation, Layout, TaskId};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role, Routed,
@@ -30,15 +31,22 @@ pub struct ListParams {
     pub job: Option<String>,
     /// The states that are listed; all if there are none.
     pub states: Vec<TaskStatus>,
+    /// Only tasks that a worker of this id has, or had to their end.
+    pub worker: Option<String>,
+    /// Only tasks that were created then, in ms since 1970 by the ensemble's clock.
+    pub created_ms: Range<i64>,
     /// How many tasks to list at most.
     pub limit: u64,
+    /// The time now, in ms since 1970.
+    pub now_ms: i64,
 }
 
 /// One who lists tasks.
 #[derive(Debug)]
 pub struct List {
     layout: Layout,
-    states: Vec<TaskStatus>,
+    filter: Filter,
+    now_ms: i64,
     left: u64,
     walk: Walk,
     online: bool,
@@ -51,6 +59,29 @@ pub struct List {
     next: u64,
     calls: Calls<u64>,
     tally: Tally,
+}
+
+/// Which tasks are listed.
+#[derive(Debug)]
+struct Filter {
+    /// In these states; in any if there are none.
+    states: Vec<TaskStatus>,
+    worker: Option<String>,
+    created_ms: Range<i64>,
+}
+
+impl Filter {
+    fn fits(&self, task: &RowTask) -> bool {
+        let worker = task.worker.as_ref().map(Incarnation::worker);
+        (self.states.is_empty() || self.states.contains(&task.status))
+            && self.created_ms.contains(&task.created_ms)
+            && self.worker.as_deref().is_none_or(|wanted| worker == Some(wanted))
+    }
+
+    /// Whether a task that cannot be read is listed: only if all tasks are.
+    fn fits_unreadable(&self) -> bool {
+        self.states.is_empty() && self.worker.is_none() && self.created_ms == (i64::MIN..i64::MAX)
+    }
 }
 
 #[derive(Debug)]
@@ -73,7 +104,8 @@ impl List {
             // Running tasks matter only to distinguish them from pending ones.
             has_running: !states.is_empty()
                 && states.iter().all(|state| matches!(state, TaskStatus::Ended(_))),
-            states,
+            filter: Filter { states, worker: params.worker, created_ms: params.created_ms },
+            now_ms: params.now_ms,
             left: params.limit,
             online: false,
             over: false,
@@ -151,7 +183,7 @@ impl List {
         let Some(WindowEntry::Reading(id)) = self.window.get(&position) else { return };
         let id = id.clone();
         let rows = match answer {
-            Ok(Reply::Data { data, .. }) => self.rows(&id, data),
+            Ok(Reply::Data { data, stat }) => self.rows(&id, data, stat.ctime_ms),
             // It was collected since its job was listed.
             Err(Refusal::NoNode) => Vec::new(),
             Err(refusal) => {
@@ -165,42 +197,40 @@ impl List {
     }
 
     /// A task, or the lines of a chunk.
-    fn rows(&self, id: &TaskId, data: &[u8]) -> Vec<Row> {
+    fn rows(&self, id: &TaskId, data: &[u8], created_ms: i64) -> Vec<Row> {
         let task = match Task::decode(data) {
             Ok(task) => task,
             // A user who asks for certain states doesn't ask for tasks without one.
-            Err(malformed) if self.states.is_empty() => {
+            Err(malformed) if self.filter.fits_unreadable() => {
                 return vec![Row { name: id.to_string(), task: Err(Unreadable::Malformed(malformed)) }];
             }
             Err(_) => return Vec::new(),
         };
-        let is_listed = |status: &TaskStatus| self.states.is_empty() || self.states.contains(status);
+        let age_ms = self.now_ms.saturating_sub(created_ms).max(0);
         let priority = task.options.priority.unwrap_or(0);
         if let Some(commands) = &task.commands {
-            let lines = self.running.lines(id, &task).into_iter().filter(|line| is_listed(&line.status));
             let row = |line: running::Line| {
                 let outcome = task.command_outcome(line.position).map(|outcome| outcome.bare());
                 let worker = outcome.as_ref().and_then(|outcome| outcome.worker.clone()).or(line.holder);
                 let (attempt, status) = (outcome.as_ref().map(|outcome| outcome.attempt), line.status);
                 let command = commands.get(line.position).map_or(String::new(), |line| start_of(line));
-                let name = line_name(id, line.line);
-                Row { name, task: Ok(RowTask { status, attempt, priority, worker, outcome, command }) }
+                let task =
+                    RowTask { status, attempt, priority, worker, created_ms, age_ms, outcome, command };
+                (line_name(id, line.line), task)
             };
-            return lines.map(row).collect();
+            let lines = self.running.lines(id, &task).into_iter().map(row);
+            let lines = lines.filter(|(_, task)| self.filter.fits(task));
+            return lines.map(|(name, task)| Row { name, task: Ok(task) }).collect();
         }
         let holder = self.running.worker_of(id, &task);
         let status = TaskStatus::of(&task, holder);
-        if !is_listed(&status) {
-            return Vec::new();
-        }
         let outcome = task.outcome.as_ref().map(Outcome::bare);
         let worker = outcome.as_ref().map_or(holder, |outcome| outcome.worker.as_ref()).cloned();
         let command = start_of(&task.command.unwrap_or_else(|| task.argv.unwrap_or_default().join(" ")));
         let attempt = Some(task.attempt);
-        vec![Row {
-            name: id.to_string(),
-            task: Ok(RowTask { status, attempt, priority, worker, outcome, command }),
-        }]
+        let task = RowTask { status, attempt, priority, worker, created_ms, age_ms, outcome, command };
+        let row = self.filter.fits(&task).then(|| Row { name: id.to_string(), task: Ok(task) });
+        row.into_iter().collect()
     }
 }
 

@@ -162,12 +162,22 @@ fn fill<T: Role<Report = ClientReport>>(driver: &mut ClientDriver<T>) {
 }
 
 fn list(states: &[TaskStatus], limit: u64, job: Option<&str>) -> ClientDriver<List> {
-    let params = ListParams {
+    list_of(ListParams { job: job.map(str::to_string), states: states.to_vec(), limit, ..all_tasks() })
+}
+
+fn all_tasks() -> ListParams {
+    ListParams {
         layout: Layout::new("/z"),
-        job: job.map(str::to_string),
-        states: states.to_vec(),
-        limit,
-    };
+        job: None,
+        states: Vec::new(),
+        worker: None,
+        created_ms: i64::MIN..i64::MAX,
+        limit: 100,
+        now_ms: 0,
+    }
+}
+
+fn list_of(params: ListParams) -> ClientDriver<List> {
     let mut driver = ClientDriver::new(List::new(params), &[]);
     fill(&mut driver);
     driver
@@ -232,6 +242,35 @@ fn a_list_is_filtered_and_limited() {
     driver.connect();
     driver.settle();
     assert_eq!(driver.exit, Some(exit::DATA));
+}
+
+#[test]
+fn a_list_is_filtered_by_worker_and_by_creation() {
+    let ids = |params: ListParams| {
+        let mut driver = list_of(params);
+        driver.connect();
+        driver.settle();
+        assert_eq!(driver.exit, Some(0));
+        rows(&driver).into_iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>()
+    };
+    let of_worker = |id: &str| ids(ListParams { worker: Some(id.to_string()), ..all_tasks() });
+    assert_eq!((of_worker("w"), of_worker("v")), (vec!["J/ending".to_string(), "J/run".into()], vec![]));
+    let mut driver = list_of(all_tasks());
+    driver.connect();
+    driver.settle();
+    let created = |name: &str| {
+        let task =
+            listed(&driver).find(|row| row.name == name).expect("a row").task.as_ref().expect("a task");
+        task.created_ms
+    };
+    let (bad, good) = (created("J/bad"), created("J/good"));
+    assert!(good < bad, "the driver's clock goes on with each write");
+    let between = |created_ms| ids(ListParams { created_ms, ..all_tasks() });
+    assert_eq!(between(good..bad), ["J/good"], "from the first time, and before the last");
+    assert!(
+        between(i64::MIN..i64::MAX).contains(&"J/zz".to_string()),
+        "without a filter malformed ones, too"
+    );
 }
 
 /// Lines 11 to 16 of a batch, of which the second is blank. One failed, one is being cancelled; a live worker has all

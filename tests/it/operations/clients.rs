@@ -171,7 +171,20 @@ fn list_filters_by_state_and_job() {
     for row in &rows {
         assert_eq!(
             fields(row),
-            ["attempt", "command", "exit_code", "id", "priority", "reason", "signal", "state", "worker"]
+            [
+                "attempt",
+                "command",
+                "created_ms",
+                "ended_ms",
+                "exit_code",
+                "id",
+                "priority",
+                "reason",
+                "signal",
+                "started_ms",
+                "state",
+                "worker",
+            ]
         );
     }
     let row = rows.iter().find(|row| row["id"] == waiting.as_str()).expect("listed");
@@ -186,6 +199,10 @@ fn list_filters_by_state_and_job() {
     assert_eq!(list(&["--job", "b"]).1, [cancelled.as_str()]);
     assert_eq!(list(&["--job", "a", "--state", "running"]).1, [running.as_str()]);
     assert_eq!(list(&["--limit", "1"]).1.len(), 1);
+    assert_eq!(list(&["--worker", "w1"]).1, [running.as_str()]);
+    assert_eq!((list(&["--since", "1h"]).1.len(), list(&["--until", "1h"]).1.len()), (3, 0));
+    let columns = Plain::on(cluster, &["list", "--columns", "state,id", "--worker", "w1"]).run().text();
+    assert_eq!(columns, format!("STATE      ID\nrunning    {running}\n"));
     let text = Plain::on(cluster, &["list"]).run().text();
     assert!(text.starts_with("ID") && text.lines().count() == 4, "{text}");
 }
