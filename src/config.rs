@@ -115,6 +115,8 @@ pub enum Command {
     Status {
         /// One JSON object a line.
         json: bool,
+        /// Again and again.
+        watch: bool,
     },
     /// List tasks.
     List(ListConfig),
@@ -122,6 +124,8 @@ pub enum Command {
     Workers {
         /// One JSON object a line.
         json: bool,
+        /// Again and again.
+        watch: bool,
     },
     /// Show the elections.
     Elections {

@@ -44,6 +44,8 @@ pub struct ReportPrinter<O: Write, E: Write> {
     err: BufWriter<E>,
     json: bool,
     list: ListForm,
+    /// The terminal is cleared before each report.
+    clears: bool,
     bar: Option<ProgressBar>,
 }
 
@@ -79,6 +81,12 @@ impl ReportPrinter<Stdout, Stderr> {
         view
     }
 
+    /// The same for reports that replace each other: a terminal is cleared before each one.
+    pub fn redrawing(mut self) -> ReportPrinter<Stdout, Stderr> {
+        self.clears = !self.json && io::stdout().is_terminal();
+        self
+    }
+
     /// The same with these columns of a list. On a terminal its lines are cut to the terminal's width.
     pub fn with_columns(mut self, columns: Vec<ListColumn>) -> ReportPrinter<Stdout, Stderr> {
         let width = io::stdout().is_terminal().then(|| usize::from(console::Term::stdout().size().1));
@@ -92,7 +100,7 @@ impl<O: Write, E: Write> ReportPrinter<O, E> {
     pub fn new(out: O, err: E, format: Format) -> ReportPrinter<O, E> {
         let bar = format.progress.then(|| ProgressBar::no_length().with_style(style()));
         let (out, err) = (BufWriter::new(out), BufWriter::new(err));
-        ReportPrinter { out, err, json: format.json, list: ListForm::default(), bar }
+        ReportPrinter { out, err, json: format.json, list: ListForm::default(), clears: false, bar }
     }
 
     /// Shows a report.
@@ -125,6 +133,9 @@ impl<O: Write, E: Write> ReportPrinter<O, E> {
     }
 
     fn write(&mut self, report: &ClientReport) -> io::Result<()> {
+        if self.clears {
+            console::Term::stdout().clear_screen()?;
+        }
         if self.json {
             json::write(report, &mut self.out, &mut self.err)?;
         } else {

@@ -53,6 +53,9 @@ const MAX_WORKER_THREADS: usize = 256;
 /// Calls of everyone else.
 const CLIENT_THREADS: usize = 640;
 
+/// The time between two reports of a command that is watched. The leader writes its summary once a second.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+
 /// Does what the configuration says, and gives the exit code.
 ///
 /// # Errors
@@ -75,8 +78,8 @@ fn run(config: Config) -> anyhow::Result<i32> {
         Command::Master(settings) => run_master(&ensemble, layout, settings),
         Command::Worker(settings) => run_worker(&ensemble, layout, settings),
         Command::Submit(settings) => submit(&ensemble, layout, settings),
-        Command::Status { json } => status(&ensemble, layout, StatusForm::Summary, json),
-        Command::Workers { json } => status(&ensemble, layout, StatusForm::Workers, json),
+        Command::Status { json, watch } => status(&ensemble, layout, StatusForm::Summary, json, watch),
+        Command::Workers { json, watch } => status(&ensemble, layout, StatusForm::Workers, json, watch),
         Command::Elections { json } => {
             run_client(Elections::new(ElectionsParams { layout }), &ensemble, (json, false), None)
         }
@@ -315,8 +318,16 @@ fn claim(
     Ok((Some(run_file), predecessor))
 }
 
-fn status(ensemble: &Ensemble, layout: Layout, form: StatusForm, json: bool) -> anyhow::Result<i32> {
-    run_client(StatusOf::new(StatusParams { layout, form }), ensemble, (json, false), None)
+fn status(
+    ensemble: &Ensemble,
+    layout: Layout,
+    form: StatusForm,
+    json: bool,
+    watch: bool,
+) -> anyhow::Result<i32> {
+    let role = StatusOf::new(StatusParams { layout, form, every: watch.then_some(WATCH_EVERY) });
+    let view = ReportPrinter::of_process(json, false);
+    run_client_with(if watch { view.redrawing() } else { view }, role, ensemble, None)
 }
 
 fn show(layout: Layout, id: TaskId, only_reasons: bool) -> Show {

@@ -74,8 +74,8 @@ pub fn load_on(
         }),
         Verb::Worker => Command::Worker(worker(&layers, host)?),
         Verb::Submit => Command::Submit(submit(&layers, words, program)?),
-        Verb::Status => Command::Status { json: json(&layers)? },
-        Verb::Workers => Command::Workers { json: json(&layers)? },
+        Verb::Status => Command::Status { json: json(&layers)?, watch: watch(&layers)? },
+        Verb::Workers => Command::Workers { json: json(&layers)?, watch: watch(&layers)? },
         Verb::Elections => Command::Elections { json: json(&layers)? },
         Verb::List => Command::List(ListConfig {
             job: layers.get(&settings::LIST_JOB)?,
@@ -95,6 +95,10 @@ pub fn load_on(
         Verb::Delete => Command::Delete(delete(&layers, &words)?),
     };
     Ok(Config { ensemble, verbosity, command })
+}
+
+fn watch(layers: &Layers<'_>) -> Result<bool, ConfigError> {
+    layers.get_or_default(&settings::WATCH)
 }
 
 fn delete(layers: &Layers<'_>, words: &[OsString]) -> Result<DeleteConfig, ConfigError> {

@@ -274,6 +274,7 @@ For a batch it is 0 if all succeeded, else 1. See zkmw --help for the others."
             "\
 Examples:
   zkmw status
+  zkmw status --watch
   zkmw status --json | jq ."
         }
         Verb::Workers => {

@@ -456,6 +456,12 @@ settings! {
         One(parse::boolean),
         "Show no progress bar for a batch. There is none if standard error is no terminal";
 
+    // --- status, workers
+
+    WATCH: bool = ("watch", &[Status, Workers], Switch { negation: "no-watch" }, Nothing, Flag)
+        One(parse::boolean),
+        "Show it again every 2 s, until it is interrupted. A terminal is cleared before each time";
+
     // --- list
 
     LIST_JOB: String = ("job", &[Verb::List], Value("JOB"), Described("all"), Anywhere)

@@ -225,7 +225,7 @@ fn ids_of_tasks() {
     assert_eq!(wait("cancel a b").ids.len(), 2);
     let shown = zkmw("show a/b --json").ok().command;
     assert_eq!(shown, Command::Show { id: TaskId::new("a", "b"), json: true });
-    assert_eq!(zkmw("workers --json").ok().command, Command::Workers { json: true });
+    assert_eq!(zkmw("workers --json").ok().command, Command::Workers { json: true, watch: false });
     assert_eq!(zkmw("elections").ok().command, Command::Elections { json: false });
     let why = zkmw("why a/b").ok().command;
     assert_eq!(why, Command::Why { id: TaskId::new("a", "b"), json: false });

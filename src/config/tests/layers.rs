@@ -97,7 +97,7 @@ fn defaults_of_clients() {
             json: false,
         }
     );
-    assert_eq!(zkmw("status").ok().command, Command::Status { json: false });
+    assert_eq!(zkmw("status").ok().command, Command::Status { json: false, watch: false });
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn precedence_of_settings_of_clients() {
         "json = false",
         "json = true",
         |w| w.ok().command,
-        [false, true, false, true, false].map(|json| Command::Status { json }),
+        [false, true, false, true, false].map(|json| Command::Status { json, watch: false }),
     );
     check_layers(
         "submit x",
@@ -291,7 +291,7 @@ fn flags_of_every_command_come_before_it_or_after_it() {
 fn what_a_command_does_not_know_does_not_disturb_it() {
     let world =
         zkmw("status").env("ZKMW_SLOTS", "nonsense").env("ZKMW_TIMEOUT", "1").file("slots = 3\n[master]\n");
-    assert_eq!(world.ok().command, Command::Status { json: false });
+    assert_eq!(world.ok().command, Command::Status { json: false, watch: false });
     // But a file is checked as a whole.
     zkmw("status")
         .file("\n[worker]\nslots = 0")

@@ -5,6 +5,7 @@
 //! by a later leader shows that the contenders changed in between, and they are read again.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::contract::Layout;
 use crate::contract::contender::Contender;
@@ -28,6 +29,8 @@ pub struct StatusParams {
     pub layout: Layout,
     /// What is reported.
     pub form: StatusForm,
+    /// The time between two reports; only one report if it is absent.
+    pub every: Option<Duration>,
 }
 
 /// What is reported of the state of the service.
@@ -44,6 +47,10 @@ pub enum StatusForm {
 pub struct StatusOf {
     layout: Layout,
     form: StatusForm,
+    every: Option<Duration>,
+    /// When the next report is due, after the last one.
+    next: Option<Instant>,
+    online: bool,
     rounds: u32,
     over: bool,
     /// Names of all contenders, first the first.
@@ -66,6 +73,9 @@ impl StatusOf {
         StatusOf {
             layout: params.layout,
             form: params.form,
+            every: params.every,
+            next: None,
+            online: false,
             rounds: 0,
             over: false,
             names: Vec::new(),
@@ -86,7 +96,7 @@ impl StatusOf {
         out.fail(code, why);
     }
 
-    fn on_reply(&mut self, id: CallId, result: &CallResult, out: &mut Actions<ClientReport>) {
+    fn on_reply(&mut self, id: CallId, result: &CallResult, now: Instant, out: &mut Actions<ClientReport>) {
         // Without an answer the connection is gone; everything is read again on the next.
         let Routed::Mine((purpose, Some(answer))) = self.calls.route(id, result) else { return };
         let reply = match if_exists(answer) {
@@ -107,14 +117,14 @@ impl StatusOf {
             // It is gone since the listing.
             (Purpose::Contender(_), None) => self.read_status(out),
             (Purpose::Status, Some(Reply::Data { data, .. })) => match Status::decode(data) {
-                Ok(status) => self.answer(Some(status), out),
+                Ok(status) => self.answer(Some(status), now, out),
                 Err(malformed) => {
                     let path = self.layout.status();
                     out.log(Level::Warn, format!("the znode {path} can't be read as a status: {malformed}"));
-                    self.answer(None, out);
+                    self.answer(None, now, out);
                 }
             },
-            (Purpose::Status, None) => self.answer(None, out),
+            (Purpose::Status, None) => self.answer(None, now, out),
             (purpose, Some(reply)) => {
                 self.fail(exit::BUG, format!("status: {reply:?} answers {purpose:?}"), out);
             }
@@ -139,7 +149,7 @@ impl StatusOf {
         }
     }
 
-    fn answer(&mut self, status: Option<Status>, out: &mut Actions<ClientReport>) {
+    fn answer(&mut self, status: Option<Status>, now: Instant, out: &mut Actions<ClientReport>) {
         let first = self.read.values().next().map(|(czxid, _)| *czxid);
         let written = status.as_ref().map(|status| status.leader.epoch);
         self.rounds += 1;
@@ -157,27 +167,42 @@ impl StatusOf {
             contenders: contenders.collect(),
             status,
         };
-        self.over = true;
         let form = match self.form {
             StatusForm::Summary => ClientReport::Status,
             StatusForm::Workers => ClientReport::Workers,
         };
         out.push(Action::Report(form(Box::new(report))));
-        out.push(Action::Exit(exit::OK));
+        self.rounds = 0;
+        self.next = self.every.map(|every| now + every);
+        if self.next.is_none() {
+            self.over = true;
+            out.push(Action::Exit(exit::OK));
+        }
     }
 }
 
 impl Role for StatusOf {
     type Report = ClientReport;
 
-    fn step(&mut self, _now: Instant, event: Event, out: &mut Actions<ClientReport>) {
+    fn step(&mut self, now: Instant, event: Event, out: &mut Actions<ClientReport>) {
         if self.over {
             return;
         }
         match event {
-            Event::Connected { .. } => self.start(out),
-            Event::Lost { .. } => self.calls.clear(),
-            Event::Reply { id, result } => self.on_reply(id, &result, out),
+            Event::Connected { .. } => {
+                (self.online, self.next) = (true, None);
+                self.start(out);
+            }
+            Event::Lost { .. } => {
+                (self.online, self.next) = (false, None);
+                self.calls.clear();
+            }
+            Event::Reply { id, result } => self.on_reply(id, &result, now, out),
+            // That is how its user ends it.
+            Event::Stop { .. } if self.every.is_some() => {
+                self.over = true;
+                out.push(Action::Exit(INTERRUPTED));
+            }
             Event::Stop { .. } => self.fail(INTERRUPTED, "interrupted".to_string(), out),
             Event::Changed { .. }
             | Event::Wake
@@ -187,10 +212,14 @@ impl Role for StatusOf {
             | Event::SlotsLost { .. }
             | Event::Lines(_) => {}
         }
+        if self.online && self.next.is_some_and(|next| next <= now) {
+            self.next = None;
+            self.start(out);
+        }
     }
 
     fn next_wake(&self) -> Option<Instant> {
-        None
+        self.next
     }
 
     fn assert_invariants(&self) {

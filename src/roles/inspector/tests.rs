@@ -1,5 +1,7 @@
 //! Status, list and show, over what exists and what does not.
 
+use std::time::Duration;
+
 use super::*;
 use crate::contract::chunk::CommandResult;
 use crate::contract::status::{Counts, LeaderStatus, Status};
@@ -17,7 +19,7 @@ const SECOND: &str = "/z/master/_c_bbbb-latch-0000000002";
 
 fn status_driver() -> ClientDriver<StatusOf> {
     ClientDriver::new(
-        StatusOf::new(StatusParams { layout: Layout::new("/z"), form: StatusForm::Summary }),
+        StatusOf::new(StatusParams { layout: Layout::new("/z"), form: StatusForm::Summary, every: None }),
         &["/z", "/z/master"],
     )
 }
@@ -89,7 +91,7 @@ fn a_takeover_between_the_reads_is_read_again() {
 #[test]
 fn where_nothing_ever_ran_there_is_a_status_all_the_same() {
     let driver = ClientDriver::new(
-        StatusOf::new(StatusParams { layout: Layout::new("/z"), form: StatusForm::Summary }),
+        StatusOf::new(StatusParams { layout: Layout::new("/z"), form: StatusForm::Summary, every: None }),
         &[],
     );
     let expected = StatusReport { status: None, current: false, contenders: Vec::new() };
@@ -578,4 +580,31 @@ fn an_election_that_may_not_be_read_is_no_end() {
     driver.settle();
     assert_eq!((driver.exit, driver.reports.len()), (Some(exit::NOT_PERMITTED), 1), "{:?}", driver.reports);
     assert!(driver.logged("cannot read the election /z/elections"), "{:?}", driver.logs);
+}
+
+#[test]
+fn a_watched_status_is_read_again_and_again() {
+    let every = Duration::from_secs(2);
+    let params = StatusParams { layout: Layout::new("/z"), form: StatusForm::Workers, every: Some(every) };
+    let mut driver = ClientDriver::new(StatusOf::new(params), &["/z", "/z/master"]);
+    driver.put(FIRST, b"m1");
+    write_status(&mut driver, FIRST);
+    driver.connect();
+    driver.settle();
+    assert_eq!((driver.reports.len(), driver.exit), (1, None));
+    let due = driver.role.next_wake().expect("it goes on");
+    assert_eq!(due, driver.now + every);
+    driver.now = due;
+    driver.event(Event::Wake);
+    driver.settle();
+    assert_eq!((driver.reports.len(), driver.exit), (2, None));
+    // Without a connection it waits for the next one, and then reads at once.
+    driver.lose();
+    assert_eq!(driver.role.next_wake(), None);
+    driver.connect();
+    driver.settle();
+    assert_eq!(driver.reports.len(), 3);
+    assert!(driver.reports.iter().all(|report| matches!(report, ClientReport::Workers(_))));
+    driver.event(Event::Stop { again: false });
+    assert_eq!((driver.exit, driver.logs.len()), (Some(INTERRUPTED), 0), "{:?}", driver.logs);
 }

@@ -1,7 +1,9 @@
 //! `zkmw workers` and `zkmw elections`, over real processes that come and go.
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::harness::process::Proc;
 use crate::harness::{Cluster, DEATH, LIMIT, eventually};
 use crate::plain::{Plain, json_lines};
 
@@ -46,6 +48,28 @@ fn workers_are_listed_with_their_load_and_their_ends() {
     let text = out.text();
     assert!(text.starts_with("ID ") && text.contains("ready      gpu=yes\n"), "{text}");
     assert!(text.contains("ended: w3 at ") && text.contains(": its session ended"), "{text}");
+}
+
+/// A watched status is one object after the other, through a change of the leader, until it is interrupted.
+#[test]
+fn a_watched_status_goes_on_until_it_is_interrupted() {
+    let cluster = Cluster::new("watched");
+    let mut m1 = cluster.master("m1");
+    cluster.leads("m1", LIMIT);
+    let mut watched = cluster.start("watched", &["status", "--watch", "--json"]);
+    let led_by = |watched: &Proc, id: &str| {
+        let text = watched.stdout();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        json_lines(whole).iter().filter(|status| status["leader"]["id"] == id).count()
+    };
+    eventually(LIMIT, "two reports", || (led_by(&watched, "m1") >= 2).then_some(()));
+    let _m2 = cluster.master("m2");
+    m1.term();
+    m1.wait_exit(LIMIT);
+    eventually(LIMIT, "the next leader", || (led_by(&watched, "m2") >= 1).then_some(()));
+    watched.signal(Signal::INT);
+    let exit = watched.wait_exit(LIMIT);
+    assert_eq!((exit.code, exit.stderr.contains("interrupted")), (130, false), "{}", exit.stderr);
 }
 
 #[test]
