@@ -1,5 +1,8 @@
 //! Status, list and show, over what exists and what does not.
 
+mod elections;
+mod why;
+
 use std::time::Duration;
 
 use super::*;
@@ -445,141 +448,6 @@ fn what_can_not_be_shown_says_why() {
         assert_eq!((driver.exit, driver.count(Call::is_write)), (Some(exit::DATA), 0));
         assert!(driver.logged(words), "{:?}", driver.logs);
     }
-}
-
-fn reasons(name: &str, prepare: impl FnOnce(&mut ClientDriver<Show>)) -> (Vec<&'static str>, String) {
-    let params = ShowParams { only_reasons: true, ..show_params(TaskId::new("J", name)) };
-    let mut driver = ClientDriver::new(Show::new(params), &[]);
-    fill(&mut driver);
-    prepare(&mut driver);
-    driver.connect();
-    driver.settle();
-    assert_eq!((driver.exit, driver.count(Call::is_write)), (Some(0), 0));
-    let [ClientReport::Why(shown)] = driver.reports.as_slice() else { panic!("{:?}", driver.reports) };
-    let texts: Vec<String> = shown.reasons.iter().map(ToString::to_string).collect();
-    (shown.reasons.iter().map(|reason| reason.code()).collect(), texts.join("; "))
-}
-
-#[test]
-fn why_gives_all_reasons_of_a_task() {
-    let lead = |driver: &mut ClientDriver<Show>| {
-        driver.put("/z/master", b"");
-        driver.put(FIRST, b"m1");
-        write_status(driver, FIRST);
-    };
-    assert_eq!(reasons("good", lead).0, Vec::<&str>::new());
-    assert_eq!(reasons("run", lead).0, ["with-worker"]);
-    assert_eq!(reasons("ending", lead).0, ["cancelling"]);
-    assert_eq!(reasons("old", lead).0, ["no-worker"]);
-    let (codes, text) = reasons("dead", |_| ());
-    assert_eq!(codes, ["in-doubt", "no-master"]);
-    assert!(text.starts_with("worker w has it and is not registered"), "{text}");
-    assert_eq!(reasons("moved", |_| ()).0, ["revoked", "no-master"]);
-    let quarantine = |driver: &mut ClientDriver<Show>| {
-        let mut registration = Registration::new(&ProcessIdentity::default(), 1, Labels::new(), 10_000);
-        registration.quarantined = vec![TaskId::new("J", "run")];
-        let path = Layout::new("/z").registration(&Incarnation::new("w", 1), 1);
-        driver.put(&path, &registration.encode());
-    };
-    assert_eq!(reasons("run", quarantine).0, ["quarantined"]);
-}
-
-#[test]
-fn why_of_a_line_counts_the_lines_before_it() {
-    let of_line = |name: &str| {
-        let params = ShowParams { only_reasons: true, ..show_params(TaskId::parse(name).expect("an id")) };
-        let mut driver = ClientDriver::new(Show::new(params), &[]);
-        fill(&mut driver);
-        put_chunk(&mut driver);
-        driver.connect();
-        driver.settle();
-        let [ClientReport::Why(shown)] = driver.reports.as_slice() else { panic!("{:?}", driver.reports) };
-        shown.reasons.clone()
-    };
-    let worker = Incarnation::new("w2", 7);
-    assert_eq!(of_line("J~b/14"), [WaitReason::InShare { worker: worker.clone(), before: 1 }]);
-    assert_eq!(of_line("J~b/15"), [WaitReason::Cancelling { worker }]);
-    assert_eq!(of_line("J~b/16"), [WaitReason::NoMaster]);
-    assert_eq!(of_line("J~b/11"), []);
-}
-
-#[test]
-fn why_survives_a_loss_at_every_read() {
-    for at in 0..12 {
-        let params = ShowParams { only_reasons: true, ..show_params(TaskId::new("J", "run")) };
-        let mut driver = ClientDriver::new(Show::new(params), &[]);
-        fill(&mut driver);
-        driver.connect();
-        for _ in 0..at {
-            driver.play(Fate::Answered);
-        }
-        if driver.exit.is_none() {
-            driver.play(Fate::DroppedUnanswered);
-            driver.connect();
-            driver.settle();
-        }
-        assert_eq!((driver.exit, driver.reports.len()), (Some(0), 1), "{at}");
-    }
-}
-
-fn elections(driver: &mut ClientDriver<Elections>) -> Vec<(String, Option<String>, u64)> {
-    driver.connect();
-    driver.settle();
-    let rows = driver.reports.iter().map(|report| match report {
-        ClientReport::Election(row) => row,
-        other => panic!("no election: {other:?}"),
-    });
-    let rows =
-        rows.map(|row| (row.path.clone(), row.first.as_ref().map(|one| one.id.clone()), row.contenders));
-    rows.collect()
-}
-
-fn elections_driver() -> ClientDriver<Elections> {
-    let params = ElectionsParams { layout: Layout::new("/z") };
-    let mut driver = ClientDriver::new(Elections::new(params), &["/z", "/z/master", "/z/elections"]);
-    driver.put(SECOND, b"m2");
-    driver.put(FIRST, b"m1");
-    for dir in ["mail", "team", "team/nightly", "old"] {
-        driver.put(&format!("/z/elections/{dir}"), b"");
-    }
-    driver.put("/z/elections/mail/_c_aaaa-latch-0000000007", b"mail1");
-    driver.put("/z/elections/team/nightly/_c_bbbb-latch-0000000003", b"n1");
-    driver
-}
-
-#[test]
-fn elections_are_listed_with_those_who_lead() {
-    let expected = [
-        ("/z/elections/mail", Some("mail1"), 1),
-        ("/z/elections/old", None, 0),
-        ("/z/elections/team/nightly", Some("n1"), 1),
-        ("/z/master", Some("m1"), 2),
-    ];
-    let expected = expected.map(|(path, id, count)| (path.to_string(), id.map(str::to_string), count));
-    let mut driver = elections_driver();
-    assert_eq!((elections(&mut driver), driver.exit), (expected.to_vec(), Some(0)));
-    let calls = driver.made.len();
-    for at in 0..calls {
-        let mut driver = elections_driver();
-        driver.connect();
-        for _ in 0..at {
-            driver.play(Fate::Answered);
-        }
-        driver.play(Fate::DroppedUnanswered);
-        assert_eq!((elections(&mut driver), driver.exit), (expected.to_vec(), Some(0)), "{at}");
-    }
-    let mut nothing = ClientDriver::new(Elections::new(ElectionsParams { layout: Layout::new("/z") }), &[]);
-    assert_eq!((elections(&mut nothing), nothing.exit), (vec![], Some(0)));
-}
-
-#[test]
-fn an_election_that_may_not_be_read_is_no_end() {
-    let mut driver = elections_driver();
-    driver.connect();
-    driver.play(Fate::Refused(Refusal::NoAuth));
-    driver.settle();
-    assert_eq!((driver.exit, driver.reports.len()), (Some(exit::NOT_PERMITTED), 1), "{:?}", driver.reports);
-    assert!(driver.logged("cannot read the election /z/elections"), "{:?}", driver.logs);
 }
 
 #[test]
