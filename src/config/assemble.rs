@@ -20,7 +20,7 @@ use crate::contract::worker::MAX_SLOTS;
 use crate::contract::{TaskId, is_shared};
 use crate::exec::RunLimits;
 use crate::exit;
-use crate::roles::client::walk::Target;
+use crate::roles::client::walk::{Target, bare_task};
 
 /// The most ids on one command line.
 const MAX_IDS: usize = 10_000;
@@ -375,13 +375,23 @@ fn own_ids(verb: Verb, words: &[OsString]) -> Result<Vec<Target>, ConfigError> {
     Ok(ids)
 }
 
+/// Whether it is a ULID, which is the name of a task that was submitted without a key: 26 digits of Crockford's
+/// base 32 (<https://github.com/ulid/spec>).
+fn is_ulid(text: &str) -> bool {
+    let is_digit = |c: char| c.is_ascii_digit() || (c.is_ascii_uppercase() && !"ILOU".contains(c));
+    text.len() == 26 && text.chars().all(is_digit)
+}
+
 fn one_task(verb: Verb, words: &[OsString]) -> Result<TaskId, ConfigError> {
     match ids(verb, words)?.as_slice() {
         [Target::Task(id)] => Ok(id.clone()),
+        [Target::Job(ulid)] if is_ulid(ulid) => Ok(bare_task(ulid)),
         [Target::Job(job)] => {
-            let hint = format!("name one task, or see `zkmw list --job {job}`");
+            let of_key = bare_task(job);
+            let hint =
+                format!("name one task, or see `zkmw list --job {job}`; the task of this key is {of_key}");
             Err(ConfigError::usage(&format!("{job} is a job: {hint}")))
         }
-        _ => Err(ConfigError::usage("show takes one ID")),
+        _ => Err(ConfigError::usage(&format!("{} takes one ID", verb.name()))),
     }
 }

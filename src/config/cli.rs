@@ -214,10 +214,13 @@ fn usage(verb: Verb) -> String {
         Verb::Master | Verb::Worker | Verb::Status | Verb::Workers | Verb::Elections | Verb::List => {
             (&[""], String::new())
         }
-        Verb::Show | Verb::Why => (&["ID"], format!("{ID}.")),
-        Verb::Wait | Verb::Cancel | Verb::Retry => {
-            (&["ID…"], format!("{ID}; or a JOB or BATCH, for all of its tasks."))
-        }
+        Verb::Show | Verb::Why => (&["ID"], format!("{ID}; or the ULID of a task that is in no job.")),
+        Verb::Wait | Verb::Cancel | Verb::Retry => (
+            &["ID…"],
+            format!(
+                "{ID}; or a JOB or BATCH, for all of its tasks;\nor the ULID or the key of a task that is in no job."
+            ),
+        ),
         Verb::Delete => (
             &["ID…", "--state STATE [ID…]"],
             "ID is JOB/TASK, or a JOB or BATCH, for all of its tasks that have ended.".to_owned(),

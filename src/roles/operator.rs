@@ -122,7 +122,7 @@ impl Operator {
     /// An operator for these.
     pub fn new(params: OperatorParams) -> Operator {
         Operator {
-            walk: Walk::new(&params.layout, params.targets),
+            walk: Walk::new(&params.layout, params.targets).with_bare_names(),
             layout: params.layout,
             verb: params.verb,
             online: false,

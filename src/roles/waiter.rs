@@ -46,6 +46,8 @@ pub struct Waiter {
     walk: Walk,
     /// There is one task, and it is no chunk as far as is known: its exit code becomes ours.
     alone: bool,
+    /// How many targets the user named.
+    targets: usize,
     online: bool,
     over: bool,
     /// Tasks whose outcome was not seen yet.
@@ -63,10 +65,11 @@ impl Waiter {
     /// A waiter for these.
     pub fn new(params: WaitParams) -> Waiter {
         Waiter {
-            walk: Walk::new(&params.layout, params.targets.iter().cloned()).with_parts(),
+            walk: Walk::new(&params.layout, params.targets.iter().cloned()).with_parts().with_bare_names(),
             notice: Notice::new(&params.layout),
             layout: params.layout,
             alone: matches!(params.targets.as_slice(), [Target::Task(_)]),
+            targets: params.targets.len(),
             online: false,
             over: false,
             watched: BTreeMap::new(),
@@ -87,6 +90,8 @@ impl Waiter {
     fn pump(&mut self, out: &mut Actions<ClientReport>) {
         while self.online && self.watched.len() < MAX_WATCHED {
             let Some(Found { id, named, line }) = self.walk.next(out) else { break };
+            // A name alone may turn out to be a task's.
+            self.alone |= named && self.targets == 1;
             let watched = self.watched.entry(id.clone()).or_insert_with(|| Watched::new(named));
             let before = watched.commands();
             watched.take_up(line);

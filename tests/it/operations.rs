@@ -12,6 +12,7 @@ mod handlers;
 mod leftovers;
 mod lines;
 mod logs;
+mod names;
 mod order;
 mod shares;
 mod submits;

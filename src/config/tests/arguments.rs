@@ -4,6 +4,7 @@ use super::*;
 use crate::config::parse::{MAX_COMMAND_BYTES, check_command_line};
 use crate::config::settings::{TABLE, Verb};
 use crate::contract::batch_unit;
+use crate::roles::client::walk::bare_task;
 
 fn not_utf8() -> OsString {
     OsString::from_vec(b"caf\xe9".to_vec())
@@ -227,6 +228,9 @@ fn ids_of_tasks() {
     assert_eq!(shown, Command::Show { id: TaskId::new("a", "b"), json: true });
     assert_eq!(zkmw("workers --json").ok().command, Command::Workers { json: true, watch: false });
     assert_eq!(zkmw("elections").ok().command, Command::Elections { json: false });
+    let bare = zkmw("show 01J9ZS1Y0M8T6X4W2V7R5Q3P1N").ok().command;
+    let id = bare_task("01J9ZS1Y0M8T6X4W2V7R5Q3P1N");
+    assert_eq!((bare, id.dir().len()), (Command::Show { id, json: false }, 3));
     let why = zkmw("why a/b").ok().command;
     assert_eq!(why, Command::Why { id: TaskId::new("a", "b"), json: false });
     let long = "x".repeat(300);
@@ -241,7 +245,13 @@ fn ids_of_tasks() {
     let too_many = (0..10_001).fold(zkmw("cancel"), |w, n| w.arg(n.to_string()));
     too_many.fails_with(64, "at most 10000 ids");
     zkmw("show a b").fails(64, "zkmw: show takes one ID");
-    zkmw("show a").fails(64, "zkmw: a is a job: name one task, or see `zkmw list --job a`");
+    zkmw("show a").fails(
+        64,
+        &format!(
+            "zkmw: a is a job: name one task, or see `zkmw list --job a`; the task of this key is {}",
+            bare_task("a")
+        ),
+    );
     zkmw("wait a _3f").fails_with(64, "zkmw: _3f is a shared job, with the tasks of many users in it");
     zkmw("show _3f/a").ok();
 }

@@ -10,7 +10,7 @@ use super::seek::Seek;
 use super::{Tally, refusal_code};
 use crate::contract::line::batch_of;
 use crate::contract::task::Job;
-use crate::contract::{Layout, TaskId, is_component};
+use crate::contract::{Layout, TaskId, is_component, shared_job};
 use crate::exit;
 use crate::machine::{Actions, Call, CallId, CallResult, Calls, Level, Refusal, Reply, Routed, if_exists};
 
@@ -58,6 +58,10 @@ pub struct Walk {
     seek: Option<Seek>,
     /// Its meaning, if that had to be read.
     found: Option<Found>,
+    /// A name that no job has may be that of a task in a shared job.
+    takes_bare_names: bool,
+    /// Such a name, while it is not known whether there is a task.
+    bare: Option<String>,
     /// The tasks that the user named, so that they are not met again in their jobs.
     named: BTreeSet<TaskId>,
     /// Directories of the present target that are still to be listed.
@@ -81,6 +85,7 @@ enum Purpose {
     Tasks(String),
     Part,
     Seek,
+    Bare(String),
 }
 
 /// What a reply meant for [`Walk`] led to.
@@ -135,6 +140,8 @@ impl Walk {
         Walk {
             layout: layout.clone(),
             todo: todo.collect(),
+            takes_bare_names: false,
+            bare: None,
             seek: None,
             found: None,
             named,
@@ -152,6 +159,11 @@ impl Walk {
     /// The same, which reads what the parts of batches say before it lists them.
     pub fn with_parts(self) -> Walk {
         Walk { reads_parts: true, ..self }
+    }
+
+    /// The same for users who may name a task in a shared job by its ULID or its key alone.
+    pub fn with_bare_names(self) -> Walk {
+        Walk { takes_bare_names: true, ..self }
     }
 
     /// The parts that were listed since this was asked last.
@@ -194,6 +206,9 @@ impl Walk {
                 } else {
                     self.calls.issue(out, Call::Children { path }, Purpose::Tasks(dir));
                 }
+            } else if let Some(name) = self.bare.clone() {
+                let path = self.layout.task(&bare_task(&name));
+                self.calls.issue(out, Call::Exists { path, watch: false }, Purpose::Bare(name));
             } else if !self.todo.is_empty() {
                 self.calls.issue(out, Call::Children { path: self.layout.tasks() }, Purpose::Jobs);
             }
@@ -236,7 +251,7 @@ impl Walk {
 
     /// Whether every task was handed out.
     pub fn is_over(&self) -> bool {
-        self.todo.is_empty() && self.dirs.is_empty() && self.names.is_empty()
+        self.todo.is_empty() && self.dirs.is_empty() && self.names.is_empty() && self.bare.is_none()
     }
 
     /// Takes in a reply.
@@ -252,6 +267,7 @@ impl Walk {
                 });
                 Step::Pending
             }
+            (Purpose::Bare(name), Some(answer)) => self.on_bare(name, answer),
             (Purpose::Jobs, Some(answer)) => match names_in(answer) {
                 Ok(names) => self.on_jobs(names),
                 Err(refusal) => Step::Refused(self.layout.tasks(), refusal),
@@ -273,8 +289,28 @@ impl Walk {
         names.retain(|dir| target.as_ref().is_some_and(|target| target.has_dir(dir)));
         self.dirs = names.into();
         match target {
+            Some(Target::Job(job)) if self.dirs.is_empty() && self.takes_bare_names => {
+                self.bare = Some(job);
+                Step::Pending
+            }
             Some(Target::Job(job)) if self.dirs.is_empty() => Step::Unknown(job),
             Some(Target::Job(_) | Target::Task(_) | Target::All) | None => Step::Pending,
+        }
+    }
+
+    /// Takes in whether there is a task of a name that no job has.
+    fn on_bare(&mut self, name: String, answer: Result<&Reply, Refusal>) -> Step {
+        self.bare = None;
+        let id = bare_task(&name);
+        match if_exists(answer) {
+            Ok(Some(_)) => {
+                self.named.insert(id.clone());
+                self.todo.push_front(Target::Task(id));
+                Step::Pending
+            }
+            Ok(None) => Step::Unknown(name),
+            Err(Refusal::NoAuth) => Step::PassedOver(self.layout.task(&id)),
+            Err(refusal) => Step::Refused(self.layout.task(&id), refusal),
         }
     }
 
@@ -289,6 +325,11 @@ impl Walk {
     }
 }
 
+/// The task in a shared job that has this ULID, or this key, as its name.
+pub fn bare_task(name: &str) -> TaskId {
+    TaskId::new(&shared_job(name), name)
+}
+
 /// The names in a listing, in order; none if the directory does not exist. A name that users can't have as part
 /// of an id is nothing that we could act on.
 fn names_in(answer: Result<&Reply, Refusal>) -> Result<Vec<String>, Refusal> {
@@ -301,7 +342,7 @@ fn names_in(answer: Result<&Reply, Refusal>) -> Result<Vec<String>, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Action;
+    use crate::machine::{Action, CallError};
 
     /// Answers listings from `dirs` until the walk is over; gives what it handed out.
     fn walk(targets: Vec<Target>, dirs: &[(&str, &[&str])]) -> (Vec<String>, Vec<String>) {
@@ -350,6 +391,44 @@ mod tests {
         assert_eq!(walk(vec![Target::All], dirs).0.len(), 7);
         let task = || Target::Task(TaskId::new("J", "k"));
         assert_eq!(walk(vec![task(), Target::All, task()], dirs).0.len(), 7, "each once");
+    }
+
+    /// What a name leads to that no job has, if there is a task of that name or not.
+    fn bare(exists: Result<Reply, CallError>) -> (Vec<String>, Vec<Step>) {
+        let mut walk = Walk::new(&Layout::new("/z"), [Target::Job("nightly".into())]).with_bare_names();
+        let mut out: Actions<()> = Actions::default();
+        let (mut found, mut steps) = (Vec::new(), Vec::new());
+        walk.on_connected();
+        while !walk.is_over() {
+            found.extend(walk.next(&mut out).map(|found| found.id.to_string()));
+            for action in out.drain().collect::<Vec<_>>() {
+                let Action::Call { id, call } = action else { panic!("{action:?}") };
+                let result = match &call {
+                    Call::Exists { path, .. } => {
+                        assert_eq!(*path, format!("/z/tasks/{}/nightly", shared_job("nightly")));
+                        exists.clone()
+                    }
+                    _ => Ok(Reply::Children(vec!["J".into()])),
+                };
+                if let Routed::Mine(step) = walk.on_reply(id, &result)
+                    && step != Step::Pending
+                {
+                    steps.push(step);
+                }
+            }
+        }
+        (found, steps)
+    }
+
+    #[test]
+    fn a_name_that_no_job_has_may_be_a_tasks() {
+        let id = bare_task("nightly").to_string();
+        let exists = Ok(Reply::Stat(crate::machine::Stat::default()));
+        assert_eq!(bare(exists), (vec![id.clone()], vec![]));
+        let refused = |refusal| Err(CallError::Refused(refusal));
+        assert_eq!(bare(refused(Refusal::NoNode)), (vec![], vec![Step::Unknown("nightly".into())]));
+        let path = format!("/z/tasks/{id}");
+        assert_eq!(bare(refused(Refusal::NoAuth)), (vec![], vec![Step::PassedOver(path)]));
     }
 
     #[test]
