@@ -1,6 +1,8 @@
 //! The command line: clap's tree of commands, made from the table of settings, and the words of the help. clap
 //! only sorts the arguments; what a value means is decided later, together with the other layers.
 
+mod texts;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
@@ -34,6 +36,9 @@ pub fn sort(args: impl Iterator<Item = OsString>) -> Result<Arguments, ConfigErr
     let Some((name, of_verb)) = matches.subcommand() else {
         return Err(ConfigError { exit_code: exit::USAGE, message: help_text(&mut tree), to_stdout: false });
     };
+    if let Some(text) = texts::made(name, of_verb) {
+        return Err(ConfigError { exit_code: exit::OK, message: text, to_stdout: true });
+    }
     let verb = Verb::from_name(name).expect("clap knows only our commands");
     let mut flags = BTreeMap::new();
     for spec in TABLE.iter().map(|s| s.spec()).filter(|s| s.is_of(verb)) {
@@ -101,7 +106,7 @@ fn tree() -> Command {
     for spec in TABLE.iter().map(|s| s.spec()).filter(|s| s.is_common()) {
         tree = tree.args(arguments(spec));
     }
-    tree.subcommands(Verb::ALL.into_iter().map(command))
+    tree.subcommands(Verb::ALL.into_iter().map(command)).subcommands(texts::commands())
 }
 
 fn command(verb: Verb) -> Command {

@@ -129,3 +129,17 @@ fn a_variable_that_is_no_setting_is_refused_by_daemons() {
     let out = Plain::on(&cluster, &["status"]).env("ZKMW_EPOCH", "3").env("ZKMW_SLOTS", "3").run();
     assert_eq!((out.code, out.stderr.as_str()), (0, ""), "{out:?}");
 }
+
+/// Bash itself reads the script, and completes a command and an option with it.
+#[test]
+fn bash_completes_commands_and_options() {
+    let script = r#"
+        source <("$ZKMW" completions bash)
+        COMP_WORDS=(zkmw sub); COMP_CWORD=1; _zkmw zkmw sub zkmw; echo "${COMPREPLY[@]}"
+        COMP_WORDS=(zkmw list --sin); COMP_CWORD=2; _zkmw zkmw --sin list; echo "${COMPREPLY[@]}"
+    "#;
+    let mut bash = std::process::Command::new("bash");
+    let out = bash.args(["-c", script]).env("ZKMW", env!("CARGO_BIN_EXE_zkmw")).output().expect("bash runs");
+    let (text, errors) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert_eq!((out.status.code(), &*text, &*errors), (Some(0), "submit\n--since\n", ""));
+}
