@@ -189,6 +189,13 @@ pub fn is_shared(dir: &str) -> bool {
         && dir[1..].bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
+/// Whether it is a ULID, which is the name of a task that was submitted without a key: 26 digits of Crockford's
+/// base 32 (<https://github.com/ulid/spec>).
+pub fn is_ulid(text: &str) -> bool {
+    let is_digit = |c: char| c.is_ascii_digit() || (c.is_ascii_uppercase() && !"ILOU".contains(c));
+    text.len() == 26 && text.chars().all(is_digit)
+}
+
 /// The shared job for a task name: the low byte of its FNV-1a hash (32 bits; Fowler, Noll, Vo).
 pub fn shared_job(name: &str) -> String {
     format!("_{:02x}", fnv1a(name) % SHARED_JOBS)

@@ -17,7 +17,7 @@ use super::{
 };
 
 use crate::contract::worker::MAX_SLOTS;
-use crate::contract::{TaskId, is_shared};
+use crate::contract::{TaskId, is_shared, is_ulid};
 use crate::exec::RunLimits;
 use crate::exit;
 use crate::roles::client::walk::{Target, bare_task};
@@ -373,13 +373,6 @@ fn own_ids(verb: Verb, words: &[OsString]) -> Result<Vec<Target>, ConfigError> {
         }
     }
     Ok(ids)
-}
-
-/// Whether it is a ULID, which is the name of a task that was submitted without a key: 26 digits of Crockford's
-/// base 32 (<https://github.com/ulid/spec>).
-fn is_ulid(text: &str) -> bool {
-    let is_digit = |c: char| c.is_ascii_digit() || (c.is_ascii_uppercase() && !"ILOU".contains(c));
-    text.len() == 26 && text.chars().all(is_digit)
 }
 
 fn one_task(verb: Verb, words: &[OsString]) -> Result<TaskId, ConfigError> {

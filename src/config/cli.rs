@@ -220,15 +220,18 @@ fn usage(verb: Verb) -> String {
             (&[""], String::new())
         }
         Verb::Show | Verb::Why => (&["ID"], format!("{ID}; or the ULID of a task that is in no job.")),
-        Verb::Wait | Verb::Cancel | Verb::Retry => (
+        Verb::Wait => (
             &["ID…"],
-            format!(
-                "{ID}; or a JOB or BATCH, for all of its tasks;\nor the ULID or the key of a task that is in no job."
-            ),
+            format!("{ID}; or a JOB or BATCH, for all of its tasks;\nor the ULID or key of a task in no job."),
+        ),
+        Verb::Cancel | Verb::Retry => (
+            &["ID…"],
+            format!("{ID}; or a JOB or BATCH, for all of its tasks;\nor the ULID of a task in no job."),
         ),
         Verb::Delete => (
             &["ID…", "--state STATE [ID…]"],
-            "ID is JOB/TASK, or a JOB or BATCH, for all of its tasks that have ended.".to_owned(),
+            "ID is JOB/TASK, or a JOB or BATCH, for all of its tasks that have ended;\nor the ULID of a task in no job."
+                .to_owned(),
         ),
     };
     let lines =

@@ -121,7 +121,8 @@ fn status(report: &StatusReport) -> Value {
 
 /// One object for each worker of the summary: its fields as in `worker_list` of the status, `registered`, `stale` (as of
 /// the status) and `last_end` (`at_ms`, `drained`; null if the leader has seen none). Workers that ended and are not
-/// registered follow, with `id`, `registered`, `stale` and `last_end` only.
+/// listed follow, with `id`, `stale`, `last_end` and `registered`: false, or null if the summary does not list all
+/// workers.
 fn workers(report: &StatusReport) -> Vec<Value> {
     let Some(status) = &report.status else { return Vec::new() };
     let end_of = |id: &str| {
@@ -137,7 +138,14 @@ fn workers(report: &StatusReport) -> Vec<Value> {
     let listed: BTreeSet<&str> = status.worker_list.iter().map(|worker| worker.id.as_str()).collect();
     let ended: BTreeSet<&str> = status.ended_workers.iter().map(|ended| ended.id.as_str()).collect();
     let registered = status.worker_list.iter().map(|worker| with_end(json!(worker), &worker.id, true));
-    let others = ended.difference(&listed).map(|id| with_end(json!({"id": id}), id, false));
+    let is_complete = status.worker_list.len() == status.workers as usize;
+    let others = ended.difference(&listed).map(|id| {
+        let mut other = with_end(json!({"id": id}), id, false);
+        if !is_complete {
+            other["registered"] = Value::Null;
+        }
+        other
+    });
     registered.chain(others).collect()
 }
 

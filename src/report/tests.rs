@@ -525,3 +525,46 @@ fn elections_are_a_table_and_objects() {
     ];
     assert_eq!(lines(rows), expected);
 }
+
+/// Whatever a foreign znode says, no line of text has an escape sequence.
+#[test]
+fn no_escape_sequence_reaches_a_terminal() {
+    let evil = || "\u{1b}]0;x\u{7}".to_string();
+    let leader = LeaderStatus { id: evil(), host: evil(), pid: 7, epoch: 42 };
+    let worker = WorkerRow {
+        id: evil(),
+        host: evil(),
+        pid: 7,
+        slots: 1,
+        running: 0,
+        assigned: 0,
+        draining: false,
+        usable: None,
+        unhealthy: Some(evil()),
+        labels: [(evil(), evil())].into(),
+    };
+    let mut status = Status::new(leader, vec![worker], Counts::default(), false);
+    status.ended_workers = vec![EndedWorker { id: evil(), at_ms: 1, drained: false }];
+    let report = StatusReport { status: Some(status), current: true, contenders: vec![evil(), evil()] };
+    let first = Some(FirstContender { id: evil(), created_ms: 1, epoch: 1 });
+    let worker = serde_json::from_value(json!(format!("{}~1", evil()))).ok();
+    let (status, outcome) = (TaskStatus::Running, None);
+    let task = RowTask {
+        status,
+        attempt: None,
+        priority: 0,
+        worker,
+        created_ms: 0,
+        age_ms: 0,
+        outcome,
+        command: evil(),
+    };
+    let (out, err) = text(vec![
+        ClientReport::Status(Box::new(report.clone())),
+        ClientReport::Workers(Box::new(report)),
+        ClientReport::Election(Box::new(ElectionRow { path: evil(), first, contenders: 1 })),
+        ClientReport::Row(Box::new(Row { name: evil(), task: Ok(task) })),
+    ]);
+    assert!(!out.contains(['\u{1b}', '\u{7}']) && out.contains("\\u{1b}"), "{out}");
+    assert_eq!(err, "");
+}

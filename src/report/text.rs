@@ -83,7 +83,7 @@ fn field(
     label: &str,
     text: impl std::fmt::Display,
 ) -> io::Result<()> {
-    writeln!(out, "{}", line(labels, [label], &text.to_string()))
+    writeln!(out, "{}", line(labels, [label], &clean(&text.to_string())))
 }
 
 fn summary(progress: &Progress, err: &mut dyn Write) -> io::Result<()> {
@@ -159,9 +159,9 @@ fn workers(status: &Status, out: &mut dyn Write) -> io::Result<()> {
         let waits = if worker.assigned > 0 { format!(", {} wait", worker.assigned) } else { String::new() };
         let usable = worker.usable.map(|usable| format!(" ({usable} usable now)")).unwrap_or_default();
         let tasks = format!("{running} tasks on {slots} slots{usable}{waits}{draining}");
-        writeln!(out, "  {id} (host {host}, pid {pid}) {tasks}{labels}")?;
+        writeln!(out, "{}", clean(&format!("  {id} (host {host}, pid {pid}) {tasks}{labels}")))?;
         if let Some(why) = &worker.unhealthy {
-            writeln!(out, "    unhealthy: {why}")?;
+            writeln!(out, "    unhealthy: {}", clean(why))?;
         }
     }
     more_workers(status, out)
@@ -286,7 +286,8 @@ fn list_line(list: &ListForm, cell: impl Fn(ListColumn) -> String, out: &mut dyn
     let cells: Vec<&str> = cells.iter().map(String::as_str).collect();
     let widths: Vec<Column> = columns.iter().map(|column| width_of(*column)).collect();
     let whole = line_of(&widths, &cells, &cell(*last));
-    let whole = whole.trim_end();
+    let whole = clean(whole.trim_end());
+    let whole = whole.as_str();
     match list.width {
         Some(width) => writeln!(out, "{}", console::truncate_str(whole, width, "…")),
         None => writeln!(out, "{whole}"),

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use self::decide::{Decision, Lines, Unchanged};
 pub use self::delete::Deletion;
-use super::client::walk::{self, Found, Target, Walk};
+use super::client::walk::{self, BareNames, Found, Target, Walk};
 use super::client::{ClientReport, INTERRUPTED, Noted, Tally, breaks_connection, refusal_code};
 use crate::contract::line::LineName;
 use crate::contract::task::Task;
@@ -122,7 +122,7 @@ impl Operator {
     /// An operator for these.
     pub fn new(params: OperatorParams) -> Operator {
         Operator {
-            walk: Walk::new(&params.layout, params.targets).with_bare_names(),
+            walk: Walk::new(&params.layout, params.targets).with_bare_names(BareNames::Ulids),
             layout: params.layout,
             verb: params.verb,
             online: false,

@@ -13,7 +13,7 @@ use self::lines::Watched;
 use self::parts::AwaitedParts;
 
 use super::client::notice::Notice;
-use super::client::walk::{Found, Target, Walk};
+use super::client::walk::{BareNames, Found, Target, Walk};
 use super::client::{
     ClientReport, Ended, INTERRUPTED, Progress, Tally, breaks_connection, exit_code, refusal_code,
 };
@@ -65,7 +65,9 @@ impl Waiter {
     /// A waiter for these.
     pub fn new(params: WaitParams) -> Waiter {
         Waiter {
-            walk: Walk::new(&params.layout, params.targets.iter().cloned()).with_parts().with_bare_names(),
+            walk: Walk::new(&params.layout, params.targets.iter().cloned())
+                .with_parts()
+                .with_bare_names(BareNames::All),
             notice: Notice::new(&params.layout),
             layout: params.layout,
             alone: matches!(params.targets.as_slice(), [Target::Task(_)]),

@@ -7,6 +7,7 @@ use std::fmt;
 
 use super::TaskStatus;
 use super::service_state::ServiceState;
+use crate::contract::share::Share;
 use crate::contract::status::{Status, WorkerRow};
 use crate::contract::task::Task;
 use crate::contract::{Incarnation, Labels};
@@ -83,10 +84,22 @@ pub enum WaitReason {
     },
     /// An attempt has failed, and the next one waits.
     BackingOff {
-        /// The next attempt.
-        attempt: u32,
+        /// The next attempt; of a line nobody knows.
+        attempt: Option<u32>,
         /// About so many ms more.
         left_ms: i64,
+    },
+    /// It was running when its worker died, so it gets a slot only where it can harm no other suspect.
+    Suspect {
+        /// How often that was so.
+        deaths: u32,
+    },
+    /// The summary does not list all workers, and those that it lists have no free slot.
+    Unlisted {
+        /// How many are listed.
+        listed: usize,
+        /// How many there are.
+        workers: u32,
     },
     /// It is to be cancelled, and the leader writes that.
     Cancelled,
@@ -145,6 +158,8 @@ impl WaitReason {
             WaitReason::AtWork { .. } => "at-work",
             WaitReason::Delayed { .. } => "delayed",
             WaitReason::BackingOff { .. } => "backing-off",
+            WaitReason::Suspect { .. } => "suspect",
+            WaitReason::Unlisted { .. } => "unlisted",
             WaitReason::Cancelled => "cancelled",
             WaitReason::Cancelling { .. } => "cancelling",
             WaitReason::InDoubt { .. } => "in-doubt",
@@ -178,6 +193,8 @@ impl WaitReason {
             | WaitReason::AtWork { .. }
             | WaitReason::Delayed { .. }
             | WaitReason::BackingOff { .. }
+            | WaitReason::Suspect { .. }
+            | WaitReason::Unlisted { .. }
             | WaitReason::Cancelled
             | WaitReason::Cancelling { .. }
             | WaitReason::Revoked { .. }
@@ -220,7 +237,10 @@ impl fmt::Display for WaitReason {
             }
             WaitReason::FreeSlot { slots } => {
                 let slots = counted(*slots, "slot is", "slots are");
-                write!(f, "{slots} free, so the leader is about to assign it")
+                write!(
+                    f,
+                    "{slots} free: the leader assigns it soon, unless it, or a task there, has to run alone"
+                )
             }
             WaitReason::AtWork { running, slots, waiting } => {
                 write!(f, "the service is at work ({running} tasks run on {slots} slots, {waiting} wait)")
@@ -228,8 +248,22 @@ impl fmt::Display for WaitReason {
             WaitReason::Delayed { left_ms } => write!(f, "it is delayed for about {} more", about(*left_ms)),
             WaitReason::BackingOff { attempt, left_ms } => {
                 let left = about(*left_ms);
-                write!(f, "attempt {attempt} waits for about {left} more, since the one before has failed")
+                let attempt =
+                    attempt.map_or("the next attempt".to_string(), |attempt| format!("attempt {attempt}"));
+                write!(f, "{attempt} waits for about {left} more, since the one before has failed")
             }
+            WaitReason::Suspect { deaths } => {
+                let times = counted((*deaths).into(), "time", "times");
+                write!(
+                    f,
+                    "its worker died {times} while it may have run: it waits for a worker without such tasks"
+                )
+            }
+            WaitReason::Unlisted { listed, workers } => write!(
+                f,
+                "the {listed} workers that the leader's summary lists, of {workers}, have no free slot for it; of the \
+                 others it says nothing"
+            ),
             WaitReason::Cancelled => write!(f, "it is to be cancelled, and the leader has yet to write that"),
             WaitReason::Cancelling { worker } => {
                 let worker = worker.worker();
@@ -300,7 +334,9 @@ pub fn of_unknown(own: Vec<WaitReason>, service: &ServiceState, required: &Label
     let reasons = with_service(own, service, required).into_iter();
     let known = |reason| match (reason, service) {
         (
-            WaitReason::FreeSlot { .. } | WaitReason::NoFreeSlot { waiting: 0, .. },
+            WaitReason::FreeSlot { .. }
+            | WaitReason::Unlisted { .. }
+            | WaitReason::NoFreeSlot { slots: 1.., waiting: 0, .. },
             ServiceState::Led(status),
         ) => {
             let (tasks, slots) = (&status.tasks, status.slots);
@@ -335,20 +371,20 @@ fn of_workers(status: &Status, required: &Labels) -> Vec<WaitReason> {
     if is_complete && able.is_empty() {
         return vec![WaitReason::Draining { workers: fitting.len() }];
     }
-    let unhealthy = able.iter().filter_map(|row| Some((row, row.unhealthy.clone()?)));
-    let unhealthy = unhealthy.map(|(row, why)| WaitReason::Unhealthy { worker: row.id.clone(), why });
-    let mut reasons: Vec<WaitReason> = unhealthy.take(MAX_UNHEALTHY).collect();
     let usable = |row: &WorkerRow| row.usable.map_or(row.slots, |usable| usable.min(row.slots));
     let slots: u64 = able.iter().map(|row| u64::from(usable(row))).sum();
     let free: u64 = able.iter().map(|row| u64::from(usable(row).saturating_sub(row.running))).sum();
-    if free > 0 || !is_complete {
-        // Slots of workers that are not listed may be free, too.
-        if free > 0 && reasons.is_empty() {
-            reasons.push(WaitReason::FreeSlot { slots: free });
-        }
-    } else {
-        reasons.push(WaitReason::NoFreeSlot { workers: able.len(), slots, waiting: waiting_in(status) });
+    if free > 0 {
+        return vec![WaitReason::FreeSlot { slots: free }];
     }
+    if !is_complete {
+        return vec![WaitReason::Unlisted { listed: rows.len(), workers: status.workers }];
+    }
+    // One worker that cannot start tasks matters only if no other has a slot.
+    let unhealthy = able.iter().filter(|_| slots == 0).filter_map(|row| Some((row, row.unhealthy.clone()?)));
+    let unhealthy = unhealthy.map(|(row, why)| WaitReason::Unhealthy { worker: row.id.clone(), why });
+    let mut reasons: Vec<WaitReason> = unhealthy.take(MAX_UNHEALTHY).collect();
+    reasons.push(WaitReason::NoFreeSlot { workers: able.len(), slots, waiting: waiting_in(status) });
     reasons
 }
 
@@ -361,6 +397,8 @@ pub struct TaskFacts<'a> {
     pub changed_ms: i64,
     /// The line's position, and how many open lines of its share come before it.
     pub line: Option<(usize, usize)>,
+    /// The share that the line is in.
+    pub share: Option<&'a Share>,
     /// Its state.
     pub status: TaskStatus,
     /// The registered worker that has it.
@@ -423,147 +461,26 @@ fn of_pending(facts: &TaskFacts<'_>) -> Vec<WaitReason> {
     let cancelled = is_cancelled.then_some(WaitReason::Cancelled);
     let in_doubt = facts.unregistered.map(|worker| WaitReason::InDoubt { worker: worker.clone() });
     let revoked = facts.revoked.map(|worker| WaitReason::Revoked { worker: worker.clone() });
-    let left_ms =
-        task.delay_ms.map(|ms| facts.changed_ms.saturating_add_unsigned(ms).saturating_sub(facts.now_ms));
-    let delayed = left_ms.filter(|left_ms| *left_ms > 0).map(|left_ms| match task.history.is_empty() {
+    let suspect = facts.line.is_none() && task.deaths > 0;
+    let suspect = suspect.then_some(WaitReason::Suspect { deaths: task.deaths });
+    [cancelled, in_doubt, revoked, of_its_time(facts), suspect].into_iter().flatten().collect()
+}
+
+/// The time of its next attempt has not come. The shares of a chunk have a time each: of the whole, the first counts.
+fn of_its_time(facts: &TaskFacts<'_>) -> Option<WaitReason> {
+    let task = facts.task;
+    let left_ms = |at_ms: i64| Some(at_ms.saturating_sub(facts.now_ms)).filter(|left_ms| *left_ms > 0);
+    if task.commands.is_some() {
+        let shares = facts.share.map_or_else(|| task.all_shares(), |share| vec![share.clone()]);
+        let left_ms = left_ms(shares.iter().map(Share::not_before_ms).min()?)?;
+        return Some(WaitReason::BackingOff { attempt: None, left_ms });
+    }
+    let left_ms = left_ms(facts.changed_ms.saturating_add_unsigned(task.delay_ms?))?;
+    Some(match task.history.is_empty() {
         true => WaitReason::Delayed { left_ms },
-        false => WaitReason::BackingOff { attempt: task.attempt, left_ms },
-    });
-    [cancelled, in_doubt, revoked, delayed].into_iter().flatten().collect()
+        false => WaitReason::BackingOff { attempt: Some(task.attempt), left_ms },
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::contract::status::{Counts, LeaderStatus};
-    use crate::contract::task::{Options, Payload, State};
-
-    fn row(id: &str, slots: u32, running: u32, gpu: Option<&str>) -> WorkerRow {
-        let labels = gpu.map(|value| ("gpu".to_string(), value.to_string())).into_iter().collect();
-        let (host, usable, unhealthy) = ("h".into(), None, None);
-        let id = id.to_string();
-        WorkerRow {
-            id,
-            host,
-            pid: 1,
-            slots,
-            running,
-            assigned: 0,
-            draining: false,
-            usable,
-            unhealthy,
-            labels,
-        }
-    }
-
-    fn led(rows: Vec<WorkerRow>) -> ServiceState {
-        let leader = LeaderStatus { id: "m1".into(), host: "h".into(), pid: 1, epoch: 7 };
-        let tasks = Counts { pending: 5, assigned: 2, ..Counts::default() };
-        ServiceState::Led(Box::new(Status::new(leader, rows, tasks, false)))
-    }
-
-    fn codes(reasons: &[WaitReason]) -> Vec<&'static str> {
-        reasons.iter().map(WaitReason::code).collect()
-    }
-
-    fn service(state: &ServiceState, required: &Labels) -> Vec<&'static str> {
-        codes(&of_service(state, required))
-    }
-
-    #[test]
-    fn the_state_of_the_service_gives_all_its_reasons() {
-        let (any, gpu) = (Labels::new(), Labels::from([("gpu".to_string(), "yes".to_string())]));
-        assert_eq!(service(&ServiceState::NoMaster, &any), ["no-master"]);
-        assert_eq!(service(&ServiceState::NoLeader, &any), ["no-leader"]);
-        assert_eq!(service(&ServiceState::Unreadable(Refusal::NoAuth), &any), ["unreadable"]);
-        assert_eq!(service(&led(vec![]), &any), ["no-worker"]);
-        assert_eq!(service(&led(vec![row("w", 2, 1, None)]), &any), ["free-slot"]);
-        assert_eq!(service(&led(vec![row("w", 2, 2, None)]), &any), ["no-free-slot"]);
-        assert_eq!(service(&led(vec![row("w", 2, 0, Some("no"))]), &gpu), ["no-worker-with-labels"]);
-        // The free slots of workers without the label do not count.
-        let both = vec![row("v", 2, 0, None), row("w", 2, 2, Some("yes"))];
-        assert_eq!(service(&led(both), &gpu), ["no-free-slot"]);
-        let draining = WorkerRow { draining: true, ..row("w", 2, 0, None) };
-        assert_eq!(service(&led(vec![draining]), &any), ["draining"]);
-        let (usable, unhealthy) = (Some(0), Some("no memory".to_string()));
-        let ill = WorkerRow { usable, unhealthy, ..row("w", 2, 0, None) };
-        assert_eq!(service(&led(vec![ill]), &any), ["unhealthy", "no-free-slot"]);
-        let ServiceState::Led(mut loading) = led(vec![]) else { panic!("it is led") };
-        loading.loading = true;
-        assert_eq!(service(&ServiceState::Led(loading), &any), ["loading", "no-worker"]);
-    }
-
-    #[test]
-    fn workers_that_are_not_listed_may_have_what_is_missing() {
-        let ServiceState::Led(mut status) = led(vec![row("w", 2, 2, None)]) else { panic!("it is led") };
-        status.workers = 2;
-        let gpu = Labels::from([("gpu".to_string(), "yes".to_string())]);
-        let state = ServiceState::Led(status);
-        assert_eq!((service(&state, &Labels::new()), service(&state, &gpu)), (vec![], vec![]));
-    }
-
-    #[test]
-    fn numbers_are_part_of_the_text() {
-        let gpu = Labels::from([("gpu".to_string(), "yes".to_string())]);
-        let text = |state: &ServiceState, required: &Labels| of_service(state, required)[0].to_string();
-        let two = led(vec![row("v", 2, 2, None), row("w", 1, 1, None)]);
-        assert_eq!(
-            text(&two, &Labels::new()),
-            "all 3 usable slots of the 2 workers that could run it are busy; 7 tasks wait in all"
-        );
-        assert_eq!(
-            text(&two, &gpu),
-            "no worker has all labels that the task requires: gpu=yes (0 of 2 have it); see zkmw status"
-        );
-    }
-
-    /// A pending task, and what is known of it besides.
-    fn of(change: impl FnOnce(&mut Task, &mut TaskFacts<'_>)) -> Vec<&'static str> {
-        let mut task = Task::new(Payload::Shell("true".into()), Options::default());
-        let known = Task::new(Payload::Shell("true".into()), Options::default());
-        let mut facts = TaskFacts {
-            task: &known,
-            changed_ms: 1_000,
-            line: None,
-            status: TaskStatus::Pending,
-            worker: None,
-            is_quarantined: false,
-            revoked: None,
-            unregistered: None,
-            now_ms: 2_000,
-        };
-        change(&mut task, &mut facts);
-        let facts = TaskFacts { task: &task, ..facts };
-        codes(&of_task(&facts, &Labels::new(), &led(vec![row("w", 2, 2, None)])))
-    }
-
-    #[test]
-    fn a_task_has_its_own_reasons_before_those_of_the_service() {
-        let worker: &'static Incarnation = Box::leak(Box::new(Incarnation::new("w", 1)));
-        assert_eq!(of(|_, _| ()), ["no-free-slot"]);
-        assert_eq!(of(|task, _| task.cancel = true), ["cancelled"]);
-        assert_eq!(of(|task, _| task.delay_ms = Some(5_000)), ["delayed", "no-free-slot"]);
-        assert_eq!(of(|task, _| task.delay_ms = Some(1_000)), ["no-free-slot"], "its time has come");
-        let backing_off = |task: &mut Task, _: &mut TaskFacts<'_>| {
-            task.delay_ms = Some(5_000);
-            task.remark(1, None, "it failed");
-        };
-        assert_eq!(of(backing_off), ["backing-off", "no-free-slot"]);
-        assert_eq!(of(|_, facts| facts.unregistered = Some(worker)), ["in-doubt", "no-free-slot"]);
-        assert_eq!(of(|_, facts| facts.revoked = Some(worker)), ["revoked", "no-free-slot"]);
-        let with = |status| {
-            move |_: &mut Task, facts: &mut TaskFacts<'_>| {
-                (facts.status, facts.worker) = (status, Some(worker));
-            }
-        };
-        assert_eq!(of(with(TaskStatus::Running)), ["with-worker"]);
-        assert_eq!(of(with(TaskStatus::Cancelling)), ["cancelling"]);
-        assert_eq!(of(with(TaskStatus::Assigned)), ["in-share"]);
-        let quarantined = |task: &mut Task, facts: &mut TaskFacts<'_>| {
-            with(TaskStatus::Running)(task, facts);
-            facts.is_quarantined = true;
-        };
-        assert_eq!(of(quarantined), ["quarantined"]);
-        assert_eq!(of(|_, facts| facts.status = TaskStatus::Ended(State::Done)), Vec::<&str>::new());
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@ use super::seek::Seek;
 use super::{Tally, refusal_code};
 use crate::contract::line::batch_of;
 use crate::contract::task::Job;
-use crate::contract::{Layout, TaskId, is_component, shared_job};
+use crate::contract::{Layout, TaskId, is_component, is_ulid, shared_job};
 use crate::exit;
 use crate::machine::{Actions, Call, CallId, CallResult, Calls, Level, Refusal, Reply, Routed, if_exists};
 
@@ -49,6 +49,27 @@ pub struct Part {
     pub made: bool,
 }
 
+/// Which names stand for tasks in shared jobs, where no job has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BareNames {
+    /// None.
+    None,
+    /// ULIDs, which belong to one task for ever. Jobs and keys may have the same names, so a change takes no key.
+    Ulids,
+    /// ULIDs and keys.
+    All,
+}
+
+impl BareNames {
+    fn has(self, name: &str) -> bool {
+        match self {
+            BareNames::None => false,
+            BareNames::Ulids => is_ulid(name),
+            BareNames::All => true,
+        }
+    }
+}
+
 /// A walk over what a user named.
 #[derive(Debug)]
 pub struct Walk {
@@ -58,8 +79,8 @@ pub struct Walk {
     seek: Option<Seek>,
     /// Its meaning, if that had to be read.
     found: Option<Found>,
-    /// A name that no job has may be that of a task in a shared job.
-    takes_bare_names: bool,
+    /// Which names that no job has may be those of tasks in shared jobs.
+    bare_names: BareNames,
     /// Such a name, while it is not known whether there is a task.
     bare: Option<String>,
     /// The tasks that the user named, so that they are not met again in their jobs.
@@ -140,7 +161,7 @@ impl Walk {
         Walk {
             layout: layout.clone(),
             todo: todo.collect(),
-            takes_bare_names: false,
+            bare_names: BareNames::None,
             bare: None,
             seek: None,
             found: None,
@@ -161,9 +182,9 @@ impl Walk {
         Walk { reads_parts: true, ..self }
     }
 
-    /// The same for users who may name a task in a shared job by its ULID or its key alone.
-    pub fn with_bare_names(self) -> Walk {
-        Walk { takes_bare_names: true, ..self }
+    /// The same for users who may name a task in a shared job by its name alone.
+    pub fn with_bare_names(self, bare_names: BareNames) -> Walk {
+        Walk { bare_names, ..self }
     }
 
     /// The parts that were listed since this was asked last.
@@ -289,7 +310,7 @@ impl Walk {
         names.retain(|dir| target.as_ref().is_some_and(|target| target.has_dir(dir)));
         self.dirs = names.into();
         match target {
-            Some(Target::Job(job)) if self.dirs.is_empty() && self.takes_bare_names => {
+            Some(Target::Job(job)) if self.dirs.is_empty() && self.bare_names.has(&job) => {
                 self.bare = Some(job);
                 Step::Pending
             }
@@ -304,8 +325,9 @@ impl Walk {
         let id = bare_task(&name);
         match if_exists(answer) {
             Ok(Some(_)) => {
-                self.named.insert(id.clone());
-                self.todo.push_front(Target::Task(id));
+                if self.named.insert(id.clone()) {
+                    self.todo.push_front(Target::Task(id));
+                }
                 Step::Pending
             }
             Ok(None) => Step::Unknown(name),
@@ -394,8 +416,8 @@ mod tests {
     }
 
     /// What a name leads to that no job has, if there is a task of that name or not.
-    fn bare(exists: Result<Reply, CallError>) -> (Vec<String>, Vec<Step>) {
-        let mut walk = Walk::new(&Layout::new("/z"), [Target::Job("nightly".into())]).with_bare_names();
+    fn bare(kind: BareNames, exists: Result<Reply, CallError>) -> (Vec<String>, Vec<Step>) {
+        let mut walk = Walk::new(&Layout::new("/z"), [Target::Job("nightly".into())]).with_bare_names(kind);
         let mut out: Actions<()> = Actions::default();
         let (mut found, mut steps) = (Vec::new(), Vec::new());
         walk.on_connected();
@@ -424,11 +446,13 @@ mod tests {
     fn a_name_that_no_job_has_may_be_a_tasks() {
         let id = bare_task("nightly").to_string();
         let exists = Ok(Reply::Stat(crate::machine::Stat::default()));
-        assert_eq!(bare(exists), (vec![id.clone()], vec![]));
+        assert_eq!(bare(BareNames::All, exists.clone()), (vec![id.clone()], vec![]));
+        let unknown = || vec![Step::Unknown("nightly".into())];
+        assert_eq!(bare(BareNames::Ulids, exists), (vec![], unknown()), "it may have been a job");
         let refused = |refusal| Err(CallError::Refused(refusal));
-        assert_eq!(bare(refused(Refusal::NoNode)), (vec![], vec![Step::Unknown("nightly".into())]));
+        assert_eq!(bare(BareNames::All, refused(Refusal::NoNode)), (vec![], unknown()));
         let path = format!("/z/tasks/{id}");
-        assert_eq!(bare(refused(Refusal::NoAuth)), (vec![], vec![Step::PassedOver(path)]));
+        assert_eq!(bare(BareNames::All, refused(Refusal::NoAuth)), (vec![], vec![Step::PassedOver(path)]));
     }
 
     #[test]

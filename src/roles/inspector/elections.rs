@@ -1,11 +1,12 @@
 //! Which elections there are, and who leads each: the masters' election, and those of electors below `elections`.
 //!
-//! An election is a directory. A directory without contenders may have further elections in it.
+//! An election is a directory with contenders, or an empty one. Any directory may have further elections in it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::contract::Layout;
 use crate::contract::contender::Contender;
+use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role, Routed,
     if_exists,
@@ -17,6 +18,19 @@ const MAX_READS: usize = 64;
 
 /// Most directories that are read. There is one for each service that an elector guards.
 const MAX_DIRS: usize = 10_000;
+
+/// What a directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The masters' election, which has no others in it.
+    Masters,
+    /// The directory of all others.
+    Top,
+    /// An election, or a directory of elections.
+    Inner,
+    /// It is beside contenders, so it may be one of another library.
+    BesideContenders,
+}
 
 /// The parameters of a question for the elections.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +45,7 @@ pub struct Elections {
     layout: Layout,
     over: bool,
     /// Directories to be read.
-    unread: BTreeSet<String>,
+    unread: BTreeMap<String, Kind>,
     /// Directories whose read was begun.
     begun: usize,
     rows: BTreeMap<String, ElectionRow>,
@@ -41,7 +55,7 @@ pub struct Elections {
 
 #[derive(Debug)]
 enum Purpose {
-    Dir(String),
+    Dir(String, Kind),
     First(ElectionRow),
 }
 
@@ -51,7 +65,7 @@ impl Elections {
         Elections {
             layout: params.layout,
             over: false,
-            unread: BTreeSet::new(),
+            unread: BTreeMap::new(),
             begun: 0,
             rows: BTreeMap::new(),
             calls: Calls::default(),
@@ -61,7 +75,7 @@ impl Elections {
 
     fn start(&mut self, out: &mut Actions<ClientReport>) {
         *self = Elections::new(ElectionsParams { layout: self.layout.clone() });
-        self.unread = [self.layout.master(), self.layout.elections()].into();
+        self.unread = [(self.layout.master(), Kind::Masters), (self.layout.elections(), Kind::Top)].into();
         self.pump(out);
     }
 
@@ -69,7 +83,9 @@ impl Elections {
         // Without an answer the connection is gone; everything is read again on the next.
         let Routed::Mine((purpose, Some(answer))) = self.calls.route(id, result) else { return };
         match (purpose, if_exists(answer)) {
-            (Purpose::Dir(path), Ok(Some(Reply::Children(names)))) => self.on_names(path, names, out),
+            (Purpose::Dir(path, kind), Ok(Some(Reply::Children(names)))) => {
+                self.on_names(path, kind, names, out);
+            }
             (Purpose::First(mut row), Ok(reply)) => {
                 // Else it is gone since its directory was listed, and who leads is not known.
                 if let Some(Reply::Data { data, stat }) = reply {
@@ -78,25 +94,28 @@ impl Elections {
                 }
                 self.rows.insert(row.path.clone(), row);
             }
-            (Purpose::Dir(_), Ok(_)) => {}
-            (Purpose::Dir(path) | Purpose::First(ElectionRow { path, .. }), Err(refusal)) => {
+            (Purpose::Dir(..), Ok(_)) => {}
+            (Purpose::Dir(path, _) | Purpose::First(ElectionRow { path, .. }), Err(refusal)) => {
                 self.on_unreadable(&path, refusal, out);
             }
         }
         self.pump(out);
     }
 
-    fn on_names(&mut self, path: String, names: &[String], out: &mut Actions<ClientReport>) {
+    fn on_names(&mut self, path: String, kind: Kind, names: &[String], out: &mut Actions<ClientReport>) {
         let contenders = names.iter().filter_map(|name| Contender::parse(name));
-        let count = contenders.clone().count() as u64;
+        let row =
+            ElectionRow { path: path.clone(), first: None, contenders: contenders.clone().count() as u64 };
+        let below = if row.contenders > 0 { Kind::BesideContenders } else { Kind::Inner };
+        if kind != Kind::Masters {
+            let others = names.iter().filter(|name| Contender::parse(name).is_none());
+            self.unread.extend(others.map(|name| (format!("{path}/{name}"), below)));
+        }
         if let Some(first) = contenders.min() {
             let call = Call::Get { path: format!("{path}/{}", first.name), watch: false };
-            let row = ElectionRow { path, first: None, contenders: count };
             self.calls.issue(out, call, Purpose::First(row));
-        } else if names.is_empty() && path != self.layout.elections() {
-            self.rows.insert(path.clone(), ElectionRow { path, first: None, contenders: 0 });
-        } else {
-            self.unread.extend(names.iter().map(|name| format!("{path}/{name}")));
+        } else if kind == Kind::Masters || (kind == Kind::Inner && names.is_empty()) {
+            self.rows.insert(path, row);
         }
     }
 
@@ -108,9 +127,9 @@ impl Elections {
     /// Reads further directories; at the end reports all.
     fn pump(&mut self, out: &mut Actions<ClientReport>) {
         while self.calls.len() < MAX_READS && self.begun < MAX_DIRS {
-            let Some(path) = self.unread.pop_first() else { break };
+            let Some((path, kind)) = self.unread.pop_first() else { break };
             self.begun += 1;
-            self.calls.issue(out, Call::Children { path: path.clone() }, Purpose::Dir(path));
+            self.calls.issue(out, Call::Children { path: path.clone() }, Purpose::Dir(path, kind));
         }
         if !self.calls.is_empty() {
             return;
@@ -118,6 +137,7 @@ impl Elections {
         if !self.unread.is_empty() {
             let left = self.unread.len();
             out.log(Level::Warn, format!("{left} directories of elections and more were not read"));
+            self.tally.wrong(exit::FAILED);
         }
         self.over = true;
         for (_, row) in std::mem::take(&mut self.rows) {

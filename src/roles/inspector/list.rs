@@ -186,9 +186,10 @@ impl List {
             Ok(Reply::Data { data, stat }) => self.rows(&id, data, stat.ctime_ms),
             // It was collected since its job was listed.
             Err(Refusal::NoNode) => Vec::new(),
-            Err(refusal) => {
+            Err(refusal) if self.filter.fits_unreadable() => {
                 vec![Row { name: id.to_string(), task: Err(Unreadable::Refused(refusal)) }]
             }
+            Err(_) => Vec::new(),
             Ok(reply) => {
                 return self.fail(exit::BUG, format!("the read of {id} was answered with {reply:?}"), out);
             }

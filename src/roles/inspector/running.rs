@@ -104,15 +104,18 @@ impl Running {
         numbers_of(task).into_iter().find_map(|number| self.holder(id, number, task))
     }
 
-    /// A live incarnation that has to end or release this task, or an earlier attempt of it.
-    pub fn revoked_at(&self, id: &TaskId) -> Option<&Incarnation> {
-        let entries = self.tasks.range((id.clone(), 0)..=(id.clone(), u32::MAX));
+    /// A live incarnation that has to end or release this task, or an earlier attempt of it; of a chunk this share, if
+    /// one is named.
+    pub fn revoked_at(&self, id: &TaskId, share: Option<u32>) -> Option<&Incarnation> {
+        let (first, last) = share.map_or((0, u32::MAX), |number| (number, number));
+        let entries = self.tasks.range((id.clone(), first)..=(id.clone(), last));
         entries.map(|(_, held)| held).find(|held| held.revoked).map(|held| &held.worker)
     }
 
-    /// An incarnation without a registration that has this task.
-    pub fn unregistered_holder(&self, id: &TaskId, task: &Task) -> Option<&Incarnation> {
-        numbers_of(task).into_iter().find_map(|number| self.unregistered.get(&(id.clone(), number)))
+    /// An incarnation without a registration that has this task; of a chunk this share, if one is named.
+    pub fn unregistered_holder(&self, id: &TaskId, task: &Task, share: Option<u32>) -> Option<&Incarnation> {
+        let numbers = share.map_or_else(|| numbers_of(task), |number| vec![number]);
+        numbers.into_iter().find_map(|number| self.unregistered.get(&(id.clone(), number)))
     }
 
     /// The path of a live incarnation's registration.

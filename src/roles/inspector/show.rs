@@ -1,9 +1,10 @@
 //! All about one task: its znode, its job's defaults, who has it, and why it has no outcome yet.
 
 use super::running::{self, Running};
+use crate::contract::share::Share;
 use crate::contract::task::{Job, Options, Task};
 use crate::contract::worker::Registration;
-use crate::contract::{Layout, TaskId};
+use crate::contract::{Layout, TaskId, is_shared, is_ulid, name_of};
 use crate::exit;
 use crate::machine::{
     Action, Actions, Call, CallId, CallResult, Calls, Event, Instant, Level, Refusal, Reply, Role, Routed,
@@ -46,6 +47,15 @@ pub struct Show {
     only_reasons: bool,
     now_ms: i64,
     calls: Calls<Purpose>,
+}
+
+/// A line of a chunk, with the share that it is in.
+#[derive(Debug)]
+struct LineFacts {
+    line: running::Line,
+    share: Option<Share>,
+    /// Open lines of the share before it.
+    before: usize,
 }
 
 #[derive(Debug)]
@@ -137,6 +147,11 @@ impl Show {
             },
             (Purpose::Task, Err(Refusal::NoNode)) => {
                 let why = match line {
+                    // It may have been named by a ULID alone.
+                    None if is_shared(id.dir()) && is_ulid(name_of(id.as_str())) => {
+                        let hint = format!("see zkmw list --job {}", name_of(id.as_str()));
+                        format!("there is no task {id}; if a batch has this ULID, {hint}")
+                    }
                     None => format!("there is no task {id}"),
                     Some((_, name)) => {
                         format!("there is no line {name}, or it has succeeded and was collected")
@@ -176,35 +191,45 @@ impl Show {
     /// Reads the registration of the worker that has the task, if one has it.
     fn read_registration(&mut self, out: &mut Actions<ClientReport>) {
         let (Some(Found { id, .. }), Some((task, _))) = (&self.target, &self.found) else { return };
-        let worker = self.running.worker_of(id, task).filter(|_| task.outcome.is_none());
-        match worker.and_then(|worker| self.running.registration(worker)) {
+        let worker = match self.line_facts() {
+            Some(facts) => facts.line.holder,
+            None => self.running.worker_of(id, task).filter(|_| task.outcome.is_none()).cloned(),
+        };
+        match worker.and_then(|worker| self.running.registration(&worker)) {
             Some(path) => _ = self.calls.issue(out, Call::Get { path, watch: false }, Purpose::Registration),
             None => self.service.start(out),
         }
     }
 
+    /// The line that is meant, if one is and the chunk has it.
+    fn line_facts(&self) -> Option<LineFacts> {
+        let (Found { id, line, .. }, (task, _)) = (self.target.as_ref()?, self.found.as_ref()?);
+        let (position, _) = line.as_ref().filter(|_| task.commands.is_some())?;
+        let line = self.running.lines(id, task).into_iter().find(|line| line.position == *position)?;
+        let share = task.all_shares().into_iter().find(|share| share.lines.has(*position));
+        let open = share.as_ref().map_or(Vec::new(), |share| task.open_lines(share));
+        let before = open.iter().filter(|open| *open < position).count();
+        Some(LineFacts { line, share, before })
+    }
+
     fn answer(&mut self, service: &ServiceState, out: &mut Actions<ClientReport>) {
+        let facts = self.line_facts();
         let Some((task, stat)) = self.found.take() else { return };
         let Some(Found { id, line, .. }) = self.target.take() else { return };
         let options = task.options.or(&self.defaults);
         let mut worker = self.running.worker_of(&id, &task).filter(|_| task.outcome.is_none()).cloned();
-        let mut before = 0;
-        let line = match line.filter(|_| task.commands.is_some()) {
-            None => None,
-            Some((position, name)) => {
-                let lines = self.running.lines(&id, &task);
-                let Some(line) = lines.into_iter().find(|line| line.position == position) else {
-                    return self.fail(exit::DATA, format!("there is no line {name}"), out);
-                };
-                let share = task.all_shares().into_iter().find(|share| share.lines.has(position));
-                let open = share.map_or(Vec::new(), |share| task.open_lines(&share));
-                before = open.iter().filter(|open| **open < position).count();
-                worker = line.holder;
-                Some(ShownLine { name, position, status: line.status })
+        let line = match (line.filter(|_| task.commands.is_some()), &facts) {
+            (None, _) => None,
+            (Some((_, name)), None) => {
+                return self.fail(exit::DATA, format!("there is no line {name}"), out);
+            }
+            (Some((position, name)), Some(facts)) => {
+                worker = facts.line.holder.clone();
+                Some(ShownLine { name, position, status: facts.line.status })
             }
         };
         let mut shown = Shown { id, line, task, stat, options, worker, reasons: Vec::new() };
-        shown.reasons = self.reasons(&shown, before, service);
+        shown.reasons = self.reasons(&shown, facts.as_ref(), service);
         self.over = true;
         let report = if self.only_reasons { ClientReport::Why } else { ClientReport::Shown };
         out.push(Action::Report(report(Box::new(shown))));
@@ -213,17 +238,20 @@ impl Show {
 }
 
 impl Show {
-    /// Why the task has no outcome. `before` is how many open lines of its share come before the line.
-    fn reasons(&self, shown: &Shown, before: usize, service: &ServiceState) -> Vec<WaitReason> {
+    /// Why the task, or its line, has no outcome.
+    fn reasons(&self, shown: &Shown, line: Option<&LineFacts>, service: &ServiceState) -> Vec<WaitReason> {
+        let share = line.and_then(|facts| facts.share.as_ref());
+        let number = share.map(|share| share.attempt);
         let facts = TaskFacts {
             task: &shown.task,
             changed_ms: shown.stat.mtime_ms,
-            line: shown.line.as_ref().map(|line| (line.position, before)),
+            line: line.map(|facts| (facts.line.position, facts.before)),
+            share,
             status: shown.status(),
             worker: shown.worker.as_ref(),
             is_quarantined: self.is_quarantined,
-            revoked: self.running.revoked_at(&shown.id),
-            unregistered: self.running.unregistered_holder(&shown.id, &shown.task),
+            revoked: self.running.revoked_at(&shown.id, number),
+            unregistered: self.running.unregistered_holder(&shown.id, &shown.task, number),
             now_ms: self.now_ms,
         };
         let required = shown.options.require.clone().unwrap_or_default();

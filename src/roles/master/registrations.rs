@@ -75,7 +75,9 @@ impl Leader {
     fn note_end(&mut self, gone: &Gone, now: Instant) {
         let Some(clock) = &self.clock else { return };
         let (id, at_ms) = (gone.incarnation.worker().to_string(), clock.now_ms(now));
-        self.ended_workers.push_front(EndedWorker { id, at_ms, drained: gone.drained });
+        // A worker can also die while it drains.
+        let drained = gone.drained && self.assignments.entries(&gone.incarnation).next().is_none();
+        self.ended_workers.push_front(EndedWorker { id, at_ms, drained });
         self.ended_workers.truncate(MAX_ENDED_WORKERS);
         self.status.touch();
     }

@@ -479,7 +479,7 @@ impl Single {
             out.log(Level::Debug, format!("the task {} has its outcome", self.id));
             return self.ended(outcome, stat.version, out);
         }
-        self.notice.on_task(&task);
+        self.notice.on_task(&task, stat.mtime_ms);
         if self.cancel == Cancel::Wanted && !task.cancel {
             task.cancel = true;
             let call = Call::Set { path: self.path(), data: task.encode(), version: stat.version };

@@ -19,10 +19,12 @@ fn elections_driver() -> ClientDriver<Elections> {
     let mut driver = ClientDriver::new(Elections::new(params), &["/z", "/z/master", "/z/elections"]);
     driver.put(SECOND, b"m2");
     driver.put(FIRST, b"m1");
-    for dir in ["mail", "team", "team/nightly", "old"] {
+    for dir in ["mail", "mail/eu", "mail/lock-0000000001", "team", "team/nightly", "old"] {
         driver.put(&format!("/z/elections/{dir}"), b"");
     }
     driver.put("/z/elections/mail/_c_aaaa-latch-0000000007", b"mail1");
+    driver.put("/z/elections/mail/eu/_c_aaaa-latch-0000000009", b"mail-eu");
+    driver.put("/z/master/junk", b"");
     driver.put("/z/elections/team/nightly/_c_bbbb-latch-0000000003", b"n1");
     driver
 }
@@ -31,6 +33,7 @@ fn elections_driver() -> ClientDriver<Elections> {
 fn elections_are_listed_with_those_who_lead() {
     let expected = [
         ("/z/elections/mail", Some("mail1"), 1),
+        ("/z/elections/mail/eu", Some("mail-eu"), 1),
         ("/z/elections/old", None, 0),
         ("/z/elections/team/nightly", Some("n1"), 1),
         ("/z/master", Some("m1"), 2),
@@ -50,6 +53,10 @@ fn elections_are_listed_with_those_who_lead() {
     }
     let mut nothing = ClientDriver::new(Elections::new(ElectionsParams { layout: Layout::new("/z") }), &[]);
     assert_eq!((elections(&mut nothing), nothing.exit), (vec![], Some(0)));
+    // Without contenders the masters have a row all the same.
+    let params = ElectionsParams { layout: Layout::new("/z") };
+    let mut idle = ClientDriver::new(Elections::new(params), &["/z", "/z/master"]);
+    assert_eq!(elections(&mut idle), [("/z/master".to_string(), None, 0)]);
 }
 
 #[test]
