@@ -119,8 +119,8 @@ fn status(report: &StatusReport) -> Value {
     })
 }
 
-/// One object for each worker of the summary: its fields as in `worker_list` of the status, `registered`, `stale` (as of
-/// the status) and `last_end` (`at_ms`, `drained`; null if the leader has seen none). Workers that ended and are not
+/// One object for each worker of the summary: its fields as in `worker_list` of the status, `registered`, `stale` (as
+/// of the status) and `last_end` (`at_ms`, `drained`; null if the leader has seen none). Workers that ended and are not
 /// listed follow, with `id`, `stale`, `last_end` and `registered`: false, or null if the summary does not list all
 /// workers.
 fn workers(report: &StatusReport) -> Vec<Value> {

@@ -1,5 +1,7 @@
 //! Inspector: shows the state of the service and its workers ([`StatusOf`]), the elections ([`Elections`]), which tasks
-//! there are ([`List`]) and all about one of them ([`Show`]). It never writes; each session starts the question again, or goes on where it was.
+//! there are ([`List`]) and all about one of them ([`Show`]).
+//!
+//! It never writes; each session starts the question again, or goes on where it was.
 
 mod elections;
 mod list;

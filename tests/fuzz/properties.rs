@@ -298,7 +298,8 @@ proptest! {
         status.admission = admission.map(|[bytes, max_pending, max_pending_bytes]| {
             Admission { bytes, max_pending, max_pending_bytes }
         });
-        status.ended_workers = ended.into_iter().map(|(id, at_ms, drained)| EndedWorker { id, at_ms, drained }).collect();
+        let worker = |(id, at_ms, drained)| EndedWorker { id, at_ms, drained };
+        status.ended_workers = ended.into_iter().map(worker).collect();
         prop_assert_eq!(Status::decode(&status.encode()), Ok(status));
     }
 

@@ -167,8 +167,8 @@ fn a_lazy_mirror_does_not_read_what_is_gone_by_then() {
     assert_eq!(out.drain().count(), 1, "who is in a hurry reads at once");
 }
 
-/// A worker makes its next registration before it deletes the last one: a reader that sees the end of that first takes it
-/// for dead. The simulator found it (seed 21746): its tasks were moved on while they ran.
+/// A worker makes its next registration before it deletes the last one: a reader that sees the end of that first takes
+/// it for dead. The simulator found it (seed 21746): its tasks were moved on while they ran.
 #[test]
 fn a_deletion_is_reported_in_order_even_if_read_before() {
     let mut bench = Bench::complete();

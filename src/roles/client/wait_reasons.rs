@@ -242,6 +242,26 @@ impl fmt::Display for WaitReason {
                     "{slots} free: the leader assigns it soon, unless it, or a task there, has to run alone"
                 )
             }
+            WaitReason::AtWork { .. }
+            | WaitReason::Delayed { .. }
+            | WaitReason::BackingOff { .. }
+            | WaitReason::Suspect { .. }
+            | WaitReason::Unlisted { .. }
+            | WaitReason::Cancelled
+            | WaitReason::Cancelling { .. }
+            | WaitReason::InDoubt { .. }
+            | WaitReason::Revoked { .. }
+            | WaitReason::Quarantined { .. }
+            | WaitReason::InShare { .. }
+            | WaitReason::WithWorker { .. } => self.fmt_of_task(f),
+        }
+    }
+}
+
+impl WaitReason {
+    /// The other half of `Display`: the reasons that a task has of its own, and what clients say that know no more.
+    fn fmt_of_task(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             WaitReason::AtWork { running, slots, waiting } => {
                 write!(f, "the service is at work ({running} tasks run on {slots} slots, {waiting} wait)")
             }
@@ -295,6 +315,16 @@ impl fmt::Display for WaitReason {
                 let does = if *may_wait { "runs, or waits for a free slot there" } else { "runs" };
                 write!(f, "{what} is with worker {}: it {does}", worker.worker())
             }
+            WaitReason::Unreadable(_)
+            | WaitReason::NoMaster
+            | WaitReason::NoLeader
+            | WaitReason::Loading { .. }
+            | WaitReason::NoWorker { .. }
+            | WaitReason::NoWorkerWithLabels { .. }
+            | WaitReason::Draining { .. }
+            | WaitReason::Unhealthy { .. }
+            | WaitReason::NoFreeSlot { .. }
+            | WaitReason::FreeSlot { .. } => fmt::Display::fmt(self, f),
         }
     }
 }
