@@ -77,12 +77,10 @@ fn numbers_are_part_of_the_text() {
     );
 }
 
-/// A pending task, and what is known of it besides.
-fn of(change: impl FnOnce(&mut Task, &mut TaskFacts<'_>)) -> Vec<&'static str> {
-    let mut task = Task::new(Payload::Shell("true".into()), Options::default());
-    let known = Task::new(Payload::Shell("true".into()), Options::default());
-    let mut facts = TaskFacts {
-        task: &known,
+/// A pending task that nobody has, one second after it was written.
+fn of_pending_task(task: &Task) -> TaskFacts<'_> {
+    TaskFacts {
+        task,
         changed_ms: 1_000,
         line: None,
         share: None,
@@ -92,7 +90,14 @@ fn of(change: impl FnOnce(&mut Task, &mut TaskFacts<'_>)) -> Vec<&'static str> {
         revoked: None,
         unregistered: None,
         now_ms: 2_000,
-    };
+    }
+}
+
+/// A pending task, and what is known of it besides.
+fn of(change: impl FnOnce(&mut Task, &mut TaskFacts<'_>)) -> Vec<&'static str> {
+    let mut task = Task::new(Payload::Shell("true".into()), Options::default());
+    let known = Task::new(Payload::Shell("true".into()), Options::default());
+    let mut facts = of_pending_task(&known);
     change(&mut task, &mut facts);
     let facts = TaskFacts { task: &task, ..facts };
     codes(&of_task(&facts, &Labels::new(), &led(vec![row("w", 2, 2, None)])))
@@ -136,19 +141,8 @@ fn each_share_of_a_chunk_has_its_own_time() {
     let now = chunk.all_shares().remove(0);
     let later = Share { delay_ms: Some(5_000), since_ms: Some(1_000), ..now.clone() };
     let of = |share: Option<&Share>| {
-        let facts = TaskFacts {
-            task: &chunk,
-            changed_ms: 0,
-            line: share.map(|_| (0, 0)),
-            share,
-            status: TaskStatus::Pending,
-            worker: None,
-            is_quarantined: false,
-            revoked: None,
-            unregistered: None,
-            now_ms: 2_000,
-        };
-        of_its_time(&facts)
+        let line = share.map(|_| (0, 0));
+        of_its_time(&TaskFacts { line, share, ..of_pending_task(&chunk) })
     };
     assert_eq!((of(Some(&now)), of(None)), (None, None));
     assert_eq!(of(Some(&later)), Some(WaitReason::BackingOff { attempt: None, left_ms: 4_000 }));
